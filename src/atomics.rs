@@ -1,0 +1,34 @@
+//! The atomics and the mutex of the core: the real ones, or loom's under `--cfg loom`, so that a
+//! model checks the very code that ships.
+
+#[cfg(not(loom))]
+mod chosen {
+    pub(crate) use parking_lot::Mutex;
+    pub(crate) use std::sync::Arc;
+    pub(crate) use std::thread_local;
+    pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+}
+
+#[cfg(loom)]
+mod chosen {
+    pub(crate) use loom::sync::Arc;
+    use loom::sync::MutexGuard;
+    pub(crate) use loom::thread_local;
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+    /// loom's mutex with parking_lot's signature: a model has no poisoning.
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect("a model's thread panicked")
+        }
+    }
+}
+
+pub(crate) use chosen::*;

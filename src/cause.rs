@@ -1,0 +1,67 @@
+//! Who cancelled, why and when.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Time;
+use crate::host;
+
+/// What kind of event cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CauseKind {
+    /// Somebody called `cancel()` or `kill()`.
+    Explicit,
+    /// A deadline passed.
+    Deadline,
+    /// The scope or source above was left or closed.
+    ScopeExited,
+    /// A pool or the process is shutting down.
+    Shutdown,
+}
+
+/// Why something was cancelled. The first cause recorded is final.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// What kind of event it was.
+    pub kind: CauseKind,
+    /// The reason that the canceller gave.
+    pub reason: Option<Arc<str>>,
+    /// When: for a deadline its own time, not the time at which somebody noticed.
+    pub at: Time,
+    /// How long clean-up zones may go on, where the canceller said so.
+    pub grace: Option<Duration>,
+    /// Name of the thread that cancelled; `None` for a deadline or a nameless thread.
+    pub by_thread: Option<Arc<str>>,
+}
+
+impl Cause {
+    /// A cause that happens now, by the calling thread.
+    pub fn now(kind: CauseKind, reason: Option<Arc<str>>, grace: Option<Duration>) -> Cause {
+        Cause { kind, reason, at: Time::now(), grace, by_thread: host::thread_name() }
+    }
+
+    /// The cause that a deadline at `at` is.
+    pub fn deadline(at: Time) -> Cause {
+        Cause { kind: CauseKind::Deadline, reason: None, at, grace: None, by_thread: None }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            CauseKind::Explicit => "cancelled",
+            CauseKind::Deadline => "deadline exceeded",
+            CauseKind::ScopeExited => "the scope was left",
+            CauseKind::Shutdown => "shut down",
+        })?;
+        if let Some(thread) = &self.by_thread {
+            write!(f, " by {thread}")?;
+        }
+        if let Some(reason) = &self.reason {
+            write!(f, ": {reason}")?;
+        }
+        Ok(())
+    }
+}

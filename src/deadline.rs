@@ -1,0 +1,152 @@
+//! The timer: notices deadlines that nobody is waiting for.
+//!
+//! Whoever waits under a deadline sleeps no longer than that and notices it himself; a thread
+//! that merely looks at a flag needs somebody to raise it. So a node is *armed*, put into the
+//! timer, only when a token for it (or below it) is handed out, or its deadline moves.
+//!
+//! Guarantees: never early; entries leave with their node, so there are as many as armed nodes;
+//! the thread sleeps until the earliest deadline and is woken only for an earlier one. A callback
+//! never delays a deadline: callbacks run on a second thread.
+
+use std::collections::BTreeSet;
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use once_cell::sync::OnceCell;
+
+use crate::atomics::{Arc, Mutex};
+use crate::clock::Time;
+use crate::park::{Outcome, Waiter};
+use crate::token::tree::{Callbacks, NodeRef, Weak};
+
+struct Timer {
+    state: Mutex<State>,
+}
+
+struct State {
+    entries: BTreeSet<(Time, Weak)>,
+    /// The timer's thread asleep, and until when.
+    asleep: Option<(Time, Arc<Waiter>)>,
+}
+
+static TIMER: OnceCell<Timer> = OnceCell::new();
+static CALLBACKS: OnceCell<Sender<Callbacks>> = OnceCell::new();
+
+/// Tell the timer of a node's deadline, if it does not know yet.
+pub(crate) fn arm(node: &NodeRef) {
+    if !node.is_armed() {
+        TIMER.get_or_init(Timer::start).insert(node, |node| (node.mark_armed()).then(|| node.own_deadline()));
+    }
+}
+
+/// Arm a node and those above it that may have deadlines.
+pub(crate) fn arm_path(node: &NodeRef) {
+    node.timed_path().filter(|node| !node.own_deadline().is_never()).for_each(arm);
+}
+
+/// Move a node's deadline; the timer knows it from now on.
+pub(crate) fn set(node: &NodeRef, deadline: Time) {
+    let timer = TIMER.get_or_init(Timer::start);
+    timer.insert(node, |node| {
+        node.mark_armed();
+        node.store_deadline(deadline);
+        Some(deadline)
+    });
+}
+
+/// The node with this last deadline is on its way out: drop its entry.
+pub(crate) fn forget(node: Weak, deadline: Time) {
+    if let Some(timer) = TIMER.get() {
+        timer.state.lock().entries.remove(&(deadline, node));
+    }
+}
+
+/// Run a passed deadline's callbacks, on their own thread.
+pub(crate) fn hand_over(callbacks: Callbacks) {
+    if callbacks.is_empty() {
+        return;
+    }
+    let sender = CALLBACKS.get_or_init(|| {
+        let (sender, receiver) = unbounded();
+        spawn("desist-callbacks", move || run_callbacks(&receiver));
+        sender
+    });
+    if let Err(unsent) = sender.send(callbacks) {
+        unsent.into_inner().run();
+    }
+}
+
+fn run_callbacks(receiver: &Receiver<Callbacks>) {
+    for callbacks in receiver {
+        // A panic was reported by the panic hook; it must not end this thread.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callbacks.run()));
+    }
+}
+
+impl Timer {
+    fn start() -> Timer {
+        spawn("desist-timer", || TIMER.wait().serve());
+        Timer { state: Mutex::new(State { entries: BTreeSet::new(), asleep: None }) }
+    }
+
+    /// Change a node's deadline under the lock; `change` tells the new one, if it is to be noticed.
+    fn insert(&self, node: &NodeRef, change: impl FnOnce(&NodeRef) -> Option<Time>) {
+        let woken = {
+            let mut state = self.state.lock();
+            let before = (node.own_deadline(), node.weak());
+            let Some(deadline) = change(node) else { return };
+            state.entries.remove(&before);
+            if deadline.is_never() {
+                return;
+            }
+            state.entries.insert((deadline, node.weak()));
+            match &state.asleep {
+                Some((until, _)) if deadline < *until => state.asleep.take(),
+                _ => None,
+            }
+        };
+        if let Some((_, waiter)) = woken {
+            if waiter.settle(Outcome::Granted) {
+                waiter.wake();
+            }
+        }
+    }
+
+    fn serve(&self) -> ! {
+        loop {
+            let mut due = Vec::new();
+            let (until, waiter) = {
+                let mut state = self.state.lock();
+                let now = Time::now();
+                while let Some(&(deadline, node)) = state.entries.first() {
+                    if deadline > now {
+                        break;
+                    }
+                    state.entries.pop_first();
+                    // A dying node waits for this lock in `forget`, so its memory is valid.
+                    due.extend(node.upgrade().map(|node| (deadline, node)));
+                }
+                let until = state.entries.first().map_or(Time::NEVER, |(deadline, _)| *deadline);
+                let waiter = Waiter::new();
+                if due.is_empty() {
+                    state.asleep = Some((until, waiter.clone()));
+                }
+                (until, waiter)
+            };
+            if due.is_empty() {
+                waiter.park(until);
+            }
+            for (deadline, node) in due {
+                // It may have been moved while it was being taken out.
+                if node.own_deadline() == deadline {
+                    node.expire(deadline);
+                }
+            }
+        }
+    }
+}
+
+#[allow(clippy::expect_used)]
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) {
+    thread::Builder::new().name(name.into()).spawn(run).expect("the system refuses to start a thread for deadlines");
+}

@@ -1,0 +1,88 @@
+//! What a wait can end with, other than what was waited for.
+
+use std::fmt;
+
+use crate::cause::Cause;
+
+/// Why a checkpoint or a wait did not go on. The operation had no effect.
+///
+/// Hand it upwards with `?`: the scope that it belongs to absorbs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// The code was asked to stop.
+    Cancelled(Cause),
+    /// The task is being killed: shields do not hold, only the task's boundary absorbs it.
+    Killed(Cause),
+    /// A signal handler of the surrounding runtime raised something, which the runtime keeps.
+    Interrupted,
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::Cancelled(cause) => cause.fmt(f),
+            Stop::Killed(cause) => write!(f, "killed ({cause})"),
+            Stop::Interrupted => f.write_str("interrupted by a signal"),
+        }
+    }
+}
+
+impl std::error::Error for Stop {}
+
+/// An error type in which a [`Stop`] can travel up to the scope that absorbs it.
+///
+/// Implement it for your own error enum to use `?` on desist's waits inside scopes.
+pub trait MayStop {
+    /// The stop inside, if this error is one.
+    fn stop(&self) -> Option<&Stop>;
+}
+
+impl MayStop for Stop {
+    fn stop(&self) -> Option<&Stop> {
+        Some(self)
+    }
+}
+
+/// The scope's own deadline passed, and that is why its block was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadlineExceeded;
+
+impl fmt::Display for DeadlineExceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the scope's deadline passed before its block was done")
+    }
+}
+
+impl std::error::Error for DeadlineExceeded {}
+
+/// A scope was used in a way that cannot work; the message says what to do instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScopeMisuse {
+    /// Left by another thread than the one that entered it.
+    WrongThread,
+    /// Left while a scope entered later was still open.
+    NotInnermost,
+    /// Entered a second time.
+    EnteredTwice,
+    /// Left without being entered.
+    NotEntered,
+}
+
+impl fmt::Display for ScopeMisuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ScopeMisuse::WrongThread => {
+                "this scope was entered by another thread; a scope belongs to the thread that \
+                 enters it: hand the other thread `scope.token` instead"
+            }
+            ScopeMisuse::NotInnermost => {
+                "a scope entered later is still open; leave scopes in the reverse of the order in \
+                 which they were entered (a `with` statement does), and do not yield inside one"
+            }
+            ScopeMisuse::EnteredTwice => "this scope was entered before; make a new one for each block",
+            ScopeMisuse::NotEntered => "this scope is not open: enter it with a `with` statement first",
+        })
+    }
+}
+
+impl std::error::Error for ScopeMisuse {}

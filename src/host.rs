@@ -1,0 +1,62 @@
+//! What a runtime around the core (an interpreter, say) lends it.
+//!
+//! The core knows nothing of Python. Three things it cannot do alone: answer signals while a
+//! thread is blocked, name the threads, and say in the user's language that code swallows its
+//! cancellation.
+
+use std::cell::OnceCell;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The runtime's side. All methods are called without any internal lock held.
+pub trait Host: Sync {
+    /// A wait of the calling thread was interrupted by a signal (or by [`Host::slice`]).
+    /// `Break` ends the wait; the host keeps what it wants raised.
+    fn interrupted(&self) -> ControlFlow<()>;
+
+    /// The longest single sleep allowed on this thread, for runtimes whose signal handlers can
+    /// slip in just before a system call. `None`: no bound.
+    fn slice(&self) -> Option<Duration>;
+
+    /// The calling thread's name.
+    fn thread_name(&self) -> Option<Arc<str>>;
+
+    /// The calling thread was told `raised` times that it is cancelled, in one scope.
+    fn swallowed(&self, raised: u32);
+}
+
+static HOST: once_cell::sync::OnceCell<&'static dyn Host> = once_cell::sync::OnceCell::new();
+
+thread_local! {
+    // A thread's name is asked for once: cancelling is to stay cheap.
+    static NAME: OnceCell<Option<Arc<str>>> = const { OnceCell::new() };
+}
+
+/// Install the runtime; the first one stays.
+pub fn install(host: &'static dyn Host) {
+    let _ = HOST.set(host);
+}
+
+pub(crate) fn interrupted() -> ControlFlow<()> {
+    HOST.get().map_or(ControlFlow::Continue(()), |host| host.interrupted())
+}
+
+pub(crate) fn slice() -> Option<Duration> {
+    HOST.get().and_then(|host| host.slice())
+}
+
+pub(crate) fn swallowed(raised: u32) {
+    if let Some(host) = HOST.get() {
+        host.swallowed(raised);
+    }
+}
+
+pub(crate) fn thread_name() -> Option<Arc<str>> {
+    let ask = || match HOST.get() {
+        Some(host) => host.thread_name(),
+        None => std::thread::current().name().map(Arc::from),
+    };
+    // Past the thread's own end there is no place to keep the name, and nobody to ask for it.
+    NAME.try_with(|name| name.get_or_init(ask).clone()).unwrap_or_default()
+}

@@ -1,0 +1,56 @@
+//! Threads that can be stopped safely.
+//!
+//! Code is asked to stop, what it held is given back, and force is the last rung. The modules,
+//! from the ground up; each uses only what stands above it:
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`clock`], [`cause`], [`error`] | time, who cancelled and why, what a wait can end with |
+//! | `park` | the one place where a thread blocks |
+//! | [`token`] | sources that may cancel, tokens that may look, callbacks |
+//! | `deadline` | the thread that notices deadlines nobody is waiting for |
+//! | [`scope`] | blocks of code that can be cancelled: timeouts, shields, clean-up zones |
+//! | `ledger` | who holds what, so that it can be given back |
+//! | [`task`] | the boundary around a body |
+//! | [`wait`] | one blocking wait: granted, cancelled, killed or timed out |
+//! | [`sync`] | locks and latches built on it |
+//! | [`stop`] | the ladder from asking to hard stop |
+//! | [`work`] | leases: work that a stopped worker gives back |
+//!
+//! ```
+//! use std::time::Duration;
+//! use desist::{Stop, move_on_after, sleep};
+//!
+//! let finished = move_on_after(Duration::from_millis(5), |_scope| {
+//!     sleep(Duration::from_secs(3600))?;
+//!     Ok::<_, Stop>("slept")
+//! });
+//! assert_eq!(finished, Ok(None));
+//! ```
+
+mod atomics;
+pub mod cause;
+pub mod clock;
+pub mod error;
+pub mod host;
+mod park;
+pub mod token;
+
+mod deadline;
+mod ledger;
+pub mod scope;
+pub mod stop;
+pub mod sync;
+pub mod task;
+pub mod wait;
+pub mod work;
+
+#[cfg(feature = "python")]
+mod python;
+
+pub use cause::{Cause, CauseKind};
+pub use clock::Time;
+pub use error::{DeadlineExceeded, ScopeMisuse, Stop};
+pub use scope::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield};
+pub use token::{CancelSource, CancelToken, Registration};
+pub use wait::{checkpoint, sleep, sleep_until};

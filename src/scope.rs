@@ -1,0 +1,406 @@
+//! Scopes: blocks of code that can be cancelled, one thread each.
+//!
+//! The rules, which `tests/rust/scope_model.rs` has in executable form:
+//! 1. A scope's node is a child of the innermost open scope's. A shield's and a clean-up zone's
+//!    node has no parent: what is outside is not *visible* from inside.
+//! 2. Once a visible scope is cancelled, every checkpoint raises until that scope is left (I1).
+//! 3. A stop that unwinds is absorbed by the outermost cancelled scope that is visible from
+//!    inside the exiting one. This is decided anew at each exit from the state of the scopes;
+//!    the exception carries no addressee (I3, I4).
+//! 4. Deadlines are absolute, and the tightest visible one wins, for it cancels first (I6).
+//! 5. A clean-up zone sees, instead of the cancellation outside, its time plus the grace that
+//!    the canceller gave. All zones under one cancellation see the same instant, so together
+//!    they get the grace once (I8), and the instant only moves earlier.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cause::{Cause, CauseKind};
+use crate::clock::Time;
+use crate::deadline;
+use crate::error::{DeadlineExceeded, MayStop, ScopeMisuse, Stop};
+use crate::host;
+use crate::ledger::{End, Ledger};
+use crate::park::Waiter;
+use crate::task::Task;
+use crate::token::tree::NodeRef;
+use crate::token::{CancelToken, Registration};
+
+/// The time that clean-up zones get where nobody said otherwise.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
+
+/// From this raise on in one scope, a swallowing loop is slowed down.
+const BRAKE_FROM: u32 = 10;
+const LONGEST_BRAKE: Duration = Duration::from_millis(100);
+
+/// What a scope lets its inside see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Everything outside.
+    Plain,
+    /// Nothing outside.
+    Shield,
+    /// Nothing outside until the grace is spent.
+    Cleanup,
+    /// The outermost frame of a task: its token.
+    Task,
+}
+
+/// One open scope of a thread.
+struct Frame {
+    node: NodeRef,
+    kind: Kind,
+    grace: Option<Duration>,
+    /// How often a checkpoint has raised while this was the innermost scope.
+    raised: u32,
+    /// Entries in the ledger at the start: guards beyond are the scope's.
+    held: usize,
+    /// A clean-up zone listens for cancellations outside.
+    _listening: Vec<Registration>,
+}
+
+/// What the calling thread is in the middle of.
+#[derive(Default)]
+struct Context {
+    frames: RefCell<Vec<Frame>>,
+    task: RefCell<Option<Arc<Task>>>,
+    /// The task's ledger, or the thread's own.
+    ledger: RefCell<Option<Arc<Ledger>>>,
+    /// Anything open at all? Lets a checkpoint outside any scope cost one load.
+    open: Cell<bool>,
+}
+
+thread_local! {
+    static CONTEXT: Context = Context::default();
+}
+
+/// How a scope was left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// What was unwinding, if anything, goes on.
+    Pass,
+    /// The stop was this scope's, and ends here.
+    Absorbed(Cause),
+}
+
+// ---------------------------------------------------------------------- entering and leaving
+
+/// Open a scope on the calling thread.
+pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
+    CONTEXT.with(|context| {
+        let mut frames = context.frames.borrow_mut();
+        let mut listening = Vec::new();
+        let node = match (kind, frames.last()) {
+            (Kind::Plain, Some(inner)) => inner.node.child(Some(deadline)),
+            (Kind::Cleanup, _) => {
+                let cutoff = visible(&frames, frames.len()).map(|frame| cutoff(frame, None)).min();
+                let node = NodeRef::root(Some(deadline.min(cutoff.unwrap_or(Time::NEVER))));
+                listening = visible(&frames, frames.len()).map(|frame| shorten_with(&node, frame)).collect();
+                node
+            }
+            _ => NodeRef::root(Some(deadline)),
+        };
+        let held = context.ledger.borrow().as_ref().map_or(0, |ledger| ledger.len());
+        frames.push(Frame { node: node.clone(), kind, grace, raised: 0, held, _listening: listening });
+        context.open.set(true);
+        node
+    })
+}
+
+/// Leave a scope. `unwinding`: a `Cancelled` is on its way out of the block.
+pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse> {
+    let (frame, exit, ledger) = CONTEXT.with(|context| {
+        let mut frames = context.frames.borrow_mut();
+        let Some(index) = frames.iter().rposition(|frame| frame.node.same(node)) else {
+            return Err(ScopeMisuse::WrongThread);
+        };
+        if index + 1 != frames.len() {
+            frames.remove(index);
+            return Err(ScopeMisuse::NotInnermost);
+        }
+        let exit = if unwinding { absorb(&frames) } else { Exit::Pass };
+        let frame = frames.pop().ok_or(ScopeMisuse::NotEntered)?;
+        context.open.set(!frames.is_empty() || context.task.borrow().is_some());
+        Ok((frame, exit, context.ledger.borrow().clone()))
+    })?;
+    // Guards that the scope's code took and, by a hole in its host's unwinding, did not leave.
+    if let Some(ledger) = ledger.filter(|ledger| ledger.len() > frame.held) {
+        ledger.sweep_blocks(frame.held, &End::Unwound);
+    }
+    Ok(exit)
+}
+
+/// Rule 3, for the innermost frame.
+fn absorb(frames: &[Frame]) -> Exit {
+    let Some(exiting) = frames.last() else { return Exit::Pass };
+    exiting.node.poll(Time::now());
+    let outermost = visible(frames, frames.len()).filter(|frame| frame.node.is_cancelled()).last();
+    match outermost.and_then(|frame| frame.node.cause().filter(|_| frame.node.same(&exiting.node))) {
+        Some(cause) => Exit::Absorbed(cause),
+        None => Exit::Pass,
+    }
+}
+
+/// The frames visible from inside the one before `end`, innermost first (rule 1).
+fn visible(frames: &[Frame], end: usize) -> impl Iterator<Item = &Frame> {
+    let mut open = true;
+    frames[..end].iter().rev().take_while(move |frame| std::mem::replace(&mut open, frame.kind == Kind::Plain))
+}
+
+/// When a clean-up zone inside `frame` ends because of it: now known, or once it is cancelled.
+fn cutoff(frame: &Frame, cause: Option<&Cause>) -> Time {
+    let cause = cause.cloned().or_else(|| frame.node.cause());
+    let at = cause.as_ref().map_or_else(|| frame.node.own_deadline(), |cause| cause.at);
+    let given = cause.and_then(|cause| cause.grace).or(frame.grace);
+    // A zone in a zone shares the outer one's budget.
+    let default = if frame.kind == Kind::Cleanup { Duration::ZERO } else { DEFAULT_GRACE };
+    at + given.unwrap_or(default)
+}
+
+/// Move the zone's end earlier when `frame` is cancelled.
+fn shorten_with(zone: &NodeRef, frame: &Frame) -> Registration {
+    let zone = zone.clone();
+    let own = frame.grace.unwrap_or(DEFAULT_GRACE);
+    CancelToken::from_unarmed(frame.node.clone()).on_cancel(move |cause| {
+        let end = cause.at + cause.grace.unwrap_or(own);
+        if end < zone.own_deadline() {
+            deadline::set(&zone, end);
+        }
+    })
+}
+
+// ---------------------------------------------------------------------- what the thread sees
+
+/// The innermost open scope's node.
+pub(crate) fn current_node() -> Option<NodeRef> {
+    CONTEXT.with(|context| context.frames.borrow().last().map(|frame| frame.node.clone()))
+}
+
+/// The task whose body the calling thread runs.
+pub(crate) fn current_task() -> Option<Arc<Task>> {
+    CONTEXT.with(|context| context.task.borrow().clone())
+}
+
+/// Where the calling thread records what it takes.
+pub(crate) fn current_ledger() -> Arc<Ledger> {
+    CONTEXT.with(|context| context.ledger.borrow_mut().get_or_insert_default().clone())
+}
+
+/// The token of the innermost scope, of the task if no scope is open, or one that is never
+/// cancelled.
+pub fn current_token() -> CancelToken {
+    current_node().map_or_else(CancelToken::never, CancelToken::from_node)
+}
+
+/// The tightest deadline that the calling thread is under.
+pub fn current_effective_deadline() -> Time {
+    current_node().map_or(Time::NEVER, |node| node.effective_deadline())
+}
+
+/// `Err` if the calling thread is to stop.
+pub(crate) fn checkpoint() -> Result<(), Stop> {
+    let stop = CONTEXT.with(|context| {
+        if !context.open.get() {
+            return None;
+        }
+        if let Some(cause) = context.task.borrow().as_ref().and_then(|task| task.kill_due()) {
+            return Some(Stop::Killed(cause));
+        }
+        let frames = context.frames.borrow();
+        let node = &frames.last()?.node;
+        let cancelled = node.is_cancelled() || (node.may_expire() && node.poll(Time::now()));
+        if cancelled { node.cause().map(Stop::Cancelled) } else { None }
+    });
+    match stop {
+        None => Ok(()),
+        Some(stop) => Err(raising(stop)),
+    }
+}
+
+/// Every stop passes here on its way to the user's code, so that swallowing is noticed.
+pub(crate) fn raising(stop: Stop) -> Stop {
+    if let Stop::Cancelled(_) = stop {
+        let raised = CONTEXT.with(|context| {
+            context.frames.borrow_mut().last_mut().map_or(0, |frame| {
+                frame.raised = frame.raised.saturating_add(1);
+                frame.raised
+            })
+        });
+        if raised > 1 {
+            host::swallowed(raised);
+        }
+        if raised >= BRAKE_FROM {
+            // A loop that catches everything would otherwise spin at full speed.
+            let brake = LONGEST_BRAKE.min(Duration::from_millis(u64::from(raised - BRAKE_FROM) + 1));
+            Waiter::new().park(Time::after(brake));
+        }
+    }
+    stop
+}
+
+// ---------------------------------------------------------------------- tasks
+
+/// What the thread was in the middle of before a task's body.
+pub(crate) struct Outer {
+    frames: Vec<Frame>,
+    task: Option<Arc<Task>>,
+    ledger: Option<Arc<Ledger>>,
+}
+
+/// Begin a task's body on the calling thread: a fresh context with the task's token.
+pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
+    CONTEXT.with(|context| {
+        let root = Frame {
+            node: task.node().clone(),
+            kind: Kind::Task,
+            grace: None,
+            raised: 0,
+            held: 0,
+            _listening: Vec::new(),
+        };
+        context.open.set(true);
+        Outer {
+            frames: context.frames.replace(vec![root]),
+            task: context.task.replace(Some(task.clone())),
+            ledger: context.ledger.replace(Some(task.ledger().clone())),
+        }
+    })
+}
+
+/// The body is over, whatever it left open.
+pub(crate) fn end_task(outer: Outer) {
+    let left = CONTEXT.with(|context| {
+        context.open.set(!outer.frames.is_empty() || outer.task.is_some());
+        context.task.replace(outer.task);
+        context.ledger.replace(outer.ledger);
+        context.frames.replace(outer.frames)
+    });
+    drop(left); // outside the borrow: a zone's registrations may wait
+}
+
+// ---------------------------------------------------------------------- for Rust programs
+
+/// An open scope, handed to its block.
+#[derive(Debug)]
+pub struct Scope {
+    token: CancelToken,
+}
+
+impl Scope {
+    /// Cancel the block: it is left quietly at its next checkpoint.
+    pub fn cancel(&self) -> bool {
+        let node = self.token.node();
+        !node.is_cancelled() && node.cancel(Cause::now(CauseKind::Explicit, None, None))
+    }
+
+    /// The block's token, to hand out.
+    pub fn token(&self) -> CancelToken {
+        CancelToken::from_node(self.token.node().clone())
+    }
+
+    /// Move the block's deadline.
+    pub fn set_deadline(&self, deadline: Time) {
+        deadline::set(self.token.node(), deadline);
+    }
+}
+
+/// Leaves the scope also when the block panics.
+struct Leave {
+    node: NodeRef,
+    left: bool,
+}
+
+impl Leave {
+    fn leave(&mut self, unwinding: bool) -> Exit {
+        self.left = true;
+        // By construction innermost and on this thread.
+        let exit = exit(&self.node, unwinding).unwrap_or(Exit::Pass);
+        close_unless_private(&self.node);
+        exit
+    }
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        if !self.left {
+            self.leave(false);
+        }
+    }
+}
+
+/// What is still below a scope that was left is cancelled; a node nobody else knows just goes.
+pub(crate) fn close_unless_private(node: &NodeRef) {
+    if !node.is_private() {
+        node.close(CauseKind::ScopeExited);
+    }
+}
+
+fn run<T, E: MayStop>(
+    kind: Kind,
+    deadline: Time,
+    block: impl FnOnce(&Scope) -> Result<T, E>,
+) -> (Result<T, E>, Exit) {
+    let node = enter(kind, deadline, None);
+    let mut leave = Leave { node: node.clone(), left: false };
+    let result = block(&Scope { token: CancelToken::from_unarmed(node) });
+    let unwinding = matches!(&result, Err(error) if matches!(error.stop(), Some(Stop::Cancelled(_))));
+    let exit = leave.leave(unwinding);
+    (result, exit)
+}
+
+/// Run a block that can be cancelled, with a deadline of its own.
+///
+/// `Ok(Some(value))`: the block ran to its end. `Ok(None)`: it was left because
+/// [`Scope::cancel`] was called. `Err(DeadlineExceeded)`: because its own deadline passed. Other
+/// errors, and stops that belong to a scope further out, pass through.
+pub fn cancel_scope<T, E>(timeout: Duration, block: impl FnOnce(&Scope) -> Result<T, E>) -> Result<Option<T>, E>
+where
+    E: MayStop + From<DeadlineExceeded>,
+{
+    match run(Kind::Plain, Time::after(timeout), block) {
+        (_, Exit::Absorbed(cause)) if cause.kind == CauseKind::Deadline => Err(DeadlineExceeded.into()),
+        (_, Exit::Absorbed(_)) => Ok(None),
+        (result, Exit::Pass) => result.map(Some),
+    }
+}
+
+/// Run a block for at most `timeout`; `Ok(None)` if it was left early.
+pub fn move_on_after<T, E: MayStop>(
+    timeout: Duration,
+    block: impl FnOnce(&Scope) -> Result<T, E>,
+) -> Result<Option<T>, E> {
+    match run(Kind::Plain, Time::after(timeout), block) {
+        (_, Exit::Absorbed(_)) => Ok(None),
+        (result, Exit::Pass) => result.map(Some),
+    }
+}
+
+/// Run a block for at most `timeout`; `Err(DeadlineExceeded)` if it was left early.
+pub fn fail_after<T, E>(timeout: Duration, block: impl FnOnce() -> Result<T, E>) -> Result<T, E>
+where
+    E: MayStop + From<DeadlineExceeded>,
+{
+    match run(Kind::Plain, Time::after(timeout), |_| block()) {
+        (_, Exit::Absorbed(_)) => Err(DeadlineExceeded.into()),
+        (result, Exit::Pass) => result,
+    }
+}
+
+/// Run a block that sees no cancellation from outside, for at most `bound`; `Ok(None)` if the
+/// bound cut it short.
+pub fn shield<T, E: MayStop>(bound: Duration, block: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
+    match run(Kind::Shield, Time::after(bound), |_| block()) {
+        (_, Exit::Absorbed(_)) => Ok(None),
+        (result, Exit::Pass) => result.map(Some),
+    }
+}
+
+/// Run clean-up code: a cancellation outside is hidden until the canceller's grace is spent.
+/// `Ok(None)` if that cut it short.
+pub fn cleanup<T, E: MayStop>(block: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
+    match run(Kind::Cleanup, Time::NEVER, |_| block()) {
+        (_, Exit::Absorbed(_)) => Ok(None),
+        (result, Exit::Pass) => result.map(Some),
+    }
+}

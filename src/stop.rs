@@ -1,0 +1,168 @@
+//! The ladder from asking to hard stop.
+//!
+//! Each rung has its own time, and the next begins only when the one before did not end the
+//! body (I23): ask (cancel), raise at desist waits, raise anywhere in the body, give up. "Ended"
+//! means that the task's boundary has said so, never that something was sent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cause::{Cause, CauseKind};
+use crate::clock::Time;
+use crate::ledger::Death;
+use crate::scope;
+use crate::task::{Progress, Task};
+
+/// A step of the ladder, and how a killed task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Rung {
+    /// It was over before the kill.
+    AlreadyDone,
+    /// It came to an end by itself, or because it was asked to.
+    Cooperative,
+    /// `Killed` was raised at a desist wait, or where a kill had been held off.
+    AtWait,
+    /// `Killed` was raised by force, anywhere in the body.
+    AsyncExc,
+    /// Nothing ended it: it was given up and may still run.
+    Abandoned,
+}
+
+/// Seconds per rung; `None`: the rung is not allowed. A kill takes at most their sum, and as
+/// long as clean-up zones and commits that are open hold it off.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StopPolicy {
+    /// How long the body may take to stop when asked.
+    pub cooperative: Duration,
+    /// How long it may take to reach a desist wait.
+    pub at_wait: Option<Duration>,
+    /// How long to keep raising in it.
+    pub async_exc: Option<Duration>,
+    /// How long locks that it holds may hold a kill off.
+    pub defer: Duration,
+    /// Give it up in the end?
+    pub abandon: bool,
+}
+
+impl Default for StopPolicy {
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self { cooperative: 5 * second, at_wait: Some(second), async_exc: Some(second), defer: second, abandon: true }
+    }
+}
+
+/// What a kill came to.
+#[derive(Debug, Clone)]
+pub struct KillReport {
+    /// How the task ended; `None`: it has not, and the policy does not allow to give it up.
+    pub outcome: Option<Rung>,
+    /// Seconds from the call to the swept boundary.
+    pub elapsed: Duration,
+    /// Names of locks that were given back.
+    pub released: Vec<Arc<str>>,
+    /// Names of locks that are poisoned, or lost with an abandoned owner.
+    pub poisoned: Vec<Arc<str>>,
+    /// Ids of items that are ready again.
+    pub requeued: Vec<u64>,
+    /// Ids of items whose lease the task still believes to hold.
+    pub fenced: Vec<u64>,
+    /// Where it was stopped, or where it is now.
+    pub stack: Option<Arc<str>>,
+}
+
+/// A kill that makes no sense; the message says what to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KillError {
+    /// The calling thread is the task's own.
+    Itself,
+    /// The task has not begun.
+    NotStarted,
+    /// A signal handler of the host raised while this thread waited; the kill goes no further.
+    Interrupted,
+}
+
+/// Struck again this soon at first, then ever more slowly: whoever swallows a kill gets another.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Kill a task, and wait for its end. Blocks for the time of the policy's rungs at most, plus what
+/// open masks hold it off; not interrupted by the caller's own cancellation. `on_abandon` runs
+/// when the task is given up, before anyone is told.
+pub fn kill(
+    task: &Arc<Task>,
+    reason: Option<Arc<str>>,
+    policy: &StopPolicy,
+    on_abandon: &mut dyn FnMut(),
+) -> Result<KillReport, KillError> {
+    if scope::current_task().is_some_and(|current| Arc::ptr_eq(&current, task)) {
+        return Err(KillError::Itself);
+    }
+    let began = Time::now();
+    match task.progress() {
+        Progress::Fresh => return Err(KillError::NotStarted),
+        Progress::Over | Progress::Abandoned if task.over().is_set() => {
+            return Ok(report(task, Some(Rung::AlreadyDone), began));
+        }
+        _ => {}
+    }
+    let cause = Cause::now(CauseKind::Explicit, reason, None);
+    task.node().cancel(cause.clone());
+    let over = |for_at_most: Duration| task.over().wait_uncancelled(Time::after(for_at_most)).map_err(|_| KillError::Interrupted);
+    if over(policy.cooperative)? {
+        return Ok(report(task, None, began));
+    }
+    if let Some(time) = policy.at_wait {
+        task.order(&cause, Time::after(time + policy.defer));
+        task.strike_wait();
+        if over(time)? {
+            return Ok(report(task, None, began));
+        }
+    }
+    if let Some(time) = policy.async_exc {
+        task.order(&cause, Time::after(policy.defer));
+        let end = Time::after(policy.defer + time);
+        let mut pause = FIRST_PAUSE;
+        while Time::now() < end.max(task.masked_until()) {
+            task.strike_wait();
+            if !task.strike_async() {
+                break; // this task's host has no force
+            }
+            if over(pause)? {
+                return Ok(report(task, None, began));
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+    if policy.abandon {
+        let stack = task.stack();
+        if task.abandon(Death { task: task.name().clone(), cause, stack: stack.clone() }) {
+            on_abandon();
+            task.amend(|record| {
+                record.killed_at = Some(Rung::Abandoned);
+                record.stack = stack;
+            });
+            task.over().set();
+        } else {
+            over(Duration::MAX)?; // its boundary has begun to close
+        }
+        return Ok(report(task, None, began));
+    }
+    let mut unfinished = report(task, None, began);
+    unfinished.outcome = None;
+    unfinished.stack = task.stack();
+    Ok(unfinished)
+}
+
+fn report(task: &Task, known: Option<Rung>, began: Time) -> KillReport {
+    let record = task.record();
+    KillReport {
+        outcome: known.or(record.killed_at).or(Some(Rung::Cooperative)),
+        elapsed: Time::now() - began,
+        released: record.swept.released,
+        poisoned: record.swept.poisoned,
+        requeued: record.requeued,
+        fenced: record.fenced,
+        stack: record.stack,
+    }
+}

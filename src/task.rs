@@ -1,0 +1,444 @@
+//! A task: one run of one body on one thread, and the boundary around it.
+//!
+//! The boundary is the only door. A kill is addressed to a task, never to a thread: before
+//! [`Boundary::enter`] and after [`Boundary::leave`] the task refuses it, under the same lock
+//! under which it would be posted, so no kill is seen by other code of the thread (I22). What the
+//! body still holds when it is over is swept there (I20).
+//!
+//! While the body is in a mask (clean-up, a commit) or holds a lock of ours, a kill waits,
+//! bounded, and is delivered on the way out (I24).
+//!
+//! Lock order: the interpreter's own lock if any, then `control`. Nothing is called under
+//! `control` but [`Force::post`].
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::atomics;
+use crate::cause::Cause;
+use crate::clock::Time;
+pub use crate::ledger::Death;
+use crate::ledger::{End, Ledger, Swept};
+use crate::park::{Outcome, Waiter};
+use crate::scope::{self, Outer};
+use crate::stop::Rung;
+use crate::sync::Latch;
+use crate::token::tree::NodeRef;
+use crate::token::{CancelSource, CancelToken};
+
+/// How the host stops a body that does not look.
+pub trait Force: Send + Sync {
+    /// Call `then` at a moment at which the host allows [`Force::post`].
+    fn at_a_safe_moment(&self, then: &mut dyn FnMut());
+
+    /// Make the body's thread raise `Killed` as soon as it runs code of the host.
+    fn post(&self);
+
+    /// On the body's own thread, after its end: take back what was posted and not yet raised.
+    fn take_back(&self);
+
+    /// Where the body is now, for reports.
+    fn stack(&self) -> Option<Arc<str>>;
+}
+
+/// One run of a body.
+pub struct Task {
+    id: u64,
+    name: Arc<str>,
+    source: CancelSource,
+    ledger: Arc<Ledger>,
+    /// A kill has been ordered; spares checkpoints the lock.
+    ordered: AtomicBool,
+    control: Mutex<Control>,
+    record: Mutex<Record>,
+    over: Latch,
+}
+
+#[derive(Default)]
+struct Control {
+    phase: Phase,
+    order: Option<Order>,
+    /// Open masks, each with the time until which it holds a kill off.
+    masks: Vec<Time>,
+    /// The desist wait that the body is in.
+    waiter: Option<atomics::Arc<Waiter>>,
+    force: Option<Arc<dyn Force>>,
+    /// Something is, or may be, in the host's slot for this thread.
+    posted: bool,
+    /// The rung whose `Killed` reached the body.
+    delivered: Option<Rung>,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Fresh,
+    Running,
+    /// The body's last instruction has run.
+    Closed,
+    /// Given up while it ran.
+    Abandoned,
+}
+
+/// A kill on its way.
+#[derive(Clone)]
+struct Order {
+    cause: Cause,
+    /// Until then held locks hold it off.
+    respects_locks_until: Time,
+}
+
+/// What happened to a task and what it held, for [`KillReport`](crate::stop::KillReport).
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Record {
+    pub(crate) swept: Swept,
+    pub(crate) requeued: Vec<u64>,
+    pub(crate) fenced: Vec<u64>,
+    pub(crate) killed_at: Option<Rung>,
+    pub(crate) stack: Option<Arc<str>>,
+}
+
+/// Where a task is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Its body has not begun.
+    Fresh,
+    /// Its body runs.
+    Running,
+    /// Its body runs and was asked to stop.
+    Cancelling,
+    /// No instruction of its body will run any more.
+    Over,
+    /// Given up; its body may still run.
+    Abandoned,
+}
+
+/// Why a mask can't be opened or a kill can't be delivered: the body is being killed now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KilledNow(pub Cause);
+
+impl Task {
+    /// A task, cancelled with `parent` if there is one.
+    pub fn new(name: &str, parent: Option<&CancelToken>) -> Arc<Task> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Task {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: name.into(),
+            source: parent.map_or_else(CancelSource::new, CancelToken::child),
+            ledger: Arc::default(),
+            ordered: AtomicBool::new(false),
+            control: Mutex::default(),
+            record: Mutex::default(),
+            over: Latch::new(),
+        })
+    }
+
+    /// Its number; never used again.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// What cancels it.
+    pub fn source(&self) -> &CancelSource {
+        &self.source
+    }
+
+    pub(crate) fn node(&self) -> &NodeRef {
+        self.source.node()
+    }
+
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// Set when the task is over or abandoned and everything about it is recorded.
+    pub fn over(&self) -> &Latch {
+        &self.over
+    }
+
+    /// Where it is in its life.
+    pub fn progress(&self) -> Progress {
+        match self.control.lock().phase {
+            Phase::Fresh => Progress::Fresh,
+            Phase::Running if self.node().is_cancelled() => Progress::Cancelling,
+            Phase::Running => Progress::Running,
+            Phase::Closed => Progress::Over,
+            Phase::Abandoned => Progress::Abandoned,
+        }
+    }
+
+    /// Where its body is now, for reports; `None` unless it runs under a host that can tell.
+    pub(crate) fn stack(&self) -> Option<Arc<str>> {
+        let force = self.control.lock().force.clone()?;
+        let mut stack = None;
+        force.at_a_safe_moment(&mut || stack = force.stack());
+        stack
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        self.record.lock().clone()
+    }
+
+    pub(crate) fn amend(&self, change: impl FnOnce(&mut Record)) {
+        change(&mut self.record.lock());
+    }
+
+    // ------------------------------------------------------------------ waits
+
+    /// The body begins a wait that a kill may end.
+    pub(crate) fn begin_wait(&self, waiter: &atomics::Arc<Waiter>) {
+        let mut control = self.control.lock();
+        if self.may_strike(&control) {
+            // No need to wake: its thread has not parked.
+            waiter.settle(Outcome::Killed);
+        }
+        control.waiter = Some(waiter.clone());
+    }
+
+    pub(crate) fn end_wait(&self) {
+        self.control.lock().waiter = None;
+    }
+
+    /// The cause, if a kill is due at a checkpoint of the body.
+    pub(crate) fn kill_due(&self) -> Option<Cause> {
+        if !self.ordered.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut control = self.control.lock();
+        if !self.may_strike(&control) {
+            return None;
+        }
+        control.delivered.get_or_insert(Rung::AtWait);
+        control.order.as_ref().map(|order| order.cause.clone())
+    }
+
+    /// The cause of the kill that the body has been told of.
+    pub(crate) fn kill_cause(&self) -> Option<Cause> {
+        let mut control = self.control.lock();
+        control.delivered.get_or_insert(Rung::AtWait);
+        control.order.as_ref().map(|order| order.cause.clone())
+    }
+
+    /// What the host raises asynchronously has reached the body. `None`: no kill is on its way.
+    pub fn arrived(&self) -> Option<Cause> {
+        let mut control = self.control.lock();
+        let cause = control.order.as_ref()?.cause.clone();
+        control.posted = false;
+        control.delivered = Some(Rung::AsyncExc);
+        Some(cause)
+    }
+
+    // ------------------------------------------------------------------ masks
+
+    /// Hold kills off until `until` at the latest. `Err`: one that was on its way arrives now,
+    /// and the mask is not open.
+    pub fn mask(&self, until: Time) -> Result<(), KilledNow> {
+        let taken_back = {
+            let mut control = self.control.lock();
+            if control.posted {
+                control.posted = false;
+                control.delivered = Some(Rung::AsyncExc);
+                control.force.clone().zip(control.order.clone())
+            } else {
+                control.masks.push(until);
+                None
+            }
+        };
+        match taken_back {
+            None => Ok(()),
+            Some((force, order)) => {
+                // Outside the lock: the host runs code to take it back. Nothing can be posted
+                // anew unnoticed, for the caller raises now whatever comes.
+                force.take_back();
+                Err(KilledNow(order.cause))
+            }
+        }
+    }
+
+    /// Close the innermost mask. `Err`: a kill that waited arrives now.
+    pub fn unmask(&self) -> Result<(), KilledNow> {
+        self.control.lock().masks.pop();
+        self.deliver()
+    }
+
+    /// Called where a reason to wait has gone: a mask closed, a lock released.
+    pub fn deliver(&self) -> Result<(), KilledNow> {
+        self.kill_due().map_or(Ok(()), |cause| Err(KilledNow(cause)))
+    }
+
+    fn may_strike(&self, control: &Control) -> bool {
+        let Some(order) = &control.order else { return false };
+        let now = Time::now();
+        control.phase == Phase::Running
+            && control.masks.iter().all(|until| *until <= now)
+            && (order.respects_locks_until <= now || self.ledger.len() == 0)
+    }
+
+    // ------------------------------------------------------------------ the killer's side
+
+    /// Until when open masks may hold a kill off.
+    pub(crate) fn masked_until(&self) -> Time {
+        self.control.lock().masks.iter().copied().max().unwrap_or(Time::from_nanos(0))
+    }
+
+    /// Order the kill: from now on the body's desist waits raise. False: nothing to kill.
+    pub(crate) fn order(&self, cause: &Cause, respects_locks_until: Time) -> bool {
+        let mut control = self.control.lock();
+        if control.phase != Phase::Running {
+            return false;
+        }
+        // A second killer may only press on: the first cause stays.
+        match &mut control.order {
+            Some(order) => order.respects_locks_until = order.respects_locks_until.min(respects_locks_until),
+            None => control.order = Some(Order { cause: cause.clone(), respects_locks_until }),
+        }
+        self.ordered.store(true, Ordering::Release);
+        true
+    }
+
+    /// Wake the body out of a desist wait to be killed there, if it is in one and may be.
+    pub(crate) fn strike_wait(&self) {
+        let waiter = {
+            let control = self.control.lock();
+            control.waiter.clone().filter(|waiter| self.may_strike(&control) && waiter.settle(Outcome::Killed))
+        };
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+
+    /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
+    /// such force.
+    pub(crate) fn strike_async(&self) -> bool {
+        let Some(force) = self.control.lock().force.clone() else { return false };
+        force.at_a_safe_moment(&mut || {
+            let mut control = self.control.lock();
+            if self.may_strike(&control) {
+                force.post();
+                control.posted = true;
+            }
+        });
+        true
+    }
+
+    /// Give the body up: its leases are fenced, what it holds is lost to all others. False: it
+    /// came to its end in time.
+    pub(crate) fn abandon(&self, death: Death) -> bool {
+        {
+            let mut control = self.control.lock();
+            if control.phase != Phase::Running {
+                return false;
+            }
+            control.phase = Phase::Abandoned;
+        }
+        let swept = self.ledger.sweep(&End::Abandoned(Arc::new(death)));
+        self.amend(|record| record.swept = swept);
+        true
+    }
+
+    pub(crate) fn delivered(&self) -> Option<Rung> {
+        self.control.lock().delivered
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// How a body came to its end.
+#[derive(Debug)]
+pub enum BodyEnd {
+    /// It returned, failed or was cancelled, and unwound.
+    Unwound,
+    /// `Killed` came out of it, from here.
+    Killed(Option<Arc<str>>),
+}
+
+/// The task's body is running on this thread, between `enter` and `leave`.
+pub struct Boundary {
+    task: Arc<Task>,
+    outer: Option<Outer>,
+}
+
+impl Boundary {
+    /// The body begins: from here kills are taken.
+    pub fn enter(task: &Arc<Task>, force: Option<Arc<dyn Force>>) -> Boundary {
+        let outer = scope::begin_task(task);
+        let mut control = task.control.lock();
+        control.phase = Phase::Running;
+        control.force = force;
+        drop(control);
+        Boundary { task: task.clone(), outer: Some(outer) }
+    }
+
+    /// The body is over: from here kills are refused. Sweeps what it holds. False: the task had
+    /// been abandoned, and whoever did that has taken care of what it was working on.
+    ///
+    /// The caller then settles what the body worked on and calls [`Task::over`]`.set()`.
+    pub fn leave(mut self, end: BodyEnd) -> bool {
+        self.close(end)
+    }
+
+    fn close(&mut self, end: BodyEnd) -> bool {
+        let Some(outer) = self.outer.take() else { return true };
+        let task = &self.task;
+        let (abandoned, taken_back, cause) = {
+            let mut control = task.control.lock();
+            let abandoned = control.phase == Phase::Abandoned;
+            if !abandoned {
+                control.phase = Phase::Closed;
+            }
+            let force = control.force.take();
+            let posted = std::mem::take(&mut control.posted);
+            (abandoned, force.filter(|_| posted), control.order.as_ref().map(|order| order.cause.clone()))
+        };
+        if let Some(force) = taken_back {
+            force.take_back();
+        }
+        let (end, stack) = match (end, cause) {
+            (BodyEnd::Killed(stack), Some(cause)) => {
+                let death = Death { task: task.name.clone(), cause, stack: stack.clone() };
+                (End::Killed(Arc::new(death)), stack)
+            }
+            _ => (End::Unwound, None),
+        };
+        let killed = matches!(end, End::Killed(_));
+        let swept = task.ledger.sweep(&end);
+        scope::end_task(outer);
+        task.source.close();
+        if !abandoned {
+            let rung = killed.then(|| task.delivered()).flatten();
+            task.amend(|record| {
+                record.swept = swept;
+                record.killed_at = rung;
+                record.stack = stack;
+            });
+        }
+        !abandoned
+    }
+}
+
+impl Drop for Boundary {
+    fn drop(&mut self) {
+        // A panic of the body: nobody is left to settle anything.
+        if self.close(BodyEnd::Unwound) && self.outer.is_some() {
+            self.task.over.set();
+        }
+    }
+}
+
+impl fmt::Debug for Boundary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Boundary").field("task", &self.task).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,202 @@
+//! Sources, which may cancel, and tokens, which may only look.
+//!
+//! A source has a token; a child source is made from a token and is cancelled with it, never the
+//! reverse. The first cause is final.
+//!
+//! ```
+//! use desist::CancelSource;
+//!
+//! let server = CancelSource::new();
+//! let request = server.token().child();
+//! assert!(!request.token().is_cancelled());
+//!
+//! server.cancel_because("shutting down");
+//! let cause = request.token().cause().expect("cancelled with its parent");
+//! assert_eq!(cause.reason.as_deref(), Some("shutting down"));
+//! ```
+
+pub(crate) mod callback;
+pub(crate) mod tree;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cause::{Cause, CauseKind};
+use crate::clock::Time;
+use crate::deadline;
+use crate::error::Stop;
+use crate::wait;
+pub use callback::Registration;
+use tree::NodeRef;
+
+/// May cancel. One allocation of 72 bytes; a drop leaves nothing behind in its parent.
+pub struct CancelSource {
+    node: NodeRef,
+}
+
+/// May look, wait and register callbacks, but not cancel. Cheap to clone.
+#[derive(Clone)]
+pub struct CancelToken {
+    node: NodeRef,
+}
+
+impl CancelSource {
+    /// A source without a parent.
+    pub fn new() -> CancelSource {
+        CancelSource { node: NodeRef::root(None) }
+    }
+
+    /// A source that is cancelled at `deadline` at the latest.
+    pub fn with_deadline(deadline: Time) -> CancelSource {
+        CancelSource::timed(NodeRef::root(Some(deadline)))
+    }
+
+    fn timed(node: NodeRef) -> CancelSource {
+        deadline::arm(&node);
+        CancelSource { node }
+    }
+
+    /// The token to hand out.
+    pub fn token(&self) -> CancelToken {
+        CancelToken { node: self.node.clone() }
+    }
+
+    /// Cancel: this source's token and everything below. Callable from any thread and from
+    /// destructors; never blocks on whoever is cancelled. True: this call was the first.
+    ///
+    /// Registered callbacks run on this thread, after all waiters have been woken.
+    ///
+    /// # Panics
+    /// With the first panic of a callback, after all callbacks have run.
+    pub fn cancel(&self) -> bool {
+        self.cancel_with(None, None)
+    }
+
+    /// [`CancelSource::cancel`], with a reason for those who ask.
+    ///
+    /// # Panics
+    /// As [`CancelSource::cancel`].
+    pub fn cancel_because(&self, reason: &str) -> bool {
+        self.cancel_with(Some(reason.into()), None)
+    }
+
+    /// [`CancelSource::cancel`], with a reason and the time that clean-up zones may still take.
+    ///
+    /// # Panics
+    /// As [`CancelSource::cancel`].
+    pub fn cancel_with(&self, reason: Option<Arc<str>>, grace: Option<Duration>) -> bool {
+        self.cancel_as(CauseKind::Explicit, reason, grace)
+    }
+
+    pub(crate) fn cancel_as(&self, kind: CauseKind, reason: Option<Arc<str>>, grace: Option<Duration>) -> bool {
+        // The flag first spares the clock and the allocation of a cause that comes too late.
+        !self.node.is_cancelled() && self.node.cancel(Cause::now(kind, reason, grace))
+    }
+
+    /// Cancel what is below with [`CauseKind::ScopeExited`] and leave the parent. Idempotent.
+    ///
+    /// # Panics
+    /// As [`CancelSource::cancel`].
+    pub fn close(&self) {
+        self.node.close(CauseKind::ScopeExited);
+    }
+
+    pub(crate) fn node(&self) -> &NodeRef {
+        &self.node
+    }
+}
+
+impl Default for CancelSource {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl CancelToken {
+    pub(crate) fn from_node(node: NodeRef) -> CancelToken {
+        // Whoever only polls learns of deadlines from the timer.
+        deadline::arm_path(&node);
+        CancelToken { node }
+    }
+
+    /// For those who wait instead of polling, and so notice deadlines themselves.
+    pub(crate) fn from_unarmed(node: NodeRef) -> CancelToken {
+        CancelToken { node }
+    }
+
+    /// A token that is never cancelled.
+    pub fn never() -> CancelToken {
+        CancelToken { node: NodeRef::root(None) }
+    }
+
+    /// A token that is cancelled with any of `tokens`, with that one's cause. It leaves nothing
+    /// behind in them when it is dropped.
+    pub fn any_of(tokens: &[&CancelToken]) -> CancelToken {
+        let nodes: Vec<&NodeRef> = tokens.iter().map(|token| &token.node).collect();
+        CancelToken { node: NodeRef::linked(&nodes) }
+    }
+
+    /// Cancelled? One atomic load.
+    #[inline]
+    pub fn is_cancelled(&self) -> bool {
+        self.node.is_cancelled()
+    }
+
+    /// `Err` once cancelled.
+    pub fn check(&self) -> Result<(), Stop> {
+        match self.cause() {
+            None => Ok(()),
+            Some(cause) => Err(Stop::Cancelled(cause)),
+        }
+    }
+
+    /// Why, once cancelled.
+    pub fn cause(&self) -> Option<Cause> {
+        self.node.cause()
+    }
+
+    /// The earliest deadline of this token and those above it.
+    pub fn deadline(&self) -> Time {
+        self.node.effective_deadline()
+    }
+
+    /// A source that is cancelled with this token.
+    pub fn child(&self) -> CancelSource {
+        CancelSource { node: self.node.child(None) }
+    }
+
+    /// A source that is cancelled with this token, and at `deadline` at the latest.
+    pub fn child_with_deadline(&self, deadline: Time) -> CancelSource {
+        CancelSource::timed(self.node.child(Some(deadline)))
+    }
+
+    /// Block until the token is cancelled, or until `until` (then false).
+    ///
+    /// A checkpoint: `Err` if the calling thread's own scope or task is to stop.
+    pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
+        wait::until_cancelled(&self.node, until)
+    }
+
+    /// Run `callback` when the token is cancelled, on the thread that cancels, or on a thread of
+    /// its own for a deadline; at once if it is cancelled already.
+    pub fn on_cancel(&self, callback: impl FnOnce(&Cause) + Send + 'static) -> Registration {
+        Registration::new(&self.node, Box::new(callback))
+    }
+
+    pub(crate) fn node(&self) -> &NodeRef {
+        &self.node
+    }
+}
+
+impl fmt::Debug for CancelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelSource").field("cause", &self.node.cause()).finish()
+    }
+}
+
+impl fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelToken").field("cause", &self.node.cause()).finish()
+    }
+}

@@ -1,0 +1,744 @@
+//! The tree of tokens: one node a source, 72 bytes, one allocation.
+//!
+//! Invariants:
+//! 1. `state` is the only truth. CANCELLED is set once, by one read-modify-write, and never
+//!    cleared. The old value of that write lists all work announced before it (children, hooks);
+//!    whoever announces later does so on the same word and sees CANCELLED instead. One
+//!    modification order, so nothing can fall between.
+//! 2. The cause is put in its slot before CANCELLED|OWN is set and is not replaced (I2, I10). A
+//!    node flagged by an ancestor has no OWN and finds its cause by walking up.
+//! 3. A parent is flagged before its children; a child born under a flagged parent is flagged.
+//! 4. A child holds its parent; the parent's list holds no count. The last drop of a child
+//!    unlinks it under the parent's lock, so whoever holds that lock may look at any child in
+//!    the list, and gets a count by `try_ref` only.
+//! 5. `links` of a child belong to the parent's lock while it is in the list; after the canceller
+//!    has taken it out, to the canceller until that gives its count back.
+//!
+//! No deadlock: no thread ever holds two node locks, and nothing foreign (a callback, a drop of
+//! the user's data, a system call) runs under one. No recursion: subtrees are walked, and chains
+//! dropped, with the links of the nodes themselves as the stack.
+#![allow(unsafe_code)] // intrusive lists: nodes are found through raw pointers, see 4 and 5
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr::{self, NonNull};
+
+use crate::atomics::{Arc, AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering};
+use crate::cause::{Cause, CauseKind};
+use crate::clock::Time;
+use crate::park::{Outcome, Waiter};
+use crate::token::callback::Callback;
+
+/// Cancelled, by itself or from above.
+const CANCELLED: u32 = 1;
+/// The cause is this node's own.
+const OWN: u32 = 1 << 1;
+/// There may be children in the list.
+const HAS_CHILDREN: u32 = 1 << 2;
+/// There may be hooks.
+const HAS_HOOKS: u32 = 1 << 3;
+/// This node may have a deadline of its own.
+const TIMED: u32 = 1 << 4;
+/// A node above may have a deadline. Fixed at birth.
+const TIMED_ABOVE: u32 = 1 << 5;
+/// The timer has been told of this node.
+const ARMED: u32 = 1 << 6;
+
+/// Children flagged in one go before the lock is offered to others.
+const BATCH: usize = 256;
+
+/// What happens at a node when it is cancelled. All but calls happen at once, under the node's
+/// lock, before any callback of the whole tree.
+pub(crate) enum Hook {
+    /// Settle a blocked thread's wait, so.
+    Wake(Arc<Waiter>, Outcome),
+    /// Raise a flag that lives elsewhere.
+    Raise(Flag),
+    /// Cancel another node, which is linked to this one.
+    Link(Weak),
+    /// Nothing happens: this node is linked to another, whose hook goes when this node goes.
+    LinkedTo(NodeRef, HookId),
+    /// Run a callback, later and unlocked.
+    Call(Arc<Callback>),
+}
+
+/// A flag outside the core that mirrors "cancelled": may do nothing but store to memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Flag {
+    pub(crate) raise: unsafe fn(*const ()),
+    pub(crate) place: *const (),
+}
+
+// SAFETY: `raise` is called at most once, from any thread, with the node's lock held, while the
+// registrant keeps `place` valid; that is the contract of `NodeRef::mirror`.
+unsafe impl Send for Flag {}
+
+/// Names a hook of one node; never reused within it.
+pub(crate) type HookId = u64;
+
+struct Hooks {
+    next: HookId,
+    /// In order of their ids, which is the order in which they came.
+    list: Vec<(HookId, Hook)>,
+}
+
+struct Lists {
+    first_child: *const Node,
+    /// Boxed, for most nodes never have a hook and a node is to stay small.
+    hooks: Option<Box<Hooks>>,
+}
+
+struct Links {
+    previous: *const Node,
+    next: *const Node,
+}
+
+pub(crate) struct Node {
+    refs: AtomicU32,
+    state: AtomicU32,
+    links: UnsafeCell<Links>,
+    parent: Option<NodeRef>,
+    lists: Mutex<Lists>,
+    cause: AtomicPtr<Cause>,
+    deadline: AtomicU64,
+    #[cfg(loom)]
+    canary: loom::cell::UnsafeCell<()>,
+}
+
+/// A counted reference to a node.
+pub(crate) struct NodeRef(NonNull<Node>);
+
+/// A pointer to a node that its holder guarantees to be dead or alive but not freed while the
+/// lock under which it is read is held; see [`Hook::Link`] and the timer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Weak(*const Node);
+
+// SAFETY: every field of Node is atomic, immutable, or guarded as invariant 5 says; hooks hold
+// Send things only.
+unsafe impl Send for NodeRef {}
+// SAFETY: as above.
+unsafe impl Sync for NodeRef {}
+// SAFETY: a Weak gives access through `Weak::upgrade` only.
+unsafe impl Send for Weak {}
+
+/// The callbacks of a subtree that has been flagged, to be run at once or handed on.
+#[must_use]
+pub(crate) struct Callbacks {
+    /// Nodes below the roots, each with a count: a stack threaded through `links.previous`.
+    below: *const Node,
+    /// The node that was cancelled, and nodes linked to what is below it. They stay in their
+    /// parents' lists, so their links are not ours to thread.
+    roots: Vec<NodeRef>,
+}
+
+// SAFETY: counts of nodes, which are Send.
+unsafe impl Send for Callbacks {}
+
+impl Node {
+    fn state(&self) -> u32 {
+        self.state.load(Ordering::Acquire)
+    }
+}
+
+impl NodeRef {
+    /// A node without a parent. `deadline`: `None` means that it will never have one.
+    pub(crate) fn root(deadline: Option<Time>) -> NodeRef {
+        Self::alloc(None, 0, deadline)
+    }
+
+    /// A child, cancelled with this node.
+    pub(crate) fn child(&self, deadline: Option<Time>) -> NodeRef {
+        let above = if self.node().state.load(Ordering::Relaxed) & (TIMED | TIMED_ABOVE) == 0 { 0 } else { TIMED_ABOVE };
+        let child = Self::alloc(Some(self.clone()), above, deadline);
+        let mut lists = self.node().lists.lock();
+        if self.announce(HAS_CHILDREN) {
+            let first = lists.first_child;
+            // SAFETY: the child is not yet shared; `first` is in the list whose lock we hold (4).
+            unsafe {
+                (*child.node().links.get()).next = first;
+                if !first.is_null() {
+                    (*(*first).links.get()).previous = child.as_ptr();
+                }
+            }
+            lists.first_child = child.as_ptr();
+        } else {
+            child.node().state.fetch_or(CANCELLED, Ordering::Release);
+        }
+        drop(lists);
+        child
+    }
+
+    fn alloc(parent: Option<NodeRef>, above: u32, deadline: Option<Time>) -> NodeRef {
+        let timed = if deadline.is_some() { TIMED } else { 0 };
+        let node = Box::new(Node {
+            refs: AtomicU32::new(1),
+            state: AtomicU32::new(above | timed),
+            links: UnsafeCell::new(Links { previous: ptr::null(), next: ptr::null() }),
+            parent,
+            lists: Mutex::new(Lists { first_child: ptr::null(), hooks: None }),
+            cause: AtomicPtr::new(ptr::null_mut()),
+            deadline: AtomicU64::new(deadline.unwrap_or(Time::NEVER).as_nanos()),
+            #[cfg(loom)]
+            canary: loom::cell::UnsafeCell::new(()),
+        });
+        live::born();
+        NodeRef(NonNull::from(Box::leak(node)))
+    }
+
+    #[inline]
+    fn node(&self) -> &Node {
+        // SAFETY: a NodeRef is a count, so the node is not freed.
+        let node = unsafe { self.0.as_ref() };
+        #[cfg(loom)]
+        node.canary.with(|_| ());
+        node
+    }
+
+    fn as_ptr(&self) -> *const Node {
+        self.0.as_ptr()
+    }
+
+    pub(crate) fn weak(&self) -> Weak {
+        Weak(self.as_ptr())
+    }
+
+    /// Take over a count that was kept in a list.
+    ///
+    /// # Safety
+    /// `node` carries a count that nobody else will give back.
+    unsafe fn adopt(node: *const Node) -> NodeRef {
+        // SAFETY: not null, for it carries a count.
+        NodeRef(unsafe { NonNull::new_unchecked(node.cast_mut()) })
+    }
+
+    /// One acquire load.
+    #[inline]
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.node().state() & CANCELLED != 0
+    }
+
+    /// Cancelled by a cause of its own, not from above.
+    pub(crate) fn is_cancelled_itself(&self) -> bool {
+        self.node().state() & OWN != 0
+    }
+
+    /// The cause, once cancelled: the node's own, or that of the nearest ancestor with one.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        if !self.is_cancelled() {
+            return None;
+        }
+        let mut at = self;
+        loop {
+            if at.node().state() & OWN != 0 {
+                // SAFETY: invariant 2: the slot was filled before OWN was set and stays so.
+                return Some(unsafe { (*at.node().cause.load(Ordering::Acquire)).clone() });
+            }
+            at = at.node().parent.as_ref()?;
+        }
+    }
+
+    pub(crate) fn parent(&self) -> Option<&NodeRef> {
+        self.node().parent.as_ref()
+    }
+
+    pub(crate) fn same(&self, other: &NodeRef) -> bool {
+        self.0 == other.0
+    }
+
+    // ------------------------------------------------------------------ deadlines
+
+    pub(crate) fn own_deadline(&self) -> Time {
+        Time::from_nanos(self.node().deadline.load(Ordering::Acquire))
+    }
+
+    /// The store alone; telling the timer is the caller's business.
+    pub(crate) fn store_deadline(&self, deadline: Time) {
+        self.node().deadline.store(deadline.as_nanos(), Ordering::Release);
+    }
+
+    /// Mark as known to the timer. True: it was not before.
+    pub(crate) fn mark_armed(&self) -> bool {
+        self.node().state.fetch_or(ARMED, Ordering::AcqRel) & ARMED == 0
+    }
+
+    pub(crate) fn is_armed(&self) -> bool {
+        self.node().state() & ARMED != 0
+    }
+
+    /// May this node or one above have a deadline?
+    pub(crate) fn may_expire(&self) -> bool {
+        self.node().state.load(Ordering::Relaxed) & (TIMED | TIMED_ABOVE) != 0
+    }
+
+    /// This node and those above that may have deadlines, innermost first.
+    pub(crate) fn timed_path(&self) -> impl Iterator<Item = &NodeRef> {
+        let mut next = self.may_expire().then_some(self);
+        std::iter::from_fn(move || {
+            let node = next?;
+            let above = node.node().state.load(Ordering::Relaxed) & TIMED_ABOVE != 0;
+            next = if above { node.parent() } else { None };
+            Some(node)
+        })
+    }
+
+    /// The earliest deadline here and above.
+    pub(crate) fn effective_deadline(&self) -> Time {
+        self.timed_path().map(NodeRef::own_deadline).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Is the node cancelled at `now`? Deadlines that have passed unnoticed are made the causes
+    /// that they are, the earliest first, so that each keeps its own time (I2).
+    pub(crate) fn poll(&self, now: Time) -> bool {
+        while let Some(passed) = self
+            .timed_path()
+            .filter(|node| node.own_deadline() <= now && !node.is_cancelled())
+            .min_by_key(|node| node.own_deadline())
+        {
+            passed.expire(passed.own_deadline());
+        }
+        self.is_cancelled()
+    }
+
+    // ------------------------------------------------------------------ hooks
+
+    /// Say on the state word that there is something in a list. False: too late, cancelled.
+    fn announce(&self, what: u32) -> bool {
+        let seen = self.node().state();
+        // Announced before and not cancelled: the canceller's write comes later and will see it.
+        let seen = if seen & (what | CANCELLED) == 0 { self.node().state.fetch_or(what, Ordering::AcqRel) } else { seen };
+        seen & CANCELLED == 0
+    }
+
+    /// Add a hook. `Err` gives it back: the node is cancelled already.
+    pub(crate) fn hook(&self, hook: Hook) -> Result<HookId, Hook> {
+        let mut lists = self.node().lists.lock();
+        if !self.announce(HAS_HOOKS) {
+            return Err(hook);
+        }
+        let hooks = lists.hooks.get_or_insert_with(|| Box::new(Hooks { next: 0, list: Vec::new() }));
+        let id = hooks.next;
+        hooks.next += 1;
+        hooks.list.push((id, hook));
+        Ok(id)
+    }
+
+    /// Take a hook out. `Some`: it has not happened and never will. `None`: it has.
+    pub(crate) fn unhook(&self, id: HookId) -> Option<Hook> {
+        let mut lists = self.node().lists.lock();
+        let list = &mut lists.hooks.as_mut()?.list;
+        // Most hooks leave in the reverse order of their coming.
+        let at = match list.last() {
+            Some((last, _)) if *last == id => list.len() - 1,
+            _ => list.binary_search_by_key(&id, |(other, _)| *other).ok()?,
+        };
+        Some(list.remove(at).1)
+    }
+
+    // ------------------------------------------------------------------ cancelling
+
+    /// Cancel this node and all below. True: `cause` is what is recorded.
+    ///
+    /// Deadlines at or above this node that have passed count first. Waiters are woken before
+    /// callbacks run. A callback's panic is rethrown after all others have run.
+    pub(crate) fn cancel(&self, cause: Cause) -> bool {
+        if self.is_cancelled() {
+            return false;
+        }
+        if self.may_expire() && self.poll(cause.at) {
+            return false;
+        }
+        let at = cause.at;
+        let (flagged, won) = self.claim(cause);
+        if flagged {
+            flag_below(self, at).run();
+        }
+        won
+    }
+
+    /// Let the deadline `at`, which has passed, be the cause, if it comes first. The callbacks
+    /// are handed to their own thread: whoever notices a deadline has other work to do.
+    pub(crate) fn expire(&self, at: Time) {
+        if self.claim(Cause::deadline(at)).0 {
+            crate::deadline::hand_over(flag_below(self, at));
+        }
+    }
+
+    /// Set CANCELLED|OWN. Returns whether this call set the flag, and whether its cause won.
+    fn claim(&self, cause: Cause) -> (bool, bool) {
+        let node = self.node();
+        let offered = Box::into_raw(Box::new(cause));
+        let ours = match node.cause.compare_exchange(ptr::null_mut(), offered, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(_) => {
+                // Another cause is in the slot: help to make it the node's.
+                // SAFETY: `offered` came from Box::into_raw and was not published.
+                drop(unsafe { Box::from_raw(offered) });
+                false
+            }
+        };
+        let mut seen = node.state();
+        while seen & CANCELLED == 0 {
+            match node.state.compare_exchange_weak(seen, seen | CANCELLED | OWN, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return (true, ours),
+                Err(now) => seen = now,
+            }
+        }
+        (false, ours && seen & OWN != 0)
+    }
+
+    /// Cancel as closed, and leave the parent's list (I9).
+    pub(crate) fn close(&self, reason: CauseKind) {
+        if !self.is_cancelled() {
+            self.cancel(Cause::now(reason, None, None));
+        }
+        if let Some(parent) = self.parent() {
+            let mut lists = parent.node().lists.lock();
+            unlink(self.as_ptr(), &mut lists);
+        }
+    }
+
+    /// Nobody but the caller can see this node: no clone, no child, no hook.
+    pub(crate) fn is_private(&self) -> bool {
+        self.node().refs.load(Ordering::Acquire) == 1 && self.node().state() & HAS_HOOKS == 0
+    }
+
+    fn has_callback(&self) -> bool {
+        self.node().lists.lock().hooks.as_ref().is_some_and(|hooks| hooks.has_callback())
+    }
+
+    /// A root that is cancelled with any of `others`, with the same cause.
+    pub(crate) fn linked(others: &[&NodeRef]) -> NodeRef {
+        let node = NodeRef::root(None);
+        for other in others {
+            match other.hook(Hook::Link(node.weak())) {
+                Ok(id) => {
+                    // Refused if an earlier link has cancelled the node meanwhile.
+                    if let Err(Hook::LinkedTo(other, id)) = node.hook(Hook::LinkedTo((*other).clone(), id)) {
+                        other.unhook(id);
+                    }
+                }
+                Err(_) => {
+                    if let Some(cause) = other.cause() {
+                        node.cancel(cause);
+                    }
+                }
+            }
+        }
+        node
+    }
+
+    /// Would cancelling have more to do than to set the flag?
+    pub(crate) fn has_followers(&self) -> bool {
+        self.node().state() & (HAS_CHILDREN | HAS_HOOKS) != 0
+    }
+}
+
+/// Take a node out of its parent's list, if it is in it.
+fn unlink(node: *const Node, parents: &mut Lists) {
+    // SAFETY: the caller holds the parent's lock and a pointer to a node that is not freed; the
+    // neighbours are in the same list (4, 5).
+    unsafe {
+        let links = &mut *(*node).links.get();
+        if links.previous.is_null() && parents.first_child != node {
+            return; // taken out before
+        }
+        if links.previous.is_null() {
+            parents.first_child = links.next;
+        } else {
+            (*(*links.previous).links.get()).next = links.next;
+        }
+        if !links.next.is_null() {
+            (*(*links.next).links.get()).previous = links.previous;
+        }
+        *links = Links { previous: ptr::null(), next: ptr::null() };
+    }
+}
+
+/// Flag everything below `root`, which is flagged, and wake.
+fn flag_below(root: &NodeRef, at: Time) -> Callbacks {
+    let mut callbacks = Callbacks { below: ptr::null(), roots: vec![root.clone()] };
+    let mut visit_next: *const Node = ptr::null(); // a stack threaded through `links.next`
+    let mut done = 0;
+    while let Some(root) = callbacks.roots.get(done).cloned() {
+        done += 1;
+        visit(&root, at, &mut visit_next, &mut callbacks.roots);
+        while !visit_next.is_null() {
+            // SAFETY: nodes on the stack carry a count, and their links are ours (5).
+            let node = unsafe {
+                let node = NodeRef::adopt(visit_next);
+                let links = &mut *node.node().links.get();
+                visit_next = links.next;
+                links.next = ptr::null();
+                node
+            };
+            if visit(&node, at, &mut visit_next, &mut callbacks.roots) {
+                // SAFETY: as above; the count goes onto the other stack.
+                unsafe { (*node.node().links.get()).previous = callbacks.below };
+                callbacks.below = node.as_ptr();
+                std::mem::forget(node);
+            }
+        }
+    }
+    callbacks
+}
+
+impl Callbacks {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.below.is_null() && !self.roots.iter().any(NodeRef::has_callback)
+    }
+
+    /// Run them all, each outside any lock. The first panic is rethrown at the end.
+    pub(crate) fn run(mut self) {
+        let mut panic: Option<Box<dyn Any + Send>> = None;
+        while let Some(node) = self.pop() {
+            run_callbacks(&node, &mut panic);
+        }
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    fn pop(&mut self) -> Option<NodeRef> {
+        if self.below.is_null() {
+            return self.roots.pop();
+        }
+        // SAFETY: nodes on the stack carry a count, and their links are ours (5).
+        unsafe {
+            let node = NodeRef::adopt(self.below);
+            let links = &mut *node.node().links.get();
+            self.below = links.previous;
+            links.previous = ptr::null();
+            Some(node)
+        }
+    }
+}
+
+impl Drop for Callbacks {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}
+
+/// Flag the children of a flagged node, settle its waiters. True: it has callbacks.
+fn visit(node: &NodeRef, at: Time, visit_next: &mut *const Node, linked: &mut Vec<NodeRef>) -> bool {
+    let state = node.node().state();
+    if state & HAS_CHILDREN != 0 {
+        while flag_children(node.node(), at, visit_next) {}
+    }
+    state & HAS_HOOKS != 0 && fire_hooks(node, linked)
+}
+
+/// Flag one batch of children. True: there are more.
+fn flag_children(node: &Node, at: Time, visit_next: &mut *const Node) -> bool {
+    let mut lists = node.lists.lock();
+    let mut child = lists.first_child;
+    for _ in 0..BATCH {
+        if child.is_null() {
+            break;
+        }
+        // SAFETY: `child` is in the list and the lock is held (4), so it is not freed, and its
+        // links are guarded by that lock (5).
+        unsafe {
+            let this = &*child;
+            #[cfg(loom)]
+            this.canary.with(|_| ());
+            let links = &mut *this.links.get();
+            let next = links.next;
+            *links = Links { previous: ptr::null(), next: ptr::null() };
+            let mut flagged = flag_child(this, at);
+            // A leaf needs nothing more, not even a count.
+            flagged = flagged && this.state.load(Ordering::Relaxed) & (HAS_CHILDREN | HAS_HOOKS) != 0;
+            if flagged && try_ref(this) {
+                links.next = *visit_next;
+                *visit_next = child;
+            }
+            child = next;
+        }
+    }
+    lists.first_child = child;
+    if let Some(next) = NonNull::new(child.cast_mut()) {
+        // SAFETY: still in the list, lock held.
+        unsafe { (*next.as_ref().links.get()).previous = ptr::null() };
+    }
+    !child.is_null()
+}
+
+/// Flag a child from above, or by its own deadline if that has passed. True: this call did it.
+fn flag_child(child: &Node, at: Time) -> bool {
+    let seen = child.state.load(Ordering::Relaxed);
+    if seen & (TIMED | CANCELLED) == TIMED {
+        let own = Time::from_nanos(child.deadline.load(Ordering::Acquire));
+        if own <= at {
+            // SAFETY: a borrow of a node that is not freed; ManuallyDrop takes no count.
+            let borrowed = std::mem::ManuallyDrop::new(unsafe { NodeRef::adopt(child) });
+            return borrowed.claim(Cause::deadline(own)).0;
+        }
+    }
+    child.state.fetch_or(CANCELLED, Ordering::AcqRel) & CANCELLED == 0
+}
+
+/// Take a count of a node that may be on its way out.
+fn try_ref(node: &Node) -> bool {
+    let mut refs = node.refs.load(Ordering::Relaxed);
+    while refs != 0 {
+        match node.refs.compare_exchange_weak(refs, refs + 1, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return true,
+            Err(now) => refs = now,
+        }
+    }
+    false
+}
+
+/// Settle waiters, raise flags, flag linked nodes; wake. True: callbacks are left.
+fn fire_hooks(node: &NodeRef, linked: &mut Vec<NodeRef>) -> bool {
+    let mut wake = Vec::new();
+    let mut late = Vec::new(); // dropped unlocked: a last drop may be anybody's code
+    let mut links = Vec::new();
+    let calls = {
+        let mut lists = node.node().lists.lock();
+        let Some(hooks) = lists.hooks.as_mut() else { return false };
+        for (id, hook) in std::mem::take(&mut hooks.list) {
+            match hook {
+                Hook::Wake(waiter, outcome) if waiter.settle(outcome) => wake.push(waiter),
+                Hook::Wake(waiter, _) => late.push(waiter),
+                // SAFETY: the contract of `Flag`: valid while hooked, and we hold the lock.
+                Hook::Raise(flag) => unsafe { (flag.raise)(flag.place) },
+                Hook::Link(weak) => links.extend(weak.upgrade()),
+                Hook::Call(_) | Hook::LinkedTo(..) => hooks.list.push((id, hook)),
+            }
+        }
+        hooks.has_callback()
+    };
+    for waiter in wake {
+        waiter.wake();
+    }
+    for link in links {
+        // A copy of the cause, for a linked node has no parent to find it at.
+        if node.cause().is_some_and(|cause| link.claim(cause).0) {
+            linked.push(link);
+        }
+    }
+    calls
+}
+
+impl Hooks {
+    /// Links come first, when the node is made, so a look at the last tells.
+    fn has_callback(&self) -> bool {
+        matches!(self.list.last(), Some((_, Hook::Call(_))))
+    }
+
+    fn pop_callback(&mut self) -> Option<Arc<Callback>> {
+        match self.list.pop() {
+            Some((_, Hook::Call(callback))) => Some(callback),
+            other => {
+                self.list.extend(other);
+                None
+            }
+        }
+    }
+}
+
+/// Run what callbacks a flagged node has, one at a time, the latest first, unlocked.
+fn run_callbacks(node: &NodeRef, panic: &mut Option<Box<dyn Any + Send>>) {
+    while let Some(callback) = {
+        let mut lists = node.node().lists.lock();
+        let callback = lists.hooks.as_mut().and_then(|hooks| hooks.pop_callback());
+        callback.inspect(|callback| callback.begin()) // under the lock: who finds it gone finds it running
+    } {
+        let Some(cause) = node.cause() else { return };
+        if let Err(thrown) = catch_unwind(AssertUnwindSafe(|| callback.run(&cause))) {
+            panic.get_or_insert(thrown);
+        }
+    }
+}
+
+impl Weak {
+    /// A count, if the node is not on its way out.
+    pub(crate) fn upgrade(self) -> Option<NodeRef> {
+        // SAFETY: the holder of a Weak guarantees that the memory is valid here (type docs).
+        unsafe { try_ref(&*self.0).then(|| NodeRef::adopt(self.0)) }
+    }
+}
+
+impl Clone for NodeRef {
+    fn clone(&self) -> NodeRef {
+        self.node().refs.fetch_add(1, Ordering::Relaxed);
+        NodeRef(self.0)
+    }
+}
+
+impl Drop for NodeRef {
+    fn drop(&mut self) {
+        let mut node = self.as_ptr();
+        let mut links = Vec::new(); // nodes that dropped ones were linked to
+        // A loop, not recursion: a chain of a million nodes drops in this frame.
+        loop {
+            let above = release(node, &mut links).or_else(|| links.pop());
+            match above {
+                Some(above) => node = std::mem::ManuallyDrop::new(above).as_ptr(),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Give back a count. The last one frees the node and returns the parent, whose count is then
+/// the caller's; counts of nodes it was linked to are added to `links`.
+fn release(node: *const Node, links: &mut Vec<NodeRef>) -> Option<NodeRef> {
+    // SAFETY: the caller hands over a count of `node`.
+    let this = unsafe { &*node };
+    #[cfg(loom)]
+    this.canary.with(|_| ());
+    if this.refs.fetch_sub(1, Ordering::Release) != 1 {
+        return None;
+    }
+    // Everything that other holders did happens before the free.
+    this.refs.load(Ordering::Acquire);
+    if let Some(parent) = &this.parent {
+        unlink(node, &mut parent.node().lists.lock());
+    }
+    let state = this.state.load(Ordering::Relaxed);
+    if state & ARMED != 0 {
+        crate::deadline::forget(Weak(node), Time::from_nanos(this.deadline.load(Ordering::Relaxed)));
+    }
+    if state & HAS_HOOKS != 0 {
+        let hooks = this.lists.lock().hooks.take();
+        for (_, hook) in hooks.into_iter().flat_map(|hooks| hooks.list) {
+            if let Hook::LinkedTo(other, id) = hook {
+                other.unhook(id); // after this nobody can find the node
+                links.push(other);
+            }
+        }
+    }
+    #[cfg(loom)]
+    this.canary.with_mut(|_| ());
+    // SAFETY: no count is left, and the node is in no list, so nobody can find it.
+    let mut owned = unsafe { Box::from_raw(node.cast_mut()) };
+    let cause = owned.cause.load(Ordering::Relaxed);
+    if !cause.is_null() {
+        // SAFETY: the slot is filled from Box::into_raw only.
+        drop(unsafe { Box::from_raw(cause) });
+    }
+    live::died();
+    owned.parent.take()
+}
+
+/// Nodes alive in this thread's model, so that a leak fails it.
+#[cfg(loom)]
+pub(crate) mod live {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    pub(crate) static COUNT: AtomicUsize = AtomicUsize::new(0);
+    pub(super) fn born() {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+    pub(super) fn died() {
+        COUNT.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(not(loom))]
+mod live {
+    pub(super) fn born() {}
+    pub(super) fn died() {}
+}

@@ -1,0 +1,449 @@
+//! Work that a stopped worker gives back.
+//!
+//! An item is in exactly one state, ready, leased, delayed, done or dead, and the counts add up
+//! at every instant, for every change is one critical section (I28). A lease is one delivery of
+//! one item; it is settled at most once, by the number (epoch) it was given, which only grows
+//! (I29, I34). Each lease counts as an attempt; after [`RetryPolicy::max_attempts`] the item is
+//! dead, with all that went wrong (I30).
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::atomics;
+use crate::clock::Time;
+use crate::error::Stop;
+use crate::park::{Outcome, Waiter};
+use crate::wait;
+
+/// A queue of leases, in memory. `T` is an item, `F` what is kept of a failure; both are
+/// cloned under the queue's lock and should be cheap handles. Cloning gives another handle.
+pub struct LeaseQueue<T, F> {
+    shared: Arc<Shared<T, F>>,
+}
+
+struct Shared<T, F> {
+    retry: RetryPolicy,
+    jitter: RandomState,
+    state: Mutex<State<T, F>>,
+}
+
+struct State<T, F> {
+    items: HashMap<u64, Item<T, F>>,
+    ready: VecDeque<u64>,
+    delayed: BTreeSet<(Time, u64)>,
+    leased: usize,
+    dead: Vec<u64>,
+    done: u64,
+    last_id: u64,
+    last_epoch: u64,
+    closed: bool,
+    /// Who waits for an item, in order.
+    waiting: VecDeque<Request<T>>,
+    /// Who waits until there is nothing left to do.
+    draining: Vec<atomics::Arc<Waiter>>,
+}
+
+struct Item<T, F> {
+    value: T,
+    attempt: u32,
+    phase: Phase,
+    failures: Vec<F>,
+    /// Nobody wants the work any more: it is not to be leased again.
+    unwanted: Option<F>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Ready,
+    Leased { epoch: u64 },
+    Delayed { until: Time },
+    Dead,
+}
+
+struct Request<T> {
+    waiter: atomics::Arc<Waiter>,
+    /// Filled before the waiter is settled; empty: look again.
+    slot: Arc<Mutex<Option<Lease<T>>>>,
+}
+
+/// One delivery of one item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease<T> {
+    /// The item's number.
+    pub id: u64,
+    /// The lease's own number; a later lease of any item has a greater one.
+    pub epoch: u64,
+    /// How often the item has been leased, this time included.
+    pub attempt: u32,
+    /// The item.
+    pub item: T,
+}
+
+/// How often, and how soon, failed work is tried again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryPolicy {
+    /// After so many leases the item is dead.
+    pub max_attempts: u32,
+    /// The pause after the first failure; it doubles with each.
+    pub backoff: Duration,
+    /// The longest pause.
+    pub max_backoff: Duration,
+    /// The pause is longer or shorter by up to this part of it.
+    pub jitter: f64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            max_attempts: 5,
+            backoff: Duration::from_millis(500),
+            max_backoff: Duration::from_secs(60),
+            jitter: 0.2,
+        }
+    }
+}
+
+/// How many items are in each state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Waiting to be leased.
+    pub ready: usize,
+    /// With a worker.
+    pub leased: usize,
+    /// Waiting for their next attempt's time.
+    pub delayed: usize,
+    /// Acknowledged.
+    pub done: u64,
+    /// Given up.
+    pub dead: usize,
+}
+
+/// The lease is not valid any more; nothing was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fenced;
+
+/// What became of a lease that was given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Returned {
+    /// It will be leased again.
+    Requeued,
+    /// It was the last attempt, or nobody wants the work any more.
+    Dead,
+}
+
+/// How a lease ended, if not well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Back {
+    /// The work failed: again after the policy's pause.
+    Failed,
+    /// Again after this pause.
+    After(Duration),
+    /// The worker was stopped, through no fault of the work: again at once, before others.
+    AtOnce,
+}
+
+/// A dead item: its number, itself, all that went wrong.
+pub type Dead<T, F> = (u64, T, Vec<F>);
+
+impl<T: Clone, F: Clone> LeaseQueue<T, F> {
+    /// An empty queue.
+    pub fn new(retry: RetryPolicy) -> Self {
+        let state = State {
+            items: HashMap::new(),
+            ready: VecDeque::new(),
+            delayed: BTreeSet::new(),
+            leased: 0,
+            dead: Vec::new(),
+            done: 0,
+            last_id: 0,
+            last_epoch: 0,
+            closed: false,
+            waiting: VecDeque::new(),
+            draining: Vec::new(),
+        };
+        Self { shared: Arc::new(Shared { retry, jitter: RandomState::new(), state: Mutex::new(state) }) }
+    }
+
+    /// Add an item; returns its number. Never blocks.
+    pub fn put(&self, value: T) -> u64 {
+        self.change(|state| {
+            state.last_id += 1;
+            let id = state.last_id;
+            state.items.insert(id, Item { value, attempt: 0, phase: Phase::Ready, failures: Vec::new(), unwanted: None });
+            state.ready.push_back(id);
+            id
+        })
+    }
+
+    /// Lease the next item, waiting until `until` at most. `None`: none came, or the queue is
+    /// closed. A checkpoint; `Err` means that nothing was leased.
+    pub fn lease(&self, until: Time) -> Result<Option<Lease<T>>, Stop> {
+        wait::checkpoint()?;
+        loop {
+            let slot = Arc::new(Mutex::new(None));
+            let (found, closed, next) = {
+                let mut state = self.shared.state.lock();
+                let found = state.take(Time::now());
+                let next = state.delayed.first().map_or(Time::NEVER, |(at, _)| *at);
+                (found, state.closed, next)
+            };
+            if found.is_some() || closed || Time::now() >= until {
+                return Ok(found);
+            }
+            wait::block(
+                until.min(next),
+                |waiter| {
+                    let mut state = self.shared.state.lock();
+                    // Something may have come, or gone, since the look.
+                    if state.closed || state.has_work(Time::now()) || state.delayed.first().is_some_and(|(at, _)| *at < next) {
+                        waiter.settle(Outcome::Granted);
+                    } else {
+                        state.waiting.push_back(Request { waiter: waiter.clone(), slot: slot.clone() });
+                    }
+                },
+                |waiter| {
+                    self.shared.state.lock().waiting.retain(|other| !atomics::Arc::ptr_eq(&other.waiter, waiter));
+                },
+            )?;
+            let lease = slot.lock().take();
+            if lease.is_some() {
+                return Ok(lease);
+            }
+        }
+    }
+
+    /// The work is done. At most one call succeeds for an item (I29).
+    pub fn ack(&self, id: u64, epoch: u64) -> Result<(), Fenced> {
+        let item = self.change(|state| {
+            state.check(id, epoch)?;
+            state.leased -= 1;
+            state.done += 1;
+            Ok(state.items.remove(&id))
+        })?;
+        drop(item); // unlocked: it is the user's
+        Ok(())
+    }
+
+    /// Give a lease back, with what went wrong, if anything did.
+    pub fn give_back(&self, id: u64, epoch: u64, back: Back, failure: Option<F>) -> Result<Returned, Fenced> {
+        let retry = self.shared.retry;
+        self.change(|state| {
+            let item = state.check(id, epoch)?;
+            item.failures.extend(failure);
+            item.failures.extend(item.unwanted.clone());
+            let last = item.attempt >= retry.max_attempts || item.unwanted.is_some();
+            let pause = match back {
+                Back::Failed => self.pause(item.attempt, epoch),
+                Back::After(pause) => pause,
+                Back::AtOnce => Duration::ZERO,
+            };
+            let until = Time::after(pause);
+            item.phase = match (last, pause.is_zero()) {
+                (true, _) => Phase::Dead,
+                (false, true) => Phase::Ready,
+                (false, false) => Phase::Delayed { until },
+            };
+            let phase = item.phase;
+            state.leased -= 1;
+            match phase {
+                Phase::Dead => state.dead.push(id),
+                Phase::Delayed { until } => _ = state.delayed.insert((until, id)),
+                _ => state.ready.push_front(id),
+            }
+            Ok(if last { Returned::Dead } else { Returned::Requeued })
+        })
+    }
+
+    /// The work is unwanted: it will not be leased again (I31). `Some(true)`: it is dead now.
+    /// `Some(false)`: it is with a worker, and will be when that gives it back. `None`: it is
+    /// done or dead already, or never was.
+    pub fn cancel(&self, id: u64, failure: F) -> Option<bool> {
+        self.change(|state| {
+            let item = state.items.get_mut(&id)?;
+            let phase = item.phase;
+            match phase {
+                Phase::Dead => return None,
+                Phase::Leased { .. } => {
+                    item.unwanted.get_or_insert(failure);
+                    return Some(false);
+                }
+                Phase::Ready => state.ready.retain(|other| *other != id),
+                Phase::Delayed { until } => _ = state.delayed.remove(&(until, id)),
+            }
+            item.failures.push(failure);
+            item.phase = Phase::Dead;
+            state.dead.push(id);
+            Some(true)
+        })
+    }
+
+    /// Give a dead item all its attempts again. False: it is not dead.
+    pub fn revive(&self, id: u64) -> bool {
+        self.change(|state| {
+            let Some(item) = state.items.get_mut(&id).filter(|item| item.phase == Phase::Dead) else { return false };
+            item.phase = Phase::Ready;
+            item.attempt = 0;
+            item.unwanted = None;
+            state.dead.retain(|other| *other != id);
+            state.ready.push_back(id);
+            true
+        })
+    }
+
+    /// How many items are in each state, at one instant.
+    pub fn counts(&self) -> Counts {
+        let state = self.shared.state.lock();
+        Counts {
+            ready: state.ready.len(),
+            leased: state.leased,
+            delayed: state.delayed.len(),
+            done: state.done,
+            dead: state.dead.len(),
+        }
+    }
+
+    /// The dead items, in the order in which they died.
+    pub fn dead(&self) -> Vec<Dead<T, F>> {
+        let state = self.shared.state.lock();
+        let dead = |id: &u64| state.items.get(id).map(|item| (*id, item.value.clone(), item.failures.clone()));
+        state.dead.iter().filter_map(dead).collect()
+    }
+
+    /// Wait until nothing is ready, leased or delayed, or until `until` (then false). A
+    /// checkpoint.
+    pub fn drain(&self, until: Time) -> Result<bool, Stop> {
+        wait::block(
+            until,
+            |waiter| {
+                let mut state = self.shared.state.lock();
+                if state.is_drained() {
+                    waiter.settle(Outcome::Granted);
+                } else {
+                    state.draining.push(waiter.clone());
+                }
+            },
+            |waiter| self.shared.state.lock().draining.retain(|other| !atomics::Arc::ptr_eq(other, waiter)),
+        )
+    }
+
+    /// From now on `lease` returns `None` at once. Items stay where they are.
+    pub fn close(&self) {
+        self.change(|state| state.closed = true);
+    }
+
+    /// Change the state, then hand out what can be handed out and wake who has to know.
+    fn change<R>(&self, change: impl FnOnce(&mut State<T, F>) -> R) -> R {
+        let mut wake = Vec::new();
+        let result = {
+            let mut state = self.shared.state.lock();
+            let earliest = state.delayed.first().copied();
+            let result = change(&mut state);
+            state.hand_out(&mut wake);
+            if state.closed || state.delayed.first().copied() < earliest || earliest.is_none() && !state.delayed.is_empty() {
+                state.stir(&mut wake);
+            }
+            if state.is_drained() {
+                let draining = std::mem::take(&mut state.draining);
+                wake.extend(draining.into_iter().filter(|waiter| waiter.settle(Outcome::Granted)));
+            }
+            result
+        };
+        for waiter in wake {
+            waiter.wake();
+        }
+        result
+    }
+
+    /// Exponential, with jitter so that what failed together does not come back together.
+    fn pause(&self, attempt: u32, epoch: u64) -> Duration {
+        let retry = &self.shared.retry;
+        let doubled = retry.backoff.saturating_mul(1 << attempt.saturating_sub(1).min(30)).min(retry.max_backoff);
+        #[allow(clippy::cast_precision_loss)] // a random part of one
+        let random = (self.shared.jitter.hash_one(epoch) >> 11) as f64 / (1u64 << 53) as f64;
+        doubled.mul_f64((1.0 + retry.jitter * (2.0 * random - 1.0)).max(0.0))
+    }
+}
+
+impl<T: Clone, F> State<T, F> {
+    /// The item, if this lease of it is the current one.
+    fn check(&mut self, id: u64, epoch: u64) -> Result<&mut Item<T, F>, Fenced> {
+        self.items.get_mut(&id).filter(|item| item.phase == Phase::Leased { epoch }).ok_or(Fenced)
+    }
+
+    fn has_work(&self, now: Time) -> bool {
+        !self.ready.is_empty() || self.delayed.first().is_some_and(|(at, _)| *at <= now)
+    }
+
+    fn is_drained(&self) -> bool {
+        self.leased == 0 && self.ready.is_empty() && self.delayed.is_empty()
+    }
+
+    /// Lease the next item, if there is one.
+    fn take(&mut self, now: Time) -> Option<Lease<T>> {
+        if self.closed {
+            return None;
+        }
+        while let Some(&(at, id)) = self.delayed.first() {
+            if at > now {
+                break;
+            }
+            self.delayed.pop_first();
+            self.items.entry(id).and_modify(|item| item.phase = Phase::Ready);
+            self.ready.push_back(id);
+        }
+        let id = self.ready.pop_front()?;
+        let item = self.items.get_mut(&id)?;
+        self.last_epoch += 1;
+        self.leased += 1;
+        item.attempt += 1;
+        item.phase = Phase::Leased { epoch: self.last_epoch };
+        Some(Lease { id, epoch: self.last_epoch, attempt: item.attempt, item: item.value.clone() })
+    }
+
+    /// Hand ready items to those who wait, skipping those who gave up.
+    fn hand_out(&mut self, wake: &mut Vec<atomics::Arc<Waiter>>) {
+        while !self.closed && !self.ready.is_empty() {
+            let Some(request) = self.waiting.pop_front() else { return };
+            // The slot is locked before the settling, so that the waiter finds it filled.
+            let mut slot = request.slot.lock();
+            if request.waiter.settle(Outcome::Granted) {
+                *slot = self.take(Time::from_nanos(0));
+                wake.push(request.waiter);
+            }
+        }
+    }
+
+    /// Have all who wait look again: the next item comes earlier, or none will.
+    fn stir(&mut self, wake: &mut Vec<atomics::Arc<Waiter>>) {
+        let waiting = std::mem::take(&mut self.waiting);
+        wake.extend(waiting.into_iter().map(|request| request.waiter).filter(|waiter| waiter.settle(Outcome::Granted)));
+    }
+}
+
+impl<T, F> Clone for LeaseQueue<T, F> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<T: Clone, F: Clone> fmt::Debug for LeaseQueue<T, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseQueue").field("counts", &self.counts()).finish()
+    }
+}
+
+impl fmt::Display for Fenced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "this lease is over: the item was acknowledged or given back, or its worker was given \
+             up and the item leased anew; nothing was changed",
+        )
+    }
+}
+
+impl std::error::Error for Fenced {}
