@@ -19,6 +19,8 @@ pub enum CauseKind {
     ScopeExited,
     /// A pool or the process is shutting down.
     Shutdown,
+    /// The process was forked, and this is the child.
+    Forked,
 }
 
 /// Why something was cancelled. The first cause recorded is final.
@@ -55,6 +57,7 @@ impl fmt::Display for Cause {
             CauseKind::Deadline => "deadline exceeded",
             CauseKind::ScopeExited => "the scope was left",
             CauseKind::Shutdown => "shut down",
+            CauseKind::Forked => "lost in a fork",
         })?;
         if let Some(thread) = &self.by_thread {
             write!(f, " by {thread}")?;

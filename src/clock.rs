@@ -15,6 +15,10 @@ impl Time {
 
     /// The current time.
     pub fn now() -> Time {
+        #[cfg(test)]
+        if let Some(now) = testing::now() {
+            return now;
+        }
         Time(monotonic_nanos())
     }
 
@@ -70,6 +74,42 @@ fn monotonic_nanos() -> u64 {
 fn monotonic_nanos() -> u64 {
     static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
     u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A thread's own time, for the unit tests: it stands still and moves when told to.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::{Duration, Time};
+    use std::cell::Cell;
+
+    thread_local! {
+        static NOW: Cell<Option<Time>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn now() -> Option<Time> {
+        NOW.get()
+    }
+
+    /// Stop the calling thread's clock; it runs again when the guard is dropped.
+    pub(crate) fn freeze() -> Frozen {
+        NOW.set(Some(Time::now()));
+        Frozen
+    }
+
+    /// The calling thread's clock stands still.
+    pub(crate) struct Frozen;
+
+    impl Frozen {
+        pub(crate) fn advance(&self, by: Duration) {
+            NOW.set(Some(Time::now() + by));
+        }
+    }
+
+    impl Drop for Frozen {
+        fn drop(&mut self) {
+            NOW.set(None);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ struct State {
 }
 
 static TIMER: OnceCell<Timer> = OnceCell::new();
-static CALLBACKS: OnceCell<Sender<Callbacks>> = OnceCell::new();
+static CALLBACKS: OnceCell<(Sender<Callbacks>, Receiver<Callbacks>)> = OnceCell::new();
 
 /// Tell the timer of a node's deadline, if it does not know yet.
 pub(crate) fn arm(node: &NodeRef) {
@@ -66,10 +66,11 @@ pub(crate) fn hand_over(callbacks: Callbacks) {
     if callbacks.is_empty() {
         return;
     }
-    let sender = CALLBACKS.get_or_init(|| {
+    let (sender, _) = CALLBACKS.get_or_init(|| {
         let (sender, receiver) = unbounded();
-        spawn("desist-callbacks", move || run_callbacks(&receiver));
-        sender
+        let taken = receiver.clone();
+        spawn("desist-callbacks", move || run_callbacks(&taken));
+        (sender, receiver)
     });
     if let Err(unsent) = sender.send(callbacks) {
         unsent.into_inner().run();
@@ -80,6 +81,24 @@ fn run_callbacks(receiver: &Receiver<Callbacks>) {
     for callbacks in receiver {
         // A panic was reported by the panic hook; it must not end this thread.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callbacks.run()));
+    }
+}
+
+/// Around a fork: no other thread may be inside the timer. The guard is held from before the fork
+/// until after it, in both processes.
+pub(crate) fn hold_for_fork() -> Option<impl Sized> {
+    TIMER.get().map(|timer| timer.state.lock())
+}
+
+/// In a forked child, which has only the thread that forked.
+pub(crate) fn restart_in_child() {
+    if let Some(timer) = TIMER.get() {
+        timer.state.lock().asleep = None;
+        spawn("desist-timer", move || timer.serve());
+    }
+    // What is queued for the callbacks' thread stays queued; a new thread takes over the receiver.
+    if let Some((_, receiver)) = CALLBACKS.get() {
+        spawn("desist-callbacks", move || run_callbacks(receiver));
     }
 }
 

@@ -7,10 +7,11 @@
 //! Lock order: a lock's own state, then the ledger. The ledger never calls out while it is locked.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use parking_lot::Mutex;
-
+use crate::atomics::Mutex;
 use crate::cause::Cause;
+use crate::fork;
 
 /// Something that can be held.
 pub(crate) trait Held: Send + Sync {
@@ -59,12 +60,28 @@ pub(crate) enum Keeper {
 struct Entry {
     held: Arc<dyn Held>,
     keeper: Keeper,
+    /// Which of all entries that were ever made.
+    number: u64,
+}
+
+#[derive(Default)]
+struct Entries {
+    /// In the order of their numbers.
+    list: Vec<Entry>,
+    made: u64,
 }
 
 /// What one task, or one thread outside any task, holds.
-#[derive(Default)]
 pub(crate) struct Ledger {
-    entries: Mutex<Vec<Entry>>,
+    entries: Mutex<Entries>,
+    /// The process in which its thread lives, see [`fork::generation`].
+    generation: AtomicU32,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { entries: Mutex::default(), generation: AtomicU32::new(fork::generation()) }
+    }
 }
 
 /// What a sweep found.
@@ -75,20 +92,37 @@ pub(crate) struct Swept {
 }
 
 impl Ledger {
+    /// Its thread was left behind in the parent process.
+    pub(crate) fn is_lost_in_fork(&self) -> bool {
+        self.generation.load(Ordering::Relaxed) != fork::generation()
+    }
+
+    pub(crate) fn survive_fork(&self) {
+        self.generation.store(fork::generation(), Ordering::Relaxed);
+    }
+
     pub(crate) fn record(&self, held: Arc<dyn Held>, keeper: Keeper) {
-        self.entries.lock().push(Entry { held, keeper });
+        let mut entries = self.entries.lock();
+        let number = entries.made;
+        entries.made += 1;
+        entries.list.push(Entry { held, keeper, number });
     }
 
     /// Forget one entry, the latest of this thing. The entry is given out so that its last
     /// count is dropped unlocked.
     pub(crate) fn strike_out(&self, held: *const ()) -> Option<Arc<dyn Held>> {
-        let mut entries = self.entries.lock();
+        let entries = &mut self.entries.lock().list;
         let at = entries.iter().rposition(|entry| Arc::as_ptr(&entry.held).cast::<()>() == held)?;
         Some(entries.remove(at).held)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.lock().len()
+        self.entries.lock().list.len()
+    }
+
+    /// How many entries have been made: those that come later have this number or a greater one.
+    pub(crate) fn made(&self) -> u64 {
+        self.entries.lock().made
     }
 
     /// Take back everything, the latest first (I20).
@@ -97,15 +131,15 @@ impl Ledger {
         self.take_back(0, end, |keeper| abandoned || keeper != Keeper::Guard)
     }
 
-    /// Take back what blocks took after the first `keep` entries and did not give back.
-    pub(crate) fn sweep_blocks(self: &Arc<Self>, keep: usize, end: &End) -> Swept {
-        self.take_back(keep, end, |keeper| keeper == Keeper::Block)
+    /// Take back what blocks took from entry `first` on and did not give back.
+    pub(crate) fn sweep_blocks(self: &Arc<Self>, first: u64, end: &End) -> Swept {
+        self.take_back(first, end, |keeper| keeper == Keeper::Block)
     }
 
-    fn take_back(self: &Arc<Self>, keep: usize, end: &End, which: impl Fn(Keeper) -> bool) -> Swept {
+    fn take_back(self: &Arc<Self>, first: u64, end: &End, which: impl Fn(Keeper) -> bool) -> Swept {
         let late: Vec<Arc<dyn Held>> = {
             let entries = self.entries.lock();
-            let late = entries.iter().skip(keep).rev();
+            let late = entries.list.iter().rev().take_while(|entry| entry.number >= first);
             late.filter(|entry| which(entry.keeper)).map(|entry| entry.held.clone()).collect()
         };
         // Each strikes itself out, under its own lock, if it is still this ledger's.

@@ -6,6 +6,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`clock`], [`cause`], [`error`] | time, who cancelled and why, what a wait can end with |
+//! | [`fork`], [`host`] | what the process and the runtime around it do to threads |
 //! | `park` | the one place where a thread blocks |
 //! | [`token`] | sources that may cancel, tokens that may look, callbacks |
 //! | `deadline` | the thread that notices deadlines nobody is waiting for |
@@ -32,6 +33,7 @@ mod atomics;
 pub mod cause;
 pub mod clock;
 pub mod error;
+pub mod fork;
 pub mod host;
 mod park;
 pub mod token;
@@ -47,6 +49,9 @@ pub mod work;
 
 #[cfg(feature = "python")]
 mod python;
+
+#[cfg(all(test, loom))]
+mod models;
 
 pub use cause::{Cause, CauseKind};
 pub use clock::Time;

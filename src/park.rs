@@ -168,8 +168,8 @@ mod sys {
     }
 }
 
-/// In a model: the futex is one mutex with the comparison under it. Time does not pass; a wait
-/// with a deadline may end at once, which the model's scheduler explores as "timed out".
+/// In a model: the futex is one mutex with the comparison under it. Time does not pass; what the
+/// clock would do, a thread of the model does by settling as `TimedOut`.
 #[cfg(loom)]
 mod sys {
     use super::{AtomicU32, Time};

@@ -16,6 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::atomics::thread_local;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::deadline;
@@ -54,8 +55,8 @@ struct Frame {
     grace: Option<Duration>,
     /// How often a checkpoint has raised while this was the innermost scope.
     raised: u32,
-    /// Entries in the ledger at the start: guards beyond are the scope's.
-    held: usize,
+    /// Entries made in the ledger before the start: guards of later ones are the scope's.
+    recorded: u64,
     /// A clean-up zone listens for cancellations outside.
     _listening: Vec<Registration>,
 }
@@ -96,13 +97,16 @@ pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> Node
             (Kind::Cleanup, _) => {
                 let cutoff = visible(&frames, frames.len()).map(|frame| cutoff(frame, None)).min();
                 let node = NodeRef::root(Some(deadline.min(cutoff.unwrap_or(Time::NEVER))));
-                listening = visible(&frames, frames.len()).map(|frame| shorten_with(&node, frame)).collect();
+                listening = beyond_zones(&frames).map(|frame| shorten_with(&node, frame)).collect();
                 node
             }
             _ => NodeRef::root(Some(deadline)),
         };
-        let held = context.ledger.borrow().as_ref().map_or(0, |ledger| ledger.len());
-        frames.push(Frame { node: node.clone(), kind, grace, raised: 0, held, _listening: listening });
+        if let (Kind::Cleanup, Some(task)) = (kind, context.task.borrow().as_ref()) {
+            task.mask_zone(&node);
+        }
+        let recorded = context.ledger.borrow().as_ref().map_or(0, |ledger| ledger.made());
+        frames.push(Frame { node: node.clone(), kind, grace, raised: 0, recorded, _listening: listening });
         context.open.set(true);
         node
     })
@@ -116,19 +120,27 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
             return Err(ScopeMisuse::WrongThread);
         };
         if index + 1 != frames.len() {
-            frames.remove(index);
+            unmask(&frames.remove(index), context);
             return Err(ScopeMisuse::NotInnermost);
         }
         let exit = if unwinding { absorb(&frames) } else { Exit::Pass };
         let frame = frames.pop().ok_or(ScopeMisuse::NotEntered)?;
+        unmask(&frame, context);
         context.open.set(!frames.is_empty() || context.task.borrow().is_some());
         Ok((frame, exit, context.ledger.borrow().clone()))
     })?;
     // Guards that the scope's code took and, by a hole in its host's unwinding, did not leave.
-    if let Some(ledger) = ledger.filter(|ledger| ledger.len() > frame.held) {
-        ledger.sweep_blocks(frame.held, &End::Unwound);
+    if let Some(ledger) = ledger.filter(|ledger| ledger.made() > frame.recorded) {
+        ledger.sweep_blocks(frame.recorded, &End::Unwound);
     }
     Ok(exit)
+}
+
+/// A clean-up zone no longer holds kills off.
+fn unmask(frame: &Frame, context: &Context) {
+    if let (Kind::Cleanup, Some(task)) = (frame.kind, context.task.borrow().as_ref()) {
+        task.unmask();
+    }
 }
 
 /// Rule 3, for the innermost frame.
@@ -146,6 +158,17 @@ fn absorb(frames: &[Frame]) -> Exit {
 fn visible(frames: &[Frame], end: usize) -> impl Iterator<Item = &Frame> {
     let mut open = true;
     frames[..end].iter().rev().take_while(move |frame| std::mem::replace(&mut open, frame.kind == Kind::Plain))
+}
+
+/// The frames whose cancellation ends a zone opened now: a zone in a zone is ended by what ends
+/// the outer one, at the same instant.
+fn beyond_zones(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
+    let mut open = true;
+    let until_hidden = move |frame: &&Frame| {
+        let through = matches!(frame.kind, Kind::Plain | Kind::Cleanup);
+        std::mem::replace(&mut open, through)
+    };
+    frames.iter().rev().take_while(until_hidden).filter(|frame| frame.kind != Kind::Cleanup)
 }
 
 /// When a clean-up zone inside `frame` ends because of it: now known, or once it is cancelled.
@@ -180,6 +203,11 @@ pub(crate) fn current_node() -> Option<NodeRef> {
 /// The task whose body the calling thread runs.
 pub(crate) fn current_task() -> Option<Arc<Task>> {
     CONTEXT.with(|context| context.task.borrow().clone())
+}
+
+/// The cause, if a kill was held off on the calling thread and may arrive now.
+pub(crate) fn kill_due() -> Option<Cause> {
+    CONTEXT.with(|context| context.task.borrow().as_ref().and_then(|task| task.kill_due()))
 }
 
 /// Where the calling thread records what it takes.
@@ -256,7 +284,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             kind: Kind::Task,
             grace: None,
             raised: 0,
-            held: 0,
+            recorded: 0,
             _listening: Vec::new(),
         };
         context.open.set(true);
@@ -404,3 +432,7 @@ pub fn cleanup<T, E: MayStop>(block: impl FnOnce() -> Result<T, E>) -> Result<Op
         (result, Exit::Pass) => result.map(Some),
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "../tests/rust/scope_model.rs"]
+mod model;

@@ -112,21 +112,26 @@ pub fn kill(
     if over(policy.cooperative)? {
         return Ok(report(task, None, began));
     }
+    let mut was_held_off = false;
     if let Some(time) = policy.at_wait {
         task.order(&cause, Time::after(time + policy.defer));
+        was_held_off = task.is_held_off();
         task.strike_wait();
         if over(time)? {
             return Ok(report(task, None, began));
         }
     }
-    if let Some(time) = policy.async_exc {
+    // Also without force, for a kill that was held off until now may still be raised at a wait.
+    if let Some(time) = policy.async_exc.or(policy.at_wait) {
         task.order(&cause, Time::after(policy.defer));
         let end = Time::after(policy.defer + time);
         let mut pause = FIRST_PAUSE;
         while Time::now() < end.max(task.masked_until()) {
+            was_held_off |= task.is_held_off();
             task.strike_wait();
-            if !task.strike_async() {
-                break; // this task's host has no force
+            let forced = policy.async_exc.is_some() && task.strike_async();
+            if !forced && !was_held_off {
+                break;
             }
             if over(pause)? {
                 return Ok(report(task, None, began));

@@ -14,10 +14,9 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use crate::atomics;
+use crate::atomics::{self, Mutex};
 use crate::cause::Cause;
 use crate::clock::Time;
 pub use crate::ledger::Death;
@@ -61,13 +60,15 @@ pub struct Task {
 struct Control {
     phase: Phase,
     order: Option<Order>,
-    /// Open masks, each with the time until which it holds a kill off.
-    masks: Vec<Time>,
+    /// Open masks, innermost last.
+    masks: Vec<Mask>,
     /// The desist wait that the body is in.
     waiter: Option<atomics::Arc<Waiter>>,
     force: Option<Arc<dyn Force>>,
     /// Something is, or may be, in the host's slot for this thread.
     posted: bool,
+    /// When a kill was last posted or arrived.
+    last_strike: Option<Time>,
     /// The rung whose `Killed` reached the body.
     delivered: Option<Rung>,
 }
@@ -76,12 +77,36 @@ struct Control {
 enum Phase {
     #[default]
     Fresh,
+    /// Its thread is on its way to the boundary.
+    Launched,
     Running,
     /// The body's last instruction has run.
     Closed,
     /// Given up while it ran.
     Abandoned,
 }
+
+/// What holds a kill off.
+enum Mask {
+    /// Something short, until then.
+    Until(Time),
+    /// A clean-up zone, until its own end, which may still move.
+    Zone(NodeRef),
+}
+
+impl Mask {
+    fn end(&self, order: &Order) -> Time {
+        let end = match self {
+            Mask::Until(end) => *end,
+            Mask::Zone(node) => node.own_deadline(),
+        };
+        // A zone inside a shield does not hear of the kill's own cancellation.
+        if end.is_never() { order.cause.at + scope::DEFAULT_GRACE } else { end }
+    }
+}
+
+/// After a kill was raised, clean-up code has so long before it is raised again.
+const RESEND_AFTER: Duration = Duration::from_millis(50);
 
 /// A kill on its way.
 #[derive(Clone)]
@@ -104,8 +129,10 @@ pub(crate) struct Record {
 /// Where a task is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Its body has not begun.
+    /// Nothing has been done with it.
     Fresh,
+    /// Its body is about to begin.
+    Launched,
     /// Its body runs.
     Running,
     /// Its body runs and was asked to stop.
@@ -115,10 +142,6 @@ pub enum Progress {
     /// Given up; its body may still run.
     Abandoned,
 }
-
-/// Why a mask can't be opened or a kill can't be delivered: the body is being killed now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KilledNow(pub Cause);
 
 impl Task {
     /// A task, cancelled with `parent` if there is one.
@@ -168,10 +191,19 @@ impl Task {
     pub fn progress(&self) -> Progress {
         match self.control.lock().phase {
             Phase::Fresh => Progress::Fresh,
+            Phase::Launched => Progress::Launched,
             Phase::Running if self.node().is_cancelled() => Progress::Cancelling,
             Phase::Running => Progress::Running,
             Phase::Closed => Progress::Over,
             Phase::Abandoned => Progress::Abandoned,
+        }
+    }
+
+    /// Its thread is being started: kills are taken from now on, though the body has not begun.
+    pub fn launch(&self) {
+        let mut control = self.control.lock();
+        if control.phase == Phase::Fresh {
+            control.phase = Phase::Launched;
         }
     }
 
@@ -208,7 +240,7 @@ impl Task {
     }
 
     /// The cause, if a kill is due at a checkpoint of the body.
-    pub(crate) fn kill_due(&self) -> Option<Cause> {
+    pub fn kill_due(&self) -> Option<Cause> {
         if !self.ordered.load(Ordering::Acquire) {
             return None;
         }
@@ -232,53 +264,49 @@ impl Task {
         let mut control = self.control.lock();
         let cause = control.order.as_ref()?.cause.clone();
         control.posted = false;
+        control.last_strike = Some(Time::now());
         control.delivered = Some(Rung::AsyncExc);
         Some(cause)
     }
 
     // ------------------------------------------------------------------ masks
 
-    /// Hold kills off until `until` at the latest. `Err`: one that was on its way arrives now,
-    /// and the mask is not open.
-    pub fn mask(&self, until: Time) -> Result<(), KilledNow> {
-        let taken_back = {
+    /// Hold kills off until `until` at the latest; one that was posted and not yet raised is
+    /// taken back. Close it with [`Task::unmask`].
+    pub fn mask(&self, until: Time) {
+        self.open_mask(Mask::Until(until));
+    }
+
+    /// Hold kills off until the zone's end.
+    pub(crate) fn mask_zone(&self, zone: &NodeRef) {
+        self.open_mask(Mask::Zone(zone.clone()));
+    }
+
+    fn open_mask(&self, mask: Mask) {
+        let force = {
             let mut control = self.control.lock();
-            if control.posted {
-                control.posted = false;
-                control.delivered = Some(Rung::AsyncExc);
-                control.force.clone().zip(control.order.clone())
-            } else {
-                control.masks.push(until);
-                None
-            }
+            control.masks.push(mask);
+            let posted = std::mem::take(&mut control.posted);
+            control.force.clone().filter(|_| posted)
         };
-        match taken_back {
-            None => Ok(()),
-            Some((force, order)) => {
-                // Outside the lock: the host runs code to take it back. Nothing can be posted
-                // anew unnoticed, for the caller raises now whatever comes.
-                force.take_back();
-                Err(KilledNow(order.cause))
-            }
+        // Unlocked, for the host runs code to take it back. Nobody posts while the mask is open;
+        // the order stands, and is delivered when it closes.
+        if let Some(force) = force {
+            force.take_back();
         }
     }
 
-    /// Close the innermost mask. `Err`: a kill that waited arrives now.
-    pub fn unmask(&self) -> Result<(), KilledNow> {
-        self.control.lock().masks.pop();
-        self.deliver()
-    }
-
-    /// Called where a reason to wait has gone: a mask closed, a lock released.
-    pub fn deliver(&self) -> Result<(), KilledNow> {
-        self.kill_due().map_or(Ok(()), |cause| Err(KilledNow(cause)))
+    /// Close the innermost mask. What it held off is due now, see [`Task::kill_due`].
+    pub fn unmask(&self) {
+        let closed = self.control.lock().masks.pop();
+        drop(closed); // unlocked: a zone's node may be the last of it
     }
 
     fn may_strike(&self, control: &Control) -> bool {
         let Some(order) = &control.order else { return false };
         let now = Time::now();
         control.phase == Phase::Running
-            && control.masks.iter().all(|until| *until <= now)
+            && control.masks.iter().all(|mask| mask.end(order) <= now)
             && (order.respects_locks_until <= now || self.ledger.len() == 0)
     }
 
@@ -286,13 +314,21 @@ impl Task {
 
     /// Until when open masks may hold a kill off.
     pub(crate) fn masked_until(&self) -> Time {
-        self.control.lock().masks.iter().copied().max().unwrap_or(Time::from_nanos(0))
+        let control = self.control.lock();
+        let ends = |order| control.masks.iter().map(move |mask: &Mask| mask.end(order)).max();
+        control.order.as_ref().and_then(ends).unwrap_or(Time::from_nanos(0))
+    }
+
+    /// A kill was ordered, and a mask or a held lock keeps it off the body for now.
+    pub(crate) fn is_held_off(&self) -> bool {
+        let control = self.control.lock();
+        control.phase == Phase::Running && control.order.is_some() && !self.may_strike(&control)
     }
 
     /// Order the kill: from now on the body's desist waits raise. False: nothing to kill.
     pub(crate) fn order(&self, cause: &Cause, respects_locks_until: Time) -> bool {
         let mut control = self.control.lock();
-        if control.phase != Phase::Running {
+        if !matches!(control.phase, Phase::Launched | Phase::Running) {
             return false;
         }
         // A second killer may only press on: the first cause stays.
@@ -321,9 +357,12 @@ impl Task {
         let Some(force) = self.control.lock().force.clone() else { return false };
         force.at_a_safe_moment(&mut || {
             let mut control = self.control.lock();
-            if self.may_strike(&control) {
+            let now = Time::now();
+            let again = control.last_strike.is_none_or(|last| now - last >= RESEND_AFTER);
+            if again && self.may_strike(&control) {
                 force.post();
                 control.posted = true;
+                control.last_strike = Some(now);
             }
         });
         true
@@ -342,6 +381,13 @@ impl Task {
         let swept = self.ledger.sweep(&End::Abandoned(Arc::new(death)));
         self.amend(|record| record.swept = swept);
         true
+    }
+
+    /// Who dies, for what it still holds. `None`: no kill has reached the body.
+    pub(crate) fn death(&self, stack: Option<Arc<str>>) -> Option<Death> {
+        let control = self.control.lock();
+        let order = control.order.as_ref().filter(|_| control.delivered.is_some())?;
+        Some(Death { task: self.name.clone(), cause: order.cause.clone(), stack })
     }
 
     pub(crate) fn delivered(&self) -> Option<Rung> {
@@ -381,30 +427,37 @@ impl Boundary {
         Boundary { task: task.clone(), outer: Some(outer) }
     }
 
-    /// The body is over: from here kills are refused. Sweeps what it holds. False: the task had
-    /// been abandoned, and whoever did that has taken care of what it was working on.
+    /// The body is over: sweeps what it holds. False: the task had been abandoned, and whoever did that has taken care of what it was working on.
     ///
     /// The caller then settles what the body worked on and calls [`Task::over`]`.set()`.
     pub fn leave(mut self, end: BodyEnd) -> bool {
         self.close(end)
     }
 
-    fn close(&mut self, end: BodyEnd) -> bool {
-        let Some(outer) = self.outer.take() else { return true };
-        let task = &self.task;
-        let (abandoned, taken_back, cause) = {
-            let mut control = task.control.lock();
-            let abandoned = control.phase == Phase::Abandoned;
-            if !abandoned {
+    /// The body's last instruction has run: from here kills are refused, and what was posted and
+    /// not yet raised is taken back. [`Boundary::leave`] does it if it was not done.
+    pub fn shut(&mut self) {
+        let taken_back = {
+            let mut control = self.task.control.lock();
+            if control.phase == Phase::Running {
                 control.phase = Phase::Closed;
             }
-            let force = control.force.take();
             let posted = std::mem::take(&mut control.posted);
-            (abandoned, force.filter(|_| posted), control.order.as_ref().map(|order| order.cause.clone()))
+            control.force.take().filter(|_| posted)
         };
         if let Some(force) = taken_back {
             force.take_back();
         }
+    }
+
+    fn close(&mut self, end: BodyEnd) -> bool {
+        let Some(outer) = self.outer.take() else { return true };
+        self.shut();
+        let task = &self.task;
+        let (abandoned, cause) = {
+            let control = task.control.lock();
+            (control.phase == Phase::Abandoned, control.order.as_ref().map(|order| order.cause.clone()))
+        };
         let (end, stack) = match (end, cause) {
             (BodyEnd::Killed(stack), Some(cause)) => {
                 let death = Death { task: task.name.clone(), cause, stack: stack.clone() };
@@ -419,7 +472,8 @@ impl Boundary {
         if !abandoned {
             let rung = killed.then(|| task.delivered()).flatten();
             task.amend(|record| {
-                record.swept = swept;
+                record.swept.released.extend(swept.released);
+                record.swept.poisoned.extend(swept.poisoned);
                 record.killed_at = rung;
                 record.stack = stack;
             });
@@ -430,8 +484,8 @@ impl Boundary {
 
 impl Drop for Boundary {
     fn drop(&mut self) {
-        // A panic of the body: nobody is left to settle anything.
-        if self.close(BodyEnd::Unwound) && self.outer.is_some() {
+        // Not left: the body panicked, and nobody is there to settle anything.
+        if self.outer.is_some() && self.close(BodyEnd::Unwound) {
             self.task.over.set();
         }
     }

@@ -42,10 +42,11 @@ pub(crate) fn until_cancelled(node: &NodeRef, until: Time) -> Result<bool, Stop>
         // A deadline of the token is noticed by whoever waits for it, so the timer need not be told.
         let bound = until.min(node.effective_deadline());
         let mut hook = None;
-        block(bound, |waiter| hook = hook_or_settle(node, waiter, Outcome::Granted), |_| ())?;
+        let waited = block(bound, |waiter| hook = hook_or_settle(node, waiter, Outcome::Granted), |_| ());
         if let Some(id) = hook {
             node.unhook(id);
         }
+        waited?;
     }
 }
 

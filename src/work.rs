@@ -12,9 +12,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use crate::atomics;
+use crate::atomics::{self, Mutex};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::{Outcome, Waiter};
@@ -365,7 +363,8 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
         let doubled = retry.backoff.saturating_mul(1 << attempt.saturating_sub(1).min(30)).min(retry.max_backoff);
         #[allow(clippy::cast_precision_loss)] // a random part of one
         let random = (self.shared.jitter.hash_one(epoch) >> 11) as f64 / (1u64 << 53) as f64;
-        doubled.mul_f64((1.0 + retry.jitter * (2.0 * random - 1.0)).max(0.0))
+        let seconds = doubled.as_secs_f64() * (1.0 + retry.jitter * (2.0 * random - 1.0)).max(0.0);
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 }
 

@@ -1,8 +1,6 @@
 //! A flag that is set once, and waited for.
 
-use parking_lot::Mutex;
-
-use crate::atomics::Arc;
+use crate::atomics::{Arc, Mutex};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::{Outcome, Waiter};
@@ -69,6 +67,11 @@ impl Latch {
                 Ok(false)
             }
         }
+    }
+
+    #[cfg(all(test, loom))]
+    pub(crate) fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
     }
 
     fn enqueue(&self, waiter: &Arc<Waiter>) {

@@ -7,11 +7,10 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
-
-use crate::atomics;
+use crate::atomics::{self, Mutex};
+use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::ledger::{Death, End, Held, Keeper, Ledger};
@@ -45,6 +44,8 @@ struct Request {
     waiter: atomics::Arc<Waiter>,
     ledger: Arc<Ledger>,
     acquire: Acquire,
+    /// Filled before the waiter is settled: it was not handed the lock, but this news.
+    refused: Arc<OnceLock<LockError>>,
 }
 
 #[derive(Clone)]
@@ -118,13 +119,19 @@ impl Lock {
         if until <= Time::now() {
             return Ok(false);
         }
+        let refused = Arc::new(OnceLock::new());
         let granted = wait::block(
             until,
-            |waiter| self.core.enqueue(Request { waiter: waiter.clone(), ledger: ledger.clone(), acquire }),
+            |waiter| {
+                let (waiter, refused) = (waiter.clone(), refused.clone());
+                self.core.enqueue(Request { waiter, ledger, acquire, refused });
+            },
             |waiter| self.core.state.lock().queue.retain(|request| !atomics::Arc::ptr_eq(&request.waiter, waiter)),
         )?;
         if granted {
-            self.core.check_grant(&ledger)?;
+            // It was granted under this lock: now it is recorded, too.
+            drop(self.core.state.lock());
+            refused.get().cloned().map_or(Ok(()), Err)?;
         }
         Ok(granted)
     }
@@ -138,6 +145,13 @@ impl Lock {
     pub fn release(&self) -> Result<(), ReleaseError> {
         let holder = self.core.state.lock().holder.clone().ok_or(ReleaseError::NotHeld)?;
         self.core.take_from(&holder, None).map(|_| ()).ok_or(ReleaseError::NotHeld)
+    }
+
+    /// Give it up in the middle of a kill: its holder, the calling task, unwinds because it was
+    /// stopped hard, and what the lock protects may be half changed. True: it is poisoned now.
+    pub(crate) fn release_killed(&self, death: Death) -> Result<bool, ReleaseError> {
+        let holder = self.core.state.lock().holder.clone().ok_or(ReleaseError::NotHeld)?;
+        self.core.take_from(&holder, Some(&End::Killed(Arc::new(death)))).ok_or(ReleaseError::NotHeld)
     }
 
     /// Held by anyone?
@@ -159,6 +173,11 @@ impl Lock {
 impl Core {
     fn take_if_free(self: &Arc<Self>, ledger: &Arc<Ledger>, acquire: Acquire) -> Result<bool, LockError> {
         let mut state = self.state.lock();
+        if state.holder.as_ref().is_some_and(|holder| holder.is_lost_in_fork()) {
+            let cause = Cause::now(CauseKind::Forked, None, None);
+            let task = Arc::from("a thread of the parent process");
+            state.poison = Some(Poison::OwnerLost(Arc::new(Death { task, cause, stack: None })));
+        }
         state.check_poison(acquire)?;
         if state.holder.is_some() {
             return Ok(false);
@@ -180,21 +199,13 @@ impl Core {
 
     fn enqueue(self: &Arc<Self>, request: Request) {
         let mut state = self.state.lock();
-        if state.check_poison(request.acquire).is_err() {
-            request.waiter.settle(Outcome::Granted); // `check_grant` says what it got
+        if let Err(refusal) = state.check_poison(request.acquire) {
+            let _ = request.refused.set(refusal);
+            request.waiter.settle(Outcome::Granted);
         } else if state.holder.is_some() {
             state.queue.push_back(request);
         } else if request.waiter.settle(Outcome::Granted) {
             self.give(&mut state, request.ledger, request.acquire);
-        }
-    }
-
-    /// After a grant: was it the lock, or the news that there is none to be had?
-    fn check_grant(&self, ledger: &Arc<Ledger>) -> Result<(), LockError> {
-        let state = self.state.lock();
-        match &state.holder {
-            Some(holder) if Arc::ptr_eq(holder, ledger) => Ok(()),
-            _ => state.check_poison(Acquire::Task),
         }
     }
 
@@ -229,10 +240,14 @@ impl Core {
     fn pass_on(self: &Arc<Self>, state: &mut State, wake: &mut Vec<atomics::Arc<Waiter>>) {
         let queue = std::mem::take(&mut state.queue);
         for request in queue {
-            let refused = state.check_poison(request.acquire).is_err();
-            if state.holder.is_some() && !refused {
+            let refusal = state.check_poison(request.acquire).err();
+            if state.holder.is_some() && refusal.is_none() {
                 state.queue.push_back(request);
-            } else if request.waiter.settle(Outcome::Granted) {
+                continue;
+            }
+            let refused = refusal.is_some();
+            refusal.map(|refusal| request.refused.set(refusal));
+            if request.waiter.settle(Outcome::Granted) {
                 wake.push(request.waiter);
                 if !refused {
                     self.give(state, request.ledger, request.acquire);
@@ -281,9 +296,9 @@ impl fmt::Display for LockError {
             ),
             LockError::OwnerLost(death) => write!(
                 f,
-                "{} was abandoned while it held this lock and may still be running; the lock \
-                 cannot be had any more: use a new one",
-                death.task
+                "{} was given up while it held this lock ({}) and may still be using what it \
+                 protects; the lock cannot be had any more: use a new one",
+                death.task, death.cause
             ),
         }
     }

@@ -94,6 +94,8 @@ struct Links {
     next: *const Node,
 }
 
+/// In this order, so that what a canceller reads and writes of a child lies in its first 24 bytes.
+#[repr(C)]
 pub(crate) struct Node {
     refs: AtomicU32,
     state: AtomicU32,
@@ -102,8 +104,12 @@ pub(crate) struct Node {
     lists: Mutex<Lists>,
     cause: AtomicPtr<Cause>,
     deadline: AtomicU64,
+    /// In models: read by each use, written by the free.
     #[cfg(loom)]
     canary: loom::cell::UnsafeCell<()>,
+    /// In models: written by each use of `links`, so that two at a time are found.
+    #[cfg(loom)]
+    links_canary: loom::cell::UnsafeCell<()>,
 }
 
 /// A counted reference to a node.
@@ -127,8 +133,8 @@ unsafe impl Send for Weak {}
 pub(crate) struct Callbacks {
     /// Nodes below the roots, each with a count: a stack threaded through `links.previous`.
     below: *const Node,
-    /// The node that was cancelled, and nodes linked to what is below it. They stay in their
-    /// parents' lists, so their links are not ours to thread.
+    /// The node that was cancelled, and nodes linked to what is below it, if they have callbacks.
+    /// They stay in their parents' lists, so their links are not ours to thread.
     roots: Vec<NodeRef>,
 }
 
@@ -136,6 +142,7 @@ pub(crate) struct Callbacks {
 unsafe impl Send for Callbacks {}
 
 impl Node {
+    #[inline]
     fn state(&self) -> u32 {
         self.state.load(Ordering::Acquire)
     }
@@ -156,9 +163,9 @@ impl NodeRef {
             let first = lists.first_child;
             // SAFETY: the child is not yet shared; `first` is in the list whose lock we hold (4).
             unsafe {
-                (*child.node().links.get()).next = first;
+                links(child.as_ptr()).next = first;
                 if !first.is_null() {
-                    (*(*first).links.get()).previous = child.as_ptr();
+                    links(first).previous = child.as_ptr();
                 }
             }
             lists.first_child = child.as_ptr();
@@ -181,6 +188,8 @@ impl NodeRef {
             deadline: AtomicU64::new(deadline.unwrap_or(Time::NEVER).as_nanos()),
             #[cfg(loom)]
             canary: loom::cell::UnsafeCell::new(()),
+            #[cfg(loom)]
+            links_canary: loom::cell::UnsafeCell::new(()),
         });
         live::born();
         NodeRef(NonNull::from(Box::leak(node)))
@@ -349,9 +358,9 @@ impl NodeRef {
             return false;
         }
         let at = cause.at;
-        let (flagged, won) = self.claim(cause);
-        if flagged {
-            flag_below(self, at).run();
+        let (before, won) = self.claim(cause);
+        if let Some(before) = before {
+            flag_below(self, before, at).run();
         }
         won
     }
@@ -359,13 +368,14 @@ impl NodeRef {
     /// Let the deadline `at`, which has passed, be the cause, if it comes first. The callbacks
     /// are handed to their own thread: whoever notices a deadline has other work to do.
     pub(crate) fn expire(&self, at: Time) {
-        if self.claim(Cause::deadline(at)).0 {
-            crate::deadline::hand_over(flag_below(self, at));
+        if let (Some(before), _) = self.claim(Cause::deadline(at)) {
+            crate::deadline::hand_over(flag_below(self, before, at));
         }
     }
 
-    /// Set CANCELLED|OWN. Returns whether this call set the flag, and whether its cause won.
-    fn claim(&self, cause: Cause) -> (bool, bool) {
+    /// Set CANCELLED|OWN. Returns the state before, if this call set the flag, and whether its
+    /// cause won.
+    fn claim(&self, cause: Cause) -> (Option<u32>, bool) {
         let node = self.node();
         let offered = Box::into_raw(Box::new(cause));
         let ours = match node.cause.compare_exchange(ptr::null_mut(), offered, Ordering::AcqRel, Ordering::Acquire) {
@@ -380,11 +390,11 @@ impl NodeRef {
         let mut seen = node.state();
         while seen & CANCELLED == 0 {
             match node.state.compare_exchange_weak(seen, seen | CANCELLED | OWN, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return (true, ours),
+                Ok(before) => return (Some(before), ours),
                 Err(now) => seen = now,
             }
         }
-        (false, ours && seen & OWN != 0)
+        (None, ours && seen & OWN != 0)
     }
 
     /// Cancel as closed, and leave the parent's list (I9).
@@ -401,10 +411,6 @@ impl NodeRef {
     /// Nobody but the caller can see this node: no clone, no child, no hook.
     pub(crate) fn is_private(&self) -> bool {
         self.node().refs.load(Ordering::Acquire) == 1 && self.node().state() & HAS_HOOKS == 0
-    }
-
-    fn has_callback(&self) -> bool {
-        self.node().lists.lock().hooks.as_ref().is_some_and(|hooks| hooks.has_callback())
     }
 
     /// A root that is cancelled with any of `others`, with the same cause.
@@ -428,9 +434,36 @@ impl NodeRef {
         node
     }
 
+    /// How many children are in the list, and how many hooks.
+    #[cfg(all(test, loom))]
+    pub(crate) fn followers(&self) -> (usize, usize) {
+        let lists = self.node().lists.lock();
+        let mut children = 0;
+        let mut child = lists.first_child;
+        while !child.is_null() {
+            children += 1;
+            // SAFETY: in the list whose lock is held (4, 5).
+            child = unsafe { links(child).next };
+        }
+        (children, lists.hooks.as_ref().map_or(0, |hooks| hooks.list.len()))
+    }
+
     /// Would cancelling have more to do than to set the flag?
     pub(crate) fn has_followers(&self) -> bool {
         self.node().state() & (HAS_CHILDREN | HAS_HOOKS) != 0
+    }
+}
+
+/// The links of a node.
+///
+/// # Safety
+/// The node is not freed, and its links are the caller's (5) for as long as it uses them.
+unsafe fn links<'a>(node: *const Node) -> &'a mut Links {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(loom)]
+        (*node).links_canary.with_mut(|_| ());
+        &mut *(*node).links.get()
     }
 }
 
@@ -439,53 +472,62 @@ fn unlink(node: *const Node, parents: &mut Lists) {
     // SAFETY: the caller holds the parent's lock and a pointer to a node that is not freed; the
     // neighbours are in the same list (4, 5).
     unsafe {
-        let links = &mut *(*node).links.get();
-        if links.previous.is_null() && parents.first_child != node {
+        let ours = links(node);
+        if ours.previous.is_null() && parents.first_child != node {
             return; // taken out before
         }
-        if links.previous.is_null() {
-            parents.first_child = links.next;
+        if ours.previous.is_null() {
+            parents.first_child = ours.next;
         } else {
-            (*(*links.previous).links.get()).next = links.next;
+            links(ours.previous).next = ours.next;
         }
-        if !links.next.is_null() {
-            (*(*links.next).links.get()).previous = links.previous;
+        if !ours.next.is_null() {
+            links(ours.next).previous = ours.previous;
         }
-        *links = Links { previous: ptr::null(), next: ptr::null() };
+        *ours = Links { previous: ptr::null(), next: ptr::null() };
     }
 }
 
-/// Flag everything below `root`, which is flagged, and wake.
-fn flag_below(root: &NodeRef, at: Time) -> Callbacks {
-    let mut callbacks = Callbacks { below: ptr::null(), roots: vec![root.clone()] };
-    let mut visit_next: *const Node = ptr::null(); // a stack threaded through `links.next`
-    let mut done = 0;
-    while let Some(root) = callbacks.roots.get(done).cloned() {
-        done += 1;
-        visit(&root, at, &mut visit_next, &mut callbacks.roots);
-        while !visit_next.is_null() {
-            // SAFETY: nodes on the stack carry a count, and their links are ours (5).
-            let node = unsafe {
-                let node = NodeRef::adopt(visit_next);
-                let links = &mut *node.node().links.get();
-                visit_next = links.next;
-                links.next = ptr::null();
-                node
-            };
-            if visit(&node, at, &mut visit_next, &mut callbacks.roots) {
-                // SAFETY: as above; the count goes onto the other stack.
-                unsafe { (*node.node().links.get()).previous = callbacks.below };
-                callbacks.below = node.as_ptr();
-                std::mem::forget(node);
-            }
+/// Flag everything below `root`, which is flagged, and wake. `before`: its state until then.
+fn flag_below(root: &NodeRef, before: u32, at: Time) -> Callbacks {
+    let mut callbacks = Callbacks { below: ptr::null(), roots: Vec::new() };
+    let mut linked = Vec::new();
+    if flag_tree(root, before, at, &mut callbacks.below, &mut linked) {
+        callbacks.roots.push(root.clone());
+    }
+    while let Some((root, before)) = linked.pop() {
+        if flag_tree(&root, before, at, &mut callbacks.below, &mut linked) {
+            callbacks.roots.push(root);
         }
     }
     callbacks
 }
 
+/// [`flag_below`] but for nodes that are linked to those below: they are added to `linked`, nodes
+/// with callbacks to the stack `below`. True: the root has callbacks.
+fn flag_tree(root: &NodeRef, before: u32, at: Time, below: &mut *const Node, linked: &mut Vec<(NodeRef, u32)>) -> bool {
+    let mut visit_next: *const Node = ptr::null(); // a stack threaded through `links.next`
+    let root_calls = visit(root, before, at, &mut visit_next, linked);
+    while !visit_next.is_null() {
+        // SAFETY: nodes on the stack carry a count, and their links are ours (5).
+        let node = unsafe {
+            let node = NodeRef::adopt(visit_next);
+            visit_next = std::mem::replace(&mut links(visit_next).next, ptr::null());
+            node
+        };
+        if visit(&node, node.node().state(), at, &mut visit_next, linked) {
+            // SAFETY: as above; the count goes onto the other stack.
+            unsafe { links(node.as_ptr()).previous = *below };
+            *below = node.as_ptr();
+            std::mem::forget(node);
+        }
+    }
+    root_calls
+}
+
 impl Callbacks {
     pub(crate) fn is_empty(&self) -> bool {
-        self.below.is_null() && !self.roots.iter().any(NodeRef::has_callback)
+        self.below.is_null() && self.roots.is_empty()
     }
 
     /// Run them all, each outside any lock. The first panic is rethrown at the end.
@@ -494,7 +536,8 @@ impl Callbacks {
         while let Some(node) = self.pop() {
             run_callbacks(&node, &mut panic);
         }
-        if let Some(panic) = panic {
+        // A second panic while one unwinds would end the process (I19); the hook reported it.
+        if let Some(panic) = panic.filter(|_| !std::thread::panicking()) {
             resume_unwind(panic);
         }
     }
@@ -506,9 +549,7 @@ impl Callbacks {
         // SAFETY: nodes on the stack carry a count, and their links are ours (5).
         unsafe {
             let node = NodeRef::adopt(self.below);
-            let links = &mut *node.node().links.get();
-            self.below = links.previous;
-            links.previous = ptr::null();
+            self.below = std::mem::replace(&mut links(self.below).previous, ptr::null());
             Some(node)
         }
     }
@@ -520,9 +561,15 @@ impl Drop for Callbacks {
     }
 }
 
-/// Flag the children of a flagged node, settle its waiters. True: it has callbacks.
-fn visit(node: &NodeRef, at: Time, visit_next: &mut *const Node, linked: &mut Vec<NodeRef>) -> bool {
-    let state = node.node().state();
+/// Flag the children of a flagged node, settle its waiters; `state`: what it has of them. True:
+/// it has callbacks.
+fn visit(
+    node: &NodeRef,
+    state: u32,
+    at: Time,
+    visit_next: &mut *const Node,
+    linked: &mut Vec<(NodeRef, u32)>,
+) -> bool {
     if state & HAS_CHILDREN != 0 {
         while flag_children(node.node(), at, visit_next) {}
     }
@@ -543,15 +590,13 @@ fn flag_children(node: &Node, at: Time, visit_next: &mut *const Node) -> bool {
             let this = &*child;
             #[cfg(loom)]
             this.canary.with(|_| ());
-            let links = &mut *this.links.get();
-            let next = links.next;
-            *links = Links { previous: ptr::null(), next: ptr::null() };
-            let mut flagged = flag_child(this, at);
+            let next = std::mem::replace(links(child), Links { previous: ptr::null(), next: ptr::null() }).next;
             // A leaf needs nothing more, not even a count.
-            flagged = flagged && this.state.load(Ordering::Relaxed) & (HAS_CHILDREN | HAS_HOOKS) != 0;
-            if flagged && try_ref(this) {
-                links.next = *visit_next;
-                *visit_next = child;
+            if let Some(before) = flag_child(this, at) {
+                if before & (HAS_CHILDREN | HAS_HOOKS) != 0 && try_ref(this) {
+                    links(child).next = *visit_next;
+                    *visit_next = child;
+                }
             }
             child = next;
         }
@@ -564,18 +609,27 @@ fn flag_children(node: &Node, at: Time, visit_next: &mut *const Node) -> bool {
     !child.is_null()
 }
 
-/// Flag a child from above, or by its own deadline if that has passed. True: this call did it.
-fn flag_child(child: &Node, at: Time) -> bool {
-    let seen = child.state.load(Ordering::Relaxed);
+/// Flag a child from above, or by its own deadline if that has passed. Returns the state before,
+/// if this call did it.
+fn flag_child(child: &Node, at: Time) -> Option<u32> {
+    let mut seen = child.state.load(Ordering::Relaxed);
     if seen & (TIMED | CANCELLED) == TIMED {
         let own = Time::from_nanos(child.deadline.load(Ordering::Acquire));
-        if own <= at {
+        // What cancelled the parent may, in this very walk, have come before all of `at`.
+        let above = || child.parent.as_ref().and_then(NodeRef::cause).map_or(at, |cause| cause.at);
+        if own <= at && own <= above() {
             // SAFETY: a borrow of a node that is not freed; ManuallyDrop takes no count.
             let borrowed = std::mem::ManuallyDrop::new(unsafe { NodeRef::adopt(child) });
             return borrowed.claim(Cause::deadline(own)).0;
         }
     }
-    child.state.fetch_or(CANCELLED, Ordering::AcqRel) & CANCELLED == 0
+    while seen & CANCELLED == 0 {
+        match child.state.compare_exchange_weak(seen, seen | CANCELLED, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(before) => return Some(before),
+            Err(now) => seen = now,
+        }
+    }
+    None
 }
 
 /// Take a count of a node that may be on its way out.
@@ -591,32 +645,43 @@ fn try_ref(node: &Node) -> bool {
 }
 
 /// Settle waiters, raise flags, flag linked nodes; wake. True: callbacks are left.
-fn fire_hooks(node: &NodeRef, linked: &mut Vec<NodeRef>) -> bool {
-    let mut wake = Vec::new();
-    let mut late = Vec::new(); // dropped unlocked: a last drop may be anybody's code
+fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
     let mut links = Vec::new();
-    let calls = {
+    let (fired, calls) = {
         let mut lists = node.node().lists.lock();
         let Some(hooks) = lists.hooks.as_mut() else { return false };
-        for (id, hook) in std::mem::take(&mut hooks.list) {
+        let mut all = true;
+        for (_, hook) in &hooks.list {
             match hook {
-                Hook::Wake(waiter, outcome) if waiter.settle(outcome) => wake.push(waiter),
-                Hook::Wake(waiter, _) => late.push(waiter),
+                Hook::Wake(waiter, outcome) => {
+                    waiter.settle(*outcome);
+                }
                 // SAFETY: the contract of `Flag`: valid while hooked, and we hold the lock.
                 Hook::Raise(flag) => unsafe { (flag.raise)(flag.place) },
                 Hook::Link(weak) => links.extend(weak.upgrade()),
-                Hook::Call(_) | Hook::LinkedTo(..) => hooks.list.push((id, hook)),
+                Hook::Call(_) | Hook::LinkedTo(..) => all = false,
             }
         }
-        hooks.has_callback()
+        let mut fired = std::mem::take(&mut hooks.list);
+        if !all {
+            let stays = |hook: &Hook| matches!(hook, Hook::Call(_) | Hook::LinkedTo(..));
+            (hooks.list, fired) = fired.into_iter().partition(|(_, hook)| stays(hook));
+        }
+        (fired, hooks.has_callback())
     };
-    for waiter in wake {
-        waiter.wake();
+    // Unlocked: waking is a system call, and a last drop may be anybody's code.
+    for (_, hook) in fired {
+        if let Hook::Wake(waiter, outcome) = hook {
+            // Another settler may have come first. If it said the same, both wake: no harm.
+            if waiter.outcome() == Some(outcome) {
+                waiter.wake();
+            }
+        }
     }
     for link in links {
         // A copy of the cause, for a linked node has no parent to find it at.
-        if node.cause().is_some_and(|cause| link.claim(cause).0) {
-            linked.push(link);
+        if let Some(before) = node.cause().and_then(|cause| link.claim(cause).0) {
+            linked.push((link, before));
         }
     }
     calls
@@ -724,16 +789,26 @@ fn release(node: *const Node, links: &mut Vec<NodeRef>) -> Option<NodeRef> {
     owned.parent.take()
 }
 
-/// Nodes alive in this thread's model, so that a leak fails it.
+/// Nodes alive in a model, so that a leak fails it. All threads of a model are coroutines of one
+/// real thread, so a real thread-local counts for one model, whatever runs beside it.
 #[cfg(loom)]
 pub(crate) mod live {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    pub(crate) static COUNT: AtomicUsize = AtomicUsize::new(0);
-    pub(super) fn born() {
-        COUNT.fetch_add(1, Ordering::Relaxed);
+    use std::cell::Cell;
+
+    std::thread_local! {
+        static COUNT: Cell<usize> = const { Cell::new(0) };
     }
+
+    pub(super) fn born() {
+        COUNT.set(COUNT.get() + 1);
+    }
+
     pub(super) fn died() {
-        COUNT.fetch_sub(1, Ordering::Relaxed);
+        COUNT.set(COUNT.get() - 1);
+    }
+
+    pub(crate) fn count() -> usize {
+        COUNT.get()
     }
 }
 

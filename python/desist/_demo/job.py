@@ -42,9 +42,7 @@ def standard_library(*, tests: bool = False, limit: int | None = None) -> list[P
     root = Path(sysconfig.get_path("stdlib"))
     unwanted = _FOREIGN if tests else _FOREIGN | _TESTS
     files = sorted(
-        path
-        for path in root.rglob("*.py")
-        if unwanted.isdisjoint(path.relative_to(root).parts)
+        path for path in root.rglob("*.py") if unwanted.isdisjoint(path.relative_to(root).parts)
     )
     if limit is None or limit >= len(files):
         return files

@@ -70,12 +70,19 @@ class NaiveWorkers:
                 self.queue.task_done()
 
     def kill(self, index: int) -> str:
-        """Kill one worker, unless it is dead and not yet replaced."""
-        with self._hiring:
+        """Kill one worker, unless it is dead and not yet replaced.
+
+        When the kill lands, if it ever does, the recipe does not tell.
+        """
+        if not self._hiring.acquire(timeout=0.1):  # `_supervise` tells why it may hang
+            return "ALREADY_DONE"
+        try:
             if not self.threads[index].is_alive():
                 return "ALREADY_DONE"
             strike(self.threads[index])
             return "ASYNC_EXC"
+        finally:
+            self._hiring.release()
 
     def run(
         self,
@@ -102,21 +109,24 @@ class NaiveWorkers:
         with self._escapes_noted():
             self.threads += [self._hire() for _ in range(tally.workers)]
             threading.Thread(target=self._supervise, daemon=True).start()
-            still, starved = Watchdog(patience=1.0), Watchdog(patience=5.0)
+            watchdogs = {
+                "no worker moves any more": (Watchdog(1.0), self._positions),
+                "no item is finished any more": (Watchdog(5.0), lambda: tally.finished),
+                "it takes too long": (Watchdog(max(20.0, 0.1 * len(files))), lambda: None),
+            }
             with saboteur:
                 # What `queue.join()` waits for, but with an end to it.
-                while self.queue.unfinished_tasks:
+                while self.queue.unfinished_tasks and not tally.hung:
                     time.sleep(GLANCE)
                     tally.starts = len(self.starts)
                     tally.seconds = time.monotonic() - started
                     watch(tally)
-                    if still.stuck((len(self.starts), self._positions())):
-                        tally.hung = "no worker moves any more"
-                        break
-                    if starved.stuck(tally.finished):
-                        tally.hung = "no item is finished any more"
-                        break
+                    for why, (watchdog, progress) in watchdogs.items():
+                        if watchdog.stuck(progress()):
+                            tally.hung = why
+                            break
             self._settle()
+        watch(tally)
 
     def _hire(self) -> threading.Thread:
         thread = threading.Thread(target=self.work, name="naive", daemon=True)
@@ -137,30 +147,33 @@ class NaiveWorkers:
                         self.threads[index] = self._hire()
 
     def _positions(self) -> list[object]:
-        """The bytecode at which each worker is."""
+        """How much was begun, and the bytecode at which each worker is."""
         frames = sys._current_frames()  # noqa: SLF001 (there is no public way)
         found = (frames.get(thread.ident or 0) for thread in self.threads)
-        return [frame and (frame.f_code, frame.f_lasti) for frame in found]
+        places = [frame and (frame.f_code, frame.f_lasti) for frame in found]
+        return [len(self.starts), *places]
 
     def _settle(self) -> None:
         """Let the workers end what they are at, and count the damage."""
+        living = sum(thread.is_alive() for thread in self.threads)
         self.over = True
         calm, limit = Watchdog(patience=0.3), time.monotonic() + 3.0
         while not calm.stuck(self._positions()) and time.monotonic() < limit:
             time.sleep(GLANCE)
+        locks = {"the store's": self.lock, "the queue's": self.queue.mutex}
         tally = self.tally
+        tally.held = [name for name, lock in locks.items() if lock.locked()]
         tally.starts = len(self.starts)
-        tally.alive = sum(thread.is_alive() for thread in self.threads)
-        tally.queued = len(self.queue.queue)
-        tally.unacked = max(0, self.queue.unfinished_tasks - tally.queued)
+        tally.alive = 0 if tally.held else living
+        left = list(self.queue.queue)
+        tally.queued = {str(file) for file in left}
+        tally.unacked = max(0, self.queue.unfinished_tasks - len(left))
         tally.acked_twice = sum("task_done" in escape for escape in self.escapes)
         tally.escaped = len(self.escapes)
-        locks = {"the store's": self.lock, "the queue's": self.queue.mutex}
-        tally.held = [name for name, lock in locks.items() if lock.locked()]
 
     @contextmanager
     def _escapes_noted(self) -> Iterator[None]:
-        """Note the exceptions that come out of the workers, instead of printing them."""
+        """Note the exceptions that come out of the workers; do not print them."""
         before = threading.excepthook, sys.unraisablehook
 
         def note_end_of_thread(args: threading.ExceptHookArgs) -> None:

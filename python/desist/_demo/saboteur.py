@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from typing_extensions import Self
+
 
 class Saboteur:
     """A thread that is up to no good while the `with` block runs.
@@ -39,7 +41,7 @@ class Saboteur:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="saboteur", daemon=True)
 
-    def __enter__(self) -> Saboteur:
+    def __enter__(self) -> Self:
         """Begin to kill."""
         self._thread.start()
         return self
@@ -52,7 +54,7 @@ class Saboteur:
     ) -> None:
         """Stop, wait until the last kill has ended, and report what went wrong."""
         self._over.set()
-        self._thread.join()
+        self._thread.join(None if error is None else 1.0)
         if self._error is not None and error is None:
             raise self._error
 

@@ -85,9 +85,8 @@ class SafeWorkers:
                         raise TimeoutError("no item was finished for 30 seconds")
             tally.seconds = time.monotonic() - started
             tally.alive = pool.workers_alive()
-        counts = queue.counts()
-        tally.queued = counts["ready"] + counts["delayed"]
-        tally.unacked = len(files) - counts["done"]
+        tally.unacked = len(files) - queue.counts()["done"]
         tally.acked_twice = sum(self.acks.values()) - len(self.acks)
-        tally.escaped = sum(future.exception() is not None for future in futures)
+        tally.escaped = sum(bool(f.done() and f.exception()) for f in futures)
         tally.held = ["store"] if self.lock.locked() else []
+        watch(tally)

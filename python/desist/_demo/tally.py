@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """The numbers of one run; some grow while it lasts, the rest is known at its end."""
+    """The numbers of one run: some grow while it lasts, others are known at its end."""
 
     items: int
     workers: int
@@ -32,8 +32,8 @@ class Tally:
     """Why it did not end by itself; empty if it did."""
     held: list[str] = field(default_factory=list)
     """Names of the locks that nobody gave back."""
-    queued: int = 0
-    """Items that nobody took out of the queue any more."""
+    queued: set[str] = field(default_factory=set)
+    """Paths of items that nobody took out of the queue any more."""
     unacked: int = 0
     """Items taken but never acknowledged: whoever joins the queue hangs."""
     acked_twice: int = 0
@@ -41,7 +41,7 @@ class Tally:
     escaped: int = 0
     """Exceptions that came out where no handler stood."""
     alive: int = 0
-    """Workers that could take one more item."""
+    """Workers that could do one more item."""
 
     # After the audit.
     lost: int = 0
@@ -61,9 +61,9 @@ class Tally:
     def audit(self, undisturbed: list[Row]) -> None:
         """Compare what is in the store with what a run without kills gave."""
         rows, totals = self.store.rows(), self.store.totals
-        distinct = len({row.path for row in rows})
-        self.twice = len(rows) - distinct
-        self.lost = self.items - distinct - self.queued
+        wanted, written = ({row.path for row in some} for some in (undisturbed, rows))
+        self.lost = len(wanted - written - self.queued)
+        self.twice = len(rows) - len(written)
         self.torn = totals != Totals.of(rows)
         self.same = rows == undisturbed and totals == Totals.of(undisturbed)
 

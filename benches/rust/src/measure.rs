@@ -1,0 +1,45 @@
+//! How a figure comes about: the sides take turns, many rounds, and each one's median counts, so
+//! that what else the machine does meets all of them alike.
+
+use std::time::Instant;
+
+/// One side of a comparison: a round's figure.
+pub(crate) type Side<'a> = &'a mut dyn FnMut() -> f64;
+
+/// Each side's median over `rounds`. Who goes first changes from round to round.
+pub(crate) fn medians<const N: usize>(rounds: usize, mut sides: [Side<'_>; N]) -> [f64; N] {
+    let mut figures = [const { Vec::new() }; N];
+    for side in &mut sides {
+        side(); // warms caches and the allocator
+    }
+    for round in 0..rounds {
+        for turn in 0..N {
+            let side = (round + turn) % N;
+            figures[side].push(sides[side]());
+        }
+    }
+    figures.map(|mut figures| quantile(&mut figures, 0.5))
+}
+
+/// The value below which `part` of the figures lie.
+pub(crate) fn quantile(figures: &mut [f64], part: f64) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[((figures.len() - 1) as f64 * part).round() as usize]
+}
+
+/// Nanoseconds that one of `count` runs of `work` takes.
+pub(crate) fn each(count: usize, mut work: impl FnMut()) -> f64 {
+    once(count, || (0..count).for_each(|_| work()))
+}
+
+/// Nanoseconds that `work`, which does `count` things, takes for one of them.
+pub(crate) fn once(count: usize, work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    nanos(start) / count as f64
+}
+
+/// Nanoseconds since `start`.
+pub(crate) fn nanos(start: Instant) -> f64 {
+    start.elapsed().as_nanos() as f64
+}

@@ -1,0 +1,89 @@
+//! Does a look at a token stall while another thread cancels 100,000 tokens below it?
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use desist::CancelSource;
+use tokio_util::sync::CancellationToken;
+
+use crate::measure::{nanos, quantile};
+use crate::table::{Row, Target, Unit};
+
+pub(crate) const BENCHES: &[(&str, fn() -> Vec<Row>)] = &[("stall", stall)];
+
+const CHILDREN: usize = 100_000;
+const ROUNDS: usize = 41;
+
+fn stall() -> Vec<Row> {
+    let mut worst = [const { Vec::new() }; 3];
+    let mut usual = [const { Vec::new() }; 3];
+    for _ in 0..ROUNDS {
+        let flag = AtomicBool::new(false);
+        // As long as a cancel takes; here nobody but the machine disturbs.
+        let floor = while_other_works(
+            || black_box(&flag).load(Ordering::Acquire),
+            || {
+                let start = Instant::now();
+                while nanos(start) < 1e6 {}
+            },
+        );
+
+        let root = CancellationToken::new();
+        let children: Vec<_> = (0..CHILDREN).map(|_| root.child_token()).collect();
+        let tokio = while_other_works(|| black_box(&root).is_cancelled(), || root.cancel());
+        drop(children);
+
+        let root = CancelSource::new();
+        let token = root.token();
+        let children: Vec<_> = (0..CHILDREN).map(|_| token.child()).collect();
+        let desist = while_other_works(|| black_box(&token).is_cancelled(), || assert!(root.cancel()));
+        drop(children);
+
+        for (side, mut looks) in [floor, tokio, desist].into_iter().enumerate() {
+            usual[side].push(quantile(&mut looks, 0.5));
+            worst[side].push(quantile(&mut looks, 1.0));
+        }
+    }
+    let row = |subject, figures: [Vec<f64>; 3]| {
+        let [floor, tokio, desist] = figures.map(|mut figures| quantile(&mut figures, 0.5));
+        Row {
+            subject,
+            unit: Unit::Nanos,
+            floor: Some(floor),
+            tokio: Some(tokio),
+            desist,
+            target: Target::AtMost(1_000.0),
+        }
+    };
+    vec![
+        row("stall of a check during a cancel: median", usual),
+        row("stall of a check during a cancel: worst", worst),
+    ]
+}
+
+/// How long each `look` took, the clock's own time included, while another thread did `work`.
+fn while_other_works(look: impl Fn() -> bool, work: impl FnOnce() + Send) -> Vec<f64> {
+    let (begun, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let mut looks = Vec::with_capacity(1 << 20);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            begun.store(true, Ordering::Release);
+            work();
+            over.store(true, Ordering::Release);
+        });
+        while !begun.load(Ordering::Acquire) {
+            std::hint::spin_loop();
+        }
+        loop {
+            let start = Instant::now();
+            black_box(look());
+            looks.push(nanos(start));
+            if over.load(Ordering::Acquire) || looks.len() == looks.capacity() {
+                return;
+            }
+        }
+    });
+    looks
+}

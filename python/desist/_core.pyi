@@ -1,0 +1,666 @@
+"""
+Native core of desist.
+"""
+
+from _typeshed import Incomplete
+from typing import Any, SupportsFloat, SupportsIndex, final
+
+@final
+class CancelCause:
+    """
+    Why something was cancelled. Immutable; the first cause recorded is final.
+    """
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self, /) -> int: ...
+    def __repr__(self, /) -> str: ...
+    def __str__(self, /) -> str: ...
+    @property
+    def at(self, /) -> float:
+        """
+        When, on the clock of `current_time()`: a deadline's own time, not when it was noticed.
+        """
+    @property
+    def by_thread(self, /) -> str | None:
+        """
+        Name of the thread that cancelled; None for a deadline.
+        """
+    @property
+    def kind(self, /) -> Any:
+        """
+        What kind of event it was.
+        """
+    @property
+    def reason(self, /) -> str | None:
+        """
+        The reason that the canceller gave.
+        """
+
+@final
+class CancelScope:
+    """
+    A block that can be cancelled; made by cancel_scope(), move_on_after(), move_on_at(), shield()
+    and cleanup(), and used in a `with` statement, once, by one thread.
+    """
+    def __enter__(self, /) -> CancelScope: ...
+    def __exit__(self, type: Any, value: Any, _traceback: Any, /) -> bool:
+        """
+        True where the block's own cancellation ends here.
+        """
+    def cancel(self, /, reason: str | None = None, *, grace: Any | None = None) -> bool:
+        """
+        Cancel the block: it is left quietly at its next checkpoint. True: this call was the
+        first; False: it was cancelled, or left, before.
+
+        Never raises, never waits for the block; works from any thread, signal handler and
+        finalizer. `grace`: seconds that clean-up zones inside may still take (5 unless given).
+        """
+    @property
+    def cancel_called(self, /) -> bool:
+        """
+        Was this block itself cancelled, by cancel() or its own deadline?
+        """
+    @property
+    def cancelled_caught(self, /) -> bool:
+        """
+        Was the block left early, and did that end here?
+        """
+    @property
+    def cause(self, /) -> CancelCause | None:
+        """
+        Why this block itself was cancelled; else None.
+        """
+    @property
+    def deadline(self, /) -> float:
+        """
+        When the block is to end, on the clock of current_time(); infinity if it has no deadline.
+
+        It can be moved, also by other threads, until the block is left.
+        """
+    @deadline.setter
+    def deadline(self, /, value: Any) -> None: ...
+    @property
+    def token(self, /) -> CancelToken:
+        """
+        The block's token, to hand out to other threads. The block must be open.
+        """
+
+@final
+class CancelSource:
+    """
+    May cancel. Hand out its `token`; what is below a cancelled token is cancelled with it.
+
+    As a context manager it closes itself at the end of the block.
+    """
+    def __enter__(self, /) -> CancelSource: ...
+    def __exit__(self, _type: Any, _value: Any, _traceback: Any, /) -> None: ...
+    def __new__(cls, /, parent: CancelToken | None = None, *, deadline: Any | None = None, timeout: Any | None = None) -> CancelSource:
+        """
+        A source, below `parent` if one is given; `deadline` on the clock of current_time(), or
+        `timeout` in seconds from now, cancels it in time.
+        """
+    def __repr__(self, /) -> str: ...
+    def cancel(self, /, reason: str | None = None, *, grace: Any | None = None) -> bool:
+        """
+        Cancel. True: this call was the first; False: it was cancelled, or closed, before.
+
+        Never raises, never waits for who is cancelled; works from any thread, signal handler and
+        finalizer. `grace`: seconds that clean-up zones may still take (5 unless given). Callbacks
+        run on this thread.
+        """
+    def close(self, /) -> None:
+        """
+        Close: what is below is cancelled (SCOPE_EXITED). Idempotent.
+        """
+    @property
+    def token(self, /) -> CancelToken:
+        """
+        The token to hand out.
+        """
+
+@final
+class CancelToken:
+    """
+    May look whether something was cancelled, wait for it and register callbacks; may not cancel.
+
+    `cancelled` is a slot that the interpreter reads without a call.
+    """
+    def __repr__(self, /) -> str: ...
+    @staticmethod
+    def any_of(*tokens) -> CancelToken:
+        """
+        A token that is cancelled with any of the given ones, with that one's cause.
+
+        It leaves nothing behind in them.
+        """
+    @property
+    def cancelled(self, /) -> bool:
+        """
+        True once cancelled.
+        """
+    @property
+    def cause(self, /) -> CancelCause | None:
+        """
+        Why, once cancelled; else None.
+        """
+    def check(self, /) -> None:
+        """
+        Raise Cancelled if the token is cancelled. Never blocks.
+        """
+    @property
+    def deadline(self, /) -> float:
+        """
+        The earliest deadline of the token and those above it, on the clock of current_time();
+        infinity if there is none.
+        """
+    def on_cancel(self, fn: Any, /) -> Registration:
+        """
+        Call `fn(cause)` once when the token is cancelled; at once if it is already.
+
+        It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
+        waiters have been woken. What it raises goes to sys.unraisablehook.
+        """
+    def remaining(self, /) -> float:
+        """
+        Seconds until the deadline, 0.0 once it has passed; infinity if there is none.
+        """
+    def wait(self, /, timeout: Any | None = None) -> bool:
+        """
+        Block until the token is cancelled (True), or for the given seconds (False).
+
+        A checkpoint: raises Cancelled or Killed if the calling code itself is to stop.
+        """
+
+@final
+class Cancelled(BaseException):
+    """
+    Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
+    again: the scope that was cancelled absorbs it.
+    """
+    def __str__(self, /) -> str: ...
+    @property
+    def cause(self, /) -> CancelCause:
+        """
+        Who cancelled, why and when.
+        """
+
+@final
+class Commit:
+    """
+    The block that Lease.commit() makes.
+    """
+    def __enter__(self, /) -> None: ...
+    def __exit__(self, type: Any, _value: Any, _traceback: Any, /) -> None: ...
+
+@final
+class KillReport:
+    """
+    What a kill came to.
+    """
+    def __repr__(self, /) -> str: ...
+    @property
+    def elapsed(self, /) -> float:
+        """
+        Seconds from the call to the end, when everything had been given back.
+        """
+    @property
+    def fenced(self, /) -> list[int]:
+        """
+        Ids of the items whose old lease is fenced off, for its worker was given up.
+        """
+    @property
+    def outcome(self, /) -> Any | None:
+        """
+        The rung of the ladder at which it ended; None: it has not, and was not to be given up.
+        """
+    @property
+    def poisoned(self, /) -> list[str]:
+        """
+        Names of the locks that are poisoned now, or lost with who was given up.
+        """
+    @property
+    def released(self, /) -> list[str]:
+        """
+        Names of the locks that were given back.
+        """
+    @property
+    def requeued(self, /) -> list[int]:
+        """
+        Ids of the items that will be leased again.
+        """
+    @property
+    def stack(self, /) -> str | None:
+        """
+        Where it was stopped, or where it is now; None if that is not known.
+        """
+
+@final
+class Killed(BaseException):
+    """
+    Raised in code that is being killed. Do not catch it: only the task's end absorbs it.
+    """
+    def __new__(cls, /) -> Killed:
+        """
+        CPython makes the instance of an asynchronous exception by calling its class in the thread
+        that it strikes, so this is where a kill learns that it has arrived.
+        """
+    def __str__(self, /) -> str: ...
+    @property
+    def cause(self, /) -> CancelCause:
+        """
+        Who killed, why and when.
+        """
+
+@final
+class Latch:
+    """
+    A flag that is set once.
+    """
+    def __new__(cls, /) -> Latch: ...
+    def is_set(self, /) -> bool:
+        """
+        Set?
+        """
+    def set(self, /) -> None:
+        """
+        Set it and wake all who wait.
+        """
+    def wait(self, /, timeout: Any | None = None) -> bool:
+        """
+        Block until it is set (True) or the seconds have passed (False). A checkpoint.
+        """
+
+@final
+class Lease:
+    """
+    One delivery of one item to one worker.
+    """
+    def __repr__(self, /) -> str: ...
+    def ack(self, /, result: Any | None = None) -> None:
+        """
+        The work is done. Fenced if the lease is over: acknowledged, given back, or fenced off.
+        """
+    @property
+    def attempt(self, /) -> int:
+        """
+        How often the item has been leased, this time included.
+        """
+    def commit(self, /) -> Commit:
+        """
+        A block in which a kill is held off, for at most 5 seconds: write what the work came to,
+        then ack() the lease. Killed before the block, the item is leased again; after it, it is
+        done; there is no third outcome.
+        """
+    @property
+    def epoch(self, /) -> int:
+        """
+        The lease's number; a later lease of any item has a greater one.
+        """
+    @property
+    def id(self, /) -> int:
+        """
+        The item's id.
+        """
+    @property
+    def item(self, /) -> Any:
+        """
+        The item.
+        """
+    def nack(self, /, *, delay: Any | None = None, reason: str | None = None) -> None:
+        """
+        Give it back: to be leased again after `delay` seconds. Fenced if the lease is over.
+        """
+    @property
+    def token(self, /) -> CancelToken:
+        """
+        The token of the code that works on it: cancelled when that is to stop.
+        """
+
+@final
+class LeaseQueue:
+    """
+    Items that are leased to workers, in memory. Each is in one state at any time: ready, leased,
+    delayed, done or dead. What a worker does not acknowledge is leased again.
+    """
+    def __new__(cls, /, *, retry: RetryPolicy | None = None) -> LeaseQueue: ...
+    def __repr__(self, /) -> str: ...
+    def _cancel(self, /, item_id: SupportsIndex, reason: str | None = None) -> bool:
+        """
+        The work is unwanted: it will not be leased again. True: it is dead now, or will be when
+        its worker gives it back; False: it had ended. For WorkerPool.
+        """
+    def _drain(self, /, timeout: Any | None = None) -> bool:
+        """
+        Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+        """
+    def _submit(self, /, item: Any, future: Any) -> int:
+        """
+        As put(); `future` is told how the work ended. For WorkerPool.
+        """
+    def counts(self, /) -> dict:
+        """
+        How many items are in each state, at one instant.
+        """
+    def dead(self, /) -> list[tuple[int, Any, list[Any]]]:
+        """
+        The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
+        """
+    def lease(self, /, timeout: Any | None = None) -> Lease | None:
+        """
+        Lease the next item; waits for one, at most for `timeout` seconds (then None).
+
+        A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
+        acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
+        """
+    def put(self, item: Any, /) -> int:
+        """
+        Add an item; returns its id. Never blocks.
+        """
+    def revive(self, item_id: SupportsIndex, /) -> None:
+        """
+        Give a dead item all its attempts again. ValueError if it is not dead.
+        """
+
+@final
+class Lock:
+    """
+    A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
+    however it ends.
+
+    `name` is for reports. After its holder was killed inside, the lock is poisoned, and
+    LockPoisoned is raised in whoever acquires it next, until somebody repairs it;
+    `on_kill="release"` frees it instead.
+    """
+    def __enter__(self, /) -> bool: ...
+    def __exit__(self, type: Any, _value: Any, _traceback: Any, /) -> None: ...
+    def __new__(cls, /, *, name: str | None = None, on_kill: str = "poison") -> Lock: ...
+    def __repr__(self, /) -> str: ...
+    def acquire(self, /, blocking: bool = True, timeout: Any | None = None) -> bool:
+        """
+        Acquire it: wait as long as it takes, or for `timeout` seconds, or not at all. True if it
+        is held now.
+
+        A blocking call is a checkpoint even if the lock is free: Cancelled and Killed mean that
+        it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
+        given up and may still be inside. Held until it is released, or the task ends.
+        """
+    def locked(self, /) -> bool:
+        """
+        Held by anyone?
+        """
+    @property
+    def name(self, /) -> str: ...
+    @property
+    def poisoned(self, /) -> bool:
+        """
+        Its last holder was killed, or given up, inside.
+        """
+    def release(self, /) -> None:
+        """
+        Release it, from any thread. RuntimeError if nobody holds it.
+
+        A kill that the lock held off is raised here.
+        """
+    def repair(self, /) -> Repair:
+        """
+        A block that acquires the lock although it is poisoned, to set right what it protects.
+
+        At the end of the block the lock is good again; if the block raises, it stays poisoned.
+        """
+
+@final
+class Registration:
+    """
+    A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.
+    """
+    def __enter__(self, /) -> Registration: ...
+    def __exit__(self, _type: Any, _value: Any, _traceback: Any, /) -> None: ...
+    def close(self, /, timeout: Any | None = None) -> None:
+        """
+        Unregister; if the callback is running on another thread, wait for its end, at most for
+        the given seconds.
+
+        From inside any cancel callback it does not wait. Not a checkpoint.
+        """
+    def unregister(self, /) -> bool:
+        """
+        Never blocks. True: the callback has not started and never will.
+        """
+
+@final
+class Repair:
+    """
+    The block that Lock.repair() makes.
+    """
+    def __enter__(self, /) -> None: ...
+    def __exit__(self, type: Any, value: Any, traceback: Any, /) -> None: ...
+
+@final
+class RetryPolicy:
+    """
+    How often, and how soon, failed work is tried again.
+
+    After `max_attempts` leases an item is dead. The pause after a failure is `backoff` seconds at
+    first and doubles each time up to `max_backoff`, longer or shorter by up to the part `jitter` of
+    it. Work whose worker was killed is ready again at once.
+    """
+    def __new__(cls, /, *, max_attempts: SupportsIndex = 5, backoff: SupportsFloat | SupportsIndex = 0.5, max_backoff: SupportsFloat | SupportsIndex = 60.0, jitter: SupportsFloat | SupportsIndex = 0.2) -> RetryPolicy: ...
+    @property
+    def backoff(self, /) -> float: ...
+    @property
+    def jitter(self, /) -> float: ...
+    @property
+    def max_attempts(self, /) -> int: ...
+    @property
+    def max_backoff(self, /) -> float: ...
+
+@final
+class Seat:
+    """
+    A worker's place in its pool: what it is doing now can be cancelled and killed there.
+    """
+    def __new__(cls, /, queue: LeaseQueue, pool: CancelToken) -> Seat: ...
+    @property
+    def abandoned(self, /) -> bool:
+        """
+        Given up?
+        """
+    def cancel(self, /, item_id: SupportsIndex, reason: str | None = None) -> bool:
+        """
+        Ask what is being worked on to stop, if it is this item.
+        """
+    def kill(self, /, reason: str | None = None, policy: StopPolicy | None = None) -> KillReport:
+        """
+        Kill what is being worked on; its item is leased again, by the same worker or another. An
+        idle worker has nothing to kill.
+        """
+    def wait(self, /, timeout: Any | None = None) -> bool:
+        """
+        Block until the worker has left its loop or was given up. A checkpoint.
+        """
+    def work(self, /, name: str, handler: Any) -> None:
+        """
+        Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
+        kill strikes.
+        """
+
+@final
+class StopPolicy:
+    """
+    How far a kill goes, and how long each rung of the ladder takes, in seconds.
+
+    `cooperative`: asked to stop. `at_wait`: Killed is raised at desist waits, through shields.
+    `async_exc`: Killed is raised anywhere in the body, again and again. None: that rung is not
+    allowed. `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
+    lock poisoned. `abandon`: in the end, may it be given up while it still runs? A kill takes at
+    most the sum, and as long as clean-up and commit blocks that are open hold it off.
+    """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __new__(cls, /, *, cooperative: SupportsFloat | SupportsIndex = 5.0, at_wait: SupportsFloat | SupportsIndex | None = ..., async_exc: SupportsFloat | SupportsIndex | None = ..., defer: SupportsFloat | SupportsIndex = 1.0, abandon: bool = True) -> StopPolicy: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def abandon(self, /) -> bool: ...
+    @property
+    def async_exc(self, /) -> float | None: ...
+    @property
+    def at_wait(self, /) -> float | None: ...
+    @property
+    def cooperative(self, /) -> float: ...
+    @property
+    def defer(self, /) -> float: ...
+
+@final
+class Task:
+    """
+    One run of a callable that can be cancelled and killed.
+    """
+    def __new__(cls, /, name: str) -> Task: ...
+    def cancel(self, /, reason: str | None = None, *, grace: Any | None = None) -> bool:
+        """
+        Ask it to stop. True: this call was the first.
+        """
+    def kill(self, /, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
+        """
+        Stop it, rung by rung; blocks until it has ended or was given up.
+        """
+    def run(self, /, body: Any) -> None:
+        """
+        Run it here and now. Cancelled and Killed end here; other exceptions pass.
+        """
+    @property
+    def state(self, /) -> Any:
+        """
+        Where it is in its life: a TaskState.
+        """
+    @property
+    def token(self, /) -> CancelToken:
+        """
+        The task's token.
+        """
+    def wait(self, /, timeout: Any | None = None) -> bool:
+        """
+        Block until it is over or was given up (True), or the seconds have passed. A checkpoint.
+        """
+
+@final
+class Timeout:
+    """
+    A block with a deadline that is an error; made by fail_after() and fail_at().
+
+    It has no cancel(): it never leaves a block quietly.
+    """
+    def __enter__(self, /) -> Timeout: ...
+    def __exit__(self, type: Any, value: Any, _traceback: Any, /) -> None:
+        """
+        Raises DeadlineExceeded where the block was left because of its deadline.
+        """
+    @property
+    def deadline(self, /) -> float:
+        """
+        When the block is to end, on the clock of current_time(). It can be moved.
+        """
+    @deadline.setter
+    def deadline(self, /, value: Any) -> None: ...
+    @property
+    def expired(self, /) -> bool:
+        """
+        Was the block left because of its deadline?
+        """
+    @property
+    def token(self, /) -> CancelToken:
+        """
+        The block's token, to hand out to other threads. The block must be open.
+        """
+
+def cancel_scope(timeout: Any | None = None, *, deadline: Any | None = None, grace: Any | None = None) -> CancelScope:
+    """
+    A block that can be cancelled, with a timeout in seconds (or a deadline on the clock of
+    current_time()) if one is given.
+
+    Every desist wait inside ends in time. If the block's own deadline passes, DeadlineExceeded (a
+    TimeoutError) leaves it; if its cancel() is called, it is left quietly, and `cancelled_caught`
+    is true. `grace`: seconds that clean-up zones inside may take after the deadline.
+    """
+
+def checkpoint() -> None:
+    """
+    Raise Cancelled or Killed if the calling code is to stop.
+
+    Never blocks. Outside any scope and task it does nothing.
+    """
+
+def cleanup(seconds: Any | None = None, /) -> CancelScope:
+    """
+    A block for cleaning up: a cancellation outside is hidden from it until the grace is spent
+    that the canceller gave (5 seconds unless given); then it is left quietly. All such blocks
+    under one cancellation share that time. `seconds`: at most this long in any case.
+
+    A kill is held off for as long.
+    """
+
+def current_effective_deadline() -> float:
+    """
+    The tightest deadline that the calling code is under; infinity if there is none.
+    """
+
+def current_time() -> float:
+    """
+    The clock of all deadlines, in seconds: on Linux the same as time.monotonic().
+    """
+
+def current_token() -> CancelToken:
+    """
+    The token that the calling code is under: of the innermost scope, else of the task.
+
+    Outside both, a token that is never cancelled.
+    """
+
+def fail_after(seconds: Any, *, grace: Any | None = None) -> Timeout:
+    """
+    A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds.
+    """
+
+def fail_at(deadline: Any, *, grace: Any | None = None) -> Timeout:
+    """
+    A block that DeadlineExceeded (a TimeoutError) leaves at the deadline, on the clock of
+    current_time().
+    """
+
+def move_on_after(seconds: Any, *, grace: Any | None = None) -> CancelScope:
+    """
+    A block that is left quietly after the given seconds, or when its cancel() is called.
+    """
+
+def move_on_at(deadline: Any, *, grace: Any | None = None) -> CancelScope:
+    """
+    A block that is left quietly at the deadline, on the clock of current_time(), or when its
+    cancel() is called.
+    """
+
+def shield(seconds: Any, /) -> CancelScope:
+    """
+    A block that sees no cancellation from outside, for at most the given seconds; then it is left
+    quietly. The bound is required: write out math.inf if you mean it. A kill pierces it.
+    """
+
+def sleep(seconds: Any, /) -> None:
+    """
+    Sleep for the given number of seconds; like time.sleep, but it can be cancelled.
+
+    Raises Cancelled or Killed as soon as the calling code is to stop, also on entry. Signal
+    handlers run at once, as in time.sleep. TypeError or ValueError: not a number, negative, NaN.
+    """
+
+def sleep_forever() -> None:
+    """
+    Sleep until the calling code is to stop; then raise Cancelled or Killed.
+    """
+
+def sleep_until(deadline: Any, /) -> None:
+    """
+    Sleep until `current_time()` has reached the given value, in seconds.
+
+    Raises as sleep() does.
+    """
+
+def __getattr__(name: str) -> Incomplete: ...

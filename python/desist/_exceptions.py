@@ -1,0 +1,69 @@
+"""The ordinary exceptions and warnings; the core raises them by name.
+
+Cancelled and Killed, which only the core makes, are native.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from desist._core import CancelCause
+
+if TYPE_CHECKING or sys.version_info >= (3, 11):
+    _Timeouts = TimeoutError
+else:
+    # Before 3.11 these are classes of their own, and code catches them by these names.
+    import socket
+
+    class _Timeouts(TimeoutError, concurrent.futures.TimeoutError, socket.timeout):
+        """All that means "timed out" in the standard library."""
+
+
+class DeadlineExceeded(_Timeouts):
+    """The block's own deadline passed before it was done."""
+
+
+class ScopeMisuse(RuntimeError):
+    """A scope was used in a way that cannot work; the message says what to do instead."""
+
+
+class LockPoisoned(RuntimeError):
+    """The lock's last holder was killed inside, so what it protects may be half changed.
+
+    The lock is not held. Set right what it protects inside ``with lock.repair():``.
+    """
+
+    def __init__(self, message: str, owner: str, cause: CancelCause, stack: str | None) -> None:
+        """Keep who held it, why that was killed, and where it was."""
+        super().__init__(message)
+        self.owner = owner
+        self.cause = cause
+        self.stack = stack
+
+
+class OwnerLost(LockPoisoned):
+    """The lock's holder was given up and may still be inside; nobody gets the lock any more."""
+
+
+class Fenced(RuntimeError):
+    """The lease is over; nothing was changed."""
+
+
+class PoolExhausted(RuntimeError):
+    """So many workers had to be given up that the pool starts no more."""
+
+
+class TaskCancelled(concurrent.futures.CancelledError):
+    """Another task was cancelled, so it has no result. An ordinary exception."""
+
+    def __init__(self, cause: CancelCause) -> None:
+        """Keep why."""
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class CancelledSwallowedWarning(RuntimeWarning):
+    """Code caught Cancelled and went on."""

@@ -1,0 +1,89 @@
+"""Thread: threading.Thread, that can be stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
+from typing import Any
+
+from desist._core import CancelToken, KillReport, StopPolicy, Task
+from desist._enums import TaskState
+
+
+class Thread(threading.Thread):
+    """A threading.Thread that can be cancelled and killed.
+
+    It runs in a copy of the context (contextvars) of the code that made it, and under a token
+    of its own. Cancelled and Killed end at the thread's end, where all desist locks that it
+    still holds are given back; other exceptions go to threading.excepthook.
+    """
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        daemon: bool | None = None,
+    ) -> None:
+        """As threading.Thread."""
+        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        self._task = Task(self.name)
+        self._context_copy = copy_context()
+        # A subclass may override run(), as with threading.Thread; the boundary goes around it.
+        self._body = self.run
+        self.run = self._run_behind_the_boundary  # type: ignore[method-assign]
+
+    def _run_behind_the_boundary(self) -> None:
+        body = self._body
+        del self.run, self._body  # cycles, which would keep the thread's arguments alive
+        self._task.run(lambda: self._context_copy.run(body))
+
+    @property
+    def token(self) -> CancelToken:
+        """The thread's token."""
+        return self._task.token
+
+    @property
+    def state(self) -> TaskState:
+        """Where the thread is in its life."""
+        return self._task.state
+
+    def start(self) -> None:
+        """As threading.Thread."""
+        self._task.launch()
+        super().start()
+
+    def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
+        """Ask the thread to stop: its desist waits and checkpoints raise Cancelled from now on.
+
+        Never blocks, never raises for what the thread does. `grace`: seconds that its clean-up
+        zones may take (5 unless given). True: this call was the first.
+        """
+        return self._task.cancel(reason, grace=grace)
+
+    def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
+        """Stop the thread, rung by rung of the policy, and tell how it ended.
+
+        Blocks until the thread's code has ended or it was given up: at most for the sum of the
+        policy's seconds, and as long as its clean-up blocks may take. Code that is blocked in C
+        does not notice; if it does not come back in time, the thread is given up: it stays
+        alive, and the report says so. RuntimeError: not started, or the calling thread itself.
+        """
+        return self._task.kill(reason, policy=policy)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the thread's end, at most for `timeout` seconds.
+
+        A checkpoint, as every desist wait. Returns at once for a thread that was given up.
+        """
+        if self.ident is not None and self is not threading.current_thread():
+            if not self._task.wait(None if timeout is None else max(timeout, 0.0)):
+                return
+            if self._task.state is TaskState.ABANDONED:
+                return
+            timeout = None  # what is left is the interpreter's own few steps
+        super().join(timeout)

@@ -1,0 +1,102 @@
+//! Models of the hand-offs between threads. loom runs each in every order that the steps of its
+//! threads can take, and with every value that a relaxed load may see.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_` runs them; with `-- --nocapture` each
+//! says how many executions it took. `tests/seeded_bugs.py` shows that they can fail.
+//!
+//! Rules, each learned from a bug that a model without it let through:
+//! 1. Every actor is a spawned thread, also one that only reads: what the model's main thread does
+//!    after the spawning is hardly interleaved with the others.
+//! 2. loom sees no free. Nodes have a canary that is read on use and written on free, links have
+//!    one that is written on use, and the live nodes are counted. loom's own `Arc` reports leaks.
+//! 3. loom sees no `std::sync::Arc` and no plain memory: what a lock protects is an [`Exclusive`],
+//!    and the main thread outlives its actors, so that it drops what they share.
+//! 4. No clock: a timeout is a thread that settles as `TimedOut`.
+
+#![allow(unsafe_code)] // `Exclusive` is shared on purpose: loom tells whether it may be
+
+mod callback;
+mod latch;
+mod lease;
+mod lock;
+mod park;
+mod task;
+mod token;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::cause::{Cause, CauseKind};
+use crate::task::{BodyEnd, Boundary, Task};
+use crate::token::tree::live;
+
+/// All orders there are.
+const ALL: Option<usize> = None;
+/// Orders in which a thread is interrupted, other than by having to wait, so often in all. Used
+/// where all would take minutes; nearly every bug needs but one or two. `LOOM_MAX_PREEMPTIONS`
+/// overrides it.
+const TWICE: Option<usize> = Some(2);
+const THRICE: Option<usize> = Some(3);
+
+/// Run a model in all its orders, with at most `preemptions` interruptions in each.
+fn explore(preemptions: Option<usize>, model: fn()) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(preemptions);
+    builder.max_branches = 10_000; // of one execution: more means a livelock
+    let bound = builder.preemption_bound;
+    let before = live::count();
+    let executions = Arc::new(AtomicUsize::new(0));
+    let counted = executions.clone();
+    let began = Instant::now();
+    builder.check(move || {
+        assert_eq!(live::count(), before, "the execution before this one leaked nodes");
+        counted.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    assert_eq!(live::count(), before, "the last execution leaked nodes");
+    let executions = executions.load(Ordering::Relaxed);
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    println!("{name}: {executions} executions, preemptions {bound:?}, {:.1?}", began.elapsed());
+    assert!(executions > 1, "nothing was interleaved: are the actors spawned?");
+}
+
+/// An actor. What it returns is for [`end`].
+fn spawn<T: 'static>(actor: impl FnOnce() -> T + 'static) -> loom::thread::JoinHandle<T> {
+    loom::thread::spawn(actor)
+}
+
+/// The end of an actor.
+fn end<T>(actor: loom::thread::JoinHandle<T>) -> T {
+    actor.join().unwrap()
+}
+
+/// Run `body` as a task's, so that the task's source cancels its waits.
+fn run_as<T>(task: &Arc<Task>, body: impl FnOnce() -> T) -> T {
+    let boundary = Boundary::enter(task, None);
+    let result = body();
+    boundary.leave(BodyEnd::Unwound);
+    result
+}
+
+/// A cause to tell from others.
+fn because(reason: &str) -> Cause {
+    Cause::now(CauseKind::Explicit, Some(reason.into()), None)
+}
+
+/// Stands for data that one thread at a time may use: loom fails a model in which two uses of it
+/// are not ordered by what the threads did.
+struct Exclusive(loom::cell::UnsafeCell<()>);
+
+// SAFETY: loom's threads share one real thread, and there is nothing inside.
+unsafe impl Sync for Exclusive {}
+
+impl Exclusive {
+    fn new() -> Arc<Exclusive> {
+        Arc::new(Exclusive(loom::cell::UnsafeCell::new(())))
+    }
+
+    fn touch(&self) {
+        self.0.with_mut(|_| ());
+    }
+}

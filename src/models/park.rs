@@ -1,0 +1,153 @@
+//! One wait: who decides it, and that its thread wakes.
+
+use super::{ALL, Exclusive, THRICE, TWICE, because, end, explore, run_as, spawn};
+use crate::atomics::Arc;
+use crate::clock::Time;
+use crate::error::Stop;
+use crate::park::{Outcome, Waiter};
+use crate::task::Task;
+use crate::token::CancelToken;
+use crate::token::tree::{Hook, NodeRef};
+use crate::wait;
+
+fn settler(waiter: &Arc<Waiter>, outcome: Outcome) -> loom::thread::JoinHandle<bool> {
+    let waiter = waiter.clone();
+    spawn(move || {
+        let won = waiter.settle(outcome);
+        if won {
+            waiter.wake();
+        }
+        won
+    })
+}
+
+#[test]
+fn loom_i11_i12_grant_cancel_and_timeout_race_and_one_wakes_the_waiter() {
+    explore(THRICE, || {
+        let waiter = Waiter::new();
+        let grant = settler(&waiter, Outcome::Granted);
+        let cancel = settler(&waiter, Outcome::Cancelled);
+        let timeout = settler(&waiter, Outcome::TimedOut);
+        let parked = {
+            let waiter = waiter.clone();
+            spawn(move || waiter.finish(Time::NEVER))
+        };
+        let won = [
+            (end(grant), Outcome::Granted),
+            (end(cancel), Outcome::Cancelled),
+            (end(timeout), Outcome::TimedOut),
+        ];
+        let winners: Vec<Outcome> = won.iter().filter(|(won, _)| *won).map(|(_, outcome)| *outcome).collect();
+        assert_eq!(winners, [end(parked)]);
+        assert_eq!(waiter.outcome(), Some(winners[0]), "and so it stays");
+    });
+}
+
+#[test]
+fn loom_i12_what_was_done_before_the_grant_is_seen_after_the_wait() {
+    explore(ALL, || {
+        let data = Exclusive::new();
+        let waiter = Waiter::new();
+        let granter = {
+            let (waiter, data) = (waiter.clone(), data.clone());
+            spawn(move || {
+                data.touch();
+                assert!(waiter.settle(Outcome::Granted));
+                waiter.wake();
+            })
+        };
+        let parked = spawn(move || {
+            waiter.finish(Time::NEVER);
+            data.touch();
+        });
+        end(granter);
+        end(parked);
+    });
+}
+
+#[test]
+fn loom_i12_a_hooked_waiter_is_woken_by_a_cancel_or_the_hook_is_refused() {
+    explore(ALL, || {
+        let node = NodeRef::root(None);
+        let child = node.child(None);
+        let canceller = {
+            let node = node.clone();
+            spawn(move || node.cancel(because("for a test")))
+        };
+        let waiter = spawn(move || {
+            let waiter = Waiter::new();
+            match child.hook(Hook::Wake(waiter.clone(), Outcome::Cancelled)) {
+                Ok(id) => {
+                    assert_eq!(waiter.finish(Time::NEVER), Outcome::Cancelled);
+                    assert!(child.unhook(id).is_none(), "it has happened");
+                }
+                Err(_) => assert!(child.is_cancelled()),
+            }
+            assert!(child.cause().is_some(), "a cancelled waiter finds its cause");
+        });
+        end(canceller);
+        end(waiter);
+    });
+}
+
+#[test]
+fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
+    explore(THRICE, || {
+        let task = Task::new("waits", None);
+        let handed = Waiter::new(); // where the resource would find the one who waits
+        let place = Arc::new(crate::atomics::Mutex::new(None));
+        let waiter = {
+            let (task, place) = (task.clone(), place.clone());
+            spawn(move || {
+                run_as(&task, || {
+                    let enqueue = |waiter: &Arc<Waiter>| *place.lock() = Some(waiter.clone());
+                    let result = wait::block(Time::NEVER, enqueue, |_| _ = place.lock().take());
+                    assert_eq!(task.node().followers(), (0, 0));
+                    result
+                })
+            })
+        };
+        let granter = {
+            let place = place.clone();
+            spawn(move || {
+                let waiter = place.lock().take();
+                let granted = waiter.as_ref().is_some_and(|waiter| waiter.settle(Outcome::Granted));
+                if let Some(waiter) = waiter.filter(|_| granted) {
+                    waiter.wake();
+                }
+                granted
+            })
+        };
+        let canceller = {
+            let node = task.node().clone();
+            spawn(move || node.cancel(because("for a test")))
+        };
+        drop(handed);
+        end(canceller);
+        match (end(waiter), end(granter)) {
+            (Ok(true), true) => {}
+            (Err(Stop::Cancelled(cause)), false) => assert_eq!(cause.reason.as_deref(), Some("for a test")),
+            other => panic!("both or neither: {other:?}"),
+        }
+        assert!(place.lock().is_none());
+    });
+}
+
+#[test]
+fn loom_i12_all_who_wait_for_a_token_wake() {
+    explore(TWICE, || {
+        let node = NodeRef::root(None);
+        let wait = || {
+            let token = CancelToken::from_unarmed(node.clone());
+            spawn(move || token.wait_until(Time::NEVER))
+        };
+        let (one, other) = (wait(), wait());
+        let canceller = {
+            let node = node.clone();
+            spawn(move || node.cancel(because("for a test")))
+        };
+        end(canceller);
+        assert_eq!((end(one), end(other)), (Ok(true), Ok(true)));
+        assert_eq!(node.followers(), (0, 0));
+    });
+}

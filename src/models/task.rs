@@ -1,0 +1,151 @@
+//! The task's boundary: kills against the body's waits, masks, locks and end.
+
+use std::sync::Arc;
+
+use super::{THRICE, TWICE, because, end, explore, run_as, spawn};
+use crate::clock::Time;
+use crate::error::Stop;
+use crate::ledger::Death;
+use crate::sync::{Acquire, Latch, Lock, LockError};
+use crate::task::{BodyEnd, Boundary, Task};
+use crate::wait;
+
+/// Locks do not hold such a kill off.
+const AT_ONCE: Time = Time::from_nanos(0);
+
+/// Order a kill and strike; if there is nothing to kill, set the latch that the body waits for.
+fn killer(task: &Arc<Task>, latch: &Arc<Latch>, respects_locks_until: Time) -> loom::thread::JoinHandle<bool> {
+    let (task, latch) = (task.clone(), latch.clone());
+    spawn(move || {
+        let ordered = task.order(&because("kill"), respects_locks_until);
+        if ordered {
+            task.strike_wait();
+        } else {
+            latch.set();
+        }
+        ordered
+    })
+}
+
+fn assert_killed_iff(ordered: bool, result: &Result<bool, Stop>) {
+    match result {
+        Ok(true) => assert!(!ordered, "the kill was lost"),
+        Err(Stop::Killed(_)) => assert!(ordered),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn loom_i12_i24_a_kill_ends_the_wait_of_the_body() {
+    explore(THRICE, || {
+        let task = Task::new("body", None);
+        let latch = Arc::new(Latch::new());
+        let body = {
+            let (task, latch) = (task.clone(), latch.clone());
+            spawn(move || run_as(&task, || latch.wait_until(Time::NEVER)))
+        };
+        let killer = killer(&task, &latch, AT_ONCE);
+        assert_killed_iff(end(killer), &end(body));
+        assert_eq!(latch.waiting(), 0);
+    });
+}
+
+#[test]
+fn loom_i22_a_kill_that_comes_late_is_not_seen_by_the_thread_after_the_body() {
+    explore(THRICE, || {
+        let task = Task::new("body", None);
+        let latch = Arc::new(Latch::new());
+        let worker = {
+            let (task, latch) = (task.clone(), latch.clone());
+            spawn(move || {
+                let _ = run_as(&task, wait::checkpoint);
+                latch.wait_until(Time::NEVER) // the worker's own wait
+            })
+        };
+        let killer = {
+            let (task, latch) = (task.clone(), latch.clone());
+            spawn(move || {
+                if task.order(&because("kill"), AT_ONCE) {
+                    task.strike_wait();
+                }
+                latch.set();
+            })
+        };
+        end(killer);
+        assert_eq!(end(worker), Ok(true));
+    });
+}
+
+#[test]
+fn loom_i24_a_mask_holds_a_kill_off_and_then_it_arrives() {
+    explore(TWICE, || {
+        let task = Task::new("body", None);
+        let latch = Arc::new(Latch::new());
+        let body = {
+            let (task, latch) = (task.clone(), latch.clone());
+            spawn(move || {
+                run_as(&task, || {
+                    task.mask(Time::NEVER);
+                    assert_eq!(wait::checkpoint(), Ok(()), "masked");
+                    task.unmask();
+                    latch.wait_until(Time::NEVER)
+                })
+            })
+        };
+        let killer = killer(&task, &latch, AT_ONCE);
+        assert_killed_iff(end(killer), &end(body));
+    });
+}
+
+#[test]
+fn loom_i24_a_held_lock_holds_a_kill_off_and_then_it_arrives() {
+    explore(TWICE, || {
+        let task = Task::new("body", None);
+        let latch = Arc::new(Latch::new());
+        let lock = Lock::default();
+        let body = {
+            let (task, latch, lock) = (task.clone(), latch.clone(), lock.clone());
+            spawn(move || {
+                run_as(&task, || {
+                    match lock.acquire(Acquire::Block, Time::NEVER) {
+                        Err(LockError::Stop(stop)) => return Err(stop),
+                        other => assert!(other.unwrap()),
+                    }
+                    assert_eq!(wait::checkpoint(), Ok(()), "it holds a lock");
+                    lock.release().unwrap();
+                    latch.wait_until(Time::NEVER)
+                })
+            })
+        };
+        let killer = killer(&task, &latch, Time::NEVER);
+        assert_killed_iff(end(killer), &end(body));
+        assert!(!lock.is_locked());
+    });
+}
+
+#[test]
+fn loom_i27_a_body_ends_or_is_abandoned_and_its_lock_is_given_back_or_lost() {
+    explore(THRICE, || {
+        let task = Task::new("body", None);
+        let lock = Lock::default();
+        let body = {
+            let (task, lock) = (task.clone(), lock.clone());
+            spawn(move || {
+                let boundary = Boundary::enter(&task, None);
+                assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
+                boundary.leave(BodyEnd::Unwound)
+            })
+        };
+        let abandoner = {
+            let task = task.clone();
+            spawn(move || {
+                task.abandon(Death { task: task.name().clone(), cause: because("kill"), stack: None })
+            })
+        };
+        let (ended, abandoned) = (end(body), end(abandoner));
+        assert_ne!(ended, abandoned, "one of them looks after what the body worked on");
+        assert!(!lock.is_locked());
+        assert!(abandoned || !lock.is_poisoned());
+        assert_eq!(task.ledger().len(), 0);
+    });
+}

@@ -1,0 +1,56 @@
+//! The extension module `desist._core`: conversion between Python and the core, and nothing else.
+//!
+//! Rules kept here:
+//! - The interpreter is let go (`detach`) before anything that may block or run callbacks.
+//! - No Python object is touched while a lock of the core is held, for touching one may run any
+//!   code at all; the core's own critical sections are short and never wait for the interpreter.
+//! - What touches CPython's internals is in `hard_stop`, and only there.
+
+mod cause;
+mod error;
+mod hard_stop;
+mod host;
+mod lock;
+mod scope;
+mod seconds;
+mod stop;
+mod task;
+mod token;
+mod wait;
+mod work;
+
+use pyo3::prelude::*;
+
+/// Native core of desist.
+#[pymodule(gil_used = false)]
+mod _core {
+    use super::*;
+
+    #[pymodule_export]
+    use super::cause::CancelCause;
+    #[pymodule_export]
+    use super::error::{Cancelled, Killed};
+    #[pymodule_export]
+    use super::lock::{Lock, Repair};
+    #[pymodule_export]
+    use super::scope::{
+        CancelScope, Timeout, cancel_scope, cleanup, fail_after, fail_at, move_on_after, move_on_at, shield,
+    };
+    #[pymodule_export]
+    use super::stop::{KillReport, StopPolicy};
+    #[pymodule_export]
+    use super::task::Task;
+    #[pymodule_export]
+    use super::token::{CancelSource, CancelToken, Registration};
+    #[pymodule_export]
+    use super::wait::{
+        Latch, checkpoint, current_effective_deadline, current_time, current_token, sleep, sleep_forever, sleep_until,
+    };
+    #[pymodule_export]
+    use super::work::{Commit, Lease, LeaseQueue, RetryPolicy, Seat};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        host::install(module.py())
+    }
+}

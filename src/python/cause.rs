@@ -1,0 +1,76 @@
+//! `CancelCause`, and the kinds of cause as Python's enum.
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use crate::cause::{Cause, CauseKind};
+use crate::python::seconds;
+
+/// Why something was cancelled. Immutable; the first cause recorded is final.
+#[pyclass(frozen, module = "desist")]
+pub(super) struct CancelCause {
+    cause: Cause,
+}
+
+/// A member of one of the enums of `desist._enums`, which are Python's own.
+pub(super) fn member<'py>(py: Python<'py>, class: &str, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    static ENUMS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let enums = ENUMS.get_or_try_init(py, || py.import("desist._enums").map(Bound::unbind))?;
+    enums.bind(py).getattr(class)?.getattr(name)
+}
+
+#[pymethods]
+impl CancelCause {
+    /// What kind of event it was.
+    #[getter]
+    fn kind<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let name = match self.cause.kind {
+            CauseKind::Explicit => "EXPLICIT",
+            CauseKind::Deadline => "DEADLINE",
+            CauseKind::ScopeExited => "SCOPE_EXITED",
+            CauseKind::Shutdown => "SHUTDOWN",
+            CauseKind::Forked => "FORKED",
+        };
+        member(py, "CauseKind", name)
+    }
+
+    /// The reason that the canceller gave.
+    #[getter]
+    fn reason(&self) -> Option<&str> {
+        self.cause.reason.as_deref()
+    }
+
+    /// When, on the clock of `current_time()`: a deadline's own time, not when it was noticed.
+    #[getter]
+    fn at(&self) -> f64 {
+        seconds::from_time(self.cause.at)
+    }
+
+    /// Name of the thread that cancelled; None for a deadline.
+    #[getter]
+    fn by_thread(&self) -> Option<&str> {
+        self.cause.by_thread.as_deref()
+    }
+
+    pub(super) fn __str__(&self) -> String {
+        self.cause.to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<CancelCause: {}>", self.cause)
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self.cause == other.cause
+    }
+
+    fn __hash__(&self) -> u64 {
+        self.cause.at.as_nanos()
+    }
+}
+
+impl From<Cause> for CancelCause {
+    fn from(cause: Cause) -> Self {
+        Self { cause }
+    }
+}

@@ -1,0 +1,102 @@
+//! What the interpreter lends the core: signals, thread names, warnings, forks.
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::fork;
+use crate::host::{self, Host};
+use crate::python::error;
+
+struct Interpreter;
+
+/// A Python-level signal handler may be tripped between the check and the system call, and then
+/// the main thread would sleep on. `time.sleep` has the same race; here it is bounded.
+const MAIN_THREAD_SLICE: Duration = Duration::from_millis(500);
+
+thread_local! {
+    /// What a signal handler raised during a wait, for whoever made the wait.
+    static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
+}
+
+impl Host for Interpreter {
+    fn interrupted(&self) -> ControlFlow<()> {
+        if !is_main_thread() {
+            return ControlFlow::Continue(()); // Python runs its handlers on the main thread only
+        }
+        match Python::try_attach(|py| py.check_signals()) {
+            Some(Err(raised)) => {
+                RAISED.with(|slot| *slot.borrow_mut() = Some(raised));
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    fn slice(&self) -> Option<Duration> {
+        is_main_thread().then_some(MAIN_THREAD_SLICE)
+    }
+
+    fn thread_name(&self) -> Option<Arc<str>> {
+        Python::try_attach(|py| {
+            let thread = py.import(intern!(py, "threading"))?.call_method0(intern!(py, "current_thread"))?;
+            thread.getattr(intern!(py, "name"))?.extract::<String>().map(Arc::from)
+        })?
+        .ok()
+    }
+
+    fn swallowed(&self, raised: u32) {
+        if raised == 2 {
+            Python::try_attach(error::warn_swallowed);
+        }
+    }
+}
+
+/// The exception that ended a wait with `Stop::Interrupted`.
+pub(super) fn take_raised() -> Option<PyErr> {
+    RAISED.with(|slot| slot.borrow_mut().take())
+}
+
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)] // two system calls
+fn is_main_thread() -> bool {
+    // SAFETY: neither call has a precondition.
+    unsafe { libc::gettid() == libc::getpid() }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_main_thread() -> bool {
+    true // an idle slice costs little; a deaf main thread costs more
+}
+
+pub(super) fn install(py: Python<'_>) -> PyResult<()> {
+    host::install(&Interpreter);
+    let os = py.import("os")?;
+    if os.hasattr("register_at_fork")? {
+        let hooks = pyo3::types::PyDict::new(py);
+        hooks.set_item("before", wrap_pyfunction!(before_fork, py)?)?;
+        hooks.set_item("after_in_parent", wrap_pyfunction!(after_fork_in_parent, py)?)?;
+        hooks.set_item("after_in_child", wrap_pyfunction!(after_fork_in_child, py)?)?;
+        os.call_method("register_at_fork", (), Some(&hooks))?;
+    }
+    Ok(())
+}
+
+#[pyfunction]
+fn before_fork() {
+    fork::before();
+}
+
+#[pyfunction]
+fn after_fork_in_parent() {
+    fork::after_in_parent();
+}
+
+#[pyfunction]
+fn after_fork_in_child() {
+    fork::after_in_child();
+}

@@ -1,0 +1,187 @@
+//! `Lock`.
+
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::clock::Time;
+use crate::python::error::Killed;
+use crate::python::{error, hard_stop, seconds};
+use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
+use crate::{scope, wait};
+
+/// A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
+/// however it ends.
+///
+/// `name` is for reports. After its holder was killed inside, the lock is poisoned, and
+/// LockPoisoned is raised in whoever acquires it next, until somebody repairs it;
+/// `on_kill="release"` frees it instead.
+#[pyclass(frozen, weakref, module = "desist")]
+pub(super) struct Lock {
+    lock: sync::Lock,
+}
+
+impl Lock {
+    fn take(&self, py: Python<'_>, acquire: Acquire, until: Time) -> PyResult<bool> {
+        let quick = || -> Result<bool, LockError> {
+            wait::checkpoint()?;
+            self.lock.try_acquire(acquire)
+        };
+        let taken = match quick() {
+            Ok(false) if !until.is_never() && until <= Time::now() => Ok(false),
+            Ok(false) => py.detach(|| self.lock.acquire(acquire, until)),
+            done => done,
+        };
+        taken.map_err(|failure| error::from_lock(py, failure))
+    }
+
+    /// Release it; `unwinding` is the exception that is on its way through the block, or None.
+    ///
+    /// Unwinding runs the blocks' ends before the task's boundary is reached, so it is here that a
+    /// lock learns that its holder was stopped inside.
+    fn give_up(&self, py: Python<'_>, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
+        let killed = scope::current_task().filter(|_| unwinding.is_instance_of::<Killed>());
+        let stack = || hard_stop::stack_of(py, &PyErr::from_value(unwinding.clone()));
+        let Some((task, death)) = killed.and_then(|task| task.death(stack()).map(|death| (task, death))) else {
+            self.lock.release().map_err(not_held)?;
+            return if unwinding.is_none() { error::check_kill(py) } else { Ok(()) };
+        };
+        let poisoned = self.lock.release_killed(death).map_err(not_held)?;
+        task.amend(|record| {
+            let names = if poisoned { &mut record.swept.poisoned } else { &mut record.swept.released };
+            names.push(self.lock.name().clone());
+        });
+        Ok(())
+    }
+}
+
+fn not_held(failure: ReleaseError) -> PyErr {
+    PyRuntimeError::new_err(failure.to_string())
+}
+
+#[pymethods]
+impl Lock {
+    #[new]
+    #[pyo3(signature = (*, name = None, on_kill = "poison"))]
+    fn new(name: Option<&str>, on_kill: &str) -> PyResult<Self> {
+        let on_kill = match on_kill {
+            "poison" => OnKill::Poison,
+            "release" => OnKill::Release,
+            other => {
+                let message = format!("on_kill must be \"poison\" or \"release\", not {other:?}");
+                return Err(PyValueError::new_err(message));
+            }
+        };
+        Ok(Self { lock: sync::Lock::new(name.unwrap_or("lock"), on_kill) })
+    }
+
+    /// Acquire it: wait as long as it takes, or for `timeout` seconds, or not at all. True if it
+    /// is held now.
+    ///
+    /// A blocking call is a checkpoint even if the lock is free: Cancelled and Killed mean that
+    /// it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
+    /// given up and may still be inside. Held until it is released, or the task ends.
+    #[pyo3(signature = (blocking = true, timeout = None))]
+    fn acquire(&self, py: Python<'_>, blocking: bool, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        // As in threading, -1 is how to say "no timeout" by value.
+        let timeout = timeout.filter(|timeout| !timeout.eq(-1).unwrap_or(false));
+        if !blocking {
+            if timeout.is_some() {
+                return Err(PyValueError::new_err("can't specify a timeout for a non-blocking call"));
+            }
+            return self.lock.try_acquire(Acquire::Task).map_err(|failure| error::from_lock(py, failure));
+        }
+        let timeout = seconds::optional_span(timeout, "timeout")?;
+        if timeout.is_some_and(|timeout| timeout.as_secs() > seconds::LONGEST_TIMEOUT) {
+            return Err(PyOverflowError::new_err("timeout value is too large; leave it out to wait without bound"));
+        }
+        self.take(py, Acquire::Task, seconds::until(timeout))
+    }
+
+    /// Release it, from any thread. RuntimeError if nobody holds it.
+    ///
+    /// A kill that the lock held off is raised here.
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        // In a `finally` it is the handled exception that is on its way through. Nobody else can
+        // be the victim of a kill than a task that has been told of one.
+        if scope::current_task().is_some_and(|task| task.death(None).is_some()) {
+            let handled = py.import(intern!(py, "sys"))?.call_method0(intern!(py, "exc_info"))?.get_item(1)?;
+            return self.give_up(py, &handled);
+        }
+        self.give_up(py, py.None().bind(py))
+    }
+
+    /// Held by anyone?
+    fn locked(&self) -> bool {
+        self.lock.is_locked()
+    }
+
+    /// Its last holder was killed, or given up, inside.
+    #[getter]
+    fn poisoned(&self) -> bool {
+        self.lock.is_poisoned()
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        self.lock.name()
+    }
+
+    /// A block that acquires the lock although it is poisoned, to set right what it protects.
+    ///
+    /// At the end of the block the lock is good again; if the block raises, it stays poisoned.
+    fn repair(slf: Py<Self>) -> Repair {
+        Repair { lock: slf }
+    }
+
+    fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
+        self.take(py, Acquire::Block, Time::NEVER)
+    }
+
+    #[pyo3(signature = (_type, value, _traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _type: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        self.give_up(py, value)
+    }
+
+    fn __repr__(&self) -> String {
+        let state = match (self.lock.is_poisoned(), self.lock.is_locked()) {
+            (true, _) => "poisoned",
+            (false, true) => "locked",
+            (false, false) => "unlocked",
+        };
+        format!("<{state} desist.Lock {:?}>", self.lock.name().as_ref())
+    }
+}
+
+/// The block that Lock.repair() makes.
+#[pyclass(frozen, module = "desist._core")]
+pub(super) struct Repair {
+    lock: Py<Lock>,
+}
+
+#[pymethods]
+impl Repair {
+    fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
+        self.lock.get().take(py, Acquire::Repair, Time::NEVER).map(|_| ())
+    }
+
+    #[pyo3(signature = (r#type, value, traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        r#type: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        if r#type.is_none() {
+            self.lock.get().lock.mark_consistent();
+        }
+        self.lock.get().__exit__(py, r#type, value, traceback)
+    }
+}

@@ -1,0 +1,384 @@
+//! `CancelScope`, `Timeout` and the functions that make them.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::cause::{Cause, CauseKind};
+use crate::clock::Time;
+use crate::error::ScopeMisuse;
+use crate::python::cause::CancelCause;
+use crate::python::error::{self, Cancelled};
+use crate::python::seconds;
+use crate::python::token::{CancelToken, cancel_node};
+use crate::scope::{self, Exit, Kind};
+use crate::token::tree::NodeRef;
+use crate::{deadline, token};
+
+/// When a block is to end.
+#[derive(Clone, Copy)]
+enum Limit {
+    None,
+    /// From the time at which it is entered.
+    After(Duration),
+    At(Time),
+}
+
+impl Limit {
+    fn from_now(self) -> Time {
+        match self {
+            Limit::None => Time::NEVER,
+            Limit::After(span) => Time::after(span),
+            Limit::At(deadline) => deadline,
+        }
+    }
+}
+
+/// One block, from before it is entered until after it was left; the same for both classes.
+struct Block {
+    kind: Kind,
+    grace: Option<Duration>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Fresh { limit: Limit, cancelled: Option<Cause> },
+    Open(NodeRef),
+    Left { deadline: Time, cause: Option<Cause>, caught: bool },
+}
+
+impl Block {
+    fn new(kind: Kind, limit: Limit, grace: Option<Duration>) -> Self {
+        Self { kind, grace, state: Mutex::new(State::Fresh { limit, cancelled: None }) }
+    }
+
+    fn enter(&self, py: Python<'_>) -> PyResult<()> {
+        let mut state = self.state.lock();
+        let State::Fresh { limit, cancelled } = &mut *state else {
+            drop(state);
+            return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
+        };
+        let node = scope::enter(self.kind, limit.from_now(), self.grace);
+        if let Some(cause) = cancelled.take() {
+            node.cancel(cause);
+        }
+        *state = State::Open(node);
+        Ok(())
+    }
+
+    /// Leave. The cause, if the block's cancellation was absorbed.
+    fn exit(&self, py: Python<'_>, kind: &Bound<'_, PyAny>) -> PyResult<Option<Cause>> {
+        let node = match &*self.state.lock() {
+            State::Open(node) => node.clone(),
+            _ => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
+        };
+        // The class is final, so identity is the whole test.
+        let unwinding = !kind.is_none() && kind.is(py.get_type::<Cancelled>());
+        let exit = scope::exit(&node, unwinding);
+        if exit == Err(ScopeMisuse::WrongThread) {
+            return Err(error::misuse(py, ScopeMisuse::WrongThread)); // still open, where it belongs
+        }
+        let caught = match &exit {
+            Ok(Exit::Absorbed(cause)) => Some(cause.clone()),
+            _ => None,
+        };
+        let own = if node.is_cancelled_itself() { node.cause() } else { None };
+        let left = State::Left { deadline: node.own_deadline(), cause: own, caught: caught.is_some() };
+        drop(std::mem::replace(&mut *self.state.lock(), left));
+        if !node.is_private() {
+            py.detach(|| node.close(CauseKind::ScopeExited));
+        }
+        exit.map_err(|misuse| error::misuse(py, misuse))?;
+        // What a clean-up zone held off arrives here; if it has arrived before, it goes on by itself.
+        if self.kind == Kind::Cleanup && kind.is_none() {
+            error::check_kill(py)?;
+        }
+        Ok(caught)
+    }
+
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Duration>) -> bool {
+        let node = match &mut *self.state.lock() {
+            State::Open(node) => node.clone(),
+            State::Fresh { cancelled, .. } if cancelled.is_none() => {
+                *cancelled = Some(Cause::now(CauseKind::Explicit, reason.map(Into::into), grace));
+                return true;
+            }
+            _ => return false,
+        };
+        cancel_node(py, &node, reason, grace)
+    }
+
+    fn deadline(&self) -> f64 {
+        seconds::from_time(match &*self.state.lock() {
+            State::Fresh { limit, .. } => limit.from_now(),
+            State::Open(node) => node.own_deadline(),
+            State::Left { deadline, .. } => *deadline,
+        })
+    }
+
+    fn set_deadline(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let new = seconds::instant(value, "deadline")?;
+        let node = match &mut *self.state.lock() {
+            State::Fresh { limit, .. } => {
+                *limit = Limit::At(new);
+                return Ok(());
+            }
+            State::Open(node) => node.clone(),
+            State::Left { .. } => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
+        };
+        deadline::set(&node, new);
+        Ok(())
+    }
+
+    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
+        let node = match &*self.state.lock() {
+            State::Open(node) => Some(node.clone()),
+            _ => None,
+        };
+        match node {
+            Some(node) => CancelToken::wrap(py, token::CancelToken::from_node(node)),
+            None => Err(error::misuse(py, ScopeMisuse::NotEntered)),
+        }
+    }
+
+    fn cause(&self) -> Option<Cause> {
+        match &*self.state.lock() {
+            State::Fresh { cancelled, .. } => cancelled.clone(),
+            State::Open(node) if node.is_cancelled_itself() => node.cause(),
+            State::Open(_) => None,
+            State::Left { cause, .. } => cause.clone(),
+        }
+    }
+
+    fn caught(&self) -> bool {
+        matches!(&*self.state.lock(), State::Left { caught: true, .. })
+    }
+}
+
+/// What leaves the block whose own deadline was the cause.
+fn deadline_exceeded(py: Python<'_>, cancelled: &Bound<'_, PyAny>) -> PyErr {
+    let error = error::ordinary(py, "DeadlineExceeded", "the deadline passed before the block was done");
+    error.set_cause(py, Some(PyErr::from_value(cancelled.clone())));
+    error
+}
+
+/// A block that can be cancelled; made by cancel_scope(), move_on_after(), move_on_at(), shield()
+/// and cleanup(), and used in a `with` statement, once, by one thread.
+#[pyclass(frozen, weakref, module = "desist")]
+pub(super) struct CancelScope {
+    block: Block,
+    /// The block's own deadline raises DeadlineExceeded, instead of leaving it quietly.
+    raises: bool,
+}
+
+#[pymethods]
+impl CancelScope {
+    fn __enter__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+        slf.get().block.enter(slf.py())?;
+        Ok(slf)
+    }
+
+    /// True where the block's own cancellation ends here.
+    #[pyo3(signature = (r#type, value, _traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        r#type: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        match self.block.exit(py, r#type)? {
+            Some(cause) if self.raises && cause.kind == CauseKind::Deadline => Err(deadline_exceeded(py, value)),
+            Some(_) => Ok(true),
+            None => Ok(false),
+        }
+    }
+
+    /// Cancel the block: it is left quietly at its next checkpoint. True: this call was the
+    /// first; False: it was cancelled, or left, before.
+    ///
+    /// Never raises, never waits for the block; works from any thread, signal handler and
+    /// finalizer. `grace`: seconds that clean-up zones inside may still take (5 unless given).
+    #[pyo3(signature = (reason = None, *, grace = None))]
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let grace = seconds::optional_span(grace, "grace")?;
+        Ok(self.block.cancel(py, reason, grace))
+    }
+
+    /// When the block is to end, on the clock of current_time(); infinity if it has no deadline.
+    ///
+    /// It can be moved, also by other threads, until the block is left.
+    #[getter]
+    fn deadline(&self) -> f64 {
+        self.block.deadline()
+    }
+
+    #[setter]
+    fn set_deadline(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.block.set_deadline(py, value)
+    }
+
+    /// The block's token, to hand out to other threads. The block must be open.
+    #[getter]
+    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
+        self.block.token(py)
+    }
+
+    /// Was this block itself cancelled, by cancel() or its own deadline?
+    #[getter]
+    fn cancel_called(&self) -> bool {
+        self.block.cause().is_some()
+    }
+
+    /// Was the block left early, and did that end here?
+    #[getter]
+    fn cancelled_caught(&self) -> bool {
+        self.block.caught()
+    }
+
+    /// Why this block itself was cancelled; else None.
+    #[getter]
+    fn cause(&self) -> Option<CancelCause> {
+        self.block.cause().map(CancelCause::from)
+    }
+}
+
+/// A block with a deadline that is an error; made by fail_after() and fail_at().
+///
+/// It has no cancel(): it never leaves a block quietly.
+#[pyclass(frozen, weakref, module = "desist")]
+pub(super) struct Timeout {
+    block: Block,
+}
+
+#[pymethods]
+impl Timeout {
+    fn __enter__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+        slf.get().block.enter(slf.py())?;
+        Ok(slf)
+    }
+
+    /// Raises DeadlineExceeded where the block was left because of its deadline.
+    #[pyo3(signature = (r#type, value, _traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        r#type: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        self.block.exit(py, r#type)?.map_or(Ok(()), |_| Err(deadline_exceeded(py, value)))
+    }
+
+    /// When the block is to end, on the clock of current_time(). It can be moved.
+    #[getter]
+    fn deadline(&self) -> f64 {
+        self.block.deadline()
+    }
+
+    #[setter]
+    fn set_deadline(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.block.set_deadline(py, value)
+    }
+
+    /// The block's token, to hand out to other threads. The block must be open.
+    #[getter]
+    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
+        self.block.token(py)
+    }
+
+    /// Was the block left because of its deadline?
+    #[getter]
+    fn expired(&self) -> bool {
+        self.block.caught()
+    }
+}
+
+fn scope(kind: Kind, limit: Limit, grace: Option<&Bound<'_, PyAny>>, raises: bool) -> PyResult<CancelScope> {
+    let grace = seconds::optional_span(grace, "grace")?;
+    Ok(CancelScope { block: Block::new(kind, limit, grace), raises })
+}
+
+fn after(seconds: &Bound<'_, PyAny>) -> PyResult<Limit> {
+    seconds::span(seconds, "timeout").map(Limit::After)
+}
+
+fn at(deadline: &Bound<'_, PyAny>) -> PyResult<Limit> {
+    seconds::instant(deadline, "deadline").map(Limit::At)
+}
+
+/// A block that can be cancelled, with a timeout in seconds (or a deadline on the clock of
+/// current_time()) if one is given.
+///
+/// Every desist wait inside ends in time. If the block's own deadline passes, DeadlineExceeded (a
+/// TimeoutError) leaves it; if its cancel() is called, it is left quietly, and `cancelled_caught`
+/// is true. `grace`: seconds that clean-up zones inside may take after the deadline.
+#[pyfunction]
+#[pyo3(signature = (timeout = None, *, deadline = None, grace = None))]
+pub(super) fn cancel_scope(
+    timeout: Option<&Bound<'_, PyAny>>,
+    deadline: Option<&Bound<'_, PyAny>>,
+    grace: Option<&Bound<'_, PyAny>>,
+) -> PyResult<CancelScope> {
+    let limit = match (timeout, deadline) {
+        (None, None) => Limit::None,
+        (Some(timeout), None) => after(timeout)?,
+        (None, Some(deadline)) => at(deadline)?,
+        (Some(_), Some(_)) => return Err(PyValueError::new_err("give a timeout or a deadline, not both")),
+    };
+    scope(Kind::Plain, limit, grace, true)
+}
+
+/// A block that is left quietly after the given seconds, or when its cancel() is called.
+#[pyfunction]
+#[pyo3(signature = (seconds, *, grace = None))]
+pub(super) fn move_on_after(seconds: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<CancelScope> {
+    scope(Kind::Plain, after(seconds)?, grace, false)
+}
+
+/// A block that is left quietly at the deadline, on the clock of current_time(), or when its
+/// cancel() is called.
+#[pyfunction]
+#[pyo3(signature = (deadline, *, grace = None))]
+pub(super) fn move_on_at(deadline: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<CancelScope> {
+    scope(Kind::Plain, at(deadline)?, grace, false)
+}
+
+/// A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds.
+#[pyfunction]
+#[pyo3(signature = (seconds, *, grace = None))]
+pub(super) fn fail_after(seconds: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<Timeout> {
+    let grace = seconds::optional_span(grace, "grace")?;
+    Ok(Timeout { block: Block::new(Kind::Plain, after(seconds)?, grace) })
+}
+
+/// A block that DeadlineExceeded (a TimeoutError) leaves at the deadline, on the clock of
+/// current_time().
+#[pyfunction]
+#[pyo3(signature = (deadline, *, grace = None))]
+pub(super) fn fail_at(deadline: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<Timeout> {
+    let grace = seconds::optional_span(grace, "grace")?;
+    Ok(Timeout { block: Block::new(Kind::Plain, at(deadline)?, grace) })
+}
+
+/// A block that sees no cancellation from outside, for at most the given seconds; then it is left
+/// quietly. The bound is required: write out math.inf if you mean it. A kill pierces it.
+#[pyfunction]
+#[pyo3(signature = (seconds, /))]
+pub(super) fn shield(seconds: &Bound<'_, PyAny>) -> PyResult<CancelScope> {
+    scope(Kind::Shield, after(seconds)?, None, false)
+}
+
+/// A block for cleaning up: a cancellation outside is hidden from it until the grace is spent
+/// that the canceller gave (5 seconds unless given); then it is left quietly. All such blocks
+/// under one cancellation share that time. `seconds`: at most this long in any case.
+///
+/// A kill is held off for as long.
+#[pyfunction]
+#[pyo3(signature = (seconds = None, /))]
+pub(super) fn cleanup(seconds: Option<&Bound<'_, PyAny>>) -> PyResult<CancelScope> {
+    let limit = seconds.map_or(Ok(Limit::None), after)?;
+    scope(Kind::Cleanup, limit, None, false)
+}

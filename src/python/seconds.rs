@@ -1,0 +1,62 @@
+//! Seconds as Python gives them, checked.
+
+use std::time::Duration;
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::clock::Time;
+
+/// A real number, with an error that names what it was for.
+fn number(value: &Bound<'_, PyAny>, what: &str) -> PyResult<f64> {
+    let Ok(seconds) = value.extract::<f64>() else {
+        let kind = value.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("{what} must be a number of seconds, not {kind}")));
+    };
+    not_nan(seconds, what)
+}
+
+fn not_nan(seconds: f64, what: &str) -> PyResult<f64> {
+    if seconds.is_nan() {
+        return Err(PyValueError::new_err(format!("{what} must not be NaN; give a number of seconds")));
+    }
+    Ok(seconds)
+}
+
+/// How long: not negative; infinity is `Duration::MAX`.
+pub(super) fn span(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Duration> {
+    checked_span(number(value, what)?, what)
+}
+
+pub(super) fn checked_span(seconds: f64, what: &str) -> PyResult<Duration> {
+    let seconds = not_nan(seconds, what)?;
+    if seconds < 0.0 {
+        return Err(PyValueError::new_err(format!("{what} must not be negative, but is {seconds}")));
+    }
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// As `span`, where `None` means that there is no bound.
+pub(super) fn optional_span(value: Option<&Bound<'_, PyAny>>, what: &str) -> PyResult<Option<Duration>> {
+    value.map(|value| span(value, what)).transpose()
+}
+
+/// An instant of `current_time()`; infinity is never, the past is allowed.
+pub(super) fn instant(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Time> {
+    let seconds = number(value, what)?.max(0.0);
+    Ok(Time::from_nanos(0) + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// When a wait ends that may take this long.
+pub(super) fn until(timeout: Option<Duration>) -> Time {
+    timeout.map_or(Time::NEVER, Time::after)
+}
+
+/// The other way: seconds of `current_time()`.
+#[allow(clippy::cast_precision_loss)] // as exact as time.monotonic() is
+pub(super) fn from_time(time: Time) -> f64 {
+    if time.is_never() { f64::INFINITY } else { time.as_nanos() as f64 / 1e9 }
+}
+
+/// The longest timeout of a lock, in seconds: what `threading.TIMEOUT_MAX` is on Linux.
+pub(super) const LONGEST_TIMEOUT: u64 = 9_223_372_036;

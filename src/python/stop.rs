@@ -1,0 +1,194 @@
+//! `StopPolicy` and `KillReport`.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::error::Stop;
+use crate::python::{cause, error, seconds};
+use crate::stop::{self, KillError, Rung};
+use crate::task;
+
+/// How far a kill goes, and how long each rung of the ladder takes, in seconds.
+///
+/// `cooperative`: asked to stop. `at_wait`: Killed is raised at desist waits, through shields.
+/// `async_exc`: Killed is raised anywhere in the body, again and again. None: that rung is not
+/// allowed. `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
+/// lock poisoned. `abandon`: in the end, may it be given up while it still runs? A kill takes at
+/// most the sum, and as long as clean-up and commit blocks that are open hold it off.
+#[pyclass(frozen, eq, module = "desist")]
+#[derive(Clone, PartialEq)]
+pub(super) struct StopPolicy {
+    policy: stop::StopPolicy,
+}
+
+#[pymethods]
+impl StopPolicy {
+    #[new]
+    #[pyo3(signature = (*, cooperative = 5.0, at_wait = Some(1.0), async_exc = Some(1.0), defer = 1.0, abandon = true))]
+    fn new(
+        cooperative: f64,
+        at_wait: Option<f64>,
+        async_exc: Option<f64>,
+        defer: f64,
+        abandon: bool,
+    ) -> PyResult<Self> {
+        let rung = |seconds: Option<f64>, name| seconds.map(|span| seconds::checked_span(span, name)).transpose();
+        Ok(Self {
+            policy: stop::StopPolicy {
+                cooperative: seconds::checked_span(cooperative, "cooperative")?,
+                at_wait: rung(at_wait, "at_wait")?,
+                async_exc: rung(async_exc, "async_exc")?,
+                defer: seconds::checked_span(defer, "defer")?,
+                abandon,
+            },
+        })
+    }
+
+    #[getter]
+    fn cooperative(&self) -> f64 {
+        self.policy.cooperative.as_secs_f64()
+    }
+
+    #[getter]
+    fn at_wait(&self) -> Option<f64> {
+        self.policy.at_wait.map(|span| span.as_secs_f64())
+    }
+
+    #[getter]
+    fn async_exc(&self) -> Option<f64> {
+        self.policy.async_exc.map(|span| span.as_secs_f64())
+    }
+
+    #[getter]
+    fn defer(&self) -> f64 {
+        self.policy.defer.as_secs_f64()
+    }
+
+    #[getter]
+    fn abandon(&self) -> bool {
+        self.policy.abandon
+    }
+
+    fn __repr__(&self) -> String {
+        let rung = |seconds: Option<f64>| seconds.map_or("None".into(), |seconds| format!("{seconds:?}"));
+        format!(
+            "StopPolicy(cooperative={:?}, at_wait={}, async_exc={}, defer={:?}, abandon={})",
+            self.cooperative(),
+            rung(self.at_wait()),
+            rung(self.async_exc()),
+            self.defer(),
+            if self.abandon() { "True" } else { "False" },
+        )
+    }
+}
+
+/// Kill, with the interpreter let go.
+pub(super) fn kill(
+    py: Python<'_>,
+    task: &Arc<task::Task>,
+    reason: Option<&str>,
+    policy: Option<&StopPolicy>,
+    on_abandon: &mut (dyn FnMut() + Send),
+) -> PyResult<KillReport> {
+    let policy = policy.map_or_else(stop::StopPolicy::default, |policy| policy.policy);
+    let report = py.detach(|| stop::kill(task, reason.map(Into::into), &policy, &mut *on_abandon));
+    report.map(KillReport::from).map_err(|refusal| match refusal {
+        KillError::Itself => PyRuntimeError::new_err(
+            "a thread cannot kill itself; to end it, return from its function or raise an exception",
+        ),
+        KillError::NotStarted => PyRuntimeError::new_err("cannot kill a thread before it is started; start it first"),
+        KillError::Interrupted => error::from_stop(py, Stop::Interrupted),
+    })
+}
+
+/// What a kill came to.
+#[pyclass(frozen, module = "desist")]
+pub(super) struct KillReport {
+    report: stop::KillReport,
+}
+
+impl From<stop::KillReport> for KillReport {
+    fn from(report: stop::KillReport) -> Self {
+        Self { report }
+    }
+}
+
+impl KillReport {
+    /// Nothing was running.
+    pub(super) fn nothing() -> Self {
+        let report = stop::KillReport {
+            outcome: Some(Rung::AlreadyDone),
+            elapsed: std::time::Duration::ZERO,
+            released: Vec::new(),
+            poisoned: Vec::new(),
+            requeued: Vec::new(),
+            fenced: Vec::new(),
+            stack: None,
+        };
+        Self { report }
+    }
+}
+
+fn strings(names: &[Arc<str>]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+#[pymethods]
+impl KillReport {
+    /// The rung of the ladder at which it ended; None: it has not, and was not to be given up.
+    #[getter]
+    fn outcome<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let name = match self.report.outcome {
+            None => return Ok(None),
+            Some(Rung::AlreadyDone) => "ALREADY_DONE",
+            Some(Rung::Cooperative) => "COOPERATIVE",
+            Some(Rung::AtWait) => "AT_WAIT",
+            Some(Rung::AsyncExc) => "ASYNC_EXC",
+            Some(Rung::Abandoned) => "ABANDONED",
+        };
+        cause::member(py, "Outcome", name).map(Some)
+    }
+
+    /// Seconds from the call to the end, when everything had been given back.
+    #[getter]
+    fn elapsed(&self) -> f64 {
+        self.report.elapsed.as_secs_f64()
+    }
+
+    /// Names of the locks that were given back.
+    #[getter]
+    fn released(&self) -> Vec<String> {
+        strings(&self.report.released)
+    }
+
+    /// Names of the locks that are poisoned now, or lost with who was given up.
+    #[getter]
+    fn poisoned(&self) -> Vec<String> {
+        strings(&self.report.poisoned)
+    }
+
+    /// Ids of the items that will be leased again.
+    #[getter]
+    fn requeued(&self) -> Vec<u64> {
+        self.report.requeued.clone()
+    }
+
+    /// Ids of the items whose old lease is fenced off, for its worker was given up.
+    #[getter]
+    fn fenced(&self) -> Vec<u64> {
+        self.report.fenced.clone()
+    }
+
+    /// Where it was stopped, or where it is now; None if that is not known.
+    #[getter]
+    fn stack(&self) -> Option<&str> {
+        self.report.stack.as_deref()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let outcome = self.outcome(py)?.map_or(Ok("None".into()), |outcome| outcome.str().map(|text| text.to_string()))?;
+        Ok(format!("<KillReport {outcome} after {:.3} s>", self.elapsed()))
+    }
+}

@@ -1,0 +1,135 @@
+//! `Task`: one run of a Python callable, behind the boundary.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::clock::Time;
+use crate::python::error::{Cancelled, Killed};
+use crate::python::stop::{self, KillReport, StopPolicy};
+use crate::python::token::{CancelToken, cancel_node};
+use crate::python::wait::blocking;
+use crate::python::{cause, hard_stop, seconds};
+use crate::task::{self, BodyEnd, Boundary, Progress};
+
+/// How a body ended, for those who look at the task later.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Ended {
+    NotYet,
+    Done,
+    Failed,
+    Cancelled,
+    Killed,
+}
+
+/// Run a body with a boundary around it. `settle` gets what came out of the body, when no kill can
+/// strike any more and nothing is held, but before anybody is told that the task is over; it is
+/// not called if the task had been given up.
+pub(super) fn run<R>(
+    py: Python<'_>,
+    task: &Arc<task::Task>,
+    body: impl FnOnce() -> PyResult<Py<PyAny>>,
+    settle: impl FnOnce(PyResult<Py<PyAny>>, Ended) -> R,
+) -> PyResult<Option<R>> {
+    let mut boundary = Boundary::enter(task, Some(hard_stop::for_this_thread(py)?));
+    let result = body();
+    boundary.shut();
+    // From here on nothing strikes, so Python code may run again.
+    let ended = match &result {
+        Ok(_) => Ended::Done,
+        Err(raised) if raised.is_instance_of::<Killed>(py) => Ended::Killed,
+        Err(raised) if raised.is_instance_of::<Cancelled>(py) => Ended::Cancelled,
+        Err(_) => Ended::Failed,
+    };
+    let end = match &result {
+        Err(raised) if ended == Ended::Killed => BodyEnd::Killed(hard_stop::stack_of(py, raised)),
+        _ => BodyEnd::Unwound,
+    };
+    let ours = py.detach(|| boundary.leave(end));
+    let settled = ours.then(|| settle(result, ended));
+    task.over().set();
+    Ok(settled)
+}
+
+/// One run of a callable that can be cancelled and killed.
+#[pyclass(frozen, module = "desist._core")]
+pub(super) struct Task {
+    task: Arc<task::Task>,
+    ended: AtomicU8,
+}
+
+#[pymethods]
+impl Task {
+    #[new]
+    fn new(name: &str) -> Self {
+        Self { task: task::Task::new(name, None), ended: AtomicU8::new(Ended::NotYet as u8) }
+    }
+
+    /// Its thread is being started, so that it may be killed from now on.
+    fn launch(&self) {
+        self.task.launch();
+    }
+
+    /// Run it here and now. Cancelled and Killed end here; other exceptions pass.
+    fn run(&self, py: Python<'_>, body: &Bound<'_, PyAny>) -> PyResult<()> {
+        if !matches!(self.task.progress(), Progress::Fresh | Progress::Launched) {
+            return Err(PyRuntimeError::new_err("this task has run; make a new one for each run"));
+        }
+        let body = || body.call0().map(Bound::unbind);
+        let settled = run(py, &self.task, body, |result, ended| {
+            self.ended.store(ended as u8, Ordering::Release);
+            match ended {
+                Ended::Failed => result.map(|_| ()),
+                _ => Ok(()),
+            }
+        })?;
+        settled.unwrap_or(Ok(()))
+    }
+
+    /// The task's token.
+    #[getter]
+    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
+        CancelToken::wrap(py, self.task.source().token())
+    }
+
+    /// Where it is in its life: a TaskState.
+    #[getter]
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let ended = self.ended.load(Ordering::Acquire);
+        let name = match self.task.progress() {
+            Progress::Fresh | Progress::Launched => "PENDING",
+            Progress::Abandoned => "ABANDONED",
+            Progress::Cancelling => "CANCELLING",
+            Progress::Running => "RUNNING",
+            Progress::Over if ended == Ended::Done as u8 => "DONE",
+            Progress::Over if ended == Ended::Failed as u8 => "FAILED",
+            Progress::Over if ended == Ended::Cancelled as u8 => "CANCELLED",
+            Progress::Over if ended == Ended::Killed as u8 => "KILLED",
+            Progress::Over => "CANCELLING", // its boundary is closing
+        };
+        cause::member(py, "TaskState", name)
+    }
+
+    /// Ask it to stop. True: this call was the first.
+    #[pyo3(signature = (reason = None, *, grace = None))]
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let grace = seconds::optional_span(grace, "grace")?;
+        Ok(cancel_node(py, self.task.source().node(), reason, grace))
+    }
+
+    /// Stop it, rung by rung; blocks until it has ended or was given up.
+    #[pyo3(signature = (reason = None, *, policy = None))]
+    fn kill(&self, py: Python<'_>, reason: Option<&str>, policy: Option<&StopPolicy>) -> PyResult<KillReport> {
+        stop::kill(py, &self.task, reason, policy, &mut || ())
+    }
+
+    /// Block until it is over or was given up (True), or the seconds have passed. A checkpoint.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let until = seconds::optional_span(timeout, "timeout")?.map_or(Time::NEVER, Time::after);
+        blocking(py, || self.task.over().wait_until(until))
+    }
+}

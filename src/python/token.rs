@@ -1,0 +1,296 @@
+//! `CancelSource`, `CancelToken`, `Registration`.
+#![allow(unsafe_code)] // the slot `cancelled`, see `CancelToken`
+
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyTuple};
+
+use crate::clock::Time;
+use crate::python::cause::CancelCause;
+use crate::python::wait::blocking;
+use crate::python::{error, seconds};
+use crate::token::tree::{Flag, Hook};
+use crate::token;
+
+/// May look whether something was cancelled, wait for it and register callbacks; may not cancel.
+///
+/// `cancelled` is a slot that the interpreter reads without a call.
+// The slot holds False or True. It is written by whoever cancels, from any thread and without the
+// interpreter: one atomic store of a pointer to an object that never goes away. `#[pyo3(get)]` on
+// a `Py` field of a frozen class gives a plain object member, which is what LOAD_ATTR specialises.
+#[pyclass(frozen, weakref, module = "desist")]
+pub(super) struct CancelToken {
+    /// True once cancelled.
+    #[pyo3(get)]
+    cancelled: Py<PyBool>,
+    /// Hook in the node, plus one; 0: none.
+    hook: AtomicU64,
+    token: token::CancelToken,
+}
+
+/// Store True in a token's slot.
+///
+/// # Safety
+/// `place` is the address of the `cancelled` field of a live `CancelToken`.
+unsafe fn raise(place: *const ()) {
+    // SAFETY: the field is a pointer, aligned as one, and all accesses while it is shared are
+    // this store and the interpreter's loads. `CancelToken` has interior mutability (`hook`), so
+    // no reference to it claims that its memory stays the same.
+    let slot = unsafe { &*place.cast::<AtomicPtr<ffi::PyObject>>() };
+    // SAFETY: Py_True is a static object.
+    slot.store(unsafe { ffi::Py_True() }, Ordering::Release);
+}
+
+impl CancelToken {
+    pub(super) fn wrap(py: Python<'_>, token: token::CancelToken) -> PyResult<Py<CancelToken>> {
+        let cancelled = PyBool::new(py, false).to_owned().unbind();
+        // Before CPython 3.12 True and False are counted: own one of each, whichever is in the
+        // slot when the token goes (`drop`).
+        // SAFETY: attached, and True is a live object.
+        unsafe { ffi::Py_INCREF(ffi::Py_True()) };
+        let this = Py::new(py, CancelToken { cancelled, hook: AtomicU64::new(0), token })?;
+        let place = (&raw const this.get().cancelled).cast();
+        match this.get().token.node().hook(Hook::Raise(Flag { raise, place })) {
+            Ok(id) => this.get().hook.store(id + 1, Ordering::Relaxed),
+            // SAFETY: `place` is this token's field.
+            Err(_) => unsafe { raise(place) },
+        }
+        Ok(this)
+    }
+
+    pub(super) fn inner(&self) -> &token::CancelToken {
+        &self.token
+    }
+}
+
+impl Drop for CancelToken {
+    fn drop(&mut self) {
+        if let Some(id) = self.hook.get_mut().checked_sub(1) {
+            self.token.node().unhook(id);
+        }
+        // The field gives back the one that it holds; the other is given back here.
+        // SAFETY: `wrap` took a count of each; a Python object is dropped attached.
+        unsafe {
+            let now_true = self.cancelled.as_ptr() == ffi::Py_True();
+            ffi::Py_DECREF(if now_true { ffi::Py_False() } else { ffi::Py_True() });
+        }
+    }
+}
+
+#[pymethods]
+impl CancelToken {
+    /// Why, once cancelled; else None.
+    #[getter]
+    fn cause(&self) -> Option<CancelCause> {
+        self.token.cause().map(CancelCause::from)
+    }
+
+    /// The earliest deadline of the token and those above it, on the clock of current_time();
+    /// infinity if there is none.
+    #[getter]
+    fn deadline(&self) -> f64 {
+        seconds::from_time(self.token.deadline())
+    }
+
+    /// Seconds until the deadline, 0.0 once it has passed; infinity if there is none.
+    fn remaining(&self) -> f64 {
+        let deadline = self.token.deadline();
+        if deadline.is_never() { f64::INFINITY } else { (deadline - Time::now()).as_secs_f64() }
+    }
+
+    /// Raise Cancelled if the token is cancelled. Never blocks.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        self.token.check().map_err(|stop| error::from_stop(py, stop))
+    }
+
+    /// Block until the token is cancelled (True), or for the given seconds (False).
+    ///
+    /// A checkpoint: raises Cancelled or Killed if the calling code itself is to stop.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        blocking(py, || self.token.wait_until(until))
+    }
+
+    /// Call `fn(cause)` once when the token is cancelled; at once if it is already.
+    ///
+    /// It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
+    /// waiters have been woken. What it raises goes to sys.unraisablehook.
+    #[pyo3(signature = (r#fn, /))]
+    fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> Registration {
+        let call = move |cause: &crate::Cause| {
+            // None once the interpreter is shutting down: there is nobody to call.
+            Python::try_attach(|py| {
+                let called = Py::new(py, CancelCause::from(cause.clone())).and_then(|cause| r#fn.call1(py, (cause,)));
+                if let Err(raised) = called {
+                    raised.write_unraisable(py, Some(r#fn.bind(py)));
+                }
+            });
+        };
+        let registration = py.detach(|| self.token.on_cancel(call));
+        Registration { registration }
+    }
+
+    /// A token that is cancelled with any of the given ones, with that one's cause.
+    ///
+    /// It leaves nothing behind in them.
+    #[staticmethod]
+    #[pyo3(signature = (*tokens))]
+    fn any_of(py: Python<'_>, tokens: &Bound<'_, PyTuple>) -> PyResult<Py<CancelToken>> {
+        let tokens: Vec<Py<CancelToken>> = tokens.extract()?;
+        let inner: Vec<&token::CancelToken> = tokens.iter().map(|token| &token.get().token).collect();
+        CancelToken::wrap(py, token::CancelToken::any_of(&inner))
+    }
+
+    fn __repr__(&self) -> String {
+        match self.token.cause() {
+            None => "<CancelToken>".into(),
+            Some(cause) => format!("<CancelToken {cause}>"),
+        }
+    }
+}
+
+/// May cancel. Hand out its `token`; what is below a cancelled token is cancelled with it.
+///
+/// As a context manager it closes itself at the end of the block.
+#[pyclass(frozen, weakref, module = "desist")]
+pub(super) struct CancelSource {
+    source: token::CancelSource,
+}
+
+#[pymethods]
+impl CancelSource {
+    /// A source, below `parent` if one is given; `deadline` on the clock of current_time(), or
+    /// `timeout` in seconds from now, cancels it in time.
+    #[new]
+    #[pyo3(signature = (parent = None, *, deadline = None, timeout = None))]
+    fn new(
+        parent: Option<&Bound<'_, CancelToken>>,
+        deadline: Option<&Bound<'_, PyAny>>,
+        timeout: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let deadline = deadline_of(deadline, timeout)?;
+        let source = match (parent, deadline) {
+            (None, None) => token::CancelSource::new(),
+            (None, Some(deadline)) => token::CancelSource::with_deadline(deadline),
+            (Some(parent), None) => parent.get().token.child(),
+            (Some(parent), Some(deadline)) => parent.get().token.child_with_deadline(deadline),
+        };
+        Ok(Self { source })
+    }
+
+    /// The token to hand out.
+    #[getter]
+    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
+        CancelToken::wrap(py, self.source.token())
+    }
+
+    /// Cancel. True: this call was the first; False: it was cancelled, or closed, before.
+    ///
+    /// Never raises, never waits for who is cancelled; works from any thread, signal handler and
+    /// finalizer. `grace`: seconds that clean-up zones may still take (5 unless given). Callbacks
+    /// run on this thread.
+    #[pyo3(signature = (reason = None, *, grace = None))]
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let grace = seconds::optional_span(grace, "grace")?;
+        Ok(cancel_node(py, self.source.node(), reason, grace))
+    }
+
+    /// Close: what is below is cancelled (SCOPE_EXITED). Idempotent.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.source.close());
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (_type, _value, _traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _type: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) {
+        self.close(py);
+    }
+
+    fn __repr__(&self) -> String {
+        match self.source.node().cause() {
+            None => "<CancelSource>".into(),
+            Some(cause) => format!("<CancelSource {cause}>"),
+        }
+    }
+}
+
+/// Cancel with the interpreter let go, unless there is nobody to wake or call.
+pub(super) fn cancel_node(
+    py: Python<'_>,
+    node: &token::tree::NodeRef,
+    reason: Option<&str>,
+    grace: Option<std::time::Duration>,
+) -> bool {
+    if node.is_cancelled() {
+        return false;
+    }
+    let cause = crate::Cause::now(crate::CauseKind::Explicit, reason.map(Into::into), grace);
+    if node.has_followers() { py.detach(|| node.cancel(cause)) } else { node.cancel(cause) }
+}
+
+/// One deadline out of two ways to give it.
+pub(super) fn deadline_of(
+    deadline: Option<&Bound<'_, PyAny>>,
+    timeout: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Option<Time>> {
+    match (deadline, timeout) {
+        (None, None) => Ok(None),
+        (Some(deadline), None) => seconds::instant(deadline, "deadline").map(Some),
+        (None, Some(timeout)) => seconds::span(timeout, "timeout").map(|span| Some(Time::after(span))),
+        (Some(_), Some(_)) => Err(PyValueError::new_err("give a timeout or a deadline, not both")),
+    }
+}
+
+/// A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.
+#[pyclass(frozen, module = "desist")]
+pub(super) struct Registration {
+    registration: token::Registration,
+}
+
+#[pymethods]
+impl Registration {
+    /// Never blocks. True: the callback has not started and never will.
+    fn unregister(&self) -> bool {
+        self.registration.unregister()
+    }
+
+    /// Unregister; if the callback is running on another thread, wait for its end, at most for
+    /// the given seconds.
+    ///
+    /// From inside any cancel callback it does not wait. Not a checkpoint.
+    #[pyo3(signature = (timeout = None))]
+    fn close(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        py.detach(|| self.registration.close_until(until));
+        Ok(())
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (_type, _value, _traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _type: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) {
+        py.detach(|| self.registration.close());
+    }
+}
+

@@ -1,0 +1,108 @@
+//! Waiting, and looking at where the calling thread stands.
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyAny;
+
+use crate::clock::Time;
+use crate::error::Stop;
+use crate::python::token::CancelToken;
+use crate::python::{error, seconds};
+use crate::{scope, sync, wait};
+
+/// Run something that may block, without the interpreter.
+pub(super) fn blocking<R: Send>(py: Python<'_>, wait: impl FnOnce() -> Result<R, Stop> + Send) -> PyResult<R> {
+    py.detach(wait).map_err(|stop| error::from_stop(py, stop))
+}
+
+/// Raise Cancelled or Killed if the calling code is to stop.
+///
+/// Never blocks. Outside any scope and task it does nothing.
+#[pyfunction]
+pub(super) fn checkpoint(py: Python<'_>) -> PyResult<()> {
+    wait::checkpoint().map_err(|stop| error::from_stop(py, stop))
+}
+
+/// Sleep for the given number of seconds; like time.sleep, but it can be cancelled.
+///
+/// Raises Cancelled or Killed as soon as the calling code is to stop, also on entry. Signal
+/// handlers run at once, as in time.sleep. TypeError or ValueError: not a number, negative, NaN.
+#[pyfunction]
+#[pyo3(signature = (seconds, /))]
+pub(super) fn sleep(py: Python<'_>, seconds: &Bound<'_, PyAny>) -> PyResult<()> {
+    let duration = seconds::span(seconds, "the time to sleep")?;
+    if duration == Duration::ZERO {
+        checkpoint(py)?;
+        py.detach(std::thread::yield_now);
+        return Ok(());
+    }
+    blocking(py, || wait::sleep(duration))
+}
+
+/// Sleep until `current_time()` has reached the given value, in seconds.
+///
+/// Raises as sleep() does.
+#[pyfunction]
+#[pyo3(signature = (deadline, /))]
+pub(super) fn sleep_until(py: Python<'_>, deadline: &Bound<'_, PyAny>) -> PyResult<()> {
+    let until = seconds::instant(deadline, "the time to sleep until")?;
+    blocking(py, || wait::sleep_until(until))
+}
+
+/// Sleep until the calling code is to stop; then raise Cancelled or Killed.
+#[pyfunction]
+pub(super) fn sleep_forever(py: Python<'_>) -> PyResult<()> {
+    blocking(py, || wait::sleep_until(Time::NEVER))
+}
+
+/// The clock of all deadlines, in seconds: on Linux the same as time.monotonic().
+#[pyfunction]
+pub(super) fn current_time() -> f64 {
+    seconds::from_time(Time::now())
+}
+
+/// The tightest deadline that the calling code is under; infinity if there is none.
+#[pyfunction]
+pub(super) fn current_effective_deadline() -> f64 {
+    seconds::from_time(scope::current_effective_deadline())
+}
+
+/// The token that the calling code is under: of the innermost scope, else of the task.
+///
+/// Outside both, a token that is never cancelled.
+#[pyfunction]
+pub(super) fn current_token(py: Python<'_>) -> PyResult<Py<CancelToken>> {
+    CancelToken::wrap(py, scope::current_token())
+}
+
+/// A flag that is set once.
+#[pyclass(frozen, module = "desist._core")]
+pub(super) struct Latch {
+    latch: sync::Latch,
+}
+
+#[pymethods]
+impl Latch {
+    #[new]
+    fn new() -> Self {
+        Self { latch: sync::Latch::new() }
+    }
+
+    /// Set it and wake all who wait.
+    fn set(&self) {
+        self.latch.set();
+    }
+
+    /// Set?
+    fn is_set(&self) -> bool {
+        self.latch.is_set()
+    }
+
+    /// Block until it is set (True) or the seconds have passed (False). A checkpoint.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        blocking(py, || self.latch.wait_until(until))
+    }
+}

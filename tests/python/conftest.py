@@ -1,0 +1,32 @@
+"""What all tests share; first of all, that they run against the source as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def pytest_configure() -> None:
+    """Refuse to test a binary that is older than its source."""
+    try:
+        from desist import _core
+    except ImportError as error:
+        refuse(f"desist is not built for this interpreter ({error})")
+    # The build dates the module back to its own start, see the Makefile. A file that was moved
+    # into place keeps its mtime; its ctime tells.
+    assert _core.__file__ is not None
+    built = Path(_core.__file__).stat().st_mtime
+    for source in [ROOT / "Cargo.toml", *sorted(ROOT.glob("src/**/*.rs"))]:
+        stat = source.stat()
+        if max(stat.st_mtime, stat.st_ctime) > built:
+            refuse(f"{source.relative_to(ROOT)} is newer than {_core.__file__}")
+
+
+def refuse(why: str) -> NoReturn:
+    """End the run before it starts."""
+    advice = f"{why}. Run `make test`, which builds first."
+    pytest.exit(advice, returncode=pytest.ExitCode.USAGE_ERROR)

@@ -1,0 +1,23 @@
+//! The examples run, and find what they claim.
+
+#[path = "../../examples/cancel_tree.rs"]
+mod cancel_tree;
+#[path = "../../examples/timeout.rs"]
+mod timeout;
+#[path = "../../examples/worker.rs"]
+mod worker;
+
+#[test]
+fn a_block_ends_in_time() {
+    timeout::main();
+}
+
+#[test]
+fn cancelling_goes_down_the_tree() {
+    cancel_tree::main();
+}
+
+#[test]
+fn a_stopped_worker_gives_its_work_back() {
+    worker::main();
+}

@@ -1,0 +1,365 @@
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use desist::stop::{KillReport, Rung, StopPolicy, kill};
+use desist::sync::{Acquire, Lock, LockError, OnKill, ReleaseError};
+use desist::task::{BodyEnd, Boundary, Task};
+use desist::{Stop, Time, move_on_after, shield, sleep};
+
+use crate::support::{PAST, Parker, far};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn held_by_me() -> Lock {
+    let lock = Lock::default();
+    assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
+    lock
+}
+
+/// A thread that waits for the lock, and may be cancelled.
+fn waiting_for(lock: &Lock, acquire: Acquire) -> (Arc<Task>, Parker<Result<bool, LockError>>) {
+    let (task, lock) = (Task::new("waiter", None), lock.clone());
+    let theirs = task.clone();
+    let waiter = Parker::spawn_parked(move || {
+        let boundary = Boundary::enter(&theirs, None);
+        let result = lock.acquire(acquire, Time::NEVER);
+        boundary.leave(BodyEnd::Unwound);
+        result
+    });
+    (task, waiter)
+}
+
+/// A task that holds these locks in a wait that nothing cancels. `after` runs on its thread when
+/// its boundary has closed, before anyone is told.
+fn parked_holder(
+    locks: &[&Lock],
+    acquire: Acquire,
+    after: impl FnOnce() + Send + 'static,
+) -> (Arc<Task>, Parker<()>) {
+    let task = Task::new("holder", None);
+    let theirs = task.clone();
+    let locks: Vec<Lock> = locks.iter().map(|lock| (*lock).clone()).collect();
+    let holder = Parker::spawn_parked(move || {
+        let boundary = Boundary::enter(&theirs, None);
+        for lock in &locks {
+            assert!(lock.acquire(acquire, Time::NEVER).unwrap());
+        }
+        let killed = shield(HOUR, || sleep(HOUR));
+        assert!(matches!(killed, Err(Stop::Killed(_))), "{killed:?}");
+        boundary.leave(BodyEnd::Killed(Some("in the middle".into())));
+        after();
+        theirs.over().set();
+    });
+    (task, holder)
+}
+
+fn kill_holder((task, holder): (Arc<Task>, Parker<()>)) -> KillReport {
+    let policy = StopPolicy {
+        cooperative: Duration::ZERO,
+        at_wait: Some(Duration::from_millis(1)),
+        async_exc: Some(HOUR),
+        defer: Duration::ZERO,
+        abandon: false,
+    };
+    let report = kill(&task, Some("a test".into()), &policy, &mut || ()).unwrap();
+    holder.join();
+    report
+}
+
+fn kill_a_holder(locks: &[&Lock], acquire: Acquire) -> KillReport {
+    kill_holder(parked_holder(locks, acquire, || ()))
+}
+
+// ---------------------------------------------------------------------- waiting
+
+#[test]
+fn i11_a_cancelled_waiter_has_taken_nothing_and_the_next_gets_it() {
+    let lock = held_by_me();
+    let (first, cancelled) = waiting_for(&lock, Acquire::Task);
+    first.source().cancel();
+    assert!(matches!(
+        cancelled.join(),
+        Err(LockError::Stop(Stop::Cancelled(_)))
+    ));
+    let (_, next) = waiting_for(&lock, Acquire::Task);
+    lock.release().unwrap();
+    assert!(next.join().unwrap());
+    assert!(
+        !lock.is_locked(),
+        "the end of a task gives back what it holds"
+    );
+}
+
+#[test]
+fn i11_a_waiter_that_timed_out_has_taken_nothing() {
+    let lock = held_by_me();
+    let other = lock.clone();
+    let results = thread::spawn(move || {
+        [PAST, Time::after(Duration::from_millis(1))]
+            .map(|until| other.acquire(Acquire::Block, until).unwrap())
+    });
+    assert_eq!(results.join().unwrap(), [false, false]);
+    lock.release().unwrap();
+    assert!(!lock.is_locked());
+}
+
+#[test]
+fn waiters_get_it_in_the_order_in_which_they_came_and_nobody_overtakes() {
+    let lock = held_by_me();
+    let (sender, order) = channel();
+    let waiters = [0, 1, 2, 3].map(|number| {
+        let (lock, sender) = (lock.clone(), sender.clone());
+        Parker::spawn_parked(move || {
+            lock.acquire(Acquire::Task, Time::NEVER).unwrap();
+            sender.send(number).unwrap();
+            lock.release().unwrap();
+        })
+    });
+    lock.release().unwrap();
+    // It has been handed on before `release` returned: whoever asks now is not served first.
+    let order: Vec<_> = order.iter().take(4).collect();
+    waiters.into_iter().for_each(Parker::join);
+    assert_eq!(order, [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_released_lock_is_never_free_in_between_while_somebody_waits() {
+    let lock = held_by_me();
+    let (finish, finished) = channel::<()>();
+    let theirs = lock.clone();
+    let waiter = Parker::spawn_parked(move || {
+        theirs.acquire(Acquire::Task, Time::NEVER).unwrap();
+        finished.recv().unwrap();
+        theirs.release().unwrap();
+    });
+    lock.release().unwrap();
+    assert!(lock.is_locked());
+    assert!(!lock.try_acquire(Acquire::Task).unwrap());
+    finish.send(()).unwrap();
+    waiter.join();
+}
+
+#[test]
+fn another_thread_may_release_it() {
+    let lock = held_by_me();
+    let theirs = lock.clone();
+    thread::spawn(move || theirs.release())
+        .join()
+        .unwrap()
+        .unwrap();
+    assert!(!lock.is_locked());
+    assert!(lock.try_acquire(Acquire::Block).unwrap());
+    lock.release().unwrap();
+}
+
+#[test]
+fn a_lock_that_nobody_holds_can_not_be_released() {
+    let lock = Lock::default();
+    assert_eq!(lock.release(), Err(ReleaseError::NotHeld));
+    lock.try_acquire(Acquire::Block).unwrap();
+    lock.release().unwrap();
+    assert_eq!(lock.release(), Err(ReleaseError::NotHeld));
+}
+
+#[test]
+fn it_is_not_reentrant() {
+    let lock = held_by_me();
+    assert!(!lock.try_acquire(Acquire::Task).unwrap());
+    let again = move_on_after(Duration::from_millis(1), |_| {
+        match lock.acquire(Acquire::Task, Time::NEVER) {
+            Err(LockError::Stop(stop)) => Err(stop),
+            other => panic!("{other:?}"),
+        }
+    });
+    assert_eq!(again, Ok(None::<()>));
+    lock.release().unwrap();
+}
+
+#[test]
+fn i13_under_contention_with_cancels_exactly_one_holds_it_at_a_time() {
+    let lock = Lock::default();
+    let inside = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let contend = |seed: u64| {
+        let (lock, inside) = (lock.clone(), inside.clone());
+        thread::spawn(move || {
+            let mut entered = 0;
+            for round in 0..400 {
+                let hurry = Duration::from_nanos((seed * 7919 + round * 104_729) % 60_000);
+                let took =
+                    move_on_after(hurry, |_| match lock.acquire(Acquire::Task, Time::NEVER) {
+                        Ok(held) => Ok(held),
+                        Err(LockError::Stop(stop)) => Err(stop),
+                        Err(other) => panic!("{other}"),
+                    });
+                if took.unwrap() == Some(true) {
+                    use std::sync::atomic::Ordering::Relaxed;
+                    assert_eq!(inside.fetch_add(1, Relaxed), 0);
+                    thread::yield_now();
+                    assert_eq!(inside.fetch_sub(1, Relaxed), 1);
+                    entered += 1;
+                    lock.release().unwrap();
+                }
+            }
+            entered
+        })
+    };
+    let entered: u32 = [1, 2, 3, 4]
+        .map(contend)
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .sum();
+    assert!(entered > 0);
+    assert!(!lock.is_locked());
+}
+
+// ---------------------------------------------------------------------- the holder's end
+
+#[test]
+fn i21_after_a_kill_inside_it_is_poisoned_before_anyone_else_gets_it() {
+    let lock = Lock::new("accounts", OnKill::Poison);
+    let report = kill_a_holder(&[&lock], Acquire::Block);
+    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.poisoned, ["accounts".into()]);
+    assert!(report.released.is_empty());
+    assert_eq!(report.stack.as_deref(), Some("in the middle"));
+    let Err(LockError::Poisoned(death)) = lock.acquire(Acquire::Block, far()) else {
+        panic!("not poisoned")
+    };
+    assert_eq!(
+        (&*death.task, death.stack.as_deref()),
+        ("holder", Some("in the middle"))
+    );
+    assert_eq!(death.cause.reason.as_deref(), Some("a test"));
+    assert!(matches!(
+        lock.try_acquire(Acquire::Task),
+        Err(LockError::Poisoned(_))
+    ));
+    assert!(!lock.is_locked());
+}
+
+#[test]
+fn i21_an_end_that_unwound_does_not_poison() {
+    let lock = Lock::default();
+    let (task, body_lock) = (Task::new("holder", None), lock.clone());
+    thread::spawn(move || {
+        let boundary = Boundary::enter(&task, None);
+        body_lock.acquire(Acquire::Block, Time::NEVER).unwrap();
+        task.source().cancel();
+        boundary.leave(BodyEnd::Unwound);
+    })
+    .join()
+    .unwrap();
+    assert!(!lock.is_locked() && !lock.is_poisoned());
+}
+
+#[test]
+fn i20_after_the_boundary_nothing_is_held_whatever_it_was_taken_for() {
+    let locks: [Lock; 3] = std::array::from_fn(|at| Lock::new(&at.to_string(), OnKill::Release));
+    let report = kill_a_holder(&[&locks[0], &locks[1], &locks[2]], Acquire::Task);
+    assert_eq!(
+        report.released,
+        ["2".into(), "1".into(), "0".into()],
+        "the latest first"
+    );
+    assert!(report.poisoned.is_empty());
+    for lock in &locks {
+        assert!(!lock.is_locked() && !lock.is_poisoned());
+        assert!(lock.try_acquire(Acquire::Block).unwrap());
+        lock.release().unwrap();
+    }
+}
+
+#[test]
+fn all_who_wait_for_it_are_told_that_it_is_poisoned_and_a_repairer_among_them_gets_it() {
+    let lock = Lock::default();
+    let holder = parked_holder(&[&lock], Acquire::Block, || ());
+    let kinds = [Acquire::Block, Acquire::Repair, Acquire::Task];
+    let waiters = kinds.map(|acquire| waiting_for(&lock, acquire).1);
+    kill_holder(holder);
+    let [block, repair, task] = waiters.map(Parker::join);
+    assert!(matches!(block, Err(LockError::Poisoned(_))));
+    assert!(matches!(task, Err(LockError::Poisoned(_))));
+    assert!(repair.unwrap());
+}
+
+#[test]
+fn a_poisoned_lock_is_had_by_a_repairer_and_then_by_all() {
+    let lock = Lock::default();
+    kill_a_holder(&[&lock], Acquire::Block);
+    assert!(lock.acquire(Acquire::Repair, far()).unwrap());
+    assert!(
+        matches!(
+            lock.try_acquire(Acquire::Block),
+            Err(LockError::Poisoned(_))
+        ),
+        "not yet"
+    );
+    // One who gives up leaves it as it was.
+    lock.release().unwrap();
+    assert!(lock.is_poisoned());
+    assert!(lock.acquire(Acquire::Repair, far()).unwrap());
+    lock.mark_consistent();
+    assert!(
+        !lock.try_acquire(Acquire::Block).unwrap(),
+        "held, and no more than that"
+    );
+    lock.release().unwrap();
+    assert!(lock.acquire(Acquire::Block, far()).unwrap());
+    lock.release().unwrap();
+}
+
+#[test]
+fn a_waiter_that_was_told_of_the_poison_does_not_hold_it_however_quickly_it_is_repaired() {
+    for _ in 0..30 {
+        let lock = Lock::default();
+        let held = lock.clone();
+        // Repaired by the holder's own thread, before the waiter has had time to look.
+        let holder = parked_holder(&[&lock], Acquire::Block, move || {
+            assert!(held.acquire(Acquire::Repair, Time::NEVER).unwrap());
+            held.mark_consistent();
+            held.release().unwrap();
+        });
+        let (_, waiter) = waiting_for(&lock, Acquire::Task);
+        kill_holder(holder);
+        assert!(matches!(waiter.join(), Err(LockError::Poisoned(_))));
+    }
+}
+
+#[test]
+fn a_lock_whose_holder_was_abandoned_is_lost_to_all_even_to_repairers() {
+    let lock = Lock::new("accounts", OnKill::Release);
+    let task = Task::new("holder", None);
+    let (theirs, held) = (task.clone(), lock.clone());
+    let (finish, finished) = channel::<()>();
+    let (begin, begun) = channel();
+    let holder = thread::spawn(move || {
+        let boundary = Boundary::enter(&theirs, None);
+        held.acquire(Acquire::Guard, Time::NEVER).unwrap();
+        begin.send(()).unwrap();
+        finished.recv().unwrap(); // no wait of ours: nothing reaches it
+        (held.release(), boundary.leave(BodyEnd::Unwound))
+    });
+    begun.recv().unwrap();
+    let (_, waiter) = waiting_for(&lock, Acquire::Repair);
+    let policy = StopPolicy {
+        cooperative: Duration::ZERO,
+        at_wait: None,
+        async_exc: None,
+        defer: Duration::ZERO,
+        abandon: true,
+    };
+    let report = kill(&task, None, &policy, &mut || ()).unwrap();
+    assert_eq!(
+        (report.outcome, &report.poisoned[..]),
+        (Some(Rung::Abandoned), &["accounts".into()][..])
+    );
+    assert!(matches!(waiter.join(), Err(LockError::OwnerLost(_))));
+    assert!(matches!(
+        lock.try_acquire(Acquire::Repair),
+        Err(LockError::OwnerLost(_))
+    ));
+    finish.send(()).unwrap();
+    assert_eq!(holder.join().unwrap(), (Err(ReleaseError::NotHeld), false));
+}

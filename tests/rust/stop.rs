@@ -1,0 +1,695 @@
+//! The ladder, on threads of Rust, which no force reaches, and with a host whose force is a
+//! counter.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use desist::stop::{KillError, KillReport, Rung, StopPolicy, kill};
+use desist::sync::{Acquire, Lock, LockError};
+use desist::task::{BodyEnd, Boundary, Force, Progress, Task};
+use desist::{CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, shield, sleep};
+
+use crate::support::{Parker, far};
+use crate::wait::Error;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Each test names the rungs that it is about; none by default.
+const NO_RUNG: StopPolicy = StopPolicy {
+    cooperative: Duration::ZERO,
+    at_wait: None,
+    async_exc: None,
+    defer: Duration::ZERO,
+    abandon: false,
+};
+
+fn end_of<T>(result: &Result<T, Stop>) -> BodyEnd {
+    match result {
+        Err(Stop::Killed(_)) => BodyEnd::Killed(Some("here".into())),
+        _ => BodyEnd::Unwound,
+    }
+}
+
+/// What a worker's loop does around one body.
+fn run<T>(
+    task: &Arc<Task>,
+    force: Option<Arc<dyn Force>>,
+    body: impl FnOnce() -> Result<T, Stop>,
+) -> Result<T, Stop> {
+    let boundary = Boundary::enter(task, force);
+    let result = body();
+    if boundary.leave(end_of(&result)) {
+        task.over().set();
+    }
+    result
+}
+
+fn parked<T: Send + 'static>(
+    task: &Arc<Task>,
+    body: impl FnOnce() -> Result<T, Stop> + Send + 'static,
+) -> Parker<Result<T, Stop>> {
+    let task = task.clone();
+    Parker::spawn_parked(move || run(&task, None, body))
+}
+
+fn kill_with(task: &Arc<Task>, policy: &StopPolicy) -> KillReport {
+    kill(task, Some("a test".into()), policy, &mut || ()).unwrap()
+}
+
+fn killed<T>(result: &Result<T, Stop>) -> bool {
+    matches!(result, Err(Stop::Killed(cause)) if cause.reason.as_deref() == Some("a test"))
+}
+
+// ---------------------------------------------------------------------- rung by rung
+
+#[test]
+fn a_body_that_stops_when_it_is_asked_is_not_killed() {
+    let task = Task::new("body", None);
+    let body = parked(&task, || sleep(HOUR));
+    assert_eq!(task.progress(), Progress::Running);
+    let report = kill_with(
+        &task,
+        &StopPolicy {
+            cooperative: HOUR,
+            ..NO_RUNG
+        },
+    );
+    assert_eq!(report.outcome, Some(Rung::Cooperative));
+    assert!(matches!(body.join(), Err(Stop::Cancelled(_))));
+    assert_eq!(task.progress(), Progress::Over);
+}
+
+#[test]
+fn a_kill_ends_a_wait_and_no_shield_or_scope_holds_it() {
+    let task = Task::new("body", None);
+    let body = parked(&task, || {
+        // Kinds of scopes that absorb whatever is cancelled: a kill is not theirs.
+        let result = shield(HOUR, || {
+            let inner: Result<Option<()>, Error> = cancel_scope(HOUR, |scope| {
+                scope.cancel();
+                let _ = checkpoint();
+                Ok(shield(HOUR, || sleep(HOUR)).map(|_| ())?)
+            });
+            match inner {
+                Err(Error::Stop(stop)) => Err(stop),
+                other => panic!("absorbed: {other:?}"),
+            }
+        });
+        result.map(|_: Option<()>| ())
+    });
+    let report = kill_with(
+        &task,
+        &StopPolicy {
+            at_wait: Some(HOUR),
+            ..NO_RUNG
+        },
+    );
+    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.stack.as_deref(), Some("here"));
+    assert!(killed(&body.join()));
+}
+
+#[test]
+fn a_body_that_swallows_every_cancel_is_killed_at_its_next_checkpoint() {
+    let task = Task::new("body", None);
+    let theirs = task.clone();
+    let body = thread::spawn(move || {
+        run(&theirs, None, || {
+            loop {
+                match checkpoint() {
+                    Err(Stop::Killed(cause)) => return Err::<(), _>(Stop::Killed(cause)),
+                    _ => thread::yield_now(),
+                }
+            }
+        })
+    });
+    while task.progress() == Progress::Fresh {
+        thread::yield_now();
+    }
+    let report = kill_with(
+        &task,
+        &StopPolicy {
+            at_wait: Some(HOUR),
+            ..NO_RUNG
+        },
+    );
+    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert!(killed(&body.join().unwrap()));
+}
+
+#[test]
+fn i15_a_killed_body_begins_no_wait() {
+    let task = Task::new("body", None);
+    let lock = Lock::default();
+    let theirs = lock.clone();
+    let body = parked(&task, move || {
+        let first = shield(HOUR, || sleep(HOUR));
+        assert!(killed(&first));
+        assert!(matches!(
+            theirs.acquire(Acquire::Task, far()),
+            Err(LockError::Stop(Stop::Killed(_)))
+        ));
+        assert!(
+            killed(&shield(HOUR, || sleep(HOUR))),
+            "swallowed, it comes again"
+        );
+        first
+    });
+    kill_with(
+        &task,
+        &StopPolicy {
+            at_wait: Some(HOUR),
+            ..NO_RUNG
+        },
+    );
+    assert!(killed(&body.join()));
+    assert!(!lock.is_locked());
+}
+
+/// A body in a call that nothing of ours reaches, until the sender sends.
+fn stuck(task: &Arc<Task>) -> (thread::JoinHandle<bool>, Sender<()>) {
+    let theirs = task.clone();
+    let (begin, begun) = channel();
+    let (finish, finished) = channel();
+    let body = thread::spawn(move || {
+        let boundary = Boundary::enter(&theirs, None);
+        begin.send(()).unwrap();
+        finished.recv().unwrap();
+        boundary.leave(BodyEnd::Unwound)
+    });
+    begun.recv().unwrap();
+    (body, finish)
+}
+
+#[test]
+fn what_nothing_ends_is_abandoned_and_told_so_when_it_comes_back() {
+    let task = Task::new("body", None);
+    let (body, finish) = stuck(&task);
+    let mut fenced = 0;
+    let policy = StopPolicy {
+        at_wait: Some(Duration::ZERO),
+        async_exc: Some(HOUR),
+        abandon: true,
+        ..NO_RUNG
+    };
+    let report = kill(&task, None, &policy, &mut || {
+        assert!(!task.over().is_set(), "before anyone is told");
+        fenced += 1;
+    });
+    assert_eq!(
+        report.unwrap().outcome,
+        Some(Rung::Abandoned),
+        "at once: there is no force to wait for"
+    );
+    assert_eq!((fenced, task.progress()), (1, Progress::Abandoned));
+    assert!(task.over().is_set());
+    finish.send(()).unwrap();
+    assert!(
+        !body.join().unwrap(),
+        "somebody else has taken care of its work"
+    );
+    assert_eq!(task.progress(), Progress::Abandoned);
+}
+
+#[test]
+fn a_policy_that_does_not_abandon_says_that_the_body_still_runs() {
+    let task = Task::new("body", None);
+    let (body, finish) = stuck(&task);
+    assert_eq!(kill_with(&task, &NO_RUNG).outcome, None);
+    assert_eq!(task.progress(), Progress::Cancelling);
+    finish.send(()).unwrap();
+    assert!(body.join().unwrap());
+}
+
+#[test]
+fn a_second_kill_reports_that_it_was_over() {
+    let task = Task::new("body", None);
+    run(&task, None, || Ok(())).unwrap();
+    let report = kill_with(&task, &StopPolicy::default());
+    assert_eq!(report.outcome, Some(Rung::AlreadyDone));
+    let cause = task.source().token().cause().unwrap();
+    assert_eq!(
+        cause.kind,
+        CauseKind::ScopeExited,
+        "it was not cancelled again"
+    );
+}
+
+#[test]
+fn kills_that_make_no_sense_are_refused() {
+    let task = Task::new("body", None);
+    assert_eq!(
+        kill(&task, None, &NO_RUNG, &mut || ()).unwrap_err(),
+        KillError::NotStarted
+    );
+    let own = run(&task, None, || {
+        Ok(kill(&task, None, &NO_RUNG, &mut || ()).unwrap_err())
+    });
+    assert_eq!(own, Ok(KillError::Itself));
+}
+
+#[test]
+fn a_body_that_panics_is_over_and_its_locks_are_free() {
+    let task = Task::new("body", None);
+    let lock = Lock::default();
+    let (theirs, held) = (task.clone(), lock.clone());
+    let body = thread::spawn(move || {
+        let _boundary = Boundary::enter(&theirs, None);
+        held.acquire(Acquire::Block, Time::NEVER).unwrap();
+        std::panic::resume_unwind(Box::new("of the body"));
+    });
+    assert!(body.join().is_err());
+    assert!(task.over().is_set());
+    assert!(!lock.is_locked());
+    assert_eq!(
+        kill_with(&task, &StopPolicy::default()).outcome,
+        Some(Rung::AlreadyDone)
+    );
+}
+
+#[test]
+fn the_killer_is_not_interrupted_by_its_own_cancellation() {
+    let (killer, task) = (Task::new("killer", None), Task::new("body", None));
+    let body = parked(&task, || shield(HOUR, || sleep(HOUR)));
+    killer.source().cancel();
+    let policy = StopPolicy {
+        at_wait: Some(HOUR),
+        ..NO_RUNG
+    };
+    let report = run(&killer, None, || Ok(kill_with(&task, &policy)));
+    assert_eq!(report.unwrap().outcome, Some(Rung::AtWait));
+    assert!(killed(&body.join()));
+}
+
+#[test]
+fn two_killers_share_the_first_cause_and_both_return() {
+    let task = Task::new("body", None);
+    let body = parked(&task, || shield(HOUR, || sleep(HOUR)));
+    let policy = StopPolicy {
+        at_wait: Some(HOUR),
+        ..NO_RUNG
+    };
+    let kill_it = || {
+        let task = task.clone();
+        thread::spawn(move || kill_with(&task, &policy).outcome)
+    };
+    let [first, second] = [kill_it(), kill_it()].map(|killer| killer.join().unwrap());
+    for outcome in [first, second] {
+        assert!(
+            matches!(outcome, Some(Rung::AtWait | Rung::AlreadyDone)),
+            "{outcome:?}"
+        );
+    }
+    assert!(killed(&body.join()));
+}
+
+// ---------------------------------------------------------------------- by force
+
+/// A host whose force is a counter; it tells the test what it is asked to do.
+struct Fake {
+    asked: Mutex<Sender<()>>,
+    posted: Mutex<Sender<()>>,
+    posts: AtomicU32,
+    taken_back: AtomicU32,
+    /// The body's thread does other things now.
+    over: AtomicBool,
+}
+
+struct Ears {
+    asked: Receiver<()>,
+    posted: Receiver<()>,
+}
+
+impl Fake {
+    fn new() -> (Arc<Fake>, Ears) {
+        let ((asked, hear_asked), (posted, hear_posted)) = (channel(), channel());
+        let fake = Fake {
+            asked: Mutex::new(asked),
+            posted: Mutex::new(posted),
+            posts: AtomicU32::new(0),
+            taken_back: AtomicU32::new(0),
+            over: AtomicBool::new(false),
+        };
+        (
+            Arc::new(fake),
+            Ears {
+                asked: hear_asked,
+                posted: hear_posted,
+            },
+        )
+    }
+
+    fn counted(&self) -> (u32, u32) {
+        (
+            self.posts.load(Ordering::SeqCst),
+            self.taken_back.load(Ordering::SeqCst),
+        )
+    }
+}
+
+impl Force for Fake {
+    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+        let _ = self.asked.lock().unwrap().send(());
+        then();
+    }
+
+    fn post(&self) {
+        assert!(
+            !self.over.load(Ordering::SeqCst),
+            "posted at a thread that has left the body"
+        );
+        self.posts.fetch_add(1, Ordering::SeqCst);
+        let _ = self.posted.lock().unwrap().send(());
+    }
+
+    fn take_back(&self) {
+        self.taken_back.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn stack(&self) -> Option<Arc<str>> {
+        Some("stack of the fake".into())
+    }
+}
+
+const BY_FORCE: StopPolicy = StopPolicy {
+    async_exc: Some(HOUR),
+    ..NO_RUNG
+};
+
+/// Run a body with that force on a thread of its own, and kill it.
+fn kill_forced(
+    fake: &Arc<Fake>,
+    policy: &StopPolicy,
+    body: impl FnOnce(&Arc<Task>) -> BodyEnd + Send + 'static,
+) -> KillReport {
+    let task = Task::new("body", None);
+    let (theirs, force) = (task.clone(), fake.clone());
+    let (begin, begun) = channel();
+    let thread = thread::spawn(move || {
+        let boundary = Boundary::enter(&theirs, Some(force.clone()));
+        begin.send(()).unwrap();
+        let end = body(&theirs);
+        let mine = boundary.leave(end);
+        force.over.store(true, Ordering::SeqCst);
+        if mine {
+            theirs.over().set();
+        }
+    });
+    begun.recv().unwrap();
+    let report = kill_with(&task, policy);
+    thread.join().unwrap();
+    report
+}
+
+#[test]
+fn i23_a_swallowed_kill_is_posted_again_until_the_boundary_confirms() {
+    let (fake, ears) = Fake::new();
+    let report = kill_forced(&fake, &BY_FORCE, move |task| {
+        for _ in 0..3 {
+            ears.posted.recv().unwrap();
+            assert!(task.arrived().is_some());
+        }
+        BodyEnd::Killed(Some("the fourth would be too many".into()))
+    });
+    assert_eq!(report.outcome, Some(Rung::AsyncExc));
+    assert_eq!(
+        report.stack.as_deref(),
+        Some("the fourth would be too many")
+    );
+    assert!(fake.counted().0 >= 3);
+}
+
+#[test]
+fn i22_what_was_posted_and_did_not_arrive_is_taken_back_at_the_boundary() {
+    let (fake, ears) = Fake::new();
+    let report = kill_forced(&fake, &BY_FORCE, move |_| {
+        ears.posted.recv().unwrap();
+        BodyEnd::Unwound
+    });
+    assert_eq!(
+        report.outcome,
+        Some(Rung::Cooperative),
+        "it came to an end by itself"
+    );
+    assert_eq!(fake.counted().1, 1);
+}
+
+#[test]
+fn i22_no_kill_is_posted_after_the_body_has_left() {
+    for round in 0..200 {
+        let (fake, ears) = Fake::new();
+        kill_forced(&fake, &BY_FORCE, move |task| {
+            if round % 2 == 0 {
+                ears.posted.recv().unwrap();
+            }
+            if round % 4 == 0 {
+                task.arrived();
+            }
+            BodyEnd::Unwound
+        });
+        // `Fake::post` is the assertion; what lay in the slot was taken out of it.
+        let (posts, taken_back) = fake.counted();
+        assert!(taken_back <= 1 && posts >= taken_back);
+    }
+}
+
+#[test]
+fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
+    let (fake, ears) = Fake::new();
+    let theirs = fake.clone();
+    let report = kill_forced(&fake, &BY_FORCE, move |task| {
+        task.mask(far());
+        task.mask(far());
+        let before = theirs.counted();
+        while ears.asked.try_recv().is_ok() {}
+        (0..3).for_each(|_| ears.asked.recv().unwrap());
+        assert!(
+            matches!(checkpoint(), Err(Stop::Cancelled(_))),
+            "asked, but not killed"
+        );
+        task.unmask();
+        assert_eq!(task.kill_due(), None, "the outer one is still open");
+        assert_eq!(theirs.counted(), before);
+        task.unmask();
+        assert_eq!(task.kill_due().unwrap().reason.as_deref(), Some("a test"));
+        BodyEnd::Killed(None)
+    });
+    assert_eq!(
+        report.outcome,
+        Some(Rung::AtWait),
+        "where it had been held off"
+    );
+}
+
+#[test]
+fn i24_a_mask_holds_a_kill_off_no_longer_than_it_may() {
+    let (fake, ears) = Fake::new();
+    let report = kill_forced(&fake, &BY_FORCE, move |task| {
+        let until = Time::after(Duration::from_millis(3));
+        task.mask(until);
+        while ears.posted.try_recv().is_ok() {} // before the mask
+        ears.posted.recv().unwrap();
+        assert!(Time::now() >= until);
+        task.arrived().unwrap();
+        BodyEnd::Killed(None)
+    });
+    assert_eq!(report.outcome, Some(Rung::AsyncExc));
+}
+
+#[test]
+fn i24_a_mask_that_opens_under_a_posted_kill_takes_it_back_and_delivers_it_when_it_closes() {
+    let (fake, ears) = Fake::new();
+    let theirs = fake.clone();
+    let report = kill_forced(&fake, &BY_FORCE, move |task| {
+        ears.posted.recv().unwrap();
+        task.mask(far());
+        assert_eq!(theirs.counted(), (1, 1), "the host's slot is empty again");
+        while ears.asked.try_recv().is_ok() {}
+        (0..3).for_each(|_| ears.asked.recv().unwrap());
+        assert_eq!(theirs.counted(), (1, 1), "nor is it filled again");
+        assert_eq!(task.kill_due(), None);
+        task.unmask();
+        assert!(task.kill_due().is_some());
+        BodyEnd::Killed(None)
+    });
+    assert_eq!(
+        report.outcome,
+        Some(Rung::AtWait),
+        "where it had been held off"
+    );
+}
+
+#[test]
+fn i25_a_clean_up_zone_holds_a_kill_off_until_its_end() {
+    let (fake, ears) = Fake::new();
+    let theirs = fake.clone();
+    let report = kill_forced(&fake, &BY_FORCE, move |task| {
+        let zone = cleanup(|| {
+            let before = theirs.counted();
+            while ears.asked.try_recv().is_ok() {}
+            (0..3).for_each(|_| ears.asked.recv().unwrap());
+            assert_eq!(theirs.counted(), before);
+            checkpoint()
+        });
+        assert_eq!(
+            zone,
+            Ok(Some(())),
+            "it is neither cancelled nor killed in there"
+        );
+        assert!(task.kill_due().is_some());
+        BodyEnd::Killed(None)
+    });
+    assert_eq!(report.outcome, Some(Rung::AtWait));
+}
+
+#[test]
+fn i24_a_kill_waits_for_a_held_lock_and_is_due_when_it_is_released() {
+    let (fake, ears) = Fake::new();
+    let lock = Lock::default();
+    let (theirs, held) = (fake.clone(), lock.clone());
+    let report = kill_forced(
+        &fake,
+        &StopPolicy {
+            defer: HOUR,
+            ..BY_FORCE
+        },
+        move |task| {
+            task.mask(far()); // so that none comes before the lock is held
+            assert!(held.try_acquire(Acquire::Block).unwrap());
+            task.unmask();
+            let before = theirs.counted();
+            while ears.asked.try_recv().is_ok() {}
+            (0..3).for_each(|_| ears.asked.recv().unwrap());
+            assert_eq!((theirs.counted(), task.kill_due()), (before, None));
+            held.release().unwrap();
+            assert!(task.kill_due().is_some());
+            BodyEnd::Killed(None)
+        },
+    );
+    assert_eq!(
+        report.outcome,
+        Some(Rung::AtWait),
+        "where it had been held off"
+    );
+    assert!(report.poisoned.is_empty() && !lock.is_poisoned());
+}
+
+#[test]
+fn i21_a_lock_that_holds_a_kill_off_for_too_long_is_poisoned() {
+    let (fake, ears) = Fake::new();
+    let lock = Lock::default();
+    let held = lock.clone();
+    let report = kill_forced(&fake, &BY_FORCE, move |task| {
+        held.try_acquire(Acquire::Block).unwrap();
+        ears.posted.recv().unwrap();
+        task.arrived().unwrap();
+        BodyEnd::Killed(None)
+    });
+    assert_eq!(
+        (report.outcome, report.poisoned.len()),
+        (Some(Rung::AsyncExc), 1)
+    );
+    assert!(lock.is_poisoned() && !lock.is_locked());
+}
+
+#[test]
+fn a_forced_body_that_does_not_come_back_is_abandoned_and_the_report_says_where_it_is() {
+    let (fake, _ears) = Fake::new();
+    let task = Task::new("body", None);
+    let (theirs, force) = (task.clone(), fake.clone());
+    let ((begin, begun), (finish, finished)) = (channel(), channel::<()>());
+    let body = thread::spawn(move || {
+        let boundary = Boundary::enter(&theirs, Some(force));
+        begin.send(()).unwrap();
+        finished.recv().unwrap();
+        boundary.leave(BodyEnd::Unwound)
+    });
+    begun.recv().unwrap();
+    let policy = StopPolicy {
+        async_exc: Some(Duration::from_millis(3)),
+        abandon: true,
+        ..NO_RUNG
+    };
+    let report = kill_with(&task, &policy);
+    assert_eq!(
+        (report.outcome, report.stack.as_deref()),
+        (Some(Rung::Abandoned), Some("stack of the fake"))
+    );
+    let before = fake.counted().0;
+    assert!(before >= 1);
+    finish.send(()).unwrap();
+    assert!(!body.join().unwrap());
+    assert_eq!(
+        fake.counted(),
+        (before, 1),
+        "nothing more was posted, and the rest taken back"
+    );
+}
+
+// ---------------------------------------------------------------------- without force
+
+#[test]
+fn a_wait_under_a_held_lock_is_killed_without_force_when_the_lock_has_held_it_off_long_enough() {
+    for async_exc in [None, Some(HOUR)] {
+        let (task, lock) = (Task::new("body", None), Lock::default());
+        let held = lock.clone();
+        let body = parked(&task, move || {
+            held.acquire(Acquire::Block, Time::NEVER).unwrap();
+            shield(HOUR, || sleep(HOUR))
+        });
+        let few = Duration::from_millis(2);
+        // The rung without force has to leave the body some time after the lock has let go.
+        let at_wait = if async_exc.is_some() {
+            few
+        } else {
+            Duration::from_secs(2)
+        };
+        let policy = StopPolicy {
+            at_wait: Some(at_wait),
+            async_exc,
+            defer: few,
+            abandon: true,
+            ..NO_RUNG
+        };
+        let report = kill_with(&task, &policy);
+        assert_eq!(
+            (report.outcome, report.poisoned.len()),
+            (Some(Rung::AtWait), 1)
+        );
+        assert!(killed(&body.join()));
+        assert!(lock.is_poisoned());
+    }
+}
+
+#[test]
+fn i25_a_masked_body_is_not_given_up_without_force_before_its_mask_is_over() {
+    let task = Task::new("body", None);
+    let theirs = task.clone();
+    let (begin, begun) = channel();
+    let body = thread::spawn(move || {
+        run(&theirs, None, || {
+            theirs.mask(far());
+            begin.send(()).unwrap();
+            // Asked to stop, it goes on for a while, longer than all rungs together.
+            assert!(sleep(HOUR).is_err());
+            assert_eq!(shield(Duration::from_millis(10), || sleep(HOUR)), Ok(None));
+            theirs.unmask();
+            theirs
+                .kill_due()
+                .map_or(Ok(()), |cause| Err(Stop::Killed(cause)))
+        })
+    });
+    begun.recv().unwrap();
+    let policy = StopPolicy {
+        at_wait: Some(Duration::from_millis(1)),
+        async_exc: Some(HOUR),
+        abandon: true,
+        ..NO_RUNG
+    };
+    let report = kill_with(&task, &policy);
+    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert!(killed(&body.join().unwrap()));
+}

@@ -1,0 +1,167 @@
+//! What the tests share: threads that tell when they are about to park, and an allocator that
+//! counts.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::{Cell, RefCell};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use desist::Time;
+use desist::host::{self, Host};
+
+/// A time that no test reaches.
+pub(crate) fn far() -> Time {
+    Time::after(Duration::from_secs(3600))
+}
+
+/// A deadline that has long passed.
+pub(crate) const PAST: Time = Time::from_nanos(1);
+
+thread_local! {
+    static PARKS: RefCell<Option<Sender<()>>> = const { RefCell::new(None) };
+    static SWALLOWED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The core asks its host something on the way into each park, when whatever the thread waits
+/// for knows of it: from then on a grant or a cancel finds it there.
+struct Spy;
+
+impl Host for Spy {
+    fn interrupted(&self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn slice(&self) -> Option<Duration> {
+        let _ = PARKS.try_with(|parks| parks.borrow().as_ref().map(|parks| parks.send(())));
+        None
+    }
+
+    fn thread_name(&self) -> Option<Arc<str>> {
+        thread::current().name().map(Arc::from)
+    }
+
+    fn swallowed(&self, raised: u32) {
+        SWALLOWED.set(raised);
+    }
+}
+
+fn install() {
+    host::install(&Spy);
+}
+
+/// The last complaint about swallowing on the calling thread: how often it was told to stop.
+pub(crate) fn swallowed() -> u32 {
+    install();
+    SWALLOWED.get()
+}
+
+/// Call before what is to be counted by [`swallowed`].
+pub(crate) fn watch_swallowing() {
+    install();
+    SWALLOWED.set(0);
+}
+
+/// A thread whose parks are reported.
+pub(crate) struct Parker<T> {
+    thread: JoinHandle<T>,
+    parks: Receiver<()>,
+}
+
+impl<T: Send + 'static> Parker<T> {
+    /// Run `body` on a thread of its own, reporting its parks.
+    pub(crate) fn spawn(body: impl FnOnce() -> T + Send + 'static) -> Parker<T> {
+        install();
+        let (sender, parks) = channel();
+        let thread = thread::spawn(move || {
+            PARKS.set(Some(sender));
+            let result = body();
+            PARKS.set(None);
+            result
+        });
+        Parker { thread, parks }
+    }
+
+    /// Run `body`, and return once it is in its first wait.
+    pub(crate) fn spawn_parked(body: impl FnOnce() -> T + Send + 'static) -> Parker<T> {
+        let parker = Parker::spawn(body);
+        parker.until_parked();
+        parker
+    }
+
+    /// Block until the thread parks (once more).
+    pub(crate) fn until_parked(&self) {
+        self.parks.recv().expect("the thread ended without waiting");
+    }
+
+    /// The result; the panic of the thread goes on here.
+    pub(crate) fn join(self) -> T {
+        match self.thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+/// What the calling thread has allocated and not freed, from one point on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Allocated {
+    pub(crate) blocks: isize,
+    /// As the allocator of the system rounds them up, its own bookkeeping included.
+    pub(crate) bytes: isize,
+}
+
+thread_local! {
+    static ALLOCATED: Cell<Allocated> = const { Cell::new(Allocated { blocks: 0, bytes: 0 }) };
+}
+
+/// What `run` leaves allocated, and its result.
+pub(crate) fn allocated_by<T>(run: impl FnOnce() -> T) -> (Allocated, T) {
+    let before = ALLOCATED.get();
+    let result = run();
+    let after = ALLOCATED.get();
+    let difference = Allocated {
+        blocks: after.blocks - before.blocks,
+        bytes: after.bytes - before.bytes,
+    };
+    (difference, result)
+}
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Count a block in (1) or out (-1).
+#[allow(clippy::cast_possible_wrap)] // no block is that large
+fn count(sign: isize, layout: Layout) {
+    // malloc: a word of bookkeeping, in units of two words.
+    let word = size_of::<usize>();
+    let bytes = (layout.size() + word)
+        .next_multiple_of(2 * word)
+        .max(4 * word);
+    let _ = ALLOCATED.try_with(|allocated| {
+        let mut now = allocated.get();
+        now.blocks += sign;
+        now.bytes += sign * bytes as isize;
+        allocated.set(now);
+    });
+}
+
+#[allow(unsafe_code)] // the trait is unsafe
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(1, layout);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(-1, layout);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+}

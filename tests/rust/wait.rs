@@ -1,0 +1,277 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use desist::sync::{Acquire, Latch, Lock};
+use desist::task::{BodyEnd, Boundary, Task};
+use desist::work::{LeaseQueue, RetryPolicy};
+use desist::{
+    CancelSource, CauseKind, DeadlineExceeded, Stop, Time, cancel_scope, checkpoint, cleanup,
+    move_on_after, shield, sleep, sleep_until,
+};
+
+use crate::support::{PAST, Parker, far};
+
+/// An error type of a program.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Error {
+    Stop(Stop),
+    TooLate,
+}
+
+impl desist::error::MayStop for Error {
+    fn stop(&self) -> Option<&Stop> {
+        match self {
+            Error::Stop(stop) => Some(stop),
+            Error::TooLate => None,
+        }
+    }
+}
+
+impl From<Stop> for Error {
+    fn from(stop: Stop) -> Self {
+        Error::Stop(stop)
+    }
+}
+
+impl From<DeadlineExceeded> for Error {
+    fn from(_: DeadlineExceeded) -> Self {
+        Error::TooLate
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Run `body` as a task on a thread of its own; returns once it is in its first wait.
+fn parked_task<T: Send + 'static>(
+    body: impl FnOnce() -> T + Send + 'static,
+) -> (Arc<Task>, Parker<T>) {
+    let task = Task::new("body", None);
+    let theirs = task.clone();
+    let parker = Parker::spawn_parked(move || {
+        let boundary = Boundary::enter(&theirs, None);
+        let result = body();
+        boundary.leave(BodyEnd::Unwound);
+        theirs.over().set();
+        result
+    });
+    (task, parker)
+}
+
+#[test]
+fn a_sleep_is_ended_by_a_cancel_from_another_thread() {
+    let (task, sleeper) = parked_task(|| sleep(HOUR));
+    task.source().cancel_because("enough");
+    let Err(Stop::Cancelled(cause)) = sleeper.join() else {
+        panic!("slept for an hour")
+    };
+    assert_eq!(cause.reason.as_deref(), Some("enough"));
+}
+
+#[test]
+fn a_sleep_that_nothing_ends_lasts_until_its_time() {
+    let until = Time::after(Duration::from_millis(2));
+    assert_eq!(sleep_until(until), Ok(()));
+    assert!(Time::now() >= until);
+}
+
+#[test]
+fn i15_in_a_cancelled_scope_no_wait_begins_and_nothing_is_taken() {
+    let left = move_on_after(HOUR, |scope| {
+        scope.cancel();
+        let latch = Latch::new();
+        latch.set();
+        assert!(latch.wait_until(far()).is_err(), "though it is set");
+        let lock = Lock::default();
+        assert!(
+            lock.acquire(Acquire::Block, far()).is_err(),
+            "though it is free"
+        );
+        assert!(!lock.is_locked());
+        let queue = LeaseQueue::<_, ()>::new(RetryPolicy::default());
+        queue.put("item");
+        assert!(queue.lease(far()).is_err(), "though there is an item");
+        assert_eq!((queue.counts().ready, queue.counts().leased), (1, 0));
+        assert!(
+            LeaseQueue::<(), ()>::new(RetryPolicy::default())
+                .drain(far())
+                .is_err(),
+            "though it is empty"
+        );
+        let cancelled = CancelSource::new();
+        cancelled.cancel();
+        assert!(
+            cancelled.token().wait_until(far()).is_err(),
+            "though it is cancelled"
+        );
+        assert!(sleep(Duration::ZERO).is_err());
+        assert!(sleep(HOUR).is_err());
+        checkpoint()
+    });
+    assert_eq!(left, Ok(None));
+}
+
+#[test]
+fn forms_that_do_not_block_are_no_checkpoints() {
+    let done = move_on_after(HOUR, |scope| {
+        scope.cancel();
+        let lock = Lock::default();
+        assert!(lock.try_acquire(Acquire::Block).unwrap());
+        lock.release().unwrap();
+        Ok::<_, Stop>(())
+    });
+    assert_eq!(done, Ok(Some(())));
+}
+
+#[test]
+fn the_deadline_of_an_outer_scope_ends_a_wait_inside() {
+    let (mut inner_passed_it_on, soon) = (false, Duration::from_millis(2));
+    let result: Result<Option<()>, Error> = cancel_scope(soon, |_| {
+        let inner: Result<Option<()>, Error> = cancel_scope(HOUR, |_| Ok(sleep(HOUR)?));
+        inner_passed_it_on = matches!(&inner, Err(Error::Stop(Stop::Cancelled(cause))) if cause.kind == CauseKind::Deadline);
+        inner.map(|_| ())
+    });
+    assert_eq!(result, Err(Error::TooLate));
+    assert!(inner_passed_it_on);
+}
+
+#[test]
+fn of_several_deadlines_the_tightest_ends_the_wait_and_belongs_to_its_scope() {
+    for tightest in 0..3 {
+        let bound = |level: usize| {
+            if level == tightest {
+                Duration::from_millis(1)
+            } else {
+                HOUR
+            }
+        };
+        let mut ended = None;
+        let mut level = |at: usize, quiet: bool| {
+            if quiet && ended.is_none() {
+                ended = Some(at);
+            }
+        };
+        let outer = move_on_after(bound(0), |_| {
+            let middle = move_on_after(bound(1), |_| {
+                let inner = move_on_after(bound(2), |_| sleep(HOUR))?;
+                level(2, inner.is_none());
+                Ok::<_, Stop>(())
+            })?;
+            level(1, middle.is_none());
+            Ok::<_, Stop>(())
+        });
+        level(0, outer == Ok(None));
+        assert_eq!(ended, Some(tightest));
+    }
+}
+
+#[test]
+fn a_wait_with_its_own_bound_times_out_without_a_stop() {
+    let soon = Time::after(Duration::from_millis(1));
+    let latch = Latch::new();
+    assert_eq!(
+        move_on_after(HOUR, |_| latch.wait_until(soon)),
+        Ok(Some(false))
+    );
+    assert_eq!(latch.wait_until(PAST), Ok(false));
+    assert_eq!(CancelSource::new().token().wait_until(soon), Ok(false));
+}
+
+#[test]
+fn a_deadline_moved_from_another_thread_ends_a_wait_in_progress() {
+    let (go, gone) = channel();
+    let waiter = Parker::spawn_parked(move || {
+        move_on_after(HOUR, |scope| {
+            thread::scope(|threads| {
+                threads.spawn(move || {
+                    gone.recv().unwrap();
+                    scope.set_deadline(PAST);
+                });
+                sleep(HOUR)
+            })
+        })
+    });
+    go.send(()).unwrap();
+    assert_eq!(waiter.join(), Ok(None));
+}
+
+#[test]
+fn a_zone_ends_early_when_a_deadline_outside_is_moved_to_long_ago() {
+    // The grace after a deadline in the past is over as well; only the timer sees it.
+    let in_time = move_on_after(HOUR, |scope| {
+        let zone = cleanup(|| {
+            scope.set_deadline(PAST);
+            sleep(HOUR)
+        })?;
+        assert_eq!(zone, None, "the zone absorbs its own end");
+        Ok::<_, Stop>(())
+    });
+    assert_eq!(in_time, Ok(Some(())));
+}
+
+#[test]
+fn a_wait_in_a_zone_goes_on_after_a_cancel_outside_and_in_a_zone_in_a_zone_too() {
+    let latch = Arc::new(Latch::new());
+    let set = latch.clone();
+    let (task, cleaner) = parked_task(move || {
+        let outcome = cleanup(|| cleanup(|| latch.wait_until(Time::NEVER)));
+        (outcome, checkpoint().is_err())
+    });
+    task.source().cancel_with(None, Some(HOUR));
+    set.set();
+    assert_eq!(cleaner.join(), (Ok(Some(Some(true))), true));
+}
+
+#[test]
+fn a_cancel_without_grace_ends_a_wait_in_a_zone_in_a_zone() {
+    let (task, cleaner) = parked_task(|| cleanup(|| cleanup(|| sleep(HOUR))));
+    task.source().cancel_with(None, Some(Duration::ZERO));
+    assert_eq!(
+        cleaner.join(),
+        Ok(Some(None)),
+        "each zone absorbs its own end"
+    );
+}
+
+#[test]
+fn a_grant_that_won_is_returned_and_the_next_checkpoint_raises() {
+    let latch = Arc::new(Latch::new());
+    let theirs = latch.clone();
+    let (task, waiter) =
+        parked_task(move || (theirs.wait_until(Time::NEVER), checkpoint().is_err()));
+    latch.set();
+    task.source().cancel();
+    let (granted, _) = waiter.join();
+    assert_eq!(granted, Ok(true));
+}
+
+#[test]
+fn an_uncancelled_wait_is_ended_by_nothing_but_what_it_waits_for() {
+    let latch = Arc::new(Latch::new());
+    let theirs = latch.clone();
+    let (task, waiter) = parked_task(move || theirs.wait_uncancelled(Time::NEVER));
+    task.source().cancel();
+    latch.set();
+    assert_eq!(waiter.join(), Ok(true));
+    assert_eq!(latch.wait_uncancelled(PAST), Ok(true));
+    assert_eq!(Latch::new().wait_uncancelled(PAST), Ok(false));
+}
+
+#[test]
+fn a_shielded_wait_is_not_ended_by_a_cancel_outside() {
+    let latch = Arc::new(Latch::new());
+    let theirs = latch.clone();
+    let after = Arc::new(AtomicBool::new(false));
+    let ran = after.clone();
+    let (task, waiter) = parked_task(move || {
+        let result = shield(HOUR, || theirs.wait_until(Time::NEVER));
+        ran.store(true, Ordering::Relaxed);
+        (result, checkpoint().is_err())
+    });
+    task.source().cancel();
+    latch.set();
+    assert_eq!(waiter.join(), (Ok(Some(true)), true));
+    assert!(after.load(Ordering::Relaxed));
+}
