@@ -168,14 +168,12 @@ lint: $(extension) $(venv)/group-lint ## formatting, lints, types, stub against 
 	ruff check -q
 	ruff format -q --check
 	mypy
-	$(venv)/bin/python -m mypy.stubtest desist._core
+	$(venv)/bin/python -m mypy.stubtest desist
 	pyright --verifytypes desist --ignoreexternal >$(target)/verifytypes.log || { cat $(target)/verifytypes.log; exit 1; }
 	typos
 
-stubs: $(venv)/ready ## write python/desist/_core.pyi anew, from the extension
-	$(call quietly,$(target)/stubs.log,maturin generate-stubs --profile release --locked \
-	    --target-dir $(target) --interpreter $(venv)/bin/python --out $(target)/stubs)
-	@cp $(target)/stubs/desist/_core.pyi python/desist/_core.pyi
+stubs: $(venv)/group-test ## write python/desist/_core.pyi anew, from the extension
+	$(call quietly,$(target)/stubs.log,$(venv)/bin/python tools/stubs.py python/desist/_core.pyi)
 
 bench: $(bench_venv)/desist ## measure against the peers, Rust and then Python
 	@cargo run -q --release --manifest-path benches/rust/Cargo.toml

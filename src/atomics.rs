@@ -13,8 +13,16 @@ mod chosen {
 mod chosen {
     pub(crate) use loom::sync::Arc;
     use loom::sync::MutexGuard;
-    pub(crate) use loom::thread_local;
     pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+    /// loom's, which does not know the `const { }` form.
+    macro_rules! of_model {
+        ($(#[$about:meta])* static $name:ident: $type:ty = const { $first:expr };) => {
+            loom::thread_local! { $(#[$about])* static $name: $type = $first; }
+        };
+        ($($plain:tt)*) => { loom::thread_local! { $($plain)* } };
+    }
+    pub(crate) use of_model as thread_local;
 
     /// loom's mutex with parking_lot's signature: a model has no poisoning.
     #[derive(Debug, Default)]

@@ -33,9 +33,10 @@ use crate::token::tree::live;
 
 /// All orders there are.
 const ALL: Option<usize> = None;
-/// Orders in which a thread is interrupted, other than by having to wait, so often in all. Used
+/// Orders in which threads are interrupted, other than by having to wait, so often in all. Used
 /// where all would take minutes; nearly every bug needs but one or two. `LOOM_MAX_PREEMPTIONS`
 /// overrides it.
+const ONCE: Option<usize> = Some(1);
 const TWICE: Option<usize> = Some(2);
 const THRICE: Option<usize> = Some(3);
 
@@ -50,15 +51,25 @@ fn explore(preemptions: Option<usize>, model: fn()) {
     let counted = executions.clone();
     let began = Instant::now();
     builder.check(move || {
-        assert_eq!(live::count(), before, "the execution before this one leaked nodes");
+        assert_eq!(
+            live::count(),
+            before,
+            "the execution before this one leaked nodes"
+        );
         counted.fetch_add(1, Ordering::Relaxed);
         model();
     });
     assert_eq!(live::count(), before, "the last execution leaked nodes");
     let executions = executions.load(Ordering::Relaxed);
     let name = std::thread::current().name().unwrap_or_default().to_owned();
-    println!("{name}: {executions} executions, preemptions {bound:?}, {:.1?}", began.elapsed());
-    assert!(executions > 1, "nothing was interleaved: are the actors spawned?");
+    println!(
+        "{name}: {executions} executions, preemptions {bound:?}, {:.1?}",
+        began.elapsed()
+    );
+    assert!(
+        executions > 1,
+        "nothing was interleaved: are the actors spawned?"
+    );
 }
 
 /// An actor. What it returns is for [`end`].

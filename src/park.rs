@@ -30,6 +30,9 @@ pub(crate) enum Outcome {
 }
 
 const WAITING: u32 = 0;
+/// Beside the outcome: the thread sleeps, or is about to. Where it is not set, whoever settles is
+/// spared the system call.
+const ASLEEP: u32 = 1 << 8;
 
 /// One wait of one thread.
 #[derive(Debug)]
@@ -45,17 +48,26 @@ impl Waiter {
     /// Try to decide the wait. True: it is decided so, and the caller must [`Waiter::wake`].
     pub(crate) fn settle(&self, outcome: Outcome) -> bool {
         // Release: what the settler did before (the grant) is seen by the waiter.
-        self.word.compare_exchange(WAITING, outcome as u32, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        let mut seen = self.word.load(Ordering::Acquire);
+        while seen & !ASLEEP == WAITING {
+            match self.word.compare_exchange(seen, seen | outcome as u32, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
     }
 
     /// Wake the thread; call it after a won [`Waiter::settle`], with no lock held.
     pub(crate) fn wake(&self) {
-        sys::wake(&self.word);
+        if self.word.load(Ordering::Relaxed) & ASLEEP != 0 {
+            sys::wake(&self.word);
+        }
     }
 
     /// The outcome, if there is one yet.
     pub(crate) fn outcome(&self) -> Option<Outcome> {
-        match self.word.load(Ordering::Acquire) {
+        match self.word.load(Ordering::Acquire) & !ASLEEP {
             WAITING => None,
             1 => Some(Outcome::Granted),
             2 => Some(Outcome::Cancelled),
@@ -82,8 +94,15 @@ impl Waiter {
                 }
                 slice.map_or(until, |longest| until.min(now + longest))
             };
-            let signalled = sys::wait(&self.word, WAITING, this_time) || slice.is_some();
-            if signalled && self.outcome().is_none() && host::interrupted() == ControlFlow::Break(()) {
+            if self.word.compare_exchange(WAITING, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                continue;
+            }
+            let signalled = sys::wait(&self.word, ASLEEP, this_time) || slice.is_some();
+            if self.outcome().is_some() {
+                continue;
+            }
+            self.word.fetch_and(!ASLEEP, Ordering::AcqRel);
+            if signalled && host::interrupted() == ControlFlow::Break(()) {
                 self.settle(Outcome::Interrupted);
             }
         }

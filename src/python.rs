@@ -5,10 +5,14 @@
 //! - No Python object is touched while a lock of the core is held, for touching one may run any
 //!   code at all; the core's own critical sections are short and never wait for the interpreter.
 //! - What touches CPython's internals is in `hard_stop`, and only there.
+// What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
+#![allow(clippy::doc_markdown, clippy::unused_self)]
 
 mod cause;
+mod enums;
 mod error;
 mod hard_stop;
+mod hint;
 mod host;
 mod lock;
 mod scope;
@@ -24,12 +28,15 @@ use pyo3::prelude::*;
 /// Native core of desist.
 #[pymodule(gil_used = false)]
 mod _core {
-    use super::*;
+    use super::host;
+    use pyo3::prelude::*;
 
     #[pymodule_export]
     use super::cause::CancelCause;
     #[pymodule_export]
     use super::error::{Cancelled, Killed};
+    #[pymodule_export]
+    use super::hard_stop::Injector;
     #[pymodule_export]
     use super::lock::{Lock, Repair};
     #[pymodule_export]
@@ -50,7 +57,7 @@ mod _core {
     use super::work::{Commit, Lease, LeaseQueue, RetryPolicy, Seat};
 
     #[pymodule_init]
-    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        host::install(module.py())
+    fn init(py: Python<'_>) -> PyResult<()> {
+        host::install(py)
     }
 }

@@ -89,6 +89,17 @@ pub(crate) enum Exit {
 
 /// Open a scope on the calling thread.
 pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
+    let node = open(kind, deadline, grace);
+    if kind == Kind::Cleanup {
+        // Not under a borrow: what was posted is taken back, by code of the host.
+        if let Some(task) = current_task() {
+            task.mask_zone(&node);
+        }
+    }
+    node
+}
+
+fn open(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         let mut listening = Vec::new();
@@ -102,9 +113,6 @@ pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> Node
             }
             _ => NodeRef::root(Some(deadline)),
         };
-        if let (Kind::Cleanup, Some(task)) = (kind, context.task.borrow().as_ref()) {
-            task.mask_zone(&node);
-        }
         let recorded = context.ledger.borrow().as_ref().map_or(0, |ledger| ledger.made());
         frames.push(Frame { node: node.clone(), kind, grace, raised: 0, recorded, _listening: listening });
         context.open.set(true);

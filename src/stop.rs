@@ -108,35 +108,15 @@ pub fn kill(
     }
     let cause = Cause::now(CauseKind::Explicit, reason, None);
     task.node().cancel(cause.clone());
-    let over = |for_at_most: Duration| task.over().wait_uncancelled(Time::after(for_at_most)).map_err(|_| KillError::Interrupted);
-    if over(policy.cooperative)? {
+    if over(task, policy.cooperative)? {
         return Ok(report(task, None, began));
     }
-    let mut was_held_off = false;
-    if let Some(time) = policy.at_wait {
-        task.order(&cause, Time::after(time + policy.defer));
-        was_held_off = task.is_held_off();
-        task.strike_wait();
-        if over(time)? {
+    let respects_locks_until = Time::now() + policy.defer;
+    let rungs = [(policy.at_wait, false), (policy.async_exc, true)];
+    for (time, by_force) in rungs.into_iter().filter_map(|(time, by_force)| Some((time?, by_force))) {
+        task.order(&cause, respects_locks_until);
+        if press(task, time, by_force)? {
             return Ok(report(task, None, began));
-        }
-    }
-    // Also without force, for a kill that was held off until now may still be raised at a wait.
-    if let Some(time) = policy.async_exc.or(policy.at_wait) {
-        task.order(&cause, Time::after(policy.defer));
-        let end = Time::after(policy.defer + time);
-        let mut pause = FIRST_PAUSE;
-        while Time::now() < end.max(task.masked_until()) {
-            was_held_off |= task.is_held_off();
-            task.strike_wait();
-            let forced = policy.async_exc.is_some() && task.strike_async();
-            if !forced && !was_held_off {
-                break;
-            }
-            if over(pause)? {
-                return Ok(report(task, None, began));
-            }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
     if policy.abandon {
@@ -149,7 +129,7 @@ pub fn kill(
             });
             task.over().set();
         } else {
-            over(Duration::MAX)?; // its boundary has begun to close
+            over(task, Duration::MAX)?; // its boundary has begun to close
         }
         return Ok(report(task, None, began));
     }
@@ -157,6 +137,30 @@ pub fn kill(
     unfinished.outcome = None;
     unfinished.stack = task.stack();
     Ok(unfinished)
+}
+
+/// Stay on one rung: strike again and again until the task is over (true), or the rung's time is
+/// up. The time counts from when a strike is not held off any more.
+fn press(task: &Task, time: Duration, by_force: bool) -> Result<bool, KillError> {
+    let mut end = Time::after(time);
+    let mut pause = FIRST_PAUSE;
+    while Time::now() < end {
+        task.strike_wait();
+        if by_force && !task.strike_async() {
+            break; // its host has no force
+        }
+        if over(task, pause)? {
+            return Ok(true);
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        end = end.max(task.held_off_until() + time);
+    }
+    Ok(false)
+}
+
+/// Wait for the task's end. Not interrupted by the caller's own cancellation.
+fn over(task: &Task, at_most: Duration) -> Result<bool, KillError> {
+    task.over().wait_uncancelled(Time::after(at_most)).map_err(|_| KillError::Interrupted)
 }
 
 fn report(task: &Task, known: Option<Rung>, began: Time) -> KillReport {

@@ -312,17 +312,12 @@ impl Task {
 
     // ------------------------------------------------------------------ the killer's side
 
-    /// Until when open masks may hold a kill off.
-    pub(crate) fn masked_until(&self) -> Time {
+    /// Until when a kill on its way is held off, at most; the past if it is not.
+    pub(crate) fn held_off_until(&self) -> Time {
         let control = self.control.lock();
-        let ends = |order| control.masks.iter().map(move |mask: &Mask| mask.end(order)).max();
-        control.order.as_ref().and_then(ends).unwrap_or(Time::from_nanos(0))
-    }
-
-    /// A kill was ordered, and a mask or a held lock keeps it off the body for now.
-    pub(crate) fn is_held_off(&self) -> bool {
-        let control = self.control.lock();
-        control.phase == Phase::Running && control.order.is_some() && !self.may_strike(&control)
+        let Some(order) = &control.order else { return Time::from_nanos(0) };
+        let locks = if self.ledger.len() == 0 { Time::from_nanos(0) } else { order.respects_locks_until };
+        control.masks.iter().map(|mask| mask.end(order)).fold(locks, Time::max)
     }
 
     /// Order the kill: from now on the body's desist waits raise. False: nothing to kill.

@@ -33,7 +33,7 @@ pub fn sleep_until(until: Time) -> Result<(), Stop> {
 pub(crate) fn until_cancelled(node: &NodeRef, until: Time) -> Result<bool, Stop> {
     checkpoint()?;
     loop {
-        if node.poll(Time::now()) {
+        if node.is_cancelled() || (node.may_expire() && node.poll(Time::now())) {
             return Ok(true);
         }
         if Time::now() >= until {
@@ -108,13 +108,11 @@ fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> Outcome {
 
 /// Let a node's cancellation settle the waiter; if it is cancelled already, do so at once.
 fn hook_or_settle(node: &NodeRef, waiter: &Arc<Waiter>, outcome: Outcome) -> Option<HookId> {
-    match node.hook(Hook::Wake(waiter.clone(), outcome)) {
-        Ok(id) => Some(id),
-        Err(_) => {
-            waiter.settle(outcome);
-            None
-        }
+    let hooked = node.hook(Hook::Wake(waiter.clone(), outcome)).ok();
+    if hooked.is_none() {
+        waiter.settle(outcome);
     }
+    hooked
 }
 
 fn stopped(stop: Option<Stop>) -> Stop {

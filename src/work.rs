@@ -280,6 +280,29 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
         })
     }
 
+    /// Nobody will work on what is here: all that is ready or delayed is dead now. Returns it.
+    pub fn give_up(&self, failure: &F) -> Vec<T> {
+        self.change(|state| {
+            let delayed = std::mem::take(&mut state.delayed).into_iter().map(|(_, id)| id);
+            let unleased: Vec<u64> = std::mem::take(&mut state.ready).into_iter().chain(delayed).collect();
+            let mut values = Vec::new();
+            for id in unleased {
+                if let Some(item) = state.items.get_mut(&id) {
+                    item.phase = Phase::Dead;
+                    item.failures.push(failure.clone());
+                    values.push(item.value.clone());
+                    state.dead.push(id);
+                }
+            }
+            values
+        })
+    }
+
+    /// An item that has not been acknowledged.
+    pub fn item(&self, id: u64) -> Option<T> {
+        self.shared.state.lock().items.get(&id).map(|item| item.value.clone())
+    }
+
     /// Give a dead item all its attempts again. False: it is not dead.
     pub fn revive(&self, id: u64) -> bool {
         self.change(|state| {

@@ -2,8 +2,11 @@
 Native core of desist.
 """
 
-from _typeshed import Incomplete
-from typing import Any, SupportsFloat, SupportsIndex, final
+from desist._enums import CauseKind, Outcome, TaskState
+from types import TracebackType
+from typing import Any, SupportsIndex, final
+
+__all__ = ["CancelCause", "CancelScope", "CancelSource", "CancelToken", "Cancelled", "Commit", "KillReport", "Killed", "Latch", "Lease", "LeaseQueue", "Lock", "Registration", "Repair", "RetryPolicy", "Seat", "StopPolicy", "Task", "Timeout", "_Injector", "cancel_scope", "checkpoint", "cleanup", "current_effective_deadline", "current_time", "current_token", "fail_after", "fail_at", "move_on_after", "move_on_at", "shield", "sleep", "sleep_forever", "sleep_until"]
 
 @final
 class CancelCause:
@@ -25,7 +28,7 @@ class CancelCause:
         Name of the thread that cancelled; None for a deadline.
         """
     @property
-    def kind(self, /) -> Any:
+    def kind(self, /) -> CauseKind:
         """
         What kind of event it was.
         """
@@ -42,11 +45,11 @@ class CancelScope:
     and cleanup(), and used in a `with` statement, once, by one thread.
     """
     def __enter__(self, /) -> CancelScope: ...
-    def __exit__(self, type: Any, value: Any, _traceback: Any, /) -> bool:
+    def __exit__(self, type: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None, /) -> bool:
         """
         True where the block's own cancellation ends here.
         """
-    def cancel(self, /, reason: str | None = None, *, grace: Any | None = None) -> bool:
+    def cancel(self, /, reason: str | None = None, *, grace: float | None = None) -> bool:
         """
         Cancel the block: it is left quietly at its next checkpoint. True: this call was the
         first; False: it was cancelled, or left, before.
@@ -77,7 +80,7 @@ class CancelScope:
         It can be moved, also by other threads, until the block is left.
         """
     @deadline.setter
-    def deadline(self, /, value: Any) -> None: ...
+    def deadline(self, /, value: float) -> None: ...
     @property
     def token(self, /) -> CancelToken:
         """
@@ -92,14 +95,14 @@ class CancelSource:
     As a context manager it closes itself at the end of the block.
     """
     def __enter__(self, /) -> CancelSource: ...
-    def __exit__(self, _type: Any, _value: Any, _traceback: Any, /) -> None: ...
-    def __new__(cls, /, parent: CancelToken | None = None, *, deadline: Any | None = None, timeout: Any | None = None) -> CancelSource:
+    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None, /) -> None: ...
+    def __new__(cls, /, parent: CancelToken | None = None, *, deadline: float | None = None, timeout: float | None = None) -> CancelSource:
         """
         A source, below `parent` if one is given; `deadline` on the clock of current_time(), or
         `timeout` in seconds from now, cancels it in time.
         """
     def __repr__(self, /) -> str: ...
-    def cancel(self, /, reason: str | None = None, *, grace: Any | None = None) -> bool:
+    def cancel(self, /, reason: str | None = None, *, grace: float | None = None) -> bool:
         """
         Cancel. True: this call was the first; False: it was cancelled, or closed, before.
 
@@ -126,7 +129,7 @@ class CancelToken:
     """
     def __repr__(self, /) -> str: ...
     @staticmethod
-    def any_of(*tokens) -> CancelToken:
+    def any_of(*tokens: "CancelToken") -> CancelToken:
         """
         A token that is cancelled with any of the given ones, with that one's cause.
 
@@ -152,7 +155,7 @@ class CancelToken:
         The earliest deadline of the token and those above it, on the clock of current_time();
         infinity if there is none.
         """
-    def on_cancel(self, fn: Any, /) -> Registration:
+    def on_cancel(self, fn: "Callable[[CancelCause], object]", /) -> Registration:
         """
         Call `fn(cause)` once when the token is cancelled; at once if it is already.
 
@@ -163,7 +166,7 @@ class CancelToken:
         """
         Seconds until the deadline, 0.0 once it has passed; infinity if there is none.
         """
-    def wait(self, /, timeout: Any | None = None) -> bool:
+    def wait(self, /, timeout: float | None = None) -> bool:
         """
         Block until the token is cancelled (True), or for the given seconds (False).
 
@@ -189,7 +192,7 @@ class Commit:
     The block that Lease.commit() makes.
     """
     def __enter__(self, /) -> None: ...
-    def __exit__(self, type: Any, _value: Any, _traceback: Any, /) -> None: ...
+    def __exit__(self, type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None, /) -> None: ...
 
 @final
 class KillReport:
@@ -208,7 +211,7 @@ class KillReport:
         Ids of the items whose old lease is fenced off, for its worker was given up.
         """
     @property
-    def outcome(self, /) -> Any | None:
+    def outcome(self, /) -> Outcome | None:
         """
         The rung of the ladder at which it ended; None: it has not, and was not to be given up.
         """
@@ -264,7 +267,7 @@ class Latch:
         """
         Set it and wake all who wait.
         """
-    def wait(self, /, timeout: Any | None = None) -> bool:
+    def wait(self, /, timeout: float | None = None) -> bool:
         """
         Block until it is set (True) or the seconds have passed (False). A checkpoint.
         """
@@ -275,7 +278,7 @@ class Lease:
     One delivery of one item to one worker.
     """
     def __repr__(self, /) -> str: ...
-    def ack(self, /, result: Any | None = None) -> None:
+    def ack(self, /, result: "object" = None) -> None:
         """
         The work is done. Fenced if the lease is over: acknowledged, given back, or fenced off.
         """
@@ -301,11 +304,11 @@ class Lease:
         The item's id.
         """
     @property
-    def item(self, /) -> Any:
+    def item(self, /) -> T:
         """
         The item.
         """
-    def nack(self, /, *, delay: Any | None = None, reason: str | None = None) -> None:
+    def nack(self, /, *, delay: float | None = None, reason: str | None = None) -> None:
         """
         Give it back: to be leased again after `delay` seconds. Fenced if the lease is over.
         """
@@ -321,41 +324,41 @@ class LeaseQueue:
     Items that are leased to workers, in memory. Each is in one state at any time: ready, leased,
     delayed, done or dead. What a worker does not acknowledge is leased again.
     """
-    def __new__(cls, /, *, retry: RetryPolicy | None = None) -> LeaseQueue: ...
+    def __new__(cls, /, *, retry: RetryPolicy | None = None) -> "LeaseQueue[T]": ...
     def __repr__(self, /) -> str: ...
-    def _cancel(self, /, item_id: SupportsIndex, reason: str | None = None) -> bool:
+    def _cancel(self, /, item_id: "int", reason: str | None = None) -> bool:
         """
         The work is unwanted: it will not be leased again. True: it is dead now, or will be when
         its worker gives it back; False: it had ended. For WorkerPool.
         """
-    def _drain(self, /, timeout: Any | None = None) -> bool:
+    def _drain(self, /, timeout: float | None = None) -> bool:
         """
         Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
         """
-    def _submit(self, /, item: Any, future: Any) -> int:
+    def _submit(self, /, item: "T", future: "object") -> int:
         """
         As put(); `future` is told how the work ended. For WorkerPool.
         """
-    def counts(self, /) -> dict:
+    def counts(self, /) -> "dict[Literal['ready', 'leased', 'delayed', 'done', 'dead'], int]":
         """
         How many items are in each state, at one instant.
         """
-    def dead(self, /) -> list[tuple[int, Any, list[Any]]]:
+    def dead(self, /) -> "list[tuple[int, T, list[BaseException | CancelCause]]]":
         """
         The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
         """
-    def lease(self, /, timeout: Any | None = None) -> Lease | None:
+    def lease(self, /, timeout: float | None = None) -> "Lease[T] | None":
         """
         Lease the next item; waits for one, at most for `timeout` seconds (then None).
 
         A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
         acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
         """
-    def put(self, item: Any, /) -> int:
+    def put(self, item: "T", /) -> int:
         """
         Add an item; returns its id. Never blocks.
         """
-    def revive(self, item_id: SupportsIndex, /) -> None:
+    def revive(self, item_id: "int", /) -> None:
         """
         Give a dead item all its attempts again. ValueError if it is not dead.
         """
@@ -371,10 +374,10 @@ class Lock:
     `on_kill="release"` frees it instead.
     """
     def __enter__(self, /) -> bool: ...
-    def __exit__(self, type: Any, _value: Any, _traceback: Any, /) -> None: ...
-    def __new__(cls, /, *, name: str | None = None, on_kill: str = "poison") -> Lock: ...
+    def __exit__(self, _type: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None, /) -> None: ...
+    def __new__(cls, /, *, name: str | None = None, on_kill: "Literal['poison', 'release']" = "poison") -> Lock: ...
     def __repr__(self, /) -> str: ...
-    def acquire(self, /, blocking: bool = True, timeout: Any | None = None) -> bool:
+    def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
         Acquire it: wait as long as it takes, or for `timeout` seconds, or not at all. True if it
         is held now.
@@ -413,8 +416,8 @@ class Registration:
     A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.
     """
     def __enter__(self, /) -> Registration: ...
-    def __exit__(self, _type: Any, _value: Any, _traceback: Any, /) -> None: ...
-    def close(self, /, timeout: Any | None = None) -> None:
+    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None, /) -> None: ...
+    def close(self, /, timeout: float | None = None) -> None:
         """
         Unregister; if the callback is running on another thread, wait for its end, at most for
         the given seconds.
@@ -432,7 +435,7 @@ class Repair:
     The block that Lock.repair() makes.
     """
     def __enter__(self, /) -> None: ...
-    def __exit__(self, type: Any, value: Any, traceback: Any, /) -> None: ...
+    def __exit__(self, type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None, /) -> None: ...
 
 @final
 class RetryPolicy:
@@ -443,7 +446,7 @@ class RetryPolicy:
     first and doubles each time up to `max_backoff`, longer or shorter by up to the part `jitter` of
     it. Work whose worker was killed is ready again at once.
     """
-    def __new__(cls, /, *, max_attempts: SupportsIndex = 5, backoff: SupportsFloat | SupportsIndex = 0.5, max_backoff: SupportsFloat | SupportsIndex = 60.0, jitter: SupportsFloat | SupportsIndex = 0.2) -> RetryPolicy: ...
+    def __new__(cls, /, *, max_attempts: "int" = 5, backoff: "float" = 0.5, max_backoff: "float" = 60.0, jitter: "float" = 0.2) -> RetryPolicy: ...
     @property
     def backoff(self, /) -> float: ...
     @property
@@ -458,13 +461,13 @@ class Seat:
     """
     A worker's place in its pool: what it is doing now can be cancelled and killed there.
     """
-    def __new__(cls, /, queue: LeaseQueue, pool: CancelToken) -> Seat: ...
+    def __new__(cls, /, queue: "LeaseQueue[T]", pool: CancelToken) -> Seat: ...
     @property
     def abandoned(self, /) -> bool:
         """
         Given up?
         """
-    def cancel(self, /, item_id: SupportsIndex, reason: str | None = None) -> bool:
+    def cancel(self, /, item_id: "int", reason: str | None = None) -> bool:
         """
         Ask what is being worked on to stop, if it is this item.
         """
@@ -473,11 +476,11 @@ class Seat:
         Kill what is being worked on; its item is leased again, by the same worker or another. An
         idle worker has nothing to kill.
         """
-    def wait(self, /, timeout: Any | None = None) -> bool:
+    def wait(self, /, timeout: float | None = None) -> bool:
         """
         Block until the worker has left its loop or was given up. A checkpoint.
         """
-    def work(self, /, name: str, handler: Any) -> None:
+    def work(self, /, name: str, handler: "Callable[[Lease[T]], object]") -> None:
         """
         Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
         kill strikes.
@@ -496,7 +499,7 @@ class StopPolicy:
     """
     def __eq__(self, value: object, /) -> bool: ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, cooperative: SupportsFloat | SupportsIndex = 5.0, at_wait: SupportsFloat | SupportsIndex | None = ..., async_exc: SupportsFloat | SupportsIndex | None = ..., defer: SupportsFloat | SupportsIndex = 1.0, abandon: bool = True) -> StopPolicy: ...
+    def __new__(cls, /, *, cooperative: "float" = 5.0, at_wait: "float | None" = 1.0, async_exc: "float | None" = 1.0, defer: "float" = 1.0, abandon: bool = True) -> StopPolicy: ...
     def __repr__(self, /) -> str: ...
     @property
     def abandon(self, /) -> bool: ...
@@ -515,7 +518,7 @@ class Task:
     One run of a callable that can be cancelled and killed.
     """
     def __new__(cls, /, name: str) -> Task: ...
-    def cancel(self, /, reason: str | None = None, *, grace: Any | None = None) -> bool:
+    def cancel(self, /, reason: str | None = None, *, grace: float | None = None) -> bool:
         """
         Ask it to stop. True: this call was the first.
         """
@@ -523,21 +526,25 @@ class Task:
         """
         Stop it, rung by rung; blocks until it has ended or was given up.
         """
-    def run(self, /, body: Any) -> None:
+    def launch(self, /) -> None:
+        """
+        Its thread is being started, so that it may be killed from now on.
+        """
+    def run(self, /, body: "Callable[[], object]") -> None:
         """
         Run it here and now. Cancelled and Killed end here; other exceptions pass.
         """
     @property
-    def state(self, /) -> Any:
+    def state(self, /) -> TaskState:
         """
-        Where it is in its life: a TaskState.
+        Where it is in its life.
         """
     @property
     def token(self, /) -> CancelToken:
         """
         The task's token.
         """
-    def wait(self, /, timeout: Any | None = None) -> bool:
+    def wait(self, /, timeout: float | None = None) -> bool:
         """
         Block until it is over or was given up (True), or the seconds have passed. A checkpoint.
         """
@@ -550,7 +557,7 @@ class Timeout:
     It has no cancel(): it never leaves a block quietly.
     """
     def __enter__(self, /) -> Timeout: ...
-    def __exit__(self, type: Any, value: Any, _traceback: Any, /) -> None:
+    def __exit__(self, type: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None, /) -> None:
         """
         Raises DeadlineExceeded where the block was left because of its deadline.
         """
@@ -560,7 +567,7 @@ class Timeout:
         When the block is to end, on the clock of current_time(). It can be moved.
         """
     @deadline.setter
-    def deadline(self, /, value: Any) -> None: ...
+    def deadline(self, /, value: float) -> None: ...
     @property
     def expired(self, /) -> bool:
         """
@@ -572,7 +579,29 @@ class Timeout:
         The block's token, to hand out to other threads. The block must be open.
         """
 
-def cancel_scope(timeout: Any | None = None, *, deadline: Any | None = None, grace: Any | None = None) -> CancelScope:
+@final
+class _Injector:
+    """
+    Kills the task that it is called in, at a bytecode of choice: the door for kill sweeps.
+
+    A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It
+    is native because one written in Python would be struck itself. In front of bytecode `at` of
+    the tasks that run it (the first is 1) it does what a killer does that comes to the rung
+    ASYNC_EXC at this moment: CPython delivers at its next check. `defer`: a held lock holds the
+    kill off, as at the beginning of that rung; otherwise it is struck inside.
+    """
+    def __call__(self, /, *arguments) -> Any:
+        """
+        `(frame, event, arg)` from tracing, `(code, offset)` from monitoring.
+        """
+    def __new__(cls, /, at: SupportsIndex, *, defer: bool = False) -> _Injector: ...
+    @property
+    def passed(self, /) -> int:
+        """
+        How many bytecodes of tasks it has seen; it strikes at most one of them.
+        """
+
+def cancel_scope(timeout: float | None = None, *, deadline: float | None = None, grace: float | None = None) -> CancelScope:
     """
     A block that can be cancelled, with a timeout in seconds (or a deadline on the clock of
     current_time()) if one is given.
@@ -589,7 +618,7 @@ def checkpoint() -> None:
     Never blocks. Outside any scope and task it does nothing.
     """
 
-def cleanup(seconds: Any | None = None, /) -> CancelScope:
+def cleanup(seconds: float | None = None, /) -> CancelScope:
     """
     A block for cleaning up: a cancellation outside is hidden from it until the grace is spent
     that the canceller gave (5 seconds unless given); then it is left quietly. All such blocks
@@ -615,35 +644,35 @@ def current_token() -> CancelToken:
     Outside both, a token that is never cancelled.
     """
 
-def fail_after(seconds: Any, *, grace: Any | None = None) -> Timeout:
+def fail_after(seconds: float, *, grace: float | None = None) -> Timeout:
     """
     A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds.
     """
 
-def fail_at(deadline: Any, *, grace: Any | None = None) -> Timeout:
+def fail_at(deadline: float, *, grace: float | None = None) -> Timeout:
     """
     A block that DeadlineExceeded (a TimeoutError) leaves at the deadline, on the clock of
     current_time().
     """
 
-def move_on_after(seconds: Any, *, grace: Any | None = None) -> CancelScope:
+def move_on_after(seconds: float, *, grace: float | None = None) -> CancelScope:
     """
     A block that is left quietly after the given seconds, or when its cancel() is called.
     """
 
-def move_on_at(deadline: Any, *, grace: Any | None = None) -> CancelScope:
+def move_on_at(deadline: float, *, grace: float | None = None) -> CancelScope:
     """
     A block that is left quietly at the deadline, on the clock of current_time(), or when its
     cancel() is called.
     """
 
-def shield(seconds: Any, /) -> CancelScope:
+def shield(seconds: float, /) -> CancelScope:
     """
     A block that sees no cancellation from outside, for at most the given seconds; then it is left
     quietly. The bound is required: write out math.inf if you mean it. A kill pierces it.
     """
 
-def sleep(seconds: Any, /) -> None:
+def sleep(seconds: float, /) -> None:
     """
     Sleep for the given number of seconds; like time.sleep, but it can be cancelled.
 
@@ -656,11 +685,9 @@ def sleep_forever() -> None:
     Sleep until the calling code is to stop; then raise Cancelled or Killed.
     """
 
-def sleep_until(deadline: Any, /) -> None:
+def sleep_until(deadline: float, /) -> None:
     """
     Sleep until `current_time()` has reached the given value, in seconds.
 
     Raises as sleep() does.
     """
-
-def __getattr__(name: str) -> Incomplete: ...

@@ -5,13 +5,25 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable
-from types import TracebackType
-from typing import Generic, TypeVar
+import weakref
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from desist._core import CancelCause, CancelSource, KillReport, Latch, Lease, LeaseQueue, Seat, StopPolicy
+from desist._core import (
+    CancelCause,
+    CancelSource,
+    KillReport,
+    Latch,
+    Lease,
+    LeaseQueue,
+    Seat,
+    StopPolicy,
+)
 from desist._enums import Outcome
 from desist._exceptions import PoolExhausted, TaskCancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,15 +40,20 @@ class Future(concurrent.futures.Future[R]):
         """For WorkerPool.submit()."""
         super().__init__()
         self._settled = Latch()
-        self._cancel_item: Callable[[], bool] = bool
+        self._cancel_item: Callable[[], bool | None] = bool
         self.item_id = 0
 
     def cancel(self) -> bool:
         """The item is unwanted: as WorkerPool.cancel_item().
 
-        True if it will not be worked on (any more); code that is at work on it is asked to stop.
+        True if it has not been started and never will be. False if code is at work on it, which is
+        asked to stop, or if it had ended.
         """
-        return not self._settled.is_set() and self._cancel_item()
+        return not self._settled.is_set() and self._cancel_item() is True
+
+    def cancelled(self) -> bool:
+        """Was it cancelled, before or while it was worked on?"""
+        return isinstance(self._exception, TaskCancelled)
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the item's result, at most for `timeout` seconds (then TimeoutError).
@@ -50,13 +67,13 @@ class Future(concurrent.futures.Future[R]):
                 raise failure
             finally:
                 del failure  # a cycle through the traceback
-        return self._result  # type: ignore[attr-defined, no-any-return]
+        return self._result  # type: ignore[return-value]  # there is one, as nothing failed
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As result(), but returns the exception."""
         if not self._settled.wait(timeout):
             raise concurrent.futures.TimeoutError
-        return self._exception  # type: ignore[attr-defined, no-any-return]
+        return self._exception
 
     # Called by the core, on the worker's thread, when no kill can strike it.
 
@@ -79,7 +96,7 @@ class WorkerPool(Generic[T, R]):
     that is killed goes on with the next item, and the one that it had is leased again.
 
     Leaving the `with` block waits until all work has ended, then stops the workers; if an
-    exception leaves it, they are stopped at once, and what they had is ready again.
+    exception leaves it, they are stopped at once.
     """
 
     def __init__(
@@ -97,7 +114,7 @@ class WorkerPool(Generic[T, R]):
         most `max_abandoned` times.
         """
         if not callable(handler):
-            message = f"handler must be callable, not {type(handler).__name__}"
+            message = f"handler must be callable, not {type(handler).__name__}"  # type: ignore[unreachable]
             raise TypeError(message)
         if workers < 1:
             message = f"workers must be at least 1, not {workers}"
@@ -106,10 +123,13 @@ class WorkerPool(Generic[T, R]):
             message = f"max_abandoned must not be negative, but is {max_abandoned}"
             raise ValueError(message)
         self.queue: LeaseQueue[T] = LeaseQueue() if queue is None else queue
+        self._owns_queue = queue is None
         self._handler = handler
         self._policy = StopPolicy() if policy is None else policy
         self._may_abandon = max_abandoned
         self._source = CancelSource()
+        # A pool that nobody has any more, or that is still there at exit, stops working.
+        weakref.finalize(self, self._source.cancel, "nobody has the pool any more")
         self._process = os.getpid()
         self._stopped = False
         self._seats = [self._start_worker(index) for index in range(workers)]
@@ -117,7 +137,9 @@ class WorkerPool(Generic[T, R]):
     def _start_worker(self, index: int) -> Seat:
         seat = Seat(self.queue, self._source.token)
         name = f"desist-worker-{index}"
-        threading.Thread(target=seat.work, args=(name, self._handler), name=name, daemon=True).start()
+        threading.Thread(
+            target=seat.work, args=(name, self._handler), name=name, daemon=True
+        ).start()
         return seat
 
     def _check_usable(self) -> None:
@@ -136,7 +158,7 @@ class WorkerPool(Generic[T, R]):
             raise PoolExhausted(message)
         future: Future[R] = Future()
         future.item_id = item_id = self.queue._submit(item, future)  # noqa: SLF001 (the core's own door)
-        future._cancel_item = lambda: self.cancel_item(item_id)  # noqa: SLF001 (its own module)
+        future._cancel_item = lambda: self._cancel(item_id, None)  # noqa: SLF001 (its own module)
         return future
 
     def cancel_item(self, item_id: int, reason: str | None = None) -> bool:
@@ -145,10 +167,14 @@ class WorkerPool(Generic[T, R]):
         False if it had ended before.
         """
         self._check_usable()
-        wanted = self.queue._cancel(item_id, reason)  # noqa: SLF001
-        for seat in self._seats:
-            seat.cancel(item_id, reason)
-        return wanted
+        return self._cancel(item_id, reason) is not None
+
+    def _cancel(self, item_id: int, reason: str | None) -> bool | None:
+        dead = self.queue._cancel(item_id, reason)  # noqa: SLF001 (the core's own door)
+        if dead is False:
+            for seat in self._seats:
+                seat.cancel(item_id, reason)
+        return dead
 
     def kill_worker(self, index: int, reason: str | None = None) -> KillReport:
         """The worker is unwanted: what it does is killed, and its item leased again.
@@ -159,13 +185,17 @@ class WorkerPool(Generic[T, R]):
         """
         self._check_usable()
         if not 0 <= index < len(self._seats):
-            message = f"there is no worker {index}; they are numbered from 0 to {len(self._seats) - 1}"
+            message = (
+                f"there is no worker {index}; they are numbered from 0 to {len(self._seats) - 1}"
+            )
             raise IndexError(message)
         seat = self._seats[index]
         report = seat.kill(reason, self._policy)
         if report.outcome is Outcome.ABANDONED:
             if self._may_abandon == 0:
-                message = f"worker {index} was given up and is not replaced: that has happened too often"
+                message = (
+                    f"worker {index} was given up and is not replaced: that has happened too often"
+                )
                 raise PoolExhausted(message)
             self._may_abandon -= 1
             self._seats[index] = self._start_worker(index)
@@ -183,6 +213,9 @@ class WorkerPool(Generic[T, R]):
     def stop(self) -> None:
         """Stop the workers; what they were working on is ready again. Idempotent.
 
+        If the queue is the pool's own, nobody will work on what is left in it: it is dead, and
+        its futures raise TaskCancelled. A queue that was passed in keeps it for other pools.
+
         Blocks until each has ended or was given up, as the pool's policy says.
         """
         if self._stopped or os.getpid() != self._process:
@@ -193,6 +226,8 @@ class WorkerPool(Generic[T, R]):
             seat.kill("the pool is stopping", self._policy)
         for seat in self._seats:
             seat.wait()
+        if self._owns_queue:
+            self.queue._give_up("the pool has stopped")  # noqa: SLF001
 
     def __enter__(self) -> WorkerPool[T, R]:
         """Give the pool itself."""
@@ -211,5 +246,3 @@ class WorkerPool(Generic[T, R]):
                 self.drain()
         finally:
             self.stop()
-
-

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from desist._core import CancelToken, KillReport, StopPolicy, Task
 from desist._enums import TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
 
 
 class Thread(threading.Thread):
@@ -35,7 +37,7 @@ class Thread(threading.Thread):
         self._context_copy = copy_context()
         # A subclass may override run(), as with threading.Thread; the boundary goes around it.
         self._body = self.run
-        self.run = self._run_behind_the_boundary  # type: ignore[method-assign]
+        self.__dict__["run"] = self._run_behind_the_boundary
 
     def _run_behind_the_boundary(self) -> None:
         body = self._body

@@ -1,6 +1,6 @@
 //! One wait: who decides it, and that its thread wakes.
 
-use super::{ALL, Exclusive, THRICE, TWICE, because, end, explore, run_as, spawn};
+use super::{ALL, Exclusive, ONCE, TWICE, because, end, explore, run_as, spawn};
 use crate::atomics::Arc;
 use crate::clock::Time;
 use crate::error::Stop;
@@ -23,7 +23,7 @@ fn settler(waiter: &Arc<Waiter>, outcome: Outcome) -> loom::thread::JoinHandle<b
 
 #[test]
 fn loom_i11_i12_grant_cancel_and_timeout_race_and_one_wakes_the_waiter() {
-    explore(THRICE, || {
+    explore(TWICE, || {
         let waiter = Waiter::new();
         let grant = settler(&waiter, Outcome::Granted);
         let cancel = settler(&waiter, Outcome::Cancelled);
@@ -37,7 +37,11 @@ fn loom_i11_i12_grant_cancel_and_timeout_race_and_one_wakes_the_waiter() {
             (end(cancel), Outcome::Cancelled),
             (end(timeout), Outcome::TimedOut),
         ];
-        let winners: Vec<Outcome> = won.iter().filter(|(won, _)| *won).map(|(_, outcome)| *outcome).collect();
+        let winners: Vec<Outcome> = won
+            .iter()
+            .filter(|(won, _)| *won)
+            .map(|(_, outcome)| *outcome)
+            .collect();
         assert_eq!(winners, [end(parked)]);
         assert_eq!(waiter.outcome(), Some(winners[0]), "and so it stays");
     });
@@ -83,7 +87,10 @@ fn loom_i12_a_hooked_waiter_is_woken_by_a_cancel_or_the_hook_is_refused() {
                 }
                 Err(_) => assert!(child.is_cancelled()),
             }
-            assert!(child.cause().is_some(), "a cancelled waiter finds its cause");
+            assert!(
+                child.cause().is_some(),
+                "a cancelled waiter finds its cause"
+            );
         });
         end(canceller);
         end(waiter);
@@ -92,7 +99,7 @@ fn loom_i12_a_hooked_waiter_is_woken_by_a_cancel_or_the_hook_is_refused() {
 
 #[test]
 fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
-    explore(THRICE, || {
+    explore(TWICE, || {
         let task = Task::new("waits", None);
         let handed = Waiter::new(); // where the resource would find the one who waits
         let place = Arc::new(crate::atomics::Mutex::new(None));
@@ -111,7 +118,9 @@ fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
             let place = place.clone();
             spawn(move || {
                 let waiter = place.lock().take();
-                let granted = waiter.as_ref().is_some_and(|waiter| waiter.settle(Outcome::Granted));
+                let granted = waiter
+                    .as_ref()
+                    .is_some_and(|waiter| waiter.settle(Outcome::Granted));
                 if let Some(waiter) = waiter.filter(|_| granted) {
                     waiter.wake();
                 }
@@ -126,7 +135,9 @@ fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
         end(canceller);
         match (end(waiter), end(granter)) {
             (Ok(true), true) => {}
-            (Err(Stop::Cancelled(cause)), false) => assert_eq!(cause.reason.as_deref(), Some("for a test")),
+            (Err(Stop::Cancelled(cause)), false) => {
+                assert_eq!(cause.reason.as_deref(), Some("for a test"))
+            }
             other => panic!("both or neither: {other:?}"),
         }
         assert!(place.lock().is_none());
@@ -135,7 +146,7 @@ fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
 
 #[test]
 fn loom_i12_all_who_wait_for_a_token_wake() {
-    explore(TWICE, || {
+    explore(ONCE, || {
         let node = NodeRef::root(None);
         let wait = || {
             let token = CancelToken::from_unarmed(node.clone());

@@ -14,7 +14,11 @@ use crate::wait;
 const AT_ONCE: Time = Time::from_nanos(0);
 
 /// Order a kill and strike; if there is nothing to kill, set the latch that the body waits for.
-fn killer(task: &Arc<Task>, latch: &Arc<Latch>, respects_locks_until: Time) -> loom::thread::JoinHandle<bool> {
+fn killer(
+    task: &Arc<Task>,
+    latch: &Arc<Latch>,
+    respects_locks_until: Time,
+) -> loom::thread::JoinHandle<bool> {
     let (task, latch) = (task.clone(), latch.clone());
     spawn(move || {
         let ordered = task.order(&because("kill"), respects_locks_until);
@@ -139,11 +143,18 @@ fn loom_i27_a_body_ends_or_is_abandoned_and_its_lock_is_given_back_or_lost() {
         let abandoner = {
             let task = task.clone();
             spawn(move || {
-                task.abandon(Death { task: task.name().clone(), cause: because("kill"), stack: None })
+                task.abandon(Death {
+                    task: task.name().clone(),
+                    cause: because("kill"),
+                    stack: None,
+                })
             })
         };
         let (ended, abandoned) = (end(body), end(abandoner));
-        assert_ne!(ended, abandoned, "one of them looks after what the body worked on");
+        assert_ne!(
+            ended, abandoned,
+            "one of them looks after what the body worked on"
+        );
         assert!(!lock.is_locked());
         assert!(abandoned || !lock.is_poisoned());
         assert_eq!(task.ledger().len(), 0);

@@ -1,7 +1,6 @@
-//! `CancelCause`, and the kinds of cause as Python's enum.
+//! `CancelCause`.
 
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
 use crate::cause::{Cause, CauseKind};
 use crate::python::seconds;
@@ -12,26 +11,12 @@ pub(super) struct CancelCause {
     cause: Cause,
 }
 
-/// A member of one of the enums of `desist._enums`, which are Python's own.
-pub(super) fn member<'py>(py: Python<'py>, class: &str, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    static ENUMS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let enums = ENUMS.get_or_try_init(py, || py.import("desist._enums").map(Bound::unbind))?;
-    enums.bind(py).getattr(class)?.getattr(name)
-}
-
 #[pymethods]
 impl CancelCause {
     /// What kind of event it was.
     #[getter]
-    fn kind<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let name = match self.cause.kind {
-            CauseKind::Explicit => "EXPLICIT",
-            CauseKind::Deadline => "DEADLINE",
-            CauseKind::ScopeExited => "SCOPE_EXITED",
-            CauseKind::Shutdown => "SHUTDOWN",
-            CauseKind::Forked => "FORKED",
-        };
-        member(py, "CauseKind", name)
+    fn kind(&self) -> CauseKind {
+        self.cause.kind
     }
 
     /// The reason that the canceller gave.

@@ -61,7 +61,7 @@ pub(super) fn from_stop(py: Python<'_>, stop: Stop) -> PyErr {
         Stop::Cancelled(cause) => cancelled(py, cause),
         Stop::Killed(cause) => killed(py, cause),
         // A wait is interrupted only by what the host keeps for this moment.
-        Stop::Interrupted => host::take_raised().unwrap_or_else(|| ordinary(py, "Interrupted", "the wait was interrupted")),
+        Stop::Interrupted => host::take_raised().unwrap_or_else(|| ordinary(py, "Interrupted", &"the wait was interrupted")),
     }
 }
 
@@ -89,7 +89,7 @@ fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
     Ok(exceptions.bind(py).getattr(name)?.cast_into()?)
 }
 
-pub(super) fn ordinary(py: Python<'_>, name: &str, message: impl ToString) -> PyErr {
+pub(super) fn ordinary(py: Python<'_>, name: &str, message: &impl ToString) -> PyErr {
     match class(py, name) {
         Ok(class) => PyErr::from_type(class, message.to_string()),
         Err(failure) => failure,
@@ -97,11 +97,11 @@ pub(super) fn ordinary(py: Python<'_>, name: &str, message: impl ToString) -> Py
 }
 
 pub(super) fn misuse(py: Python<'_>, misuse: ScopeMisuse) -> PyErr {
-    ordinary(py, "ScopeMisuse", misuse)
+    ordinary(py, "ScopeMisuse", &misuse)
 }
 
 pub(super) fn fenced(py: Python<'_>) -> PyErr {
-    ordinary(py, "Fenced", Fenced)
+    ordinary(py, "Fenced", &Fenced)
 }
 
 pub(super) fn from_lock(py: Python<'_>, error: LockError) -> PyErr {

@@ -12,17 +12,20 @@
 //! taken back by having it delivered to a function that does nothing.
 #![allow(unsafe_code)] // one call of the C API
 
-use std::ffi::{CString, c_ulong};
+use std::ffi::{CString, c_long, c_ulong};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::{PyDict, PyTuple, PyType};
 
+use crate::clock::Time;
 use crate::python::error::Killed;
 use crate::task::Force;
+use crate::{Cause, CauseKind, scope};
 
 /// Raises in one thread, asynchronously.
 struct AsyncException {
@@ -61,7 +64,8 @@ impl Force for AsyncException {
         Python::try_attach(|py| {
             let class = PyType::new::<Killed>(py);
             // PyO3 declares the argument signed, C has it unsigned; the bits are what counts.
-            let thread = self.thread.cast_signed();
+            #[allow(clippy::cast_possible_wrap)]
+            let thread = self.thread as c_long;
             // SAFETY: attached; the class is a live exception class, of which the slot takes a
             // count of its own. A thread that is gone is not found, which is fine.
             unsafe { ffi::PyThreadState_SetAsyncExc(thread, class.as_ptr()) };
@@ -71,7 +75,7 @@ impl Force for AsyncException {
     fn take_back(&self) {
         Python::try_attach(|py| {
             // What is raised here is what is taken back; if it was raised before, nothing is.
-            let _ = nothing(py).and_then(|nothing| nothing.call0());
+            let _ = nothing(py).and_then(PyAnyMethods::call0);
         });
     }
 
@@ -90,4 +94,60 @@ impl Force for AsyncException {
 pub(super) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Arc<str>> {
     let lines = py.import("traceback").and_then(|module| module.call_method1("format_tb", (raised.traceback(py),)));
     lines.and_then(|lines| lines.extract::<Vec<String>>()).ok().map(|lines| lines.concat().into())
+}
+
+/// Kills the task that it is called in, at a bytecode of choice: the door for kill sweeps.
+///
+/// A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It
+/// is native because one written in Python would be struck itself. In front of bytecode `at` of
+/// the tasks that run it (the first is 1) it does what a killer does that comes to the rung
+/// ASYNC_EXC at this moment: CPython delivers at its next check. `defer`: a held lock holds the
+/// kill off, as at the beginning of that rung; otherwise it is struck inside.
+// No state but the count, for it is called in front of every bytecode.
+#[pyclass(frozen, name = "_Injector", module = "desist._core")]
+pub(super) struct Injector {
+    at: u64,
+    defer: bool,
+    passed: AtomicU64,
+}
+
+#[pymethods]
+impl Injector {
+    #[new]
+    #[pyo3(signature = (at: "int", *, defer = false))]
+    fn new(at: u64, defer: bool) -> Self {
+        Self { at, defer, passed: AtomicU64::new(0) }
+    }
+
+    /// How many bytecodes of tasks it has seen; it strikes at most one of them.
+    #[getter]
+    fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+
+    /// `(frame, event, arg)` from tracing, `(code, offset)` from monitoring.
+    #[pyo3(signature = (*arguments: "object") -> "object")]
+    fn __call__<'py>(slf: Bound<'py, Self>, arguments: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        let traced = arguments.len() == 3;
+        if traced {
+            arguments.get_item(0)?.setattr("f_trace_opcodes", true)?;
+        }
+        if !traced || arguments.get_item(1)?.eq("opcode")? {
+            slf.get().pass();
+        }
+        // As a trace function it stays in place; monitoring drops what is not its DISABLE.
+        Ok(slf.into_any())
+    }
+}
+
+impl Injector {
+    fn pass(&self) {
+        let Some(task) = scope::current_task() else { return };
+        if self.passed.fetch_add(1, Ordering::Relaxed) + 1 != self.at {
+            return;
+        }
+        let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);
+        task.order(&cause, if self.defer { Time::NEVER } else { cause.at });
+        task.strike_async();
+    }
 }

@@ -28,6 +28,7 @@ impl Host for Interpreter {
         if !is_main_thread() {
             return ControlFlow::Continue(()); // Python runs its handlers on the main thread only
         }
+        #[allow(clippy::redundant_closure_for_method_calls)] // the path is not general enough
         match Python::try_attach(|py| py.check_signals()) {
             Some(Err(raised)) => {
                 RAISED.with(|slot| *slot.borrow_mut() = Some(raised));

@@ -6,6 +6,8 @@ use pyo3::prelude::*;
 
 use crate::clock::Time;
 use crate::python::error::Killed;
+use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::seconds::Seconds;
 use crate::python::{error, hard_stop, seconds};
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 use crate::{scope, wait};
@@ -62,7 +64,7 @@ fn not_held(failure: ReleaseError) -> PyErr {
 #[pymethods]
 impl Lock {
     #[new]
-    #[pyo3(signature = (*, name = None, on_kill = "poison"))]
+    #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison"))]
     fn new(name: Option<&str>, on_kill: &str) -> PyResult<Self> {
         let on_kill = match on_kill {
             "poison" => OnKill::Poison,
@@ -82,7 +84,7 @@ impl Lock {
     /// it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
     /// given up and may still be inside. Held until it is released, or the task ends.
     #[pyo3(signature = (blocking = true, timeout = None))]
-    fn acquire(&self, py: Python<'_>, blocking: bool, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn acquire(&self, py: Python<'_>, blocking: bool, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         // As in threading, -1 is how to say "no timeout" by value.
         let timeout = timeout.filter(|timeout| !timeout.eq(-1).unwrap_or(false));
         if !blocking {
@@ -142,11 +144,11 @@ impl Lock {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: &Bound<'_, PyAny>,
-        value: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
+        _type: GivenClass<'_, '_>,
+        value: GivenException<'_, '_>,
+        _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        self.give_up(py, value)
+        self.give_up(py, &value)
     }
 
     fn __repr__(&self) -> String {
@@ -175,9 +177,9 @@ impl Repair {
     fn __exit__(
         &self,
         py: Python<'_>,
-        r#type: &Bound<'_, PyAny>,
-        value: &Bound<'_, PyAny>,
-        traceback: &Bound<'_, PyAny>,
+        r#type: GivenClass<'_, '_>,
+        value: GivenException<'_, '_>,
+        traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
         if r#type.is_none() {
             self.lock.get().lock.mark_consistent();

@@ -11,7 +11,8 @@ use crate::clock::Time;
 use crate::error::ScopeMisuse;
 use crate::python::cause::CancelCause;
 use crate::python::error::{self, Cancelled};
-use crate::python::seconds;
+use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::seconds::{self, Seconds};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::scope::{self, Exit, Kind};
 use crate::token::tree::NodeRef;
@@ -27,7 +28,7 @@ enum Limit {
 }
 
 impl Limit {
-    fn from_now(self) -> Time {
+    fn as_of_now(self) -> Time {
         match self {
             Limit::None => Time::NEVER,
             Limit::After(span) => Time::after(span),
@@ -60,7 +61,7 @@ impl Block {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
         };
-        let node = scope::enter(self.kind, limit.from_now(), self.grace);
+        let node = scope::enter(self.kind, limit.as_of_now(), self.grace);
         if let Some(cause) = cancelled.take() {
             node.cancel(cause);
         }
@@ -69,7 +70,7 @@ impl Block {
     }
 
     /// Leave. The cause, if the block's cancellation was absorbed.
-    fn exit(&self, py: Python<'_>, kind: &Bound<'_, PyAny>) -> PyResult<Option<Cause>> {
+    fn exit(&self, py: Python<'_>, kind: GivenClass<'_, '_>) -> PyResult<Option<Cause>> {
         let node = match &*self.state.lock() {
             State::Open(node) => node.clone(),
             _ => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
@@ -112,13 +113,13 @@ impl Block {
 
     fn deadline(&self) -> f64 {
         seconds::from_time(match &*self.state.lock() {
-            State::Fresh { limit, .. } => limit.from_now(),
+            State::Fresh { limit, .. } => limit.as_of_now(),
             State::Open(node) => node.own_deadline(),
             State::Left { deadline, .. } => *deadline,
         })
     }
 
-    fn set_deadline(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn set_deadline(&self, py: Python<'_>, value: Seconds<'_, '_>) -> PyResult<()> {
         let new = seconds::instant(value, "deadline")?;
         let node = match &mut *self.state.lock() {
             State::Fresh { limit, .. } => {
@@ -159,7 +160,7 @@ impl Block {
 
 /// What leaves the block whose own deadline was the cause.
 fn deadline_exceeded(py: Python<'_>, cancelled: &Bound<'_, PyAny>) -> PyErr {
-    let error = error::ordinary(py, "DeadlineExceeded", "the deadline passed before the block was done");
+    let error = error::ordinary(py, "DeadlineExceeded", &"the deadline passed before the block was done");
     error.set_cause(py, Some(PyErr::from_value(cancelled.clone())));
     error
 }
@@ -175,7 +176,7 @@ pub(super) struct CancelScope {
 
 #[pymethods]
 impl CancelScope {
-    fn __enter__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         slf.get().block.enter(slf.py())?;
         Ok(slf)
     }
@@ -185,12 +186,12 @@ impl CancelScope {
     fn __exit__(
         &self,
         py: Python<'_>,
-        r#type: &Bound<'_, PyAny>,
-        value: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
+        r#type: GivenClass<'_, '_>,
+        value: GivenException<'_, '_>,
+        _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<bool> {
         match self.block.exit(py, r#type)? {
-            Some(cause) if self.raises && cause.kind == CauseKind::Deadline => Err(deadline_exceeded(py, value)),
+            Some(cause) if self.raises && cause.kind == CauseKind::Deadline => Err(deadline_exceeded(py, &value)),
             Some(_) => Ok(true),
             None => Ok(false),
         }
@@ -202,7 +203,7 @@ impl CancelScope {
     /// Never raises, never waits for the block; works from any thread, signal handler and
     /// finalizer. `grace`: seconds that clean-up zones inside may still take (5 unless given).
     #[pyo3(signature = (reason = None, *, grace = None))]
-    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let grace = seconds::optional_span(grace, "grace")?;
         Ok(self.block.cancel(py, reason, grace))
     }
@@ -216,7 +217,7 @@ impl CancelScope {
     }
 
     #[setter]
-    fn set_deadline(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn set_deadline(&self, py: Python<'_>, value: Seconds<'_, '_>) -> PyResult<()> {
         self.block.set_deadline(py, value)
     }
 
@@ -255,7 +256,7 @@ pub(super) struct Timeout {
 
 #[pymethods]
 impl Timeout {
-    fn __enter__<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         slf.get().block.enter(slf.py())?;
         Ok(slf)
     }
@@ -265,11 +266,11 @@ impl Timeout {
     fn __exit__(
         &self,
         py: Python<'_>,
-        r#type: &Bound<'_, PyAny>,
-        value: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
+        r#type: GivenClass<'_, '_>,
+        value: GivenException<'_, '_>,
+        _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        self.block.exit(py, r#type)?.map_or(Ok(()), |_| Err(deadline_exceeded(py, value)))
+        self.block.exit(py, r#type)?.map_or(Ok(()), |_| Err(deadline_exceeded(py, &value)))
     }
 
     /// When the block is to end, on the clock of current_time(). It can be moved.
@@ -279,7 +280,7 @@ impl Timeout {
     }
 
     #[setter]
-    fn set_deadline(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn set_deadline(&self, py: Python<'_>, value: Seconds<'_, '_>) -> PyResult<()> {
         self.block.set_deadline(py, value)
     }
 
@@ -296,16 +297,16 @@ impl Timeout {
     }
 }
 
-fn scope(kind: Kind, limit: Limit, grace: Option<&Bound<'_, PyAny>>, raises: bool) -> PyResult<CancelScope> {
+fn scope(kind: Kind, limit: Limit, grace: Option<Seconds<'_, '_>>, raises: bool) -> PyResult<CancelScope> {
     let grace = seconds::optional_span(grace, "grace")?;
     Ok(CancelScope { block: Block::new(kind, limit, grace), raises })
 }
 
-fn after(seconds: &Bound<'_, PyAny>) -> PyResult<Limit> {
+fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
     seconds::span(seconds, "timeout").map(Limit::After)
 }
 
-fn at(deadline: &Bound<'_, PyAny>) -> PyResult<Limit> {
+fn at(deadline: Seconds<'_, '_>) -> PyResult<Limit> {
     seconds::instant(deadline, "deadline").map(Limit::At)
 }
 
@@ -318,9 +319,9 @@ fn at(deadline: &Bound<'_, PyAny>) -> PyResult<Limit> {
 #[pyfunction]
 #[pyo3(signature = (timeout = None, *, deadline = None, grace = None))]
 pub(super) fn cancel_scope(
-    timeout: Option<&Bound<'_, PyAny>>,
-    deadline: Option<&Bound<'_, PyAny>>,
-    grace: Option<&Bound<'_, PyAny>>,
+    timeout: Option<Seconds<'_, '_>>,
+    deadline: Option<Seconds<'_, '_>>,
+    grace: Option<Seconds<'_, '_>>,
 ) -> PyResult<CancelScope> {
     let limit = match (timeout, deadline) {
         (None, None) => Limit::None,
@@ -334,7 +335,7 @@ pub(super) fn cancel_scope(
 /// A block that is left quietly after the given seconds, or when its cancel() is called.
 #[pyfunction]
 #[pyo3(signature = (seconds, *, grace = None))]
-pub(super) fn move_on_after(seconds: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<CancelScope> {
+pub(super) fn move_on_after(seconds: Seconds<'_, '_>, grace: Option<Seconds<'_, '_>>) -> PyResult<CancelScope> {
     scope(Kind::Plain, after(seconds)?, grace, false)
 }
 
@@ -342,14 +343,14 @@ pub(super) fn move_on_after(seconds: &Bound<'_, PyAny>, grace: Option<&Bound<'_,
 /// cancel() is called.
 #[pyfunction]
 #[pyo3(signature = (deadline, *, grace = None))]
-pub(super) fn move_on_at(deadline: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<CancelScope> {
+pub(super) fn move_on_at(deadline: Seconds<'_, '_>, grace: Option<Seconds<'_, '_>>) -> PyResult<CancelScope> {
     scope(Kind::Plain, at(deadline)?, grace, false)
 }
 
 /// A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds.
 #[pyfunction]
 #[pyo3(signature = (seconds, *, grace = None))]
-pub(super) fn fail_after(seconds: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<Timeout> {
+pub(super) fn fail_after(seconds: Seconds<'_, '_>, grace: Option<Seconds<'_, '_>>) -> PyResult<Timeout> {
     let grace = seconds::optional_span(grace, "grace")?;
     Ok(Timeout { block: Block::new(Kind::Plain, after(seconds)?, grace) })
 }
@@ -358,7 +359,7 @@ pub(super) fn fail_after(seconds: &Bound<'_, PyAny>, grace: Option<&Bound<'_, Py
 /// current_time().
 #[pyfunction]
 #[pyo3(signature = (deadline, *, grace = None))]
-pub(super) fn fail_at(deadline: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<Timeout> {
+pub(super) fn fail_at(deadline: Seconds<'_, '_>, grace: Option<Seconds<'_, '_>>) -> PyResult<Timeout> {
     let grace = seconds::optional_span(grace, "grace")?;
     Ok(Timeout { block: Block::new(Kind::Plain, at(deadline)?, grace) })
 }
@@ -367,7 +368,7 @@ pub(super) fn fail_at(deadline: &Bound<'_, PyAny>, grace: Option<&Bound<'_, PyAn
 /// quietly. The bound is required: write out math.inf if you mean it. A kill pierces it.
 #[pyfunction]
 #[pyo3(signature = (seconds, /))]
-pub(super) fn shield(seconds: &Bound<'_, PyAny>) -> PyResult<CancelScope> {
+pub(super) fn shield(seconds: Seconds<'_, '_>) -> PyResult<CancelScope> {
     scope(Kind::Shield, after(seconds)?, None, false)
 }
 
@@ -378,7 +379,7 @@ pub(super) fn shield(seconds: &Bound<'_, PyAny>) -> PyResult<CancelScope> {
 /// A kill is held off for as long.
 #[pyfunction]
 #[pyo3(signature = (seconds = None, /))]
-pub(super) fn cleanup(seconds: Option<&Bound<'_, PyAny>>) -> PyResult<CancelScope> {
+pub(super) fn cleanup(seconds: Option<Seconds<'_, '_>>) -> PyResult<CancelScope> {
     let limit = seconds.map_or(Ok(Limit::None), after)?;
     scope(Kind::Cleanup, limit, None, false)
 }

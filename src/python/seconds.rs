@@ -6,9 +6,13 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::clock::Time;
+use crate::python::hint::{Float, Given};
+
+/// A number of seconds, as given.
+pub(super) type Seconds<'a, 'py> = Given<'a, 'py, Float>;
 
 /// A real number, with an error that names what it was for.
-fn number(value: &Bound<'_, PyAny>, what: &str) -> PyResult<f64> {
+fn number(value: Seconds<'_, '_>, what: &str) -> PyResult<f64> {
     let Ok(seconds) = value.extract::<f64>() else {
         let kind = value.get_type().name()?;
         return Err(PyTypeError::new_err(format!("{what} must be a number of seconds, not {kind}")));
@@ -24,7 +28,7 @@ fn not_nan(seconds: f64, what: &str) -> PyResult<f64> {
 }
 
 /// How long: not negative; infinity is `Duration::MAX`.
-pub(super) fn span(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Duration> {
+pub(super) fn span(value: Seconds<'_, '_>, what: &str) -> PyResult<Duration> {
     checked_span(number(value, what)?, what)
 }
 
@@ -37,12 +41,12 @@ pub(super) fn checked_span(seconds: f64, what: &str) -> PyResult<Duration> {
 }
 
 /// As `span`, where `None` means that there is no bound.
-pub(super) fn optional_span(value: Option<&Bound<'_, PyAny>>, what: &str) -> PyResult<Option<Duration>> {
+pub(super) fn optional_span(value: Option<Seconds<'_, '_>>, what: &str) -> PyResult<Option<Duration>> {
     value.map(|value| span(value, what)).transpose()
 }
 
 /// An instant of `current_time()`; infinity is never, the past is allowed.
-pub(super) fn instant(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Time> {
+pub(super) fn instant(value: Seconds<'_, '_>, what: &str) -> PyResult<Time> {
     let seconds = number(value, what)?.max(0.0);
     Ok(Time::from_nanos(0) + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::error::Stop;
-use crate::python::{cause, error, seconds};
+use crate::python::{error, seconds};
 use crate::stop::{self, KillError, Rung};
 use crate::task;
 
@@ -26,7 +26,14 @@ pub(super) struct StopPolicy {
 #[pymethods]
 impl StopPolicy {
     #[new]
-    #[pyo3(signature = (*, cooperative = 5.0, at_wait = Some(1.0), async_exc = Some(1.0), defer = 1.0, abandon = true))]
+    #[pyo3(signature = (
+        *,
+        cooperative: "float" = 5.0,
+        at_wait: "float | None" = 1.0,
+        async_exc: "float | None" = 1.0,
+        defer: "float" = 1.0,
+        abandon = true,
+    ))]
     fn new(
         cooperative: f64,
         at_wait: Option<f64>,
@@ -139,16 +146,8 @@ fn strings(names: &[Arc<str>]) -> Vec<String> {
 impl KillReport {
     /// The rung of the ladder at which it ended; None: it has not, and was not to be given up.
     #[getter]
-    fn outcome<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let name = match self.report.outcome {
-            None => return Ok(None),
-            Some(Rung::AlreadyDone) => "ALREADY_DONE",
-            Some(Rung::Cooperative) => "COOPERATIVE",
-            Some(Rung::AtWait) => "AT_WAIT",
-            Some(Rung::AsyncExc) => "ASYNC_EXC",
-            Some(Rung::Abandoned) => "ABANDONED",
-        };
-        cause::member(py, "Outcome", name).map(Some)
+    fn outcome(&self) -> Option<Rung> {
+        self.report.outcome
     }
 
     /// Seconds from the call to the end, when everything had been given back.
@@ -188,7 +187,7 @@ impl KillReport {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let outcome = self.outcome(py)?.map_or(Ok("None".into()), |outcome| outcome.str().map(|text| text.to_string()))?;
+        let outcome = self.outcome().into_pyobject(py)?;
         Ok(format!("<KillReport {outcome} after {:.3} s>", self.elapsed()))
     }
 }

@@ -7,11 +7,13 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::clock::Time;
+use crate::python::enums::TaskState;
 use crate::python::error::{Cancelled, Killed};
+use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
-use crate::python::{cause, hard_stop, seconds};
+use crate::python::{hard_stop, seconds};
 use crate::task::{self, BodyEnd, Boundary, Progress};
 
 /// How a body ended, for those who look at the task later.
@@ -74,6 +76,7 @@ impl Task {
     }
 
     /// Run it here and now. Cancelled and Killed end here; other exceptions pass.
+    #[pyo3(signature = (body: "Callable[[], object]"))]
     fn run(&self, py: Python<'_>, body: &Bound<'_, PyAny>) -> PyResult<()> {
         if !matches!(self.task.progress(), Progress::Fresh | Progress::Launched) {
             return Err(PyRuntimeError::new_err("this task has run; make a new one for each run"));
@@ -95,27 +98,26 @@ impl Task {
         CancelToken::wrap(py, self.task.source().token())
     }
 
-    /// Where it is in its life: a TaskState.
+    /// Where it is in its life.
     #[getter]
-    fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn state(&self) -> TaskState {
         let ended = self.ended.load(Ordering::Acquire);
-        let name = match self.task.progress() {
-            Progress::Fresh | Progress::Launched => "PENDING",
-            Progress::Abandoned => "ABANDONED",
-            Progress::Cancelling => "CANCELLING",
-            Progress::Running => "RUNNING",
-            Progress::Over if ended == Ended::Done as u8 => "DONE",
-            Progress::Over if ended == Ended::Failed as u8 => "FAILED",
-            Progress::Over if ended == Ended::Cancelled as u8 => "CANCELLED",
-            Progress::Over if ended == Ended::Killed as u8 => "KILLED",
-            Progress::Over => "CANCELLING", // its boundary is closing
-        };
-        cause::member(py, "TaskState", name)
+        match self.task.progress() {
+            Progress::Fresh | Progress::Launched => TaskState::Pending,
+            Progress::Abandoned => TaskState::Abandoned,
+            Progress::Running => TaskState::Running,
+            Progress::Over if ended == Ended::Done as u8 => TaskState::Done,
+            Progress::Over if ended == Ended::Failed as u8 => TaskState::Failed,
+            Progress::Over if ended == Ended::Cancelled as u8 => TaskState::Cancelled,
+            Progress::Over if ended == Ended::Killed as u8 => TaskState::Killed,
+            // If it is over, its boundary is closing.
+            Progress::Cancelling | Progress::Over => TaskState::Cancelling,
+        }
     }
 
     /// Ask it to stop. True: this call was the first.
     #[pyo3(signature = (reason = None, *, grace = None))]
-    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let grace = seconds::optional_span(grace, "grace")?;
         Ok(cancel_node(py, self.task.source().node(), reason, grace))
     }
@@ -128,7 +130,7 @@ impl Task {
 
     /// Block until it is over or was given up (True), or the seconds have passed. A checkpoint.
     #[pyo3(signature = (timeout = None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::optional_span(timeout, "timeout")?.map_or(Time::NEVER, Time::after);
         blocking(py, || self.task.over().wait_until(until))
     }

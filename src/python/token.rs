@@ -10,6 +10,8 @@ use pyo3::types::{PyBool, PyTuple};
 
 use crate::clock::Time;
 use crate::python::cause::CancelCause;
+use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::seconds::Seconds;
 use crate::python::wait::blocking;
 use crate::python::{error, seconds};
 use crate::token::tree::{Flag, Hook};
@@ -110,7 +112,7 @@ impl CancelToken {
     ///
     /// A checkpoint: raises Cancelled or Killed if the calling code itself is to stop.
     #[pyo3(signature = (timeout = None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         blocking(py, || self.token.wait_until(until))
     }
@@ -119,7 +121,7 @@ impl CancelToken {
     ///
     /// It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
     /// waiters have been woken. What it raises goes to sys.unraisablehook.
-    #[pyo3(signature = (r#fn, /))]
+    #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
     fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> Registration {
         let call = move |cause: &crate::Cause| {
             // None once the interpreter is shutting down: there is nobody to call.
@@ -138,7 +140,7 @@ impl CancelToken {
     ///
     /// It leaves nothing behind in them.
     #[staticmethod]
-    #[pyo3(signature = (*tokens))]
+    #[pyo3(signature = (*tokens: "CancelToken"))]
     fn any_of(py: Python<'_>, tokens: &Bound<'_, PyTuple>) -> PyResult<Py<CancelToken>> {
         let tokens: Vec<Py<CancelToken>> = tokens.extract()?;
         let inner: Vec<&token::CancelToken> = tokens.iter().map(|token| &token.get().token).collect();
@@ -169,8 +171,8 @@ impl CancelSource {
     #[pyo3(signature = (parent = None, *, deadline = None, timeout = None))]
     fn new(
         parent: Option<&Bound<'_, CancelToken>>,
-        deadline: Option<&Bound<'_, PyAny>>,
-        timeout: Option<&Bound<'_, PyAny>>,
+        deadline: Option<Seconds<'_, '_>>,
+        timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Self> {
         let deadline = deadline_of(deadline, timeout)?;
         let source = match (parent, deadline) {
@@ -194,7 +196,7 @@ impl CancelSource {
     /// finalizer. `grace`: seconds that clean-up zones may still take (5 unless given). Callbacks
     /// run on this thread.
     #[pyo3(signature = (reason = None, *, grace = None))]
-    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let grace = seconds::optional_span(grace, "grace")?;
         Ok(cancel_node(py, self.source.node(), reason, grace))
     }
@@ -212,9 +214,9 @@ impl CancelSource {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: &Bound<'_, PyAny>,
-        _value: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
+        _type: GivenClass<'_, '_>,
+        _value: GivenException<'_, '_>,
+        _traceback: GivenTraceback<'_, '_>,
     ) {
         self.close(py);
     }
@@ -243,8 +245,8 @@ pub(super) fn cancel_node(
 
 /// One deadline out of two ways to give it.
 pub(super) fn deadline_of(
-    deadline: Option<&Bound<'_, PyAny>>,
-    timeout: Option<&Bound<'_, PyAny>>,
+    deadline: Option<Seconds<'_, '_>>,
+    timeout: Option<Seconds<'_, '_>>,
 ) -> PyResult<Option<Time>> {
     match (deadline, timeout) {
         (None, None) => Ok(None),
@@ -272,7 +274,7 @@ impl Registration {
     ///
     /// From inside any cancel callback it does not wait. Not a checkpoint.
     #[pyo3(signature = (timeout = None))]
-    fn close(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    fn close(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<()> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         py.detach(|| self.registration.close_until(until));
         Ok(())
@@ -286,9 +288,9 @@ impl Registration {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: &Bound<'_, PyAny>,
-        _value: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
+        _type: GivenClass<'_, '_>,
+        _value: GivenException<'_, '_>,
+        _traceback: GivenTraceback<'_, '_>,
     ) {
         py.detach(|| self.registration.close());
     }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::PyAny;
 
 use crate::clock::Time;
 use crate::error::Stop;
+use crate::python::seconds::Seconds;
 use crate::python::token::CancelToken;
 use crate::python::{error, seconds};
 use crate::{scope, sync, wait};
@@ -30,7 +30,7 @@ pub(super) fn checkpoint(py: Python<'_>) -> PyResult<()> {
 /// handlers run at once, as in time.sleep. TypeError or ValueError: not a number, negative, NaN.
 #[pyfunction]
 #[pyo3(signature = (seconds, /))]
-pub(super) fn sleep(py: Python<'_>, seconds: &Bound<'_, PyAny>) -> PyResult<()> {
+pub(super) fn sleep(py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
     let duration = seconds::span(seconds, "the time to sleep")?;
     if duration == Duration::ZERO {
         checkpoint(py)?;
@@ -45,7 +45,7 @@ pub(super) fn sleep(py: Python<'_>, seconds: &Bound<'_, PyAny>) -> PyResult<()> 
 /// Raises as sleep() does.
 #[pyfunction]
 #[pyo3(signature = (deadline, /))]
-pub(super) fn sleep_until(py: Python<'_>, deadline: &Bound<'_, PyAny>) -> PyResult<()> {
+pub(super) fn sleep_until(py: Python<'_>, deadline: Seconds<'_, '_>) -> PyResult<()> {
     let until = seconds::instant(deadline, "the time to sleep until")?;
     blocking(py, || wait::sleep_until(until))
 }
@@ -101,7 +101,7 @@ impl Latch {
 
     /// Block until it is set (True) or the seconds have passed (False). A checkpoint.
     #[pyo3(signature = (timeout = None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         blocking(py, || self.latch.wait_until(until))
     }

@@ -1,17 +1,21 @@
 //! `LeaseQueue`, `Lease`, and the loop of a worker.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
 use crate::clock::Time;
 use crate::fork;
 use crate::python::cause::CancelCause;
+use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::task::{self, Ended};
 use crate::python::token::CancelToken;
@@ -47,7 +51,13 @@ pub(super) struct RetryPolicy {
 #[pymethods]
 impl RetryPolicy {
     #[new]
-    #[pyo3(signature = (*, max_attempts = 5, backoff = 0.5, max_backoff = 60.0, jitter = 0.2))]
+    #[pyo3(signature = (
+        *,
+        max_attempts: "int" = 5,
+        backoff: "float" = 0.5,
+        max_backoff: "float" = 60.0,
+        jitter: "float" = 0.2,
+    ))]
     fn new(max_attempts: u32, backoff: f64, max_backoff: f64, jitter: f64) -> PyResult<Self> {
         if max_attempts == 0 {
             return Err(PyValueError::new_err("max_attempts must be at least 1"));
@@ -83,7 +93,7 @@ impl RetryPolicy {
 
 /// Items that are leased to workers, in memory. Each is in one state at any time: ready, leased,
 /// delayed, done or dead. What a worker does not acknowledge is leased again.
-#[pyclass(frozen, generic, weakref, module = "desist")]
+#[pyclass(frozen, weakref, module = "desist")]
 pub(super) struct LeaseQueue {
     queue: Queue,
     generation: u32,
@@ -104,19 +114,29 @@ impl LeaseQueue {
 #[pymethods]
 impl LeaseQueue {
     #[new]
-    #[pyo3(signature = (*, retry = None))]
+    #[pyo3(signature = (*, retry = None) -> "LeaseQueue[_T]")]
     fn new(retry: Option<&RetryPolicy>) -> Self {
         let retry = retry.map_or_else(work::RetryPolicy::default, |policy| policy.retry);
         Self { queue: Queue::new(retry), generation: fork::generation() }
     }
 
+    #[classmethod]
+    #[pyo3(signature = (item: "object", /))]
+    fn __class_getitem__<'py>(
+        class: &Bound<'py, PyType>,
+        item: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyGenericAlias>> {
+        PyGenericAlias::new(class.py(), class, item)
+    }
+
     /// Add an item; returns its id. Never blocks.
-    #[pyo3(signature = (item, /))]
+    #[pyo3(signature = (item: "_T", /))]
     fn put(&self, item: Py<PyAny>) -> PyResult<u64> {
         Ok(self.check_process()?.put(Arc::new(Payload { item, future: None })))
     }
 
     /// As put(); `future` is told how the work ended. For WorkerPool.
+    #[pyo3(signature = (item: "_T", future: "object"))]
     fn _submit(&self, item: Py<PyAny>, future: Py<PyAny>) -> PyResult<u64> {
         Ok(self.check_process()?.put(Arc::new(Payload { item, future: Some(future) })))
     }
@@ -125,8 +145,8 @@ impl LeaseQueue {
     ///
     /// A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
     /// acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
-    #[pyo3(signature = (timeout = None))]
-    fn lease(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Lease>> {
+    #[pyo3(signature = (timeout = None) -> "Lease[_T] | None")]
+    fn lease(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<Option<Lease>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         let queue = self.check_process()?;
         let lease = blocking(py, || queue.lease(until))?;
@@ -134,6 +154,7 @@ impl LeaseQueue {
     }
 
     /// How many items are in each state, at one instant.
+    #[pyo3(signature = () -> "dict[Literal['ready', 'leased', 'delayed', 'done', 'dead'], int]")]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counts = self.queue.counts();
         let dict = PyDict::new(py);
@@ -146,6 +167,7 @@ impl LeaseQueue {
     }
 
     /// The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
+    #[pyo3(signature = () -> "list[tuple[int, _T, list[BaseException | CancelCause]]]")]
     fn dead(&self, py: Python<'_>) -> Vec<(u64, Py<PyAny>, Vec<Py<PyAny>>)> {
         let dead = self.queue.dead().into_iter();
         dead.map(|(id, payload, failures)| {
@@ -155,7 +177,7 @@ impl LeaseQueue {
     }
 
     /// Give a dead item all its attempts again. ValueError if it is not dead.
-    #[pyo3(signature = (item_id, /))]
+    #[pyo3(signature = (item_id: "int", /))]
     fn revive(&self, item_id: u64) -> PyResult<()> {
         if self.check_process()?.revive(item_id) {
             return Ok(());
@@ -163,18 +185,31 @@ impl LeaseQueue {
         Err(PyValueError::new_err(format!("item {item_id} is not dead; dead() lists those that are")))
     }
 
-    /// The work is unwanted: it will not be leased again. True: it is dead now, or will be when
-    /// its worker gives it back; False: it had ended. For WorkerPool.
-    #[pyo3(signature = (item_id, reason = None))]
-    fn _cancel(&self, py: Python<'_>, item_id: u64, reason: Option<&str>) -> PyResult<bool> {
-        let cause = Cause::now(CauseKind::Explicit, reason.map(Into::into), None);
-        let failure = Arc::new(Py::new(py, CancelCause::from(cause))?.into_any());
-        Ok(self.check_process()?.cancel(item_id, failure).is_some())
+    /// The work is unwanted: it will not be leased again. True: it is dead now; False: it will
+    /// be when its worker gives it back; None: it had ended. For WorkerPool.
+    #[pyo3(signature = (item_id: "int", reason = None))]
+    fn _cancel(&self, py: Python<'_>, item_id: u64, reason: Option<&str>) -> PyResult<Option<bool>> {
+        let queue = self.check_process()?;
+        let failure = failure(py, CauseKind::Explicit, reason)?;
+        let payload = queue.item(item_id);
+        let dead = queue.cancel(item_id, failure.clone());
+        if dead == Some(true) {
+            payload.iter().for_each(|payload| tell_off(py, payload, &failure));
+        }
+        Ok(dead)
+    }
+
+    /// Nobody will work on what is ready or delayed: it is dead now. For WorkerPool.
+    #[pyo3(signature = (reason = None))]
+    fn _give_up(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
+        let failure = failure(py, CauseKind::Shutdown, reason)?;
+        self.check_process()?.give_up(&failure).iter().for_each(|payload| tell_off(py, payload, &failure));
+        Ok(())
     }
 
     /// Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
     #[pyo3(signature = (timeout = None))]
-    fn _drain(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn _drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         let queue = self.check_process()?;
         blocking(py, || queue.drain(until))
@@ -190,11 +225,25 @@ impl LeaseQueue {
 }
 
 /// One delivery of one item to one worker.
-#[pyclass(frozen, generic, module = "desist")]
+#[pyclass(frozen, module = "desist")]
 pub(super) struct Lease {
     queue: Queue,
     lease: work::Lease<Arc<Payload>>,
     settled: Mutex<Settled>,
+}
+
+/// What Lease and LeaseQueue are generic in.
+struct Item(Py<PyAny>);
+
+impl<'py> IntoPyObject<'py> for Item {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = Infallible;
+    const OUTPUT_TYPE: PyStaticExpr = PyStaticExpr::Name { id: "_T" };
+
+    fn into_pyobject(self, py: Python<'py>) -> Result<Self::Output, Infallible> {
+        Ok(self.0.into_bound(py))
+    }
 }
 
 /// What became of a lease, if its handler said so itself.
@@ -217,10 +266,19 @@ impl Lease {
 
 #[pymethods]
 impl Lease {
+    #[classmethod]
+    #[pyo3(signature = (item: "object", /))]
+    fn __class_getitem__<'py>(
+        class: &Bound<'py, PyType>,
+        item: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyGenericAlias>> {
+        PyGenericAlias::new(class.py(), class, item)
+    }
+
     /// The item.
     #[getter]
-    fn item(&self, py: Python<'_>) -> Py<PyAny> {
-        self.lease.item.item.clone_ref(py)
+    fn item(&self, py: Python<'_>) -> Item {
+        Item(self.lease.item.item.clone_ref(py))
     }
 
     /// The item's id.
@@ -244,11 +302,12 @@ impl Lease {
     /// The token of the code that works on it: cancelled when that is to stop.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
-        CancelToken::wrap(py, scope::current_token())
+        let task = scope::current_task().map(|task| task.source().token());
+        CancelToken::wrap(py, task.unwrap_or_else(scope::current_token))
     }
 
     /// The work is done. Fenced if the lease is over: acknowledged, given back, or fenced off.
-    #[pyo3(signature = (result = None))]
+    #[pyo3(signature = (result: "object" = None))]
     fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
         self.queue.ack(self.lease.id, self.lease.epoch).map_err(|_| error::fenced(py))?;
         *self.settled.lock() = Settled::Acked(result);
@@ -257,12 +316,11 @@ impl Lease {
 
     /// Give it back: to be leased again after `delay` seconds. Fenced if the lease is over.
     #[pyo3(signature = (*, delay = None, reason = None))]
-    fn nack(&self, py: Python<'_>, delay: Option<&Bound<'_, PyAny>>, reason: Option<&str>) -> PyResult<()> {
+    fn nack(&self, py: Python<'_>, delay: Option<Seconds<'_, '_>>, reason: Option<&str>) -> PyResult<()> {
         let delay = seconds::optional_span(delay, "delay")?.unwrap_or_default();
-        let cause = Cause::now(CauseKind::Explicit, reason.map(Into::into), None);
-        let failure = Py::new(py, CancelCause::from(cause))?.into_any();
+        let failure = failure(py, CauseKind::Explicit, reason)?;
         let returned = self.give_back(py, Back::After(delay), &failure).map_err(|_| error::fenced(py))?;
-        *self.settled.lock() = Settled::Nacked(returned, failure);
+        *self.settled.lock() = Settled::Nacked(returned, failure.clone_ref(py));
         Ok(())
     }
 
@@ -297,9 +355,9 @@ impl Commit {
     fn __exit__(
         &self,
         py: Python<'_>,
-        r#type: &Bound<'_, PyAny>,
-        _value: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
+        r#type: GivenClass<'_, '_>,
+        _value: GivenException<'_, '_>,
+        _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
         if let Some(task) = scope::current_task() {
             task.unmask();
@@ -333,6 +391,7 @@ pub(super) struct Seat {
 #[pymethods]
 impl Seat {
     #[new]
+    #[pyo3(signature = (queue: "LeaseQueue[_T]", pool))]
     fn new(queue: Py<LeaseQueue>, pool: Py<CancelToken>) -> Self {
         let over = crate::sync::Latch::new();
         Self { queue, pool, current: Mutex::new(None), abandoned: AtomicBool::new(false), over }
@@ -340,6 +399,7 @@ impl Seat {
 
     /// Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
     /// kill strikes.
+    #[pyo3(signature = (name, handler: "Callable[[Lease[_T]], object]"))]
     fn work(&self, py: Python<'_>, name: &str, handler: &Bound<'_, PyAny>) -> PyResult<()> {
         let queue = &self.queue.get().queue;
         let pool = self.pool.get().inner();
@@ -366,8 +426,7 @@ impl Seat {
         else {
             return Ok(KillReport::nothing());
         };
-        let cause = Cause::now(CauseKind::Explicit, reason.map(Into::into), None);
-        let failure = Arc::new(Py::new(py, CancelCause::from(cause))?.into_any());
+        let failure = failure(py, CauseKind::Explicit, reason)?;
         let queue = self.queue.get().queue.clone();
         stop::kill(py, &task, reason, policy, &mut || {
             self.abandoned.store(true, Ordering::Release);
@@ -383,7 +442,7 @@ impl Seat {
     }
 
     /// Ask what is being worked on to stop, if it is this item.
-    #[pyo3(signature = (item_id, reason = None))]
+    #[pyo3(signature = (item_id: "int", reason = None))]
     fn cancel(&self, py: Python<'_>, item_id: u64, reason: Option<&str>) -> bool {
         let task = {
             let current = self.current.lock();
@@ -400,7 +459,7 @@ impl Seat {
 
     /// Block until the worker has left its loop or was given up. A checkpoint.
     #[pyo3(signature = (timeout = None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         blocking(py, || self.over.wait_until(until))
     }
@@ -426,7 +485,7 @@ impl Seat {
         let settled = task::run(py, &task, body, |result, ended| {
             let before = self.current.lock().take();
             drop(before);
-            settle(py, &task, lease.get(), result, ended)
+            settle(py, &task, lease.get(), result, ended);
         })?;
         if settled.is_none() {
             self.current.lock().take(); // given up: its lease was settled by whoever did that
@@ -467,6 +526,21 @@ fn settle(py: Python<'_>, task: &Task, lease: &Lease, result: PyResult<Py<PyAny>
             }
         }
     }
+}
+
+/// What is kept of work that was not done because of this.
+fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Arc<Py<PyAny>>> {
+    let cause = Cause::now(kind, reason.map(Into::into), None);
+    Ok(Arc::new(Py::new(py, CancelCause::from(cause))?.into_any()))
+}
+
+/// Tell an item's future that nobody will do the work.
+fn tell_off(py: Python<'_>, payload: &Payload, failure: &Py<PyAny>) {
+    // On the caller's thread, which may be killed: not inside the future's own locks.
+    let task = scope::current_task();
+    task.iter().for_each(|task| task.mask(Time::after(LONGEST_COMMIT)));
+    tell(py, payload.future.as_ref().map(|future| future.bind(py)), "_fail", (failure.clone_ref(py),));
+    task.iter().for_each(|task| task.unmask());
 }
 
 /// Why a task was stopped, out of its Cancelled or Killed.

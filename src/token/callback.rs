@@ -37,7 +37,7 @@ enum Phase {
 
 thread_local! {
     /// How many cancel callbacks the calling thread is inside of.
-    static INSIDE: Cell<u32> = Cell::new(0);
+    static INSIDE: Cell<u32> = const { Cell::new(0) };
 }
 
 impl Callback {
@@ -108,17 +108,15 @@ pub struct Registration {
 impl Registration {
     pub(crate) fn new(node: &NodeRef, function: Function) -> Registration {
         let callback = Callback::new(function);
-        match node.hook(Hook::Call(callback.clone())) {
-            Ok(id) => Registration { node: Some(node.clone()), id, callback },
-            Err(_) => {
-                // Cancelled already: run here and now.
-                callback.begin();
-                if let Some(cause) = node.cause() {
-                    callback.run(&cause);
-                }
-                Registration { node: None, id: 0, callback }
-            }
+        if let Ok(id) = node.hook(Hook::Call(callback.clone())) {
+            return Registration { node: Some(node.clone()), id, callback };
         }
+        // Cancelled already: run here and now.
+        callback.begin();
+        if let Some(cause) = node.cause() {
+            callback.run(&cause);
+        }
+        Registration { node: None, id: 0, callback }
     }
 
     /// Never blocks. True: the callback has not started and never will.

@@ -93,6 +93,24 @@ fn i11_a_cancelled_waiter_has_taken_nothing_and_the_next_gets_it() {
 }
 
 #[test]
+fn i11_a_lock_released_to_one_who_has_just_been_cancelled_is_free() {
+    for _ in 0..50 {
+        let lock = held_by_me();
+        let (task, waiter) = waiting_for(&lock, Acquire::Task);
+        // Its wait has been decided, but it is still in the line.
+        let (token, held) = (task.source().token(), lock.clone());
+        let _release = token.on_cancel(move |_| held.release().unwrap());
+        task.source().cancel();
+        assert!(matches!(
+            waiter.join(),
+            Err(LockError::Stop(Stop::Cancelled(_)))
+        ));
+        assert!(lock.try_acquire(Acquire::Task).unwrap());
+        lock.release().unwrap();
+    }
+}
+
+#[test]
 fn i11_a_waiter_that_timed_out_has_taken_nothing() {
     let lock = held_by_me();
     let other = lock.clone();

@@ -672,6 +672,38 @@ proptest! {
     }
 }
 
+fn block(kind: Kind, timeout: Option<Seconds>, body: Vec<Step>) -> Step {
+    Step::Block {
+        kind,
+        timeout,
+        body,
+        catch: false,
+    }
+}
+
+/// Programs that were found at random once, and are rare.
+#[test]
+fn scopes_do_what_the_model_does_where_they_once_did_not() {
+    let look = Step::Checkpoint { swallow: false };
+    let cancel = |grace| Step::CancelTask { grace };
+    let scope = |body| block(Kind::CancelScope, Some(0), body);
+    // Two deadlines pass unnoticed before a cancel further out: the earlier one came first.
+    let deadlines = vec![scope(vec![
+        Step::Advance { by: 1 },
+        scope(vec![cancel(None), look.clone()]),
+    ])];
+    // A cancel ends a zone in a zone no later than the outer one.
+    let inner = block(Kind::Cleanup, None, vec![cancel(Some(0)), look]);
+    let zones = vec![block(Kind::Cleanup, None, vec![inner])];
+    for body in [deadlines, zones] {
+        let program = Program {
+            as_task: true,
+            body,
+        };
+        assert_eq!(run_for_real(&program), rules::run(&program));
+    }
+}
+
 proptest! {
     #![proptest_config(config(1))]
 
@@ -800,16 +832,16 @@ proptest! {
     #[test]
     fn i8_all_clean_up_zones_under_one_cancellation_share_one_grace(
         grace in 0..8u64,
+        depth in 0..4usize,
         body in steps(),
         later in steps(),
     ) {
-        // The task is cancelled at 0, before, in the middle of, or among its zones.
-        let mut zones = vec![zone(body)];
-        zones.insert(usize::from(grace % 2 == 0), Step::CancelTask { grace: Some(grace) });
-        zones.push(zone(later));
+        // The task is cancelled at 0, inside so many zones, and there is one more afterwards.
         let mut first = vec![Step::CancelTask { grace: Some(grace) }];
-        first.extend(zones);
-        let events = run_for_real(&Program { as_task: true, body: first });
+        first.extend(body);
+        let zones = (0..depth).fold(first, |inner, _| vec![zone(inner)]);
+        let program = zones.into_iter().chain([zone(later)]).collect();
+        let events = run_for_real(&Program { as_task: true, body: program });
         for (open, event) in with_open_frames(&events) {
             let (Event::Looked { now, raised }, false) = (event, open.is_empty()) else { continue };
             let shielded = open.iter().any(|at| kind_at(&events, *at) == Kind::Shield);

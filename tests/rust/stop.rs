@@ -8,9 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use desist::stop::{KillError, KillReport, Rung, StopPolicy, kill};
-use desist::sync::{Acquire, Lock, LockError};
+use desist::sync::{Acquire, Latch, Lock, LockError};
 use desist::task::{BodyEnd, Boundary, Force, Progress, Task};
-use desist::{CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, shield, sleep};
+use desist::{
+    CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, move_on_after, shield, sleep,
+};
 
 use crate::support::{Parker, far};
 use crate::wait::Error;
@@ -366,6 +368,8 @@ impl Force for Fake {
     }
 
     fn take_back(&self) {
+        // The host runs code for this, and that may use whatever there is.
+        let _ = move_on_after(HOUR, |_| checkpoint());
         self.taken_back.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -456,6 +460,51 @@ fn i22_no_kill_is_posted_after_the_body_has_left() {
     }
 }
 
+/// A host that takes its time: the moment comes when the body has left.
+struct Late {
+    asked: Mutex<Sender<()>>,
+    left: Mutex<Receiver<()>>,
+}
+
+impl Force for Late {
+    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+        self.asked.lock().unwrap().send(()).unwrap();
+        self.left.lock().unwrap().recv().unwrap();
+        then();
+    }
+
+    fn post(&self) {
+        panic!("posted at a thread that has left the body");
+    }
+
+    fn take_back(&self) {
+        panic!("nothing was posted");
+    }
+
+    fn stack(&self) -> Option<Arc<str>> {
+        None
+    }
+}
+
+#[test]
+fn i22_a_kill_that_was_on_its_way_when_the_body_left_is_not_posted() {
+    let ((asked, hear_asked), (leave, left)) = (channel(), channel());
+    let (asked, left) = (Mutex::new(asked), Mutex::new(left));
+    let (task, begun) = (Task::new("body", None), Arc::new(Latch::new()));
+    let (theirs, begin) = (task.clone(), begun.clone());
+    let body = thread::spawn(move || {
+        let boundary = Boundary::enter(&theirs, Some(Arc::new(Late { asked, left })));
+        begin.set();
+        hear_asked.recv().unwrap();
+        boundary.leave(BodyEnd::Unwound);
+        leave.send(()).unwrap();
+        theirs.over().set();
+    });
+    assert_eq!(begun.wait_until(Time::NEVER), Ok(true));
+    assert_eq!(kill_with(&task, &BY_FORCE).outcome, Some(Rung::Cooperative));
+    body.join().unwrap();
+}
+
 #[test]
 fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
     let (fake, ears) = Fake::new();
@@ -520,6 +569,20 @@ fn i24_a_mask_that_opens_under_a_posted_kill_takes_it_back_and_delivers_it_when_
         Some(Rung::AtWait),
         "where it had been held off"
     );
+}
+
+#[test]
+fn i24_a_clean_up_zone_that_opens_under_a_posted_kill_takes_it_back() {
+    let (fake, ears) = Fake::new();
+    let theirs = fake.clone();
+    let report = kill_forced(&fake, &BY_FORCE, move |task| {
+        ears.posted.recv().unwrap();
+        let zone = cleanup(|| Ok::<_, Stop>(theirs.counted()));
+        assert_eq!(zone, Ok(Some((1, 1))));
+        assert!(task.kill_due().is_some());
+        BodyEnd::Killed(None)
+    });
+    assert_eq!(report.outcome, Some(Rung::AtWait));
 }
 
 #[test]

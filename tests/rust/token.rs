@@ -244,7 +244,7 @@ fn a_chain_of_linked_tokens_is_cancelled_and_dropped_without_recursion() {
             let top = CancelSource::new();
             let mut bottom = CancelToken::any_of(&[&top.token()]);
             for _ in 1..50_000 {
-                bottom = CancelToken::any_of(&[&bottom.clone()]);
+                bottom = CancelToken::any_of(&[&bottom]);
             }
             if cancelled {
                 top.cancel_because("linked");
@@ -306,7 +306,8 @@ fn i17_a_callback_runs_once_with_the_cause() {
     source.cancel();
     source.close();
     let cause = source.token().cause().unwrap();
-    assert_eq!(calls.try_iter().collect::<Vec<_>>(), [cause.clone()]);
+    assert_eq!(calls.try_recv().as_ref(), Ok(&cause));
+    assert!(calls.try_recv().is_err(), "once");
     // Registered too late it runs at once.
     let _late = source
         .token()
@@ -570,17 +571,25 @@ fn the_timer_notices_a_deadline_that_nobody_waits_for() {
 
 #[test]
 fn deadlines_are_noticed_in_their_order_whatever_order_they_came_in() {
-    let (sender, order) = channel();
-    let base = Time::after(Duration::from_millis(3));
-    let mut kept = Vec::new();
-    for at in [2u64, 0, 3, 1] {
-        let source = CancelSource::with_deadline(base + Duration::from_millis(at));
-        let sender = sender.clone();
-        kept.push(source.token().on_cancel(move |_| sender.send(at).unwrap()));
-        kept.push(source.token().on_cancel(|_| {}));
-        // Its deadline stays, for the registrations hold the source's node.
+    // On a busy machine the first may pass before the last has come: then again, with more time.
+    for lead in [3, 30, 300, 3000, 30_000].map(Duration::from_millis) {
+        let (sender, order) = channel();
+        let base = Time::after(lead);
+        let notice = |at: u64| {
+            let deadline = base + Duration::from_millis(at);
+            let source = CancelSource::with_deadline(deadline);
+            let sender = sender.clone();
+            let notice = source.token().on_cancel(move |_| _ = sender.send(at));
+            (source, notice)
+        };
+        let kept = [2, 0, 3, 1].map(notice);
+        if Time::now() < base {
+            assert_eq!(order.iter().take(4).collect::<Vec<_>>(), [0, 1, 2, 3]);
+            return;
+        }
+        drop(kept);
     }
-    assert_eq!(order.iter().take(4).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    panic!("no time to register four callbacks");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use desist::{
     move_on_after, shield, sleep, sleep_until,
 };
 
-use crate::support::{PAST, Parker, far};
+use crate::support::{PAST, Parker, allocated_by, far};
 
 /// An error type of a program.
 #[derive(Debug, PartialEq)]
@@ -77,40 +77,77 @@ fn a_sleep_that_nothing_ends_lasts_until_its_time() {
     assert!(Time::now() >= until);
 }
 
+/// Nothing that could be had at once is had.
+fn begin_every_wait() {
+    let latch = Latch::new();
+    latch.set();
+    assert!(latch.wait_until(far()).is_err(), "though it is set");
+    let lock = Lock::default();
+    assert!(
+        lock.acquire(Acquire::Block, far()).is_err(),
+        "though it is free"
+    );
+    assert!(!lock.is_locked());
+    let queue = LeaseQueue::<_, ()>::new(RetryPolicy::default());
+    queue.put("item");
+    assert!(queue.lease(far()).is_err(), "though there is one");
+    assert_eq!((queue.counts().ready, queue.counts().leased), (1, 0));
+    let empty = LeaseQueue::<(), ()>::new(RetryPolicy::default());
+    assert!(empty.drain(far()).is_err(), "though it is empty");
+    let cancelled = CancelSource::new();
+    cancelled.cancel();
+    let token = cancelled.token();
+    assert!(token.wait_until(far()).is_err(), "though it is cancelled");
+    assert!(sleep(Duration::ZERO).is_err());
+    assert!(sleep(HOUR).is_err());
+}
+
 #[test]
 fn i15_in_a_cancelled_scope_no_wait_begins_and_nothing_is_taken() {
     let left = move_on_after(HOUR, |scope| {
         scope.cancel();
-        let latch = Latch::new();
-        latch.set();
-        assert!(latch.wait_until(far()).is_err(), "though it is set");
-        let lock = Lock::default();
-        assert!(
-            lock.acquire(Acquire::Block, far()).is_err(),
-            "though it is free"
-        );
-        assert!(!lock.is_locked());
-        let queue = LeaseQueue::<_, ()>::new(RetryPolicy::default());
-        queue.put("item");
-        assert!(queue.lease(far()).is_err(), "though there is an item");
-        assert_eq!((queue.counts().ready, queue.counts().leased), (1, 0));
-        assert!(
-            LeaseQueue::<(), ()>::new(RetryPolicy::default())
-                .drain(far())
-                .is_err(),
-            "though it is empty"
-        );
-        let cancelled = CancelSource::new();
-        cancelled.cancel();
-        assert!(
-            cancelled.token().wait_until(far()).is_err(),
-            "though it is cancelled"
-        );
-        assert!(sleep(Duration::ZERO).is_err());
-        assert!(sleep(HOUR).is_err());
+        begin_every_wait();
         checkpoint()
     });
     assert_eq!(left, Ok(None));
+}
+
+#[test]
+fn i15_nor_does_one_begin_if_the_deadline_has_passed_and_nobody_has_looked() {
+    let set = Latch::new();
+    set.set();
+    let of_a_set_latch = move_on_after(Duration::ZERO, |_| set.wait_until(far()));
+    assert_eq!(of_a_set_latch, Ok(None));
+    let empty = LeaseQueue::<(), ()>::new(RetryPolicy::default());
+    let of_an_empty_queue = move_on_after(Duration::ZERO, |_| empty.drain(far()));
+    assert_eq!(of_an_empty_queue, Ok(None));
+    let every = move_on_after(Duration::ZERO, |_| {
+        begin_every_wait();
+        checkpoint()
+    });
+    assert_eq!(every, Ok(None));
+}
+
+#[test]
+fn a_wait_that_ended_otherwise_leaves_nothing_behind_in_what_it_waited_for() {
+    let (latch, lock) = (Latch::new(), Lock::default());
+    let queue = LeaseQueue::<_, ()>::new(RetryPolicy::default());
+    assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
+    let give_up = || {
+        let soon = || Time::after(Duration::from_micros(20));
+        assert_eq!(latch.wait_until(soon()), Ok(false));
+        assert_eq!(latch.wait_uncancelled(soon()), Ok(false));
+        assert!(!lock.acquire(Acquire::Block, soon()).unwrap());
+        assert_eq!(queue.lease(soon()), Ok(None));
+        queue.put(());
+        assert_eq!(queue.drain(soon()), Ok(false));
+        let lease = queue.lease(far()).unwrap().unwrap();
+        queue.ack(lease.id, lease.epoch).unwrap();
+    };
+    give_up();
+    let (left, ()) = allocated_by(|| (0..20).for_each(|_| give_up()));
+    lock.release().unwrap();
+    assert_eq!(left.blocks, 0, "{left:?}");
 }
 
 #[test]

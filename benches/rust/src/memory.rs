@@ -66,7 +66,15 @@ fn memory() -> Vec<Row> {
         target: Target::AtMost(80.0),
     };
     vec![
-        row("memory of a token, malloc included", bytes(CancellationToken::new), bytes(CancelSource::new)),
-        row("memory of a child", bytes(|| peer.child_token()), bytes(|| source.token().child())),
+        row(
+            "memory of a token, malloc included",
+            bytes(CancellationToken::new),
+            bytes(CancelSource::new),
+        ),
+        row(
+            "memory of a child",
+            bytes(|| peer.child_token()),
+            bytes(|| source.token().child()),
+        ),
     ]
 }

@@ -38,7 +38,10 @@ fn stall() -> Vec<Row> {
         let root = CancelSource::new();
         let token = root.token();
         let children: Vec<_> = (0..CHILDREN).map(|_| token.child()).collect();
-        let desist = while_other_works(|| black_box(&token).is_cancelled(), || assert!(root.cancel()));
+        let desist = while_other_works(
+            || black_box(&token).is_cancelled(),
+            || assert!(root.cancel()),
+        );
         drop(children);
 
         for (side, mut looks) in [floor, tokio, desist].into_iter().enumerate() {

@@ -35,13 +35,26 @@ pub(crate) enum Target {
 
 pub(crate) fn print_header() {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cpu = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let rustc = Command::new("rustc").arg("--version").output();
     let rustc = rustc.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
-    println!("{}, {cores} cores; {}", cpu.map_or("unknown CPU", |(_, name)| name), rustc.unwrap_or_default());
-    println!("Release profile without LTO. The sides take turns; a figure is the median of its rounds.");
-    println!("\"tokio\" is tokio-util's CancellationToken, or tokio where that has nothing of the kind.");
+    println!(
+        "{}, {cores} cores; {}",
+        cpu.map_or("unknown CPU", |(_, name)| name),
+        rustc.unwrap_or_default()
+    );
+    println!(
+        "Release profile without LTO. The sides take turns; a figure is the median of its rounds. What"
+    );
+    println!(
+        "one thread does alone is measured in CPU time. Stall, wake and deadline want a quiet machine."
+    );
+    println!(
+        "\"tokio\" is tokio-util's CancellationToken, or tokio where that has nothing of the kind."
+    );
     println!();
     println!(
         "{:<46} {:>10} {:>10} {:>10}   {:<22} {:<16} ",
@@ -51,7 +64,9 @@ pub(crate) fn print_header() {
 
 impl Row {
     pub(crate) fn print(&self) {
-        let shown = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| self.unit.show(figure));
+        let shown = |figure: Option<f64>| {
+            figure.map_or_else(|| "-".to_owned(), |figure| self.unit.show(figure))
+        };
         let (target, verdict) = self.verdict();
         println!(
             "{:<46} {:>10} {:>10} {:>10}   {:<22} {target:<16} {verdict}",
@@ -64,9 +79,17 @@ impl Row {
     }
 
     fn ratio(&self) -> String {
-        let floor = self.floor.map(|floor| format!("{:.2}x floor", self.desist / floor));
-        let tokio = self.tokio.map(|tokio| format!("1/{:.1} tokio", tokio / self.desist));
-        [floor, tokio].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        let floor = self
+            .floor
+            .map(|floor| format!("{:.2}x floor", self.desist / floor));
+        let tokio = self
+            .tokio
+            .map(|tokio| format!("1/{:.1} tokio", tokio / self.desist));
+        [floor, tokio]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     fn verdict(&self) -> (String, &'static str) {
@@ -80,7 +103,10 @@ impl Row {
                 format!("<= 1/{times} tokio"),
                 verdict(self.tokio.is_some_and(|tokio| self.desist * times <= tokio)),
             ),
-            Target::AtMost(most) => (format!("<= {}", self.unit.show(most)), verdict(self.desist <= most)),
+            Target::AtMost(most) => (
+                format!("<= {}", self.unit.show(most)),
+                verdict(self.desist <= most),
+            ),
             Target::None => (String::new(), ""),
         }
     }

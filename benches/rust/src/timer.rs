@@ -20,7 +20,10 @@ fn delays() -> impl Iterator<Item = Duration> {
 }
 
 fn timers() -> Vec<Row> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("nothing to fail");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("nothing to fail");
     let _inside = runtime.enter();
     let mut context = Context::from_waker(Waker::noop());
     let mut tokio = |figure: fn(f64, f64) -> f64| {
@@ -45,7 +48,17 @@ fn timers() -> Vec<Row> {
     };
     let mut row = |subject, figure| {
         let [tokio, desist] = medians(11, [&mut || tokio(figure), &mut || desist(figure)]);
-        Row { subject, unit: Unit::Nanos, floor: None, tokio: Some(tokio), desist, target: Target::None }
+        Row {
+            subject,
+            unit: Unit::Nanos,
+            floor: None,
+            tokio: Some(tokio),
+            desist,
+            target: Target::None,
+        }
     };
-    vec![row("100,000 timers: arm one", |armed, _| armed), row("100,000 timers: take one back", |_, dropped| dropped)]
+    vec![
+        row("100,000 timers: arm one", |armed, _| armed),
+        row("100,000 timers: take one back", |_, dropped| dropped),
+    ]
 }

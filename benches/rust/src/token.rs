@@ -19,17 +19,28 @@ pub(crate) const BENCHES: &[(&str, fn() -> Vec<Row>)] = &[
     ("new + drop", new_and_drop),
     ("child + drop", child_and_drop),
     ("child + drop, two threads", child_and_drop_on_two_threads),
-    ("cancel of 100,000 children", || cancel_children("cancel of 100,000 children, a child", 100_000, 41)),
-    ("cancel of 1,000,000 children", || cancel_children("cancel of 1,000,000 children, a child", 1_000_000, 7)),
+    ("cancel of 100,000 children", || {
+        cancel_children("cancel of 100,000 children, a child", 100_000, 41)
+    }),
+    ("cancel of 1,000,000 children", || {
+        cancel_children("cancel of 1,000,000 children, a child", 1_000_000, 7)
+    }),
     ("cancel of a chain", chain),
     ("callback", callback),
 ];
 
-const ROUNDS: usize = 101;
-const SMALL: usize = 20_000;
+const ROUNDS: usize = 201;
+const SMALL: usize = 5_000;
 
 fn row(subject: &'static str, floor: Option<f64>, tokio: f64, desist: f64, target: Target) -> Row {
-    Row { subject, unit: Unit::Nanos, floor, tokio: Some(tokio), desist, target }
+    Row {
+        subject,
+        unit: Unit::Nanos,
+        floor,
+        tokio: Some(tokio),
+        desist,
+        target,
+    }
 }
 
 /// Looks per turn of the loop: a look is so short that the loop's place in the code would tell.
@@ -42,7 +53,7 @@ fn look(turns: usize, look: impl Fn() -> bool) -> f64 {
 }
 
 fn check() -> Vec<Row> {
-    const TURNS: usize = 20_000;
+    const TURNS: usize = 10_000;
     let flag = Arc::new(AtomicBool::new(false));
     let peer = CancellationToken::new();
     let source = CancelSource::new();
@@ -55,7 +66,13 @@ fn check() -> Vec<Row> {
             &mut || look(TURNS, || black_box(&token).is_cancelled()),
         ],
     );
-    vec![row("check (floor: an AtomicBool in an Arc)", Some(floor), tokio, desist, Target::OfFloor(1.2))]
+    vec![row(
+        "check (floor: an AtomicBool in an Arc)",
+        Some(floor),
+        tokio,
+        desist,
+        Target::OfFloor(1.2),
+    )]
 }
 
 fn new_and_drop() -> Vec<Row> {
@@ -67,7 +84,13 @@ fn new_and_drop() -> Vec<Row> {
             &mut || each(SMALL, || drop(black_box(CancelSource::new()))),
         ],
     );
-    vec![row("new + drop (floor: a Box of that size)", Some(floor), tokio, desist, Target::Quicker(3.0))]
+    vec![row(
+        "new + drop (floor: a Box of that size)",
+        Some(floor),
+        tokio,
+        desist,
+        Target::Quicker(3.0),
+    )]
 }
 
 fn child_and_drop() -> Vec<Row> {
@@ -81,7 +104,13 @@ fn child_and_drop() -> Vec<Row> {
             &mut || each(SMALL, || drop(black_box(token.child()))),
         ],
     );
-    vec![row("child + drop", None, tokio, desist, Target::Quicker(2.0))]
+    vec![row(
+        "child + drop",
+        None,
+        tokio,
+        desist,
+        Target::Quicker(2.0),
+    )]
 }
 
 fn child_and_drop_on_two_threads() -> Vec<Row> {
@@ -95,7 +124,13 @@ fn child_and_drop_on_two_threads() -> Vec<Row> {
             &mut || on_two_threads(|| drop(black_box(token.child()))),
         ],
     );
-    vec![row("child + drop, two threads on one parent", None, tokio, desist, Target::None)]
+    vec![row(
+        "child + drop, two threads on one parent",
+        None,
+        tokio,
+        desist,
+        Target::None,
+    )]
 }
 
 /// Nanoseconds for one run of `work` while another thread runs it as well.
@@ -168,7 +203,13 @@ fn chain() -> Vec<Row> {
             },
         ],
     );
-    let cancelled = row("cancel of a chain of 100,000, a node", None, tokio, desist, Target::Quicker(2.0));
+    let cancelled = row(
+        "cancel of a chain of 100,000, a node",
+        None,
+        tokio,
+        desist,
+        Target::Quicker(2.0),
+    );
     let [tokio, desist] = medians(
         21,
         [
@@ -182,7 +223,16 @@ fn chain() -> Vec<Row> {
             },
         ],
     );
-    vec![cancelled, row("drop of a chain of 100,000, a node", None, tokio, desist, Target::Quicker(2.0))]
+    vec![
+        cancelled,
+        row(
+            "drop of a chain of 100,000, a node",
+            None,
+            tokio,
+            desist,
+            Target::Quicker(2.0),
+        ),
+    ]
 }
 
 /// tokio-util has no callbacks; its nearest is a future that is polled once and dropped.
@@ -194,11 +244,19 @@ fn callback() -> Vec<Row> {
     let [tokio, desist] = medians(
         ROUNDS,
         [
-            &mut || each(SMALL, || assert!(pin!(peer.cancelled()).poll(&mut context).is_pending())),
             &mut || {
-                each(SMALL, || drop(black_box(token.on_cancel(|_| ()))))
+                each(SMALL, || {
+                    assert!(pin!(peer.cancelled()).poll(&mut context).is_pending())
+                })
             },
+            &mut || each(SMALL, || drop(black_box(token.on_cancel(|_| ())))),
         ],
     );
-    vec![row("callback: register + drop", None, tokio, desist, Target::None)]
+    vec![row(
+        "callback: register + drop",
+        None,
+        tokio,
+        desist,
+        Target::None,
+    )]
 }

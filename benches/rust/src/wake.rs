@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use desist::{CancelSource, Stop, Time};
+use desist::{CancelSource, CancelToken, Stop, Time};
 use tokio_util::sync::CancellationToken;
 
 use crate::measure::{nanos, quantile};
@@ -50,7 +50,12 @@ impl HandOver for Futex {
         self.0.store(1, Ordering::Release);
         // SAFETY: waking takes no more than the word's address.
         unsafe {
-            libc::syscall(libc::SYS_futex, self.0.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1);
+            libc::syscall(
+                libc::SYS_futex,
+                self.0.as_ptr(),
+                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+                1,
+            );
         }
     }
 }
@@ -70,13 +75,24 @@ impl HandOver for Std {
     }
 }
 
-impl HandOver for CancelSource {
+/// The canceller's source and the waiter's token.
+struct Desist(CancelSource, CancelToken);
+
+impl Default for Desist {
+    fn default() -> Desist {
+        let source = CancelSource::new();
+        let token = source.token();
+        Desist(source, token)
+    }
+}
+
+impl HandOver for Desist {
     fn wait(&self) {
-        assert_eq!(self.token().wait_until(Time::NEVER), Ok(true));
+        assert_eq!(self.1.wait_until(Time::NEVER), Ok(true));
     }
 
     fn wake(&self) {
-        self.cancel();
+        self.0.cancel();
     }
 }
 
@@ -107,7 +123,7 @@ fn wake() -> Vec<Row> {
             Arc::new(Futex::default()),
             Arc::new(Std::default()),
             Arc::new(CancellationToken::new()),
-            Arc::new(CancelSource::new()),
+            Arc::new(Desist::default()),
         ];
         for turn in 0..sides.len() {
             let side = (round + turn) % sides.len();
@@ -126,10 +142,30 @@ fn wake() -> Vec<Row> {
     let [futex, condvar, tokio, desist] = quantiles(0.5);
     let [futex_tail, condvar_tail, tokio_tail, desist_tail] = quantiles(0.99);
     vec![
-        row("wake: cancel to waiter p50 (floor: futex)", futex, tokio, desist),
-        row("wake: cancel to waiter p99 (floor: futex)", futex_tail, tokio_tail, desist_tail),
-        row("wake: cancel to waiter p50 (floor: Condvar)", condvar, tokio, desist),
-        row("wake: cancel to waiter p99 (floor: Condvar)", condvar_tail, tokio_tail, desist_tail),
+        row(
+            "wake: cancel to waiter p50 (floor: futex)",
+            futex,
+            tokio,
+            desist,
+        ),
+        row(
+            "wake: cancel to waiter p99 (floor: futex)",
+            futex_tail,
+            tokio_tail,
+            desist_tail,
+        ),
+        row(
+            "wake: cancel to waiter p50 (floor: Condvar)",
+            condvar,
+            tokio,
+            desist,
+        ),
+        row(
+            "wake: cancel to waiter p99 (floor: Condvar)",
+            condvar_tail,
+            tokio_tail,
+            desist_tail,
+        ),
     ]
 }
 
@@ -153,12 +189,18 @@ impl Waiter {
                 let _ = report.send(Instant::now());
             }
         });
-        Waiter { work, woken, about_to_wait }
+        Waiter {
+            work,
+            woken,
+            about_to_wait,
+        }
     }
 
     /// Nanoseconds from just before `wake` until the waiter runs.
     fn hand_over(&self, side: &Arc<dyn HandOver>) -> f64 {
-        self.work.send(side.clone()).expect("the waiter's thread runs");
+        self.work
+            .send(side.clone())
+            .expect("the waiter's thread runs");
         while !self.about_to_wait.swap(false, Ordering::AcqRel) {
             std::hint::spin_loop();
         }

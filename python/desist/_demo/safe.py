@@ -69,7 +69,8 @@ class SafeWorkers:
         )
 
         def kill(index: int) -> str:
-            return pool.kill_worker(index, reason="sabotage").outcome.name
+            outcome = pool.kill_worker(index, reason="sabotage").outcome
+            return "NONE" if outcome is None else outcome.name
 
         saboteur = Saboteur(kill, workers=tally.workers, every=every, seed=seed)
         watchdog = Watchdog(patience=30.0)

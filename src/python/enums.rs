@@ -1,0 +1,76 @@
+//! The enums of `desist._enums`, which are Python's own: a member by its name.
+
+use pyo3::inspect::PyStaticExpr;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::type_hint_identifier;
+
+use crate::cause::CauseKind;
+use crate::stop::Rung;
+
+/// Where a task is in its life, as Python is told.
+pub(super) enum TaskState {
+    Pending,
+    Running,
+    Cancelling,
+    Done,
+    Failed,
+    Cancelled,
+    Killed,
+    Abandoned,
+}
+
+fn member<'py>(py: Python<'py>, class: &str, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    static ENUMS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let enums = ENUMS.get_or_try_init(py, || py.import("desist._enums").map(Bound::unbind))?;
+    enums.bind(py).getattr(class)?.getattr(name)
+}
+
+/// `members!(Rust as "Python", Variant is "MEMBER", ...)`
+macro_rules! members {
+    ($rust:ty as $class:literal, $($variant:ident is $name:literal),+ $(,)?) => {
+        impl<'py> IntoPyObject<'py> for $rust {
+            type Target = PyAny;
+            type Output = Bound<'py, PyAny>;
+            type Error = PyErr;
+            const OUTPUT_TYPE: PyStaticExpr = type_hint_identifier!("desist._enums", $class);
+
+            fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+                let name = match self {
+                    $(Self::$variant => $name,)+
+                };
+                member(py, $class, name)
+            }
+        }
+    };
+}
+
+members!(
+    CauseKind as "CauseKind",
+    Explicit is "EXPLICIT",
+    Deadline is "DEADLINE",
+    ScopeExited is "SCOPE_EXITED",
+    Shutdown is "SHUTDOWN",
+    Forked is "FORKED",
+);
+
+members!(
+    Rung as "Outcome",
+    AlreadyDone is "ALREADY_DONE",
+    Cooperative is "COOPERATIVE",
+    AtWait is "AT_WAIT",
+    AsyncExc is "ASYNC_EXC",
+    Abandoned is "ABANDONED",
+);
+
+members!(
+    TaskState as "TaskState",
+    Pending is "PENDING",
+    Running is "RUNNING",
+    Cancelling is "CANCELLING",
+    Done is "DONE",
+    Failed is "FAILED",
+    Cancelled is "CANCELLED",
+    Killed is "KILLED",
+    Abandoned is "ABANDONED",
+);

@@ -1,0 +1,75 @@
+//! What the stub says of arguments that are taken as they come, and looked at later.
+
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use pyo3::inspect::PyStaticExpr;
+use pyo3::prelude::*;
+use pyo3::types::PyNone;
+use pyo3::{PyTypeInfo, type_hint_identifier, type_hint_subscript, type_hint_union};
+
+/// A type, in the stub's words.
+pub(super) trait Hint {
+    const TYPE: PyStaticExpr;
+}
+
+/// An argument as it was given. Taking it cannot fail, whatever it is.
+#[derive(Clone, Copy)]
+pub(super) struct Given<'a, 'py, H>(Borrowed<'a, 'py, PyAny>, PhantomData<H>);
+
+impl<'a, 'py, H: Hint> FromPyObject<'a, 'py> for Given<'a, 'py, H> {
+    type Error = Infallible;
+    const INPUT_TYPE: PyStaticExpr = H::TYPE;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> Result<Self, Infallible> {
+        Ok(Self(object, PhantomData))
+    }
+}
+
+impl<'py, H> Deref for Given<'_, 'py, H> {
+    type Target = Bound<'py, PyAny>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Float {}
+
+impl Hint for Float {
+    const TYPE: PyStaticExpr = type_hint_identifier!("builtins", "float");
+}
+
+// What `__exit__` is called with; for a block that ends by itself these are three times None. An
+// `__exit__` that refused one of them would leave its block open.
+
+const NONE: PyStaticExpr = PyNone::TYPE_HINT;
+const EXCEPTION: PyStaticExpr = type_hint_identifier!("builtins", "BaseException");
+
+#[derive(Clone, Copy)]
+pub(super) enum ExceptionClass {}
+
+impl Hint for ExceptionClass {
+    const TYPE: PyStaticExpr =
+        type_hint_union!(type_hint_subscript!(type_hint_identifier!("builtins", "type"), EXCEPTION), NONE);
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Exception {}
+
+impl Hint for Exception {
+    const TYPE: PyStaticExpr = type_hint_union!(EXCEPTION, NONE);
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Traceback {}
+
+impl Hint for Traceback {
+    const TYPE: PyStaticExpr = type_hint_union!(type_hint_identifier!("types", "TracebackType"), NONE);
+}
+
+pub(super) type GivenClass<'a, 'py> = Given<'a, 'py, ExceptionClass>;
+pub(super) type GivenException<'a, 'py> = Given<'a, 'py, Exception>;
+pub(super) type GivenTraceback<'a, 'py> = Given<'a, 'py, Traceback>;

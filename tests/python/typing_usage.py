@@ -1,0 +1,173 @@
+"""What type checkers make of desist, as users write it. Checked by mypy --strict, never run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from typing_extensions import assert_type
+
+import desist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# --- scopes ---------------------------------------------------------------------------------------
+
+
+def a_block_that_fails_after_a_time_always_returns_or_raises() -> int:
+    with desist.fail_after(1):
+        return 1
+    # No `return` here: such a block never swallows.
+
+
+def its_other_names_say_the_same() -> int:
+    with desist.fail_at(desist.current_time() + 1), desist.timeout(1, grace=0.5) as block:
+        assert_type(block, desist.Timeout)
+        return 1
+
+
+def a_block_that_may_be_left_quietly_goes_on_behind_it() -> str:
+    with desist.move_on_after(0.5) as scope:
+        return "in time"
+    assert_type(scope, desist.CancelScope)
+    assert_type(scope.cancelled_caught, bool)
+    return "too late"
+
+
+def every_quiet_block_may_be_left(answer: int) -> int | None:
+    with desist.move_on_at(0.0), desist.cancel_scope(timeout=1), desist.shield(1), desist.cleanup():
+        return answer
+    return None
+
+
+def causes_are_typed(scope: desist.CancelScope) -> None:
+    assert_type(scope.cancel("enough", grace=1), bool)
+    assert_type(scope.cause, desist.CancelCause | None)
+    scope.deadline += 1
+    scope.deadline = 3
+    cause = scope.cause
+    if cause is not None and cause.kind is desist.CauseKind.DEADLINE:
+        assert_type(cause.kind, Literal[desist.CauseKind.DEADLINE])
+        assert_type(cause.by_thread, str | None)
+
+
+def the_stop_exceptions_carry_their_cause() -> None:
+    try:
+        desist.checkpoint()
+    except (desist.Cancelled, desist.Killed) as stop:
+        assert_type(stop.cause, desist.CancelCause)
+        raise
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def tokens(report: Callable[[desist.CancelCause], int]) -> None:
+    with desist.CancelSource(timeout=1) as source:
+        either = desist.CancelToken.any_of(source.token, desist.current_token())
+        assert_type(either, desist.CancelToken)
+        assert_type(either.cancelled, bool)
+        assert_type(either.wait(1), bool)
+        with either.on_cancel(report) as registration:
+            assert_type(registration.unregister(), bool)
+
+
+def callbacks_get_the_cause(token: desist.CancelToken) -> None:
+    token.on_cancel(lambda cause: cause.reason)
+    token.on_cancel(lambda: None)  # type: ignore[arg-type, misc]
+
+
+# --- seconds --------------------------------------------------------------------------------------
+
+
+def seconds_are_numbers() -> None:
+    desist.sleep(1)
+    desist.sleep(0.5)
+    desist.sleep("1")  # type: ignore[arg-type]
+    desist.fail_after(None)  # type: ignore[arg-type]
+    desist.cancel_scope(None, deadline=None)
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+def locks() -> int:
+    lock = desist.Lock(name="ledger", on_kill="release")
+    desist.Lock(on_kill="ignore")  # type: ignore[arg-type]
+    assert_type(lock.acquire(timeout=1), bool)
+    lock.release()
+    with lock.repair():
+        pass
+    with lock as held:
+        assert_type(held, bool)
+        return 1
+
+
+# --- leases and pools -----------------------------------------------------------------------------
+
+
+def a_queue_has_items_of_one_type() -> None:
+    queue = desist.LeaseQueue[str](retry=desist.RetryPolicy(max_attempts=3))
+    assert_type(queue.put("page"), int)
+    queue.put(1)  # type: ignore[arg-type]
+    lease = queue.lease(timeout=1)
+    assert_type(lease, desist.Lease[str] | None)
+    if lease is not None:
+        assert_type(lease.item, str)
+        with lease.commit():
+            lease.ack()
+    assert_type(queue.counts()["ready"], int)
+    queue.counts()["lost"]  # type: ignore[index]
+    for item_id, item, failures in queue.dead():
+        assert_type(item, str)
+        assert_type(failures, list[BaseException | desist.CancelCause])
+        queue.revive(item_id)
+
+
+def length(lease: desist.Lease[str]) -> int:
+    return len(lease.item)
+
+
+def a_pool_takes_its_types_from_the_handler() -> None:
+    with desist.WorkerPool(length, workers=2) as pool:
+        assert_type(pool, desist.WorkerPool[str, int])
+        assert_type(pool.queue, desist.LeaseQueue[str])
+        future = pool.submit("page")
+        assert_type(future, desist.Future[int])
+        assert_type(future.result(timeout=1), int)
+        assert_type(pool.kill_worker(0), desist.KillReport)
+        pool.submit(1)  # type: ignore[arg-type]
+
+
+def a_pool_and_its_queue_agree(
+    texts: desist.LeaseQueue[str], numbers: desist.LeaseQueue[int]
+) -> None:
+    desist.WorkerPool(length, queue=texts)
+    desist.WorkerPool(length, queue=numbers)  # type: ignore[arg-type]
+
+
+def a_pool_swallows_nothing(pool: desist.WorkerPool[str, int]) -> int:
+    with pool:
+        return pool.submit("page").result()
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+
+def threads() -> None:
+    thread = desist.Thread(target=length, args=("page",), daemon=True)
+    thread.start()
+    assert_type(thread.token, desist.CancelToken)
+    assert_type(thread.state, desist.TaskState)
+    assert_type(thread.cancel("enough", grace=1), bool)
+    thread.kill(policy=desist.StopPolicy(cooperative=1, at_wait=None, async_exc=0.5))
+
+
+def reports(report: desist.KillReport) -> None:
+    assert_type(report.outcome, desist.Outcome | None)
+    assert_type(report.elapsed, float)
+    assert_type(report.released, list[str])
+    assert_type(report.poisoned, list[str])
+    assert_type(report.requeued, list[int])
+    assert_type(report.fenced, list[int])
+    assert_type(report.stack, str | None)
