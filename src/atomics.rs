@@ -24,7 +24,7 @@ mod chosen {
     }
     pub(crate) use of_model as thread_local;
 
-    /// loom's mutex with parking_lot's signature: a model has no poisoning.
+    /// loom's mutex with `parking_lot`'s signature: a model has no poisoning.
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 

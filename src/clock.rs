@@ -89,9 +89,10 @@ pub(crate) mod testing {
         NOW.get()
     }
 
-    /// Stop the calling thread's clock; it runs again when the guard is dropped.
+    /// Stop the calling thread's clock; it runs again when the guard is dropped. It stands in the
+    /// far future, so that the timer, which goes by the real one, has no part in what happens.
     pub(crate) fn freeze() -> Frozen {
-        NOW.set(Some(Time::now()));
+        NOW.set(Some(Time::now() + Duration::from_secs(1_000_000)));
         Frozen
     }
 
@@ -99,6 +100,7 @@ pub(crate) mod testing {
     pub(crate) struct Frozen;
 
     impl Frozen {
+        #[allow(clippy::unused_self)] // it proves that the clock stands still
         pub(crate) fn advance(&self, by: Duration) {
             NOW.set(Some(Time::now() + by));
         }

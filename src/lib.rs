@@ -29,6 +29,8 @@
 //! assert_eq!(finished, Ok(None));
 //! ```
 
+#![cfg_attr(not(feature = "python"), allow(dead_code))] // `python` uses more
+
 mod atomics;
 pub mod cause;
 pub mod clock;

@@ -14,6 +14,8 @@
 //! 4. No clock: a timeout is a thread that settles as `TimedOut`.
 
 #![allow(unsafe_code)] // `Exclusive` is shared on purpose: loom tells whether it may be
+#![allow(clippy::unwrap_used)] // tests
+#![allow(clippy::similar_names)] // `cancelled` by a `canceller`
 
 mod callback;
 mod latch;

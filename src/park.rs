@@ -10,9 +10,11 @@
 //! Settling and waking are two steps, so that a lock held while settling can be dropped before
 //! the system call.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
-use crate::atomics::{Arc, AtomicU32, Ordering};
+use crate::atomics::{Arc, AtomicU32, Ordering, thread_local};
 use crate::clock::Time;
 use crate::host;
 
@@ -119,6 +121,38 @@ impl Waiter {
     }
 }
 
+thread_local! {
+    /// Whom the calling thread has woken last, for [`make_way`].
+    static WOKEN: Cell<Option<Arc<Waiter>>> = const { Cell::new(None) };
+}
+
+/// The calling thread has woken this one; for [`make_way`].
+pub(crate) fn woke(waiter: Arc<Waiter>) {
+    // At the thread's own end there is no place to keep it, and nobody to make way.
+    let _ = WOKEN.try_with(|woken| woken.set(Some(waiter)));
+}
+
+/// Let the thread that was woken last leave its wait first, where both next need the same thing:
+/// an interpreter's lock, say, which goes round only every few milliseconds. Waits for the
+/// system's scheduler and for none of that thread's code, and at most so long.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn make_way(longest: Duration) {
+    let Ok(Some(woken)) = WOKEN.try_with(Cell::take) else { return };
+    let until = Time::after(longest);
+    // A waiting thread has a count of its waiter until it leaves the wait.
+    while Arc::strong_count(&woken) > 1 && Time::now() < until {
+        std::thread::yield_now();
+    }
+    let until = Time::after(LAST_STEPS);
+    while Time::now() < until {
+        std::thread::yield_now();
+    }
+}
+
+/// What a thread takes from its wait to what it needs next, cold caches and all.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+const LAST_STEPS: Duration = Duration::from_micros(3);
+
 /// Linux: a futex with an absolute deadline, which returns on signals (a condition variable of a
 /// library would go back to sleep).
 #[cfg(all(target_os = "linux", not(loom)))]
@@ -130,7 +164,7 @@ mod sys {
     pub(super) fn wait(word: &AtomicU32, expected: u32, until: Time) -> bool {
         let nanos = until.as_nanos();
         let timeout = libc::timespec {
-            tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX).try_into().unwrap_or(libc::time_t::MAX),
+            tv_sec: libc::time_t::try_from(nanos / 1_000_000_000).unwrap_or(libc::time_t::MAX),
             tv_nsec: libc::c_long::from(u32::try_from(nanos % 1_000_000_000).unwrap_or(0)),
         };
         let timeout = if until.is_never() { std::ptr::null() } else { &raw const timeout };

@@ -135,10 +135,11 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
         let frame = frames.pop().ok_or(ScopeMisuse::NotEntered)?;
         unmask(&frame, context);
         context.open.set(!frames.is_empty() || context.task.borrow().is_some());
-        Ok((frame, exit, context.ledger.borrow().clone()))
+        // Guards that the scope's code took and, by a hole in its host's unwinding, did not leave.
+        let ledger = context.ledger.borrow().as_ref().filter(|ledger| ledger.made() > frame.recorded).cloned();
+        Ok((frame, exit, ledger))
     })?;
-    // Guards that the scope's code took and, by a hole in its host's unwinding, did not leave.
-    if let Some(ledger) = ledger.filter(|ledger| ledger.made() > frame.recorded) {
+    if let Some(ledger) = ledger {
         ledger.sweep_blocks(frame.recorded, &End::Unwound);
     }
     Ok(exit)
@@ -215,7 +216,10 @@ pub(crate) fn current_task() -> Option<Arc<Task>> {
 
 /// The cause, if a kill was held off on the calling thread and may arrive now.
 pub(crate) fn kill_due() -> Option<Cause> {
-    CONTEXT.with(|context| context.task.borrow().as_ref().and_then(|task| task.kill_due()))
+    let task = current_task()?;
+    let cause = task.kill_due()?;
+    task.take_back();
+    Some(cause)
 }
 
 /// Where the calling thread records what it takes.
@@ -256,6 +260,9 @@ pub(crate) fn checkpoint() -> Result<(), Stop> {
 
 /// Every stop passes here on its way to the user's code, so that swallowing is noticed.
 pub(crate) fn raising(stop: Stop) -> Stop {
+    if let (Stop::Killed(_), Some(task)) = (&stop, current_task()) {
+        task.take_back();
+    }
     if let Stop::Cancelled(_) = stop {
         let raised = CONTEXT.with(|context| {
             context.frames.borrow_mut().last_mut().map_or(0, |frame| {

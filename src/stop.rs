@@ -133,6 +133,10 @@ pub fn kill(
         }
         return Ok(report(task, None, began));
     }
+    if task.progress() == Progress::Over {
+        over(task, Duration::MAX)?; // its boundary has begun to close
+        return Ok(report(task, None, began));
+    }
     let mut unfinished = report(task, None, began);
     unfinished.outcome = None;
     unfinished.stack = task.stack();

@@ -231,6 +231,7 @@ impl Task {
         if self.may_strike(&control) {
             // No need to wake: its thread has not parked.
             waiter.settle(Outcome::Killed);
+            control.strike_at_wait();
         }
         control.waiter = Some(waiter.clone());
     }
@@ -248,6 +249,7 @@ impl Task {
         if !self.may_strike(&control) {
             return None;
         }
+        control.strike_at_wait();
         control.delivered.get_or_insert(Rung::AtWait);
         control.order.as_ref().map(|order| order.cause.clone())
     }
@@ -283,14 +285,20 @@ impl Task {
     }
 
     fn open_mask(&self, mask: Mask) {
+        self.control.lock().masks.push(mask);
+        // Nobody posts while the mask is open; the order stands, and is delivered when it closes.
+        self.take_back();
+    }
+
+    /// Take back what was posted and not yet raised, for the body is masked from now on, or is
+    /// about to raise `Killed` by itself: one kill is not to strike twice.
+    pub(crate) fn take_back(&self) {
         let force = {
             let mut control = self.control.lock();
-            control.masks.push(mask);
             let posted = std::mem::take(&mut control.posted);
             control.force.clone().filter(|_| posted)
         };
-        // Unlocked, for the host runs code to take it back. Nobody posts while the mask is open;
-        // the order stands, and is delivered when it closes.
+        // Unlocked, for the host runs code to take it back.
         if let Some(force) = force {
             force.take_back();
         }
@@ -338,12 +346,23 @@ impl Task {
     /// Wake the body out of a desist wait to be killed there, if it is in one and may be.
     pub(crate) fn strike_wait(&self) {
         let waiter = {
-            let control = self.control.lock();
-            control.waiter.clone().filter(|waiter| self.may_strike(&control) && waiter.settle(Outcome::Killed))
+            let mut control = self.control.lock();
+            let struck = |waiter: &atomics::Arc<Waiter>| self.may_strike(&control) && waiter.settle(Outcome::Killed);
+            let waiter = control.waiter.clone().filter(struck);
+            if waiter.is_some() {
+                control.strike_at_wait();
+            }
+            waiter
         };
         if let Some(waiter) = waiter {
             waiter.wake();
         }
+    }
+
+    /// Its body runs, under a host that can strike it.
+    #[cfg(feature = "python")]
+    pub(crate) fn has_force(&self) -> bool {
+        self.control.lock().force.is_some()
     }
 
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
@@ -387,6 +406,16 @@ impl Task {
 
     pub(crate) fn delivered(&self) -> Option<Rung> {
         self.control.lock().delivered
+    }
+}
+
+impl Control {
+    /// `Killed` is about to be raised at a wait: the first time, clean-up code gets its time
+    /// before the host's exception follows.
+    fn strike_at_wait(&mut self) {
+        if self.delivered.is_none() {
+            self.last_strike = Some(Time::now());
+        }
     }
 }
 

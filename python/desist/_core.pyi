@@ -2,11 +2,50 @@
 Native core of desist.
 """
 
-from desist._enums import CauseKind, Outcome, TaskState
-from types import TracebackType
-from typing import Any, SupportsIndex, final
+from collections.abc import Callable
+from types import GenericAlias, TracebackType
+from typing import Generic, Literal, TypeVar, final
 
-__all__ = ["CancelCause", "CancelScope", "CancelSource", "CancelToken", "Cancelled", "Commit", "KillReport", "Killed", "Latch", "Lease", "LeaseQueue", "Lock", "Registration", "Repair", "RetryPolicy", "Seat", "StopPolicy", "Task", "Timeout", "_Injector", "cancel_scope", "checkpoint", "cleanup", "current_effective_deadline", "current_time", "current_token", "fail_after", "fail_at", "move_on_after", "move_on_at", "shield", "sleep", "sleep_forever", "sleep_until"]
+from desist._enums import CauseKind, Outcome, TaskState
+
+_T = TypeVar("_T")
+
+__all__ = [
+    "CancelCause",
+    "CancelScope",
+    "CancelSource",
+    "CancelToken",
+    "Cancelled",
+    "Commit",
+    "KillReport",
+    "Killed",
+    "Latch",
+    "Lease",
+    "LeaseQueue",
+    "Lock",
+    "Registration",
+    "Repair",
+    "RetryPolicy",
+    "Seat",
+    "StopPolicy",
+    "Task",
+    "Timeout",
+    "_Injector",
+    "cancel_scope",
+    "checkpoint",
+    "cleanup",
+    "current_effective_deadline",
+    "current_time",
+    "current_token",
+    "fail_after",
+    "fail_at",
+    "move_on_after",
+    "move_on_at",
+    "shield",
+    "sleep",
+    "sleep_forever",
+    "sleep_until",
+]
 
 @final
 class CancelCause:
@@ -45,7 +84,13 @@ class CancelScope:
     and cleanup(), and used in a `with` statement, once, by one thread.
     """
     def __enter__(self, /) -> CancelScope: ...
-    def __exit__(self, type: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None, /) -> bool:
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> bool:
         """
         True where the block's own cancellation ends here.
         """
@@ -95,8 +140,21 @@ class CancelSource:
     As a context manager it closes itself at the end of the block.
     """
     def __enter__(self, /) -> CancelSource: ...
-    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None, /) -> None: ...
-    def __new__(cls, /, parent: CancelToken | None = None, *, deadline: float | None = None, timeout: float | None = None) -> CancelSource:
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def __new__(
+        cls,
+        /,
+        parent: CancelToken | None = None,
+        *,
+        deadline: float | None = None,
+        timeout: float | None = None,
+    ) -> CancelSource:
         """
         A source, below `parent` if one is given; `deadline` on the clock of current_time(), or
         `timeout` in seconds from now, cancels it in time.
@@ -129,7 +187,7 @@ class CancelToken:
     """
     def __repr__(self, /) -> str: ...
     @staticmethod
-    def any_of(*tokens: "CancelToken") -> CancelToken:
+    def any_of(*tokens: CancelToken) -> CancelToken:
         """
         A token that is cancelled with any of the given ones, with that one's cause.
 
@@ -155,12 +213,13 @@ class CancelToken:
         The earliest deadline of the token and those above it, on the clock of current_time();
         infinity if there is none.
         """
-    def on_cancel(self, fn: "Callable[[CancelCause], object]", /) -> Registration:
+    def on_cancel(self, fn: Callable[[CancelCause], object], /) -> Registration:
         """
         Call `fn(cause)` once when the token is cancelled; at once if it is already.
 
         It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
-        waiters have been woken. What it raises goes to sys.unraisablehook.
+        waiters have been woken. What it raises goes to sys.unraisablehook. It stays registered
+        as long as the token lives, whether or not what is returned here is kept.
         """
     def remaining(self, /) -> float:
         """
@@ -192,7 +251,13 @@ class Commit:
     The block that Lease.commit() makes.
     """
     def __enter__(self, /) -> None: ...
-    def __exit__(self, type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None, /) -> None: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
 
 @final
 class KillReport:
@@ -273,12 +338,14 @@ class Latch:
         """
 
 @final
-class Lease:
+class Lease(Generic[_T]):
     """
     One delivery of one item to one worker.
     """
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
     def __repr__(self, /) -> str: ...
-    def ack(self, /, result: "object" = None) -> None:
+    def ack(self, /, result: object = None) -> None:
         """
         The work is done. Fenced if the lease is over: acknowledged, given back, or fenced off.
         """
@@ -304,7 +371,7 @@ class Lease:
         The item's id.
         """
     @property
-    def item(self, /) -> T:
+    def item(self, /) -> _T:
         """
         The item.
         """
@@ -319,46 +386,52 @@ class Lease:
         """
 
 @final
-class LeaseQueue:
+class LeaseQueue(Generic[_T]):
     """
     Items that are leased to workers, in memory. Each is in one state at any time: ready, leased,
     delayed, done or dead. What a worker does not acknowledge is leased again.
     """
-    def __new__(cls, /, *, retry: RetryPolicy | None = None) -> "LeaseQueue[T]": ...
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __new__(cls, /, *, retry: RetryPolicy | None = None) -> LeaseQueue[_T]: ...
     def __repr__(self, /) -> str: ...
-    def _cancel(self, /, item_id: "int", reason: str | None = None) -> bool:
+    def _cancel(self, /, item_id: int, reason: str | None = None) -> bool | None:
         """
-        The work is unwanted: it will not be leased again. True: it is dead now, or will be when
-        its worker gives it back; False: it had ended. For WorkerPool.
+        The work is unwanted: it will not be leased again. True: it is dead now; False: it will
+        be when its worker gives it back; None: it had ended. For WorkerPool.
         """
     def _drain(self, /, timeout: float | None = None) -> bool:
         """
         Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
         """
-    def _submit(self, /, item: "T", future: "object") -> int:
+    def _give_up(self, /, reason: str | None = None) -> None:
+        """
+        Nobody will work on what is ready or delayed: it is dead now. For WorkerPool.
+        """
+    def _submit(self, /, item: _T, future: object) -> int:
         """
         As put(); `future` is told how the work ended. For WorkerPool.
         """
-    def counts(self, /) -> "dict[Literal['ready', 'leased', 'delayed', 'done', 'dead'], int]":
+    def counts(self, /) -> dict[Literal["ready", "leased", "delayed", "done", "dead"], int]:
         """
         How many items are in each state, at one instant.
         """
-    def dead(self, /) -> "list[tuple[int, T, list[BaseException | CancelCause]]]":
+    def dead(self, /) -> list[tuple[int, _T, list[BaseException | CancelCause]]]:
         """
         The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
         """
-    def lease(self, /, timeout: float | None = None) -> "Lease[T] | None":
+    def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
         """
         Lease the next item; waits for one, at most for `timeout` seconds (then None).
 
         A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
         acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
         """
-    def put(self, item: "T", /) -> int:
+    def put(self, item: _T, /) -> int:
         """
         Add an item; returns its id. Never blocks.
         """
-    def revive(self, item_id: "int", /) -> None:
+    def revive(self, item_id: int, /) -> None:
         """
         Give a dead item all its attempts again. ValueError if it is not dead.
         """
@@ -374,8 +447,16 @@ class Lock:
     `on_kill="release"` frees it instead.
     """
     def __enter__(self, /) -> bool: ...
-    def __exit__(self, _type: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None, /) -> None: ...
-    def __new__(cls, /, *, name: str | None = None, on_kill: "Literal['poison', 'release']" = "poison") -> Lock: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def __new__(
+        cls, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
+    ) -> Lock: ...
     def __repr__(self, /) -> str: ...
     def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
@@ -416,7 +497,13 @@ class Registration:
     A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.
     """
     def __enter__(self, /) -> Registration: ...
-    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None, /) -> None: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
     def close(self, /, timeout: float | None = None) -> None:
         """
         Unregister; if the callback is running on another thread, wait for its end, at most for
@@ -435,7 +522,13 @@ class Repair:
     The block that Lock.repair() makes.
     """
     def __enter__(self, /) -> None: ...
-    def __exit__(self, type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None, /) -> None: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
 
 @final
 class RetryPolicy:
@@ -446,7 +539,15 @@ class RetryPolicy:
     first and doubles each time up to `max_backoff`, longer or shorter by up to the part `jitter` of
     it. Work whose worker was killed is ready again at once.
     """
-    def __new__(cls, /, *, max_attempts: "int" = 5, backoff: "float" = 0.5, max_backoff: "float" = 60.0, jitter: "float" = 0.2) -> RetryPolicy: ...
+    def __new__(
+        cls,
+        /,
+        *,
+        max_attempts: int = 5,
+        backoff: float = 0.5,
+        max_backoff: float = 60.0,
+        jitter: float = 0.2,
+    ) -> RetryPolicy: ...
     @property
     def backoff(self, /) -> float: ...
     @property
@@ -461,13 +562,13 @@ class Seat:
     """
     A worker's place in its pool: what it is doing now can be cancelled and killed there.
     """
-    def __new__(cls, /, queue: "LeaseQueue[T]", pool: CancelToken) -> Seat: ...
+    def __new__(cls, /, queue: LeaseQueue[_T], pool: CancelToken) -> Seat: ...
     @property
     def abandoned(self, /) -> bool:
         """
         Given up?
         """
-    def cancel(self, /, item_id: "int", reason: str | None = None) -> bool:
+    def cancel(self, /, item_id: int, reason: str | None = None) -> bool:
         """
         Ask what is being worked on to stop, if it is this item.
         """
@@ -480,7 +581,7 @@ class Seat:
         """
         Block until the worker has left its loop or was given up. A checkpoint.
         """
-    def work(self, /, name: str, handler: "Callable[[Lease[T]], object]") -> None:
+    def work(self, /, name: str, handler: Callable[[Lease[_T]], object]) -> None:
         """
         Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
         kill strikes.
@@ -499,7 +600,16 @@ class StopPolicy:
     """
     def __eq__(self, value: object, /) -> bool: ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, *, cooperative: "float" = 5.0, at_wait: "float | None" = 1.0, async_exc: "float | None" = 1.0, defer: "float" = 1.0, abandon: bool = True) -> StopPolicy: ...
+    def __new__(
+        cls,
+        /,
+        *,
+        cooperative: float = 5.0,
+        at_wait: float | None = 1.0,
+        async_exc: float | None = 1.0,
+        defer: float = 1.0,
+        abandon: bool = True,
+    ) -> StopPolicy: ...
     def __repr__(self, /) -> str: ...
     @property
     def abandon(self, /) -> bool: ...
@@ -530,7 +640,7 @@ class Task:
         """
         Its thread is being started, so that it may be killed from now on.
         """
-    def run(self, /, body: "Callable[[], object]") -> None:
+    def run(self, /, body: Callable[[], object]) -> None:
         """
         Run it here and now. Cancelled and Killed end here; other exceptions pass.
         """
@@ -557,7 +667,13 @@ class Timeout:
     It has no cancel(): it never leaves a block quietly.
     """
     def __enter__(self, /) -> Timeout: ...
-    def __exit__(self, type: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None, /) -> None:
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None:
         """
         Raises DeadlineExceeded where the block was left because of its deadline.
         """
@@ -590,18 +706,20 @@ class _Injector:
     ASYNC_EXC at this moment: CPython delivers at its next check. `defer`: a held lock holds the
     kill off, as at the beginning of that rung; otherwise it is struck inside.
     """
-    def __call__(self, /, *arguments) -> Any:
+    def __call__(self, /, *arguments: object) -> object:
         """
         `(frame, event, arg)` from tracing, `(code, offset)` from monitoring.
         """
-    def __new__(cls, /, at: SupportsIndex, *, defer: bool = False) -> _Injector: ...
+    def __new__(cls, /, at: int, *, defer: bool = False) -> _Injector: ...
     @property
     def passed(self, /) -> int:
         """
         How many bytecodes of tasks it has seen; it strikes at most one of them.
         """
 
-def cancel_scope(timeout: float | None = None, *, deadline: float | None = None, grace: float | None = None) -> CancelScope:
+def cancel_scope(
+    timeout: float | None = None, *, deadline: float | None = None, grace: float | None = None
+) -> CancelScope:
     """
     A block that can be cancelled, with a timeout in seconds (or a deadline on the clock of
     current_time()) if one is given.

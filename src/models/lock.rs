@@ -142,7 +142,7 @@ fn loom_i11_i12_a_cancelled_waiter_is_skipped_and_the_next_gets_the_lock() {
 
 #[test]
 fn loom_i21_a_killed_holders_lock_is_poisoned_before_anyone_else_has_it() {
-    explore(THRICE, || {
+    explore(TWICE, || {
         let (protected, ledger) = Protected::held();
         let killer = spawn({
             let data = protected.data.clone();
@@ -165,7 +165,7 @@ fn loom_i21_a_killed_holders_lock_is_poisoned_before_anyone_else_has_it() {
 
 #[test]
 fn loom_i21_a_waiter_that_was_refused_does_not_hold_the_lock_after_its_repair() {
-    explore(THRICE, || {
+    explore(TWICE, || {
         let (protected, ledger) = Protected::held();
         let killer = spawn(move || ledger.sweep(&End::Killed(end_of_holder())));
         let waiter = {

@@ -101,7 +101,6 @@ fn loom_i12_a_hooked_waiter_is_woken_by_a_cancel_or_the_hook_is_refused() {
 fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
     explore(TWICE, || {
         let task = Task::new("waits", None);
-        let handed = Waiter::new(); // where the resource would find the one who waits
         let place = Arc::new(crate::atomics::Mutex::new(None));
         let waiter = {
             let (task, place) = (task.clone(), place.clone());
@@ -131,12 +130,11 @@ fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
             let node = task.node().clone();
             spawn(move || node.cancel(because("for a test")))
         };
-        drop(handed);
         end(canceller);
         match (end(waiter), end(granter)) {
             (Ok(true), true) => {}
             (Err(Stop::Cancelled(cause)), false) => {
-                assert_eq!(cause.reason.as_deref(), Some("for a test"))
+                assert_eq!(cause.reason.as_deref(), Some("for a test"));
             }
             other => panic!("both or neither: {other:?}"),
         }
@@ -159,6 +157,25 @@ fn loom_i12_all_who_wait_for_a_token_wake() {
         };
         end(canceller);
         assert_eq!((end(one), end(other)), (Ok(true), Ok(true)));
+        assert_eq!(node.followers(), (0, 0));
+    });
+}
+
+#[test]
+fn loom_i11_a_wait_for_a_token_that_is_itself_cancelled_leaves_no_hook_in_it() {
+    explore(TWICE, || {
+        let node = NodeRef::root(None);
+        let task = Task::new("waits", None);
+        let waiter = {
+            let (token, task) = (CancelToken::from_unarmed(node.clone()), task.clone());
+            spawn(move || run_as(&task, || token.wait_until(Time::NEVER)))
+        };
+        let canceller = {
+            let node = task.node().clone();
+            spawn(move || node.cancel(because("for a test")))
+        };
+        end(canceller);
+        assert!(matches!(end(waiter), Err(Stop::Cancelled(_))));
         assert_eq!(node.followers(), (0, 0));
     });
 }

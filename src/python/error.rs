@@ -45,9 +45,13 @@ impl Killed {
     fn new(py: Python<'_>) -> PyResult<Self> {
         let arrived = scope::current_task().and_then(|task| task.arrived());
         let cause = arrived.ok_or_else(|| {
-            PyTypeError::new_err("Killed cannot be made by hand; use Thread.kill() or WorkerPool.kill_worker()")
+            PyTypeError::new_err(
+                "Killed cannot be made by hand; use Thread.kill() or WorkerPool.kill_worker()",
+            )
         })?;
-        Ok(Self { cause: Py::new(py, CancelCause::from(cause))? })
+        Ok(Self {
+            cause: Py::new(py, CancelCause::from(cause))?,
+        })
     }
 
     fn __str__(&self) -> String {
@@ -61,20 +65,27 @@ pub(super) fn from_stop(py: Python<'_>, stop: Stop) -> PyErr {
         Stop::Cancelled(cause) => cancelled(py, cause),
         Stop::Killed(cause) => killed(py, cause),
         // A wait is interrupted only by what the host keeps for this moment.
-        Stop::Interrupted => host::take_raised().unwrap_or_else(|| ordinary(py, "Interrupted", &"the wait was interrupted")),
+        Stop::Interrupted => host::take_raised()
+            .unwrap_or_else(|| ordinary(py, "Interrupted", &"the wait was interrupted")),
     }
 }
 
 fn cancelled(py: Python<'_>, cause: Cause) -> PyErr {
     Py::new(py, CancelCause::from(cause))
         .and_then(|cause| Bound::new(py, Cancelled { cause }))
-        .map_or_else(|failure| failure, |value| PyErr::from_value(value.into_any()))
+        .map_or_else(
+            |failure| failure,
+            |value| PyErr::from_value(value.into_any()),
+        )
 }
 
 pub(super) fn killed(py: Python<'_>, cause: Cause) -> PyErr {
     Py::new(py, CancelCause::from(cause))
         .and_then(|cause| Bound::new(py, Killed { cause }))
-        .map_or_else(|failure| failure, |value| PyErr::from_value(value.into_any()))
+        .map_or_else(
+            |failure| failure,
+            |value| PyErr::from_value(value.into_any()),
+        )
 }
 
 /// Raise a kill that was held off and may arrive now.
@@ -85,7 +96,8 @@ pub(super) fn check_kill(py: Python<'_>) -> PyResult<()> {
 /// A class of `desist._exceptions`, where the ordinary exceptions are.
 fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
     static EXCEPTIONS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let exceptions = EXCEPTIONS.get_or_try_init(py, || py.import("desist._exceptions").map(Bound::unbind))?;
+    let exceptions =
+        EXCEPTIONS.get_or_try_init(py, || py.import("desist._exceptions").map(Bound::unbind))?;
     Ok(exceptions.bind(py).getattr(name)?.cast_into()?)
 }
 
@@ -122,7 +134,8 @@ pub(super) fn from_lock(py: Python<'_>, error: LockError) -> PyErr {
 pub(super) fn warn_swallowed(py: Python<'_>) {
     let warn = || -> PyResult<()> {
         let category = class(py, "CancelledSwallowedWarning")?;
-        let message = c"this code was told before that it is cancelled, and went on: do not catch Cancelled \
+        let message =
+            c"this code was told before that it is cancelled, and went on: do not catch Cancelled \
             (a bare `except:` or `except BaseException:` does) without raising it again; code that \
             has to wait while it cleans up belongs into `with desist.cleanup():`";
         PyErr::warn(py, &category, message, 1)

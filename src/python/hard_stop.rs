@@ -35,9 +35,13 @@ struct AsyncException {
 /// The force for the calling thread.
 pub(super) fn for_this_thread(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
     static GET_IDENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let get_ident = GET_IDENT.get_or_try_init(py, || Ok::<_, PyErr>(py.import("_thread")?.getattr("get_ident")?.unbind()))?;
+    let get_ident = GET_IDENT.get_or_try_init(py, || {
+        Ok::<_, PyErr>(py.import("_thread")?.getattr("get_ident")?.unbind())
+    })?;
     nothing(py)?; // made now, for later is too late
-    Ok(Arc::new(AsyncException { thread: get_ident.bind(py).call0()?.extract()? }))
+    Ok(Arc::new(AsyncException {
+        thread: get_ident.bind(py).call0()?.extract()?,
+    }))
 }
 
 /// A function of one instruction.
@@ -48,7 +52,9 @@ fn nothing(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
             let scope = PyDict::new(py);
             py.run(&CString::new("def nothing(): pass")?, Some(&scope), None)?;
             let function = scope.get_item("nothing")?;
-            function.map(Bound::unbind).ok_or_else(|| PyRuntimeError::new_err("no function was made"))
+            function
+                .map(Bound::unbind)
+                .ok_or_else(|| PyRuntimeError::new_err("no function was made"))
         })
         .map(|function| function.bind(py))
 }
@@ -83,7 +89,10 @@ impl Force for AsyncException {
         Python::try_attach(|py| {
             let frames = py.import("sys")?.call_method0("_current_frames")?;
             let frame = frames.get_item(self.thread)?;
-            let lines: Vec<String> = py.import("traceback")?.call_method1("format_stack", (frame,))?.extract()?;
+            let lines: Vec<String> = py
+                .import("traceback")?
+                .call_method1("format_stack", (frame,))?
+                .extract()?;
             Ok::<_, PyErr>(Arc::from(lines.concat()))
         })?
         .ok()
@@ -92,8 +101,13 @@ impl Force for AsyncException {
 
 /// Where an exception was raised, as text.
 pub(super) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Arc<str>> {
-    let lines = py.import("traceback").and_then(|module| module.call_method1("format_tb", (raised.traceback(py),)));
-    lines.and_then(|lines| lines.extract::<Vec<String>>()).ok().map(|lines| lines.concat().into())
+    let lines = py
+        .import("traceback")
+        .and_then(|module| module.call_method1("format_tb", (raised.traceback(py),)));
+    lines
+        .and_then(|lines| lines.extract::<Vec<String>>())
+        .ok()
+        .map(|lines| lines.concat().into())
 }
 
 /// Kills the task that it is called in, at a bytecode of choice: the door for kill sweeps.
@@ -116,7 +130,11 @@ impl Injector {
     #[new]
     #[pyo3(signature = (at: "int", *, defer = false))]
     fn new(at: u64, defer: bool) -> Self {
-        Self { at, defer, passed: AtomicU64::new(0) }
+        Self {
+            at,
+            defer,
+            passed: AtomicU64::new(0),
+        }
     }
 
     /// How many bytecodes of tasks it has seen; it strikes at most one of them.
@@ -127,7 +145,10 @@ impl Injector {
 
     /// `(frame, event, arg)` from tracing, `(code, offset)` from monitoring.
     #[pyo3(signature = (*arguments: "object") -> "object")]
-    fn __call__<'py>(slf: Bound<'py, Self>, arguments: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+    fn __call__<'py>(
+        slf: Bound<'py, Self>,
+        arguments: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let traced = arguments.len() == 3;
         if traced {
             arguments.get_item(0)?.setattr("f_trace_opcodes", true)?;
@@ -142,7 +163,10 @@ impl Injector {
 
 impl Injector {
     fn pass(&self) {
-        let Some(task) = scope::current_task() else { return };
+        // A worker between two items is a task, too, but there is nothing to strike.
+        let Some(task) = scope::current_task().filter(|task| task.has_force()) else {
+            return;
+        };
         if self.passed.fetch_add(1, Ordering::Relaxed) + 1 != self.at {
             return;
         }

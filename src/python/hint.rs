@@ -52,8 +52,10 @@ const EXCEPTION: PyStaticExpr = type_hint_identifier!("builtins", "BaseException
 pub(super) enum ExceptionClass {}
 
 impl Hint for ExceptionClass {
-    const TYPE: PyStaticExpr =
-        type_hint_union!(type_hint_subscript!(type_hint_identifier!("builtins", "type"), EXCEPTION), NONE);
+    const TYPE: PyStaticExpr = type_hint_union!(
+        type_hint_subscript!(type_hint_identifier!("builtins", "type"), EXCEPTION),
+        NONE
+    );
 }
 
 #[derive(Clone, Copy)]
@@ -67,7 +69,8 @@ impl Hint for Exception {
 pub(super) enum Traceback {}
 
 impl Hint for Traceback {
-    const TYPE: PyStaticExpr = type_hint_union!(type_hint_identifier!("types", "TracebackType"), NONE);
+    const TYPE: PyStaticExpr =
+        type_hint_union!(type_hint_identifier!("types", "TracebackType"), NONE);
 }
 
 pub(super) type GivenClass<'a, 'py> = Given<'a, 'py, ExceptionClass>;

@@ -44,8 +44,13 @@ impl Host for Interpreter {
 
     fn thread_name(&self) -> Option<Arc<str>> {
         Python::try_attach(|py| {
-            let thread = py.import(intern!(py, "threading"))?.call_method0(intern!(py, "current_thread"))?;
-            thread.getattr(intern!(py, "name"))?.extract::<String>().map(Arc::from)
+            let thread = py
+                .import(intern!(py, "threading"))?
+                .call_method0(intern!(py, "current_thread"))?;
+            thread
+                .getattr(intern!(py, "name"))?
+                .extract::<String>()
+                .map(Arc::from)
         })?
         .ok()
     }
@@ -80,7 +85,10 @@ pub(super) fn install(py: Python<'_>) -> PyResult<()> {
     if os.hasattr("register_at_fork")? {
         let hooks = pyo3::types::PyDict::new(py);
         hooks.set_item("before", wrap_pyfunction!(before_fork, py)?)?;
-        hooks.set_item("after_in_parent", wrap_pyfunction!(after_fork_in_parent, py)?)?;
+        hooks.set_item(
+            "after_in_parent",
+            wrap_pyfunction!(after_fork_in_parent, py)?,
+        )?;
         hooks.set_item("after_in_child", wrap_pyfunction!(after_fork_in_child, py)?)?;
         os.call_method("register_at_fork", (), Some(&hooks))?;
     }

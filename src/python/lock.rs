@@ -44,13 +44,23 @@ impl Lock {
     fn give_up(&self, py: Python<'_>, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
         let killed = scope::current_task().filter(|_| unwinding.is_instance_of::<Killed>());
         let stack = || hard_stop::stack_of(py, &PyErr::from_value(unwinding.clone()));
-        let Some((task, death)) = killed.and_then(|task| task.death(stack()).map(|death| (task, death))) else {
+        let Some((task, death)) =
+            killed.and_then(|task| task.death(stack()).map(|death| (task, death)))
+        else {
             self.lock.release().map_err(not_held)?;
-            return if unwinding.is_none() { error::check_kill(py) } else { Ok(()) };
+            return if unwinding.is_none() {
+                error::check_kill(py)
+            } else {
+                Ok(())
+            };
         };
         let poisoned = self.lock.release_killed(death).map_err(not_held)?;
         task.amend(|record| {
-            let names = if poisoned { &mut record.swept.poisoned } else { &mut record.swept.released };
+            let names = if poisoned {
+                &mut record.swept.poisoned
+            } else {
+                &mut record.swept.released
+            };
             names.push(self.lock.name().clone());
         });
         Ok(())
@@ -74,7 +84,9 @@ impl Lock {
                 return Err(PyValueError::new_err(message));
             }
         };
-        Ok(Self { lock: sync::Lock::new(name.unwrap_or("lock"), on_kill) })
+        Ok(Self {
+            lock: sync::Lock::new(name.unwrap_or("lock"), on_kill),
+        })
     }
 
     /// Acquire it: wait as long as it takes, or for `timeout` seconds, or not at all. True if it
@@ -84,18 +96,30 @@ impl Lock {
     /// it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
     /// given up and may still be inside. Held until it is released, or the task ends.
     #[pyo3(signature = (blocking = true, timeout = None))]
-    fn acquire(&self, py: Python<'_>, blocking: bool, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+    fn acquire(
+        &self,
+        py: Python<'_>,
+        blocking: bool,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<bool> {
         // As in threading, -1 is how to say "no timeout" by value.
         let timeout = timeout.filter(|timeout| !timeout.eq(-1).unwrap_or(false));
         if !blocking {
             if timeout.is_some() {
-                return Err(PyValueError::new_err("can't specify a timeout for a non-blocking call"));
+                return Err(PyValueError::new_err(
+                    "can't specify a timeout for a non-blocking call",
+                ));
             }
-            return self.lock.try_acquire(Acquire::Task).map_err(|failure| error::from_lock(py, failure));
+            return self
+                .lock
+                .try_acquire(Acquire::Task)
+                .map_err(|failure| error::from_lock(py, failure));
         }
         let timeout = seconds::optional_span(timeout, "timeout")?;
         if timeout.is_some_and(|timeout| timeout.as_secs() > seconds::LONGEST_TIMEOUT) {
-            return Err(PyOverflowError::new_err("timeout value is too large; leave it out to wait without bound"));
+            return Err(PyOverflowError::new_err(
+                "timeout value is too large; leave it out to wait without bound",
+            ));
         }
         self.take(py, Acquire::Task, seconds::until(timeout))
     }
@@ -107,7 +131,10 @@ impl Lock {
         // In a `finally` it is the handled exception that is on its way through. Nobody else can
         // be the victim of a kill than a task that has been told of one.
         if scope::current_task().is_some_and(|task| task.death(None).is_some()) {
-            let handled = py.import(intern!(py, "sys"))?.call_method0(intern!(py, "exc_info"))?.get_item(1)?;
+            let handled = py
+                .import(intern!(py, "sys"))?
+                .call_method0(intern!(py, "exc_info"))?
+                .get_item(1)?;
             return self.give_up(py, &handled);
         }
         self.give_up(py, py.None().bind(py))
@@ -148,6 +175,14 @@ impl Lock {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
+        // A suspended generator may be thrown away long after its task has ended.
+        if self.lock.block_was_swept() {
+            return if value.is_none() {
+                Err(not_held(ReleaseError::NotHeld))
+            } else {
+                Ok(())
+            };
+        }
         self.give_up(py, &value)
     }
 
@@ -170,7 +205,10 @@ pub(super) struct Repair {
 #[pymethods]
 impl Repair {
     fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
-        self.lock.get().take(py, Acquire::Repair, Time::NEVER).map(|_| ())
+        self.lock
+            .get()
+            .take(py, Acquire::Repair, Time::NEVER)
+            .map(|_| ())
     }
 
     #[pyo3(signature = (r#type, value, traceback, /))]

@@ -45,14 +45,29 @@ struct Block {
 }
 
 enum State {
-    Fresh { limit: Limit, cancelled: Option<Cause> },
+    // A cause is boxed: few blocks ever have one, and all are moved when they are made.
+    Fresh {
+        limit: Limit,
+        cancelled: Option<Box<Cause>>,
+    },
     Open(NodeRef),
-    Left { deadline: Time, cause: Option<Cause>, caught: bool },
+    Left {
+        deadline: Time,
+        cause: Option<Box<Cause>>,
+        caught: bool,
+    },
 }
 
 impl Block {
     fn new(kind: Kind, limit: Limit, grace: Option<Duration>) -> Self {
-        Self { kind, grace, state: Mutex::new(State::Fresh { limit, cancelled: None }) }
+        Self {
+            kind,
+            grace,
+            state: Mutex::new(State::Fresh {
+                limit,
+                cancelled: None,
+            }),
+        }
     }
 
     fn enter(&self, py: Python<'_>) -> PyResult<()> {
@@ -63,7 +78,7 @@ impl Block {
         };
         let node = scope::enter(self.kind, limit.as_of_now(), self.grace);
         if let Some(cause) = cancelled.take() {
-            node.cancel(cause);
+            node.cancel(*cause);
         }
         *state = State::Open(node);
         Ok(())
@@ -71,25 +86,38 @@ impl Block {
 
     /// Leave. The cause, if the block's cancellation was absorbed.
     fn exit(&self, py: Python<'_>, kind: GivenClass<'_, '_>) -> PyResult<Option<Cause>> {
-        let node = match &*self.state.lock() {
-            State::Open(node) => node.clone(),
-            _ => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
+        let mut state = self.state.lock();
+        let State::Open(node) = &*state else {
+            drop(state);
+            return Err(error::misuse(py, ScopeMisuse::NotEntered));
         };
         // The class is final, so identity is the whole test.
         let unwinding = !kind.is_none() && kind.is(py.get_type::<Cancelled>());
-        let exit = scope::exit(&node, unwinding);
+        let exit = scope::exit(node, unwinding);
         if exit == Err(ScopeMisuse::WrongThread) {
+            drop(state);
             return Err(error::misuse(py, ScopeMisuse::WrongThread)); // still open, where it belongs
         }
         let caught = match &exit {
             Ok(Exit::Absorbed(cause)) => Some(cause.clone()),
             _ => None,
         };
-        let own = if node.is_cancelled_itself() { node.cause() } else { None };
-        let left = State::Left { deadline: node.own_deadline(), cause: own, caught: caught.is_some() };
-        drop(std::mem::replace(&mut *self.state.lock(), left));
-        if !node.is_private() {
-            py.detach(|| node.close(CauseKind::ScopeExited));
+        let cause = if node.is_cancelled_itself() {
+            node.cause().map(Box::new)
+        } else {
+            None
+        };
+        let left = State::Left {
+            deadline: node.own_deadline(),
+            cause,
+            caught: caught.is_some(),
+        };
+        let open = std::mem::replace(&mut *state, left);
+        drop(state);
+        if let State::Open(node) = open {
+            if !node.is_private() {
+                py.detach(|| node.close(CauseKind::ScopeExited));
+            }
         }
         exit.map_err(|misuse| error::misuse(py, misuse))?;
         // What a clean-up zone held off arrives here; if it has arrived before, it goes on by itself.
@@ -103,7 +131,11 @@ impl Block {
         let node = match &mut *self.state.lock() {
             State::Open(node) => node.clone(),
             State::Fresh { cancelled, .. } if cancelled.is_none() => {
-                *cancelled = Some(Cause::now(CauseKind::Explicit, reason.map(Into::into), grace));
+                *cancelled = Some(Box::new(Cause::now(
+                    CauseKind::Explicit,
+                    reason.map(Into::into),
+                    grace,
+                )));
                 return true;
             }
             _ => return false,
@@ -146,10 +178,10 @@ impl Block {
 
     fn cause(&self) -> Option<Cause> {
         match &*self.state.lock() {
-            State::Fresh { cancelled, .. } => cancelled.clone(),
+            State::Fresh { cancelled, .. } => cancelled.as_deref().cloned(),
             State::Open(node) if node.is_cancelled_itself() => node.cause(),
             State::Open(_) => None,
-            State::Left { cause, .. } => cause.clone(),
+            State::Left { cause, .. } => cause.as_deref().cloned(),
         }
     }
 
@@ -160,7 +192,11 @@ impl Block {
 
 /// What leaves the block whose own deadline was the cause.
 fn deadline_exceeded(py: Python<'_>, cancelled: &Bound<'_, PyAny>) -> PyErr {
-    let error = error::ordinary(py, "DeadlineExceeded", &"the deadline passed before the block was done");
+    let error = error::ordinary(
+        py,
+        "DeadlineExceeded",
+        &"the deadline passed before the block was done",
+    );
     error.set_cause(py, Some(PyErr::from_value(cancelled.clone())));
     error
 }
@@ -191,7 +227,9 @@ impl CancelScope {
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<bool> {
         match self.block.exit(py, r#type)? {
-            Some(cause) if self.raises && cause.kind == CauseKind::Deadline => Err(deadline_exceeded(py, &value)),
+            Some(cause) if self.raises && cause.kind == CauseKind::Deadline => {
+                Err(deadline_exceeded(py, &value))
+            }
             Some(_) => Ok(true),
             None => Ok(false),
         }
@@ -203,7 +241,12 @@ impl CancelScope {
     /// Never raises, never waits for the block; works from any thread, signal handler and
     /// finalizer. `grace`: seconds that clean-up zones inside may still take (5 unless given).
     #[pyo3(signature = (reason = None, *, grace = None))]
-    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+    fn cancel(
+        &self,
+        py: Python<'_>,
+        reason: Option<&str>,
+        grace: Option<Seconds<'_, '_>>,
+    ) -> PyResult<bool> {
         let grace = seconds::optional_span(grace, "grace")?;
         Ok(self.block.cancel(py, reason, grace))
     }
@@ -270,7 +313,9 @@ impl Timeout {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        self.block.exit(py, r#type)?.map_or(Ok(()), |_| Err(deadline_exceeded(py, &value)))
+        self.block
+            .exit(py, r#type)?
+            .map_or(Ok(()), |_| Err(deadline_exceeded(py, &value)))
     }
 
     /// When the block is to end, on the clock of current_time(). It can be moved.
@@ -297,9 +342,17 @@ impl Timeout {
     }
 }
 
-fn scope(kind: Kind, limit: Limit, grace: Option<Seconds<'_, '_>>, raises: bool) -> PyResult<CancelScope> {
+fn scope(
+    kind: Kind,
+    limit: Limit,
+    grace: Option<Seconds<'_, '_>>,
+    raises: bool,
+) -> PyResult<CancelScope> {
     let grace = seconds::optional_span(grace, "grace")?;
-    Ok(CancelScope { block: Block::new(kind, limit, grace), raises })
+    Ok(CancelScope {
+        block: Block::new(kind, limit, grace),
+        raises,
+    })
 }
 
 fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
@@ -327,7 +380,11 @@ pub(super) fn cancel_scope(
         (None, None) => Limit::None,
         (Some(timeout), None) => after(timeout)?,
         (None, Some(deadline)) => at(deadline)?,
-        (Some(_), Some(_)) => return Err(PyValueError::new_err("give a timeout or a deadline, not both")),
+        (Some(_), Some(_)) => {
+            return Err(PyValueError::new_err(
+                "give a timeout or a deadline, not both",
+            ));
+        }
     };
     scope(Kind::Plain, limit, grace, true)
 }
@@ -335,7 +392,10 @@ pub(super) fn cancel_scope(
 /// A block that is left quietly after the given seconds, or when its cancel() is called.
 #[pyfunction]
 #[pyo3(signature = (seconds, *, grace = None))]
-pub(super) fn move_on_after(seconds: Seconds<'_, '_>, grace: Option<Seconds<'_, '_>>) -> PyResult<CancelScope> {
+pub(super) fn move_on_after(
+    seconds: Seconds<'_, '_>,
+    grace: Option<Seconds<'_, '_>>,
+) -> PyResult<CancelScope> {
     scope(Kind::Plain, after(seconds)?, grace, false)
 }
 
@@ -343,25 +403,38 @@ pub(super) fn move_on_after(seconds: Seconds<'_, '_>, grace: Option<Seconds<'_, 
 /// cancel() is called.
 #[pyfunction]
 #[pyo3(signature = (deadline, *, grace = None))]
-pub(super) fn move_on_at(deadline: Seconds<'_, '_>, grace: Option<Seconds<'_, '_>>) -> PyResult<CancelScope> {
+pub(super) fn move_on_at(
+    deadline: Seconds<'_, '_>,
+    grace: Option<Seconds<'_, '_>>,
+) -> PyResult<CancelScope> {
     scope(Kind::Plain, at(deadline)?, grace, false)
 }
 
 /// A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds.
 #[pyfunction]
 #[pyo3(signature = (seconds, *, grace = None))]
-pub(super) fn fail_after(seconds: Seconds<'_, '_>, grace: Option<Seconds<'_, '_>>) -> PyResult<Timeout> {
+pub(super) fn fail_after(
+    seconds: Seconds<'_, '_>,
+    grace: Option<Seconds<'_, '_>>,
+) -> PyResult<Timeout> {
     let grace = seconds::optional_span(grace, "grace")?;
-    Ok(Timeout { block: Block::new(Kind::Plain, after(seconds)?, grace) })
+    Ok(Timeout {
+        block: Block::new(Kind::Plain, after(seconds)?, grace),
+    })
 }
 
 /// A block that DeadlineExceeded (a TimeoutError) leaves at the deadline, on the clock of
 /// current_time().
 #[pyfunction]
 #[pyo3(signature = (deadline, *, grace = None))]
-pub(super) fn fail_at(deadline: Seconds<'_, '_>, grace: Option<Seconds<'_, '_>>) -> PyResult<Timeout> {
+pub(super) fn fail_at(
+    deadline: Seconds<'_, '_>,
+    grace: Option<Seconds<'_, '_>>,
+) -> PyResult<Timeout> {
     let grace = seconds::optional_span(grace, "grace")?;
-    Ok(Timeout { block: Block::new(Kind::Plain, at(deadline)?, grace) })
+    Ok(Timeout {
+        block: Block::new(Kind::Plain, at(deadline)?, grace),
+    })
 }
 
 /// A block that sees no cancellation from outside, for at most the given seconds; then it is left

@@ -15,14 +15,18 @@ pub(super) type Seconds<'a, 'py> = Given<'a, 'py, Float>;
 fn number(value: Seconds<'_, '_>, what: &str) -> PyResult<f64> {
     let Ok(seconds) = value.extract::<f64>() else {
         let kind = value.get_type().name()?;
-        return Err(PyTypeError::new_err(format!("{what} must be a number of seconds, not {kind}")));
+        return Err(PyTypeError::new_err(format!(
+            "{what} must be a number of seconds, not {kind}"
+        )));
     };
     not_nan(seconds, what)
 }
 
 fn not_nan(seconds: f64, what: &str) -> PyResult<f64> {
     if seconds.is_nan() {
-        return Err(PyValueError::new_err(format!("{what} must not be NaN; give a number of seconds")));
+        return Err(PyValueError::new_err(format!(
+            "{what} must not be NaN; give a number of seconds"
+        )));
     }
     Ok(seconds)
 }
@@ -35,13 +39,18 @@ pub(super) fn span(value: Seconds<'_, '_>, what: &str) -> PyResult<Duration> {
 pub(super) fn checked_span(seconds: f64, what: &str) -> PyResult<Duration> {
     let seconds = not_nan(seconds, what)?;
     if seconds < 0.0 {
-        return Err(PyValueError::new_err(format!("{what} must not be negative, but is {seconds}")));
+        return Err(PyValueError::new_err(format!(
+            "{what} must not be negative, but is {seconds}"
+        )));
     }
     Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
 /// As `span`, where `None` means that there is no bound.
-pub(super) fn optional_span(value: Option<Seconds<'_, '_>>, what: &str) -> PyResult<Option<Duration>> {
+pub(super) fn optional_span(
+    value: Option<Seconds<'_, '_>>,
+    what: &str,
+) -> PyResult<Option<Duration>> {
     value.map(|value| span(value, what)).transpose()
 }
 
@@ -59,7 +68,11 @@ pub(super) fn until(timeout: Option<Duration>) -> Time {
 /// The other way: seconds of `current_time()`.
 #[allow(clippy::cast_precision_loss)] // as exact as time.monotonic() is
 pub(super) fn from_time(time: Time) -> f64 {
-    if time.is_never() { f64::INFINITY } else { time.as_nanos() as f64 / 1e9 }
+    if time.is_never() {
+        f64::INFINITY
+    } else {
+        time.as_nanos() as f64 / 1e9
+    }
 }
 
 /// The longest timeout of a lock, in seconds: what `threading.TIMEOUT_MAX` is on Linux.

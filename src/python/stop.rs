@@ -41,7 +41,11 @@ impl StopPolicy {
         defer: f64,
         abandon: bool,
     ) -> PyResult<Self> {
-        let rung = |seconds: Option<f64>, name| seconds.map(|span| seconds::checked_span(span, name)).transpose();
+        let rung = |seconds: Option<f64>, name| {
+            seconds
+                .map(|span| seconds::checked_span(span, name))
+                .transpose()
+        };
         Ok(Self {
             policy: stop::StopPolicy {
                 cooperative: seconds::checked_span(cooperative, "cooperative")?,
@@ -79,7 +83,8 @@ impl StopPolicy {
     }
 
     fn __repr__(&self) -> String {
-        let rung = |seconds: Option<f64>| seconds.map_or("None".into(), |seconds| format!("{seconds:?}"));
+        let rung =
+            |seconds: Option<f64>| seconds.map_or("None".into(), |seconds| format!("{seconds:?}"));
         format!(
             "StopPolicy(cooperative={:?}, at_wait={}, async_exc={}, defer={:?}, abandon={})",
             self.cooperative(),
@@ -188,6 +193,9 @@ impl KillReport {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let outcome = self.outcome().into_pyobject(py)?;
-        Ok(format!("<KillReport {outcome} after {:.3} s>", self.elapsed()))
+        Ok(format!(
+            "<KillReport {outcome} after {:.3} s>",
+            self.elapsed()
+        ))
     }
 }

@@ -67,7 +67,10 @@ pub(super) struct Task {
 impl Task {
     #[new]
     fn new(name: &str) -> Self {
-        Self { task: task::Task::new(name, None), ended: AtomicU8::new(Ended::NotYet as u8) }
+        Self {
+            task: task::Task::new(name, None),
+            ended: AtomicU8::new(Ended::NotYet as u8),
+        }
     }
 
     /// Its thread is being started, so that it may be killed from now on.
@@ -79,7 +82,9 @@ impl Task {
     #[pyo3(signature = (body: "Callable[[], object]"))]
     fn run(&self, py: Python<'_>, body: &Bound<'_, PyAny>) -> PyResult<()> {
         if !matches!(self.task.progress(), Progress::Fresh | Progress::Launched) {
-            return Err(PyRuntimeError::new_err("this task has run; make a new one for each run"));
+            return Err(PyRuntimeError::new_err(
+                "this task has run; make a new one for each run",
+            ));
         }
         let body = || body.call0().map(Bound::unbind);
         let settled = run(py, &self.task, body, |result, ended| {
@@ -117,14 +122,24 @@ impl Task {
 
     /// Ask it to stop. True: this call was the first.
     #[pyo3(signature = (reason = None, *, grace = None))]
-    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+    fn cancel(
+        &self,
+        py: Python<'_>,
+        reason: Option<&str>,
+        grace: Option<Seconds<'_, '_>>,
+    ) -> PyResult<bool> {
         let grace = seconds::optional_span(grace, "grace")?;
         Ok(cancel_node(py, self.task.source().node(), reason, grace))
     }
 
     /// Stop it, rung by rung; blocks until it has ended or was given up.
     #[pyo3(signature = (reason = None, *, policy = None))]
-    fn kill(&self, py: Python<'_>, reason: Option<&str>, policy: Option<&StopPolicy>) -> PyResult<KillReport> {
+    fn kill(
+        &self,
+        py: Python<'_>,
+        reason: Option<&str>,
+        policy: Option<&StopPolicy>,
+    ) -> PyResult<KillReport> {
         stop::kill(py, &self.task, reason, policy, &mut || ())
     }
 

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // the slot `cancelled`, see `CancelToken`
 
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
@@ -15,7 +16,7 @@ use crate::python::seconds::Seconds;
 use crate::python::wait::blocking;
 use crate::python::{error, seconds};
 use crate::token::tree::{Flag, Hook};
-use crate::token;
+use crate::{park, token};
 
 /// May look whether something was cancelled, wait for it and register callbacks; may not cancel.
 ///
@@ -53,9 +54,21 @@ impl CancelToken {
         // slot when the token goes (`drop`).
         // SAFETY: attached, and True is a live object.
         unsafe { ffi::Py_INCREF(ffi::Py_True()) };
-        let this = Py::new(py, CancelToken { cancelled, hook: AtomicU64::new(0), token })?;
+        let this = Py::new(
+            py,
+            CancelToken {
+                cancelled,
+                hook: AtomicU64::new(0),
+                token,
+            },
+        )?;
         let place = (&raw const this.get().cancelled).cast();
-        match this.get().token.node().hook(Hook::Raise(Flag { raise, place })) {
+        match this
+            .get()
+            .token
+            .node()
+            .hook(Hook::Raise(Flag { raise, place }))
+        {
             Ok(id) => this.get().hook.store(id + 1, Ordering::Relaxed),
             // SAFETY: `place` is this token's field.
             Err(_) => unsafe { raise(place) },
@@ -77,7 +90,11 @@ impl Drop for CancelToken {
         // SAFETY: `wrap` took a count of each; a Python object is dropped attached.
         unsafe {
             let now_true = self.cancelled.as_ptr() == ffi::Py_True();
-            ffi::Py_DECREF(if now_true { ffi::Py_False() } else { ffi::Py_True() });
+            ffi::Py_DECREF(if now_true {
+                ffi::Py_False()
+            } else {
+                ffi::Py_True()
+            });
         }
     }
 }
@@ -100,12 +117,18 @@ impl CancelToken {
     /// Seconds until the deadline, 0.0 once it has passed; infinity if there is none.
     fn remaining(&self) -> f64 {
         let deadline = self.token.deadline();
-        if deadline.is_never() { f64::INFINITY } else { (deadline - Time::now()).as_secs_f64() }
+        if deadline.is_never() {
+            f64::INFINITY
+        } else {
+            (deadline - Time::now()).as_secs_f64()
+        }
     }
 
     /// Raise Cancelled if the token is cancelled. Never blocks.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
-        self.token.check().map_err(|stop| error::from_stop(py, stop))
+        self.token
+            .check()
+            .map_err(|stop| error::from_stop(py, stop))
     }
 
     /// Block until the token is cancelled (True), or for the given seconds (False).
@@ -120,20 +143,24 @@ impl CancelToken {
     /// Call `fn(cause)` once when the token is cancelled; at once if it is already.
     ///
     /// It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
-    /// waiters have been woken. What it raises goes to sys.unraisablehook.
+    /// waiters have been woken. What it raises goes to sys.unraisablehook. It stays registered
+    /// as long as the token lives, whether or not what is returned here is kept.
     #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
     fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> Registration {
         let call = move |cause: &crate::Cause| {
             // None once the interpreter is shutting down: there is nobody to call.
             Python::try_attach(|py| {
-                let called = Py::new(py, CancelCause::from(cause.clone())).and_then(|cause| r#fn.call1(py, (cause,)));
+                let called = Py::new(py, CancelCause::from(cause.clone()))
+                    .and_then(|cause| r#fn.call1(py, (cause,)));
                 if let Err(raised) = called {
                     raised.write_unraisable(py, Some(r#fn.bind(py)));
                 }
             });
         };
         let registration = py.detach(|| self.token.on_cancel(call));
-        Registration { registration }
+        Registration {
+            registration: Some(registration),
+        }
     }
 
     /// A token that is cancelled with any of the given ones, with that one's cause.
@@ -143,7 +170,8 @@ impl CancelToken {
     #[pyo3(signature = (*tokens: "CancelToken"))]
     fn any_of(py: Python<'_>, tokens: &Bound<'_, PyTuple>) -> PyResult<Py<CancelToken>> {
         let tokens: Vec<Py<CancelToken>> = tokens.extract()?;
-        let inner: Vec<&token::CancelToken> = tokens.iter().map(|token| &token.get().token).collect();
+        let inner: Vec<&token::CancelToken> =
+            tokens.iter().map(|token| &token.get().token).collect();
         CancelToken::wrap(py, token::CancelToken::any_of(&inner))
     }
 
@@ -196,7 +224,12 @@ impl CancelSource {
     /// finalizer. `grace`: seconds that clean-up zones may still take (5 unless given). Callbacks
     /// run on this thread.
     #[pyo3(signature = (reason = None, *, grace = None))]
-    fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+    fn cancel(
+        &self,
+        py: Python<'_>,
+        reason: Option<&str>,
+        grace: Option<Seconds<'_, '_>>,
+    ) -> PyResult<bool> {
         let grace = seconds::optional_span(grace, "grace")?;
         Ok(cancel_node(py, self.source.node(), reason, grace))
     }
@@ -234,14 +267,26 @@ pub(super) fn cancel_node(
     py: Python<'_>,
     node: &token::tree::NodeRef,
     reason: Option<&str>,
-    grace: Option<std::time::Duration>,
+    grace: Option<Duration>,
 ) -> bool {
     if node.is_cancelled() {
         return false;
     }
     let cause = crate::Cause::now(crate::CauseKind::Explicit, reason.map(Into::into), grace);
-    if node.has_followers() { py.detach(|| node.cancel(cause)) } else { node.cancel(cause) }
+    if !node.has_followers() {
+        return node.cancel(cause);
+    }
+    py.detach(|| {
+        let first = node.cancel(cause);
+        // Else the woken thread would wait for the interpreter until this one, if it has more to
+        // do, is made to let go of it: 5 ms.
+        park::make_way(WAKES_UP_IN);
+        first
+    })
 }
+
+/// What the system takes to wake a thread up on a machine that is not too busy.
+const WAKES_UP_IN: Duration = Duration::from_micros(50);
 
 /// One deadline out of two ways to give it.
 pub(super) fn deadline_of(
@@ -251,22 +296,47 @@ pub(super) fn deadline_of(
     match (deadline, timeout) {
         (None, None) => Ok(None),
         (Some(deadline), None) => seconds::instant(deadline, "deadline").map(Some),
-        (None, Some(timeout)) => seconds::span(timeout, "timeout").map(|span| Some(Time::after(span))),
-        (Some(_), Some(_)) => Err(PyValueError::new_err("give a timeout or a deadline, not both")),
+        (None, Some(timeout)) => {
+            seconds::span(timeout, "timeout").map(|span| Some(Time::after(span)))
+        }
+        (Some(_), Some(_)) => Err(PyValueError::new_err(
+            "give a timeout or a deadline, not both",
+        )),
     }
 }
 
 /// A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.
 #[pyclass(frozen, module = "desist")]
 pub(super) struct Registration {
-    registration: token::Registration,
+    /// `None` only in the drop.
+    registration: Option<token::Registration>,
+}
+
+impl Registration {
+    fn close_until(&self, py: Python<'_>, until: Time) {
+        if let Some(registration) = &self.registration {
+            py.detach(|| registration.close_until(until));
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // In Python nobody has to keep what `on_cancel` returns. And a drop must not wait: it holds
+        // the interpreter, which the running callback needs.
+        if let Some(registration) = self.registration.take() {
+            registration.detach();
+        }
+    }
 }
 
 #[pymethods]
 impl Registration {
     /// Never blocks. True: the callback has not started and never will.
     fn unregister(&self) -> bool {
-        self.registration.unregister()
+        self.registration
+            .as_ref()
+            .is_some_and(token::Registration::unregister)
     }
 
     /// Unregister; if the callback is running on another thread, wait for its end, at most for
@@ -276,7 +346,7 @@ impl Registration {
     #[pyo3(signature = (timeout = None))]
     fn close(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<()> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        py.detach(|| self.registration.close_until(until));
+        self.close_until(py, until);
         Ok(())
     }
 
@@ -292,7 +362,6 @@ impl Registration {
         _value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) {
-        py.detach(|| self.registration.close());
+        self.close_until(py, Time::NEVER);
     }
 }
-

@@ -12,7 +12,10 @@ use crate::python::{error, seconds};
 use crate::{scope, sync, wait};
 
 /// Run something that may block, without the interpreter.
-pub(super) fn blocking<R: Send>(py: Python<'_>, wait: impl FnOnce() -> Result<R, Stop> + Send) -> PyResult<R> {
+pub(super) fn blocking<R: Send>(
+    py: Python<'_>,
+    wait: impl FnOnce() -> Result<R, Stop> + Send,
+) -> PyResult<R> {
     py.detach(wait).map_err(|stop| error::from_stop(py, stop))
 }
 
@@ -86,7 +89,9 @@ pub(super) struct Latch {
 impl Latch {
     #[new]
     fn new() -> Self {
-        Self { latch: sync::Latch::new() }
+        Self {
+            latch: sync::Latch::new(),
+        }
     }
 
     /// Set it and wake all who wait.

@@ -22,7 +22,7 @@ use crate::python::token::CancelToken;
 use crate::python::wait::blocking;
 use crate::python::{error, seconds};
 use crate::scope;
-use crate::task::{Boundary, BodyEnd, Task};
+use crate::task::{BodyEnd, Boundary, Task};
 use crate::work::{self, Back, Returned};
 use crate::{Cause, CauseKind};
 
@@ -63,11 +63,20 @@ impl RetryPolicy {
             return Err(PyValueError::new_err("max_attempts must be at least 1"));
         }
         if !(0.0..=1.0).contains(&jitter) {
-            return Err(PyValueError::new_err(format!("jitter must be between 0 and 1, but is {jitter}")));
+            return Err(PyValueError::new_err(format!(
+                "jitter must be between 0 and 1, but is {jitter}"
+            )));
         }
         let backoff = seconds::checked_span(backoff, "backoff")?;
         let max_backoff = seconds::checked_span(max_backoff, "max_backoff")?;
-        Ok(Self { retry: work::RetryPolicy { max_attempts, backoff, max_backoff, jitter } })
+        Ok(Self {
+            retry: work::RetryPolicy {
+                max_attempts,
+                backoff,
+                max_backoff,
+                jitter,
+            },
+        })
     }
 
     #[getter]
@@ -117,7 +126,10 @@ impl LeaseQueue {
     #[pyo3(signature = (*, retry = None) -> "LeaseQueue[_T]")]
     fn new(retry: Option<&RetryPolicy>) -> Self {
         let retry = retry.map_or_else(work::RetryPolicy::default, |policy| policy.retry);
-        Self { queue: Queue::new(retry), generation: fork::generation() }
+        Self {
+            queue: Queue::new(retry),
+            generation: fork::generation(),
+        }
     }
 
     #[classmethod]
@@ -132,13 +144,18 @@ impl LeaseQueue {
     /// Add an item; returns its id. Never blocks.
     #[pyo3(signature = (item: "_T", /))]
     fn put(&self, item: Py<PyAny>) -> PyResult<u64> {
-        Ok(self.check_process()?.put(Arc::new(Payload { item, future: None })))
+        Ok(self
+            .check_process()?
+            .put(Arc::new(Payload { item, future: None })))
     }
 
     /// As put(); `future` is told how the work ended. For WorkerPool.
     #[pyo3(signature = (item: "_T", future: "object"))]
     fn _submit(&self, item: Py<PyAny>, future: Py<PyAny>) -> PyResult<u64> {
-        Ok(self.check_process()?.put(Arc::new(Payload { item, future: Some(future) })))
+        Ok(self.check_process()?.put(Arc::new(Payload {
+            item,
+            future: Some(future),
+        })))
     }
 
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None).
@@ -171,7 +188,14 @@ impl LeaseQueue {
     fn dead(&self, py: Python<'_>) -> Vec<(u64, Py<PyAny>, Vec<Py<PyAny>>)> {
         let dead = self.queue.dead().into_iter();
         dead.map(|(id, payload, failures)| {
-            (id, payload.item.clone_ref(py), failures.iter().map(|failure| failure.clone_ref(py)).collect())
+            (
+                id,
+                payload.item.clone_ref(py),
+                failures
+                    .iter()
+                    .map(|failure| failure.clone_ref(py))
+                    .collect(),
+            )
         })
         .collect()
     }
@@ -182,19 +206,26 @@ impl LeaseQueue {
         if self.check_process()?.revive(item_id) {
             return Ok(());
         }
-        Err(PyValueError::new_err(format!("item {item_id} is not dead; dead() lists those that are")))
+        Err(PyValueError::new_err(format!(
+            "item {item_id} is not dead; dead() lists those that are"
+        )))
     }
 
     /// The work is unwanted: it will not be leased again. True: it is dead now; False: it will
     /// be when its worker gives it back; None: it had ended. For WorkerPool.
     #[pyo3(signature = (item_id: "int", reason = None))]
-    fn _cancel(&self, py: Python<'_>, item_id: u64, reason: Option<&str>) -> PyResult<Option<bool>> {
+    fn _cancel(
+        &self,
+        py: Python<'_>,
+        item_id: u64,
+        reason: Option<&str>,
+    ) -> PyResult<Option<bool>> {
         let queue = self.check_process()?;
         let failure = failure(py, CauseKind::Explicit, reason)?;
         let payload = queue.item(item_id);
         let dead = queue.cancel(item_id, failure.clone());
-        if dead == Some(true) {
-            payload.iter().for_each(|payload| tell_off(py, payload, &failure));
+        if let (Some(true), Some(payload)) = (dead, payload) {
+            tell_off(py, &payload, &failure);
         }
         Ok(dead)
     }
@@ -203,7 +234,10 @@ impl LeaseQueue {
     #[pyo3(signature = (reason = None))]
     fn _give_up(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
         let failure = failure(py, CauseKind::Shutdown, reason)?;
-        self.check_process()?.give_up(&failure).iter().for_each(|payload| tell_off(py, payload, &failure));
+        self.check_process()?
+            .give_up(&failure)
+            .iter()
+            .for_each(|payload| tell_off(py, payload, &failure));
         Ok(())
     }
 
@@ -226,6 +260,7 @@ impl LeaseQueue {
 
 /// One delivery of one item to one worker.
 #[pyclass(frozen, module = "desist")]
+#[allow(clippy::struct_field_names)] // it is the core's lease, and more
 pub(super) struct Lease {
     queue: Queue,
     lease: work::Lease<Arc<Payload>>,
@@ -255,12 +290,22 @@ enum Settled {
 
 impl Lease {
     fn new(queue: &Queue, lease: work::Lease<Arc<Payload>>) -> Self {
-        Self { queue: queue.clone(), lease, settled: Mutex::new(Settled::NotYet) }
+        Self {
+            queue: queue.clone(),
+            lease,
+            settled: Mutex::new(Settled::NotYet),
+        }
     }
 
-    fn give_back(&self, py: Python<'_>, back: Back, failure: &Py<PyAny>) -> Result<Returned, work::Fenced> {
+    fn give_back(
+        &self,
+        py: Python<'_>,
+        back: Back,
+        failure: &Py<PyAny>,
+    ) -> Result<Returned, work::Fenced> {
         let failure = Arc::new(failure.clone_ref(py));
-        self.queue.give_back(self.lease.id, self.lease.epoch, back, Some(failure))
+        self.queue
+            .give_back(self.lease.id, self.lease.epoch, back, Some(failure))
     }
 }
 
@@ -309,17 +354,26 @@ impl Lease {
     /// The work is done. Fenced if the lease is over: acknowledged, given back, or fenced off.
     #[pyo3(signature = (result: "object" = None))]
     fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
-        self.queue.ack(self.lease.id, self.lease.epoch).map_err(|_| error::fenced(py))?;
+        self.queue
+            .ack(self.lease.id, self.lease.epoch)
+            .map_err(|_| error::fenced(py))?;
         *self.settled.lock() = Settled::Acked(result);
         Ok(())
     }
 
     /// Give it back: to be leased again after `delay` seconds. Fenced if the lease is over.
     #[pyo3(signature = (*, delay = None, reason = None))]
-    fn nack(&self, py: Python<'_>, delay: Option<Seconds<'_, '_>>, reason: Option<&str>) -> PyResult<()> {
+    fn nack(
+        &self,
+        py: Python<'_>,
+        delay: Option<Seconds<'_, '_>>,
+        reason: Option<&str>,
+    ) -> PyResult<()> {
         let delay = seconds::optional_span(delay, "delay")?.unwrap_or_default();
         let failure = failure(py, CauseKind::Explicit, reason)?;
-        let returned = self.give_back(py, Back::After(delay), &failure).map_err(|_| error::fenced(py))?;
+        let returned = self
+            .give_back(py, Back::After(delay), &failure)
+            .map_err(|_| error::fenced(py))?;
         *self.settled.lock() = Settled::Nacked(returned, failure.clone_ref(py));
         Ok(())
     }
@@ -332,7 +386,10 @@ impl Lease {
     }
 
     fn __repr__(&self) -> String {
-        format!("<Lease of item {} attempt {}>", self.lease.id, self.lease.attempt)
+        format!(
+            "<Lease of item {} attempt {}>",
+            self.lease.id, self.lease.attempt
+        )
     }
 }
 
@@ -362,7 +419,11 @@ impl Commit {
         if let Some(task) = scope::current_task() {
             task.unmask();
         }
-        if r#type.is_none() { error::check_kill(py) } else { Ok(()) }
+        if r#type.is_none() {
+            error::check_kill(py)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -394,7 +455,13 @@ impl Seat {
     #[pyo3(signature = (queue: "LeaseQueue[_T]", pool))]
     fn new(queue: Py<LeaseQueue>, pool: Py<CancelToken>) -> Self {
         let over = crate::sync::Latch::new();
-        Self { queue, pool, current: Mutex::new(None), abandoned: AtomicBool::new(false), over }
+        Self {
+            queue,
+            pool,
+            current: Mutex::new(None),
+            abandoned: AtomicBool::new(false),
+            over,
+        }
     }
 
     /// Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
@@ -420,9 +487,17 @@ impl Seat {
     /// Kill what is being worked on; its item is leased again, by the same worker or another. An
     /// idle worker has nothing to kill.
     #[pyo3(signature = (reason = None, policy = None))]
-    fn kill(&self, py: Python<'_>, reason: Option<&str>, policy: Option<&StopPolicy>) -> PyResult<KillReport> {
-        let Some((task, id, epoch)) =
-            self.current.lock().as_ref().map(|current| (current.task.clone(), current.id, current.epoch))
+    fn kill(
+        &self,
+        py: Python<'_>,
+        reason: Option<&str>,
+        policy: Option<&StopPolicy>,
+    ) -> PyResult<KillReport> {
+        let Some((task, id, epoch)) = self
+            .current
+            .lock()
+            .as_ref()
+            .map(|current| (current.task.clone(), current.id, current.epoch))
         else {
             return Ok(KillReport::nothing());
         };
@@ -446,7 +521,10 @@ impl Seat {
     fn cancel(&self, py: Python<'_>, item_id: u64, reason: Option<&str>) -> bool {
         let task = {
             let current = self.current.lock();
-            current.as_ref().filter(|current| current.id == item_id).map(|current| current.task.clone())
+            current
+                .as_ref()
+                .filter(|current| current.id == item_id)
+                .map(|current| current.task.clone())
         };
         task.is_some_and(|task| super::token::cancel_node(py, task.source().node(), reason, None))
     }
@@ -479,7 +557,11 @@ impl Seat {
         let task = Task::new(&format!("{name} item {id}"), Some(self.pool.get().inner()));
         let lease = Bound::new(py, Lease::new(queue, lease))?;
         let body = || {
-            *self.current.lock() = Some(Current { task: task.clone(), id, epoch });
+            *self.current.lock() = Some(Current {
+                task: task.clone(),
+                id,
+                epoch,
+            });
             handler.call1((&lease,)).map(Bound::unbind)
         };
         let settled = task::run(py, &task, body, |result, ended| {
@@ -496,7 +578,12 @@ impl Seat {
 
 /// The body is over and holds nothing: say what became of its item.
 fn settle(py: Python<'_>, task: &Task, lease: &Lease, result: PyResult<Py<PyAny>>, ended: Ended) {
-    let future = lease.lease.item.future.as_ref().map(|future| future.bind(py));
+    let future = lease
+        .lease
+        .item
+        .future
+        .as_ref()
+        .map(|future| future.bind(py));
     let by_handler = std::mem::replace(&mut *lease.settled.lock(), Settled::NotYet);
     if !matches!(by_handler, Settled::NotYet) {
         // What a handler raises after it has settled its lease is nobody's result.
@@ -538,14 +625,25 @@ fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Ar
 fn tell_off(py: Python<'_>, payload: &Payload, failure: &Py<PyAny>) {
     // On the caller's thread, which may be killed: not inside the future's own locks.
     let task = scope::current_task();
-    task.iter().for_each(|task| task.mask(Time::after(LONGEST_COMMIT)));
-    tell(py, payload.future.as_ref().map(|future| future.bind(py)), "_fail", (failure.clone_ref(py),));
-    task.iter().for_each(|task| task.unmask());
+    if let Some(task) = &task {
+        task.mask(Time::after(LONGEST_COMMIT));
+    }
+    tell(
+        py,
+        payload.future.as_ref().map(|future| future.bind(py)),
+        "_fail",
+        (failure.clone_ref(py),),
+    );
+    if let Some(task) = &task {
+        task.unmask();
+    }
 }
 
 /// Why a task was stopped, out of its Cancelled or Killed.
 fn cause_of(py: Python<'_>, raised: &Py<PyAny>) -> Py<PyAny> {
-    raised.getattr(py, "cause").unwrap_or_else(|_| raised.clone_ref(py))
+    raised
+        .getattr(py, "cause")
+        .unwrap_or_else(|_| raised.clone_ref(py))
 }
 
 /// Tell a future. Nobody is there to take what it raises.

@@ -35,6 +35,11 @@ struct Core {
 #[derive(Default)]
 struct State {
     holder: Option<Arc<Ledger>>,
+    /// The holder is a block, whose end will come and ask to release it.
+    by_block: bool,
+    /// Holds of blocks that a sweep has taken back, and whose block's end has not come, and may
+    /// never.
+    orphans: usize,
     queue: VecDeque<Request>,
     /// Set: nobody gets it until it is repaired.
     poison: Option<Poison>,
@@ -154,6 +159,19 @@ impl Lock {
         self.core.take_from(&holder, Some(&End::Killed(Arc::new(death)))).ok_or(ReleaseError::NotHeld)
     }
 
+    /// A block that took it ends. True: a sweep has taken back what the block held, so there is
+    /// nothing to release, and whoever holds it now is somebody else.
+    #[cfg(feature = "python")]
+    pub(crate) fn block_was_swept(&self) -> bool {
+        let ledger = scope::current_ledger();
+        let mut state = self.core.state.lock();
+        if state.orphans == 0 || state.holder.as_ref().is_some_and(|now| Arc::ptr_eq(now, &ledger)) {
+            return false;
+        }
+        state.orphans -= 1;
+        true
+    }
+
     /// Held by anyone?
     pub fn is_locked(&self) -> bool {
         self.core.state.lock().holder.is_some()
@@ -194,6 +212,7 @@ impl Core {
             Acquire::Guard => Keeper::Guard,
         };
         ledger.record(self.clone(), keeper);
+        state.by_block = keeper == Keeper::Block;
         state.holder = Some(ledger);
     }
 
@@ -274,6 +293,11 @@ impl Held for Core {
     }
 
     fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, end: &End) -> Option<bool> {
+        let mut state = self.state.lock();
+        if state.by_block && state.holder.as_ref().is_some_and(|now| Arc::ptr_eq(now, holder)) {
+            state.orphans += 1;
+        }
+        drop(state);
         self.take_from(holder, Some(end))
     }
 }

@@ -28,7 +28,7 @@ use std::ptr::{self, NonNull};
 use crate::atomics::{Arc, AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::park::{Outcome, Waiter};
+use crate::park::{self, Outcome, Waiter};
 use crate::token::callback::Callback;
 
 /// Cancelled, by itself or from above.
@@ -339,13 +339,13 @@ impl NodeRef {
     /// Take a hook out. `Some`: it has not happened and never will. `None`: it has.
     pub(crate) fn unhook(&self, id: HookId) -> Option<Hook> {
         let mut lists = self.node().lists.lock();
-        let list = &mut lists.hooks.as_mut()?.list;
+        let hooks = &mut lists.hooks.as_mut()?.list;
         // Most hooks leave in the reverse order of their coming.
-        let at = match list.last() {
-            Some((last, _)) if *last == id => list.len() - 1,
-            _ => list.binary_search_by_key(&id, |(other, _)| *other).ok()?,
+        let at = match hooks.last() {
+            Some((last, _)) if *last == id => hooks.len() - 1,
+            _ => hooks.binary_search_by_key(&id, |(other, _)| *other).ok()?,
         };
-        Some(list.remove(at).1)
+        Some(hooks.remove(at).1)
     }
 
     // ------------------------------------------------------------------ cancelling
@@ -382,15 +382,13 @@ impl NodeRef {
     fn claim(&self, cause: Cause, more: u32) -> (Option<u32>, bool) {
         let node = self.node();
         let offered = Box::into_raw(Box::new(cause));
-        let ours = match node.cause.compare_exchange(ptr::null_mut(), offered, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => true,
-            Err(_) => {
-                // Another cause is in the slot: help to make it the node's.
-                // SAFETY: `offered` came from Box::into_raw and was not published.
-                drop(unsafe { Box::from_raw(offered) });
-                false
-            }
-        };
+        let slot = node.cause.compare_exchange(ptr::null_mut(), offered, Ordering::AcqRel, Ordering::Acquire);
+        let ours = slot.is_ok();
+        if !ours {
+            // Another cause is in the slot: help to make it the node's.
+            // SAFETY: `offered` came from Box::into_raw and was not published.
+            drop(unsafe { Box::from_raw(offered) });
+        }
         let mut seen = node.state();
         while seen & CANCELLED == 0 {
             let flagged = seen | CANCELLED | OWN | more;
@@ -453,9 +451,12 @@ impl NodeRef {
         (children, lists.hooks.as_ref().map_or(0, |hooks| hooks.list.len()))
     }
 
-    /// Would cancelling have more to do than to set the flag?
+    /// Would cancelling have more to do than to raise flags?
     pub(crate) fn has_followers(&self) -> bool {
-        self.node().state() & (HAS_CHILDREN | HAS_HOOKS) != 0
+        let state = self.node().state();
+        let has_more = |hooks: &Hooks| hooks.list.iter().any(|(_, hook)| !matches!(hook, Hook::Raise(_)));
+        state & HAS_CHILDREN != 0
+            || state & HAS_HOOKS != 0 && self.node().lists.lock().hooks.as_deref().is_some_and(has_more)
     }
 }
 
@@ -702,6 +703,7 @@ fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
             // Another settler may have come first. If it said the same, both wake: no harm.
             if waiter.outcome() == Some(outcome) {
                 waiter.wake();
+                park::woke(waiter);
             }
         }
     }

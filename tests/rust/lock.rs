@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use desist::stop::{KillReport, Rung, StopPolicy, kill};
 use desist::sync::{Acquire, Lock, LockError, OnKill, ReleaseError};
-use desist::task::{BodyEnd, Boundary, Task};
+use desist::task::{BodyEnd, Boundary, Force, Task};
 use desist::{Stop, Time, move_on_after, shield, sleep};
 
 use crate::support::{PAST, Parker, far};
@@ -31,6 +31,21 @@ fn waiting_for(lock: &Lock, acquire: Acquire) -> (Arc<Task>, Parker<Result<bool,
     (task, waiter)
 }
 
+/// A host whose force never comes to strike, so that the body is killed in its wait.
+struct Feeble;
+
+impl Force for Feeble {
+    fn at_a_safe_moment(&self, _then: &mut dyn FnMut()) {}
+
+    fn post(&self) {}
+
+    fn take_back(&self) {}
+
+    fn stack(&self) -> Option<Arc<str>> {
+        None
+    }
+}
+
 /// A task that holds these locks in a wait that nothing cancels. `after` runs on its thread when
 /// its boundary has closed, before anyone is told.
 fn parked_holder(
@@ -42,7 +57,7 @@ fn parked_holder(
     let theirs = task.clone();
     let locks: Vec<Lock> = locks.iter().map(|lock| (*lock).clone()).collect();
     let holder = Parker::spawn_parked(move || {
-        let boundary = Boundary::enter(&theirs, None);
+        let boundary = Boundary::enter(&theirs, Some(Arc::new(Feeble)));
         for lock in &locks {
             assert!(lock.acquire(acquire, Time::NEVER).unwrap());
         }
@@ -58,7 +73,7 @@ fn parked_holder(
 fn kill_holder((task, holder): (Arc<Task>, Parker<()>)) -> KillReport {
     let policy = StopPolicy {
         cooperative: Duration::ZERO,
-        at_wait: Some(Duration::from_millis(1)),
+        at_wait: None,
         async_exc: Some(HOUR),
         defer: Duration::ZERO,
         abandon: false,

@@ -703,17 +703,10 @@ fn a_wait_under_a_held_lock_is_killed_without_force_when_the_lock_has_held_it_of
             held.acquire(Acquire::Block, Time::NEVER).unwrap();
             shield(HOUR, || sleep(HOUR))
         });
-        let few = Duration::from_millis(2);
-        // The rung without force has to leave the body some time after the lock has let go.
-        let at_wait = if async_exc.is_some() {
-            few
-        } else {
-            Duration::from_secs(2)
-        };
         let policy = StopPolicy {
-            at_wait: Some(at_wait),
+            at_wait: Some(Duration::from_secs(2)),
             async_exc,
-            defer: few,
+            defer: Duration::from_millis(2),
             abandon: true,
             ..NO_RUNG
         };

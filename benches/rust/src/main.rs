@@ -13,14 +13,14 @@ mod timer;
 mod token;
 mod wake;
 
-use table::Row;
+use table::{Bench, Row};
 
 fn main() {
     let filters: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |subject: &str| {
         filters.is_empty() || filters.iter().any(|part| subject.contains(part.as_str()))
     };
-    let benches: Vec<(&str, fn() -> Vec<Row>)> = [
+    let benches: Vec<Bench> = [
         token::BENCHES,
         stall::BENCHES,
         memory::BENCHES,

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use desist::CancelSource;
 use tokio_util::sync::CancellationToken;
 
-use crate::table::{Row, Target, Unit};
+use crate::table::{Bench, Row, Target, Unit};
 
-pub(crate) const BENCHES: &[(&str, fn() -> Vec<Row>)] = &[("memory", memory)];
+pub(crate) const BENCHES: &[Bench] = &[("memory", memory)];
 
 const COUNT: usize = 10_000;
 /// What glibc keeps in front of each block.

@@ -1,7 +1,7 @@
 //! Does a look at a token stall while another thread cancels 100,000 tokens below it?
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -9,9 +9,9 @@ use desist::CancelSource;
 use tokio_util::sync::CancellationToken;
 
 use crate::measure::{nanos, quantile};
-use crate::table::{Row, Target, Unit};
+use crate::table::{Bench, Row, Target, Unit};
 
-pub(crate) const BENCHES: &[(&str, fn() -> Vec<Row>)] = &[("stall", stall)];
+pub(crate) const BENCHES: &[Bench] = &[("stall", stall)];
 
 const CHILDREN: usize = 100_000;
 const ROUNDS: usize = 41;
@@ -68,17 +68,16 @@ fn stall() -> Vec<Row> {
 
 /// How long each `look` took, the clock's own time included, while another thread did `work`.
 fn while_other_works(look: impl Fn() -> bool, work: impl FnOnce() + Send) -> Vec<f64> {
-    let (begun, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    // Neither begins before the other runs.
+    let (start, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let mut looks = Vec::with_capacity(1 << 20);
     thread::scope(|scope| {
         scope.spawn(|| {
-            begun.store(true, Ordering::Release);
+            meet(&start);
             work();
             over.store(true, Ordering::Release);
         });
-        while !begun.load(Ordering::Acquire) {
-            std::hint::spin_loop();
-        }
+        meet(&start);
         loop {
             let start = Instant::now();
             black_box(look());
@@ -89,4 +88,12 @@ fn while_other_works(look: impl Fn() -> bool, work: impl FnOnce() + Send) -> Vec
         }
     });
     looks
+}
+
+/// Go on when both threads are here, without sleeping: a thread that is woken comes late.
+fn meet(here: &AtomicU32) {
+    here.fetch_add(1, Ordering::AcqRel);
+    while here.load(Ordering::Acquire) < 2 {
+        std::hint::spin_loop();
+    }
 }

@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+/// What a filter is compared with, and what measures.
+pub(crate) type Bench = (&'static str, fn() -> Vec<Row>);
+
 /// One measured subject. The figures are in nanoseconds, or in what `unit` says.
 pub(crate) struct Row {
     pub(crate) subject: &'static str,

@@ -8,9 +8,9 @@ use std::time::Duration;
 use desist::{CancelSource, Time};
 
 use crate::measure::{medians, once};
-use crate::table::{Row, Target, Unit};
+use crate::table::{Bench, Row, Target, Unit};
 
-pub(crate) const BENCHES: &[(&str, fn() -> Vec<Row>)] = &[("timers", timers)];
+pub(crate) const BENCHES: &[Bench] = &[("timers", timers)];
 
 const COUNT: usize = 100_000;
 

@@ -12,9 +12,9 @@ use desist::CancelSource;
 use tokio_util::sync::CancellationToken;
 
 use crate::measure::{each, medians, once};
-use crate::table::{Row, Target, Unit};
+use crate::table::{Bench, Row, Target, Unit};
 
-pub(crate) const BENCHES: &[(&str, fn() -> Vec<Row>)] = &[
+pub(crate) const BENCHES: &[Bench] = &[
     ("check", check),
     ("new + drop", new_and_drop),
     ("child + drop", child_and_drop),

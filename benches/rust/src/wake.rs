@@ -12,9 +12,9 @@ use desist::{CancelSource, CancelToken, Stop, Time};
 use tokio_util::sync::CancellationToken;
 
 use crate::measure::{nanos, quantile};
-use crate::table::{Row, Target, Unit};
+use crate::table::{Bench, Row, Target, Unit};
 
-pub(crate) const BENCHES: &[(&str, fn() -> Vec<Row>)] = &[("wake", wake), ("deadline", deadline)];
+pub(crate) const BENCHES: &[Bench] = &[("wake", wake), ("deadline", deadline)];
 
 const HAND_OVERS: usize = 4_000;
 const DEADLINES: usize = 1_000;
@@ -220,6 +220,7 @@ fn deadline() -> Vec<Row> {
     let mut late = [const { Vec::new() }; 2];
     for _ in 0..DEADLINES {
         let start = Instant::now();
+        #[expect(clippy::disallowed_methods, reason = "it is the floor")]
         thread::sleep(DELAY);
         late[0].push(nanos(start) - DELAY.as_nanos() as f64);
 

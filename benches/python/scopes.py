@@ -1,0 +1,31 @@
+"""Entering and leaving a block with a timeout."""
+
+from collections.abc import Iterator
+
+from measure import each, in_asyncio, in_block, in_trio, plain
+from table import Row
+from tokens import GET_IDENT
+
+
+def rows() -> Iterator[Row]:
+    """All of them."""
+    work = "with cancel_scope(timeout=5): pass"
+    prepare = "from desist import cancel_scope"
+    ident, ours, nested, after, gevent, asyncio, anyio, trios, stopit = each(
+        [
+            GET_IDENT,
+            plain(work, prepare),
+            in_block(plain(work, prepare)),
+            plain("with move_on_after(5): pass", "from desist import move_on_after"),
+            plain("with Timeout(5): pass", "from gevent import Timeout"),
+            in_asyncio("async with asyncio.timeout(5): pass", "import asyncio"),
+            in_asyncio("with anyio.move_on_after(5): pass", "import anyio"),
+            in_trio("with trio.move_on_after(5): pass"),
+            plain("with ThreadingTimeout(5): pass", "from stopit import ThreadingTimeout"),
+        ]
+    )
+    floor = ("get_ident()", ident)
+    peers = {"gevent": gevent, "asyncio": asyncio, "anyio": anyio, "trio": trios, "stopit": stopit}
+    yield Row("with cancel_scope(timeout=5)", "ns", ours, floor, 15, peers)
+    yield Row("with cancel_scope(timeout=5), in another one", "ns", nested, floor)
+    yield Row("with move_on_after(5)", "ns", after, floor)

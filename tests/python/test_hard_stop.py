@@ -1,0 +1,99 @@
+"""The facts about CPython that src/python/hard_stop.rs relies on."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+import desist
+from desist import Killed, Outcome, TaskState
+from desist._core import Task
+from support import INSIST, Victim, spin
+from sweep import Injector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def post_to_itself() -> None:
+    """A call into C, at whose end a kill of the calling task is in the slot."""
+    Injector(1)("code", 0)
+
+
+def test_a_posted_kill_is_taken_back() -> None:
+    # Posted by a call into C, with which the body ends: nobody has looked at the slot since.
+    behind: list[int] = []
+    for _ in range(100):
+        task = Task("short")
+        task.run(Injector(1).__call__)
+        for step in range(10):
+            behind.append(step)
+        assert task.state is TaskState.DONE
+    assert len(behind) == 1000
+
+
+def test_a_posted_kill_is_taken_back_by_a_mask_and_raised_behind_it() -> None:
+    steps: list[str] = []
+    zone = desist.cleanup()
+
+    def body() -> None:
+        # No bytecode of ours in between: posted, then masked, in C.
+        list(map(lambda f: f(), ()))  # warm, so that nothing else happens below
+        for _ in map(call, [Injector(1).__call__, zone.__enter__]):
+            pass
+        steps.append("inside")
+        zone.__exit__(None, None, None)
+        steps.append("behind")
+
+    from operator import methodcaller
+
+    call = methodcaller("__call__")
+    task = Task("short")
+    task.run(body)
+    assert task.state is TaskState.KILLED
+    assert steps in (["inside"], [])  # `for` looks between two items on some versions
+
+
+def test_the_constructor_runs_in_the_struck_thread() -> None:
+    # Only in the thread of a task that is being killed can a Killed be made at all.
+    with pytest.raises(TypeError, match="by hand"):
+        Killed()
+    with Victim(spin) as victim:
+        assert victim.kill("enough", policy=INSIST).outcome is Outcome.ASYNC_EXC
+    assert isinstance(victim.raised, Killed)
+    assert victim.raised.cause.reason == "enough"
+
+
+def test_the_slot_takes_a_class_and_has_one_place() -> None:
+    caught: list[type[BaseException]] = []
+
+    class First(Exception):  # noqa: N818 (not an error)
+        pass
+
+    class Second(Exception):  # noqa: N818 (not an error)
+        pass
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        go_on.wait()
+        try:
+            for _ in range(1000):
+                pass
+        except (First, Second) as raised:
+            caught.append(type(raised))
+        for _ in range(1000):
+            pass
+
+    go_on = threading.Event()
+    with Victim(body) as victim:
+        post = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        ident = ctypes.c_ulong(victim.ident or 0)
+        assert post(ident, ctypes.py_object(First)) == 1
+        assert post(ident, ctypes.py_object(Second)) == 1
+        go_on.set()
+    if victim.raised is not None:  # delivered before the `try`
+        caught.append(type(victim.raised))
+    assert caught == [Second]

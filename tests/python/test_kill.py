@@ -1,0 +1,401 @@
+"""The ladder: I22 to I27."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import Cancelled, Killed, Outcome, StopPolicy, TaskState
+from support import ASK, AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, spin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Ready = "Callable[[], None]"
+
+# --- rung by rung ---------------------------------------------------------------------------------
+
+
+def test_who_stops_when_asked_is_not_forced() -> None:
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        desist.sleep_forever()
+
+    with Victim(body) as victim:
+        report = victim.kill("enough", policy=ASK)
+    assert report.outcome is Outcome.COOPERATIVE
+    assert isinstance(victim.raised, Cancelled)
+    assert victim.raised.cause.reason == "enough"
+    assert victim.state is TaskState.CANCELLED
+    assert report.elapsed < NEVER
+
+
+def test_a_shield_does_not_hold_at_a_wait() -> None:
+    def body(ready: Callable[[], None]) -> None:
+        with desist.shield(NEVER):
+            ready()
+            desist.sleep_forever()
+
+    with Victim(body) as victim:
+        report = victim.kill("enough", policy=AT_WAIT)
+    assert report.outcome is Outcome.AT_WAIT
+    assert isinstance(victim.raised, Killed)
+    assert victim.raised.cause.reason == "enough"
+    assert str(victim.raised) == "killed (cancelled by MainThread: enough)"
+    assert victim.state is TaskState.KILLED
+    assert report.stack is not None
+    assert "sleep_forever" in report.stack
+
+
+def test_code_that_does_not_wait_is_struck_anywhere() -> None:
+    with Victim(spin) as victim:
+        report = victim.kill("enough", policy=FORCE)
+    assert report.outcome is Outcome.ASYNC_EXC
+    assert isinstance(victim.raised, Killed)
+    assert victim.raised.cause.reason == "enough"
+    assert victim.state is TaskState.KILLED
+    assert report.stack is not None
+    assert "in spin" in report.stack
+
+
+def test_what_nothing_ends_is_given_up() -> None:
+    end = threading.Event()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        end.wait()  # in C: deaf to everything
+
+    victim = Victim(body)
+    with victim:
+        policy = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, defer=0)
+        report = victim.kill(policy=policy)
+        assert report.outcome is Outcome.ABANDONED
+        assert victim.state is TaskState.ABANDONED
+        assert victim.is_alive()
+        assert report.stack is not None
+        assert "end.wait()" in report.stack
+        victim.join()  # does not hang
+        end.set()
+    threading.Thread.join(victim)
+    assert victim.state is TaskState.ABANDONED
+
+
+def test_what_is_not_to_be_given_up_goes_on() -> None:
+    end = threading.Event()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        end.wait()
+
+    with Victim(body) as victim:
+        policy = StopPolicy(cooperative=0, at_wait=None, async_exc=None, abandon=False)
+        report = victim.kill(policy=policy)
+        assert report.outcome is None
+        assert report.stack is not None
+        assert victim.state is TaskState.CANCELLING
+        end.set()
+    assert victim.state is TaskState.DONE
+
+
+def test_what_has_ended_cannot_be_killed() -> None:
+    with Victim(lambda ready: ready()) as victim:
+        pass
+    assert victim.kill(policy=INSIST).outcome is Outcome.ALREADY_DONE
+    assert victim.state is TaskState.DONE
+
+
+def test_a_thread_may_be_killed_as_soon_as_it_is_started() -> None:
+    for _ in range(50):
+        victim = desist.Thread(target=lambda: spin(lambda: None), daemon=True)
+        victim.start()
+        report = victim.kill(policy=INSIST)
+        assert report.outcome in (Outcome.ASYNC_EXC, Outcome.AT_WAIT)
+        victim.join()
+
+
+def test_several_killers_hear_of_the_same_end() -> None:
+    reports: list[desist.KillReport] = []
+    with Victim(spin) as victim:
+        killers = [
+            threading.Thread(target=lambda: reports.append(victim.kill(policy=FORCE)))
+            for _ in range(4)
+        ]
+        for killer in killers:
+            killer.start()
+        for killer in killers:
+            killer.join()
+    assert {report.outcome for report in reports} <= {Outcome.ASYNC_EXC, Outcome.ALREADY_DONE}
+    assert victim.state is TaskState.KILLED
+
+
+def test_done_is_never_said_early() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    steps: list[str] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        try:
+            spin(ready)
+        finally:
+            with desist.cleanup():
+                inside.set()
+                go_on.wait()
+                steps.append("cleaned up")
+
+    with Victim(body) as victim:
+        killer = threading.Thread(target=victim.kill, kwargs={"policy": FORCE})
+        killer.start()
+        inside.wait()
+        assert victim.state is TaskState.CANCELLING
+        assert killer.is_alive()
+        assert not steps
+        go_on.set()
+        killer.join()
+        assert steps == ["cleaned up"]
+        assert victim.state is TaskState.KILLED
+
+
+def test_code_behind_the_body_is_never_struck() -> None:
+    # The thread itself goes on after each body; what it does is not the victim's.
+    for _ in range(100):
+        started, over = threading.Event(), threading.Event()
+        task = desist._core.Task("short")
+        seen: list[BaseException] = []
+
+        def run(task: Any = task, seen: Any = seen, started: Any = started, over: Any = over) -> None:
+            try:
+                task.run(started.set)
+                for _ in range(50):
+                    pass
+            except BaseException as raised:  # noqa: BLE001 (shown below)
+                seen.append(raised)
+            over.set()
+
+        thread = threading.Thread(target=run)
+        task.launch()
+        thread.start()
+        task.kill(policy=INSIST)
+        thread.join()
+        assert not seen
+        assert over.is_set()
+
+
+# --- what holds a kill off ------------------------------------------------------------------------
+
+
+def killed_while(victim: Victim[Any], inside: threading.Event, go_on: threading.Event) -> None:
+    """Let a killer get to its strongest rung while the victim is inside of something."""
+    killer = threading.Thread(target=victim.kill, kwargs={"policy": INSIST})
+    killer.start()
+    inside.wait()
+    victim.token.wait()
+    for _ in range(3):  # it strikes, or would, again and again
+        assert not desist._core.Latch().wait(0.002)
+    assert killer.is_alive()
+    go_on.set()
+    killer.join()
+
+
+@pytest.mark.parametrize("zone", ["cleanup", "commit"])
+def test_a_mask_holds_a_kill_off_and_then_it_is_raised(zone: str) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    steps: list[str] = []
+    queue: desist.LeaseQueue[int] = desist.LeaseQueue()
+    queue.put(1)
+    lease = queue.lease()
+    assert lease is not None
+
+    def body(ready: Callable[[], None]) -> None:
+        with desist.cleanup() if zone == "cleanup" else lease.commit():
+            ready()
+            inside.set()
+            while not go_on.is_set():
+                pass
+            steps.append("inside")
+        steps.append("behind")
+
+    with Victim(body) as victim:
+        killed_while(victim, inside, go_on)
+    assert steps == ["inside"]
+    assert isinstance(victim.raised, Killed)
+
+
+def test_a_clean_up_zone_holds_a_kill_off_no_longer_than_its_grace() -> None:
+    def body(ready: Callable[[], None]) -> None:
+        with desist.cleanup():
+            spin(ready)
+
+    with Victim(body) as victim:
+        victim.cancel(grace=0.01)
+        report = victim.kill(policy=INSIST)
+    assert report.outcome is Outcome.ASYNC_EXC
+    assert isinstance(victim.raised, Killed)
+
+
+def test_a_clean_up_zone_ends_with_its_own_bound() -> None:
+    def body(ready: Callable[[], None]) -> None:
+        with desist.cleanup(0.01):
+            spin(ready)
+
+    with Victim(body) as victim:
+        victim.kill(policy=INSIST)
+    assert isinstance(victim.raised, Killed)
+
+
+def test_clean_up_after_a_kill_may_wait_and_is_not_struck() -> None:
+    steps: list[str] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        try:
+            spin(ready)
+        finally:
+            with desist.cleanup():
+                desist.sleep(0.01)
+                steps.append("cleaned up")
+
+    with Victim(body) as victim:
+        victim.kill(policy=INSIST)
+    assert steps == ["cleaned up"]
+    assert isinstance(victim.raised, Killed)
+
+
+def test_clean_up_after_a_kill_at_a_wait_is_not_struck_at_once() -> None:
+    steps: list[int] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        try:
+            with desist.shield(NEVER):
+                ready()
+                desist.sleep_forever()
+        finally:
+            for step in range(100):
+                steps.append(step)
+
+    for _ in range(20):
+        steps.clear()
+        with Victim(body) as victim:
+            victim.kill(policy=INSIST)
+        assert len(steps) == 100
+
+
+def test_masks_are_not_inherited_by_threads_started_inside() -> None:
+    inner = Victim(spin)
+
+    def body(ready: Callable[[], None]) -> None:
+        with desist.cleanup(), inner:
+            ready()
+
+    with Victim(body):
+        inner._ready.wait()
+        assert inner.kill(policy=INSIST).outcome is Outcome.ASYNC_EXC
+
+
+# --- who swallows ---------------------------------------------------------------------------------
+
+
+def test_a_kill_that_is_swallowed_is_sent_again() -> None:
+    swallowed: list[BaseException] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        while len(swallowed) < 3:
+            try:
+                while True:
+                    pass
+            except BaseException as raised:  # noqa: BLE001 (what a victim does)
+                swallowed.append(raised)
+        while True:
+            pass
+
+    with Victim(body) as victim:
+        report = victim.kill(policy=INSIST)
+    assert [type(one) for one in swallowed] == [Killed] * 3
+    assert report.outcome is Outcome.ASYNC_EXC
+    assert isinstance(victim.raised, Killed)
+
+
+def test_a_kill_swallowed_at_a_wait_is_raised_at_the_next() -> None:
+    swallowed: list[BaseException] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        with desist.shield(NEVER):
+            ready()
+            for _ in range(5):
+                try:
+                    desist.sleep(NEVER)
+                except Killed as raised:
+                    swallowed.append(raised)
+            desist.checkpoint()
+
+    with Victim(body) as victim:
+        victim.kill(policy=AT_WAIT)
+    assert len(swallowed) == 5
+    assert isinstance(victim.raised, Killed)
+
+
+def test_code_that_swallows_for_ever_is_given_up_in_time() -> None:
+    end = threading.Event()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        while not end.is_set():
+            try:
+                end.wait(0.001)
+            except BaseException:  # noqa: BLE001, S110 (what a victim does)
+                pass
+
+    victim = Victim(body)
+    with victim:
+        report = victim.kill(policy=StopPolicy(cooperative=0, at_wait=0, async_exc=0.12, defer=0))
+        end.set()
+    threading.Thread.join(victim)
+    assert report.outcome is Outcome.ABANDONED
+    assert 0.1 < report.elapsed < NEVER
+
+
+def test_a_body_that_returns_after_it_has_swallowed_its_kill_is_done() -> None:
+    def body(ready: Callable[[], None]) -> int:
+        try:
+            spin(ready)
+        except Killed:
+            pass
+        return 1
+
+    with Victim(body) as victim:
+        report = victim.kill(policy=INSIST)
+    assert victim.results == [1]
+    assert victim.state is TaskState.DONE
+    assert report.outcome is Outcome.COOPERATIVE
+
+
+# --- reports and policies -------------------------------------------------------------------------
+
+
+def test_a_report_names_what_was_given_back() -> None:
+    first, second = desist.Lock(name="first"), desist.Lock(name="second", on_kill="release")
+
+    def body(ready: Callable[[], None]) -> None:
+        with first, second:
+            spin(ready)
+
+    with Victim(body) as victim:
+        report = victim.kill(policy=INSIST)
+    assert (report.poisoned, report.released) == (["first"], ["second"])
+    assert (report.requeued, report.fenced) == ([], [])
+    assert repr(report).startswith("<KillReport Outcome.ASYNC_EXC after ")
+
+
+def test_a_killer_that_is_cancelled_itself_goes_on_with_its_kill() -> None:
+    with Victim(spin) as victim, desist.move_on_after(0):
+        report = victim.kill(policy=INSIST)
+        assert report.outcome is Outcome.ASYNC_EXC
+
+
+def test_policies_are_values() -> None:
+    policy = StopPolicy(cooperative=1, at_wait=None, async_exc=2.5, defer=0, abandon=False)
+    assert policy == StopPolicy(cooperative=1, at_wait=None, async_exc=2.5, defer=0, abandon=False)
+    assert policy != StopPolicy()
+    assert eval(repr(policy), {"StopPolicy": StopPolicy}) == policy
+    assert GIVE_UP.abandon

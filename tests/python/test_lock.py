@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+
+import desist
+from desist import Cancelled, Killed, Lock, LockPoisoned, Outcome, OwnerLost, TaskState
+from desist._core import Task
+from support import AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, held, in_thread, spin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# --- as threading.Lock ----------------------------------------------------------------------------
+
+
+def test_it_is_held_by_one_at_a_time() -> None:
+    lock = Lock()
+    assert lock.acquire()
+    assert lock.locked()
+    assert not in_thread(lambda: lock.acquire(blocking=False))
+    assert not lock.acquire(timeout=0)
+    assert not lock.acquire(timeout=0.01)
+    lock.release()
+    assert not lock.locked()
+    with lock:
+        assert lock.locked()
+    assert not lock.locked()
+
+
+def test_a_timeout_of_minus_one_is_none() -> None:
+    lock = Lock()
+    assert lock.acquire(True, -1)
+
+
+def test_another_thread_may_release_it() -> None:
+    lock = Lock()
+    lock.acquire()
+    in_thread(lock.release)
+    assert not lock.locked()
+
+
+def test_many_threads_count_together() -> None:
+    lock, count = Lock(), [0]
+
+    def work() -> None:
+        for _ in range(500):
+            with lock:
+                count[0] = count[0] + 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count == [2000]
+
+
+def test_its_representation_tells_its_state() -> None:
+    lock = Lock(name="accounts")
+    assert repr(lock) == '<unlocked desist.Lock "accounts">'
+    with lock:
+        assert repr(lock) == '<locked desist.Lock "accounts">'
+
+
+# --- cancelled waits ------------------------------------------------------------------------------
+
+
+def test_a_wait_that_is_cancelled_has_not_taken_it() -> None:
+    lock = Lock()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        lock.acquire()
+
+    with held(lock), Victim(body) as victim:
+        victim.cancel()
+    assert isinstance(victim.raised, Cancelled)
+    assert not lock.locked()
+
+
+def test_a_blocking_call_looks_first_even_if_the_lock_is_free() -> None:
+    lock = Lock()
+    with desist.move_on_after(0):
+        with pytest.raises(Cancelled):
+            lock.acquire()
+        assert not lock.locked()
+        assert lock.acquire(blocking=False)
+        lock.release()
+
+
+def test_a_wait_ends_with_the_deadline_of_its_block() -> None:
+    lock = Lock()
+    with held(lock), pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
+        lock.acquire()
+
+
+# --- given back, however it ends ------------------------------------------------------------------
+
+
+def test_a_thread_that_ends_gives_back_what_it_holds() -> None:
+    lock = Lock()
+    with Victim(lambda ready: (lock.acquire(), ready())):
+        pass
+    assert not lock.locked()
+    assert not lock.poisoned
+
+
+def test_errors_and_cancels_do_not_poison() -> None:
+    lock = Lock()
+    with pytest.raises(ZeroDivisionError), lock:
+        raise ZeroDivisionError
+
+    def body(ready: Callable[[], None]) -> None:
+        with lock:
+            ready()
+            desist.sleep_forever()
+
+    with Victim(body) as victim:
+        victim.cancel()
+    assert not lock.locked()
+    assert not lock.poisoned
+
+
+def test_a_block_that_is_thrown_away_late_does_not_release_what_others_hold() -> None:
+    lock = Lock()
+
+    def suspended() -> Iterator[None]:
+        with lock:
+            yield
+
+    generator = suspended()
+    task = Task("one")
+    task.run(lambda: next(generator))
+    assert not lock.locked()  # given back with the task's end
+    with held(lock):
+        generator.close()
+        assert lock.locked()
+    with lock:
+        assert lock.locked()
+    assert not lock.locked()
+
+
+def test_a_block_that_ends_without_its_lock_is_told_so() -> None:
+    lock = Lock()
+
+    def suspended() -> Iterator[None]:
+        with lock:
+            yield
+
+    generator = suspended()
+    Task("one").run(lambda: next(generator))
+    with held(lock), pytest.raises(RuntimeError, match="acquire it first"):
+        next(generator)
+
+
+# --- poison ---------------------------------------------------------------------------------------
+
+
+def victim_inside(lock: Lock) -> Victim[None]:
+    def body(ready: Callable[[], None]) -> None:
+        with lock:
+            spin(ready)
+
+    return Victim(body)
+
+
+def test_a_lock_whose_holder_was_killed_inside_is_poisoned_until_it_is_repaired() -> None:
+    lock = Lock(name="accounts")
+    with victim_inside(lock) as victim:
+        report = victim.kill("enough", policy=INSIST)
+    assert report.outcome is Outcome.ASYNC_EXC
+    assert report.poisoned == ["accounts"]
+    assert (lock.poisoned, lock.locked()) == (True, False)
+    with pytest.raises(LockPoisoned, match="set it right inside repair") as raised:
+        lock.acquire()
+    assert raised.value.owner == "victim"
+    assert raised.value.cause.reason == "enough"
+    assert raised.value.stack is not None
+    assert "in spin" in raised.value.stack
+    with pytest.raises(LockPoisoned), lock:
+        pass
+    with pytest.raises(LockPoisoned):
+        lock.acquire(blocking=False)
+    assert not lock.locked()
+    with lock.repair():
+        assert lock.locked()
+    with lock:
+        pass
+
+
+def test_a_repair_that_fails_leaves_it_poisoned() -> None:
+    lock = Lock()
+    with victim_inside(lock) as victim:
+        victim.kill(policy=INSIST)
+    with pytest.raises(ZeroDivisionError), lock.repair():
+        raise ZeroDivisionError
+    assert lock.poisoned
+    assert not lock.locked()
+
+
+def test_who_waits_for_a_lock_hears_that_it_is_poisoned() -> None:
+    lock = Lock()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        lock.acquire()
+
+    with victim_inside(lock) as victim, Victim(body) as waiter:
+        victim.kill(policy=INSIST)
+        waiter.join()
+    assert isinstance(waiter.raised, LockPoisoned)
+
+
+def test_on_kill_release_frees_it() -> None:
+    lock = Lock(name="cache", on_kill="release")
+    with victim_inside(lock) as victim:
+        report = victim.kill(policy=INSIST)
+    assert (report.released, report.poisoned) == (["cache"], [])
+    with lock:
+        pass
+
+
+def test_a_lock_that_a_finally_releases_is_poisoned_too() -> None:
+    lock = Lock()
+
+    def body(ready: Callable[[], None]) -> None:
+        lock.acquire()
+        try:
+            spin(ready)
+        finally:
+            lock.release()
+
+    with Victim(body) as victim:
+        victim.kill(policy=INSIST)
+    assert isinstance(victim.raised, Killed)
+    assert lock.poisoned
+
+
+def test_a_held_lock_holds_a_kill_off_until_it_is_released() -> None:
+    lock, go_on = Lock(), threading.Event()
+    steps: list[str] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        with lock:
+            ready()
+            go_on.wait()  # not one of ours, so it notices nothing
+            steps.append("inside")
+        steps.append("behind")
+
+    with Victim(body) as victim:
+        killer = threading.Thread(target=victim.kill, kwargs={"policy": FORCE})
+        killer.start()
+        victim.token.wait()
+        go_on.set()
+        killer.join()
+    assert steps == ["inside"]
+    assert isinstance(victim.raised, Killed)
+    assert not lock.poisoned
+
+
+def test_a_wait_inside_a_held_lock_is_struck_when_the_time_is_up() -> None:
+    lock = Lock()
+
+    def body(ready: Callable[[], None]) -> None:
+        with lock, desist.shield(NEVER):
+            ready()
+            desist.sleep_forever()
+
+    at_wait = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0.01)
+    with Victim(body) as victim:
+        report = victim.kill(policy=at_wait)
+    assert report.outcome is Outcome.AT_WAIT
+    assert lock.poisoned
+
+
+def test_a_waiter_that_is_killed_has_not_taken_it() -> None:
+    lock = Lock()
+
+    def body(ready: Callable[[], None]) -> None:
+        with desist.shield(NEVER):
+            ready()
+            lock.acquire()
+
+    with held(lock), Victim(body) as victim:
+        report = victim.kill(policy=AT_WAIT)
+    assert report.outcome is Outcome.AT_WAIT
+    assert isinstance(victim.raised, Killed)
+    assert not lock.locked()
+    assert not lock.poisoned
+
+
+# --- an owner that was given up -------------------------------------------------------------------
+
+
+def test_a_lock_whose_holder_was_given_up_is_lost_at_once() -> None:
+    lock, end = Lock(name="accounts"), threading.Event()
+
+    def body(ready: Callable[[], None]) -> None:
+        with lock:
+            ready()
+            end.wait()
+
+    victim = Victim(body)
+    with victim:
+        report = victim.kill(policy=GIVE_UP)
+        assert report.outcome is Outcome.ABANDONED
+        assert report.poisoned == ["accounts"]
+        assert victim.state is TaskState.ABANDONED
+        with pytest.raises(OwnerLost, match="use a new one") as raised:
+            lock.acquire()
+        assert raised.value.owner == "victim"
+        with pytest.raises(OwnerLost), lock.repair():
+            pass
+        end.set()
+    threading.Thread.join(victim)  # desist's own join does not wait for one that was given up
+    with pytest.raises(OwnerLost):
+        lock.acquire()
+
+
+def test_who_waits_for_a_lock_hears_that_its_holder_was_given_up() -> None:
+    lock, end = Lock(), threading.Event()
+
+    def hold(ready: Callable[[], None]) -> None:
+        with lock:
+            ready()
+            end.wait()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        lock.acquire()
+
+    with Victim(hold) as victim, Victim(body) as waiter:
+        victim.kill(policy=GIVE_UP)
+        waiter.join()
+        end.set()
+    threading.Thread.join(victim)
+    assert isinstance(waiter.raised, OwnerLost)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_locks_go_when_nobody_wants_them_though_a_thread_died_with_them() -> None:
+    lock = Lock()
+    with victim_inside(lock) as victim:
+        victim.kill(policy=INSIST)
+    gone = weakref.ref(lock)
+    del lock, victim
+    gc.collect()
+    assert gone() is None

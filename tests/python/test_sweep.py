@@ -1,0 +1,335 @@
+"""I20, I21, I22, I28, I32: a kill at every bytecode."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+import threading
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import pytest
+
+import desist
+from desist import LeaseQueue, Lock, RetryPolicy, StopPolicy, TaskState, WorkerPool
+from desist._core import Seat, Task
+from support import NEVER
+from sweep import sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from desist import Lease
+
+
+def with_lock(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with lock:
+        change()
+
+
+def with_lock_around_a_loop(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with lock:
+        n = 0
+        while n < 3:
+            n += 1
+        change()
+
+
+def acquire_and_finally(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    lock.acquire()
+    try:
+        change()
+    finally:
+        lock.release()
+
+
+def acquire_in_try(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    got = False
+    try:
+        got = lock.acquire()
+        change()
+    finally:
+        if got:
+            lock.release()
+
+
+def nested(lock: Lock, other: Lock, change: Callable[[], None]) -> None:
+    with lock:
+        change()
+        with other:
+            change()
+
+
+def in_a_generator(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    def numbers() -> Iterator[int]:
+        with lock:
+            yield 1
+            change()
+            yield 2
+
+    for _number in numbers():
+        pass
+
+
+def in_a_contextmanager(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with lock:
+            yield
+
+    with locked():
+        change()
+
+
+def under_a_decorator(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    def locked(function: Callable[[], None]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def wrapper() -> None:
+            with lock:
+                function()
+
+        return wrapper
+
+    locked(change)()
+
+
+def in_a_scope(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with desist.cancel_scope(timeout=NEVER), lock:
+        change()
+
+
+def in_a_scope_that_swallows(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    try:
+        with desist.move_on_after(NEVER), lock:
+            change()
+    except BaseException:  # noqa: BLE001, S110 (what a victim does)
+        pass
+
+
+BODIES = [
+    with_lock,
+    with_lock_around_a_loop,
+    acquire_and_finally,
+    acquire_in_try,
+    nested,
+    in_a_generator,
+    in_a_contextmanager,
+    under_a_decorator,
+    in_a_scope,
+    in_a_scope_that_swallows,
+]
+
+
+class LockTrial:
+    """A task takes locks and changes what they protect, in two steps."""
+
+    def __init__(self, body: Callable[[Lock, Lock, Callable[[], None]], None]) -> None:
+        self.body = body
+        self.poisoned = self.killed = 0
+
+    def __call__(self) -> None:
+        locks = Lock(name="one"), Lock(name="two")
+        begun: list[int] = []
+        ended: list[int] = []
+
+        def change() -> None:
+            begun.append(1)
+            ended.append(1)
+
+        task = Task("sweep")
+        task.run(lambda: self.body(*locks, change))
+        for lock in locks:
+            assert not lock.locked()
+            if lock.poisoned:
+                with pytest.raises(desist.LockPoisoned):
+                    lock.acquire()
+                with lock.repair():
+                    pass
+                assert task.state is TaskState.KILLED or self.body is in_a_scope_that_swallows
+                self.poisoned += 1
+            assert lock.acquire(timeout=0)
+            lock.release()
+        # Half changed, and nobody is told: that is what poison is for.
+        if len(begun) != len(ended):
+            assert self.poisoned
+        if task.state is TaskState.KILLED:
+            self.killed += 1
+        else:
+            assert begun or self.body is in_a_scope_that_swallows
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+def test_a_kill_at_any_bytecode_leaves_no_lock_held(
+    body: Callable[[Lock, Lock, Callable[[], None]], None],
+) -> None:
+    trial = LockTrial(body)
+    points = sweep(trial)
+    print(f"{body.__name__}: {points} points, {trial.killed} killed, {trial.poisoned} poisoned")
+    assert points > 20
+    assert trial.poisoned > 0
+    if body is not in_a_scope_that_swallows:
+        assert points - 8 <= trial.killed <= points
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+def test_a_kill_that_a_lock_holds_off_poisons_nothing(
+    body: Callable[[Lock, Lock, Callable[[], None]], None],
+) -> None:
+    trial = LockTrial(body)
+    points = sweep(trial, defer=True)
+    print(f"{body.__name__}: {points} points, {trial.killed} killed")
+    assert points > 20
+    assert trial.killed > 0 or body is in_a_scope_that_swallows
+    # A kill in front of a lock's acquisition may be delivered just behind it: FACTS.
+    assert trial.poisoned == 0
+
+
+# --- work -----------------------------------------------------------------------------------------
+
+
+class WorkTrial:
+    """A seat works through a queue of two items, in one thread, and is killed somewhere."""
+
+    def __init__(self, *, commits: bool) -> None:
+        self.commits = commits
+        self.again = 0
+
+    def __call__(self) -> None:
+        queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=3))
+        written: list[str] = []
+        starts: list[str] = []
+        lock = Lock(on_kill="release")
+        source = desist.CancelSource()
+        for item in "ab":
+            queue.put(item)
+
+        def work(lease: Lease[str]) -> None:
+            starts.append(lease.item)
+            with lock:
+                pass
+            if self.commits:
+                with lease.commit():
+                    written.append(lease.item)
+                    lease.ack()
+            else:
+                written.append(lease.item)
+            assert sum(queue.counts().values()) == 2
+
+        def finish() -> None:
+            queue._drain()
+            source.cancel("no more work")
+
+        stopper = threading.Thread(target=finish)
+        stopper.start()
+        Seat(queue, source.token).work("worker", work)
+        stopper.join()
+        assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 2, "dead": 0}
+        assert not lock.locked()
+        if self.commits:
+            assert sorted(written) == ["a", "b"]
+        else:
+            assert set(written) == {"a", "b"}
+        self.again += len(starts) - 2
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+def test_a_commit_that_is_killed_anywhere_happens_once(*, defer: bool) -> None:
+    trial = WorkTrial(commits=True)
+    points = sweep(trial, defer=defer)
+    print(f"commit: {points} points, {trial.again} leased again")
+    assert points > 40
+    assert 10 < trial.again < points
+
+
+def test_an_item_whose_worker_is_killed_anywhere_is_done_in_the_end() -> None:
+    trial = WorkTrial(commits=False)
+    points = sweep(trial)
+    print(f"handler: {points} points, {trial.again} leased again")
+    assert points > 40
+    assert 10 < trial.again < points
+
+
+def test_a_pool_goes_on_after_a_kill_at_any_bytecode_of_its_handler() -> None:
+    killed = 0
+
+    def trial() -> None:
+        nonlocal killed
+        lock = Lock()
+        starts: list[int] = []
+
+        def handler(lease: Lease[int]) -> int:
+            starts.append(lease.item)
+            try:
+                with lock:
+                    return lease.item * 2
+            except desist.LockPoisoned:
+                with lock.repair():
+                    return lease.item * 2
+
+        with WorkerPool(handler, workers=1) as pool:
+            first, second = pool.submit(1), pool.submit(2)
+            assert (first.result(), second.result()) == (2, 4)
+            assert pool.workers_alive() == 1
+        assert not lock.locked()
+        assert pool.queue.counts()["done"] == 2
+        killed += len(starts) > 2
+
+    points = sweep(trial)
+    print(f"pool: {points} points, {killed} started again")
+    assert points > 40
+    assert killed > 10
+
+
+# --- real killers ---------------------------------------------------------------------------------
+
+
+def test_random_kills_lose_no_item_and_no_worker() -> None:
+    queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=1000))
+    policy = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0)
+    lock = Lock(on_kill="release")
+    items, kills = 150, 300
+    effects: list[int] = []
+    starts: SimpleQueue[int] = SimpleQueue()
+    enough = threading.Event()
+
+    def handler(lease: Lease[int]) -> None:
+        starts.put(lease.item)
+        while not enough.is_set() and lease.attempt % 5:  # worth a kill
+            for _ in range(2000):
+                pass
+            with lock:
+                for _ in range(200):
+                    pass
+        with lease.commit():
+            effects.append(lease.item)
+            lease.ack()
+
+    dice = random.Random(1)
+    rungs = dict.fromkeys(desist.Outcome, 0)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with WorkerPool(handler, workers=4, queue=queue, policy=policy) as pool:
+            for item in range(items):
+                pool.submit(item)
+            while kills:
+                report = pool.kill_worker(dice.randrange(4))
+                rungs[report.outcome] += 1
+                if report.outcome is not desist.Outcome.ALREADY_DONE:
+                    kills -= 1
+                    starts.get()
+            enough.set()
+            assert pool.drain(NEVER)
+            assert pool.workers_alive() == 4
+            # They go on with other work (I22).
+            later = [pool.submit(item) for item in range(items, items + 8)]
+            assert [future.result(NEVER) for future in later] == [None] * 8
+    finally:
+        sys.setswitchinterval(before)
+    print(rungs)
+    assert sorted(effects) == list(range(items + 8))
+    assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": items + 8, "dead": 0}
+    assert rungs[desist.Outcome.ASYNC_EXC] > 50
+    assert not lock.locked()

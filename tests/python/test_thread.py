@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import contextvars
+import gc
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import Cancelled, TaskState, Thread
+from support import FORCE, NEVER, Victim, spin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def test_it_is_a_threading_thread() -> None:
+    done: list[Any] = []
+    thread = Thread(None, done.append, "name", ([1],), daemon=True)
+    assert isinstance(thread, threading.Thread)
+    assert (thread.name, thread.daemon, thread.is_alive()) == ("name", True, False)
+    thread.start()
+    thread.join()
+    assert done == [[1]]
+    with pytest.raises(RuntimeError):
+        thread.start()
+
+
+def test_its_state_tells_where_it_is_in_its_life() -> None:
+    go_on = threading.Event()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        go_on.wait()
+
+    victim = Victim(body)
+    assert victim.state is TaskState.PENDING
+    with victim:
+        assert victim.state is TaskState.RUNNING
+        victim.cancel()
+        assert victim.state is TaskState.CANCELLING
+        go_on.set()
+    assert victim.state is TaskState.DONE
+
+
+def test_a_cancelled_thread_ends_quietly() -> None:
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        desist.sleep_forever()
+
+    with Victim(body) as victim:
+        assert victim.cancel("enough")
+        assert not victim.cancel("again")
+    assert isinstance(victim.raised, Cancelled)
+    assert victim.raised.cause.reason == "enough"
+    assert victim.state is TaskState.CANCELLED
+
+
+def test_a_killed_thread_ends_quietly() -> None:
+    with Victim(spin) as victim:
+        victim.kill(policy=FORCE)
+    assert victim.state is TaskState.KILLED
+    assert not victim.is_alive()
+
+
+def test_other_errors_go_to_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    thread = Thread(target=fail)
+    thread.start()
+    thread.join()
+    assert [one.exc_type for one in told] == [ZeroDivisionError]
+    assert thread.state is TaskState.FAILED
+    told.clear()
+
+
+def test_a_thread_cancelled_before_it_starts_stops_at_its_first_checkpoint() -> None:
+    steps: list[str] = []
+
+    def body() -> None:
+        steps.append("begins")
+        desist.checkpoint()
+        steps.append("goes on")
+
+    thread = Thread(target=body)
+    thread.cancel()
+    thread.start()
+    thread.join()
+    assert steps == ["begins"]
+    assert thread.state is TaskState.CANCELLED
+
+
+def test_scopes_and_masks_of_the_starter_are_not_the_threads() -> None:
+    seen: list[float] = []
+    with desist.move_on_after(0), desist.cleanup():
+        thread = Thread(target=lambda: (desist.checkpoint(), seen.append(desist.current_effective_deadline())))
+        thread.start()
+        thread.join()
+    assert seen == [float("inf")]
+
+
+def test_it_runs_in_a_copy_of_the_context_that_made_it() -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
+    variable.set(1)
+    seen: list[int] = []
+    thread = Thread(target=lambda: (seen.append(variable.get()), variable.set(2)))
+    thread.start()
+    thread.join()
+    assert seen == [1]
+    assert variable.get() == 1
+
+
+def test_a_join_that_is_cancelled_leaves_the_thread_alone() -> None:
+    go_on = threading.Event()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        go_on.wait()
+
+    with Victim(body) as victim:
+        with desist.move_on_after(0.01) as scope:
+            victim.join()
+        assert scope.cancelled_caught
+        victim.join(timeout=0)
+        assert victim.is_alive()
+        go_on.set()
+
+
+def test_join_before_start_is_refused_as_in_threading() -> None:
+    with pytest.raises(RuntimeError, match="before it is started"):
+        Thread().join()
+
+
+def test_a_thread_and_what_it_was_given_go_when_it_has_run() -> None:
+    class Argument:
+        pass
+
+    argument = Argument()
+    thread = Thread(target=lambda _: None, args=(argument,))
+    thread.start()
+    thread.join()
+    gone = weakref.ref(argument), weakref.ref(thread)
+    del argument, thread
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_a_killed_thread_goes_too() -> None:
+    with Victim(spin) as victim:
+        victim.kill(policy=FORCE)
+    gone = weakref.ref(victim)
+    del victim
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_token_of_a_thread_outlives_it() -> None:
+    thread = Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+    assert thread.token.cancelled
+    assert thread.token.cause is not None
+    assert thread.token.cause.kind is desist.CauseKind.SCOPE_EXITED
+    assert not thread.cancel("too late")
+    assert thread.kill("too late").outcome is desist.Outcome.ALREADY_DONE
+    assert thread.token.wait(NEVER)

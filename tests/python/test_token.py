@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import desist
+from desist import CancelCause, Cancelled, CancelSource, CancelToken, CauseKind
+from support import NEVER, Victim
+
+# --- causes and trees -----------------------------------------------------------------------------
+
+
+def test_a_cancel_reaches_all_below_and_nobody_above() -> None:
+    root = CancelSource()
+    child = CancelSource(root.token)
+    grandchild = CancelSource(child.token)
+    sibling = CancelSource(root.token)
+    assert child.cancel("why")
+    assert grandchild.token.cancelled
+    assert not root.token.cancelled
+    assert not sibling.token.cancelled
+    assert grandchild.token.cause == child.token.cause
+
+
+def test_the_first_cause_stays() -> None:
+    source = CancelSource()
+    before = desist.current_time()
+    assert source.cancel("first")
+    assert not source.cancel("second")
+    cause = source.token.cause
+    assert cause is not None
+    assert (cause.kind, cause.reason) == (CauseKind.EXPLICIT, "first")
+    assert cause.by_thread == "MainThread"
+    assert before <= cause.at <= desist.current_time()
+    assert str(cause) == "cancelled by MainThread: first"
+
+
+def test_of_many_concurrent_cancels_one_is_the_first() -> None:
+    source = CancelSource()
+    together = threading.Barrier(8)
+
+    def cancel(number: int) -> bool:
+        together.wait()
+        return source.cancel(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(cancel, range(8)))
+    cause = source.token.cause
+    assert cause is not None
+    assert [str(number) for number in range(8) if won[number]] == [cause.reason]
+
+
+def test_a_deadline_that_has_passed_is_the_cause_though_somebody_cancels_later() -> None:
+    deadline = desist.current_time() - 1
+    source = CancelSource(deadline=deadline)
+    assert not source.cancel("too late")
+    cause = source.token.cause
+    assert cause is not None
+    assert (cause.kind, cause.reason, cause.by_thread) == (CauseKind.DEADLINE, None, None)
+    assert cause.at == pytest.approx(deadline)
+
+
+def test_a_child_born_under_a_cancelled_parent_is_cancelled() -> None:
+    source = CancelSource()
+    source.cancel()
+    assert CancelSource(source.token).token.cancelled
+
+
+def test_what_is_below_a_closed_source_is_cancelled() -> None:
+    source = CancelSource()
+    child = CancelSource(source.token)
+    with source:
+        pass
+    source.close()
+    cause = child.token.cause
+    assert cause is not None
+    assert cause.kind is CauseKind.SCOPE_EXITED
+
+
+def test_a_deadline_is_told_also_to_those_below() -> None:
+    deadline = desist.current_time() + NEVER
+    source = CancelSource(deadline=deadline)
+    token = CancelSource(source.token).token
+    assert token.deadline == pytest.approx(deadline)
+    assert 0 < token.remaining() <= NEVER
+    assert CancelSource().token.remaining() == float("inf")
+    assert CancelSource(timeout=0).token.remaining() == 0
+
+
+def test_a_token_of_several_is_cancelled_with_any_of_them() -> None:
+    sources = [CancelSource() for _ in range(3)]
+    token = CancelToken.any_of(*(source.token for source in sources))
+    sources[1].cancel("that one")
+    assert token.cancelled
+    assert token.cause == sources[1].token.cause
+    assert not CancelToken.any_of().cancelled
+
+
+def test_check_raises_with_the_cause() -> None:
+    source = CancelSource()
+    source.token.check()
+    source.cancel("why")
+    with pytest.raises(Cancelled, match="why") as raised:
+        source.token.check()
+    assert raised.value.cause == source.token.cause
+
+
+def test_cancelled_cannot_be_made_derived_or_confused() -> None:
+    with pytest.raises(TypeError):
+        Cancelled()  # type: ignore[call-arg, unused-ignore]
+    with pytest.raises(TypeError):
+        type("Mine", (Cancelled,), {})
+    assert Cancelled.__bases__ == (BaseException,)
+    assert desist.Killed.__bases__ == (BaseException,)
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def test_a_wait_ends_with_the_cancel() -> None:
+    source = CancelSource()
+
+    def body(ready: Any) -> bool:
+        ready()
+        return source.token.wait()
+
+    with Victim(body) as victim:
+        source.cancel()
+    assert victim.results == [True]
+
+
+def test_a_wait_ends_with_the_deadline_or_its_own_time() -> None:
+    assert CancelSource(timeout=0.01).token.wait()
+    assert CancelSource().token.wait(0.01) is False
+    assert CancelSource().token.wait(0) is False
+
+
+def test_who_waits_and_is_cancelled_itself_is_told_so() -> None:
+    def body(ready: Any) -> None:
+        ready()
+        CancelSource().token.wait()
+
+    with Victim(body) as victim:
+        victim.cancel("you")
+    assert isinstance(victim.raised, Cancelled)
+
+
+# --- callbacks ------------------------------------------------------------------------------------
+
+
+def test_a_callback_runs_once_with_the_cause() -> None:
+    source = CancelSource()
+    seen: list[CancelCause] = []
+    source.token.on_cancel(seen.append)
+    source.cancel("why")
+    source.cancel("again")
+    assert seen == [source.token.cause]
+
+
+def test_a_callback_for_what_is_cancelled_already_runs_at_once() -> None:
+    source = CancelSource()
+    source.cancel()
+    seen: list[CancelCause] = []
+    assert not source.token.on_cancel(seen.append).unregister()
+    assert len(seen) == 1
+
+
+def test_a_callback_that_is_unregistered_never_runs() -> None:
+    source = CancelSource()
+    seen: list[CancelCause] = []
+    registration = source.token.on_cancel(seen.append)
+    assert registration.unregister()
+    assert not registration.unregister()
+    with source.token.on_cancel(seen.append):
+        pass
+    source.cancel()
+    assert not seen
+
+
+def test_a_callback_stays_registered_though_nobody_keeps_the_registration() -> None:
+    source = CancelSource()
+    called = threading.Event()
+    source.token.on_cancel(lambda _: called.set())
+    gc.collect()
+    source.cancel()
+    assert called.is_set()
+
+
+def test_a_deadline_runs_callbacks_on_a_thread_of_its_own() -> None:
+    source = CancelSource(timeout=0.01)
+    called = threading.Event()
+    threads: list[int] = []
+
+    def callback(_: CancelCause) -> None:
+        threads.append(threading.get_ident())
+        called.set()
+
+    source.token.on_cancel(callback)
+    assert called.wait(NEVER)
+    assert threads != [threading.get_ident()]
+
+
+def test_what_a_callback_raises_is_reported_and_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    source = CancelSource()
+    seen: list[CancelCause] = []
+
+    def fail(_: CancelCause) -> None:
+        raise ZeroDivisionError
+
+    source.token.on_cancel(seen.append)
+    source.token.on_cancel(fail)
+    source.token.on_cancel(seen.append)
+    assert source.cancel()
+    assert len(seen) == 2
+    assert [one.exc_type for one in unraisable] == [ZeroDivisionError]
+    unraisable.clear()
+
+
+def test_close_waits_for_a_callback_that_runs() -> None:
+    source = CancelSource()
+    inside, go_on = threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    def callback(_: CancelCause) -> None:
+        inside.set()
+        go_on.wait()
+        ended.append(True)
+
+    registration = source.token.on_cancel(callback)
+    canceller = threading.Thread(target=source.cancel)
+    canceller.start()
+    inside.wait()
+    registration.close(timeout=0)
+    assert not ended
+    go_on.set()
+    registration.close()
+    assert ended
+    canceller.join()
+
+
+def test_a_registration_that_goes_while_its_callback_runs_waits_for_nothing() -> None:
+    source = CancelSource()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def callback(_: CancelCause) -> None:
+        inside.set()
+        go_on.wait()
+
+    registration = source.token.on_cancel(callback)
+    canceller = threading.Thread(target=source.cancel)
+    canceller.start()
+    inside.wait()
+    del registration
+    go_on.set()
+    canceller.join()
+
+
+def test_callbacks_that_close_each_other_do_not_deadlock() -> None:
+    sources = CancelSource(), CancelSource()
+    together = threading.Barrier(2)
+    registrations: list[desist.Registration] = []
+
+    def close_other(number: int) -> None:
+        together.wait()  # both are running now
+        registrations[1 - number].close()
+
+    registrations += [
+        sources[0].token.on_cancel(lambda _: close_other(0)),
+        sources[1].token.on_cancel(lambda _: close_other(1)),
+    ]
+    threads = [threading.Thread(target=source.cancel) for source in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_cancel_works_from_a_callback_and_from_a_finalizer() -> None:
+    first, second, third = CancelSource(), CancelSource(), CancelSource()
+
+    class Last:
+        def __del__(self) -> None:
+            third.cancel()
+
+    first.token.on_cancel(lambda _: second.cancel())
+    second.token.on_cancel(lambda _, last=[Last()]: last.clear())  # type: ignore[misc]
+    first.cancel()
+    assert second.token.cancelled
+    assert third.token.cancelled
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_tokens_sources_and_callbacks_go_when_nobody_wants_them() -> None:
+    class Callback:
+        def __call__(self, _: CancelCause) -> None:
+            pass
+
+    root = CancelSource()
+    source = CancelSource(root.token)
+    token = source.token
+    any_of = CancelToken.any_of(token, root.token)
+    callback, other = Callback(), Callback()
+    token.on_cancel(callback)
+    root.token.on_cancel(other).unregister()
+    gone = [weakref.ref(thing) for thing in (source, token, any_of, callback, other)]
+    del source, token, any_of, callback, other
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 5
+    root.cancel()
+
+
+def test_a_callback_goes_once_it_has_run() -> None:
+    class Callback:
+        def __call__(self, _: CancelCause) -> None:
+            pass
+
+    source = CancelSource()
+    callback = Callback()
+    gone = weakref.ref(callback)
+    registration = source.token.on_cancel(callback)
+    del callback
+    source.cancel()
+    gc.collect()
+    assert gone() is None
+    registration.close()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="True and False are not counted any more")
+def test_the_counts_of_true_and_false_stay_balanced() -> None:
+    def use(*, cancel: bool) -> None:
+        source = CancelSource()
+        token = source.token
+        assert token.cancelled is False
+        if cancel:
+            source.cancel()
+            assert token.cancelled is True
+            assert source.token.cancelled is True
+
+    before = sys.getrefcount(True), sys.getrefcount(False)
+    for number in range(5000):
+        use(cancel=number % 2 == 0)
+    after = sys.getrefcount(True), sys.getrefcount(False)
+    assert abs(after[0] - before[0]) < 100
+    assert abs(after[1] - before[1]) < 100

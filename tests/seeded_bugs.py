@@ -1,0 +1,442 @@
+#!/usr/bin/env python3
+"""Plant bugs in the core, one at a time, and see the loom models find each.
+
+A model that passes either way proves nothing. Every entry of BUGS is an edit that somebody could
+make, with the models that have to fail because of it. Run from anywhere, standard library only:
+
+    tests/seeded_bugs.py               all of them, about half a minute each
+    tests/seeded_bugs.py lock park     those whose name or models contain one of the words
+    tests/seeded_bugs.py --list        what there is
+
+It works on a copy, in `seeded` below cargo's target folder. The exit code is 0 only if all were caught. An edit whose
+text is not found in the source any more is STALE and counts as missed: bring it up to date.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "seeded"
+TREE = WORK / "tree"
+
+# A bug may hang a model instead of failing it. The slowest subject takes a quarter of this.
+LONGEST = 600.0
+
+
+class Bug(NamedTuple):
+    """One planted bug."""
+
+    name: str
+    file: str
+    edits: tuple[tuple[str, str], ...]
+    models: str
+
+
+def bug(name: str, file: str, models: str, *edits: tuple[str, str]) -> Bug:
+    """Describe a bug: `edits` are pairs of the text as it is, any white space, and as it is not."""
+    return Bug(name, f"src/{file}", edits, f"models::{models}::loom_")
+
+
+BUGS = (
+    # --- the tree of tokens
+    bug(
+        "the cancelled flag is set with relaxed ordering",
+        "token/tree.rs",
+        "token",
+        (
+            "compare_exchange_weak(seen, flagged, Ordering::AcqRel, Ordering::Acquire)",
+            "compare_exchange_weak(seen, flagged, Ordering::Relaxed, Ordering::Relaxed)",
+        ),
+    ),
+    bug(
+        "children and hooks are announced by a store, not a read-modify-write",
+        "token/tree.rs",
+        "token",
+        (
+            "self.node().state.fetch_or(what, Ordering::AcqRel)",
+            "{ self.node().state.store(seen | what, Ordering::Release); seen }",
+        ),
+    ),
+    bug(
+        "the second canceller replaces the cause",
+        "token/tree.rs",
+        "token",
+        (
+            "node.cause.compare_exchange(ptr::null_mut(), offered, Ordering::AcqRel, Ordering::Acquire)",
+            "Ok::<_, *mut Cause>(node.cause.swap(offered, Ordering::AcqRel))",
+        ),
+    ),
+    bug(
+        "the flag is set without saying whose the cause is",
+        "token/tree.rs",
+        "token",
+        ("let flagged = seen | CANCELLED | OWN | more;", "let flagged = seen | CANCELLED | more;"),
+    ),
+    bug(
+        "a child born under a cancelled parent is not cancelled",
+        "token/tree.rs",
+        "token",
+        ("child.node().state.fetch_or(CANCELLED, Ordering::Release);", ""),
+    ),
+    bug(
+        "a child that was counted down to nothing stays in its parent's list",
+        "token/tree.rs",
+        "token",
+        ("unlink(node, &mut parent.node().lists.lock());", "let _ = parent;"),
+    ),
+    bug(
+        "a sole owner does not look again once it has the parent's lock",
+        "token/tree.rs",
+        "token",
+        (
+            "if this.refs.load(Ordering::Acquire) == 1 { unlink(node, &mut lists);",
+            "if true { unlink(node, &mut lists);",
+        ),
+    ),
+    bug(
+        "the canceller revives a node that is being freed",
+        "token/tree.rs",
+        "token",
+        ("while refs != 0 { match node.refs", "while refs != u32::MAX { match node.refs"),
+    ),
+    bug(
+        "a count is given back with relaxed ordering",
+        "token/tree.rs",
+        "token",
+        ("this.refs.fetch_sub(1, Ordering::Release)", "this.refs.fetch_sub(1, Ordering::Relaxed)"),
+    ),
+    bug(
+        "closing unlinks a node that the canceller has taken out",
+        "token/tree.rs",
+        "token",
+        ("state.load(Ordering::Relaxed) & TAKEN != 0", "state.load(Ordering::Relaxed) & TAKEN == u32::MAX"),
+    ),
+    bug(
+        "a closed child stays in its parent's list",
+        "token/tree.rs",
+        "token",
+        ("unlink(self.as_ptr(), &mut lists);", "let _ = &mut lists;"),
+    ),
+    bug(
+        "a passed deadline of a child does not count when the parent is cancelled",
+        "token/tree.rs",
+        "token",
+        ("if own <= at && own <= above() {", "if own > at && own <= above() {"),
+    ),
+    bug(
+        "the hook of a linked token outlives it",
+        "token/tree.rs",
+        "token",
+        ("other.unhook(id); // after this nobody can find the node", "let _ = id;"),
+    ),
+    bug(
+        "a token linked to a cancelled one is not cancelled",
+        "token/tree.rs",
+        "token",
+        ("if let Some(cause) = other.cause() { node.cancel(cause); }", ""),
+    ),
+    # --- callbacks
+    bug(
+        "a callback's run begins after the node's lock is released",
+        "token/tree.rs",
+        "callback",
+        ("callback.inspect(|callback| callback.begin())", "callback"),
+        (
+            "let Some(cause) = node.cause() else { return }; if let Err",
+            "callback.begin(); let Some(cause) = node.cause() else { return }; if let Err",
+        ),
+    ),
+    bug(
+        "close returns while the callback runs",
+        "token/callback.rs",
+        "callback",
+        ("|| self.callback.wait_until_over(until)", "|| !until.is_never() || true"),
+    ),
+    bug(
+        "a callback that closes one waits for its end",
+        "token/callback.rs",
+        "callback",
+        ("|| INSIDE.with(Cell::get) > 0", ""),
+    ),
+    bug(
+        "the end of a callback wakes nobody",
+        "token/callback.rs",
+        "callback",
+        ("if waiter.settle(Outcome::Granted) { waiter.wake(); }", "waiter.settle(Outcome::Granted);"),
+    ),
+    bug(
+        "hooks may be added after the cancel",
+        "token/tree.rs",
+        "callback",
+        ("if !self.announce(HAS_HOOKS) { return Err(hook); }", "self.announce(HAS_HOOKS);"),
+    ),
+    # --- the wait
+    bug(
+        "a wait is settled without looking whether it is",
+        "park.rs",
+        "park",
+        (
+            "match self.word.compare_exchange(seen, seen | outcome as u32, Ordering::AcqRel, Ordering::Acquire) {",
+            "match Ok::<u32, u32>(self.word.swap(outcome as u32 | ASLEEP, Ordering::AcqRel)) {",
+        ),
+    ),
+    bug(
+        "a grant is published with relaxed ordering",
+        "park.rs",
+        "park",
+        (
+            "compare_exchange(seen, seen | outcome as u32, Ordering::AcqRel, Ordering::Acquire)",
+            "compare_exchange(seen, seen | outcome as u32, Ordering::Relaxed, Ordering::Relaxed)",
+        ),
+    ),
+    bug(
+        "going to sleep overwrites an outcome",
+        "park.rs",
+        "park",
+        (
+            "if self.word.compare_exchange(WAITING, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_err() { continue; }",
+            "self.word.store(ASLEEP, Ordering::Release);",
+        ),
+    ),
+    bug(
+        "a sleeper does not say that it sleeps",
+        "park.rs",
+        "park",
+        ("compare_exchange(WAITING, ASLEEP,", "compare_exchange(WAITING, WAITING,"),
+        ("sys::wait(&self.word, ASLEEP, this_time)", "sys::wait(&self.word, WAITING, this_time)"),
+    ),
+    bug(
+        "a wait in a scope that is cancelled meanwhile is not settled",
+        "wait.rs",
+        "park",
+        ("if hooked.is_none() { waiter.settle(outcome); }", ""),
+    ),
+    bug(
+        "a cancelled wait for a token leaves its hook there",
+        "wait.rs",
+        "park",
+        ("if let Some(id) = hook { node.unhook(id); } waited?;", "waited?; if let Some(id) = hook { node.unhook(id); }"),
+    ),
+    # --- the latch
+    bug(
+        "a waiter does not look whether the latch has been set",
+        "sync/latch.rs",
+        "latch",
+        ("if state.set { waiter.settle", "if false { waiter.settle"),
+    ),
+    bug(
+        "a cancelled waiter stays with the latch",
+        "sync/latch.rs",
+        "latch",
+        ("retain(|other| !Arc::ptr_eq(other, waiter))", "retain(|other| waiter.outcome().is_some() || !Arc::ptr_eq(other, waiter))"),
+    ),
+    # --- the lock
+    bug(
+        "the lock is handed to a waiter that has given up",
+        "sync/lock.rs",
+        "lock",
+        (
+            "if request.waiter.settle(Outcome::Granted) { wake.push",
+            "if request.waiter.settle(Outcome::Granted) || !refused { wake.push",
+        ),
+    ),
+    bug(
+        "a waiter queues for a lock that has been released meanwhile",
+        "sync/lock.rs",
+        "lock",
+        ("} else if state.holder.is_some() { state.queue", "} else if state.holder.is_some() || self.name.len() > 1 { state.queue"),
+    ),
+    bug(
+        "a released lock stays in its holder's ledger",
+        "sync/lock.rs",
+        "lock",
+        ("entry = holder.strike_out(Arc::as_ptr(self).cast());", "entry = None::<Arc<dyn Held>>;"),
+    ),
+    bug(
+        "a waiter that was refused believes to hold the lock",
+        "sync/lock.rs",
+        "lock",
+        ("refused.get().cloned().map_or(Ok(()), Err)?;", ""),
+    ),
+    bug(
+        "the lock is handed on before it is poisoned",
+        "sync/lock.rs",
+        "lock",
+        (
+            "self.pass_on(&mut state, &mut wake);",
+            "let poison = state.poison.take(); self.pass_on(&mut state, &mut wake); state.poison = poison;",
+        ),
+    ),
+    # --- the lease queue
+    bug(
+        "put does not hand out",
+        "work.rs",
+        "lease",
+        ("state.hand_out(&mut wake);", ""),
+    ),
+    bug(
+        "an item is leased to a waiter that has given up",
+        "work.rs",
+        "lease",
+        (
+            "if request.waiter.settle(Outcome::Granted) { *slot",
+            "if request.waiter.settle(Outcome::Granted) || !self.closed { *slot",
+        ),
+    ),
+    bug(
+        "a leaser does not look for what came before it queued",
+        "work.rs",
+        "lease",
+        ("if state.closed || state.has_work(Time::now()) ||", "if state.closed ||"),
+    ),
+    bug(
+        "close wakes nobody",
+        "work.rs",
+        "lease",
+        ("if state.closed || state.delayed.first()", "if state.delayed.first()"),
+    ),
+    bug(
+        "the end of the last lease wakes nobody who drains",
+        "work.rs",
+        "lease",
+        ("if state.is_drained() { let draining", "if state.closed && state.is_drained() { let draining"),
+    ),
+    bug(
+        "a lease of another time is taken for the current one",
+        "work.rs",
+        "lease",
+        ("item.phase == Phase::Leased { epoch }", "epoch > 0 && matches!(item.phase, Phase::Leased { .. })"),
+    ),
+    # --- the task's boundary
+    bug(
+        "a kill that came just before a wait does not end it",
+        "task.rs",
+        "task",
+        ("if self.may_strike(&control) { // No need to wake", "if control.posted { // No need to wake"),
+    ),
+    bug(
+        "a task that has ended can be abandoned",
+        "task.rs",
+        "task",
+        ("if control.phase != Phase::Running { return false; } control.phase = Phase::Abandoned;", "control.phase = Phase::Abandoned;"),
+    ),
+    bug(
+        "masks do not hold a kill off",
+        "task.rs",
+        "task",
+        ("mask.end(order) <= now)", "mask.end(order) <= now || !control.posted)"),
+    ),
+    bug(
+        "held locks do not hold a kill off",
+        "task.rs",
+        "task",
+        ("|| self.ledger.len() == 0)", "|| self.ledger.len() < 9)"),
+    ),
+)
+
+
+def plant(planted: Bug) -> bool:
+    """Make a fresh copy of the source with the bug in it. False: its text is not there."""
+    TREE.mkdir(parents=True, exist_ok=True)
+    # Only what differs is written, so that cargo builds no more than it must.
+    wanted = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / "src").rglob("*.rs"))}
+    for name in ("Cargo.toml", "Cargo.lock"):
+        wanted[Path(name)] = (ROOT / name).read_text()
+    wanted[Path("tests/rust/main.rs")] = ""
+    source = wanted[Path(planted.file)]
+    for old, new in planted.edits:
+        anywhere = re.compile(r"\s+".join(map(re.escape, old.split())))
+        source, found = anywhere.subn(lambda _, new=new: new, source)
+        if found != 1:
+            return False
+    wanted[Path(planted.file)] = source
+    for old_file in (TREE / "src").rglob("*.rs"):
+        if old_file.relative_to(TREE) not in wanted:
+            old_file.unlink()
+    for name, text in wanted.items():
+        path = TREE / name
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return True
+
+
+def build() -> str | None:
+    """Build the models. Returns the test binary, or `None` if they do not compile."""
+    env = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "build"))
+    env["RUSTFLAGS"] = f"{env.get('RUSTFLAGS', '')} --cfg loom -Awarnings".strip()
+    # The optimizer's last per cent would cost more than it saves.
+    env.update(CARGO_PROFILE_RELEASE_LTO="off", CARGO_PROFILE_RELEASE_CODEGEN_UNITS="16", CARGO_PROFILE_RELEASE_DEBUG="0")
+    command = ["cargo", "test", "--release", "--locked", "--lib", "--no-run"]
+    built = subprocess.run(command, cwd=TREE, env=env, capture_output=True, text=True, check=False)
+    if built.returncode != 0:
+        sys.stderr.write(built.stderr)
+        return None
+    found = re.search(r"Executable.*\((.*)\)", built.stderr)
+    assert found, built.stderr
+    return str((TREE / found.group(1)).resolve())
+
+
+def find(binary: str, models: str) -> str | None:
+    """Run the models until one fails. Returns how the bug was found; `None` if it was not."""
+    command = [binary, models, "--test-threads=2"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=WORK)
+    timer = threading.Timer(LONGEST, run.kill)
+    timer.start()
+    began = time.monotonic()
+    try:
+        assert run.stdout
+        for line in run.stdout:
+            failed = re.match(r"test models::(\S+) \.\.\. FAILED", line)
+            if failed:
+                return failed.group(1).replace("::loom_", ": ")
+        code = run.wait()
+    finally:
+        timer.cancel()
+        run.kill()
+        run.wait()
+    if code == 0:
+        return None
+    if time.monotonic() - began >= LONGEST:
+        return "(a model hung)"
+    return f"(the models' process ended with {code})"
+
+
+def main(arguments: list[str]) -> int:
+    """Plant, build and run; print a line for each bug."""
+    chosen = [
+        one for one in BUGS if not arguments or any(word in f"{one.name} {one.file} {one.models}" for word in arguments)
+    ]
+    if arguments == ["--list"]:
+        print(*(f"{one.file:20} {one.name}" for one in BUGS), sep="\n")
+        return 0
+    missed = 0
+    for number, one in enumerate(chosen, 1):
+        began = time.monotonic()
+        if not plant(one):
+            verdict, how = "STALE", "its text is not in the source, or not once"
+        elif (binary := build()) is None:
+            verdict, how = "BROKEN", "it does not compile"
+        elif (found := find(binary, one.models)) is None:
+            verdict, how = "MISSED", f"{one.models}* pass"
+        else:
+            verdict, how = "caught", found
+        missed += verdict != "caught"
+        seconds = time.monotonic() - began
+        print(f"{verdict:6} {number:2}/{len(chosen)} {seconds:4.0f} s  {one.file}: {one.name}\n          by {how}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} caught")
+    shutil.rmtree(TREE, ignore_errors=True)
+    return 1 if missed or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
