@@ -5,15 +5,31 @@
 mod chosen {
     pub(crate) use parking_lot::Mutex;
     pub(crate) use std::sync::Arc;
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
     pub(crate) use std::thread_local;
-    pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+    /// A mutex that may be held across a fork, for the kernel alone knows who waits for it.
+    /// `parking_lot`'s keeps a list of them, and in a child would hand itself to who is not there.
+    pub(crate) struct ForkMutex<T>(std::sync::Mutex<T>);
+
+    impl<T> ForkMutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(std::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, T> {
+            self.0
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
 }
 
 #[cfg(loom)]
 mod chosen {
     pub(crate) use loom::sync::Arc;
     use loom::sync::MutexGuard;
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
     /// loom's, which does not know the `const { }` form.
     macro_rules! of_model {
@@ -39,4 +55,6 @@ mod chosen {
     }
 }
 
+#[cfg(loom)]
+pub(crate) use Mutex as ForkMutex;
 pub(crate) use chosen::*;

@@ -41,12 +41,24 @@ pub struct Cause {
 impl Cause {
     /// A cause that happens now, by the calling thread.
     pub fn now(kind: CauseKind, reason: Option<Arc<str>>, grace: Option<Duration>) -> Cause {
-        Cause { kind, reason, at: Time::now(), grace, by_thread: host::thread_name() }
+        Cause {
+            kind,
+            reason,
+            at: Time::now(),
+            grace,
+            by_thread: host::thread_name(),
+        }
     }
 
     /// The cause that a deadline at `at` is.
     pub fn deadline(at: Time) -> Cause {
-        Cause { kind: CauseKind::Deadline, reason: None, at, grace: None, by_thread: None }
+        Cause {
+            kind: CauseKind::Deadline,
+            reason: None,
+            at,
+            grace: None,
+            by_thread: None,
+        }
     }
 }
 

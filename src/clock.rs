@@ -47,7 +47,10 @@ impl Add<Duration> for Time {
     type Output = Time;
 
     fn add(self, delay: Duration) -> Time {
-        Time(self.0.saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)))
+        Time(
+            self.0
+                .saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
@@ -56,14 +59,21 @@ impl Sub for Time {
 
     /// How long after `earlier` this is; zero if it is not after.
     fn sub(self, earlier: Time) -> Duration {
-        if self.is_never() { Duration::MAX } else { Duration::from_nanos(self.0.saturating_sub(earlier.0)) }
+        if self.is_never() {
+            Duration::MAX
+        } else {
+            Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        }
     }
 }
 
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, clippy::cast_sign_loss)] // one system call; neither field is ever negative
 fn monotonic_nanos() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `now` is a valid place to write to, and the clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
@@ -71,7 +81,8 @@ fn monotonic_nanos() -> u64 {
 
 #[cfg(not(target_os = "linux"))]
 fn monotonic_nanos() -> u64 {
-    static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    static START: std::sync::LazyLock<std::time::Instant> =
+        std::sync::LazyLock::new(std::time::Instant::now);
     u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 

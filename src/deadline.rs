@@ -14,13 +14,15 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use once_cell::sync::OnceCell;
 
-use crate::atomics::{Arc, Mutex};
+use crate::atomics::{Arc, ForkMutex};
 use crate::clock::Time;
 use crate::park::{Outcome, Waiter};
 use crate::token::tree::{Callbacks, NodeRef, Weak};
 
 struct Timer {
-    state: Mutex<State>,
+    /// Held across forks. In a child nobody who waits for it in the parent is there any more, so
+    /// it must not be a lock that is handed from one to the next.
+    state: ForkMutex<State>,
 }
 
 struct State {
@@ -35,13 +37,17 @@ static CALLBACKS: OnceCell<(Sender<Callbacks>, Receiver<Callbacks>)> = OnceCell:
 /// Tell the timer of a node's deadline, if it does not know yet.
 pub(crate) fn arm(node: &NodeRef) {
     if !node.is_armed() {
-        TIMER.get_or_init(Timer::start).insert(node, |node| (node.mark_armed()).then(|| node.own_deadline()));
+        TIMER.get_or_init(Timer::start).insert(node, |node| {
+            (node.mark_armed()).then(|| node.own_deadline())
+        });
     }
 }
 
 /// Arm a node and those above it that may have deadlines.
 pub(crate) fn arm_path(node: &NodeRef) {
-    node.timed_path().filter(|node| !node.own_deadline().is_never()).for_each(arm);
+    node.timed_path()
+        .filter(|node| !node.own_deadline().is_never())
+        .for_each(arm);
 }
 
 /// Move a node's deadline; the timer knows it from now on.
@@ -105,7 +111,12 @@ pub(crate) fn restart_in_child() {
 impl Timer {
     fn start() -> Timer {
         spawn("desist-timer", || TIMER.wait().serve());
-        Timer { state: Mutex::new(State { entries: BTreeSet::new(), asleep: None }) }
+        Timer {
+            state: ForkMutex::new(State {
+                entries: BTreeSet::new(),
+                asleep: None,
+            }),
+        }
     }
 
     /// Change a node's deadline under the lock; `change` tells the new one, if it is to be noticed.
@@ -145,7 +156,10 @@ impl Timer {
                     // A dying node waits for this lock in `forget`, so its memory is valid.
                     due.extend(node.upgrade().map(|node| (deadline, node)));
                 }
-                let until = state.entries.first().map_or(Time::NEVER, |(deadline, _)| *deadline);
+                let until = state
+                    .entries
+                    .first()
+                    .map_or(Time::NEVER, |(deadline, _)| *deadline);
                 let waiter = Waiter::new();
                 if due.is_empty() {
                     state.asleep = Some((until, waiter.clone()));
@@ -167,5 +181,8 @@ impl Timer {
 
 #[allow(clippy::expect_used)]
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) {
-    thread::Builder::new().name(name.into()).spawn(run).expect("the system refuses to start a thread for deadlines");
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .expect("the system refuses to start a thread for deadlines");
 }

@@ -79,8 +79,12 @@ impl fmt::Display for ScopeMisuse {
                 "a scope entered later is still open; leave scopes in the reverse of the order in \
                  which they were entered (a `with` statement does), and do not yield inside one"
             }
-            ScopeMisuse::EnteredTwice => "this scope was entered before; make a new one for each block",
-            ScopeMisuse::NotEntered => "this scope is not open: enter it with a `with` statement first",
+            ScopeMisuse::EnteredTwice => {
+                "this scope was entered before; make a new one for each block"
+            }
+            ScopeMisuse::NotEntered => {
+                "this scope is not open: enter it with a `with` statement first"
+            }
         })
     }
 }

@@ -39,7 +39,8 @@ pub fn install(host: &'static dyn Host) {
 }
 
 pub(crate) fn interrupted() -> ControlFlow<()> {
-    HOST.get().map_or(ControlFlow::Continue(()), |host| host.interrupted())
+    HOST.get()
+        .map_or(ControlFlow::Continue(()), |host| host.interrupted())
 }
 
 pub(crate) fn slice() -> Option<Duration> {
@@ -58,5 +59,6 @@ pub(crate) fn thread_name() -> Option<Arc<str>> {
         None => std::thread::current().name().map(Arc::from),
     };
     // Past the thread's own end there is no place to keep the name, and nobody to ask for it.
-    NAME.try_with(|name| name.get_or_init(ask).clone()).unwrap_or_default()
+    NAME.try_with(|name| name.get_or_init(ask).clone())
+        .unwrap_or_default()
 }

@@ -80,7 +80,10 @@ pub(crate) struct Ledger {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { entries: Mutex::default(), generation: AtomicU32::new(fork::generation()) }
+        Self {
+            entries: Mutex::default(),
+            generation: AtomicU32::new(fork::generation()),
+        }
     }
 }
 
@@ -105,14 +108,20 @@ impl Ledger {
         let mut entries = self.entries.lock();
         let number = entries.made;
         entries.made += 1;
-        entries.list.push(Entry { held, keeper, number });
+        entries.list.push(Entry {
+            held,
+            keeper,
+            number,
+        });
     }
 
     /// Forget one entry, the latest of this thing. The entry is given out so that its last
     /// count is dropped unlocked.
     pub(crate) fn strike_out(&self, held: *const ()) -> Option<Arc<dyn Held>> {
         let entries = &mut self.entries.lock().list;
-        let at = entries.iter().rposition(|entry| Arc::as_ptr(&entry.held).cast::<()>() == held)?;
+        let at = entries
+            .iter()
+            .rposition(|entry| Arc::as_ptr(&entry.held).cast::<()>() == held)?;
         Some(entries.remove(at).held)
     }
 
@@ -139,8 +148,14 @@ impl Ledger {
     fn take_back(self: &Arc<Self>, first: u64, end: &End, which: impl Fn(Keeper) -> bool) -> Swept {
         let late: Vec<Arc<dyn Held>> = {
             let entries = self.entries.lock();
-            let late = entries.list.iter().rev().take_while(|entry| entry.number >= first);
-            late.filter(|entry| which(entry.keeper)).map(|entry| entry.held.clone()).collect()
+            let late = entries
+                .list
+                .iter()
+                .rev()
+                .take_while(|entry| entry.number >= first);
+            late.filter(|entry| which(entry.keeper))
+                .map(|entry| entry.held.clone())
+                .collect()
         };
         // Each strikes itself out, under its own lock, if it is still this ledger's.
         let mut swept = Swept::default();

@@ -9,8 +9,9 @@
 //!    after the spawning is hardly interleaved with the others.
 //! 2. loom sees no free. Nodes have a canary that is read on use and written on free, links have
 //!    one that is written on use, and the live nodes are counted. loom's own `Arc` reports leaks.
-//! 3. loom sees no `std::sync::Arc` and no plain memory: what a lock protects is an [`Exclusive`],
-//!    and the main thread outlives its actors, so that it drops what they share.
+//! 3. loom sees neither `std`'s atomics and `Arc` nor plain memory: an atomic that takes part comes
+//!    from [`crate::atomics`], what a lock protects is an [`Exclusive`], and the main thread
+//!    outlives its actors, so that it drops what they share.
 //! 4. No clock: a timeout is a thread that settles as `TimedOut`.
 
 #![allow(unsafe_code)] // `Exclusive` is shared on purpose: loom tells whether it may be

@@ -44,7 +44,9 @@ pub(crate) struct Waiter {
 
 impl Waiter {
     pub(crate) fn new() -> Arc<Waiter> {
-        Arc::new(Waiter { word: AtomicU32::new(WAITING) })
+        Arc::new(Waiter {
+            word: AtomicU32::new(WAITING),
+        })
     }
 
     /// Try to decide the wait. True: it is decided so, and the caller must [`Waiter::wake`].
@@ -52,7 +54,12 @@ impl Waiter {
         // Release: what the settler did before (the grant) is seen by the waiter.
         let mut seen = self.word.load(Ordering::Acquire);
         while seen & !ASLEEP == WAITING {
-            match self.word.compare_exchange(seen, seen | outcome as u32, Ordering::AcqRel, Ordering::Acquire) {
+            match self.word.compare_exchange(
+                seen,
+                seen | outcome as u32,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 Ok(_) => return true,
                 Err(now) => seen = now,
             }
@@ -96,7 +103,11 @@ impl Waiter {
                 }
                 slice.map_or(until, |longest| until.min(now + longest))
             };
-            if self.word.compare_exchange(WAITING, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            if self
+                .word
+                .compare_exchange(WAITING, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
+                .is_err()
+            {
                 continue;
             }
             let signalled = sys::wait(&self.word, ASLEEP, this_time) || slice.is_some();
@@ -137,7 +148,9 @@ pub(crate) fn woke(waiter: Arc<Waiter>) {
 /// system's scheduler and for none of that thread's code, and at most so long.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn make_way(longest: Duration) {
-    let Ok(Some(woken)) = WOKEN.try_with(Cell::take) else { return };
+    let Ok(Some(woken)) = WOKEN.try_with(Cell::take) else {
+        return;
+    };
     let until = Time::after(longest);
     // A waiting thread has a count of its waiter until it leaves the wait.
     while Arc::strong_count(&woken) > 1 && Time::now() < until {
@@ -167,7 +180,11 @@ mod sys {
             tv_sec: libc::time_t::try_from(nanos / 1_000_000_000).unwrap_or(libc::time_t::MAX),
             tv_nsec: libc::c_long::from(u32::try_from(nanos % 1_000_000_000).unwrap_or(0)),
         };
-        let timeout = if until.is_never() { std::ptr::null() } else { &raw const timeout };
+        let timeout = if until.is_never() {
+            std::ptr::null()
+        } else {
+            &raw const timeout
+        };
         // SAFETY: `word` outlives the call, `timeout` is null or valid during it. BITSET with all
         // bits set is a plain wait whose timeout is absolute on CLOCK_MONOTONIC.
         let result = unsafe {
@@ -186,7 +203,14 @@ mod sys {
 
     pub(super) fn wake(word: &AtomicU32) {
         // SAFETY: `word` is valid; waking needs no more than its address.
-        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1) };
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                word.as_ptr(),
+                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+                1,
+            )
+        };
     }
 }
 
@@ -199,7 +223,8 @@ mod sys {
     use parking_lot_core::{DEFAULT_PARK_TOKEN, DEFAULT_UNPARK_TOKEN};
 
     pub(super) fn wait(word: &AtomicU32, expected: u32, until: Time) -> bool {
-        let deadline = (!until.is_never()).then(|| std::time::Instant::now() + (until - Time::now()));
+        let deadline =
+            (!until.is_never()).then(|| std::time::Instant::now() + (until - Time::now()));
         // SAFETY: the key is the address of a word that is used for nothing else, and the
         // closures neither panic nor call back into parking_lot.
         unsafe {
@@ -234,7 +259,10 @@ mod sys {
     }
 
     pub(super) fn wait(word: &AtomicU32, expected: u32, until: Time) -> bool {
-        assert!(until.is_never(), "a model has no clock: settle(TimedOut) from a thread of its own");
+        assert!(
+            until.is_never(),
+            "a model has no clock: settle(TimedOut) from a thread of its own"
+        );
         let held = KERNEL.0.lock().expect("a model's thread panicked");
         if word.load(Ordering::Acquire) == expected {
             drop(KERNEL.1.wait(held));

@@ -41,7 +41,8 @@ mod _core {
     use super::lock::{Lock, Repair};
     #[pymodule_export]
     use super::scope::{
-        CancelScope, Timeout, cancel_scope, cleanup, fail_after, fail_at, move_on_after, move_on_at, shield,
+        CancelScope, Timeout, cancel_scope, cleanup, fail_after, fail_at, move_on_after,
+        move_on_at, shield,
     };
     #[pymodule_export]
     use super::stop::{KillReport, StopPolicy};
@@ -51,7 +52,8 @@ mod _core {
     use super::token::{CancelSource, CancelToken, Registration};
     #[pymodule_export]
     use super::wait::{
-        Latch, checkpoint, current_effective_deadline, current_time, current_token, sleep, sleep_forever, sleep_until,
+        Latch, checkpoint, current_effective_deadline, current_time, current_token, sleep,
+        sleep_forever, sleep_until,
     };
     #[pymodule_export]
     use super::work::{Commit, Lease, LeaseQueue, RetryPolicy, Seat};

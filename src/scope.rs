@@ -106,15 +106,30 @@ fn open(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
         let node = match (kind, frames.last()) {
             (Kind::Plain, Some(inner)) => inner.node.child(Some(deadline)),
             (Kind::Cleanup, _) => {
-                let cutoff = visible(&frames, frames.len()).map(|frame| cutoff(frame, None)).min();
+                let cutoff = visible(&frames, frames.len())
+                    .map(|frame| cutoff(frame, None))
+                    .min();
                 let node = NodeRef::root(Some(deadline.min(cutoff.unwrap_or(Time::NEVER))));
-                listening = beyond_zones(&frames).map(|frame| shorten_with(&node, frame)).collect();
+                listening = beyond_zones(&frames)
+                    .map(|frame| shorten_with(&node, frame))
+                    .collect();
                 node
             }
             _ => NodeRef::root(Some(deadline)),
         };
-        let recorded = context.ledger.borrow().as_ref().map_or(0, |ledger| ledger.made());
-        frames.push(Frame { node: node.clone(), kind, grace, raised: 0, recorded, _listening: listening });
+        let recorded = context
+            .ledger
+            .borrow()
+            .as_ref()
+            .map_or(0, |ledger| ledger.made());
+        frames.push(Frame {
+            node: node.clone(),
+            kind,
+            grace,
+            raised: 0,
+            recorded,
+            _listening: listening,
+        });
         context.open.set(true);
         node
     })
@@ -131,12 +146,23 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
             unmask(&frames.remove(index), context);
             return Err(ScopeMisuse::NotInnermost);
         }
-        let exit = if unwinding { absorb(&frames) } else { Exit::Pass };
+        let exit = if unwinding {
+            absorb(&frames)
+        } else {
+            Exit::Pass
+        };
         let frame = frames.pop().ok_or(ScopeMisuse::NotEntered)?;
         unmask(&frame, context);
-        context.open.set(!frames.is_empty() || context.task.borrow().is_some());
+        context
+            .open
+            .set(!frames.is_empty() || context.task.borrow().is_some());
         // Guards that the scope's code took and, by a hole in its host's unwinding, did not leave.
-        let ledger = context.ledger.borrow().as_ref().filter(|ledger| ledger.made() > frame.recorded).cloned();
+        let ledger = context
+            .ledger
+            .borrow()
+            .as_ref()
+            .filter(|ledger| ledger.made() > frame.recorded)
+            .cloned();
         Ok((frame, exit, ledger))
     })?;
     if let Some(ledger) = ledger {
@@ -154,10 +180,19 @@ fn unmask(frame: &Frame, context: &Context) {
 
 /// Rule 3, for the innermost frame.
 fn absorb(frames: &[Frame]) -> Exit {
-    let Some(exiting) = frames.last() else { return Exit::Pass };
+    let Some(exiting) = frames.last() else {
+        return Exit::Pass;
+    };
     exiting.node.poll(Time::now());
-    let outermost = visible(frames, frames.len()).filter(|frame| frame.node.is_cancelled()).last();
-    match outermost.and_then(|frame| frame.node.cause().filter(|_| frame.node.same(&exiting.node))) {
+    let outermost = visible(frames, frames.len())
+        .filter(|frame| frame.node.is_cancelled())
+        .last();
+    match outermost.and_then(|frame| {
+        frame
+            .node
+            .cause()
+            .filter(|_| frame.node.same(&exiting.node))
+    }) {
         Some(cause) => Exit::Absorbed(cause),
         None => Exit::Pass,
     }
@@ -166,7 +201,10 @@ fn absorb(frames: &[Frame]) -> Exit {
 /// The frames visible from inside the one before `end`, innermost first (rule 1).
 fn visible(frames: &[Frame], end: usize) -> impl Iterator<Item = &Frame> {
     let mut open = true;
-    frames[..end].iter().rev().take_while(move |frame| std::mem::replace(&mut open, frame.kind == Kind::Plain))
+    frames[..end]
+        .iter()
+        .rev()
+        .take_while(move |frame| std::mem::replace(&mut open, frame.kind == Kind::Plain))
 }
 
 /// The frames whose cancellation ends a zone opened now: a zone in a zone is ended by what ends
@@ -177,16 +215,26 @@ fn beyond_zones(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
         let through = matches!(frame.kind, Kind::Plain | Kind::Cleanup);
         std::mem::replace(&mut open, through)
     };
-    frames.iter().rev().take_while(until_hidden).filter(|frame| frame.kind != Kind::Cleanup)
+    frames
+        .iter()
+        .rev()
+        .take_while(until_hidden)
+        .filter(|frame| frame.kind != Kind::Cleanup)
 }
 
 /// When a clean-up zone inside `frame` ends because of it: now known, or once it is cancelled.
 fn cutoff(frame: &Frame, cause: Option<&Cause>) -> Time {
     let cause = cause.cloned().or_else(|| frame.node.cause());
-    let at = cause.as_ref().map_or_else(|| frame.node.own_deadline(), |cause| cause.at);
+    let at = cause
+        .as_ref()
+        .map_or_else(|| frame.node.own_deadline(), |cause| cause.at);
     let given = cause.and_then(|cause| cause.grace).or(frame.grace);
     // A zone in a zone shares the outer one's budget.
-    let default = if frame.kind == Kind::Cleanup { Duration::ZERO } else { DEFAULT_GRACE };
+    let default = if frame.kind == Kind::Cleanup {
+        Duration::ZERO
+    } else {
+        DEFAULT_GRACE
+    };
     at + given.unwrap_or(default)
 }
 
@@ -206,7 +254,13 @@ fn shorten_with(zone: &NodeRef, frame: &Frame) -> Registration {
 
 /// The innermost open scope's node.
 pub(crate) fn current_node() -> Option<NodeRef> {
-    CONTEXT.with(|context| context.frames.borrow().last().map(|frame| frame.node.clone()))
+    CONTEXT.with(|context| {
+        context
+            .frames
+            .borrow()
+            .last()
+            .map(|frame| frame.node.clone())
+    })
 }
 
 /// The task whose body the calling thread runs.
@@ -244,13 +298,22 @@ pub(crate) fn checkpoint() -> Result<(), Stop> {
         if !context.open.get() {
             return None;
         }
-        if let Some(cause) = context.task.borrow().as_ref().and_then(|task| task.kill_due()) {
+        if let Some(cause) = context
+            .task
+            .borrow()
+            .as_ref()
+            .and_then(|task| task.kill_due())
+        {
             return Some(Stop::Killed(cause));
         }
         let frames = context.frames.borrow();
         let node = &frames.last()?.node;
         let cancelled = node.is_cancelled() || (node.may_expire() && node.poll(Time::now()));
-        if cancelled { node.cause().map(Stop::Cancelled) } else { None }
+        if cancelled {
+            node.cause().map(Stop::Cancelled)
+        } else {
+            None
+        }
     });
     match stop {
         None => Ok(()),
@@ -275,7 +338,8 @@ pub(crate) fn raising(stop: Stop) -> Stop {
         }
         if raised >= BRAKE_FROM {
             // A loop that catches everything would otherwise spin at full speed.
-            let brake = LONGEST_BRAKE.min(Duration::from_millis(u64::from(raised - BRAKE_FROM) + 1));
+            let brake =
+                LONGEST_BRAKE.min(Duration::from_millis(u64::from(raised - BRAKE_FROM) + 1));
             Waiter::new().park(Time::after(brake));
         }
     }
@@ -314,7 +378,9 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
 /// The body is over, whatever it left open.
 pub(crate) fn end_task(outer: Outer) {
     let left = CONTEXT.with(|context| {
-        context.open.set(!outer.frames.is_empty() || outer.task.is_some());
+        context
+            .open
+            .set(!outer.frames.is_empty() || outer.task.is_some());
         context.task.replace(outer.task);
         context.ledger.replace(outer.ledger);
         context.frames.replace(outer.frames)
@@ -385,9 +451,15 @@ fn run<T, E: MayStop>(
     block: impl FnOnce(&Scope) -> Result<T, E>,
 ) -> (Result<T, E>, Exit) {
     let node = enter(kind, deadline, None);
-    let mut leave = Leave { node: node.clone(), left: false };
-    let result = block(&Scope { token: CancelToken::from_unarmed(node) });
-    let unwinding = matches!(&result, Err(error) if matches!(error.stop(), Some(Stop::Cancelled(_))));
+    let mut leave = Leave {
+        node: node.clone(),
+        left: false,
+    };
+    let result = block(&Scope {
+        token: CancelToken::from_unarmed(node),
+    });
+    let unwinding =
+        matches!(&result, Err(error) if matches!(error.stop(), Some(Stop::Cancelled(_))));
     let exit = leave.leave(unwinding);
     (result, exit)
 }
@@ -397,12 +469,17 @@ fn run<T, E: MayStop>(
 /// `Ok(Some(value))`: the block ran to its end. `Ok(None)`: it was left because
 /// [`Scope::cancel`] was called. `Err(DeadlineExceeded)`: because its own deadline passed. Other
 /// errors, and stops that belong to a scope further out, pass through.
-pub fn cancel_scope<T, E>(timeout: Duration, block: impl FnOnce(&Scope) -> Result<T, E>) -> Result<Option<T>, E>
+pub fn cancel_scope<T, E>(
+    timeout: Duration,
+    block: impl FnOnce(&Scope) -> Result<T, E>,
+) -> Result<Option<T>, E>
 where
     E: MayStop + From<DeadlineExceeded>,
 {
     match run(Kind::Plain, Time::after(timeout), block) {
-        (_, Exit::Absorbed(cause)) if cause.kind == CauseKind::Deadline => Err(DeadlineExceeded.into()),
+        (_, Exit::Absorbed(cause)) if cause.kind == CauseKind::Deadline => {
+            Err(DeadlineExceeded.into())
+        }
         (_, Exit::Absorbed(_)) => Ok(None),
         (result, Exit::Pass) => result.map(Some),
     }
@@ -432,7 +509,10 @@ where
 
 /// Run a block that sees no cancellation from outside, for at most `bound`; `Ok(None)` if the
 /// bound cut it short.
-pub fn shield<T, E: MayStop>(bound: Duration, block: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
+pub fn shield<T, E: MayStop>(
+    bound: Duration,
+    block: impl FnOnce() -> Result<T, E>,
+) -> Result<Option<T>, E> {
     match run(Kind::Shield, Time::after(bound), |_| block()) {
         (_, Exit::Absorbed(_)) => Ok(None),
         (result, Exit::Pass) => result.map(Some),

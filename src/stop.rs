@@ -48,7 +48,13 @@ pub struct StopPolicy {
 impl Default for StopPolicy {
     fn default() -> Self {
         let second = Duration::from_secs(1);
-        Self { cooperative: 5 * second, at_wait: Some(second), async_exc: Some(second), defer: second, abandon: true }
+        Self {
+            cooperative: 5 * second,
+            at_wait: Some(second),
+            async_exc: Some(second),
+            defer: second,
+            abandon: true,
+        }
     }
 }
 
@@ -113,7 +119,10 @@ pub fn kill(
     }
     let respects_locks_until = Time::now() + policy.defer;
     let rungs = [(policy.at_wait, false), (policy.async_exc, true)];
-    for (time, by_force) in rungs.into_iter().filter_map(|(time, by_force)| Some((time?, by_force))) {
+    for (time, by_force) in rungs
+        .into_iter()
+        .filter_map(|(time, by_force)| Some((time?, by_force)))
+    {
         task.order(&cause, respects_locks_until);
         if press(task, time, by_force)? {
             return Ok(report(task, None, began));
@@ -121,7 +130,11 @@ pub fn kill(
     }
     if policy.abandon {
         let stack = task.stack();
-        if task.abandon(Death { task: task.name().clone(), cause, stack: stack.clone() }) {
+        if task.abandon(Death {
+            task: task.name().clone(),
+            cause,
+            stack: stack.clone(),
+        }) {
             on_abandon();
             task.amend(|record| {
                 record.killed_at = Some(Rung::Abandoned);
@@ -164,7 +177,9 @@ fn press(task: &Task, time: Duration, by_force: bool) -> Result<bool, KillError>
 
 /// Wait for the task's end. Not interrupted by the caller's own cancellation.
 fn over(task: &Task, at_most: Duration) -> Result<bool, KillError> {
-    task.over().wait_uncancelled(Time::after(at_most)).map_err(|_| KillError::Interrupted)
+    task.over()
+        .wait_uncancelled(Time::after(at_most))
+        .map_err(|_| KillError::Interrupted)
 }
 
 fn report(task: &Task, known: Option<Rung>, began: Time) -> KillReport {

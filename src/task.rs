@@ -13,10 +13,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::atomics::{self, Mutex};
+use crate::atomics::{self, AtomicBool, Mutex};
 use crate::cause::Cause;
 use crate::clock::Time;
 pub use crate::ledger::Death;
@@ -101,7 +101,11 @@ impl Mask {
             Mask::Zone(node) => node.own_deadline(),
         };
         // A zone inside a shield does not hear of the kill's own cancellation.
-        if end.is_never() { order.cause.at + scope::DEFAULT_GRACE } else { end }
+        if end.is_never() {
+            order.cause.at + scope::DEFAULT_GRACE
+        } else {
+            end
+        }
     }
 }
 
@@ -311,7 +315,9 @@ impl Task {
     }
 
     fn may_strike(&self, control: &Control) -> bool {
-        let Some(order) = &control.order else { return false };
+        let Some(order) = &control.order else {
+            return false;
+        };
         let now = Time::now();
         control.phase == Phase::Running
             && control.masks.iter().all(|mask| mask.end(order) <= now)
@@ -323,9 +329,19 @@ impl Task {
     /// Until when a kill on its way is held off, at most; the past if it is not.
     pub(crate) fn held_off_until(&self) -> Time {
         let control = self.control.lock();
-        let Some(order) = &control.order else { return Time::from_nanos(0) };
-        let locks = if self.ledger.len() == 0 { Time::from_nanos(0) } else { order.respects_locks_until };
-        control.masks.iter().map(|mask| mask.end(order)).fold(locks, Time::max)
+        let Some(order) = &control.order else {
+            return Time::from_nanos(0);
+        };
+        let locks = if self.ledger.len() == 0 {
+            Time::from_nanos(0)
+        } else {
+            order.respects_locks_until
+        };
+        control
+            .masks
+            .iter()
+            .map(|mask| mask.end(order))
+            .fold(locks, Time::max)
     }
 
     /// Order the kill: from now on the body's desist waits raise. False: nothing to kill.
@@ -336,8 +352,15 @@ impl Task {
         }
         // A second killer may only press on: the first cause stays.
         match &mut control.order {
-            Some(order) => order.respects_locks_until = order.respects_locks_until.min(respects_locks_until),
-            None => control.order = Some(Order { cause: cause.clone(), respects_locks_until }),
+            Some(order) => {
+                order.respects_locks_until = order.respects_locks_until.min(respects_locks_until)
+            }
+            None => {
+                control.order = Some(Order {
+                    cause: cause.clone(),
+                    respects_locks_until,
+                })
+            }
         }
         self.ordered.store(true, Ordering::Release);
         true
@@ -347,7 +370,9 @@ impl Task {
     pub(crate) fn strike_wait(&self) {
         let waiter = {
             let mut control = self.control.lock();
-            let struck = |waiter: &atomics::Arc<Waiter>| self.may_strike(&control) && waiter.settle(Outcome::Killed);
+            let struck = |waiter: &atomics::Arc<Waiter>| {
+                self.may_strike(&control) && waiter.settle(Outcome::Killed)
+            };
             let waiter = control.waiter.clone().filter(struck);
             if waiter.is_some() {
                 control.strike_at_wait();
@@ -368,11 +393,15 @@ impl Task {
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
     /// such force.
     pub(crate) fn strike_async(&self) -> bool {
-        let Some(force) = self.control.lock().force.clone() else { return false };
+        let Some(force) = self.control.lock().force.clone() else {
+            return false;
+        };
         force.at_a_safe_moment(&mut || {
             let mut control = self.control.lock();
             let now = Time::now();
-            let again = control.last_strike.is_none_or(|last| now - last >= RESEND_AFTER);
+            let again = control
+                .last_strike
+                .is_none_or(|last| now - last >= RESEND_AFTER);
             if again && self.may_strike(&control) {
                 force.post();
                 control.posted = true;
@@ -400,8 +429,15 @@ impl Task {
     /// Who dies, for what it still holds. `None`: no kill has reached the body.
     pub(crate) fn death(&self, stack: Option<Arc<str>>) -> Option<Death> {
         let control = self.control.lock();
-        let order = control.order.as_ref().filter(|_| control.delivered.is_some())?;
-        Some(Death { task: self.name.clone(), cause: order.cause.clone(), stack })
+        let order = control
+            .order
+            .as_ref()
+            .filter(|_| control.delivered.is_some())?;
+        Some(Death {
+            task: self.name.clone(),
+            cause: order.cause.clone(),
+            stack,
+        })
     }
 
     pub(crate) fn delivered(&self) -> Option<Rung> {
@@ -421,7 +457,10 @@ impl Control {
 
 impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Task")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -448,7 +487,10 @@ impl Boundary {
         control.phase = Phase::Running;
         control.force = force;
         drop(control);
-        Boundary { task: task.clone(), outer: Some(outer) }
+        Boundary {
+            task: task.clone(),
+            outer: Some(outer),
+        }
     }
 
     /// The body is over: sweeps what it holds. False: the task had been abandoned, and whoever did that has taken care of what it was working on.
@@ -475,16 +517,25 @@ impl Boundary {
     }
 
     fn close(&mut self, end: BodyEnd) -> bool {
-        let Some(outer) = self.outer.take() else { return true };
+        let Some(outer) = self.outer.take() else {
+            return true;
+        };
         self.shut();
         let task = &self.task;
         let (abandoned, cause) = {
             let control = task.control.lock();
-            (control.phase == Phase::Abandoned, control.order.as_ref().map(|order| order.cause.clone()))
+            (
+                control.phase == Phase::Abandoned,
+                control.order.as_ref().map(|order| order.cause.clone()),
+            )
         };
         let (end, stack) = match (end, cause) {
             (BodyEnd::Killed(stack), Some(cause)) => {
-                let death = Death { task: task.name.clone(), cause, stack: stack.clone() };
+                let death = Death {
+                    task: task.name.clone(),
+                    cause,
+                    stack: stack.clone(),
+                };
                 (End::Killed(Arc::new(death)), stack)
             }
             _ => (End::Unwound, None),
@@ -517,6 +568,8 @@ impl Drop for Boundary {
 
 impl fmt::Debug for Boundary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Boundary").field("task", &self.task).finish_non_exhaustive()
+        f.debug_struct("Boundary")
+            .field("task", &self.task)
+            .finish_non_exhaustive()
     }
 }

@@ -44,7 +44,9 @@ pub struct CancelToken {
 impl CancelSource {
     /// A source without a parent.
     pub fn new() -> CancelSource {
-        CancelSource { node: NodeRef::root(None) }
+        CancelSource {
+            node: NodeRef::root(None),
+        }
     }
 
     /// A source that is cancelled at `deadline` at the latest.
@@ -59,7 +61,9 @@ impl CancelSource {
 
     /// The token to hand out.
     pub fn token(&self) -> CancelToken {
-        CancelToken { node: self.node.clone() }
+        CancelToken {
+            node: self.node.clone(),
+        }
     }
 
     /// Cancel: this source's token and everything below. Callable from any thread and from
@@ -89,7 +93,12 @@ impl CancelSource {
         self.cancel_as(CauseKind::Explicit, reason, grace)
     }
 
-    pub(crate) fn cancel_as(&self, kind: CauseKind, reason: Option<Arc<str>>, grace: Option<Duration>) -> bool {
+    pub(crate) fn cancel_as(
+        &self,
+        kind: CauseKind,
+        reason: Option<Arc<str>>,
+        grace: Option<Duration>,
+    ) -> bool {
         // The flag first spares the clock and the allocation of a cause that comes too late.
         !self.node.is_cancelled() && self.node.cancel(Cause::now(kind, reason, grace))
     }
@@ -127,14 +136,18 @@ impl CancelToken {
 
     /// A token that is never cancelled.
     pub fn never() -> CancelToken {
-        CancelToken { node: NodeRef::root(None) }
+        CancelToken {
+            node: NodeRef::root(None),
+        }
     }
 
     /// A token that is cancelled with any of `tokens`, with that one's cause. It leaves nothing
     /// behind in them when it is dropped.
     pub fn any_of(tokens: &[&CancelToken]) -> CancelToken {
         let nodes: Vec<&NodeRef> = tokens.iter().map(|token| &token.node).collect();
-        CancelToken { node: NodeRef::linked(&nodes) }
+        CancelToken {
+            node: NodeRef::linked(&nodes),
+        }
     }
 
     /// Cancelled? One atomic load.
@@ -163,7 +176,9 @@ impl CancelToken {
 
     /// A source that is cancelled with this token.
     pub fn child(&self) -> CancelSource {
-        CancelSource { node: self.node.child(None) }
+        CancelSource {
+            node: self.node.child(None),
+        }
     }
 
     /// A source that is cancelled with this token, and at `deadline` at the latest.
@@ -191,12 +206,16 @@ impl CancelToken {
 
 impl fmt::Debug for CancelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CancelSource").field("cause", &self.node.cause()).finish()
+        f.debug_struct("CancelSource")
+            .field("cause", &self.node.cause())
+            .finish()
     }
 }
 
 impl fmt::Debug for CancelToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CancelToken").field("cause", &self.node.cause()).finish()
+        f.debug_struct("CancelToken")
+            .field("cause", &self.node.cause())
+            .finish()
     }
 }

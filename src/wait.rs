@@ -42,7 +42,11 @@ pub(crate) fn until_cancelled(node: &NodeRef, until: Time) -> Result<bool, Stop>
         // A deadline of the token is noticed by whoever waits for it, so the timer need not be told.
         let bound = until.min(node.effective_deadline());
         let mut hook = None;
-        let waited = block(bound, |waiter| hook = hook_or_settle(node, waiter, Outcome::Granted), |_| ());
+        let waited = block(
+            bound,
+            |waiter| hook = hook_or_settle(node, waiter, Outcome::Granted),
+            |_| (),
+        );
         if let Some(id) = hook {
             node.unhook(id);
         }
@@ -63,7 +67,9 @@ pub(crate) fn block(
     let waiter = Waiter::new();
     let task = scope::current_task();
     let node = scope::current_node();
-    let hook = node.as_ref().and_then(|node| hook_or_settle(node, &waiter, Outcome::Cancelled));
+    let hook = node
+        .as_ref()
+        .and_then(|node| hook_or_settle(node, &waiter, Outcome::Cancelled));
     if let Some(task) = &task {
         task.begin_wait(&waiter);
     }
@@ -82,8 +88,12 @@ pub(crate) fn block(
         Outcome::Granted => Ok(true),
         Outcome::TimedOut => Ok(false),
         Outcome::Interrupted => Err(Stop::Interrupted),
-        Outcome::Cancelled => Err(stopped(node.and_then(|node| node.cause()).map(Stop::Cancelled))),
-        Outcome::Killed => Err(stopped(task.and_then(|task| task.kill_cause()).map(Stop::Killed))),
+        Outcome::Cancelled => Err(stopped(
+            node.and_then(|node| node.cause()).map(Stop::Cancelled),
+        )),
+        Outcome::Killed => Err(stopped(
+            task.and_then(|task| task.kill_cause()).map(Stop::Killed),
+        )),
     }
 }
 

@@ -164,7 +164,13 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
             waiting: VecDeque::new(),
             draining: Vec::new(),
         };
-        Self { shared: Arc::new(Shared { retry, jitter: RandomState::new(), state: Mutex::new(state) }) }
+        Self {
+            shared: Arc::new(Shared {
+                retry,
+                jitter: RandomState::new(),
+                state: Mutex::new(state),
+            }),
+        }
     }
 
     /// Add an item; returns its number. Never blocks.
@@ -172,7 +178,16 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
         self.change(|state| {
             state.last_id += 1;
             let id = state.last_id;
-            state.items.insert(id, Item { value, attempt: 0, phase: Phase::Ready, failures: Vec::new(), unwanted: None });
+            state.items.insert(
+                id,
+                Item {
+                    value,
+                    attempt: 0,
+                    phase: Phase::Ready,
+                    failures: Vec::new(),
+                    unwanted: None,
+                },
+            );
             state.ready.push_back(id);
             id
         })
@@ -198,14 +213,24 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
                 |waiter| {
                     let mut state = self.shared.state.lock();
                     // Something may have come, or gone, since the look.
-                    if state.closed || state.has_work(Time::now()) || state.delayed.first().is_some_and(|(at, _)| *at < next) {
+                    if state.closed
+                        || state.has_work(Time::now())
+                        || state.delayed.first().is_some_and(|(at, _)| *at < next)
+                    {
                         waiter.settle(Outcome::Granted);
                     } else {
-                        state.waiting.push_back(Request { waiter: waiter.clone(), slot: slot.clone() });
+                        state.waiting.push_back(Request {
+                            waiter: waiter.clone(),
+                            slot: slot.clone(),
+                        });
                     }
                 },
                 |waiter| {
-                    self.shared.state.lock().waiting.retain(|other| !atomics::Arc::ptr_eq(&other.waiter, waiter));
+                    self.shared
+                        .state
+                        .lock()
+                        .waiting
+                        .retain(|other| !atomics::Arc::ptr_eq(&other.waiter, waiter));
                 },
             )?;
             let lease = slot.lock().take();
@@ -228,7 +253,13 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
     }
 
     /// Give a lease back, with what went wrong, if anything did.
-    pub fn give_back(&self, id: u64, epoch: u64, back: Back, failure: Option<F>) -> Result<Returned, Fenced> {
+    pub fn give_back(
+        &self,
+        id: u64,
+        epoch: u64,
+        back: Back,
+        failure: Option<F>,
+    ) -> Result<Returned, Fenced> {
         let retry = self.shared.retry;
         self.change(|state| {
             let item = state.check(id, epoch)?;
@@ -253,7 +284,11 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
                 Phase::Delayed { until } => _ = state.delayed.insert((until, id)),
                 _ => state.ready.push_front(id),
             }
-            Ok(if last { Returned::Dead } else { Returned::Requeued })
+            Ok(if last {
+                Returned::Dead
+            } else {
+                Returned::Requeued
+            })
         })
     }
 
@@ -283,8 +318,13 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
     /// Nobody will work on what is here: all that is ready or delayed is dead now. Returns it.
     pub fn give_up(&self, failure: &F) -> Vec<T> {
         self.change(|state| {
-            let delayed = std::mem::take(&mut state.delayed).into_iter().map(|(_, id)| id);
-            let unleased: Vec<u64> = std::mem::take(&mut state.ready).into_iter().chain(delayed).collect();
+            let delayed = std::mem::take(&mut state.delayed)
+                .into_iter()
+                .map(|(_, id)| id);
+            let unleased: Vec<u64> = std::mem::take(&mut state.ready)
+                .into_iter()
+                .chain(delayed)
+                .collect();
             let mut values = Vec::new();
             for id in unleased {
                 if let Some(item) = state.items.get_mut(&id) {
@@ -300,13 +340,24 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
 
     /// An item that has not been acknowledged.
     pub fn item(&self, id: u64) -> Option<T> {
-        self.shared.state.lock().items.get(&id).map(|item| item.value.clone())
+        self.shared
+            .state
+            .lock()
+            .items
+            .get(&id)
+            .map(|item| item.value.clone())
     }
 
     /// Give a dead item all its attempts again. False: it is not dead.
     pub fn revive(&self, id: u64) -> bool {
         self.change(|state| {
-            let Some(item) = state.items.get_mut(&id).filter(|item| item.phase == Phase::Dead) else { return false };
+            let Some(item) = state
+                .items
+                .get_mut(&id)
+                .filter(|item| item.phase == Phase::Dead)
+            else {
+                return false;
+            };
             item.phase = Phase::Ready;
             item.attempt = 0;
             item.unwanted = None;
@@ -331,7 +382,12 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
     /// The dead items, in the order in which they died.
     pub fn dead(&self) -> Vec<Dead<T, F>> {
         let state = self.shared.state.lock();
-        let dead = |id: &u64| state.items.get(id).map(|item| (*id, item.value.clone(), item.failures.clone()));
+        let dead = |id: &u64| {
+            state
+                .items
+                .get(id)
+                .map(|item| (*id, item.value.clone(), item.failures.clone()))
+        };
         state.dead.iter().filter_map(dead).collect()
     }
 
@@ -348,7 +404,13 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
                     state.draining.push(waiter.clone());
                 }
             },
-            |waiter| self.shared.state.lock().draining.retain(|other| !atomics::Arc::ptr_eq(other, waiter)),
+            |waiter| {
+                self.shared
+                    .state
+                    .lock()
+                    .draining
+                    .retain(|other| !atomics::Arc::ptr_eq(other, waiter))
+            },
         )
     }
 
@@ -365,12 +427,19 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
             let earliest = state.delayed.first().copied();
             let result = change(&mut state);
             state.hand_out(&mut wake);
-            if state.closed || state.delayed.first().copied() < earliest || earliest.is_none() && !state.delayed.is_empty() {
+            if state.closed
+                || state.delayed.first().copied() < earliest
+                || earliest.is_none() && !state.delayed.is_empty()
+            {
                 state.stir(&mut wake);
             }
             if state.is_drained() {
                 let draining = std::mem::take(&mut state.draining);
-                wake.extend(draining.into_iter().filter(|waiter| waiter.settle(Outcome::Granted)));
+                wake.extend(
+                    draining
+                        .into_iter()
+                        .filter(|waiter| waiter.settle(Outcome::Granted)),
+                );
             }
             result
         };
@@ -383,7 +452,10 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
     /// Exponential, with jitter so that what failed together does not come back together.
     fn pause(&self, attempt: u32, epoch: u64) -> Duration {
         let retry = &self.shared.retry;
-        let doubled = retry.backoff.saturating_mul(1 << attempt.saturating_sub(1).min(30)).min(retry.max_backoff);
+        let doubled = retry
+            .backoff
+            .saturating_mul(1 << attempt.saturating_sub(1).min(30))
+            .min(retry.max_backoff);
         #[allow(clippy::cast_precision_loss)] // a random part of one
         let random = (self.shared.jitter.hash_one(epoch) >> 11) as f64 / (1u64 << 53) as f64;
         let seconds = doubled.as_secs_f64() * (1.0 + retry.jitter * (2.0 * random - 1.0)).max(0.0);
@@ -394,7 +466,10 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
 impl<T: Clone, F> State<T, F> {
     /// The item, if this lease of it is the current one.
     fn check(&mut self, id: u64, epoch: u64) -> Result<&mut Item<T, F>, Fenced> {
-        self.items.get_mut(&id).filter(|item| item.phase == Phase::Leased { epoch }).ok_or(Fenced)
+        self.items
+            .get_mut(&id)
+            .filter(|item| item.phase == Phase::Leased { epoch })
+            .ok_or(Fenced)
     }
 
     fn has_work(&self, now: Time) -> bool {
@@ -415,7 +490,9 @@ impl<T: Clone, F> State<T, F> {
                 break;
             }
             self.delayed.pop_first();
-            self.items.entry(id).and_modify(|item| item.phase = Phase::Ready);
+            self.items
+                .entry(id)
+                .and_modify(|item| item.phase = Phase::Ready);
             self.ready.push_back(id);
         }
         let id = self.ready.pop_front()?;
@@ -423,14 +500,23 @@ impl<T: Clone, F> State<T, F> {
         self.last_epoch += 1;
         self.leased += 1;
         item.attempt += 1;
-        item.phase = Phase::Leased { epoch: self.last_epoch };
-        Some(Lease { id, epoch: self.last_epoch, attempt: item.attempt, item: item.value.clone() })
+        item.phase = Phase::Leased {
+            epoch: self.last_epoch,
+        };
+        Some(Lease {
+            id,
+            epoch: self.last_epoch,
+            attempt: item.attempt,
+            item: item.value.clone(),
+        })
     }
 
     /// Hand ready items to those who wait, skipping those who gave up.
     fn hand_out(&mut self, wake: &mut Vec<atomics::Arc<Waiter>>) {
         while !self.closed && !self.ready.is_empty() {
-            let Some(request) = self.waiting.pop_front() else { return };
+            let Some(request) = self.waiting.pop_front() else {
+                return;
+            };
             // The slot is locked before the settling, so that the waiter finds it filled.
             let mut slot = request.slot.lock();
             if request.waiter.settle(Outcome::Granted) {
@@ -443,19 +529,28 @@ impl<T: Clone, F> State<T, F> {
     /// Have all who wait look again: the next item comes earlier, or none will.
     fn stir(&mut self, wake: &mut Vec<atomics::Arc<Waiter>>) {
         let waiting = std::mem::take(&mut self.waiting);
-        wake.extend(waiting.into_iter().map(|request| request.waiter).filter(|waiter| waiter.settle(Outcome::Granted)));
+        wake.extend(
+            waiting
+                .into_iter()
+                .map(|request| request.waiter)
+                .filter(|waiter| waiter.settle(Outcome::Granted)),
+        );
     }
 }
 
 impl<T, F> Clone for LeaseQueue<T, F> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
 impl<T: Clone, F: Clone> fmt::Debug for LeaseQueue<T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseQueue").field("counts", &self.counts()).finish()
+        f.debug_struct("LeaseQueue")
+            .field("counts", &self.counts())
+            .finish()
     }
 }
 

@@ -118,7 +118,10 @@ BUGS = (
         "closing unlinks a node that the canceller has taken out",
         "token/tree.rs",
         "token",
-        ("state.load(Ordering::Relaxed) & TAKEN != 0", "state.load(Ordering::Relaxed) & TAKEN == u32::MAX"),
+        (
+            "state.load(Ordering::Relaxed) & TAKEN != 0",
+            "state.load(Ordering::Relaxed) & TAKEN == u32::MAX",
+        ),
     ),
     bug(
         "a closed child stays in its parent's list",
@@ -171,7 +174,10 @@ BUGS = (
         "the end of a callback wakes nobody",
         "token/callback.rs",
         "callback",
-        ("if waiter.settle(Outcome::Granted) { waiter.wake(); }", "waiter.settle(Outcome::Granted);"),
+        (
+            "if waiter.settle(Outcome::Granted) { waiter.wake(); }",
+            "waiter.settle(Outcome::Granted);",
+        ),
     ),
     bug(
         "hooks may be added after the cancel",
@@ -224,7 +230,10 @@ BUGS = (
         "a cancelled wait for a token leaves its hook there",
         "wait.rs",
         "park",
-        ("if let Some(id) = hook { node.unhook(id); } waited?;", "waited?; if let Some(id) = hook { node.unhook(id); }"),
+        (
+            "if let Some(id) = hook { node.unhook(id); } waited?;",
+            "waited?; if let Some(id) = hook { node.unhook(id); }",
+        ),
     ),
     # --- the latch
     bug(
@@ -237,7 +246,10 @@ BUGS = (
         "a cancelled waiter stays with the latch",
         "sync/latch.rs",
         "latch",
-        ("retain(|other| !Arc::ptr_eq(other, waiter))", "retain(|other| waiter.outcome().is_some() || !Arc::ptr_eq(other, waiter))"),
+        (
+            "retain(|other| !Arc::ptr_eq(other, waiter))",
+            "retain(|other| waiter.outcome().is_some() || !Arc::ptr_eq(other, waiter))",
+        ),
     ),
     # --- the lock
     bug(
@@ -253,7 +265,10 @@ BUGS = (
         "a waiter queues for a lock that has been released meanwhile",
         "sync/lock.rs",
         "lock",
-        ("} else if state.holder.is_some() { state.queue", "} else if state.holder.is_some() || self.name.len() > 1 { state.queue"),
+        (
+            "} else if state.holder.is_some() { state.queue",
+            "} else if state.holder.is_some() || self.name.len() > 1 { state.queue",
+        ),
     ),
     bug(
         "a released lock stays in its holder's ledger",
@@ -308,26 +323,38 @@ BUGS = (
         "the end of the last lease wakes nobody who drains",
         "work.rs",
         "lease",
-        ("if state.is_drained() { let draining", "if state.closed && state.is_drained() { let draining"),
+        (
+            "if state.is_drained() { let draining",
+            "if state.closed && state.is_drained() { let draining",
+        ),
     ),
     bug(
         "a lease of another time is taken for the current one",
         "work.rs",
         "lease",
-        ("item.phase == Phase::Leased { epoch }", "epoch > 0 && matches!(item.phase, Phase::Leased { .. })"),
+        (
+            "item.phase == Phase::Leased { epoch }",
+            "epoch > 0 && matches!(item.phase, Phase::Leased { .. })",
+        ),
     ),
     # --- the task's boundary
     bug(
         "a kill that came just before a wait does not end it",
         "task.rs",
         "task",
-        ("if self.may_strike(&control) { // No need to wake", "if control.posted { // No need to wake"),
+        (
+            "if self.may_strike(&control) { // No need to wake",
+            "if control.posted { // No need to wake",
+        ),
     ),
     bug(
         "a task that has ended can be abandoned",
         "task.rs",
         "task",
-        ("if control.phase != Phase::Running { return false; } control.phase = Phase::Abandoned;", "control.phase = Phase::Abandoned;"),
+        (
+            "if control.phase != Phase::Running { return false; } control.phase = Phase::Abandoned;",
+            "control.phase = Phase::Abandoned;",
+        ),
     ),
     bug(
         "masks do not hold a kill off",
@@ -348,7 +375,9 @@ def plant(planted: Bug) -> bool:
     """Make a fresh copy of the source with the bug in it. False: its text is not there."""
     TREE.mkdir(parents=True, exist_ok=True)
     # Only what differs is written, so that cargo builds no more than it must.
-    wanted = {path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / "src").rglob("*.rs"))}
+    wanted = {
+        path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / "src").rglob("*.rs"))
+    }
     for name in ("Cargo.toml", "Cargo.lock"):
         wanted[Path(name)] = (ROOT / name).read_text()
     wanted[Path("tests/rust/main.rs")] = ""
@@ -375,7 +404,11 @@ def build() -> str | None:
     env = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "build"))
     env["RUSTFLAGS"] = f"{env.get('RUSTFLAGS', '')} --cfg loom -Awarnings".strip()
     # The optimizer's last per cent would cost more than it saves.
-    env.update(CARGO_PROFILE_RELEASE_LTO="off", CARGO_PROFILE_RELEASE_CODEGEN_UNITS="16", CARGO_PROFILE_RELEASE_DEBUG="0")
+    env.update(
+        CARGO_PROFILE_RELEASE_LTO="off",
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS="16",
+        CARGO_PROFILE_RELEASE_DEBUG="0",
+    )
     command = ["cargo", "test", "--release", "--locked", "--lib", "--no-run"]
     built = subprocess.run(command, cwd=TREE, env=env, capture_output=True, text=True, check=False)
     if built.returncode != 0:
@@ -389,7 +422,9 @@ def build() -> str | None:
 def find(binary: str, models: str) -> str | None:
     """Run the models until one fails. Returns how the bug was found; `None` if it was not."""
     command = [binary, models, "--test-threads=2"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=WORK)
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=WORK
+    )
     timer = threading.Timer(LONGEST, run.kill)
     timer.start()
     began = time.monotonic()
@@ -407,14 +442,16 @@ def find(binary: str, models: str) -> str | None:
     if code == 0:
         return None
     if time.monotonic() - began >= LONGEST:
-        return "(a model hung)"
-    return f"(the models' process ended with {code})"
+        return "a model that hung"
+    return f"an abort (exit {code}): a deadlock that loom reported, or a crash"
 
 
 def main(arguments: list[str]) -> int:
     """Plant, build and run; print a line for each bug."""
     chosen = [
-        one for one in BUGS if not arguments or any(word in f"{one.name} {one.file} {one.models}" for word in arguments)
+        one
+        for one in BUGS
+        if not arguments or any(word in f"{one.name} {one.file} {one.models}" for word in arguments)
     ]
     if arguments == ["--list"]:
         print(*(f"{one.file:20} {one.name}" for one in BUGS), sep="\n")
@@ -432,7 +469,10 @@ def main(arguments: list[str]) -> int:
             verdict, how = "caught", found
         missed += verdict != "caught"
         seconds = time.monotonic() - began
-        print(f"{verdict:6} {number:2}/{len(chosen)} {seconds:4.0f} s  {one.file}: {one.name}\n          by {how}", flush=True)
+        print(
+            f"{verdict:6} {number:2}/{len(chosen)} {seconds:4.0f} s  {one.file}: {one.name}\n          by {how}",
+            flush=True,
+        )
     print(f"{len(chosen) - missed} of {len(chosen)} caught")
     shutil.rmtree(TREE, ignore_errors=True)
     return 1 if missed or not chosen else 0

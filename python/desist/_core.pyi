@@ -472,7 +472,10 @@ class Lock:
         Held by anyone?
         """
     @property
-    def name(self, /) -> str: ...
+    def name(self, /) -> str:
+        """
+        For reports.
+        """
     @property
     def poisoned(self, /) -> bool:
         """
@@ -549,13 +552,25 @@ class RetryPolicy:
         jitter: float = 0.2,
     ) -> RetryPolicy: ...
     @property
-    def backoff(self, /) -> float: ...
+    def backoff(self, /) -> float:
+        """
+        Seconds of the pause after the first failure.
+        """
     @property
-    def jitter(self, /) -> float: ...
+    def jitter(self, /) -> float:
+        """
+        The part of a pause by which it may be longer or shorter.
+        """
     @property
-    def max_attempts(self, /) -> int: ...
+    def max_attempts(self, /) -> int:
+        """
+        After so many leases an item is dead.
+        """
     @property
-    def max_backoff(self, /) -> float: ...
+    def max_backoff(self, /) -> float:
+        """
+        Seconds of the longest pause.
+        """
 
 @final
 class Seat:
@@ -612,15 +627,30 @@ class StopPolicy:
     ) -> StopPolicy: ...
     def __repr__(self, /) -> str: ...
     @property
-    def abandon(self, /) -> bool: ...
+    def abandon(self, /) -> bool:
+        """
+        May it be given up in the end?
+        """
     @property
-    def async_exc(self, /) -> float | None: ...
+    def async_exc(self, /) -> float | None:
+        """
+        Seconds in which Killed is raised anywhere; None: it is not.
+        """
     @property
-    def at_wait(self, /) -> float | None: ...
+    def at_wait(self, /) -> float | None:
+        """
+        Seconds in which Killed is raised at desist waits; None: it is not.
+        """
     @property
-    def cooperative(self, /) -> float: ...
+    def cooperative(self, /) -> float:
+        """
+        Seconds to stop when asked.
+        """
     @property
-    def defer(self, /) -> float: ...
+    def defer(self, /) -> float:
+        """
+        Seconds for which a held desist lock holds a kill off.
+        """
 
 @final
 class Task:

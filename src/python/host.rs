@@ -83,27 +83,40 @@ pub(super) fn install(py: Python<'_>) -> PyResult<()> {
     host::install(&Interpreter);
     let os = py.import("os")?;
     if os.hasattr("register_at_fork")? {
+        hold_the_timer_during_forks();
         let hooks = pyo3::types::PyDict::new(py);
-        hooks.set_item("before", wrap_pyfunction!(before_fork, py)?)?;
-        hooks.set_item(
-            "after_in_parent",
-            wrap_pyfunction!(after_fork_in_parent, py)?,
-        )?;
         hooks.set_item("after_in_child", wrap_pyfunction!(after_fork_in_child, py)?)?;
         os.call_method("register_at_fork", (), Some(&hooks))?;
     }
     Ok(())
 }
 
-#[pyfunction]
-fn before_fork() {
-    fork::before();
+/// Inside the system's fork, for between the hooks of `os.register_at_fork` other threads may run
+/// Python code, and one that comes to the timer would wait for it without ever letting the
+/// interpreter go.
+#[cfg(unix)]
+#[allow(unsafe_code)] // one system call
+fn hold_the_timer_during_forks() {
+    unsafe extern "C" {
+        fn pthread_atfork(
+            before: extern "C" fn(),
+            parent: extern "C" fn(),
+            child: extern "C" fn(),
+        ) -> i32;
+    }
+    extern "C" fn before() {
+        fork::before();
+    }
+    extern "C" fn after() {
+        fork::after_in_parent(); // and in the child: it only lets the timer go
+    }
+    // SAFETY: the functions live as long as this module, which is never unloaded; none calls
+    // Python or panics.
+    unsafe { pthread_atfork(before, after, after) };
 }
 
-#[pyfunction]
-fn after_fork_in_parent() {
-    fork::after_in_parent();
-}
+#[cfg(not(unix))]
+fn hold_the_timer_during_forks() {}
 
 #[pyfunction]
 fn after_fork_in_child() {

@@ -151,6 +151,7 @@ impl Lock {
         self.lock.is_poisoned()
     }
 
+    /// For reports.
     #[getter]
     fn name(&self) -> &str {
         self.lock.name()

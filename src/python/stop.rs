@@ -57,26 +57,31 @@ impl StopPolicy {
         })
     }
 
+    /// Seconds to stop when asked.
     #[getter]
     fn cooperative(&self) -> f64 {
         self.policy.cooperative.as_secs_f64()
     }
 
+    /// Seconds in which Killed is raised at desist waits; None: it is not.
     #[getter]
     fn at_wait(&self) -> Option<f64> {
         self.policy.at_wait.map(|span| span.as_secs_f64())
     }
 
+    /// Seconds in which Killed is raised anywhere; None: it is not.
     #[getter]
     fn async_exc(&self) -> Option<f64> {
         self.policy.async_exc.map(|span| span.as_secs_f64())
     }
 
+    /// Seconds for which a held desist lock holds a kill off.
     #[getter]
     fn defer(&self) -> f64 {
         self.policy.defer.as_secs_f64()
     }
 
+    /// May it be given up in the end?
     #[getter]
     fn abandon(&self) -> bool {
         self.policy.abandon

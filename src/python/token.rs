@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyTuple};
@@ -146,7 +146,13 @@ impl CancelToken {
     /// waiters have been woken. What it raises goes to sys.unraisablehook. It stays registered
     /// as long as the token lives, whether or not what is returned here is kept.
     #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
-    fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> Registration {
+    fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> PyResult<Registration> {
+        if !r#fn.bind(py).is_callable() {
+            let kind = r#fn.bind(py).get_type().name()?;
+            return Err(PyTypeError::new_err(format!(
+                "the callback must be callable, not {kind}"
+            )));
+        }
         let call = move |cause: &crate::Cause| {
             // None once the interpreter is shutting down: there is nobody to call.
             Python::try_attach(|py| {
@@ -158,9 +164,9 @@ impl CancelToken {
             });
         };
         let registration = py.detach(|| self.token.on_cancel(call));
-        Registration {
+        Ok(Registration {
             registration: Some(registration),
-        }
+        })
     }
 
     /// A token that is cancelled with any of the given ones, with that one's cause.

@@ -79,21 +79,25 @@ impl RetryPolicy {
         })
     }
 
+    /// After so many leases an item is dead.
     #[getter]
     fn max_attempts(&self) -> u32 {
         self.retry.max_attempts
     }
 
+    /// Seconds of the pause after the first failure.
     #[getter]
     fn backoff(&self) -> f64 {
         self.retry.backoff.as_secs_f64()
     }
 
+    /// Seconds of the longest pause.
     #[getter]
     fn max_backoff(&self) -> f64 {
         self.retry.max_backoff.as_secs_f64()
     }
 
+    /// The part of a pause by which it may be longer or shorter.
     #[getter]
     fn jitter(&self) -> f64 {
         self.retry.jitter

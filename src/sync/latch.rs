@@ -49,7 +49,11 @@ impl Latch {
 
     /// Block until it is set, or until `until` (then false). A checkpoint.
     pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
-        wait::block(until, |waiter| self.enqueue(waiter), |waiter| self.dequeue(waiter))
+        wait::block(
+            until,
+            |waiter| self.enqueue(waiter),
+            |waiter| self.dequeue(waiter),
+        )
     }
 
     /// As [`Latch::wait_until`], but only the host's signals end it early.
@@ -84,6 +88,9 @@ impl Latch {
     }
 
     fn dequeue(&self, waiter: &Arc<Waiter>) {
-        self.state.lock().waiting.retain(|other| !Arc::ptr_eq(other, waiter));
+        self.state
+            .lock()
+            .waiting
+            .retain(|other| !Arc::ptr_eq(other, waiter));
     }
 }

@@ -105,7 +105,13 @@ pub enum ReleaseError {
 impl Lock {
     /// A free lock; the name is for reports.
     pub fn new(name: &str, on_kill: OnKill) -> Lock {
-        Lock { core: Arc::new(Core { name: name.into(), on_kill, state: Mutex::default() }) }
+        Lock {
+            core: Arc::new(Core {
+                name: name.into(),
+                on_kill,
+                state: Mutex::default(),
+            }),
+        }
     }
 
     /// Its name.
@@ -129,9 +135,20 @@ impl Lock {
             until,
             |waiter| {
                 let (waiter, refused) = (waiter.clone(), refused.clone());
-                self.core.enqueue(Request { waiter, ledger, acquire, refused });
+                self.core.enqueue(Request {
+                    waiter,
+                    ledger,
+                    acquire,
+                    refused,
+                });
             },
-            |waiter| self.core.state.lock().queue.retain(|request| !atomics::Arc::ptr_eq(&request.waiter, waiter)),
+            |waiter| {
+                self.core
+                    .state
+                    .lock()
+                    .queue
+                    .retain(|request| !atomics::Arc::ptr_eq(&request.waiter, waiter))
+            },
         )?;
         if granted {
             // It was granted under this lock: now it is recorded, too.
@@ -148,15 +165,32 @@ impl Lock {
 
     /// Give it to the next in line.
     pub fn release(&self) -> Result<(), ReleaseError> {
-        let holder = self.core.state.lock().holder.clone().ok_or(ReleaseError::NotHeld)?;
-        self.core.take_from(&holder, None).map(|_| ()).ok_or(ReleaseError::NotHeld)
+        let holder = self
+            .core
+            .state
+            .lock()
+            .holder
+            .clone()
+            .ok_or(ReleaseError::NotHeld)?;
+        self.core
+            .take_from(&holder, None)
+            .map(|_| ())
+            .ok_or(ReleaseError::NotHeld)
     }
 
     /// Give it up in the middle of a kill: its holder, the calling task, unwinds because it was
     /// stopped hard, and what the lock protects may be half changed. True: it is poisoned now.
     pub(crate) fn release_killed(&self, death: Death) -> Result<bool, ReleaseError> {
-        let holder = self.core.state.lock().holder.clone().ok_or(ReleaseError::NotHeld)?;
-        self.core.take_from(&holder, Some(&End::Killed(Arc::new(death)))).ok_or(ReleaseError::NotHeld)
+        let holder = self
+            .core
+            .state
+            .lock()
+            .holder
+            .clone()
+            .ok_or(ReleaseError::NotHeld)?;
+        self.core
+            .take_from(&holder, Some(&End::Killed(Arc::new(death))))
+            .ok_or(ReleaseError::NotHeld)
     }
 
     /// A block that took it ends. True: a sweep has taken back what the block held, so there is
@@ -165,7 +199,12 @@ impl Lock {
     pub(crate) fn block_was_swept(&self) -> bool {
         let ledger = scope::current_ledger();
         let mut state = self.core.state.lock();
-        if state.orphans == 0 || state.holder.as_ref().is_some_and(|now| Arc::ptr_eq(now, &ledger)) {
+        if state.orphans == 0
+            || state
+                .holder
+                .as_ref()
+                .is_some_and(|now| Arc::ptr_eq(now, &ledger))
+        {
             return false;
         }
         state.orphans -= 1;
@@ -189,12 +228,24 @@ impl Lock {
 }
 
 impl Core {
-    fn take_if_free(self: &Arc<Self>, ledger: &Arc<Ledger>, acquire: Acquire) -> Result<bool, LockError> {
+    fn take_if_free(
+        self: &Arc<Self>,
+        ledger: &Arc<Ledger>,
+        acquire: Acquire,
+    ) -> Result<bool, LockError> {
         let mut state = self.state.lock();
-        if state.holder.as_ref().is_some_and(|holder| holder.is_lost_in_fork()) {
+        if state
+            .holder
+            .as_ref()
+            .is_some_and(|holder| holder.is_lost_in_fork())
+        {
             let cause = Cause::now(CauseKind::Forked, None, None);
             let task = Arc::from("a thread of the parent process");
-            state.poison = Some(Poison::OwnerLost(Arc::new(Death { task, cause, stack: None })));
+            state.poison = Some(Poison::OwnerLost(Arc::new(Death {
+                task,
+                cause,
+                stack: None,
+            })));
         }
         state.check_poison(acquire)?;
         if state.holder.is_some() {
@@ -235,12 +286,18 @@ impl Core {
         let entry;
         let poisoned = {
             let mut state = self.state.lock();
-            if !state.holder.as_ref().is_some_and(|now| Arc::ptr_eq(now, holder)) {
+            if !state
+                .holder
+                .as_ref()
+                .is_some_and(|now| Arc::ptr_eq(now, holder))
+            {
                 return None;
             }
             entry = holder.strike_out(Arc::as_ptr(self).cast());
             state.poison = match end {
-                Some(End::Killed(death)) if self.on_kill == OnKill::Poison => Some(Poison::Killed(death.clone())),
+                Some(End::Killed(death)) if self.on_kill == OnKill::Poison => {
+                    Some(Poison::Killed(death.clone()))
+                }
                 Some(End::Abandoned(death)) => Some(Poison::OwnerLost(death.clone())),
                 _ => state.poison.take(),
             };
@@ -294,7 +351,12 @@ impl Held for Core {
 
     fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, end: &End) -> Option<bool> {
         let mut state = self.state.lock();
-        if state.by_block && state.holder.as_ref().is_some_and(|now| Arc::ptr_eq(now, holder)) {
+        if state.by_block
+            && state
+                .holder
+                .as_ref()
+                .is_some_and(|now| Arc::ptr_eq(now, holder))
+        {
             state.orphans += 1;
         }
         drop(state);
@@ -346,7 +408,9 @@ impl Default for Lock {
 
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lock").field("name", &self.core.name).field("locked", &self.is_locked()).finish()
+        f.debug_struct("Lock")
+            .field("name", &self.core.name)
+            .field("locked", &self.is_locked())
+            .finish()
     }
 }
-

@@ -30,7 +30,10 @@ impl<T> Mutex<T> {
     /// A free mutex.
     pub fn new(data: T) -> Mutex<T> {
         // A guard outlives no borrow, and its thread is not stopped hard, so nothing to poison.
-        Mutex { lock: Lock::new("mutex", OnKill::Release), data: UnsafeCell::new(data) }
+        Mutex {
+            lock: Lock::new("mutex", OnKill::Release),
+            data: UnsafeCell::new(data),
+        }
     }
 }
 
@@ -43,7 +46,10 @@ impl<T: ?Sized> Mutex<T> {
 
     /// Acquire it, waiting until `until` at most; then `None`.
     pub fn lock_until(&self, until: Time) -> Result<Option<MutexGuard<'_, T>>, LockError> {
-        Ok(self.lock.acquire(Acquire::Guard, until)?.then_some(MutexGuard { mutex: self }))
+        Ok(self
+            .lock
+            .acquire(Acquire::Guard, until)?
+            .then_some(MutexGuard { mutex: self }))
     }
 }
 
@@ -72,7 +78,9 @@ impl<T: ?Sized> Drop for MutexGuard<'_, T> {
 
 impl<T: ?Sized> fmt::Debug for Mutex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mutex").field("locked", &self.lock.is_locked()).finish_non_exhaustive()
+        f.debug_struct("Mutex")
+            .field("locked", &self.lock.is_locked())
+            .finish_non_exhaustive()
     }
 }
 

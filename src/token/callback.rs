@@ -44,7 +44,10 @@ impl Callback {
     fn new(function: Function) -> Arc<Callback> {
         Arc::new(Callback {
             function: Mutex::new(Some(function)),
-            progress: Mutex::new(Progress { phase: Phase::Registered, waiting: Vec::new() }),
+            progress: Mutex::new(Progress {
+                phase: Phase::Registered,
+                waiting: Vec::new(),
+            }),
         })
     }
 
@@ -109,19 +112,30 @@ impl Registration {
     pub(crate) fn new(node: &NodeRef, function: Function) -> Registration {
         let callback = Callback::new(function);
         if let Ok(id) = node.hook(Hook::Call(callback.clone())) {
-            return Registration { node: Some(node.clone()), id, callback };
+            return Registration {
+                node: Some(node.clone()),
+                id,
+                callback,
+            };
         }
         // Cancelled already: run here and now.
         callback.begin();
         if let Some(cause) = node.cause() {
             callback.run(&cause);
         }
-        Registration { node: None, id: 0, callback }
+        Registration {
+            node: None,
+            id: 0,
+            callback,
+        }
     }
 
     /// Never blocks. True: the callback has not started and never will.
     pub fn unregister(&self) -> bool {
-        self.node.as_ref().and_then(|node| node.unhook(self.id)).is_some()
+        self.node
+            .as_ref()
+            .and_then(|node| node.unhook(self.id))
+            .is_some()
     }
 
     /// Unregister; if the callback is running on another thread, wait for its end, unless

@@ -160,7 +160,11 @@ impl NodeRef {
 
     /// A child, cancelled with this node.
     pub(crate) fn child(&self, deadline: Option<Time>) -> NodeRef {
-        let above = if self.node().state.load(Ordering::Relaxed) & (TIMED | TIMED_ABOVE) == 0 { 0 } else { TIMED_ABOVE };
+        let above = if self.node().state.load(Ordering::Relaxed) & (TIMED | TIMED_ABOVE) == 0 {
+            0
+        } else {
+            TIMED_ABOVE
+        };
         let child = Self::alloc(Some(self.clone()), above, deadline);
         let mut lists = self.node().lists.lock();
         if self.announce(HAS_CHILDREN) {
@@ -185,9 +189,15 @@ impl NodeRef {
         let node = Box::new(Node {
             refs: AtomicU32::new(1),
             state: AtomicU32::new(above | timed),
-            links: UnsafeCell::new(Links { previous: ptr::null(), next: ptr::null() }),
+            links: UnsafeCell::new(Links {
+                previous: ptr::null(),
+                next: ptr::null(),
+            }),
             parent,
-            lists: Mutex::new(Lists { first_child: ptr::null(), hooks: None }),
+            lists: Mutex::new(Lists {
+                first_child: ptr::null(),
+                hooks: None,
+            }),
             cause: AtomicPtr::new(ptr::null_mut()),
             deadline: AtomicU64::new(deadline.unwrap_or(Time::NEVER).as_nanos()),
             #[cfg(loom)]
@@ -267,7 +277,9 @@ impl NodeRef {
 
     /// The store alone; telling the timer is the caller's business.
     pub(crate) fn store_deadline(&self, deadline: Time) {
-        self.node().deadline.store(deadline.as_nanos(), Ordering::Release);
+        self.node()
+            .deadline
+            .store(deadline.as_nanos(), Ordering::Release);
     }
 
     /// Mark as known to the timer. True: it was not before.
@@ -297,7 +309,10 @@ impl NodeRef {
 
     /// The earliest deadline here and above.
     pub(crate) fn effective_deadline(&self) -> Time {
-        self.timed_path().map(NodeRef::own_deadline).min().unwrap_or(Time::NEVER)
+        self.timed_path()
+            .map(NodeRef::own_deadline)
+            .min()
+            .unwrap_or(Time::NEVER)
     }
 
     /// Is the node cancelled at `now`? Deadlines that have passed unnoticed are made the causes
@@ -319,7 +334,11 @@ impl NodeRef {
     fn announce(&self, what: u32) -> bool {
         let seen = self.node().state();
         // Announced before and not cancelled: the canceller's write comes later and will see it.
-        let seen = if seen & (what | CANCELLED) == 0 { self.node().state.fetch_or(what, Ordering::AcqRel) } else { seen };
+        let seen = if seen & (what | CANCELLED) == 0 {
+            self.node().state.fetch_or(what, Ordering::AcqRel)
+        } else {
+            seen
+        };
         seen & CANCELLED == 0
     }
 
@@ -329,7 +348,12 @@ impl NodeRef {
         if !self.announce(HAS_HOOKS) {
             return Err(hook);
         }
-        let hooks = lists.hooks.get_or_insert_with(|| Box::new(Hooks { next: 0, list: Vec::new() }));
+        let hooks = lists.hooks.get_or_insert_with(|| {
+            Box::new(Hooks {
+                next: 0,
+                list: Vec::new(),
+            })
+        });
         let id = hooks.next;
         hooks.next += 1;
         hooks.list.push((id, hook));
@@ -382,7 +406,12 @@ impl NodeRef {
     fn claim(&self, cause: Cause, more: u32) -> (Option<u32>, bool) {
         let node = self.node();
         let offered = Box::into_raw(Box::new(cause));
-        let slot = node.cause.compare_exchange(ptr::null_mut(), offered, Ordering::AcqRel, Ordering::Acquire);
+        let slot = node.cause.compare_exchange(
+            ptr::null_mut(),
+            offered,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
         let ours = slot.is_ok();
         if !ours {
             // Another cause is in the slot: help to make it the node's.
@@ -392,7 +421,12 @@ impl NodeRef {
         let mut seen = node.state();
         while seen & CANCELLED == 0 {
             let flagged = seen | CANCELLED | OWN | more;
-            match node.state.compare_exchange_weak(seen, flagged, Ordering::AcqRel, Ordering::Acquire) {
+            match node.state.compare_exchange_weak(
+                seen,
+                flagged,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 Ok(before) => return (Some(before), ours),
                 Err(now) => seen = now,
             }
@@ -423,7 +457,9 @@ impl NodeRef {
             match other.hook(Hook::Link(node.weak())) {
                 Ok(id) => {
                     // Refused if an earlier link has cancelled the node meanwhile.
-                    if let Err(Hook::LinkedTo(other, id)) = node.hook(Hook::LinkedTo((*other).clone(), id)) {
+                    if let Err(Hook::LinkedTo(other, id)) =
+                        node.hook(Hook::LinkedTo((*other).clone(), id))
+                    {
                         other.unhook(id);
                     }
                 }
@@ -448,15 +484,30 @@ impl NodeRef {
             // SAFETY: in the list whose lock is held (4, 5).
             child = unsafe { links(child).next };
         }
-        (children, lists.hooks.as_ref().map_or(0, |hooks| hooks.list.len()))
+        (
+            children,
+            lists.hooks.as_ref().map_or(0, |hooks| hooks.list.len()),
+        )
     }
 
     /// Would cancelling have more to do than to raise flags?
     pub(crate) fn has_followers(&self) -> bool {
         let state = self.node().state();
-        let has_more = |hooks: &Hooks| hooks.list.iter().any(|(_, hook)| !matches!(hook, Hook::Raise(_)));
+        let has_more = |hooks: &Hooks| {
+            hooks
+                .list
+                .iter()
+                .any(|(_, hook)| !matches!(hook, Hook::Raise(_)))
+        };
         state & HAS_CHILDREN != 0
-            || state & HAS_HOOKS != 0 && self.node().lists.lock().hooks.as_deref().is_some_and(has_more)
+            || state & HAS_HOOKS != 0
+                && self
+                    .node()
+                    .lists
+                    .lock()
+                    .hooks
+                    .as_deref()
+                    .is_some_and(has_more)
     }
 }
 
@@ -493,13 +544,19 @@ fn unlink(node: *const Node, parents: &mut Lists) {
         if !ours.next.is_null() {
             links(ours.next).previous = ours.previous;
         }
-        *ours = Links { previous: ptr::null(), next: ptr::null() };
+        *ours = Links {
+            previous: ptr::null(),
+            next: ptr::null(),
+        };
     }
 }
 
 /// Flag everything below `root`, which is flagged, and wake. `before`: its state until then.
 fn flag_below(root: &NodeRef, before: u32, at: Time) -> Callbacks {
-    let mut callbacks = Callbacks { below: ptr::null(), roots: Vec::new() };
+    let mut callbacks = Callbacks {
+        below: ptr::null(),
+        roots: Vec::new(),
+    };
     let mut linked = Vec::new();
     if flag_tree(root, before, at, &mut callbacks.below, &mut linked) {
         callbacks.roots.push(root.clone());
@@ -514,7 +571,13 @@ fn flag_below(root: &NodeRef, before: u32, at: Time) -> Callbacks {
 
 /// [`flag_below`] but for nodes that are linked to those below: they are added to `linked`, nodes
 /// with callbacks to the stack `below`. True: the root has callbacks.
-fn flag_tree(root: &NodeRef, before: u32, at: Time, below: &mut *const Node, linked: &mut Vec<(NodeRef, u32)>) -> bool {
+fn flag_tree(
+    root: &NodeRef,
+    before: u32,
+    at: Time,
+    below: &mut *const Node,
+    linked: &mut Vec<(NodeRef, u32)>,
+) -> bool {
     let mut visit_next: *const Node = ptr::null(); // a stack threaded through `links.next`
     let root_calls = visit(root, before, at, &mut visit_next, linked);
     while !visit_next.is_null() {
@@ -609,7 +672,12 @@ fn flag_children(node: &Node, at: Time, visit_next: &mut *const Node) -> bool {
                     }
                 }
                 Some(_) => {} // a leaf needs nothing more, not even a count
-                None => *links(child) = Links { previous: ptr::null(), next: ptr::null() },
+                None => {
+                    *links(child) = Links {
+                        previous: ptr::null(),
+                        next: ptr::null(),
+                    }
+                }
             }
             child = next;
         }
@@ -644,7 +712,13 @@ fn flag_child(child: &Node, at: Time) -> Option<u32> {
     if seen & (TIMED | CANCELLED) == TIMED {
         let own = Time::from_nanos(child.deadline.load(Ordering::Acquire));
         // What cancelled the parent may, in this very walk, have come before all of `at`.
-        let above = || child.parent.as_ref().and_then(NodeRef::cause).map_or(at, |cause| cause.at);
+        let above = || {
+            child
+                .parent
+                .as_ref()
+                .and_then(NodeRef::cause)
+                .map_or(at, |cause| cause.at)
+        };
         if own <= at && own <= above() {
             // SAFETY: a borrow of a node that is not freed; ManuallyDrop takes no count.
             let borrowed = std::mem::ManuallyDrop::new(unsafe { NodeRef::adopt(child) });
@@ -652,7 +726,12 @@ fn flag_child(child: &Node, at: Time) -> Option<u32> {
         }
     }
     while seen & CANCELLED == 0 {
-        match child.state.compare_exchange_weak(seen, seen | CANCELLED | TAKEN, Ordering::AcqRel, Ordering::Relaxed) {
+        match child.state.compare_exchange_weak(
+            seen,
+            seen | CANCELLED | TAKEN,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        ) {
             Ok(before) => return Some(before),
             Err(now) => seen = now,
         }
@@ -664,7 +743,10 @@ fn flag_child(child: &Node, at: Time) -> Option<u32> {
 fn try_ref(node: &Node) -> bool {
     let mut refs = node.refs.load(Ordering::Relaxed);
     while refs != 0 {
-        match node.refs.compare_exchange_weak(refs, refs + 1, Ordering::Relaxed, Ordering::Relaxed) {
+        match node
+            .refs
+            .compare_exchange_weak(refs, refs + 1, Ordering::Relaxed, Ordering::Relaxed)
+        {
             Ok(_) => return true,
             Err(now) => refs = now,
         }
@@ -677,7 +759,9 @@ fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
     let mut links = Vec::new();
     let (fired, calls) = {
         let mut lists = node.node().lists.lock();
-        let Some(hooks) = lists.hooks.as_mut() else { return false };
+        let Some(hooks) = lists.hooks.as_mut() else {
+            return false;
+        };
         let mut all = true;
         for (_, hook) in &hooks.list {
             match hook {
@@ -780,8 +864,12 @@ fn release(node: *const Node) -> bool {
     this.canary.with(|_| ());
     // A count that is the only one need not be given back, which spares an atomic write: others
     // are made from it, or found through a hook, the timer or, under its lock, the parent's list.
-    if this.refs.load(Ordering::Acquire) == 1 && this.state.load(Ordering::Relaxed) & (HAS_HOOKS | ARMED) == 0 {
-        let Some(parent) = &this.parent else { return true };
+    if this.refs.load(Ordering::Acquire) == 1
+        && this.state.load(Ordering::Relaxed) & (HAS_HOOKS | ARMED) == 0
+    {
+        let Some(parent) = &this.parent else {
+            return true;
+        };
         let mut lists = parent.node().lists.lock();
         if this.refs.load(Ordering::Acquire) == 1 {
             unlink(node, &mut lists);
@@ -806,7 +894,9 @@ fn free_upwards(mut node: *const Node) {
     loop {
         let mut above = free(node, &mut linked);
         loop {
-            let Some(next) = above.or_else(|| linked.pop()) else { return };
+            let Some(next) = above.or_else(|| linked.pop()) else {
+                return;
+            };
             node = std::mem::ManuallyDrop::new(next).as_ptr();
             if release(node) {
                 break;
@@ -823,7 +913,10 @@ fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
     let this = unsafe { &*node };
     let state = this.state.load(Ordering::Relaxed);
     if state & ARMED != 0 {
-        crate::deadline::forget(Weak(node), Time::from_nanos(this.deadline.load(Ordering::Relaxed)));
+        crate::deadline::forget(
+            Weak(node),
+            Time::from_nanos(this.deadline.load(Ordering::Relaxed)),
+        );
     }
     if state & HAS_HOOKS != 0 {
         free_hooks(this, linked);

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from desist._core import _Injector as Injector  # type: ignore[attr-defined, unused-ignore]
+from desist._core import _Injector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def sweep(trial: Callable[[], None], *, defer: bool = False) -> int:
     """
     at = 1
     while True:
-        injector = Injector(at, defer=defer)
+        injector = _Injector(at, defer=defer)
         try:
             with watched(injector):
                 run(trial, injector)
@@ -47,16 +47,16 @@ def sweep(trial: Callable[[], None], *, defer: bool = False) -> int:
 
 
 @contextmanager
-def watched(injector: Any) -> Iterator[None]:
+def watched(injector: _Injector) -> Iterator[None]:
     """Every bytecode of every thread passes the injector; it looks at those of tasks only."""
     if not MONITORED:
-        threading.settrace(injector)
+        threading.settrace(injector)  # type: ignore[arg-type]
         try:
             yield
         finally:
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(None)
         return
-    monitoring = sys.monitoring
+    monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
     event = monitoring.events.INSTRUCTION
     monitoring.use_tool_id(TOOL, "sweep")
     monitoring.register_callback(TOOL, event, injector)
@@ -69,13 +69,13 @@ def watched(injector: Any) -> Iterator[None]:
         monitoring.free_tool_id(TOOL)
 
 
-def run(trial: Callable[[], None], injector: Any) -> None:
+def run(trial: Callable[[], None], injector: _Injector) -> None:
     """Run `trial` on a thread, for a trace function is a thread's own."""
     failed: list[BaseException] = []
 
     def target() -> None:
         if not MONITORED:
-            sys.settrace(injector)
+            sys.settrace(injector)  # type: ignore[arg-type]
         try:
             trial()
         except BaseException as raised:  # noqa: BLE001 (raised again below)

@@ -10,9 +10,8 @@ import pytest
 
 import desist
 from desist import Killed, Outcome, TaskState
-from desist._core import Task
+from desist._core import Task, _Injector
 from support import INSIST, Victim, spin
-from sweep import Injector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 def post_to_itself() -> None:
     """A call into C, at whose end a kill of the calling task is in the slot."""
-    Injector(1)("code", 0)
+    _Injector(1)("code", 0)
 
 
 def test_a_posted_kill_is_taken_back() -> None:
@@ -28,9 +27,9 @@ def test_a_posted_kill_is_taken_back() -> None:
     behind: list[int] = []
     for _ in range(100):
         task = Task("short")
-        task.run(Injector(1).__call__)
+        task.run(_Injector(1).__call__)
         for step in range(10):
-            behind.append(step)
+            behind.append(step)  # noqa: PERF402 (bytecodes are the point)
         assert task.state is TaskState.DONE
     assert len(behind) == 1000
 
@@ -41,8 +40,7 @@ def test_a_posted_kill_is_taken_back_by_a_mask_and_raised_behind_it() -> None:
 
     def body() -> None:
         # No bytecode of ours in between: posted, then masked, in C.
-        list(map(lambda f: f(), ()))  # warm, so that nothing else happens below
-        for _ in map(call, [Injector(1).__call__, zone.__enter__]):
+        for _ in map(call, [_Injector(1).__call__, zone.__enter__]):
             pass
         steps.append("inside")
         zone.__exit__(None, None, None)
@@ -70,10 +68,10 @@ def test_the_constructor_runs_in_the_struck_thread() -> None:
 def test_the_slot_takes_a_class_and_has_one_place() -> None:
     caught: list[type[BaseException]] = []
 
-    class First(Exception):  # noqa: N818 (not an error)
+    class First(Exception):
         pass
 
-    class Second(Exception):  # noqa: N818 (not an error)
+    class Second(Exception):
         pass
 
     def body(ready: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from desist._core import Task
 from support import AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, held, in_thread, spin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 # --- as threading.Lock ----------------------------------------------------------------------------
 
@@ -104,7 +104,12 @@ def test_a_wait_ends_with_the_deadline_of_its_block() -> None:
 
 def test_a_thread_that_ends_gives_back_what_it_holds() -> None:
     lock = Lock()
-    with Victim(lambda ready: (lock.acquire(), ready())):
+
+    def body(ready: Callable[[], None]) -> None:
+        lock.acquire()
+        ready()
+
+    with Victim(body):
         pass
     assert not lock.locked()
     assert not lock.poisoned
@@ -129,7 +134,7 @@ def test_errors_and_cancels_do_not_poison() -> None:
 def test_a_block_that_is_thrown_away_late_does_not_release_what_others_hold() -> None:
     lock = Lock()
 
-    def suspended() -> Iterator[None]:
+    def suspended() -> Generator[None]:
         with lock:
             yield
 
@@ -148,7 +153,7 @@ def test_a_block_that_is_thrown_away_late_does_not_release_what_others_hold() ->
 def test_a_block_that_ends_without_its_lock_is_told_so() -> None:
     lock = Lock()
 
-    def suspended() -> Iterator[None]:
+    def suspended() -> Generator[None]:
         with lock:
             yield
 

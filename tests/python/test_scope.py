@@ -219,14 +219,10 @@ def test_scopes_are_a_threads_own() -> None:
 
 def test_code_that_swallows_its_cancellation_is_told_so() -> None:
     with desist.move_on_after(0):
-        for _ in range(3):
-            with pytest.raises(Cancelled):
-                desist.checkpoint()
-            with pytest.warns(desist.CancelledSwallowedWarning, match="do not catch"):
-                try:
-                    desist.checkpoint()
-                except Cancelled:
-                    break
+        with pytest.raises(Cancelled):
+            desist.checkpoint()
+        with pytest.warns(desist.CancelledSwallowedWarning, match="do not catch"):
+            desist.checkpoint()
 
 
 def test_a_loop_that_swallows_is_told_once_and_slowed_down() -> None:
@@ -261,7 +257,7 @@ def test_what_is_left_out_of_order_is_gone_and_the_others_work() -> None:
 def test_scopes_go_when_they_are_left() -> None:
     with desist.cancel_scope(timeout=NEVER) as scope, desist.fail_after(NEVER) as timeout:
         token = scope.token
-        gone = [weakref.ref(scope), weakref.ref(timeout), weakref.ref(token)]
+        gone: list[weakref.ref[Any]] = [*map(weakref.ref, (scope, timeout, token))]
     del scope, timeout, token
     gc.collect()
     assert [ref() for ref in gone] == [None] * 3
@@ -284,7 +280,13 @@ def test_a_scope_in_a_generator_that_is_thrown_away_ends_with_it() -> None:
 # none. What the Rust model (tests/rust/scope_model.rs) does with a clock is not repeated here;
 # this is about what the binding makes of it.
 
-PLAIN, MOVE_ON, FAIL, SHIELD, CLEANUP = "cancel_scope", "move_on_after", "fail_after", "shield", "cleanup"
+PLAIN, MOVE_ON, FAIL, SHIELD, CLEANUP = (
+    "cancel_scope",
+    "move_on_after",
+    "fail_after",
+    "shield",
+    "cleanup",
+)
 KINDS = [PLAIN, MOVE_ON, FAIL, SHIELD, CLEANUP]
 
 
@@ -311,7 +313,7 @@ def programs() -> st.SearchStrategy[tuple[Block | str | tuple[str, int], ...]]:
     )
 
 
-class Stopped(Exception):  # noqa: N818 (as what it stands for)
+class Stopped(Exception):
     """The model's Cancelled."""
 
 
@@ -487,8 +489,7 @@ def test_scopes_do_what_the_model_does(
     model, real = Model(), Real()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", desist.CancelledSwallowedWarning)
-        with pytest.MonkeyPatch.context():
-            end = [outcome(model, program, Stopped), outcome(real, program, Cancelled)]
+        end = [outcome(model, program, Stopped), outcome(real, program, Cancelled)]
     assert model.seen == real.seen
     assert end[0] == end[1]
     assert desist.current_effective_deadline() == math.inf

@@ -36,13 +36,19 @@ def test_its_state_tells_where_it_is_in_its_life() -> None:
         go_on.wait()
 
     victim = Victim(body)
-    assert victim.state is TaskState.PENDING
+    states = [victim.state]
     with victim:
-        assert victim.state is TaskState.RUNNING
+        states.append(victim.state)
         victim.cancel()
-        assert victim.state is TaskState.CANCELLING
+        states.append(victim.state)
         go_on.set()
-    assert victim.state is TaskState.DONE
+    states.append(victim.state)
+    assert states == [
+        TaskState.PENDING,
+        TaskState.RUNNING,
+        TaskState.CANCELLING,
+        TaskState.DONE,
+    ]
 
 
 def test_a_cancelled_thread_ends_quietly() -> None:
@@ -98,8 +104,13 @@ def test_a_thread_cancelled_before_it_starts_stops_at_its_first_checkpoint() -> 
 
 def test_scopes_and_masks_of_the_starter_are_not_the_threads() -> None:
     seen: list[float] = []
+
+    def look() -> None:
+        desist.checkpoint()
+        seen.append(desist.current_effective_deadline())
+
     with desist.move_on_after(0), desist.cleanup():
-        thread = Thread(target=lambda: (desist.checkpoint(), seen.append(desist.current_effective_deadline())))
+        thread = Thread(target=look)
         thread.start()
         thread.join()
     assert seen == [float("inf")]
@@ -109,7 +120,12 @@ def test_it_runs_in_a_copy_of_the_context_that_made_it() -> None:
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
     variable.set(1)
     seen: list[int] = []
-    thread = Thread(target=lambda: (seen.append(variable.get()), variable.set(2)))
+
+    def look() -> None:
+        seen.append(variable.get())
+        variable.set(2)
+
+    thread = Thread(target=look)
     thread.start()
     thread.join()
     assert seen == [1]

@@ -13,20 +13,29 @@ from desist._core import Latch
 from support import NEVER, Victim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(
-    params=["sleep", "sleep_until", "sleep_forever", "token", "lock", "latch", "thread", "queue", "future"]
+    params=[
+        "sleep",
+        "sleep_until",
+        "sleep_forever",
+        "token",
+        "lock",
+        "latch",
+        "thread",
+        "queue",
+        "future",
+    ]
 )
-def wait(request: pytest.FixtureRequest) -> Callable[[], object]:
+def wait(request: pytest.FixtureRequest) -> Iterator[Callable[[], object]]:
     """A wait that ends by itself after a very long time only."""
     lock = desist.Lock()
     lock.acquire()
     never = threading.Event()
     asleep = desist.Thread(target=never.wait, daemon=True)
     asleep.start()
-    request.addfinalizer(never.set)
     source = desist.CancelSource()
     queue: desist.LeaseQueue[int] = desist.LeaseQueue()
     future: desist.Future[int] = desist.Future()
@@ -41,7 +50,8 @@ def wait(request: pytest.FixtureRequest) -> Callable[[], object]:
         "queue": queue.lease,
         "future": future.result,
     }
-    return waits[str(request.param)]
+    yield waits[str(request.param)]
+    never.set()
 
 
 def test_every_wait_ends_with_a_cancel(wait: Callable[[], object]) -> None:
@@ -99,7 +109,8 @@ def test_the_current_token_is_the_tasks_or_the_scopes() -> None:
             desist.sleep_forever()
         outside = desist.current_token().cancelled
         with desist.shield(NEVER):
-            return outside, desist.current_token().cancelled
+            inside = desist.current_token().cancelled
+        return outside, inside
 
     with Victim(body) as victim:
         victim.cancel()

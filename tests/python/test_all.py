@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import desist
+
+PACKAGE = Path(desist.__file__).parent
+
+
+def test_all_is_what_the_package_offers_sorted_and_complete() -> None:
+    public = {name for name in vars(desist) if not name.startswith("_")}
+    modules = {name for name in public if inspect.ismodule(getattr(desist, name))}
+    assert set(desist.__all__) == public - modules
+    assert len(desist.__all__) == len(set(desist.__all__))
+    classes = [name for name in desist.__all__ if name[0].isupper()]
+    assert desist.__all__ == sorted(classes) + sorted(set(desist.__all__) - set(classes))
+
+
+@pytest.mark.parametrize("name", desist.__all__)
+def test_every_public_name_has_a_docstring(name: str) -> None:
+    thing = getattr(desist, name)
+    assert inspect.getdoc(thing)
+    if not inspect.isclass(thing) or issubclass(thing, BaseException):
+        return
+    for member, value in vars(thing).items():
+        if member.startswith("_") or not (callable(value) or inspect.isdatadescriptor(value)):
+            continue
+        assert inspect.getdoc(value), f"{name}.{member}"
+
+
+@pytest.mark.parametrize("name", desist.__all__)
+def test_every_public_name_says_that_it_is_of_desist(name: str) -> None:
+    module = getattr(getattr(desist, name), "__module__", None)
+    assert module is not None
+    assert module.partition(".")[0] == "desist"
+
+
+def test_types_are_shipped() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    stub = ast.parse((PACKAGE / "_core.pyi").read_text())
+    described = {
+        node.name for node in stub.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+    native = {name for name in desist.__all__ if hasattr(desist._core, name)}
+    assert native <= described | {
+        target.id
+        for node in stub.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def test_an_import_brings_nothing_heavy_along() -> None:
+    heavy = {"asyncio", "rich", "ssl", "multiprocessing", "typing_extensions", "sqlite3"}
+    code = "import sys, desist; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy & set(done.stdout.split())
+
+
+def test_a_deadline_is_a_timeout_by_all_its_names() -> None:
+    import asyncio
+    import concurrent.futures
+    import socket
+
+    error = desist.DeadlineExceeded
+    assert issubclass(error, TimeoutError)
+    assert issubclass(error, concurrent.futures.TimeoutError)
+    assert issubclass(error, socket.timeout)
+    assert issubclass(error, asyncio.TimeoutError)
+
+
+def test_errors_are_of_the_kinds_that_code_catches() -> None:
+    import concurrent.futures
+
+    for error in (desist.LockPoisoned, desist.Fenced, desist.ScopeMisuse, desist.PoolExhausted):
+        assert issubclass(error, RuntimeError)
+    assert issubclass(desist.OwnerLost, desist.LockPoisoned)
+    assert issubclass(desist.TaskCancelled, concurrent.futures.CancelledError)
+    assert not issubclass(desist.Killed, Exception)
+    assert not issubclass(desist.Cancelled, Exception)

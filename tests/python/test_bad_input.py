@@ -1,0 +1,413 @@
+"""What makes no sense is refused by an error that says what to do, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import (
+    CancelSource,
+    CancelToken,
+    Fenced,
+    LeaseQueue,
+    Lock,
+    RetryPolicy,
+    ScopeMisuse,
+    StopPolicy,
+    WorkerPool,
+)
+from desist._core import Latch, Task
+from support import NEVER, in_child, in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# --- times ----------------------------------------------------------------------------------------
+
+SPANS: dict[str, Callable[[Any], object]] = {
+    "cancel_scope": lambda span: desist.cancel_scope(timeout=span),
+    "cancel_scope grace": lambda span: desist.cancel_scope(grace=span),
+    "move_on_after": desist.move_on_after,
+    "move_on_after grace": lambda span: desist.move_on_after(1, grace=span),
+    "move_on_at grace": lambda span: desist.move_on_at(1, grace=span),
+    "fail_after": desist.fail_after,
+    "fail_after grace": lambda span: desist.fail_after(1, grace=span),
+    "fail_at grace": lambda span: desist.fail_at(1, grace=span),
+    "timeout": desist.timeout,
+    "shield": desist.shield,
+    "cleanup": desist.cleanup,
+    "sleep": desist.sleep,
+    "source": lambda span: CancelSource(timeout=span),
+    "source cancel": lambda span: CancelSource().cancel(grace=span),
+    "scope cancel": lambda span: desist.cancel_scope().cancel(grace=span),
+    "thread cancel": lambda span: desist.Thread().cancel(grace=span),
+    "token wait": CancelSource().token.wait,
+    "lock": lambda span: Lock().acquire(timeout=span),
+    "queue": lambda span: LeaseQueue().lease(span),
+    "drain": lambda span: LeaseQueue()._drain(span),
+    "nack": lambda span: leased(LeaseQueue()).nack(delay=span),
+    "latch": lambda span: Latch().wait(span),
+    "task": lambda span: Task("").wait(span),
+    "registration": lambda span: CancelSource().token.on_cancel(print).close(span),
+    "policy cooperative": lambda span: StopPolicy(cooperative=span),
+    "policy at_wait": lambda span: StopPolicy(at_wait=span),
+    "policy async_exc": lambda span: StopPolicy(async_exc=span),
+    "policy defer": lambda span: StopPolicy(defer=span),
+    "retry backoff": lambda span: RetryPolicy(backoff=span),
+    "retry max_backoff": lambda span: RetryPolicy(max_backoff=span),
+}
+INSTANTS: dict[str, Callable[[Any], object]] = {
+    "cancel_scope": lambda instant: desist.cancel_scope(deadline=instant),
+    "move_on_at": desist.move_on_at,
+    "fail_at": desist.fail_at,
+    "sleep_until": desist.sleep_until,
+    "source": lambda instant: CancelSource(deadline=instant),
+    "moved": lambda instant: setattr(desist.cancel_scope(), "deadline", instant),
+}
+
+
+def leased(queue: LeaseQueue[Any]) -> desist.Lease[Any]:
+    queue.put(1)
+    lease = queue.lease(0)
+    assert lease is not None
+    return lease
+
+
+@pytest.mark.parametrize("name", SPANS)
+@pytest.mark.parametrize("span", [-0.5, -math.inf, -2])
+def test_a_negative_time_is_refused(name: str, span: float) -> None:
+    with pytest.raises(ValueError, match="must not be negative, but is -"):
+        SPANS[name](span)
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_a_time_that_is_not_a_number_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="must not be NaN; give a number"):
+        SPANS[name](math.nan)
+
+
+@pytest.mark.parametrize("name", SPANS)
+@pytest.mark.parametrize("span", ["5", [1], 1j, object()], ids=repr)
+def test_a_time_of_another_type_is_refused(name: str, span: object) -> None:
+    with pytest.raises(TypeError, match=r"must be (a number of seconds|real number), not "):
+        SPANS[name](span)
+
+
+@pytest.mark.parametrize("name", INSTANTS)
+@pytest.mark.parametrize(("instant", "error"), [(math.nan, ValueError), ("soon", TypeError)])
+def test_an_instant_that_makes_no_sense_is_refused(
+    name: str, instant: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="number of seconds"):
+        INSTANTS[name](instant)
+
+
+def test_a_lease_that_could_not_be_given_back_is_still_held() -> None:
+    queue: LeaseQueue[int] = LeaseQueue()
+    lease = leased(queue)
+    with pytest.raises(ValueError, match="delay"):
+        lease.nack(delay=-1)
+    assert queue.counts()["leased"] == 1
+    lease.ack()
+
+
+def test_a_lock_that_could_not_be_waited_for_is_not_held() -> None:
+    lock = Lock()
+    with pytest.raises(ValueError, match="timeout must not be negative"):
+        lock.acquire(timeout=-0.5)
+    with pytest.raises(ValueError, match="non-blocking"):
+        lock.acquire(blocking=False, timeout=1)
+    with pytest.raises(OverflowError, match="leave it out"):
+        lock.acquire(timeout=1e300)
+    assert not lock.locked()
+
+
+def test_a_timeout_and_a_deadline_are_one_too_many() -> None:
+    with pytest.raises(ValueError, match="a timeout or a deadline, not both"):
+        desist.cancel_scope(timeout=1, deadline=1)
+    with pytest.raises(ValueError, match="a timeout or a deadline, not both"):
+        CancelSource(timeout=1, deadline=1)
+
+
+# --- scopes ---------------------------------------------------------------------------------------
+
+SCOPES: list[Callable[[], Any]] = [
+    desist.cancel_scope,
+    lambda: desist.fail_after(NEVER),
+    lambda: desist.shield(NEVER),
+    desist.cleanup,
+]
+
+
+@pytest.mark.parametrize("make", SCOPES)
+def test_a_scope_entered_twice_is_refused(make: Callable[[], Any]) -> None:
+    scope = make()
+    with scope, pytest.raises(ScopeMisuse, match="make a new one for each block"):
+        scope.__enter__()
+    with pytest.raises(ScopeMisuse, match="make a new one for each block"), scope:
+        pass
+    assert desist.current_effective_deadline() == math.inf
+
+
+@pytest.mark.parametrize("make", SCOPES)
+def test_a_scope_left_by_another_thread_stays_open_where_it_belongs(
+    make: Callable[[], Any],
+) -> None:
+    scope = make()
+    with scope:
+        deadline = desist.current_effective_deadline()
+        with pytest.raises(ScopeMisuse, match=r"hand the other thread `scope\.token`"):
+            in_thread(lambda: scope.__exit__(None, None, None))
+        assert desist.current_effective_deadline() == deadline
+    assert desist.current_effective_deadline() == math.inf
+
+
+@pytest.mark.parametrize("make", SCOPES)
+def test_a_scope_left_out_of_order_is_refused(make: Callable[[], Any]) -> None:
+    scope, inner = make(), desist.cancel_scope(timeout=NEVER)
+    scope.__enter__()
+    with inner:
+        with pytest.raises(ScopeMisuse, match="reverse of the order"):
+            scope.__exit__(None, None, None)
+        assert desist.current_effective_deadline() <= inner.deadline
+    assert desist.current_effective_deadline() == math.inf
+
+
+@pytest.mark.parametrize("make", SCOPES)
+def test_a_scope_that_is_not_open_is_refused(make: Callable[[], Any]) -> None:
+    scope = make()
+    with pytest.raises(ScopeMisuse, match="enter it with a `with` statement"):
+        scope.__exit__(None, None, None)
+    with pytest.raises(ScopeMisuse, match="enter it with a `with` statement"):
+        _ = scope.token
+    with scope:
+        pass
+    with pytest.raises(ScopeMisuse, match="enter it with a `with` statement"):
+        scope.__exit__(None, None, None)
+    with pytest.raises(ScopeMisuse, match="enter it with a `with` statement"):
+        scope.deadline = 1
+
+
+def test_a_shield_must_say_how_long() -> None:
+    with pytest.raises(TypeError, match="seconds"):
+        desist.shield()  # type: ignore[call-arg]
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_is_not_held_cannot_be_released() -> None:
+    lock = Lock()
+    with pytest.raises(RuntimeError, match="acquire it first, and release it once"):
+        lock.release()
+    with lock:
+        lock.release()
+        assert lock.acquire(timeout=0)
+    with pytest.raises(RuntimeError, match="acquire it first, and release it once"):
+        lock.release()
+    assert lock.acquire(timeout=0)
+
+
+def test_a_lock_must_be_told_a_way_that_there_is() -> None:
+    with pytest.raises(ValueError, match='on_kill must be "poison" or "release", not "ignore"'):
+        Lock(on_kill="ignore")  # type: ignore[arg-type, unused-ignore]
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_a_lease_acknowledged_twice_is_refused() -> None:
+    queue: LeaseQueue[int] = LeaseQueue()
+    lease = leased(queue)
+    lease.ack()
+    with pytest.raises(Fenced, match="nothing was changed"):
+        lease.ack()
+    with pytest.raises(Fenced, match="nothing was changed"):
+        lease.nack()
+    assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 1, "dead": 0}
+
+
+def test_a_stale_lease_is_refused_and_the_current_one_is_good() -> None:
+    queue: LeaseQueue[int] = LeaseQueue()
+    stale = leased(queue)
+    stale.nack()
+    current = queue.lease(0)
+    assert current is not None
+    with pytest.raises(Fenced, match="leased anew"):
+        stale.ack()
+    current.ack()
+    assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 1, "dead": 0}
+
+
+def test_only_the_dead_can_be_revived() -> None:
+    queue: LeaseQueue[int] = LeaseQueue()
+    item_id = queue.put(1)
+    with pytest.raises(ValueError, match=r"is not dead; dead\(\) lists"):
+        queue.revive(item_id)
+    with pytest.raises(ValueError, match=r"is not dead; dead\(\) lists"):
+        queue.revive(99)
+    assert queue.counts()["ready"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_attempts": 0}, "at least 1"),
+        ({"jitter": 2}, "between 0 and 1"),
+        ({"jitter": math.nan}, "between 0 and 1"),
+    ],
+    ids=str,
+)
+def test_a_retry_policy_that_makes_no_sense_is_refused(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        RetryPolicy(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("handler", "arguments", "error", "message"),
+    [
+        (None, {}, TypeError, "handler must be callable, not NoneType"),
+        (print, {"workers": 0}, ValueError, "workers must be at least 1, not 0"),
+        (print, {"max_abandoned": -1}, ValueError, "max_abandoned must not be negative"),
+    ],
+    ids=str,
+)
+def test_a_pool_that_makes_no_sense_is_refused(
+    handler: Any, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    before = threading.active_count()
+    with pytest.raises(error, match=message):
+        WorkerPool(handler, **arguments)
+    assert threading.active_count() == before
+
+
+def test_a_worker_that_there_is_not_cannot_be_killed() -> None:
+    with WorkerPool[int, None](print, workers=2) as pool:
+        for index in (2, -1):
+            with pytest.raises(IndexError, match="numbered from 0 to 1"):
+                pool.kill_worker(index)
+
+
+# --- cancelling and killing -----------------------------------------------------------------------
+
+
+def test_a_cancel_after_a_close_comes_too_late_and_that_is_all() -> None:
+    source = CancelSource()
+    source.close()
+    assert source.cancel("late") is False
+    source.close()
+    with desist.cancel_scope() as scope:
+        pass
+    assert scope.cancel("late") is False
+
+
+def test_a_token_cannot_be_made_by_hand() -> None:
+    with pytest.raises(TypeError, match="CancelToken"):
+        CancelToken()
+    with pytest.raises(TypeError):
+        CancelToken.any_of(1)  # type: ignore[arg-type, unused-ignore]
+
+
+def test_a_thread_that_is_not_started_cannot_be_killed() -> None:
+    with pytest.raises(RuntimeError, match="start it first"):
+        desist.Thread().kill()
+
+
+def test_a_thread_cannot_kill_itself() -> None:
+    refused: list[RuntimeError] = []
+
+    def body() -> None:
+        try:
+            thread.kill()
+        except RuntimeError as raised:
+            refused.append(raised)
+
+    thread = desist.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert "return from its function or raise" in str(refused[0])
+    assert thread.state is desist.TaskState.DONE
+
+
+def test_a_task_runs_once() -> None:
+    task = Task("once")
+    task.run(lambda: None)
+    with pytest.raises(RuntimeError, match="make a new one for each run"):
+        task.run(lambda: None)
+
+
+# --- after a fork ---------------------------------------------------------------------------------
+
+
+def test_what_has_workers_or_items_is_refused_after_a_fork() -> None:
+    queue: LeaseQueue[int] = LeaseQueue()
+    queue.put(1)
+    with WorkerPool[int, int](lambda lease: lease.item) as pool:
+        assert "RuntimeError: this queue and its items belong to the parent" in in_child(
+            lambda: queue.lease(0)
+        )
+        assert "make a new pool after a fork" in in_child(lambda: pool.submit(1))
+        assert pool.submit(2).result() == 2
+    assert queue.counts()["ready"] == 1
+
+
+# --- callbacks and handlers -----------------------------------------------------------------------
+
+
+def test_an_exception_out_of_a_callback_is_reported_and_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    lock, source, seen = Lock(), CancelSource(), list[int]()
+
+    def callback(_: object) -> None:
+        lock.acquire()
+        raise ZeroDivisionError
+
+    source.token.on_cancel(callback)
+    source.token.on_cancel(lambda _: seen.append(1))
+    child = CancelSource(source.token)
+    assert source.cancel() is True
+    assert child.token.cancelled
+    assert seen == [1]
+    assert told[0].exc_type is ZeroDivisionError
+    assert told[0].object is callback
+    told.clear()
+    lock.release()
+
+
+def test_a_callback_must_be_callable() -> None:
+    source = CancelSource()
+    with pytest.raises(TypeError, match="callable"):
+        source.token.on_cancel(None)  # type: ignore[arg-type, unused-ignore]
+
+
+@pytest.mark.parametrize("raised", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+def test_an_exception_out_of_a_handler_gives_everything_back(
+    raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = Lock()
+    queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=2, backoff=0))
+
+    def handler(lease: desist.Lease[int]) -> int:
+        lock.acquire()
+        if lease.item == 1:
+            raise raised
+        return lease.item
+
+    with caplog.at_level(logging.ERROR), WorkerPool(handler, workers=1, queue=queue) as pool:
+        bad, good = pool.submit(1), pool.submit(2)
+        assert isinstance(bad.exception(NEVER), raised)
+        assert good.result(NEVER) == 2
+        assert pool.workers_alive() == 1
+    assert not lock.locked()
+    assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 1, "dead": 1}

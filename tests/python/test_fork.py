@@ -1,0 +1,191 @@
+"""I37. Each child says what it saw, and ends through os._exit()."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+import desist
+from desist import CancelSource, LeaseQueue, Lock, OwnerLost, WorkerPool
+from support import NEVER, Victim, held, in_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def test_tokens_and_scopes_work_in_the_child() -> None:
+    source = CancelSource()
+
+    def child() -> object:
+        assert source.cancel("here")
+        with desist.move_on_after(0.01) as scope:
+            desist.sleep_forever()
+        return source.token.cause, scope.cancelled_caught
+
+    assert in_child(child).endswith("here>, True)")
+    assert not source.token.cancelled
+
+
+def test_a_deadline_still_comes_in_the_child_to_who_only_looks() -> None:
+    source = CancelSource(timeout=0.05)
+    callback = threading.Event()
+    source.token.on_cancel(lambda _: callback.set())
+
+    def child() -> object:
+        assert callback.wait(NEVER)
+        assert source.token.cancelled
+        return CancelSource(timeout=0.01).token.wait(NEVER)
+
+    assert in_child(child) == "True"
+    assert callback.wait(NEVER)
+
+
+def test_a_fork_inside_a_scope_leaves_both_inside() -> None:
+    with desist.move_on_after(NEVER) as scope:
+
+        def child() -> object:
+            before = desist.current_effective_deadline() == scope.deadline
+            scope.cancel()
+            try:
+                desist.checkpoint()
+            except desist.Cancelled:
+                return before
+            return "not cancelled"
+
+        assert in_child(child) == "True"
+        desist.checkpoint()
+
+
+def test_a_lock_that_another_thread_holds_is_lost_in_the_child_at_once() -> None:
+    lock = Lock()
+    with held(lock):
+        answer = in_child(lock.acquire)
+        assert answer.startswith("OwnerLost: a thread of the parent process")
+        assert lock.locked()
+    with lock:
+        pass
+
+
+def test_who_waits_for_a_lock_does_not_get_it_in_the_child() -> None:
+    lock = Lock()
+
+    def wait(ready: Callable[[], None]) -> None:
+        ready()
+        with lock:
+            pass
+
+    lock.acquire()
+    with Victim(wait):
+
+        def child() -> object:
+            lock.release()
+            try:
+                return lock.acquire(timeout=0)
+            except OwnerLost:
+                return "lost"
+
+        # The lock may have been handed to a thread that is not here: never for ever.
+        assert in_child(child) in ("True", "False", "lost")
+        lock.release()
+
+
+def test_a_lock_that_the_forking_thread_holds_is_held_in_the_child() -> None:
+    lock = Lock()
+    with lock:
+
+        def child() -> object:
+            again = lock.acquire(timeout=0)
+            lock.release()
+            return again, lock.acquire(timeout=0)
+
+        assert in_child(child) == "(False, True)"
+        assert lock.locked()
+
+
+def test_a_fork_inside_a_task_leaves_the_task_running_in_the_child() -> None:
+    lock, answers = Lock(), list[str]()
+
+    def child() -> object:
+        lock.release()
+        with lock, desist.move_on_after(0):
+            desist.checkpoint()
+        return thread.state, lock.locked()
+
+    def body() -> None:
+        lock.acquire()
+        answers.append(in_child(child))
+
+    thread = desist.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert answers == ["(<TaskState.RUNNING: 'running'>, False)"] or "RUNNING" in answers[0]
+    assert not lock.locked()
+
+
+def test_a_queue_of_the_parent_is_refused_in_the_child() -> None:
+    queue: LeaseQueue[int] = LeaseQueue()
+    queue.put(1)
+    uses: list[Callable[[], object]] = [
+        lambda: queue.put(1),
+        lambda: queue.lease(0),
+        lambda: queue.revive(1),
+        queue._drain,
+    ]
+    for use in uses:
+        assert in_child(use) == (
+            "RuntimeError: this queue and its items belong to the parent process; "
+            "make a new queue after a fork"
+        )
+    assert queue.counts()["ready"] == 1
+
+
+def test_a_pool_of_the_parent_is_refused_in_the_child_and_a_new_one_works() -> None:
+    def child() -> object:
+        pool.stop()  # the parent's workers are none of ours
+        with WorkerPool[int, int](lambda lease: lease.item * 2) as new:
+            return new.submit(1).result(NEVER)
+
+    with WorkerPool[int, int](lambda lease: lease.item) as pool:
+        uses: list[Callable[[], object]] = [
+            lambda: pool.submit(1),
+            lambda: pool.kill_worker(0),
+            lambda: pool.cancel_item(1),
+            pool.drain,
+        ]
+        for use in uses:
+            assert in_child(use).startswith("RuntimeError: this ")
+        assert in_child(child) == "2"
+        assert pool.submit(1).result(NEVER) == 1
+
+
+def test_threads_can_be_started_and_killed_in_the_child() -> None:
+    def child() -> object:
+        from support import FORCE, spin
+
+        with Victim(spin) as victim:
+            return victim.kill(policy=FORCE).outcome
+
+    assert in_child(child) == "Outcome.ASYNC_EXC"
+
+
+def test_a_fork_while_others_cancel_and_wait_hangs_nobody() -> None:
+    go_on = threading.Event()
+
+    def churn(ready: Callable[[], None]) -> None:
+        ready()
+        while not go_on.is_set():
+            with desist.move_on_after(0.0001):
+                desist.sleep_forever()
+            source = CancelSource(timeout=0.0001)
+            source.token.on_cancel(lambda _: None)
+            CancelSource(source.token).token.wait()
+
+    with Victim(churn), Victim(churn):
+        for _ in range(20):
+            assert in_child(lambda: CancelSource(timeout=0.001).token.wait(NEVER)) == "True"
+        go_on.set()

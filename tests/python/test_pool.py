@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import (
+    Cancelled,
+    CauseKind,
+    LeaseQueue,
+    Outcome,
+    PoolExhausted,
+    RetryPolicy,
+    StopPolicy,
+    TaskCancelled,
+    WorkerPool,
+)
+from support import INSIST, NEVER, in_thread
+
+if TYPE_CHECKING:
+    from desist import Lease
+
+AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
+GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None)
+
+
+def double(lease: Lease[int]) -> int:
+    return lease.item * 2
+
+
+class Gate:
+    """A handler that says that it has begun, and goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Event()
+        self.attempts: list[int] = []
+
+    def deaf(self, lease: Lease[int]) -> int:
+        self.attempts.append(lease.attempt)
+        self.begun.release()
+        self.go_on.wait()
+        return lease.item
+
+    def spin(self, lease: Lease[int]) -> int:
+        self.attempts.append(lease.attempt)
+        with desist.cleanup():
+            self.begun.release()
+        while not self.go_on.is_set():
+            pass
+        return lease.item
+
+    def wait(self, lease: Lease[int]) -> int:
+        self.attempts.append(lease.attempt)
+        self.begun.release()
+        desist.sleep_forever()
+        return lease.item
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_futures_tell_what_the_handler_returned() -> None:
+    with WorkerPool(double) as pool:
+        futures = [pool.submit(item) for item in range(20)]
+        assert [future.result() for future in futures] == [item * 2 for item in range(20)]
+        done = concurrent.futures.wait(futures, timeout=NEVER).done
+        assert done == set(futures)
+    assert pool.queue.counts()["done"] == 20
+
+
+def test_leaving_the_block_waits_for_all_work() -> None:
+    with WorkerPool(double, workers=2) as pool:
+        futures = [pool.submit(item) for item in range(50)]
+    assert all(future.done() for future in futures)
+    assert pool.workers_alive() == 0
+
+
+def test_a_handler_may_say_what_the_result_is() -> None:
+    def handler(lease: Lease[int]) -> None:
+        with lease.commit():
+            lease.ack(lease.item + 1)
+
+    with WorkerPool(handler) as pool:
+        assert pool.submit(1).result() == 2
+
+
+def test_a_handler_that_fails_is_tried_again_and_then_the_item_is_dead() -> None:
+    attempts: list[int] = []
+
+    def handler(lease: Lease[int]) -> None:
+        attempts.append(lease.attempt)
+        raise ZeroDivisionError(str(lease.attempt))
+
+    queue: LeaseQueue[int] = LeaseQueue(retry=AT_ONCE)
+    with WorkerPool(handler, queue=queue) as pool:
+        future = pool.submit(1)
+        with pytest.raises(ZeroDivisionError, match="3"):
+            future.result()
+    assert attempts == [1, 2, 3]
+    [(_, _, failures)] = queue.dead()
+    assert [str(failure) for failure in failures] == ["1", "2", "3"]
+
+
+def test_a_handler_may_give_its_lease_back() -> None:
+    def handler(lease: Lease[int]) -> int:
+        if lease.attempt < 3:
+            lease.nack(reason="not now")
+        return lease.attempt
+
+    with WorkerPool(handler) as pool:
+        assert pool.submit(1).result() == 3
+
+
+def test_what_a_handler_raises_after_it_has_acknowledged_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    def handler(lease: Lease[int]) -> None:
+        lease.ack("good")
+        raise ZeroDivisionError
+
+    with WorkerPool(handler) as pool:
+        assert pool.submit(1).result() == "good"
+    assert [one.exc_type for one in told] == [ZeroDivisionError]
+    told.clear()
+
+
+def test_what_a_done_callback_raises_stops_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate()
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    with WorkerPool(gate.deaf, workers=1) as pool:
+        future = pool.submit(1)
+        future.add_done_callback(fail)
+        gate.go_on.set()
+        assert future.result() == 1
+        assert pool.submit(2).result() == 2
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_result_may_be_waited_for_with_a_timeout_and_can_be_cancelled() -> None:
+    gate = Gate()
+    with WorkerPool(gate.deaf) as pool:
+        future = pool.submit(1)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            future.result(timeout=0)
+        with desist.move_on_after(0.01) as scope:
+            future.result()
+        assert scope.cancelled_caught
+        gate.go_on.set()
+        assert future.exception() is None
+
+
+# --- unwanted work --------------------------------------------------------------------------------
+
+
+def test_cancelled_work_is_stopped_and_not_tried_again() -> None:
+    gate = Gate()
+    with WorkerPool(gate.wait, workers=1) as pool:
+        future = pool.submit(1)
+        gate.begun.acquire()
+        assert pool.cancel_item(future.item_id, "unwanted")
+        with pytest.raises(TaskCancelled, match="unwanted") as raised:
+            future.result()
+        assert isinstance(raised.value, concurrent.futures.CancelledError)
+        assert raised.value.cause.kind is CauseKind.EXPLICIT
+        assert not pool.cancel_item(future.item_id)
+    assert gate.attempts == [1]
+    assert pool.queue.counts()["dead"] == 1
+
+
+def test_work_that_is_cancelled_before_it_begins_never_does() -> None:
+    gate = Gate()
+    with WorkerPool(gate.deaf, workers=1) as pool:
+        pool.submit(1)
+        gate.begun.acquire()
+        waiting = pool.submit(2)
+        assert waiting.cancel()
+        with pytest.raises(TaskCancelled):
+            waiting.result()
+        gate.go_on.set()
+    assert len(gate.attempts) == 1
+
+
+# --- unwanted workers -----------------------------------------------------------------------------
+
+
+def test_the_item_of_a_killed_worker_is_leased_again() -> None:
+    gate = Gate()
+    with WorkerPool(gate.spin, workers=1, policy=INSIST) as pool:
+        future = pool.submit(1)
+        gate.begun.acquire()
+        report = pool.kill_worker(0, "enough")
+        assert report.outcome is Outcome.ASYNC_EXC
+        assert report.requeued == [future.item_id]
+        gate.begun.acquire()
+        gate.go_on.set()
+        assert future.result() == 1
+        assert pool.workers_alive() == 1
+    assert gate.attempts == [1, 2]
+
+
+def test_an_idle_worker_has_nothing_to_kill() -> None:
+    with WorkerPool(double, workers=1, policy=INSIST) as pool:
+        assert pool.kill_worker(0).outcome is Outcome.ALREADY_DONE
+        assert pool.submit(1).result() == 2
+
+
+def test_a_worker_that_is_given_up_is_replaced_and_its_late_result_is_refused() -> None:
+    gate, late = Gate(), threading.Event()
+    refused: list[BaseException] = []
+
+    def handler(lease: Lease[int]) -> int:
+        if lease.attempt == 1:
+            gate.deaf(lease)
+            try:
+                lease.ack("late")
+            except desist.Fenced as raised:
+                refused.append(raised)
+            late.set()
+        return lease.attempt
+
+    with WorkerPool(handler, workers=1, policy=GIVE_UP) as pool:
+        future = pool.submit(1)
+        gate.begun.acquire()
+        report = pool.kill_worker(0)
+        assert report.outcome is Outcome.ABANDONED
+        assert (report.requeued, report.fenced) == ([future.item_id], [future.item_id])
+        assert future.result() == 2
+        assert pool.workers_alive() == 1
+        gate.go_on.set()
+        late.wait()
+        assert pool.submit(2).result() == 1 or gate.attempts
+    assert len(refused) == 1
+    assert pool.queue.counts()["done"] == 2
+
+
+def test_a_pool_that_has_given_up_too_many_says_so_loudly() -> None:
+    gate = Gate()
+    with WorkerPool(gate.deaf, workers=1, policy=GIVE_UP, max_abandoned=0) as pool:
+        pool.submit(1)
+        gate.begun.acquire()
+        with pytest.raises(PoolExhausted, match="too often"):
+            pool.kill_worker(0)
+        with pytest.raises(PoolExhausted, match="nobody is left"):
+            pool.submit(2)
+        gate.go_on.set()
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+def test_an_error_in_the_block_stops_the_workers_at_once() -> None:
+    gate = Gate()
+    queue: LeaseQueue[int] = LeaseQueue()
+    pool = WorkerPool(gate.wait, queue=queue, workers=1)
+    pool.submit(1)
+    gate.begun.acquire()
+    with pytest.raises(ZeroDivisionError), pool:
+        raise ZeroDivisionError
+    assert queue.counts() == {"ready": 1, "leased": 0, "delayed": 0, "done": 0, "dead": 0}
+    with WorkerPool(double, queue=queue):
+        pass
+    assert queue.counts()["done"] == 1
+
+
+def test_stop_can_be_called_twice_and_then_the_pool_is_of_no_use() -> None:
+    pool = WorkerPool(double)
+    pool.stop()
+    pool.stop()
+    with pytest.raises(RuntimeError, match="make a new one"):
+        pool.submit(1)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        pool.kill_worker(0)
+
+
+def test_a_handler_sees_its_token() -> None:
+    seen: list[object] = []
+
+    def handler(lease: Lease[int]) -> None:
+        seen.append(lease.token.cancelled)
+        try:
+            desist.sleep_forever()
+        except Cancelled as raised:
+            seen.append(lease.token.cause == raised.cause)
+            raise
+
+    pool = WorkerPool(handler, workers=1)
+    future = pool.submit(1)
+    while not seen:
+        in_thread(lambda: None)
+    pool.cancel_item(future.item_id)
+    with pytest.raises(TaskCancelled):
+        future.result()
+    pool.stop()
+    assert seen == [False, True]
+
+
+def test_pools_and_futures_go_when_nobody_wants_them() -> None:
+    pool = WorkerPool(double, workers=1)
+    future = pool.submit(1)
+    assert future.result() == 2
+    pool.stop()
+    gone = weakref.ref(pool), weakref.ref(future)
+    del pool, future
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]

@@ -1,0 +1,185 @@
+"""The main thread answers signals during every wait.
+
+Each test is a process of its own. It says when it is about to wait, and is signalled then, and
+again and again until it answers, for "about to" is all that it can say.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+WAITS = {
+    "sleep": "desist.sleep(1000)",
+    "sleep_forever": "desist.sleep_forever()",
+    "sleep in a scope": "with desist.cancel_scope(timeout=1000): desist.sleep(1000)",
+    "lock": "lock.acquire()",
+    "with lock": "with lock: pass",
+    "token": "desist.CancelSource().token.wait()",
+    "join": "thread.join()",
+    "queue": "desist.LeaseQueue().lease()",
+    "future": "desist.Future().result()",
+    "kill": "desist_kill()",
+}
+
+PROLOGUE = """
+import os, signal, sys, threading
+import desist
+lock = desist.Lock()
+lock.acquire()
+thread = desist.Thread(target=threading.Event().wait, daemon=True)
+thread.start()
+def desist_kill():
+    thread.kill(policy=desist.StopPolicy(cooperative=1000))
+def say(word):
+    os.write(1, word.encode() + b"\\n")
+"""
+
+
+def talk(code: str, signum: int) -> list[str]:
+    """Signal the process after its first line, once; what else it says within 0.4 s of that.
+
+    A wait that is deaf is looked at again by its own clock only after half a second.
+    """
+    script = PROLOGUE + textwrap.dedent(code)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    wait_until_asleep(process.pid)
+    process.send_signal(signum)
+    try:
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    return out.split()
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Its main thread is in a system call that waits, and has been for a while."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return
+    calm = 0
+    tick = threading.Event()
+    while calm < 5:
+        state = stat.read_text().rpartition(")")[2].split()[0]
+        calm = calm + 1 if state == "S" else 0
+        tick.wait(0.002)  # polls another process: there is nothing to wait for
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_ctrl_c_ends_every_wait_at_once(name: str) -> None:
+    said = talk(
+        f"""
+        import time
+        say("waiting")
+        try:
+            {WAITS[name]}
+        except KeyboardInterrupt:
+            say("interrupted")
+        assert lock.locked()
+        """,
+        signal.SIGINT,
+    )
+    assert said == ["interrupted"]
+
+
+@pytest.mark.parametrize("name", ["sleep", "lock", "token", "join"])
+def test_a_signal_handler_runs_at_once_and_the_wait_goes_on(name: str) -> None:
+    said = talk(
+        f"""
+        source = desist.CancelSource()
+        def handler(*_):
+            say("handled")
+            source.cancel("from the handler")
+            assert source.token.cancelled
+            scope.cancel()
+        signal.signal(signal.SIGUSR1, handler)
+        with desist.move_on_after(1000) as scope:
+            say("waiting")
+            {WAITS[name]}
+        assert scope.cancelled_caught
+        say("left")
+        """,
+        signal.SIGUSR1,
+    )
+    assert said == ["handled", "left"]
+
+
+def test_a_handler_that_raises_in_a_wait_leaves_the_lock_as_it_was() -> None:
+    said = talk(
+        """
+        def handler(*_):
+            raise ZeroDivisionError
+        signal.signal(signal.SIGUSR1, handler)
+        say("waiting")
+        try:
+            lock.acquire()
+        except ZeroDivisionError:
+            say("raised")
+        lock.release()
+        with lock:
+            say("free")
+        """,
+        signal.SIGUSR1,
+    )
+    assert said == ["raised", "free"]
+
+
+def test_a_signal_to_another_thread_is_answered_by_the_main_thread() -> None:
+    said = talk(
+        """
+        def handler(*_):
+            say("handled")
+            scope.cancel()
+        signal.signal(signal.SIGUSR1, handler)
+        other = desist.Thread(target=desist.sleep_forever, daemon=True)
+        other.start()
+        with desist.move_on_after(1000) as scope:
+            say("waiting")
+            desist.sleep_forever()
+        say("left")
+        """,
+        signal.SIGUSR1,
+    )
+    assert said == ["handled", "left"]
+
+
+def test_answers_come_long_before_the_slice_of_the_clock() -> None:
+    # From the parent's signal to the child's answer, over several signals: the best of them is
+    # far below the half second after which a deaf main thread would look by itself.
+    script = PROLOGUE + textwrap.dedent(
+        """
+        signal.signal(signal.SIGUSR1, lambda *_: say("handled"))
+        signal.signal(signal.SIGUSR2, lambda *_: scope.cancel())
+        with desist.move_on_after(1000) as scope:
+            say("waiting")
+            desist.sleep_forever()
+        """
+    )
+    import time
+
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    delays = []
+    for _ in range(5):
+        wait_until_asleep(process.pid)
+        before = time.monotonic()
+        os.kill(process.pid, signal.SIGUSR1)
+        assert process.stdout.readline() == b"handled\n"
+        delays.append(time.monotonic() - before)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(30) == 0
+    process.stdout.close()
+    assert min(delays) < 0.1
