@@ -10,7 +10,7 @@ SHELL := /bin/sh
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-core test-loom test-python soak lint stubs bench clean
+.PHONY: help demo test test-core test-loom test-python soak seeded-bugs lint stubs bench clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.13] [ARGS=...]"
@@ -155,8 +155,11 @@ test-python: $(extension) $(venv)/group-test ## ... of the Python package
 	@$(venv)/bin/python -m pytest -q $(ARGS)
 
 soak: $(extension) $(venv)/group-test ## the tests that take minutes
-	cargo test --release --locked --test rust -- --ignored
+	PROPTEST_CASES=20000 cargo test --release --locked model
 	$(venv)/bin/python -m pytest -m soak --timeout=3600 $(ARGS)
+
+seeded-bugs: ## plant bugs in the core, and see the loom models find each: half an hour
+	@python3 tests/seeded_bugs.py $(ARGS)
 
 lint: $(extension) $(venv)/group-lint ## formatting, lints, types, stub against module, spelling
 	cargo fmt --check

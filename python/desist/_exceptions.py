@@ -16,9 +16,9 @@ if TYPE_CHECKING or sys.version_info >= (3, 11):
     _Timeouts = TimeoutError
 else:
     # Before 3.11 these are classes of their own, and code catches them by these names.
-    import socket
+    from asyncio.exceptions import TimeoutError as _AsyncioTimeout
 
-    class _Timeouts(TimeoutError, concurrent.futures.TimeoutError, socket.timeout):
+    class _Timeouts(TimeoutError, concurrent.futures.TimeoutError, _AsyncioTimeout):
         """All that means "timed out" in the standard library."""
 
 

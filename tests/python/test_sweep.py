@@ -290,11 +290,12 @@ def test_a_pool_goes_on_after_a_kill_at_any_bytecode_of_its_handler() -> None:
 # --- real killers ---------------------------------------------------------------------------------
 
 
-def test_random_kills_lose_no_item_and_no_worker() -> None:
+@pytest.mark.parametrize("kills", [300, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
     queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=1000))
     policy = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0)
     lock = Lock(on_kill="release")
-    items, kills = 150, 300
+    items = 150
     effects: list[int] = []
     starts: SimpleQueue[int] = SimpleQueue()
     enough = threading.Event()
