@@ -353,13 +353,13 @@ impl Task {
         // A second killer may only press on: the first cause stays.
         match &mut control.order {
             Some(order) => {
-                order.respects_locks_until = order.respects_locks_until.min(respects_locks_until)
+                order.respects_locks_until = order.respects_locks_until.min(respects_locks_until);
             }
             None => {
                 control.order = Some(Order {
                     cause: cause.clone(),
                     respects_locks_until,
-                })
+                });
             }
         }
         self.ordered.store(true, Ordering::Release);

@@ -409,7 +409,7 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
                     .state
                     .lock()
                     .draining
-                    .retain(|other| !atomics::Arc::ptr_eq(other, waiter))
+                    .retain(|other| !atomics::Arc::ptr_eq(other, waiter));
             },
         )
     }

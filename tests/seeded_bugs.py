@@ -42,7 +42,7 @@ class Bug(NamedTuple):
 
 
 def bug(name: str, file: str, models: str, *edits: tuple[str, str]) -> Bug:
-    """Describe a bug: `edits` are pairs of the text as it is, any white space, and as it is not."""
+    """Describe a bug: `edits` are pairs of the text as it is, however broken into lines, and as it is not."""
     return Bug(name, f"src/{file}", edits, f"models::{models}::loom_")
 
 
@@ -371,6 +371,15 @@ BUGS = (
 )
 
 
+def anywhere(text: str) -> re.Pattern[str]:
+    """Match the text however it is broken into lines, by a formatter, say."""
+    tokens = re.findall(r"\w+|[^\w\s]", text)
+    # Before a closing bracket it may have put a comma.
+    return re.compile(
+        r"\s*".join(r",?\s*" * (token in ")}]") + re.escape(token) for token in tokens)
+    )
+
+
 def plant(planted: Bug) -> bool:
     """Make a fresh copy of the source with the bug in it. False: its text is not there."""
     TREE.mkdir(parents=True, exist_ok=True)
@@ -383,16 +392,15 @@ def plant(planted: Bug) -> bool:
     wanted[Path("tests/rust/main.rs")] = ""
     source = wanted[Path(planted.file)]
     for old, new in planted.edits:
-        anywhere = re.compile(r"\s+".join(map(re.escape, old.split())))
-        source, found = anywhere.subn(lambda _, new=new: new, source)
+        source, found = anywhere(old).subn(new.replace("\\", r"\\"), source)
         if found != 1:
             return False
     wanted[Path(planted.file)] = source
     for old_file in (TREE / "src").rglob("*.rs"):
         if old_file.relative_to(TREE) not in wanted:
             old_file.unlink()
-    for name, text in wanted.items():
-        path = TREE / name
+    for relative, text in wanted.items():
+        path = TREE / relative
         if not path.exists() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

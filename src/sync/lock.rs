@@ -147,7 +147,7 @@ impl Lock {
                     .state
                     .lock()
                     .queue
-                    .retain(|request| !atomics::Arc::ptr_eq(&request.waiter, waiter))
+                    .retain(|request| !atomics::Arc::ptr_eq(&request.waiter, waiter));
             },
         )?;
         if granted {

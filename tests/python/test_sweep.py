@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from desist import Lease
 
 
+# A kill may strike a finalizer that happens to run in the body, which cannot let it pass and
+# reports it; a real killer sends it again.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 def tell(figures: object) -> None:
     """What a sweep came to, for `pytest -rP`."""
     print(figures)  # noqa: T201 (that is what it is for)
