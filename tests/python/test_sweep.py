@@ -192,7 +192,6 @@ def test_a_kill_that_a_lock_holds_off_poisons_nothing(
     tell(f"{body.__name__}: {points} points, {trial.killed} killed")
     assert points > 20
     assert trial.killed > 0 or body is in_a_scope_that_swallows
-    # A kill in front of a lock's acquisition may be delivered just behind it: FACTS.
     assert trial.poisoned == 0
 
 
