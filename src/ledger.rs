@@ -18,9 +18,9 @@ pub(crate) trait Held: Send + Sync {
     /// Its name, for reports.
     fn name(&self) -> Arc<str>;
 
-    /// Take it from `holder`, which is done with it in the given way. `None` if `holder` does not
-    /// hold it any more. True: it is poisoned now.
-    fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, end: &End) -> Option<bool>;
+    /// Take one hold of it from `holder`, which is done with it in the given way. `None` if
+    /// `holder` does not hold it any more. True: it is poisoned now.
+    fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, end: &End) -> Option<bool>;
 }
 
 /// How a holder came to its end, as far as what it holds is concerned.
@@ -57,11 +57,17 @@ pub(crate) enum Keeper {
     Guard,
 }
 
-struct Entry {
-    held: Arc<dyn Held>,
-    keeper: Keeper,
+/// One entry of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) keeper: Keeper,
     /// Which of all entries that were ever made.
     number: u64,
+}
+
+struct Entry {
+    held: Arc<dyn Held>,
+    hold: Hold,
 }
 
 #[derive(Default)]
@@ -108,21 +114,36 @@ impl Ledger {
         let mut entries = self.entries.lock();
         let number = entries.made;
         entries.made += 1;
-        entries.list.push(Entry {
-            held,
-            keeper,
-            number,
-        });
+        let hold = Hold { keeper, number };
+        entries.list.push(Entry { held, hold });
     }
 
-    /// Forget one entry, the latest of this thing. The entry is given out so that its last
+    /// Put an entry back that was struck out for a while, in its old place.
+    pub(crate) fn restore(&self, held: Arc<dyn Held>, hold: Hold) {
+        let entries = &mut self.entries.lock().list;
+        let at = entries.partition_point(|entry| entry.hold.number < hold.number);
+        entries.insert(at, Entry { held, hold });
+    }
+
+    /// Forget one entry, the latest of this thing. What was held is given out so that its last
     /// count is dropped unlocked.
-    pub(crate) fn strike_out(&self, held: *const ()) -> Option<Arc<dyn Held>> {
+    pub(crate) fn strike_out(&self, held: *const ()) -> Option<(Arc<dyn Held>, Hold)> {
         let entries = &mut self.entries.lock().list;
         let at = entries
             .iter()
             .rposition(|entry| Arc::as_ptr(&entry.held).cast::<()>() == held)?;
-        Some(entries.remove(at).held)
+        let entry = entries.remove(at);
+        Some((entry.held, entry.hold))
+    }
+
+    /// Forget this very hold.
+    pub(crate) fn strike(&self, held: *const (), hold: Hold) -> Option<Arc<dyn Held>> {
+        let entries = &mut self.entries.lock().list;
+        let at = entries
+            .binary_search_by_key(&hold.number, |entry| entry.hold.number)
+            .ok()?;
+        let same = Arc::as_ptr(&entries[at].held).cast::<()>() == held;
+        same.then(|| entries.remove(at).held)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -146,22 +167,22 @@ impl Ledger {
     }
 
     fn take_back(self: &Arc<Self>, first: u64, end: &End, which: impl Fn(Keeper) -> bool) -> Swept {
-        let late: Vec<Arc<dyn Held>> = {
+        let late: Vec<(Arc<dyn Held>, Hold)> = {
             let entries = self.entries.lock();
             let late = entries
                 .list
                 .iter()
                 .rev()
-                .take_while(|entry| entry.number >= first);
-            late.filter(|entry| which(entry.keeper))
-                .map(|entry| entry.held.clone())
+                .take_while(|entry| entry.hold.number >= first);
+            late.filter(|entry| which(entry.hold.keeper))
+                .map(|entry| (entry.held.clone(), entry.hold))
                 .collect()
         };
         // Each strikes itself out, under its own lock, if it is still this ledger's.
         let mut swept = Swept::default();
-        for held in late {
+        for (held, hold) in late {
             let name = held.name();
-            match held.take_back(self, end) {
+            match held.take_back(self, hold, end) {
                 Some(true) => swept.poisoned.push(name),
                 Some(false) => swept.released.push(name),
                 None => {}

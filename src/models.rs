@@ -26,6 +26,7 @@ mod park;
 mod task;
 mod token;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -73,6 +74,22 @@ fn explore(preemptions: Option<usize>, model: fn()) {
         executions > 1,
         "nothing was interleaved: are the actors spawned?"
     );
+}
+
+thread_local! {
+    static IMPATIENT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Have been waiting for too long, those who wait for a lock?
+pub(crate) fn impatient() -> bool {
+    IMPATIENT.get()
+}
+
+/// [`explore`], where whoever waits for a lock has been waiting for too long.
+fn explore_impatient(preemptions: Option<usize>, model: fn()) {
+    IMPATIENT.set(true);
+    explore(preemptions, model);
+    IMPATIENT.set(false);
 }
 
 /// An actor. What it returns is for [`end`].

@@ -10,13 +10,26 @@
 //! Settling and waking are two steps, so that a lock held while settling can be dropped before
 //! the system call.
 
+#[cfg(all(unix, not(loom)))]
+mod alarm;
+#[cfg_attr(loom, path = "park/model.rs")]
+#[cfg_attr(all(target_os = "linux", not(loom)), path = "park/futex.rs")]
+#[cfg_attr(all(not(target_os = "linux"), not(loom)), path = "park/queue.rs")]
+mod sys;
+
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use crate::atomics::{Arc, AtomicU32, Ordering, thread_local};
 use crate::clock::Time;
+use crate::fork;
 use crate::host;
+#[cfg(all(unix, not(loom)))]
+pub use alarm::Readiness;
+#[cfg(all(unix, not(loom)))]
+pub(crate) use alarm::is_ready;
 
 /// How a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,28 +48,73 @@ const WAITING: u32 = 0;
 /// Beside the outcome: the thread sleeps, or is about to. Where it is not set, whoever settles is
 /// spared the system call.
 const ASLEEP: u32 = 1 << 8;
+/// Above it: which of the things that were waited for was granted.
+const WHICH: u32 = 16;
 
 /// One wait of one thread.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     word: AtomicU32,
+    /// The process in which its thread waits.
+    generation: u32,
+    /// It polls these beside its word.
+    #[cfg(all(unix, not(loom)))]
+    polls: Option<Polls>,
+}
+
+#[cfg(all(unix, not(loom)))]
+#[derive(Debug)]
+struct Polls {
+    alarm: std::sync::Arc<alarm::Alarm>,
+    interests: Vec<(std::os::fd::RawFd, Readiness)>,
+    /// For which of the things waited for each interest stands.
+    which: Vec<usize>,
 }
 
 impl Waiter {
     pub(crate) fn new() -> Arc<Waiter> {
         Arc::new(Waiter {
             word: AtomicU32::new(WAITING),
+            generation: fork::generation(),
+            #[cfg(all(unix, not(loom)))]
+            polls: None,
         })
+    }
+
+    /// A waiter that also notices when descriptors are ready, each for one of the things waited
+    /// for. An error: the process has no descriptor left for its own use.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn polling(
+        interests: Vec<(usize, std::os::fd::RawFd, Readiness)>,
+    ) -> std::io::Result<Arc<Waiter>> {
+        let alarm = alarm::Alarm::get()?;
+        Ok(Arc::new(Waiter {
+            word: AtomicU32::new(WAITING),
+            generation: fork::generation(),
+            polls: Some(Polls {
+                alarm,
+                which: interests.iter().map(|(which, _, _)| *which).collect(),
+                interests: interests.iter().map(|(_, fd, what)| (*fd, *what)).collect(),
+            }),
+        }))
     }
 
     /// Try to decide the wait. True: it is decided so, and the caller must [`Waiter::wake`].
     pub(crate) fn settle(&self, outcome: Outcome) -> bool {
+        self.settle_to(outcome as u32)
+    }
+
+    fn grant(&self, which: usize) -> bool {
+        self.settle_to(Outcome::Granted as u32 | (which as u32) << WHICH)
+    }
+
+    fn settle_to(&self, outcome: u32) -> bool {
         // Release: what the settler did before (the grant) is seen by the waiter.
         let mut seen = self.word.load(Ordering::Acquire);
         while seen & !ASLEEP == WAITING {
             match self.word.compare_exchange(
                 seen,
-                seen | outcome as u32,
+                seen | outcome,
                 Ordering::AcqRel,
                 Ordering::Acquire,
             ) {
@@ -69,14 +127,19 @@ impl Waiter {
 
     /// Wake the thread; call it after a won [`Waiter::settle`], with no lock held.
     pub(crate) fn wake(&self) {
-        if self.word.load(Ordering::Relaxed) & ASLEEP != 0 {
-            sys::wake(&self.word);
+        if self.word.load(Ordering::Relaxed) & ASLEEP == 0 {
+            return;
         }
+        #[cfg(all(unix, not(loom)))]
+        if let Some(polls) = &self.polls {
+            return polls.alarm.ring();
+        }
+        sys::wake(&self.word);
     }
 
     /// The outcome, if there is one yet.
     pub(crate) fn outcome(&self) -> Option<Outcome> {
-        match self.word.load(Ordering::Acquire) & !ASLEEP {
+        match self.word.load(Ordering::Acquire) & (ASLEEP - 1) {
             WAITING => None,
             1 => Some(Outcome::Granted),
             2 => Some(Outcome::Cancelled),
@@ -84,6 +147,11 @@ impl Waiter {
             4 => Some(Outcome::TimedOut),
             _ => Some(Outcome::Interrupted),
         }
+    }
+
+    /// Which of the things waited for was granted, once the outcome is that.
+    pub(crate) fn which(&self) -> usize {
+        (self.word.load(Ordering::Relaxed) >> WHICH) as usize
     }
 
     /// Block until the wait is decided or the clock shows `until`; then `None`, and the wait is
@@ -110,7 +178,7 @@ impl Waiter {
             {
                 continue;
             }
-            let signalled = sys::wait(&self.word, ASLEEP, this_time) || slice.is_some();
+            let signalled = self.sleep(this_time) || slice.is_some();
             if self.outcome().is_some() {
                 continue;
             }
@@ -121,6 +189,22 @@ impl Waiter {
         }
     }
 
+    /// Sleep once. True: interrupted by a signal.
+    fn sleep(&self, until: Time) -> bool {
+        #[cfg(all(unix, not(loom)))]
+        if let Some(polls) = &self.polls {
+            return match polls.alarm.sleep(&polls.interests, until) {
+                alarm::Slept::Woken => false,
+                alarm::Slept::Signalled => true,
+                alarm::Slept::Ready(index) => {
+                    self.grant(polls.which[index]);
+                    false
+                }
+            };
+        }
+        sys::wait(&self.word, ASLEEP, until)
+    }
+
     /// [`Waiter::park`], and then the wait is decided: `TimedOut` if nothing else was quicker.
     pub(crate) fn finish(&self, until: Time) -> Outcome {
         loop {
@@ -129,6 +213,81 @@ impl Waiter {
                 None => self.settle(Outcome::TimedOut),
             };
         }
+    }
+}
+
+#[cfg(all(unix, not(loom)))]
+impl Drop for Polls {
+    fn drop(&mut self) {
+        // A ring that comes late is noticed by the next wait, and taken for nothing.
+        alarm::Alarm::keep(self.alarm.clone());
+    }
+}
+
+/// A place in a line: a waiter, and which of the things that it waits for this is.
+#[derive(Debug, Clone)]
+pub(crate) struct Ticket {
+    waiter: Arc<Waiter>,
+    which: usize,
+}
+
+impl Ticket {
+    pub(crate) fn new(waiter: &Arc<Waiter>, which: usize) -> Ticket {
+        Ticket {
+            waiter: waiter.clone(),
+            which,
+        }
+    }
+
+    /// Decide the wait: this is what it gets. True: the caller must [`Ticket::wake`], and may do
+    /// so after it has let its locks go. False: the waiter has given up, or its thread was left
+    /// behind in a parent process.
+    pub(crate) fn grant(&self) -> bool {
+        self.waiter.generation == fork::generation() && self.waiter.grant(self.which)
+    }
+
+    pub(crate) fn wake(&self) {
+        self.waiter.wake();
+    }
+
+    pub(crate) fn into_waiter(self) -> Arc<Waiter> {
+        self.waiter
+    }
+}
+
+impl PartialEq for Ticket {
+    fn eq(&self, other: &Ticket) -> bool {
+        Arc::ptr_eq(&self.waiter, &other.waiter) && self.which == other.which
+    }
+}
+
+/// Those who wait for one thing, in the order in which they came.
+#[derive(Debug, Default)]
+pub(crate) struct Line(VecDeque<Ticket>);
+
+impl Line {
+    pub(crate) fn push(&mut self, ticket: Ticket) {
+        self.0.push_back(ticket);
+    }
+
+    pub(crate) fn remove(&mut self, ticket: &Ticket) {
+        self.0.retain(|other| other != ticket);
+    }
+
+    /// Grant the first who still wants it. The caller must wake it.
+    pub(crate) fn grant_one(&mut self) -> Option<Ticket> {
+        std::iter::from_fn(|| self.0.pop_front()).find(Ticket::grant)
+    }
+
+    /// Grant all. The caller must wake them.
+    pub(crate) fn grant_all(&mut self) -> Vec<Ticket> {
+        let mut all = std::mem::take(&mut self.0);
+        all.retain(Ticket::grant);
+        all.into()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 }
 
@@ -165,113 +324,3 @@ pub(crate) fn make_way(longest: Duration) {
 /// What a thread takes from its wait to what it needs next, cold caches and all.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 const LAST_STEPS: Duration = Duration::from_micros(3);
-
-/// Linux: a futex with an absolute deadline, which returns on signals (a condition variable of a
-/// library would go back to sleep).
-#[cfg(all(target_os = "linux", not(loom)))]
-#[allow(unsafe_code)] // two system calls on an address that a reference keeps valid
-mod sys {
-    use super::{AtomicU32, Time};
-
-    /// Sleep while the word is `expected`, until `until`. True: interrupted by a signal.
-    pub(super) fn wait(word: &AtomicU32, expected: u32, until: Time) -> bool {
-        let nanos = until.as_nanos();
-        let timeout = libc::timespec {
-            tv_sec: libc::time_t::try_from(nanos / 1_000_000_000).unwrap_or(libc::time_t::MAX),
-            tv_nsec: libc::c_long::from(u32::try_from(nanos % 1_000_000_000).unwrap_or(0)),
-        };
-        let timeout = if until.is_never() {
-            std::ptr::null()
-        } else {
-            &raw const timeout
-        };
-        // SAFETY: `word` outlives the call, `timeout` is null or valid during it. BITSET with all
-        // bits set is a plain wait whose timeout is absolute on CLOCK_MONOTONIC.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                word.as_ptr(),
-                libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG,
-                expected,
-                timeout,
-                std::ptr::null::<u32>(),
-                libc::FUTEX_BITSET_MATCH_ANY,
-            )
-        };
-        result == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR)
-    }
-
-    pub(super) fn wake(word: &AtomicU32) {
-        // SAFETY: `word` is valid; waking needs no more than its address.
-        unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                word.as_ptr(),
-                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-                1,
-            )
-        };
-    }
-}
-
-/// Elsewhere: parking_lot's queue of parked threads, keyed by the word's address.
-#[cfg(all(not(target_os = "linux"), not(loom)))]
-#[allow(unsafe_code)]
-mod sys {
-    use super::{AtomicU32, Time};
-    use crate::atomics::Ordering;
-    use parking_lot_core::{DEFAULT_PARK_TOKEN, DEFAULT_UNPARK_TOKEN};
-
-    pub(super) fn wait(word: &AtomicU32, expected: u32, until: Time) -> bool {
-        let deadline =
-            (!until.is_never()).then(|| std::time::Instant::now() + (until - Time::now()));
-        // SAFETY: the key is the address of a word that is used for nothing else, and the
-        // closures neither panic nor call back into parking_lot.
-        unsafe {
-            parking_lot_core::park(
-                word.as_ptr() as usize,
-                || word.load(Ordering::Acquire) == expected,
-                || {},
-                |_, _| {},
-                DEFAULT_PARK_TOKEN,
-                deadline,
-            );
-        }
-        false
-    }
-
-    pub(super) fn wake(word: &AtomicU32) {
-        // SAFETY: as in `wait`.
-        unsafe { parking_lot_core::unpark_one(word.as_ptr() as usize, |_| DEFAULT_UNPARK_TOKEN) };
-    }
-}
-
-/// In a model: the futex is one mutex with the comparison under it. Time does not pass; what the
-/// clock would do, a thread of the model does by settling as `TimedOut`.
-#[cfg(loom)]
-mod sys {
-    use super::{AtomicU32, Time};
-    use crate::atomics::Ordering;
-
-    loom::lazy_static! {
-        static ref KERNEL: (loom::sync::Mutex<()>, loom::sync::Condvar) =
-            (loom::sync::Mutex::new(()), loom::sync::Condvar::new());
-    }
-
-    pub(super) fn wait(word: &AtomicU32, expected: u32, until: Time) -> bool {
-        assert!(
-            until.is_never(),
-            "a model has no clock: settle(TimedOut) from a thread of its own"
-        );
-        let held = KERNEL.0.lock().expect("a model's thread panicked");
-        if word.load(Ordering::Acquire) == expected {
-            drop(KERNEL.1.wait(held));
-        }
-        false
-    }
-
-    pub(super) fn wake(_word: &AtomicU32) {
-        let _held = KERNEL.0.lock().expect("a model's thread panicked");
-        KERNEL.1.notify_all();
-    }
-}

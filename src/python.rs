@@ -8,15 +8,20 @@
 // What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
+mod barrier;
 mod cause;
+mod condition;
 mod enums;
 mod error;
+mod event;
 mod hard_stop;
 mod hint;
 mod host;
 mod lock;
+mod queue;
 mod scope;
 mod seconds;
+mod semaphore;
 mod stop;
 mod task;
 mod token;
@@ -32,18 +37,28 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::barrier::Barrier;
+    #[pymodule_export]
     use super::cause::CancelCause;
+    #[pymodule_export]
+    use super::condition::Condition;
     #[pymodule_export]
     use super::error::{Cancelled, Killed};
     #[pymodule_export]
+    use super::event::Event;
+    #[pymodule_export]
     use super::hard_stop::Injector;
     #[pymodule_export]
-    use super::lock::{Lock, Repair};
+    use super::lock::{Lock, RLock, Released, Repair};
+    #[pymodule_export]
+    use super::queue::{Queue, SimpleQueue};
     #[pymodule_export]
     use super::scope::{
         CancelScope, Timeout, cancel_scope, cleanup, fail_after, fail_at, move_on_after,
         move_on_at, shield,
     };
+    #[pymodule_export]
+    use super::semaphore::{BoundedSemaphore, Semaphore};
     #[pymodule_export]
     use super::stop::{KillReport, StopPolicy};
     #[pymodule_export]

@@ -1,9 +1,21 @@
-//! Locks and latches built on the one wait.
+//! What threads share: locks, counters, flags, queues. All of it waits in the one way of
+//! [`wait`](crate::wait).
 
+mod barrier;
+mod condition;
+mod event;
 mod latch;
 mod lock;
 mod mutex;
+mod queue;
+mod semaphore;
 
+pub use barrier::{Arrival, Barrier, BarrierError, Opening};
+pub use condition::{Condition, WaitError};
+pub use event::Event;
 pub use latch::{Interrupted, Latch};
+pub(crate) use lock::Holds;
 pub use lock::{Acquire, Lock, LockError, OnKill, ReleaseError};
 pub use mutex::{Mutex, MutexGuard};
+pub use queue::{NothingUnfinished, Order, Queue, QueueError};
+pub use semaphore::{Semaphore, TooManyReleases};

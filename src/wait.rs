@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::atomics::Arc;
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Outcome, Waiter};
+use crate::park::{Outcome, Ticket, Waiter};
 use crate::scope;
 use crate::token::tree::{Hook, HookId, NodeRef};
 
@@ -26,57 +26,171 @@ pub fn sleep(duration: Duration) -> Result<(), Stop> {
 
 /// Sleep until the clock shows `until`. `Err` as soon as the calling thread is to stop.
 pub fn sleep_until(until: Time) -> Result<(), Stop> {
-    block(until, |_| (), |_| ()).map(|_| ())
+    block(Waiter::new(), until, &mut []).map(|_| ())
 }
 
 /// Wait for another node to be cancelled, or for `until` (then false).
 pub(crate) fn until_cancelled(node: &NodeRef, until: Time) -> Result<bool, Stop> {
-    checkpoint()?;
-    loop {
-        if node.is_cancelled() || (node.may_expire() && node.poll(Time::now())) {
-            return Ok(true);
-        }
-        if Time::now() >= until {
-            return Ok(false);
-        }
-        // A deadline of the token is noticed by whoever waits for it, so the timer need not be told.
-        let bound = until.min(node.effective_deadline());
-        let mut hook = None;
-        let waited = block(
-            bound,
-            |waiter| hook = hook_or_settle(node, waiter, Outcome::Granted),
-            |_| (),
-        );
-        if let Some(id) = hook {
-            node.unhook(id);
-        }
-        waited?;
+    perform(&mut Cancellation::of(node), until).map(|cancelled| cancelled.is_some())
+}
+
+/// Waiting for a node to be cancelled.
+pub(crate) struct Cancellation<'a> {
+    node: &'a NodeRef,
+    hook: Option<HookId>,
+}
+
+impl<'a> Cancellation<'a> {
+    pub(crate) fn of(node: &'a NodeRef) -> Cancellation<'a> {
+        Cancellation { node, hook: None }
     }
 }
 
-/// Wait until `enqueue`'s resource settles the waiter as granted (true), or `until` (false).
-///
-/// `enqueue` makes the waiter known to the resource, or settles it at once. `dequeue` takes it
-/// back when the wait ended otherwise; it is not called after a grant.
-pub(crate) fn block(
-    until: Time,
-    enqueue: impl FnOnce(&Arc<Waiter>),
-    dequeue: impl FnOnce(&Arc<Waiter>),
-) -> Result<bool, Stop> {
+impl Waitable for Cancellation<'_> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        self.hook = match self.node.hook(Hook::Grant(ticket)) {
+            Ok(id) => Some(id),
+            Err(Hook::Grant(ticket)) => {
+                ticket.grant();
+                None
+            }
+            Err(_) => None,
+        };
+    }
+
+    fn dequeue(&mut self, _: &Ticket) -> bool {
+        self.hook.take().map(|id| self.node.unhook(id));
+        false
+    }
+
+    // A deadline of the token is noticed by whoever waits for it, so the timer need not be told.
+    fn bound(&self) -> Time {
+        self.node.effective_deadline()
+    }
+}
+
+impl Op for Cancellation<'_> {
+    type Output = ();
+    type Refusal = Stop;
+
+    fn attempt(&mut self) -> Result<Option<()>, Stop> {
+        let node = self.node;
+        let cancelled = node.is_cancelled() || (node.may_expire() && node.poll(Time::now()));
+        Ok(cancelled.then_some(()))
+    }
+
+    fn collect(&mut self) -> Result<Option<()>, Stop> {
+        // The canceller may be about to take the hook out: not behind this wait's back.
+        self.hook.take().map(|id| self.node.unhook(id));
+        self.attempt()
+    }
+}
+
+/// What a thread can wait for: a place in the line of some resource.
+pub(crate) trait Waitable {
+    /// Stand in line. If what is waited for is there by now, grant the ticket at once; its thread
+    /// has not parked, so it need not be woken.
+    fn enqueue(&mut self, ticket: Ticket);
+
+    /// Leave the line: the wait ended otherwise. Not called after a grant. True: it has been
+    /// granted nevertheless, and cannot be undone.
+    fn dequeue(&mut self, ticket: &Ticket) -> bool;
+
+    /// When to look again although nobody grants anything: a time that is waited for.
+    fn bound(&self) -> Time {
+        Time::NEVER
+    }
+}
+
+/// An operation that may have to wait, as every primitive offers it: alone, see [`perform`], or as
+/// one of several, of which one is done, see [`perform_any`].
+pub(crate) trait Op: Waitable {
+    /// What it yields.
+    type Output;
+    /// How it can fail. It has not happened then.
+    type Refusal: From<Stop>;
+
+    /// Do it now, if that is possible without waiting.
+    fn attempt(&mut self) -> Result<Option<Self::Output>, Self::Refusal>;
+
+    /// It was granted: fetch what was handed over. `None`: the grant only said that it is worth
+    /// another try, and somebody else was quicker.
+    fn collect(&mut self) -> Result<Option<Self::Output>, Self::Refusal> {
+        self.attempt()
+    }
+}
+
+/// Do it, waiting until `until` at most; then `None`. A checkpoint; `Err` means that nothing was
+/// done.
+pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output>, O::Refusal> {
     checkpoint()?;
-    let waiter = Waiter::new();
+    let mut done = op.attempt()?;
+    while done.is_none() {
+        if !until.is_never() && Time::now() >= until {
+            return Ok(None);
+        }
+        done = match block(Waiter::new(), until, &mut [op])? {
+            Some(_) => op.collect()?,
+            None => op.attempt()?,
+        };
+    }
+    Ok(done)
+}
+
+/// Do it, however long it takes. Only a signal handler of the host that raises ends the wait.
+pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Refusal> {
+    loop {
+        if let Some(done) = op.attempt()? {
+            return Ok(done);
+        }
+        let waiter = Waiter::new();
+        let ticket = Ticket::new(&waiter, 0);
+        op.enqueue(ticket.clone());
+        if waiter.finish(Time::NEVER) != Outcome::Granted {
+            op.dequeue(&ticket);
+            return Err(Stop::Interrupted.into());
+        }
+        if let Some(done) = op.collect()? {
+            return Ok(done);
+        }
+    }
+}
+
+/// Wait until one of `what` is granted, and tell which; `None` at `until`, or at one's bound.
+///
+/// Whatever was not granted has left its line when this returns.
+pub(crate) fn block(
+    waiter: Arc<Waiter>,
+    until: Time,
+    what: &mut [&mut dyn Waitable],
+) -> Result<Option<usize>, Stop> {
+    checkpoint()?;
     let task = scope::current_task();
     let node = scope::current_node();
-    let hook = node
-        .as_ref()
-        .and_then(|node| hook_or_settle(node, &waiter, Outcome::Cancelled));
+    let hook = node.as_ref().and_then(|node| hook_or_settle(node, &waiter));
     if let Some(task) = &task {
         task.begin_wait(&waiter);
     }
-    enqueue(&waiter);
-    let outcome = park_under(node.as_ref(), &waiter, until);
-    if outcome != Outcome::Granted {
-        dequeue(&waiter);
+    let mut in_line = 0;
+    let mut until = until;
+    for (which, waitable) in what.iter_mut().enumerate() {
+        if waiter.outcome().is_some() {
+            break;
+        }
+        waitable.enqueue(Ticket::new(&waiter, which));
+        until = until.min(waitable.bound());
+        in_line += 1;
+    }
+    let mut outcome = park_under(node.as_ref(), &waiter, until);
+    let mut granted = (outcome == Outcome::Granted).then(|| waiter.which());
+    for (which, waitable) in what[..in_line].iter_mut().enumerate() {
+        if granted != Some(which) && waitable.dequeue(&Ticket::new(&waiter, which)) {
+            granted = Some(which);
+        }
+    }
+    // What a signal handler raised must not be lost, whatever was granted.
+    if granted.is_some() && outcome != Outcome::Interrupted {
+        outcome = Outcome::Granted;
     }
     if let Some(task) = &task {
         task.end_wait();
@@ -85,8 +199,8 @@ pub(crate) fn block(
         node.unhook(id);
     }
     match outcome {
-        Outcome::Granted => Ok(true),
-        Outcome::TimedOut => Ok(false),
+        Outcome::Granted => Ok(granted),
+        Outcome::TimedOut => Ok(None),
         Outcome::Interrupted => Err(Stop::Interrupted),
         Outcome::Cancelled => Err(stopped(
             node.and_then(|node| node.cause()).map(Stop::Cancelled),
@@ -117,10 +231,10 @@ fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> Outcome {
 }
 
 /// Let a node's cancellation settle the waiter; if it is cancelled already, do so at once.
-fn hook_or_settle(node: &NodeRef, waiter: &Arc<Waiter>, outcome: Outcome) -> Option<HookId> {
-    let hooked = node.hook(Hook::Wake(waiter.clone(), outcome)).ok();
+fn hook_or_settle(node: &NodeRef, waiter: &Arc<Waiter>) -> Option<HookId> {
+    let hooked = node.hook(Hook::Wake(waiter.clone())).ok();
     if hooked.is_none() {
-        waiter.settle(outcome);
+        waiter.settle(Outcome::Cancelled);
     }
     hooked
 }

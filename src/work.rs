@@ -12,11 +12,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::atomics::{self, Mutex};
+use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Outcome, Waiter};
-use crate::wait;
+use crate::park::{Line, Ticket};
+use crate::wait::{self, Op, Waitable};
 
 /// A queue of leases, in memory. `T` is an item, `F` what is kept of a failure; both are
 /// cloned under the queue's lock and should be cheap handles. Cloning gives another handle.
@@ -43,7 +43,7 @@ struct State<T, F> {
     /// Who waits for an item, in order.
     waiting: VecDeque<Request<T>>,
     /// Who waits until there is nothing left to do.
-    draining: Vec<atomics::Arc<Waiter>>,
+    draining: Line,
 }
 
 struct Item<T, F> {
@@ -64,8 +64,8 @@ enum Phase {
 }
 
 struct Request<T> {
-    waiter: atomics::Arc<Waiter>,
-    /// Filled before the waiter is settled; empty: look again.
+    ticket: Ticket,
+    /// Filled before the ticket's thread can look; empty: look again.
     slot: Arc<Mutex<Option<Lease<T>>>>,
 }
 
@@ -162,7 +162,7 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
             last_epoch: 0,
             closed: false,
             waiting: VecDeque::new(),
-            draining: Vec::new(),
+            draining: Line::default(),
         };
         Self {
             shared: Arc::new(Shared {
@@ -196,48 +196,12 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
     /// Lease the next item, waiting until `until` at most. `None`: none came, or the queue is
     /// closed. A checkpoint; `Err` means that nothing was leased.
     pub fn lease(&self, until: Time) -> Result<Option<Lease<T>>, Stop> {
-        wait::checkpoint()?;
-        loop {
-            let slot = Arc::new(Mutex::new(None));
-            let (found, closed, next) = {
-                let mut state = self.shared.state.lock();
-                let found = state.take(Time::now());
-                let next = state.delayed.first().map_or(Time::NEVER, |(at, _)| *at);
-                (found, state.closed, next)
-            };
-            if found.is_some() || closed || Time::now() >= until {
-                return Ok(found);
-            }
-            wait::block(
-                until.min(next),
-                |waiter| {
-                    let mut state = self.shared.state.lock();
-                    // Something may have come, or gone, since the look.
-                    if state.closed
-                        || state.has_work(Time::now())
-                        || state.delayed.first().is_some_and(|(at, _)| *at < next)
-                    {
-                        waiter.settle(Outcome::Granted);
-                    } else {
-                        state.waiting.push_back(Request {
-                            waiter: waiter.clone(),
-                            slot: slot.clone(),
-                        });
-                    }
-                },
-                |waiter| {
-                    self.shared
-                        .state
-                        .lock()
-                        .waiting
-                        .retain(|other| !atomics::Arc::ptr_eq(&other.waiter, waiter));
-                },
-            )?;
-            let lease = slot.lock().take();
-            if lease.is_some() {
-                return Ok(lease);
-            }
-        }
+        let mut leasing = Leasing {
+            queue: self,
+            slot: Arc::default(),
+            next: Time::NEVER,
+        };
+        wait::perform(&mut leasing, until).map(Option::flatten)
     }
 
     /// The work is done. At most one call succeeds for an item (I29).
@@ -394,24 +358,7 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
     /// Wait until nothing is ready, leased or delayed, or until `until` (then false). A
     /// checkpoint.
     pub fn drain(&self, until: Time) -> Result<bool, Stop> {
-        wait::block(
-            until,
-            |waiter| {
-                let mut state = self.shared.state.lock();
-                if state.is_drained() {
-                    waiter.settle(Outcome::Granted);
-                } else {
-                    state.draining.push(waiter.clone());
-                }
-            },
-            |waiter| {
-                self.shared
-                    .state
-                    .lock()
-                    .draining
-                    .retain(|other| !atomics::Arc::ptr_eq(other, waiter));
-            },
-        )
+        wait::perform(&mut Draining(self), until).map(|drained| drained.is_some())
     }
 
     /// From now on `lease` returns `None` at once. Items stay where they are.
@@ -434,18 +381,11 @@ impl<T: Clone, F: Clone> LeaseQueue<T, F> {
                 state.stir(&mut wake);
             }
             if state.is_drained() {
-                let draining = std::mem::take(&mut state.draining);
-                wake.extend(
-                    draining
-                        .into_iter()
-                        .filter(|waiter| waiter.settle(Outcome::Granted)),
-                );
+                wake.extend(state.draining.grant_all());
             }
             result
         };
-        for waiter in wake {
-            waiter.wake();
-        }
+        wake.iter().for_each(Ticket::wake);
         result
     }
 
@@ -474,6 +414,11 @@ impl<T: Clone, F> State<T, F> {
 
     fn has_work(&self, now: Time) -> bool {
         !self.ready.is_empty() || self.delayed.first().is_some_and(|(at, _)| *at <= now)
+    }
+
+    /// When the next delayed item is due.
+    fn next_due(&self) -> Time {
+        self.delayed.first().map_or(Time::NEVER, |(at, _)| *at)
     }
 
     fn is_drained(&self) -> bool {
@@ -512,29 +457,113 @@ impl<T: Clone, F> State<T, F> {
     }
 
     /// Hand ready items to those who wait, skipping those who gave up.
-    fn hand_out(&mut self, wake: &mut Vec<atomics::Arc<Waiter>>) {
+    fn hand_out(&mut self, wake: &mut Vec<Ticket>) {
         while !self.closed && !self.ready.is_empty() {
             let Some(request) = self.waiting.pop_front() else {
                 return;
             };
-            // The slot is locked before the settling, so that the waiter finds it filled.
+            // The slot is locked before the grant, so that the waiter finds it filled.
             let mut slot = request.slot.lock();
-            if request.waiter.settle(Outcome::Granted) {
+            if request.ticket.grant() {
                 *slot = self.take(Time::from_nanos(0));
-                wake.push(request.waiter);
+                wake.push(request.ticket);
             }
         }
     }
 
     /// Have all who wait look again: the next item comes earlier, or none will.
-    fn stir(&mut self, wake: &mut Vec<atomics::Arc<Waiter>>) {
+    fn stir(&mut self, wake: &mut Vec<Ticket>) {
         let waiting = std::mem::take(&mut self.waiting);
-        wake.extend(
-            waiting
-                .into_iter()
-                .map(|request| request.waiter)
-                .filter(|waiter| waiter.settle(Outcome::Granted)),
-        );
+        let tickets = waiting.into_iter().map(|request| request.ticket);
+        wake.extend(tickets.filter(Ticket::grant));
+    }
+}
+
+/// One call of [`LeaseQueue::lease`].
+struct Leasing<'a, T, F> {
+    queue: &'a LeaseQueue<T, F>,
+    slot: Arc<Mutex<Option<Lease<T>>>>,
+    /// When, at the last look, the next delayed item was due.
+    next: Time,
+}
+
+impl<T: Clone, F> Waitable for Leasing<'_, T, F> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.queue.shared.state.lock();
+        let next = state.next_due();
+        // Something may have come, or gone, since the look.
+        if state.closed || state.has_work(Time::now()) || next < self.next {
+            ticket.grant();
+        } else {
+            state.waiting.push_back(Request {
+                ticket,
+                slot: self.slot.clone(),
+            });
+        }
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        let mut state = self.queue.shared.state.lock();
+        state.waiting.retain(|other| other.ticket != *ticket);
+        false
+    }
+
+    fn bound(&self) -> Time {
+        self.next
+    }
+}
+
+impl<T: Clone, F> Op for Leasing<'_, T, F> {
+    /// `None`: the queue is closed.
+    type Output = Option<Lease<T>>;
+    type Refusal = Stop;
+
+    fn attempt(&mut self) -> Result<Option<Option<Lease<T>>>, Stop> {
+        let mut state = self.queue.shared.state.lock();
+        let found = state.take(Time::now());
+        self.next = state.next_due();
+        Ok((found.is_some() || state.closed).then_some(found))
+    }
+
+    fn collect(&mut self) -> Result<Option<Option<Lease<T>>>, Stop> {
+        let handed_over = self.slot.lock().take();
+        match handed_over {
+            Some(lease) => Ok(Some(Some(lease))),
+            None => self.attempt(),
+        }
+    }
+}
+
+/// One call of [`LeaseQueue::drain`].
+struct Draining<'a, T, F>(&'a LeaseQueue<T, F>);
+
+impl<T: Clone, F> Waitable for Draining<'_, T, F> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.0.shared.state.lock();
+        if state.is_drained() {
+            ticket.grant();
+        } else {
+            state.draining.push(ticket);
+        }
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        self.0.shared.state.lock().draining.remove(ticket);
+        false
+    }
+}
+
+impl<T: Clone, F> Op for Draining<'_, T, F> {
+    type Output = ();
+    type Refusal = Stop;
+
+    fn attempt(&mut self) -> Result<Option<()>, Stop> {
+        Ok(self.0.shared.state.lock().is_drained().then_some(()))
+    }
+
+    // Granted in the instant in which it was drained, whatever came after.
+    fn collect(&mut self) -> Result<Option<()>, Stop> {
+        Ok(Some(()))
     }
 }
 

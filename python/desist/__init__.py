@@ -9,11 +9,15 @@ Code is asked to stop, what it held is given back, and force is the last rung.
 """
 
 from desist._core import (
+    Barrier,
+    BoundedSemaphore,
     CancelCause,
     Cancelled,
     CancelScope,
     CancelSource,
     CancelToken,
+    Condition,
+    Event,
     Killed,
     KillReport,
     Lease,
@@ -21,6 +25,9 @@ from desist._core import (
     Lock,
     Registration,
     RetryPolicy,
+    RLock,
+    Semaphore,
+    SimpleQueue,
     StopPolicy,
     Timeout,
     cancel_scope,
@@ -40,21 +47,29 @@ from desist._core import (
 )
 from desist._enums import CauseKind, Outcome, TaskState
 from desist._exceptions import (
+    BrokenBarrierError,
     CancelledSwallowedWarning,
     DeadlineExceeded,
+    Empty,
     Fenced,
+    Full,
     LockPoisoned,
     OwnerLost,
     PoolExhausted,
     ScopeMisuse,
+    ShutDown,
     TaskCancelled,
 )
 from desist._pool import Future, WorkerPool
-from desist._thread import Thread
+from desist._queue import LifoQueue, PriorityQueue, Queue
+from desist._thread import Thread, Timer
 
 timeout = fail_after  # asyncio's name for it
 
 __all__ = [
+    "Barrier",
+    "BoundedSemaphore",
+    "BrokenBarrierError",
     "CancelCause",
     "CancelScope",
     "CancelSource",
@@ -62,26 +77,38 @@ __all__ = [
     "Cancelled",
     "CancelledSwallowedWarning",
     "CauseKind",
+    "Condition",
     "DeadlineExceeded",
+    "Empty",
+    "Event",
     "Fenced",
+    "Full",
     "Future",
     "KillReport",
     "Killed",
     "Lease",
     "LeaseQueue",
+    "LifoQueue",
     "Lock",
     "LockPoisoned",
     "Outcome",
     "OwnerLost",
     "PoolExhausted",
+    "PriorityQueue",
+    "Queue",
+    "RLock",
     "Registration",
     "RetryPolicy",
     "ScopeMisuse",
+    "Semaphore",
+    "ShutDown",
+    "SimpleQueue",
     "StopPolicy",
     "TaskCancelled",
     "TaskState",
     "Thread",
     "Timeout",
+    "Timer",
     "WorkerPool",
     "cancel_scope",
     "checkpoint",

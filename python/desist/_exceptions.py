@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import sys
+from queue import Empty, Full
+from threading import BrokenBarrierError
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +22,15 @@ else:
 
     class _Timeouts(TimeoutError, concurrent.futures.TimeoutError, _AsyncioTimeout):
         """All that means "timed out" in the standard library."""
+
+
+if TYPE_CHECKING or sys.version_info < (3, 13):
+
+    class ShutDown(Exception):
+        """The queue was shut down."""
+
+else:
+    from queue import ShutDown
 
 
 class DeadlineExceeded(_Timeouts):

@@ -6,7 +6,7 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from desist._core import CancelToken, KillReport, StopPolicy, Task
+from desist._core import CancelToken, Event, KillReport, StopPolicy, Task
 from desist._enums import TaskState
 
 if TYPE_CHECKING:
@@ -89,3 +89,38 @@ class Thread(threading.Thread):
                 return
             timeout = None  # what is left is the interpreter's own few steps
         super().join(timeout)
+
+
+class Timer(Thread):
+    """A threading.Timer: a thread that calls a function after some seconds, unless cancelled."""
+
+    def __init__(
+        self,
+        interval: float,
+        function: Callable[..., object],
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """As threading.Timer."""
+        super().__init__()
+        self.interval = interval
+        self.function = function
+        self.args = () if args is None else args
+        self.kwargs = {} if kwargs is None else kwargs
+        self.finished = Event()
+
+    def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
+        """Stop the timer, if the function has not begun; then True.
+
+        As with threading.Timer, a function that runs is left alone. kill() stops that, too.
+        """
+        del reason, grace  # nothing is raised in anybody who could ask
+        first = not self.finished.is_set()
+        self.finished.set()
+        return first
+
+    def run(self) -> None:
+        """Wait, and call the function."""
+        if not self.finished.wait(self.interval):
+            self.function(*self.args, **self.kwargs)
+        self.finished.set()

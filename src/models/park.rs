@@ -80,7 +80,7 @@ fn loom_i12_a_hooked_waiter_is_woken_by_a_cancel_or_the_hook_is_refused() {
         };
         let waiter = spawn(move || {
             let waiter = Waiter::new();
-            match child.hook(Hook::Wake(waiter.clone(), Outcome::Cancelled)) {
+            match child.hook(Hook::Wake(waiter.clone())) {
                 Ok(id) => {
                     assert_eq!(waiter.finish(Time::NEVER), Outcome::Cancelled);
                     assert!(child.unhook(id).is_none(), "it has happened");

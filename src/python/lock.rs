@@ -15,16 +15,28 @@ use crate::{scope, wait};
 /// A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
 /// however it ends.
 ///
-/// `name` is for reports. After its holder was killed inside, the lock is poisoned, and
+/// Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its holder was killed inside, the lock is poisoned, and
 /// LockPoisoned is raised in whoever acquires it next, until somebody repairs it;
 /// `on_kill="release"` frees it instead.
-#[pyclass(frozen, weakref, module = "desist")]
+#[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(super) struct Lock {
     lock: sync::Lock,
 }
 
+/// A reentrant lock like threading.RLock, whose waits can be cancelled, and which its holder
+/// gives back however it ends.
+///
+/// Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
+/// often. `name` and `on_kill` are as with Lock.
+#[pyclass(frozen, weakref, extends = Lock, module = "desist")]
+pub(super) struct RLock;
+
 impl Lock {
-    fn take(&self, py: Python<'_>, acquire: Acquire, until: Time) -> PyResult<bool> {
+    pub(super) fn core(&self) -> &sync::Lock {
+        &self.lock
+    }
+
+    pub(super) fn take(&self, py: Python<'_>, acquire: Acquire, until: Time) -> PyResult<bool> {
         let quick = || -> Result<bool, LockError> {
             wait::checkpoint()?;
             self.lock.try_acquire(acquire)
@@ -67,6 +79,17 @@ impl Lock {
     }
 }
 
+fn what_on_kill(given: &str) -> PyResult<OnKill> {
+    match given {
+        "poison" => Ok(OnKill::Poison),
+        "release" => Ok(OnKill::Release),
+        other => {
+            let message = format!("on_kill must be \"poison\" or \"release\", not {other:?}");
+            Err(PyValueError::new_err(message))
+        }
+    }
+}
+
 fn not_held(failure: ReleaseError) -> PyErr {
     PyRuntimeError::new_err(failure.to_string())
 }
@@ -76,16 +99,8 @@ impl Lock {
     #[new]
     #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison"))]
     fn new(name: Option<&str>, on_kill: &str) -> PyResult<Self> {
-        let on_kill = match on_kill {
-            "poison" => OnKill::Poison,
-            "release" => OnKill::Release,
-            other => {
-                let message = format!("on_kill must be \"poison\" or \"release\", not {other:?}");
-                return Err(PyValueError::new_err(message));
-            }
-        };
         Ok(Self {
-            lock: sync::Lock::new(name.unwrap_or("lock"), on_kill),
+            lock: sync::Lock::new(name.unwrap_or("lock"), what_on_kill(on_kill)?),
         })
     }
 
@@ -127,7 +142,7 @@ impl Lock {
     /// Release it, from any thread. RuntimeError if nobody holds it.
     ///
     /// A kill that the lock held off is raised here.
-    fn release(&self, py: Python<'_>) -> PyResult<()> {
+    pub(super) fn release(&self, py: Python<'_>) -> PyResult<()> {
         // In a `finally` it is the handled exception that is on its way through. Nobody else can
         // be the victim of a kill than a task that has been told of one.
         if scope::current_task().is_some_and(|task| task.death(None).is_some()) {
@@ -164,12 +179,12 @@ impl Lock {
         Repair { lock: slf }
     }
 
-    fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
+    pub(super) fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
         self.take(py, Acquire::Block, Time::NEVER)
     }
 
     #[pyo3(signature = (_type, value, _traceback, /))]
-    fn __exit__(
+    pub(super) fn __exit__(
         &self,
         py: Python<'_>,
         _type: GivenClass<'_, '_>,
@@ -187,14 +202,68 @@ impl Lock {
         self.give_up(py, &value)
     }
 
-    fn __repr__(&self) -> String {
-        let state = match (self.lock.is_poisoned(), self.lock.is_locked()) {
+    /// In a forked child, as threading.Lock has it: nobody holds it any more.
+    fn _at_fork_reinit(&self) {
+        self.lock.reinitialize();
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let lock = &slf.get().lock;
+        let state = match (lock.is_poisoned(), lock.is_locked()) {
             (true, _) => "poisoned",
             (false, true) => "locked",
             (false, false) => "unlocked",
         };
-        format!("<{state} desist.Lock {:?}>", self.lock.name().as_ref())
+        let (class, name) = (slf.get_type().qualname()?, lock.name().as_ref());
+        Ok(format!(
+            "<{state} desist.{class} object {name:?} at {:p}>",
+            slf.as_ptr()
+        ))
     }
+}
+
+#[pymethods]
+impl RLock {
+    #[new]
+    #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison"))]
+    fn new(name: Option<&str>, on_kill: &str) -> PyResult<PyClassInitializer<Self>> {
+        let name = name.unwrap_or("rlock");
+        let lock = sync::Lock::reentrant(name, what_on_kill(on_kill)?);
+        Ok(PyClassInitializer::from(Lock { lock }).add_subclass(Self))
+    }
+
+    // What threading.Condition, and whatever else of the standard library takes a lock, asks of
+    // one that is reentrant.
+
+    /// Does the calling code hold it?
+    fn _is_owned(slf: &Bound<'_, Self>) -> bool {
+        slf.as_super().get().lock.is_mine()
+    }
+
+    /// How often does the calling code hold it?
+    fn _recursion_count(slf: &Bound<'_, Self>) -> usize {
+        slf.as_super().get().lock.depth()
+    }
+
+    /// Release it however often it is held; for _acquire_restore().
+    fn _release_save(slf: &Bound<'_, Self>) -> PyResult<Released> {
+        let holds = slf.as_super().get().lock.let_go().map_err(not_held)?;
+        Ok(Released { holds })
+    }
+
+    /// Hold it as before _release_save().
+    fn _acquire_restore(slf: &Bound<'_, Self>, released: &Released) -> PyResult<()> {
+        let (py, lock) = (slf.py(), &slf.as_super().get().lock);
+        let holds = released.holds.clone();
+        py.detach(|| lock.take_back(holds))
+            .map_err(|failure| error::from_lock(py, failure))
+    }
+}
+
+/// What RLock._release_save() returns.
+#[pyclass(frozen, module = "desist._core")]
+pub(super) struct Released {
+    holds: sync::Holds,
 }
 
 /// The block that Lock.repair() makes.

@@ -54,6 +54,15 @@ pub(super) fn optional_span(
     value.map(|value| span(value, what)).transpose()
 }
 
+/// When a wait ends, as the classes of `threading` take it: a negative timeout has passed.
+pub(super) fn patience(timeout: Option<Seconds<'_, '_>>) -> PyResult<Time> {
+    let seconds = timeout
+        .map(|timeout| number(timeout, "timeout"))
+        .transpose()?;
+    let span = seconds.map(|seconds| checked_span(seconds.max(0.0), "timeout"));
+    Ok(until(span.transpose()?))
+}
+
 /// An instant of `current_time()`; infinity is never, the past is allowed.
 pub(super) fn instant(value: Seconds<'_, '_>, what: &str) -> PyResult<Time> {
     let seconds = number(value, what)?.max(0.0);

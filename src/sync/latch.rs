@@ -1,10 +1,10 @@
 //! A flag that is set once, and waited for.
 
-use crate::atomics::{Arc, Mutex};
+use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Outcome, Waiter};
-use crate::wait;
+use crate::park::{Line, Outcome, Ticket, Waiter};
+use crate::wait::{self, Op, Waitable};
 
 /// Set once; a wait for it ends then. Cancelled waiters leave nothing behind.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub struct Latch {
 #[derive(Debug, Default)]
 struct State {
     set: bool,
-    waiting: Vec<Arc<Waiter>>,
+    waiting: Line,
 }
 
 /// A signal handler of the host raised during a wait that nothing else may interrupt.
@@ -33,13 +33,9 @@ impl Latch {
         let waiting = {
             let mut state = self.state.lock();
             state.set = true;
-            std::mem::take(&mut state.waiting)
+            state.waiting.grant_all()
         };
-        for waiter in waiting {
-            if waiter.settle(Outcome::Granted) {
-                waiter.wake();
-            }
-        }
+        waiting.iter().for_each(Ticket::wake);
     }
 
     /// Set?
@@ -49,27 +45,21 @@ impl Latch {
 
     /// Block until it is set, or until `until` (then false). A checkpoint.
     pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
-        wait::block(
-            until,
-            |waiter| self.enqueue(waiter),
-            |waiter| self.dequeue(waiter),
-        )
+        wait::perform(&mut &*self, until).map(|set| set.is_some())
     }
 
     /// As [`Latch::wait_until`], but only the host's signals end it early.
     pub fn wait_uncancelled(&self, until: Time) -> Result<bool, Interrupted> {
-        let waiter = Waiter::new();
-        self.enqueue(&waiter);
-        match waiter.finish(until) {
-            Outcome::Granted => Ok(true),
-            Outcome::Interrupted => {
-                self.dequeue(&waiter);
-                Err(Interrupted)
-            }
-            _ => {
-                self.dequeue(&waiter);
-                Ok(false)
-            }
+        let (waiter, mut this) = (Waiter::new(), self);
+        let ticket = Ticket::new(&waiter, 0);
+        this.enqueue(ticket.clone());
+        let outcome = waiter.finish(until);
+        if outcome != Outcome::Granted {
+            this.dequeue(&ticket);
+        }
+        match outcome {
+            Outcome::Interrupted => Err(Interrupted),
+            outcome => Ok(outcome == Outcome::Granted),
         }
     }
 
@@ -77,20 +67,29 @@ impl Latch {
     pub(crate) fn waiting(&self) -> usize {
         self.state.lock().waiting.len()
     }
+}
 
-    fn enqueue(&self, waiter: &Arc<Waiter>) {
+impl Waitable for &Latch {
+    fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.state.lock();
         if state.set {
-            waiter.settle(Outcome::Granted);
+            ticket.grant();
         } else {
-            state.waiting.push(waiter.clone());
+            state.waiting.push(ticket);
         }
     }
 
-    fn dequeue(&self, waiter: &Arc<Waiter>) {
-        self.state
-            .lock()
-            .waiting
-            .retain(|other| !Arc::ptr_eq(other, waiter));
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        self.state.lock().waiting.remove(ticket);
+        false
+    }
+}
+
+impl Op for &Latch {
+    type Output = ();
+    type Refusal = Stop;
+
+    fn attempt(&mut self) -> Result<Option<()>, Stop> {
+        Ok(self.is_set().then_some(()))
     }
 }

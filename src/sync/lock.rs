@@ -1,26 +1,39 @@
 //! A lock that knows its holder.
 //!
-//! Guarantees: it is handed from holder to waiter directly, in the order of arrival, skipping
-//! waiters that gave up; changing hands and changing ledgers is one critical section, so that
-//! nothing is ever held and not recorded; a wait that ends with an error has not taken it (I11).
-//! After its holder was stopped hard it is poisoned before anyone else gets it (I21).
+//! Guarantees:
+//! 1. Changing hands and changing ledgers is one critical section, so that nothing is ever held
+//!    and not recorded. A wait that ends with an error has not taken it (I11).
+//! 2. After its holder was stopped hard it is poisoned before anyone else gets it (I21).
+//! 3. If it is free and somebody waits for it, somebody is awake who will take it (I12): whoever
+//!    releases it nudges the first in line, and another nudge is due only when that one has looked.
+//! 4. Whoever has waited for [`PATIENCE`] gets it at the next release: it is handed over.
+//!
+//! A nudge and not a hand-over in the normal case, for a lock that is handed over waits, held by
+//! a thread that has yet to wake up: where a lock is taken often, all who want it would then
+//! queue up, and each turn cost a wake-up.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::atomics::{self, Mutex};
+use crate::atomics::Mutex;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::ledger::{Death, End, Held, Keeper, Ledger};
-use crate::park::{Outcome, Waiter};
-use crate::{scope, wait};
+use crate::ledger::{Death, End, Held, Hold, Keeper, Ledger};
+use crate::park::Ticket;
+use crate::wait::{self, Op, Waitable};
+use crate::{fork, scope};
+
+/// How long a waiter may be overtaken.
+#[cfg_attr(all(loom, test), allow(dead_code))]
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// A mutual exclusion lock whose waits can be cancelled, and which a stopped task gives back.
 ///
-/// Not reentrant. May be released by another thread than the one that acquired it. Cloning gives
-/// another handle of the same lock.
+/// May be released by another thread than the one that acquired it, unless it is
+/// [reentrant](Lock::reentrant). Cloning gives another handle of the same lock.
 #[derive(Clone)]
 pub struct Lock {
     core: Arc<Core>,
@@ -29,29 +42,43 @@ pub struct Lock {
 struct Core {
     name: Arc<str>,
     on_kill: OnKill,
+    /// Its holder may take it again.
+    reentrant: bool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     holder: Option<Arc<Ledger>>,
-    /// The holder is a block, whose end will come and ask to release it.
-    by_block: bool,
+    /// How often the holder has taken it.
+    depth: usize,
     /// Holds of blocks that a sweep has taken back, and whose block's end has not come, and may
     /// never.
     orphans: usize,
     queue: VecDeque<Request>,
+    /// Somebody, in the process of this generation, was told that it is free, and has not looked.
+    nudged: Option<u32>,
     /// Set: nobody gets it until it is repaired.
     poison: Option<Poison>,
 }
 
 struct Request {
-    waiter: atomics::Arc<Waiter>,
+    ticket: Ticket,
     ledger: Arc<Ledger>,
-    acquire: Acquire,
-    /// Filled before the waiter is settled: it was not handed the lock, but this news.
-    refused: Arc<OnceLock<LockError>>,
+    taking: Taking,
+    since: Time,
 }
+
+/// What is entered in the ledger of who gets it.
+#[derive(Debug, Clone)]
+enum Taking {
+    New(Acquire),
+    /// It was given up for a while.
+    Back(Holds),
+}
+
+/// A holder's holds, the latest first.
+pub(crate) type Holds = Vec<Hold>;
 
 #[derive(Clone)]
 enum Poison {
@@ -100,15 +127,28 @@ pub enum LockError {
 pub enum ReleaseError {
     /// Nobody holds it.
     NotHeld,
+    /// It is reentrant, and not the calling thread holds it.
+    NotHolder,
 }
 
 impl Lock {
     /// A free lock; the name is for reports.
     pub fn new(name: &str, on_kill: OnKill) -> Lock {
+        Lock::with(name, on_kill, false)
+    }
+
+    /// A free lock that its holder may take again, and releases as often. Only the holder, which
+    /// is a task or a thread outside any, may release it.
+    pub fn reentrant(name: &str, on_kill: OnKill) -> Lock {
+        Lock::with(name, on_kill, true)
+    }
+
+    fn with(name: &str, on_kill: OnKill, reentrant: bool) -> Lock {
         Lock {
             core: Arc::new(Core {
                 name: name.into(),
                 on_kill,
+                reentrant,
                 state: Mutex::default(),
             }),
         }
@@ -122,75 +162,88 @@ impl Lock {
     /// Acquire it, waiting until `until` at most (then false). A checkpoint on entry, even if it
     /// is free.
     pub fn acquire(&self, acquire: Acquire, until: Time) -> Result<bool, LockError> {
-        wait::checkpoint()?;
-        let ledger = scope::current_ledger();
-        if self.core.take_if_free(&ledger, acquire)? {
-            return Ok(true);
-        }
-        if until <= Time::now() {
-            return Ok(false);
-        }
-        let refused = Arc::new(OnceLock::new());
-        let granted = wait::block(
-            until,
-            |waiter| {
-                let (waiter, refused) = (waiter.clone(), refused.clone());
-                self.core.enqueue(Request {
-                    waiter,
-                    ledger,
-                    acquire,
-                    refused,
-                });
-            },
-            |waiter| {
-                self.core
-                    .state
-                    .lock()
-                    .queue
-                    .retain(|request| !atomics::Arc::ptr_eq(&request.waiter, waiter));
-            },
-        )?;
-        if granted {
-            // It was granted under this lock: now it is recorded, too.
-            drop(self.core.state.lock());
-            refused.get().cloned().map_or(Ok(()), Err)?;
-        }
-        Ok(granted)
+        wait::perform(&mut self.acquiring(acquire), until).map(|acquired| acquired.is_some())
+    }
+
+    /// Acquiring it, as one of several things to wait for.
+    pub(crate) fn acquiring(&self, acquire: Acquire) -> Acquiring<'_> {
+        Acquiring::new(&self.core, Taking::New(acquire))
     }
 
     /// Acquire it if it is free; not a checkpoint, never blocks.
     pub fn try_acquire(&self, acquire: Acquire) -> Result<bool, LockError> {
-        self.core.take_if_free(&scope::current_ledger(), acquire)
+        let ledger = scope::current_ledger();
+        let mut state = self.core.state.lock();
+        self.core
+            .take_if_free(&mut state, &ledger, &Taking::New(acquire))
     }
 
     /// Give it to the next in line.
     pub fn release(&self) -> Result<(), ReleaseError> {
-        let holder = self
-            .core
-            .state
-            .lock()
-            .holder
-            .clone()
-            .ok_or(ReleaseError::NotHeld)?;
-        self.core
-            .take_from(&holder, None)
-            .map(|_| ())
-            .ok_or(ReleaseError::NotHeld)
+        self.core.give_up(None).map(|_| ())
     }
 
     /// Give it up in the middle of a kill: its holder, the calling task, unwinds because it was
     /// stopped hard, and what the lock protects may be half changed. True: it is poisoned now.
     pub(crate) fn release_killed(&self, death: Death) -> Result<bool, ReleaseError> {
-        let holder = self
-            .core
-            .state
-            .lock()
-            .holder
-            .clone()
-            .ok_or(ReleaseError::NotHeld)?;
-        self.core
-            .take_from(&holder, Some(&End::Killed(Arc::new(death))))
-            .ok_or(ReleaseError::NotHeld)
+        self.core.give_up(Some(&End::Killed(Arc::new(death))))
+    }
+
+    /// May its holder take it again?
+    pub fn is_reentrant(&self) -> bool {
+        self.core.reentrant
+    }
+
+    /// Does the calling task, or thread, hold it?
+    pub fn is_mine(&self) -> bool {
+        let ledger = scope::current_ledger();
+        self.core.state.lock().is_held_by(&ledger)
+    }
+
+    /// How often the calling task, or thread, holds it.
+    pub fn depth(&self) -> usize {
+        let ledger = scope::current_ledger();
+        let state = self.core.state.lock();
+        if state.is_held_by(&ledger) {
+            state.depth
+        } else {
+            0
+        }
+    }
+
+    /// Give it up for a while, however often it is held; for [`Lock::take_back`].
+    pub(crate) fn let_go(&self) -> Result<Holds, ReleaseError> {
+        let ledger = scope::current_ledger();
+        let mut struck = Vec::new();
+        let wake = {
+            let mut state = self.core.state.lock();
+            // A plain lock may be used by one thread on behalf of another.
+            let holder = state.holder.clone().ok_or(ReleaseError::NotHeld)?;
+            if self.core.reentrant && !Arc::ptr_eq(&holder, &ledger) {
+                return Err(ReleaseError::NotHolder);
+            }
+            while let Some(entry) = holder.strike_out(Arc::as_ptr(&self.core).cast()) {
+                struck.push(entry);
+            }
+            self.core.free(&mut state)
+        };
+        wake.iter().for_each(Ticket::wake);
+        Ok(struck.iter().map(|(_, hold)| *hold).collect())
+    }
+
+    /// Take it back as it was before [`Lock::let_go`], however long that takes: only a signal
+    /// handler of the host that raises ends the wait. `Err`: it is not held, and the block that
+    /// took it need not release it.
+    pub(crate) fn take_back(&self, holds: Holds) -> Result<(), LockError> {
+        let blocks = holds
+            .iter()
+            .filter(|hold| hold.keeper == Keeper::Block)
+            .count();
+        let taken = wait::perform_uncancelled(&mut Acquiring::new(&self.core, Taking::Back(holds)));
+        if taken.is_err() {
+            self.core.state.lock().orphans += blocks;
+        }
+        taken
     }
 
     /// A block that took it ends. True: a sweep has taken back what the block held, so there is
@@ -199,16 +252,30 @@ impl Lock {
     pub(crate) fn block_was_swept(&self) -> bool {
         let ledger = scope::current_ledger();
         let mut state = self.core.state.lock();
-        if state.orphans == 0
-            || state
-                .holder
-                .as_ref()
-                .is_some_and(|now| Arc::ptr_eq(now, &ledger))
-        {
+        if state.orphans == 0 || state.is_held_by(&ledger) {
             return false;
         }
         state.orphans -= 1;
         true
+    }
+
+    /// Make it as new, for the only thread of a forked child.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn reinitialize(&self) {
+        let (holder, struck) = {
+            let mut state = self.core.state.lock();
+            let holder = state.holder.take();
+            let mut struck = Vec::new();
+            while let Some(entry) = holder
+                .as_ref()
+                .and_then(|holder| holder.strike_out(Arc::as_ptr(&self.core).cast()))
+            {
+                struck.push(entry);
+            }
+            *state = State::default();
+            (holder, struck)
+        };
+        drop((holder, struck));
     }
 
     /// Held by anyone?
@@ -230,116 +297,150 @@ impl Lock {
 impl Core {
     fn take_if_free(
         self: &Arc<Self>,
+        state: &mut State,
         ledger: &Arc<Ledger>,
-        acquire: Acquire,
+        taking: &Taking,
     ) -> Result<bool, LockError> {
-        let mut state = self.state.lock();
-        if state
-            .holder
-            .as_ref()
-            .is_some_and(|holder| holder.is_lost_in_fork())
-        {
-            let cause = Cause::now(CauseKind::Forked, None, None);
-            let task = Arc::from("a thread of the parent process");
-            state.poison = Some(Poison::OwnerLost(Arc::new(Death {
-                task,
-                cause,
-                stack: None,
-            })));
+        let free = self.is_free(state, ledger, taking)?;
+        if free {
+            self.give(state, ledger, taking);
         }
-        state.check_poison(acquire)?;
-        if state.holder.is_some() {
-            return Ok(false);
+        Ok(free)
+    }
+
+    /// Free for this one?
+    fn is_free(
+        &self,
+        state: &mut State,
+        ledger: &Arc<Ledger>,
+        taking: &Taking,
+    ) -> Result<bool, LockError> {
+        if let Some(holder) = &state.holder {
+            if self.reentrant && Arc::ptr_eq(holder, ledger) {
+                return Ok(true);
+            }
+            if holder.is_lost_in_fork() {
+                let cause = Cause::now(CauseKind::Forked, None, None);
+                let task = Arc::from("a thread of the parent process");
+                state.poison = Some(Poison::OwnerLost(Arc::new(Death {
+                    task,
+                    cause,
+                    stack: None,
+                })));
+            }
         }
-        self.give(&mut state, ledger.clone(), acquire);
-        Ok(true)
+        state.check_poison(taking)?;
+        Ok(state.holder.is_none())
     }
 
     /// Make `ledger` the holder: the one place where the lock and a ledger change together.
-    fn give(self: &Arc<Self>, state: &mut State, ledger: Arc<Ledger>, acquire: Acquire) {
-        let keeper = match acquire {
-            Acquire::Block | Acquire::Repair => Keeper::Block,
-            Acquire::Task => Keeper::Task,
-            Acquire::Guard => Keeper::Guard,
+    fn give(self: &Arc<Self>, state: &mut State, ledger: &Arc<Ledger>, taking: &Taking) {
+        state.depth += match taking {
+            Taking::New(acquire) => {
+                let keeper = match acquire {
+                    Acquire::Block | Acquire::Repair => Keeper::Block,
+                    Acquire::Task => Keeper::Task,
+                    Acquire::Guard => Keeper::Guard,
+                };
+                ledger.record(self.clone(), keeper);
+                1
+            }
+            Taking::Back(holds) => {
+                for hold in holds {
+                    ledger.restore(self.clone(), *hold);
+                }
+                holds.len()
+            }
         };
-        ledger.record(self.clone(), keeper);
-        state.by_block = keeper == Keeper::Block;
-        state.holder = Some(ledger);
+        state.holder.get_or_insert_with(|| ledger.clone());
     }
 
-    fn enqueue(self: &Arc<Self>, request: Request) {
+    /// Release it, or one hold of it, whoever the holder is. Returns whether it is poisoned now.
+    fn give_up(self: &Arc<Self>, end: Option<&End>) -> Result<bool, ReleaseError> {
         let mut state = self.state.lock();
-        if let Err(refusal) = state.check_poison(request.acquire) {
-            let _ = request.refused.set(refusal);
-            request.waiter.settle(Outcome::Granted);
-        } else if state.holder.is_some() {
-            state.queue.push_back(request);
-        } else if request.waiter.settle(Outcome::Granted) {
-            self.give(&mut state, request.ledger, request.acquire);
+        let holder = state.holder.clone().ok_or(ReleaseError::NotHeld)?;
+        if self.reentrant && !Arc::ptr_eq(&holder, &scope::current_ledger()) {
+            return Err(ReleaseError::NotHolder);
         }
-    }
-
-    /// Take it from `holder` and pass it on. Returns whether it is poisoned now; `None` if
-    /// `holder` does not hold it.
-    fn take_from(self: &Arc<Self>, holder: &Arc<Ledger>, end: Option<&End>) -> Option<bool> {
-        let mut wake = Vec::new();
-        let entry;
-        let poisoned = {
-            let mut state = self.state.lock();
-            if !state
-                .holder
-                .as_ref()
-                .is_some_and(|now| Arc::ptr_eq(now, holder))
-            {
-                return None;
-            }
-            entry = holder.strike_out(Arc::as_ptr(self).cast());
-            state.poison = match end {
-                Some(End::Killed(death)) if self.on_kill == OnKill::Poison => {
-                    Some(Poison::Killed(death.clone()))
-                }
-                Some(End::Abandoned(death)) => Some(Poison::OwnerLost(death.clone())),
-                _ => state.poison.take(),
-            };
-            state.holder = None;
-            self.pass_on(&mut state, &mut wake);
-            state.poison.is_some()
-        };
-        for waiter in wake {
-            waiter.wake();
-        }
+        let entry = holder.strike_out(Arc::as_ptr(self).cast());
+        let wake = self.lose_one(&mut state, end);
+        let poisoned = state.poison.is_some();
+        drop(state);
+        wake.iter().for_each(Ticket::wake);
         drop(entry); // may be the last count of this lock
-        Some(poisoned)
+        Ok(poisoned)
     }
 
-    /// Give a free lock to the first in line who still wants it; tell all who cannot have it.
-    fn pass_on(self: &Arc<Self>, state: &mut State, wake: &mut Vec<atomics::Arc<Waiter>>) {
-        let queue = std::mem::take(&mut state.queue);
-        for request in queue {
-            let refusal = state.check_poison(request.acquire).err();
-            if state.holder.is_some() && refusal.is_none() {
-                state.queue.push_back(request);
-                continue;
+    /// The holder has one hold less, and ended so. Returns whom to wake.
+    fn lose_one(self: &Arc<Self>, state: &mut State, end: Option<&End>) -> Vec<Ticket> {
+        match end {
+            Some(End::Killed(death)) if self.on_kill == OnKill::Poison => {
+                state.poison = Some(Poison::Killed(death.clone()));
             }
-            let refused = refusal.is_some();
-            refusal.map(|refusal| request.refused.set(refusal));
-            if request.waiter.settle(Outcome::Granted) {
-                wake.push(request.waiter);
-                if !refused {
-                    self.give(state, request.ledger, request.acquire);
+            Some(End::Abandoned(death)) => {
+                state.poison = Some(Poison::OwnerLost(death.clone()));
+            }
+            _ => {}
+        }
+        state.depth -= 1;
+        if state.depth == 0 {
+            self.free(state)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Nobody holds it any more: tell whom it concerns. Returns whom to wake.
+    fn free(self: &Arc<Self>, state: &mut State) -> Vec<Ticket> {
+        state.holder = None;
+        state.depth = 0;
+        let mut wake = Vec::new();
+        if state.poison.is_some() {
+            // Bad news is for all, and each looks for himself.
+            let queue = std::mem::take(&mut state.queue);
+            wake.extend(queue.into_iter().map(|request| request.ticket));
+            wake.retain(Ticket::grant);
+        } else if !state.queue.is_empty() && !state.is_nudged() {
+            let first = std::iter::from_fn(|| state.queue.pop_front());
+            if let Some(request) = first.into_iter().find(|request| request.ticket.grant()) {
+                if is_overdue(request.since) {
+                    self.give(state, &request.ledger, &request.taking);
+                } else {
+                    state.nudged = Some(fork::generation());
                 }
+                wake.push(request.ticket);
             }
         }
+        wake
     }
 }
 
+#[cfg(not(all(loom, test)))]
+fn is_overdue(since: Time) -> bool {
+    since + PATIENCE <= Time::now()
+}
+
+/// A model has no clock: it says whether its threads are patient.
+#[cfg(all(loom, test))]
+fn is_overdue(_since: Time) -> bool {
+    crate::models::impatient()
+}
+
 impl State {
-    fn check_poison(&self, acquire: Acquire) -> Result<(), LockError> {
-        match &self.poison {
-            None => Ok(()),
-            Some(Poison::OwnerLost(death)) => Err(LockError::OwnerLost(death.clone())),
-            Some(Poison::Killed(_)) if acquire == Acquire::Repair => Ok(()),
-            Some(Poison::Killed(death)) => Err(LockError::Poisoned(death.clone())),
+    fn is_held_by(&self, ledger: &Arc<Ledger>) -> bool {
+        let same = |holder| Arc::ptr_eq(holder, ledger);
+        self.holder.as_ref().is_some_and(same)
+    }
+
+    fn is_nudged(&self) -> bool {
+        self.nudged == Some(fork::generation())
+    }
+
+    fn check_poison(&self, taking: &Taking) -> Result<(), LockError> {
+        match (&self.poison, taking) {
+            (None, _) | (Some(Poison::Killed(_)), Taking::New(Acquire::Repair)) => Ok(()),
+            (Some(Poison::OwnerLost(death)), _) => Err(LockError::OwnerLost(death.clone())),
+            (Some(Poison::Killed(death)), _) => Err(LockError::Poisoned(death.clone())),
         }
     }
 }
@@ -349,18 +450,101 @@ impl Held for Core {
         self.name.clone()
     }
 
-    fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, end: &End) -> Option<bool> {
+    fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, end: &End) -> Option<bool> {
         let mut state = self.state.lock();
-        if state.by_block
-            && state
-                .holder
-                .as_ref()
-                .is_some_and(|now| Arc::ptr_eq(now, holder))
-        {
+        if !state.is_held_by(holder) {
+            return None;
+        }
+        let entry = holder.strike(Arc::as_ptr(&self).cast(), hold)?;
+        if hold.keeper == Keeper::Block {
             state.orphans += 1;
         }
+        let wake = self.lose_one(&mut state, Some(end));
+        let poisoned = state.poison.is_some();
         drop(state);
-        self.take_from(holder, Some(end))
+        wake.iter().for_each(Ticket::wake);
+        drop(entry); // may be the last count of this lock but ours
+        Some(poisoned)
+    }
+}
+
+/// One call of [`Lock::acquire`].
+pub(crate) struct Acquiring<'a> {
+    core: &'a Arc<Core>,
+    ledger: Arc<Ledger>,
+    taking: Taking,
+    /// When it got in line first.
+    since: Option<Time>,
+}
+
+impl<'a> Acquiring<'a> {
+    fn new(core: &'a Arc<Core>, taking: Taking) -> Acquiring<'a> {
+        Acquiring {
+            core,
+            ledger: scope::current_ledger(),
+            taking,
+            since: None,
+        }
+    }
+}
+
+impl Waitable for Acquiring<'_> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.core.state.lock();
+        match self.core.is_free(&mut state, &self.ledger, &self.taking) {
+            Ok(false) => {
+                let again = self.since.is_some();
+                let request = Request {
+                    ticket,
+                    ledger: self.ledger.clone(),
+                    taking: self.taking.clone(),
+                    since: *self.since.get_or_insert_with(Time::now),
+                };
+                if again {
+                    state.queue.push_front(request);
+                } else {
+                    state.queue.push_back(request);
+                }
+            }
+            Ok(true) => {
+                if ticket.grant() {
+                    self.core.give(&mut state, &self.ledger, &self.taking);
+                }
+            }
+            Err(_) => _ = ticket.grant(), // to be told
+        }
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        let queue = &mut self.core.state.lock().queue;
+        queue.retain(|request| request.ticket != *ticket);
+        false
+    }
+}
+
+impl Op for Acquiring<'_> {
+    type Output = ();
+    type Refusal = LockError;
+
+    fn attempt(&mut self) -> Result<Option<()>, LockError> {
+        let mut state = self.core.state.lock();
+        let taken = self
+            .core
+            .take_if_free(&mut state, &self.ledger, &self.taking)?;
+        Ok(taken.then_some(()))
+    }
+
+    fn collect(&mut self) -> Result<Option<()>, LockError> {
+        let mut state = self.core.state.lock();
+        // Since the grant nobody but the granter can have made this thread the holder.
+        if state.is_held_by(&self.ledger) {
+            return Ok(Some(()));
+        }
+        state.nudged = None;
+        let taken = self
+            .core
+            .take_if_free(&mut state, &self.ledger, &self.taking)?;
+        Ok(taken.then_some(()))
     }
 }
 
@@ -394,7 +578,12 @@ impl std::error::Error for LockError {}
 
 impl fmt::Display for ReleaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this lock is not held; acquire it first, and release it once")
+        f.write_str(match self {
+            ReleaseError::NotHeld => "this lock is not held; acquire it first, and release it once",
+            ReleaseError::NotHolder => {
+                "this lock is held by another thread or by nobody; who acquired it releases it"
+            }
+        })
     }
 }
 

@@ -28,7 +28,7 @@ use std::ptr::{self, NonNull};
 use crate::atomics::{Arc, AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::park::{self, Outcome, Waiter};
+use crate::park::{self, Outcome, Ticket, Waiter};
 use crate::token::callback::Callback;
 
 /// Cancelled, by itself or from above.
@@ -55,8 +55,10 @@ const BATCH: usize = 256;
 /// What happens at a node when it is cancelled. All but calls happen at once, under the node's
 /// lock, before any callback of the whole tree.
 pub(crate) enum Hook {
-    /// Settle a blocked thread's wait, so.
-    Wake(Arc<Waiter>, Outcome),
+    /// Settle a blocked thread's wait as cancelled.
+    Wake(Arc<Waiter>),
+    /// Grant a blocked thread what it waits for: this very cancellation.
+    Grant(Ticket),
     /// Raise a flag that lives elsewhere.
     Raise(Flag),
     /// Cancel another node, which is linked to this one.
@@ -765,9 +767,8 @@ fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
         let mut all = true;
         for (_, hook) in &hooks.list {
             match hook {
-                Hook::Wake(waiter, outcome) => {
-                    waiter.settle(*outcome);
-                }
+                Hook::Wake(waiter) => _ = waiter.settle(Outcome::Cancelled),
+                Hook::Grant(ticket) => _ = ticket.grant(),
                 // SAFETY: the contract of `Flag`: valid while hooked, and we hold the lock.
                 Hook::Raise(flag) => unsafe { (flag.raise)(flag.place) },
                 Hook::Link(weak) => links.extend(weak.upgrade()),
@@ -783,13 +784,14 @@ fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
     };
     // Unlocked: waking is a system call, and a last drop may be anybody's code.
     for (_, hook) in fired {
-        if let Hook::Wake(waiter, outcome) = hook {
-            // Another settler may have come first. If it said the same, both wake: no harm.
-            if waiter.outcome() == Some(outcome) {
-                waiter.wake();
-                park::woke(waiter);
-            }
-        }
+        // Another settler may have come first, and wakes as well: no harm.
+        let waiter = match hook {
+            Hook::Wake(waiter) => waiter,
+            Hook::Grant(ticket) => ticket.into_waiter(),
+            _ => continue,
+        };
+        waiter.wake();
+        park::woke(waiter);
     }
     for link in links {
         // A copy of the cause, for a linked node has no parent to find it at.

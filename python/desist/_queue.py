@@ -1,0 +1,178 @@
+"""Queue, LifoQueue and PriorityQueue: those of the standard library, with waits that end."""
+
+from __future__ import annotations
+
+import math
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from desist import _core
+from desist._core import Condition, Lock, shield
+from desist._exceptions import Empty, Full, ShutDown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
+
+
+_HOOKS = frozenset({"_init", "_qsize", "_put", "_get"})
+
+
+class _Hooked:
+    """The methods of a queue whose items are kept by its own `_put` and `_get`.
+
+    These may run any code, so they are called with a lock held that lets the interpreter go. By
+    the names that queue.Queue has for them: `mutex`, `not_empty`, `not_full`, `all_tasks_done`.
+    """
+
+    if TYPE_CHECKING:
+        maxsize: int
+        _configure: Callable[[int], None]
+        _init: Callable[[int], None]
+        _qsize: Callable[[], int]
+        _put: Callable[[Any], None]
+        _get: Callable[[], Any]
+
+    def __init__(self, maxsize: int = 0) -> None:
+        self._configure(maxsize)
+        self.mutex = Lock(name="queue", on_kill="release")
+        self.not_empty = Condition(self.mutex)
+        self.not_full = Condition(self.mutex)
+        self.all_tasks_done = Condition(self.mutex)
+        self._unfinished = 0
+        self._shut = False
+        self._init(maxsize)
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if not block:
+            with shield(math.inf):
+                return self.put(item, timeout=0)
+        _check(timeout)
+        with self.mutex:
+            self.not_full.wait_for(self._has_place, timeout)
+            if self._shut:
+                raise ShutDown
+            if not self._has_place():
+                raise Full
+            self._put(item)
+            self._unfinished += 1
+            self.not_empty.notify()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if not block:
+            with shield(math.inf):
+                return self.get(timeout=0)
+        _check(timeout)
+        with self.mutex:
+            self.not_empty.wait_for(self._has_news, timeout)
+            if not self._qsize():
+                raise ShutDown if self._shut else Empty
+            item = self._get()
+            self.not_full.notify()
+            return item
+
+    def put_nowait(self, item: Any) -> None:
+        self.put(item, block=False)
+
+    def get_nowait(self) -> Any:
+        return self.get(block=False)
+
+    def _has_place(self) -> bool:
+        return self._shut or self.maxsize <= 0 or self._qsize() < self.maxsize
+
+    def _has_news(self) -> bool:
+        return self._shut or self._qsize() > 0
+
+    def task_done(self) -> None:
+        with shield(math.inf), self.mutex:
+            if not self._unfinished:
+                raise ValueError("task_done() called too many times")
+            self._finish(1)
+
+    def _finish(self, count: int) -> None:
+        self._unfinished = max(0, self._unfinished - count)
+        if not self._unfinished:
+            self.all_tasks_done.notify_all()
+
+    def join(self) -> None:
+        with self.mutex:
+            self.all_tasks_done.wait_for(lambda: not self._unfinished)
+
+    def shutdown(self, immediate: bool = False) -> None:
+        with shield(math.inf), self.mutex:
+            self._shut = True
+            if immediate:
+                dropped = self._qsize()
+                for _ in range(dropped):
+                    self._get()
+                self._finish(dropped)
+            self.not_empty.notify_all()
+            self.not_full.notify_all()
+
+    def qsize(self) -> int:
+        with shield(math.inf), self.mutex:
+            return self._qsize()
+
+    def empty(self) -> bool:
+        return not self.qsize()
+
+    def full(self) -> bool:
+        return 0 < self.maxsize <= self.qsize()
+
+    @property
+    def is_shutdown(self) -> bool:
+        return self._shut
+
+    @property
+    def unfinished_tasks(self) -> int:
+        return self._unfinished
+
+
+def _check(timeout: float | None) -> None:
+    if timeout is not None and timeout < 0:
+        raise ValueError("'timeout' must be a non-negative number")
+
+
+class Queue(_core.Queue[_T]):
+    """A queue like queue.Queue, whose waits can be cancelled.
+
+    `maxsize`: how many items it may have; any number if that is zero or less. A subclass may
+    override the hooks `_init`, `_qsize`, `_put` and `_get`, as it may with queue.Queue.
+    """
+
+    def __init__(self, maxsize: int = 0) -> None:
+        """An empty queue."""
+        self._configure(maxsize)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A store of the subclass's own cannot be reached by the native methods."""
+        super().__init_subclass__(**kwargs)
+        if not _HOOKS.isdisjoint(cls.__dict__):
+            for name, method in vars(_Hooked).items():
+                if callable(method) or isinstance(method, property):
+                    cls.__dict__.get(name) or setattr(cls, name, method)
+
+
+class LifoQueue(Queue[_T]):
+    """A Queue in which the item that was put last is got first."""
+
+    def __init__(self, maxsize: int = 0) -> None:
+        """An empty queue."""
+        self._configure(maxsize, lifo=True)
+
+
+class PriorityQueue(Queue[_T]):
+    """A Queue in which the least item is got first."""
+
+    def _init(self, _maxsize: int) -> None:
+        self.queue: list[Any] = []
+
+    def _qsize(self) -> int:
+        return len(self.queue)
+
+    def _put(self, item: Any) -> None:
+        heappush(self.queue, item)
+
+    def _get(self) -> Any:
+        return heappop(self.queue)

@@ -1,0 +1,103 @@
+//! `Barrier`.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::python::error;
+use crate::python::seconds::{self, Seconds};
+use crate::sync::{self, Arrival, BarrierError};
+
+/// A barrier like threading.Barrier, whose waits can be cancelled.
+///
+/// The last of `parties` threads to arrive calls `action`, if there is one, before all go.
+/// `timeout` is in seconds and counts for each wait() that is given none.
+#[pyclass(frozen, weakref, subclass, module = "desist")]
+pub(super) struct Barrier {
+    barrier: sync::Barrier,
+    action: Option<Py<PyAny>>,
+    timeout: Option<Py<PyAny>>,
+}
+
+#[pymethods]
+impl Barrier {
+    #[new]
+    #[pyo3(signature = (parties, action: "Callable[[], object] | None" = None, timeout: "float | None" = None))]
+    fn new(
+        parties: isize,
+        action: Option<Py<PyAny>>,
+        timeout: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let parties = usize::try_from(parties).ok().filter(|parties| *parties > 0);
+        let parties = parties.ok_or_else(|| PyValueError::new_err("parties must be >= 1"))?;
+        Ok(Self {
+            barrier: sync::Barrier::new(parties),
+            action,
+            timeout,
+        })
+    }
+
+    /// Wait for the others, and pass with them; returns the number of those who had come before.
+    ///
+    /// A checkpoint. Whoever is cancelled has not been there, and the others wait on; whoever
+    /// waits for more than `timeout` seconds breaks the barrier. BrokenBarrierError: it is broken.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<usize> {
+        let default = self.timeout.as_ref().map(|timeout| timeout.bind(py));
+        let timeout = match (timeout, default) {
+            (None, Some(default)) => Some(default.extract()?),
+            (timeout, _) => timeout,
+        };
+        let until = seconds::patience(timeout)?;
+        let failed = |failure| match failure {
+            BarrierError::Stop(stop) => error::from_stop(py, stop),
+            BarrierError::Broken => error::ordinary(py, "BrokenBarrierError", &failure),
+        };
+        match py.detach(|| self.barrier.arrive(until)).map_err(failed)? {
+            Arrival::Passed(index) => Ok(index),
+            Arrival::Last(opening) => {
+                if let Some(action) = &self.action {
+                    action.call0(py)?;
+                }
+                opening.open().map_err(failed)
+            }
+        }
+    }
+
+    /// Make it as new. Whoever waits gets BrokenBarrierError.
+    fn reset(&self) {
+        self.barrier.reset();
+    }
+
+    /// Break it: whoever waits, or comes, gets BrokenBarrierError.
+    fn abort(&self) {
+        self.barrier.abort();
+    }
+
+    /// How many threads it is for.
+    #[getter]
+    fn parties(&self) -> usize {
+        self.barrier.parties()
+    }
+
+    /// How many threads wait in it.
+    #[getter]
+    fn n_waiting(&self) -> usize {
+        self.barrier.waiting()
+    }
+
+    /// Is it broken?
+    #[getter]
+    fn broken(&self) -> bool {
+        self.barrier.is_broken()
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let (class, barrier) = (slf.get_type().qualname()?, &slf.get().barrier);
+        let place = format!("<desist.{class} at {:p}", slf.as_ptr());
+        if barrier.is_broken() {
+            return Ok(format!("{place}: broken>"));
+        }
+        let (waiting, parties) = (barrier.waiting(), barrier.parties());
+        Ok(format!("{place}: waiters={waiting}/{parties}>"))
+    }
+}

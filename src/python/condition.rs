@@ -1,0 +1,159 @@
+//! `Condition`.
+
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::python::error;
+use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::lock::{Lock, RLock};
+use crate::python::seconds::{self, Seconds};
+use crate::sync::{self, WaitError};
+
+/// A condition variable like threading.Condition, whose waits can be cancelled.
+///
+/// `lock` is a desist Lock or RLock; an RLock of its own if none is given.
+#[pyclass(frozen, weakref, subclass, module = "desist")]
+pub(super) struct Condition {
+    lock: Py<Lock>,
+    condition: sync::Condition,
+}
+
+impl Condition {
+    /// RuntimeError, unless the lock is held; by whom is known of a reentrant one only.
+    fn check_held(&self, what: &str) -> PyResult<()> {
+        let lock = self.condition.lock();
+        let held = if lock.is_reentrant() {
+            lock.is_mine()
+        } else {
+            lock.is_locked()
+        };
+        if held {
+            Ok(())
+        } else {
+            Err(PyRuntimeError::new_err(format!(
+                "cannot {what} on un-acquired lock"
+            )))
+        }
+    }
+
+    fn wait_until(&self, py: Python<'_>, until: crate::Time) -> PyResult<bool> {
+        py.detach(|| self.condition.wait_until(until))
+            .map_err(|failure| match failure {
+                WaitError::NotHeld(_) => PyRuntimeError::new_err("cannot wait on un-acquired lock"),
+                WaitError::Lock(failure) => error::from_lock(py, failure),
+            })
+    }
+}
+
+#[pymethods]
+impl Condition {
+    #[new]
+    #[pyo3(signature = (lock = None))]
+    fn new(py: Python<'_>, lock: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+        let lock = match lock {
+            Some(lock) => lock.clone(),
+            None => py.get_type::<RLock>().call0()?,
+        };
+        let Ok(lock) = lock.cast_into::<Lock>() else {
+            return Err(PyTypeError::new_err(
+                "the lock of a desist.Condition must be a desist.Lock or desist.RLock",
+            ));
+        };
+        let condition = sync::Condition::new(lock.get().core().clone());
+        let lock = lock.unbind();
+        Ok(Self { lock, condition })
+    }
+
+    /// As the lock's.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn acquire<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, pyo3::types::PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.lock.bind(py).call_method("acquire", args, kwargs)
+    }
+
+    /// As the lock's.
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        self.lock.get().release(py)
+    }
+
+    /// Held by anyone?
+    fn locked(&self) -> bool {
+        self.condition.lock().is_locked()
+    }
+
+    /// Give up the lock, block until a notify (True) or until the seconds have passed (False), and
+    /// take the lock again.
+    ///
+    /// A checkpoint. Whatever ends the wait, the lock is held again afterwards, and a notify that
+    /// comes too late for this waiter goes to the next one. RuntimeError: the lock is not held.
+    /// LockPoisoned: it was poisoned meanwhile, and is not held.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+        self.check_held("wait")?;
+        self.wait_until(py, seconds::patience(timeout)?)
+    }
+
+    /// wait() until `predicate()` is true, or the seconds have passed. Returns what it returned
+    /// last.
+    #[pyo3(signature = (predicate: "Callable[[], _T]", timeout = None) -> "_T")]
+    fn wait_for<'py>(
+        &self,
+        py: Python<'py>,
+        predicate: &Bound<'py, PyAny>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let until = seconds::patience(timeout)?;
+        loop {
+            let result = predicate.call0()?;
+            if result.is_truthy()? {
+                return Ok(result);
+            }
+            self.check_held("wait")?;
+            if !self.wait_until(py, until)? {
+                return predicate.call0();
+            }
+        }
+    }
+
+    /// Wake one of those who wait, or `n`, the longest waiting first. Never blocks.
+    ///
+    /// RuntimeError: the lock is not held.
+    #[pyo3(signature = (n = 1))]
+    fn notify(&self, n: isize) -> PyResult<()> {
+        self.check_held("notify")?;
+        self.condition.notify(usize::try_from(n).unwrap_or(0));
+        Ok(())
+    }
+
+    /// Wake all who wait. Never blocks. RuntimeError: the lock is not held.
+    fn notify_all(&self) -> PyResult<()> {
+        self.check_held("notify")?;
+        self.condition.notify(usize::MAX);
+        Ok(())
+    }
+
+    fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
+        self.lock.get().__enter__(py)
+    }
+
+    #[pyo3(signature = (r#type, value, traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        r#type: GivenClass<'_, '_>,
+        value: GivenException<'_, '_>,
+        traceback: GivenTraceback<'_, '_>,
+    ) -> PyResult<()> {
+        self.lock.get().__exit__(py, r#type, value, traceback)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let lock = self.lock.bind(py).repr()?;
+        Ok(format!("<Condition({lock}, {})>", self.condition.waiting()))
+    }
+}

@@ -1,0 +1,75 @@
+//! `Event`.
+
+use pyo3::prelude::*;
+
+use crate::clock::Time;
+use crate::python::error;
+use crate::python::seconds::{self, Seconds};
+use crate::python::wait::blocking;
+use crate::{sync, wait};
+
+/// A flag like threading.Event, whose waits can be cancelled.
+#[pyclass(frozen, weakref, subclass, module = "desist")]
+pub(super) struct Event {
+    event: sync::Event,
+}
+
+impl Event {
+    pub(super) fn core(&self) -> &sync::Event {
+        &self.event
+    }
+}
+
+#[pymethods]
+impl Event {
+    #[new]
+    fn new() -> Self {
+        Self {
+            event: sync::Event::new(),
+        }
+    }
+
+    /// Set the flag and wake all who wait for it. Never blocks.
+    fn set(&self) {
+        self.event.set();
+    }
+
+    /// Clear the flag: from now on wait() blocks.
+    fn clear(&self) {
+        self.event.clear();
+    }
+
+    /// Is the flag set?
+    fn is_set(&self) -> bool {
+        self.event.is_set()
+    }
+
+    /// Block until the flag is set (True), or the seconds have passed (False).
+    ///
+    /// A checkpoint, even if it is set.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+        let until = seconds::patience(timeout)?;
+        wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
+        if self.event.is_set() {
+            return Ok(true);
+        }
+        if !until.is_never() && until <= Time::now() {
+            return Ok(false);
+        }
+        blocking(py, || self.event.wait_until(until))
+    }
+
+    /// In a forked child, as threading.Event has it: nobody waits any more.
+    fn _at_fork_reinit(&self) {}
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let state = if slf.get().event.is_set() {
+            "set"
+        } else {
+            "unset"
+        };
+        let class = slf.get_type().qualname()?;
+        Ok(format!("<desist.{class} at {:p}: {state}>", slf.as_ptr()))
+    }
+}

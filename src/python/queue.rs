@@ -1,0 +1,318 @@
+//! `Queue`, `LifoQueue` and `SimpleQueue`.
+
+use std::sync::atomic::{AtomicIsize, Ordering};
+
+use pyo3::PyTraverseError;
+use pyo3::exceptions::PyValueError;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
+
+use crate::clock::Time;
+use crate::python::error;
+use crate::python::seconds::{self, Seconds};
+use crate::python::wait::checkpoint;
+use crate::sync::{self, Order, QueueError};
+
+type Items = sync::Queue<Py<PyAny>>;
+
+pub(super) fn failed(py: Python<'_>, failure: QueueError) -> PyErr {
+    match failure {
+        QueueError::Stop(stop) => error::from_stop(py, stop),
+        QueueError::ShutDown => error::ordinary(py, "ShutDown", &failure),
+    }
+}
+
+/// When the wait ends; `None`: it does not begin. As in `queue`, a timeout counts only with `block`.
+fn patience(block: bool, timeout: Option<Seconds<'_, '_>>) -> PyResult<Option<Time>> {
+    if !block {
+        return Ok(None);
+    }
+    let Some(timeout) = timeout else {
+        return Ok(Some(Time::NEVER));
+    };
+    if timeout.lt(0).unwrap_or(false) {
+        let message = "'timeout' must be a non-negative number";
+        return Err(PyValueError::new_err(message));
+    }
+    seconds::patience(Some(timeout)).map(Some)
+}
+
+fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> PyResult<()> {
+    if until.is_some() {
+        checkpoint(py)?;
+    }
+    let mut left = items.try_put(item).map_err(|failure| failed(py, failure))?;
+    if let (Some(item), Some(until)) = (left.take_if(|_| until.is_some()), until) {
+        left = py
+            .detach(|| items.put(item, until))
+            .map_err(|failure| failed(py, failure))?;
+    }
+    match left {
+        None => Ok(()),
+        Some(_) => Err(error::ordinary(py, "Full", &"")),
+    }
+}
+
+fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>> {
+    if until.is_some() {
+        checkpoint(py)?;
+    }
+    let mut got = items.try_get();
+    if let (Ok(None), Some(until)) = (&got, until) {
+        got = py.detach(|| items.get(until));
+    }
+    match got {
+        Ok(Some(item)) => Ok(item),
+        Ok(None) => Err(error::ordinary(py, "Empty", &"")),
+        Err(failure) => Err(failed(py, failure)),
+    }
+}
+
+/// What desist.Queue and desist.LifoQueue are made of.
+#[pyclass(frozen, weakref, subclass, module = "desist._core")]
+pub(super) struct Queue {
+    items: Items,
+    maxsize: AtomicIsize,
+}
+
+impl Queue {
+    pub(super) fn core(&self) -> &Items {
+        &self.items
+    }
+}
+
+#[pymethods]
+impl Queue {
+    /// Subclasses may take what arguments they like; `_configure()` has those that count.
+    #[new]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            items: Items::new(Order::Fifo, 0),
+            maxsize: AtomicIsize::new(0),
+        }
+    }
+
+    /// Say what queue it is, before it is used.
+    #[pyo3(signature = (maxsize, *, lifo = false))]
+    fn _configure(&self, maxsize: isize, lifo: bool) {
+        let order = if lifo { Order::Lifo } else { Order::Fifo };
+        let capacity = usize::try_from(maxsize).unwrap_or(0);
+        self.items.configure(order, capacity);
+        self.maxsize.store(maxsize, Ordering::Relaxed);
+    }
+
+    /// How many items it is for; zero or less means any number.
+    #[getter]
+    fn maxsize(&self) -> isize {
+        self.maxsize.load(Ordering::Relaxed)
+    }
+
+    #[classmethod]
+    #[pyo3(signature = (item: "object", /))]
+    fn __class_getitem__<'py>(
+        class: &Bound<'py, PyType>,
+        item: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyGenericAlias>> {
+        PyGenericAlias::new(class.py(), class, item)
+    }
+
+    /// Put an item: wait for a free place as long as it takes, or for `timeout` seconds, or not.
+    ///
+    /// A blocking call is a checkpoint even if there is a place: Cancelled and Killed mean that
+    /// the item was not put. Full: no place in time. ShutDown: the queue was shut down.
+    #[pyo3(signature = (item: "_T", block = true, timeout = None))]
+    fn put(
+        &self,
+        py: Python<'_>,
+        item: Py<PyAny>,
+        block: bool,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<()> {
+        put(py, &self.items, item, patience(block, timeout)?)
+    }
+
+    /// put(item, block=False).
+    #[pyo3(signature = (item: "_T"))]
+    fn put_nowait(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<()> {
+        put(py, &self.items, item, None)
+    }
+
+    /// Get an item: wait for one as long as it takes, or for `timeout` seconds, or not.
+    ///
+    /// A blocking call is a checkpoint even if there is an item: Cancelled and Killed mean that
+    /// none was taken. Empty: none came in time. ShutDown: the queue is empty and shut down.
+    #[pyo3(signature = (block = true, timeout = None) -> "_T")]
+    fn get(
+        &self,
+        py: Python<'_>,
+        block: bool,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Py<PyAny>> {
+        get(py, &self.items, patience(block, timeout)?)
+    }
+
+    /// get(block=False).
+    #[pyo3(signature = () -> "_T")]
+    fn get_nowait(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        get(py, &self.items, None)
+    }
+
+    /// One item that was got has been worked on; ValueError if there is none left of those put.
+    fn task_done(&self) -> PyResult<()> {
+        self.items
+            .task_done()
+            .map_err(|failure| PyValueError::new_err(failure.to_string()))
+    }
+
+    /// Wait until task_done() was called for each item that was put.
+    ///
+    /// A checkpoint.
+    fn join(&self, py: Python<'_>) -> PyResult<()> {
+        checkpoint(py)?;
+        if self.items.unfinished() > 0 {
+            py.detach(|| self.items.join(Time::NEVER))
+                .map_err(|stop| error::from_stop(py, stop))?;
+        }
+        Ok(())
+    }
+
+    /// From now on put() raises ShutDown, and get() once the queue is empty, also in those who
+    /// wait. `immediate`: it is emptied at once, and what was in it counts as done.
+    #[pyo3(signature = (immediate = false))]
+    fn shutdown(&self, immediate: bool) {
+        drop(self.items.shut_down(immediate));
+    }
+
+    /// Is it shut down?
+    #[getter]
+    fn is_shutdown(&self) -> bool {
+        self.items.is_shut_down()
+    }
+
+    /// How many items were put and not yet counted as done.
+    #[getter]
+    fn unfinished_tasks(&self) -> usize {
+        self.items.unfinished()
+    }
+
+    /// How many items are in it, at this instant.
+    fn qsize(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Is it empty, at this instant?
+    fn empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Is it full, at this instant?
+    fn full(&self) -> bool {
+        self.items.is_full()
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        traverse(&self.items, &visit)
+    }
+
+    fn __clear__(&self) {
+        drop(self.items.clear());
+    }
+}
+
+/// An unbounded queue like queue.SimpleQueue, whose waits can be cancelled.
+#[pyclass(frozen, weakref, subclass, module = "desist")]
+pub(super) struct SimpleQueue {
+    items: Items,
+}
+
+impl SimpleQueue {
+    pub(super) fn core(&self) -> &Items {
+        &self.items
+    }
+}
+
+#[pymethods]
+impl SimpleQueue {
+    #[new]
+    fn new() -> Self {
+        Self {
+            items: Items::new(Order::Fifo, 0),
+        }
+    }
+
+    #[classmethod]
+    #[pyo3(signature = (item: "object", /))]
+    fn __class_getitem__<'py>(
+        class: &Bound<'py, PyType>,
+        item: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyGenericAlias>> {
+        PyGenericAlias::new(class.py(), class, item)
+    }
+
+    /// Put an item. Never blocks, and is no checkpoint; the other arguments count for nothing, and
+    /// are there for the likeness with Queue.put().
+    #[pyo3(signature = (item: "_T", block = true, timeout: "float | None" = None))]
+    fn put(
+        &self,
+        py: Python<'_>,
+        item: Py<PyAny>,
+        block: bool,
+        timeout: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let _ = (block, timeout);
+        put(py, &self.items, item, None)
+    }
+
+    /// put(item).
+    #[pyo3(signature = (item: "_T"))]
+    fn put_nowait(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<()> {
+        put(py, &self.items, item, None)
+    }
+
+    /// As Queue.get().
+    #[pyo3(signature = (block = true, timeout = None) -> "_T")]
+    fn get(
+        &self,
+        py: Python<'_>,
+        block: bool,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Py<PyAny>> {
+        get(py, &self.items, patience(block, timeout)?)
+    }
+
+    /// get(block=False).
+    #[pyo3(signature = () -> "_T")]
+    fn get_nowait(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        get(py, &self.items, None)
+    }
+
+    /// How many items are in it, at this instant.
+    fn qsize(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Is it empty, at this instant?
+    fn empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        traverse(&self.items, &visit)
+    }
+
+    fn __clear__(&self) {
+        drop(self.items.clear());
+    }
+}
+
+fn traverse(items: &Items, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+    let mut visited = Ok(());
+    items.try_for_each(|item| {
+        if visited.is_ok() {
+            visited = visit.call(item);
+        }
+    });
+    visited
+}

@@ -1,0 +1,158 @@
+//! `Semaphore` and `BoundedSemaphore`.
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::clock::Time;
+use crate::python::error;
+use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::seconds::{self, Seconds};
+use crate::python::wait::blocking;
+use crate::{sync, wait};
+
+/// A counter like threading.Semaphore, whose waits can be cancelled.
+///
+/// A permit that a `with` block acquired comes back however the block ends, also if the thread is
+/// killed there. One that acquire() took belongs to nobody: any thread may release it.
+#[pyclass(frozen, weakref, subclass, module = "desist")]
+pub(super) struct Semaphore {
+    semaphore: sync::Semaphore,
+}
+
+/// A semaphore like threading.BoundedSemaphore: releasing more often than acquiring is an error.
+#[pyclass(frozen, weakref, extends = Semaphore, module = "desist")]
+pub(super) struct BoundedSemaphore;
+
+impl Semaphore {
+    pub(super) fn core(&self) -> &sync::Semaphore {
+        &self.semaphore
+    }
+}
+
+fn permits(value: isize) -> PyResult<usize> {
+    usize::try_from(value)
+        .map_err(|_| PyValueError::new_err("semaphore initial value must be >= 0"))
+}
+
+#[pymethods]
+impl Semaphore {
+    #[new]
+    #[pyo3(signature = (value = 1))]
+    fn new(value: isize) -> PyResult<Self> {
+        Ok(Self {
+            semaphore: sync::Semaphore::new(permits(value)?),
+        })
+    }
+
+    /// Acquire a permit: wait as long as it takes, or for `timeout` seconds, or not at all. True
+    /// if there was one.
+    ///
+    /// A blocking call is a checkpoint even if a permit is free: Cancelled and Killed mean that
+    /// none was taken. ValueError: a timeout for a call that does not block.
+    #[pyo3(signature = (blocking = true, timeout = None))]
+    fn acquire(
+        &self,
+        py: Python<'_>,
+        blocking: bool,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<bool> {
+        if !blocking {
+            if timeout.is_some() {
+                return Err(PyValueError::new_err(
+                    "can't specify timeout for non-blocking acquire",
+                ));
+            }
+            return Ok(self.semaphore.try_acquire());
+        }
+        let until = seconds::patience(timeout)?;
+        wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
+        if self.semaphore.try_acquire() {
+            return Ok(true);
+        }
+        if !until.is_never() && until <= Time::now() {
+            return Ok(false);
+        }
+        blocking_wait(py, || self.semaphore.acquire(until))
+    }
+
+    /// Release so many permits: those who wait get them first. Never blocks.
+    ///
+    /// ValueError: less than one, or more than a BoundedSemaphore may have; none is released.
+    #[pyo3(signature = (n = 1))]
+    fn release(&self, n: isize) -> PyResult<()> {
+        let permits = usize::try_from(n).ok().filter(|permits| *permits > 0);
+        let permits = permits.ok_or_else(|| PyValueError::new_err("n must be one or more"))?;
+        self.semaphore
+            .release(permits)
+            .map_err(|_| PyValueError::new_err("Semaphore released too many times"))
+    }
+
+    /// The number of free permits; by the name that threading has for it.
+    #[getter]
+    fn _value(&self) -> usize {
+        self.semaphore.free()
+    }
+
+    fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
+        wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
+        if !self.semaphore.try_acquire_for_block() {
+            blocking_wait(py, || self.semaphore.acquire_for_block())?;
+        }
+        Ok(true)
+    }
+
+    #[pyo3(signature = (_type, value, _traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _type: GivenClass<'_, '_>,
+        value: GivenException<'_, '_>,
+        _traceback: GivenTraceback<'_, '_>,
+    ) -> PyResult<()> {
+        if self.semaphore.end_block() {
+            // A kill that the permit held off is raised here.
+            return if value.is_none() {
+                error::check_kill(py)
+            } else {
+                Ok(())
+            };
+        }
+        // A suspended generator may be thrown away long after its task has ended.
+        if value.is_none() {
+            return Err(PyRuntimeError::new_err(
+                "the permit of this block was given back when the scope or task around it ended",
+            ));
+        }
+        Ok(())
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let (class, free) = (slf.get_type().qualname()?, slf.get().semaphore.free());
+        Ok(format!(
+            "<desist.{class} at {:p}: value={free}>",
+            slf.as_ptr()
+        ))
+    }
+}
+
+use blocking as blocking_wait; // `blocking` is the name of an argument here
+
+#[pymethods]
+impl BoundedSemaphore {
+    #[new]
+    #[pyo3(signature = (value = 1))]
+    fn new(value: isize) -> PyResult<PyClassInitializer<Self>> {
+        let semaphore = sync::Semaphore::bounded(permits(value)?);
+        Ok(PyClassInitializer::from(Semaphore { semaphore }).add_subclass(Self))
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let class = slf.get_type().qualname()?;
+        let semaphore = &slf.as_super().get().semaphore;
+        let (free, bound) = (semaphore.free(), semaphore.bound());
+        Ok(format!(
+            "<desist.{class} at {:p}: value={free}/{bound}>",
+            slf.as_ptr()
+        ))
+    }
+}

@@ -1,0 +1,324 @@
+//! A place where threads wait for each other.
+//!
+//! Guarantees: all parties of a round pass it, or none does; one who gives up before the last has
+//! come has not been there, and the others wait on; who gives up later passes with them. Which it
+//! is, is decided under one lock.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::atomics::Mutex;
+use crate::clock::Time;
+use crate::error::Stop;
+use crate::park::{Line, Ticket};
+use crate::wait::{self, Op, Waitable};
+
+/// A meeting point of a fixed number of threads, round after round.
+#[derive(Debug)]
+pub struct Barrier {
+    parties: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    round: Arc<Round>,
+    arrived: usize,
+    /// The parties of the round, but the last; or, while that one opens, also early ones of the
+    /// next.
+    waiting: Line,
+    broken: bool,
+}
+
+/// One round, shared by its parties; changed under the barrier's lock.
+#[derive(Debug, Default)]
+struct Round(Mutex<Fate>);
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Not all are there.
+    #[default]
+    Filling,
+    /// All are there, and the last one does what is to be done before they go.
+    Opening,
+    Passed,
+    Broken,
+}
+
+/// Why a thread did not pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BarrierError {
+    /// The calling thread is to stop; it has not been there.
+    Stop(Stop),
+    /// Somebody broke the barrier, or waited for too long.
+    Broken,
+}
+
+/// How a thread came through.
+#[derive(Debug)]
+pub enum Arrival<'a> {
+    /// With the others; the number of those who had come before it.
+    Passed(usize),
+    /// As the last one: it lets the others go.
+    Last(Opening<'a>),
+}
+
+/// Held by the last to arrive. Dropped without [`Opening::open`], it breaks the barrier.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    barrier: &'a Barrier,
+    round: Arc<Round>,
+}
+
+impl Barrier {
+    /// For so many threads, one at least.
+    pub fn new(parties: usize) -> Barrier {
+        Barrier {
+            parties: parties.max(1),
+            state: Mutex::new(State {
+                round: Arc::default(),
+                arrived: 0,
+                waiting: Line::default(),
+                broken: false,
+            }),
+        }
+    }
+
+    /// Wait for the others and pass with them; yields the number of those who had come before.
+    /// Whoever waits until `until` in vain breaks the barrier. A checkpoint.
+    pub fn wait_until(&self, until: Time) -> Result<usize, BarrierError> {
+        match self.arrive(until)? {
+            Arrival::Passed(index) => Ok(index),
+            Arrival::Last(opening) => opening.open(),
+        }
+    }
+
+    /// [`Barrier::wait_until`], but the last to arrive may do something before all go.
+    pub fn arrive(&self, until: Time) -> Result<Arrival<'_>, BarrierError> {
+        let mut arriving = Arriving {
+            barrier: self,
+            joined: None,
+        };
+        match wait::perform(&mut arriving, until)? {
+            Some(arrival) => Ok(arrival),
+            None => {
+                self.abort();
+                Err(BarrierError::Broken)
+            }
+        }
+    }
+
+    /// Break it: whoever waits, or comes, is told so.
+    pub fn abort(&self) {
+        self.end_round(&mut self.state.lock(), Fate::Broken, true);
+    }
+
+    /// Make it as new; whoever waits is told that it is broken.
+    pub fn reset(&self) {
+        let mut state = self.state.lock();
+        let fate = if state.arrived > 0 {
+            Fate::Broken
+        } else {
+            Fate::Passed
+        };
+        self.end_round(&mut state, fate, false);
+    }
+
+    /// How many threads it is for.
+    pub fn parties(&self) -> usize {
+        self.parties
+    }
+
+    /// How many wait in it.
+    pub fn waiting(&self) -> usize {
+        let state = self.state.lock();
+        match state.round.fate() {
+            Fate::Filling => state.arrived,
+            _ => 0,
+        }
+    }
+
+    /// Broken?
+    pub fn is_broken(&self) -> bool {
+        self.state.lock().broken
+    }
+
+    fn end_round(&self, state: &mut State, fate: Fate, broken: bool) {
+        state.round.decide(fate);
+        state.round = Arc::default();
+        state.arrived = 0;
+        state.broken = broken;
+        // Under the lock, for so little; all of them but those who gave up are asleep.
+        state.waiting.grant_all().iter().for_each(Ticket::wake);
+    }
+}
+
+/// One call of [`Barrier::arrive`].
+struct Arriving<'a> {
+    barrier: &'a Barrier,
+    /// The round it is a party of, and how many had come before.
+    joined: Option<(Arc<Round>, usize)>,
+}
+
+impl<'a> Arriving<'a> {
+    /// Be the last party of the round that is filling, if that is so.
+    fn complete(&self, state: &mut State) -> Option<Arrival<'a>> {
+        let last = state.arrived + 1 == self.barrier.parties;
+        if !last || state.round.fate() != Fate::Filling {
+            return None;
+        }
+        state.arrived += 1;
+        state.round.decide(Fate::Opening);
+        Some(Arrival::Last(Opening {
+            barrier: self.barrier,
+            round: state.round.clone(),
+        }))
+    }
+}
+
+impl Waitable for Arriving<'_> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.barrier.state.lock();
+        let filling = state.round.fate() == Fate::Filling;
+        // Changed since the last look: look again.
+        if state.broken || filling && state.arrived + 1 == self.barrier.parties {
+            ticket.grant();
+            return;
+        }
+        if filling {
+            self.joined = Some((state.round.clone(), state.arrived));
+            state.arrived += 1;
+        }
+        state.waiting.push(ticket);
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        let mut state = self.barrier.state.lock();
+        state.waiting.remove(ticket);
+        let Some((round, _)) = &self.joined else {
+            return false;
+        };
+        if round.fate() != Fate::Filling {
+            return true;
+        }
+        state.arrived -= 1;
+        self.joined = None;
+        false
+    }
+}
+
+impl<'a> Op for Arriving<'a> {
+    type Output = Arrival<'a>;
+    type Refusal = BarrierError;
+
+    fn attempt(&mut self) -> Result<Option<Arrival<'a>>, BarrierError> {
+        let mut state = self.barrier.state.lock();
+        if state.broken {
+            return Err(BarrierError::Broken);
+        }
+        Ok(self.complete(&mut state))
+    }
+
+    fn collect(&mut self) -> Result<Option<Arrival<'a>>, BarrierError> {
+        let Some((round, index)) = &self.joined else {
+            return self.attempt();
+        };
+        let mut passing = Passing {
+            barrier: self.barrier,
+            round,
+        };
+        wait::perform_uncancelled(&mut passing)?;
+        Ok(Some(Arrival::Passed(*index)))
+    }
+}
+
+/// A party of a complete round waits until the last one has let all go.
+struct Passing<'a> {
+    barrier: &'a Barrier,
+    round: &'a Round,
+}
+
+impl Waitable for Passing<'_> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.barrier.state.lock();
+        if self.round.fate() == Fate::Opening {
+            state.waiting.push(ticket);
+        } else {
+            ticket.grant();
+        }
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        self.barrier.state.lock().waiting.remove(ticket);
+        false
+    }
+}
+
+impl Op for Passing<'_> {
+    type Output = ();
+    type Refusal = BarrierError;
+
+    fn attempt(&mut self) -> Result<Option<()>, BarrierError> {
+        match self.round.fate() {
+            Fate::Passed => Ok(Some(())),
+            Fate::Broken => Err(BarrierError::Broken),
+            Fate::Filling | Fate::Opening => Ok(None),
+        }
+    }
+}
+
+impl Round {
+    fn fate(&self) -> Fate {
+        *self.0.lock()
+    }
+
+    fn decide(&self, fate: Fate) {
+        *self.0.lock() = fate;
+    }
+}
+
+impl Opening<'_> {
+    /// How many came before: all others.
+    pub fn index(&self) -> usize {
+        self.barrier.parties - 1
+    }
+
+    /// Let all go.
+    pub fn open(self) -> Result<usize, BarrierError> {
+        let mut state = self.barrier.state.lock();
+        if self.round.fate() != Fate::Opening {
+            return Err(BarrierError::Broken); // meanwhile, by somebody else
+        }
+        self.barrier.end_round(&mut state, Fate::Passed, false);
+        drop(state);
+        Ok(self.index())
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        let mut state = self.barrier.state.lock();
+        if self.round.fate() == Fate::Opening {
+            self.barrier.end_round(&mut state, Fate::Broken, true);
+        }
+    }
+}
+
+impl From<Stop> for BarrierError {
+    fn from(stop: Stop) -> BarrierError {
+        BarrierError::Stop(stop)
+    }
+}
+
+impl fmt::Display for BarrierError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BarrierError::Stop(stop) => stop.fmt(f),
+            BarrierError::Broken => f.write_str(
+                "the barrier is broken: a party gave up or broke it; reset() makes it usable again",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for BarrierError {}

@@ -1,0 +1,472 @@
+//! Items on their way from thread to thread.
+//!
+//! Guarantees: items put are items got plus items queued, at every instant (I13); a wait that ends
+//! with an error has put, or got, nothing (I11); an item that comes while somebody waits for one
+//! is handed to the first in line who still wants it, so no wake-up is lost or taken along (I12).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::atomics::Mutex;
+use crate::clock::Time;
+use crate::error::Stop;
+use crate::park::{Line, Ticket};
+use crate::wait::{self, Op, Waitable};
+
+/// A queue of any number of items, or of a bounded one. Waits on it can be cancelled.
+///
+/// It has the manners of Python's: items may be counted as done, and a queue shut down.
+pub struct Queue<T> {
+    state: Mutex<State<T>>,
+}
+
+/// Which item is got next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// The one that was put first.
+    #[default]
+    Fifo,
+    /// The one that was put last.
+    Lifo,
+}
+
+struct State<T> {
+    items: VecDeque<T>,
+    order: Order,
+    capacity: usize,
+    getters: VecDeque<Getter<T>>,
+    putters: VecDeque<Putter<T>>,
+    /// Put, and not yet counted as done.
+    unfinished: usize,
+    /// Those who wait until all is done.
+    joining: Line,
+    shut: bool,
+}
+
+/// What a waiter is given, or gives; locked before its ticket is granted, so that the waiter finds
+/// it settled.
+type Slot<T> = Arc<Mutex<Option<T>>>;
+
+struct Getter<T> {
+    ticket: Ticket,
+    /// Filled with the item. Empty: look again.
+    slot: Slot<T>,
+}
+
+struct Putter<T> {
+    ticket: Ticket,
+    /// Its item is taken from here. Still there: look again.
+    slot: Slot<T>,
+}
+
+/// Why an item was not put or got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueueError {
+    /// The calling thread is to stop.
+    Stop(Stop),
+    /// The queue was shut down.
+    ShutDown,
+}
+
+/// `task_done` was called more often than there were items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NothingUnfinished;
+
+impl<T> Queue<T> {
+    /// An empty queue for `capacity` items at most; zero means any number.
+    pub fn new(order: Order, capacity: usize) -> Queue<T> {
+        Queue {
+            state: Mutex::new(State {
+                items: VecDeque::new(),
+                order,
+                capacity: bound(capacity),
+                getters: VecDeque::new(),
+                putters: VecDeque::new(),
+                unfinished: 0,
+                joining: Line::default(),
+                shut: false,
+            }),
+        }
+    }
+
+    /// Make it another one, before it is used.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn configure(&self, order: Order, capacity: usize) {
+        let mut state = self.state.lock();
+        state.order = order;
+        state.capacity = bound(capacity);
+    }
+
+    /// Put an item, waiting for a place until `until` at most; then it is given back. A
+    /// checkpoint; `Err` means that it was not put.
+    pub fn put(&self, item: T, until: Time) -> Result<Option<T>, QueueError> {
+        let mut putting = self.putting(item);
+        let put = wait::perform(&mut putting, until)?;
+        Ok(if put.is_some() { None } else { putting.item })
+    }
+
+    /// Put an item if there is a place, else it is given back; not a checkpoint, never blocks.
+    pub fn try_put(&self, item: T) -> Result<Option<T>, QueueError> {
+        let mut putting = self.putting(item);
+        putting.attempt()?;
+        Ok(putting.item)
+    }
+
+    /// Get an item, waiting until `until` at most; then `None`. A checkpoint; `Err` means that
+    /// nothing was got.
+    pub fn get(&self, until: Time) -> Result<Option<T>, QueueError> {
+        wait::perform(&mut self.getting(), until)
+    }
+
+    /// Get an item if there is one; not a checkpoint, never blocks.
+    pub fn try_get(&self) -> Result<Option<T>, QueueError> {
+        self.getting().attempt()
+    }
+
+    /// Putting, as one of several things to wait for.
+    pub(crate) fn putting(&self, item: T) -> Putting<'_, T> {
+        Putting {
+            queue: self,
+            item: Some(item),
+            slot: None,
+        }
+    }
+
+    /// Getting, as one of several things to wait for.
+    pub(crate) fn getting(&self) -> Getting<'_, T> {
+        Getting {
+            queue: self,
+            slot: None,
+        }
+    }
+
+    /// One item that was got has been worked on.
+    pub fn task_done(&self) -> Result<(), NothingUnfinished> {
+        let joined = {
+            let mut state = self.state.lock();
+            state.unfinished = state.unfinished.checked_sub(1).ok_or(NothingUnfinished)?;
+            state.joined()
+        };
+        joined.iter().for_each(Ticket::wake);
+        Ok(())
+    }
+
+    /// Wait until as many items have been counted as done as were put, or until `until` (then
+    /// false). A checkpoint.
+    pub fn join(&self, until: Time) -> Result<bool, Stop> {
+        wait::perform(&mut Joining(self), until).map(|joined| joined.is_some())
+    }
+
+    /// From now on nothing is put, and nothing is got once it is empty: who waits is told. With
+    /// `immediate` it is emptied at once; returns what was in it, which counts as done.
+    pub fn shut_down(&self, immediate: bool) -> Vec<T> {
+        let (dropped, wake) = {
+            let mut state = self.state.lock();
+            state.shut = true;
+            let dropped: Vec<T> = if immediate {
+                state.items.drain(..).collect()
+            } else {
+                Vec::new()
+            };
+            state.unfinished = state.unfinished.saturating_sub(dropped.len());
+            let mut wake = state.joined();
+            let getters = std::mem::take(&mut state.getters);
+            let putters = std::mem::take(&mut state.putters);
+            wake.extend(
+                getters
+                    .into_iter()
+                    .map(|getter| getter.ticket)
+                    .filter(Ticket::grant),
+            );
+            wake.extend(
+                putters
+                    .into_iter()
+                    .map(|putter| putter.ticket)
+                    .filter(Ticket::grant),
+            );
+            (dropped, wake)
+        };
+        wake.iter().for_each(Ticket::wake);
+        dropped
+    }
+
+    /// Shut down?
+    pub fn is_shut_down(&self) -> bool {
+        self.state.lock().shut
+    }
+
+    /// How many items are queued.
+    pub fn len(&self) -> usize {
+        self.state.lock().items.len()
+    }
+
+    /// No item is queued?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// No place is left?
+    pub fn is_full(&self) -> bool {
+        let state = self.state.lock();
+        state.items.len() >= state.capacity
+    }
+
+    /// How many items were put and not yet counted as done.
+    pub fn unfinished(&self) -> usize {
+        self.state.lock().unfinished
+    }
+
+    /// Take all out that is queued, and count it neither as got nor as done.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn clear(&self) -> VecDeque<T> {
+        std::mem::take(&mut self.state.lock().items)
+    }
+
+    /// Visit all that is queued, unless somebody is just using the queue.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn try_for_each(&self, visit: impl FnMut(&T)) {
+        #[cfg(not(loom))]
+        if let Some(state) = self.state.try_lock() {
+            state.items.iter().for_each(visit);
+        }
+        #[cfg(loom)]
+        self.state.lock().items.iter().for_each(visit);
+    }
+}
+
+fn bound(capacity: usize) -> usize {
+    if capacity == 0 { usize::MAX } else { capacity }
+}
+
+impl<T> State<T> {
+    /// Returns those to wake who wait until all is done, if it is.
+    fn joined(&mut self) -> Vec<Ticket> {
+        if self.unfinished == 0 {
+            self.joining.grant_all()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Put the item, which is there, if it has a place. Returns whom to wake.
+    fn put(&mut self, item: &mut Option<T>) -> Option<Ticket> {
+        let mut wake = None;
+        while wake.is_none() {
+            let Some(getter) = self.getters.pop_front() else {
+                break;
+            };
+            // There are getters only while there are no items.
+            let mut slot = getter.slot.lock();
+            if getter.ticket.grant() {
+                *slot = item.take();
+                wake = Some(getter.ticket);
+            }
+        }
+        self.items.extend(item.take());
+        self.unfinished += 1;
+        wake
+    }
+
+    /// Get the next item. Returns whom to wake, because its item has found a place.
+    fn get(&mut self) -> Option<(T, Option<Ticket>)> {
+        let item = match self.order {
+            Order::Fifo => self.items.pop_front(),
+            Order::Lifo => self.items.pop_back(),
+        }?;
+        while let Some(putter) = self.putters.pop_front() {
+            let mut slot = putter.slot.lock();
+            if putter.ticket.grant() {
+                self.items.extend(slot.take());
+                self.unfinished += 1;
+                return Some((item, Some(putter.ticket)));
+            }
+        }
+        Some((item, None))
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= self.capacity
+    }
+}
+
+/// One call of [`Queue::put`].
+pub(crate) struct Putting<'a, T> {
+    queue: &'a Queue<T>,
+    /// The item, while it is not in line.
+    item: Option<T>,
+    slot: Option<Slot<T>>,
+}
+
+impl<T> Waitable for Putting<'_, T> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.queue.state.lock();
+        if state.shut || !state.is_full() {
+            ticket.grant();
+            return;
+        }
+        let slot = self.slot.get_or_insert_default().clone();
+        *slot.lock() = self.item.take();
+        state.putters.push_back(Putter { ticket, slot });
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        let mut state = self.queue.state.lock();
+        state.putters.retain(|putter| putter.ticket != *ticket);
+        self.fetch();
+        false
+    }
+}
+
+impl<T> Putting<'_, T> {
+    /// The item comes back from the line.
+    fn fetch(&mut self) {
+        if self.item.is_none() {
+            self.item = self.slot.as_ref().and_then(|slot| slot.lock().take());
+        }
+    }
+}
+
+impl<T> Op for Putting<'_, T> {
+    type Output = ();
+    type Refusal = QueueError;
+
+    fn attempt(&mut self) -> Result<Option<()>, QueueError> {
+        let wake = {
+            let mut state = self.queue.state.lock();
+            if state.shut {
+                return Err(QueueError::ShutDown);
+            }
+            if state.is_full() {
+                return Ok(None);
+            }
+            state.put(&mut self.item)
+        };
+        wake.iter().for_each(Ticket::wake);
+        Ok(Some(()))
+    }
+
+    fn collect(&mut self) -> Result<Option<()>, QueueError> {
+        self.fetch();
+        if self.item.is_none() {
+            return Ok(Some(()));
+        }
+        self.attempt()
+    }
+}
+
+/// One call of [`Queue::get`].
+pub(crate) struct Getting<'a, T> {
+    queue: &'a Queue<T>,
+    slot: Option<Slot<T>>,
+}
+
+impl<T> Waitable for Getting<'_, T> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.queue.state.lock();
+        if state.shut || !state.items.is_empty() {
+            ticket.grant();
+            return;
+        }
+        let slot = self.slot.get_or_insert_default().clone();
+        state.getters.push_back(Getter { ticket, slot });
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        let mut state = self.queue.state.lock();
+        state.getters.retain(|getter| getter.ticket != *ticket);
+        false
+    }
+}
+
+impl<T> Op for Getting<'_, T> {
+    type Output = T;
+    type Refusal = QueueError;
+
+    fn attempt(&mut self) -> Result<Option<T>, QueueError> {
+        let (item, wake) = {
+            let mut state = self.queue.state.lock();
+            match state.get() {
+                Some(got) => got,
+                None if state.shut => return Err(QueueError::ShutDown),
+                None => return Ok(None),
+            }
+        };
+        wake.iter().for_each(Ticket::wake);
+        Ok(Some(item))
+    }
+
+    fn collect(&mut self) -> Result<Option<T>, QueueError> {
+        let handed_over = self.slot.as_ref().and_then(|slot| slot.lock().take());
+        match handed_over {
+            Some(item) => Ok(Some(item)),
+            None => self.attempt(),
+        }
+    }
+}
+
+/// One call of [`Queue::join`].
+struct Joining<'a, T>(&'a Queue<T>);
+
+impl<T> Waitable for Joining<'_, T> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.0.state.lock();
+        if state.unfinished == 0 {
+            ticket.grant();
+        } else {
+            state.joining.push(ticket);
+        }
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        self.0.state.lock().joining.remove(ticket);
+        false
+    }
+}
+
+impl<T> Op for Joining<'_, T> {
+    type Output = ();
+    type Refusal = Stop;
+
+    fn attempt(&mut self) -> Result<Option<()>, Stop> {
+        Ok((self.0.unfinished() == 0).then_some(()))
+    }
+
+    // It was so in the instant of the grant, whatever has been put since.
+    fn collect(&mut self) -> Result<Option<()>, Stop> {
+        Ok(Some(()))
+    }
+}
+
+impl From<Stop> for QueueError {
+    fn from(stop: Stop) -> QueueError {
+        QueueError::Stop(stop)
+    }
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            QueueError::Stop(stop) => stop.fmt(f),
+            QueueError::ShutDown => f.write_str("the queue was shut down"),
+        }
+    }
+}
+
+impl std::error::Error for QueueError {}
+
+impl fmt::Display for NothingUnfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("task_done() called too many times")
+    }
+}
+
+impl std::error::Error for NothingUnfinished {}
+
+impl<T> fmt::Debug for Queue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

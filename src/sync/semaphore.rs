@@ -1,0 +1,269 @@
+//! A counter of permits.
+//!
+//! Guarantees: permits given out and permits left add up at every instant; a permit that is
+//! released while somebody waits is handed to the first in line who still wants it, so a waiter
+//! that has given up never takes one along (I11); a permit that a block took is in the ledger, and
+//! comes back however the block ends (I20).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::atomics::Mutex;
+use crate::clock::Time;
+use crate::error::Stop;
+use crate::ledger::{End, Held, Hold, Keeper, Ledger};
+use crate::park::Ticket;
+use crate::scope;
+use crate::wait::{self, Op, Waitable};
+
+/// Permits to be acquired and released, by any thread. Waits for one can be cancelled.
+///
+/// A permit belongs to nobody: it may be released by another thread than the one that acquired
+/// it. Only one that was acquired for a block is given back by the scope or task around it.
+#[derive(Clone)]
+pub struct Semaphore {
+    core: Arc<Core>,
+}
+
+struct Core {
+    /// No more permits than this are ever free.
+    bound: usize,
+    state: Mutex<State>,
+}
+
+struct State {
+    free: usize,
+    queue: VecDeque<Request>,
+    /// Who holds a permit for a block, once for each.
+    holders: Vec<Arc<Ledger>>,
+    /// Permits of blocks that a sweep has taken back, and whose block's end has not come, and may
+    /// never.
+    orphans: usize,
+}
+
+struct Request {
+    ticket: Ticket,
+    /// Where the permit is recorded; `None` if it belongs to nobody.
+    ledger: Option<Arc<Ledger>>,
+}
+
+/// More permits were released than the semaphore may have; none of them was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooManyReleases;
+
+impl Semaphore {
+    /// With so many free permits, and no bound to how many there may be.
+    pub fn new(permits: usize) -> Semaphore {
+        Semaphore::with(permits, usize::MAX)
+    }
+
+    /// With so many free permits, and never more.
+    pub fn bounded(permits: usize) -> Semaphore {
+        Semaphore::with(permits, permits)
+    }
+
+    fn with(free: usize, bound: usize) -> Semaphore {
+        Semaphore {
+            core: Arc::new(Core {
+                bound,
+                state: Mutex::new(State {
+                    free,
+                    queue: VecDeque::new(),
+                    holders: Vec::new(),
+                    orphans: 0,
+                }),
+            }),
+        }
+    }
+
+    /// Acquire a permit, waiting until `until` at most (then false). A checkpoint on entry, even
+    /// if one is free; `Err` means that none was taken.
+    pub fn acquire(&self, until: Time) -> Result<bool, Stop> {
+        wait::perform(&mut self.acquiring(None), until).map(|acquired| acquired.is_some())
+    }
+
+    /// Acquire a permit if one is free; not a checkpoint, never blocks.
+    pub fn try_acquire(&self) -> bool {
+        self.core.take(&mut self.core.state.lock(), None)
+    }
+
+    /// Acquire a permit for a block, which gives it back by [`Semaphore::end_block`].
+    pub(crate) fn acquire_for_block(&self) -> Result<(), Stop> {
+        let ledger = Some(scope::current_ledger());
+        wait::perform(&mut self.acquiring(ledger), Time::NEVER).map(|_| ())
+    }
+
+    /// As [`Semaphore::acquire_for_block`], if a permit is free; not a checkpoint.
+    pub(crate) fn try_acquire_for_block(&self) -> bool {
+        let ledger = scope::current_ledger();
+        self.core.take(&mut self.core.state.lock(), Some(&ledger))
+    }
+
+    /// A block that took a permit ends. False: a sweep has given it back before.
+    pub(crate) fn end_block(&self) -> bool {
+        let ledger = scope::current_ledger();
+        let mut state = self.core.state.lock();
+        let mine = |holder: &Arc<Ledger>| Arc::ptr_eq(holder, &ledger);
+        let at = match state.holders.iter().rposition(mine) {
+            None if state.orphans > 0 => {
+                state.orphans -= 1;
+                return false;
+            }
+            // A block that has moved from one thread to another, as a generator can.
+            None => 0,
+            Some(at) => at,
+        };
+        if state.holders.is_empty() {
+            return false;
+        }
+        let holder = state.holders.remove(at);
+        let struck = holder.strike_out(Arc::as_ptr(&self.core).cast());
+        let wake = self.core.put(&mut state, 1);
+        drop(state);
+        wake.iter().for_each(Ticket::wake);
+        drop(struck); // may be the last count of this semaphore
+        true
+    }
+
+    /// Acquiring a permit, as one of several things to wait for.
+    pub(crate) fn acquiring(&self, ledger: Option<Arc<Ledger>>) -> Acquiring<'_> {
+        Acquiring {
+            core: &self.core,
+            ledger,
+        }
+    }
+
+    /// Give permits back, or add new ones: to those who wait first.
+    pub fn release(&self, permits: usize) -> Result<(), TooManyReleases> {
+        let mut state = self.core.state.lock();
+        let fits = state.free.checked_add(permits);
+        if fits.is_none_or(|free| free > self.core.bound) {
+            return Err(TooManyReleases);
+        }
+        let wake = self.core.put(&mut state, permits);
+        drop(state);
+        wake.iter().for_each(Ticket::wake);
+        Ok(())
+    }
+
+    /// No more permits than this are ever free.
+    pub fn bound(&self) -> usize {
+        self.core.bound
+    }
+
+    /// How many permits are free.
+    pub fn free(&self) -> usize {
+        self.core.state.lock().free
+    }
+}
+
+impl Core {
+    fn take(self: &Arc<Self>, state: &mut State, ledger: Option<&Arc<Ledger>>) -> bool {
+        if state.free == 0 {
+            return false;
+        }
+        state.free -= 1;
+        self.record(state, ledger);
+        true
+    }
+
+    fn record(self: &Arc<Self>, state: &mut State, ledger: Option<&Arc<Ledger>>) {
+        if let Some(ledger) = ledger {
+            ledger.record(self.clone(), Keeper::Block);
+            state.holders.push(ledger.clone());
+        }
+    }
+
+    /// Returns whom to wake.
+    fn put(self: &Arc<Self>, state: &mut State, permits: usize) -> Vec<Ticket> {
+        let mut wake = Vec::new();
+        for _ in 0..permits {
+            let next = std::iter::from_fn(|| state.queue.pop_front())
+                .find(|request| request.ticket.grant());
+            let Some(request) = next else { break };
+            self.record(state, request.ledger.as_ref());
+            wake.push(request.ticket);
+        }
+        state.free += permits - wake.len();
+        wake
+    }
+}
+
+impl Held for Core {
+    fn name(&self) -> Arc<str> {
+        "semaphore".into()
+    }
+
+    fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, _: &End) -> Option<bool> {
+        let mut state = self.state.lock();
+        let entry = holder.strike(Arc::as_ptr(&self).cast(), hold)?;
+        let same = |other: &Arc<Ledger>| Arc::ptr_eq(other, holder);
+        if let Some(at) = state.holders.iter().rposition(same) {
+            state.holders.remove(at);
+        }
+        state.orphans += 1;
+        let wake = self.put(&mut state, 1);
+        drop(state);
+        wake.iter().for_each(Ticket::wake);
+        drop(entry);
+        Some(false)
+    }
+}
+
+/// One call of [`Semaphore::acquire`].
+pub(crate) struct Acquiring<'a> {
+    core: &'a Arc<Core>,
+    ledger: Option<Arc<Ledger>>,
+}
+
+impl Waitable for Acquiring<'_> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        let mut state = self.core.state.lock();
+        if state.free == 0 {
+            let ledger = self.ledger.clone();
+            state.queue.push_back(Request { ticket, ledger });
+        } else if ticket.grant() {
+            self.core.take(&mut state, self.ledger.as_ref());
+        }
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        let queue = &mut self.core.state.lock().queue;
+        queue.retain(|request| request.ticket != *ticket);
+        false
+    }
+}
+
+impl Op for Acquiring<'_> {
+    type Output = ();
+    type Refusal = Stop;
+
+    fn attempt(&mut self) -> Result<Option<()>, Stop> {
+        let mut state = self.core.state.lock();
+        let taken = self.core.take(&mut state, self.ledger.as_ref());
+        Ok(taken.then_some(()))
+    }
+
+    fn collect(&mut self) -> Result<Option<()>, Stop> {
+        // It was granted under this lock: now it is recorded, too.
+        drop(self.core.state.lock());
+        Ok(Some(()))
+    }
+}
+
+impl fmt::Debug for Semaphore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Semaphore")
+            .field("free", &self.free())
+            .finish()
+    }
+}
+
+impl fmt::Display for TooManyReleases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("released more often than acquired")
+    }
+}
+
+impl std::error::Error for TooManyReleases {}
