@@ -20,6 +20,10 @@ pub(super) struct Condition {
 }
 
 impl Condition {
+    pub(super) fn core(&self) -> &sync::Condition {
+        &self.condition
+    }
+
     /// RuntimeError, unless the lock is held; by whom is known of a reentrant one only.
     fn check_held(&self, what: &str) -> PyResult<()> {
         let lock = self.condition.lock();

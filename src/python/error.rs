@@ -108,6 +108,11 @@ pub(super) fn ordinary(py: Python<'_>, name: &str, message: &impl ToString) -> P
     }
 }
 
+/// Is it one of those, or a subclass?
+pub(super) fn is(py: Python<'_>, error: &PyErr, name: &str) -> bool {
+    class(py, name).is_ok_and(|class| error.is_instance(py, &class))
+}
+
 pub(super) fn misuse(py: Python<'_>, misuse: ScopeMisuse) -> PyErr {
     ordinary(py, "ScopeMisuse", &misuse)
 }

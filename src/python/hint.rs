@@ -42,6 +42,16 @@ impl Hint for Float {
     const TYPE: PyStaticExpr = type_hint_identifier!("builtins", "float");
 }
 
+/// A descriptor, or an object that has one.
+#[derive(Clone, Copy)]
+pub(super) enum File {}
+
+impl Hint for File {
+    const TYPE: PyStaticExpr = type_hint_identifier!("_typeshed", "FileDescriptorLike");
+}
+
+pub(super) type GivenFile<'a, 'py> = Given<'a, 'py, File>;
+
 // What `__exit__` is called with; for a block that ends by itself these are three times None. An
 // `__exit__` that refused one of them would leave its block open.
 

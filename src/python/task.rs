@@ -63,6 +63,12 @@ pub(super) struct Task {
     ended: AtomicU8,
 }
 
+impl Task {
+    pub(super) fn core(&self) -> &Arc<task::Task> {
+        &self.task
+    }
+}
+
 #[pymethods]
 impl Task {
     #[new]

@@ -114,6 +114,14 @@ impl CancelToken {
         seconds::from_time(self.token.deadline())
     }
 
+    /// Address of a 32-bit word for native code: its lowest bit is set once the token is cancelled.
+    ///
+    /// Valid as long as this token is kept. To be read as desist.h does, see get_include().
+    #[getter]
+    fn flag(&self) -> usize {
+        self.token.flag().addr()
+    }
+
     /// Seconds until the deadline, 0.0 once it has passed; infinity if there is none.
     fn remaining(&self) -> f64 {
         let deadline = self.token.deadline();

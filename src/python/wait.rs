@@ -85,6 +85,12 @@ pub(super) struct Latch {
     latch: sync::Latch,
 }
 
+impl Latch {
+    pub(super) fn core(&self) -> &sync::Latch {
+        &self.latch
+    }
+}
+
 #[pymethods]
 impl Latch {
     #[new]
