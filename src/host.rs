@@ -22,6 +22,10 @@ pub trait Host: Sync {
     /// The calling thread's name.
     fn thread_name(&self) -> Option<Arc<str>>;
 
+    /// In a simulation, nobody can go on: the wait of the calling thread is about to end as
+    /// interrupted, and the host keeps what it wants raised.
+    fn stuck(&self);
+
     /// The calling thread was told `raised` times that it is cancelled, in one scope.
     fn swallowed(&self, raised: u32);
 }
@@ -45,6 +49,12 @@ pub(crate) fn interrupted() -> ControlFlow<()> {
 
 pub(crate) fn slice() -> Option<Duration> {
     HOST.get().and_then(|host| host.slice())
+}
+
+pub(crate) fn stuck() {
+    if let Some(host) = HOST.get() {
+        host.stuck();
+    }
 }
 
 pub(crate) fn swallowed(raised: u32) {

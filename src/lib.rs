@@ -16,6 +16,7 @@
 //! | [`wait`] | one blocking wait: granted, cancelled, killed or timed out |
 //! | [`sync`] | locks, counters, flags and queues built on it |
 //! | `io` | file descriptors |
+//! | `testing` | virtual time |
 //! | [`stop`] | the ladder from asking to hard stop |
 //! | [`work`] | leases: work that a stopped worker gives back |
 //!
@@ -49,6 +50,8 @@ pub mod scope;
 pub mod stop;
 pub mod sync;
 pub mod task;
+#[cfg(not(loom))]
+pub mod testing;
 pub mod wait;
 pub mod work;
 

@@ -28,6 +28,7 @@ mod seconds;
 mod semaphore;
 mod stop;
 mod task;
+mod testing;
 mod token;
 mod wait;
 mod work;
@@ -76,6 +77,8 @@ mod _core {
     use super::stop::{KillReport, StopPolicy};
     #[pymodule_export]
     use super::task::Task;
+    #[pymodule_export]
+    use super::testing::{Simulation, census};
     #[pymodule_export]
     use super::token::{CancelSource, CancelToken, Registration};
     #[pymodule_export]

@@ -263,6 +263,12 @@ pub(crate) fn current_node() -> Option<NodeRef> {
     })
 }
 
+/// How many scopes are open on the calling thread.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn depth() -> usize {
+    CONTEXT.with(|context| context.frames.borrow().len())
+}
+
 /// The task whose body the calling thread runs.
 pub(crate) fn current_task() -> Option<Arc<Task>> {
     CONTEXT.with(|context| context.task.borrow().clone())

@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::atomics::{self, AtomicBool, Mutex};
@@ -41,6 +41,15 @@ pub trait Force: Send + Sync {
 
     /// Where the body is now, for reports.
     fn stack(&self) -> Option<Arc<str>>;
+}
+
+/// Tasks that have been launched, or entered, and are not over.
+static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many tasks have begun, or are about to, and have not ended.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn unfinished() -> usize {
+    UNFINISHED.load(Ordering::Relaxed)
 }
 
 /// One run of a body.
@@ -204,10 +213,24 @@ impl Task {
     }
 
     /// Its thread is being started: kills are taken from now on, though the body has not begun.
-    pub fn launch(&self) {
+    /// False: that is so already, or it has begun.
+    pub fn launch(&self) -> bool {
         let mut control = self.control.lock();
-        if control.phase == Phase::Fresh {
+        let first = control.phase == Phase::Fresh;
+        if first {
             control.phase = Phase::Launched;
+            UNFINISHED.fetch_add(1, Ordering::Relaxed);
+        }
+        first
+    }
+
+    /// It was not started after all.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn recall(&self) {
+        let mut control = self.control.lock();
+        if control.phase == Phase::Launched {
+            control.phase = Phase::Fresh;
+            UNFINISHED.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -484,6 +507,9 @@ impl Boundary {
     pub fn enter(task: &Arc<Task>, force: Option<Arc<dyn Force>>) -> Boundary {
         let outer = scope::begin_task(task);
         let mut control = task.control.lock();
+        if control.phase != Phase::Launched {
+            UNFINISHED.fetch_add(1, Ordering::Relaxed);
+        }
         control.phase = Phase::Running;
         control.force = force;
         drop(control);
@@ -544,6 +570,7 @@ impl Boundary {
         let swept = task.ledger.sweep(&end);
         scope::end_task(outer);
         task.source.close();
+        UNFINISHED.fetch_sub(1, Ordering::Relaxed);
         if !abandoned {
             let rung = killed.then(|| task.delivered()).flatten();
             task.amend(|record| {

@@ -56,8 +56,13 @@ class Thread(threading.Thread):
 
     def start(self) -> None:
         """As threading.Thread."""
-        self._task.launch()
-        super().start()
+        first = self._task.launch()
+        try:
+            super().start()
+        except BaseException:  # there is no thread to be had
+            if first:
+                self._task.recall()
+            raise
 
     def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
         """Ask the thread to stop: its desist waits and checkpoints raise Cancelled from now on.

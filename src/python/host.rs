@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use crate::fork;
 use crate::host::{self, Host};
 use crate::python::error;
+use crate::testing;
 
 struct Interpreter;
 
@@ -53,6 +54,14 @@ impl Host for Interpreter {
                 .map(Arc::from)
         })?
         .ok()
+    }
+
+    fn stuck(&self) {
+        let raised = Python::try_attach(|py| match testing::current() {
+            Some(simulation) => error::ordinary(py, "Deadlock", &simulation.stuck()),
+            None => error::ordinary(py, "Deadlock", &"every thread waits"),
+        });
+        RAISED.with(|slot| *slot.borrow_mut() = raised);
     }
 
     fn swallowed(&self, raised: u32) {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
+use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::python::enums::TaskState;
 use crate::python::error::{Cancelled, Killed};
@@ -15,6 +16,7 @@ use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
 use crate::python::{hard_stop, seconds};
 use crate::task::{self, BodyEnd, Boundary, Progress};
+use crate::testing::{self, Enrolment};
 
 /// How a body ended, for those who look at the task later.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub(super) fn run<R>(
 pub(super) struct Task {
     task: Arc<task::Task>,
     ended: AtomicU8,
+    /// Its thread's place in a simulation, on the way to it.
+    enrolment: Mutex<Option<Enrolment>>,
 }
 
 impl Task {
@@ -76,12 +80,25 @@ impl Task {
         Self {
             task: task::Task::new(name, None),
             ended: AtomicU8::new(Ended::NotYet as u8),
+            enrolment: Mutex::new(None),
         }
     }
 
     /// Its thread is being started, so that it may be killed from now on.
-    fn launch(&self) {
-        self.task.launch();
+    /// False: it is, or was, already.
+    fn launch(&self) -> bool {
+        let first = self.task.launch();
+        if first {
+            *self.enrolment.lock() = testing::enrol(self.task.name(), self.task.node());
+        }
+        first
+    }
+
+    /// Its thread could not be started.
+    fn recall(&self, py: Python<'_>) {
+        self.task.recall();
+        let enrolment = self.enrolment.lock().take();
+        py.detach(|| drop(enrolment));
     }
 
     /// Run it here and now. Cancelled and Killed end here; other exceptions pass.
@@ -92,6 +109,8 @@ impl Task {
                 "this task has run; make a new one for each run",
             ));
         }
+        let enrolment = self.enrolment.lock().take();
+        let enrolled = py.detach(|| enrolment.map(Enrolment::begin));
         let body = || body.call0().map(Bound::unbind);
         let settled = run(py, &self.task, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
@@ -99,8 +118,9 @@ impl Task {
                 Ended::Failed => result.map(|_| ()),
                 _ => Ok(()),
             }
-        })?;
-        settled.unwrap_or(Ok(()))
+        });
+        py.detach(|| drop(enrolled));
+        settled?.unwrap_or(Ok(()))
     }
 
     /// The task's token.

@@ -23,6 +23,7 @@ use crate::python::wait::blocking;
 use crate::python::{error, seconds};
 use crate::scope;
 use crate::task::{BodyEnd, Boundary, Task};
+use crate::testing::{self, Enrolment};
 use crate::work::{self, Back, Returned};
 use crate::{Cause, CauseKind};
 
@@ -451,6 +452,8 @@ pub(super) struct Seat {
     abandoned: AtomicBool,
     /// Set when its thread has left the loop, or was given up.
     over: crate::sync::Latch,
+    /// Its thread's place in a simulation, on the way to it.
+    enrolment: Mutex<Option<Enrolment>>,
 }
 
 #[pymethods]
@@ -465,13 +468,21 @@ impl Seat {
             current: Mutex::new(None),
             abandoned: AtomicBool::new(false),
             over,
+            enrolment: Mutex::new(None),
         }
+    }
+
+    /// Its thread is being started.
+    fn launch(&self, name: &str) {
+        *self.enrolment.lock() = testing::enrol(name, self.pool.get().inner().node());
     }
 
     /// Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
     /// kill strikes.
     #[pyo3(signature = (name, handler: "Callable[[Lease[_T]], object]"))]
     fn work(&self, py: Python<'_>, name: &str, handler: &Bound<'_, PyAny>) -> PyResult<()> {
+        let enrolment = self.enrolment.lock().take();
+        let enrolled = py.detach(|| enrolment.map(Enrolment::begin));
         let queue = &self.queue.get().queue;
         let pool = self.pool.get().inner();
         let worker = Task::new(name, Some(pool));
@@ -485,6 +496,7 @@ impl Seat {
         }
         py.detach(|| boundary.leave(BodyEnd::Unwound));
         self.over.set();
+        py.detach(|| drop(enrolled));
         result
     }
 
