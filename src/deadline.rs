@@ -16,6 +16,7 @@ use once_cell::sync::OnceCell;
 
 use crate::atomics::{Arc, ForkMutex};
 use crate::clock::Time;
+use crate::fork;
 use crate::park::{Outcome, Waiter};
 #[cfg(not(loom))]
 use crate::testing;
@@ -93,7 +94,10 @@ pub(crate) fn hand_over(callbacks: Callbacks) {
 }
 
 fn run_callbacks(receiver: &Receiver<Callbacks>) {
-    receiver.iter().for_each(run_safely);
+    for callbacks in receiver {
+        let _inside = fork::inside();
+        run_safely(callbacks);
+    }
 }
 
 /// A panic was reported by the panic hook; it must not end this thread.
@@ -224,6 +228,7 @@ impl Timer {
     }
 
     fn serve(&self) -> ! {
+        let _inside = fork::inside();
         loop {
             let (due, until, waiter) = {
                 let mut state = self.state.lock();

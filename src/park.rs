@@ -214,7 +214,7 @@ impl Waiter {
             {
                 continue;
             }
-            let signalled = self.sleep(this_time) || slice.is_some();
+            let signalled = fork::outside(|| self.sleep(this_time)) || slice.is_some();
             if self.outcome().is_some() {
                 continue;
             }

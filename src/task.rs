@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::atomics::{self, AtomicBool, Mutex};
 use crate::cause::Cause;
 use crate::clock::Time;
+use crate::fork;
 pub use crate::ledger::Death;
 use crate::ledger::{End, Ledger, Swept};
 use crate::park::{Outcome, Waiter};
@@ -238,7 +239,7 @@ impl Task {
     pub(crate) fn stack(&self) -> Option<Arc<str>> {
         let force = self.control.lock().force.clone()?;
         let mut stack = None;
-        force.at_a_safe_moment(&mut || stack = force.stack());
+        fork::outside(|| force.at_a_safe_moment(&mut || stack = force.stack()));
         stack
     }
 
@@ -327,7 +328,7 @@ impl Task {
         };
         // Unlocked, for the host runs code to take it back.
         if let Some(force) = force {
-            force.take_back();
+            fork::outside(|| force.take_back());
         }
     }
 
@@ -416,20 +417,27 @@ impl Task {
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
     /// such force.
     pub(crate) fn strike_async(&self) -> bool {
-        let Some(force) = self.control.lock().force.clone() else {
-            return false;
-        };
-        force.at_a_safe_moment(&mut || {
-            let mut control = self.control.lock();
-            let now = Time::now();
-            let again = control
-                .last_strike
-                .is_none_or(|last| now - last >= RESEND_AFTER);
-            if again && self.may_strike(&control) {
-                force.post();
-                control.posted = true;
-                control.last_strike = Some(now);
+        let force = {
+            let control = self.control.lock();
+            match (&control.force, control.phase) {
+                (Some(force), _) => force.clone(),
+                (None, Phase::Launched) => return true, // it will come
+                (None, _) => return false,
             }
+        };
+        fork::outside(|| {
+            force.at_a_safe_moment(&mut || {
+                let mut control = self.control.lock();
+                let now = Time::now();
+                let again = control
+                    .last_strike
+                    .is_none_or(|last| now - last >= RESEND_AFTER);
+                if again && self.may_strike(&control) {
+                    force.post();
+                    control.posted = true;
+                    control.last_strike = Some(now);
+                }
+            });
         });
         true
     }
@@ -538,7 +546,7 @@ impl Boundary {
             control.force.take().filter(|_| posted)
         };
         if let Some(force) = taken_back {
-            force.take_back();
+            fork::outside(|| force.take_back());
         }
     }
 

@@ -60,9 +60,11 @@ class _Hooked:
             self.not_empty.notify()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        item = None
         if not block:
             with shield(math.inf):
-                return self.get(timeout=0)
+                item = self.get(timeout=0)
+            return item
         _check(timeout)
         with self.mutex:
             self.not_empty.wait_for(self._has_news, timeout)
@@ -70,7 +72,7 @@ class _Hooked:
                 raise ShutDown if self._shut else Empty
             item = self._get()
             self.not_full.notify()
-            return item
+        return item
 
     def put_nowait(self, item: Any) -> None:
         self.put(item, block=False)
@@ -111,8 +113,10 @@ class _Hooked:
             self.not_full.notify_all()
 
     def qsize(self) -> int:
+        size = 0
         with shield(math.inf), self.mutex:
-            return self._qsize()
+            size = self._qsize()
+        return size
 
     def empty(self) -> bool:
         return not self.qsize()
@@ -122,11 +126,18 @@ class _Hooked:
 
     @property
     def is_shutdown(self) -> bool:
+        """Is it shut down?"""
         return self._shut
 
     @property
     def unfinished_tasks(self) -> int:
+        """How many items were put and not yet counted as done."""
         return self._unfinished
+
+
+for _name, _method in vars(_Hooked).items():
+    if callable(_method) and not _method.__doc__:
+        _method.__doc__ = getattr(_core.Queue, _name, _method).__doc__  # they do the same
 
 
 def _check(timeout: float | None) -> None:
@@ -150,8 +161,8 @@ class Queue(_core.Queue[_T]):
         super().__init_subclass__(**kwargs)
         if not _HOOKS.isdisjoint(cls.__dict__):
             for name, method in vars(_Hooked).items():
-                if callable(method) or isinstance(method, property):
-                    cls.__dict__.get(name) or setattr(cls, name, method)
+                if name not in cls.__dict__ and (callable(method) or isinstance(method, property)):
+                    setattr(cls, name, method)
 
 
 class LifoQueue(Queue[_T]):

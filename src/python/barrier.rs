@@ -4,6 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::python::error;
+use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 use crate::sync::{self, Arrival, BarrierError};
 
@@ -52,7 +53,7 @@ impl Barrier {
             BarrierError::Stop(stop) => error::from_stop(py, stop),
             BarrierError::Broken => error::ordinary(py, "BrokenBarrierError", &failure),
         };
-        match py.detach(|| self.barrier.arrive(until)).map_err(failed)? {
+        match detached(py, || self.barrier.arrive(until)).map_err(failed)? {
             Arrival::Passed(index) => Ok(index),
             Arrival::Last(opening) => {
                 if let Some(action) = &self.action {

@@ -6,6 +6,7 @@ use pyo3::types::PyTuple;
 
 use crate::python::error;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::detached;
 use crate::python::lock::{Lock, RLock};
 use crate::python::seconds::{self, Seconds};
 use crate::sync::{self, WaitError};
@@ -42,11 +43,10 @@ impl Condition {
     }
 
     fn wait_until(&self, py: Python<'_>, until: crate::Time) -> PyResult<bool> {
-        py.detach(|| self.condition.wait_until(until))
-            .map_err(|failure| match failure {
-                WaitError::NotHeld(_) => PyRuntimeError::new_err("cannot wait on un-acquired lock"),
-                WaitError::Lock(failure) => error::from_lock(py, failure),
-            })
+        detached(py, || self.condition.wait_until(until)).map_err(|failure| match failure {
+            WaitError::NotHeld(_) => PyRuntimeError::new_err("cannot wait on un-acquired lock"),
+            WaitError::Lock(failure) => error::from_lock(py, failure),
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use crate::io::{self, Readiness, ReadyError};
 use crate::python::error;
 use crate::python::hint::GivenFile;
+use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 
 pub(super) fn failed(py: Python<'_>, failure: ReadyError) -> PyErr {
@@ -60,8 +61,7 @@ fn wait_ready(
     timeout: Option<Seconds<'_, '_>>,
 ) -> PyResult<bool> {
     let (fd, until) = (descriptor(file)?, seconds::patience(timeout)?);
-    py.detach(|| io::wait_ready(fd, what, until))
-        .map_err(|failure| failed(py, failure))
+    detached(py, || io::wait_ready(fd, what, until)).map_err(|failure| failed(py, failure))
 }
 
 /// Block until the file can be read without blocking (True), or the seconds have passed (False).

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use crate::clock::Time;
 use crate::python::error::Killed;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::{error, hard_stop, seconds};
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
@@ -43,7 +44,7 @@ impl Lock {
         };
         let taken = match quick() {
             Ok(false) if !until.is_never() && until <= Time::now() => Ok(false),
-            Ok(false) => py.detach(|| self.lock.acquire(acquire, until)),
+            Ok(false) => detached(py, || self.lock.acquire(acquire, until)),
             done => done,
         };
         taken.map_err(|failure| error::from_lock(py, failure))
@@ -255,8 +256,7 @@ impl RLock {
     fn _acquire_restore(slf: &Bound<'_, Self>, released: &Released) -> PyResult<()> {
         let (py, lock) = (slf.py(), &slf.as_super().get().lock);
         let holds = released.holds.clone();
-        py.detach(|| lock.take_back(holds))
-            .map_err(|failure| error::from_lock(py, failure))
+        detached(py, || lock.take_back(holds)).map_err(|failure| error::from_lock(py, failure))
     }
 }
 

@@ -14,6 +14,7 @@ use crate::python::cause::CancelCause;
 use crate::python::condition::Condition;
 use crate::python::event::Event;
 use crate::python::hint::GivenFile;
+use crate::python::host::{attached, detached};
 use crate::python::lock::Lock;
 use crate::python::queue::{self, Queue, SimpleQueue};
 use crate::python::seconds::{self, Seconds};
@@ -175,7 +176,7 @@ pub(super) fn wait_any<'py>(
     let ops: Vec<Py<Op>> = ops.into_iter().map(Bound::unbind).collect();
     let tokens: Vec<Option<crate::token::CancelToken>> =
         ops.iter().map(|op| op.get().token()).collect();
-    let done = py.detach(|| {
+    let done = detached(py, || {
         let mut waiting: Vec<Box<dyn CoreOp<Output = Yield, Refusal = Failure> + '_>> = ops
             .iter()
             .zip(&tokens)
@@ -288,7 +289,7 @@ impl Op {
                 condition: condition.get().core(),
             }),
             Kind::Put(queue, item) => {
-                let item = Python::attach(|py| item.clone_ref(py));
+                let item = attached(|py| item.clone_ref(py));
                 adapted(queue.get().core().putting(item), plain)
             }
             Kind::Set(event) => adapted(event.get().core(), plain),
@@ -363,7 +364,7 @@ impl Waitable for GettingHooked<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         self.condition.join(ticket.clone());
         // What came before that was notified to others.
-        let news = Python::attach(|py| self.queue.call_method0(py, "_has_news")?.is_truthy(py));
+        let news = attached(|py| self.queue.call_method0(py, "_has_news")?.is_truthy(py));
         if news.unwrap_or(true) {
             self.condition.leave(&ticket);
             ticket.grant();
@@ -381,7 +382,7 @@ impl CoreOp for GettingHooked<'_> {
     type Refusal = Failure;
 
     fn attempt(&mut self) -> Result<Option<Yield>, Failure> {
-        Python::attach(|py| match self.queue.call_method0(py, "get_nowait") {
+        attached(|py| match self.queue.call_method0(py, "get_nowait") {
             Ok(item) => Ok(Some(Yield::Object(item))),
             Err(raised) if error::is(py, &raised, "Empty") => Ok(None),
             Err(raised) => Err(raised.into()),

@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::python::error;
+use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 use crate::python::wait::checkpoint;
 use crate::sync::{self, Order, QueueError};
@@ -44,9 +45,7 @@ fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> P
     }
     let mut left = items.try_put(item).map_err(|failure| failed(py, failure))?;
     if let (Some(item), Some(until)) = (left.take_if(|_| until.is_some()), until) {
-        left = py
-            .detach(|| items.put(item, until))
-            .map_err(|failure| failed(py, failure))?;
+        left = detached(py, || items.put(item, until)).map_err(|failure| failed(py, failure))?;
     }
     match left {
         None => Ok(()),
@@ -60,7 +59,7 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
     }
     let mut got = items.try_get();
     if let (Ok(None), Some(until)) = (&got, until) {
-        got = py.detach(|| items.get(until));
+        got = detached(py, || items.get(until));
     }
     match got {
         Ok(Some(item)) => Ok(item),
@@ -172,7 +171,7 @@ impl Queue {
     fn join(&self, py: Python<'_>) -> PyResult<()> {
         checkpoint(py)?;
         if self.items.unfinished() > 0 {
-            py.detach(|| self.items.join(Time::NEVER))
+            detached(py, || self.items.join(Time::NEVER))
                 .map_err(|stop| error::from_stop(py, stop))?;
         }
         Ok(())

@@ -10,6 +10,7 @@ use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::python::enums::TaskState;
 use crate::python::error::{Cancelled, Killed};
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
@@ -52,7 +53,7 @@ pub(super) fn run<R>(
         Err(raised) if ended == Ended::Killed => BodyEnd::Killed(hard_stop::stack_of(py, raised)),
         _ => BodyEnd::Unwound,
     };
-    let ours = py.detach(|| boundary.leave(end));
+    let ours = detached(py, || boundary.leave(end));
     let settled = ours.then(|| settle(result, ended));
     task.over().set();
     Ok(settled)
@@ -98,7 +99,7 @@ impl Task {
     fn recall(&self, py: Python<'_>) {
         self.task.recall();
         let enrolment = self.enrolment.lock().take();
-        py.detach(|| drop(enrolment));
+        detached(py, || drop(enrolment));
     }
 
     /// Run it here and now. Cancelled and Killed end here; other exceptions pass.
@@ -110,7 +111,7 @@ impl Task {
             ));
         }
         let enrolment = self.enrolment.lock().take();
-        let enrolled = py.detach(|| enrolment.map(Enrolment::begin));
+        let enrolled = detached(py, || enrolment.map(Enrolment::begin));
         let body = || body.call0().map(Bound::unbind);
         let settled = run(py, &self.task, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
@@ -119,7 +120,7 @@ impl Task {
                 _ => Ok(()),
             }
         });
-        py.detach(|| drop(enrolled));
+        detached(py, || drop(enrolled));
         settled?.unwrap_or(Ok(()))
     }
 

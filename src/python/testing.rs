@@ -6,6 +6,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::python::error;
+use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 use crate::{deadline, scope, task, testing};
 
@@ -32,7 +33,7 @@ impl Simulation {
     /// Let so many seconds pass at once.
     fn jump(&self, py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
         let span = seconds::span(seconds, "the time to jump")?;
-        py.detach(|| self.simulation.jump(span));
+        detached(py, || self.simulation.jump(span));
         Ok(())
     }
 
@@ -44,8 +45,8 @@ impl Simulation {
             .enter()
             .map_err(|busy| PyRuntimeError::new_err(busy.to_string()))?;
         let result = r#fn.call0();
-        let finished = py.detach(|| self.simulation.finish());
-        py.detach(|| drop(enrolled));
+        let finished = detached(py, || self.simulation.finish());
+        detached(py, || drop(enrolled));
         match (result, finished) {
             (Ok(_), Err(stuck)) => Err(error::ordinary(py, "Deadlock", &stuck)),
             (result, _) => result,

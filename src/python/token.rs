@@ -12,6 +12,7 @@ use pyo3::types::{PyBool, PyTuple};
 use crate::clock::Time;
 use crate::python::cause::CancelCause;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::wait::blocking;
 use crate::python::{error, seconds};
@@ -171,7 +172,7 @@ impl CancelToken {
                 }
             });
         };
-        let registration = py.detach(|| self.token.on_cancel(call));
+        let registration = detached(py, || self.token.on_cancel(call));
         Ok(Registration {
             registration: Some(registration),
         })
@@ -250,7 +251,7 @@ impl CancelSource {
 
     /// Close: what is below is cancelled (SCOPE_EXITED). Idempotent.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.source.close());
+        detached(py, || self.source.close());
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -290,7 +291,7 @@ pub(super) fn cancel_node(
     if !node.has_followers() {
         return node.cancel(cause);
     }
-    py.detach(|| {
+    detached(py, || {
         let first = node.cancel(cause);
         // Else the woken thread would wait for the interpreter until this one, if it has more to
         // do, is made to let go of it: 5 ms.
@@ -329,7 +330,7 @@ pub(super) struct Registration {
 impl Registration {
     fn close_until(&self, py: Python<'_>, until: Time) {
         if let Some(registration) = &self.registration {
-            py.detach(|| registration.close_until(until));
+            detached(py, || registration.close_until(until));
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::clock::Time;
 use crate::fork;
 use crate::python::cause::CancelCause;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::task::{self, Ended};
@@ -482,21 +483,21 @@ impl Seat {
     #[pyo3(signature = (name, handler: "Callable[[Lease[_T]], object]"))]
     fn work(&self, py: Python<'_>, name: &str, handler: &Bound<'_, PyAny>) -> PyResult<()> {
         let enrolment = self.enrolment.lock().take();
-        let enrolled = py.detach(|| enrolment.map(Enrolment::begin));
+        let enrolled = detached(py, || enrolment.map(Enrolment::begin));
         let queue = &self.queue.get().queue;
         let pool = self.pool.get().inner();
         let worker = Task::new(name, Some(pool));
         let boundary = Boundary::enter(&worker, None);
         let mut result = Ok(());
-        while let Ok(Some(lease)) = py.detach(|| queue.lease(Time::NEVER)) {
+        while let Ok(Some(lease)) = detached(py, || queue.lease(Time::NEVER)) {
             result = self.work_on(py, name, queue, lease, handler);
             if result.is_err() || self.abandoned.load(Ordering::Acquire) {
                 break;
             }
         }
-        py.detach(|| boundary.leave(BodyEnd::Unwound));
+        detached(py, || boundary.leave(BodyEnd::Unwound));
         self.over.set();
-        py.detach(|| drop(enrolled));
+        detached(py, || drop(enrolled));
         result
     }
 
