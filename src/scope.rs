@@ -68,12 +68,16 @@ struct Context {
     task: RefCell<Option<Arc<Task>>>,
     /// The task's ledger, or the thread's own.
     ledger: RefCell<Option<Arc<Ledger>>>,
-    /// Anything open at all? Lets a checkpoint outside any scope cost one load.
-    open: Cell<bool>,
 }
 
 thread_local! {
     static CONTEXT: Context = Context::default();
+}
+
+thread_local! {
+    /// Anything open at all? Lets a checkpoint outside any scope cost one load: unlike the context,
+    /// this needs neither to be made nor to be dropped.
+    static OPEN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// How a scope was left.
@@ -130,7 +134,7 @@ fn open(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
             recorded,
             _listening: listening,
         });
-        context.open.set(true);
+        OPEN.with(|open| open.set(true));
         node
     })
 }
@@ -153,9 +157,8 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
         };
         let frame = frames.pop().ok_or(ScopeMisuse::NotEntered)?;
         unmask(&frame, context);
-        context
-            .open
-            .set(!frames.is_empty() || context.task.borrow().is_some());
+        let open = !frames.is_empty() || context.task.borrow().is_some();
+        OPEN.with(|cell| cell.set(open));
         // Guards that the scope's code took and, by a hole in its host's unwinding, did not leave.
         let ledger = context
             .ledger
@@ -299,11 +302,14 @@ pub fn current_effective_deadline() -> Time {
 }
 
 /// `Err` if the calling thread is to stop.
+#[inline]
 pub(crate) fn checkpoint() -> Result<(), Stop> {
+    if OPEN.with(Cell::get) { look() } else { Ok(()) }
+}
+
+/// [`checkpoint`], where something is open.
+fn look() -> Result<(), Stop> {
     let stop = CONTEXT.with(|context| {
-        if !context.open.get() {
-            return None;
-        }
         if let Some(cause) = context
             .task
             .borrow()
@@ -372,7 +378,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             recorded: 0,
             _listening: Vec::new(),
         };
-        context.open.set(true);
+        OPEN.with(|open| open.set(true));
         Outer {
             frames: context.frames.replace(vec![root]),
             task: context.task.replace(Some(task.clone())),
@@ -384,9 +390,8 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
 /// The body is over, whatever it left open.
 pub(crate) fn end_task(outer: Outer) {
     let left = CONTEXT.with(|context| {
-        context
-            .open
-            .set(!outer.frames.is_empty() || outer.task.is_some());
+        let open = !outer.frames.is_empty() || outer.task.is_some();
+        OPEN.with(|cell| cell.set(open));
         context.task.replace(outer.task);
         context.ledger.replace(outer.ledger);
         context.frames.replace(outer.frames)

@@ -21,6 +21,7 @@ use crate::scope;
 use crate::token::tree::{Hook, HookId, NodeRef};
 
 /// `Err` if the calling thread has been cancelled or is being killed; never blocks.
+#[inline]
 pub fn checkpoint() -> Result<(), Stop> {
     scope::checkpoint()
 }
