@@ -7,7 +7,7 @@ use pyo3::types::PyTuple;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::lock::{Lock, RLock, Released};
 use crate::python::seconds::{self, Seconds};
-use crate::python::error;
+use crate::python::{error, hard_stop};
 use crate::sync::{self, WaitError};
 
 /// A condition variable like threading.Condition, whose waits can be cancelled.
@@ -113,13 +113,13 @@ impl Condition {
     ) -> PyResult<Bound<'py, PyAny>> {
         let until = seconds::patience(timeout)?;
         loop {
-            let result = predicate.call0()?;
+            let result = hard_stop::call(predicate, &PyTuple::empty(py))?;
             if result.is_truthy()? {
                 return Ok(result);
             }
             self.check_held("wait")?;
             if !self.wait_until(py, until)? {
-                return predicate.call0();
+                return hard_stop::call(predicate, &PyTuple::empty(py));
             }
         }
     }
