@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +21,7 @@ _HOOKS = frozenset({"_init", "_qsize", "_put", "_get"})
 
 
 class _Hooked:
-    """The methods of a queue whose items are kept by its own `_put` and `_get`.
+    """The methods of a queue whose items are kept by its `_put` and `_get`.
 
     These may run any code, so they are called with a lock held that lets the interpreter go. By
     the names that queue.Queue has for them: `mutex`, `not_empty`, `not_full`, `all_tasks_done`.
@@ -34,7 +35,7 @@ class _Hooked:
         _put: Callable[[Any], None]
         _get: Callable[[], Any]
 
-    def __init__(self, maxsize: int = 0) -> None:
+    def _set_up(self, maxsize: int) -> None:
         self._configure(maxsize)
         self.mutex = Lock(name="queue", on_kill="release")
         self.not_empty = Condition(self.mutex)
@@ -45,10 +46,14 @@ class _Hooked:
         self._init(maxsize)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if not block:
+        if block:
+            _check(timeout)
+            self._wait_and_put(item, timeout)
+        else:
             with shield(math.inf):
-                return self.put(item, timeout=0)
-        _check(timeout)
+                self._wait_and_put(item, 0)
+
+    def _wait_and_put(self, item: Any, timeout: float | None) -> None:
         with self.mutex:
             self.not_full.wait_for(self._has_place, timeout)
             if self._shut:
@@ -60,12 +65,15 @@ class _Hooked:
             self.not_empty.notify()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        item = None
-        if not block:
+        if block:
+            _check(timeout)
+            item = self._wait_and_get(timeout)
+        else:
             with shield(math.inf):
-                item = self.get(timeout=0)
-            return item
-        _check(timeout)
+                item = self._wait_and_get(0)
+        return item
+
+    def _wait_and_get(self, timeout: float | None) -> Any:
         with self.mutex:
             self.not_empty.wait_for(self._has_news, timeout)
             if not self._qsize():
@@ -152,35 +160,56 @@ class Queue(_core.Queue[_T]):
     override the hooks `_init`, `_qsize`, `_put` and `_get`, as it may with queue.Queue.
     """
 
+    queue: Any
+    """The items, if a subclass overrides hooks."""
+
     def __init__(self, maxsize: int = 0) -> None:
         """An empty queue."""
+        self._set_up(maxsize)
+
+    def _set_up(self, maxsize: int) -> None:
         self._configure(maxsize)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    # What an overridden hook finds in super().
+
+    def _init(self, maxsize: int) -> None:
+        del maxsize
+        self.queue = deque()
+
+    def _qsize(self) -> int:
+        return len(self.queue)
+
+    def _put(self, item: Any) -> None:
+        self.queue.append(item)
+
+    def _get(self) -> Any:
+        return self.queue.popleft()
+
+    def __init_subclass__(cls, *, native: bool = False, **kwargs: Any) -> None:
         """A store of the subclass's own cannot be reached by the native methods."""
         super().__init_subclass__(**kwargs)
-        if not _HOOKS.isdisjoint(cls.__dict__):
+        if not native and not _HOOKS.isdisjoint(cls.__dict__):
             for name, method in vars(_Hooked).items():
                 if name not in cls.__dict__ and (callable(method) or isinstance(method, property)):
                     setattr(cls, name, method)
 
 
-class LifoQueue(Queue[_T]):
+class LifoQueue(Queue[_T], native=True):
     """A Queue in which the item that was put last is got first."""
 
-    def __init__(self, maxsize: int = 0) -> None:
-        """An empty queue."""
+    def _set_up(self, maxsize: int) -> None:
         self._configure(maxsize, lifo=True)
+
+    def _get(self) -> Any:
+        return self.queue.pop()
 
 
 class PriorityQueue(Queue[_T]):
     """A Queue in which the least item is got first."""
 
-    def _init(self, _maxsize: int) -> None:
-        self.queue: list[Any] = []
-
-    def _qsize(self) -> int:
-        return len(self.queue)
+    def _init(self, maxsize: int) -> None:
+        del maxsize
+        self.queue = []
 
     def _put(self, item: Any) -> None:
         heappush(self.queue, item)

@@ -9,6 +9,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyNone;
 use pyo3::{PyTypeInfo, type_hint_identifier, type_hint_subscript, type_hint_union};
 
+/// `from_py_with` for what `threading` and `queue` take as true or false: anything, as `if` does.
+pub(super) fn truth(given: &Bound<'_, PyAny>) -> PyResult<bool> {
+    given.is_truthy()
+}
+
 /// A type, in the stub's words.
 pub(super) trait Hint {
     const TYPE: PyStaticExpr;

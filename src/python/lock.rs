@@ -9,7 +9,7 @@ use crate::python::error::Killed;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
-use crate::python::{error, hard_stop, seconds};
+use crate::python::{error, hard_stop, hint, seconds};
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 use crate::{scope, wait};
 
@@ -29,7 +29,7 @@ pub(super) struct Lock {
 ///
 /// Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
 /// often. `name` and `on_kill` are as with Lock.
-#[pyclass(frozen, weakref, extends = Lock, module = "desist")]
+#[pyclass(frozen, weakref, subclass, extends = Lock, module = "desist")]
 pub(super) struct RLock;
 
 impl Lock {
@@ -111,11 +111,11 @@ impl Lock {
     /// A blocking call is a checkpoint even if the lock is free: Cancelled and Killed mean that
     /// it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
     /// given up and may still be inside. Held until it is released, or the task ends.
-    #[pyo3(signature = (blocking = true, timeout = None))]
+    #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
     fn acquire(
         &self,
         py: Python<'_>,
-        blocking: bool,
+        #[pyo3(from_py_with = hint::truth)] blocking: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
         // As in threading, -1 is how to say "no timeout" by value.
@@ -248,15 +248,12 @@ impl RLock {
 
     /// Release it however often it is held; for _acquire_restore().
     fn _release_save(slf: &Bound<'_, Self>) -> PyResult<Released> {
-        let holds = slf.as_super().get().lock.let_go().map_err(not_held)?;
-        Ok(Released { holds })
+        Released::take(&slf.as_super().get().lock)
     }
 
     /// Hold it as before _release_save().
     fn _acquire_restore(slf: &Bound<'_, Self>, released: &Released) -> PyResult<()> {
-        let (py, lock) = (slf.py(), &slf.as_super().get().lock);
-        let holds = released.holds.clone();
-        detached(py, || lock.take_back(holds)).map_err(|failure| error::from_lock(py, failure))
+        released.give_back(slf.py(), &slf.as_super().get().lock)
     }
 }
 
@@ -264,6 +261,18 @@ impl RLock {
 #[pyclass(frozen, module = "desist._core")]
 pub(super) struct Released {
     holds: sync::Holds,
+}
+
+impl Released {
+    pub(super) fn take(lock: &sync::Lock) -> PyResult<Self> {
+        let holds = lock.let_go().map_err(not_held)?;
+        Ok(Self { holds })
+    }
+
+    pub(super) fn give_back(&self, py: Python<'_>, lock: &sync::Lock) -> PyResult<()> {
+        let holds = self.holds.clone();
+        detached(py, || lock.take_back(holds)).map_err(|failure| error::from_lock(py, failure))
+    }
 }
 
 /// The block that Lock.repair() makes.

@@ -9,10 +9,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
-use crate::python::error;
 use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 use crate::python::wait::checkpoint;
+use crate::python::{error, hint};
 use crate::sync::{self, Order, QueueError};
 
 type Items = sync::Queue<Py<PyAny>>;
@@ -108,6 +108,13 @@ impl Queue {
         self.maxsize.load(Ordering::Relaxed)
     }
 
+    /// Who waits for a place gets one that is added.
+    #[setter]
+    fn set_maxsize(&self, maxsize: isize) {
+        self.maxsize.store(maxsize, Ordering::Relaxed);
+        self.items.resize(usize::try_from(maxsize).unwrap_or(0));
+    }
+
     #[classmethod]
     #[pyo3(signature = (item: "object", /))]
     fn __class_getitem__<'py>(
@@ -121,12 +128,12 @@ impl Queue {
     ///
     /// A blocking call is a checkpoint even if there is a place: Cancelled and Killed mean that
     /// the item was not put. Full: no place in time. ShutDown: the queue was shut down.
-    #[pyo3(signature = (item: "_T", block = true, timeout = None))]
+    #[pyo3(signature = (item: "_T", block: "bool" = true, timeout = None))]
     fn put(
         &self,
         py: Python<'_>,
         item: Py<PyAny>,
-        block: bool,
+        #[pyo3(from_py_with = hint::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<()> {
         put(py, &self.items, item, patience(block, timeout)?)
@@ -142,11 +149,11 @@ impl Queue {
     ///
     /// A blocking call is a checkpoint even if there is an item: Cancelled and Killed mean that
     /// none was taken. Empty: none came in time. ShutDown: the queue is empty and shut down.
-    #[pyo3(signature = (block = true, timeout = None) -> "_T")]
+    #[pyo3(signature = (block: "bool" = true, timeout = None) -> "_T")]
     fn get(
         &self,
         py: Python<'_>,
-        block: bool,
+        #[pyo3(from_py_with = hint::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Py<PyAny>> {
         get(py, &self.items, patience(block, timeout)?)
@@ -179,8 +186,8 @@ impl Queue {
 
     /// From now on put() raises ShutDown, and get() once the queue is empty, also in those who
     /// wait. `immediate`: it is emptied at once, and what was in it counts as done.
-    #[pyo3(signature = (immediate = false))]
-    fn shutdown(&self, immediate: bool) {
+    #[pyo3(signature = (immediate: "bool" = false))]
+    fn shutdown(&self, #[pyo3(from_py_with = hint::truth)] immediate: bool) {
         drop(self.items.shut_down(immediate));
     }
 
@@ -252,12 +259,12 @@ impl SimpleQueue {
 
     /// Put an item. Never blocks, and is no checkpoint; the other arguments count for nothing, and
     /// are there for the likeness with Queue.put().
-    #[pyo3(signature = (item: "_T", block = true, timeout: "float | None" = None))]
+    #[pyo3(signature = (item: "_T", block: "bool" = true, timeout: "float | None" = None))]
     fn put(
         &self,
         py: Python<'_>,
         item: Py<PyAny>,
-        block: bool,
+        #[pyo3(from_py_with = hint::truth)] block: bool,
         timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let _ = (block, timeout);
@@ -271,11 +278,11 @@ impl SimpleQueue {
     }
 
     /// As Queue.get().
-    #[pyo3(signature = (block = true, timeout = None) -> "_T")]
+    #[pyo3(signature = (block: "bool" = true, timeout = None) -> "_T")]
     fn get(
         &self,
         py: Python<'_>,
-        block: bool,
+        #[pyo3(from_py_with = hint::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Py<PyAny>> {
         get(py, &self.items, patience(block, timeout)?)

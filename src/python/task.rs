@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::atomics::Mutex;
 use crate::clock::Time;
@@ -112,7 +113,7 @@ impl Task {
         }
         let enrolment = self.enrolment.lock().take();
         let enrolled = detached(py, || enrolment.map(Enrolment::begin));
-        let body = || body.call0().map(Bound::unbind);
+        let body = || hard_stop::call(body, &PyTuple::empty(py)).map(Bound::unbind);
         let settled = run(py, &self.task, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
             match ended {

@@ -15,7 +15,7 @@ use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::wait::blocking;
-use crate::python::{error, seconds};
+use crate::python::{error, hard_stop, seconds};
 use crate::token::tree::{Flag, Hook};
 use crate::{park, token};
 
@@ -166,7 +166,8 @@ impl CancelToken {
             // None once the interpreter is shutting down: there is nobody to call.
             Python::try_attach(|py| {
                 let called = Py::new(py, CancelCause::from(cause.clone()))
-                    .and_then(|cause| r#fn.call1(py, (cause,)));
+                    .and_then(|cause| PyTuple::new(py, [cause]))
+                    .and_then(|cause| hard_stop::call(r#fn.bind(py), &cause));
                 if let Err(raised) = called {
                     raised.write_unraisable(py, Some(r#fn.bind(py)));
                 }

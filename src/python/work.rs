@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyGenericAlias, PyType};
+use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::fork;
@@ -21,7 +21,7 @@ use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::task::{self, Ended};
 use crate::python::token::CancelToken;
 use crate::python::wait::blocking;
-use crate::python::{error, seconds};
+use crate::python::{error, hard_stop, seconds};
 use crate::scope;
 use crate::task::{BodyEnd, Boundary, Task};
 use crate::testing::{self, Enrolment};
@@ -573,13 +573,14 @@ impl Seat {
         let (id, epoch) = (lease.id, lease.epoch);
         let task = Task::new(&format!("{name} item {id}"), Some(self.pool.get().inner()));
         let lease = Bound::new(py, Lease::new(queue, lease))?;
+        let arguments = PyTuple::new(py, [&lease])?;
         let body = || {
             *self.current.lock() = Some(Current {
                 task: task.clone(),
                 id,
                 epoch,
             });
-            handler.call1((&lease,)).map(Bound::unbind)
+            hard_stop::call(handler, &arguments).map(Bound::unbind)
         };
         let settled = task::run(py, &task, body, |result, ended| {
             let before = self.current.lock().take();
