@@ -279,15 +279,29 @@ pub(crate) fn current_task() -> Option<Arc<Task>> {
 
 /// The cause, if a kill was held off on the calling thread and may arrive now.
 pub(crate) fn kill_due() -> Option<Cause> {
-    let task = current_task()?;
-    let cause = task.kill_due()?;
-    task.take_back();
+    if !OPEN.with(Cell::get) {
+        return None;
+    }
+    let cause = CONTEXT.with(|context| context.task.borrow().as_ref()?.kill_due())?;
+    current_task()?.take_back();
     Some(cause)
 }
 
 /// Where the calling thread records what it takes.
 pub(crate) fn current_ledger() -> Arc<Ledger> {
     CONTEXT.with(|context| context.ledger.borrow_mut().get_or_insert_default().clone())
+}
+
+/// [`current_ledger`], without a count of it. `act` must not run code of the host.
+#[inline]
+pub(crate) fn with_ledger<R>(act: impl FnOnce(&Arc<Ledger>) -> R) -> R {
+    CONTEXT.with(|context| {
+        if let Some(ledger) = &*context.ledger.borrow() {
+            return act(ledger);
+        }
+        let ledger = context.ledger.borrow_mut().get_or_insert_default().clone();
+        act(&ledger)
+    })
 }
 
 /// The token of the innermost scope, of the task if no scope is open, or one that is never

@@ -161,9 +161,30 @@ pub(crate) trait Op: Waitable {
 /// Do it, waiting until `until` at most; then `None`. A checkpoint; `Err` means that nothing was
 /// done.
 pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output>, O::Refusal> {
-    let new_waiter = |_: &[&mut O]| Ok(Waiter::new());
-    let done = perform_first(&mut [op], until, new_waiter)?;
-    Ok(done.map(|(_, done)| done))
+    perform_by(op, until, |op| block(Waiter::new(), until, &mut [op]))
+}
+
+/// [`perform`], where the waiting is done by `block`: false, if the time was up.
+///
+/// So a host can let go of what it must not have while it waits, and have it again when it looks.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn perform_by<O: Op>(
+    op: &mut O,
+    until: Time,
+    block: impl Fn(&mut O) -> Result<Option<usize>, Stop>,
+) -> Result<Option<O::Output>, O::Refusal> {
+    checkpoint()?;
+    let mut done = op.attempt()?;
+    while done.is_none() {
+        if !until.is_never() && Time::now() >= until {
+            return Ok(None);
+        }
+        done = match block(op)? {
+            Some(_) => op.collect()?,
+            None => op.attempt()?,
+        };
+    }
+    Ok(done)
 }
 
 /// Do one of them, the first that is possible, waiting until `until` at most; then `None`. Tells
@@ -176,25 +197,6 @@ pub(crate) fn perform_any<O: Op + ?Sized>(
 where
     O::Refusal: From<io::Error>,
 {
-    let new_waiter = |ops: &[&mut O]| {
-        let descriptors: Vec<_> = ops
-            .iter()
-            .enumerate()
-            .filter_map(|(which, op)| op.descriptor().map(|(fd, what)| (which, fd, what)))
-            .collect();
-        if descriptors.is_empty() {
-            return Ok(Waiter::new());
-        }
-        Ok(Waiter::polling(descriptors)?)
-    };
-    perform_first(ops, until, new_waiter)
-}
-
-fn perform_first<O: Op + ?Sized>(
-    ops: &mut [&mut O],
-    until: Time,
-    new_waiter: impl Fn(&[&mut O]) -> Result<Arc<Waiter>, O::Refusal>,
-) -> Result<Option<(usize, O::Output)>, O::Refusal> {
     checkpoint()?;
     let mut granted: Option<usize> = None;
     loop {
@@ -214,9 +216,21 @@ fn perform_first<O: Op + ?Sized>(
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
         }
-        let waiter = new_waiter(ops)?;
-        granted = block(waiter, until, ops)?;
+        granted = block(waiter_for(ops)?, until, ops)?;
     }
+}
+
+#[cfg(all(unix, not(loom)))]
+fn waiter_for<W: Waitable + ?Sized>(what: &[&mut W]) -> io::Result<Arc<Waiter>> {
+    let descriptor = |(which, op): (usize, &&mut W)| {
+        let (fd, what) = op.descriptor()?;
+        Some((which, fd, what))
+    };
+    let descriptors: Vec<_> = what.iter().enumerate().filter_map(descriptor).collect();
+    if descriptors.is_empty() {
+        return Ok(Waiter::new());
+    }
+    Waiter::polling(descriptors)
 }
 
 /// Do it, however long it takes. Only a signal handler of the host that raises ends the wait.

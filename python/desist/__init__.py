@@ -24,6 +24,7 @@ from desist._core import (
     LeaseQueue,
     Lock,
     Op,
+    Queue,
     Registration,
     RetryPolicy,
     RLock,
@@ -75,7 +76,7 @@ from desist._exceptions import (
 )
 from desist._ops import done_op
 from desist._pool import Future, WorkerPool
-from desist._queue import LifoQueue, PriorityQueue, Queue
+from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer
 
 

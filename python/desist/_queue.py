@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist import _core
-from desist._core import Condition, Lock, shield
+from desist._core import Condition, Lock, Queue, shield
 from desist._exceptions import Empty, Full, ShutDown
 
 if TYPE_CHECKING:
@@ -145,7 +143,7 @@ class _Hooked:
 
 for _name, _method in vars(_Hooked).items():
     if callable(_method) and not _method.__doc__:
-        _method.__doc__ = getattr(_core.Queue, _name, _method).__doc__  # they do the same
+        _method.__doc__ = getattr(Queue, _name, _method).__doc__  # they do the same
 
 
 def _check(timeout: float | None) -> None:
@@ -153,45 +151,13 @@ def _check(timeout: float | None) -> None:
         raise ValueError("'timeout' must be a non-negative number")
 
 
-class Queue(_core.Queue[_T]):
-    """A queue like queue.Queue, whose waits can be cancelled.
-
-    `maxsize`: how many items it may have; any number if that is zero or less. A subclass may
-    override the hooks `_init`, `_qsize`, `_put` and `_get`, as it may with queue.Queue.
-    """
-
-    queue: Any
-    """The items, if a subclass overrides hooks."""
-
-    def __init__(self, maxsize: int = 0) -> None:
-        """An empty queue."""
-        self._set_up(maxsize)
-
-    def _set_up(self, maxsize: int) -> None:
-        self._configure(maxsize)
-
-    # What an overridden hook finds in super().
-
-    def _init(self, maxsize: int) -> None:
-        del maxsize
-        self.queue = deque()
-
-    def _qsize(self) -> int:
-        return len(self.queue)
-
-    def _put(self, item: Any) -> None:
-        self.queue.append(item)
-
-    def _get(self) -> Any:
-        return self.queue.popleft()
-
-    def __init_subclass__(cls, *, native: bool = False, **kwargs: Any) -> None:
-        """A store of the subclass's own cannot be reached by the native methods."""
-        super().__init_subclass__(**kwargs)
-        if not native and not _HOOKS.isdisjoint(cls.__dict__):
-            for name, method in vars(_Hooked).items():
-                if name not in cls.__dict__ and (callable(method) or isinstance(method, property)):
-                    setattr(cls, name, method)
+def adopt(cls: type[Queue[Any]]) -> None:
+    """A subclass of Queue is made: a store of its own cannot be reached by the native methods."""
+    if _HOOKS.isdisjoint(cls.__dict__):
+        return
+    for name, method in vars(_Hooked).items():
+        if name not in cls.__dict__ and (callable(method) or isinstance(method, property)):
+            setattr(cls, name, method)
 
 
 class LifoQueue(Queue[_T], native=True):

@@ -5,10 +5,12 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::clock::Time;
+use crate::park::Waiter;
 use crate::python::error::Killed;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
+use crate::python::wait::checkpoint;
 use crate::python::{error, hard_stop, hint, seconds};
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 use crate::{scope, wait};
@@ -38,45 +40,76 @@ impl Lock {
     }
 
     pub(super) fn take(&self, py: Python<'_>, acquire: Acquire, until: Time) -> PyResult<bool> {
-        let quick = || -> Result<bool, LockError> {
-            wait::checkpoint()?;
-            self.lock.try_acquire(acquire)
-        };
-        let taken = match quick() {
-            Ok(false) if !until.is_never() && until <= Time::now() => Ok(false),
-            Ok(false) => detached(py, || self.lock.acquire(acquire, until)),
+        checkpoint(py)?;
+        let taken = match self.lock.try_acquire(acquire) {
+            Ok(false) => self.wait_and_take(py, acquire, until),
             done => done,
         };
         taken.map_err(|failure| error::from_lock(py, failure))
     }
 
-    /// Release it; `unwinding` is the exception that is on its way through the block, or None.
+    /// Whoever is told that the lock is free takes the interpreter first, and then the lock: held
+    /// by one who waits for the interpreter, it would be of use to nobody.
+    #[cold]
+    fn wait_and_take(
+        &self,
+        py: Python<'_>,
+        acquire: Acquire,
+        until: Time,
+    ) -> Result<bool, LockError> {
+        let mut acquiring = self.lock.acquiring(acquire);
+        let taken = wait::perform_by(&mut acquiring, until, |acquiring| {
+            detached(py, || wait::block(Waiter::new(), until, &mut [acquiring]))
+        });
+        taken.map(|taken| taken.is_some())
+    }
+
+    /// Release it: at the end of a `block`, or by a call. `unwinding` is the exception that is on
+    /// its way, or None.
     ///
     /// Unwinding runs the blocks' ends before the task's boundary is reached, so it is here that a
     /// lock learns that its holder was stopped inside.
-    fn give_up(&self, py: Python<'_>, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
+        if unwinding.is_none() {
+            let released = if block {
+                self.lock.end_block()
+            } else {
+                self.lock.release()
+            };
+            released.map_err(not_held)?;
+            return error::check_kill(py);
+        }
         let killed = scope::current_task().filter(|_| unwinding.is_instance_of::<Killed>());
         let stack = || hard_stop::stack_of(py, &PyErr::from_value(unwinding.clone()));
-        let Some((task, death)) =
-            killed.and_then(|task| task.death(stack()).map(|death| (task, death)))
-        else {
-            self.lock.release().map_err(not_held)?;
-            return if unwinding.is_none() {
-                error::check_kill(py)
-            } else {
-                Ok(())
-            };
+        let death = killed
+            .as_ref()
+            .and_then(|task| Some((task, task.death(stack())?)));
+        let released = match (death, block) {
+            (Some((task, death)), _) => {
+                let released = if block {
+                    self.lock.end_block_killed(death)
+                } else {
+                    self.lock.release_killed(death)
+                };
+                released.map(|poisoned| {
+                    task.amend(|record| {
+                        let names = if poisoned {
+                            &mut record.swept.poisoned
+                        } else {
+                            &mut record.swept.released
+                        };
+                        names.push(self.lock.name().clone());
+                    });
+                })
+            }
+            (None, true) => self.lock.end_block(),
+            (None, false) => self.lock.release(),
         };
-        let poisoned = self.lock.release_killed(death).map_err(not_held)?;
-        task.amend(|record| {
-            let names = if poisoned {
-                &mut record.swept.poisoned
-            } else {
-                &mut record.swept.released
-            };
-            names.push(self.lock.name().clone());
-        });
-        Ok(())
+        match released {
+            // A suspended generator may be thrown away long after its task has ended.
+            Err(ReleaseError::Swept) => Ok(()),
+            released => released.map_err(not_held),
+        }
     }
 }
 
@@ -151,9 +184,9 @@ impl Lock {
                 .import(intern!(py, "sys"))?
                 .call_method0(intern!(py, "exc_info"))?
                 .get_item(1)?;
-            return self.give_up(py, &handled);
+            return self.give_up(py, false, &handled);
         }
-        self.give_up(py, py.None().bind(py))
+        self.give_up(py, false, py.None().bind(py))
     }
 
     /// Held by anyone?
@@ -192,15 +225,7 @@ impl Lock {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        // A suspended generator may be thrown away long after its task has ended.
-        if self.lock.block_was_swept() {
-            return if value.is_none() {
-                Err(not_held(ReleaseError::NotHeld))
-            } else {
-                Ok(())
-            };
-        }
-        self.give_up(py, &value)
+        self.give_up(py, true, &value)
     }
 
     /// In a forked child, as threading.Lock has it: nobody holds it any more.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use pyo3::PyTraverseError;
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::PyVisit;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
@@ -68,8 +69,11 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
     }
 }
 
-/// What desist.Queue and desist.LifoQueue are made of.
-#[pyclass(frozen, weakref, subclass, module = "desist._core")]
+/// A queue like queue.Queue, whose waits can be cancelled.
+///
+/// `maxsize`: how many items it may have; any number if that is zero or less. A subclass may
+/// override the hooks `_init`, `_qsize`, `_put` and `_get`, as it may with queue.Queue.
+#[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(super) struct Queue {
     items: Items,
     maxsize: AtomicIsize,
@@ -83,7 +87,7 @@ impl Queue {
 
 #[pymethods]
 impl Queue {
-    /// Subclasses may take what arguments they like; `_configure()` has those that count.
+    // Lenient, for subclasses may take what arguments they like.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object"))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -93,6 +97,41 @@ impl Queue {
         }
     }
 
+    #[pyo3(signature = (maxsize = 0))]
+    fn __init__(slf: &Bound<'_, Self>, maxsize: isize) -> PyResult<()> {
+        let py = slf.py();
+        if slf.get_type().is(py.get_type::<Self>()) {
+            slf.get()._configure(maxsize, false);
+        } else {
+            slf.call_method1(intern!(py, "_set_up"), (maxsize,))?;
+        }
+        Ok(())
+    }
+
+    /// `native`: its hooks say no more than the native methods do.
+    #[classmethod]
+    #[pyo3(signature = (*, native: "bool" = false, **kwargs: "object"))]
+    fn __init_subclass__(
+        class: &Bound<'_, PyType>,
+        native: bool,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let py = class.py();
+        py.import("builtins")?
+            .call_method1("super", (py.get_type::<Self>(), class))?
+            .call_method("__init_subclass__", (), kwargs)?;
+        if !native {
+            py.import("desist._queue")?
+                .call_method1("adopt", (class,))?;
+        }
+        Ok(())
+    }
+
+    /// Become what the class is, before it is used.
+    fn _set_up(&self, maxsize: isize) {
+        self._configure(maxsize, false);
+    }
+
     /// Say what queue it is, before it is used.
     #[pyo3(signature = (maxsize, *, lifo = false))]
     fn _configure(&self, maxsize: isize, lifo: bool) {
@@ -100,6 +139,30 @@ impl Queue {
         let capacity = usize::try_from(maxsize).unwrap_or(0);
         self.items.configure(order, capacity);
         self.maxsize.store(maxsize, Ordering::Relaxed);
+    }
+
+    // The hooks of queue.Queue, as an overriding one finds them in super(): with the items in an
+    // attribute `queue`, which a subclass has room for. The native methods do without.
+
+    fn _init(slf: &Bound<'_, Self>, maxsize: isize) -> PyResult<()> {
+        let _ = maxsize;
+        let py = slf.py();
+        slf.setattr("queue", py.import("collections")?.call_method0("deque")?)
+    }
+
+    fn _qsize(slf: &Bound<'_, Self>) -> PyResult<usize> {
+        slf.getattr("queue")?.len()
+    }
+
+    #[pyo3(signature = (item: "_T"))]
+    fn _put(slf: &Bound<'_, Self>, item: &Bound<'_, PyAny>) -> PyResult<()> {
+        slf.getattr("queue")?.call_method1("append", (item,))?;
+        Ok(())
+    }
+
+    #[pyo3(signature = () -> "_T")]
+    fn _get<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.getattr("queue")?.call_method0("popleft")
     }
 
     /// How many items it is for; zero or less means any number.
