@@ -26,7 +26,7 @@ pub trait Host: Sync {
 
     /// In a simulation, nobody can go on: the wait of the calling thread is about to end as
     /// interrupted, and the host keeps what it wants raised.
-    fn stuck(&self);
+    fn stuck(&self) {}
 
     /// The calling thread was told `raised` times that it is cancelled, in one scope.
     fn swallowed(&self, raised: u32);

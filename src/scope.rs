@@ -186,6 +186,7 @@ fn absorb(frames: &[Frame]) -> Exit {
     let Some(exiting) = frames.last() else {
         return Exit::Pass;
     };
+    meet_outer_zones(frames);
     exiting.node.poll(Time::now());
     let outermost = visible(frames, frames.len())
         .filter(|frame| frame.node.is_cancelled())
@@ -211,18 +212,36 @@ fn visible(frames: &[Frame], end: usize) -> impl Iterator<Item = &Frame> {
 }
 
 /// The frames whose cancellation ends a zone opened now: a zone in a zone is ended by what ends
-/// the outer one, at the same instant.
+/// the outer one, at the same instant, and with the outer one.
 fn beyond_zones(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
     let mut open = true;
     let until_hidden = move |frame: &&Frame| {
         let through = matches!(frame.kind, Kind::Plain | Kind::Cleanup);
         std::mem::replace(&mut open, through)
     };
-    frames
-        .iter()
-        .rev()
-        .take_while(until_hidden)
-        .filter(|frame| frame.kind != Kind::Cleanup)
+    frames.iter().rev().take_while(until_hidden)
+}
+
+/// A zone whose end was moved to the past takes those in it along. Somebody is told of that by the
+/// timer, but not before the next checkpoint.
+fn meet_outer_zones(frames: &[Frame]) {
+    let is_zone = |frame: &&Frame| frame.kind == Kind::Cleanup;
+    if frames.iter().filter(is_zone).count() < 2 {
+        return;
+    }
+    let now = Time::now();
+    for (at, zone) in frames.iter().enumerate() {
+        if zone.kind != Kind::Cleanup {
+            continue;
+        }
+        let ended = beyond_zones(&frames[..at])
+            .filter(|outer| outer.kind == Kind::Cleanup && outer.node.poll(now));
+        if let Some(end) = ended.map(|outer| cutoff(outer, None)).min() {
+            if end < zone.node.own_deadline() {
+                deadline::set(&zone.node, end);
+            }
+        }
+    }
 }
 
 /// When a clean-up zone inside `frame` ends because of it: now known, or once it is cancelled.
@@ -232,19 +251,21 @@ fn cutoff(frame: &Frame, cause: Option<&Cause>) -> Time {
         .as_ref()
         .map_or_else(|| frame.node.own_deadline(), |cause| cause.at);
     let given = cause.and_then(|cause| cause.grace).or(frame.grace);
-    // A zone in a zone shares the outer one's budget.
-    let default = if frame.kind == Kind::Cleanup {
-        Duration::ZERO
-    } else {
-        DEFAULT_GRACE
-    };
-    at + given.unwrap_or(default)
+    at + given.unwrap_or_else(|| default_grace(frame.kind))
+}
+
+fn default_grace(kind: Kind) -> Duration {
+    match kind {
+        // A zone in a zone shares the outer one's budget.
+        Kind::Cleanup => Duration::ZERO,
+        _ => DEFAULT_GRACE,
+    }
 }
 
 /// Move the zone's end earlier when `frame` is cancelled.
 fn shorten_with(zone: &NodeRef, frame: &Frame) -> Registration {
     let zone = zone.clone();
-    let own = frame.grace.unwrap_or(DEFAULT_GRACE);
+    let own = frame.grace.unwrap_or_else(|| default_grace(frame.kind));
     CancelToken::from_unarmed(frame.node.clone()).on_cancel(move |cause| {
         let end = cause.at + cause.grace.unwrap_or(own);
         if end < zone.own_deadline() {
@@ -333,6 +354,7 @@ fn look() -> Result<(), Stop> {
             return Some(Stop::Killed(cause));
         }
         let frames = context.frames.borrow();
+        meet_outer_zones(&frames);
         let node = &frames.last()?.node;
         let cancelled = node.is_cancelled() || (node.may_expire() && node.poll(Time::now()));
         if cancelled {

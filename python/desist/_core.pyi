@@ -123,7 +123,7 @@ class Barrier:
         waits for more than `timeout` seconds breaks the barrier. BrokenBarrierError: it is broken.
         """
 
-@final
+@disjoint_base
 class BoundedSemaphore(Semaphore):
     """
     A semaphore like threading.BoundedSemaphore: releasing more often than acquiring is an error.
@@ -367,6 +367,22 @@ class Condition:
     ) -> None: ...
     def __new__(cls, /, lock: Any | None = None) -> Condition: ...
     def __repr__(self, /) -> str: ...
+    def _acquire_restore(self, /, released: Released) -> None:
+        """
+        Hold the lock as before _release_save().
+        """
+    def _at_fork_reinit(self, /) -> None:
+        """
+        In a forked child, as threading.Condition has it: nobody holds the lock any more.
+        """
+    def _is_owned(self, /) -> bool:
+        """
+        Does the calling code hold the lock? Of a lock that is not reentrant: does anyone?
+        """
+    def _release_save(self, /) -> Released:
+        """
+        Release the lock however often it is held; for _acquire_restore().
+        """
     def acquire(self, /, *args, **kwargs) -> Any:
         """
         As the lock's.
@@ -380,6 +396,10 @@ class Condition:
         Wake one of those who wait, or `n`, the longest waiting first. Never blocks.
 
         RuntimeError: the lock is not held.
+        """
+    def notifyAll(self, /) -> None:
+        """
+        notify_all(), by its old name, which is deprecated in threading, too.
         """
     def notify_all(self, /) -> None:
         """
@@ -418,6 +438,10 @@ class Event:
     def clear(self, /) -> None:
         """
         Clear the flag: from now on wait() blocks.
+        """
+    def isSet(self, /) -> bool:
+        """
+        is_set(), by its old name, which is deprecated in threading, too.
         """
     def is_set(self, /) -> bool:
         """
@@ -682,17 +706,31 @@ class Op(Generic[_T]):
 @disjoint_base
 class Queue(Generic[_T]):
     """
-    What desist.Queue and desist.LifoQueue are made of.
+    A queue like queue.Queue, whose waits can be cancelled.
+
+    `maxsize`: how many items it may have; any number if that is zero or less. A subclass may
+    override the hooks `_init`, `_qsize`, `_put` and `_get`, as it may with queue.Queue.
     """
     @classmethod
     def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
-    def __new__(cls, /, *_args: object, **_kwargs: object) -> Queue:
+    def __init__(self, /, maxsize: SupportsIndex = 0) -> None: ...
+    @classmethod
+    def __init_subclass__(cls, /, *, native: bool = False, **kwargs: object) -> None:
         """
-        Subclasses may take what arguments they like; `_configure()` has those that count.
+        `native`: its hooks say no more than the native methods do.
         """
+    def __new__(cls, /, *_args: object, **_kwargs: object) -> Queue: ...
     def _configure(self, /, maxsize: SupportsIndex, *, lifo: bool = False) -> None:
         """
         Say what queue it is, before it is used.
+        """
+    def _get(self, /) -> _T: ...
+    def _init(self, /, maxsize: int) -> None: ...
+    def _put(self, /, item: _T) -> None: ...
+    def _qsize(self, /) -> int: ...
+    def _set_up(self, /, maxsize: int) -> None:
+        """
+        Become what the class is, before it is used.
         """
     def empty(self, /) -> bool:
         """
@@ -729,6 +767,11 @@ class Queue(Generic[_T]):
         """
         How many items it is for; zero or less means any number.
         """
+    @maxsize.setter
+    def maxsize(self, /, maxsize: SupportsIndex) -> None:
+        """
+        Who waits for a place gets one that is added.
+        """
     def put(self, /, item: _T, block: bool = True, timeout: float | None = None) -> None:
         """
         Put an item: wait for a free place as long as it takes, or for `timeout` seconds, or not.
@@ -759,7 +802,7 @@ class Queue(Generic[_T]):
         How many items were put and not yet counted as done.
         """
 
-@final
+@disjoint_base
 class RLock(Lock):
     """
     A reentrant lock like threading.RLock, whose waits can be cancelled, and which its holder

@@ -163,6 +163,9 @@ def adopt(cls: type[Queue[Any]]) -> None:
 class LifoQueue(Queue[_T], native=True):
     """A Queue in which the item that was put last is got first."""
 
+    queue: list[_T]
+    """The items, if a subclass overrides hooks."""
+
     def _set_up(self, maxsize: int) -> None:
         self._configure(maxsize, lifo=True)
 
@@ -172,6 +175,9 @@ class LifoQueue(Queue[_T], native=True):
 
 class PriorityQueue(Queue[_T]):
     """A Queue in which the least item is got first."""
+
+    queue: list[Any]
+    """The items, as a heap."""
 
     def _init(self, maxsize: int) -> None:
         del maxsize

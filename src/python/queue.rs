@@ -26,13 +26,16 @@ pub(super) fn failed(py: Python<'_>, failure: QueueError) -> PyErr {
 }
 
 /// When the wait ends; `None`: it does not begin. As in `queue`, a timeout counts only with `block`.
+#[inline]
 fn patience(block: bool, timeout: Option<Seconds<'_, '_>>) -> PyResult<Option<Time>> {
-    if !block {
-        return Ok(None);
+    match timeout {
+        None => Ok(block.then_some(Time::NEVER)),
+        Some(_) if !block => Ok(None),
+        Some(timeout) => counted(timeout),
     }
-    let Some(timeout) = timeout else {
-        return Ok(Some(Time::NEVER));
-    };
+}
+
+fn counted(timeout: Seconds<'_, '_>) -> PyResult<Option<Time>> {
     if timeout.lt(0).unwrap_or(false) {
         let message = "'timeout' must be a non-negative number";
         return Err(PyValueError::new_err(message));
@@ -128,6 +131,7 @@ impl Queue {
     }
 
     /// Become what the class is, before it is used.
+    #[pyo3(signature = (maxsize: "int"))]
     fn _set_up(&self, maxsize: isize) {
         self._configure(maxsize, false);
     }
@@ -144,6 +148,7 @@ impl Queue {
     // The hooks of queue.Queue, as an overriding one finds them in super(): with the items in an
     // attribute `queue`, which a subclass has room for. The native methods do without.
 
+    #[pyo3(signature = (maxsize: "int"))]
     fn _init(slf: &Bound<'_, Self>, maxsize: isize) -> PyResult<()> {
         let _ = maxsize;
         let py = slf.py();

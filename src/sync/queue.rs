@@ -125,9 +125,17 @@ impl<T> Queue<T> {
 
     /// Put an item if there is a place, else it is given back; not a checkpoint, never blocks.
     pub fn try_put(&self, item: T) -> Result<Option<T>, QueueError> {
-        let mut putting = self.putting(item);
-        putting.attempt()?;
-        Ok(putting.item)
+        let mut state = self.state.lock();
+        if state.shut {
+            return Err(QueueError::ShutDown);
+        }
+        if state.is_full() {
+            return Ok(Some(item));
+        }
+        let wake = state.put(item);
+        drop(state);
+        wake.iter().for_each(Ticket::wake);
+        Ok(None)
     }
 
     /// Get an item, waiting until `until` at most; then `None`. A checkpoint; `Err` means that
@@ -138,7 +146,17 @@ impl<T> Queue<T> {
 
     /// Get an item if there is one; not a checkpoint, never blocks.
     pub fn try_get(&self) -> Result<Option<T>, QueueError> {
-        self.getting().attempt()
+        let mut state = self.state.lock();
+        let Some((item, wake)) = state.get() else {
+            return if state.shut {
+                Err(QueueError::ShutDown)
+            } else {
+                Ok(None)
+            };
+        };
+        drop(state);
+        wake.iter().for_each(Ticket::wake);
+        Ok(Some(item))
     }
 
     /// Putting, as one of several things to wait for.
@@ -266,23 +284,19 @@ impl<T> State<T> {
         }
     }
 
-    /// Put the item, which is there, if it has a place. Returns whom to wake.
-    fn put(&mut self, item: &mut Option<T>) -> Option<Ticket> {
-        let mut wake = None;
-        while wake.is_none() {
-            let Some(getter) = self.getters.pop_front() else {
-                break;
-            };
-            // There are getters only while there are no items.
+    /// Put an item, which has a place. Returns whom to wake.
+    fn put(&mut self, item: T) -> Option<Ticket> {
+        self.unfinished += 1;
+        // There are getters only while there are no items.
+        while let Some(getter) = self.getters.pop_front() {
             let mut slot = getter.slot.lock();
             if getter.ticket.grant() {
-                *slot = item.take();
-                wake = Some(getter.ticket);
+                *slot = Some(item);
+                return Some(getter.ticket);
             }
         }
-        self.items.extend(item.take());
-        self.unfinished += 1;
-        wake
+        self.items.push_back(item);
+        None
     }
 
     /// Get the next item. Returns whom to wake, because its item has found a place.
@@ -357,18 +371,10 @@ impl<T> Op for Putting<'_, T> {
     type Refusal = QueueError;
 
     fn attempt(&mut self) -> Result<Option<()>, QueueError> {
-        let wake = {
-            let mut state = self.queue.state.lock();
-            if state.shut {
-                return Err(QueueError::ShutDown);
-            }
-            if state.is_full() {
-                return Ok(None);
-            }
-            state.put(&mut self.item)
-        };
-        wake.iter().for_each(Ticket::wake);
-        Ok(Some(()))
+        if let Some(item) = self.item.take() {
+            self.item = self.queue.try_put(item)?;
+        }
+        Ok(self.item.is_none().then_some(()))
     }
 
     fn collect(&mut self) -> Result<Option<()>, QueueError> {
@@ -409,16 +415,7 @@ impl<T> Op for Getting<'_, T> {
     type Refusal = QueueError;
 
     fn attempt(&mut self) -> Result<Option<T>, QueueError> {
-        let (item, wake) = {
-            let mut state = self.queue.state.lock();
-            match state.get() {
-                Some(got) => got,
-                None if state.shut => return Err(QueueError::ShutDown),
-                None => return Ok(None),
-            }
-        };
-        wake.iter().for_each(Ticket::wake);
-        Ok(Some(item))
+        self.queue.try_get()
     }
 
     fn collect(&mut self) -> Result<Option<T>, QueueError> {
