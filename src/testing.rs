@@ -144,8 +144,16 @@ impl Simulation {
         Time::from_nanos(self.now.load(Ordering::Acquire))
     }
 
-    /// Let so much time pass at once: deadlines that come due are met in their order.
-    pub fn jump(&self, by: Duration) {
+    /// Let so much time pass: deadlines that come due are met in their order. A thread of the
+    /// simulation first lets all others run until they wait, and again after each deadline.
+    pub fn jump(self: &Arc<Self>, by: Duration) {
+        let one_of_us = mine().filter(|(simulation, _)| Arc::ptr_eq(simulation, self));
+        let give_way = || {
+            if let Some((_, id)) = &one_of_us {
+                self.give_way(*id);
+            }
+        };
+        give_way();
         let until = self.time() + by;
         loop {
             let mut state = self.state.lock();
@@ -155,9 +163,26 @@ impl Simulation {
             drop(state);
             deadline::expire_simulated(next);
             wake(turn);
+            give_way();
             if next >= until {
                 return;
             }
+        }
+    }
+
+    /// Go on when all others wait.
+    fn give_way(&self, id: Id) {
+        loop {
+            {
+                let mut state = self.state.lock();
+                if state.ready.is_empty() {
+                    return;
+                }
+                state.ready.push(id);
+                state.running = None;
+            }
+            self.dispatch();
+            self.await_turn(id);
         }
     }
 

@@ -38,9 +38,10 @@ class MockClock:
         self._simulation = Simulation(autojump, seed)
 
     def jump(self, seconds: float) -> None:
-        """Let so many seconds pass at once; whoever has a deadline until then runs.
+        """Let so many seconds pass; whoever has a deadline until then runs at that instant.
 
-        Never blocks. ValueError: negative, or NaN.
+        Called under :func:`run`, it lets all other threads run until they wait before it begins,
+        and after each deadline. ValueError: negative, or NaN.
         """
         self._simulation.jump(seconds)
 

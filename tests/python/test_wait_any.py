@@ -1,0 +1,329 @@
+"""Waiting for one of several things, and for files: I14, I15."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import testing, wait_any
+from support import NEVER, Victim, held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+class Everything:
+    """One of each, none of them possible yet."""
+
+    def __init__(self, pipe: tuple[int, int]) -> None:
+        self.pipe = pipe
+        self.lock, self.permits = desist.Lock(), desist.Semaphore(0)
+        self.fifo: desist.Queue[str] = desist.Queue()
+        self.simple: desist.SimpleQueue[str] = desist.SimpleQueue()
+        self.least: desist.PriorityQueue[str] = desist.PriorityQueue()
+        self.full: desist.Queue[str] = desist.Queue(1)
+        self.event = desist.Event()
+        self.source = desist.CancelSource()
+        self.future: concurrent.futures.Future[int] = concurrent.futures.Future()
+        self.end = desist.Event()
+        self.thread = desist.Thread(target=self.end.wait)
+        self.lock.acquire()
+        self.full.put("in the way")
+        self.thread.start()
+
+    def operations(self) -> list[desist.Op[Any]]:
+        return [
+            desist.acquire_op(self.lock),
+            desist.acquire_op(self.permits),
+            desist.get_op(self.fifo),
+            desist.get_op(self.simple),
+            desist.get_op(self.least),
+            desist.put_op(self.full, "put"),
+            desist.set_op(self.event),
+            desist.cancelled_op(self.source.token),
+            desist.done_op(self.future),
+            desist.done_op(self.thread),
+            desist.readable_op(self.pipe[0]),
+            desist.after_op(NEVER),
+        ]
+
+    def causes(self) -> list[Callable[[], Any]]:
+        """What makes each of them possible, but for the last."""
+        return [
+            self.lock.release,
+            self.permits.release,
+            lambda: self.fifo.put("first"),
+            lambda: self.simple.put("simple"),
+            lambda: self.least.put("least"),
+            self.full.get,
+            self.event.set,
+            lambda: self.source.cancel("why"),
+            lambda: self.future.set_result(1),
+            self.end.set,
+            lambda: os.write(self.pipe[1], b"x"),
+        ]
+
+
+EXPECTED: list[object] = [True, True, "first", "simple", "least", None, True, "why", 1, None, None]
+
+
+@pytest.mark.parametrize("which", range(len(EXPECTED)))
+@pytest.mark.parametrize("waiting", [True, False])
+def test_whatever_comes_is_done_and_nothing_else(
+    pipe: tuple[int, int], which: int, waiting: bool
+) -> None:
+    every = Everything(pipe)
+    cause = every.causes()[which]
+    if waiting:
+
+        def body(ready: Callable[[], None]) -> tuple[int, object] | None:
+            ready()
+            return wait_any(*every.operations())
+
+        with Victim(body) as waiter:
+            cause()
+        done = waiter.results[0]
+    else:
+        cause()
+        if which == 9:
+            every.thread.join()
+        done = wait_any(*every.operations())
+    assert done is not None
+    number, value = done
+    assert number == which
+    if which == 7:
+        value = value.reason  # type: ignore[attr-defined]
+    elif which == 8:
+        assert value is every.future
+        value = every.future.result()
+    elif which == 9:
+        assert value is every.thread
+        value = None
+    assert value == EXPECTED[which]
+    # I14: the others are as they were. What the waiter held was given back at its end.
+    assert every.lock.locked() is not (which == 0 and waiting)
+    assert every.permits._value == 0
+    assert every.fifo.empty()
+    assert every.simple.empty()
+    assert every.least.empty()
+    assert every.full.get_nowait() == ("put" if which == 5 else "in the way")
+    # And nobody is left in line.
+    if every.lock.locked():
+        every.lock.release()
+    assert every.lock.acquire(blocking=False)
+    every.lock.release()
+    every.fifo.put("later")
+    assert every.fifo.get_nowait() == "later"
+    every.least.put("later")
+    assert every.least.get_nowait() == "later"
+    every.end.set()
+    every.thread.join()
+
+
+def test_the_first_in_the_order_given_is_done_if_several_are_possible() -> None:
+    event = desist.Event()
+    event.set()
+    queue: desist.Queue[int] = desist.Queue()
+    queue.put(1)
+    assert wait_any(desist.get_op(queue), desist.set_op(event)) == (0, 1)
+    queue.put(1)
+    assert wait_any(desist.set_op(event), desist.get_op(queue)) == (0, True)
+    assert queue.qsize() == 1
+
+
+def test_nothing_in_time_is_none() -> None:
+    assert wait_any(desist.set_op(desist.Event()), timeout=0) is None
+    assert wait_any(desist.set_op(desist.Event()), timeout=0.001) is None
+    assert wait_any(timeout=0) is None
+    assert wait_any(desist.after_op(0.001), timeout=NEVER) == (0, None)
+
+
+def test_i15_nothing_is_done_in_a_cancelled_block() -> None:
+    queue: desist.Queue[int] = desist.Queue()
+    queue.put(1)
+    with desist.move_on_after(NEVER) as scope:
+        scope.cancel()
+        wait_any(desist.get_op(queue))
+    assert scope.cancelled_caught
+    assert queue.qsize() == 1
+
+
+def test_what_the_operation_raises_is_raised() -> None:
+    queue: desist.Queue[int] = desist.Queue()
+    event = desist.Event()
+
+    def body(ready: Callable[[], None]) -> object:
+        ready()
+        return wait_any(desist.set_op(event), desist.get_op(queue))
+
+    with Victim(body) as waiter:
+        queue.shutdown()
+    assert type(waiter.raised) is desist.ShutDown
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        wait_any(desist.set_op(event), desist.readable_op(99_999))
+
+
+def test_a_future_that_many_wait_for_gets_one_callback() -> None:
+    future: concurrent.futures.Future[int] = concurrent.futures.Future()
+    for _ in range(5):
+        assert wait_any(desist.done_op(future), timeout=0) is None
+    assert len(future._done_callbacks) == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: wait_any(desist.Event()),  # type: ignore[arg-type]
+        lambda: desist.acquire_op(threading.Lock()),  # type: ignore[arg-type]
+        lambda: desist.get_op([]),  # type: ignore[arg-type]
+        lambda: desist.put_op(desist.PriorityQueue(), 1),
+        lambda: desist.set_op(threading.Event()),  # type: ignore[arg-type]
+        lambda: desist.done_op(threading.Thread()),  # type: ignore[type-var]
+        lambda: desist.readable_op("x"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_operation_is_a_type_error(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError):
+        make()
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan")])
+def test_times_to_wait_are_not_negative(seconds: float) -> None:
+    with pytest.raises(ValueError, match="the time to wait"):
+        desist.after_op(seconds)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_file_is_waited_for(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    assert desist.wait_writable(writer, timeout=NEVER)
+    assert not desist.wait_readable(reader, timeout=0)
+    assert not desist.wait_readable(reader, timeout=-1)
+    with Victim(lambda ready: (ready(), desist.wait_readable(reader))) as waiter:  # type: ignore[func-returns-value]
+        os.write(writer, b"x")
+    assert waiter.results == [(None, True)]
+
+
+def test_the_end_of_a_stream_is_something_to_read() -> None:
+    reader, writer = os.pipe()
+    with (
+        open(reader) as file,
+        Victim(lambda ready: (ready(), desist.wait_readable(file))) as waiter,  # type: ignore[func-returns-value]
+    ):
+        os.close(writer)
+    assert waiter.results == [(None, True)]
+
+
+def test_a_wait_for_a_file_is_cancelled(pipe: tuple[int, int]) -> None:
+    with Victim(lambda ready: (ready(), desist.wait_readable(pipe[0]))) as waiter:  # type: ignore[func-returns-value]
+        waiter.cancel()
+    assert waiter.state is desist.TaskState.CANCELLED
+
+
+def test_who_waits_for_a_file_that_is_closed_is_told_if_the_closer_says_so() -> None:
+    reader, writer = os.pipe()
+    with Victim(lambda ready: (ready(), desist.wait_readable(reader))) as waiter:  # type: ignore[func-returns-value]
+        while waiter.raised is None:  # it may not wait yet
+            desist.notify_closing(reader)
+    assert isinstance(waiter.raised, OSError)
+    assert waiter.raised.errno == 9
+    os.close(reader)
+    # The number means another file now, of which nobody was told that it is closed.
+    again, other = os.pipe()
+    assert not desist.wait_readable(again, timeout=0)
+    for fd in (writer, again, other):
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("file", "error"),
+    [(-1, ValueError), (99_999, OSError), ("x", TypeError), (None, TypeError), (1.5, TypeError)],
+)
+def test_what_is_no_file_is_refused(file: Any, error: type[Exception]) -> None:
+    for wait in (desist.wait_readable, desist.wait_writable):
+        with pytest.raises(error):
+            wait(file, timeout=0)
+
+
+def test_a_closed_file_object_is_refused() -> None:
+    with open(os.devnull) as file:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        desist.wait_readable(file)
+
+
+def test_many_waits_use_up_no_descriptors(pipe: tuple[int, int]) -> None:
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    desist.wait_readable(pipe[0], timeout=0.001)
+    before = open_files()
+    for _ in range(50):
+        desist.wait_readable(pipe[0], timeout=1e-5)
+    assert open_files() == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no such signals here")
+def test_signal_handlers_run_during_the_wait(pipe: tuple[int, int]) -> None:
+    def handler(*_: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(InterruptedError):
+            desist.wait_readable(pipe[0])
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(InterruptedError):
+            wait_any(desist.readable_op(pipe[0]), desist.set_op(desist.Event()))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_lock_that_is_won_is_held_by_who_waited() -> None:
+    lock = desist.Lock()
+    with held(lock):
+        assert wait_any(desist.acquire_op(lock), timeout=0.001) is None
+    assert wait_any(desist.acquire_op(lock)) == (0, True)
+    lock.release()
+    reentrant = desist.RLock()
+    assert wait_any(desist.acquire_op(reentrant)) == (0, True)
+    assert reentrant._is_owned()
+    reentrant.release()
+
+
+def test_waits_for_several_things_take_turns_in_simulated_time() -> None:
+    def body() -> list[tuple[int, object]]:
+        queue: desist.Queue[int] = desist.Queue()
+
+        def produce() -> None:
+            for item in range(3):
+                desist.sleep(10)
+                queue.put(item)
+
+        desist.Thread(target=produce).start()
+        seen = []
+        while len(seen) < 6:
+            found = wait_any(desist.get_op(queue), desist.after_op(7))
+            assert found
+            seen.append(found)
+        return seen
+
+    expected = [(1, None), (0, 0), (1, None), (0, 1), (1, None), (0, 2)]
+    assert testing.run(body) == expected
