@@ -22,13 +22,14 @@ MISSING = {
         "\nfrom typing import Generic, Literal, TypeVar"
         "\n"
         '\n_T = TypeVar("_T")'
+        '\n_T_co = TypeVar("_T_co", covariant=True)'
         "\n"
         "\n__all__ = ["
     ),
     # That a class is generic.
     "\nclass Lease:\n": "\nclass Lease(Generic[_T]):\n",
     "\nclass LeaseQueue:\n": "\nclass LeaseQueue(Generic[_T]):\n",
-    "\nclass Op:\n": "\nclass Op(Generic[_T]):\n",
+    "\nclass Op:\n": "\nclass Op(Generic[_T_co]):\n",
     "\nclass Queue:\n": "\nclass Queue(Generic[_T]):\n",
     "\nclass SimpleQueue:\n": "\nclass SimpleQueue(Generic[_T]):\n",
 }

@@ -80,7 +80,6 @@ from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer
 
 
-
 def get_include() -> str:
     """Folder of desist.h, for native code that looks at CancelToken.flag."""
     return __path__[0] + "/include"

@@ -12,6 +12,7 @@ from typing_extensions import disjoint_base
 from desist._enums import CauseKind, Outcome, TaskState
 
 _T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 
 __all__ = [
     "Barrier",
@@ -383,7 +384,7 @@ class Condition:
         """
         Release the lock however often it is held; for _acquire_restore().
         """
-    def acquire(self, /, *args, **kwargs) -> Any:
+    def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
         As the lock's.
         """
@@ -698,7 +699,7 @@ class Lock:
         """
 
 @final
-class Op(Generic[_T]):
+class Op(Generic[_T_co]):
     """
     One operation for wait_any().
     """

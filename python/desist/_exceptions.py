@@ -14,6 +14,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from desist._core import CancelCause
 
+__all__ = [
+    "BrokenBarrierError",
+    "CancelledSwallowedWarning",
+    "DeadlineExceeded",
+    "Deadlock",
+    "Empty",
+    "Fenced",
+    "Full",
+    "LeakError",
+    "LockPoisoned",
+    "OwnerLost",
+    "PoolExhausted",
+    "ScopeMisuse",
+    "ShutDown",
+    "TaskCancelled",
+]
+
 if TYPE_CHECKING or sys.version_info >= (3, 11):
     _Timeouts = TimeoutError
 else:

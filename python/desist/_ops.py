@@ -5,22 +5,26 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import weakref
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from desist._core import Latch, Op, latch_op, over_op
 from desist._thread import Thread
 
-_F = TypeVar("_F", bound="concurrent.futures.Future[object] | Thread")
+_T = TypeVar("_T")
 
 # A future cannot be told to forget a callback, so each gets one, once, however often it is waited
 # for.
-_latches: weakref.WeakKeyDictionary[concurrent.futures.Future[object], Latch] = (
+_latches: weakref.WeakKeyDictionary[concurrent.futures.Future[Any], Latch] = (
     weakref.WeakKeyDictionary()
 )
 _latches_lock = threading.Lock()
 
 
-def done_op(what: _F, /) -> Op[_F]:
+@overload
+def done_op(what: concurrent.futures.Future[_T], /) -> Op[concurrent.futures.Future[_T]]: ...
+@overload
+def done_op(what: Thread, /) -> Op[Thread]: ...
+def done_op(what: Any, /) -> Op[Any]:
     """Wait until a future, or a desist Thread, is done; yields that very object.
 
     The future's result() then returns, or raises, at once. TypeError: neither of both.

@@ -119,10 +119,9 @@ class _Hooked:
             self.not_full.notify_all()
 
     def qsize(self) -> int:
-        size = 0
         with shield(math.inf), self.mutex:
             size = self._qsize()
-        return size
+        return size  # noqa: RET504 (a block's end could hold an exception back, for all mypy knows)
 
     def empty(self) -> bool:
         return not self.qsize()

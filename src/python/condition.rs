@@ -8,7 +8,7 @@ use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::lock::{Lock, RLock, Released};
 use crate::python::seconds::{self, Seconds};
-use crate::python::{error, hard_stop};
+use crate::python::{error, hard_stop, hint};
 use crate::sync::{self, WaitError};
 
 /// A condition variable like threading.Condition, whose waits can be cancelled.
@@ -74,14 +74,14 @@ impl Condition {
     }
 
     /// As the lock's.
-    #[pyo3(signature = (*args, **kwargs))]
-    fn acquire<'py>(
+    #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
+    fn acquire(
         &self,
-        py: Python<'py>,
-        args: &Bound<'py, PyTuple>,
-        kwargs: Option<&Bound<'py, pyo3::types::PyDict>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        self.lock.bind(py).call_method("acquire", args, kwargs)
+        py: Python<'_>,
+        #[pyo3(from_py_with = hint::truth)] blocking: bool,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<bool> {
+        self.lock.get().acquire(py, blocking, timeout)
     }
 
     /// As the lock's.

@@ -145,7 +145,7 @@ impl Lock {
     /// it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
     /// given up and may still be inside. Held until it is released, or the task ends.
     #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
-    fn acquire(
+    pub(super) fn acquire(
         &self,
         py: Python<'_>,
         #[pyo3(from_py_with = hint::truth)] blocking: bool,

@@ -92,7 +92,7 @@ impl Queue {
 impl Queue {
     // Lenient, for subclasses may take what arguments they like.
     #[new]
-    #[pyo3(signature = (*_args: "object", **_kwargs: "object"))]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "Queue[_T]")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
             items: Items::new(Order::Fifo, 0),
@@ -310,6 +310,7 @@ impl SimpleQueue {
 #[pymethods]
 impl SimpleQueue {
     #[new]
+    #[pyo3(signature = () -> "SimpleQueue[_T]")]
     fn new() -> Self {
         Self {
             items: Items::new(Order::Fifo, 0),

@@ -2,9 +2,9 @@
 
 A round is some threads that use one primitive, each in blocks that end after a time drawn by lot or
 are cancelled by the others. In simulated time those ends fall on every wait and, as all times are
-small whole numbers, in the same instant as the grant that the wait is for; lots also decide who runs
-first. In real time the same rounds run under load. A round that hangs is a deadlock in the first
-case, and ends the run by its bound in the second.
+small whole numbers, in the same instant as the grant that the wait is for; lots also decide who
+runs first. In real time the same rounds run under load. A round that hangs is a deadlock in the
+first case, and ends the run by its bound in the second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import random
 import sys
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -153,7 +154,7 @@ class Waited(Subject):
 
 
 class Notified(Subject):
-    """A condition: each notify that finds somebody wakes one; the lock is held whenever it should."""
+    """A condition: a notify that finds somebody wakes one; the lock is held when it should be."""
 
     def __init__(self) -> None:
         self.condition = desist.Condition()
@@ -288,10 +289,8 @@ class Piped(Subject):
             desist.wait_writable(self.writer)
             self.written.append(os.write(self.writer, b"x"))
         elif desist.wait_readable(self.reader, timeout=dice.choice([None, this.unit])):
-            try:
+            with suppress(BlockingIOError):  # another one was quicker
                 self.read.append(len(os.read(self.reader, 1)))
-            except BlockingIOError:
-                pass  # another one was quicker
 
     def check(self, done: Counter[str]) -> None:
         del done
@@ -346,7 +345,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 subjects = pytest.mark.parametrize("subject", SUBJECTS)
 
 
-def many(few: int) -> Any:
+def many(few: int) -> pytest.MarkDecorator:
     counts = [few, pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
     return pytest.mark.parametrize("rounds", counts)
 

@@ -43,11 +43,21 @@ def spin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], int]:
     warn = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c99"]
     include = ["-I", desist.get_include()]
     assert COMPILER
-    command = [COMPILER, "-O2", *warn, "-shared", "-fPIC", *include, "-o", library, source]
+    command: list[str | Path] = [
+        COMPILER,
+        "-O2",
+        *warn,
+        "-shared",
+        "-fPIC",
+        *include,
+        "-o",
+        library,
+        source,
+    ]
     subprocess.run(command, check=True)
     function = ctypes.CDLL(str(library)).spin  # CDLL lets the interpreter go during the call
     function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_ulonglong
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def test_a_native_loop_stops_within_a_millisecond_of_cancel(spin: Callable[[int], int]) -> None:

@@ -92,7 +92,7 @@ def test_a_deadlock_is_raised_where_the_run_waits() -> None:
         other.start()
         lock.acquire()
         try:
-            with pytest.raises(testing.Deadlock, match="none of them has a deadline.*sleeper"):
+            with pytest.raises(testing.Deadlock, match=r"none of them has a deadline.*sleeper"):
                 lock.acquire()
         finally:
             other.cancel()
@@ -257,12 +257,16 @@ def test_i40_what_is_given_back_is_no_leak() -> None:
 def test_i40_what_is_left_behind_is_named() -> None:
     lock = desist.Lock()
     thread = desist.Thread(target=desist.sleep_forever)
-    with pytest.raises(testing.LeakError, match="1 unfinished tasks, 1 armed .*, 1 held locks"):
+    sources: list[desist.CancelSource] = []
+
+    def leak() -> None:
         with testing.no_leaks():
             thread.start()
             lock.acquire()
-            source = desist.CancelSource(timeout=NEVER)
-    source.close()
+            sources.append(desist.CancelSource(timeout=NEVER))
+
+    with pytest.raises(testing.LeakError, match=r"1 unfinished tasks, 1 armed .*, 1 held locks"):
+        leak()
     lock.release()
     thread.cancel()
     thread.join()
@@ -270,7 +274,12 @@ def test_i40_what_is_left_behind_is_named() -> None:
 
 def test_an_exception_goes_before_a_leak() -> None:
     lock = desist.Lock()
-    with pytest.raises(ZeroDivisionError), testing.no_leaks():
-        lock.acquire()
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with testing.no_leaks():
+            lock.acquire()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     lock.release()

@@ -6,6 +6,7 @@ import concurrent.futures
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -181,7 +182,7 @@ def test_a_future_that_many_wait_for_gets_one_callback() -> None:
     future: concurrent.futures.Future[int] = concurrent.futures.Future()
     for _ in range(5):
         assert wait_any(desist.done_op(future), timeout=0) is None
-    assert len(future._done_callbacks) == 1
+    assert len(future._done_callbacks) == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_future_that_many_wait_for_gets_one_callback() -> None:
         lambda: desist.get_op([]),  # type: ignore[arg-type]
         lambda: desist.put_op(desist.PriorityQueue(), 1),
         lambda: desist.set_op(threading.Event()),  # type: ignore[arg-type]
-        lambda: desist.done_op(threading.Thread()),  # type: ignore[type-var]
+        lambda: desist.done_op(threading.Thread()),  # type: ignore[call-overload]
         lambda: desist.readable_op("x"),  # type: ignore[arg-type]
     ],
 )
@@ -223,7 +224,7 @@ def test_a_file_is_waited_for(pipe: tuple[int, int]) -> None:
 def test_the_end_of_a_stream_is_something_to_read() -> None:
     reader, writer = os.pipe()
     with (
-        open(reader) as file,
+        os.fdopen(reader) as file,
         Victim(lambda ready: (ready(), desist.wait_readable(file))) as waiter,  # type: ignore[func-returns-value]
     ):
         os.close(writer)
@@ -262,7 +263,7 @@ def test_what_is_no_file_is_refused(file: Any, error: type[Exception]) -> None:
 
 
 def test_a_closed_file_object_is_refused() -> None:
-    with open(os.devnull) as file:
+    with Path(os.devnull).open() as file:
         pass
     with pytest.raises(ValueError, match="closed"):
         desist.wait_readable(file)
@@ -270,7 +271,7 @@ def test_a_closed_file_object_is_refused() -> None:
 
 def test_many_waits_use_up_no_descriptors(pipe: tuple[int, int]) -> None:
     def open_files() -> int:
-        return len(os.listdir("/proc/self/fd"))
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
     desist.wait_readable(pipe[0], timeout=0.001)
     before = open_files()
@@ -318,9 +319,10 @@ def test_waits_for_several_things_take_turns_in_simulated_time() -> None:
                 queue.put(item)
 
         desist.Thread(target=produce).start()
-        seen = []
+        seen: list[tuple[int, object]] = []
         while len(seen) < 6:
-            found = wait_any(desist.get_op(queue), desist.after_op(7))
+            get: desist.Op[object] = desist.get_op(queue)
+            found = wait_any(get, desist.after_op(7))
             assert found
             seen.append(found)
         return seen
