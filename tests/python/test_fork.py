@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -189,3 +191,18 @@ def test_a_fork_while_others_cancel_and_wait_hangs_nobody() -> None:
         for _ in range(20):
             assert in_child(lambda: CancelSource(timeout=0.001).token.wait(NEVER)) == "True"
         go_on.set()
+
+
+def test_a_process_forks_although_a_subinterpreter_has_imported_desist_too() -> None:
+    pytest.importorskip("_testcapi")  # some distributions leave it out
+    script = """if True:
+        import os, _testcapi, desist
+        with desist.move_on_after(1000) as scope:
+            scope.token.wait(0)  # starts the timer
+        assert _testcapi.run_in_subinterp("import desist") == 0
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=30)
