@@ -132,9 +132,13 @@ fn hold_the_timer_during_forks() {
     extern "C" fn after() {
         fork::after_in_parent(); // and in the child: it only lets the timer go
     }
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    // A subinterpreter initializes the module again. A second `before` would wait for the first.
     // SAFETY: the functions live as long as this module, which is never unloaded; none calls
     // Python or panics.
-    unsafe { pthread_atfork(before, after, after) };
+    ONCE.call_once(|| unsafe {
+        pthread_atfork(before, after, after);
+    });
 }
 
 #[cfg(not(unix))]

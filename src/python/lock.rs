@@ -241,8 +241,13 @@ impl Lock {
             (false, false) => "unlocked",
         };
         let (class, name) = (slf.get_type().qualname()?, lock.name().as_ref());
+        let count = if lock.is_reentrant() {
+            format!(" count={}", lock.count())
+        } else {
+            String::new()
+        };
         Ok(format!(
-            "<{state} desist.{class} object {name:?} at {:p}>",
+            "<{state} desist.{class} object {name:?}{count} at {:p}>",
             slf.as_ptr()
         ))
     }

@@ -281,6 +281,12 @@ impl Lock {
         drop((holder, struck));
     }
 
+    /// How often its holder, whoever that is, holds it.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn count(&self) -> usize {
+        self.core.state.lock().depth
+    }
+
     /// Held by anyone?
     pub fn is_locked(&self) -> bool {
         self.core.state.lock().holder.is_some()

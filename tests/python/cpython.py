@@ -96,12 +96,16 @@ def load(name: str, overlays: Mapping[str, types.ModuleType]) -> types.ModuleTyp
         fromlist: Sequence[str] = (),
         level: int = 0,
     ) -> types.ModuleType:
-        if wanted in overlays:
-            return overlays[wanted]
         module = __import__(wanted, globals, locals, fromlist, level)
-        inside = {one: overlays.get(f"{wanted}.{one}") for one in fromlist or ()}
+        if fromlist or "." not in wanted:
+            found, names = wanted, fromlist or ()
+        else:  # `import a.b` is about b, but has a
+            found, *names = wanted.split(".")[:2]
+        if found in overlays:
+            return overlays[found]
+        inside = {one: overlays.get(f"{found}.{one}") for one in names}
         inside = {one: overlay for one, overlay in inside.items() if overlay is not None}
-        return Overlay(wanted, **inside) if inside else module
+        return Overlay(found, **inside) if inside else module
 
     spec = importlib.util.find_spec(name)
     assert spec is not None
@@ -116,7 +120,11 @@ def threading_tests() -> types.ModuleType:
     """The interpreter's tests of `threading`, among them those of `test.lock_tests`."""
     threading = {"threading": THREADING}
     helpers = import_or_skip("test.support.script_helper")
+    support = import_or_skip("test.support")
     scripts = {
+        "test.support": Overlay(
+            "test.support", run_in_subinterp=with_desist(support.run_in_subinterp)
+        ),
         "test.support.script_helper": Overlay(
             helpers.__name__,
             assert_python_ok=with_desist(helpers.assert_python_ok),
@@ -134,14 +142,14 @@ def queue_tests() -> types.ModuleType:
 
 
 def with_desist(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` starts an interpreter; the script after a `-c` is to find desist in `threading`."""
+    """`run` starts an interpreter; its script, after a `-c` or alone, finds desist in threading."""
     first = f"import sys; sys.path.insert(0, {str(HERE)!r}); import cpython; cpython.install()\n"
 
     def start(*args: Any, **kwargs: Any) -> Any:
         *before, last = args
         line = [*before, *last] if isinstance(last, list) else [*args]
-        if "-c" in line:
-            line[line.index("-c") + 1] = first + line[line.index("-c") + 1]
+        script = line.index("-c") + 1 if "-c" in line else 0
+        line[script] = first + line[script]
         return run(line, **kwargs) if isinstance(last, list) else run(*line, **kwargs)
 
     return start

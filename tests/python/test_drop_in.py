@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import desist
-from support import NEVER
+from support import NEVER, in_thread
 
 
 @pytest.mark.parametrize("truth", [0, 1, "", "yes", [], None])
@@ -79,6 +79,14 @@ def test_hooks_can_be_extended(base: Any) -> None:
             each.put(item)
     assert [counting.get() for _ in range(3)] == [model.get() for _ in range(3)]
     assert counting.calls == ["put"] * 3 + ["get"] * 3
+
+
+def test_the_representation_of_an_rlock_tells_how_often_it_is_held() -> None:
+    lock = desist.RLock(name="accounts")
+    assert repr(lock).startswith('<unlocked desist.RLock object "accounts" count=0 at ')
+    with lock, lock:
+        told = in_thread(lambda: repr(lock))
+    assert told.startswith('<locked desist.RLock object "accounts" count=2 at ')
 
 
 def test_classes_may_be_subclassed() -> None:
