@@ -14,6 +14,7 @@ pub use barrier::{Arrival, Barrier, BarrierError, Opening};
 pub use condition::{Condition, WaitError};
 pub use event::Event;
 pub use latch::{Interrupted, Latch};
+#[cfg(feature = "python")]
 pub(crate) use lock::Holds;
 pub use lock::{Acquire, Lock, LockError, OnKill, ReleaseError};
 pub use mutex::{Mutex, MutexGuard};

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: all parties of a round pass it, or none does; one who gives up before the last has
 //! come has not been there, and the others wait on; who gives up later passes with them. Which it
-//! is, is decided under one lock.
+//! is, is decided under one lock. The numbers of a round's parties are 0, 1, 2 and so on, each once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,7 +32,14 @@ struct State {
 
 /// One round, shared by its parties; changed under the barrier's lock.
 #[derive(Debug, Default)]
-struct Round(Mutex<Fate>);
+struct Round(Mutex<Parties>);
+
+#[derive(Debug, Default)]
+struct Parties {
+    fate: Fate,
+    /// Those who came and gave up: how many had come before them, these included.
+    left: Vec<usize>,
+}
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -156,7 +163,7 @@ impl Barrier {
 /// One call of [`Barrier::arrive`].
 struct Arriving<'a> {
     barrier: &'a Barrier,
-    /// The round it is a party of, and how many had come before.
+    /// The round it is a party of, and how many had come before, those who have left included.
     joined: Option<(Arc<Round>, usize)>,
 }
 
@@ -186,7 +193,8 @@ impl Waitable for Arriving<'_> {
             return;
         }
         if filling {
-            self.joined = Some((state.round.clone(), state.arrived));
+            let before = state.arrived + state.round.0.lock().left.len();
+            self.joined = Some((state.round.clone(), before));
             state.arrived += 1;
         }
         state.waiting.push(ticket);
@@ -195,13 +203,14 @@ impl Waitable for Arriving<'_> {
     fn dequeue(&mut self, ticket: &Ticket) -> bool {
         let mut state = self.barrier.state.lock();
         state.waiting.remove(ticket);
-        let Some((round, _)) = &self.joined else {
+        let Some((round, before)) = &self.joined else {
             return false;
         };
         if round.fate() != Fate::Filling {
             return true;
         }
         state.arrived -= 1;
+        round.0.lock().left.push(*before);
         self.joined = None;
         false
     }
@@ -220,7 +229,7 @@ impl<'a> Op for Arriving<'a> {
     }
 
     fn collect(&mut self) -> Result<Option<Arrival<'a>>, BarrierError> {
-        let Some((round, index)) = &self.joined else {
+        let Some((round, before)) = &self.joined else {
             return self.attempt();
         };
         let mut passing = Passing {
@@ -228,7 +237,7 @@ impl<'a> Op for Arriving<'a> {
             round,
         };
         wait::perform_uncancelled(&mut passing)?;
-        Ok(Some(Arrival::Passed(*index)))
+        Ok(Some(Arrival::Passed(round.index(*before))))
     }
 }
 
@@ -269,11 +278,17 @@ impl Op for Passing<'_> {
 
 impl Round {
     fn fate(&self) -> Fate {
-        *self.0.lock()
+        self.0.lock().fate
     }
 
     fn decide(&self, fate: Fate) {
-        *self.0.lock() = fate;
+        self.0.lock().fate = fate;
+    }
+
+    /// How many of those who were there to the end had come before, once nobody leaves any more.
+    fn index(&self, before: usize) -> usize {
+        let left = &self.0.lock().left;
+        before - left.iter().filter(|earlier| **earlier < before).count()
     }
 }
 

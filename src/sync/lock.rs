@@ -288,6 +288,11 @@ impl Lock {
         self.core.state.lock().poison.is_some()
     }
 
+    #[cfg(all(test, loom))]
+    pub(crate) fn waiting(&self) -> usize {
+        self.core.state.lock().queue.len()
+    }
+
     /// What it protects is consistent again: called by a holder that acquired it to repair.
     pub fn mark_consistent(&self) {
         self.core.state.lock().poison = None;

@@ -156,6 +156,11 @@ impl Semaphore {
     pub fn free(&self) -> usize {
         self.core.state.lock().free
     }
+
+    #[cfg(all(test, loom))]
+    pub(crate) fn waiting(&self) -> usize {
+        self.core.state.lock().queue.len()
+    }
 }
 
 impl Core {
