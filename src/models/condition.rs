@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Number, ONCE, TWICE, because, canceller, end, explore, run_as, spawn, spawn_as};
+use super::{
+    Number, ONCE, THRICE, TWICE, because, canceller, end, explore, run_as, spawn, spawn_as,
+};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::ledger::{Death, End};
@@ -88,7 +90,7 @@ fn is_cancelled(result: &Result<(), WaitError>) -> bool {
 
 #[test]
 fn loom_i12_no_notify_is_lost_between_giving_up_the_lock_and_standing_in_line() {
-    explore(TWICE, || {
+    explore(THRICE, || {
         let permits = Permits::new();
         let taker = {
             let permits = permits.clone();
@@ -195,7 +197,7 @@ fn loom_i11_a_notify_that_meets_a_cancel_and_nobody_else_is_gone() {
 
 #[test]
 fn loom_i21_a_waiter_does_not_get_a_lock_back_that_was_poisoned_meanwhile() {
-    explore(TWICE, || {
+    explore(THRICE, || {
         let permits = Permits::new();
         let taker = {
             let permits = permits.clone();

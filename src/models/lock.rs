@@ -123,7 +123,7 @@ fn loom_i12_three_impatient_threads_have_the_lock_in_turn() {
 
 #[test]
 fn loom_i12_a_waiter_that_is_overtaken_is_told_again() {
-    explore(TWICE, || {
+    explore(THRICE, || {
         let (protected, _) = Protected::held();
         let waiter = protected.cycler();
         let releaser = protected.releaser(2);
@@ -135,7 +135,7 @@ fn loom_i12_a_waiter_that_is_overtaken_is_told_again() {
 
 #[test]
 fn loom_i12_two_waiters_that_are_overtaken_are_told_again() {
-    explore(ONCE, || {
+    explore(TWICE, || {
         let (protected, _) = Protected::held();
         let waiters = [(); 2].map(|()| protected.cycler());
         let releaser = protected.releaser(1);
@@ -430,5 +430,5 @@ fn overtaken_by_one_who_is_killed() {
 
 #[test]
 fn loom_i12_i21_all_are_told_of_the_poison_also_who_was_told_that_it_is_free() {
-    explore(ONCE, overtaken_by_one_who_is_killed);
+    explore(TWICE, overtaken_by_one_who_is_killed);
 }

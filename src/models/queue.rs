@@ -50,7 +50,7 @@ fn rest(queue: &Items) -> Vec<u32> {
 
 #[test]
 fn loom_i11_i13_an_item_is_got_or_still_queued_when_its_getter_is_cancelled() {
-    explore(THRICE, || {
+    explore(TWICE, || {
         let queue = queue(0);
         let task = Task::new("gets", None);
         let getter = getter_as(&queue, &task);
@@ -93,7 +93,7 @@ fn loom_i12_i13_a_cancelled_getter_is_skipped_and_the_next_gets_the_item() {
 
 #[test]
 fn loom_i12_i13_two_put_and_two_get_through_one_place() {
-    explore(ONCE, || {
+    explore(TWICE, || {
         let queue = queue(1);
         let putters = [putter(&queue, 1), putter(&queue, 2)];
         let getters = [getter(&queue), getter(&queue)];
@@ -108,7 +108,7 @@ fn loom_i12_i13_two_put_and_two_get_through_one_place() {
 
 #[test]
 fn loom_i12_i13_three_items_go_through_one_place_in_their_order() {
-    explore(TWICE, || {
+    explore(THRICE, || {
         let queue = queue(1);
         let producer = {
             let queue = queue.clone();

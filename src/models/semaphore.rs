@@ -36,7 +36,7 @@ fn has_one(acquired: &Acquired) -> bool {
 
 #[test]
 fn loom_i12_three_threads_share_one_permit() {
-    explore(TWICE, || {
+    explore(THRICE, || {
         let semaphore = Semaphore::bounded(1);
         let data = Exclusive::new();
         let actors = [(); 3].map(|()| {
@@ -54,7 +54,7 @@ fn loom_i12_three_threads_share_one_permit() {
 
 #[test]
 fn loom_i11_a_permit_is_with_the_waiter_or_free_when_a_cancel_meets_the_release() {
-    explore(THRICE, || {
+    explore(TWICE, || {
         let semaphore = Semaphore::new(0);
         let task = Task::new("waits", None);
         let waiter = taker(&semaphore, &task);
@@ -138,7 +138,7 @@ fn loom_i11_i20_a_permit_for_a_block_is_recorded_iff_it_was_got_and_swept_at_the
 
 #[test]
 fn loom_i20_a_permit_that_a_block_and_a_sweep_give_back_at_once_comes_back_once() {
-    explore(TWICE, || {
+    explore(THRICE, || {
         let semaphore = Semaphore::bounded(1);
         let task = Task::new("holds", None);
         let block = {
