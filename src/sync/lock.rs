@@ -608,3 +608,32 @@ impl fmt::Debug for Lock {
             .finish()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::testing;
+
+    #[test]
+    fn who_has_waited_for_longer_than_its_patience_is_handed_it_though_the_holder_wants_it_again() {
+        let lock = Lock::default();
+        assert!(lock.try_acquire(Acquire::Task).unwrap());
+        std::thread::scope(|threads| {
+            let waiter = threads.spawn(|| {
+                lock.acquire(Acquire::Task, Time::NEVER).unwrap();
+                scope::current_ledger().len()
+            });
+            while lock.core.state.lock().queue.is_empty() {
+                std::thread::yield_now();
+            }
+            let _days_later = testing::freeze();
+            lock.release().unwrap();
+            assert!(
+                !lock.try_acquire(Acquire::Task).unwrap(),
+                "it was never free"
+            );
+            assert_eq!(waiter.join().unwrap(), 1);
+        });
+        lock.release().unwrap();
+    }
+}
