@@ -16,7 +16,10 @@ use once_cell::sync::OnceCell;
 
 use crate::atomics::{Arc, ForkMutex};
 use crate::clock::Time;
+use crate::fork;
 use crate::park::{Outcome, Waiter};
+#[cfg(not(loom))]
+use crate::testing;
 use crate::token::tree::{Callbacks, NodeRef, Weak};
 
 struct Timer {
@@ -27,6 +30,9 @@ struct Timer {
 
 struct State {
     entries: BTreeSet<(Time, Weak)>,
+    /// Deadlines of a simulated clock, which moves without this thread.
+    #[cfg(not(loom))]
+    simulated: BTreeSet<(Time, Weak)>,
     /// The timer's thread asleep, and until when.
     asleep: Option<(Time, Arc<Waiter>)>,
 }
@@ -63,7 +69,7 @@ pub(crate) fn set(node: &NodeRef, deadline: Time) {
 /// The node with this last deadline is on its way out: drop its entry.
 pub(crate) fn forget(node: Weak, deadline: Time) {
     if let Some(timer) = TIMER.get() {
-        timer.state.lock().entries.remove(&(deadline, node));
+        timer.state.lock().remove(&(deadline, node));
     }
 }
 
@@ -71,6 +77,10 @@ pub(crate) fn forget(node: Weak, deadline: Time) {
 pub(crate) fn hand_over(callbacks: Callbacks) {
     if callbacks.is_empty() {
         return;
+    }
+    #[cfg(not(loom))]
+    if testing::current().is_some() {
+        return run_safely(callbacks); // another thread would run out of turn
     }
     let (sender, _) = CALLBACKS.get_or_init(|| {
         let (sender, receiver) = unbounded();
@@ -85,9 +95,26 @@ pub(crate) fn hand_over(callbacks: Callbacks) {
 
 fn run_callbacks(receiver: &Receiver<Callbacks>) {
     for callbacks in receiver {
-        // A panic was reported by the panic hook; it must not end this thread.
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callbacks.run()));
+        let _inside = fork::inside();
+        run_safely(callbacks);
     }
+}
+
+/// A panic was reported by the panic hook; it must not end this thread.
+fn run_safely(callbacks: Callbacks) {
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callbacks.run()));
+}
+
+/// How many deadlines the timer knows.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn armed() -> usize {
+    TIMER.get().map_or(0, |timer| {
+        let state = timer.state.lock();
+        #[cfg(not(loom))]
+        return state.entries.len() + state.simulated.len();
+        #[cfg(loom)]
+        state.entries.len()
+    })
 }
 
 /// Around a fork: no other thread may be inside the timer. The guard is held from before the fork
@@ -108,12 +135,65 @@ pub(crate) fn restart_in_child() {
     }
 }
 
+/// The next deadline of a simulated clock.
+#[cfg(not(loom))]
+pub(crate) fn next_simulated() -> Time {
+    TIMER.get().map_or(Time::NEVER, |timer| {
+        let state = timer.state.lock();
+        state
+            .simulated
+            .first()
+            .map_or(Time::NEVER, |(deadline, _)| *deadline)
+    })
+}
+
+/// The simulated clock shows `now`.
+#[cfg(not(loom))]
+pub(crate) fn expire_simulated(now: Time) {
+    let Some(timer) = TIMER.get() else { return };
+    let due = take_due(&mut timer.state.lock().simulated, now);
+    expire(due);
+}
+
+/// Take out what is due. Called with the timer's lock held.
+fn take_due(entries: &mut BTreeSet<(Time, Weak)>, now: Time) -> Vec<(Time, NodeRef)> {
+    let mut due = Vec::new();
+    while let Some(&(deadline, node)) = entries.first() {
+        if deadline > now {
+            break;
+        }
+        entries.pop_first();
+        // A dying node waits for the timer's lock in `forget`, so its memory is valid.
+        due.extend(node.upgrade().map(|node| (deadline, node)));
+    }
+    due
+}
+
+fn expire(due: Vec<(Time, NodeRef)>) {
+    for (deadline, node) in due {
+        // It may have been moved while it was being taken out.
+        if node.own_deadline() == deadline {
+            node.expire(deadline);
+        }
+    }
+}
+
+impl State {
+    fn remove(&mut self, entry: &(Time, Weak)) {
+        self.entries.remove(entry);
+        #[cfg(not(loom))]
+        self.simulated.remove(entry);
+    }
+}
+
 impl Timer {
     fn start() -> Timer {
         spawn("desist-timer", || TIMER.wait().serve());
         Timer {
             state: ForkMutex::new(State {
                 entries: BTreeSet::new(),
+                #[cfg(not(loom))]
+                simulated: BTreeSet::new(),
                 asleep: None,
             }),
         }
@@ -125,8 +205,13 @@ impl Timer {
             let mut state = self.state.lock();
             let before = (node.own_deadline(), node.weak());
             let Some(deadline) = change(node) else { return };
-            state.entries.remove(&before);
+            state.remove(&before);
             if deadline.is_never() {
+                return;
+            }
+            #[cfg(not(loom))]
+            if testing::current().is_some() {
+                state.simulated.insert((deadline, node.weak()));
                 return;
             }
             state.entries.insert((deadline, node.weak()));
@@ -143,19 +228,11 @@ impl Timer {
     }
 
     fn serve(&self) -> ! {
+        let _inside = fork::inside();
         loop {
-            let mut due = Vec::new();
-            let (until, waiter) = {
+            let (due, until, waiter) = {
                 let mut state = self.state.lock();
-                let now = Time::now();
-                while let Some(&(deadline, node)) = state.entries.first() {
-                    if deadline > now {
-                        break;
-                    }
-                    state.entries.pop_first();
-                    // A dying node waits for this lock in `forget`, so its memory is valid.
-                    due.extend(node.upgrade().map(|node| (deadline, node)));
-                }
+                let due = take_due(&mut state.entries, Time::now());
                 let until = state
                     .entries
                     .first()
@@ -164,17 +241,12 @@ impl Timer {
                 if due.is_empty() {
                     state.asleep = Some((until, waiter.clone()));
                 }
-                (until, waiter)
+                (due, until, waiter)
             };
             if due.is_empty() {
                 waiter.park(until);
             }
-            for (deadline, node) in due {
-                // It may have been moved while it was being taken out.
-                if node.own_deadline() == deadline {
-                    node.expire(deadline);
-                }
-            }
+            expire(due);
         }
     }
 }

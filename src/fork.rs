@@ -3,10 +3,17 @@
 //! A runtime that forks calls [`before`], and then [`after_in_parent`] or [`after_in_child`] on the
 //! same thread. In the child the timer runs again, and what belonged to threads that are gone is
 //! told apart by its [`generation`]: a lock that one of them held is lost, not held for ever.
+//!
+//! The core's own locks are held for moments, but a fork may fall into one, and then nobody would
+//! ever release it in the child (I37). So a thread that the forking one cannot keep from running is
+//! [`inside`] while it uses the core, and a fork waits until none is. It is [`outside`] again while
+//! it sleeps, and while it calls the runtime, which may be what the forking thread has stopped.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::{deadline, scope};
 
@@ -21,20 +28,89 @@ pub fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// Call it before forking: waits until no other thread is inside the timer.
+/// How many threads are inside; [`FORKING`] is added while a fork is near.
+static INSIDE: AtomicU32 = AtomicU32::new(0);
+const FORKING: u32 = 1 << 31;
+/// Whoever is inside leaves at once. If one does not, a fork that may hang later is better than one
+/// that hangs now.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// How often the calling thread is inside.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The calling thread uses the core, until this is dropped. Waits while another one forks.
+#[must_use]
+pub(crate) fn inside() -> Inside {
+    if DEPTH.get() == 0 {
+        come_in();
+    }
+    DEPTH.set(DEPTH.get() + 1);
+    Inside(())
+}
+
+/// See [`inside`].
+pub(crate) struct Inside(());
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
+        if DEPTH.get() == 0 {
+            INSIDE.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+fn come_in() {
+    while INSIDE.fetch_add(1, Ordering::Acquire) & FORKING != 0 {
+        INSIDE.fetch_sub(1, Ordering::Release);
+        while INSIDE.load(Ordering::Relaxed) & FORKING != 0 {
+            thread::yield_now();
+        }
+    }
+}
+
+/// Do something that is not the core's: sleep, or call the runtime.
+pub(crate) fn outside<R>(act: impl FnOnce() -> R) -> R {
+    struct Back(u32);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            come_in();
+            DEPTH.set(self.0);
+        }
+    }
+    let depth = DEPTH.try_with(Cell::take).unwrap_or(0);
+    let _back = (depth > 0).then(|| {
+        INSIDE.fetch_sub(1, Ordering::Release);
+        Back(depth)
+    });
+    act()
+}
+
+/// Call it before forking: waits until no other thread is inside the core, or its timer.
 pub fn before() {
+    INSIDE.fetch_or(FORKING, Ordering::Acquire);
+    let ours = u32::from(DEPTH.get() > 0);
+    let began = Instant::now();
+    while INSIDE.load(Ordering::Acquire) & !FORKING > ours && began.elapsed() < PATIENCE {
+        thread::yield_now();
+    }
     let guard = deadline::hold_for_fork().map(|guard| Box::new(guard) as Box<dyn Any>);
     HELD.with(|held| *held.borrow_mut() = guard);
 }
 
 /// Call it after the fork in the parent, or if there was none after all.
 pub fn after_in_parent() {
+    INSIDE.fetch_and(!FORKING, Ordering::Release);
     HELD.with(|held| held.borrow_mut().take());
 }
 
 /// Call it after the fork in the child.
 pub fn after_in_child() {
     after_in_parent();
+    // A thread on its way in or out has left its mark; it is not here.
+    INSIDE.store(u32::from(DEPTH.get() > 0), Ordering::Release);
     GENERATION.fetch_add(1, Ordering::Relaxed);
     scope::current_ledger().survive_fork();
     deadline::restart_in_child();

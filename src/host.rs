@@ -9,6 +9,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::fork;
+
 /// The runtime's side. All methods are called without any internal lock held.
 pub trait Host: Sync {
     /// A wait of the calling thread was interrupted by a signal (or by [`Host::slice`]).
@@ -21,6 +23,10 @@ pub trait Host: Sync {
 
     /// The calling thread's name.
     fn thread_name(&self) -> Option<Arc<str>>;
+
+    /// In a simulation, nobody can go on: the wait of the calling thread is about to end as
+    /// interrupted, and the host keeps what it wants raised.
+    fn stuck(&self);
 
     /// The calling thread was told `raised` times that it is cancelled, in one scope.
     fn swallowed(&self, raised: u32);
@@ -39,23 +45,30 @@ pub fn install(host: &'static dyn Host) {
 }
 
 pub(crate) fn interrupted() -> ControlFlow<()> {
-    HOST.get()
-        .map_or(ControlFlow::Continue(()), |host| host.interrupted())
+    HOST.get().map_or(ControlFlow::Continue(()), |host| {
+        fork::outside(|| host.interrupted())
+    })
 }
 
 pub(crate) fn slice() -> Option<Duration> {
     HOST.get().and_then(|host| host.slice())
 }
 
+pub(crate) fn stuck() {
+    if let Some(host) = HOST.get() {
+        fork::outside(|| host.stuck());
+    }
+}
+
 pub(crate) fn swallowed(raised: u32) {
     if let Some(host) = HOST.get() {
-        host.swallowed(raised);
+        fork::outside(|| host.swallowed(raised));
     }
 }
 
 pub(crate) fn thread_name() -> Option<Arc<str>> {
     let ask = || match HOST.get() {
-        Some(host) => host.thread_name(),
+        Some(host) => fork::outside(|| host.thread_name()),
         None => std::thread::current().name().map(Arc::from),
     };
     // Past the thread's own end there is no place to keep the name, and nobody to ask for it.

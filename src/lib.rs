@@ -14,7 +14,9 @@
 //! | `ledger` | who holds what, so that it can be given back |
 //! | [`task`] | the boundary around a body |
 //! | [`wait`] | one blocking wait: granted, cancelled, killed or timed out |
-//! | [`sync`] | locks and latches built on it |
+//! | [`sync`] | locks, counters, flags and queues built on it |
+//! | `io` | file descriptors |
+//! | `testing` | virtual time |
 //! | [`stop`] | the ladder from asking to hard stop |
 //! | [`work`] | leases: work that a stopped worker gives back |
 //!
@@ -41,11 +43,15 @@ mod park;
 pub mod token;
 
 mod deadline;
+#[cfg(all(unix, not(loom)))]
+pub mod io;
 mod ledger;
 pub mod scope;
 pub mod stop;
 pub mod sync;
 pub mod task;
+#[cfg(not(loom))]
+pub mod testing;
 pub mod wait;
 pub mod work;
 

@@ -26,10 +26,12 @@ use crate::atomics::{Arc, AtomicU32, Ordering, thread_local};
 use crate::clock::Time;
 use crate::fork;
 use crate::host;
+#[cfg(not(loom))]
+use crate::testing::{self, Simulation};
 #[cfg(all(unix, not(loom)))]
 pub use alarm::Readiness;
 #[cfg(all(unix, not(loom)))]
-pub(crate) use alarm::is_ready;
+pub(crate) use alarm::{any_ready, is_ready, wait_for_any};
 
 /// How a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,9 @@ pub(crate) struct Waiter {
     word: AtomicU32,
     /// The process in which its thread waits.
     generation: u32,
+    /// Its thread goes by a simulated clock.
+    #[cfg(not(loom))]
+    simulation: Option<std::sync::Arc<Simulation>>,
     /// It polls these beside its word.
     #[cfg(all(unix, not(loom)))]
     polls: Option<Polls>,
@@ -66,19 +71,41 @@ pub(crate) struct Waiter {
 #[derive(Debug)]
 struct Polls {
     alarm: std::sync::Arc<alarm::Alarm>,
-    interests: Vec<(std::os::fd::RawFd, Readiness)>,
+    interests: Interests,
     /// For which of the things waited for each interest stands.
     which: Vec<usize>,
 }
 
+/// Descriptors, and what they are waited for.
+#[cfg(all(unix, not(loom)))]
+pub(crate) type Interests = Vec<(std::os::fd::RawFd, Readiness)>;
+#[cfg(all(not(unix), not(loom)))]
+pub(crate) type Interests = Vec<()>;
+
 impl Waiter {
     pub(crate) fn new() -> Arc<Waiter> {
         Arc::new(Waiter {
+            #[cfg(not(loom))]
+            simulation: testing::current(),
+            ..Waiter::bare()
+        })
+    }
+
+    /// A waiter that goes by the real clock in any case.
+    #[cfg(not(loom))]
+    pub(crate) fn real() -> Arc<Waiter> {
+        Arc::new(Waiter::bare())
+    }
+
+    fn bare() -> Waiter {
+        Waiter {
             word: AtomicU32::new(WAITING),
             generation: fork::generation(),
+            #[cfg(not(loom))]
+            simulation: None,
             #[cfg(all(unix, not(loom)))]
             polls: None,
-        })
+        }
     }
 
     /// A waiter that also notices when descriptors are ready, each for one of the things waited
@@ -89,13 +116,13 @@ impl Waiter {
     ) -> std::io::Result<Arc<Waiter>> {
         let alarm = alarm::Alarm::get()?;
         Ok(Arc::new(Waiter {
-            word: AtomicU32::new(WAITING),
-            generation: fork::generation(),
+            simulation: testing::current(),
             polls: Some(Polls {
                 alarm,
                 which: interests.iter().map(|(which, _, _)| *which).collect(),
                 interests: interests.iter().map(|(_, fd, what)| (*fd, *what)).collect(),
             }),
+            ..Waiter::bare()
         }))
     }
 
@@ -130,6 +157,10 @@ impl Waiter {
         if self.word.load(Ordering::Relaxed) & ASLEEP == 0 {
             return;
         }
+        #[cfg(not(loom))]
+        if let Some(simulation) = &self.simulation {
+            return simulation.wake(self);
+        }
         #[cfg(all(unix, not(loom)))]
         if let Some(polls) = &self.polls {
             return polls.alarm.ring();
@@ -157,7 +188,12 @@ impl Waiter {
     /// Block until the wait is decided or the clock shows `until`; then `None`, and the wait is
     /// still open. Only the host's signals interrupt it.
     pub(crate) fn park(&self, until: Time) -> Option<Outcome> {
-        let slice = host::slice();
+        // Slices of simulated time are no use to anybody.
+        let slice = if self.is_simulated() {
+            None
+        } else {
+            host::slice()
+        };
         loop {
             if let Some(outcome) = self.outcome() {
                 return Some(outcome);
@@ -178,7 +214,7 @@ impl Waiter {
             {
                 continue;
             }
-            let signalled = self.sleep(this_time) || slice.is_some();
+            let signalled = fork::outside(|| self.sleep(this_time)) || slice.is_some();
             if self.outcome().is_some() {
                 continue;
             }
@@ -191,6 +227,11 @@ impl Waiter {
 
     /// Sleep once. True: interrupted by a signal.
     fn sleep(&self, until: Time) -> bool {
+        #[cfg(not(loom))]
+        if let Some(simulation) = &self.simulation {
+            self.simulate(simulation, until);
+            return false;
+        }
         #[cfg(all(unix, not(loom)))]
         if let Some(polls) = &self.polls {
             return match polls.alarm.sleep(&polls.interests, until) {
@@ -203,6 +244,36 @@ impl Waiter {
             };
         }
         sys::wait(&self.word, ASLEEP, until)
+    }
+
+    #[cfg(loom)]
+    fn is_simulated(&self) -> bool {
+        false
+    }
+
+    #[cfg(not(loom))]
+    fn is_simulated(&self) -> bool {
+        self.simulation.is_some()
+    }
+
+    /// Sleep once, in simulated time.
+    #[cfg(not(loom))]
+    fn simulate(&self, simulation: &Simulation, until: Time) {
+        #[cfg(unix)]
+        let interests = self.polls.as_ref().map(|polls| polls.interests.clone());
+        #[cfg(not(unix))]
+        let interests = None;
+        if !simulation.park(self, until, interests.unwrap_or_default()) {
+            host::stuck();
+            self.settle(Outcome::Interrupted);
+        }
+        #[cfg(unix)]
+        if let Some(polls) = &self.polls {
+            let ready = |(fd, what): &(_, _)| alarm::is_ready(*fd, *what).unwrap_or(true);
+            if let Some(index) = polls.interests.iter().position(ready) {
+                self.grant(polls.which[index]);
+            }
+        }
     }
 
     /// [`Waiter::park`], and then the wait is decided: `TimedOut` if nothing else was quicker.
@@ -307,6 +378,10 @@ pub(crate) fn woke(waiter: Arc<Waiter>) {
 /// system's scheduler and for none of that thread's code, and at most so long.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn make_way(longest: Duration) {
+    #[cfg(not(loom))]
+    if testing::current().is_some() {
+        return; // one thread runs at a time
+    }
     let Ok(Some(woken)) = WOKEN.try_with(Cell::take) else {
         return;
     };
@@ -324,3 +399,11 @@ pub(crate) fn make_way(longest: Duration) {
 /// What a thread takes from its wait to what it needs next, cold caches and all.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 const LAST_STEPS: Duration = Duration::from_micros(3);
+
+#[cfg(all(not(unix), not(loom)))]
+pub(crate) fn any_ready(_interests: &Interests) -> bool {
+    false
+}
+
+#[cfg(all(not(unix), not(loom)))]
+pub(crate) fn wait_for_any(_interests: &Interests) {}

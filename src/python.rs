@@ -17,13 +17,18 @@ mod event;
 mod hard_stop;
 mod hint;
 mod host;
+#[cfg(unix)]
+mod io;
 mod lock;
+#[cfg(unix)]
+mod ops;
 mod queue;
 mod scope;
 mod seconds;
 mod semaphore;
 mod stop;
 mod task;
+mod testing;
 mod token;
 mod wait;
 mod work;
@@ -48,8 +53,17 @@ mod _core {
     use super::event::Event;
     #[pymodule_export]
     use super::hard_stop::Injector;
+    #[cfg(unix)]
+    #[pymodule_export]
+    use super::io::{notify_closing, wait_readable, wait_writable};
     #[pymodule_export]
     use super::lock::{Lock, RLock, Released, Repair};
+    #[cfg(unix)]
+    #[pymodule_export]
+    use super::ops::{
+        Op, acquire_op, after_op, cancelled_op, get_op, latch_op, over_op, put_op, readable_op,
+        set_op, wait_any, writable_op,
+    };
     #[pymodule_export]
     use super::queue::{Queue, SimpleQueue};
     #[pymodule_export]
@@ -63,6 +77,8 @@ mod _core {
     use super::stop::{KillReport, StopPolicy};
     #[pymodule_export]
     use super::task::Task;
+    #[pymodule_export]
+    use super::testing::{Simulation, census};
     #[pymodule_export]
     use super::token::{CancelSource, CancelToken, Registration};
     #[pymodule_export]

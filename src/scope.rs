@@ -68,12 +68,16 @@ struct Context {
     task: RefCell<Option<Arc<Task>>>,
     /// The task's ledger, or the thread's own.
     ledger: RefCell<Option<Arc<Ledger>>>,
-    /// Anything open at all? Lets a checkpoint outside any scope cost one load.
-    open: Cell<bool>,
 }
 
 thread_local! {
     static CONTEXT: Context = Context::default();
+}
+
+thread_local! {
+    /// Anything open at all? Lets a checkpoint outside any scope cost one load: unlike the context,
+    /// this needs neither to be made nor to be dropped.
+    static OPEN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// How a scope was left.
@@ -130,7 +134,7 @@ fn open(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
             recorded,
             _listening: listening,
         });
-        context.open.set(true);
+        OPEN.with(|open| open.set(true));
         node
     })
 }
@@ -153,9 +157,8 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
         };
         let frame = frames.pop().ok_or(ScopeMisuse::NotEntered)?;
         unmask(&frame, context);
-        context
-            .open
-            .set(!frames.is_empty() || context.task.borrow().is_some());
+        let open = !frames.is_empty() || context.task.borrow().is_some();
+        OPEN.with(|cell| cell.set(open));
         // Guards that the scope's code took and, by a hole in its host's unwinding, did not leave.
         let ledger = context
             .ledger
@@ -263,6 +266,12 @@ pub(crate) fn current_node() -> Option<NodeRef> {
     })
 }
 
+/// How many scopes are open on the calling thread.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn depth() -> usize {
+    CONTEXT.with(|context| context.frames.borrow().len())
+}
+
 /// The task whose body the calling thread runs.
 pub(crate) fn current_task() -> Option<Arc<Task>> {
     CONTEXT.with(|context| context.task.borrow().clone())
@@ -270,15 +279,29 @@ pub(crate) fn current_task() -> Option<Arc<Task>> {
 
 /// The cause, if a kill was held off on the calling thread and may arrive now.
 pub(crate) fn kill_due() -> Option<Cause> {
-    let task = current_task()?;
-    let cause = task.kill_due()?;
-    task.take_back();
+    if !OPEN.with(Cell::get) {
+        return None;
+    }
+    let cause = CONTEXT.with(|context| context.task.borrow().as_ref()?.kill_due())?;
+    current_task()?.take_back();
     Some(cause)
 }
 
 /// Where the calling thread records what it takes.
 pub(crate) fn current_ledger() -> Arc<Ledger> {
     CONTEXT.with(|context| context.ledger.borrow_mut().get_or_insert_default().clone())
+}
+
+/// [`current_ledger`], without a count of it. `act` must not run code of the host.
+#[inline]
+pub(crate) fn with_ledger<R>(act: impl FnOnce(&Arc<Ledger>) -> R) -> R {
+    CONTEXT.with(|context| {
+        if let Some(ledger) = &*context.ledger.borrow() {
+            return act(ledger);
+        }
+        let ledger = context.ledger.borrow_mut().get_or_insert_default().clone();
+        act(&ledger)
+    })
 }
 
 /// The token of the innermost scope, of the task if no scope is open, or one that is never
@@ -293,11 +316,14 @@ pub fn current_effective_deadline() -> Time {
 }
 
 /// `Err` if the calling thread is to stop.
+#[inline]
 pub(crate) fn checkpoint() -> Result<(), Stop> {
+    if OPEN.with(Cell::get) { look() } else { Ok(()) }
+}
+
+/// [`checkpoint`], where something is open.
+fn look() -> Result<(), Stop> {
     let stop = CONTEXT.with(|context| {
-        if !context.open.get() {
-            return None;
-        }
         if let Some(cause) = context
             .task
             .borrow()
@@ -366,7 +392,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             recorded: 0,
             _listening: Vec::new(),
         };
-        context.open.set(true);
+        OPEN.with(|open| open.set(true));
         Outer {
             frames: context.frames.replace(vec![root]),
             task: context.task.replace(Some(task.clone())),
@@ -378,9 +404,8 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
 /// The body is over, whatever it left open.
 pub(crate) fn end_task(outer: Outer) {
     let left = CONTEXT.with(|context| {
-        context
-            .open
-            .set(!outer.frames.is_empty() || outer.task.is_some());
+        let open = !outer.frames.is_empty() || outer.task.is_some();
+        OPEN.with(|cell| cell.set(open));
         context.task.replace(outer.task);
         context.ledger.replace(outer.ledger);
         context.frames.replace(outer.frames)

@@ -104,6 +104,19 @@ pub fn kill(
     if scope::current_task().is_some_and(|current| Arc::ptr_eq(&current, task)) {
         return Err(KillError::Itself);
     }
+    #[cfg(not(loom))]
+    return crate::testing::outside(|| climb(task, reason, policy, on_abandon));
+    #[cfg(loom)]
+    climb(task, reason, policy, on_abandon)
+}
+
+/// Rung by rung, in real time: simulated time would stand still while the task runs.
+fn climb(
+    task: &Arc<Task>,
+    reason: Option<Arc<str>>,
+    policy: &StopPolicy,
+    on_abandon: &mut dyn FnMut(),
+) -> Result<KillReport, KillError> {
     let began = Time::now();
     match task.progress() {
         Progress::Fresh => return Err(KillError::NotStarted),

@@ -13,12 +13,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::atomics::{self, AtomicBool, Mutex};
 use crate::cause::Cause;
 use crate::clock::Time;
+use crate::fork;
 pub use crate::ledger::Death;
 use crate::ledger::{End, Ledger, Swept};
 use crate::park::{Outcome, Waiter};
@@ -41,6 +42,15 @@ pub trait Force: Send + Sync {
 
     /// Where the body is now, for reports.
     fn stack(&self) -> Option<Arc<str>>;
+}
+
+/// Tasks that have been launched, or entered, and are not over.
+static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many tasks have begun, or are about to, and have not ended.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn unfinished() -> usize {
+    UNFINISHED.load(Ordering::Relaxed)
 }
 
 /// One run of a body.
@@ -204,10 +214,24 @@ impl Task {
     }
 
     /// Its thread is being started: kills are taken from now on, though the body has not begun.
-    pub fn launch(&self) {
+    /// False: that is so already, or it has begun.
+    pub fn launch(&self) -> bool {
         let mut control = self.control.lock();
-        if control.phase == Phase::Fresh {
+        let first = control.phase == Phase::Fresh;
+        if first {
             control.phase = Phase::Launched;
+            UNFINISHED.fetch_add(1, Ordering::Relaxed);
+        }
+        first
+    }
+
+    /// It was not started after all.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn recall(&self) {
+        let mut control = self.control.lock();
+        if control.phase == Phase::Launched {
+            control.phase = Phase::Fresh;
+            UNFINISHED.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -215,7 +239,7 @@ impl Task {
     pub(crate) fn stack(&self) -> Option<Arc<str>> {
         let force = self.control.lock().force.clone()?;
         let mut stack = None;
-        force.at_a_safe_moment(&mut || stack = force.stack());
+        fork::outside(|| force.at_a_safe_moment(&mut || stack = force.stack()));
         stack
     }
 
@@ -304,7 +328,7 @@ impl Task {
         };
         // Unlocked, for the host runs code to take it back.
         if let Some(force) = force {
-            force.take_back();
+            fork::outside(|| force.take_back());
         }
     }
 
@@ -393,20 +417,27 @@ impl Task {
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
     /// such force.
     pub(crate) fn strike_async(&self) -> bool {
-        let Some(force) = self.control.lock().force.clone() else {
-            return false;
-        };
-        force.at_a_safe_moment(&mut || {
-            let mut control = self.control.lock();
-            let now = Time::now();
-            let again = control
-                .last_strike
-                .is_none_or(|last| now - last >= RESEND_AFTER);
-            if again && self.may_strike(&control) {
-                force.post();
-                control.posted = true;
-                control.last_strike = Some(now);
+        let force = {
+            let control = self.control.lock();
+            match (&control.force, control.phase) {
+                (Some(force), _) => force.clone(),
+                (None, Phase::Launched) => return true, // it will come
+                (None, _) => return false,
             }
+        };
+        fork::outside(|| {
+            force.at_a_safe_moment(&mut || {
+                let mut control = self.control.lock();
+                let now = Time::now();
+                let again = control
+                    .last_strike
+                    .is_none_or(|last| now - last >= RESEND_AFTER);
+                if again && self.may_strike(&control) {
+                    force.post();
+                    control.posted = true;
+                    control.last_strike = Some(now);
+                }
+            });
         });
         true
     }
@@ -484,6 +515,9 @@ impl Boundary {
     pub fn enter(task: &Arc<Task>, force: Option<Arc<dyn Force>>) -> Boundary {
         let outer = scope::begin_task(task);
         let mut control = task.control.lock();
+        if control.phase != Phase::Launched {
+            UNFINISHED.fetch_add(1, Ordering::Relaxed);
+        }
         control.phase = Phase::Running;
         control.force = force;
         drop(control);
@@ -512,7 +546,7 @@ impl Boundary {
             control.force.take().filter(|_| posted)
         };
         if let Some(force) = taken_back {
-            force.take_back();
+            fork::outside(|| force.take_back());
         }
     }
 
@@ -544,6 +578,7 @@ impl Boundary {
         let swept = task.ledger.sweep(&end);
         scope::end_task(outer);
         task.source.close();
+        UNFINISHED.fetch_sub(1, Ordering::Relaxed);
         if !abandoned {
             let rung = killed.then(|| task.delivered()).flatten();
             task.amend(|record| {

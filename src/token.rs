@@ -156,6 +156,15 @@ impl CancelToken {
         self.node.is_cancelled()
     }
 
+    /// The word that is looked at by [`CancelToken::is_cancelled`], for code in other languages: its
+    /// lowest bit is set once cancelled, the others mean nothing. Valid as long as this token, or a
+    /// clone of it, lives.
+    #[cfg(not(loom))]
+    pub fn flag(&self) -> *const std::sync::atomic::AtomicU32 {
+        deadline::arm_path(&self.node);
+        self.node.flag()
+    }
+
     /// `Err` once cancelled.
     pub fn check(&self) -> Result<(), Stop> {
         match self.cause() {

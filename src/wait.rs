@@ -5,18 +5,49 @@
 //! one of them, or the clock, decides. `Err` means that nothing happened (I11); a grant that won
 //! is returned, and the next checkpoint raises.
 
+#[cfg(all(unix, not(loom)))]
+use std::io;
+#[cfg(all(unix, not(loom)))]
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use crate::atomics::Arc;
 use crate::clock::Time;
 use crate::error::Stop;
+#[cfg(all(unix, not(loom)))]
+use crate::park::Readiness;
 use crate::park::{Outcome, Ticket, Waiter};
 use crate::scope;
 use crate::token::tree::{Hook, HookId, NodeRef};
 
 /// `Err` if the calling thread has been cancelled or is being killed; never blocks.
+#[inline]
 pub fn checkpoint() -> Result<(), Stop> {
     scope::checkpoint()
+}
+
+/// A time that is waited for.
+pub(crate) struct Until(pub(crate) Time);
+
+impl Waitable for Until {
+    fn enqueue(&mut self, _: Ticket) {}
+
+    fn dequeue(&mut self, _: &Ticket) -> bool {
+        false
+    }
+
+    fn bound(&self) -> Time {
+        self.0
+    }
+}
+
+impl Op for Until {
+    type Output = ();
+    type Refusal = Stop;
+
+    fn attempt(&mut self) -> Result<Option<()>, Stop> {
+        Ok((Time::now() >= self.0).then_some(()))
+    }
 }
 
 /// Sleep. `Err` as soon as the calling thread is to stop.
@@ -26,7 +57,8 @@ pub fn sleep(duration: Duration) -> Result<(), Stop> {
 
 /// Sleep until the clock shows `until`. `Err` as soon as the calling thread is to stop.
 pub fn sleep_until(until: Time) -> Result<(), Stop> {
-    block(Waiter::new(), until, &mut []).map(|_| ())
+    let nothing: &mut [&mut dyn Waitable] = &mut [];
+    block(Waiter::new(), until, nothing).map(|_| ())
 }
 
 /// Wait for another node to be cancelled, or for `until` (then false).
@@ -100,6 +132,12 @@ pub(crate) trait Waitable {
     fn bound(&self) -> Time {
         Time::NEVER
     }
+
+    /// A descriptor whose being ready is a grant.
+    #[cfg(all(unix, not(loom)))]
+    fn descriptor(&self) -> Option<(RawFd, Readiness)> {
+        None
+    }
 }
 
 /// An operation that may have to wait, as every primitive offers it: alone, see [`perform`], or as
@@ -123,18 +161,76 @@ pub(crate) trait Op: Waitable {
 /// Do it, waiting until `until` at most; then `None`. A checkpoint; `Err` means that nothing was
 /// done.
 pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output>, O::Refusal> {
+    perform_by(op, until, |op| block(Waiter::new(), until, &mut [op]))
+}
+
+/// [`perform`], where the waiting is done by `block`: false, if the time was up.
+///
+/// So a host can let go of what it must not have while it waits, and have it again when it looks.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn perform_by<O: Op>(
+    op: &mut O,
+    until: Time,
+    block: impl Fn(&mut O) -> Result<Option<usize>, Stop>,
+) -> Result<Option<O::Output>, O::Refusal> {
     checkpoint()?;
     let mut done = op.attempt()?;
     while done.is_none() {
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
         }
-        done = match block(Waiter::new(), until, &mut [op])? {
+        done = match block(op)? {
             Some(_) => op.collect()?,
             None => op.attempt()?,
         };
     }
     Ok(done)
+}
+
+/// Do one of them, the first that is possible, waiting until `until` at most; then `None`. Tells
+/// which it was. The others leave no trace (I14). A checkpoint; `Err` means that nothing was done.
+#[cfg(all(unix, not(loom)))]
+pub(crate) fn perform_any<O: Op + ?Sized>(
+    ops: &mut [&mut O],
+    until: Time,
+) -> Result<Option<(usize, O::Output)>, O::Refusal>
+where
+    O::Refusal: From<io::Error>,
+{
+    checkpoint()?;
+    let mut granted: Option<usize> = None;
+    loop {
+        if let Some(which) = granted {
+            if let Some(done) = ops[which].collect()? {
+                return Ok(Some((which, done)));
+            }
+        }
+        for (which, op) in ops.iter_mut().enumerate() {
+            // What was granted and is not there any more was looked for just now.
+            if granted != Some(which) {
+                if let Some(done) = op.attempt()? {
+                    return Ok(Some((which, done)));
+                }
+            }
+        }
+        if !until.is_never() && Time::now() >= until {
+            return Ok(None);
+        }
+        granted = block(waiter_for(ops)?, until, ops)?;
+    }
+}
+
+#[cfg(all(unix, not(loom)))]
+fn waiter_for<W: Waitable + ?Sized>(what: &[&mut W]) -> io::Result<Arc<Waiter>> {
+    let descriptor = |(which, op): (usize, &&mut W)| {
+        let (fd, what) = op.descriptor()?;
+        Some((which, fd, what))
+    };
+    let descriptors: Vec<_> = what.iter().enumerate().filter_map(descriptor).collect();
+    if descriptors.is_empty() {
+        return Ok(Waiter::new());
+    }
+    Waiter::polling(descriptors)
 }
 
 /// Do it, however long it takes. Only a signal handler of the host that raises ends the wait.
@@ -159,10 +255,10 @@ pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Ref
 /// Wait until one of `what` is granted, and tell which; `None` at `until`, or at one's bound.
 ///
 /// Whatever was not granted has left its line when this returns.
-pub(crate) fn block(
+pub(crate) fn block<W: Waitable + ?Sized>(
     waiter: Arc<Waiter>,
     until: Time,
-    what: &mut [&mut dyn Waitable],
+    what: &mut [&mut W],
 ) -> Result<Option<usize>, Stop> {
     checkpoint()?;
     let task = scope::current_task();

@@ -28,6 +28,7 @@ MISSING = {
     # That a class is generic.
     "\nclass Lease:\n": "\nclass Lease(Generic[_T]):\n",
     "\nclass LeaseQueue:\n": "\nclass LeaseQueue(Generic[_T]):\n",
+    "\nclass Op:\n": "\nclass Op(Generic[_T]):\n",
     "\nclass Queue:\n": "\nclass Queue(Generic[_T]):\n",
     "\nclass SimpleQueue:\n": "\nclass SimpleQueue(Generic[_T]):\n",
 }

@@ -1,20 +1,92 @@
-"""A lock that nobody else wants."""
+"""What threads share, where nobody else wants it, and a lock that all want."""
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from statistics import median
+from typing import Any
 
 from measure import each, plain
 from table import Row
 
+import desist
+
+THREADS = 4
+TURNS = 40_000  # of each
+ROUNDS = 7
+
 
 def rows() -> Iterator[Row]:
     """All of them."""
-    native, ours, reentrant, aiologic = each(
+    native, ours, aiologic = each(
         [
             plain("with lock: pass", "import threading; lock = threading.Lock()"),
             plain("with lock: pass", "import desist; lock = desist.Lock()"),
-            plain("with lock: pass", "import threading; lock = threading.RLock()"),
             plain("with lock: pass", "import aiologic; lock = aiologic.Lock()"),
         ]
     )
-    peers = {"RLock": reentrant, "aiologic": aiologic}
-    yield Row("with Lock(), free", "ns", ours, ("threading.Lock", native), peers=peers)
+    peers = {"aiologic": aiologic}
+    yield Row("with Lock(), free", "ns", ours, ("threading.Lock", native), 1.2, peers)
+    yield against("with RLock(), free", "RLock", "with thing: pass")
+    yield against("with RLock(), held already", "RLock", "with thing: pass", "; thing.acquire()")
+    yield against("with Semaphore(), free", "Semaphore", "with thing: pass")
+    yield against("Semaphore: acquire, release", "Semaphore", "thing.acquire(); thing.release()")
+    yield against("Event: set, is_set, wait, clear", "Event", EVENT)
+    yield against("with Condition(): notify", "Condition", "with thing: thing.notify()")
+    yield against("Barrier of one: wait", "Barrier", "thing.wait()", made="(1)")
+    for work, note in ((nothing, "nothing in it"), (something, "a little in it")):
+        yield contended(work, note)
+
+
+EVENT = "thing.set(); thing.is_set(); thing.wait(); thing.clear()"
+
+
+def against(subject: str, name: str, work: str, more: str = "", made: str = "()") -> Row:
+    """The class of this name, of desist and of threading."""
+    theirs, ours = each(
+        [
+            plain(work, f"import {module}; thing = {module}.{name}{made}{more}")
+            for module in ("threading", "desist")
+        ]
+    )
+    return Row(subject, "ns", ours, (f"threading.{name}", theirs), 1.0)
+
+
+def nothing() -> None:
+    """Leave at once."""
+
+
+def something() -> None:
+    """Stay for a microsecond or two."""
+    for _ in range(20):
+        pass
+
+
+def contended(work: Callable[[], None], note: str) -> Row:
+    """Threads that do nothing but take turns; nanoseconds of the clock for a turn."""
+    makers: tuple[Callable[[], AbstractContextManager[Any]], ...] = (threading.Lock, desist.Lock)
+    figures: list[list[float]] = [[], []]
+    for number in range(ROUNDS):
+        for turn in range(len(makers)):
+            at = (number + turn) % len(makers)
+            figures[at].append(scramble(makers[at](), work))
+    theirs, ours = map(median, figures)
+    return Row(f"with Lock(), {THREADS} threads, {note}", "ns", ours, ("threading.Lock", theirs), 1)
+
+
+def scramble(lock: AbstractContextManager[Any], work: Callable[[], None]) -> float:
+    """All of them, until each has had all its turns."""
+
+    def take_turns() -> None:
+        for _ in range(TURNS):
+            with lock:
+                work()
+
+    threads = [threading.Thread(target=take_turns) for _ in range(THREADS)]
+    start = time.perf_counter_ns()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.perf_counter_ns() - start) / (TURNS * THREADS)

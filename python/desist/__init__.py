@@ -23,6 +23,8 @@ from desist._core import (
     Lease,
     LeaseQueue,
     Lock,
+    Op,
+    Queue,
     Registration,
     RetryPolicy,
     RLock,
@@ -30,7 +32,10 @@ from desist._core import (
     SimpleQueue,
     StopPolicy,
     Timeout,
+    acquire_op,
+    after_op,
     cancel_scope,
+    cancelled_op,
     checkpoint,
     cleanup,
     current_effective_deadline,
@@ -38,12 +43,21 @@ from desist._core import (
     current_token,
     fail_after,
     fail_at,
+    get_op,
     move_on_after,
     move_on_at,
+    notify_closing,
+    put_op,
+    readable_op,
+    set_op,
     shield,
     sleep,
     sleep_forever,
     sleep_until,
+    wait_any,
+    wait_readable,
+    wait_writable,
+    writable_op,
 )
 from desist._enums import CauseKind, Outcome, TaskState
 from desist._exceptions import (
@@ -60,9 +74,17 @@ from desist._exceptions import (
     ShutDown,
     TaskCancelled,
 )
+from desist._ops import done_op
 from desist._pool import Future, WorkerPool
-from desist._queue import LifoQueue, PriorityQueue, Queue
+from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer
+
+
+
+def get_include() -> str:
+    """Folder of desist.h, for native code that looks at CancelToken.flag."""
+    return __path__[0] + "/include"
+
 
 timeout = fail_after  # asyncio's name for it
 
@@ -91,6 +113,7 @@ __all__ = [
     "LifoQueue",
     "Lock",
     "LockPoisoned",
+    "Op",
     "Outcome",
     "OwnerLost",
     "PoolExhausted",
@@ -110,19 +133,33 @@ __all__ = [
     "Timeout",
     "Timer",
     "WorkerPool",
+    "acquire_op",
+    "after_op",
     "cancel_scope",
+    "cancelled_op",
     "checkpoint",
     "cleanup",
     "current_effective_deadline",
     "current_time",
     "current_token",
+    "done_op",
     "fail_after",
     "fail_at",
+    "get_include",
+    "get_op",
     "move_on_after",
     "move_on_at",
+    "notify_closing",
+    "put_op",
+    "readable_op",
+    "set_op",
     "shield",
     "sleep",
     "sleep_forever",
     "sleep_until",
     "timeout",
+    "wait_any",
+    "wait_readable",
+    "wait_writable",
+    "writable_op",
 ]

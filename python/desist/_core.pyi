@@ -4,34 +4,52 @@ Native core of desist.
 
 from collections.abc import Callable
 from types import GenericAlias, TracebackType
-from typing import Generic, Literal, TypeVar, final
+from typing import Any, Generic, Literal, SupportsIndex, TypeVar, final
+
+from _typeshed import FileDescriptorLike
+from typing_extensions import disjoint_base
 
 from desist._enums import CauseKind, Outcome, TaskState
 
 _T = TypeVar("_T")
 
 __all__ = [
+    "Barrier",
+    "BoundedSemaphore",
     "CancelCause",
     "CancelScope",
     "CancelSource",
     "CancelToken",
     "Cancelled",
     "Commit",
+    "Condition",
+    "Event",
     "KillReport",
     "Killed",
     "Latch",
     "Lease",
     "LeaseQueue",
     "Lock",
+    "Op",
+    "Queue",
+    "RLock",
     "Registration",
+    "Released",
     "Repair",
     "RetryPolicy",
     "Seat",
+    "Semaphore",
+    "SimpleQueue",
+    "Simulation",
     "StopPolicy",
     "Task",
     "Timeout",
     "_Injector",
+    "acquire_op",
+    "after_op",
     "cancel_scope",
+    "cancelled_op",
+    "census",
     "checkpoint",
     "cleanup",
     "current_effective_deadline",
@@ -39,13 +57,79 @@ __all__ = [
     "current_token",
     "fail_after",
     "fail_at",
+    "get_op",
+    "latch_op",
     "move_on_after",
     "move_on_at",
+    "notify_closing",
+    "over_op",
+    "put_op",
+    "readable_op",
+    "set_op",
     "shield",
     "sleep",
     "sleep_forever",
     "sleep_until",
+    "wait_any",
+    "wait_readable",
+    "wait_writable",
+    "writable_op",
 ]
+
+@disjoint_base
+class Barrier:
+    """
+    A barrier like threading.Barrier, whose waits can be cancelled.
+
+    The last of `parties` threads to arrive calls `action`, if there is one, before all go.
+    `timeout` is in seconds and counts for each wait() that is given none.
+    """
+    def __new__(
+        cls,
+        /,
+        parties: SupportsIndex,
+        action: Callable[[], object] | None = None,
+        timeout: float | None = None,
+    ) -> Barrier: ...
+    def __repr__(self, /) -> str: ...
+    def abort(self, /) -> None:
+        """
+        Break it: whoever waits, or comes, gets BrokenBarrierError.
+        """
+    @property
+    def broken(self, /) -> bool:
+        """
+        Is it broken?
+        """
+    @property
+    def n_waiting(self, /) -> int:
+        """
+        How many threads wait in it.
+        """
+    @property
+    def parties(self, /) -> int:
+        """
+        How many threads it is for.
+        """
+    def reset(self, /) -> None:
+        """
+        Make it as new. Whoever waits gets BrokenBarrierError.
+        """
+    def wait(self, /, timeout: float | None = None) -> int:
+        """
+        Wait for the others, and pass with them; returns the number of those who had come before.
+
+        A checkpoint. Whoever is cancelled has not been there, and the others wait on; whoever
+        waits for more than `timeout` seconds breaks the barrier. BrokenBarrierError: it is broken.
+        """
+
+@final
+class BoundedSemaphore(Semaphore):
+    """
+    A semaphore like threading.BoundedSemaphore: releasing more often than acquiring is an error.
+    """
+    def __new__(cls, /, value: SupportsIndex = 1) -> BoundedSemaphore: ...
+    def __repr__(self, /) -> str: ...
 
 @final
 class CancelCause:
@@ -213,6 +297,13 @@ class CancelToken:
         The earliest deadline of the token and those above it, on the clock of current_time();
         infinity if there is none.
         """
+    @property
+    def flag(self, /) -> int:
+        """
+        Address of a 32-bit word for native code: its lowest bit is set once the token is cancelled.
+
+        Valid as long as this token is kept. To be read as desist.h does, see get_include().
+        """
     def on_cancel(self, fn: Callable[[CancelCause], object], /) -> Registration:
         """
         Call `fn(cause)` once when the token is cancelled; at once if it is already.
@@ -258,6 +349,90 @@ class Commit:
         _traceback: TracebackType | None,
         /,
     ) -> None: ...
+
+@disjoint_base
+class Condition:
+    """
+    A condition variable like threading.Condition, whose waits can be cancelled.
+
+    `lock` is a desist Lock or RLock; an RLock of its own if none is given.
+    """
+    def __enter__(self, /) -> bool: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def __new__(cls, /, lock: Any | None = None) -> Condition: ...
+    def __repr__(self, /) -> str: ...
+    def acquire(self, /, *args, **kwargs) -> Any:
+        """
+        As the lock's.
+        """
+    def locked(self, /) -> bool:
+        """
+        Held by anyone?
+        """
+    def notify(self, /, n: SupportsIndex = 1) -> None:
+        """
+        Wake one of those who wait, or `n`, the longest waiting first. Never blocks.
+
+        RuntimeError: the lock is not held.
+        """
+    def notify_all(self, /) -> None:
+        """
+        Wake all who wait. Never blocks. RuntimeError: the lock is not held.
+        """
+    def release(self, /) -> None:
+        """
+        As the lock's.
+        """
+    def wait(self, /, timeout: float | None = None) -> bool:
+        """
+        Give up the lock, block until a notify (True) or until the seconds have passed (False), and
+        take the lock again.
+
+        A checkpoint. Whatever ends the wait, the lock is held again afterwards, and a notify that
+        comes too late for this waiter goes to the next one. RuntimeError: the lock is not held.
+        LockPoisoned: it was poisoned meanwhile, and is not held.
+        """
+    def wait_for(self, /, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
+        """
+        wait() until `predicate()` is true, or the seconds have passed. Returns what it returned
+        last.
+        """
+
+@disjoint_base
+class Event:
+    """
+    A flag like threading.Event, whose waits can be cancelled.
+    """
+    def __new__(cls, /) -> Event: ...
+    def __repr__(self, /) -> str: ...
+    def _at_fork_reinit(self, /) -> None:
+        """
+        In a forked child, as threading.Event has it: nobody waits any more.
+        """
+    def clear(self, /) -> None:
+        """
+        Clear the flag: from now on wait() blocks.
+        """
+    def is_set(self, /) -> bool:
+        """
+        Is the flag set?
+        """
+    def set(self, /) -> None:
+        """
+        Set the flag and wake all who wait for it. Never blocks.
+        """
+    def wait(self, /, timeout: float | None = None) -> bool:
+        """
+        Block until the flag is set (True), or the seconds have passed (False).
+
+        A checkpoint, even if it is set.
+        """
 
 @final
 class KillReport:
@@ -436,13 +611,13 @@ class LeaseQueue(Generic[_T]):
         Give a dead item all its attempts again. ValueError if it is not dead.
         """
 
-@final
+@disjoint_base
 class Lock:
     """
     A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
     however it ends.
 
-    `name` is for reports. After its holder was killed inside, the lock is poisoned, and
+    Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its holder was killed inside, the lock is poisoned, and
     LockPoisoned is raised in whoever acquires it next, until somebody repairs it;
     `on_kill="release"` frees it instead.
     """
@@ -458,6 +633,10 @@ class Lock:
         cls, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
     ) -> Lock: ...
     def __repr__(self, /) -> str: ...
+    def _at_fork_reinit(self, /) -> None:
+        """
+        In a forked child, as threading.Lock has it: nobody holds it any more.
+        """
     def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
         Acquire it: wait as long as it takes, or for `timeout` seconds, or not at all. True if it
@@ -495,6 +674,121 @@ class Lock:
         """
 
 @final
+class Op(Generic[_T]):
+    """
+    One operation for wait_any().
+    """
+
+@disjoint_base
+class Queue(Generic[_T]):
+    """
+    What desist.Queue and desist.LifoQueue are made of.
+    """
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __new__(cls, /, *_args: object, **_kwargs: object) -> Queue:
+        """
+        Subclasses may take what arguments they like; `_configure()` has those that count.
+        """
+    def _configure(self, /, maxsize: SupportsIndex, *, lifo: bool = False) -> None:
+        """
+        Say what queue it is, before it is used.
+        """
+    def empty(self, /) -> bool:
+        """
+        Is it empty, at this instant?
+        """
+    def full(self, /) -> bool:
+        """
+        Is it full, at this instant?
+        """
+    def get(self, /, block: bool = True, timeout: float | None = None) -> _T:
+        """
+        Get an item: wait for one as long as it takes, or for `timeout` seconds, or not.
+
+        A blocking call is a checkpoint even if there is an item: Cancelled and Killed mean that
+        none was taken. Empty: none came in time. ShutDown: the queue is empty and shut down.
+        """
+    def get_nowait(self, /) -> _T:
+        """
+        get(block=False).
+        """
+    @property
+    def is_shutdown(self, /) -> bool:
+        """
+        Is it shut down?
+        """
+    def join(self, /) -> None:
+        """
+        Wait until task_done() was called for each item that was put.
+
+        A checkpoint.
+        """
+    @property
+    def maxsize(self, /) -> int:
+        """
+        How many items it is for; zero or less means any number.
+        """
+    def put(self, /, item: _T, block: bool = True, timeout: float | None = None) -> None:
+        """
+        Put an item: wait for a free place as long as it takes, or for `timeout` seconds, or not.
+
+        A blocking call is a checkpoint even if there is a place: Cancelled and Killed mean that
+        the item was not put. Full: no place in time. ShutDown: the queue was shut down.
+        """
+    def put_nowait(self, /, item: _T) -> None:
+        """
+        put(item, block=False).
+        """
+    def qsize(self, /) -> int:
+        """
+        How many items are in it, at this instant.
+        """
+    def shutdown(self, /, immediate: bool = False) -> None:
+        """
+        From now on put() raises ShutDown, and get() once the queue is empty, also in those who
+        wait. `immediate`: it is emptied at once, and what was in it counts as done.
+        """
+    def task_done(self, /) -> None:
+        """
+        One item that was got has been worked on; ValueError if there is none left of those put.
+        """
+    @property
+    def unfinished_tasks(self, /) -> int:
+        """
+        How many items were put and not yet counted as done.
+        """
+
+@final
+class RLock(Lock):
+    """
+    A reentrant lock like threading.RLock, whose waits can be cancelled, and which its holder
+    gives back however it ends.
+
+    Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
+    often. `name` and `on_kill` are as with Lock.
+    """
+    def __new__(
+        cls, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
+    ) -> RLock: ...
+    def _acquire_restore(self, /, released: Released) -> None:
+        """
+        Hold it as before _release_save().
+        """
+    def _is_owned(self, /) -> bool:
+        """
+        Does the calling code hold it?
+        """
+    def _recursion_count(self, /) -> int:
+        """
+        How often does the calling code hold it?
+        """
+    def _release_save(self, /) -> Released:
+        """
+        Release it however often it is held; for _acquire_restore().
+        """
+
+@final
 class Registration:
     """
     A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.
@@ -518,6 +812,12 @@ class Registration:
         """
         Never blocks. True: the callback has not started and never will.
         """
+
+@final
+class Released:
+    """
+    What RLock._release_save() returns.
+    """
 
 @final
 class Repair:
@@ -592,6 +892,10 @@ class Seat:
         Kill what is being worked on; its item is leased again, by the same worker or another. An
         idle worker has nothing to kill.
         """
+    def launch(self, /, name: str) -> None:
+        """
+        Its thread is being started.
+        """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
         Block until the worker has left its loop or was given up. A checkpoint.
@@ -600,6 +904,97 @@ class Seat:
         """
         Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
         kill strikes.
+        """
+
+@disjoint_base
+class Semaphore:
+    """
+    A counter like threading.Semaphore, whose waits can be cancelled.
+
+    A permit that a `with` block acquired comes back however the block ends, also if the thread is
+    killed there. One that acquire() took belongs to nobody: any thread may release it.
+    """
+    def __enter__(self, /) -> bool: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def __new__(cls, /, value: SupportsIndex = 1) -> Semaphore: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def _value(self, /) -> int:
+        """
+        The number of free permits; by the name that threading has for it.
+        """
+    def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
+        """
+        Acquire a permit: wait as long as it takes, or for `timeout` seconds, or not at all. True
+        if there was one.
+
+        A blocking call is a checkpoint even if a permit is free: Cancelled and Killed mean that
+        none was taken. ValueError: a timeout for a call that does not block.
+        """
+    def release(self, /, n: SupportsIndex = 1) -> None:
+        """
+        Release so many permits: those who wait get them first. Never blocks.
+
+        ValueError: less than one, or more than a BoundedSemaphore may have; none is released.
+        """
+
+@disjoint_base
+class SimpleQueue(Generic[_T]):
+    """
+    An unbounded queue like queue.SimpleQueue, whose waits can be cancelled.
+    """
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __new__(cls, /) -> SimpleQueue: ...
+    def empty(self, /) -> bool:
+        """
+        Is it empty, at this instant?
+        """
+    def get(self, /, block: bool = True, timeout: float | None = None) -> _T:
+        """
+        As Queue.get().
+        """
+    def get_nowait(self, /) -> _T:
+        """
+        get(block=False).
+        """
+    def put(self, /, item: _T, block: bool = True, timeout: float | None = None) -> None:
+        """
+        Put an item. Never blocks, and is no checkpoint; the other arguments count for nothing, and
+        are there for the likeness with Queue.put().
+        """
+    def put_nowait(self, /, item: _T) -> None:
+        """
+        put(item).
+        """
+    def qsize(self, /) -> int:
+        """
+        How many items are in it, at this instant.
+        """
+
+@final
+class Simulation:
+    """
+    A clock that jumps, and the threads that go by it.
+    """
+    def __new__(cls, /, autojump: bool, seed: SupportsIndex | None = None) -> Simulation: ...
+    def jump(self, /, seconds: float) -> None:
+        """
+        Let so many seconds pass at once.
+        """
+    def run(self, /, fn: Callable[[], _T]) -> _T:
+        """
+        Run `fn()` under the clock, and wait for all threads that it has started.
+        """
+    def time(self, /) -> float:
+        """
+        What the clock shows.
         """
 
 @final
@@ -666,9 +1061,14 @@ class Task:
         """
         Stop it, rung by rung; blocks until it has ended or was given up.
         """
-    def launch(self, /) -> None:
+    def launch(self, /) -> bool:
         """
         Its thread is being started, so that it may be killed from now on.
+        False: it is, or was, already.
+        """
+    def recall(self, /) -> None:
+        """
+        Its thread could not be started.
         """
     def run(self, /, body: Callable[[], object]) -> None:
         """
@@ -747,6 +1147,18 @@ class _Injector:
         How many bytecodes of tasks it has seen; it strikes at most one of them.
         """
 
+def acquire_op(lock: Lock | Semaphore, /) -> Op[bool]:
+    """
+    Acquire a lock or a semaphore's permit; yields True.
+
+    The lock is then held as after acquire(). TypeError: neither of both.
+    """
+
+def after_op(seconds: float, /) -> Op[None]:
+    """
+    Wait until so many seconds have passed since now; yields None.
+    """
+
 def cancel_scope(
     timeout: float | None = None, *, deadline: float | None = None, grace: float | None = None
 ) -> CancelScope:
@@ -757,6 +1169,17 @@ def cancel_scope(
     Every desist wait inside ends in time. If the block's own deadline passes, DeadlineExceeded (a
     TimeoutError) leaves it; if its cancel() is called, it is left quietly, and `cancelled_caught`
     is true. `grace`: seconds that clean-up zones inside may take after the deadline.
+    """
+
+def cancelled_op(token: CancelToken, /) -> Op[CancelCause]:
+    """
+    Wait until a token is cancelled; yields its cause.
+    """
+
+def census() -> tuple[int, int, int, int]:
+    """
+    What code may leave behind by mistake: tasks that have not ended, deadlines that are armed,
+    locks and permits that the calling thread holds, and blocks that it is in.
     """
 
 def checkpoint() -> None:
@@ -803,6 +1226,16 @@ def fail_at(deadline: float, *, grace: float | None = None) -> Timeout:
     current_time().
     """
 
+def get_op(queue: Queue[_T] | SimpleQueue[_T], /) -> Op[_T]:
+    """
+    Get an item from a queue; yields it. TypeError: not a desist queue.
+    """
+
+def latch_op(latch: Latch, value: _T, /) -> Op[_T]:
+    """
+    Wait until a latch is set; yields `value`.
+    """
+
 def move_on_after(seconds: float, *, grace: float | None = None) -> CancelScope:
     """
     A block that is left quietly after the given seconds, or when its cancel() is called.
@@ -812,6 +1245,34 @@ def move_on_at(deadline: float, *, grace: float | None = None) -> CancelScope:
     """
     A block that is left quietly at the deadline, on the clock of current_time(), or when its
     cancel() is called.
+    """
+
+def notify_closing(file: FileDescriptorLike, /) -> None:
+    """
+    Say that the file is about to be closed: whoever waits for it gets OSError (EBADF).
+
+    The system does not tell those who wait, and gives the number to the next file that is opened.
+    desist's own sockets and processes say it by themselves.
+    """
+
+def over_op(task: Task, value: _T, /) -> Op[_T]:
+    """
+    Wait until a task is over or was given up; yields `value`.
+    """
+
+def put_op(queue: Queue[_T], item: _T, /) -> Op[None]:
+    """
+    Put an item into a Queue or LifoQueue; yields None. TypeError: not one of these.
+    """
+
+def readable_op(file: FileDescriptorLike, /) -> Op[None]:
+    """
+    Wait until a file can be read without blocking; yields None. See wait_readable().
+    """
+
+def set_op(event: Event, /) -> Op[bool]:
+    """
+    Wait until an event is set; yields True.
     """
 
 def shield(seconds: float, /) -> CancelScope:
@@ -838,4 +1299,36 @@ def sleep_until(deadline: float, /) -> None:
     Sleep until `current_time()` has reached the given value, in seconds.
 
     Raises as sleep() does.
+    """
+
+def wait_any(*ops: Op[_T], timeout: float | None = None) -> tuple[int, _T] | None:
+    """
+    Do the first of several operations that is possible, and none of the others.
+
+    Returns its place among them and what it yields; None if the seconds have passed first. If
+    several are possible at once, the first of them in the order given is done. A checkpoint.
+    Raises what the operation raises: LockPoisoned, ShutDown, OSError for a bad descriptor.
+    TypeError: something that is no operation.
+    """
+
+def wait_readable(file: FileDescriptorLike, /, timeout: float | None = None) -> bool:
+    """
+    Block until the file can be read without blocking (True), or the seconds have passed (False).
+
+    `file`: a descriptor, or an object with fileno(). A checkpoint. A connection that comes, the end
+    of the stream and an error count as something to read. OSError: the descriptor is bad, or
+    notify_closing() was called for it.
+    """
+
+def wait_writable(file: FileDescriptorLike, /, timeout: float | None = None) -> bool:
+    """
+    Block until the file can be written without blocking (True), or the seconds have passed
+    (False).
+
+    Otherwise as wait_readable().
+    """
+
+def writable_op(file: FileDescriptorLike, /) -> Op[None]:
+    """
+    Wait until a file can be written without blocking; yields None. See wait_writable().
     """

@@ -76,5 +76,13 @@ class TaskCancelled(concurrent.futures.CancelledError):
         self.cause = cause
 
 
+class Deadlock(RuntimeError):
+    """In a simulation, every thread waits and none has a deadline, so nobody will ever go on."""
+
+
+class LeakError(AssertionError):
+    """Code left something behind that it should have given back."""
+
+
 class CancelledSwallowedWarning(RuntimeWarning):
     """Code caught Cancelled and went on."""

@@ -137,6 +137,7 @@ class WorkerPool(Generic[T, R]):
     def _start_worker(self, index: int) -> Seat:
         seat = Seat(self.queue, self._source.token)
         name = f"desist-worker-{index}"
+        seat.launch(name)
         threading.Thread(
             target=seat.work, args=(name, self._handler), name=name, daemon=True
         ).start()

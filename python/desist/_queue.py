@@ -6,8 +6,7 @@ import math
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist import _core
-from desist._core import Condition, Lock, shield
+from desist._core import Condition, Lock, Queue, shield
 from desist._exceptions import Empty, Full, ShutDown
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ _HOOKS = frozenset({"_init", "_qsize", "_put", "_get"})
 
 
 class _Hooked:
-    """The methods of a queue whose items are kept by its own `_put` and `_get`.
+    """The methods of a queue whose items are kept by its `_put` and `_get`.
 
     These may run any code, so they are called with a lock held that lets the interpreter go. By
     the names that queue.Queue has for them: `mutex`, `not_empty`, `not_full`, `all_tasks_done`.
@@ -34,7 +33,7 @@ class _Hooked:
         _put: Callable[[Any], None]
         _get: Callable[[], Any]
 
-    def __init__(self, maxsize: int = 0) -> None:
+    def _set_up(self, maxsize: int) -> None:
         self._configure(maxsize)
         self.mutex = Lock(name="queue", on_kill="release")
         self.not_empty = Condition(self.mutex)
@@ -45,10 +44,14 @@ class _Hooked:
         self._init(maxsize)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if not block:
+        if block:
+            _check(timeout)
+            self._wait_and_put(item, timeout)
+        else:
             with shield(math.inf):
-                return self.put(item, timeout=0)
-        _check(timeout)
+                self._wait_and_put(item, 0)
+
+    def _wait_and_put(self, item: Any, timeout: float | None) -> None:
         with self.mutex:
             self.not_full.wait_for(self._has_place, timeout)
             if self._shut:
@@ -60,17 +63,22 @@ class _Hooked:
             self.not_empty.notify()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        if not block:
+        if block:
+            _check(timeout)
+            item = self._wait_and_get(timeout)
+        else:
             with shield(math.inf):
-                return self.get(timeout=0)
-        _check(timeout)
+                item = self._wait_and_get(0)
+        return item
+
+    def _wait_and_get(self, timeout: float | None) -> Any:
         with self.mutex:
             self.not_empty.wait_for(self._has_news, timeout)
             if not self._qsize():
                 raise ShutDown if self._shut else Empty
             item = self._get()
             self.not_full.notify()
-            return item
+        return item
 
     def put_nowait(self, item: Any) -> None:
         self.put(item, block=False)
@@ -111,8 +119,10 @@ class _Hooked:
             self.not_full.notify_all()
 
     def qsize(self) -> int:
+        size = 0
         with shield(math.inf), self.mutex:
-            return self._qsize()
+            size = self._qsize()
+        return size
 
     def empty(self) -> bool:
         return not self.qsize()
@@ -122,11 +132,18 @@ class _Hooked:
 
     @property
     def is_shutdown(self) -> bool:
+        """Is it shut down?"""
         return self._shut
 
     @property
     def unfinished_tasks(self) -> int:
+        """How many items were put and not yet counted as done."""
         return self._unfinished
+
+
+for _name, _method in vars(_Hooked).items():
+    if callable(_method) and not _method.__doc__:
+        _method.__doc__ = getattr(Queue, _name, _method).__doc__  # they do the same
 
 
 def _check(timeout: float | None) -> None:
@@ -134,42 +151,31 @@ def _check(timeout: float | None) -> None:
         raise ValueError("'timeout' must be a non-negative number")
 
 
-class Queue(_core.Queue[_T]):
-    """A queue like queue.Queue, whose waits can be cancelled.
-
-    `maxsize`: how many items it may have; any number if that is zero or less. A subclass may
-    override the hooks `_init`, `_qsize`, `_put` and `_get`, as it may with queue.Queue.
-    """
-
-    def __init__(self, maxsize: int = 0) -> None:
-        """An empty queue."""
-        self._configure(maxsize)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A store of the subclass's own cannot be reached by the native methods."""
-        super().__init_subclass__(**kwargs)
-        if not _HOOKS.isdisjoint(cls.__dict__):
-            for name, method in vars(_Hooked).items():
-                if callable(method) or isinstance(method, property):
-                    cls.__dict__.get(name) or setattr(cls, name, method)
+def adopt(cls: type[Queue[Any]]) -> None:
+    """A subclass of Queue is made: a store of its own cannot be reached by the native methods."""
+    if _HOOKS.isdisjoint(cls.__dict__):
+        return
+    for name, method in vars(_Hooked).items():
+        if name not in cls.__dict__ and (callable(method) or isinstance(method, property)):
+            setattr(cls, name, method)
 
 
-class LifoQueue(Queue[_T]):
+class LifoQueue(Queue[_T], native=True):
     """A Queue in which the item that was put last is got first."""
 
-    def __init__(self, maxsize: int = 0) -> None:
-        """An empty queue."""
+    def _set_up(self, maxsize: int) -> None:
         self._configure(maxsize, lifo=True)
+
+    def _get(self) -> Any:
+        return self.queue.pop()
 
 
 class PriorityQueue(Queue[_T]):
     """A Queue in which the least item is got first."""
 
-    def _init(self, _maxsize: int) -> None:
-        self.queue: list[Any] = []
-
-    def _qsize(self) -> int:
-        return len(self.queue)
+    def _init(self, maxsize: int) -> None:
+        del maxsize
+        self.queue = []
 
     def _put(self, item: Any) -> None:
         heappush(self.queue, item)

@@ -56,8 +56,13 @@ class Thread(threading.Thread):
 
     def start(self) -> None:
         """As threading.Thread."""
-        self._task.launch()
-        super().start()
+        first = self._task.launch()
+        try:
+            super().start()
+        except BaseException:  # there is no thread to be had
+            if first:
+                self._task.recall()
+            raise
 
     def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
         """Ask the thread to stop: its desist waits and checkpoints raise Cancelled from now on.
@@ -105,7 +110,7 @@ class Timer(Thread):
         super().__init__()
         self.interval = interval
         self.function = function
-        self.args = () if args is None else args
+        self.args = [] if args is None else args
         self.kwargs = {} if kwargs is None else kwargs
         self.finished = Event()
 

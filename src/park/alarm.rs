@@ -154,6 +154,24 @@ pub(crate) fn is_ready(fd: RawFd, what: Readiness) -> io::Result<bool> {
     Ok(polled[0].revents != 0)
 }
 
+/// Is one of them ready now, or its descriptor bad?
+pub(crate) fn any_ready(interests: &[(RawFd, Readiness)]) -> bool {
+    interests
+        .iter()
+        .any(|(fd, what)| is_ready(*fd, *what).unwrap_or(true))
+}
+
+/// Wait for one of them, in real time.
+pub(crate) fn wait_for_any(interests: &[(RawFd, Readiness)]) {
+    let entry = |(fd, what): &(RawFd, Readiness)| libc::pollfd {
+        fd: *fd,
+        events: what.events(),
+        revents: 0,
+    };
+    let mut polled: Vec<libc::pollfd> = interests.iter().map(entry).collect();
+    poll(&mut polled, Time::NEVER);
+}
+
 #[cfg(target_os = "linux")]
 fn poll(polled: &mut [libc::pollfd], until: Time) -> i32 {
     let left = until - Time::now();

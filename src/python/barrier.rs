@@ -2,9 +2,11 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
-use crate::python::error;
+use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
+use crate::python::{error, hard_stop};
 use crate::sync::{self, Arrival, BarrierError};
 
 /// A barrier like threading.Barrier, whose waits can be cancelled.
@@ -52,11 +54,11 @@ impl Barrier {
             BarrierError::Stop(stop) => error::from_stop(py, stop),
             BarrierError::Broken => error::ordinary(py, "BrokenBarrierError", &failure),
         };
-        match py.detach(|| self.barrier.arrive(until)).map_err(failed)? {
+        match detached(py, || self.barrier.arrive(until)).map_err(failed)? {
             Arrival::Passed(index) => Ok(index),
             Arrival::Last(opening) => {
                 if let Some(action) = &self.action {
-                    action.call0(py)?;
+                    hard_stop::call(action.bind(py), &PyTuple::empty(py))?;
                 }
                 opening.open().map_err(failed)
             }

@@ -4,10 +4,11 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::python::error;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
-use crate::python::lock::{Lock, RLock};
+use crate::python::host::detached;
+use crate::python::lock::{Lock, RLock, Released};
 use crate::python::seconds::{self, Seconds};
+use crate::python::{error, hard_stop};
 use crate::sync::{self, WaitError};
 
 /// A condition variable like threading.Condition, whose waits can be cancelled.
@@ -20,15 +21,23 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    /// RuntimeError, unless the lock is held; by whom is known of a reentrant one only.
-    fn check_held(&self, what: &str) -> PyResult<()> {
+    pub(super) fn core(&self) -> &sync::Condition {
+        &self.condition
+    }
+
+    /// By whom a lock is held counts for a reentrant one only.
+    fn is_owned(&self) -> bool {
         let lock = self.condition.lock();
-        let held = if lock.is_reentrant() {
+        if lock.is_reentrant() {
             lock.is_mine()
         } else {
             lock.is_locked()
-        };
-        if held {
+        }
+    }
+
+    /// RuntimeError, unless the lock is held.
+    fn check_held(&self, what: &str) -> PyResult<()> {
+        if self.is_owned() {
             Ok(())
         } else {
             Err(PyRuntimeError::new_err(format!(
@@ -38,11 +47,10 @@ impl Condition {
     }
 
     fn wait_until(&self, py: Python<'_>, until: crate::Time) -> PyResult<bool> {
-        py.detach(|| self.condition.wait_until(until))
-            .map_err(|failure| match failure {
-                WaitError::NotHeld(_) => PyRuntimeError::new_err("cannot wait on un-acquired lock"),
-                WaitError::Lock(failure) => error::from_lock(py, failure),
-            })
+        detached(py, || self.condition.wait_until(until)).map_err(|failure| match failure {
+            WaitError::NotHeld(_) => PyRuntimeError::new_err("cannot wait on un-acquired lock"),
+            WaitError::Lock(failure) => error::from_lock(py, failure),
+        })
     }
 }
 
@@ -109,13 +117,13 @@ impl Condition {
     ) -> PyResult<Bound<'py, PyAny>> {
         let until = seconds::patience(timeout)?;
         loop {
-            let result = predicate.call0()?;
+            let result = hard_stop::call(predicate, &PyTuple::empty(py))?;
             if result.is_truthy()? {
                 return Ok(result);
             }
             self.check_held("wait")?;
             if !self.wait_until(py, until)? {
-                return predicate.call0();
+                return hard_stop::call(predicate, &PyTuple::empty(py));
             }
         }
     }
@@ -135,6 +143,35 @@ impl Condition {
         self.check_held("notify")?;
         self.condition.notify(usize::MAX);
         Ok(())
+    }
+
+    /// notify_all(), by its old name, which is deprecated in threading, too.
+    #[pyo3(name = "notifyAll")]
+    fn notify_all_by_its_old_name(&self, py: Python<'_>) -> PyResult<()> {
+        error::warn_deprecated(py, c"notifyAll() is deprecated, use notify_all() instead")?;
+        self.notify_all()
+    }
+
+    // As threading.Condition, it can be used in place of its lock.
+
+    /// Does the calling code hold the lock? Of a lock that is not reentrant: does anyone?
+    fn _is_owned(&self) -> bool {
+        self.is_owned()
+    }
+
+    /// Release the lock however often it is held; for _acquire_restore().
+    fn _release_save(&self) -> PyResult<Released> {
+        Released::take(self.condition.lock())
+    }
+
+    /// Hold the lock as before _release_save().
+    fn _acquire_restore(&self, py: Python<'_>, released: &Released) -> PyResult<()> {
+        released.give_back(py, self.condition.lock())
+    }
+
+    /// In a forked child, as threading.Condition has it: nobody holds the lock any more.
+    fn _at_fork_reinit(&self) {
+        self.condition.lock().reinitialize();
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {

@@ -1,6 +1,8 @@
 //! The two stop exceptions, and how the core's errors become Python's.
 
-use pyo3::exceptions::{PyBaseException, PyTypeError};
+use std::ffi::CStr;
+
+use pyo3::exceptions::{PyBaseException, PyDeprecationWarning, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -108,6 +110,11 @@ pub(super) fn ordinary(py: Python<'_>, name: &str, message: &impl ToString) -> P
     }
 }
 
+/// Is it one of those, or a subclass?
+pub(super) fn is(py: Python<'_>, error: &PyErr, name: &str) -> bool {
+    class(py, name).is_ok_and(|class| error.is_instance(py, &class))
+}
+
 pub(super) fn misuse(py: Python<'_>, misuse: ScopeMisuse) -> PyErr {
     ordinary(py, "ScopeMisuse", &misuse)
 }
@@ -129,6 +136,11 @@ pub(super) fn from_lock(py: Python<'_>, error: LockError) -> PyErr {
         Ok(PyErr::from_value(class(py, name)?.call1(arguments)?))
     };
     make().unwrap_or_else(|failure| failure)
+}
+
+pub(super) fn warn_deprecated(py: Python<'_>, message: &CStr) -> PyResult<()> {
+    let category = py.get_type::<PyDeprecationWarning>();
+    PyErr::warn(py, &category, message, 1)
 }
 
 pub(super) fn warn_swallowed(py: Python<'_>) {

@@ -44,6 +44,13 @@ impl Event {
         self.event.is_set()
     }
 
+    /// is_set(), by its old name, which is deprecated in threading, too.
+    #[pyo3(name = "isSet")]
+    fn is_set_by_its_old_name(&self, py: Python<'_>) -> PyResult<bool> {
+        error::warn_deprecated(py, c"isSet() is deprecated, use is_set() instead")?;
+        Ok(self.is_set())
+    }
+
     /// Block until the flag is set (True), or the seconds have passed (False).
     ///
     /// A checkpoint, even if it is set.

@@ -5,12 +5,13 @@
 //! | `PyThreadState_SetAsyncExc` has one slot a thread, and takes a class | 3.10-3.15 | `test_a_posted_kill_is_taken_back` |
 //! | the class is called in the thread it strikes: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_struck_thread` |
 //! | calling a Python function delivers what is in the slot | 3.10-3.15 | `test_a_posted_kill_is_taken_back` |
+//! | a thread that wants the interpreter while it shuts down is ended by `pthread_exit` | 3.10-3.13 | `test_a_daemon_does_not_abort_the_process_at_its_end` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
 //!
 //! What was posted is never taken back by posting NULL: up to 3.12 the evaluation loop keeps the
 //! request pending then, which slows all threads down (3.12) or hangs traced ones (3.11). It is
 //! taken back by having it delivered to a function that does nothing.
-#![allow(unsafe_code)] // one call of the C API
+#![allow(unsafe_code)] // two calls of the C API
 
 use std::ffi::{CString, c_long, c_ulong};
 use std::sync::Arc;
@@ -42,6 +43,48 @@ pub(super) fn for_this_thread(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
     Ok(Arc::new(AsyncException {
         thread: get_ident.bind(py).call0()?.extract()?,
     }))
+}
+
+/// Call Python code that may take its time, as a daemon's may until the process ends.
+///
+/// Up to 3.13, a thread that comes back to the interpreter when it shuts down is ended by
+/// `pthread_exit`, which unwinds the stack, and a process whose stack is unwound through frames of
+/// Rust is aborted. Here the thread stays forever instead, which is what CPython does from 3.14 on,
+/// and pyo3 where it takes the interpreter back.
+pub(super) fn call<'py>(
+    callable: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyAny>> {
+    type Call = unsafe extern "C-unwind" fn(
+        callable: *mut ffi::PyObject,
+        arguments: *mut ffi::PyObject,
+        named: *mut ffi::PyObject,
+    ) -> *mut ffi::PyObject;
+    // SAFETY: it is of this type, but pyo3-ffi says that it does not unwind. The compiler is not
+    // to see which function it is, or it would take that for granted and leave out `stay`.
+    let call = std::hint::black_box(unsafe {
+        std::mem::transmute::<*const (), Call>(ffi::PyObject_Call as *const ())
+    });
+    let py = callable.py();
+    let stay = Stay;
+    // SAFETY: the interpreter is ours, as `py` shows, the pointers are of live objects, the second
+    // one of a tuple; NULL is no named arguments.
+    let result = unsafe { call(callable.as_ptr(), arguments.as_ptr(), std::ptr::null_mut()) };
+    std::mem::forget(stay);
+    // SAFETY: a new reference, or NULL and an exception is set.
+    unsafe { Bound::from_owned_ptr_or_err(py, result) }
+}
+
+/// Dropped only if the stack is unwound past it, which no panic of ours does: nothing of Rust is
+/// above it that does not catch its own.
+struct Stay;
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        loop {
+            std::thread::park();
+        }
+    }
 }
 
 /// A function of one instruction.

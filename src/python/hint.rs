@@ -9,6 +9,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyNone;
 use pyo3::{PyTypeInfo, type_hint_identifier, type_hint_subscript, type_hint_union};
 
+/// `from_py_with` for what `threading` and `queue` take as true or false: anything, as `if` does.
+pub(super) fn truth(given: &Bound<'_, PyAny>) -> PyResult<bool> {
+    given.is_truthy()
+}
+
 /// A type, in the stub's words.
 pub(super) trait Hint {
     const TYPE: PyStaticExpr;
@@ -41,6 +46,16 @@ pub(super) enum Float {}
 impl Hint for Float {
     const TYPE: PyStaticExpr = type_hint_identifier!("builtins", "float");
 }
+
+/// A descriptor, or an object that has one.
+#[derive(Clone, Copy)]
+pub(super) enum File {}
+
+impl Hint for File {
+    const TYPE: PyStaticExpr = type_hint_identifier!("_typeshed", "FileDescriptorLike");
+}
+
+pub(super) type GivenFile<'a, 'py> = Given<'a, 'py, File>;
 
 // What `__exit__` is called with; for a block that ends by itself these are three times None. An
 // `__exit__` that refused one of them would leave its block open.

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use crate::fork;
 use crate::host::{self, Host};
 use crate::python::error;
+use crate::testing;
 
 struct Interpreter;
 
@@ -55,11 +56,32 @@ impl Host for Interpreter {
         .ok()
     }
 
+    fn stuck(&self) {
+        let raised = Python::try_attach(|py| match testing::current() {
+            Some(simulation) => error::ordinary(py, "Deadlock", &simulation.stuck()),
+            None => error::ordinary(py, "Deadlock", &"every thread waits"),
+        });
+        RAISED.with(|slot| *slot.borrow_mut() = raised);
+    }
+
     fn swallowed(&self, raised: u32) {
         if raised == 2 {
             Python::try_attach(error::warn_swallowed);
         }
     }
+}
+
+/// Let the interpreter go, and use the core, where the call may block.
+pub(super) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() -> T + Send) -> T {
+    py.detach(|| {
+        let _inside = fork::inside();
+        act()
+    })
+}
+
+/// Take the interpreter in the middle of that.
+pub(super) fn attached<T>(act: impl FnOnce(Python<'_>) -> T) -> T {
+    fork::outside(|| Python::attach(act))
 }
 
 /// The exception that ended a wait with `Stop::Interrupted`.

@@ -5,10 +5,13 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::clock::Time;
+use crate::park::Waiter;
 use crate::python::error::Killed;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
-use crate::python::{error, hard_stop, seconds};
+use crate::python::wait::checkpoint;
+use crate::python::{error, hard_stop, hint, seconds};
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 use crate::{scope, wait};
 
@@ -28,7 +31,7 @@ pub(super) struct Lock {
 ///
 /// Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
 /// often. `name` and `on_kill` are as with Lock.
-#[pyclass(frozen, weakref, extends = Lock, module = "desist")]
+#[pyclass(frozen, weakref, subclass, extends = Lock, module = "desist")]
 pub(super) struct RLock;
 
 impl Lock {
@@ -37,45 +40,76 @@ impl Lock {
     }
 
     pub(super) fn take(&self, py: Python<'_>, acquire: Acquire, until: Time) -> PyResult<bool> {
-        let quick = || -> Result<bool, LockError> {
-            wait::checkpoint()?;
-            self.lock.try_acquire(acquire)
-        };
-        let taken = match quick() {
-            Ok(false) if !until.is_never() && until <= Time::now() => Ok(false),
-            Ok(false) => py.detach(|| self.lock.acquire(acquire, until)),
+        checkpoint(py)?;
+        let taken = match self.lock.try_acquire(acquire) {
+            Ok(false) => self.wait_and_take(py, acquire, until),
             done => done,
         };
         taken.map_err(|failure| error::from_lock(py, failure))
     }
 
-    /// Release it; `unwinding` is the exception that is on its way through the block, or None.
+    /// Whoever is told that the lock is free takes the interpreter first, and then the lock: held
+    /// by one who waits for the interpreter, it would be of use to nobody.
+    #[cold]
+    fn wait_and_take(
+        &self,
+        py: Python<'_>,
+        acquire: Acquire,
+        until: Time,
+    ) -> Result<bool, LockError> {
+        let mut acquiring = self.lock.acquiring(acquire);
+        let taken = wait::perform_by(&mut acquiring, until, |acquiring| {
+            detached(py, || wait::block(Waiter::new(), until, &mut [acquiring]))
+        });
+        taken.map(|taken| taken.is_some())
+    }
+
+    /// Release it: at the end of a `block`, or by a call. `unwinding` is the exception that is on
+    /// its way, or None.
     ///
     /// Unwinding runs the blocks' ends before the task's boundary is reached, so it is here that a
     /// lock learns that its holder was stopped inside.
-    fn give_up(&self, py: Python<'_>, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
+        if unwinding.is_none() {
+            let released = if block {
+                self.lock.end_block()
+            } else {
+                self.lock.release()
+            };
+            released.map_err(not_held)?;
+            return error::check_kill(py);
+        }
         let killed = scope::current_task().filter(|_| unwinding.is_instance_of::<Killed>());
         let stack = || hard_stop::stack_of(py, &PyErr::from_value(unwinding.clone()));
-        let Some((task, death)) =
-            killed.and_then(|task| task.death(stack()).map(|death| (task, death)))
-        else {
-            self.lock.release().map_err(not_held)?;
-            return if unwinding.is_none() {
-                error::check_kill(py)
-            } else {
-                Ok(())
-            };
+        let death = killed
+            .as_ref()
+            .and_then(|task| Some((task, task.death(stack())?)));
+        let released = match (death, block) {
+            (Some((task, death)), _) => {
+                let released = if block {
+                    self.lock.end_block_killed(death)
+                } else {
+                    self.lock.release_killed(death)
+                };
+                released.map(|poisoned| {
+                    task.amend(|record| {
+                        let names = if poisoned {
+                            &mut record.swept.poisoned
+                        } else {
+                            &mut record.swept.released
+                        };
+                        names.push(self.lock.name().clone());
+                    });
+                })
+            }
+            (None, true) => self.lock.end_block(),
+            (None, false) => self.lock.release(),
         };
-        let poisoned = self.lock.release_killed(death).map_err(not_held)?;
-        task.amend(|record| {
-            let names = if poisoned {
-                &mut record.swept.poisoned
-            } else {
-                &mut record.swept.released
-            };
-            names.push(self.lock.name().clone());
-        });
-        Ok(())
+        match released {
+            // A suspended generator may be thrown away long after its task has ended.
+            Err(ReleaseError::Swept) => Ok(()),
+            released => released.map_err(not_held),
+        }
     }
 }
 
@@ -110,11 +144,11 @@ impl Lock {
     /// A blocking call is a checkpoint even if the lock is free: Cancelled and Killed mean that
     /// it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
     /// given up and may still be inside. Held until it is released, or the task ends.
-    #[pyo3(signature = (blocking = true, timeout = None))]
+    #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
     fn acquire(
         &self,
         py: Python<'_>,
-        blocking: bool,
+        #[pyo3(from_py_with = hint::truth)] blocking: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
         // As in threading, -1 is how to say "no timeout" by value.
@@ -150,9 +184,9 @@ impl Lock {
                 .import(intern!(py, "sys"))?
                 .call_method0(intern!(py, "exc_info"))?
                 .get_item(1)?;
-            return self.give_up(py, &handled);
+            return self.give_up(py, false, &handled);
         }
-        self.give_up(py, py.None().bind(py))
+        self.give_up(py, false, py.None().bind(py))
     }
 
     /// Held by anyone?
@@ -191,15 +225,7 @@ impl Lock {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        // A suspended generator may be thrown away long after its task has ended.
-        if self.lock.block_was_swept() {
-            return if value.is_none() {
-                Err(not_held(ReleaseError::NotHeld))
-            } else {
-                Ok(())
-            };
-        }
-        self.give_up(py, &value)
+        self.give_up(py, true, &value)
     }
 
     /// In a forked child, as threading.Lock has it: nobody holds it any more.
@@ -247,16 +273,12 @@ impl RLock {
 
     /// Release it however often it is held; for _acquire_restore().
     fn _release_save(slf: &Bound<'_, Self>) -> PyResult<Released> {
-        let holds = slf.as_super().get().lock.let_go().map_err(not_held)?;
-        Ok(Released { holds })
+        Released::take(&slf.as_super().get().lock)
     }
 
     /// Hold it as before _release_save().
     fn _acquire_restore(slf: &Bound<'_, Self>, released: &Released) -> PyResult<()> {
-        let (py, lock) = (slf.py(), &slf.as_super().get().lock);
-        let holds = released.holds.clone();
-        py.detach(|| lock.take_back(holds))
-            .map_err(|failure| error::from_lock(py, failure))
+        released.give_back(slf.py(), &slf.as_super().get().lock)
     }
 }
 
@@ -264,6 +286,18 @@ impl RLock {
 #[pyclass(frozen, module = "desist._core")]
 pub(super) struct Released {
     holds: sync::Holds,
+}
+
+impl Released {
+    pub(super) fn take(lock: &sync::Lock) -> PyResult<Self> {
+        let holds = lock.let_go().map_err(not_held)?;
+        Ok(Self { holds })
+    }
+
+    pub(super) fn give_back(&self, py: Python<'_>, lock: &sync::Lock) -> PyResult<()> {
+        let holds = self.holds.clone();
+        detached(py, || lock.take_back(holds)).map_err(|failure| error::from_lock(py, failure))
+    }
 }
 
 /// The block that Lock.repair() makes.

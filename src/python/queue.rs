@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use pyo3::PyTraverseError;
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::PyVisit;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
-use crate::python::error;
+use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 use crate::python::wait::checkpoint;
+use crate::python::{error, hint};
 use crate::sync::{self, Order, QueueError};
 
 type Items = sync::Queue<Py<PyAny>>;
@@ -44,9 +46,7 @@ fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> P
     }
     let mut left = items.try_put(item).map_err(|failure| failed(py, failure))?;
     if let (Some(item), Some(until)) = (left.take_if(|_| until.is_some()), until) {
-        left = py
-            .detach(|| items.put(item, until))
-            .map_err(|failure| failed(py, failure))?;
+        left = detached(py, || items.put(item, until)).map_err(|failure| failed(py, failure))?;
     }
     match left {
         None => Ok(()),
@@ -60,7 +60,7 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
     }
     let mut got = items.try_get();
     if let (Ok(None), Some(until)) = (&got, until) {
-        got = py.detach(|| items.get(until));
+        got = detached(py, || items.get(until));
     }
     match got {
         Ok(Some(item)) => Ok(item),
@@ -69,8 +69,11 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
     }
 }
 
-/// What desist.Queue and desist.LifoQueue are made of.
-#[pyclass(frozen, weakref, subclass, module = "desist._core")]
+/// A queue like queue.Queue, whose waits can be cancelled.
+///
+/// `maxsize`: how many items it may have; any number if that is zero or less. A subclass may
+/// override the hooks `_init`, `_qsize`, `_put` and `_get`, as it may with queue.Queue.
+#[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(super) struct Queue {
     items: Items,
     maxsize: AtomicIsize,
@@ -84,7 +87,7 @@ impl Queue {
 
 #[pymethods]
 impl Queue {
-    /// Subclasses may take what arguments they like; `_configure()` has those that count.
+    // Lenient, for subclasses may take what arguments they like.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object"))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -92,6 +95,41 @@ impl Queue {
             items: Items::new(Order::Fifo, 0),
             maxsize: AtomicIsize::new(0),
         }
+    }
+
+    #[pyo3(signature = (maxsize = 0))]
+    fn __init__(slf: &Bound<'_, Self>, maxsize: isize) -> PyResult<()> {
+        let py = slf.py();
+        if slf.get_type().is(py.get_type::<Self>()) {
+            slf.get()._configure(maxsize, false);
+        } else {
+            slf.call_method1(intern!(py, "_set_up"), (maxsize,))?;
+        }
+        Ok(())
+    }
+
+    /// `native`: its hooks say no more than the native methods do.
+    #[classmethod]
+    #[pyo3(signature = (*, native: "bool" = false, **kwargs: "object"))]
+    fn __init_subclass__(
+        class: &Bound<'_, PyType>,
+        native: bool,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let py = class.py();
+        py.import("builtins")?
+            .call_method1("super", (py.get_type::<Self>(), class))?
+            .call_method("__init_subclass__", (), kwargs)?;
+        if !native {
+            py.import("desist._queue")?
+                .call_method1("adopt", (class,))?;
+        }
+        Ok(())
+    }
+
+    /// Become what the class is, before it is used.
+    fn _set_up(&self, maxsize: isize) {
+        self._configure(maxsize, false);
     }
 
     /// Say what queue it is, before it is used.
@@ -103,10 +141,41 @@ impl Queue {
         self.maxsize.store(maxsize, Ordering::Relaxed);
     }
 
+    // The hooks of queue.Queue, as an overriding one finds them in super(): with the items in an
+    // attribute `queue`, which a subclass has room for. The native methods do without.
+
+    fn _init(slf: &Bound<'_, Self>, maxsize: isize) -> PyResult<()> {
+        let _ = maxsize;
+        let py = slf.py();
+        slf.setattr("queue", py.import("collections")?.call_method0("deque")?)
+    }
+
+    fn _qsize(slf: &Bound<'_, Self>) -> PyResult<usize> {
+        slf.getattr("queue")?.len()
+    }
+
+    #[pyo3(signature = (item: "_T"))]
+    fn _put(slf: &Bound<'_, Self>, item: &Bound<'_, PyAny>) -> PyResult<()> {
+        slf.getattr("queue")?.call_method1("append", (item,))?;
+        Ok(())
+    }
+
+    #[pyo3(signature = () -> "_T")]
+    fn _get<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.getattr("queue")?.call_method0("popleft")
+    }
+
     /// How many items it is for; zero or less means any number.
     #[getter]
     fn maxsize(&self) -> isize {
         self.maxsize.load(Ordering::Relaxed)
+    }
+
+    /// Who waits for a place gets one that is added.
+    #[setter]
+    fn set_maxsize(&self, maxsize: isize) {
+        self.maxsize.store(maxsize, Ordering::Relaxed);
+        self.items.resize(usize::try_from(maxsize).unwrap_or(0));
     }
 
     #[classmethod]
@@ -122,12 +191,12 @@ impl Queue {
     ///
     /// A blocking call is a checkpoint even if there is a place: Cancelled and Killed mean that
     /// the item was not put. Full: no place in time. ShutDown: the queue was shut down.
-    #[pyo3(signature = (item: "_T", block = true, timeout = None))]
+    #[pyo3(signature = (item: "_T", block: "bool" = true, timeout = None))]
     fn put(
         &self,
         py: Python<'_>,
         item: Py<PyAny>,
-        block: bool,
+        #[pyo3(from_py_with = hint::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<()> {
         put(py, &self.items, item, patience(block, timeout)?)
@@ -143,11 +212,11 @@ impl Queue {
     ///
     /// A blocking call is a checkpoint even if there is an item: Cancelled and Killed mean that
     /// none was taken. Empty: none came in time. ShutDown: the queue is empty and shut down.
-    #[pyo3(signature = (block = true, timeout = None) -> "_T")]
+    #[pyo3(signature = (block: "bool" = true, timeout = None) -> "_T")]
     fn get(
         &self,
         py: Python<'_>,
-        block: bool,
+        #[pyo3(from_py_with = hint::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Py<PyAny>> {
         get(py, &self.items, patience(block, timeout)?)
@@ -172,7 +241,7 @@ impl Queue {
     fn join(&self, py: Python<'_>) -> PyResult<()> {
         checkpoint(py)?;
         if self.items.unfinished() > 0 {
-            py.detach(|| self.items.join(Time::NEVER))
+            detached(py, || self.items.join(Time::NEVER))
                 .map_err(|stop| error::from_stop(py, stop))?;
         }
         Ok(())
@@ -180,8 +249,8 @@ impl Queue {
 
     /// From now on put() raises ShutDown, and get() once the queue is empty, also in those who
     /// wait. `immediate`: it is emptied at once, and what was in it counts as done.
-    #[pyo3(signature = (immediate = false))]
-    fn shutdown(&self, immediate: bool) {
+    #[pyo3(signature = (immediate: "bool" = false))]
+    fn shutdown(&self, #[pyo3(from_py_with = hint::truth)] immediate: bool) {
         drop(self.items.shut_down(immediate));
     }
 
@@ -253,12 +322,12 @@ impl SimpleQueue {
 
     /// Put an item. Never blocks, and is no checkpoint; the other arguments count for nothing, and
     /// are there for the likeness with Queue.put().
-    #[pyo3(signature = (item: "_T", block = true, timeout: "float | None" = None))]
+    #[pyo3(signature = (item: "_T", block: "bool" = true, timeout: "float | None" = None))]
     fn put(
         &self,
         py: Python<'_>,
         item: Py<PyAny>,
-        block: bool,
+        #[pyo3(from_py_with = hint::truth)] block: bool,
         timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let _ = (block, timeout);
@@ -272,11 +341,11 @@ impl SimpleQueue {
     }
 
     /// As Queue.get().
-    #[pyo3(signature = (block = true, timeout = None) -> "_T")]
+    #[pyo3(signature = (block: "bool" = true, timeout = None) -> "_T")]
     fn get(
         &self,
         py: Python<'_>,
-        block: bool,
+        #[pyo3(from_py_with = hint::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Py<PyAny>> {
         get(py, &self.items, patience(block, timeout)?)

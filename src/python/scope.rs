@@ -12,6 +12,7 @@ use crate::error::ScopeMisuse;
 use crate::python::cause::CancelCause;
 use crate::python::error::{self, Cancelled};
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::scope::{self, Exit, Kind};
@@ -116,7 +117,7 @@ impl Block {
         drop(state);
         if let State::Open(node) = open {
             if !node.is_private() {
-                py.detach(|| node.close(CauseKind::ScopeExited));
+                detached(py, || node.close(CauseKind::ScopeExited));
             }
         }
         exit.map_err(|misuse| error::misuse(py, misuse))?;

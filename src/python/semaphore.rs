@@ -4,10 +4,10 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::clock::Time;
-use crate::python::error;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::seconds::{self, Seconds};
 use crate::python::wait::blocking;
+use crate::python::{error, hint};
 use crate::{sync, wait};
 
 /// A counter like threading.Semaphore, whose waits can be cancelled.
@@ -20,7 +20,7 @@ pub(super) struct Semaphore {
 }
 
 /// A semaphore like threading.BoundedSemaphore: releasing more often than acquiring is an error.
-#[pyclass(frozen, weakref, extends = Semaphore, module = "desist")]
+#[pyclass(frozen, weakref, subclass, extends = Semaphore, module = "desist")]
 pub(super) struct BoundedSemaphore;
 
 impl Semaphore {
@@ -49,11 +49,11 @@ impl Semaphore {
     ///
     /// A blocking call is a checkpoint even if a permit is free: Cancelled and Killed mean that
     /// none was taken. ValueError: a timeout for a call that does not block.
-    #[pyo3(signature = (blocking = true, timeout = None))]
+    #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
     fn acquire(
         &self,
         py: Python<'_>,
-        blocking: bool,
+        #[pyo3(from_py_with = hint::truth)] blocking: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
         if !blocking {

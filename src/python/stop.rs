@@ -6,6 +6,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::error::Stop;
+use crate::python::host::detached;
 use crate::python::{error, seconds};
 use crate::stop::{self, KillError, Rung};
 use crate::task;
@@ -110,7 +111,9 @@ pub(super) fn kill(
     on_abandon: &mut (dyn FnMut() + Send),
 ) -> PyResult<KillReport> {
     let policy = policy.map_or_else(stop::StopPolicy::default, |policy| policy.policy);
-    let report = py.detach(|| stop::kill(task, reason.map(Into::into), &policy, &mut *on_abandon));
+    let report = detached(py, || {
+        stop::kill(task, reason.map(Into::into), &policy, &mut *on_abandon)
+    });
     report.map(KillReport::from).map_err(|refusal| match refusal {
         KillError::Itself => PyRuntimeError::new_err(
             "a thread cannot kill itself; to end it, return from its function or raise an exception",

@@ -5,16 +5,20 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
+use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::python::enums::TaskState;
 use crate::python::error::{Cancelled, Killed};
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
 use crate::python::{hard_stop, seconds};
 use crate::task::{self, BodyEnd, Boundary, Progress};
+use crate::testing::{self, Enrolment};
 
 /// How a body ended, for those who look at the task later.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,7 +54,7 @@ pub(super) fn run<R>(
         Err(raised) if ended == Ended::Killed => BodyEnd::Killed(hard_stop::stack_of(py, raised)),
         _ => BodyEnd::Unwound,
     };
-    let ours = py.detach(|| boundary.leave(end));
+    let ours = detached(py, || boundary.leave(end));
     let settled = ours.then(|| settle(result, ended));
     task.over().set();
     Ok(settled)
@@ -61,6 +65,14 @@ pub(super) fn run<R>(
 pub(super) struct Task {
     task: Arc<task::Task>,
     ended: AtomicU8,
+    /// Its thread's place in a simulation, on the way to it.
+    enrolment: Mutex<Option<Enrolment>>,
+}
+
+impl Task {
+    pub(super) fn core(&self) -> &Arc<task::Task> {
+        &self.task
+    }
 }
 
 #[pymethods]
@@ -70,12 +82,25 @@ impl Task {
         Self {
             task: task::Task::new(name, None),
             ended: AtomicU8::new(Ended::NotYet as u8),
+            enrolment: Mutex::new(None),
         }
     }
 
     /// Its thread is being started, so that it may be killed from now on.
-    fn launch(&self) {
-        self.task.launch();
+    /// False: it is, or was, already.
+    fn launch(&self) -> bool {
+        let first = self.task.launch();
+        if first {
+            *self.enrolment.lock() = testing::enrol(self.task.name(), self.task.node());
+        }
+        first
+    }
+
+    /// Its thread could not be started.
+    fn recall(&self, py: Python<'_>) {
+        self.task.recall();
+        let enrolment = self.enrolment.lock().take();
+        detached(py, || drop(enrolment));
     }
 
     /// Run it here and now. Cancelled and Killed end here; other exceptions pass.
@@ -86,15 +111,18 @@ impl Task {
                 "this task has run; make a new one for each run",
             ));
         }
-        let body = || body.call0().map(Bound::unbind);
+        let enrolment = self.enrolment.lock().take();
+        let enrolled = detached(py, || enrolment.map(Enrolment::begin));
+        let body = || hard_stop::call(body, &PyTuple::empty(py)).map(Bound::unbind);
         let settled = run(py, &self.task, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
             match ended {
                 Ended::Failed => result.map(|_| ()),
                 _ => Ok(()),
             }
-        })?;
-        settled.unwrap_or(Ok(()))
+        });
+        detached(py, || drop(enrolled));
+        settled?.unwrap_or(Ok(()))
     }
 
     /// The task's token.

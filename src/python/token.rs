@@ -12,9 +12,10 @@ use pyo3::types::{PyBool, PyTuple};
 use crate::clock::Time;
 use crate::python::cause::CancelCause;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::wait::blocking;
-use crate::python::{error, seconds};
+use crate::python::{error, hard_stop, seconds};
 use crate::token::tree::{Flag, Hook};
 use crate::{park, token};
 
@@ -114,6 +115,14 @@ impl CancelToken {
         seconds::from_time(self.token.deadline())
     }
 
+    /// Address of a 32-bit word for native code: its lowest bit is set once the token is cancelled.
+    ///
+    /// Valid as long as this token is kept. To be read as desist.h does, see get_include().
+    #[getter]
+    fn flag(&self) -> usize {
+        self.token.flag().addr()
+    }
+
     /// Seconds until the deadline, 0.0 once it has passed; infinity if there is none.
     fn remaining(&self) -> f64 {
         let deadline = self.token.deadline();
@@ -157,13 +166,14 @@ impl CancelToken {
             // None once the interpreter is shutting down: there is nobody to call.
             Python::try_attach(|py| {
                 let called = Py::new(py, CancelCause::from(cause.clone()))
-                    .and_then(|cause| r#fn.call1(py, (cause,)));
+                    .and_then(|cause| PyTuple::new(py, [cause]))
+                    .and_then(|cause| hard_stop::call(r#fn.bind(py), &cause));
                 if let Err(raised) = called {
                     raised.write_unraisable(py, Some(r#fn.bind(py)));
                 }
             });
         };
-        let registration = py.detach(|| self.token.on_cancel(call));
+        let registration = detached(py, || self.token.on_cancel(call));
         Ok(Registration {
             registration: Some(registration),
         })
@@ -242,7 +252,7 @@ impl CancelSource {
 
     /// Close: what is below is cancelled (SCOPE_EXITED). Idempotent.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.source.close());
+        detached(py, || self.source.close());
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -282,7 +292,7 @@ pub(super) fn cancel_node(
     if !node.has_followers() {
         return node.cancel(cause);
     }
-    py.detach(|| {
+    detached(py, || {
         let first = node.cancel(cause);
         // Else the woken thread would wait for the interpreter until this one, if it has more to
         // do, is made to let go of it: 5 ms.
@@ -321,7 +331,7 @@ pub(super) struct Registration {
 impl Registration {
     fn close_until(&self, py: Python<'_>, until: Time) {
         if let Some(registration) = &self.registration {
-            py.detach(|| registration.close_until(until));
+            detached(py, || registration.close_until(until));
         }
     }
 }

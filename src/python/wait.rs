@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use crate::clock::Time;
 use crate::error::Stop;
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::token::CancelToken;
 use crate::python::{error, seconds};
@@ -16,7 +17,7 @@ pub(super) fn blocking<R: Send>(
     py: Python<'_>,
     wait: impl FnOnce() -> Result<R, Stop> + Send,
 ) -> PyResult<R> {
-    py.detach(wait).map_err(|stop| error::from_stop(py, stop))
+    detached(py, wait).map_err(|stop| error::from_stop(py, stop))
 }
 
 /// Raise Cancelled or Killed if the calling code is to stop.
@@ -83,6 +84,12 @@ pub(super) fn current_token(py: Python<'_>) -> PyResult<Py<CancelToken>> {
 #[pyclass(frozen, module = "desist._core")]
 pub(super) struct Latch {
     latch: sync::Latch,
+}
+
+impl Latch {
+    pub(super) fn core(&self) -> &sync::Latch {
+        &self.latch
+    }
 }
 
 #[pymethods]

@@ -9,20 +9,22 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyGenericAlias, PyType};
+use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::fork;
 use crate::python::cause::CancelCause;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::task::{self, Ended};
 use crate::python::token::CancelToken;
 use crate::python::wait::blocking;
-use crate::python::{error, seconds};
+use crate::python::{error, hard_stop, seconds};
 use crate::scope;
 use crate::task::{BodyEnd, Boundary, Task};
+use crate::testing::{self, Enrolment};
 use crate::work::{self, Back, Returned};
 use crate::{Cause, CauseKind};
 
@@ -451,6 +453,8 @@ pub(super) struct Seat {
     abandoned: AtomicBool,
     /// Set when its thread has left the loop, or was given up.
     over: crate::sync::Latch,
+    /// Its thread's place in a simulation, on the way to it.
+    enrolment: Mutex<Option<Enrolment>>,
 }
 
 #[pymethods]
@@ -465,26 +469,35 @@ impl Seat {
             current: Mutex::new(None),
             abandoned: AtomicBool::new(false),
             over,
+            enrolment: Mutex::new(None),
         }
+    }
+
+    /// Its thread is being started.
+    fn launch(&self, name: &str) {
+        *self.enrolment.lock() = testing::enrol(name, self.pool.get().inner().node());
     }
 
     /// Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
     /// kill strikes.
     #[pyo3(signature = (name, handler: "Callable[[Lease[_T]], object]"))]
     fn work(&self, py: Python<'_>, name: &str, handler: &Bound<'_, PyAny>) -> PyResult<()> {
+        let enrolment = self.enrolment.lock().take();
+        let enrolled = detached(py, || enrolment.map(Enrolment::begin));
         let queue = &self.queue.get().queue;
         let pool = self.pool.get().inner();
         let worker = Task::new(name, Some(pool));
         let boundary = Boundary::enter(&worker, None);
         let mut result = Ok(());
-        while let Ok(Some(lease)) = py.detach(|| queue.lease(Time::NEVER)) {
+        while let Ok(Some(lease)) = detached(py, || queue.lease(Time::NEVER)) {
             result = self.work_on(py, name, queue, lease, handler);
             if result.is_err() || self.abandoned.load(Ordering::Acquire) {
                 break;
             }
         }
-        py.detach(|| boundary.leave(BodyEnd::Unwound));
+        detached(py, || boundary.leave(BodyEnd::Unwound));
         self.over.set();
+        detached(py, || drop(enrolled));
         result
     }
 
@@ -560,13 +573,14 @@ impl Seat {
         let (id, epoch) = (lease.id, lease.epoch);
         let task = Task::new(&format!("{name} item {id}"), Some(self.pool.get().inner()));
         let lease = Bound::new(py, Lease::new(queue, lease))?;
+        let arguments = PyTuple::new(py, [&lease])?;
         let body = || {
             *self.current.lock() = Some(Current {
                 task: task.clone(),
                 id,
                 epoch,
             });
-            handler.call1((&lease,)).map(Bound::unbind)
+            hard_stop::call(handler, &arguments).map(Bound::unbind)
         };
         let settled = task::run(py, &task, body, |result, ended| {
             let before = self.current.lock().take();

@@ -72,6 +72,19 @@ impl Condition {
         woken.iter().for_each(Ticket::wake);
     }
 
+    /// Stand in line without giving up the lock, for one who looks after what it protects anew
+    /// once it is in line, and when it is granted.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn join(&self, ticket: Ticket) {
+        self.waiting.lock().push(ticket);
+    }
+
+    /// Leave the line.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn leave(&self, ticket: &Ticket) {
+        self.waiting.lock().remove(ticket);
+    }
+
     /// How many wait.
     pub fn waiting(&self) -> usize {
         self.waiting.lock().len()

@@ -129,6 +129,8 @@ pub enum ReleaseError {
     NotHeld,
     /// It is reentrant, and not the calling thread holds it.
     NotHolder,
+    /// The block that took it has lost it: the scope or task around it has ended before.
+    Swept,
 }
 
 impl Lock {
@@ -172,21 +174,23 @@ impl Lock {
 
     /// Acquire it if it is free; not a checkpoint, never blocks.
     pub fn try_acquire(&self, acquire: Acquire) -> Result<bool, LockError> {
-        let ledger = scope::current_ledger();
-        let mut state = self.core.state.lock();
-        self.core
-            .take_if_free(&mut state, &ledger, &Taking::New(acquire))
+        scope::with_ledger(|ledger| {
+            let mut state = self.core.state.lock();
+            self.core
+                .take_if_free(&mut state, ledger, &Taking::New(acquire))
+        })
     }
 
     /// Give it to the next in line.
     pub fn release(&self) -> Result<(), ReleaseError> {
-        self.core.give_up(None).map(|_| ())
+        self.core.give_up(false, None).map(|_| ())
     }
 
     /// Give it up in the middle of a kill: its holder, the calling task, unwinds because it was
     /// stopped hard, and what the lock protects may be half changed. True: it is poisoned now.
     pub(crate) fn release_killed(&self, death: Death) -> Result<bool, ReleaseError> {
-        self.core.give_up(Some(&End::Killed(Arc::new(death))))
+        self.core
+            .give_up(false, Some(&End::Killed(Arc::new(death))))
     }
 
     /// May its holder take it again?
@@ -246,17 +250,16 @@ impl Lock {
         taken
     }
 
-    /// A block that took it ends. True: a sweep has taken back what the block held, so there is
-    /// nothing to release, and whoever holds it now is somebody else.
-    #[cfg(feature = "python")]
-    pub(crate) fn block_was_swept(&self) -> bool {
-        let ledger = scope::current_ledger();
-        let mut state = self.core.state.lock();
-        if state.orphans == 0 || state.is_held_by(&ledger) {
-            return false;
-        }
-        state.orphans -= 1;
-        true
+    /// A block that took it ends: release it, unless that was done by a sweep.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn end_block(&self) -> Result<(), ReleaseError> {
+        self.core.give_up(true, None).map(|_| ())
+    }
+
+    /// As [`Lock::end_block`], in the middle of a kill; see [`Lock::release_killed`].
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn end_block_killed(&self, death: Death) -> Result<bool, ReleaseError> {
+        self.core.give_up(true, Some(&End::Killed(Arc::new(death))))
     }
 
     /// Make it as new, for the only thread of a forked child.
@@ -325,11 +328,15 @@ impl Core {
                 return Ok(true);
             }
             if holder.is_lost_in_fork() {
-                let cause = Cause::now(CauseKind::Forked, None, None);
-                let task = Arc::from("a thread of the parent process");
                 state.poison = Some(Poison::OwnerLost(Arc::new(Death {
-                    task,
-                    cause,
+                    task: "a thread of the parent process".into(),
+                    cause: Cause {
+                        kind: CauseKind::Forked,
+                        reason: None,
+                        at: Time::now(),
+                        grace: None,
+                        by_thread: None,
+                    },
                     stack: None,
                 })));
             }
@@ -360,20 +367,33 @@ impl Core {
         state.holder.get_or_insert_with(|| ledger.clone());
     }
 
-    /// Release it, or one hold of it, whoever the holder is. Returns whether it is poisoned now.
-    fn give_up(self: &Arc<Self>, end: Option<&End>) -> Result<bool, ReleaseError> {
-        let mut state = self.state.lock();
-        let holder = state.holder.clone().ok_or(ReleaseError::NotHeld)?;
-        if self.reentrant && !Arc::ptr_eq(&holder, &scope::current_ledger()) {
-            return Err(ReleaseError::NotHolder);
-        }
-        let entry = holder.strike_out(Arc::as_ptr(self).cast());
-        let wake = self.lose_one(&mut state, end);
-        let poisoned = state.poison.is_some();
-        drop(state);
-        wake.iter().for_each(Ticket::wake);
-        drop(entry); // may be the last count of this lock
-        Ok(poisoned)
+    /// Release it, or one hold of it, whoever the holder is; `block`: unless the block at whose end
+    /// this is has been swept. Returns whether it is poisoned now.
+    fn give_up(self: &Arc<Self>, block: bool, end: Option<&End>) -> Result<bool, ReleaseError> {
+        scope::with_ledger(|mine| {
+            let mut state = self.state.lock();
+            let is_mine = state.is_held_by(mine);
+            if block && state.orphans > 0 && !is_mine {
+                state.orphans -= 1;
+                return Err(ReleaseError::Swept);
+            }
+            if self.reentrant && state.holder.is_some() && !is_mine {
+                return Err(ReleaseError::NotHolder);
+            }
+            // With the last hold its count goes, too.
+            let holder = match state.depth {
+                1 => state.holder.take(),
+                _ => state.holder.clone(),
+            };
+            let holder = holder.ok_or(ReleaseError::NotHeld)?;
+            let entry = holder.strike_out(Arc::as_ptr(self).cast());
+            let wake = self.lose_one(&mut state, end);
+            let poisoned = state.poison.is_some();
+            drop(state);
+            wake.iter().for_each(Ticket::wake);
+            drop(entry); // may be the last count of this lock
+            Ok(poisoned)
+        })
     }
 
     /// The holder has one hold less, and ended so. Returns whom to wake.
@@ -585,6 +605,9 @@ impl fmt::Display for ReleaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ReleaseError::NotHeld => "this lock is not held; acquire it first, and release it once",
+            ReleaseError::Swept => {
+                "the lock of this block was given back when the scope or task around it ended"
+            }
             ReleaseError::NotHolder => {
                 "this lock is held by another thread or by nobody; who acquired it releases it"
             }

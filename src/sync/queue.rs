@@ -98,6 +98,23 @@ impl<T> Queue<T> {
         state.capacity = bound(capacity);
     }
 
+    /// Let it have so many items, zero for any number: those who wait for a place get what is new.
+    /// Items that are in it stay.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn resize(&self, capacity: usize) {
+        let wake = {
+            let mut state = self.state.lock();
+            state.capacity = bound(capacity);
+            let mut wake = Vec::new();
+            while !state.is_full() {
+                let Some(putter) = state.admit() else { break };
+                wake.push(putter);
+            }
+            wake
+        };
+        wake.iter().for_each(Ticket::wake);
+    }
+
     /// Put an item, waiting for a place until `until` at most; then it is given back. A
     /// checkpoint; `Err` means that it was not put.
     pub fn put(&self, item: T, until: Time) -> Result<Option<T>, QueueError> {
@@ -280,15 +297,23 @@ impl<T> State<T> {
             Order::Fifo => self.items.pop_front(),
             Order::Lifo => self.items.pop_back(),
         }?;
+        // The place may be gone, if there have become less of them.
+        let admitted = if self.is_full() { None } else { self.admit() };
+        Some((item, admitted))
+    }
+
+    /// Take the item of the first who waits for a place, which there is. Returns whom to wake.
+    fn admit(&mut self) -> Option<Ticket> {
         while let Some(putter) = self.putters.pop_front() {
             let mut slot = putter.slot.lock();
             if putter.ticket.grant() {
                 self.items.extend(slot.take());
                 self.unfinished += 1;
-                return Some((item, Some(putter.ticket)));
+                drop(slot);
+                return Some(putter.ticket);
             }
         }
-        Some((item, None))
+        None
     }
 
     fn is_full(&self) -> bool {

@@ -11,6 +11,7 @@ use std::fmt;
 use crate::atomics::{Arc, Mutex, thread_local};
 use crate::cause::Cause;
 use crate::clock::Time;
+use crate::fork;
 use crate::park::{Outcome, Waiter};
 use crate::token::tree::{Hook, HookId, NodeRef};
 
@@ -78,7 +79,7 @@ impl Callback {
         let _over = Over(self);
         let function = self.function.lock().take();
         if let Some(function) = function {
-            function(cause);
+            fork::outside(|| function(cause));
         }
     }
 

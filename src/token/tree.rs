@@ -243,6 +243,11 @@ impl NodeRef {
         self.node().state() & CANCELLED != 0
     }
 
+    /// Where the state is: as long as the node lives, and with CANCELLED in its lowest bit.
+    pub(crate) fn flag(&self) -> *const AtomicU32 {
+        &raw const self.node().state
+    }
+
     /// Cancelled by a cause of its own, not from above.
     pub(crate) fn is_cancelled_itself(&self) -> bool {
         self.node().state() & OWN != 0

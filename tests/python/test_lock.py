@@ -62,9 +62,9 @@ def test_many_threads_count_together() -> None:
 
 def test_its_representation_tells_its_state() -> None:
     lock = Lock(name="accounts")
-    assert repr(lock) == '<unlocked desist.Lock "accounts">'
+    assert repr(lock) == f'<unlocked desist.Lock object "accounts" at {id(lock):#x}>'
     with lock:
-        assert repr(lock) == '<locked desist.Lock "accounts">'
+        assert repr(lock) == f'<locked desist.Lock object "accounts" at {id(lock):#x}>'
 
 
 # --- cancelled waits ------------------------------------------------------------------------------

@@ -299,7 +299,7 @@ def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
     queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=1000))
     policy = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0)
     lock = Lock(on_kill="release")
-    items = 150
+    items = kills // 2  # each is worth four kills
     effects: list[int] = []
     starts: SimpleQueue[int] = SimpleQueue()
     enough = threading.Event()

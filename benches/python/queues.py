@@ -1,0 +1,77 @@
+"""Items from producers to consumers: nanoseconds of the clock for each."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import aiologic
+import culsans
+from table import Row
+
+import desist
+
+ITEMS = 60_000
+ROUNDS = 7
+
+
+class Aiologic:
+    """aiologic's, by the names of the others."""
+
+    def __init__(self) -> None:
+        items = aiologic.SimpleQueue()
+        self.put, self.get = items.green_put, items.green_get
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "queue.Queue": queue.Queue,
+    "queue.SimpleQueue": queue.SimpleQueue,
+    "desist.Queue": desist.Queue,
+    "desist.SimpleQueue": desist.SimpleQueue,
+    "culsans": lambda: culsans.Queue().sync_q,
+    "aiologic": Aiologic,
+}
+
+
+def rows() -> Iterator[Row]:
+    """All of them."""
+    for pairs in (1, 4):
+        figures: dict[str, list[float]] = {name: [] for name in MAKERS}
+        names = list(MAKERS)
+        for number in range(ROUNDS):
+            for turn in range(len(names)):
+                name = names[(number + turn) % len(names)]
+                slow = name not in ("queue.SimpleQueue", "desist.Queue", "desist.SimpleQueue")
+                items = ITEMS // 10 if slow else ITEMS
+                figures[name].append(pass_on(MAKERS[name](), pairs, items // pairs))
+        medians = {name: median(taken) for name, taken in figures.items()}
+        ours, simple = medians.pop("desist.Queue"), medians.pop("desist.SimpleQueue")
+        theirs = medians.pop("queue.Queue")
+        work = f"Queue: put, get, {pairs} to {pairs}"
+        yield Row(work, "ns", ours, ("queue.Queue", theirs), 1 / 3)
+        floor = medians.pop("queue.SimpleQueue")
+        work = f"Queue: put, get, {pairs} to {pairs}"
+        peers = {"desist.SimpleQueue": simple, **medians}
+        yield Row(work, "ns", ours, ("queue.SimpleQueue", floor), 1, peers)
+
+
+def pass_on(items: Any, pairs: int, count: int) -> float:
+    """So many producers and as many consumers, of `count` items each."""
+
+    def produce() -> None:
+        for item in range(count):
+            items.put(item)
+
+    def consume() -> None:
+        for _ in range(count):
+            items.get()
+
+    threads = [threading.Thread(target=work) for work in (produce, consume) * pairs]
+    start = time.perf_counter_ns()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.perf_counter_ns() - start) / (count * pairs)

@@ -1,0 +1,105 @@
+//! Waiting for file descriptors.
+
+use std::os::fd::RawFd;
+
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::io::{self, Readiness, ReadyError};
+use crate::python::error;
+use crate::python::hint::GivenFile;
+use crate::python::host::detached;
+use crate::python::seconds::{self, Seconds};
+
+pub(super) fn failed(py: Python<'_>, failure: ReadyError) -> PyErr {
+    match failure {
+        ReadyError::Stop(stop) => error::from_stop(py, stop),
+        ReadyError::Io(failure) => match failure.raw_os_error() {
+            // With the number, so that Python makes it the subclass and the text that it is.
+            Some(number) => match text_of(py, number) {
+                Ok(text) => PyOSError::new_err((number, text)),
+                Err(failure) => failure,
+            },
+            None => failure.into(),
+        },
+    }
+}
+
+fn text_of(py: Python<'_>, number: i32) -> PyResult<String> {
+    py.import(intern!(py, "os"))?
+        .call_method1(intern!(py, "strerror"), (number,))?
+        .extract()
+}
+
+pub(super) fn descriptor(file: GivenFile<'_, '_>) -> PyResult<RawFd> {
+    let py = file.py();
+    let fd = match file.extract::<RawFd>() {
+        Ok(fd) => fd,
+        Err(_) if file.hasattr(intern!(py, "fileno"))? => file
+            .call_method0(intern!(py, "fileno"))?
+            .extract::<RawFd>()?,
+        Err(_) => {
+            let kind = file.get_type().name()?;
+            return Err(PyTypeError::new_err(format!(
+                "a file is given as a descriptor or an object with fileno(), not as {kind}"
+            )));
+        }
+    };
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!(
+            "{fd} is no file descriptor: the file is closed, or never was open"
+        )));
+    }
+    Ok(fd)
+}
+
+fn wait_ready(
+    py: Python<'_>,
+    file: GivenFile<'_, '_>,
+    what: Readiness,
+    timeout: Option<Seconds<'_, '_>>,
+) -> PyResult<bool> {
+    let (fd, until) = (descriptor(file)?, seconds::patience(timeout)?);
+    detached(py, || io::wait_ready(fd, what, until)).map_err(|failure| failed(py, failure))
+}
+
+/// Block until the file can be read without blocking (True), or the seconds have passed (False).
+///
+/// `file`: a descriptor, or an object with fileno(). A checkpoint. A connection that comes, the end
+/// of the stream and an error count as something to read. OSError: the descriptor is bad, or
+/// notify_closing() was called for it.
+#[pyfunction]
+#[pyo3(signature = (file, /, timeout = None))]
+pub(super) fn wait_readable(
+    py: Python<'_>,
+    file: GivenFile<'_, '_>,
+    timeout: Option<Seconds<'_, '_>>,
+) -> PyResult<bool> {
+    wait_ready(py, file, Readiness::Readable, timeout)
+}
+
+/// Block until the file can be written without blocking (True), or the seconds have passed
+/// (False).
+///
+/// Otherwise as wait_readable().
+#[pyfunction]
+#[pyo3(signature = (file, /, timeout = None))]
+pub(super) fn wait_writable(
+    py: Python<'_>,
+    file: GivenFile<'_, '_>,
+    timeout: Option<Seconds<'_, '_>>,
+) -> PyResult<bool> {
+    wait_ready(py, file, Readiness::Writable, timeout)
+}
+
+/// Say that the file is about to be closed: whoever waits for it gets OSError (EBADF).
+///
+/// The system does not tell those who wait, and gives the number to the next file that is opened.
+/// desist's own sockets and processes say it by themselves.
+#[pyfunction]
+#[pyo3(signature = (file, /))]
+pub(super) fn notify_closing(file: GivenFile<'_, '_>) -> PyResult<()> {
+    io::closing(descriptor(file)?);
+    Ok(())
+}

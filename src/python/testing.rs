@@ -1,0 +1,67 @@
+//! What `desist.testing` is made of.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::python::error;
+use crate::python::host::detached;
+use crate::python::seconds::{self, Seconds};
+use crate::{deadline, scope, task, testing};
+
+/// A clock that jumps, and the threads that go by it.
+#[pyclass(frozen, module = "desist._core")]
+pub(super) struct Simulation {
+    simulation: Arc<testing::Simulation>,
+}
+
+#[pymethods]
+impl Simulation {
+    #[new]
+    #[pyo3(signature = (autojump, seed = None))]
+    fn new(autojump: bool, seed: Option<u64>) -> Self {
+        let simulation = testing::Simulation::new(autojump, seed);
+        Self { simulation }
+    }
+
+    /// What the clock shows.
+    fn time(&self) -> f64 {
+        seconds::from_time(self.simulation.time())
+    }
+
+    /// Let so many seconds pass at once.
+    fn jump(&self, py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
+        let span = seconds::span(seconds, "the time to jump")?;
+        detached(py, || self.simulation.jump(span));
+        Ok(())
+    }
+
+    /// Run `fn()` under the clock, and wait for all threads that it has started.
+    #[pyo3(signature = (r#fn: "Callable[[], _T]") -> "_T")]
+    fn run<'py>(&self, py: Python<'py>, r#fn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let enrolled = self
+            .simulation
+            .enter()
+            .map_err(|busy| PyRuntimeError::new_err(busy.to_string()))?;
+        let result = r#fn.call0();
+        let finished = detached(py, || self.simulation.finish());
+        detached(py, || drop(enrolled));
+        match (result, finished) {
+            (Ok(_), Err(stuck)) => Err(error::ordinary(py, "Deadlock", &stuck)),
+            (result, _) => result,
+        }
+    }
+}
+
+/// What code may leave behind by mistake: tasks that have not ended, deadlines that are armed,
+/// locks and permits that the calling thread holds, and blocks that it is in.
+#[pyfunction]
+pub(super) fn census() -> (usize, usize, usize, usize) {
+    (
+        task::unfinished(),
+        deadline::armed(),
+        scope::current_ledger().len(),
+        scope::depth(),
+    )
+}

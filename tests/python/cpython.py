@@ -1,0 +1,222 @@
+"""CPython's own tests of `threading` and `queue`, run with desist's classes in their place.
+
+The tests are those of the running interpreter, imported from its `test` package; a test module
+is executed anew, and its `import threading` finds an overlay: the module itself, with some names
+replaced. So whatever the tests name, also in their helpers, is desist's.
+
+To adopt another module takes the overlay and the exclusions, say, for a `desist.run`:
+
+    module = load("test.test_subprocess", {"subprocess": Overlay("subprocess", run=desist.run)})
+    globals().update(adopt(module, EXCLUDED))
+
+By hand, for exclusions of tests that no interpreter has any more:
+
+    python tests/python/cpython.py python3.11 python3.12 python3.13 python3.14
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.util
+import subprocess
+import sys
+import types
+import unittest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import desist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+HERE = Path(__file__).parent
+
+
+class Overlay(types.ModuleType):
+    """A module of the standard library, some of whose names are something else.
+
+    What is set on it is set on the module: tests replace hooks and counters.
+    """
+
+    def __init__(self, name: str, **replaced: object) -> None:
+        super().__init__(name)
+        below = importlib.import_module(name)
+        self.__dict__.update(replaced, _below=below, __doc__=below.__doc__)
+        self.__dict__.pop("__spec__")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_below"], name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.__dict__["_below"], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__dict__["_below"], name)
+
+
+def of_desist(*names: str) -> dict[str, object]:
+    """What desist has by these names."""
+    return {name: getattr(desist, name) for name in names}
+
+
+THREADING = Overlay(
+    "threading",
+    **of_desist("Thread", "Timer", "Lock", "RLock", "Condition", "Event", "Barrier"),
+    **of_desist("Semaphore", "BoundedSemaphore"),
+    _CRLock=desist.RLock,
+)
+QUEUE = Overlay(
+    "queue",
+    **of_desist("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue", "Empty", "Full", "ShutDown"),
+)
+
+
+def import_or_skip(name: str) -> types.ModuleType:
+    """Distributions leave out the tests, or put them into a package of their own."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise unittest.SkipTest(f"this interpreter ships no {name} ({error})") from None
+
+
+def load(name: str, overlays: Mapping[str, types.ModuleType]) -> types.ModuleType:
+    """The module, executed anew; what it imports by the names of overlays is these.
+
+    Only its own imports are concerned: nobody else notices. unittest.SkipTest: the interpreter
+    does not have it.
+    """
+    import_or_skip(name)  # all that it needs is there, and is the standard library's
+
+    def import_overlaid(
+        wanted: str,
+        globals: Mapping[str, Any] | None = None,  # noqa: A002 (as the builtin has it)
+        locals: Mapping[str, Any] | None = None,  # noqa: A002
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> types.ModuleType:
+        if wanted in overlays:
+            return overlays[wanted]
+        module = __import__(wanted, globals, locals, fromlist, level)
+        inside = {one: overlays.get(f"{wanted}.{one}") for one in fromlist or ()}
+        inside = {one: overlay for one, overlay in inside.items() if overlay is not None}
+        return Overlay(wanted, **inside) if inside else module
+
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__dict__["__builtins__"] = vars(builtins) | {"__import__": import_overlaid}
+    spec.loader.exec_module(module)
+    return module
+
+
+def threading_tests() -> types.ModuleType:
+    """The interpreter's tests of `threading`, among them those of `test.lock_tests`."""
+    threading = {"threading": THREADING}
+    helpers = import_or_skip("test.support.script_helper")
+    scripts = {
+        "test.support.script_helper": Overlay(
+            helpers.__name__,
+            assert_python_ok=with_desist(helpers.assert_python_ok),
+            assert_python_failure=with_desist(helpers.assert_python_failure),
+        ),
+        "subprocess": Overlay("subprocess", Popen=with_desist(subprocess.Popen)),
+    }
+    lock_tests = {"test.lock_tests": load("test.lock_tests", threading)}
+    return load("test.test_threading", threading | scripts | lock_tests)
+
+
+def queue_tests() -> types.ModuleType:
+    """The interpreter's tests of `queue`."""
+    return load("test.test_queue", {"threading": THREADING})
+
+
+def with_desist(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` starts an interpreter; the script after a `-c` is to find desist in `threading`."""
+    first = f"import sys; sys.path.insert(0, {str(HERE)!r}); import cpython; cpython.install()\n"
+
+    def start(*args: Any, **kwargs: Any) -> Any:
+        *before, last = args
+        line = [*before, *last] if isinstance(last, list) else [*args]
+        if "-c" in line:
+            line[line.index("-c") + 1] = first + line[line.index("-c") + 1]
+        return run(line, **kwargs) if isinstance(last, list) else run(*line, **kwargs)
+
+    return start
+
+
+def install() -> None:
+    """Whoever imports `threading` from now on finds desist there."""
+    sys.path.remove(str(HERE))
+    sys.modules["threading"] = THREADING
+
+
+def adopt(
+    module: types.ModuleType, excluded: Mapping[str, str], **attributes: object
+) -> dict[str, type[Any]]:
+    """The test cases of the module, for pytest to find; they get the attributes.
+
+    `excluded` has why a test, or all of a class, is not run. What it names need not be in this
+    version.
+    """
+    import pytest
+
+    cases: dict[str, type[unittest.TestCase]] = {}
+    for name, case in cases_of(module).items():
+        if name in excluded:
+            continue
+        inside: dict[str, Any] = {"__module__": module.__name__, **attributes}
+        # They look after their warnings themselves, and differently in each version.
+        inside["pytestmark"] = pytest.mark.filterwarnings("default")
+        for test in unittest.defaultTestLoader.getTestCaseNames(case):
+            reason = excluded.get(f"{name}.{test}")
+            if reason is not None:
+                inside[test] = unittest.skip(reason)(getattr(case, test))
+        cases[name] = type(name, (case,), inside)
+    return cases
+
+
+def cases_of(module: types.ModuleType) -> dict[str, type[unittest.TestCase]]:
+    """The cases that unittest would run."""
+    return {
+        name: thing
+        for name, thing in vars(module).items()
+        if isinstance(thing, type)
+        and issubclass(thing, unittest.TestCase)
+        and unittest.defaultTestLoader.getTestCaseNames(thing)
+    }
+
+
+NAMES = """
+import importlib, unittest
+for name in ("test.test_threading", "test.test_queue"):
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        continue
+    for case in vars(module).values():
+        if isinstance(case, type) and issubclass(case, unittest.TestCase):
+            print(case.__name__)
+            for test in unittest.defaultTestLoader.getTestCaseNames(case):
+                print(f"{case.__name__}.{test}")
+"""
+
+
+def main(interpreters: Iterable[str]) -> None:
+    """Exclusions of what none of the interpreters has are mistakes."""
+    import test_cpython_queue
+    import test_cpython_threading
+
+    known: set[str] = set()
+    for interpreter in interpreters:
+        names = subprocess.run([interpreter, "-c", NAMES], stdout=subprocess.PIPE, check=True)
+        known |= set(names.stdout.decode().split())
+    excluded = {**test_cpython_queue.EXCLUDED, **test_cpython_threading.EXCLUDED}
+    stale = [f"{name}: excluded, but in none of them" for name in excluded if name not in known]
+    sys.exit("\n".join(stale) or 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
