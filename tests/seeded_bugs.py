@@ -496,8 +496,8 @@ BUGS = (
         "sync/barrier.rs",
         "barrier",
         (
-            "state.waiting.grant_all().iter().for_each(Ticket::wake);",
-            "state.waiting.grant_all();",
+            "self.waiting.grant_all().iter().for_each(Ticket::wake);",
+            "self.waiting.grant_all();",
         ),
     ),
     bug(
@@ -511,7 +511,7 @@ BUGS = (
         "sync/barrier.rs",
         "barrier",
         (
-            "if self.round.fate() == Fate::Opening { self.barrier.end_round(&mut state, Fate::Broken, true); }",
+            "if self.round.fate() == Fate::Opening { state.end_round(Fate::Broken, true); }",
             "state.broken = true;",
         ),
     ),

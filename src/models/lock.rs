@@ -107,7 +107,9 @@ fn assert_had_or_cancelled(result: &Result<(), LockError>) {
 fn three_threads() {
     let protected = Protected::new();
     let actors = [(); 3].map(|()| protected.cycler());
-    actors.into_iter().for_each(|actor| end(actor).unwrap());
+    for actor in actors {
+        end(actor).unwrap();
+    }
     protected.assert_free();
 }
 
@@ -140,7 +142,9 @@ fn loom_i12_two_waiters_that_are_overtaken_are_told_again() {
         let waiters = [(); 2].map(|()| protected.cycler());
         let releaser = protected.releaser(1);
         end(releaser);
-        waiters.into_iter().for_each(|waiter| end(waiter).unwrap());
+        for waiter in waiters {
+            end(waiter).unwrap();
+        }
         protected.assert_free();
     });
 }
@@ -305,9 +309,9 @@ fn loom_i12_a_lock_that_is_let_go_for_a_while_is_had_by_another_and_taken_back()
         let other = Protected { lock, data };
         let borrowers = [(); 2].map(|()| other.cycler());
         end(lender);
-        borrowers
-            .into_iter()
-            .for_each(|borrower| end(borrower).unwrap());
+        for borrower in borrowers {
+            end(borrower).unwrap();
+        }
         other.assert_free();
     });
 }

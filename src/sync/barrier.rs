@@ -106,18 +106,16 @@ impl Barrier {
             barrier: self,
             joined: None,
         };
-        match wait::perform(&mut arriving, until)? {
-            Some(arrival) => Ok(arrival),
-            None => {
-                self.abort();
-                Err(BarrierError::Broken)
-            }
+        if let Some(arrival) = wait::perform(&mut arriving, until)? {
+            return Ok(arrival);
         }
+        self.abort();
+        Err(BarrierError::Broken)
     }
 
     /// Break it: whoever waits, or comes, is told so.
     pub fn abort(&self) {
-        self.end_round(&mut self.state.lock(), Fate::Broken, true);
+        self.state.lock().end_round(Fate::Broken, true);
     }
 
     /// Make it as new; whoever waits is told that it is broken.
@@ -128,7 +126,7 @@ impl Barrier {
         } else {
             Fate::Passed
         };
-        self.end_round(&mut state, fate, false);
+        state.end_round(fate, false);
     }
 
     /// How many threads it is for.
@@ -149,14 +147,16 @@ impl Barrier {
     pub fn is_broken(&self) -> bool {
         self.state.lock().broken
     }
+}
 
-    fn end_round(&self, state: &mut State, fate: Fate, broken: bool) {
-        state.round.decide(fate);
-        state.round = Arc::default();
-        state.arrived = 0;
-        state.broken = broken;
+impl State {
+    fn end_round(&mut self, fate: Fate, broken: bool) {
+        self.round.decide(fate);
+        self.round = Arc::default();
+        self.arrived = 0;
+        self.broken = broken;
         // Under the lock, for so little; all of them but those who gave up are asleep.
-        state.waiting.grant_all().iter().for_each(Ticket::wake);
+        self.waiting.grant_all().iter().for_each(Ticket::wake);
     }
 }
 
@@ -304,7 +304,7 @@ impl Opening<'_> {
         if self.round.fate() != Fate::Opening {
             return Err(BarrierError::Broken); // meanwhile, by somebody else
         }
-        self.barrier.end_round(&mut state, Fate::Passed, false);
+        state.end_round(Fate::Passed, false);
         drop(state);
         Ok(self.index())
     }
@@ -314,7 +314,7 @@ impl Drop for Opening<'_> {
     fn drop(&mut self) {
         let mut state = self.barrier.state.lock();
         if self.round.fate() == Fate::Opening {
-            self.barrier.end_round(&mut state, Fate::Broken, true);
+            state.end_round(Fate::Broken, true);
         }
     }
 }

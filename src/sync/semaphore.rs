@@ -284,7 +284,7 @@ mod tests {
     fn taken() -> Semaphore {
         let semaphore = Semaphore::bounded(2);
         assert!(semaphore.try_acquire_for_block());
-        semaphore.acquire_for_block().unwrap();
+        assert_eq!(semaphore.acquire_for_block(), Ok(()));
         assert_eq!(semaphore.free(), 0);
         semaphore
     }

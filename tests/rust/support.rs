@@ -44,6 +44,8 @@ impl Host for Spy {
         thread::current().name().map(Arc::from)
     }
 
+    fn stuck(&self) {}
+
     fn swallowed(&self, raised: u32) {
         SWALLOWED.set(raised);
     }
