@@ -109,7 +109,13 @@ impl Barrier {
         if let Some(arrival) = wait::perform(&mut arriving, until)? {
             return Ok(arrival);
         }
-        self.abort();
+        let mut state = self.state.lock();
+        if state.round.fate() == Fate::Opening {
+            // Too early for the next round: this one is complete, and does not wait for it.
+            state.broken = true;
+        } else {
+            state.end_round(Fate::Broken, true);
+        }
         Err(BarrierError::Broken)
     }
 
@@ -304,7 +310,8 @@ impl Opening<'_> {
         if self.round.fate() != Fate::Opening {
             return Err(BarrierError::Broken); // meanwhile, by somebody else
         }
-        state.end_round(Fate::Passed, false);
+        let broken = state.broken; // for the next round
+        state.end_round(Fate::Passed, broken);
         drop(state);
         Ok(self.index())
     }

@@ -98,6 +98,20 @@ fn who_comes_while_the_last_one_opens_belongs_to_the_next_round() {
 }
 
 #[test]
+fn i11_who_came_too_early_for_the_next_round_and_gives_up_does_not_break_this_one() {
+    let barrier = barrier(2);
+    let first = waiting(&barrier).1;
+    let Arrival::Last(opening) = barrier.arrive(Time::NEVER).unwrap() else {
+        panic!("not the last")
+    };
+    assert!(broken(&barrier.wait_until(PAST)));
+    assert_eq!(opening.open(), Ok(1));
+    assert_eq!(first.join(), Ok(0));
+    assert!(barrier.is_broken(), "for those who come next");
+    assert!(broken(&barrier.wait_until(far())));
+}
+
+#[test]
 fn i11_who_waits_for_too_long_breaks_it_for_all_until_it_is_made_as_new() {
     let barrier = barrier(3);
     let first = waiting(&barrier).1;
