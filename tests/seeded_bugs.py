@@ -583,6 +583,12 @@ BUGS = (
         ("state.getters.retain(|getter| getter.ticket != *ticket);", "let _ = (&mut state, ticket);"),
     ),
     bug(
+        "a cancelled putter stays with the queue",
+        "sync/queue.rs",
+        "queue",
+        ("state.putters.retain(|putter| putter.ticket != *ticket);", "let _ = (&mut state, ticket);"),
+    ),
+    bug(
         "what was last done wakes nobody who joins",
         "sync/queue.rs",
         "queue",

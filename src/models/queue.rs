@@ -67,6 +67,31 @@ fn loom_i11_i13_an_item_is_got_or_still_queued_when_its_getter_is_cancelled() {
 }
 
 #[test]
+fn loom_i11_cancelled_waits_on_a_queue_leave_nothing() {
+    explore(TWICE, || {
+        let queue = queue(0);
+        let task = Task::new("gets", None);
+        let getter = getter_as(&queue, &task);
+        // Nothing is put, so nobody else takes the dead out of the line.
+        end(canceller(&task));
+        assert_eq!(got(end(getter)), None);
+        assert_eq!(queue.waiting(), 0);
+    });
+    explore(TWICE, || {
+        let queue = queue(1);
+        assert_eq!(queue.try_put(1), Ok(None));
+        let task = Task::new("puts", None);
+        let putter = {
+            let queue = queue.clone();
+            spawn_as(&task, move || queue.put(2, Time::NEVER))
+        };
+        end(canceller(&task));
+        assert!(end(putter).is_err());
+        assert_eq!(rest(&queue), [1]);
+    });
+}
+
+#[test]
 fn loom_i12_i13_a_cancelled_getter_is_skipped_and_the_next_gets_the_item() {
     explore(ONCE, || {
         let queue = queue(0);

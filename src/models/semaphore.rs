@@ -94,6 +94,19 @@ fn loom_i11_i12_a_cancelled_waiter_is_skipped_and_the_next_gets_the_permit() {
 }
 
 #[test]
+fn loom_i11_a_cancelled_wait_for_a_permit_leaves_nothing() {
+    explore(TWICE, || {
+        let semaphore = Semaphore::new(0);
+        let task = Task::new("waits", None);
+        let waiter = taker(&semaphore, &task);
+        // None is released, so nobody else takes the dead out of the line.
+        end(canceller(&task));
+        assert!(!has_one(&end(waiter)));
+        assert_eq!((semaphore.free(), semaphore.waiting()), (0, 0));
+    });
+}
+
+#[test]
 fn loom_i11_of_several_permits_at_once_each_waiter_gets_one_and_the_rest_is_free() {
     explore(ONCE, || {
         let semaphore = Semaphore::new(0);
