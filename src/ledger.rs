@@ -6,6 +6,8 @@
 //!
 //! Lock order: a lock's own state, then the ledger. The ledger never calls out while it is locked.
 
+#![allow(clippy::similar_names)] // what is held, and the hold of it
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -18,13 +18,19 @@
 #![allow(clippy::unwrap_used)] // tests
 #![allow(clippy::similar_names)] // `cancelled` by a `canceller`
 
+mod barrier;
 mod callback;
+mod condition;
+mod event;
 mod latch;
 mod lease;
 mod lock;
 mod park;
+mod queue;
+mod semaphore;
 mod task;
 mod token;
+mod wait;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -110,6 +116,21 @@ fn run_as<T>(task: &Arc<Task>, body: impl FnOnce() -> T) -> T {
     result
 }
 
+/// An actor that cancels the task.
+fn canceller(task: &Arc<Task>) -> loom::thread::JoinHandle<bool> {
+    let node = task.node().clone();
+    spawn(move || node.cancel(because("for a test")))
+}
+
+/// Run `body` as the task's, in an actor.
+fn spawn_as<T: 'static>(
+    task: &Arc<Task>,
+    body: impl FnOnce() -> T + 'static,
+) -> loom::thread::JoinHandle<T> {
+    let task = task.clone();
+    spawn(move || run_as(&task, body))
+}
+
 /// A cause to tell from others.
 fn because(reason: &str) -> Cause {
     Cause::now(CauseKind::Explicit, Some(reason.into()), None)
@@ -129,5 +150,31 @@ impl Exclusive {
 
     fn touch(&self) {
         self.0.with_mut(|_| ());
+    }
+}
+
+/// A number that one thread at a time may use.
+#[derive(Clone)]
+struct Number {
+    exclusive: Arc<Exclusive>,
+    value: Arc<AtomicUsize>,
+}
+
+impl Number {
+    fn new(value: usize) -> Number {
+        Number {
+            exclusive: Exclusive::new(),
+            value: Arc::new(AtomicUsize::new(value)),
+        }
+    }
+
+    fn get(&self) -> usize {
+        self.exclusive.touch();
+        self.value.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, value: usize) {
+        self.exclusive.touch();
+        self.value.store(value, Ordering::Relaxed);
     }
 }

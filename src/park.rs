@@ -112,7 +112,7 @@ impl Waiter {
     /// for. An error: the process has no descriptor left for its own use.
     #[cfg(all(unix, not(loom)))]
     pub(crate) fn polling(
-        interests: Vec<(usize, std::os::fd::RawFd, Readiness)>,
+        interests: &[(usize, std::os::fd::RawFd, Readiness)],
     ) -> std::io::Result<Arc<Waiter>> {
         let alarm = alarm::Alarm::get()?;
         Ok(Arc::new(Waiter {
@@ -131,6 +131,7 @@ impl Waiter {
         self.settle_to(outcome as u32)
     }
 
+    #[allow(clippy::cast_possible_truncation)] // nobody waits for so many things
     fn grant(&self, which: usize) -> bool {
         self.settle_to(Outcome::Granted as u32 | (which as u32) << WHICH)
     }
@@ -247,6 +248,7 @@ impl Waiter {
     }
 
     #[cfg(loom)]
+    #[allow(clippy::unused_self)]
     fn is_simulated(&self) -> bool {
         false
     }

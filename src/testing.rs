@@ -531,7 +531,7 @@ pub(crate) fn outside<R>(act: impl FnOnce() -> R) -> R {
         state.away += 1;
     }
     simulation.dispatch();
-    MINE.with(|mine| mine.take());
+    MINE.with(RefCell::take);
     let result = act();
     MINE.with(|mine| mine.replace(Some((simulation.clone(), id))));
     {

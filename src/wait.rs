@@ -230,7 +230,7 @@ fn waiter_for<W: Waitable + ?Sized>(what: &[&mut W]) -> io::Result<Arc<Waiter>> 
     if descriptors.is_empty() {
         return Ok(Waiter::new());
     }
-    Waiter::polling(descriptors)
+    Waiter::polling(&descriptors)
 }
 
 /// Do it, however long it takes. Only a signal handler of the host that raises ends the wait.
@@ -255,6 +255,7 @@ pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Ref
 /// Wait until one of `what` is granted, and tell which; `None` at `until`, or at one's bound.
 ///
 /// Whatever was not granted has left its line when this returns.
+#[allow(clippy::needless_pass_by_value)] // a waiter is for one wait
 pub(crate) fn block<W: Waitable + ?Sized>(
     waiter: Arc<Waiter>,
     until: Time,

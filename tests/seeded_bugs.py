@@ -191,8 +191,8 @@ BUGS = (
         "park.rs",
         "park",
         (
-            "match self.word.compare_exchange(seen, seen | outcome as u32, Ordering::AcqRel, Ordering::Acquire) {",
-            "match Ok::<u32, u32>(self.word.swap(outcome as u32 | ASLEEP, Ordering::AcqRel)) {",
+            "match self.word.compare_exchange(seen, seen | outcome, Ordering::AcqRel, Ordering::Acquire) {",
+            "match Ok::<u32, u32>(self.word.swap(outcome | ASLEEP, Ordering::AcqRel)) {",
         ),
     ),
     bug(
@@ -200,8 +200,8 @@ BUGS = (
         "park.rs",
         "park",
         (
-            "compare_exchange(seen, seen | outcome as u32, Ordering::AcqRel, Ordering::Acquire)",
-            "compare_exchange(seen, seen | outcome as u32, Ordering::Relaxed, Ordering::Relaxed)",
+            "compare_exchange(seen, seen | outcome, Ordering::AcqRel, Ordering::Acquire)",
+            "compare_exchange(seen, seen | outcome, Ordering::Relaxed, Ordering::Relaxed)",
         ),
     ),
     bug(
@@ -218,47 +218,66 @@ BUGS = (
         "park.rs",
         "park",
         ("compare_exchange(WAITING, ASLEEP,", "compare_exchange(WAITING, WAITING,"),
-        ("sys::wait(&self.word, ASLEEP, this_time)", "sys::wait(&self.word, WAITING, this_time)"),
+        ("sys::wait(&self.word, ASLEEP, until)", "sys::wait(&self.word, WAITING, until)"),
     ),
     bug(
         "a wait in a scope that is cancelled meanwhile is not settled",
         "wait.rs",
         "park",
-        ("if hooked.is_none() { waiter.settle(outcome); }", ""),
+        ("if hooked.is_none() { waiter.settle(Outcome::Cancelled); }", ""),
     ),
     bug(
         "a cancelled wait for a token leaves its hook there",
         "wait.rs",
         "park",
         (
-            "if let Some(id) = hook { node.unhook(id); } waited?;",
-            "waited?; if let Some(id) = hook { node.unhook(id); }",
+            "fn dequeue(&mut self, _: &Ticket) -> bool { self.hook.take().map(|id| self.node.unhook(id));",
+            "fn dequeue(&mut self, _: &Ticket) -> bool {",
         ),
+    ),
+    bug(
+        "a wait leaves its hook in the scope",
+        "wait.rs",
+        "park",
+        ("if let (Some(node), Some(id)) = (&node, hook) { node.unhook(id); }", "let _ = hook;"),
+    ),
+    # --- a wait for several things
+    bug(
+        "who has one thing stays in line for the others",
+        "wait.rs",
+        "wait",
+        (
+            "if granted != Some(which) && waitable.dequeue",
+            "if granted.is_none() && waitable.dequeue",
+        ),
+    ),
+    bug(
+        "who is cancelled stays in all lines but the first",
+        "wait.rs",
+        "wait",
+        ("what[..in_line].iter_mut()", "what[..in_line.min(1)].iter_mut()"),
     ),
     # --- the latch
     bug(
         "a waiter does not look whether the latch has been set",
         "sync/latch.rs",
         "latch",
-        ("if state.set { waiter.settle", "if false { waiter.settle"),
+        ("if state.set { ticket.grant", "if false { ticket.grant"),
     ),
     bug(
         "a cancelled waiter stays with the latch",
         "sync/latch.rs",
         "latch",
-        (
-            "retain(|other| !Arc::ptr_eq(other, waiter))",
-            "retain(|other| waiter.outcome().is_some() || !Arc::ptr_eq(other, waiter))",
-        ),
+        ("self.state.lock().waiting.remove(ticket);", "let _ = ticket;"),
     ),
     # --- the lock
     bug(
-        "the lock is handed to a waiter that has given up",
+        "a waiter that has given up is told that the lock is free",
         "sync/lock.rs",
         "lock",
         (
-            "if request.waiter.settle(Outcome::Granted) { wake.push",
-            "if request.waiter.settle(Outcome::Granted) || !refused { wake.push",
+            "find(|request| request.ticket.grant())",
+            "find(|request| request.ticket.grant() || state.poison.is_none())",
         ),
     ),
     bug(
@@ -266,8 +285,8 @@ BUGS = (
         "sync/lock.rs",
         "lock",
         (
-            "} else if state.holder.is_some() { state.queue",
-            "} else if state.holder.is_some() || self.name.len() > 1 { state.queue",
+            "match self.core.is_free(&mut state, &self.ledger, &self.taking) {",
+            "match self.core.is_free(&mut state, &self.ledger, &self.taking).map(|_| false) {",
         ),
     ),
     bug(
@@ -277,19 +296,303 @@ BUGS = (
         ("entry = holder.strike_out(Arc::as_ptr(self).cast());", "entry = None::<Arc<dyn Held>>;"),
     ),
     bug(
-        "a waiter that was refused believes to hold the lock",
-        "sync/lock.rs",
-        "lock",
-        ("refused.get().cloned().map_or(Ok(()), Err)?;", ""),
-    ),
-    bug(
-        "the lock is handed on before it is poisoned",
+        "a waiter that was told that the lock is free believes to hold it",
         "sync/lock.rs",
         "lock",
         (
-            "self.pass_on(&mut state, &mut wake);",
-            "let poison = state.poison.take(); self.pass_on(&mut state, &mut wake); state.poison = poison;",
+            "state.nudged = None; let taken = self.core.take_if_free(&mut state, &self.ledger, &self.taking)?;",
+            "state.nudged = None; let taken = self.core.take_if_free(&mut state, &self.ledger, &self.taking)? || true;",
         ),
+    ),
+    bug(
+        "a waiter that has looked for the lock does not say so",
+        "sync/lock.rs",
+        "lock",
+        ("state.nudged = None;", ""),
+    ),
+    bug(
+        "a waiter that has waited for too long is only told that the lock is free",
+        "sync/lock.rs",
+        "lock",
+        ("if is_overdue(request.since) {", "if is_overdue(request.since) && self.reentrant {"),
+    ),
+    bug(
+        "a lock that is handed over is not recorded",
+        "sync/lock.rs",
+        "lock",
+        (
+            "self.give(state, &request.ledger, &request.taking);",
+            "state.depth = 1; state.holder = Some(request.ledger.clone());",
+        ),
+    ),
+    bug(
+        "the lock is passed on before it is poisoned",
+        "sync/lock.rs",
+        "lock",
+        (
+            "if state.depth == 0 { self.free(state)",
+            "if state.depth == 0 { let poison = state.poison.take(); let wake = self.free(state); state.poison = poison; wake",
+        ),
+    ),
+    bug(
+        "one of those who wait is told of the poison",
+        "sync/lock.rs",
+        "lock",
+        ("if state.poison.is_some() { // Bad", "if state.poison.is_some() && state.queue.len() < 2 { // Bad"),
+    ),
+    bug(
+        "a lock that was taken twice is free when it was released once",
+        "sync/lock.rs",
+        "lock",
+        ("if state.depth == 0 { self.free(state)", "if state.depth < 2 { self.free(state)"),
+    ),
+    bug(
+        "a lock that was let go for a while is held once afterwards",
+        "sync/lock.rs",
+        "lock",
+        ("holds.len() } }; state.holder", "1 } }; state.holder"),
+    ),
+    # --- the semaphore
+    bug(
+        "a permit is handed to a waiter that has given up",
+        "sync/semaphore.rs",
+        "semaphore",
+        (
+            "find(|request| request.ticket.grant())",
+            "find(|request| request.ticket.grant() || permits > 0)",
+        ),
+    ),
+    bug(
+        "a waiter queues for a permit that has been released meanwhile",
+        "sync/semaphore.rs",
+        "semaphore",
+        ("if state.free == 0 { let ledger", "if state.free < 9 { let ledger"),
+    ),
+    bug(
+        "permits that nobody waits for are lost if somebody waits for one",
+        "sync/semaphore.rs",
+        "semaphore",
+        (
+            "state.free += permits - wake.len();",
+            "if wake.is_empty() { state.free += permits; }",
+        ),
+    ),
+    bug(
+        "a cancelled waiter stays with the semaphore",
+        "sync/semaphore.rs",
+        "semaphore",
+        ("queue.retain(|request| request.ticket != *ticket);", "let _ = (queue, ticket);"),
+    ),
+    bug(
+        "a permit that is handed over is not recorded",
+        "sync/semaphore.rs",
+        "semaphore",
+        ("self.record(state, request.ledger.as_ref());", ""),
+    ),
+    bug(
+        "who gets a permit does not wait until it is recorded",
+        "sync/semaphore.rs",
+        "semaphore",
+        ("drop(self.core.state.lock());", ""),
+    ),
+    bug(
+        "a sweep gives a permit back though its block has",
+        "sync/semaphore.rs",
+        "semaphore",
+        (
+            "strike(Arc::as_ptr(&self).cast(), hold)?;",
+            "strike(Arc::as_ptr(&self).cast(), hold);",
+        ),
+    ),
+    # --- the event
+    bug(
+        "a waiter does not look whether the event has been set",
+        "sync/event.rs",
+        "event",
+        ("if state.set { ticket.grant", "if false { ticket.grant"),
+    ),
+    bug(
+        "a set that is cleared again is lost for who was woken by it",
+        "sync/event.rs",
+        "event",
+        (
+            "fn collect(&mut self) -> Result<Option<()>, Stop> { Ok(Some(())) }",
+            "fn collect(&mut self) -> Result<Option<()>, Stop> { self.attempt() }",
+        ),
+    ),
+    bug(
+        "a cancelled waiter stays with the event",
+        "sync/event.rs",
+        "event",
+        ("self.state.lock().waiting.remove(ticket);", "let _ = ticket;"),
+    ),
+    # --- the condition
+    bug(
+        "the lock is given up before standing in line",
+        "sync/condition.rs",
+        "condition",
+        (
+            "self.condition.waiting.lock().push(ticket.clone()); let let_go = self.condition.lock.let_go();",
+            "let let_go = self.condition.lock.let_go(); self.condition.waiting.lock().push(ticket.clone());",
+        ),
+    ),
+    bug(
+        "a notify goes to a waiter that has given up",
+        "park.rs",
+        "condition",
+        (".find(Ticket::grant)", ".inspect(|ticket| _ = ticket.grant()).next()"),
+    ),
+    bug(
+        "a cancelled waiter does not take its lock back",
+        "sync/condition.rs",
+        "condition",
+        ("Some(Ok(holds)) =>", "Some(Ok(_)) if notified.is_err() => {} Some(Ok(holds)) =>"),
+    ),
+    bug(
+        "a cancelled waiter stays with the condition",
+        "sync/condition.rs",
+        "condition",
+        ("self.condition.waiting.lock().remove(ticket); false", "let _ = ticket; false"),
+    ),
+    # --- the barrier
+    bug(
+        "who gives up is still counted",
+        "sync/barrier.rs",
+        "barrier",
+        ("state.arrived -= 1;", ""),
+    ),
+    bug(
+        "who gives up when all are there has not been there",
+        "sync/barrier.rs",
+        "barrier",
+        ("if round.fate() != Fate::Filling { return true; }", "if round.fate() != Fate::Filling { return false; }"),
+    ),
+    bug(
+        "who comes after one who has left has its number twice",
+        "sync/barrier.rs",
+        "barrier",
+        ("**earlier < before).count()", "**earlier < before).count() * 0"),
+    ),
+    bug(
+        "a party does not look whether it has become the last one",
+        "sync/barrier.rs",
+        "barrier",
+        (
+            "if state.broken || filling && state.arrived + 1 == self.barrier.parties {",
+            "if state.broken {",
+        ),
+    ),
+    bug(
+        "a party does not look whether the barrier has been broken",
+        "sync/barrier.rs",
+        "barrier",
+        (
+            "if state.broken || filling && state.arrived + 1 == self.barrier.parties {",
+            "if filling && state.arrived + 1 == self.barrier.parties {",
+        ),
+    ),
+    bug(
+        "the last one wakes nobody",
+        "sync/barrier.rs",
+        "barrier",
+        (
+            "self.waiting.grant_all().iter().for_each(Ticket::wake);",
+            "self.waiting.grant_all();",
+        ),
+    ),
+    bug(
+        "an early party of the next round is counted in this one",
+        "sync/barrier.rs",
+        "barrier",
+        ("if filling { let before", "if filling || !state.broken { let before"),
+    ),
+    bug(
+        "the others wait for ever if the last one fails to open",
+        "sync/barrier.rs",
+        "barrier",
+        (
+            "if self.round.fate() == Fate::Opening { state.end_round(Fate::Broken, true); }",
+            "state.broken = true;",
+        ),
+    ),
+    # --- the queue
+    bug(
+        "an item is handed to a getter that has given up",
+        "sync/queue.rs",
+        "queue",
+        ("if getter.ticket.grant() { *slot", "if getter.ticket.grant() || !self.shut { *slot"),
+    ),
+    bug(
+        "a getter is granted before its item is there",
+        "sync/queue.rs",
+        "queue",
+        (
+            "let mut slot = getter.slot.lock(); if getter.ticket.grant() { *slot = item.take();",
+            "if getter.ticket.grant() { *getter.slot.lock() = item.take();",
+        ),
+    ),
+    bug(
+        "a getter does not look for what came before it queued",
+        "sync/queue.rs",
+        "queue",
+        ("if state.shut || !state.items.is_empty() {", "if state.shut {"),
+    ),
+    bug(
+        "the item of a putter that has given up is put",
+        "sync/queue.rs",
+        "queue",
+        ("if putter.ticket.grant() { self.items", "if putter.ticket.grant() || !self.shut { self.items"),
+    ),
+    bug(
+        "a putter does not look for a place that came before it queued",
+        "sync/queue.rs",
+        "queue",
+        ("if state.shut || !state.is_full() {", "if state.shut {"),
+    ),
+    bug(
+        "a place that is free again is offered to nobody",
+        "sync/queue.rs",
+        "queue",
+        (
+            "while let Some(putter) = self.putters.pop_front() {",
+            "while let Some(putter) = self.putters.pop_front().filter(|_| self.shut) {",
+        ),
+    ),
+    bug(
+        "shutting down does not wake who puts",
+        "sync/queue.rs",
+        "queue",
+        (
+            "let putters = std::mem::take(&mut state.putters);",
+            "let putters = VecDeque::<Putter<T>>::new();",
+        ),
+    ),
+    bug(
+        "shutting down does not wake who gets",
+        "sync/queue.rs",
+        "queue",
+        (
+            "let getters = std::mem::take(&mut state.getters);",
+            "let getters = VecDeque::<Getter<T>>::new();",
+        ),
+    ),
+    bug(
+        "a cancelled getter stays with the queue",
+        "sync/queue.rs",
+        "queue",
+        ("state.getters.retain(|getter| getter.ticket != *ticket);", "let _ = (&mut state, ticket);"),
+    ),
+    bug(
+        "a cancelled putter stays with the queue",
+        "sync/queue.rs",
+        "queue",
+        ("state.putters.retain(|putter| putter.ticket != *ticket);", "let _ = (&mut state, ticket);"),
+    ),
+    bug(
+        "what was last done wakes nobody who joins",
+        "sync/queue.rs",
+        "queue",
+        ("joined.iter().for_each(Ticket::wake); Ok(())", "drop(joined); Ok(())"),
     ),
     # --- the lease queue
     bug(
@@ -303,8 +606,8 @@ BUGS = (
         "work.rs",
         "lease",
         (
-            "if request.waiter.settle(Outcome::Granted) { *slot",
-            "if request.waiter.settle(Outcome::Granted) || !self.closed { *slot",
+            "if request.ticket.grant() { *slot",
+            "if request.ticket.grant() || !self.closed { *slot",
         ),
     ),
     bug(
@@ -324,8 +627,8 @@ BUGS = (
         "work.rs",
         "lease",
         (
-            "if state.is_drained() { let draining",
-            "if state.closed && state.is_drained() { let draining",
+            "if state.is_drained() { wake.extend",
+            "if state.closed && state.is_drained() { wake.extend",
         ),
     ),
     bug(

@@ -1,8 +1,14 @@
-//! The lock: handed on, given up, poisoned.
+//! The lock: nudged for, handed over, taken again, given up, poisoned.
+//!
+//! Those who wait are patient, and only told that it is free, or have been waiting for too long,
+//! and it is handed over to them. Where that makes a difference, a model runs both ways.
 
 use std::sync::Arc;
 
-use super::{Exclusive, ONCE, THRICE, TWICE, because, end, explore, run_as, spawn};
+use super::{
+    Exclusive, ONCE, THRICE, TWICE, because, canceller, end, explore, explore_impatient, spawn,
+    spawn_as,
+};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::ledger::{Death, End, Ledger};
@@ -54,9 +60,30 @@ impl Protected {
         self.lock.release().unwrap();
     }
 
-    /// Nobody holds it, and it can be had.
+    /// [`Protected::cycle`] in an actor.
+    fn cycler(&self) -> loom::thread::JoinHandle<Result<(), LockError>> {
+        let protected = self.clone();
+        spawn(move || protected.cycle())
+    }
+
+    /// Release what the main thread holds, in an actor, and so often take and release it again
+    /// without waiting for it.
+    fn releaser(&self, again: usize) -> loom::thread::JoinHandle<()> {
+        let protected = self.clone();
+        spawn(move || {
+            protected.release();
+            for _ in 0..again {
+                if protected.lock.try_acquire(Acquire::Block).unwrap() {
+                    protected.release();
+                }
+            }
+        })
+    }
+
+    /// Nobody holds it or waits for it, and it can be had.
     fn assert_free(&self) {
         assert!(!self.lock.is_locked());
+        assert_eq!(self.lock.waiting(), 0);
         self.cycle().unwrap();
     }
 }
@@ -69,78 +96,227 @@ fn end_of_holder() -> Arc<Death> {
     })
 }
 
+/// It was acquired, or its waiter was cancelled.
+fn assert_had_or_cancelled(result: &Result<(), LockError>) {
+    match result {
+        Ok(()) | Err(LockError::Stop(Stop::Cancelled(_))) => {}
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+fn three_threads() {
+    let protected = Protected::new();
+    let actors = [(); 3].map(|()| protected.cycler());
+    for actor in actors {
+        end(actor).unwrap();
+    }
+    protected.assert_free();
+}
+
 #[test]
 fn loom_i12_three_threads_have_the_lock_in_turn() {
-    explore(TWICE, || {
-        let protected = Protected::new();
-        let actors = [(); 3].map(|()| {
-            let protected = protected.clone();
-            spawn(move || protected.cycle().unwrap())
-        });
-        actors.into_iter().for_each(end);
+    explore(TWICE, three_threads);
+}
+
+#[test]
+fn loom_i12_three_impatient_threads_have_the_lock_in_turn() {
+    explore_impatient(TWICE, three_threads);
+}
+
+#[test]
+fn loom_i12_a_waiter_that_is_overtaken_is_told_again() {
+    explore(THRICE, || {
+        let (protected, _) = Protected::held();
+        let waiter = protected.cycler();
+        let releaser = protected.releaser(2);
+        end(releaser);
+        end(waiter).unwrap(); // or loom reports a deadlock
         protected.assert_free();
     });
 }
 
 #[test]
-fn loom_i11_a_waiter_that_is_cancelled_during_a_hand_off_holds_the_lock_or_has_not_taken_it() {
+fn loom_i12_two_waiters_that_are_overtaken_are_told_again() {
     explore(TWICE, || {
         let (protected, _) = Protected::held();
-        let task = Task::new("waits", None);
-        let waiter = {
-            let (protected, task) = (protected.clone(), task.clone());
-            spawn(move || run_as(&task, || protected.cycle()))
-        };
-        let canceller = {
-            let node = task.node().clone();
-            spawn(move || node.cancel(because("for a test")))
-        };
-        let holder = {
-            let protected = protected.clone();
-            spawn(move || protected.release())
-        };
-        end(canceller);
-        end(holder);
-        assert!(matches!(
-            end(waiter),
-            Ok(()) | Err(LockError::Stop(Stop::Cancelled(_)))
-        ));
-        assert_eq!(task.ledger().len(), 0);
+        let waiters = [(); 2].map(|()| protected.cycler());
+        let releaser = protected.releaser(1);
+        end(releaser);
+        for waiter in waiters {
+            end(waiter).unwrap();
+        }
         protected.assert_free();
     });
+}
+
+#[test]
+fn loom_i12_an_impatient_waiter_is_not_overtaken() {
+    explore_impatient(THRICE, || {
+        let (protected, _) = Protected::held();
+        let waiter = {
+            let protected = protected.clone();
+            spawn(move || {
+                assert!(protected.lock.acquire(Acquire::Block, Time::NEVER).unwrap());
+                protected.data.touch(); // and keeps it
+                scope::current_ledger()
+            })
+        };
+        let releaser = {
+            let protected = protected.clone();
+            spawn(move || {
+                let waits = protected.lock.waiting() > 0;
+                protected.release();
+                let overtook = protected.lock.try_acquire(Acquire::Block).unwrap();
+                assert!(!(waits && overtook), "it was the waiter's turn");
+                if overtook {
+                    protected.release();
+                }
+            })
+        };
+        end(releaser);
+        let ledger = end(waiter);
+        assert_eq!(ledger.len(), 1);
+        protected.release();
+        assert_eq!(ledger.len(), 0);
+        protected.assert_free();
+    });
+}
+
+fn cancelled_during_a_release() {
+    let (protected, _) = Protected::held();
+    let task = Task::new("waits", None);
+    let waiter = {
+        let protected = protected.clone();
+        spawn_as(&task, move || protected.cycle())
+    };
+    let canceller = canceller(&task);
+    let releaser = protected.releaser(1);
+    end(canceller);
+    end(releaser);
+    assert_had_or_cancelled(&end(waiter));
+    assert_eq!(task.ledger().len(), 0);
+    protected.assert_free();
+}
+
+#[test]
+fn loom_i11_a_waiter_that_is_cancelled_during_a_release_holds_the_lock_or_has_not_taken_it() {
+    explore(TWICE, cancelled_during_a_release);
+}
+
+#[test]
+fn loom_i11_a_waiter_that_is_cancelled_during_a_hand_over_holds_the_lock_or_has_not_taken_it() {
+    explore_impatient(TWICE, cancelled_during_a_release);
+}
+
+fn cancelled_and_next() {
+    let (protected, _) = Protected::held();
+    let task = Task::new("waits", None);
+    let cancelled = {
+        let protected = protected.clone();
+        spawn_as(&task, move || protected.cycle())
+    };
+    let canceller = canceller(&task);
+    let next = protected.cycler();
+    // Overtaken, a waiter looks in vain, and may be cancelled when it waits once more.
+    let releaser = protected.releaser(1);
+    end(canceller);
+    end(releaser);
+    end(next).unwrap(); // or loom reports a deadlock
+    assert_had_or_cancelled(&end(cancelled));
+    protected.assert_free();
 }
 
 #[test]
 fn loom_i11_i12_a_cancelled_waiter_is_skipped_and_the_next_gets_the_lock() {
-    explore(ONCE, || {
-        let (protected, _) = Protected::held();
-        let task = Task::new("waits", None);
-        let cancelled = {
-            let (protected, task) = (protected.clone(), task.clone());
-            spawn(move || run_as(&task, || protected.cycle()))
+    explore(ONCE, cancelled_and_next);
+}
+
+#[test]
+fn loom_i11_i12_a_cancelled_waiter_is_skipped_and_the_lock_handed_over_to_the_next() {
+    explore_impatient(ONCE, cancelled_and_next);
+}
+
+// ---------------------------------------------------------------------- taken again
+
+fn taken_again() {
+    let lock = Lock::reentrant("model", OnKill::Poison);
+    let data = Exclusive::new();
+    let cycle = |depth: usize| {
+        let (lock, data) = (lock.clone(), data.clone());
+        move || {
+            for taken in 1..=depth {
+                let acquired = lock.acquire(Acquire::Block, Time::NEVER);
+                if acquired.is_err() {
+                    assert_eq!((taken, lock.depth()), (1, 0), "only the first one waits");
+                }
+                assert!(acquired?);
+                assert_eq!(
+                    (lock.depth(), scope::current_ledger().len()),
+                    (taken, taken)
+                );
+            }
+            for left in (0..depth).rev() {
+                data.touch(); // also when it was released once
+                lock.release().unwrap();
+                assert_eq!((lock.depth(), scope::current_ledger().len()), (left, left));
+            }
+            assert!(lock.release().is_err());
+            Ok(())
+        }
+    };
+    let task = Task::new("waits", None);
+    let actors = [spawn_as(&task, cycle(1)), spawn(cycle(2))];
+    let canceller = canceller(&task);
+    let [cancelled, other] = actors.map(end);
+    end(canceller);
+    assert_had_or_cancelled(&cancelled);
+    other.unwrap();
+    assert!(!lock.is_locked());
+    assert_eq!((lock.waiting(), task.ledger().len()), (0, 0));
+}
+
+#[test]
+fn loom_i11_i12_a_lock_that_is_taken_again_is_free_when_it_was_released_as_often() {
+    explore(TWICE, taken_again);
+}
+
+#[test]
+fn loom_i11_i12_a_lock_that_is_taken_again_is_handed_over_when_it_was_released_as_often() {
+    explore_impatient(TWICE, taken_again);
+}
+
+#[test]
+fn loom_i12_a_lock_that_is_let_go_for_a_while_is_had_by_another_and_taken_back() {
+    explore(TWICE, || {
+        let lock = Lock::reentrant("model", OnKill::Poison);
+        let data = Exclusive::new();
+        let lender = {
+            let (lock, data) = (lock.clone(), data.clone());
+            spawn(move || {
+                for _ in 0..2 {
+                    assert!(lock.acquire(Acquire::Block, Time::NEVER).unwrap());
+                }
+                data.touch();
+                let holds = lock.let_go().unwrap();
+                assert_eq!((lock.depth(), scope::current_ledger().len()), (0, 0));
+                lock.take_back(holds).unwrap();
+                assert_eq!((lock.depth(), scope::current_ledger().len()), (2, 2));
+                data.touch();
+                lock.release().unwrap();
+                lock.release().unwrap();
+            })
         };
-        let canceller = {
-            let node = task.node().clone();
-            spawn(move || node.cancel(because("for a test")))
-        };
-        let next = {
-            let protected = protected.clone();
-            spawn(move || protected.cycle().unwrap())
-        };
-        let holder = {
-            let protected = protected.clone();
-            spawn(move || protected.release())
-        };
-        end(canceller);
-        end(holder);
-        end(next); // or loom reports a deadlock
-        assert!(matches!(
-            end(cancelled),
-            Ok(()) | Err(LockError::Stop(Stop::Cancelled(_)))
-        ));
-        protected.assert_free();
+        let other = Protected { lock, data };
+        let borrowers = [(); 2].map(|()| other.cycler());
+        end(lender);
+        for borrower in borrowers {
+            end(borrower).unwrap();
+        }
+        other.assert_free();
     });
 }
+
+// ---------------------------------------------------------------------- the holder's end
 
 #[test]
 fn loom_i21_a_killed_holders_lock_is_poisoned_before_anyone_else_has_it() {
@@ -224,4 +400,39 @@ fn loom_i21_a_lock_is_released_or_lost_with_its_abandoned_holder() {
         }
         assert_eq!(ledger.len(), 0);
     });
+}
+
+fn overtaken_by_one_who_is_killed() {
+    let (protected, _) = Protected::held();
+    let waiters = [(); 2].map(|()| protected.cycler());
+    let releaser = {
+        let protected = protected.clone();
+        spawn(move || {
+            protected.release();
+            if protected.lock.try_acquire(Acquire::Block).unwrap() {
+                protected.data.touch();
+                scope::current_ledger().sweep(&End::Killed(end_of_holder()));
+                return true;
+            }
+            false
+        })
+    };
+    let killed = end(releaser);
+    for waiter in waiters {
+        match end(waiter) {
+            Ok(()) => {}
+            Err(LockError::Poisoned(_)) => assert!(killed),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!protected.lock.is_locked());
+    assert_eq!(
+        (protected.lock.waiting(), protected.lock.is_poisoned()),
+        (0, killed)
+    );
+}
+
+#[test]
+fn loom_i12_i21_all_are_told_of_the_poison_also_who_was_told_that_it_is_free() {
+    explore(TWICE, overtaken_by_one_who_is_killed);
 }

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: all parties of a round pass it, or none does; one who gives up before the last has
 //! come has not been there, and the others wait on; who gives up later passes with them. Which it
-//! is, is decided under one lock.
+//! is, is decided under one lock. The numbers of a round's parties are 0, 1, 2 and so on, each once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,7 +32,14 @@ struct State {
 
 /// One round, shared by its parties; changed under the barrier's lock.
 #[derive(Debug, Default)]
-struct Round(Mutex<Fate>);
+struct Round(Mutex<Parties>);
+
+#[derive(Debug, Default)]
+struct Parties {
+    fate: Fate,
+    /// Those who came and gave up: how many had come before them, these included.
+    left: Vec<usize>,
+}
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -99,18 +106,22 @@ impl Barrier {
             barrier: self,
             joined: None,
         };
-        match wait::perform(&mut arriving, until)? {
-            Some(arrival) => Ok(arrival),
-            None => {
-                self.abort();
-                Err(BarrierError::Broken)
-            }
+        if let Some(arrival) = wait::perform(&mut arriving, until)? {
+            return Ok(arrival);
         }
+        let mut state = self.state.lock();
+        if state.round.fate() == Fate::Opening {
+            // Too early for the next round: this one is complete, and does not wait for it.
+            state.broken = true;
+        } else {
+            state.end_round(Fate::Broken, true);
+        }
+        Err(BarrierError::Broken)
     }
 
     /// Break it: whoever waits, or comes, is told so.
     pub fn abort(&self) {
-        self.end_round(&mut self.state.lock(), Fate::Broken, true);
+        self.state.lock().end_round(Fate::Broken, true);
     }
 
     /// Make it as new; whoever waits is told that it is broken.
@@ -121,7 +132,7 @@ impl Barrier {
         } else {
             Fate::Passed
         };
-        self.end_round(&mut state, fate, false);
+        state.end_round(fate, false);
     }
 
     /// How many threads it is for.
@@ -142,21 +153,23 @@ impl Barrier {
     pub fn is_broken(&self) -> bool {
         self.state.lock().broken
     }
+}
 
-    fn end_round(&self, state: &mut State, fate: Fate, broken: bool) {
-        state.round.decide(fate);
-        state.round = Arc::default();
-        state.arrived = 0;
-        state.broken = broken;
+impl State {
+    fn end_round(&mut self, fate: Fate, broken: bool) {
+        self.round.decide(fate);
+        self.round = Arc::default();
+        self.arrived = 0;
+        self.broken = broken;
         // Under the lock, for so little; all of them but those who gave up are asleep.
-        state.waiting.grant_all().iter().for_each(Ticket::wake);
+        self.waiting.grant_all().iter().for_each(Ticket::wake);
     }
 }
 
 /// One call of [`Barrier::arrive`].
 struct Arriving<'a> {
     barrier: &'a Barrier,
-    /// The round it is a party of, and how many had come before.
+    /// The round it is a party of, and how many had come before, those who have left included.
     joined: Option<(Arc<Round>, usize)>,
 }
 
@@ -186,7 +199,8 @@ impl Waitable for Arriving<'_> {
             return;
         }
         if filling {
-            self.joined = Some((state.round.clone(), state.arrived));
+            let before = state.arrived + state.round.0.lock().left.len();
+            self.joined = Some((state.round.clone(), before));
             state.arrived += 1;
         }
         state.waiting.push(ticket);
@@ -195,13 +209,14 @@ impl Waitable for Arriving<'_> {
     fn dequeue(&mut self, ticket: &Ticket) -> bool {
         let mut state = self.barrier.state.lock();
         state.waiting.remove(ticket);
-        let Some((round, _)) = &self.joined else {
+        let Some((round, before)) = &self.joined else {
             return false;
         };
         if round.fate() != Fate::Filling {
             return true;
         }
         state.arrived -= 1;
+        round.0.lock().left.push(*before);
         self.joined = None;
         false
     }
@@ -220,7 +235,7 @@ impl<'a> Op for Arriving<'a> {
     }
 
     fn collect(&mut self) -> Result<Option<Arrival<'a>>, BarrierError> {
-        let Some((round, index)) = &self.joined else {
+        let Some((round, before)) = &self.joined else {
             return self.attempt();
         };
         let mut passing = Passing {
@@ -228,7 +243,7 @@ impl<'a> Op for Arriving<'a> {
             round,
         };
         wait::perform_uncancelled(&mut passing)?;
-        Ok(Some(Arrival::Passed(*index)))
+        Ok(Some(Arrival::Passed(round.index(*before))))
     }
 }
 
@@ -269,11 +284,17 @@ impl Op for Passing<'_> {
 
 impl Round {
     fn fate(&self) -> Fate {
-        *self.0.lock()
+        self.0.lock().fate
     }
 
     fn decide(&self, fate: Fate) {
-        *self.0.lock() = fate;
+        self.0.lock().fate = fate;
+    }
+
+    /// How many of those who were there to the end had come before, once nobody leaves any more.
+    fn index(&self, before: usize) -> usize {
+        let left = &self.0.lock().left;
+        before - left.iter().filter(|earlier| **earlier < before).count()
     }
 }
 
@@ -289,7 +310,8 @@ impl Opening<'_> {
         if self.round.fate() != Fate::Opening {
             return Err(BarrierError::Broken); // meanwhile, by somebody else
         }
-        self.barrier.end_round(&mut state, Fate::Passed, false);
+        let broken = state.broken; // for the next round
+        state.end_round(Fate::Passed, broken);
         drop(state);
         Ok(self.index())
     }
@@ -299,7 +321,7 @@ impl Drop for Opening<'_> {
     fn drop(&mut self) {
         let mut state = self.barrier.state.lock();
         if self.round.fate() == Fate::Opening {
-            self.barrier.end_round(&mut state, Fate::Broken, true);
+            state.end_round(Fate::Broken, true);
         }
     }
 }

@@ -48,6 +48,11 @@ impl Event {
     pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
         wait::perform(&mut &*self, until).map(|set| set.is_some())
     }
+
+    #[cfg(all(test, loom))]
+    pub(crate) fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
 }
 
 impl Waitable for &Event {

@@ -297,6 +297,11 @@ impl Lock {
         self.core.state.lock().poison.is_some()
     }
 
+    #[cfg(all(test, loom))]
+    pub(crate) fn waiting(&self) -> usize {
+        self.core.state.lock().queue.len()
+    }
+
     /// What it protects is consistent again: called by a holder that acquired it to repair.
     pub fn mark_consistent(&self) {
         self.core.state.lock().poison = None;
@@ -630,5 +635,34 @@ impl fmt::Debug for Lock {
             .field("name", &self.core.name)
             .field("locked", &self.is_locked())
             .finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::testing;
+
+    #[test]
+    fn who_has_waited_for_longer_than_its_patience_is_handed_it_though_the_holder_wants_it_again() {
+        let lock = Lock::default();
+        assert!(lock.try_acquire(Acquire::Task).unwrap());
+        std::thread::scope(|threads| {
+            let waiter = threads.spawn(|| {
+                lock.acquire(Acquire::Task, Time::NEVER).unwrap();
+                scope::current_ledger().len()
+            });
+            while lock.core.state.lock().queue.is_empty() {
+                std::thread::yield_now();
+            }
+            let _days_later = testing::freeze();
+            lock.release().unwrap();
+            assert!(
+                !lock.try_acquire(Acquire::Task).unwrap(),
+                "it was never free"
+            );
+            assert_eq!(waiter.join().unwrap(), 1);
+        });
+        lock.release().unwrap();
     }
 }

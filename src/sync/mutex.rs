@@ -46,10 +46,9 @@ impl<T: ?Sized> Mutex<T> {
 
     /// Acquire it, waiting until `until` at most; then `None`.
     pub fn lock_until(&self, until: Time) -> Result<Option<MutexGuard<'_, T>>, LockError> {
-        Ok(self
-            .lock
-            .acquire(Acquire::Guard, until)?
-            .then_some(MutexGuard { mutex: self }))
+        // Made only if it is held: a guard that is dropped releases.
+        let acquired = self.lock.acquire(Acquire::Guard, until)?;
+        Ok(acquired.then(|| MutexGuard { mutex: self }))
     }
 }
 

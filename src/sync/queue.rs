@@ -252,6 +252,12 @@ impl<T> Queue<T> {
         self.state.lock().unfinished
     }
 
+    #[cfg(all(test, loom))]
+    pub(crate) fn waiting(&self) -> usize {
+        let state = self.state.lock();
+        state.getters.len() + state.putters.len() + state.joining.len()
+    }
+
     /// Take all out that is queued, and count it neither as got nor as done.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn clear(&self) -> VecDeque<T> {

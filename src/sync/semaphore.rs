@@ -156,6 +156,11 @@ impl Semaphore {
     pub fn free(&self) -> usize {
         self.core.state.lock().free
     }
+
+    #[cfg(all(test, loom))]
+    pub(crate) fn waiting(&self) -> usize {
+        self.core.state.lock().queue.len()
+    }
 }
 
 impl Core {
@@ -267,3 +272,85 @@ impl fmt::Display for TooManyReleases {
 }
 
 impl std::error::Error for TooManyReleases {}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::cause::{Cause, CauseKind};
+    use crate::task::{BodyEnd, Boundary, Task};
+    use crate::{move_on_after, wait};
+    use std::time::Duration;
+
+    fn taken() -> Semaphore {
+        let semaphore = Semaphore::bounded(2);
+        assert!(semaphore.try_acquire_for_block());
+        assert_eq!(semaphore.acquire_for_block(), Ok(()));
+        assert_eq!(semaphore.free(), 0);
+        semaphore
+    }
+
+    #[test]
+    fn a_block_gives_its_permit_back_once() {
+        let semaphore = taken();
+        assert_eq!(scope::current_ledger().len(), 2);
+        assert!(semaphore.end_block() && semaphore.end_block());
+        assert_eq!((semaphore.free(), scope::current_ledger().len()), (2, 0));
+        assert!(!semaphore.end_block(), "there is none to give back");
+        assert_eq!(semaphore.free(), 2);
+    }
+
+    #[test]
+    fn i20_a_task_leaves_no_permit_of_a_block_behind_however_it_ends() {
+        for killed in [false, true] {
+            let task = Task::new("body", None);
+            let boundary = Boundary::enter(&task, None);
+            let semaphore = taken();
+            assert_eq!(task.ledger().len(), 2);
+            let end = if killed {
+                let cause = Cause::now(CauseKind::Explicit, None, None);
+                assert!(task.order(&cause, Time::from_nanos(0)));
+                assert!(matches!(wait::checkpoint(), Err(Stop::Killed(_))));
+                BodyEnd::Killed(None)
+            } else {
+                BodyEnd::Unwound
+            };
+            boundary.leave(end);
+            assert_eq!((semaphore.free(), task.ledger().len()), (2, 0));
+        }
+    }
+
+    #[test]
+    fn i20_a_permit_that_belongs_to_nobody_is_not_swept() {
+        let semaphore = Semaphore::new(1);
+        let boundary = Boundary::enter(&Task::new("body", None), None);
+        assert!(semaphore.try_acquire());
+        boundary.leave(BodyEnd::Unwound);
+        assert_eq!(semaphore.free(), 0);
+    }
+
+    #[test]
+    fn i20_a_block_whose_permit_was_swept_gives_back_no_other() {
+        let semaphore = Semaphore::bounded(1);
+        let left = move_on_after(Duration::from_secs(3600), |_| {
+            assert!(semaphore.try_acquire_for_block());
+            Ok::<_, Stop>(())
+        });
+        assert_eq!((left, semaphore.free()), (Ok(Some(())), 1));
+        // Somebody else has it now.
+        assert!(semaphore.try_acquire());
+        assert!(!semaphore.end_block());
+        assert_eq!(semaphore.free(), 0);
+        semaphore.release(1).unwrap();
+    }
+
+    #[test]
+    fn i11_a_block_that_was_cancelled_before_it_began_has_no_permit() {
+        let semaphore = Semaphore::bounded(1);
+        let left = move_on_after(Duration::from_secs(3600), |scope| {
+            scope.cancel();
+            semaphore.acquire_for_block()
+        });
+        assert_eq!((left, semaphore.free()), (Ok(None), 1));
+        assert_eq!(scope::current_ledger().len(), 0);
+    }
+}

@@ -1,4 +1,6 @@
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -139,7 +141,7 @@ fn i11_a_waiter_that_timed_out_has_taken_nothing() {
 }
 
 #[test]
-fn waiters_get_it_in_the_order_in_which_they_came_and_nobody_overtakes() {
+fn waiters_get_it_in_the_order_in_which_they_came_if_nobody_overtakes() {
     let lock = held_by_me();
     let (sender, order) = channel();
     let waiters = [0, 1, 2, 3].map(|number| {
@@ -150,27 +152,43 @@ fn waiters_get_it_in_the_order_in_which_they_came_and_nobody_overtakes() {
             lock.release().unwrap();
         })
     });
+    // Each is told, or handed it, by the one before it, and nobody else asks for it.
     lock.release().unwrap();
-    // It has been handed on before `release` returned: whoever asks now is not served first.
     let order: Vec<_> = order.iter().take(4).collect();
     waiters.into_iter().for_each(Parker::join);
     assert_eq!(order, [0, 1, 2, 3]);
 }
 
 #[test]
-fn a_released_lock_is_never_free_in_between_while_somebody_waits() {
+fn a_released_lock_is_free_for_whoever_comes_before_the_waiter_that_was_told_of_it() {
     let lock = held_by_me();
-    let (finish, finished) = channel::<()>();
+    let (_, waiter) = waiting_for(&lock, Acquire::Task);
+    // Which of the two is quicker, no test can say, but that nothing gets stuck.
+    lock.release().unwrap();
+    if lock.try_acquire(Acquire::Task).unwrap() {
+        lock.release().unwrap();
+    }
+    assert!(waiter.join().unwrap());
+    assert!(!lock.is_locked());
+}
+
+#[test]
+fn who_is_overtaken_again_and_again_gets_it_once_its_patience_is_over() {
+    let lock = held_by_me();
     let theirs = lock.clone();
+    let done = Arc::new(AtomicBool::new(false));
+    let waiters_done = done.clone();
     let waiter = Parker::spawn_parked(move || {
         theirs.acquire(Acquire::Task, Time::NEVER).unwrap();
-        finished.recv().unwrap();
+        waiters_done.store(true, Relaxed);
         theirs.release().unwrap();
     });
+    // Nobody yields: without the hand-over this could go on for ever, and has a minute.
+    while !done.load(Relaxed) {
+        lock.release().unwrap();
+        lock.acquire(Acquire::Task, Time::NEVER).unwrap();
+    }
     lock.release().unwrap();
-    assert!(lock.is_locked());
-    assert!(!lock.try_acquire(Acquire::Task).unwrap());
-    finish.send(()).unwrap();
     waiter.join();
 }
 
@@ -227,7 +245,6 @@ fn i13_under_contention_with_cancels_exactly_one_holds_it_at_a_time() {
                         Err(other) => panic!("{other}"),
                     });
                 if took.unwrap() == Some(true) {
-                    use std::sync::atomic::Ordering::Relaxed;
                     assert_eq!(inside.fetch_add(1, Relaxed), 0);
                     thread::yield_now();
                     assert_eq!(inside.fetch_sub(1, Relaxed), 1);
@@ -344,11 +361,11 @@ fn a_poisoned_lock_is_had_by_a_repairer_and_then_by_all() {
 }
 
 #[test]
-fn a_waiter_that_was_told_of_the_poison_does_not_hold_it_however_quickly_it_is_repaired() {
+fn a_waiter_that_was_told_of_the_poison_is_refused_or_has_it_if_it_was_repaired_meanwhile() {
     for _ in 0..30 {
         let lock = Lock::default();
         let held = lock.clone();
-        // Repaired by the holder's own thread, before the waiter has had time to look.
+        // Repaired by the holder's own thread, before the waiter has had time to look, or after.
         let holder = parked_holder(&[&lock], Acquire::Block, move || {
             assert!(held.acquire(Acquire::Repair, Time::NEVER).unwrap());
             held.mark_consistent();
@@ -356,7 +373,12 @@ fn a_waiter_that_was_told_of_the_poison_does_not_hold_it_however_quickly_it_is_r
         });
         let (_, waiter) = waiting_for(&lock, Acquire::Task);
         kill_holder(holder);
-        assert!(matches!(waiter.join(), Err(LockError::Poisoned(_))));
+        match waiter.join() {
+            Ok(held) => assert!(held),
+            Err(LockError::Poisoned(_)) => {}
+            Err(other) => panic!("{other}"),
+        }
+        assert!(!lock.is_poisoned() && !lock.is_locked());
     }
 }
 
@@ -395,4 +417,129 @@ fn a_lock_whose_holder_was_abandoned_is_lost_to_all_even_to_repairers() {
     ));
     finish.send(()).unwrap();
     assert_eq!(holder.join().unwrap(), (Err(ReleaseError::NotHeld), false));
+}
+
+// ---------------------------------------------------------------------- taken again
+
+fn reentrant() -> Lock {
+    Lock::reentrant("again", OnKill::Poison)
+}
+
+/// What `look` sees in another thread.
+fn elsewhere<T: Send + 'static>(lock: &Lock, look: impl FnOnce(&Lock) -> T + Send + 'static) -> T {
+    let lock = lock.clone();
+    thread::spawn(move || look(&lock)).join().unwrap()
+}
+
+#[test]
+fn a_reentrant_lock_is_taken_again_by_its_holder_and_free_when_released_as_often() {
+    let lock = reentrant();
+    assert!(lock.is_reentrant() && !Lock::default().is_reentrant());
+    for depth in 1..=3 {
+        assert!(lock.acquire(Acquire::Task, PAST).unwrap());
+        assert_eq!((lock.depth(), lock.is_mine()), (depth, true));
+    }
+    assert!(lock.try_acquire(Acquire::Task).unwrap());
+    for depth in (0..4).rev() {
+        assert!(!elsewhere(&lock, |lock| lock
+            .try_acquire(Acquire::Task)
+            .unwrap()));
+        lock.release().unwrap();
+        assert_eq!((lock.depth(), lock.is_mine()), (depth, depth > 0));
+    }
+    assert!(!lock.is_locked());
+    assert_eq!(lock.release(), Err(ReleaseError::NotHeld));
+}
+
+#[test]
+fn a_reentrant_lock_is_released_by_nobody_but_its_holder() {
+    let lock = reentrant();
+    assert!(lock.try_acquire(Acquire::Task).unwrap());
+    let (released, depth, mine) =
+        elsewhere(&lock, |lock| (lock.release(), lock.depth(), lock.is_mine()));
+    assert_eq!(released, Err(ReleaseError::NotHolder));
+    assert_eq!((depth, mine), (0, false));
+    lock.release().unwrap();
+}
+
+#[test]
+fn a_reentrant_lock_belongs_to_the_task_and_not_to_its_thread() {
+    let lock = reentrant();
+    assert!(lock.try_acquire(Acquire::Task).unwrap());
+    let boundary = Boundary::enter(&Task::new("another", None), None);
+    assert!(!lock.try_acquire(Acquire::Task).unwrap());
+    assert_eq!(lock.release(), Err(ReleaseError::NotHolder));
+    boundary.leave(BodyEnd::Unwound);
+    lock.release().unwrap();
+}
+
+#[test]
+fn i11_a_waiter_for_a_reentrant_lock_gets_it_at_the_last_release_or_is_cancelled() {
+    let lock = reentrant();
+    assert!(lock.try_acquire(Acquire::Task).unwrap());
+    assert!(lock.try_acquire(Acquire::Task).unwrap());
+    let (task, cancelled) = waiting_for(&lock, Acquire::Task);
+    let (_, next) = waiting_for(&lock, Acquire::Task);
+    lock.release().unwrap();
+    task.source().cancel();
+    assert!(matches!(
+        cancelled.join(),
+        Err(LockError::Stop(Stop::Cancelled(_)))
+    ));
+    assert!(lock.is_mine());
+    lock.release().unwrap();
+    assert!(next.join().unwrap());
+    assert!(!lock.is_locked());
+}
+
+#[test]
+fn a_cancelled_holder_does_not_take_a_reentrant_lock_once_more() {
+    let lock = reentrant();
+    assert!(lock.try_acquire(Acquire::Task).unwrap());
+    let stopped = move_on_after(HOUR, |scope| {
+        scope.cancel();
+        match lock.acquire(Acquire::Task, far()) {
+            Err(LockError::Stop(stop)) => Err(stop),
+            other => panic!("{other:?}"),
+        }
+    });
+    assert_eq!((stopped, lock.depth()), (Ok(None::<()>), 1));
+    lock.release().unwrap();
+}
+
+#[test]
+fn i20_i21_a_reentrant_lock_is_swept_whole_and_poisoned_at_the_end_of_a_killed_task() {
+    let lock = reentrant();
+    let report = kill_a_holder(&[&lock, &lock, &lock], Acquire::Block);
+    assert!(!lock.is_locked() && lock.is_poisoned());
+    assert_eq!(lock.depth(), 0);
+    assert!(report.poisoned.contains(&"again".into()));
+    assert!(matches!(
+        lock.try_acquire(Acquire::Task),
+        Err(LockError::Poisoned(_))
+    ));
+    assert!(lock.try_acquire(Acquire::Repair).unwrap());
+    assert!(
+        lock.try_acquire(Acquire::Task).unwrap(),
+        "who repairs it may take it again"
+    );
+    lock.mark_consistent();
+    lock.release().unwrap();
+    lock.release().unwrap();
+    assert!(lock.acquire(Acquire::Task, far()).unwrap());
+    lock.release().unwrap();
+}
+
+#[test]
+fn i20_a_scope_takes_back_what_its_blocks_took_again_and_no_more() {
+    let lock = reentrant();
+    assert!(lock.try_acquire(Acquire::Block).unwrap());
+    let left = move_on_after(HOUR, |_| {
+        assert!(lock.try_acquire(Acquire::Block).unwrap());
+        assert!(lock.try_acquire(Acquire::Block).unwrap());
+        Ok::<_, Stop>(())
+    });
+    assert_eq!((left, lock.depth()), (Ok(Some(())), 1));
+    lock.release().unwrap();
+    assert!(!lock.is_locked());
 }

@@ -6,10 +6,15 @@
 #![allow(clippy::unwrap_used)] // in helpers, too
 #![allow(clippy::similar_names)] // a channel's two ends: begin, begun
 
+mod barrier;
+mod condition;
+mod event;
 mod examples;
 mod lock;
 mod mutex;
+mod queue;
 mod scope;
+mod semaphore;
 mod stop;
 mod support;
 mod token;

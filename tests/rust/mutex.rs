@@ -25,6 +25,19 @@ fn the_guard_gives_the_data_and_then_the_lock_back() {
 }
 
 #[test]
+fn a_wait_for_it_that_timed_out_does_not_release_it() {
+    let mutex = Mutex::new(());
+    let guard = mutex.lock().unwrap();
+    let wait_in_vain = || mutex.lock_until(PAST).unwrap().is_none();
+    for _ in 0..2 {
+        let timed_out = thread::scope(|threads| threads.spawn(wait_in_vain).join());
+        assert!(timed_out.unwrap(), "two threads would have the same data");
+    }
+    drop(guard);
+    assert!(!wait_in_vain());
+}
+
+#[test]
 fn many_threads_lose_no_update() {
     let mutex = Mutex::new(0);
     thread::scope(|threads| {

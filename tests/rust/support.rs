@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use desist::Time;
 use desist::host::{self, Host};
+use desist::task::{BodyEnd, Boundary, Task};
 
 /// A time that no test reaches.
 pub(crate) fn far() -> Time {
@@ -42,6 +43,8 @@ impl Host for Spy {
     fn thread_name(&self) -> Option<Arc<str>> {
         thread::current().name().map(Arc::from)
     }
+
+    fn stuck(&self) {}
 
     fn swallowed(&self, raised: u32) {
         SWALLOWED.set(raised);
@@ -103,6 +106,22 @@ impl<T: Send + 'static> Parker<T> {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
+}
+
+/// Run `body` as a task on a thread of its own; returns once it is in its first wait.
+pub(crate) fn parked_task<T: Send + 'static>(
+    body: impl FnOnce() -> T + Send + 'static,
+) -> (Arc<Task>, Parker<T>) {
+    let task = Task::new("body", None);
+    let theirs = task.clone();
+    let parker = Parker::spawn_parked(move || {
+        let boundary = Boundary::enter(&theirs, None);
+        let result = body();
+        boundary.leave(BodyEnd::Unwound);
+        theirs.over().set();
+        result
+    });
+    (task, parker)
 }
 
 /// What the calling thread has allocated and not freed, from one point on.

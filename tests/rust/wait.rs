@@ -5,14 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use desist::sync::{Acquire, Latch, Lock};
-use desist::task::{BodyEnd, Boundary, Task};
 use desist::work::{LeaseQueue, RetryPolicy};
 use desist::{
     CancelSource, CauseKind, DeadlineExceeded, Stop, Time, cancel_scope, checkpoint, cleanup,
     move_on_after, shield, sleep, sleep_until,
 };
 
-use crate::support::{PAST, Parker, allocated_by, far};
+use crate::support::{PAST, Parker, allocated_by, far, parked_task};
 
 /// An error type of a program.
 #[derive(Debug, PartialEq)]
@@ -43,22 +42,6 @@ impl From<DeadlineExceeded> for Error {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// Run `body` as a task on a thread of its own; returns once it is in its first wait.
-fn parked_task<T: Send + 'static>(
-    body: impl FnOnce() -> T + Send + 'static,
-) -> (Arc<Task>, Parker<T>) {
-    let task = Task::new("body", None);
-    let theirs = task.clone();
-    let parker = Parker::spawn_parked(move || {
-        let boundary = Boundary::enter(&theirs, None);
-        let result = body();
-        boundary.leave(BodyEnd::Unwound);
-        theirs.over().set();
-        result
-    });
-    (task, parker)
-}
 
 #[test]
 fn a_sleep_is_ended_by_a_cancel_from_another_thread() {
