@@ -1,0 +1,131 @@
+"""The ssl module, with TLS sockets whose waits end when the calling code is to stop.
+
+    from desist import socket, ssl
+
+    context = ssl.create_default_context()
+    with socket.create_connection((host, 443)) as plain:
+        with context.wrap_socket(plain, server_hostname=host) as secure:
+            secure.sendall(b"...")
+
+Names, signatures and results are those of the standard library; what is not defined here is the
+standard library's own. A context that was made elsewhere learns it by one assignment:
+``context.sslsocket_class = desist.ssl.SSLSocket``. MemoryBIO and SSLObject never block.
+"""  # noqa: A005 (its name is what it is for)
+
+from __future__ import annotations
+
+import socket as _plain
+import ssl as _std
+
+# All of it, so that users need not import both.
+from ssl import *  # noqa: F403
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from desist import socket as _socket
+from desist._core import checkpoint, readable_op, writable_op
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+_T = TypeVar("_T")
+
+
+class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[no-redef,misc]
+    """An ssl.SSLSocket whose waits end when the calling code is to stop.
+
+    Made by SSLContext.wrap_socket(), of any socket. Cancelled and TimeoutError mean that nothing
+    was read or written, except in sendall() and sendfile(), as for desist's sockets, and in
+    do_handshake() and unwrap(), which may be called again to go on. A timeout is for each call,
+    however often it has to wait.
+    """
+
+    # The standard library's class is built on the two methods that wait, read() and send(), and
+    # takes what does not concern TLS from the next class in line, which is ours.
+
+    @classmethod
+    def _create(  # type: ignore[no-untyped-def]
+        cls, sock, server_side=False, do_handshake_on_connect=True, *args: Any, **kwargs: Any
+    ) -> SSLSocket:
+        # Without the handshake, which is made here: up to 3.12 Cancelled would leave the socket open.
+        self: SSLSocket = super()._create(sock, server_side, False, *args, **kwargs)  # type: ignore[misc]
+        try:
+            # The plain socket has left the descriptor as its own timeout wants it.
+            _plain.socket.settimeout(self, 0.0)
+            self.do_handshake_on_connect = do_handshake_on_connect
+            if do_handshake_on_connect and self._connected:  # type: ignore[attr-defined]
+                if self.gettimeout() == 0:
+                    raise ValueError(
+                        "do_handshake_on_connect should not be specified for non-blocking sockets"
+                    )
+                self.do_handshake()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _in_tls(self, call: Callable[..., _T], *args: Any, block: bool = False) -> _T:
+        """Call it, and again after each wait that TLS needs: to read, though it is to write, too."""
+        if self._timeout == 0 and not block:
+            return call(*args)
+        checkpoint()
+        until = None if self._timeout == 0 else self._until()
+        while True:
+            try:
+                return call(*args)
+            except _std.SSLWantReadError:
+                what = readable_op
+            except _std.SSLWantWriteError:
+                what = writable_op
+            self._wait(what, until)
+
+    def _real_connect(self, address: Any, connect_ex: bool) -> int | None:
+        try:
+            return super()._real_connect(address, connect_ex)  # type: ignore[misc,no-any-return]
+        except Exception:
+            raise
+        except BaseException:
+            # As after an ordinary failure: it may be tried again.
+            if not self._connected:  # type: ignore[has-type]
+                self._sslobj = None
+            raise
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As ssl.SSLSocket.do_handshake."""
+        self._in_tls(super().do_handshake, block=block)
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        """As ssl.SSLSocket.read."""
+        return self._in_tls(super().read, len, buffer)
+
+    def write(self, data: Buffer) -> int:
+        """As ssl.SSLSocket.write."""
+        return self._in_tls(super().write, data)
+
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        """As ssl.SSLSocket.send."""
+        return self._in_tls(super().send, data, flags)
+
+    def unwrap(self) -> _socket.socket:
+        """As ssl.SSLSocket.unwrap: ends TLS, and waits for the other side to do so, too."""
+        return self._in_tls(super().unwrap)
+
+
+class SSLContext(_std.SSLContext):  # type: ignore[no-redef]
+    """An ssl.SSLContext whose sockets are desist's."""
+
+    sslsocket_class = SSLSocket  # type: ignore[assignment]
+
+
+def create_default_context(  # type: ignore[no-redef]
+    purpose: _std.Purpose = _std.Purpose.SERVER_AUTH,
+    *,
+    cafile: Any = None,
+    capath: Any = None,
+    cadata: Any = None,
+) -> _std.SSLContext:
+    """As ssl.create_default_context; the context's sockets are desist's."""
+    context = _std.create_default_context(purpose, cafile=cafile, capath=capath, cadata=cadata)
+    context.sslsocket_class = SSLSocket
+    return context
