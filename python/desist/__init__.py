@@ -83,7 +83,8 @@ from desist._queue import LifoQueue, PriorityQueue, Queue
 from desist._thread import Thread, Timer
 
 if _typing.TYPE_CHECKING:
-    from desist import socket, ssl
+    from desist import socket as socket
+    from desist import ssl as ssl
     from desist._process import run, wait
 
 

@@ -29,9 +29,10 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
 
     A kill cancels first, and so calls unblock() too, except inside shield(): there it waits for fn.
     """
-    if not callable(fn) or not callable(unblock):
-        given = unblock if callable(fn) else fn
-        raise TypeError(f"expected a function to call, not {type(given).__qualname__}")
+    given: object
+    for given in (fn, unblock):
+        if not callable(given):
+            raise TypeError(f"expected a function to call, not {type(given).__qualname__}")
     checkpoint()
     call = _Call(unblock)
     # Made beforehand: between its making and its block a kill could strike.

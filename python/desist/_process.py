@@ -79,7 +79,7 @@ def _typed_as(_model: _F) -> Callable[[Callable[..., Any]], _F]:
 @_typed_as(subprocess.run)
 def run(
     *popenargs: Any,
-    input: Any = None,
+    input: Any = None,  # noqa: A002
     capture_output: bool = False,
     timeout: float | None = None,
     check: bool = False,

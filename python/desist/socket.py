@@ -13,7 +13,7 @@ What resolves a name (getaddrinfo, create_connection, connect and sendto with a 
 in C. Here it is done by a thread of its own, which is left behind if the caller is to stop before
 it is done. The other functions of that kind, gethostbyname and the like, are the standard
 library's, and block as they always did; so does bind with a name.
-"""  # noqa: A005 (its name is what it is for)
+"""
 
 from __future__ import annotations
 
@@ -23,9 +23,6 @@ import math
 import os
 import socket as _std
 import sys
-
-# All of it, so that users need not import both.
-from socket import *  # noqa: F403
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist._aside import Aside
@@ -56,6 +53,18 @@ _T = TypeVar("_T")
 __all__: list[str] = []
 __all__ += _std.__all__
 
+
+def __getattr__(name: str) -> Any:
+    """What is not defined here is the standard library's, so that users need not import both."""
+    if name.startswith("__"):
+        raise AttributeError(f"module 'desist.socket' has no attribute {name!r}")
+    return getattr(_std, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_std)})
+
+
 # As they are now: somebody may put our own in their places.
 _create_server, _fromfd, _getaddrinfo, _socketpair = (
     _std.create_server,
@@ -70,7 +79,7 @@ _NAMED = (_std.AF_INET, _std.AF_INET6)
 _MOST_AT_ONCE = 2**30
 
 
-class socket(_std.socket):  # type: ignore[no-redef] # noqa: N801 (as it is called there)
+class socket(_std.socket):  # noqa: N801 (as it is called there)
     """A socket.socket whose waits end when the calling code is to stop.
 
     Its descriptor never blocks, whatever the timeout; who shares it (dup, a child process) sees
@@ -85,7 +94,11 @@ class socket(_std.socket):  # type: ignore[no-redef] # noqa: N801 (as it is call
     """
 
     def __init__(
-        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
+        self,
+        family: int = -1,
+        type: int = -1,  # noqa: A002
+        proto: int = -1,
+        fileno: int | None = None,
     ) -> None:
         """As socket.socket."""
         super().__init__(family, type, proto, fileno)
@@ -134,6 +147,7 @@ class socket(_std.socket):  # type: ignore[no-redef] # noqa: N801 (as it is call
             if not value >= 0:
                 raise ValueError("Timeout value out of range")
             value = seconds
+        super().settimeout(0.0)  # as it is; but OSError if the descriptor is no more
         self._timeout = value
 
     def gettimeout(self) -> float | None:
@@ -169,7 +183,7 @@ class socket(_std.socket):  # type: ignore[no-redef] # noqa: N801 (as it is call
             return super().connect_ex(address)
         try:
             self._connect(address)
-        except (gaierror, herror):  # noqa: F405
+        except (_std.gaierror, _std.herror):
             raise
         except TimeoutError as late:
             return late.errno or errno.EWOULDBLOCK
@@ -217,11 +231,10 @@ class socket(_std.socket):  # type: ignore[no-redef] # noqa: N801 (as it is call
         return self._do(readable_op, self._accept_one)
 
     def _accept_one(self) -> tuple[socket, Any]:
-        taken = None
         with cleanup():  # a kill waits until the connection has its socket, which closes it
             fd, address = super()._accept()  # type: ignore[misc]
-            taken = socket(self.family, self.type, self.proto, fileno=fd), address
-        return taken
+            return socket(self.family, self.type, self.proto, fileno=fd), address
+        raise AssertionError  # for type checkers: nothing in the zone is absorbed by it
 
     # ------------------------------------------------------------------ receiving
 
@@ -379,38 +392,37 @@ SocketType = socket
 
 def _adopt(other: _std.socket) -> socket:
     """A socket of our class, for the standard library's."""
-    adopted = None
     with cleanup():  # a kill waits until the descriptor has its socket
         family, kind, proto = other.family, other.type, other.proto
-        adopted = socket(family, kind, proto, fileno=other.detach())
-    return adopted
+        return socket(family, kind, proto, fileno=other.detach())
+    raise AssertionError  # for type checkers: nothing in the zone is absorbed by it
 
 
-def fromfd(fd: int, family: int, type: int, proto: int = 0) -> socket:  # type: ignore[no-redef]
+def fromfd(fd: int, family: int, type: int, proto: int = 0) -> socket:  # noqa: A002
     """As socket.fromfd: a socket of its own, for a duplicate of the descriptor."""
     return _adopt(_fromfd(fd, family, type, proto))
 
 
-def socketpair(  # type: ignore[no-redef]
-    family: int | None = None, type: int = _std.SOCK_STREAM, proto: int = 0
+def socketpair(
+    family: int | None = None,
+    type: int = _std.SOCK_STREAM,  # noqa: A002
+    proto: int = 0,
 ) -> tuple[socket, socket]:
     """As socket.socketpair."""
-    pair = None
     with cleanup():
         one, other = _socketpair(family, type, proto)
-        pair = _adopt(one), _adopt(other)
-    return pair
+        return _adopt(one), _adopt(other)
+    raise AssertionError
 
 
-def create_server(*args: Any, **kwargs: Any) -> socket:  # type: ignore[no-redef]
+def create_server(*args: Any, **kwargs: Any) -> socket:
     """As socket.create_server. A name instead of an address is resolved in C, and blocks."""
-    server = None
     with cleanup():
-        server = _adopt(_create_server(*args, **kwargs))
-    return server
+        return _adopt(_create_server(*args, **kwargs))
+    raise AssertionError
 
 
-def create_connection(  # type: ignore[no-redef]
+def create_connection(
     address: tuple[str | None, int],
     timeout: float | None = _DEFAULT,
     source_address: Any = None,
@@ -421,45 +433,39 @@ def create_connection(  # type: ignore[no-redef]
 
     They do not bound the resolution of the name; a scope does. `all_errors` needs Python 3.11.
     """
-    host, port = address
     failures: list[OSError] = []
-    for family, kind, proto, _, found in getaddrinfo(host, port, 0, _std.SOCK_STREAM):
-        sock = None
-        try:
-            sock = socket(family, kind, proto)
-            if timeout is not _DEFAULT:
-                sock.settimeout(timeout)
-            if source_address:
-                sock.bind(source_address)
-            sock.connect(found)
-        except OSError as failure:
-            if not all_errors:
-                failures.clear()
-            failures.append(failure)
-            if sock is not None:
-                sock.close()
-        except BaseException:
-            if sock is not None:
-                sock.close()
-            raise
-        else:
-            failures.clear()  # a cycle through their tracebacks
-            return sock
-    if not failures:
-        raise OSError("getaddrinfo returns an empty list")
     try:
+        for family, kind, proto, _, found in getaddrinfo(*address, 0, _std.SOCK_STREAM):
+            sock = None
+            try:
+                sock = socket(family, kind, proto)
+                if timeout is not _DEFAULT:
+                    sock.settimeout(timeout)
+                if source_address:
+                    sock.bind(source_address)
+                sock.connect(found)
+            except BaseException as failure:
+                if sock is not None:
+                    sock.close()
+                if not isinstance(failure, OSError):
+                    raise
+                failures.append(failure)
+            else:
+                return sock
+        if not failures:
+            raise OSError("getaddrinfo returns an empty list")
         if all_errors and sys.version_info >= (3, 11):
-            raise ExceptionGroup("create_connection failed", failures)
+            raise ExceptionGroup("create_connection failed", failures)  # noqa: F821 (3.11)
         raise failures[-1]
     finally:
-        failures.clear()
+        failures.clear()  # a cycle through their tracebacks
 
 
-def getaddrinfo(  # type: ignore[no-redef]
+def getaddrinfo(  # noqa: PLR0917 (as it is there)
     host: bytes | str | None,
     port: bytes | str | int | None,
     family: int = 0,
-    type: int = 0,
+    type: int = 0,  # noqa: A002
     proto: int = 0,
     flags: int = 0,
 ) -> list[tuple[Any, Any, int, str, Any]]:

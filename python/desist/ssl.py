@@ -10,15 +10,12 @@
 Names, signatures and results are those of the standard library; what is not defined here is the
 standard library's own. A context that was made elsewhere learns it by one assignment:
 ``context.sslsocket_class = desist.ssl.SSLSocket``. MemoryBIO and SSLObject never block.
-"""  # noqa: A005 (its name is what it is for)
+"""
 
 from __future__ import annotations
 
 import socket as _plain
 import ssl as _std
-
-# All of it, so that users need not import both.
-from ssl import *  # noqa: F403
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist import socket as _socket
@@ -32,7 +29,18 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[no-redef,misc]
+def __getattr__(name: str) -> Any:
+    """What is not defined here is the standard library's, so that users need not import both."""
+    if name.startswith("__"):
+        raise AttributeError(f"module 'desist.ssl' has no attribute {name!r}")
+    return getattr(_std, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_std)})
+
+
+class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
     """An ssl.SSLSocket whose waits end when the calling code is to stop.
 
     Made by SSLContext.wrap_socket(), of any socket. Cancelled and TimeoutError mean that nothing
@@ -41,22 +49,33 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[no-redef,misc]
     however often it has to wait.
     """
 
+    if TYPE_CHECKING:
+        do_handshake_on_connect: bool
+        _connected: bool
+        _sslobj: Any
+
     # The standard library's class is built on the two methods that wait, read() and send(), and
     # takes what does not concern TLS from the next class in line, which is ours.
 
     @classmethod
-    def _create(  # type: ignore[no-untyped-def]
-        cls, sock, server_side=False, do_handshake_on_connect=True, *args: Any, **kwargs: Any
+    def _create(
+        cls,
+        sock: _plain.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        *args: Any,
+        **kwargs: Any,
     ) -> SSLSocket:
-        # Without the handshake, which is made here: up to 3.12 Cancelled would leave the socket open.
-        self: SSLSocket = super()._create(sock, server_side, False, *args, **kwargs)  # type: ignore[misc]
+        # Without the handshake, which follows: in old versions Cancelled would leave it open.
+        create = super()._create  # type: ignore[misc]
+        self: SSLSocket = create(sock, server_side, False, *args, **kwargs)
         try:
             # The plain socket has left the descriptor as its own timeout wants it.
             _plain.socket.settimeout(self, 0.0)
             self.do_handshake_on_connect = do_handshake_on_connect
-            if do_handshake_on_connect and self._connected:  # type: ignore[attr-defined]
+            if do_handshake_on_connect and self._connected:
                 if self.gettimeout() == 0:
-                    raise ValueError(
+                    raise ValueError(  # noqa: TRY301 (closed as after any other failure)
                         "do_handshake_on_connect should not be specified for non-blocking sockets"
                     )
                 self.do_handshake()
@@ -66,7 +85,7 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[no-redef,misc]
         return self
 
     def _in_tls(self, call: Callable[..., _T], *args: Any, block: bool = False) -> _T:
-        """Call it, and again after each wait that TLS needs: to read, though it is to write, too."""
+        """Call it, and again after each wait that TLS needs, which may read in order to write."""
         if self._timeout == 0 and not block:
             return call(*args)
         checkpoint()
@@ -87,7 +106,7 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[no-redef,misc]
             raise
         except BaseException:
             # As after an ordinary failure: it may be tried again.
-            if not self._connected:  # type: ignore[has-type]
+            if not self._connected:
                 self._sslobj = None
             raise
 
@@ -95,7 +114,7 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[no-redef,misc]
         """As ssl.SSLSocket.do_handshake."""
         self._in_tls(super().do_handshake, block=block)
 
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002
         """As ssl.SSLSocket.read."""
         return self._in_tls(super().read, len, buffer)
 
@@ -107,18 +126,18 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[no-redef,misc]
         """As ssl.SSLSocket.send."""
         return self._in_tls(super().send, data, flags)
 
-    def unwrap(self) -> _socket.socket:
+    def unwrap(self) -> _plain.socket:
         """As ssl.SSLSocket.unwrap: ends TLS, and waits for the other side to do so, too."""
         return self._in_tls(super().unwrap)
 
 
-class SSLContext(_std.SSLContext):  # type: ignore[no-redef]
+class SSLContext(_std.SSLContext):
     """An ssl.SSLContext whose sockets are desist's."""
 
-    sslsocket_class = SSLSocket  # type: ignore[assignment]
+    sslsocket_class = SSLSocket
 
 
-def create_default_context(  # type: ignore[no-redef]
+def create_default_context(
     purpose: _std.Purpose = _std.Purpose.SERVER_AUTH,
     *,
     cafile: Any = None,
