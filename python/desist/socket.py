@@ -76,6 +76,7 @@ _DEFAULT: Any = _std._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined] # noq
 _DONTWAIT = getattr(_std, "MSG_DONTWAIT", 0)
 _UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 _NAMED = (_std.AF_INET, _std.AF_INET6)
+_UNIX = getattr(_std, "AF_UNIX", None)
 _MOST_AT_ONCE = 2**30
 
 
@@ -131,12 +132,17 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
             return call(*args)
         checkpoint()
         until = self._until()
+        tries = 0
         while True:
             try:
                 return call(*args)
             except BlockingIOError:
-                pass
+                tries += 1
             self._wait(what, until)
+            # A Unix socket for datagrams can always be written, it says, though the receiver's
+            # line be full.
+            if tries > 1 and what is writable_op and self.family == _UNIX:
+                _pause(tries, until)
 
     # ------------------------------------------------------------------ timeouts
 
@@ -197,7 +203,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         checkpoint()
         until = self._until()
         address = self._resolved(address)
-        pause = 0.001
+        tries = 0
         while True:
             try:
                 return super().connect(address)
@@ -206,10 +212,8 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
                     break
             # The line of a Unix socket's listener is full, and the system tells nobody when it is
             # shorter: nothing is left but to try again.
-            if until is not None and current_time() + pause > until:
-                raise TimeoutError("timed out")
-            sleep(pause)
-            pause = min(pause * 2, 0.05)
+            tries += 1
+            _pause(tries, until)
         self._wait(writable_op, until)
         failed = self.getsockopt(_std.SOL_SOCKET, _std.SO_ERROR)
         if failed:
@@ -388,6 +392,14 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
 
 
 SocketType = socket
+
+
+def _pause(tries: int, until: float | None) -> None:
+    """Where nobody tells when to try again: longer and longer, up to 50 ms."""
+    seconds = min(0.0005 * 2**tries, 0.05)
+    if until is not None and current_time() + seconds > until:
+        raise TimeoutError("timed out")
+    sleep(seconds)
 
 
 def _adopt(other: _std.socket) -> socket:

@@ -71,7 +71,7 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
         self: SSLSocket = create(sock, server_side, False, *args, **kwargs)
         try:
             # The plain socket has left the descriptor as its own timeout wants it.
-            _plain.socket.settimeout(self, 0.0)
+            super(_socket.socket, self).settimeout(0.0)
             self.do_handshake_on_connect = do_handshake_on_connect
             if do_handshake_on_connect and self._connected:
                 if self.gettimeout() == 0:
