@@ -44,9 +44,12 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
     """An ssl.SSLSocket whose waits end when the calling code is to stop.
 
     Made by SSLContext.wrap_socket(), of any socket. Cancelled and TimeoutError mean that nothing
-    was read or written, except in sendall() and sendfile(), as for desist's sockets, and in
-    do_handshake() and unwrap(), which may be called again to go on. A timeout is for each call,
-    however often it has to wait.
+    was read. do_handshake() and unwrap() may be called again, to go on. What was to be written may
+    be under way in part: TLS takes nothing else before the same data are given to it again, so the
+    connection is good for just that, or for close(). On entry nothing has been done in any case.
+
+    A timeout is for each call, however often it has to wait; in sendall() and sendfile(), as in the
+    standard library, for each part.
     """
 
     if TYPE_CHECKING:
