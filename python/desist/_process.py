@@ -53,9 +53,9 @@ def wait(process: subprocess.Popen[Any], timeout: float | None = None) -> int:
     Linux tells of the end of a child by a descriptor; elsewhere a thread waits for it.
     """
     checkpoint()
-    code = process.poll()
-    if code is not None:
-        return code
+    # Not poll(): it takes a child of another process for one that ended with 0.
+    if process.returncode is not None:
+        return int(process.returncode)
     end = _End()
     opening, closing = cleanup(), cleanup()
     try:
