@@ -50,8 +50,15 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-__all__: list[str] = []
-__all__ += _std.__all__
+__all__ = [
+    "SocketType",
+    "create_connection",
+    "create_server",
+    "fromfd",
+    "getaddrinfo",
+    "socket",
+    "socketpair",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -160,7 +167,10 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         """Seconds that a call waits; None: as long as it takes."""
         return self._timeout
 
-    timeout = property(gettimeout, doc="Seconds that a call waits; None: as long as it takes.")
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a call waits; None: as long as it takes."""
+        return self._timeout
 
     def setblocking(self, flag: bool, /) -> None:
         """True: wait as long as it takes. False: never wait."""

@@ -14,7 +14,6 @@ standard library's own. A context that was made elsewhere learns it by one assig
 
 from __future__ import annotations
 
-import socket as _plain
 import ssl as _std
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,11 +21,14 @@ from desist import socket as _socket
 from desist._core import checkpoint, readable_op, writable_op
 
 if TYPE_CHECKING:
+    import socket as _plain
     from collections.abc import Callable
 
     from typing_extensions import Buffer
 
 _T = TypeVar("_T")
+
+__all__ = ["SSLContext", "SSLSocket", "create_default_context"]
 
 
 def __getattr__(name: str) -> Any:
@@ -137,7 +139,7 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
 class SSLContext(_std.SSLContext):
     """An ssl.SSLContext whose sockets are desist's."""
 
-    sslsocket_class = SSLSocket
+    sslsocket_class: type[_std.SSLSocket] = SSLSocket
 
 
 def create_default_context(

@@ -19,28 +19,27 @@ LINUX = Path("/proc/self/fd").is_dir()
 def descriptors() -> dict[str, str]:
     """The open ones, and what they are."""
     found = {}
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
+            target = str(entry.readlink())
         except FileNotFoundError:  # that of the listing
             continue
         # A thread keeps what wakes it from one wait to the next.
         if target != "anon_inode:[eventfd]":
-            found[entry] = target
+            found[entry.name] = target
     return found
 
 
 def children() -> set[int]:
     """The child processes, zombies too."""
     found = set()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path(f"/proc/{entry}/stat").read_text(encoding="utf-8")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(stat.rpartition(")")[2].split()[1]) == os.getpid():
-                found.add(int(entry))
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stat = entry.read_text(encoding="utf-8")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(stat.rpartition(")")[2].split()[1]) == os.getpid():
+            found.add(int(entry.parent.name))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import CancelSource, Cancelled, Killed, interruptible
+from desist import Cancelled, CancelSource, Killed, interruptible
 from leaks import in_its_wait
 from support import AT_WAIT, FORCE, NEVER, Victim
 from sweep import sweep
@@ -203,15 +203,17 @@ def test_of_nested_calls_both_may_be_woken() -> None:
 def test_a_shield_hides_the_cancellation_from_it() -> None:
     foreign = Foreign()
 
-    def shielded() -> str:
+    def shielded() -> list[str]:
+        returned = []
         with desist.shield(NEVER):
-            return foreign.run()
+            returned.append(foreign.run())
+        return returned
 
     with in_its_wait(shielded) as victim:
         victim.cancel()
         assert not foreign.wakers
         foreign.woken.set()
-    assert victim.results == ["returned"]
+    assert victim.results == [["returned"]]
 
 
 @pytest.mark.parametrize("policy", [AT_WAIT, FORCE])

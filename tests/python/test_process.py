@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,7 +34,7 @@ class Tied:
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
 
-    def __enter__(self) -> Tied:
+    def __enter__(self) -> Tied:  # noqa: PYI034 (it is final)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +85,10 @@ ALIKE: dict[str, tuple[Any, dict[str, Any]]] = {
     "empty input": (ECHO, {"input": b"", "capture_output": True}),
     "input is a pipe": (["cat"], {"stdin": subprocess.PIPE, "capture_output": True}),
     "nowhere": (ECHO, {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": -3}),
-    "shell": ("printf 'a\\r\\nb\\rc'; exit 5", {"shell": True, "capture_output": True, "text": True}),
+    "shell": (
+        "printf 'a\\r\\nb\\rc'; exit 5",
+        {"shell": True, "capture_output": True, "text": True},
+    ),
     "bytes stay": ("printf 'a\\r\\n'", {"shell": True, "capture_output": True}),
     "unbuffered": (ECHO, {"input": b"in", "capture_output": True, "bufsize": 0}),
     "an array": (["cat"], {"input": memoryview(b"abcd").cast("H"), "capture_output": True}),
@@ -100,7 +103,7 @@ ALIKE: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", ALIKE)
 def test_results_are_those_of_subprocess_run(name: str) -> None:
     args, kwargs = ALIKE[name]
-    expected = subprocess.run(args, **kwargs)  # type: ignore[call-overload] # noqa: PLW1510
+    expected = subprocess.run(args, **kwargs)  # noqa: PLW1510
     with nothing_left():
         assert vars(desist.run(args, **kwargs)) == vars(expected)
 
@@ -125,7 +128,10 @@ def test_errors_are_those_of_subprocess_run() -> None:
 
 def test_much_goes_in_and_out_at_once() -> None:
     data = os.urandom(3_000_000)
-    code = "data = sys.stdin.buffer.read(); sys.stderr.buffer.write(data); sys.stdout.buffer.write(data)"
+    code = (
+        "data = sys.stdin.buffer.read()\n"
+        "sys.stderr.buffer.write(data); sys.stdout.buffer.write(data)"
+    )
     with nothing_left():
         assert desist.run(["cat"], input=data, capture_output=True).stdout == data
         done = desist.run(python(code), input=data, capture_output=True)
@@ -307,7 +313,8 @@ def test_a_child_in_the_group_of_its_parent_is_stopped_alone() -> None:
         code = f"os.write({pipe.writer}, str(os.getpgrp()).encode() + b'.'); signal.pause()"
 
         def run() -> object:
-            return desist.run(python(code), process_group=os.getpgrp(), pass_fds=[pipe.writer])
+            group: dict[str, Any] = {"process_group": os.getpgrp()}
+            return desist.run(python(code), pass_fds=[pipe.writer], **group)
 
         with in_its_wait(run) as victim:
             pipe.hear(f"{os.getpgrp()}.")
@@ -341,10 +348,12 @@ def test_a_preexec_fn_may_make_the_group() -> None:
 def test_wherever_a_kill_strikes_the_child_is_gone() -> None:
     def trial() -> None:
         with Tied() as pipe:
-            code = f"exec cat"
+            code = "exec cat"
 
             def body() -> None:
-                desist.run(code, shell=True, input=b"x", capture_output=True, pass_fds=[pipe.writer])
+                desist.run(
+                    code, shell=True, input=b"x", capture_output=True, pass_fds=[pipe.writer]
+                )
 
             task = desist._core.Task("trial")
             task.launch()
@@ -442,10 +451,8 @@ def test_a_child_that_somebody_else_has_reaped_is_over() -> None:
         with in_its_wait(wait) as victim:
             let_go(process)
             # Whoever is quicker: the other hears that there is nobody.
-            try:
+            with suppress(ChildProcessError):
                 os.waitpid(process.pid, 0)
-            except ChildProcessError:
-                pass
         assert victim.results == [0]
 
 
@@ -469,7 +476,7 @@ def test_the_child_of_another_process_cannot_be_waited_for() -> None:
         assert in_child(lambda: desist.wait(process)).startswith("ChildProcessError: process ")
         with subprocess.Popen(["true"]) as other:
             assert other.wait() == 0
-            other.returncode = None  # type: ignore[assignment]
+            other.returncode = None
             other.pid = os.getppid()  # as if its number had been given to somebody else
             with pytest.raises(ChildProcessError, match="is not a child of this process"):
                 desist.wait(other)
