@@ -398,7 +398,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
     if TYPE_CHECKING:
 
         def __enter__(self) -> Self: ...
-        def dup(self) -> Self: ...
+        def dup(self) -> Self: ...  # noqa: D102
 
 
 SocketType = socket
