@@ -67,11 +67,16 @@ pub(crate) fn swallowed(raised: u32) {
 }
 
 pub(crate) fn thread_name() -> Option<Arc<str>> {
-    let ask = || match HOST.get() {
+    if let Ok(Some(known)) = NAME.try_with(|name| name.get().cloned()) {
+        return known;
+    }
+    // Not while the cell is being filled: the host runs code of its own, and a signal handler or
+    // a finalizer may come in between that cancels something, too.
+    let asked = match HOST.get() {
         Some(host) => fork::outside(|| host.thread_name()),
         None => std::thread::current().name().map(Arc::from),
     };
-    // Past the thread's own end there is no place to keep the name, and nobody to ask for it.
-    NAME.try_with(|name| name.get_or_init(ask).clone())
-        .unwrap_or_default()
+    // Past the thread's own end there is no place to keep the name.
+    let _ = NAME.try_with(|name| name.set(asked.clone()));
+    asked
 }

@@ -8,6 +8,9 @@
 Code is asked to stop, what it held is given back, and force is the last rung.
 """
 
+import importlib as _importlib
+import typing as _typing
+
 from desist._core import (
     Barrier,
     BoundedSemaphore,
@@ -74,11 +77,16 @@ from desist._exceptions import (
     ShutDown,
     TaskCancelled,
 )
+from desist._interruptible import interruptible
 from desist._ops import done_op
 from desist._pool import Future, WorkerPool
 from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer
 
+if _typing.TYPE_CHECKING:
+    from desist import socket as socket
+    from desist import ssl as ssl
+    from desist._process import run, wait
 
 def get_include() -> str:
     """Folder of desist.h, for native code that looks at CancelToken.flag."""
@@ -146,19 +154,36 @@ __all__ = [
     "fail_at",
     "get_include",
     "get_op",
+    "interruptible",
     "move_on_after",
     "move_on_at",
     "notify_closing",
     "put_op",
     "readable_op",
+    "run",
     "set_op",
     "shield",
     "sleep",
     "sleep_forever",
     "sleep_until",
     "timeout",
+    "wait",
     "wait_any",
     "wait_readable",
     "wait_writable",
     "writable_op",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what few need, and what is heavy, when it is asked for."""
+    if name in ("socket", "ssl"):
+        return _importlib.import_module(f"desist.{name}")
+    if name in ("run", "wait"):
+        process = _importlib.import_module("desist._process")
+        return globals().setdefault(name, getattr(process, name))
+    raise AttributeError(f"module 'desist' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "socket", "ssl"})

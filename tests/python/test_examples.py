@@ -1,4 +1,4 @@
-"""What the README and the examples show is what happens."""
+"""What the README, the pages in docs and the examples show is what happens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(
+        re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
+]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SHOWN = re.compile(r"print\(.*\) +# (?P<output>.*)")
 
@@ -23,7 +30,7 @@ def output_of(*arguments: str | Path) -> str:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_of_the_readme_prints_what_it_says(block: str) -> None:
+def test_a_block_of_a_page_prints_what_it_says(block: str) -> None:
     shown = [match["output"] for match in SHOWN.finditer(block)]
     assert output_of("-c", block).splitlines() == shown
 

@@ -183,3 +183,19 @@ def test_answers_come_long_before_the_slice_of_the_clock() -> None:
     assert process.wait(30) == 0
     process.stdout.close()
     assert min(delays) < 0.1
+
+
+def test_a_cancel_may_come_while_another_one_asks_for_the_threads_name() -> None:
+    code = """
+import threading, desist
+outer, inner = desist.CancelSource(), desist.CancelSource()
+ask = threading.current_thread
+def asked():
+    threading.current_thread = ask
+    inner.cancel("a signal handler, or a finalizer")
+    return ask()
+threading.current_thread = asked
+assert outer.cancel()
+assert outer.token.cause.by_thread == inner.token.cause.by_thread == "MainThread"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,155 @@
+"""The ssl module, with TLS sockets whose waits end when the calling code is to stop.
+
+    from desist import socket, ssl
+
+    context = ssl.create_default_context()
+    with socket.create_connection((host, 443)) as plain:
+        with context.wrap_socket(plain, server_hostname=host) as secure:
+            secure.sendall(b"...")
+
+Names, signatures and results are those of the standard library; what is not defined here is the
+standard library's own. A context that was made elsewhere learns it by one assignment:
+``context.sslsocket_class = desist.ssl.SSLSocket``. MemoryBIO and SSLObject never block.
+"""
+
+from __future__ import annotations
+
+import ssl as _std
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from desist import socket as _socket
+from desist._core import checkpoint, readable_op, writable_op
+
+if TYPE_CHECKING:
+    import socket as _plain
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+_T = TypeVar("_T")
+
+__all__ = ["SSLContext", "SSLSocket", "create_default_context"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is not defined here is the standard library's, so that users need not import both."""
+    if name.startswith("__"):
+        raise AttributeError(f"module 'desist.ssl' has no attribute {name!r}")
+    return getattr(_std, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_std)})
+
+
+class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
+    """An ssl.SSLSocket whose waits end when the calling code is to stop.
+
+    Made by SSLContext.wrap_socket(), of any socket. Cancelled and TimeoutError mean that nothing
+    was read. do_handshake() and unwrap() may be called again, to go on. What was to be written may
+    be under way in part: TLS takes nothing else before the same data are given to it again, so the
+    connection is good for just that, or for close(). On entry nothing has been done in any case.
+
+    A timeout is for each call, however often it has to wait; in sendall() and sendfile(), as in the
+    standard library, for each part.
+    """
+
+    if TYPE_CHECKING:
+        do_handshake_on_connect: bool
+        _connected: bool
+        _sslobj: Any
+
+    # The standard library's class is built on the two methods that wait, read() and send(), and
+    # takes what does not concern TLS from the next class in line, which is ours.
+
+    @classmethod
+    def _create(
+        cls,
+        sock: _plain.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> SSLSocket:
+        # Without the handshake, which follows: in old versions Cancelled would leave it open.
+        create = super()._create  # type: ignore[misc]
+        self: SSLSocket = create(sock, server_side, False, *args, **kwargs)
+        try:
+            # The plain socket has left the descriptor as its own timeout wants it.
+            super(_socket.socket, self).settimeout(0.0)
+            self.do_handshake_on_connect = do_handshake_on_connect
+            if do_handshake_on_connect and self._connected:
+                if self.gettimeout() == 0:
+                    raise ValueError(  # noqa: TRY301 (closed as after any other failure)
+                        "do_handshake_on_connect should not be specified for non-blocking sockets"
+                    )
+                self.do_handshake()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _in_tls(self, call: Callable[..., _T], *args: Any, block: bool = False) -> _T:
+        """Call it, and again after each wait that TLS needs, which may read in order to write."""
+        if self._timeout == 0 and not block:
+            return call(*args)
+        checkpoint()
+        until = None if self._timeout == 0 else self._until()
+        while True:
+            try:
+                return call(*args)
+            except _std.SSLWantReadError:
+                what = readable_op
+            except _std.SSLWantWriteError:
+                what = writable_op
+            self._wait(what, until)
+
+    def _real_connect(self, address: Any, connect_ex: bool) -> int | None:
+        try:
+            return super()._real_connect(address, connect_ex)  # type: ignore[misc,no-any-return]
+        except Exception:
+            raise
+        except BaseException:
+            # As after an ordinary failure: it may be tried again.
+            if not self._connected:
+                self._sslobj = None
+            raise
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As ssl.SSLSocket.do_handshake."""
+        self._in_tls(super().do_handshake, block=block)
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002
+        """As ssl.SSLSocket.read."""
+        return self._in_tls(super().read, len, buffer)
+
+    def write(self, data: Buffer) -> int:
+        """As ssl.SSLSocket.write."""
+        return self._in_tls(super().write, data)
+
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        """As ssl.SSLSocket.send."""
+        return self._in_tls(super().send, data, flags)
+
+    def unwrap(self) -> _plain.socket:
+        """As ssl.SSLSocket.unwrap: ends TLS, and waits for the other side to do so, too."""
+        return self._in_tls(super().unwrap)
+
+
+class SSLContext(_std.SSLContext):
+    """An ssl.SSLContext whose sockets are desist's."""
+
+    sslsocket_class: type[_std.SSLSocket] = SSLSocket
+
+
+def create_default_context(
+    purpose: _std.Purpose = _std.Purpose.SERVER_AUTH,
+    *,
+    cafile: Any = None,
+    capath: Any = None,
+    cadata: Any = None,
+) -> _std.SSLContext:
+    """As ssl.create_default_context; the context's sockets are desist's."""
+    context = _std.create_default_context(purpose, cafile=cafile, capath=capath, cadata=cadata)
+    context.sslsocket_class = SSLSocket
+    return context

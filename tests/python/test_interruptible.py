@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+import desist
+from desist import Cancelled, CancelSource, Killed, interruptible
+from leaks import in_its_wait
+from support import AT_WAIT, FORCE, NEVER, Victim
+from sweep import sweep
+from test_signals import talk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Foreign:
+    """A blocking call of somebody else's, and its way to be woken."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.begun, self.woken = threading.Event(), threading.Event()
+        self.failure = failure
+        self.wakers: list[str] = []
+
+    def call(self) -> str:
+        self.begun.set()
+        self.woken.wait()
+        if self.failure is not None:
+            raise self.failure
+        return "returned"
+
+    def wake(self) -> None:
+        self.wakers.append(threading.current_thread().name)
+        self.woken.set()
+
+    def run(self) -> str:
+        return interruptible(self.call, unblock=self.wake)
+
+
+def test_what_comes_through_is_returned_and_nobody_is_woken() -> None:
+    foreign = Foreign()
+    foreign.woken.set()
+    with desist.cancel_scope(timeout=NEVER) as scope:
+        assert foreign.run() == "returned"
+        scope.cancel()
+    assert interruptible(lambda: 7, unblock=foreign.wake) == 7
+    assert not foreign.wakers
+
+
+def test_a_failure_that_is_its_own_is_raised_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError) as failure:
+        interruptible(lambda: 1 / 0, unblock=lambda: None)
+    assert failure.value.__cause__ is None
+
+
+def test_the_canceller_wakes_it_and_what_it_returns_is_not_lost() -> None:
+    foreign = Foreign()
+
+    def body(ready: Callable[[], None]) -> str:
+        ready()
+        got = foreign.run()
+        with pytest.raises(Cancelled):
+            desist.checkpoint()
+        return got
+
+    with Victim(body) as victim:
+        foreign.begun.wait()
+        for _ in range(3):
+            victim.cancel()
+    assert victim.results == ["returned"]
+    assert foreign.wakers == ["MainThread"]
+
+
+def test_a_failure_because_it_was_woken_is_the_cause_of_cancelled() -> None:
+    foreign = Foreign(OSError("connection closed"))
+    with in_its_wait(foreign.run) as victim:
+        victim.cancel("enough")
+    assert isinstance(victim.raised, Cancelled)
+    assert victim.raised.cause.reason == "enough"
+    assert victim.raised.__cause__ is foreign.failure
+    assert foreign.wakers == ["MainThread"]
+
+
+def test_a_deadline_wakes_it_too() -> None:
+    foreign = Foreign(OSError("connection closed"))
+    with pytest.raises(desist.DeadlineExceeded) as late, desist.cancel_scope(timeout=0.01):
+        foreign.run()
+    assert isinstance(late.value.__cause__, Cancelled)
+    assert late.value.__cause__.__cause__ is foreign.failure
+    assert len(foreign.wakers) == 1
+
+
+def test_in_cancelled_code_nothing_is_called() -> None:
+    foreign = Foreign()
+    with desist.move_on_after(0) as scope:
+        foreign.run()
+    assert scope.cancelled_caught
+    assert not foreign.begun.is_set()
+    assert not foreign.wakers
+
+
+def test_a_cancel_between_the_look_and_the_call_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from desist import _interruptible
+
+    foreign = Foreign()
+    with desist.move_on_after(NEVER) as scope:
+
+        def late() -> desist.CancelScope:
+            scope.cancel()
+            return desist.cleanup()
+
+        monkeypatch.setattr(_interruptible, "cleanup", late)
+        foreign.run()
+    assert scope.cancelled_caught
+    assert not foreign.begun.is_set()
+    assert not foreign.wakers
+
+
+class Race:
+    """A call, and a canceller that comes at any moment."""
+
+    def __init__(self, delay: int) -> None:
+        self.delay = delay
+        self.scope = desist.move_on_after(NEVER)
+        self.near = threading.Barrier(2)
+        self.woken = threading.Event()
+        self.begun = self.over = False
+        self.wrong: list[str] = []
+
+    def call(self) -> None:
+        self.begun = True
+        self.woken.wait(0.002)
+
+    def wake(self) -> None:
+        self.woken.set()
+        for _ in range(self.delay):  # the call may be over meanwhile, but not what is around it
+            if self.over:
+                self.wrong.append("after the end")
+
+    def cancel(self) -> None:
+        self.near.wait()
+        for _ in range(self.delay):
+            pass
+        self.scope.cancel()
+
+    def run(self) -> tuple[bool, bool]:
+        canceller = threading.Thread(target=self.cancel)
+        canceller.start()
+        with self.scope:
+            self.near.wait()
+            try:
+                interruptible(self.call, unblock=self.wake)
+            finally:
+                self.over = True
+            desist.sleep_forever()
+        canceller.join()
+        assert not self.wrong
+        return self.begun, self.woken.is_set()
+
+
+def test_nobody_is_woken_outside_the_call_however_a_cancel_races_with_it() -> None:
+    outcomes = {Race(number).run() for number in range(300)}
+    assert (False, True) not in outcomes
+
+
+def test_unblock_that_fails_is_reported_and_the_call_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reports: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: reports.append(report.exc_value))
+    foreign = Foreign()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with in_its_wait(lambda: interruptible(foreign.call, unblock=fail)) as victim:
+        victim.cancel()
+        assert [type(report) for report in reports] == [ZeroDivisionError]
+        foreign.woken.set()
+    assert victim.results == ["returned"]
+
+
+def test_of_nested_calls_both_may_be_woken() -> None:
+    outer, inner = Foreign(), Foreign(OSError("inner"))
+
+    def both() -> str:
+        return interruptible(inner.run, unblock=outer.wake)
+
+    with in_its_wait(both) as victim:
+        victim.cancel()
+    assert isinstance(victim.raised, Cancelled)
+    assert len(inner.wakers) == 1
+    assert len(outer.wakers) <= 1  # not if it has ended because of the inner one
+
+
+def test_a_shield_hides_the_cancellation_from_it() -> None:
+    foreign = Foreign()
+
+    def shielded() -> list[str]:
+        returned = []
+        with desist.shield(NEVER):
+            returned.append(foreign.run())
+        return returned
+
+    with in_its_wait(shielded) as victim:
+        victim.cancel()
+        assert not foreign.wakers
+        foreign.woken.set()
+    assert victim.results == [["returned"]]
+
+
+@pytest.mark.parametrize("policy", [AT_WAIT, FORCE])
+def test_a_kill_wakes_it_too(policy: desist.StopPolicy) -> None:
+    foreign = Foreign()
+
+    def body() -> None:
+        foreign.run()
+        desist.sleep_forever()
+
+    with in_its_wait(body) as victim:
+        victim.kill(policy=policy)
+    assert isinstance(victim.raised, Killed | Cancelled)
+    assert len(foreign.wakers) == 1
+
+
+def test_a_call_on_a_real_socket() -> None:
+    one, other = socket.socketpair()
+
+    def receive() -> bytes:
+        return interruptible(lambda: one.recv(1), unblock=lambda: one.shutdown(socket.SHUT_RDWR))
+
+    with one, other, in_its_wait(receive) as victim:
+        victim.cancel()
+    assert victim.results == [b""]
+
+
+def test_a_signal_handler_that_cancels_wakes_the_main_thread() -> None:
+    said = talk(
+        """
+        reader, writer = os.pipe()
+        def handler(*_):
+            say("handled")
+            scope.cancel()
+        signal.signal(signal.SIGUSR1, handler)
+        with desist.move_on_after(1000) as scope:
+            say("waiting")
+            got = desist.interruptible(
+                lambda: os.read(reader, 1), unblock=lambda: os.write(writer, b"x")
+            )
+            assert got == b"x"
+            desist.checkpoint()
+        assert scope.cancelled_caught
+        say("left")
+        """,
+        signal.SIGUSR1,
+    )
+    assert said == ["handled", "left"]
+
+
+@pytest.mark.parametrize("bad", [None, 7, "text"])
+def test_what_cannot_be_called_is_refused(bad: object) -> None:
+    with pytest.raises(TypeError, match="expected a function to call"):
+        interruptible(bad, unblock=lambda: None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a function to call"):
+        interruptible(lambda: None, unblock=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_wherever_a_kill_strikes_nobody_is_woken_afterwards() -> None:
+    def trial() -> None:
+        wakers: list[bool] = []
+        with CancelSource() as source:
+            inside = [False]
+
+            def call() -> None:
+                inside[0] = True
+
+            def body() -> None:
+                with desist.move_on_after(NEVER) as scope:
+                    scopes.append(scope)
+                    registrations.append(source.token.on_cancel(lambda _: scope.cancel()))
+                    interruptible(call, unblock=lambda: wakers.append(inside[0]))
+                    inside[0] = False
+
+            scopes: list[desist.CancelScope] = []
+            registrations: list[desist.Registration] = []
+            task = desist._core.Task("trial")
+            task.launch()
+            try:
+                task.run(body)
+            finally:
+                source.cancel()
+        assert not wakers
+
+    bytecodes = sweep(trial)
+    assert bytecodes > 20

@@ -1,0 +1,546 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import Cancelled, Killed, _process
+from leaks import in_its_wait, nothing_left
+from support import AT_WAIT, FORCE, INSIST, NEVER, in_child, in_thread
+from sweep import sweep
+from test_signals import talk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these children are Unix's")
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-S", "-c", "import os, signal, sys, subprocess\n" + code]
+
+
+class Tied:
+    """A pipe that children inherit: what they say, and whether one of them is left."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+
+    def __enter__(self) -> Tied:  # noqa: PYI034 (it is final)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.reader)
+        if self.writer >= 0:
+            os.close(self.writer)
+
+    def hear(self, word: str) -> None:
+        """Wait until a child has said it."""
+        heard = b""
+        while len(heard) < len(word):
+            heard += os.read(self.reader, len(word) - len(heard))
+        assert heard == word.encode()
+
+    def rest(self) -> str:
+        """What the children have still said; waits until all are gone."""
+        os.close(self.writer)
+        self.writer = -1
+        heard = b""
+        while part := os.read(self.reader, 1000):
+            heard += part
+        return heard.decode()
+
+
+@contextmanager
+def tied() -> Iterator[Tied]:
+    """At the end, all who had the pipe are gone, and nothing else is left behind."""
+    with nothing_left(), Tied() as pipe:
+        yield pipe
+
+
+def blocker(pipe: Tied, before: str = "") -> Callable[[], object]:
+    """Runs a child that says that it is up, and blocks for ever."""
+    code = f"{before}\nos.write({pipe.writer}, b'up')\nsignal.pause()"
+    return lambda: desist.run(python(code), pass_fds=[pipe.writer])
+
+
+# --- as subprocess.run ----------------------------------------------------------------------------
+
+ECHO = python("sys.stdout.write(sys.stdin.read()); sys.stderr.write('err'); sys.exit(3)")
+ALIKE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "nothing asked": (["true"], {}),
+    "a code": (["false"], {}),
+    "all captured": (ECHO, {"input": b"in", "capture_output": True}),
+    "text": (ECHO, {"input": "l\u00e4\n", "capture_output": True, "text": True}),
+    "encoding": (ECHO, {"input": "l\u00e4", "stdout": subprocess.PIPE, "encoding": "latin-1"}),
+    "together": (ECHO, {"input": b"", "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}),
+    "empty input": (ECHO, {"input": b"", "capture_output": True}),
+    "input is a pipe": (["cat"], {"stdin": subprocess.PIPE, "capture_output": True}),
+    "nowhere": (ECHO, {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": -3}),
+    "shell": (
+        "printf 'a\\r\\nb\\rc'; exit 5",
+        {"shell": True, "capture_output": True, "text": True},
+    ),
+    "bytes stay": ("printf 'a\\r\\n'", {"shell": True, "capture_output": True}),
+    "unbuffered": (ECHO, {"input": b"in", "capture_output": True, "bufsize": 0}),
+    "an array": (["cat"], {"input": memoryview(b"abcd").cast("H"), "capture_output": True}),
+    "reads nothing": (["true"], {"input": b"x" * 1_000_000, "capture_output": True}),
+    "closes early": ("exec >&- 2>&-; true", {"shell": True, "capture_output": True}),
+    "a signal": ("kill -9 $$", {"shell": True}),
+    "in time": (["true"], {"timeout": NEVER}),
+    "a session": (["true"], {"start_new_session": True}),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_results_are_those_of_subprocess_run(name: str) -> None:
+    args, kwargs = ALIKE[name]
+    expected = subprocess.run(args, **kwargs)  # noqa: PLW1510
+    with nothing_left():
+        assert vars(desist.run(args, **kwargs)) == vars(expected)
+
+
+def test_errors_are_those_of_subprocess_run() -> None:
+    with nothing_left():
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            desist.run(ECHO, input=b"in", capture_output=True, check=True)
+        assert (failed.value.returncode, failed.value.output) == (3, b"in")
+        assert failed.value.stderr == b"err"
+        with pytest.raises(ValueError, match="stdin and input"):
+            desist.run(["cat"], input=b"", stdin=subprocess.PIPE)
+        with pytest.raises(ValueError, match="capture_output"):
+            desist.run(["cat"], stdout=subprocess.PIPE, capture_output=True)
+        with pytest.raises(FileNotFoundError):
+            desist.run(["no such program"])
+        with pytest.raises(TypeError):
+            desist.run(["cat"], input="text")
+        with pytest.raises(UnicodeDecodeError):
+            desist.run(["printf", "\\377"], capture_output=True, encoding="ascii")
+
+
+def test_much_goes_in_and_out_at_once() -> None:
+    data = os.urandom(3_000_000)
+    code = (
+        "data = sys.stdin.buffer.read()\n"
+        "sys.stderr.buffer.write(data); sys.stdout.buffer.write(data)"
+    )
+    with nothing_left():
+        assert desist.run(["cat"], input=data, capture_output=True).stdout == data
+        done = desist.run(python(code), input=data, capture_output=True)
+    assert done.stdout == done.stderr == data
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+def test_a_cancel_stops_the_child() -> None:
+    with tied() as pipe:
+        with in_its_wait(blocker(pipe)) as victim:
+            pipe.hear("up")
+            victim.cancel()
+        assert isinstance(victim.raised, Cancelled)
+        assert pipe.rest() == ""
+
+
+@pytest.mark.parametrize("policy", [AT_WAIT, FORCE, INSIST])
+def test_a_kill_stops_the_child(policy: desist.StopPolicy) -> None:
+    with tied() as pipe:
+        with in_its_wait(blocker(pipe)) as victim:
+            pipe.hear("up")
+            victim.kill(policy=policy)
+        assert isinstance(victim.raised, Killed | Cancelled)
+        assert pipe.rest() == ""
+
+
+def test_a_kill_that_goes_through_a_shield_stops_the_child() -> None:
+    with tied() as pipe:
+        run = blocker(pipe)
+
+        def shielded() -> None:
+            with desist.shield(NEVER):
+                run()
+
+        with in_its_wait(shielded) as victim:
+            pipe.hear("up")
+            victim.kill(policy=AT_WAIT)
+        assert isinstance(victim.raised, Killed)
+        assert pipe.rest() == ""
+
+
+def test_a_deadline_stops_the_child() -> None:
+    with tied() as pipe:
+        with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.05):
+            blocker(pipe)()
+        pipe.rest()
+
+
+def test_in_cancelled_code_no_child_is_made() -> None:
+    with nothing_left(), desist.move_on_after(0) as scope:
+        desist.run(["no such program"])
+    assert scope.cancelled_caught
+
+
+def test_a_timeout_stops_the_child_and_has_its_output() -> None:
+    with tied() as pipe:
+        code = f"os.write({pipe.writer}, b'up'); os.write(1, b'half'); signal.pause()"
+        with pytest.raises(subprocess.TimeoutExpired) as late:
+            desist.run(python(code), capture_output=True, timeout=0.5, pass_fds=[pipe.writer])
+        assert (late.value.timeout, late.value.stderr) == (0.5, None)
+        assert late.value.stdout in (b"half", None)  # it may have been late itself
+        pipe.rest()
+
+
+def test_ctrl_c_stops_the_child() -> None:
+    said = talk(
+        """
+        reader, writer = os.pipe()
+        code = f"import os, signal; os.write({writer}, b'up'); signal.pause()"
+        def tell():
+            os.read(reader, 2)
+            say("waiting")
+        threading.Thread(target=tell).start()
+        try:
+            desist.run([sys.executable, "-c", code], pass_fds=[writer])
+        except KeyboardInterrupt:
+            say("interrupted")
+        os.close(writer)
+        assert os.read(reader, 1) == b""
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            say("none")
+        """,
+        signal.SIGINT,
+    )
+    assert said == ["interrupted", "none"]
+
+
+def test_the_whole_group_is_stopped() -> None:
+    with tied() as pipe:
+        inner = "import signal; signal.pause()"
+        more = f"subprocess.Popen([sys.executable, '-c', {inner!r}], pass_fds=[{pipe.writer}])"
+        with in_its_wait(blocker(pipe, more)) as victim:
+            pipe.hear("up")
+            victim.cancel()
+        assert pipe.rest() == ""
+
+
+def test_a_child_may_clean_up() -> None:
+    with tied() as pipe:
+        last = (
+            f"def last(*_): os.write({pipe.writer}, b'bye'); sys.exit(0)\n"
+            "signal.signal(signal.SIGTERM, last)"
+        )
+        with in_its_wait(blocker(pipe, last)) as victim:
+            pipe.hear("up")
+            victim.cancel()
+        assert pipe.rest() == "bye"
+
+
+def test_a_child_that_cleans_up_may_still_say_much() -> None:
+    with tied() as pipe:
+        code = (
+            "def last(*_):\n"
+            " for _ in range(100): sys.stdout.write('x' * 10_000)\n"
+            f" sys.stdout.flush(); os.write({pipe.writer}, b'bye'); sys.exit(0)\n"
+            f"signal.signal(signal.SIGTERM, last); os.write({pipe.writer}, b'up'); signal.pause()"
+        )
+
+        def run() -> object:
+            return desist.run(python(code), capture_output=True, pass_fds=[pipe.writer])
+
+        with in_its_wait(run) as victim:
+            pipe.hear("up")
+            victim.cancel(grace=NEVER)
+        assert pipe.rest() == "bye"
+
+
+@pytest.mark.parametrize("stubborn", ["SIG_IGN", "stopped"])
+def test_a_child_that_does_not_listen_is_killed(stubborn: str) -> None:
+    with tied() as pipe:
+        before = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+        if stubborn == "stopped":
+            before += f"\nos.write({pipe.writer}, b'up'); os.kill(0, signal.SIGSTOP)"
+        with in_its_wait(blocker(pipe, before)) as victim:
+            pipe.hear("up")
+            victim.cancel(grace=0.05)
+        assert isinstance(victim.raised, Cancelled)
+        assert pipe.rest() in ("", "up")
+
+
+def test_without_grace_there_is_no_warning() -> None:
+    with tied() as pipe:
+        last = f"signal.signal(signal.SIGTERM, lambda *_: os.write({pipe.writer}, b'bye'))"
+        with in_its_wait(blocker(pipe, last)) as victim:
+            pipe.hear("up")
+            victim.cancel(grace=0)
+        assert pipe.rest() == ""
+
+
+def test_a_child_that_is_stopped_hears_of_it() -> None:
+    with tied() as pipe:
+        before = f"os.write({pipe.writer}, b'up'); os.kill(os.getpid(), signal.SIGSTOP)"
+        with in_its_wait(blocker(pipe, before)) as victim:
+            pipe.hear("up")
+            victim.cancel(grace=NEVER)
+        assert isinstance(victim.raised, Cancelled)
+
+
+def test_what_a_child_leaves_running_is_left_alone_unless_it_is_stopped() -> None:
+    with nothing_left(), Tied() as pipe, ExitStack() as kept:
+        reader, writer = os.pipe()
+        kept.callback(os.close, reader)
+        code = f"""if not os.fork(): os.write({pipe.writer}, os.read({reader}, 10)); os._exit(0)
+sys.exit(3)"""
+        done = desist.run(python(code), pass_fds=[reader, pipe.writer])
+        assert done.returncode == 3
+        os.write(writer, b"alive")
+        os.close(writer)
+        assert pipe.rest() == "alive"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="process_group is new in 3.11")
+def test_a_child_in_the_group_of_its_parent_is_stopped_alone() -> None:
+    with tied() as pipe:
+        code = f"os.write({pipe.writer}, str(os.getpgrp()).encode() + b'.'); signal.pause()"
+
+        def run() -> object:
+            group: dict[str, Any] = {"process_group": os.getpgrp()}
+            return desist.run(python(code), pass_fds=[pipe.writer], **group)
+
+        with in_its_wait(run) as victim:
+            pipe.hear(f"{os.getpgrp()}.")
+            victim.cancel()
+        assert isinstance(victim.raised, Cancelled)
+        pipe.rest()
+
+
+@pytest.mark.filterwarnings("ignore:.*preexec_fn:DeprecationWarning")
+def test_a_preexec_fn_may_make_the_group() -> None:
+    with tied() as pipe:
+        inner = "import signal; signal.pause()"
+        code = (
+            f"subprocess.Popen([sys.executable, '-c', {inner!r}], pass_fds=[{pipe.writer}])\n"
+            f"os.write({pipe.writer}, b'up'); signal.pause()"
+        )
+
+        def run() -> object:
+            return desist.run(python(code), preexec_fn=os.setsid, pass_fds=[pipe.writer])
+
+        with in_its_wait(run) as victim:
+            pipe.hear("up")
+            victim.cancel()
+        pipe.rest()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_wherever_a_kill_strikes_the_child_is_gone() -> None:
+    def trial() -> None:
+        with Tied() as pipe:
+            code = "exec cat"
+
+            def body() -> None:
+                desist.run(
+                    code, shell=True, input=b"x", capture_output=True, pass_fds=[pipe.writer]
+                )
+
+            task = desist._core.Task("trial")
+            task.launch()
+            task.run(body)
+            pipe.rest()
+
+    with nothing_left():
+        print(sweep(trial))  # noqa: T201 (for `pytest -rP`)
+
+
+# --- wait -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["a descriptor", "a thread"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the end of a child is told."""
+    if request.param == "a thread":
+
+        def refuse(_pid: int) -> int:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
+    return str(request.param)
+
+
+@contextmanager
+def cat() -> Iterator[subprocess.Popen[bytes]]:
+    """A child that ends when its input does."""
+    with nothing_left(), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        yield process
+
+
+def let_go(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def test_wait_tells_the_code(way: str) -> None:
+    assert way
+    with cat() as process:
+        with in_its_wait(lambda: desist.wait(process)) as victim:
+            let_go(process)
+        assert victim.results == [0]
+        assert desist.wait(process) == 0
+    with subprocess.Popen("kill -9 $$", shell=True) as process:
+        assert desist.wait(process, timeout=NEVER) == -9
+
+
+def test_wait_leaves_the_child_running_when_it_is_cancelled(way: str) -> None:
+    with cat() as process:
+        with in_its_wait(lambda: desist.wait(process)) as victim:
+            victim.cancel()
+        assert isinstance(victim.raised, Cancelled)
+        for timeout in (0, -1, 0.01):
+            with pytest.raises(subprocess.TimeoutExpired):
+                desist.wait(process, timeout)
+        with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
+            desist.wait(process)
+        let_go(process)
+        assert desist.wait(process) == 0
+    del way
+
+
+def test_several_may_wait_for_one_child(way: str) -> None:
+    del way
+    with cat() as process:
+        with (
+            in_its_wait(lambda: desist.wait(process)) as one,
+            in_its_wait(lambda: desist.wait(process)) as other,
+        ):
+            let_go(process)
+        assert one.results == other.results == [0]
+
+
+def test_run_works_without_descriptors_for_processes(way: str) -> None:
+    assert desist.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
+    with tied() as pipe:
+        with in_its_wait(blocker(pipe)) as victim:
+            pipe.hear("up")
+            victim.cancel()
+        assert isinstance(victim.raised, Cancelled)
+        pipe.rest()
+    del way
+
+
+def test_a_child_that_somebody_else_has_reaped_is_over() -> None:
+    with nothing_left(), subprocess.Popen(["true"]) as process:
+        os.waitpid(process.pid, 0)
+        assert desist.wait(process) == 0  # as Popen.wait() says it
+    with cat() as process:
+
+        def wait() -> int:
+            return desist.wait(process)
+
+        with in_its_wait(wait) as victim:
+            let_go(process)
+            # Whoever is quicker: the other hears that there is nobody.
+            with suppress(ChildProcessError):
+                os.waitpid(process.pid, 0)
+        assert victim.results == [0]
+
+
+def test_children_that_nobody_is_told_of_are_waited_for() -> None:
+    code = """
+import signal, subprocess, desist
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+    try:
+        desist.wait(process, timeout=0.01)
+    except subprocess.TimeoutExpired:
+        process.stdin.close()
+    assert desist.wait(process) == 0
+assert desist.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_child_of_another_process_cannot_be_waited_for() -> None:
+    with cat() as process:
+        assert in_child(lambda: desist.wait(process)).startswith("ChildProcessError: process ")
+        with subprocess.Popen(["true"]) as other:
+            assert other.wait() == 0
+            other.returncode = None
+            other.pid = os.getppid()  # as if its number had been given to somebody else
+            with pytest.raises(ChildProcessError, match="is not a child of this process"):
+                desist.wait(other)
+            other.returncode = 0
+        let_go(process)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no such descriptors here")
+def test_without_a_descriptor_to_wait_with_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with tied() as pipe:
+        with pytest.raises(OSError, match="Too many open files"):
+            blocker(pipe)()
+        pipe.rest()
+    with cat() as process:
+        with pytest.raises(OSError, match="Too many open files"):
+            desist.wait(process)
+        let_go(process)
+
+
+def test_a_fork_while_run_waits_takes_nothing_from_it() -> None:
+    with tied() as pipe:
+        code = f"os.write({pipe.writer}, b'up'); sys.stdin.read()"
+        reader, writer = os.pipe()
+
+        def run() -> object:
+            return desist.run(python(code), stdin=reader, pass_fds=[pipe.writer]).returncode
+
+        with in_its_wait(run) as victim:
+            pipe.hear("up")
+
+            def child() -> object:
+                os.close(writer)
+                return desist.run(["cat"], input=b"x", capture_output=True).stdout
+
+            assert in_child(child) == "b'x'"
+            os.close(writer)
+        os.close(reader)
+        assert victim.results == [0]
+
+
+def test_it_works_on_every_thread_and_many_at_once() -> None:
+    def run() -> bytes:
+        return desist.run(["cat"], input=b"x", capture_output=True).stdout
+
+    assert in_thread(run) == b"x"
+    with nothing_left(), desist.WorkerPool[int, bytes](lambda _: run(), workers=4) as pool:
+        futures = [pool.submit(number) for number in range(20)]
+        assert [future.result(NEVER) for future in futures] == [b"x"] * 20
+
+
+def test_the_way_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_process, "_WINDOWS", True)
+    assert desist.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
+    with nothing_left():
+        with pytest.raises(subprocess.TimeoutExpired):
+            desist.run(python("signal.pause()"), capture_output=True, timeout=0.05)
+        with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.05):
+            desist.run(python("signal.pause()"), capture_output=True)
+    for thread in threading.enumerate():
+        if thread.name == "desist-communicate":
+            thread.join()
