@@ -720,7 +720,7 @@ class Queue(Generic[_T]):
         """
         `native`: its hooks say no more than the native methods do.
         """
-    def __new__(cls, /, *_args: object, **_kwargs: object) -> Queue: ...
+    def __new__(cls, /, *_args: object, **_kwargs: object) -> Queue[_T]: ...
     def _configure(self, /, maxsize: SupportsIndex, *, lifo: bool = False) -> None:
         """
         Say what queue it is, before it is used.
@@ -995,7 +995,7 @@ class SimpleQueue(Generic[_T]):
     """
     @classmethod
     def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
-    def __new__(cls, /) -> SimpleQueue: ...
+    def __new__(cls, /) -> SimpleQueue[_T]: ...
     def empty(self, /) -> bool:
         """
         Is it empty, at this instant?

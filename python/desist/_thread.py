@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,9 @@ class Thread(threading.Thread):
 
         A checkpoint, as every desist wait. Returns at once for a thread that was given up.
         """
-        if self.ident is not None and self is not threading.current_thread():
+        # While the interpreter ends, a daemon thread will not: threading knows what to say of it.
+        leave_it = self is threading.current_thread() or sys.is_finalizing()
+        if self.ident is not None and not leave_it:
             if not self._task.wait(None if timeout is None else max(timeout, 0.0)):
                 return
             if self._task.state is TaskState.ABANDONED:
