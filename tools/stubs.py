@@ -7,6 +7,7 @@ imports, sees to it that every name is defined, and formats.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,13 +51,19 @@ def generate() -> str:
         return Path(folder, "desist", "_core.pyi").read_text(encoding="utf-8")
 
 
+LENIENT = re.compile(
+    r"    def __new__\(cls, /, \*_args: .?object.?, \*\*_kwargs: .?object.?\) -> .*\n"
+)
+"""A constructor that leaves arguments to `__init__`, which says what they are."""
+
+
 def complete(stub: str) -> str:
     """Put in what is missing."""
     for before, after in MISSING.items():
         if stub.count(before) != 1:
             sys.exit(f"the generated stub has {before!r} {stub.count(before)} times, not once")
         stub = stub.replace(before, after)
-    return stub
+    return LENIENT.sub("", stub)
 
 
 def tidy(stub: str) -> str:

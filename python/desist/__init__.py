@@ -88,6 +88,7 @@ if _typing.TYPE_CHECKING:
     from desist import ssl as ssl
     from desist._process import run, wait
 
+
 def get_include() -> str:
     """Folder of desist.h, for native code that looks at CancelToken.flag."""
     return __path__[0] + "/include"

@@ -4,7 +4,7 @@ Native core of desist.
 
 from collections.abc import Callable
 from types import GenericAlias, TracebackType
-from typing import Any, Generic, Literal, SupportsIndex, TypeVar, final
+from typing import Generic, Literal, SupportsIndex, TypeVar, final
 
 from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
@@ -85,13 +85,13 @@ class Barrier:
     The last of `parties` threads to arrive calls `action`, if there is one, before all go.
     `timeout` is in seconds and counts for each wait() that is given none.
     """
-    def __new__(
-        cls,
+    def __init__(
+        self,
         /,
         parties: SupportsIndex,
         action: Callable[[], object] | None = None,
         timeout: float | None = None,
-    ) -> Barrier: ...
+    ) -> None: ...
     def __repr__(self, /) -> str: ...
     def abort(self, /) -> None:
         """
@@ -129,7 +129,7 @@ class BoundedSemaphore(Semaphore):
     """
     A semaphore like threading.BoundedSemaphore: releasing more often than acquiring is an error.
     """
-    def __new__(cls, /, value: SupportsIndex = 1) -> BoundedSemaphore: ...
+    def __init__(self, /, value: SupportsIndex = 1) -> None: ...
     def __repr__(self, /) -> str: ...
 
 @final
@@ -366,7 +366,7 @@ class Condition:
         traceback: TracebackType | None,
         /,
     ) -> None: ...
-    def __new__(cls, /, lock: Any | None = None) -> Condition: ...
+    def __init__(self, /, lock: Lock | None = None) -> None: ...
     def __repr__(self, /) -> str: ...
     def _acquire_restore(self, /, released: Released) -> None:
         """
@@ -430,7 +430,7 @@ class Event:
     """
     A flag like threading.Event, whose waits can be cancelled.
     """
-    def __new__(cls, /) -> Event: ...
+    def __init__(self, /) -> None: ...
     def __repr__(self, /) -> str: ...
     def _at_fork_reinit(self, /) -> None:
         """
@@ -654,9 +654,9 @@ class Lock:
         _traceback: TracebackType | None,
         /,
     ) -> None: ...
-    def __new__(
-        cls, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
-    ) -> Lock: ...
+    def __init__(
+        self, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
+    ) -> None: ...
     def __repr__(self, /) -> str: ...
     def _at_fork_reinit(self, /) -> None:
         """
@@ -720,7 +720,6 @@ class Queue(Generic[_T]):
         """
         `native`: its hooks say no more than the native methods do.
         """
-    def __new__(cls, /, *_args: object, **_kwargs: object) -> Queue[_T]: ...
     def _configure(self, /, maxsize: SupportsIndex, *, lifo: bool = False) -> None:
         """
         Say what queue it is, before it is used.
@@ -812,9 +811,9 @@ class RLock(Lock):
     Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
     often. `name` and `on_kill` are as with Lock.
     """
-    def __new__(
-        cls, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
-    ) -> RLock: ...
+    def __init__(
+        self, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
+    ) -> None: ...
     def _acquire_restore(self, /, released: Released) -> None:
         """
         Hold it as before _release_save().
@@ -966,7 +965,7 @@ class Semaphore:
         _traceback: TracebackType | None,
         /,
     ) -> None: ...
-    def __new__(cls, /, value: SupportsIndex = 1) -> Semaphore: ...
+    def __init__(self, /, value: SupportsIndex = 1) -> None: ...
     def __repr__(self, /) -> str: ...
     @property
     def _value(self, /) -> int:
@@ -995,7 +994,7 @@ class SimpleQueue(Generic[_T]):
     """
     @classmethod
     def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
-    def __new__(cls, /) -> SimpleQueue[_T]: ...
+    def __init__(self, /) -> None: ...
     def empty(self, /) -> bool:
         """
         Is it empty, at this instant?

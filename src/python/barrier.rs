@@ -1,8 +1,10 @@
 //! `Barrier`.
 
-use pyo3::exceptions::PyValueError;
+use std::sync::OnceLock;
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
@@ -15,27 +17,51 @@ use crate::sync::{self, Arrival, BarrierError};
 /// `timeout` is in seconds and counts for each wait() that is given none.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(super) struct Barrier {
+    /// Made by `__init__`.
+    made: OnceLock<Made>,
+}
+
+struct Made {
     barrier: sync::Barrier,
     action: Option<Py<PyAny>>,
     timeout: Option<Py<PyAny>>,
 }
 
+impl Barrier {
+    fn made(&self) -> PyResult<&Made> {
+        self.made
+            .get()
+            .ok_or_else(|| PyRuntimeError::new_err("Barrier.__init__() was not called"))
+    }
+}
+
 #[pymethods]
 impl Barrier {
+    // Lenient, for subclasses may take what arguments they like.
     #[new]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(parties, action=None, timeout=None)")]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            made: OnceLock::new(),
+        }
+    }
+
     #[pyo3(signature = (parties, action: "Callable[[], object] | None" = None, timeout: "float | None" = None))]
-    fn new(
+    fn __init__(
+        &self,
         parties: isize,
         action: Option<Py<PyAny>>,
         timeout: Option<Py<PyAny>>,
-    ) -> PyResult<Self> {
+    ) -> PyResult<()> {
         let parties = usize::try_from(parties).ok().filter(|parties| *parties > 0);
         let parties = parties.ok_or_else(|| PyValueError::new_err("parties must be >= 1"))?;
-        Ok(Self {
-            barrier: sync::Barrier::new(parties),
+        let barrier = sync::Barrier::new(parties);
+        self.made.get_or_init(|| Made {
+            barrier,
             action,
             timeout,
-        })
+        });
+        Ok(())
     }
 
     /// Wait for the others, and pass with them; returns the number of those who had come before.
@@ -44,7 +70,8 @@ impl Barrier {
     /// waits for more than `timeout` seconds breaks the barrier. BrokenBarrierError: it is broken.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<usize> {
-        let default = self.timeout.as_ref().map(|timeout| timeout.bind(py));
+        let made = self.made()?;
+        let default = made.timeout.as_ref().map(|timeout| timeout.bind(py));
         let timeout = match (timeout, default) {
             (None, Some(default)) => Some(default.extract()?),
             (timeout, _) => timeout,
@@ -54,10 +81,10 @@ impl Barrier {
             BarrierError::Stop(stop) => error::from_stop(py, stop),
             BarrierError::Broken => error::ordinary(py, "BrokenBarrierError", &failure),
         };
-        match detached(py, || self.barrier.arrive(until)).map_err(failed)? {
+        match detached(py, || made.barrier.arrive(until)).map_err(failed)? {
             Arrival::Passed(index) => Ok(index),
             Arrival::Last(opening) => {
-                if let Some(action) = &self.action {
+                if let Some(action) = &made.action {
                     hard_stop::call(action.bind(py), &PyTuple::empty(py))?;
                 }
                 opening.open().map_err(failed)
@@ -66,35 +93,37 @@ impl Barrier {
     }
 
     /// Make it as new. Whoever waits gets BrokenBarrierError.
-    fn reset(&self) {
-        self.barrier.reset();
+    fn reset(&self) -> PyResult<()> {
+        self.made()?.barrier.reset();
+        Ok(())
     }
 
     /// Break it: whoever waits, or comes, gets BrokenBarrierError.
-    fn abort(&self) {
-        self.barrier.abort();
+    fn abort(&self) -> PyResult<()> {
+        self.made()?.barrier.abort();
+        Ok(())
     }
 
     /// How many threads it is for.
     #[getter]
-    fn parties(&self) -> usize {
-        self.barrier.parties()
+    fn parties(&self) -> PyResult<usize> {
+        Ok(self.made()?.barrier.parties())
     }
 
     /// How many threads wait in it.
     #[getter]
-    fn n_waiting(&self) -> usize {
-        self.barrier.waiting()
+    fn n_waiting(&self) -> PyResult<usize> {
+        Ok(self.made()?.barrier.waiting())
     }
 
     /// Is it broken?
     #[getter]
-    fn broken(&self) -> bool {
-        self.barrier.is_broken()
+    fn broken(&self) -> PyResult<bool> {
+        Ok(self.made()?.barrier.is_broken())
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
-        let (class, barrier) = (slf.get_type().qualname()?, &slf.get().barrier);
+        let (class, barrier) = (slf.get_type().qualname()?, &slf.get().made()?.barrier);
         let place = format!("<desist.{class} at {:p}", slf.as_ptr());
         if barrier.is_broken() {
             return Ok(format!("{place}: broken>"));

@@ -1,8 +1,10 @@
 //! `Condition`.
 
+use std::sync::OnceLock;
+
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
@@ -16,28 +18,43 @@ use crate::sync::{self, WaitError};
 /// `lock` is a desist Lock or RLock; an RLock of its own if none is given.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(super) struct Condition {
+    /// Made by `__init__`.
+    made: OnceLock<Made>,
+}
+
+struct Made {
     lock: Py<Lock>,
     condition: sync::Condition,
 }
 
 impl Condition {
-    pub(super) fn core(&self) -> &sync::Condition {
-        &self.condition
+    fn made(&self) -> PyResult<&Made> {
+        self.made
+            .get()
+            .ok_or_else(|| PyRuntimeError::new_err("Condition.__init__() was not called"))
+    }
+
+    pub(super) fn core(&self) -> PyResult<&sync::Condition> {
+        Ok(&self.made()?.condition)
+    }
+
+    fn lock(&self) -> PyResult<&Lock> {
+        Ok(self.made()?.lock.get())
     }
 
     /// By whom a lock is held counts for a reentrant one only.
-    fn is_owned(&self) -> bool {
-        let lock = self.condition.lock();
-        if lock.is_reentrant() {
+    fn is_owned(&self) -> PyResult<bool> {
+        let lock = self.lock()?.core();
+        Ok(if lock.is_reentrant() {
             lock.is_mine()
         } else {
             lock.is_locked()
-        }
+        })
     }
 
     /// RuntimeError, unless the lock is held.
     fn check_held(&self, what: &str) -> PyResult<()> {
-        if self.is_owned() {
+        if self.is_owned()? {
             Ok(())
         } else {
             Err(PyRuntimeError::new_err(format!(
@@ -47,7 +64,8 @@ impl Condition {
     }
 
     fn wait_until(&self, py: Python<'_>, until: crate::Time) -> PyResult<bool> {
-        detached(py, || self.condition.wait_until(until)).map_err(|failure| match failure {
+        let condition = self.core()?;
+        detached(py, || condition.wait_until(until)).map_err(|failure| match failure {
             WaitError::NotHeld(_) => PyRuntimeError::new_err("cannot wait on un-acquired lock"),
             WaitError::Lock(failure) => error::from_lock(py, failure),
         })
@@ -56,9 +74,17 @@ impl Condition {
 
 #[pymethods]
 impl Condition {
+    // Lenient, for subclasses may take what arguments they like.
     #[new]
-    #[pyo3(signature = (lock = None))]
-    fn new(py: Python<'_>, lock: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(lock=None)")]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            made: OnceLock::new(),
+        }
+    }
+
+    #[pyo3(signature = (lock: "Lock | None" = None))]
+    fn __init__(&self, py: Python<'_>, lock: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let lock = match lock {
             Some(lock) => lock.clone(),
             None => py.get_type::<RLock>().call0()?,
@@ -70,7 +96,8 @@ impl Condition {
         };
         let condition = sync::Condition::new(lock.get().core().clone());
         let lock = lock.unbind();
-        Ok(Self { lock, condition })
+        self.made.get_or_init(|| Made { lock, condition });
+        Ok(())
     }
 
     /// As the lock's.
@@ -81,17 +108,17 @@ impl Condition {
         #[pyo3(from_py_with = hint::truth)] blocking: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
-        self.lock.get().acquire(py, blocking, timeout)
+        self.lock()?.acquire(py, blocking, timeout)
     }
 
     /// As the lock's.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
-        self.lock.get().release(py)
+        self.lock()?.release(py)
     }
 
     /// Held by anyone?
-    fn locked(&self) -> bool {
-        self.condition.lock().is_locked()
+    fn locked(&self) -> PyResult<bool> {
+        Ok(self.lock()?.core().is_locked())
     }
 
     /// Give up the lock, block until a notify (True) or until the seconds have passed (False), and
@@ -134,14 +161,14 @@ impl Condition {
     #[pyo3(signature = (n = 1))]
     fn notify(&self, n: isize) -> PyResult<()> {
         self.check_held("notify")?;
-        self.condition.notify(usize::try_from(n).unwrap_or(0));
+        self.core()?.notify(usize::try_from(n).unwrap_or(0));
         Ok(())
     }
 
     /// Wake all who wait. Never blocks. RuntimeError: the lock is not held.
     fn notify_all(&self) -> PyResult<()> {
         self.check_held("notify")?;
-        self.condition.notify(usize::MAX);
+        self.core()?.notify(usize::MAX);
         Ok(())
     }
 
@@ -155,27 +182,28 @@ impl Condition {
     // As threading.Condition, it can be used in place of its lock.
 
     /// Does the calling code hold the lock? Of a lock that is not reentrant: does anyone?
-    fn _is_owned(&self) -> bool {
+    fn _is_owned(&self) -> PyResult<bool> {
         self.is_owned()
     }
 
     /// Release the lock however often it is held; for _acquire_restore().
     fn _release_save(&self) -> PyResult<Released> {
-        Released::take(self.condition.lock())
+        Released::take(self.lock()?.core())
     }
 
     /// Hold the lock as before _release_save().
     fn _acquire_restore(&self, py: Python<'_>, released: &Released) -> PyResult<()> {
-        released.give_back(py, self.condition.lock())
+        released.give_back(py, self.lock()?.core())
     }
 
     /// In a forked child, as threading.Condition has it: nobody holds the lock any more.
-    fn _at_fork_reinit(&self) {
-        self.condition.lock().reinitialize();
+    fn _at_fork_reinit(&self) -> PyResult<()> {
+        self.lock()?.core().reinitialize();
+        Ok(())
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
-        self.lock.get().__enter__(py)
+        self.lock()?.__enter__(py)
     }
 
     #[pyo3(signature = (r#type, value, traceback, /))]
@@ -186,11 +214,12 @@ impl Condition {
         value: GivenException<'_, '_>,
         traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        self.lock.get().__exit__(py, r#type, value, traceback)
+        self.lock()?.__exit__(py, r#type, value, traceback)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let lock = self.lock.bind(py).repr()?;
-        Ok(format!("<Condition({lock}, {})>", self.condition.waiting()))
+        let made = self.made()?;
+        let (lock, waiting) = (made.lock.bind(py).repr()?, made.condition.waiting());
+        Ok(format!("<Condition({lock}, {waiting})>"))
     }
 }

@@ -1,6 +1,7 @@
 //! `Event`.
 
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
 use crate::python::error;
@@ -22,12 +23,17 @@ impl Event {
 
 #[pymethods]
 impl Event {
+    // Lenient, for subclasses may take what arguments they like.
     #[new]
-    fn new() -> Self {
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "()")]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
             event: sync::Event::new(),
         }
     }
+
+    #[pyo3(signature = ())]
+    fn __init__(&self) {}
 
     /// Set the flag and wake all who wait for it. Never blocks.
     fn set(&self) {

@@ -1,8 +1,11 @@
 //! `Lock`.
 
+use std::sync::OnceLock;
+
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
 use crate::park::Waiter;
@@ -23,7 +26,9 @@ use crate::{scope, wait};
 /// `on_kill="release"` frees it instead.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(super) struct Lock {
-    lock: sync::Lock,
+    /// Made by `__init__`.
+    lock: OnceLock<sync::Lock>,
+    reentrant: bool,
 }
 
 /// A reentrant lock like threading.RLock, whose waits can be cancelled, and which its holder
@@ -36,12 +41,27 @@ pub(super) struct RLock;
 
 impl Lock {
     pub(super) fn core(&self) -> &sync::Lock {
-        &self.lock
+        self.lock.get_or_init(|| self.made(None, OnKill::default()))
+    }
+
+    const fn blank(reentrant: bool) -> Self {
+        Self {
+            lock: OnceLock::new(),
+            reentrant,
+        }
+    }
+
+    fn made(&self, name: Option<&str>, on_kill: OnKill) -> sync::Lock {
+        if self.reentrant {
+            sync::Lock::reentrant(name.unwrap_or("rlock"), on_kill)
+        } else {
+            sync::Lock::new(name.unwrap_or("lock"), on_kill)
+        }
     }
 
     pub(super) fn take(&self, py: Python<'_>, acquire: Acquire, until: Time) -> PyResult<bool> {
         checkpoint(py)?;
-        let taken = match self.lock.try_acquire(acquire) {
+        let taken = match self.core().try_acquire(acquire) {
             Ok(false) => self.wait_and_take(py, acquire, until),
             done => done,
         };
@@ -57,7 +77,7 @@ impl Lock {
         acquire: Acquire,
         until: Time,
     ) -> Result<bool, LockError> {
-        let mut acquiring = self.lock.acquiring(acquire);
+        let mut acquiring = self.core().acquiring(acquire);
         let taken = wait::perform_by(&mut acquiring, until, |acquiring| {
             detached(py, || wait::block(Waiter::new(), until, &mut [acquiring]))
         });
@@ -72,9 +92,9 @@ impl Lock {
     fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
         if unwinding.is_none() {
             let released = if block {
-                self.lock.end_block()
+                self.core().end_block()
             } else {
-                self.lock.release()
+                self.core().release()
             };
             released.map_err(not_held)?;
             return error::check_kill(py);
@@ -87,9 +107,9 @@ impl Lock {
         let released = match (death, block) {
             (Some((task, death)), _) => {
                 let released = if block {
-                    self.lock.end_block_killed(death)
+                    self.core().end_block_killed(death)
                 } else {
-                    self.lock.release_killed(death)
+                    self.core().release_killed(death)
                 };
                 released.map(|poisoned| {
                     task.amend(|record| {
@@ -98,12 +118,12 @@ impl Lock {
                         } else {
                             &mut record.swept.released
                         };
-                        names.push(self.lock.name().clone());
+                        names.push(self.core().name().clone());
                     });
                 })
             }
-            (None, true) => self.lock.end_block(),
-            (None, false) => self.lock.release(),
+            (None, true) => self.core().end_block(),
+            (None, false) => self.core().release(),
         };
         match released {
             // A suspended generator may be thrown away long after its task has ended.
@@ -130,12 +150,18 @@ fn not_held(failure: ReleaseError) -> PyErr {
 
 #[pymethods]
 impl Lock {
+    // Lenient, for subclasses may take what arguments they like.
     #[new]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(*, name=None, on_kill='poison')")]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self::blank(false)
+    }
+
     #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison"))]
-    fn new(name: Option<&str>, on_kill: &str) -> PyResult<Self> {
-        Ok(Self {
-            lock: sync::Lock::new(name.unwrap_or("lock"), what_on_kill(on_kill)?),
-        })
+    fn __init__(&self, name: Option<&str>, on_kill: &str) -> PyResult<()> {
+        let on_kill = what_on_kill(on_kill)?;
+        self.lock.get_or_init(|| self.made(name, on_kill));
+        Ok(())
     }
 
     /// Acquire it: wait as long as it takes, or for `timeout` seconds, or not at all. True if it
@@ -160,7 +186,7 @@ impl Lock {
                 ));
             }
             return self
-                .lock
+                .core()
                 .try_acquire(Acquire::Task)
                 .map_err(|failure| error::from_lock(py, failure));
         }
@@ -191,19 +217,19 @@ impl Lock {
 
     /// Held by anyone?
     fn locked(&self) -> bool {
-        self.lock.is_locked()
+        self.core().is_locked()
     }
 
     /// Its last holder was killed, or given up, inside.
     #[getter]
     fn poisoned(&self) -> bool {
-        self.lock.is_poisoned()
+        self.core().is_poisoned()
     }
 
     /// For reports.
     #[getter]
     fn name(&self) -> &str {
-        self.lock.name()
+        self.core().name()
     }
 
     /// A block that acquires the lock although it is poisoned, to set right what it protects.
@@ -230,11 +256,11 @@ impl Lock {
 
     /// In a forked child, as threading.Lock has it: nobody holds it any more.
     fn _at_fork_reinit(&self) {
-        self.lock.reinitialize();
+        self.core().reinitialize();
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
-        let lock = &slf.get().lock;
+        let lock = slf.get().core();
         let state = match (lock.is_poisoned(), lock.is_locked()) {
             (true, _) => "poisoned",
             (false, true) => "locked",
@@ -256,11 +282,17 @@ impl Lock {
 #[pymethods]
 impl RLock {
     #[new]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(*, name=None, on_kill='poison')")]
+    fn new(
+        _args: &Bound<'_, PyTuple>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyClassInitializer<Self> {
+        PyClassInitializer::from(Lock::blank(true)).add_subclass(Self)
+    }
+
     #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison"))]
-    fn new(name: Option<&str>, on_kill: &str) -> PyResult<PyClassInitializer<Self>> {
-        let name = name.unwrap_or("rlock");
-        let lock = sync::Lock::reentrant(name, what_on_kill(on_kill)?);
-        Ok(PyClassInitializer::from(Lock { lock }).add_subclass(Self))
+    fn __init__(slf: &Bound<'_, Self>, name: Option<&str>, on_kill: &str) -> PyResult<()> {
+        slf.as_super().get().__init__(name, on_kill)
     }
 
     // What threading.Condition, and whatever else of the standard library takes a lock, asks of
@@ -268,22 +300,22 @@ impl RLock {
 
     /// Does the calling code hold it?
     fn _is_owned(slf: &Bound<'_, Self>) -> bool {
-        slf.as_super().get().lock.is_mine()
+        slf.as_super().get().core().is_mine()
     }
 
     /// How often does the calling code hold it?
     fn _recursion_count(slf: &Bound<'_, Self>) -> usize {
-        slf.as_super().get().lock.depth()
+        slf.as_super().get().core().depth()
     }
 
     /// Release it however often it is held; for _acquire_restore().
     fn _release_save(slf: &Bound<'_, Self>) -> PyResult<Released> {
-        Released::take(&slf.as_super().get().lock)
+        Released::take(slf.as_super().get().core())
     }
 
     /// Hold it as before _release_save().
     fn _acquire_restore(slf: &Bound<'_, Self>, released: &Released) -> PyResult<()> {
-        released.give_back(slf.py(), &slf.as_super().get().lock)
+        released.give_back(slf.py(), slf.as_super().get().core())
     }
 }
 
@@ -329,7 +361,7 @@ impl Repair {
         traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
         if r#type.is_none() {
-            self.lock.get().lock.mark_consistent();
+            self.lock.get().core().mark_consistent();
         }
         self.lock.get().__exit__(py, r#type, value, traceback)
     }

@@ -72,7 +72,9 @@ pub(super) fn get_op(queue: &Bound<'_, PyAny>) -> PyResult<Op> {
     } else if let Ok(native) = queue.cast::<Queue>() {
         match queue.getattr_opt("not_empty")? {
             Some(condition) => {
-                Kind::GetHooked(queue.clone().unbind(), condition.cast_into()?.unbind())
+                let condition = condition.cast_into::<Condition>()?;
+                condition.get().core()?;
+                Kind::GetHooked(queue.clone().unbind(), condition.unbind())
             }
             None => Kind::Get(native.clone().unbind()),
         }
@@ -284,10 +286,10 @@ impl Op {
             Kind::Permit(semaphore) => adapted(semaphore.get().core().acquiring(None), plain),
             Kind::Get(queue) => adapted(queue.get().core().getting(), Yield::Object),
             Kind::GetSimple(queue) => adapted(queue.get().core().getting(), Yield::Object),
-            Kind::GetHooked(queue, condition) => Box::new(GettingHooked {
-                queue,
-                condition: condition.get().core(),
-            }),
+            Kind::GetHooked(queue, condition) => match condition.get().core() {
+                Ok(condition) => Box::new(GettingHooked { queue, condition }),
+                Err(_) => adapted(Until(Time::NEVER), plain), // get_op() has looked
+            },
             Kind::Put(queue, item) => {
                 let item = attached(|py| item.clone_ref(py));
                 adapted(queue.get().core().putting(item), plain)

@@ -92,7 +92,7 @@ impl Queue {
 impl Queue {
     // Lenient, for subclasses may take what arguments they like.
     #[new]
-    #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "Queue[_T]")]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "Queue[_T]", text_signature = "(maxsize=0)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
             items: Items::new(Order::Fifo, 0),
@@ -309,13 +309,17 @@ impl SimpleQueue {
 
 #[pymethods]
 impl SimpleQueue {
+    // Lenient, for subclasses may take what arguments they like.
     #[new]
-    #[pyo3(signature = () -> "SimpleQueue[_T]")]
-    fn new() -> Self {
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "SimpleQueue[_T]", text_signature = "()")]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
             items: Items::new(Order::Fifo, 0),
         }
     }
+
+    #[pyo3(signature = ())]
+    fn __init__(&self) {}
 
     #[classmethod]
     #[pyo3(signature = (item: "object", /))]

@@ -1,7 +1,10 @@
 //! `Semaphore` and `BoundedSemaphore`.
 
+use std::sync::OnceLock;
+
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
@@ -16,7 +19,8 @@ use crate::{sync, wait};
 /// killed there. One that acquire() took belongs to nobody: any thread may release it.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(super) struct Semaphore {
-    semaphore: sync::Semaphore,
+    /// Made by `__init__`.
+    semaphore: OnceLock<sync::Semaphore>,
 }
 
 /// A semaphore like threading.BoundedSemaphore: releasing more often than acquiring is an error.
@@ -25,7 +29,13 @@ pub(super) struct BoundedSemaphore;
 
 impl Semaphore {
     pub(super) fn core(&self) -> &sync::Semaphore {
-        &self.semaphore
+        self.semaphore.get_or_init(|| sync::Semaphore::new(1))
+    }
+
+    const fn blank() -> Self {
+        Self {
+            semaphore: OnceLock::new(),
+        }
     }
 }
 
@@ -36,12 +46,18 @@ fn permits(value: isize) -> PyResult<usize> {
 
 #[pymethods]
 impl Semaphore {
+    // Lenient, for subclasses may take what arguments they like.
     #[new]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(value=1)")]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self::blank()
+    }
+
     #[pyo3(signature = (value = 1))]
-    fn new(value: isize) -> PyResult<Self> {
-        Ok(Self {
-            semaphore: sync::Semaphore::new(permits(value)?),
-        })
+    fn __init__(&self, value: isize) -> PyResult<()> {
+        let semaphore = sync::Semaphore::new(permits(value)?);
+        self.semaphore.get_or_init(|| semaphore);
+        Ok(())
     }
 
     /// Acquire a permit: wait as long as it takes, or for `timeout` seconds, or not at all. True
@@ -62,17 +78,17 @@ impl Semaphore {
                     "can't specify timeout for non-blocking acquire",
                 ));
             }
-            return Ok(self.semaphore.try_acquire());
+            return Ok(self.core().try_acquire());
         }
         let until = seconds::patience(timeout)?;
         wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
-        if self.semaphore.try_acquire() {
+        if self.core().try_acquire() {
             return Ok(true);
         }
         if !until.is_never() && until <= Time::now() {
             return Ok(false);
         }
-        blocking_wait(py, || self.semaphore.acquire(until))
+        blocking_wait(py, || self.core().acquire(until))
     }
 
     /// Release so many permits: those who wait get them first. Never blocks.
@@ -82,7 +98,7 @@ impl Semaphore {
     fn release(&self, n: isize) -> PyResult<()> {
         let permits = usize::try_from(n).ok().filter(|permits| *permits > 0);
         let permits = permits.ok_or_else(|| PyValueError::new_err("n must be one or more"))?;
-        self.semaphore
+        self.core()
             .release(permits)
             .map_err(|_| PyValueError::new_err("Semaphore released too many times"))
     }
@@ -90,13 +106,13 @@ impl Semaphore {
     /// The number of free permits; by the name that threading has for it.
     #[getter]
     fn _value(&self) -> usize {
-        self.semaphore.free()
+        self.core().free()
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
         wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
-        if !self.semaphore.try_acquire_for_block() {
-            blocking_wait(py, || self.semaphore.acquire_for_block())?;
+        if !self.core().try_acquire_for_block() {
+            blocking_wait(py, || self.core().acquire_for_block())?;
         }
         Ok(true)
     }
@@ -109,7 +125,7 @@ impl Semaphore {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        if self.semaphore.end_block() {
+        if self.core().end_block() {
             // A kill that the permit held off is raised here.
             return if value.is_none() {
                 error::check_kill(py)
@@ -127,7 +143,7 @@ impl Semaphore {
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
-        let (class, free) = (slf.get_type().qualname()?, slf.get().semaphore.free());
+        let (class, free) = (slf.get_type().qualname()?, slf.get().core().free());
         Ok(format!(
             "<desist.{class} at {:p}: value={free}>",
             slf.as_ptr()
@@ -140,15 +156,24 @@ use blocking as blocking_wait; // `blocking` is the name of an argument here
 #[pymethods]
 impl BoundedSemaphore {
     #[new]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(value=1)")]
+    fn new(
+        _args: &Bound<'_, PyTuple>,
+        _kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyClassInitializer<Self> {
+        PyClassInitializer::from(Semaphore::blank()).add_subclass(Self)
+    }
+
     #[pyo3(signature = (value = 1))]
-    fn new(value: isize) -> PyResult<PyClassInitializer<Self>> {
+    fn __init__(slf: &Bound<'_, Self>, value: isize) -> PyResult<()> {
         let semaphore = sync::Semaphore::bounded(permits(value)?);
-        Ok(PyClassInitializer::from(Semaphore { semaphore }).add_subclass(Self))
+        slf.as_super().get().semaphore.get_or_init(|| semaphore);
+        Ok(())
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let class = slf.get_type().qualname()?;
-        let semaphore = &slf.as_super().get().semaphore;
+        let semaphore = slf.as_super().get().core();
         let (free, bound) = (semaphore.free(), semaphore.bound());
         Ok(format!(
             "<desist.{class} at {:p}: value={free}/{bound}>",

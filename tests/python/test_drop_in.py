@@ -105,3 +105,57 @@ def test_a_condition_of_a_plain_lock_can_be_used_in_place_of_it() -> None:
     assert condition.locked()
     condition._at_fork_reinit()
     assert not condition.locked()
+
+
+class Named:
+    """What a subclass adds in front of any of them."""
+
+    def __init__(self, name: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.name = name
+
+
+@pytest.mark.parametrize(
+    ("base", "arguments"),
+    [
+        (desist.Lock, ()),
+        (desist.RLock, ()),
+        (desist.Semaphore, (2,)),
+        (desist.BoundedSemaphore, (2,)),
+        (desist.Event, ()),
+        (desist.Condition, ()),
+        (desist.Barrier, (2,)),
+        (desist.Queue, (2,)),
+        (desist.LifoQueue, (2,)),
+        (desist.PriorityQueue, (2,)),
+        (desist.SimpleQueue, ()),
+    ],
+)
+def test_a_subclass_takes_what_arguments_it_likes(
+    base: type[Any], arguments: tuple[int, ...]
+) -> None:
+    cls = type("Subclass", (Named, base), {"name": None})
+    made = cls("name", *arguments)
+    assert made.name == "name"
+    assert isinstance(made, base)
+    for wrong in (("too", "many", "arguments"), (object(),)):
+        if base in (desist.Condition, desist.Barrier) and len(wrong) == 1:
+            continue
+        with pytest.raises(TypeError):
+            base(*wrong, "and one more")
+    if base in (desist.Semaphore, desist.BoundedSemaphore):
+        assert made._value == 2
+    if base is desist.Barrier:
+        assert made.parties == 2
+    if base in (desist.Queue, desist.LifoQueue, desist.PriorityQueue):
+        assert made.maxsize == 2
+    if base is desist.RLock:
+        with made, made:
+            assert made._recursion_count() == 2
+
+
+@pytest.mark.parametrize("base", [desist.Condition, desist.Barrier])
+def test_a_subclass_that_forgets_init_is_told(base: type[Any]) -> None:
+    cls = type("Subclass", (base,), {"__init__": lambda _self: None})
+    with pytest.raises(RuntimeError, match=r"__init__\(\) was not called"):
+        cls().wait()

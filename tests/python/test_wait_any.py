@@ -319,9 +319,9 @@ def test_waits_for_several_things_take_turns_in_simulated_time() -> None:
                 queue.put(item)
 
         desist.Thread(target=produce).start()
-        seen: list[tuple[int, object]] = []
+        seen: list[tuple[int, Any]] = []
         while len(seen) < 6:
-            get: desist.Op[object] = desist.get_op(queue)
+            get = desist.get_op(queue)
             found = wait_any(get, desist.after_op(7))
             assert found
             seen.append(found)
