@@ -338,7 +338,10 @@ BUGS = (
         "one of those who wait is told of the poison",
         "sync/lock.rs",
         "lock",
-        ("if state.poison.is_some() { // Bad", "if state.poison.is_some() && state.queue.len() < 2 { // Bad"),
+        (
+            "if state.poison.is_some() { // Bad",
+            "if state.poison.is_some() && state.queue.len() < 2 { // Bad",
+        ),
     ),
     bug(
         "a lock that was taken twice is free when it was released once",
@@ -465,7 +468,10 @@ BUGS = (
         "who gives up when all are there has not been there",
         "sync/barrier.rs",
         "barrier",
-        ("if round.fate() != Fate::Filling { return true; }", "if round.fate() != Fate::Filling { return false; }"),
+        (
+            "if round.fate() != Fate::Filling { return true; }",
+            "if round.fate() != Fate::Filling { return false; }",
+        ),
     ),
     bug(
         "who comes after one who has left has its number twice",
@@ -527,8 +533,8 @@ BUGS = (
         "sync/queue.rs",
         "queue",
         (
-            "let mut slot = getter.slot.lock(); if getter.ticket.grant() { *slot = item.take();",
-            "if getter.ticket.grant() { *getter.slot.lock() = item.take();",
+            "let mut slot = getter.slot.lock(); if getter.ticket.grant() { *slot = Some(item);",
+            "if getter.ticket.grant() { *getter.slot.lock() = Some(item);",
         ),
     ),
     bug(
@@ -541,7 +547,10 @@ BUGS = (
         "the item of a putter that has given up is put",
         "sync/queue.rs",
         "queue",
-        ("if putter.ticket.grant() { self.items", "if putter.ticket.grant() || !self.shut { self.items"),
+        (
+            "if putter.ticket.grant() { self.items",
+            "if putter.ticket.grant() || !self.shut { self.items",
+        ),
     ),
     bug(
         "a putter does not look for a place that came before it queued",
@@ -580,13 +589,19 @@ BUGS = (
         "a cancelled getter stays with the queue",
         "sync/queue.rs",
         "queue",
-        ("state.getters.retain(|getter| getter.ticket != *ticket);", "let _ = (&mut state, ticket);"),
+        (
+            "state.getters.retain(|getter| getter.ticket != *ticket);",
+            "let _ = (&mut state, ticket);",
+        ),
     ),
     bug(
         "a cancelled putter stays with the queue",
         "sync/queue.rs",
         "queue",
-        ("state.putters.retain(|putter| putter.ticket != *ticket);", "let _ = (&mut state, ticket);"),
+        (
+            "state.putters.retain(|putter| putter.ticket != *ticket);",
+            "let _ = (&mut state, ticket);",
+        ),
     ),
     bug(
         "what was last done wakes nobody who joins",
