@@ -533,8 +533,8 @@ BUGS = (
         "sync/queue.rs",
         "queue",
         (
-            "let mut slot = getter.slot.lock(); if getter.ticket.grant() { *slot = item.take();",
-            "if getter.ticket.grant() { *getter.slot.lock() = item.take();",
+            "let mut slot = getter.slot.lock(); if getter.ticket.grant() { *slot = Some(item);",
+            "if getter.ticket.grant() { *getter.slot.lock() = Some(item);",
         ),
     ),
     bug(

@@ -83,6 +83,19 @@ fn loom_i12_the_next_round_begins_when_all_have_gone() {
 }
 
 #[test]
+fn loom_i11_who_comes_while_the_last_one_opens_belongs_to_the_next_round() {
+    explore(TWICE, || {
+        let barrier = Arc::new(Barrier::new(2));
+        let parties = [(); 3].map(|()| party(&barrier));
+        let mut numbers = vec![barrier.wait_until(Time::NEVER).unwrap()];
+        numbers.extend(parties.map(|party| end(party).unwrap()));
+        numbers.sort_unstable();
+        assert_eq!(numbers, [0, 0, 1, 1], "two rounds of two");
+        assert_new(&barrier);
+    });
+}
+
+#[test]
 fn loom_i11_a_party_that_is_cancelled_when_the_last_comes_has_passed_or_has_not_been_there() {
     explore(TWICE, || {
         let barrier = Arc::new(Barrier::new(2));
