@@ -178,11 +178,13 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import what few need, and what is heavy, when it is asked for."""
-    if name in ("socket", "ssl"):
-        return _importlib.import_module(f"desist.{name}")
-    if name in ("run", "wait"):
-        process = _importlib.import_module("desist._process")
-        return globals().setdefault(name, getattr(process, name))
+    where = {"socket": "socket", "ssl": "ssl", "run": "_process", "wait": "_process"}.get(name)
+    # A kill in the middle of an import would leave the interpreter's lock for it held.
+    with cleanup():
+        if where is not None:
+            module = _importlib.import_module(f"desist.{where}")
+            found = module if where == name else getattr(module, name)
+            return globals().setdefault(name, found)
     raise AttributeError(f"module 'desist' has no attribute {name!r}")
 
 

@@ -50,9 +50,14 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
                 raise stop from failure
         raise
     finally:
-        with leaving:
+        # Also CPython 3.10 lets no kill strike where a handler begins with a try; should one
+        # strike nevertheless, right behind the exception that came here, this is done again.
+        try:
+            with leaving:
+                call.leave()
+                registration.unregister()
+        finally:
             call.leave()
-            registration.unregister()
 
 
 class _Call:

@@ -63,7 +63,10 @@ def wait(process: subprocess.Popen[Any], timeout: float | None = None) -> int:
             end.open(process)
         done = wait_any(end.op(), timeout=None if timeout is None else max(timeout, 0.0))
     finally:
-        with closing:
+        try:  # as in run()
+            with closing:
+                end.close()
+        finally:
             end.close()
     if done is None:
         assert timeout is not None  # noqa: S101 (for the type checker)
@@ -115,14 +118,21 @@ def run(
     checkpoint()
     child = _Child()
     # Made beforehand: between the making of a zone and its block a kill could strike.
-    spawning, ending = cleanup(), cleanup()
+    spawning, ending, again = cleanup(), cleanup(), cleanup()
     try:
         with spawning:
             child.spawn(popenargs, kwargs)
         stdout, stderr = child.communicate(input, timeout)
     finally:
-        with ending:
-            child.end()
+        # Also CPython 3.10 lets no kill strike where a handler begins with a try; should one
+        # strike nevertheless, right behind the exception that came here, this is done again.
+        try:
+            with ending:
+                child.end()
+        finally:
+            if not child.over:
+                with again:
+                    child.end()
     process = child.process
     assert process is not None  # noqa: S101 (for the type checker)
     code = process.returncode
@@ -261,6 +271,7 @@ class _Child:
         self._end = _End()
         self._token = current_token()
         self._leads_group = False
+        self.over = False
         self._open: list[_Output | _Input] = []
         self._outputs: dict[str, _Output] = {}
 
@@ -358,6 +369,7 @@ class _Child:
         """Stop it if it still runs; leave nothing behind. To be called in a clean-up zone."""
         process = self.process
         if process is None:
+            self.over = True
             return
         try:
             if process.returncode is None:
@@ -368,6 +380,7 @@ class _Child:
                     with suppress(OSError):
                         file.close()
             self._end.close()
+            self.over = True
 
     def _stop(self, process: subprocess.Popen[Any]) -> None:
         if _WINDOWS:
