@@ -104,7 +104,7 @@ impl Queue {
     fn __init__(slf: &Bound<'_, Self>, maxsize: isize) -> PyResult<()> {
         let py = slf.py();
         if slf.get_type().is(py.get_type::<Self>()) {
-            slf.get()._configure(maxsize, false);
+            slf.get().configure(maxsize, false);
         } else {
             slf.call_method1(intern!(py, "_set_up"), (maxsize,))?;
         }
@@ -133,12 +133,12 @@ impl Queue {
     /// Become what the class is, before it is used.
     #[pyo3(signature = (maxsize: "int"))]
     fn _set_up(&self, maxsize: isize) {
-        self._configure(maxsize, false);
+        self.configure(maxsize, false);
     }
 
     /// Say what queue it is, before it is used.
-    #[pyo3(signature = (maxsize, *, lifo = false))]
-    fn _configure(&self, maxsize: isize, lifo: bool) {
+    #[pyo3(name = "_configure", signature = (maxsize, *, lifo = false))]
+    fn configure(&self, maxsize: isize, lifo: bool) {
         let order = if lifo { Order::Lifo } else { Order::Fifo };
         let capacity = usize::try_from(maxsize).unwrap_or(0);
         self.items.configure(order, capacity);

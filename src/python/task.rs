@@ -63,7 +63,7 @@ pub(super) fn run<R>(
 /// One run of a callable that can be cancelled and killed.
 #[pyclass(frozen, module = "desist._core")]
 pub(super) struct Task {
-    task: Arc<task::Task>,
+    core: Arc<task::Task>,
     ended: AtomicU8,
     /// Its thread's place in a simulation, on the way to it.
     enrolment: Mutex<Option<Enrolment>>,
@@ -71,7 +71,7 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn core(&self) -> &Arc<task::Task> {
-        &self.task
+        &self.core
     }
 }
 
@@ -80,7 +80,7 @@ impl Task {
     #[new]
     fn new(name: &str) -> Self {
         Self {
-            task: task::Task::new(name, None),
+            core: task::Task::new(name, None),
             ended: AtomicU8::new(Ended::NotYet as u8),
             enrolment: Mutex::new(None),
         }
@@ -89,16 +89,16 @@ impl Task {
     /// Its thread is being started, so that it may be killed from now on.
     /// False: it is, or was, already.
     fn launch(&self) -> bool {
-        let first = self.task.launch();
+        let first = self.core.launch();
         if first {
-            *self.enrolment.lock() = testing::enrol(self.task.name(), self.task.node());
+            *self.enrolment.lock() = testing::enrol(self.core.name(), self.core.node());
         }
         first
     }
 
     /// Its thread could not be started.
     fn recall(&self, py: Python<'_>) {
-        self.task.recall();
+        self.core.recall();
         let enrolment = self.enrolment.lock().take();
         detached(py, || drop(enrolment));
     }
@@ -106,7 +106,7 @@ impl Task {
     /// Run it here and now. Cancelled and Killed end here; other exceptions pass.
     #[pyo3(signature = (body: "Callable[[], object]"))]
     fn run(&self, py: Python<'_>, body: &Bound<'_, PyAny>) -> PyResult<()> {
-        if !matches!(self.task.progress(), Progress::Fresh | Progress::Launched) {
+        if !matches!(self.core.progress(), Progress::Fresh | Progress::Launched) {
             return Err(PyRuntimeError::new_err(
                 "this task has run; make a new one for each run",
             ));
@@ -114,7 +114,7 @@ impl Task {
         let enrolment = self.enrolment.lock().take();
         let enrolled = detached(py, || enrolment.map(Enrolment::begin));
         let body = || hard_stop::call(body, &PyTuple::empty(py)).map(Bound::unbind);
-        let settled = run(py, &self.task, body, |result, ended| {
+        let settled = run(py, &self.core, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
             match ended {
                 Ended::Failed => result.map(|_| ()),
@@ -128,14 +128,14 @@ impl Task {
     /// The task's token.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
-        CancelToken::wrap(py, self.task.source().token())
+        CancelToken::wrap(py, self.core.source().token())
     }
 
     /// Where it is in its life.
     #[getter]
     fn state(&self) -> TaskState {
         let ended = self.ended.load(Ordering::Acquire);
-        match self.task.progress() {
+        match self.core.progress() {
             Progress::Fresh | Progress::Launched => TaskState::Pending,
             Progress::Abandoned => TaskState::Abandoned,
             Progress::Running => TaskState::Running,
@@ -157,7 +157,7 @@ impl Task {
         grace: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
         let grace = seconds::optional_span(grace, "grace")?;
-        Ok(cancel_node(py, self.task.source().node(), reason, grace))
+        Ok(cancel_node(py, self.core.source().node(), reason, grace))
     }
 
     /// Stop it, rung by rung; blocks until it has ended or was given up.
@@ -168,13 +168,13 @@ impl Task {
         reason: Option<&str>,
         policy: Option<&StopPolicy>,
     ) -> PyResult<KillReport> {
-        stop::kill(py, &self.task, reason, policy, &mut || ())
+        stop::kill(py, &self.core, reason, policy, &mut || ())
     }
 
     /// Block until it is over or was given up (True), or the seconds have passed. A checkpoint.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::optional_span(timeout, "timeout")?.map_or(Time::NEVER, Time::after);
-        blocking(py, || self.task.over().wait_until(until))
+        blocking(py, || self.core.over().wait_until(until))
     }
 }

@@ -44,6 +44,9 @@ impl Condition {
     /// Give up the lock, block until a notify or until `until` (then false), and take the lock
     /// again. A checkpoint; the lock is held again before `Err`, too.
     pub fn wait_until(&self, until: Time) -> Result<bool, WaitError> {
+        if !self.lock.is_locked() {
+            return Err(WaitError::NotHeld(ReleaseError::NotHeld)); // and no notify is for it
+        }
         wait::checkpoint().map_err(LockError::Stop)?;
         let mut waiting = Waiting {
             condition: self,

@@ -141,6 +141,11 @@ def queue_tests() -> types.ModuleType:
     return load("test.test_queue", {"threading": THREADING})
 
 
+def subprocess_tests() -> types.ModuleType:
+    """test.test_subprocess, with desist.run()."""
+    return load("test.test_subprocess", {"subprocess": Overlay("subprocess", run=desist.run)})
+
+
 def with_desist(run: Callable[..., Any]) -> Callable[..., Any]:
     """`run` starts an interpreter; its script, after a `-c` or alone, finds desist in threading."""
     first = f"import sys; sys.path.insert(0, {str(HERE)!r}); import cpython; cpython.install()\n"

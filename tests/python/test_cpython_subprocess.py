@@ -1,0 +1,15 @@
+"""CPython's own tests of subprocess.run(), with desist.run() in its place."""
+
+from __future__ import annotations
+
+import cpython
+import desist
+
+EXCLUDED: dict[str, str] = {}
+module = cpython.subprocess_tests()
+# The other cases of the module are about Popen, which desist does not stand in for.
+RunFuncTestCase = cpython.adopt(module, EXCLUDED)["RunFuncTestCase"]
+
+
+def test_they_are_pointed_at_desist() -> None:
+    assert module.subprocess.run is desist.run
