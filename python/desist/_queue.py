@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _T = TypeVar("_T")
+_FOREVER = float("inf")  # math is another library to load
 
 
 _HOOKS = frozenset({"_init", "_qsize", "_put", "_get"})
@@ -48,7 +48,7 @@ class _Hooked:
             _check(timeout)
             self._wait_and_put(item, timeout)
         else:
-            with shield(math.inf):
+            with shield(_FOREVER):
                 self._wait_and_put(item, 0)
 
     def _wait_and_put(self, item: Any, timeout: float | None) -> None:
@@ -67,7 +67,7 @@ class _Hooked:
             _check(timeout)
             item = self._wait_and_get(timeout)
         else:
-            with shield(math.inf):
+            with shield(_FOREVER):
                 item = self._wait_and_get(0)
         return item
 
@@ -93,7 +93,7 @@ class _Hooked:
         return self._shut or self._qsize() > 0
 
     def task_done(self) -> None:
-        with shield(math.inf), self.mutex:
+        with shield(_FOREVER), self.mutex:
             if not self._unfinished:
                 raise ValueError("task_done() called too many times")
             self._finish(1)
@@ -108,7 +108,7 @@ class _Hooked:
             self.all_tasks_done.wait_for(lambda: not self._unfinished)
 
     def shutdown(self, immediate: bool = False) -> None:
-        with shield(math.inf), self.mutex:
+        with shield(_FOREVER), self.mutex:
             self._shut = True
             if immediate:
                 dropped = self._qsize()
@@ -119,7 +119,7 @@ class _Hooked:
             self.not_full.notify_all()
 
     def qsize(self) -> int:
-        with shield(math.inf), self.mutex:
+        with shield(_FOREVER), self.mutex:
             size = self._qsize()
         return size  # noqa: RET504 (a block's end could hold an exception back, for all mypy knows)
 
