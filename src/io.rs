@@ -34,7 +34,7 @@ pub enum ReadyError {
 /// Being ready is not used up: with several threads at one descriptor, use it without blocking,
 /// and wait again if another one was quicker.
 pub fn wait_ready(fd: RawFd, what: Readiness, until: Time) -> Result<bool, ReadyError> {
-    let ready = wait::perform_any(&mut [&mut Watching::new(fd, what)], until)?;
+    let ready = wait::perform_any(&mut [&mut Watching::new(fd, what)], until, |park| park())?;
     Ok(ready.is_some())
 }
 

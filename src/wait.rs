@@ -161,17 +161,14 @@ pub(crate) trait Op: Waitable {
 /// Do it, waiting until `until` at most; then `None`. A checkpoint; `Err` means that nothing was
 /// done.
 pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output>, O::Refusal> {
-    perform_by(op, until, |op| block(Waiter::new(), until, &mut [op]))
+    perform_by(op, until, |park| park())
 }
 
-/// [`perform`], where the waiting is done by `block`: false, if the time was up.
-///
-/// So a host can let go of what it must not have while it waits, and have it again when it looks.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
+/// [`perform`], where `sleep` runs the sleeping, see [`block_by`].
 pub(crate) fn perform_by<O: Op>(
     op: &mut O,
     until: Time,
-    block: impl Fn(&mut O) -> Result<Option<usize>, Stop>,
+    sleep: impl Fn(&mut Park<'_>) -> Outcome,
 ) -> Result<Option<O::Output>, O::Refusal> {
     checkpoint()?;
     let mut done = op.attempt()?;
@@ -179,7 +176,7 @@ pub(crate) fn perform_by<O: Op>(
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
         }
-        done = match block(op)? {
+        done = match block_by(Waiter::new(), until, &mut [op], &sleep)? {
             Some(_) => op.collect()?,
             None => op.attempt()?,
         };
@@ -193,6 +190,7 @@ pub(crate) fn perform_by<O: Op>(
 pub(crate) fn perform_any<O: Op + ?Sized>(
     ops: &mut [&mut O],
     until: Time,
+    sleep: impl Fn(&mut Park<'_>) -> Outcome,
 ) -> Result<Option<(usize, O::Output)>, O::Refusal>
 where
     O::Refusal: From<io::Error>,
@@ -216,7 +214,7 @@ where
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
         }
-        granted = block(waiter_for(ops)?, until, ops)?;
+        granted = block_by(waiter_for(ops)?, until, ops, &sleep)?;
     }
 }
 
@@ -261,6 +259,20 @@ pub(crate) fn block<W: Waitable + ?Sized>(
     until: Time,
     what: &mut [&mut W],
 ) -> Result<Option<usize>, Stop> {
+    block_by(waiter, until, what, |park| park())
+}
+
+/// The part of a wait in which the thread sleeps.
+pub(crate) type Park<'a> = dyn FnMut() -> Outcome + Send + 'a;
+
+/// [`block`], where `sleep` runs the sleeping itself: so a host can let go of what a sleeper must
+/// not hold, and have it for everything else.
+pub(crate) fn block_by<W: Waitable + ?Sized>(
+    waiter: Arc<Waiter>,
+    until: Time,
+    what: &mut [&mut W],
+    sleep: impl FnOnce(&mut Park<'_>) -> Outcome,
+) -> Result<Option<usize>, Stop> {
     checkpoint()?;
     let task = scope::current_task();
     let node = scope::current_node();
@@ -278,7 +290,7 @@ pub(crate) fn block<W: Waitable + ?Sized>(
         until = until.min(waitable.bound());
         in_line += 1;
     }
-    let mut outcome = park_under(node.as_ref(), &waiter, until);
+    let mut outcome = sleep(&mut || park_under(node.as_ref(), &waiter, until));
     let mut granted = (outcome == Outcome::Granted).then(|| waiter.which());
     for (which, waitable) in what[..in_line].iter_mut().enumerate() {
         if granted != Some(which) && waitable.dequeue(&Ticket::new(&waiter, which)) {

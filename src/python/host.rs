@@ -79,11 +79,6 @@ pub(super) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() -> T + Send) 
     })
 }
 
-/// Take the interpreter in the middle of that.
-pub(super) fn attached<T>(act: impl FnOnce(Python<'_>) -> T) -> T {
-    fork::outside(|| Python::attach(act))
-}
-
 /// The exception that ended a wait with `Stop::Interrupted`.
 pub(super) fn take_raised() -> Option<PyErr> {
     RAISED.with(|slot| slot.borrow_mut().take())

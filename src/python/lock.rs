@@ -8,15 +8,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
-use crate::park::Waiter;
 use crate::python::error::Killed;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
-use crate::python::wait::checkpoint;
+use crate::python::wait::{checkpoint, perform};
 use crate::python::{error, hard_stop, hint, seconds};
+use crate::scope;
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
-use crate::{scope, wait};
 
 /// A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
 /// however it ends.
@@ -78,9 +77,7 @@ impl Lock {
         until: Time,
     ) -> Result<bool, LockError> {
         let mut acquiring = self.core().acquiring(acquire);
-        let taken = wait::perform_by(&mut acquiring, until, |acquiring| {
-            detached(py, || wait::block(Waiter::new(), until, &mut [acquiring]))
-        });
+        let taken = perform(py, &mut acquiring, until);
         taken.map(|taken| taken.is_some())
     }
 

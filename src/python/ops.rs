@@ -14,14 +14,13 @@ use crate::python::cause::CancelCause;
 use crate::python::condition::Condition;
 use crate::python::event::Event;
 use crate::python::hint::GivenFile;
-use crate::python::host::{attached, detached};
 use crate::python::lock::Lock;
 use crate::python::queue::{self, Queue, SimpleQueue};
 use crate::python::seconds::{self, Seconds};
 use crate::python::semaphore::Semaphore;
 use crate::python::task::Task;
 use crate::python::token::CancelToken;
-use crate::python::wait::Latch;
+use crate::python::wait::{Latch, asleep};
 use crate::python::{error, io};
 use crate::sync::{self, Acquire, LockError, QueueError};
 use crate::wait::{self, Cancellation, Op as CoreOp, Until, Waitable};
@@ -178,15 +177,13 @@ pub(super) fn wait_any<'py>(
     let ops: Vec<Py<Op>> = ops.into_iter().map(Bound::unbind).collect();
     let tokens: Vec<Option<crate::token::CancelToken>> =
         ops.iter().map(|op| op.get().token()).collect();
-    let done = detached(py, || {
-        let mut waiting: Vec<Box<dyn CoreOp<Output = Yield, Refusal = Failure> + '_>> = ops
-            .iter()
-            .zip(&tokens)
-            .map(|(op, token)| op.get().start(token.as_ref()))
-            .collect();
-        let mut waiting: Vec<_> = waiting.iter_mut().map(|op| &mut **op).collect();
-        wait::perform_any(&mut waiting, until)
-    });
+    let mut waiting: Vec<Box<dyn CoreOp<Output = Yield, Refusal = Failure> + '_>> = ops
+        .iter()
+        .zip(&tokens)
+        .map(|(op, token)| op.get().start(py, token.as_ref()))
+        .collect();
+    let mut waiting: Vec<_> = waiting.iter_mut().map(|op| &mut **op).collect();
+    let done = wait::perform_any(&mut waiting, until, asleep(py));
     match done {
         Ok(None) => Ok(None),
         Ok(Some((which, Yield::Object(object)))) => Ok(Some((which, object.into_bound(py)))),
@@ -278,6 +275,7 @@ impl Op {
 
     fn start<'a>(
         &'a self,
+        py: Python<'_>,
         token: Option<&'a crate::token::CancelToken>,
     ) -> Box<dyn CoreOp<Output = Yield, Refusal = Failure> + 'a> {
         let plain = |()| Yield::Plain;
@@ -291,7 +289,7 @@ impl Op {
                 Err(_) => adapted(Until(Time::NEVER), plain), // get_op() has looked
             },
             Kind::Put(queue, item) => {
-                let item = attached(|py| item.clone_ref(py));
+                let item = item.clone_ref(py);
                 adapted(queue.get().core().putting(item), plain)
             }
             Kind::Set(event) => adapted(event.get().core(), plain),
@@ -366,7 +364,7 @@ impl Waitable for GettingHooked<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         self.condition.join(ticket.clone());
         // What came before that was notified to others.
-        let news = attached(|py| self.queue.call_method0(py, "_has_news")?.is_truthy(py));
+        let news = Python::attach(|py| self.queue.call_method0(py, "_has_news")?.is_truthy(py));
         if news.unwrap_or(true) {
             self.condition.leave(&ticket);
             ticket.grant();
@@ -384,7 +382,7 @@ impl CoreOp for GettingHooked<'_> {
     type Refusal = Failure;
 
     fn attempt(&mut self) -> Result<Option<Yield>, Failure> {
-        attached(|py| match self.queue.call_method0(py, "get_nowait") {
+        Python::attach(|py| match self.queue.call_method0(py, "get_nowait") {
             Ok(item) => Ok(Some(Yield::Object(item))),
             Err(raised) if error::is(py, &raised, "Empty") => Ok(None),
             Err(raised) => Err(raised.into()),

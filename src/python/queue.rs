@@ -10,9 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
-use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
-use crate::python::wait::checkpoint;
+use crate::python::wait::{checkpoint, perform};
 use crate::python::{error, hint};
 use crate::sync::{self, Order, QueueError};
 
@@ -49,7 +48,9 @@ fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> P
     }
     let mut left = items.try_put(item).map_err(|failure| failed(py, failure))?;
     if let (Some(item), Some(until)) = (left.take_if(|_| until.is_some()), until) {
-        left = detached(py, || items.put(item, until)).map_err(|failure| failed(py, failure))?;
+        let mut putting = items.putting(item);
+        let put = perform(py, &mut putting, until).map_err(|failure| failed(py, failure))?;
+        left = putting.into_item().filter(|_| put.is_none());
     }
     match left {
         None => Ok(()),
@@ -63,7 +64,7 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
     }
     let mut got = items.try_get();
     if let (Ok(None), Some(until)) = (&got, until) {
-        got = detached(py, || items.get(until));
+        got = perform(py, &mut items.getting(), until);
     }
     match got {
         Ok(Some(item)) => Ok(item),
@@ -246,7 +247,7 @@ impl Queue {
     fn join(&self, py: Python<'_>) -> PyResult<()> {
         checkpoint(py)?;
         if self.items.unfinished() > 0 {
-            detached(py, || self.items.join(Time::NEVER))
+            perform(py, &mut self.items.joining(), Time::NEVER)
                 .map_err(|stop| error::from_stop(py, stop))?;
         }
         Ok(())

@@ -6,10 +6,12 @@ use pyo3::prelude::*;
 
 use crate::clock::Time;
 use crate::error::Stop;
+use crate::park::Outcome;
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::token::CancelToken;
 use crate::python::{error, seconds};
+use crate::wait::{Op, Park};
 use crate::{scope, sync, wait};
 
 /// Run something that may block, without the interpreter.
@@ -18,6 +20,21 @@ pub(super) fn blocking<R: Send>(
     wait: impl FnOnce() -> Result<R, Stop> + Send,
 ) -> PyResult<R> {
     detached(py, wait).map_err(|stop| error::from_stop(py, stop))
+}
+
+/// Do something that may have to wait, until `until` at most: only the sleeping is done without
+/// the interpreter.
+pub(super) fn perform<O: Op>(
+    py: Python<'_>,
+    op: &mut O,
+    until: Time,
+) -> Result<Option<O::Output>, O::Refusal> {
+    wait::perform_by(op, until, asleep(py))
+}
+
+/// Sleep without the interpreter.
+pub(super) fn asleep(py: Python<'_>) -> impl Fn(&mut Park<'_>) -> Outcome {
+    move |park| detached(py, park)
 }
 
 /// Raise Cancelled or Killed if the calling code is to stop.

@@ -190,7 +190,12 @@ impl<T> Queue<T> {
     /// Wait until as many items have been counted as done as were put, or until `until` (then
     /// false). A checkpoint.
     pub fn join(&self, until: Time) -> Result<bool, Stop> {
-        wait::perform(&mut Joining(self), until).map(|joined| joined.is_some())
+        wait::perform(&mut self.joining(), until).map(|joined| joined.is_some())
+    }
+
+    /// Joining, for a host that sleeps in its own way.
+    pub(crate) fn joining(&self) -> Joining<'_, T> {
+        Joining(self)
     }
 
     /// From now on nothing is put, and nothing is got once it is empty: who waits is told. With
@@ -364,6 +369,12 @@ impl<T> Waitable for Putting<'_, T> {
 }
 
 impl<T> Putting<'_, T> {
+    /// The item, if it was not put.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn into_item(self) -> Option<T> {
+        self.item
+    }
+
     /// The item comes back from the line.
     fn fetch(&mut self) {
         if self.item.is_none() {
@@ -434,7 +445,7 @@ impl<T> Op for Getting<'_, T> {
 }
 
 /// One call of [`Queue::join`].
-struct Joining<'a, T>(&'a Queue<T>);
+pub(crate) struct Joining<'a, T>(&'a Queue<T>);
 
 impl<T> Waitable for Joining<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
