@@ -6,7 +6,7 @@
 //!
 //! The core's own locks are held for moments, but a fork may fall into one, and then nobody would
 //! ever release it in the child (I37). So a thread that the forking one cannot keep from running is
-//! [`inside`] while it uses the core, and a fork waits until none is. It is [`outside`] again while
+//! *inside* while it uses the core, and a fork waits until none is. It is *outside* again while
 //! it sleeps, and while it calls the runtime, which may be what the forking thread has stopped.
 
 use std::any::Any;

@@ -58,7 +58,7 @@ pub fn sleep(duration: Duration) -> Result<(), Stop> {
 /// Sleep until the clock shows `until`. `Err` as soon as the calling thread is to stop.
 pub fn sleep_until(until: Time) -> Result<(), Stop> {
     let nothing: &mut [&mut dyn Waitable] = &mut [];
-    block(Waiter::new(), until, nothing).map(|_| ())
+    block(&Waiter::new(), until, nothing).map(|_| ())
 }
 
 /// Wait for another node to be cancelled, or for `until` (then false).
@@ -176,7 +176,7 @@ pub(crate) fn perform_by<O: Op>(
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
         }
-        done = match block_by(Waiter::new(), until, &mut [op], &sleep)? {
+        done = match block_by(&Waiter::new(), until, &mut [op], &sleep)? {
             Some(_) => op.collect()?,
             None => op.attempt()?,
         };
@@ -214,7 +214,7 @@ where
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
         }
-        granted = block_by(waiter_for(ops)?, until, ops, &sleep)?;
+        granted = block_by(&waiter_for(ops)?, until, ops, &sleep)?;
     }
 }
 
@@ -255,7 +255,7 @@ pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Ref
 /// Whatever was not granted has left its line when this returns.
 #[allow(clippy::needless_pass_by_value)] // a waiter is for one wait
 pub(crate) fn block<W: Waitable + ?Sized>(
-    waiter: Arc<Waiter>,
+    waiter: &Arc<Waiter>,
     until: Time,
     what: &mut [&mut W],
 ) -> Result<Option<usize>, Stop> {
@@ -268,7 +268,7 @@ pub(crate) type Park<'a> = dyn FnMut() -> Outcome + Send + 'a;
 /// [`block`], where `sleep` runs the sleeping itself: so a host can let go of what a sleeper must
 /// not hold, and have it for everything else.
 pub(crate) fn block_by<W: Waitable + ?Sized>(
-    waiter: Arc<Waiter>,
+    waiter: &Arc<Waiter>,
     until: Time,
     what: &mut [&mut W],
     sleep: impl FnOnce(&mut Park<'_>) -> Outcome,
@@ -276,9 +276,9 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
     checkpoint()?;
     let task = scope::current_task();
     let node = scope::current_node();
-    let hook = node.as_ref().and_then(|node| hook_or_settle(node, &waiter));
+    let hook = node.as_ref().and_then(|node| hook_or_settle(node, waiter));
     if let Some(task) = &task {
-        task.begin_wait(&waiter);
+        task.begin_wait(waiter);
     }
     let mut in_line = 0;
     let mut until = until;
@@ -286,14 +286,14 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
         if waiter.outcome().is_some() {
             break;
         }
-        waitable.enqueue(Ticket::new(&waiter, which));
+        waitable.enqueue(Ticket::new(waiter, which));
         until = until.min(waitable.bound());
         in_line += 1;
     }
-    let mut outcome = sleep(&mut || park_under(node.as_ref(), &waiter, until));
+    let mut outcome = sleep(&mut || park_under(node.as_ref(), waiter, until));
     let mut granted = (outcome == Outcome::Granted).then(|| waiter.which());
     for (which, waitable) in what[..in_line].iter_mut().enumerate() {
-        if granted != Some(which) && waitable.dequeue(&Ticket::new(&waiter, which)) {
+        if granted != Some(which) && waitable.dequeue(&Ticket::new(waiter, which)) {
             granted = Some(which);
         }
     }

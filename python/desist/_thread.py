@@ -111,11 +111,11 @@ class Timer(Thread):
     ) -> None:
         """As threading.Timer."""
         super().__init__()
-        self.interval = interval
-        self.function = function
-        self.args = [] if args is None else args
-        self.kwargs = {} if kwargs is None else kwargs
-        self.finished = Event()
+        self.interval: float = interval
+        self.function: Callable[..., object] = function
+        self.args: Iterable[Any] = [] if args is None else args
+        self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
+        self.finished: Event = Event()
 
     def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
         """Stop the timer, if the function has not begun; then True.

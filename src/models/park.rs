@@ -137,7 +137,7 @@ fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
             let (task, mut place) = (task.clone(), place.clone());
             spawn(move || {
                 run_as(&task, || {
-                    let result = wait::block(Waiter::new(), Time::NEVER, &mut [&mut place]);
+                    let result = wait::block(&Waiter::new(), Time::NEVER, &mut [&mut place]);
                     assert_eq!(task.node().followers(), (0, 0));
                     result
                 })

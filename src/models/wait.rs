@@ -28,7 +28,7 @@ fn either<A: Op, B: Op>(first: &mut A, second: &mut B) -> Result<Done<A::Output,
             return Ok(Done::Second(done));
         }
         let both: &mut [&mut dyn Waitable] = &mut [first, second];
-        match wait::block(Waiter::new(), Time::NEVER, both)? {
+        match wait::block(&Waiter::new(), Time::NEVER, both)? {
             Some(0) => {
                 if let Some(done) = first.collect().ok().expect(unrefused) {
                     return Ok(Done::First(done));

@@ -52,7 +52,7 @@ impl Condition {
             condition: self,
             let_go: None,
         };
-        let notified = wait::block(Waiter::new(), until, &mut [&mut waiting]);
+        let notified = wait::block(&Waiter::new(), until, &mut [&mut waiting]);
         match waiting.let_go {
             Some(Ok(holds)) => self.lock.take_back(holds).map_err(WaitError::Lock)?,
             Some(Err(not_held)) => return Err(WaitError::NotHeld(not_held)),
