@@ -115,3 +115,71 @@ pub fn after_in_child() {
     scope::current_ledger().survive_fork();
     deadline::restart_in_child();
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// One at a time: there is one gate.
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    #[test]
+    fn i37_a_fork_waits_for_who_is_inside_and_holds_up_who_comes() {
+        let _alone = ALONE.lock();
+        let (entered, is_inside) = channel();
+        let left = Arc::new(AtomicBool::new(false));
+        let forked = Arc::new(AtomicBool::new(false));
+        let other = thread::spawn({
+            let (left, forked) = (left.clone(), forked.clone());
+            move || {
+                let guard = inside();
+                entered.send(()).expect("the test waits");
+                while INSIDE.load(Ordering::Acquire) & FORKING == 0 {
+                    thread::yield_now();
+                }
+                // Time enough for a fork that does not wait.
+                for _ in 0..1000 {
+                    if forked.load(Ordering::Acquire) {
+                        break;
+                    }
+                    thread::yield_now();
+                }
+                left.store(true, Ordering::Release);
+                drop(guard);
+                let _again = inside(); // held up until the fork is over
+                forked.load(Ordering::Acquire)
+            }
+        });
+        is_inside.recv().expect("the other thread runs");
+        before();
+        assert!(left.load(Ordering::Acquire), "it did not wait");
+        forked.store(true, Ordering::Release);
+        after_in_parent();
+        assert!(other.join().expect("no panic"), "it did not hold up");
+    }
+
+    #[test]
+    fn a_fork_does_not_wait_for_who_sleeps_or_calls_the_host() {
+        let _alone = ALONE.lock();
+        let (entered, is_outside) = channel();
+        let (end, ended) = channel::<()>();
+        let other = thread::spawn(move || {
+            let _inside = inside();
+            outside(|| {
+                entered.send(()).expect("the test waits");
+                ended.recv().expect("the test ends it");
+            });
+        });
+        is_outside.recv().expect("the other thread runs");
+        let began = Instant::now();
+        before();
+        after_in_parent();
+        assert!(began.elapsed() < PATIENCE, "it waited");
+        end.send(()).expect("the other thread waits");
+        other.join().expect("no panic");
+    }
+}
