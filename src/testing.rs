@@ -9,6 +9,18 @@
 //! 3. When all wait and nobody has a deadline, the thread that began the simulation is told; it
 //!    ends the simulation when all others have ended.
 //!
+//! ```
+//! use std::time::Duration;
+//! use desist::{Stop, sleep, testing};
+//!
+//! let slept = testing::run(None, || {
+//!     let other = testing::spawn("other", || sleep(Duration::from_secs(3600)));
+//!     sleep(Duration::from_secs(7200))?; // at once
+//!     other.join().expect("no panic")
+//! });
+//! assert_eq!(slept, Ok(Ok::<(), Stop>(())));
+//! ```
+//!
 //! What waits outside of desist is running as far as the simulation can tell. A wait for a
 //! descriptor is looked after for real before the clock jumps.
 
@@ -17,6 +29,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::atomics::{self, Mutex};
@@ -24,6 +37,7 @@ use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::deadline;
 use crate::park::{self, Interests, Outcome, Waiter};
+use crate::task::{BodyEnd, Boundary, Task};
 use crate::token::tree::NodeRef;
 
 /// A clock that jumps, and the threads that go by it. There is one at a time.
@@ -115,6 +129,42 @@ pub(crate) fn now() -> Option<Time> {
     })
     .ok()
     .flatten()
+}
+
+/// Run `body` in simulated time, and wait for the threads that it has [spawned](spawn). With a
+/// `seed`, lots decide whose turn it is. Other runs in the process wait for the end of this one.
+///
+/// # Panics
+/// Called under a simulation.
+pub fn run<T>(seed: Option<u64>, body: impl FnOnce() -> T) -> Result<T, Stuck> {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    assert!(mine().is_none(), "{AlreadySimulating}");
+    let _turn = ONE_AT_A_TIME.lock();
+    let simulation = Simulation::new(true, seed);
+    let Ok(enrolled) = simulation.enter() else {
+        unreachable!("{AlreadySimulating}") // by a host, which has runs of its own
+    };
+    let result = body();
+    let finished = simulation.finish();
+    drop(enrolled);
+    finished.map(|()| result)
+}
+
+/// Start a thread that takes part in the simulation under which the calling thread runs. It has a
+/// token of its own, which is cancelled if nobody can go on.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let task = Task::new(name, None);
+    let enrolment = enrol(name, task.node());
+    thread::spawn(move || {
+        let _enrolled = enrolment.map(Enrolment::begin);
+        let boundary = Boundary::enter(&task, None);
+        let result = body();
+        boundary.leave(BodyEnd::Unwound);
+        result
+    })
 }
 
 impl Simulation {

@@ -17,6 +17,7 @@ mod scope;
 mod semaphore;
 mod stop;
 mod support;
+mod testing;
 mod token;
 mod wait;
 mod work;
