@@ -269,6 +269,7 @@ class _Child:
     def __init__(self) -> None:
         self.process: subprocess.Popen[Any] | None = None
         self._end = _End()
+        self._talk: Aside[Any] | None = None
         self._token = current_token()
         self._leads_group = False
         self.over = False
@@ -357,7 +358,7 @@ class _Child:
         self, process: subprocess.Popen[Any], data: Any, timeout: float | None
     ) -> tuple[Any, Any]:
         """Where pipes cannot be waited for: a thread talks, and ends when the child does."""
-        talk = Aside(lambda: process.communicate(data), "desist-communicate")
+        self._talk = talk = Aside(lambda: process.communicate(data), "desist-communicate")
         if not talk.latch.wait(timeout):
             assert timeout is not None  # noqa: S101 (for the type checker)
             raise subprocess.TimeoutExpired(process.args, timeout)
@@ -374,6 +375,9 @@ class _Child:
         try:
             if process.returncode is None:
                 self._stop(process)
+            if self._talk is not None:
+                # It has come to the end of the pipes; closed before, it would not notice.
+                self._talk.latch.wait(_GRACE)
         finally:
             for file in (process.stdin, process.stdout, process.stderr):
                 if file is not None:

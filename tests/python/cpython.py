@@ -204,7 +204,7 @@ def cases_of(module: types.ModuleType) -> dict[str, type[unittest.TestCase]]:
 
 NAMES = """
 import importlib, unittest
-for name in ("test.test_threading", "test.test_queue"):
+for name in ("test.test_threading", "test.test_queue", "test.test_subprocess"):
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError:
@@ -220,13 +220,15 @@ for name in ("test.test_threading", "test.test_queue"):
 def main(interpreters: Iterable[str]) -> None:
     """Exclusions of what none of the interpreters has are mistakes."""
     import test_cpython_queue
+    import test_cpython_subprocess
     import test_cpython_threading
 
     known: set[str] = set()
     for interpreter in interpreters:
         names = subprocess.run([interpreter, "-c", NAMES], stdout=subprocess.PIPE, check=True)
         known |= set(names.stdout.decode().split())
-    excluded = {**test_cpython_queue.EXCLUDED, **test_cpython_threading.EXCLUDED}
+    tables = (test_cpython_queue, test_cpython_subprocess, test_cpython_threading)
+    excluded = [name for table in tables for name in table.EXCLUDED]
     stale = [f"{name}: excluded, but in none of them" for name in excluded if name not in known]
     sys.exit("\n".join(stale) or 0)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import desist
@@ -354,7 +354,7 @@ class Model:
     def spent(self, index: int) -> bool:
         for frame in reversed(self.frames[:index]):
             if frame.kind == CLEANUP:
-                if frame.due:
+                if frame.due or (frame.cause is not None and not frame.grace):
                     return True
                 continue
             if frame.cause is not None and not frame.grace:
@@ -482,6 +482,13 @@ class Real:
 
 
 @settings(max_examples=400, deadline=None)
+@example((Block("cleanup", False, (Block("cleanup", False, (("expire", 1), "look")),)),))
+@example(
+    (Block("cleanup", False, (("cancel without grace", 0), Block("cleanup", False, ("look",)))),)
+)
+@example(
+    (Block("cleanup", False, (Block("cleanup", False, (("cancel without grace", 1), "look")),)),)
+)
 @given(programs())
 def test_scopes_do_what_the_model_does(
     program: tuple[Block | str | tuple[str, int], ...],
