@@ -37,7 +37,7 @@ class Round:
         self.dice = random.Random(seed)
         self.unit = unit
         self.blocks: list[desist.CancelScope] = []
-        self.done: list[str] = []  # append() is one step, += is not
+        self.done: list[str] = []
 
     def pause(self, dice: random.Random) -> None:
         desist.sleep(dice.randrange(3) * self.unit)
@@ -89,7 +89,7 @@ class Locked(Subject):
     def __init__(self, make: Callable[[], Any], room: int = 1) -> None:
         self.lock = make()
         self.room = room
-        self.inside = 0
+        self.inside: list[int] = []  # append() and pop() are one step each, += is not
 
     def step(self, this: Round, dice: random.Random, number: int) -> None:
         if number % 2:
@@ -102,16 +102,16 @@ class Locked(Subject):
                 self.lock.release()
 
     def use(self, this: Round, dice: random.Random) -> None:
-        self.inside += 1
+        self.inside.append(1)
         try:
-            assert self.inside <= self.room
+            assert len(self.inside) <= self.room
             this.pause(dice)
         finally:
-            self.inside -= 1
+            self.inside.pop()
 
     def check(self, done: Counter[str]) -> None:
         del done
-        assert self.inside == 0
+        assert not self.inside
         for _ in range(self.room):
             assert self.lock.acquire(blocking=False)
         assert self.room == 1 or not self.lock.acquire(blocking=False)
@@ -124,7 +124,7 @@ class Reentrant(Locked):
 
     def check(self, done: Counter[str]) -> None:
         del done
-        assert self.inside == 0
+        assert not self.inside
         assert not self.lock.locked()
 
 
