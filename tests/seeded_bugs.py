@@ -257,18 +257,12 @@ BUGS = (
         "wait",
         ("what[..in_line].iter_mut()", "what[..in_line.min(1)].iter_mut()"),
     ),
-    # --- the latch
+    # --- the latch, which is an event
     bug(
-        "a waiter does not look whether the latch has been set",
+        "who waits for a latch in vain stays in its line",
         "sync/latch.rs",
         "latch",
-        ("if state.set { ticket.grant", "if false { ticket.grant"),
-    ),
-    bug(
-        "a cancelled waiter stays with the latch",
-        "sync/latch.rs",
-        "latch",
-        ("self.state.lock().waiting.remove(ticket);", "let _ = ticket;"),
+        ("if outcome != Outcome::Granted { event.dequeue", "if false { event.dequeue"),
     ),
     # --- the lock
     bug(

@@ -1,21 +1,16 @@
 //! A flag that is set once, and waited for.
 
-use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Line, Outcome, Ticket, Waiter};
-use crate::wait::{self, Op, Waitable};
+use crate::park::{Outcome, Ticket, Waiter};
+use crate::sync::event::Event;
+use crate::wait::Waitable;
 
 /// Set once; a wait for it ends then. Cancelled waiters leave nothing behind.
 #[derive(Debug, Default)]
 pub struct Latch {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    set: bool,
-    waiting: Line,
+    /// That nobody can clear.
+    event: Event,
 }
 
 /// A signal handler of the host raised during a wait that nothing else may interrupt.
@@ -30,32 +25,27 @@ impl Latch {
 
     /// Set it and wake all who wait. Idempotent.
     pub fn set(&self) {
-        let waiting = {
-            let mut state = self.state.lock();
-            state.set = true;
-            state.waiting.grant_all()
-        };
-        waiting.iter().for_each(Ticket::wake);
+        self.event.set();
     }
 
     /// Set?
     pub fn is_set(&self) -> bool {
-        self.state.lock().set
+        self.event.is_set()
     }
 
     /// Block until it is set, or until `until` (then false). A checkpoint.
     pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
-        wait::perform(&mut &*self, until).map(|set| set.is_some())
+        self.event.wait_until(until)
     }
 
     /// As [`Latch::wait_until`], but only the host's signals end it early.
     pub fn wait_uncancelled(&self, until: Time) -> Result<bool, Interrupted> {
-        let (waiter, mut this) = (Waiter::new(), self);
+        let (waiter, mut event) = (Waiter::new(), &self.event);
         let ticket = Ticket::new(&waiter, 0);
-        this.enqueue(ticket.clone());
+        event.enqueue(ticket.clone());
         let outcome = waiter.finish(until);
         if outcome != Outcome::Granted {
-            this.dequeue(&ticket);
+            event.dequeue(&ticket);
         }
         match outcome {
             Outcome::Interrupted => Err(Interrupted),
@@ -63,33 +53,14 @@ impl Latch {
         }
     }
 
+    /// As one of several things to wait for.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn as_event(&self) -> &Event {
+        &self.event
+    }
+
     #[cfg(all(test, loom))]
     pub(crate) fn waiting(&self) -> usize {
-        self.state.lock().waiting.len()
-    }
-}
-
-impl Waitable for &Latch {
-    fn enqueue(&mut self, ticket: Ticket) {
-        let mut state = self.state.lock();
-        if state.set {
-            ticket.grant();
-        } else {
-            state.waiting.push(ticket);
-        }
-    }
-
-    fn dequeue(&mut self, ticket: &Ticket) -> bool {
-        self.state.lock().waiting.remove(ticket);
-        false
-    }
-}
-
-impl Op for &Latch {
-    type Output = ();
-    type Refusal = Stop;
-
-    fn attempt(&mut self) -> Result<Option<()>, Stop> {
-        Ok(self.is_set().then_some(()))
+        self.event.waiting()
     }
 }
