@@ -4,9 +4,14 @@
 
 use super::{AtomicU32, Time};
 
+/// What passes, in nanoseconds, between the wake-up by the clock and the code that waited. The sleep
+/// ends so much earlier; should the thread run before its time, which the kernel's own slack makes
+/// rare, the caller looks at the clock and sleeps again.
+const AHEAD: u64 = 1_000;
+
 /// Sleep while the word is `expected`, until `until`. True: interrupted by a signal.
 pub(in crate::park) fn wait(word: &AtomicU32, expected: u32, until: Time) -> bool {
-    let nanos = until.as_nanos();
+    let nanos = until.as_nanos().saturating_sub(AHEAD);
     let timeout = libc::timespec {
         tv_sec: libc::time_t::try_from(nanos / 1_000_000_000).unwrap_or(libc::time_t::MAX),
         tv_nsec: libc::c_long::from(u32::try_from(nanos % 1_000_000_000).unwrap_or(0)),
