@@ -142,10 +142,8 @@ mod tests {
                     thread::yield_now();
                 }
                 // Time enough for a fork that does not wait.
-                for _ in 0..1000 {
-                    if forked.load(Ordering::Acquire) {
-                        break;
-                    }
+                let began = Instant::now();
+                while !forked.load(Ordering::Acquire) && began.elapsed() < PATIENCE / 20 {
                     thread::yield_now();
                 }
                 left.store(true, Ordering::Release);
