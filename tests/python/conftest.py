@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 def pytest_configure() -> None:
     """Refuse to test a binary that is older than its source."""
+    # A shell has a command that it runs in the background ignore Ctrl-C, and its children inherit
+    # that; some tests are about it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         from desist import _core
     except ImportError as error:
