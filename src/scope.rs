@@ -308,6 +308,18 @@ pub(crate) fn kill_due() -> Option<Cause> {
     Some(cause)
 }
 
+/// A wait has ended, and the thread may hold something since: a kill that was posted while it did
+/// not yet is held off now, and must not strike inside.
+pub(crate) fn hold_off_kill() {
+    if !OPEN.with(Cell::get) {
+        return;
+    }
+    let holds = |task: &Arc<Task>| task.is_ordered() && task.ledger().len() > 0;
+    if let Some(task) = current_task().filter(holds) {
+        task.take_back();
+    }
+}
+
 /// Where the calling thread records what it takes.
 pub(crate) fn current_ledger() -> Arc<Ledger> {
     CONTEXT.with(|context| context.ledger.borrow_mut().get_or_insert_default().clone())

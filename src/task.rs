@@ -268,6 +268,11 @@ impl Task {
         self.control.lock().waiter = None;
     }
 
+    /// A kill is on its way.
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.ordered.load(Ordering::Acquire)
+    }
+
     /// The cause, if a kill is due at a checkpoint of the body.
     pub fn kill_due(&self) -> Option<Cause> {
         if !self.ordered.load(Ordering::Acquire) {

@@ -180,6 +180,7 @@ pub(crate) fn perform_by<O: Op>(
             Some(_) => op.collect()?,
             None => op.attempt()?,
         };
+        scope::hold_off_kill();
     }
     Ok(done)
 }
@@ -200,6 +201,7 @@ where
     loop {
         if let Some(which) = granted {
             if let Some(done) = ops[which].collect()? {
+                scope::hold_off_kill();
                 return Ok(Some((which, done)));
             }
         }
