@@ -308,14 +308,19 @@ pub(crate) fn kill_due() -> Option<Cause> {
     Some(cause)
 }
 
-/// A wait has ended, and the thread may hold something since: a kill that was posted while it did
-/// not yet is held off now, and must not strike inside.
+/// Something has been acquired: a kill that was posted while nothing was held yet is held off now,
+/// and must not strike inside.
+#[inline]
 pub(crate) fn hold_off_kill() {
-    if !OPEN.with(Cell::get) {
-        return;
+    if OPEN.with(Cell::get) {
+        take_back_if_holding();
     }
-    let holds = |task: &Arc<Task>| task.is_ordered() && task.ledger().len() > 0;
-    if let Some(task) = current_task().filter(holds) {
+}
+
+fn take_back_if_holding() {
+    let holds = |task: &&Arc<Task>| task.is_ordered() && task.ledger().len() > 0;
+    let task = CONTEXT.with(|context| context.task.borrow().as_ref().filter(holds).cloned());
+    if let Some(task) = task {
         task.take_back();
     }
 }

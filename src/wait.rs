@@ -170,19 +170,8 @@ pub(crate) fn perform_by<O: Op>(
     until: Time,
     sleep: impl Fn(&mut Park<'_>) -> Outcome,
 ) -> Result<Option<O::Output>, O::Refusal> {
-    checkpoint()?;
-    let mut done = op.attempt()?;
-    while done.is_none() {
-        if !until.is_never() && Time::now() >= until {
-            return Ok(None);
-        }
-        done = match block_by(&Waiter::new(), until, &mut [op], &sleep)? {
-            Some(_) => op.collect()?,
-            None => op.attempt()?,
-        };
-        scope::hold_off_kill();
-    }
-    Ok(done)
+    let done = perform_first(&mut [op], until, |_| Ok(Waiter::new()), sleep)?;
+    Ok(done.map(|(_, done)| done))
 }
 
 /// Do one of them, the first that is possible, waiting until `until` at most; then `None`. Tells
@@ -196,28 +185,50 @@ pub(crate) fn perform_any<O: Op + ?Sized>(
 where
     O::Refusal: From<io::Error>,
 {
+    perform_first(ops, until, |ops| Ok(waiter_for(ops)?), sleep)
+}
+
+fn perform_first<O: Op + ?Sized>(
+    ops: &mut [&mut O],
+    until: Time,
+    new_waiter: impl Fn(&[&mut O]) -> Result<Arc<Waiter>, O::Refusal>,
+    sleep: impl Fn(&mut Park<'_>) -> Outcome,
+) -> Result<Option<(usize, O::Output)>, O::Refusal> {
     checkpoint()?;
-    let mut granted: Option<usize> = None;
-    loop {
-        if let Some(which) = granted {
-            if let Some(done) = ops[which].collect()? {
-                scope::hold_off_kill();
-                return Ok(Some((which, done)));
-            }
-        }
-        for (which, op) in ops.iter_mut().enumerate() {
-            // What was granted and is not there any more was looked for just now.
-            if granted != Some(which) {
-                if let Some(done) = op.attempt()? {
-                    return Ok(Some((which, done)));
-                }
-            }
+    let mut granted = None;
+    let done = loop {
+        if let Some(done) = do_first(ops, granted)? {
+            break done;
         }
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
         }
-        granted = block_by(&waiter_for(ops)?, until, ops, &sleep)?;
+        granted = block_by(&new_waiter(ops)?, until, ops, &sleep)?;
+    };
+    scope::hold_off_kill();
+    Ok(Some(done))
+}
+
+/// Do the first that is possible without waiting, after one of them may have been granted.
+#[inline]
+fn do_first<O: Op + ?Sized>(
+    ops: &mut [&mut O],
+    granted: Option<usize>,
+) -> Result<Option<(usize, O::Output)>, O::Refusal> {
+    if let Some(which) = granted {
+        if let Some(done) = ops[which].collect()? {
+            return Ok(Some((which, done)));
+        }
     }
+    for (which, op) in ops.iter_mut().enumerate() {
+        // What was granted and is not there any more was looked for just now.
+        if granted != Some(which) {
+            if let Some(done) = op.attempt()? {
+                return Ok(Some((which, done)));
+            }
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(all(unix, not(loom)))]
@@ -235,9 +246,9 @@ fn waiter_for<W: Waitable + ?Sized>(what: &[&mut W]) -> io::Result<Arc<Waiter>> 
 
 /// Do it, however long it takes. Only a signal handler of the host that raises ends the wait.
 pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Refusal> {
-    loop {
+    let done = loop {
         if let Some(done) = op.attempt()? {
-            return Ok(done);
+            break done;
         }
         let waiter = Waiter::new();
         let ticket = Ticket::new(&waiter, 0);
@@ -247,9 +258,11 @@ pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Ref
             return Err(Stop::Interrupted.into());
         }
         if let Some(done) = op.collect()? {
-            return Ok(done);
+            break done;
         }
-    }
+    };
+    scope::hold_off_kill();
+    Ok(done)
 }
 
 /// Wait until one of `what` is granted, and tell which; `None` at `until`, or at one's bound.
@@ -353,4 +366,146 @@ fn hook_or_settle(node: &NodeRef, waiter: &Arc<Waiter>) -> Option<HookId> {
 fn stopped(stop: Option<Stop>) -> Stop {
     // The settler recorded its cause before it settled.
     scope::raising(stop.unwrap_or(Stop::Interrupted))
+}
+
+#[cfg(all(test, unix, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI32, Ordering};
+
+    use super::*;
+    use crate::cause::{Cause, CauseKind};
+    use crate::sync::{Acquire, Lock, LockError};
+    use crate::task::{BodyEnd, Boundary, Force, Task};
+
+    /// Counts what is in the slot of the body's thread.
+    #[derive(Default)]
+    struct Slot(AtomicI32);
+
+    impl Force for Slot {
+        fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+            then();
+        }
+
+        fn post(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn take_back(&self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+
+        fn stack(&self) -> Option<Arc<str>> {
+            None
+        }
+    }
+
+    /// Acquire a lock by `acquire` in the body of a task that is killed when `kill` is called: by
+    /// then the body holds nothing, so the kill is posted. It must not strike when the lock is held.
+    fn acquire_while_killed(acquire: impl FnOnce(&Lock, &dyn Fn())) {
+        let (lock, slot) = (Lock::default(), Arc::new(Slot::default()));
+        let task = Task::new("body", None);
+        let boundary = Boundary::enter(&task, Some(slot.clone()));
+        acquire(&lock, &|| {
+            let cause = Cause::now(CauseKind::Explicit, None, None);
+            task.order(&cause, Time::NEVER);
+            assert!(task.strike_async());
+            assert_eq!(slot.0.load(Ordering::Relaxed), 1, "nothing held it off");
+        });
+        assert_eq!(task.ledger().len(), 1);
+        assert_eq!(slot.0.load(Ordering::Relaxed), 0, "it would strike inside");
+        assert!(lock.release().is_ok());
+        assert!(
+            matches!(checkpoint(), Err(Stop::Killed(_))),
+            "it was only put off"
+        );
+        boundary.leave(BodyEnd::Unwound);
+    }
+
+    /// Acquiring a lock, with the kill posted right before.
+    struct Late<'a, A> {
+        acquiring: A,
+        kill: Option<&'a dyn Fn()>,
+    }
+
+    impl<A: Waitable> Waitable for Late<'_, A> {
+        fn enqueue(&mut self, ticket: Ticket) {
+            self.acquiring.enqueue(ticket);
+        }
+
+        fn dequeue(&mut self, ticket: &Ticket) -> bool {
+            self.acquiring.dequeue(ticket)
+        }
+    }
+
+    impl<A: Op<Output = (), Refusal = LockError>> Op for Late<'_, A> {
+        type Output = ();
+        type Refusal = Failed;
+
+        fn attempt(&mut self) -> Result<Option<()>, Failed> {
+            if let Some(kill) = self.kill.take() {
+                kill();
+            }
+            self.acquiring.attempt().map_err(|_| Failed)
+        }
+    }
+
+    #[derive(Debug)]
+    struct Failed;
+
+    impl From<Stop> for Failed {
+        fn from(_: Stop) -> Self {
+            Failed
+        }
+    }
+
+    impl From<io::Error> for Failed {
+        fn from(_: io::Error) -> Self {
+            Failed
+        }
+    }
+
+    #[test]
+    fn i24_a_kill_posted_during_the_wait_for_a_lock_does_not_strike_inside() {
+        acquire_while_killed(|lock, kill| {
+            let helper = Lock::clone(lock);
+            std::thread::spawn(move || helper.try_acquire(Acquire::Task))
+                .join()
+                .unwrap()
+                .unwrap();
+            let mut acquiring = lock.acquiring(Acquire::Block);
+            perform_by(&mut acquiring, Time::NEVER, |park| {
+                lock.release().unwrap(); // the nudge; nobody holds it until this thread looks
+                kill();
+                park()
+            })
+            .unwrap();
+        });
+    }
+
+    #[test]
+    fn i24_a_kill_posted_right_before_a_lock_is_taken_does_not_strike_inside() {
+        fn late<'a>(
+            lock: &'a Lock,
+            kill: &'a dyn Fn(),
+        ) -> Late<'a, impl Op<Output = (), Refusal = LockError>> {
+            Late {
+                acquiring: lock.acquiring(Acquire::Block),
+                kill: Some(kill),
+            }
+        }
+        acquire_while_killed(|lock, kill| {
+            perform(&mut late(lock, kill), Time::NEVER).unwrap();
+        });
+        acquire_while_killed(|lock, kill| {
+            perform_any(&mut [&mut late(lock, kill)], Time::NEVER, |park| park()).unwrap();
+        });
+        acquire_while_killed(|lock, kill| {
+            perform_uncancelled(&mut late(lock, kill)).unwrap();
+        });
+        acquire_while_killed(|lock, kill| {
+            kill();
+            assert!(lock.try_acquire(Acquire::Block).unwrap());
+        });
+    }
 }

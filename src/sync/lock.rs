@@ -174,11 +174,15 @@ impl Lock {
 
     /// Acquire it if it is free; not a checkpoint, never blocks.
     pub fn try_acquire(&self, acquire: Acquire) -> Result<bool, LockError> {
-        scope::with_ledger(|ledger| {
+        let taken = scope::with_ledger(|ledger| {
             let mut state = self.core.state.lock();
             self.core
                 .take_if_free(&mut state, ledger, &Taking::New(acquire))
-        })
+        })?;
+        if taken {
+            scope::hold_off_kill();
+        }
+        Ok(taken)
     }
 
     /// Give it to the next in line.

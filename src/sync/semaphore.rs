@@ -97,7 +97,11 @@ impl Semaphore {
     /// As [`Semaphore::acquire_for_block`], if a permit is free; not a checkpoint.
     pub(crate) fn try_acquire_for_block(&self) -> bool {
         let ledger = scope::current_ledger();
-        self.core.take(&mut self.core.state.lock(), Some(&ledger))
+        let taken = self.core.take(&mut self.core.state.lock(), Some(&ledger));
+        if taken {
+            scope::hold_off_kill();
+        }
+        taken
     }
 
     /// A block that took a permit ends. False: a sweep has given it back before.
