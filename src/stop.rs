@@ -1,8 +1,9 @@
 //! The ladder from asking to hard stop.
 //!
 //! Each rung has its own time, and the next begins only when the one before did not end the
-//! body (I23): ask (cancel), raise at desist waits, raise anywhere in the body, give up. "Ended"
-//! means that the task's boundary has said so, never that something was sent.
+//! body (I23): ask (cancel), raise at desist waits, raise anywhere in the body, raise in front of
+//! its every step, give up. "Ended" means that the task's boundary has said so, never that
+//! something was sent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub enum Rung {
     AtWait,
     /// `Killed` was raised by force, anywhere in the body.
     AsyncExc,
+    /// `Killed` was raised in front of every step of the body, so that it could not go on.
+    Trace,
     /// Nothing ended it: it was given up and may still run.
     Abandoned,
 }
@@ -39,6 +42,8 @@ pub struct StopPolicy {
     pub at_wait: Option<Duration>,
     /// How long to keep raising in it.
     pub async_exc: Option<Duration>,
+    /// How long to trace it, and raise in front of its every step.
+    pub trace: Option<Duration>,
     /// How long locks that it holds may hold a kill off.
     pub defer: Duration,
     /// Give it up in the end?
@@ -52,6 +57,7 @@ impl Default for StopPolicy {
             cooperative: 5 * second,
             at_wait: Some(second),
             async_exc: Some(second),
+            trace: Some(second),
             defer: second,
             abandon: true,
         }
@@ -75,6 +81,9 @@ pub struct KillReport {
     pub fenced: Vec<u64>,
     /// Where it was stopped, or where it is now.
     pub stack: Option<Arc<str>>,
+    /// The call, the last of `stack`, that has not come back in all the time in which force was
+    /// used: foreign code, which no rung can end.
+    pub blocked: Option<Arc<str>>,
 }
 
 /// A kill that makes no sense; the message says what to do.
@@ -131,18 +140,22 @@ fn climb(
         return Ok(report(task, None, began));
     }
     let respects_locks_until = Time::now() + policy.defer;
-    let rungs = [(policy.at_wait, false), (policy.async_exc, true)];
-    for (time, by_force) in rungs
-        .into_iter()
-        .filter_map(|(time, by_force)| Some((time?, by_force)))
-    {
+    let rungs = [
+        (Rung::AtWait, policy.at_wait),
+        (Rung::AsyncExc, policy.async_exc),
+        (Rung::Trace, policy.trace),
+    ];
+    let allowed = |(rung, time): (Rung, Option<Duration>)| Some((rung, time?));
+    for (rung, time) in rungs.into_iter().filter_map(allowed) {
         task.order(&cause, respects_locks_until);
-        if press(task, time, by_force)? {
+        if press(task, rung, time)? {
             return Ok(report(task, None, began));
         }
     }
+    let place = task.place();
+    let stack = place.as_ref().map(|place| place.stack.clone());
+    let blocked = place.and_then(|place| place.blocked);
     if policy.abandon {
-        let stack = task.stack();
         if task.abandon(Death {
             task: task.name().clone(),
             cause,
@@ -152,6 +165,7 @@ fn climb(
             task.amend(|record| {
                 record.killed_at = Some(Rung::Abandoned);
                 record.stack = stack;
+                record.blocked = blocked;
             });
             task.over().set();
         } else {
@@ -165,19 +179,25 @@ fn climb(
     }
     let mut unfinished = report(task, None, began);
     unfinished.outcome = None;
-    unfinished.stack = task.stack();
+    unfinished.stack = stack;
+    unfinished.blocked = blocked;
     Ok(unfinished)
 }
 
 /// Stay on one rung: strike again and again until the task is over (true), or the rung's time is
 /// up. The time counts from when a strike is not held off any more.
-fn press(task: &Task, time: Duration, by_force: bool) -> Result<bool, KillError> {
+fn press(task: &Arc<Task>, rung: Rung, time: Duration) -> Result<bool, KillError> {
     let mut end = Time::after(time);
     let mut pause = FIRST_PAUSE;
     while Time::now() < end {
         task.strike_wait();
-        if by_force && !task.strike_async() {
-            break; // its host has no force
+        let has_force = match rung {
+            Rung::AsyncExc => task.strike_async(),
+            Rung::Trace => task.strike_by_trace(),
+            _ => true,
+        };
+        if !has_force {
+            break;
         }
         if over(task, pause)? {
             return Ok(true);
@@ -205,5 +225,6 @@ fn report(task: &Task, known: Option<Rung>, began: Time) -> KillReport {
         requeued: record.requeued,
         fenced: record.fenced,
         stack: record.stack,
+        blocked: record.blocked,
     }
 }

@@ -40,8 +40,16 @@ pub trait Force: Send + Sync {
     /// On the body's own thread, after its end: take back what was posted and not yet raised.
     fn take_back(&self);
 
-    /// Where the body is now, for reports.
-    fn stack(&self) -> Option<Arc<str>>;
+    /// Have the body's thread call [`Task::stepped`] in front of every step of the body from now
+    /// on, and raise `Killed` there if it says so. Called again and again, at a safe moment: the
+    /// body may be elsewhere by now. Without effect for a host that cannot.
+    fn trace(&self, _task: &Arc<Task>) {}
+
+    /// No more of that. On the body's own thread, or at a safe moment.
+    fn end_trace(&self, _task: &Task) {}
+
+    /// Where the body is now, for reports: its calls, the outermost first.
+    fn stack(&self) -> Option<Vec<String>>;
 }
 
 /// Tasks that have been launched, or entered, and are not over.
@@ -77,6 +85,10 @@ struct Control {
     force: Option<Arc<dyn Force>>,
     /// Something is, or may be, in the host's slot for this thread.
     posted: bool,
+    /// The host has been told to trace the body.
+    traced: bool,
+    /// It was struck by force, and has shown no sign of life since.
+    unanswered: bool,
     /// When a kill was last posted or arrived.
     last_strike: Option<Time>,
     /// The rung whose `Killed` reached the body.
@@ -138,6 +150,14 @@ pub(crate) struct Record {
     pub(crate) fenced: Vec<u64>,
     pub(crate) killed_at: Option<Rung>,
     pub(crate) stack: Option<Arc<str>>,
+    pub(crate) blocked: Option<Arc<str>>,
+}
+
+/// Where a body is.
+pub(crate) struct Place {
+    pub(crate) stack: Arc<str>,
+    /// The innermost call, if it is known to have been there all the time it was struck.
+    pub(crate) blocked: Option<Arc<str>>,
 }
 
 /// Where a task is in its life.
@@ -236,11 +256,23 @@ impl Task {
     }
 
     /// Where its body is now, for reports; `None` unless it runs under a host that can tell.
-    pub(crate) fn stack(&self) -> Option<Arc<str>> {
-        let force = self.control.lock().force.clone()?;
-        let mut stack = None;
-        fork::outside(|| force.at_a_safe_moment(&mut || stack = force.stack()));
-        stack
+    pub(crate) fn place(&self) -> Option<Place> {
+        let (force, unanswered) = {
+            let control = self.control.lock();
+            // In a wait of ours it is not out of reach, but held off.
+            let unanswered = control.unanswered && control.waiter.is_none();
+            (control.force.clone()?, unanswered)
+        };
+        let mut calls = None;
+        fork::outside(|| force.at_a_safe_moment(&mut || calls = force.stack()));
+        let calls = calls?;
+        Some(Place {
+            stack: calls.concat().into(),
+            blocked: calls
+                .last()
+                .filter(|_| unanswered)
+                .map(|call| call.trim_end().into()),
+        })
     }
 
     pub(crate) fn record(&self) -> Record {
@@ -299,9 +331,29 @@ impl Task {
         let mut control = self.control.lock();
         let cause = control.order.as_ref()?.cause.clone();
         control.posted = false;
+        control.unanswered = false;
         control.last_strike = Some(Time::now());
         control.delivered = Some(Rung::AsyncExc);
         Some(cause)
+    }
+
+    /// The traced body is about to take a step. The cause, if it must not, but is to be struck.
+    pub fn stepped(&self) -> Option<Cause> {
+        let mut control = self.control.lock();
+        if !control.traced {
+            return None;
+        }
+        control.unanswered = false;
+        if !self.may_strike(&control) {
+            return None;
+        }
+        control.delivered = Some(Rung::Trace);
+        control.order.as_ref().map(|order| order.cause.clone())
+    }
+
+    /// Is the host to trace the body?
+    pub fn is_traced(&self) -> bool {
+        self.control.lock().traced
     }
 
     // ------------------------------------------------------------------ masks
@@ -438,8 +490,7 @@ impl Task {
                     .last_strike
                     .is_none_or(|last| now - last >= RESEND_AFTER);
                 if again && self.may_strike(&control) {
-                    force.post();
-                    control.posted = true;
+                    control.post(&*force);
                     control.last_strike = Some(now);
                 }
             });
@@ -447,15 +498,56 @@ impl Task {
         true
     }
 
+    /// Have every step of the body struck, wherever it may be struck. False: it has no such force.
+    pub(crate) fn strike_by_trace(self: &Arc<Self>) -> bool {
+        let force = {
+            let mut control = self.control.lock();
+            let force = match (&control.force, control.phase) {
+                (Some(force), _) => force.clone(),
+                (None, Phase::Launched) => return true, // it will come
+                (None, _) => return false,
+            };
+            if !control.traced {
+                control.traced = true;
+                control.unanswered = true;
+            }
+            force
+        };
+        fork::outside(|| {
+            force.at_a_safe_moment(&mut || {
+                force.trace(self);
+                // Its end may have come first, and did not see what was to be ended.
+                if self.control.lock().phase != Phase::Running {
+                    force.end_trace(self);
+                }
+            });
+        });
+        true
+    }
+
+    /// For a host that can begin to trace on the body's own thread only: bring it to
+    /// [`Task::arrived`] there, if it may be struck.
+    pub fn post_to_trace(&self, force: &dyn Force) {
+        let mut control = self.control.lock();
+        if !control.posted && self.may_strike(&control) {
+            control.post(force);
+        }
+    }
+
     /// Give the body up: its leases are fenced, what it holds is lost to all others. False: it
     /// came to its end in time.
     pub(crate) fn abandon(&self, death: Death) -> bool {
-        {
+        let traced = {
             let mut control = self.control.lock();
             if control.phase != Phase::Running {
                 return false;
             }
             control.phase = Phase::Abandoned;
+            let traced = std::mem::take(&mut control.traced);
+            control.force.clone().filter(|_| traced)
+        };
+        if let Some(force) = traced {
+            fork::outside(|| force.at_a_safe_moment(&mut || force.end_trace(self)));
         }
         let swept = self.ledger.sweep(&End::Abandoned(Arc::new(death)));
         self.amend(|record| record.swept = swept);
@@ -482,6 +574,12 @@ impl Task {
 }
 
 impl Control {
+    fn post(&mut self, force: &dyn Force) {
+        force.post();
+        self.posted = true;
+        self.unanswered = true;
+    }
+
     /// `Killed` is about to be raised at a wait: the first time, clean-up code gets its time
     /// before the host's exception follows.
     fn strike_at_wait(&mut self) {
@@ -542,16 +640,24 @@ impl Boundary {
     /// The body's last instruction has run: from here kills are refused, and what was posted and
     /// not yet raised is taken back. [`Boundary::leave`] does it if it was not done.
     pub fn shut(&mut self) {
-        let taken_back = {
+        let (force, posted, traced) = {
             let mut control = self.task.control.lock();
             if control.phase == Phase::Running {
                 control.phase = Phase::Closed;
             }
             let posted = std::mem::take(&mut control.posted);
-            control.force.take().filter(|_| posted)
+            let traced = std::mem::take(&mut control.traced);
+            (control.force.take(), posted, traced)
         };
-        if let Some(force) = taken_back {
-            fork::outside(|| force.take_back());
+        if let Some(force) = force {
+            fork::outside(|| {
+                if posted {
+                    force.take_back();
+                }
+                if traced {
+                    force.end_trace(&self.task);
+                }
+            });
         }
     }
 

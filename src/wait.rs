@@ -395,7 +395,7 @@ mod tests {
             self.0.fetch_sub(1, Ordering::Relaxed);
         }
 
-        fn stack(&self) -> Option<Arc<str>> {
+        fn stack(&self) -> Option<Vec<String>> {
             None
         }
     }

@@ -466,6 +466,12 @@ class KillReport:
     """
     def __repr__(self, /) -> str: ...
     @property
+    def blocked(self, /) -> str | None:
+        """
+        The last call of `stack`, if it is one into code that is not Python's and that has not come
+        back in all the time in which force was used: no rung can end that. Else None.
+        """
+    @property
     def elapsed(self, /) -> float:
         """
         Seconds from the call to the end, when everything had been given back.
@@ -1046,8 +1052,10 @@ class StopPolicy:
     How far a kill goes, and how long each rung of the ladder takes, in seconds.
 
     `cooperative`: asked to stop. `at_wait`: Killed is raised at desist waits, through shields.
-    `async_exc`: Killed is raised anywhere in the body, again and again. None: that rung is not
-    allowed. `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
+    `async_exc`: Killed is raised anywhere in the body, again and again. `trace`: it is raised in
+    front of every step of the body, so that code which swallows everything cannot go on; only now
+    is it traced, and other threads that run the same code are slower meanwhile. None: that rung is
+    not allowed. `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
     lock poisoned. `abandon`: in the end, may it be given up while it still runs? A kill takes at
     most the sum, and as long as clean-up and commit blocks that are open hold it off.
     """
@@ -1060,6 +1068,7 @@ class StopPolicy:
         cooperative: float = 5.0,
         at_wait: float | None = 1.0,
         async_exc: float | None = 1.0,
+        trace: float | None = 1.0,
         defer: float = 1.0,
         abandon: bool = True,
     ) -> StopPolicy: ...
@@ -1088,6 +1097,11 @@ class StopPolicy:
     def defer(self, /) -> float:
         """
         Seconds for which a held desist lock holds a kill off.
+        """
+    @property
+    def trace(self, /) -> float | None:
+        """
+        Seconds in which Killed is raised in front of every step; None: it is not.
         """
 
 @final

@@ -50,5 +50,7 @@ class Outcome(enum.Enum):
     """Killed was raised at a desist wait, or where a kill had been held off."""
     ASYNC_EXC = "async_exc"
     """Killed was raised by force, anywhere in the body."""
+    TRACE = "trace"
+    """Killed was raised in front of every step of the body, so that it could not go on."""
     ABANDONED = "abandoned"
     """Nothing ended it: it was given up, and may still run."""

@@ -60,6 +60,7 @@ members!(
     Cooperative is "COOPERATIVE",
     AtWait is "AT_WAIT",
     AsyncExc is "ASYNC_EXC",
+    Trace is "TRACE",
     Abandoned is "ABANDONED",
 );
 

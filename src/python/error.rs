@@ -10,7 +10,7 @@ use pyo3::types::PyType;
 use crate::cause::Cause;
 use crate::error::{ScopeMisuse, Stop};
 use crate::python::cause::CancelCause;
-use crate::python::host;
+use crate::python::{hard_stop, host};
 use crate::scope;
 use crate::sync::LockError;
 use crate::work::Fenced;
@@ -45,8 +45,12 @@ impl Killed {
     /// that it strikes, so this is where a kill learns that it has arrived.
     #[new]
     fn new(py: Python<'_>) -> PyResult<Self> {
-        let arrived = scope::current_task().and_then(|task| task.arrived());
-        let cause = arrived.ok_or_else(|| {
+        let task = scope::current_task();
+        let cause = task.as_ref().and_then(|task| task.arrived());
+        if let Some(task) = &task {
+            hard_stop::trace::arrived(py, task);
+        }
+        let cause = cause.ok_or_else(|| {
             PyTypeError::new_err(
                 "Killed cannot be made by hand; use Thread.kill() or WorkerPool.kill_worker()",
             )

@@ -6,12 +6,16 @@
 //! | the class is called in the thread it strikes: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_struck_thread` |
 //! | calling a Python function delivers what is in the slot | 3.10-3.15 | `test_a_posted_kill_is_taken_back` |
 //! | a thread that wants the interpreter while it shuts down is ended by `pthread_exit` | 3.10-3.13 | `test_a_daemon_does_not_abort_the_process_at_its_end` |
+//! | what a callback of sys.monitoring raises, for events local to code that is running, is raised in that code | 3.12-3.15 | `test_tracing_alone_is_enough` |
+//! | what a C trace function raises is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_what_swallows_a_kill_cannot_go_on` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
 //!
 //! What was posted is never taken back by posting NULL: up to 3.12 the evaluation loop keeps the
 //! request pending then, which slows all threads down (3.12) or hangs traced ones (3.11). It is
 //! taken back by having it delivered to a function that does nothing.
-#![allow(unsafe_code)] // two calls of the C API
+#![allow(unsafe_code)] // calls of the C API
+
+pub(super) mod trace;
 
 use std::ffi::{CString, c_long, c_ulong};
 use std::sync::Arc;
@@ -25,7 +29,7 @@ use pyo3::types::{PyDict, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::python::error::Killed;
-use crate::task::Force;
+use crate::task::{Force, Task};
 use crate::{Cause, CauseKind, scope};
 
 /// Raises in one thread, asynchronously.
@@ -128,15 +132,22 @@ impl Force for AsyncException {
         });
     }
 
-    fn stack(&self) -> Option<Arc<str>> {
+    fn trace(&self, task: &Arc<Task>) {
+        // `at_a_safe_moment` has attached.
+        Python::try_attach(|py| trace::begin(py, task, self.thread, self));
+    }
+
+    fn end_trace(&self, task: &Task) {
+        Python::try_attach(|py| trace::end(py, task));
+    }
+
+    fn stack(&self) -> Option<Vec<String>> {
         Python::try_attach(|py| {
             let frames = py.import("sys")?.call_method0("_current_frames")?;
             let frame = frames.get_item(self.thread)?;
-            let lines: Vec<String> = py
-                .import("traceback")?
+            py.import("traceback")?
                 .call_method1("format_stack", (frame,))?
-                .extract()?;
-            Ok::<_, PyErr>(Arc::from(lines.concat()))
+                .extract()
         })?
         .ok()
     }

@@ -14,8 +14,10 @@ use crate::task;
 /// How far a kill goes, and how long each rung of the ladder takes, in seconds.
 ///
 /// `cooperative`: asked to stop. `at_wait`: Killed is raised at desist waits, through shields.
-/// `async_exc`: Killed is raised anywhere in the body, again and again. None: that rung is not
-/// allowed. `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
+/// `async_exc`: Killed is raised anywhere in the body, again and again. `trace`: it is raised in
+/// front of every step of the body, so that code which swallows everything cannot go on; only now
+/// is it traced, and other threads that run the same code are slower meanwhile. None: that rung is
+/// not allowed. `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
 /// lock poisoned. `abandon`: in the end, may it be given up while it still runs? A kill takes at
 /// most the sum, and as long as clean-up and commit blocks that are open hold it off.
 #[pyclass(frozen, eq, module = "desist")]
@@ -32,6 +34,7 @@ impl StopPolicy {
         cooperative: "float" = 5.0,
         at_wait: "float | None" = 1.0,
         async_exc: "float | None" = 1.0,
+        trace: "float | None" = 1.0,
         defer: "float" = 1.0,
         abandon = true,
     ))]
@@ -39,6 +42,7 @@ impl StopPolicy {
         cooperative: f64,
         at_wait: Option<f64>,
         async_exc: Option<f64>,
+        trace: Option<f64>,
         defer: f64,
         abandon: bool,
     ) -> PyResult<Self> {
@@ -52,6 +56,7 @@ impl StopPolicy {
                 cooperative: seconds::checked_span(cooperative, "cooperative")?,
                 at_wait: rung(at_wait, "at_wait")?,
                 async_exc: rung(async_exc, "async_exc")?,
+                trace: rung(trace, "trace")?,
                 defer: seconds::checked_span(defer, "defer")?,
                 abandon,
             },
@@ -76,6 +81,12 @@ impl StopPolicy {
         self.policy.async_exc.map(|span| span.as_secs_f64())
     }
 
+    /// Seconds in which Killed is raised in front of every step; None: it is not.
+    #[getter]
+    fn trace(&self) -> Option<f64> {
+        self.policy.trace.map(|span| span.as_secs_f64())
+    }
+
     /// Seconds for which a held desist lock holds a kill off.
     #[getter]
     fn defer(&self) -> f64 {
@@ -92,10 +103,11 @@ impl StopPolicy {
         let rung =
             |seconds: Option<f64>| seconds.map_or("None".into(), |seconds| format!("{seconds:?}"));
         format!(
-            "StopPolicy(cooperative={:?}, at_wait={}, async_exc={}, defer={:?}, abandon={})",
+            "StopPolicy(cooperative={:?}, at_wait={}, async_exc={}, trace={}, defer={:?}, abandon={})",
             self.cooperative(),
             rung(self.at_wait()),
             rung(self.async_exc()),
+            rung(self.trace()),
             self.defer(),
             if self.abandon() { "True" } else { "False" },
         )
@@ -146,6 +158,7 @@ impl KillReport {
             requeued: Vec::new(),
             fenced: Vec::new(),
             stack: None,
+            blocked: None,
         };
         Self { report }
     }
@@ -197,6 +210,13 @@ impl KillReport {
     #[getter]
     fn stack(&self) -> Option<&str> {
         self.report.stack.as_deref()
+    }
+
+    /// The last call of `stack`, if it is one into code that is not Python's and that has not come
+    /// back in all the time in which force was used: no rung can end that. Else None.
+    #[getter]
+    fn blocked(&self) -> Option<&str> {
+        self.report.blocked.as_deref()
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

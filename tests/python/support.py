@@ -19,15 +19,17 @@ T = TypeVar("T")
 NEVER = 1000.0
 """Seconds that no test waits: what ends after it would hang."""
 
-ASK = StopPolicy(cooperative=NEVER, at_wait=None, async_exc=None)
+ASK = StopPolicy(cooperative=NEVER, at_wait=None, async_exc=None, trace=None)
 """Only asks."""
-AT_WAIT = StopPolicy(cooperative=0, at_wait=NEVER, async_exc=None, defer=NEVER)
+AT_WAIT = StopPolicy(cooperative=0, at_wait=NEVER, async_exc=None, trace=None, defer=NEVER)
 """Strikes at desist waits only."""
 FORCE = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=NEVER)
 """Strikes anywhere, but not where a lock is held."""
 INSIST = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0)
 """Strikes anywhere, also where a lock is held."""
-GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None)
+TRACE = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=NEVER, defer=0)
+"""Strikes at every step, where striking now and then has not helped."""
+GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 """Does not even try."""
 
 

@@ -69,13 +69,15 @@ def test_what_nothing_ends_is_given_up() -> None:
 
     victim = Victim(body)
     with victim:
-        policy = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, defer=0)
+        policy = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=0.02, defer=0)
         report = victim.kill(policy=policy)
         assert report.outcome is Outcome.ABANDONED
         assert victim.state is TaskState.ABANDONED
         assert victim.is_alive()
         assert report.stack is not None
         assert "end.wait()" in report.stack
+        assert report.blocked is not None
+        assert report.blocked.endswith("waiter.acquire()")
         victim.join()  # does not hang
         end.set()
     threading.Thread.join(victim)
@@ -90,7 +92,7 @@ def test_what_is_not_to_be_given_up_goes_on() -> None:
         end.wait()
 
     with Victim(body) as victim:
-        policy = StopPolicy(cooperative=0, at_wait=None, async_exc=None, abandon=False)
+        policy = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None, abandon=False)
         report = victim.kill(policy=policy)
         assert report.outcome is None
         assert report.stack is not None
@@ -347,7 +349,9 @@ def test_code_that_swallows_for_ever_is_given_up_in_time() -> None:
 
     victim = Victim(body)
     with victim:
-        report = victim.kill(policy=StopPolicy(cooperative=0, at_wait=0, async_exc=0.12, defer=0))
+        report = victim.kill(
+            policy=StopPolicy(cooperative=0, at_wait=0, async_exc=0.12, trace=None, defer=0)
+        )
         end.set()
     threading.Thread.join(victim)
     assert report.outcome is Outcome.ABANDONED

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from desist import Lease
 
 AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
-GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None)
+GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 
 
 def double(lease: Lease[int]) -> int:

@@ -203,7 +203,7 @@ impl Force for Feeble {
 
     fn take_back(&self) {}
 
-    fn stack(&self) -> Option<Arc<str>> {
+    fn stack(&self) -> Option<Vec<String>> {
         None
     }
 }
@@ -224,6 +224,7 @@ fn kill_in_a_wait(body: impl FnOnce() -> bool + Send + 'static) {
         cooperative: Duration::ZERO,
         at_wait: None,
         async_exc: Some(HOUR),
+        trace: None,
         defer: Duration::ZERO,
         abandon: false,
     };

@@ -43,7 +43,7 @@ impl Force for Feeble {
 
     fn take_back(&self) {}
 
-    fn stack(&self) -> Option<Arc<str>> {
+    fn stack(&self) -> Option<Vec<String>> {
         None
     }
 }
@@ -77,6 +77,7 @@ fn kill_holder((task, holder): (Arc<Task>, Parker<()>)) -> KillReport {
         cooperative: Duration::ZERO,
         at_wait: None,
         async_exc: Some(HOUR),
+        trace: None,
         defer: Duration::ZERO,
         abandon: false,
     };
@@ -402,6 +403,7 @@ fn a_lock_whose_holder_was_abandoned_is_lost_to_all_even_to_repairers() {
         cooperative: Duration::ZERO,
         at_wait: None,
         async_exc: None,
+        trace: None,
         defer: Duration::ZERO,
         abandon: true,
     };

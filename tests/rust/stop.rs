@@ -24,6 +24,7 @@ const NO_RUNG: StopPolicy = StopPolicy {
     cooperative: Duration::ZERO,
     at_wait: None,
     async_exc: None,
+    trace: None,
     defer: Duration::ZERO,
     abandon: false,
 };
@@ -194,6 +195,7 @@ fn what_nothing_ends_is_abandoned_and_told_so_when_it_comes_back() {
     let policy = StopPolicy {
         at_wait: Some(Duration::ZERO),
         async_exc: Some(HOUR),
+        trace: None,
         abandon: true,
         ..NO_RUNG
     };
@@ -373,13 +375,14 @@ impl Force for Fake {
         self.taken_back.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn stack(&self) -> Option<Arc<str>> {
-        Some("stack of the fake".into())
+    fn stack(&self) -> Option<Vec<String>> {
+        Some(vec!["stack of the fake".into()])
     }
 }
 
 const BY_FORCE: StopPolicy = StopPolicy {
     async_exc: Some(HOUR),
+    trace: None,
     ..NO_RUNG
 };
 
@@ -481,7 +484,7 @@ impl Force for Late {
         panic!("nothing was posted");
     }
 
-    fn stack(&self) -> Option<Arc<str>> {
+    fn stack(&self) -> Option<Vec<String>> {
         None
     }
 }
@@ -673,6 +676,7 @@ fn a_forced_body_that_does_not_come_back_is_abandoned_and_the_report_says_where_
     begun.recv().unwrap();
     let policy = StopPolicy {
         async_exc: Some(Duration::from_millis(3)),
+        trace: None,
         abandon: true,
         ..NO_RUNG
     };
@@ -706,6 +710,7 @@ fn a_wait_under_a_held_lock_is_killed_without_force_when_the_lock_has_held_it_of
         let policy = StopPolicy {
             at_wait: Some(Duration::from_secs(2)),
             async_exc,
+            trace: None,
             defer: Duration::from_millis(2),
             abandon: true,
             ..NO_RUNG
@@ -742,6 +747,7 @@ fn i25_a_masked_body_is_not_given_up_without_force_before_its_mask_is_over() {
     let policy = StopPolicy {
         at_wait: Some(Duration::from_millis(1)),
         async_exc: Some(HOUR),
+        trace: None,
         abandon: true,
         ..NO_RUNG
     };

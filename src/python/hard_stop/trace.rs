@@ -1,0 +1,291 @@
+//! The rung TRACE: every step of a body raises.
+//!
+//! Nothing is watched before a kill comes this far, and nothing after the body has ended.
+//!
+//! From 3.12 on it is sys.monitoring, and the events are local to the code that the body is running
+//! and the functions made in it: other threads notice only if they run the same code. Without the
+//! GIL another thread's frames cannot be looked at, so there the events are global. Each callback
+//! asks the task of its own thread, so nobody else is struck.
+//!
+//! Before, it is a trace function, which a thread can only set for itself: an asynchronous `Killed`
+//! is sent, and where it is made (see `error`) the thread sets it.
+
+use std::cell::RefCell;
+use std::ffi::c_int;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::{PyCode, PyTuple};
+
+use crate::python::error;
+use crate::scope;
+use crate::task::{Force, Task};
+
+/// Where a loop cannot help passing. Raising at EXCEPTION_HANDLED would find the same handler
+/// again, in C, for ever.
+const EVENTS: [&str; 4] = ["LINE", "JUMP", "PY_START", "PY_RESUME"];
+
+/// Tools that have no name in sys.monitoring come first; a debugger or a profiler keeps its own.
+const TOOLS: [u8; 4] = [4, 3, 5, 2];
+
+/// What is watched, and for which tasks.
+struct Watched {
+    tool: Option<u8>,
+    /// For a task, by its number; `None`: all code.
+    code: Vec<(u64, Option<Py<PyCode>>)>,
+}
+
+static WATCHED: Mutex<Watched> = Mutex::new(Watched {
+    tool: None,
+    code: Vec::new(),
+});
+
+fn is_monitored(py: Python<'_>) -> bool {
+    py.version_info() >= (3, 12)
+}
+
+/// Begin, or look again where the body is.
+pub(super) fn begin(py: Python<'_>, task: &Arc<Task>, thread: u64, force: &dyn Force) {
+    if !is_monitored(py) {
+        task.post_to_trace(force);
+        return;
+    }
+    if let Err(failure) = watch(py, task.id(), thread) {
+        failure.write_unraisable(py, None);
+    }
+}
+
+/// On the body's own thread, or, where that is possible, on another.
+pub(super) fn end(py: Python<'_>, task: &Task) {
+    if !is_monitored(py) {
+        return unset(py); // of another thread: its function takes itself out
+    }
+    if let Err(failure) = forget(py, task.id()) {
+        failure.write_unraisable(py, None);
+    }
+}
+
+/// The calling thread, whose body a kill has reached: set the trace function, if that is why the
+/// kill was sent.
+pub(in crate::python) fn arrived(py: Python<'_>, task: &Task) {
+    if task.is_traced() && !is_monitored(py) {
+        set(py);
+    }
+}
+
+// ---------------------------------------------------------------------- sys.monitoring
+
+fn watch(py: Python<'_>, task: u64, thread: u64) -> PyResult<()> {
+    let monitoring = monitoring(py)?;
+    let (tool, events) = {
+        let mut watched = lock(py);
+        let tool = match watched.tool {
+            Some(tool) => tool,
+            None => *watched.tool.insert(take_a_tool(&monitoring)?),
+        };
+        (tool, all_events(&monitoring)?)
+    };
+    if !has_gil(py)? {
+        let mut watched = lock(py);
+        if !watched.code.iter().any(|(id, _)| *id == task) {
+            watched.code.push((task, None));
+            monitoring.call_method1(intern!(py, "set_events"), (tool, events))?;
+        }
+        return Ok(());
+    }
+    for code in running(py, thread)? {
+        let mut watched = lock(py);
+        let known = |(id, known): &(u64, Option<Py<PyCode>>)| {
+            *id == task && known.as_ref().is_some_and(|known| known.is(&code))
+        };
+        if !watched.code.iter().any(known) {
+            watched.code.push((task, Some(code.clone().unbind())));
+            set_local_events(&monitoring, tool, &code, events)?;
+        }
+    }
+    Ok(())
+}
+
+fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
+    let monitoring = monitoring(py)?;
+    let mut watched = lock(py);
+    let Some(tool) = watched.tool else {
+        return Ok(());
+    };
+    let (its, others): (Vec<_>, Vec<_>) = std::mem::take(&mut watched.code)
+        .into_iter()
+        .partition(|(id, _)| *id == task);
+    for (_, code) in &its {
+        let still = |(_, other): &(u64, Option<Py<PyCode>>)| match (code, other) {
+            (Some(code), Some(other)) => code.is(other),
+            (None, None) => true,
+            _ => false,
+        };
+        if others.iter().any(still) {
+            continue;
+        }
+        match code {
+            Some(code) => set_local_events(&monitoring, tool, code.bind(py), 0)?,
+            None => _ = monitoring.call_method1(intern!(py, "set_events"), (tool, 0))?,
+        }
+    }
+    watched.code = others;
+    if watched.code.is_empty() {
+        watched.tool = None;
+        for event in EVENTS {
+            let event = monitoring.getattr("events")?.getattr(event)?;
+            monitoring.call_method1("register_callback", (tool, event, py.None()))?;
+        }
+        monitoring.call_method1("free_tool_id", (tool,))?;
+    }
+    drop(watched);
+    drop(its); // unlocked: the last count of code runs finalizers
+    Ok(())
+}
+
+/// Other threads may have to run for the lock to become free, and code of theirs runs under it.
+fn lock(py: Python<'_>) -> std::sync::MutexGuard<'_, Watched> {
+    WATCHED
+        .lock_py_attached(py)
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+fn monitoring(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    py.import(intern!(py, "sys"))?
+        .getattr(intern!(py, "monitoring"))
+}
+
+fn take_a_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<u8> {
+    let py = monitoring.py();
+    for tool in TOOLS {
+        if monitoring.call_method1("get_tool", (tool,))?.is_none() {
+            monitoring.call_method1("use_tool_id", (tool, "desist"))?;
+            let callback = wrap_pyfunction!(step, py)?;
+            for event in EVENTS {
+                let event = monitoring.getattr("events")?.getattr(event)?;
+                monitoring.call_method1("register_callback", (tool, event, &callback))?;
+            }
+            return Ok(tool);
+        }
+    }
+    let message = "a kill cannot trace its victim: all tool ids of sys.monitoring are taken";
+    Err(PyRuntimeError::new_err(message))
+}
+
+fn all_events(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let events = monitoring.getattr("events")?;
+    EVENTS.iter().try_fold(0, |all, event| {
+        Ok(all | events.getattr(*event)?.extract::<u32>()?)
+    })
+}
+
+fn set_local_events(
+    monitoring: &Bound<'_, PyAny>,
+    tool: u8,
+    code: &Bound<'_, PyCode>,
+    events: u32,
+) -> PyResult<()> {
+    let name = intern!(monitoring.py(), "set_local_events");
+    monitoring.call_method1(name, (tool, code, events))?;
+    Ok(())
+}
+
+fn has_gil(py: Python<'_>) -> PyResult<bool> {
+    match py
+        .import(intern!(py, "sys"))?
+        .getattr_opt("_is_gil_enabled")?
+    {
+        Some(enabled) => enabled.call0()?.extract(),
+        None => Ok(true),
+    }
+}
+
+/// The code that a thread is running, and what is made in it: a call into C may be about to call a
+/// function that is not on the stack now.
+fn running(py: Python<'_>, thread: u64) -> PyResult<Vec<Bound<'_, PyCode>>> {
+    let frames = py.import("sys")?.call_method0("_current_frames")?;
+    let mut frame = frames.call_method1("get", (thread,))?;
+    let mut found = Vec::new();
+    while !frame.is_none() {
+        found.push(frame.getattr("f_code")?.cast_into::<PyCode>()?);
+        frame = frame.getattr("f_back")?;
+    }
+    let mut seen = 0;
+    while seen < found.len() {
+        for constant in found[seen].getattr("co_consts")?.try_iter()? {
+            if let Ok(code) = constant?.cast_into::<PyCode>() {
+                found.push(code);
+            }
+        }
+        seen += 1;
+    }
+    Ok(found)
+}
+
+/// The callback for every event: raises Killed in the body that is to be struck.
+#[pyfunction]
+#[pyo3(signature = (*_event))]
+fn step(py: Python<'_>, _event: &Bound<'_, PyTuple>) -> PyResult<()> {
+    let struck = scope::current_task().and_then(|task| task.stepped());
+    struck.map_or(Ok(()), |cause| Err(error::killed(py, cause)))
+}
+
+// ---------------------------------------------------------------------- a trace function
+
+thread_local! {
+    /// What traced the thread before.
+    static BEFORE: RefCell<Option<Py<PyAny>>> = const { RefCell::new(None) };
+}
+
+fn set(py: Python<'_>) {
+    let before = py
+        .import("sys")
+        .and_then(|sys| sys.call_method0("gettrace"));
+    BEFORE.with(|slot| {
+        let mut slot = slot.borrow_mut();
+        if slot.is_none() {
+            *slot = before.ok().map(Bound::unbind);
+            // SAFETY: attached; the function is of the type that is asked for, needs no object,
+            // and is there as long as the process.
+            unsafe { ffi::PyEval_SetTrace(Some(on_step), ptr::null_mut()) };
+        }
+    });
+}
+
+fn unset(py: Python<'_>) {
+    if let Some(before) = BEFORE.with(RefCell::take) {
+        let restored = py
+            .import("sys")
+            .and_then(|sys| sys.call_method1("settrace", (before,)));
+        if let Err(failure) = restored {
+            failure.write_unraisable(py, None);
+        }
+    }
+}
+
+extern "C" fn on_step(
+    _: *mut ffi::PyObject,
+    _: *mut ffi::PyFrameObject,
+    what: c_int,
+    _: *mut ffi::PyObject,
+) -> c_int {
+    if what != ffi::PyTrace_CALL && what != ffi::PyTrace_LINE {
+        return 0;
+    }
+    // SAFETY: the interpreter calls this, so it is attached.
+    let py = unsafe { Python::assume_attached() };
+    let task = scope::current_task();
+    if let Some(cause) = task.as_ref().and_then(|task| task.stepped()) {
+        error::killed(py, cause).restore(py);
+        return -1;
+    }
+    if !task.is_some_and(|task| task.is_traced()) {
+        unset(py); // it was given up
+    }
+    0
+}

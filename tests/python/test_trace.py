@@ -1,0 +1,330 @@
+"""I23: code that swallows everything cannot go on. The rung TRACE."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import Outcome, StopPolicy, TaskState
+from support import NEVER, TRACE, Victim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def nothing() -> None:
+    """A call, at which every version looks."""
+
+
+def a_loop_in_a_try(ready: Callable[[], None]) -> None:
+    ready()
+    while True:
+        try:
+            while True:
+                nothing()
+        except BaseException:  # noqa: BLE001, PERF203 (what a victim does)
+            pass
+
+
+def a_try_in_a_loop(ready: Callable[[], None]) -> None:
+    ready()
+    while True:
+        try:  # noqa: SIM105 (no call in the handler)
+            nothing()
+        except BaseException:  # noqa: BLE001, PERF203
+            pass
+
+
+def handlers_that_call(ready: Callable[[], None]) -> None:
+    ready()
+    while True:
+        try:
+            while True:
+                nothing()
+        except BaseException:  # noqa: BLE001, PERF203
+            with suppress(BaseException):
+                nothing()
+            with suppress(BaseException):
+                nothing()
+
+
+def nested(ready: Callable[[], None]) -> None:
+    ready()
+    while True:
+        try:
+            try:
+                try:
+                    while True:
+                        nothing()
+                except BaseException:  # noqa: BLE001
+                    nothing()
+            except BaseException:  # noqa: BLE001
+                nothing()
+        except BaseException:  # noqa: BLE001, PERF203
+            nothing()
+
+
+def finally_and_continue(ready: Callable[[], None]) -> None:
+    # Compiled here, for newer versions warn of it.
+    source = "while True:\n try: nothing()\n finally: continue"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code = compile(source, "a victim", "exec")
+    ready()
+    exec(code, {"nothing": nothing})
+
+
+def suppressed(ready: Callable[[], None]) -> None:
+    ready()
+    while True:
+        with suppress(BaseException):
+            while True:
+                nothing()
+
+
+def an_endless_iterator(ready: Callable[[], None]) -> None:
+    ready()
+    while True:
+        with suppress(BaseException):
+            for _ in itertools.count():
+                nothing()
+
+
+def a_generator_that_swallows(ready: Callable[[], None]) -> None:
+    def numbers() -> Iterator[int]:
+        while True:
+            try:
+                yield 1
+                nothing()
+            except BaseException:  # noqa: BLE001, PERF203
+                pass
+
+    ready()
+    for _ in numbers():
+        pass
+
+
+def comprehensions(ready: Callable[[], None]) -> None:
+    calls: list[Callable[[], Any]] = [nothing] * 1000
+    ready()
+    while True:
+        with suppress(BaseException):
+            [call() for call in calls]
+
+
+def callbacks_of_sort(ready: Callable[[], None]) -> None:
+    def key(number: int) -> int:
+        with suppress(BaseException):
+            nothing()
+        return -number
+
+    ready()
+    while True:
+        with suppress(BaseException):
+            sorted(range(1000), key=key)
+
+
+def finalizers(ready: Callable[[], None]) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            for _ in range(100):
+                nothing()
+
+    ready()
+    while True:
+        with suppress(BaseException):
+            Dying()
+
+
+def retries(ready: Callable[[], None]) -> None:
+    def retry(function: Callable[[], None]) -> None:
+        while True:
+            try:
+                function()
+            except BaseException:  # noqa: BLE001, PERF203
+                continue
+
+    ready()
+    retry(nothing)
+
+
+SWALLOWERS = [
+    a_loop_in_a_try,
+    a_try_in_a_loop,
+    handlers_that_call,
+    nested,
+    finally_and_continue,
+    suppressed,
+    an_endless_iterator,
+    a_generator_that_swallows,
+    comprehensions,
+    callbacks_of_sort,
+    finalizers,
+    retries,
+]
+
+
+@pytest.mark.parametrize("body", SWALLOWERS, ids=lambda body: body.__name__)
+def test_i23_what_swallows_a_kill_cannot_go_on(body: Callable[[Callable[[], None]], None]) -> None:
+    with Victim(body) as victim:
+        report = victim.kill(policy=TRACE)
+    assert report.outcome in (Outcome.ASYNC_EXC, Outcome.TRACE)
+    assert report.blocked is None
+    assert victim.state is TaskState.KILLED
+    assert nobody_is_watched()
+
+
+def nobody_is_watched() -> bool:
+    monitoring: Any = getattr(sys, "monitoring", None)
+    return monitoring is None or all(monitoring.get_tool(tool) != "desist" for tool in range(6))
+
+
+def test_the_outcome_names_the_rung() -> None:
+    outcomes = set()
+    for _ in range(20):
+        with Victim(retries) as victim:
+            outcomes.add(victim.kill(policy=TRACE).outcome)
+    assert Outcome.TRACE in outcomes
+
+
+def test_tracing_alone_is_enough() -> None:
+    policy = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=NEVER, defer=0)
+    with Victim(a_loop_in_a_try) as victim:
+        assert victim.kill(policy=policy).outcome is Outcome.TRACE
+
+
+def test_i24_a_mask_holds_off_tracing_too() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    steps: list[int] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        with desist.cleanup(), suppress(BaseException):
+            inside.set()
+            while not go_on.is_set():
+                nothing()
+            for step in range(100):
+                steps.append(step)  # noqa: PERF402 (bytecodes are the point)
+        while True:
+            nothing()
+
+    with Victim(body) as victim:
+        inside.wait()
+        killer = threading.Thread(target=victim.kill, kwargs={"policy": TRACE})
+        killer.start()
+        victim.token.wait()
+        assert not desist._core.Latch().wait(0.1)
+        go_on.set()
+        killer.join()
+    assert len(steps) == 100
+    assert victim.state is TaskState.KILLED
+
+
+def test_i22_others_that_run_the_same_code_are_not_struck() -> None:
+    end = threading.Event()
+    others: list[Victim[None]] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        while not end.is_set():
+            with suppress(Exception):
+                nothing()
+
+    def swallowing(ready: Callable[[], None]) -> None:
+        while True:
+            with suppress(BaseException):
+                body(ready)
+
+    others = [Victim(body), Victim(body)]
+    with others[0], others[1]:
+        for _ in range(20):
+            with Victim(swallowing) as victim:
+                victim.kill(policy=TRACE)
+            assert victim.state is TaskState.KILLED
+        end.set()
+    assert [other.state for other in others] == [TaskState.DONE] * 2
+    assert [other.raised for other in others] == [None] * 2
+
+
+def test_two_at_once_do_not_end_each_other_s_watch() -> None:
+    victims = [Victim(retries) for _ in range(4)]
+    for victim in victims:
+        victim.__enter__()
+    killers = [threading.Thread(target=victim.kill, kwargs={"policy": TRACE}) for victim in victims]
+    for killer in killers:
+        killer.start()
+    for killer, victim in zip(killers, victims, strict=True):
+        killer.join()
+        assert victim.state is TaskState.KILLED
+    assert nobody_is_watched()
+
+
+def test_what_traced_a_thread_before_traces_it_again() -> None:
+    seen: list[str] = []
+
+    def tracer(frame: Any, event: str, _: object) -> Any:
+        if frame.f_code.co_name != "behind":
+            return None  # a kill that strikes in here ends the tracing
+        seen.append(event)
+        return tracer
+
+    def body() -> None:
+        ready.set()
+        while True:
+            with suppress(BaseException):
+                while True:
+                    pass
+
+    def behind() -> None:
+        pass
+
+    def run() -> None:
+        sys.settrace(tracer)
+        try:
+            task.run(body)
+            behind()
+            assert sys.gettrace() is tracer
+            seen.append("over")
+        finally:
+            sys.settrace(None)
+
+    task, ready = desist._core.Task("traced"), threading.Event()
+    task.launch()
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait()
+    task.kill(policy=TRACE)
+    thread.join()
+    assert "call" in seen
+    assert seen[-1] == "over"
+
+
+def test_who_comes_back_from_c_after_it_was_given_up_is_not_traced_any_more() -> None:
+    end = threading.Event()
+    seen: list[object] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        with suppress(BaseException):
+            end.wait()
+        with suppress(BaseException):
+            nothing()
+        seen.append(sys.gettrace())
+
+    policy = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=0.02, defer=0)
+    with Victim(body) as victim:
+        report = victim.kill(policy=policy)
+        assert report.outcome is Outcome.ABANDONED
+        assert report.blocked is not None
+        end.set()
+    threading.Thread.join(victim)
+    assert nobody_is_watched()
