@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+TRACE_ALONE = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=NEVER, defer=0)
+
+
 def nothing() -> None:
     """A call, at which every version looks."""
 
@@ -197,9 +200,8 @@ def test_the_outcome_names_the_rung() -> None:
 
 
 def test_tracing_alone_is_enough() -> None:
-    policy = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=NEVER, defer=0)
     with Victim(a_loop_in_a_try) as victim:
-        assert victim.kill(policy=policy).outcome is Outcome.TRACE
+        assert victim.kill(policy=TRACE_ALONE).outcome is Outcome.TRACE
 
 
 def test_i24_a_mask_holds_off_tracing_too() -> None:
@@ -219,7 +221,7 @@ def test_i24_a_mask_holds_off_tracing_too() -> None:
 
     with Victim(body) as victim:
         inside.wait()
-        killer = threading.Thread(target=victim.kill, kwargs={"policy": TRACE})
+        killer = threading.Thread(target=victim.kill, kwargs={"policy": TRACE_ALONE})
         killer.start()
         victim.token.wait()
         assert not desist._core.Latch().wait(0.1)
