@@ -76,7 +76,7 @@ mod _core {
     #[pymodule_export]
     use super::stop::{KillReport, StopPolicy};
     #[pymodule_export]
-    use super::task::Task;
+    use super::task::{Strike, Task};
     #[pymodule_export]
     use super::testing::{Simulation, census};
     #[pymodule_export]

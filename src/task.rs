@@ -12,8 +12,8 @@
 //! `control` but [`Force::post`].
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::atomics::{self, AtomicBool, Mutex};
@@ -82,6 +82,8 @@ struct Control {
     masks: Vec<Mask>,
     /// The desist wait that the body is in.
     waiter: Option<atomics::Arc<Waiter>>,
+    /// What the body has others do when it is struck, see [`Task::on_strike`].
+    hooks: Vec<Weak<CancelSource>>,
     force: Option<Arc<dyn Force>>,
     /// Something is, or may be, in the host's slot for this thread.
     posted: bool,
@@ -447,9 +449,20 @@ impl Task {
         true
     }
 
-    /// Wake the body out of a desist wait to be killed there, if it is in one and may be.
+    /// A source that a kill cancels when it strikes the body, and not before: what holds the kill
+    /// off holds it back. For waits that are not ours, as long as it is kept.
+    pub fn on_strike(&self) -> Arc<CancelSource> {
+        let source = Arc::new(CancelSource::new());
+        let mut control = self.control.lock();
+        control.hooks.retain(|hook| hook.strong_count() > 0);
+        control.hooks.push(Arc::downgrade(&source));
+        source
+    }
+
+    /// Wake the body to be killed, if it may be: out of a desist wait, and what it waits for in
+    /// ways of its own.
     pub(crate) fn strike_wait(&self) {
-        let waiter = {
+        let (waiter, hooks, cause) = {
             let mut control = self.control.lock();
             let struck = |waiter: &atomics::Arc<Waiter>| {
                 self.may_strike(&control) && waiter.settle(Outcome::Killed)
@@ -458,10 +471,21 @@ impl Task {
             if waiter.is_some() {
                 control.strike_at_wait();
             }
-            waiter
+            let hooks = if control.hooks.is_empty() || !self.may_strike(&control) {
+                Vec::new()
+            } else {
+                std::mem::take(&mut control.hooks)
+            };
+            let cause = control.order.as_ref().map(|order| order.cause.clone());
+            (waiter, hooks, cause)
         };
         if let Some(waiter) = waiter {
             waiter.wake();
+        }
+        for hook in hooks.iter().filter_map(Weak::upgrade) {
+            if let Some(cause) = &cause {
+                hook.node().cancel(cause.clone());
+            }
         }
     }
 

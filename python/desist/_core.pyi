@@ -43,6 +43,7 @@ __all__ = [
     "SimpleQueue",
     "Simulation",
     "StopPolicy",
+    "Strike",
     "Task",
     "Timeout",
     "_Injector",
@@ -1103,6 +1104,16 @@ class StopPolicy:
         """
         Seconds in which Killed is raised in front of every step; None: it is not.
         """
+
+@final
+class Strike:
+    """
+    As long as it lives, its token is cancelled when a kill strikes the calling task: not before,
+    and not while something holds the kill off. Outside any task, never.
+    """
+    def __new__(cls, /) -> Strike: ...
+    @property
+    def token(self, /) -> CancelToken: ...
 
 @final
 class Task:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist._core import CancelCause, checkpoint, cleanup, current_token
+from desist._core import CancelCause, Strike, checkpoint, cleanup, current_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,9 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     """Call `fn()`, which blocks in its own way, so that it ends when the calling code is to stop.
 
     `unblock()` makes it return or raise: it closes the connection, interrupts the query, sends the
-    message that ends the loop. It is called at most once, only if the calling code is cancelled,
-    by the thread that cancels (for a deadline, by one of desist's), and only while fn is inside:
+    message that ends the loop. It is called at most once, only if the calling code is cancelled or
+    killed, by the thread that does that (for a deadline, by one of desist's), and only while fn is
+    inside:
     not before it was called, and not after interruptible() has returned. It may come at the very
     beginning of fn, so it should be something that lasts, as closing does; and it must not wait for
     the calling thread. What it raises goes to sys.unraisablehook, and fn runs on.
@@ -27,7 +28,7 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     Exception out of fn after unblock() becomes the `__cause__` of Cancelled; any other is raised as
     it is. A checkpoint on entry: Cancelled without a cause from fn means that it was not called.
 
-    A kill cancels first, and so calls unblock() too, except inside shield(): there it waits for fn.
+    A kill pierces shield(), and waits for cleanup(), here as at every wait.
     """
     given: object
     for given in (fn, unblock):
@@ -37,7 +38,11 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     call = _Call(unblock)
     # Made beforehand: between its making and its block a kill could strike.
     leaving = cleanup()
-    registration = current_token().on_cancel(call.interrupt)
+    strike = Strike()
+    registrations = [
+        current_token().on_cancel(call.interrupt),
+        strike.token.on_cancel(call.interrupt),
+    ]
     try:
         if not call.enter():
             checkpoint()
@@ -55,7 +60,8 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
         try:
             with leaving:
                 call.leave()
-                registration.unregister()
+                for registration in registrations:
+                    registration.unregister()
         finally:
             call.leave()
 
@@ -74,10 +80,10 @@ class _Call:
 
     def interrupt(self, _cause: CancelCause, /) -> Any:
         with self._lock:
-            if self._inside:
+            if self._inside and not self.interrupted:
                 self.interrupted = True
                 self._unblock()
-            else:
+            elif not self.interrupted:
                 self._too_early = True
 
     def enter(self) -> bool:

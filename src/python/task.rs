@@ -17,8 +17,10 @@ use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
 use crate::python::{hard_stop, seconds};
+use crate::scope;
 use crate::task::{self, BodyEnd, Boundary, Progress};
 use crate::testing::{self, Enrolment};
+use crate::token;
 
 /// How a body ended, for those who look at the task later.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -176,5 +178,28 @@ impl Task {
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::optional_span(timeout, "timeout")?.map_or(Time::NEVER, Time::after);
         blocking(py, || self.core.over().wait_until(until))
+    }
+}
+
+/// As long as it lives, its token is cancelled when a kill strikes the calling task: not before,
+/// and not while something holds the kill off. Outside any task, never.
+#[pyclass(frozen, module = "desist._core")]
+pub(super) struct Strike {
+    source: Arc<token::CancelSource>,
+}
+
+#[pymethods]
+impl Strike {
+    #[new]
+    fn new() -> Self {
+        let source = scope::current_task().map(|task| task.on_strike());
+        Self {
+            source: source.unwrap_or_default(),
+        }
+    }
+
+    #[getter]
+    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
+        CancelToken::wrap(py, self.source.token())
     }
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import Cancelled, CancelSource, Killed, interruptible
+from desist import Cancelled, CancelSource, Killed, Outcome, interruptible
 from leaks import in_its_wait
 from support import AT_WAIT, FORCE, NEVER, Victim
 from sweep import sweep
@@ -228,6 +228,39 @@ def test_a_kill_wakes_it_too(policy: desist.StopPolicy) -> None:
         victim.kill(policy=policy)
     assert isinstance(victim.raised, Killed | Cancelled)
     assert len(foreign.wakers) == 1
+
+
+def test_a_kill_wakes_it_through_a_shield() -> None:
+    foreign = Foreign()
+
+    def shielded() -> None:
+        with desist.shield(NEVER):
+            foreign.run()
+            desist.sleep_forever()
+
+    with in_its_wait(shielded) as victim:
+        report = victim.kill(policy=AT_WAIT)
+    assert report.outcome is Outcome.AT_WAIT
+    assert isinstance(victim.raised, Killed)
+    assert len(foreign.wakers) == 1
+
+
+def test_what_holds_a_kill_off_keeps_it_from_waking() -> None:
+    foreign = Foreign()
+
+    def cleaning_up() -> None:
+        with desist.cleanup():
+            foreign.run()
+
+    with in_its_wait(cleaning_up) as victim:
+        killer = threading.Thread(target=victim.kill, kwargs={"policy": AT_WAIT})
+        killer.start()
+        victim.token.wait()
+        assert not desist._core.Latch().wait(0.01)
+        assert not foreign.wakers
+        foreign.woken.set()
+        killer.join()
+    assert not foreign.wakers
 
 
 def test_a_call_on_a_real_socket() -> None:
