@@ -17,6 +17,7 @@ mod scope;
 mod semaphore;
 mod stop;
 mod support;
+#[cfg(not(loom))]
 mod testing;
 mod token;
 mod wait;
