@@ -110,9 +110,7 @@ fn open(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
         let node = match (kind, frames.last()) {
             (Kind::Plain, Some(inner)) => inner.node.child(Some(deadline)),
             (Kind::Cleanup, _) => {
-                let cutoff = visible(&frames, frames.len())
-                    .map(|frame| cutoff(frame, None))
-                    .min();
+                let cutoff = visible(&frames, frames.len()).map(cutoff).min();
                 let node = NodeRef::root(Some(deadline.min(cutoff.unwrap_or(Time::NEVER))));
                 listening = beyond_zones(&frames)
                     .map(|frame| shorten_with(&node, frame))
@@ -236,7 +234,7 @@ fn meet_outer_zones(frames: &[Frame]) {
         }
         let ended = beyond_zones(&frames[..at])
             .filter(|outer| outer.kind == Kind::Cleanup && outer.node.poll(now));
-        if let Some(end) = ended.map(|outer| cutoff(outer, None)).min() {
+        if let Some(end) = ended.map(cutoff).min() {
             if end < zone.node.own_deadline() {
                 deadline::set(&zone.node, end);
             }
@@ -245,8 +243,8 @@ fn meet_outer_zones(frames: &[Frame]) {
 }
 
 /// When a clean-up zone inside `frame` ends because of it: now known, or once it is cancelled.
-fn cutoff(frame: &Frame, cause: Option<&Cause>) -> Time {
-    let cause = cause.cloned().or_else(|| frame.node.cause());
+fn cutoff(frame: &Frame) -> Time {
+    let cause = frame.node.cause();
     let at = cause
         .as_ref()
         .map_or_else(|| frame.node.own_deadline(), |cause| cause.at);

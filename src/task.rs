@@ -309,7 +309,7 @@ impl Task {
 
     /// The cause, if a kill is due at a checkpoint of the body.
     pub fn kill_due(&self) -> Option<Cause> {
-        if !self.ordered.load(Ordering::Acquire) {
+        if !self.is_ordered() {
             return None;
         }
         let mut control = self.control.lock();
@@ -654,7 +654,8 @@ impl Boundary {
         }
     }
 
-    /// The body is over: sweeps what it holds. False: the task had been abandoned, and whoever did that has taken care of what it was working on.
+    /// The body is over: sweeps what it holds. False: the task had been abandoned, and whoever did
+    /// that has taken care of what it was working on.
     ///
     /// The caller then settles what the body worked on and calls [`Task::over`]`.set()`.
     pub fn leave(mut self, end: BodyEnd) -> bool {

@@ -293,7 +293,7 @@ impl Simulation {
     /// The clock shows `now`: whose time has come is ready. True if there is anybody.
     fn pass(&self, state: &mut State, now: Time) -> bool {
         self.now.fetch_max(now.as_nanos(), Ordering::AcqRel);
-        let due: Vec<Parked> = state.parked.extract_if_due(now);
+        let due = state.take_due(now);
         let any = !due.is_empty();
         state.ready.extend(due.into_iter().map(|parked| parked.id));
         any
@@ -362,10 +362,10 @@ impl Simulation {
             if state.notice_descriptors() {
                 continue;
             }
-            let next = state.next_deadline();
             if !state.autojump {
                 return; // somebody else moves the clock
             }
+            let next = state.next_deadline();
             if next.is_never() {
                 if state
                     .parked
@@ -429,7 +429,7 @@ impl State {
         let at = match &mut self.random {
             None => 0,
             Some(seed) => {
-                // xorshift*, by Vigna: any lot will do that can be drawn again.
+                // splitmix64, by Vigna: any lot will do that can be drawn again.
                 *seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
                 let mut lot = *seed;
                 lot = (lot ^ (lot >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -476,19 +476,13 @@ impl State {
         self.stuck = true;
         true
     }
-}
 
-trait ExtractDue {
-    fn extract_if_due(&mut self, now: Time) -> Vec<Parked>;
-}
-
-impl ExtractDue for Vec<Parked> {
     /// Take out those whose time has come, the earliest first.
-    fn extract_if_due(&mut self, now: Time) -> Vec<Parked> {
-        let (mut due, later): (Vec<_>, Vec<_>) = std::mem::take(self)
+    fn take_due(&mut self, now: Time) -> Vec<Parked> {
+        let (mut due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.parked)
             .into_iter()
             .partition(|parked| parked.until <= now);
-        *self = later;
+        self.parked = later;
         due.sort_by_key(|parked| parked.until);
         due
     }

@@ -268,7 +268,6 @@ pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Ref
 /// Wait until one of `what` is granted, and tell which; `None` at `until`, or at one's bound.
 ///
 /// Whatever was not granted has left its line when this returns.
-#[allow(clippy::needless_pass_by_value)] // a waiter is for one wait
 pub(crate) fn block<W: Waitable + ?Sized>(
     waiter: &Arc<Waiter>,
     until: Time,

@@ -649,9 +649,9 @@ class Lock:
     A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
     however it ends.
 
-    Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its holder was killed inside, the lock is poisoned, and
-    LockPoisoned is raised in whoever acquires it next, until somebody repairs it;
-    `on_kill="release"` frees it instead.
+    Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its
+    holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires
+    it next, until somebody repairs it; `on_kill="release"` frees it instead.
     """
     def __enter__(self, /) -> bool: ...
     def __exit__(

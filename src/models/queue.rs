@@ -19,6 +19,16 @@ fn putter(queue: &Items, item: u32) -> loom::thread::JoinHandle<Result<Option<u3
     spawn(move || queue.put(item, Time::NEVER))
 }
 
+/// As [`putter`], but it can be cancelled.
+fn putter_as(
+    queue: &Items,
+    item: u32,
+    task: &Arc<Task>,
+) -> loom::thread::JoinHandle<Result<Option<u32>, QueueError>> {
+    let queue = queue.clone();
+    spawn_as(task, move || queue.put(item, Time::NEVER))
+}
+
 fn getter(queue: &Items) -> loom::thread::JoinHandle<Result<Option<u32>, QueueError>> {
     let queue = queue.clone();
     spawn(move || queue.get(Time::NEVER))
@@ -81,10 +91,7 @@ fn loom_i11_cancelled_waits_on_a_queue_leave_nothing() {
         let queue = queue(1);
         assert_eq!(queue.try_put(1), Ok(None));
         let task = Task::new("puts", None);
-        let putter = {
-            let queue = queue.clone();
-            spawn_as(&task, move || queue.put(2, Time::NEVER))
-        };
+        let putter = putter_as(&queue, 2, &task);
         end(canceller(&task));
         assert!(end(putter).is_err());
         assert_eq!(rest(&queue), [1]);
@@ -155,10 +162,7 @@ fn loom_i11_i13_an_item_is_put_or_not_when_its_putter_is_cancelled() {
         let queue = queue(1);
         assert_eq!(queue.try_put(1), Ok(None));
         let task = Task::new("puts", None);
-        let putter = {
-            let queue = queue.clone();
-            spawn_as(&task, move || queue.put(2, Time::NEVER))
-        };
+        let putter = putter_as(&queue, 2, &task);
         let canceller = canceller(&task);
         let getter = getter(&queue);
         end(canceller);
@@ -179,10 +183,7 @@ fn loom_i12_i13_a_cancelled_putter_is_skipped_and_the_next_has_the_place() {
         let queue = queue(1);
         assert_eq!(queue.try_put(1), Ok(None));
         let task = Task::new("puts", None);
-        let cancelled = {
-            let queue = queue.clone();
-            spawn_as(&task, move || queue.put(2, Time::NEVER))
-        };
+        let cancelled = putter_as(&queue, 2, &task);
         let next = putter(&queue, 3);
         let canceller = canceller(&task);
         let consumer = {

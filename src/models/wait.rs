@@ -60,10 +60,7 @@ impl Both {
     }
 
     fn either(&self) -> Result<Done<u32, ()>, Stop> {
-        either(
-            &mut self.queue.getting(),
-            &mut self.semaphore.acquiring(None),
-        )
+        either(&mut self.queue.getting(), &mut self.semaphore.acquiring())
     }
 
     fn putter(&self) -> loom::thread::JoinHandle<()> {

@@ -20,15 +20,6 @@ pub enum Readiness {
     Writable,
 }
 
-impl Readiness {
-    fn events(self) -> i16 {
-        match self {
-            Readiness::Readable => libc::POLLIN,
-            Readiness::Writable => libc::POLLOUT,
-        }
-    }
-}
-
 /// A pipe that a sleeping thread polls; kept by the thread from one wait to the next.
 #[derive(Debug)]
 pub(super) struct Alarm {
@@ -101,13 +92,8 @@ impl Alarm {
 
     /// Sleep until it rings, a descriptor is ready, or `until`.
     pub(super) fn sleep(&self, interests: &[(RawFd, Readiness)], until: Time) -> Slept {
-        let entry = |fd, events| libc::pollfd {
-            fd,
-            events,
-            revents: 0,
-        };
-        let mut polled = vec![entry(self.reader.as_raw_fd(), libc::POLLIN)];
-        polled.extend(interests.iter().map(|(fd, what)| entry(*fd, what.events())));
+        let mut polled = vec![entry(self.reader.as_raw_fd(), Readiness::Readable)];
+        polled.extend(interests.iter().map(|(fd, what)| entry(*fd, *what)));
         let result = poll(&mut polled, until);
         if result == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) {
             return Slept::Signalled;
@@ -134,11 +120,7 @@ pub(super) enum Slept {
 
 /// Is it ready now? A bad descriptor is an error.
 pub(crate) fn is_ready(fd: RawFd, what: Readiness) -> io::Result<bool> {
-    let mut polled = [libc::pollfd {
-        fd,
-        events: what.events(),
-        revents: 0,
-    }];
+    let mut polled = [entry(fd, what)];
     loop {
         if poll(&mut polled, Time::from_nanos(0)) >= 0 {
             break;
@@ -163,13 +145,21 @@ pub(crate) fn any_ready(interests: &[(RawFd, Readiness)]) -> bool {
 
 /// Wait for one of them, in real time.
 pub(crate) fn wait_for_any(interests: &[(RawFd, Readiness)]) {
-    let entry = |(fd, what): &(RawFd, Readiness)| libc::pollfd {
-        fd: *fd,
-        events: what.events(),
-        revents: 0,
+    let entries = interests.iter().map(|(fd, what)| entry(*fd, *what));
+    poll(&mut entries.collect::<Vec<_>>(), Time::NEVER);
+}
+
+/// What [`poll`] is given of it.
+fn entry(fd: RawFd, what: Readiness) -> libc::pollfd {
+    let events = match what {
+        Readiness::Readable => libc::POLLIN,
+        Readiness::Writable => libc::POLLOUT,
     };
-    let mut polled: Vec<libc::pollfd> = interests.iter().map(entry).collect();
-    poll(&mut polled, Time::NEVER);
+    libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    }
 }
 
 #[cfg(target_os = "linux")]

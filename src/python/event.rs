@@ -3,11 +3,10 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::clock::Time;
 use crate::python::error;
 use crate::python::seconds::{self, Seconds};
-use crate::python::wait::blocking;
-use crate::{sync, wait};
+use crate::python::wait::perform;
+use crate::sync;
 
 /// A flag like threading.Event, whose waits can be cancelled.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
@@ -63,14 +62,9 @@ impl Event {
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::patience(timeout)?;
-        wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
-        if self.event.is_set() {
-            return Ok(true);
-        }
-        if !until.is_never() && until <= Time::now() {
-            return Ok(false);
-        }
-        blocking(py, || self.event.wait_until(until))
+        let set = perform(py, &mut &self.event, until);
+        set.map(|set| set.is_some())
+            .map_err(|stop| error::from_stop(py, stop))
     }
 
     /// In a forked child, as threading.Event has it: nobody waits any more.

@@ -281,7 +281,7 @@ impl Op {
         let plain = |()| Yield::Plain;
         match &self.kind {
             Kind::Acquire(lock) => adapted(lock.get().core().acquiring(Acquire::Task), plain),
-            Kind::Permit(semaphore) => adapted(semaphore.get().core().acquiring(None), plain),
+            Kind::Permit(semaphore) => adapted(semaphore.get().core().acquiring(), plain),
             Kind::Get(queue) => adapted(queue.get().core().getting(), Yield::Object),
             Kind::GetSimple(queue) => adapted(queue.get().core().getting(), Yield::Object),
             Kind::GetHooked(queue, condition) => match condition.get().core() {

@@ -9,9 +9,9 @@ use pyo3::types::{PyDict, PyTuple};
 use crate::clock::Time;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::seconds::{self, Seconds};
-use crate::python::wait::blocking;
+use crate::python::wait::perform;
 use crate::python::{error, hint};
-use crate::{sync, wait};
+use crate::sync;
 
 /// A counter like threading.Semaphore, whose waits can be cancelled.
 ///
@@ -81,14 +81,10 @@ impl Semaphore {
             return Ok(self.core().try_acquire());
         }
         let until = seconds::patience(timeout)?;
-        wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
-        if self.core().try_acquire() {
-            return Ok(true);
-        }
-        if !until.is_never() && until <= Time::now() {
-            return Ok(false);
-        }
-        blocking_wait(py, || self.core().acquire(until))
+        let acquired = perform(py, &mut self.core().acquiring(), until);
+        acquired
+            .map(|acquired| acquired.is_some())
+            .map_err(|stop| error::from_stop(py, stop))
     }
 
     /// Release so many permits: those who wait get them first. Never blocks.
@@ -110,11 +106,10 @@ impl Semaphore {
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
-        wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
-        if !self.core().try_acquire_for_block() {
-            blocking_wait(py, || self.core().acquire_for_block())?;
-        }
-        Ok(true)
+        let acquired = perform(py, &mut self.core().acquiring_for_block(), Time::NEVER);
+        acquired
+            .map(|_| true)
+            .map_err(|stop| error::from_stop(py, stop))
     }
 
     #[pyo3(signature = (_type, value, _traceback, /))]
@@ -150,8 +145,6 @@ impl Semaphore {
         ))
     }
 }
-
-use blocking as blocking_wait; // `blocking` is the name of an argument here
 
 #[pymethods]
 impl BoundedSemaphore {

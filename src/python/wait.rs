@@ -24,7 +24,23 @@ pub(super) fn blocking<R: Send>(
 
 /// Do something that may have to wait, until `until` at most: only the sleeping is done without
 /// the interpreter.
+#[inline]
 pub(super) fn perform<O: Op>(
+    py: Python<'_>,
+    op: &mut O,
+    until: Time,
+) -> Result<Option<O::Output>, O::Refusal> {
+    // Mostly there is nothing to wait for: that alone is compiled into each caller.
+    wait::checkpoint()?;
+    if let Some(done) = op.attempt()? {
+        scope::hold_off_kill();
+        return Ok(Some(done));
+    }
+    wait_and_perform(py, op, until)
+}
+
+#[cold]
+fn wait_and_perform<O: Op>(
     py: Python<'_>,
     op: &mut O,
     until: Time,

@@ -222,18 +222,15 @@ impl Lock {
     /// Give it up for a while, however often it is held; for [`Lock::take_back`].
     pub(crate) fn let_go(&self) -> Result<Holds, ReleaseError> {
         let ledger = scope::current_ledger();
-        let mut struck = Vec::new();
-        let wake = {
+        let (wake, struck) = {
             let mut state = self.core.state.lock();
             // A plain lock may be used by one thread on behalf of another.
             let holder = state.holder.clone().ok_or(ReleaseError::NotHeld)?;
             if self.core.reentrant && !Arc::ptr_eq(&holder, &ledger) {
                 return Err(ReleaseError::NotHolder);
             }
-            while let Some(entry) = holder.strike_out(Arc::as_ptr(&self.core).cast()) {
-                struck.push(entry);
-            }
-            self.core.free(&mut state)
+            let struck = self.core.strike_out_all(&holder);
+            (self.core.free(&mut state), struck)
         };
         wake.iter().for_each(Ticket::wake);
         Ok(struck.iter().map(|(_, hold)| *hold).collect())
@@ -272,13 +269,9 @@ impl Lock {
         let (holder, struck) = {
             let mut state = self.core.state.lock();
             let holder = state.holder.take();
-            let mut struck = Vec::new();
-            while let Some(entry) = holder
+            let struck = holder
                 .as_ref()
-                .and_then(|holder| holder.strike_out(Arc::as_ptr(&self.core).cast()))
-            {
-                struck.push(entry);
-            }
+                .map(|holder| self.core.strike_out_all(holder));
             *state = State::default();
             (holder, struck)
         };
@@ -423,6 +416,12 @@ impl Core {
         } else {
             Vec::new()
         }
+    }
+
+    /// Strike out all its holds of it, the latest first; to be dropped unlocked.
+    fn strike_out_all(self: &Arc<Self>, holder: &Ledger) -> Vec<(Arc<dyn Held>, Hold)> {
+        let next = || holder.strike_out(Arc::as_ptr(self).cast());
+        std::iter::from_fn(next).collect()
     }
 
     /// Nobody holds it any more: tell whom it concerns. Returns whom to wake.

@@ -80,7 +80,7 @@ impl Semaphore {
     /// Acquire a permit, waiting until `until` at most (then false). A checkpoint on entry, even
     /// if one is free; `Err` means that none was taken.
     pub fn acquire(&self, until: Time) -> Result<bool, Stop> {
-        wait::perform(&mut self.acquiring(None), until).map(|acquired| acquired.is_some())
+        wait::perform(&mut self.acquiring(), until).map(|acquired| acquired.is_some())
     }
 
     /// Acquire a permit if one is free; not a checkpoint, never blocks.
@@ -88,20 +88,9 @@ impl Semaphore {
         self.core.take(&mut self.core.state.lock(), None)
     }
 
-    /// Acquire a permit for a block, which gives it back by [`Semaphore::end_block`].
+    #[cfg(test)]
     pub(crate) fn acquire_for_block(&self) -> Result<(), Stop> {
-        let ledger = Some(scope::current_ledger());
-        wait::perform(&mut self.acquiring(ledger), Time::NEVER).map(|_| ())
-    }
-
-    /// As [`Semaphore::acquire_for_block`], if a permit is free; not a checkpoint.
-    pub(crate) fn try_acquire_for_block(&self) -> bool {
-        let ledger = scope::current_ledger();
-        let taken = self.core.take(&mut self.core.state.lock(), Some(&ledger));
-        if taken {
-            scope::hold_off_kill();
-        }
-        taken
+        wait::perform(&mut self.acquiring_for_block(), Time::NEVER).map(|_| ())
     }
 
     /// A block that took a permit ends. False: a sweep has given it back before.
@@ -131,10 +120,18 @@ impl Semaphore {
     }
 
     /// Acquiring a permit, as one of several things to wait for.
-    pub(crate) fn acquiring(&self, ledger: Option<Arc<Ledger>>) -> Acquiring<'_> {
+    pub(crate) fn acquiring(&self) -> Acquiring<'_> {
         Acquiring {
             core: &self.core,
-            ledger,
+            ledger: None,
+        }
+    }
+
+    /// Acquiring a permit for a block, which gives it back by [`Semaphore::end_block`].
+    pub(crate) fn acquiring_for_block(&self) -> Acquiring<'_> {
+        Acquiring {
+            core: &self.core,
+            ledger: Some(scope::current_ledger()),
         }
     }
 
@@ -287,7 +284,7 @@ mod tests {
 
     fn taken() -> Semaphore {
         let semaphore = Semaphore::bounded(2);
-        assert!(semaphore.try_acquire_for_block());
+        assert_eq!(semaphore.acquire_for_block(), Ok(()));
         assert_eq!(semaphore.acquire_for_block(), Ok(()));
         assert_eq!(semaphore.free(), 0);
         semaphore
@@ -335,10 +332,7 @@ mod tests {
     #[test]
     fn i20_a_block_whose_permit_was_swept_gives_back_no_other() {
         let semaphore = Semaphore::bounded(1);
-        let left = move_on_after(Duration::from_secs(3600), |_| {
-            assert!(semaphore.try_acquire_for_block());
-            Ok::<_, Stop>(())
-        });
+        let left = move_on_after(Duration::from_secs(3600), |_| semaphore.acquire_for_block());
         assert_eq!((left, semaphore.free()), (Ok(Some(())), 1));
         // Somebody else has it now.
         assert!(semaphore.try_acquire());

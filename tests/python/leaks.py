@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support import Victim
+from support import LINUX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-LINUX = Path("/proc/self/fd").is_dir()
+    from collections.abc import Iterator
 
 
 def descriptors() -> dict[str, str]:
@@ -52,26 +49,3 @@ def nothing_left() -> Iterator[None]:
     before = descriptors(), children()
     yield
     assert (descriptors(), children()) == before
-
-
-def until_asleep(victim: Victim[object]) -> None:
-    """The victim's thread sleeps, and has for a while, so it will be in its wait."""
-    stat = Path(f"/proc/self/task/{victim.native_id}/stat")
-    calm, tick = 0, threading.Event()
-    while LINUX and calm < 3:
-        state = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-        calm = calm + 1 if state == "S" else 0
-        tick.wait(0.001)  # the system tells nobody
-
-
-@contextmanager
-def in_its_wait(wait: Callable[[], object]) -> Iterator[Victim[object]]:
-    """A thread that has begun `wait()`, which is in it now."""
-
-    def body(ready: Callable[[], None]) -> object:
-        ready()
-        return wait()
-
-    with Victim(body) as victim:
-        until_asleep(victim)
-        yield victim

@@ -6,15 +6,20 @@ import os
 import threading
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import pytest
+
 import desist
-from desist import StopPolicy
+from desist import Cancelled, Killed, StopPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
+
+LINUX = Path("/proc/self/fd").is_dir()
 
 NEVER = 1000.0
 """Seconds that no test waits: what ends after it would hang."""
@@ -68,6 +73,63 @@ def spin(ready: Callable[[], None]) -> None:
     ready()
     while True:
         pass
+
+
+def until_asleep(victim: Victim[object]) -> None:
+    """The victim's thread sleeps, and has for a while, so it will be in its wait."""
+    stat = Path(f"/proc/self/task/{victim.native_id}/stat")
+    calm, tick = 0, threading.Event()
+    while LINUX and calm < 3:
+        state = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        calm = calm + 1 if state == "S" else 0
+        tick.wait(0.001)  # the system tells nobody
+
+
+@contextmanager
+def in_its_wait(wait: Callable[[], object]) -> Iterator[Victim[object]]:
+    """A thread that has begun `wait()`, which is in it now."""
+
+    def body(ready: Callable[[], None]) -> object:
+        ready()
+        return wait()
+
+    with Victim(body) as victim:
+        until_asleep(victim)
+        yield victim
+
+
+def ends_with_a_cancel(wait: Callable[[], object]) -> None:
+    """A cancel ends it. `wait()` blocks for ever, here as below."""
+    with in_its_wait(wait) as victim:
+        victim.cancel()
+    assert isinstance(victim.raised, Cancelled)
+    victim.raised = None  # its traceback keeps what the call had, a file of makefile() say
+
+
+def ends_with_the_deadline_of_its_block(wait: Callable[[], object]) -> None:
+    """The deadline of the block around it ends it."""
+    with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
+        wait()
+
+
+def looks_before_it_begins(wait: Callable[[], object]) -> None:
+    """It does not begin in a block that is cancelled."""
+    with desist.move_on_after(0) as scope:
+        wait()
+    assert scope.cancelled_caught
+
+
+def ends_with_a_kill(wait: Callable[[], object]) -> None:
+    """A kill ends it, also in a shield."""
+
+    def shielded() -> None:
+        with desist.shield(NEVER):
+            wait()
+
+    with in_its_wait(shielded) as victim:
+        victim.kill(policy=AT_WAIT)
+    assert isinstance(victim.raised, Killed)
+    victim.raised = None
 
 
 @contextmanager

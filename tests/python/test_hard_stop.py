@@ -105,7 +105,7 @@ import sys, threading, time, desist
 def loop(*_):
     running.set()
     while True:
-        time.sleep(0.0003)
+        time.sleep(0.0003)  # comes back to the interpreter, soon also while that shuts down
 
 def wait_for_it():
     with condition:
@@ -115,7 +115,6 @@ running, condition, source = threading.Event(), desist.Condition(), desist.Cance
 source.token.on_cancel(loop)
 {start}
 running.wait()
-time.sleep(0.01)  # in the middle of its loop
 """
 
 

@@ -10,8 +10,7 @@ import pytest
 
 import desist
 from desist import Cancelled, CancelSource, Killed, Outcome, interruptible
-from leaks import in_its_wait
-from support import AT_WAIT, FORCE, NEVER, Victim
+from support import AT_WAIT, FORCE, NEVER, Victim, in_its_wait
 from sweep import sweep
 from test_signals import talk
 

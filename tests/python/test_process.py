@@ -13,8 +13,8 @@ import pytest
 
 import desist
 from desist import Cancelled, Killed, _process
-from leaks import in_its_wait, nothing_left
-from support import AT_WAIT, FORCE, INSIST, NEVER, in_child, in_thread
+from leaks import nothing_left
+from support import AT_WAIT, FORCE, INSIST, NEVER, in_child, in_its_wait, in_thread
 from sweep import sweep
 from test_signals import talk
 

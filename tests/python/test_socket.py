@@ -13,9 +13,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Cancelled, Killed, socket
-from leaks import in_its_wait, nothing_left
-from support import AT_WAIT, FORCE, NEVER, Victim, in_child
+from desist import Cancelled, socket
+from leaks import nothing_left
+from support import (
+    AT_WAIT,
+    FORCE,
+    NEVER,
+    Victim,
+    ends_with_a_cancel,
+    ends_with_a_kill,
+    ends_with_the_deadline_of_its_block,
+    in_child,
+    in_its_wait,
+    looks_before_it_begins,
+)
 from test_signals import talk
 
 if TYPE_CHECKING:
@@ -141,32 +152,19 @@ Wait = tuple["Call", "list[socket.socket]"]
 
 
 def test_every_wait_ends_with_a_cancel(wait: Wait) -> None:
-    with in_its_wait(wait[0]) as victim:
-        victim.cancel()
-    assert isinstance(victim.raised, Cancelled)
-    victim.raised = None  # its traceback keeps what the call had, a file of makefile() say
+    ends_with_a_cancel(wait[0])
 
 
 def test_every_wait_ends_with_the_deadline_of_its_block(wait: Wait) -> None:
-    with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
-        wait[0]()
+    ends_with_the_deadline_of_its_block(wait[0])
 
 
 def test_every_wait_looks_before_it_begins(wait: Wait) -> None:
-    with desist.move_on_after(0) as scope:
-        wait[0]()
-    assert scope.cancelled_caught
+    looks_before_it_begins(wait[0])
 
 
 def test_every_wait_ends_with_a_kill(wait: Wait) -> None:
-    def shielded() -> None:
-        with desist.shield(NEVER):
-            wait[0]()
-
-    with in_its_wait(shielded) as victim:
-        victim.kill(policy=AT_WAIT)
-    assert isinstance(victim.raised, Killed)
-    victim.raised = None
+    ends_with_a_kill(wait[0])
 
 
 def test_every_wait_ends_with_the_timeout_of_its_socket(wait: Wait) -> None:

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import Cancelled, Killed, socket, ssl
-from leaks import in_its_wait, nothing_left
-from support import AT_WAIT, NEVER, Victim
+from desist import Cancelled, socket, ssl
+from leaks import nothing_left
+from support import (
+    NEVER,
+    Victim,
+    ends_with_a_cancel,
+    ends_with_a_kill,
+    ends_with_the_deadline_of_its_block,
+    in_its_wait,
+    looks_before_it_begins,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,30 +148,19 @@ def handshake(
 
 
 def test_every_wait_ends_with_a_cancel(wait: Wait) -> None:
-    with in_its_wait(wait[0]) as victim:
-        victim.cancel()
-    assert isinstance(victim.raised, Cancelled)
+    ends_with_a_cancel(wait[0])
 
 
 def test_every_wait_ends_with_the_deadline_of_its_block(wait: Wait) -> None:
-    with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
-        wait[0]()
+    ends_with_the_deadline_of_its_block(wait[0])
 
 
 def test_every_wait_looks_before_it_begins(wait: Wait) -> None:
-    with desist.move_on_after(0) as scope:
-        wait[0]()
-    assert scope.cancelled_caught
+    looks_before_it_begins(wait[0])
 
 
 def test_every_wait_ends_with_a_kill(wait: Wait) -> None:
-    def shielded() -> None:
-        with desist.shield(NEVER):
-            wait[0]()
-
-    with in_its_wait(shielded) as victim:
-        victim.kill(policy=AT_WAIT)
-    assert isinstance(victim.raised, Killed)
+    ends_with_a_kill(wait[0])
 
 
 def test_every_wait_ends_with_the_timeout_of_its_socket(wait: Wait) -> None:

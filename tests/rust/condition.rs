@@ -3,12 +3,12 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use desist::stop::{Rung, StopPolicy, kill};
+use desist::stop::Rung;
 use desist::sync::{Acquire, Condition, Lock, LockError, OnKill, ReleaseError, WaitError};
-use desist::task::{BodyEnd, Boundary, Force, Task};
+use desist::task::{BodyEnd, Boundary, Task};
 use desist::{Stop, Time, checkpoint, move_on_after};
 
-use crate::support::{PAST, Parker, far, parked_task};
+use crate::support::{Feeble, PAST, Parker, far, kill_in_its_wait, parked_task};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -193,21 +193,6 @@ fn a_wait_without_the_lock_is_refused() {
     unlock(&condition);
 }
 
-/// A host whose force never comes to strike.
-struct Feeble;
-
-impl Force for Feeble {
-    fn at_a_safe_moment(&self, _then: &mut dyn FnMut()) {}
-
-    fn post(&self) {}
-
-    fn take_back(&self) {}
-
-    fn stack(&self) -> Option<Vec<String>> {
-        None
-    }
-}
-
 /// Run `body` as a task on a thread of its own and kill it in the wait that it comes to. It may
 /// wait before, for nothing that the task is not to be killed in.
 fn kill_in_a_wait(body: impl FnOnce() -> bool + Send + 'static) {
@@ -220,15 +205,7 @@ fn kill_in_a_wait(body: impl FnOnce() -> bool + Send + 'static) {
         theirs.over().set();
         killed
     });
-    let policy = StopPolicy {
-        cooperative: Duration::ZERO,
-        at_wait: None,
-        async_exc: Some(HOUR),
-        trace: None,
-        defer: Duration::ZERO,
-        abandon: false,
-    };
-    let report = kill(&task, None, &policy, &mut || ()).unwrap();
+    let report = kill_in_its_wait(&task, None);
     assert_eq!(report.outcome, Some(Rung::AtWait));
     assert!(killed.join());
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use desist::stop::{KillReport, Rung, StopPolicy, kill};
 use desist::sync::{Acquire, Lock, LockError, OnKill, ReleaseError};
-use desist::task::{BodyEnd, Boundary, Force, Task};
+use desist::task::{BodyEnd, Boundary, Task};
 use desist::{Stop, Time, move_on_after, shield, sleep};
 
-use crate::support::{PAST, Parker, far};
+use crate::support::{Feeble, PAST, Parker, far, kill_in_its_wait};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -31,21 +31,6 @@ fn waiting_for(lock: &Lock, acquire: Acquire) -> (Arc<Task>, Parker<Result<bool,
         result
     });
     (task, waiter)
-}
-
-/// A host whose force never comes to strike, so that the body is killed in its wait.
-struct Feeble;
-
-impl Force for Feeble {
-    fn at_a_safe_moment(&self, _then: &mut dyn FnMut()) {}
-
-    fn post(&self) {}
-
-    fn take_back(&self) {}
-
-    fn stack(&self) -> Option<Vec<String>> {
-        None
-    }
 }
 
 /// A task that holds these locks in a wait that nothing cancels. `after` runs on its thread when
@@ -73,15 +58,7 @@ fn parked_holder(
 }
 
 fn kill_holder((task, holder): (Arc<Task>, Parker<()>)) -> KillReport {
-    let policy = StopPolicy {
-        cooperative: Duration::ZERO,
-        at_wait: None,
-        async_exc: Some(HOUR),
-        trace: None,
-        defer: Duration::ZERO,
-        abandon: false,
-    };
-    let report = kill(&task, Some("a test".into()), &policy, &mut || ()).unwrap();
+    let report = kill_in_its_wait(&task, Some("a test"));
     holder.join();
     report
 }

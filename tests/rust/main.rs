@@ -3,7 +3,6 @@
 //! No test sleeps or waits for an interval to pass: a test that needs another thread to be in a
 //! wait is told by the wait itself, see `support`. The model of the scopes, `scope_model.rs`,
 //! belongs to the unit tests, for it needs a clock that stands still.
-#![cfg(not(loom))] // the models are unit tests
 #![allow(clippy::unwrap_used)] // in helpers, too
 #![allow(clippy::similar_names)] // a channel's two ends: begin, begun
 
@@ -18,6 +17,7 @@ mod scope;
 mod semaphore;
 mod stop;
 mod support;
+#[cfg(not(loom))]
 mod testing;
 mod token;
 mod wait;

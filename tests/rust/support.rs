@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use desist::Time;
 use desist::host::{self, Host};
-use desist::task::{BodyEnd, Boundary, Task};
+use desist::stop::{KillReport, StopPolicy, kill};
+use desist::task::{BodyEnd, Boundary, Force, Task};
 
 /// A time that no test reaches.
 pub(crate) fn far() -> Time {
@@ -122,6 +123,34 @@ pub(crate) fn parked_task<T: Send + 'static>(
         result
     });
     (task, parker)
+}
+
+/// A host whose force never comes to strike, so that the body is killed in its wait.
+pub(crate) struct Feeble;
+
+impl Force for Feeble {
+    fn at_a_safe_moment(&self, _then: &mut dyn FnMut()) {}
+
+    fn post(&self) {}
+
+    fn take_back(&self) {}
+
+    fn stack(&self) -> Option<Vec<String>> {
+        None
+    }
+}
+
+/// Kill a task that runs under a [`Feeble`] host, in the wait that it is in.
+pub(crate) fn kill_in_its_wait(task: &Arc<Task>, reason: Option<&str>) -> KillReport {
+    let policy = StopPolicy {
+        cooperative: Duration::ZERO,
+        at_wait: None,
+        async_exc: Some(Duration::from_secs(3600)),
+        trace: None,
+        defer: Duration::ZERO,
+        abandon: false,
+    };
+    kill(task, reason.map(Arc::from), &policy, &mut || ()).unwrap()
 }
 
 /// What the calling thread has allocated and not freed, from one point on.
