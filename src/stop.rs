@@ -129,7 +129,7 @@ fn climb(
     let began = Time::now();
     match task.progress() {
         Progress::Fresh => return Err(KillError::NotStarted),
-        Progress::Over | Progress::Abandoned if task.over().is_set() => {
+        Progress::Over | Progress::Abandoned if task.over().is_set() || task.is_left_behind() => {
             return Ok(report(task, Some(Rung::AlreadyDone), began));
         }
         _ => {}

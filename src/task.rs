@@ -175,7 +175,7 @@ pub enum Progress {
     Cancelling,
     /// No instruction of its body will run any more.
     Over,
-    /// Given up; its body may still run.
+    /// Given up; its body may still run. Or left behind in the process that forked this one.
     Abandoned,
 }
 
@@ -227,12 +227,18 @@ impl Task {
     pub fn progress(&self) -> Progress {
         match self.control.lock().phase {
             Phase::Fresh => Progress::Fresh,
+            Phase::Launched | Phase::Running if self.is_left_behind() => Progress::Abandoned,
             Phase::Launched => Progress::Launched,
             Phase::Running if self.node().is_cancelled() => Progress::Cancelling,
             Phase::Running => Progress::Running,
             Phase::Closed => Progress::Over,
             Phase::Abandoned => Progress::Abandoned,
         }
+    }
+
+    /// Its thread runs in the process that this one was forked from, and not here.
+    pub(crate) fn is_left_behind(&self) -> bool {
+        self.ledger.is_lost_in_fork()
     }
 
     /// Its thread is being started: kills are taken from now on, though the body has not begun.

@@ -81,7 +81,7 @@ from desist._interruptible import interruptible
 from desist._ops import done_op
 from desist._pool import Future, WorkerPool
 from desist._queue import LifoQueue, PriorityQueue
-from desist._thread import Thread, Timer
+from desist._thread import Thread, Timer, kill
 
 if _typing.TYPE_CHECKING:
     from desist import socket as socket
@@ -156,6 +156,7 @@ __all__ = [
     "get_include",
     "get_op",
     "interruptible",
+    "kill",
     "move_on_after",
     "move_on_at",
     "notify_closing",

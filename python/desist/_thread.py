@@ -91,12 +91,38 @@ class Thread(threading.Thread):
         # While the interpreter ends, a daemon thread will not: threading knows what to say of it.
         leave_it = self is threading.current_thread() or sys.is_finalizing()
         if self.ident is not None and not leave_it:
-            if not self._task.wait(None if timeout is None else max(timeout, 0.0)):
-                return
-            if self._task.state is TaskState.ABANDONED:
+            seconds = None if timeout is None else max(timeout, 0.0)
+            if self._is_given_up() or not self._task.wait(seconds) or self._is_given_up():
                 return
             timeout = None  # what is left is the interpreter's own few steps
         super().join(timeout)
+
+    def _is_given_up(self) -> bool:
+        return self._task.state is TaskState.ABANDONED
+
+
+def kill(
+    target: threading.Thread | int, reason: str | None = None, *, policy: StopPolicy | None = None
+) -> KillReport:
+    """Stop a desist thread, given itself or its `ident`; see Thread.kill().
+
+    Blocks as that does. TypeError: any other thread, the main one among them. It has no boundary at
+    which what it holds could be given back, so it cannot be stopped safely. ValueError: no thread
+    has this ident. One that has ended has none, and its number may be another thread's by now.
+    """
+    if isinstance(target, int):
+        found = next((one for one in threading.enumerate() if one.ident == target), None)
+        if found is None:
+            raise ValueError(f"no thread that runs has the ident {target}; keep the thread instead")
+        target = found
+    if not isinstance(target, Thread):
+        given: object = target
+        what = "the thread " + given.name if isinstance(given, threading.Thread) else repr(given)
+        raise TypeError(
+            f"{what} was not made by desist, and cannot be stopped safely: make it a desist.Thread"
+            " (for a block of the calling thread there is cancel_scope)"
+        )
+    return target.kill(reason, policy=policy)
 
 
 class Timer(Thread):

@@ -321,6 +321,29 @@ def test_a_thread_that_is_not_started_cannot_be_killed() -> None:
         desist.Thread().kill()
 
 
+@pytest.mark.parametrize("ident", [False, True], ids=["thread", "ident"])
+def test_a_thread_that_is_not_desist_s_is_not_killed(ident: bool) -> None:
+    go_on = threading.Event()
+    foreign = threading.Thread(target=go_on.wait, name="a foreign one")
+    foreign.start()
+    try:
+        for thread in (foreign, threading.main_thread()):
+            assert thread.ident is not None
+            with pytest.raises(TypeError, match=f"{thread.name} was not made by desist"):
+                desist.kill(thread.ident if ident else thread)
+        assert foreign.is_alive()
+    finally:
+        go_on.set()
+        foreign.join()
+
+
+def test_what_is_no_thread_cannot_be_killed() -> None:
+    with pytest.raises(TypeError, match="'worker' was not made by desist"):
+        desist.kill("worker")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no thread that runs has the ident 1;"):
+        desist.kill(1)
+
+
 def test_a_thread_cannot_kill_itself() -> None:
     refused: list[RuntimeError] = []
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import CancelSource, LeaseQueue, Lock, OwnerLost, WorkerPool
-from support import NEVER, Victim, held, in_child
+from desist import CancelSource, LeaseQueue, Lock, Outcome, OwnerLost, TaskState, WorkerPool
+from support import INSIST, NEVER, Victim, held, in_child, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +173,19 @@ def test_threads_can_be_started_and_killed_in_the_child() -> None:
             return victim.kill(policy=FORCE).outcome
 
     assert in_child(child) == "Outcome.ASYNC_EXC"
+
+
+def test_a_thread_that_was_left_in_the_parent_is_no_more_in_the_child() -> None:
+    def child() -> object:
+        report = victim.kill(policy=INSIST)
+        victim.join()
+        return report.outcome, victim.state, victim.is_alive()
+
+    with Victim(spin) as victim:
+        answer = in_child(child)
+        assert victim.state is TaskState.RUNNING
+        victim.kill(policy=INSIST)
+    assert answer == str((Outcome.ALREADY_DONE, TaskState.ABANDONED, False))
 
 
 def test_a_fork_while_others_cancel_and_wait_hangs_nobody() -> None:
