@@ -91,15 +91,18 @@ BUGS = (
         "a child that was counted down to nothing stays in its parent's list",
         "token/tree.rs",
         "token",
-        ("unlink(node, &mut parent.node().lists.lock());", "let _ = parent;"),
+        (
+            "unsafe { parent.node().lists.lock().children.unlink(node) };",
+            "let _ = parent;",
+        ),
     ),
     bug(
         "a sole owner does not look again once it has the parent's lock",
         "token/tree.rs",
         "token",
         (
-            "if this.refs.load(Ordering::Acquire) == 1 { unlink(node, &mut lists);",
-            "if true { unlink(node, &mut lists);",
+            "if this.refs.load(Ordering::Acquire) == 1 { // SAFETY",
+            "if true { // SAFETY",
         ),
     ),
     bug(
@@ -116,7 +119,7 @@ BUGS = (
     ),
     bug(
         "closing unlinks a node that the canceller has taken out",
-        "token/tree.rs",
+        "token/tree/children.rs",
         "token",
         (
             "state.load(Ordering::Relaxed) & TAKEN != 0",
@@ -127,7 +130,7 @@ BUGS = (
         "a closed child stays in its parent's list",
         "token/tree.rs",
         "token",
-        ("unlink(self.as_ptr(), &mut lists);", "let _ = &mut lists;"),
+        ("unsafe { lists.children.unlink(self.as_ptr()) };", "let _ = &mut lists;"),
     ),
     bug(
         "a passed deadline of a child does not count when the parent is cancelled",

@@ -18,18 +18,27 @@
 //! No deadlock: no thread ever holds two node locks, and nothing foreign (a callback, a drop of
 //! the user's data, a system call) runs under one. No recursion: subtrees are walked, and chains
 //! dropped, with the links of the nodes themselves as the stack.
+//!
+//! Here is a node's state, its life, and how a cancellation goes through the tree. Who uses links,
+//! see 5, is in `children`; what happens at one node is in `hooks`.
 #![allow(unsafe_code)] // intrusive lists: nodes are found through raw pointers, see 4 and 5
+
+mod children;
+mod hooks;
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 
-use crate::atomics::{Arc, AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering};
+use crate::atomics::{AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::park::{self, Outcome, Ticket, Waiter};
-use crate::token::callback::Callback;
+use children::{Children, Links, Stack};
+#[cfg(feature = "python")]
+pub(crate) use hooks::Flag;
+use hooks::Hooks;
+pub(crate) use hooks::{Hook, HookId};
 
 /// Cancelled, by itself or from above.
 const CANCELLED: u32 = 1;
@@ -52,52 +61,10 @@ const TAKEN: u32 = 1 << 7;
 /// Children flagged in one go before the lock is offered to others.
 const BATCH: usize = 256;
 
-/// What happens at a node when it is cancelled. All but calls happen at once, under the node's
-/// lock, before any callback of the whole tree.
-pub(crate) enum Hook {
-    /// Settle a blocked thread's wait as cancelled.
-    Wake(Arc<Waiter>),
-    /// Grant a blocked thread what it waits for: this very cancellation.
-    Grant(Ticket),
-    /// Raise a flag that lives elsewhere.
-    Raise(Flag),
-    /// Cancel another node, which is linked to this one.
-    Link(Weak),
-    /// Nothing happens: this node is linked to another, whose hook goes when this node goes.
-    LinkedTo(NodeRef, HookId),
-    /// Run a callback, later and unlocked.
-    Call(Arc<Callback>),
-}
-
-/// A flag outside the core that mirrors "cancelled": may do nothing but store to memory.
-#[derive(Clone, Copy)]
-pub(crate) struct Flag {
-    pub(crate) raise: unsafe fn(*const ()),
-    pub(crate) place: *const (),
-}
-
-// SAFETY: `raise` is called at most once, from any thread, with the node's lock held, while the
-// registrant keeps `place` valid; that is the contract of `NodeRef::mirror`.
-unsafe impl Send for Flag {}
-
-/// Names a hook of one node; never reused within it.
-pub(crate) type HookId = u64;
-
-struct Hooks {
-    next: HookId,
-    /// In order of their ids, which is the order in which they came.
-    list: Vec<(HookId, Hook)>,
-}
-
 struct Lists {
-    first_child: *const Node,
+    children: Children,
     /// Boxed, for most nodes never have a hook and a node is to stay small.
     hooks: Option<Box<Hooks>>,
-}
-
-struct Links {
-    previous: *const Node,
-    next: *const Node,
 }
 
 /// In this order, so that what a canceller reads and writes of a child lies in its first 24 bytes.
@@ -137,15 +104,12 @@ unsafe impl Send for Weak {}
 /// The callbacks of a subtree that has been flagged, to be run at once or handed on.
 #[must_use]
 pub(crate) struct Callbacks {
-    /// Nodes below the roots, each with a count: a stack threaded through `links.previous`.
-    below: *const Node,
+    /// Nodes below the roots.
+    below: Stack,
     /// The node that was cancelled, and nodes linked to what is below it, if they have callbacks.
     /// They stay in their parents' lists, so their links are not ours to thread.
     roots: Vec<NodeRef>,
 }
-
-// SAFETY: counts of nodes, which are Send.
-unsafe impl Send for Callbacks {}
 
 impl Node {
     #[inline]
@@ -170,15 +134,8 @@ impl NodeRef {
         let child = Self::alloc(Some(self.clone()), above, deadline);
         let mut lists = self.node().lists.lock();
         if self.announce(HAS_CHILDREN) {
-            let first = lists.first_child;
-            // SAFETY: the child is not yet shared; `first` is in the list whose lock we hold (4).
-            unsafe {
-                links(child.as_ptr()).next = first;
-                if !first.is_null() {
-                    links(first).previous = child.as_ptr();
-                }
-            }
-            lists.first_child = child.as_ptr();
+            // SAFETY: it was just made.
+            unsafe { lists.children.add(&child) };
         } else {
             child.node().state.fetch_or(CANCELLED, Ordering::Release);
         }
@@ -191,13 +148,10 @@ impl NodeRef {
         let node = Box::new(Node {
             refs: AtomicU32::new(1),
             state: AtomicU32::new(above | timed),
-            links: UnsafeCell::new(Links {
-                previous: ptr::null(),
-                next: ptr::null(),
-            }),
+            links: UnsafeCell::new(Links::NONE),
             parent,
             lists: Mutex::new(Lists {
-                first_child: ptr::null(),
+                children: Children::NONE,
                 hooks: None,
             }),
             cause: AtomicPtr::new(ptr::null_mut()),
@@ -355,28 +309,13 @@ impl NodeRef {
         if !self.announce(HAS_HOOKS) {
             return Err(hook);
         }
-        let hooks = lists.hooks.get_or_insert_with(|| {
-            Box::new(Hooks {
-                next: 0,
-                list: Vec::new(),
-            })
-        });
-        let id = hooks.next;
-        hooks.next += 1;
-        hooks.list.push((id, hook));
-        Ok(id)
+        Ok(lists.hooks.get_or_insert_default().add(hook))
     }
 
     /// Take a hook out. `Some`: it has not happened and never will. `None`: it has.
     pub(crate) fn unhook(&self, id: HookId) -> Option<Hook> {
         let mut lists = self.node().lists.lock();
-        let hooks = &mut lists.hooks.as_mut()?.list;
-        // Most hooks leave in the reverse order of their coming.
-        let at = match hooks.last() {
-            Some((last, _)) if *last == id => hooks.len() - 1,
-            _ => hooks.binary_search_by_key(&id, |(other, _)| *other).ok()?,
-        };
-        Some(hooks.remove(at).1)
+        lists.hooks.as_mut()?.take_out(id)
     }
 
     // ------------------------------------------------------------------ cancelling
@@ -448,7 +387,8 @@ impl NodeRef {
         }
         if let Some(parent) = self.parent() {
             let mut lists = parent.node().lists.lock();
-            unlink(self.as_ptr(), &mut lists);
+            // SAFETY: a child of that node, and this is a count of it.
+            unsafe { lists.children.unlink(self.as_ptr()) };
         }
     }
 
@@ -484,28 +424,14 @@ impl NodeRef {
     #[cfg(all(test, loom))]
     pub(crate) fn followers(&self) -> (usize, usize) {
         let lists = self.node().lists.lock();
-        let mut children = 0;
-        let mut child = lists.first_child;
-        while !child.is_null() {
-            children += 1;
-            // SAFETY: in the list whose lock is held (4, 5).
-            child = unsafe { links(child).next };
-        }
-        (
-            children,
-            lists.hooks.as_ref().map_or(0, |hooks| hooks.list.len()),
-        )
+        let hooks = lists.hooks.as_ref().map_or(0, |hooks| hooks.len());
+        (lists.children.len(), hooks)
     }
 
     /// Would cancelling have more to do than to raise flags?
     pub(crate) fn has_followers(&self) -> bool {
         let state = self.node().state();
-        let has_more = |hooks: &Hooks| {
-            hooks
-                .list
-                .iter()
-                .any(|(_, hook)| !matches!(hook, Hook::Raise(_)))
-        };
+        let has_more = |hooks: &Hooks| !hooks.are_flags();
         state & HAS_CHILDREN != 0
             || state & HAS_HOOKS != 0
                 && self
@@ -518,50 +444,10 @@ impl NodeRef {
     }
 }
 
-/// The links of a node.
-///
-/// # Safety
-/// The node is not freed, and its links are the caller's (5) for as long as it uses them.
-unsafe fn links<'a>(node: *const Node) -> &'a mut Links {
-    // SAFETY: the caller's promise.
-    unsafe {
-        #[cfg(loom)]
-        (*node).links_canary.with_mut(|_| ());
-        &mut *(*node).links.get()
-    }
-}
-
-/// Take a node out of its parent's list, if it is in it.
-fn unlink(node: *const Node, parents: &mut Lists) {
-    // SAFETY: the caller holds the parent's lock and a pointer to a node that is not freed; the
-    // neighbours are in the same list (4, 5).
-    unsafe {
-        if (*node).state.load(Ordering::Relaxed) & TAKEN != 0 {
-            return;
-        }
-        let ours = links(node);
-        if ours.previous.is_null() && parents.first_child != node {
-            return; // taken out before
-        }
-        if ours.previous.is_null() {
-            parents.first_child = ours.next;
-        } else {
-            links(ours.previous).next = ours.next;
-        }
-        if !ours.next.is_null() {
-            links(ours.next).previous = ours.previous;
-        }
-        *ours = Links {
-            previous: ptr::null(),
-            next: ptr::null(),
-        };
-    }
-}
-
 /// Flag everything below `root`, which is flagged, and wake. `before`: its state until then.
 fn flag_below(root: &NodeRef, before: u32, at: Time) -> Callbacks {
     let mut callbacks = Callbacks {
-        below: ptr::null(),
+        below: Stack::EMPTY,
         roots: Vec::new(),
     };
     let mut linked = Vec::new();
@@ -582,23 +468,15 @@ fn flag_tree(
     root: &NodeRef,
     before: u32,
     at: Time,
-    below: &mut *const Node,
+    below: &mut Stack,
     linked: &mut Vec<(NodeRef, u32)>,
 ) -> bool {
-    let mut visit_next: *const Node = ptr::null(); // a stack threaded through `links.next`
-    let root_calls = visit(root, before, at, &mut visit_next, linked);
-    while !visit_next.is_null() {
-        // SAFETY: nodes on the stack carry a count, and their links are ours (5).
-        let node = unsafe {
-            let node = NodeRef::adopt(visit_next);
-            visit_next = std::mem::replace(&mut links(visit_next).next, ptr::null());
-            node
-        };
-        if visit(&node, node.node().state(), at, &mut visit_next, linked) {
-            // SAFETY: as above; the count goes onto the other stack.
-            unsafe { links(node.as_ptr()).previous = *below };
-            *below = node.as_ptr();
-            std::mem::forget(node);
+    let mut to_visit = Stack::EMPTY;
+    let root_calls = visit(root, before, at, &mut to_visit, linked);
+    while let Some(node) = to_visit.pop() {
+        if visit(&node, node.node().state(), at, &mut to_visit, linked) {
+            // SAFETY: it was taken, and has just left the other stack.
+            unsafe { below.push(node) };
         }
     }
     root_calls
@@ -606,7 +484,7 @@ fn flag_tree(
 
 impl Callbacks {
     pub(crate) fn is_empty(&self) -> bool {
-        self.below.is_null() && self.roots.is_empty()
+        self.below.is_empty() && self.roots.is_empty()
     }
 
     /// Run them all, each outside any lock. The first panic is rethrown at the end.
@@ -622,21 +500,7 @@ impl Callbacks {
     }
 
     fn pop(&mut self) -> Option<NodeRef> {
-        if self.below.is_null() {
-            return self.roots.pop();
-        }
-        // SAFETY: nodes on the stack carry a count, and their links are ours (5).
-        unsafe {
-            let node = NodeRef::adopt(self.below);
-            self.below = std::mem::replace(&mut links(self.below).previous, ptr::null());
-            Some(node)
-        }
-    }
-}
-
-impl Drop for Callbacks {
-    fn drop(&mut self) {
-        while self.pop().is_some() {}
+        self.below.pop().or_else(|| self.roots.pop())
     }
 }
 
@@ -646,70 +510,30 @@ fn visit(
     node: &NodeRef,
     state: u32,
     at: Time,
-    visit_next: &mut *const Node,
+    to_visit: &mut Stack,
     linked: &mut Vec<(NodeRef, u32)>,
 ) -> bool {
     if state & HAS_CHILDREN != 0 {
-        while flag_children(node.node(), at, visit_next) {}
+        while flag_children(node.node(), at, to_visit) {}
     }
     state & HAS_HOOKS != 0 && fire_hooks(node, linked)
 }
 
 /// Flag one batch of children. True: there are more.
-fn flag_children(node: &Node, at: Time, visit_next: &mut *const Node) -> bool {
-    let mut lists = node.lists.lock();
-    let mut child = lists.first_child;
-    for _ in 0..BATCH {
-        if child.is_null() {
-            break;
+fn flag_children(node: &Node, at: Time, to_visit: &mut Stack) -> bool {
+    let flag = |child: &Node| {
+        let Some(before) = flag_child(child, at) else {
+            return false;
+        };
+        // A leaf needs nothing more, not even a count.
+        if before & (HAS_CHILDREN | HAS_HOOKS) != 0 && try_ref(child) {
+            // SAFETY: the count is the stack's from here, and TAKEN was set just now.
+            unsafe { to_visit.push(NodeRef::adopt(child)) };
         }
-        // SAFETY: `child` is in the list and the lock is held (4), so it is not freed, and its
-        // links are guarded by that lock (5).
-        unsafe {
-            let this = &*child;
-            #[cfg(loom)]
-            this.canary.with(|_| ());
-            let next = links(child).next;
-            fetch_ahead(child, next);
-            match flag_child(this, at) {
-                Some(before) if before & (HAS_CHILDREN | HAS_HOOKS) != 0 => {
-                    if try_ref(this) {
-                        links(child).next = *visit_next;
-                        *visit_next = child;
-                    }
-                }
-                Some(_) => {} // a leaf needs nothing more, not even a count
-                None => {
-                    *links(child) = Links {
-                        previous: ptr::null(),
-                        next: ptr::null(),
-                    }
-                }
-            }
-            child = next;
-        }
-    }
-    lists.first_child = child;
-    if let Some(next) = NonNull::new(child.cast_mut()) {
-        // SAFETY: still in the list, lock held.
-        unsafe { (*next.as_ref().links.get()).previous = ptr::null() };
-    }
-    !child.is_null()
-}
-
-/// Children wait in memory, not in the cache, and mostly as far from each other as these two are:
-/// fetch one to come. A wrong guess costs nothing and touches nothing.
-fn fetch_ahead(child: *const Node, next: *const Node) {
-    const AHEAD: usize = 16; // as many as are flagged while one is fetched
-    #[cfg(all(target_arch = "x86_64", not(loom)))]
-    {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        let step = next.addr().wrapping_sub(child.addr());
-        let guess = next.wrapping_byte_add(step.wrapping_mul(AHEAD));
-        // SAFETY: a prefetch may be given any address.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(guess.cast()) };
-    }
-    let _ = (child, next, AHEAD);
+        true
+    };
+    // SAFETY: whoever flags a child sets TAKEN.
+    unsafe { node.lists.lock().children.take(BATCH, flag) }
 }
 
 /// Flag a child that is taken out of the list, from above, or by its own deadline if that has
@@ -763,65 +587,20 @@ fn try_ref(node: &Node) -> bool {
 
 /// Settle waiters, raise flags, flag linked nodes; wake. True: callbacks are left.
 fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
-    let mut links = Vec::new();
     let (fired, calls) = {
         let mut lists = node.node().lists.lock();
         let Some(hooks) = lists.hooks.as_mut() else {
             return false;
         };
-        let mut all = true;
-        for (_, hook) in &hooks.list {
-            match hook {
-                Hook::Wake(waiter) => _ = waiter.settle(Outcome::Cancelled),
-                Hook::Grant(ticket) => _ = ticket.grant(),
-                // SAFETY: the contract of `Flag`: valid while hooked, and we hold the lock.
-                Hook::Raise(flag) => unsafe { (flag.raise)(flag.place) },
-                Hook::Link(weak) => links.extend(weak.upgrade()),
-                Hook::Call(_) | Hook::LinkedTo(..) => all = false,
-            }
-        }
-        let mut fired = std::mem::take(&mut hooks.list);
-        if !all {
-            let stays = |hook: &Hook| matches!(hook, Hook::Call(_) | Hook::LinkedTo(..));
-            (hooks.list, fired) = fired.into_iter().partition(|(_, hook)| stays(hook));
-        }
-        (fired, hooks.has_callback())
+        (hooks.fire(), hooks.has_callback())
     };
-    // Unlocked: waking is a system call, and a last drop may be anybody's code.
-    for (_, hook) in fired {
-        // Another settler may have come first, and wakes as well: no harm.
-        let waiter = match hook {
-            Hook::Wake(waiter) => waiter,
-            Hook::Grant(ticket) => ticket.into_waiter(),
-            _ => continue,
-        };
-        waiter.wake();
-        park::woke(waiter);
-    }
-    for link in links {
+    for link in fired.wake() {
         // A copy of the cause, for a linked node has no parent to find it at.
         if let Some(before) = node.cause().and_then(|cause| link.claim(cause, 0).0) {
             linked.push((link, before));
         }
     }
     calls
-}
-
-impl Hooks {
-    /// Links come first, when the node is made, so a look at the last tells.
-    fn has_callback(&self) -> bool {
-        matches!(self.list.last(), Some((_, Hook::Call(_))))
-    }
-
-    fn pop_callback(&mut self) -> Option<Arc<Callback>> {
-        match self.list.pop() {
-            Some((_, Hook::Call(callback))) => Some(callback),
-            other => {
-                self.list.extend(other);
-                None
-            }
-        }
-    }
 }
 
 /// Run what callbacks a flagged node has, one at a time, the latest first, unlocked.
@@ -879,7 +658,8 @@ fn release(node: *const Node) -> bool {
         };
         let mut lists = parent.node().lists.lock();
         if this.refs.load(Ordering::Acquire) == 1 {
-            unlink(node, &mut lists);
+            // SAFETY: a child of that node, and not freed.
+            unsafe { lists.children.unlink(node) };
             return true;
         }
     }
@@ -889,7 +669,8 @@ fn release(node: *const Node) -> bool {
     // Everything that other holders did happens before the free.
     this.refs.load(Ordering::Acquire);
     if let Some(parent) = &this.parent {
-        unlink(node, &mut parent.node().lists.lock());
+        // SAFETY: as above.
+        unsafe { parent.node().lists.lock().children.unlink(node) };
     }
     true
 }
@@ -945,11 +726,9 @@ fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
 #[cold]
 fn free_hooks(node: &Node, linked: &mut Vec<NodeRef>) {
     let hooks = node.lists.lock().hooks.take();
-    for (_, hook) in hooks.into_iter().flat_map(|hooks| hooks.list) {
-        if let Hook::LinkedTo(other, id) = hook {
-            other.unhook(id); // after this nobody can find the node
-            linked.push(other);
-        }
+    for (other, id) in hooks.into_iter().flat_map(|hooks| hooks.into_links()) {
+        other.unhook(id); // after this nobody can find the node
+        linked.push(other);
     }
 }
 
