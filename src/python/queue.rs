@@ -10,12 +10,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
+use crate::python::attached::Attached;
 use crate::python::seconds::{self, Seconds};
 use crate::python::wait::{checkpoint, perform};
 use crate::python::{error, hint};
 use crate::sync::{self, Order, QueueError};
 
-type Items = sync::Queue<Py<PyAny>>;
+type Items = sync::Queue<Py<PyAny>, Attached>;
 
 pub(super) fn failed(py: Python<'_>, failure: QueueError) -> PyErr {
     match failure {
@@ -96,7 +97,7 @@ impl Queue {
     #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "Queue[_T]", text_signature = "(maxsize=0)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
-            items: Items::new(Order::Fifo, 0),
+            items: Items::by(Order::Fifo, 0),
             maxsize: AtomicIsize::new(0),
         }
     }
@@ -315,7 +316,7 @@ impl SimpleQueue {
     #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "SimpleQueue[_T]", text_signature = "()")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
-            items: Items::new(Order::Fifo, 0),
+            items: Items::by(Order::Fifo, 0),
         }
     }
 
