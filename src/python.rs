@@ -4,10 +4,11 @@
 //! - The interpreter is let go (`detach`) before anything that may block or run callbacks.
 //! - No Python object is touched while a lock of the core is held, for touching one may run any
 //!   code at all; the core's own critical sections are short and never wait for the interpreter.
-//! - What touches CPython's internals is in `hard_stop`, and only there.
+//! - What touches CPython's internals is in `attached`, `hard_stop` and `shortcut`, and only there.
 // What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
+mod attached;
 mod barrier;
 mod cause;
 mod condition;
@@ -26,6 +27,7 @@ mod queue;
 mod scope;
 mod seconds;
 mod semaphore;
+mod shortcut;
 mod stop;
 mod task;
 mod testing;
@@ -38,7 +40,7 @@ use pyo3::prelude::*;
 /// Native core of desist.
 #[pymodule(gil_used = false)]
 mod _core {
-    use super::host;
+    use super::{host, queue};
     use pyo3::prelude::*;
 
     #[pymodule_export]
@@ -91,6 +93,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {
+        queue::shorten(py)?;
         host::install(py)
     }
 }

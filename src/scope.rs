@@ -369,19 +369,31 @@ fn look() -> Result<(), Stop> {
             return Some(Stop::Killed(cause));
         }
         let frames = context.frames.borrow();
-        meet_outer_zones(&frames);
-        let node = &frames.last()?.node;
-        let cancelled = node.is_cancelled() || (node.may_expire() && node.poll(Time::now()));
-        if cancelled {
-            node.cause().map(Stop::Cancelled)
-        } else {
-            None
-        }
+        cancelled(&frames)?.cause().map(Stop::Cancelled)
     });
     match stop {
         None => Ok(()),
         Some(stop) => Err(raising(stop)),
     }
+}
+
+/// The innermost node, if it is cancelled by now.
+fn cancelled(frames: &[Frame]) -> Option<&NodeRef> {
+    meet_outer_zones(frames);
+    let node = &frames.last()?.node;
+    node.is_cancelled_by_now().then_some(node)
+}
+
+/// Would a checkpoint let the calling thread pass? Says no if it takes a checkpoint to know.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+#[inline]
+pub(crate) fn at_ease() -> bool {
+    !OPEN.with(Cell::get)
+        || CONTEXT.with(|context| {
+            let ordered = |task: &Arc<Task>| task.is_ordered();
+            !context.task.borrow().as_ref().is_some_and(ordered)
+                && cancelled(&context.frames.borrow()).is_none()
+        })
 }
 
 /// Every stop passes here on its way to the user's code, so that swallowing is noticed.

@@ -106,9 +106,7 @@ impl Op for Cancellation<'_> {
     type Refusal = Stop;
 
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
-        let node = self.node;
-        let cancelled = node.is_cancelled() || (node.may_expire() && node.poll(Time::now()));
-        Ok(cancelled.then_some(()))
+        Ok(self.node.is_cancelled_by_now().then_some(()))
     }
 
     fn collect(&mut self) -> Result<Option<()>, Stop> {

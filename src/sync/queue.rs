@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::atomics::Mutex;
+use crate::atomics::{Exclusion, Mutex, MutexBy, RawMutex};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::{Line, Ticket};
@@ -17,8 +17,9 @@ use crate::wait::{self, Op, Waitable};
 /// A queue of any number of items, or of a bounded one. Waits on it can be cancelled.
 ///
 /// It has the manners of Python's: items may be counted as done, and a queue shut down.
-pub struct Queue<T> {
-    state: Mutex<State<T>>,
+/// `R`: what keeps its threads apart, where a host has something cheaper than a mutex.
+pub struct Queue<T, R = RawMutex> {
+    state: MutexBy<R, State<T>>,
 }
 
 /// Which item is got next.
@@ -76,8 +77,15 @@ pub struct NothingUnfinished;
 impl<T> Queue<T> {
     /// An empty queue for `capacity` items at most; zero means any number.
     pub fn new(order: Order, capacity: usize) -> Queue<T> {
+        Queue::by(order, capacity)
+    }
+}
+
+impl<T, R: Exclusion> Queue<T, R> {
+    /// [`Queue::new`], with the exclusion of a host.
+    pub(crate) fn by(order: Order, capacity: usize) -> Queue<T, R> {
         Queue {
-            state: Mutex::new(State {
+            state: MutexBy::new(State {
                 items: VecDeque::new(),
                 order,
                 capacity: bound(capacity),
@@ -125,17 +133,24 @@ impl<T> Queue<T> {
 
     /// Put an item if there is a place, else it is given back; not a checkpoint, never blocks.
     pub fn try_put(&self, item: T) -> Result<Option<T>, QueueError> {
-        let mut state = self.state.lock();
-        if state.shut {
-            return Err(QueueError::ShutDown);
+        match self.offer(item) {
+            Ok(()) => Ok(None),
+            Err(_) if self.is_shut_down() => Err(QueueError::ShutDown),
+            Err(item) => Ok(Some(item)),
         }
-        if state.is_full() {
-            return Ok(Some(item));
+    }
+
+    /// Put an item, unless there is no place, or it was shut down.
+    #[inline]
+    pub(crate) fn offer(&self, item: T) -> Result<(), T> {
+        let mut state = self.state.lock();
+        if state.shut || state.is_full() {
+            return Err(item);
         }
         let wake = state.put(item);
         drop(state);
         wake.iter().for_each(Ticket::wake);
-        Ok(None)
+        Ok(())
     }
 
     /// Get an item, waiting until `until` at most; then `None`. A checkpoint; `Err` means that
@@ -146,21 +161,29 @@ impl<T> Queue<T> {
 
     /// Get an item if there is one; not a checkpoint, never blocks.
     pub fn try_get(&self) -> Result<Option<T>, QueueError> {
+        let item = self.take();
+        if item.is_none() {
+            let state = self.state.lock();
+            // There may be an item by now; then there was none just before, and no shutdown.
+            if state.shut && state.items.is_empty() {
+                return Err(QueueError::ShutDown);
+            }
+        }
+        Ok(item)
+    }
+
+    /// Get an item if there is one.
+    #[inline]
+    pub(crate) fn take(&self) -> Option<T> {
         let mut state = self.state.lock();
-        let Some((item, wake)) = state.get() else {
-            return if state.shut {
-                Err(QueueError::ShutDown)
-            } else {
-                Ok(None)
-            };
-        };
+        let (item, wake) = state.get()?;
         drop(state);
         wake.iter().for_each(Ticket::wake);
-        Ok(Some(item))
+        Some(item)
     }
 
     /// Putting, as one of several things to wait for.
-    pub(crate) fn putting(&self, item: T) -> Putting<'_, T> {
+    pub(crate) fn putting(&self, item: T) -> Putting<'_, T, R> {
         Putting {
             queue: self,
             item: Some(item),
@@ -169,7 +192,7 @@ impl<T> Queue<T> {
     }
 
     /// Getting, as one of several things to wait for.
-    pub(crate) fn getting(&self) -> Getting<'_, T> {
+    pub(crate) fn getting(&self) -> Getting<'_, T, R> {
         Getting {
             queue: self,
             slot: None,
@@ -194,7 +217,7 @@ impl<T> Queue<T> {
     }
 
     /// Joining, for a host that sleeps in its own way.
-    pub(crate) fn joining(&self) -> Joining<'_, T> {
+    pub(crate) fn joining(&self) -> Joining<'_, T, R> {
         Joining(self)
     }
 
@@ -296,9 +319,20 @@ impl<T> State<T> {
     }
 
     /// Put an item, which has a place. Returns whom to wake.
+    #[inline]
     fn put(&mut self, item: T) -> Option<Ticket> {
         self.unfinished += 1;
-        // There are getters only while there are no items.
+        if !self.getters.is_empty() {
+            return self.hand_over(item);
+        }
+        self.items.push_back(item);
+        None
+    }
+
+    /// Give an item to the first getter who still wants it. There are getters only while there are
+    /// no items. Returns whom to wake.
+    #[cold]
+    fn hand_over(&mut self, item: T) -> Option<Ticket> {
         while let Some(getter) = self.getters.pop_front() {
             let mut slot = getter.slot.lock();
             if getter.ticket.grant() {
@@ -311,17 +345,23 @@ impl<T> State<T> {
     }
 
     /// Get the next item. Returns whom to wake, because its item has found a place.
+    #[inline]
     fn get(&mut self) -> Option<(T, Option<Ticket>)> {
         let item = match self.order {
             Order::Fifo => self.items.pop_front(),
             Order::Lifo => self.items.pop_back(),
         }?;
         // The place may be gone, if there have become less of them.
-        let admitted = if self.is_full() { None } else { self.admit() };
+        let admitted = if self.putters.is_empty() || self.is_full() {
+            None
+        } else {
+            self.admit()
+        };
         Some((item, admitted))
     }
 
     /// Take the item of the first who waits for a place, which there is. Returns whom to wake.
+    #[cold]
     fn admit(&mut self) -> Option<Ticket> {
         while let Some(putter) = self.putters.pop_front() {
             let mut slot = putter.slot.lock();
@@ -341,14 +381,14 @@ impl<T> State<T> {
 }
 
 /// One call of [`Queue::put`].
-pub(crate) struct Putting<'a, T> {
-    queue: &'a Queue<T>,
+pub(crate) struct Putting<'a, T, R> {
+    queue: &'a Queue<T, R>,
     /// The item, while it is not in line.
     item: Option<T>,
     slot: Option<Slot<T>>,
 }
 
-impl<T> Waitable for Putting<'_, T> {
+impl<T, R: Exclusion> Waitable for Putting<'_, T, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
         if state.shut || !state.is_full() {
@@ -368,7 +408,7 @@ impl<T> Waitable for Putting<'_, T> {
     }
 }
 
-impl<T> Putting<'_, T> {
+impl<T, R: Exclusion> Putting<'_, T, R> {
     /// The item, if it was not put.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn into_item(self) -> Option<T> {
@@ -383,7 +423,7 @@ impl<T> Putting<'_, T> {
     }
 }
 
-impl<T> Op for Putting<'_, T> {
+impl<T, R: Exclusion> Op for Putting<'_, T, R> {
     type Output = ();
     type Refusal = QueueError;
 
@@ -404,12 +444,12 @@ impl<T> Op for Putting<'_, T> {
 }
 
 /// One call of [`Queue::get`].
-pub(crate) struct Getting<'a, T> {
-    queue: &'a Queue<T>,
+pub(crate) struct Getting<'a, T, R> {
+    queue: &'a Queue<T, R>,
     slot: Option<Slot<T>>,
 }
 
-impl<T> Waitable for Getting<'_, T> {
+impl<T, R: Exclusion> Waitable for Getting<'_, T, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
         if state.shut || !state.items.is_empty() {
@@ -427,7 +467,7 @@ impl<T> Waitable for Getting<'_, T> {
     }
 }
 
-impl<T> Op for Getting<'_, T> {
+impl<T, R: Exclusion> Op for Getting<'_, T, R> {
     type Output = T;
     type Refusal = QueueError;
 
@@ -445,9 +485,9 @@ impl<T> Op for Getting<'_, T> {
 }
 
 /// One call of [`Queue::join`].
-pub(crate) struct Joining<'a, T>(&'a Queue<T>);
+pub(crate) struct Joining<'a, T, R>(&'a Queue<T, R>);
 
-impl<T> Waitable for Joining<'_, T> {
+impl<T, R: Exclusion> Waitable for Joining<'_, T, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.0.state.lock();
         if state.unfinished == 0 {
@@ -463,7 +503,7 @@ impl<T> Waitable for Joining<'_, T> {
     }
 }
 
-impl<T> Op for Joining<'_, T> {
+impl<T, R: Exclusion> Op for Joining<'_, T, R> {
     type Output = ();
     type Refusal = Stop;
 
@@ -502,7 +542,7 @@ impl fmt::Display for NothingUnfinished {
 
 impl std::error::Error for NothingUnfinished {}
 
-impl<T> fmt::Debug for Queue<T> {
+impl<T, R: Exclusion> fmt::Debug for Queue<T, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue")
             .field("len", &self.len())

@@ -289,6 +289,14 @@ impl NodeRef {
         self.is_cancelled()
     }
 
+    /// Is the node cancelled by now? Looks at the clock only if there is a deadline to compare.
+    pub(crate) fn is_cancelled_by_now(&self) -> bool {
+        if self.is_cancelled() || !self.may_expire() {
+            return self.is_cancelled();
+        }
+        !self.effective_deadline().is_never() && self.poll(Time::now())
+    }
+
     // ------------------------------------------------------------------ hooks
 
     /// Say on the state word that there is something in a list. False: too late, cancelled.

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import queue
 import threading
-from typing import Any
+import time
+import types
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import desist
-from support import NEVER, in_thread
+from support import AT_WAIT, NEVER, Victim, in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize("truth", [0, 1, "", "yes", [], None])
@@ -45,6 +52,109 @@ def test_a_queue_that_is_made_smaller_admits_nobody_until_there_is_a_place() -> 
         waiting.put_nowait(2)
     waiting.get()
     waiting.put_nowait(2)
+
+
+@pytest.mark.parametrize(
+    "make", [desist.Queue, desist.LifoQueue, desist.PriorityQueue, desist.SimpleQueue]
+)
+@pytest.mark.parametrize("by", ["cancelling", "deadline"])
+def test_a_call_that_need_not_wait_is_a_checkpoint_all_the_same(make: Any, by: str) -> None:
+    items = make()
+    items.put(1)
+    calls = [items.get, lambda: items.get(timeout=NEVER)]
+    if make is not desist.SimpleQueue:
+        calls += [lambda: items.put(2), lambda: items.put(item=2)]
+    for call in calls:
+        with desist.move_on_after(0 if by == "deadline" else NEVER) as scope:
+            if by == "cancelling":
+                scope.cancel()
+            with pytest.raises(desist.Cancelled):
+                call()
+        assert items.qsize() == 1, "something was done"
+    assert items.get() == 1
+
+
+@pytest.mark.parametrize("name", ["put", "get"])
+def test_a_kill_strikes_in_a_call_that_need_not_wait(name: str) -> None:
+    items: desist.Queue[int] = desist.Queue()
+    end = time.monotonic() + 30
+    put: Callable[[int], None] = items.put if name == "put" else items.put_nowait
+    get: Callable[[], int] = items.get if name == "get" else items.get_nowait
+
+    def body(ready: Callable[[], None]) -> None:
+        with desist.shield(NEVER):
+            ready()
+            while time.monotonic() < end:
+                put(1)
+                get()
+
+    with Victim(body) as victim:
+        report = victim.kill(policy=AT_WAIT)
+    assert report.outcome is desist.Outcome.AT_WAIT
+    assert items.qsize() == (0 if name == "put" else 1), "something was done"
+
+
+def test_a_simple_queue_never_keeps_an_item_from_being_put() -> None:
+    items: desist.SimpleQueue[int] = desist.SimpleQueue()
+    with desist.cancel_scope() as scope:
+        scope.cancel()
+        items.put(1)
+    assert items.get() == 1
+
+
+@pytest.mark.parametrize("base", [desist.Queue, desist.SimpleQueue])
+def test_arguments_of_put_and_get_are_what_they_were(base: Any) -> None:
+    items = base()
+    for put in (items.put, items.put_nowait):
+        for wrong in ((), (1, True, None, 4)):
+            with pytest.raises(TypeError):
+                put(*wrong)
+        put(1)
+        put(item=2)
+        with pytest.raises(TypeError):
+            put(1, item=2)
+    items.put(3, False)
+    items.put(4, timeout=None)
+    with pytest.raises(TypeError):
+        items.get(True, None, 3)
+    assert [items.get(), items.get(True), items.get(block=False)] == [1, 2, 1]
+    assert [items.get(timeout=None), items.get_nowait(), items.get()] == [2, 3, 4]
+    with pytest.raises(queue.Empty):
+        items.get(False)
+
+
+@pytest.mark.parametrize("base", [desist.Queue, desist.SimpleQueue])
+def test_a_method_is_for_its_own_class(base: Any) -> None:
+    """There would be no telling what it does to an object of another one."""
+    other: object = desist.SimpleQueue() if base is desist.Queue else desist.Queue()
+    for wrong in (other, object(), None, 1, base):
+        with pytest.raises(TypeError):
+            base.put(wrong, 1)
+        with pytest.raises(TypeError):
+            base.get(wrong)
+    subclassed = type("Subclass", (base,), {})()
+    base.put(subclassed, 1)
+    assert base.get(subclassed) == 1
+    assert isinstance(base.put, types.MethodDescriptorType)
+    assert str(inspect.signature(base.put)) == "(self, /, item, block=True, timeout=None)"
+    assert "Put an item" in (base.put.__doc__ or "")
+
+
+def test_an_item_that_is_refused_is_let_go() -> None:
+    class Item:
+        pass
+
+    items: desist.Queue[Item] = desist.Queue(1)
+    items.put(Item())
+    item = Item()
+    gone = weakref.ref(item)
+    with desist.move_on_after(0.001):
+        items.put(item)
+    items.shutdown()
+    with pytest.raises(desist.ShutDown):
+        items.put(item)
+    del item
+    assert gone() is None
 
 
 @pytest.mark.parametrize("block", [True, False])
