@@ -13,6 +13,8 @@ from table import Row
 
 import desist
 
+End = Callable[[Any, int], None]
+
 ITEMS = 60_000
 ROUNDS = 7
 
@@ -40,12 +42,13 @@ def rows() -> Iterator[Row]:
     for pairs in (1, 4):
         figures: dict[str, list[float]] = {name: [] for name in MAKERS}
         names = list(MAKERS)
+        code = {name: ends() for name in names}
         for number in range(ROUNDS):
             for turn in range(len(names)):
                 name = names[(number + turn) % len(names)]
                 slow = name not in ("queue.SimpleQueue", "desist.Queue", "desist.SimpleQueue")
                 items = ITEMS // 10 if slow else ITEMS
-                figures[name].append(pass_on(MAKERS[name](), pairs, items // pairs))
+                figures[name].append(pass_on(MAKERS[name](), code[name], pairs, items // pairs))
         medians = {name: median(taken) for name, taken in figures.items()}
         ours, simple = medians.pop("desist.Queue"), medians.pop("desist.SimpleQueue")
         theirs = medians.pop("queue.Queue")
@@ -57,18 +60,28 @@ def rows() -> Iterator[Row]:
         yield Row(work, "ns", ours, ("queue.SimpleQueue", floor), 1, peers)
 
 
-def pass_on(items: Any, pairs: int, count: int) -> float:
+# The interpreter adapts code to the class that it calls, so each class has its own.
+ENDS = """
+def produce(items, count):
+    for item in range(count):
+        items.put(item)
+
+def consume(items, count):
+    for _ in range(count):
+        items.get()
+"""
+
+
+def ends() -> tuple[End, End]:
+    """A producer and a consumer of a given number of items."""
+    names: dict[str, End] = {}
+    exec(ENDS, names)  # type: ignore[arg-type]  # noqa: S102 (as timeit does)
+    return names["produce"], names["consume"]
+
+
+def pass_on(items: Any, both: tuple[End, End], pairs: int, count: int) -> float:
     """So many producers and as many consumers, of `count` items each."""
-
-    def produce() -> None:
-        for item in range(count):
-            items.put(item)
-
-    def consume() -> None:
-        for _ in range(count):
-            items.get()
-
-    threads = [threading.Thread(target=work) for work in (produce, consume) * pairs]
+    threads = [threading.Thread(target=end, args=(items, count)) for end in both * pairs]
     start = time.perf_counter_ns()
     for thread in threads:
         thread.start()
