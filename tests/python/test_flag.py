@@ -1,10 +1,13 @@
-"""A loop in C, without the interpreter, that stops when its token is cancelled."""
+"""A loop in Cython, without the interpreter, that stops when its token is cancelled."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import shutil
 import subprocess
+import sys
+import sysconfig
 import time
 from typing import TYPE_CHECKING
 
@@ -19,15 +22,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KERNEL = """
-#include <desist.h>
+# cython: language_level=3, freethreading_compatible=True
+cdef extern from "desist.h" nogil:
+    bint desist_is_cancelled(const void *flag)
 
-unsigned long long spin(const void *flag)
-{
-    unsigned long long turns = 0;
-    while (!desist_is_cancelled(flag))
-        turns++;
-    return turns;
-}
+
+def spin(size_t flag):
+    cdef unsigned long long turns = 0
+    with nogil:
+        while not desist_is_cancelled(<const void *> flag):
+            turns += 1
+    return turns
 """
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -38,26 +43,29 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler
 @pytest.fixture(scope="module")
 def spin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], int]:
     folder: Path = tmp_path_factory.mktemp("kernel")
-    source, library = folder / "kernel.c", folder / "kernel.so"
-    source.write_text(KERNEL)
-    warn = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c99"]
-    include = ["-I", desist.get_include()]
+    kernel, source, library = (folder / f"kernel.{kind}" for kind in ("pyx", "c", "so"))
+    kernel.write_text(KERNEL)
+    subprocess.run([sys.executable, "-m", "cython", kernel, "-o", source], check=True)
     assert COMPILER
-    command: list[str | Path] = [
-        COMPILER,
-        "-O2",
-        *warn,
-        "-shared",
-        "-fPIC",
-        *include,
-        "-o",
-        library,
-        source,
-    ]
-    subprocess.run(command, check=True)
-    function = ctypes.CDLL(str(library)).spin  # CDLL lets the interpreter go during the call
-    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_ulonglong
+    headers = ["-I", desist.get_include(), "-I", sysconfig.get_path("include")]
+    command: list[str | Path] = [COMPILER, "-O1", "-shared", "-fPIC", *headers]
+    subprocess.run([*command, "-o", library, source], check=True)
+    spec = importlib.util.spec_from_file_location("kernel", library)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function: Callable[[int], int] = module.spin
     return function
+
+
+def test_the_header_is_plain_c(tmp_path: Path) -> None:
+    source = tmp_path / "header.c"
+    source.write_text("#include <desist.h>\nint unused;\n")
+    warn = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c99"]
+    assert COMPILER
+    command = [COMPILER, *warn, "-fsyntax-only", "-I", desist.get_include(), str(source)]
+    subprocess.run(command, check=True)
 
 
 def test_a_native_loop_stops_within_a_millisecond_of_cancel(spin: Callable[[int], int]) -> None:
