@@ -21,6 +21,7 @@ mod host;
 #[cfg(unix)]
 mod io;
 mod lock;
+mod mask;
 #[cfg(unix)]
 mod ops;
 mod queue;
@@ -60,6 +61,8 @@ mod _core {
     use super::io::{notify_closing, wait_readable, wait_writable};
     #[pymodule_export]
     use super::lock::{Lock, RLock, Released, Repair};
+    #[pymodule_export]
+    use super::mask::{Masked, defer_kill};
     #[cfg(unix)]
     #[pymodule_export]
     use super::ops::{
@@ -89,7 +92,7 @@ mod _core {
         sleep_forever, sleep_until,
     };
     #[pymodule_export]
-    use super::work::{Commit, Lease, LeaseQueue, RetryPolicy, Seat};
+    use super::work::{Lease, LeaseQueue, RetryPolicy, Seat};
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {

@@ -175,7 +175,7 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
 /// A clean-up zone no longer holds kills off.
 fn unmask(frame: &Frame, context: &Context) {
     if let (Kind::Cleanup, Some(task)) = (frame.kind, context.task.borrow().as_ref()) {
-        task.unmask();
+        task.unmask_zone(&frame.node);
     }
 }
 

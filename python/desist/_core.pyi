@@ -22,7 +22,6 @@ __all__ = [
     "CancelSource",
     "CancelToken",
     "Cancelled",
-    "Commit",
     "Condition",
     "Event",
     "KillReport",
@@ -31,6 +30,7 @@ __all__ = [
     "Lease",
     "LeaseQueue",
     "Lock",
+    "Masked",
     "Op",
     "Queue",
     "RLock",
@@ -57,6 +57,7 @@ __all__ = [
     "current_effective_deadline",
     "current_time",
     "current_token",
+    "defer_kill",
     "fail_after",
     "fail_at",
     "get_op",
@@ -338,20 +339,6 @@ class Cancelled(BaseException):
         Who cancelled, why and when.
         """
 
-@final
-class Commit:
-    """
-    The block that Lease.commit() makes.
-    """
-    def __enter__(self, /) -> None: ...
-    def __exit__(
-        self,
-        type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-        /,
-    ) -> None: ...
-
 @disjoint_base
 class Condition:
     """
@@ -561,7 +548,7 @@ class Lease(Generic[_T]):
         """
         How often the item has been leased, this time included.
         """
-    def commit(self, /) -> Commit:
+    def commit(self, /) -> Masked:
         """
         A block in which a kill is held off, for at most 5 seconds: write what the work came to,
         then ack() the lease. Killed before the block, the item is leased again; after it, it is
@@ -704,6 +691,25 @@ class Lock:
 
         At the end of the block the lock is good again; if the block raises, it stays poisoned.
         """
+
+@final
+class Masked:
+    """
+    A block in which a kill is held off; made by defer_kill() and Lease.commit(), and used in a
+    `with` statement, once.
+
+    It knows the mask that it has opened: it may be left by another thread, or late, as a suspended
+    generator is that is thrown away, and closes nobody else's. If it is never left, its mask goes
+    with it.
+    """
+    def __enter__(self, /) -> None: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
 
 @final
 class Op(Generic[_T_co]):
@@ -1281,6 +1287,20 @@ def current_token() -> CancelToken:
     The token that the calling code is under: of the innermost scope, else of the task.
 
     Outside both, a token that is never cancelled.
+    """
+
+def defer_kill(seconds: float, /) -> Masked:
+    """
+    A block in which a kill is held off, for at most the given seconds from its beginning: for a
+    few steps that must all be done, or none.
+
+    A kill that has come before, and that nothing holds off, is raised at the beginning; one that
+    comes inside, at the end. Cancelled is neither raised there nor kept off: a wait inside raises
+    it. The bound is required, for until then even the strongest rung of a kill() waits; write out
+    math.inf only where the block surely comes to an end. Threads that are started inside can be
+    killed. Outside any task it does nothing. Never blocks.
+
+    To undo things while a kill is on its way through, use cleanup().
     """
 
 def fail_after(seconds: float, *, grace: float | None = None) -> Timeout:

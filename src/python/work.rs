@@ -14,8 +14,8 @@ use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 use crate::clock::Time;
 use crate::fork;
 use crate::python::cause::CancelCause;
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
+use crate::python::mask::{Beginning, Mask, Masked};
 use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::task::{self, Ended};
@@ -387,8 +387,9 @@ impl Lease {
     /// A block in which a kill is held off, for at most 5 seconds: write what the work came to,
     /// then ack() the lease. Killed before the block, the item is leased again; after it, it is
     /// done; there is no third outcome.
-    fn commit(&self) -> Commit {
-        Commit {}
+    fn commit(&self) -> Masked {
+        // A commit begins whole or not at all.
+        Masked::new(LONGEST_COMMIT, Beginning::Checkpoint)
     }
 
     fn __repr__(&self) -> String {
@@ -396,40 +397,6 @@ impl Lease {
             "<Lease of item {} attempt {}>",
             self.lease.id, self.lease.attempt
         )
-    }
-}
-
-/// The block that Lease.commit() makes.
-#[pyclass(frozen, module = "desist._core")]
-pub(super) struct Commit {}
-
-#[pymethods]
-impl Commit {
-    fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
-        // A commit begins whole or not at all.
-        crate::wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
-        if let Some(task) = scope::current_task() {
-            task.mask(Time::after(LONGEST_COMMIT));
-        }
-        Ok(())
-    }
-
-    #[pyo3(signature = (r#type, _value, _traceback, /))]
-    fn __exit__(
-        &self,
-        py: Python<'_>,
-        r#type: GivenClass<'_, '_>,
-        _value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
-    ) -> PyResult<()> {
-        if let Some(task) = scope::current_task() {
-            task.unmask();
-        }
-        if r#type.is_none() {
-            error::check_kill(py)
-        } else {
-            Ok(())
-        }
     }
 }
 
@@ -642,19 +609,14 @@ fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Ar
 /// Tell an item's future that nobody will do the work.
 fn tell_off(py: Python<'_>, payload: &Payload, failure: &Py<PyAny>) {
     // On the caller's thread, which may be killed: not inside the future's own locks.
-    let task = scope::current_task();
-    if let Some(task) = &task {
-        task.mask(Time::after(LONGEST_COMMIT));
-    }
+    let mask = Mask::open(LONGEST_COMMIT);
     tell(
         py,
         payload.future.as_ref().map(|future| future.bind(py)),
         "_fail",
         (failure.clone_ref(py),),
     );
-    if let Some(task) = &task {
-        task.unmask();
-    }
+    drop(mask);
 }
 
 /// Why a task was stopped, out of its Cancelled or Killed.

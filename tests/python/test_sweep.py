@@ -195,6 +195,98 @@ def test_a_kill_that_a_lock_holds_off_poisons_nothing(
     assert trial.poisoned == 0
 
 
+# --- masks ----------------------------------------------------------------------------------------
+
+def one_mask(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    with desist.defer_kill(NEVER):
+        first()
+        second()
+
+
+def a_mask_around_a_loop(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    with desist.defer_kill(NEVER):
+        first()
+        n = 0
+        while n < 3:
+            n += 1
+        second()
+
+
+def a_mask_in_a_mask(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    with desist.defer_kill(NEVER):
+        with desist.defer_kill(NEVER):
+            first()
+        second()
+
+
+def a_mask_in_a_generator(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    def steps() -> Iterator[int]:
+        with desist.defer_kill(NEVER):
+            first()
+            yield 1
+            second()
+            yield 2
+
+    for _number in steps():
+        pass
+
+
+def a_mask_in_a_lock(first: Callable[[], None], second: Callable[[], None], lock: Lock) -> None:
+    with lock, desist.defer_kill(NEVER):
+        first()
+        second()
+
+
+def a_mask_around_a_lock(first: Callable[[], None], second: Callable[[], None], lock: Lock) -> None:
+    with desist.defer_kill(NEVER), lock:
+        first()
+        second()
+
+
+MASKED = [
+    one_mask,
+    a_mask_around_a_loop,
+    a_mask_in_a_mask,
+    a_mask_in_a_generator,
+    a_mask_in_a_lock,
+    a_mask_around_a_lock,
+]
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+@pytest.mark.parametrize("body", MASKED, ids=lambda body: body.__name__)
+def test_i24_what_is_masked_happens_whole_or_not_at_all_and_a_kill_arrives(
+    body: Callable[[Callable[[], None], Callable[[], None], Lock], None], *, defer: bool
+) -> None:
+    counts = {"killed": 0, "whole": 0}
+
+    def trial() -> None:
+        steps: list[str] = []
+        lock = Lock()
+
+        def run() -> None:
+            body(lambda: steps.append("first"), lambda: steps.append("second"), lock)
+            for _ in range(10):
+                pass  # the kill may be held off until behind the block
+
+        task = Task("sweep")
+        task.run(run)
+        assert steps in ([], ["first", "second"])
+        assert not lock.locked()
+        assert not lock.poisoned or not defer
+        if body is a_mask_around_a_lock:
+            assert not lock.poisoned
+        counts["killed"] += task.state is TaskState.KILLED
+        counts["whole"] += bool(steps)
+
+    points = sweep(trial, defer=defer)
+    tell(f"{body.__name__}: {points} points, {counts}")
+    assert points > 40
+    # The last few are too late for CPython to look once more.
+    assert points - 8 <= counts["killed"] <= points
+    assert 10 < counts["whole"] < points
+
+
 # --- work -----------------------------------------------------------------------------------------
 
 
