@@ -15,6 +15,7 @@ mod condition;
 mod enums;
 mod error;
 mod event;
+mod guard;
 mod hard_stop;
 mod hint;
 mod host;
@@ -55,12 +56,14 @@ mod _core {
     #[pymodule_export]
     use super::event::Event;
     #[pymodule_export]
+    use super::guard::LockGuard;
+    #[pymodule_export]
     use super::hard_stop::Injector;
     #[cfg(unix)]
     #[pymodule_export]
     use super::io::{notify_closing, wait_readable, wait_writable};
     #[pymodule_export]
-    use super::lock::{Lock, RLock, Released, Repair};
+    use super::lock::{Lock, RLock, Released};
     #[pymodule_export]
     use super::mask::{Masked, defer_kill};
     #[cfg(unix)]

@@ -14,9 +14,9 @@ pub use barrier::{Arrival, Barrier, BarrierError, Opening};
 pub use condition::{Condition, WaitError};
 pub use event::Event;
 pub use latch::{Interrupted, Latch};
+pub use lock::{Acquire, Fenced, Lock, LockError, LockGuard, OnKill, ReleaseError};
 #[cfg(feature = "python")]
-pub(crate) use lock::Holds;
-pub use lock::{Acquire, Lock, LockError, OnKill, ReleaseError};
+pub(crate) use lock::{Holding, Holds, Undo};
 pub use mutex::{Mutex, MutexGuard};
 pub use queue::{NothingUnfinished, Order, Queue, QueueError};
 pub use semaphore::{Semaphore, TooManyReleases};

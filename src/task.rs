@@ -189,11 +189,12 @@ impl Task {
     /// A task, cancelled with `parent` if there is one.
     pub fn new(name: &str, parent: Option<&CancelToken>) -> Arc<Task> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let name: Arc<str> = name.into();
         Arc::new(Task {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            name: name.into(),
             source: parent.map_or_else(CancelSource::new, CancelToken::child),
-            ledger: Arc::default(),
+            ledger: Arc::new(Ledger::of(Some(name.clone()))),
+            name,
             ordered: AtomicBool::new(false),
             control: Mutex::default(),
             record: Mutex::default(),

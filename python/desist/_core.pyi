@@ -4,7 +4,7 @@ Native core of desist.
 
 from collections.abc import Callable
 from types import GenericAlias, TracebackType
-from typing import Generic, Literal, SupportsIndex, TypeVar, final
+from typing import Generic, Literal, SupportsIndex, TypeVar, final, overload
 
 from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
@@ -30,13 +30,13 @@ __all__ = [
     "Lease",
     "LeaseQueue",
     "Lock",
+    "LockGuard",
     "Masked",
     "Op",
     "Queue",
     "RLock",
     "Registration",
     "Released",
-    "Repair",
     "RetryPolicy",
     "Seat",
     "Semaphore",
@@ -637,8 +637,12 @@ class Lock:
     however it ends.
 
     Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its
-    holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires
-    it next, until somebody repairs it; `on_kill="release"` frees it instead.
+    holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires it
+    next, until somebody repairs it; `on_kill="release"` frees it instead.
+
+    When its holder was given up, and may still be inside, OwnerLost is raised in all who want it. A
+    `fenced` lock goes on to the next instead, as after a kill; with guard() the stale holder can be
+    told from later ones. Only its holder, or the guard, releases it.
     """
     def __enter__(self, /) -> bool: ...
     def __exit__(
@@ -649,7 +653,12 @@ class Lock:
         /,
     ) -> None: ...
     def __init__(
-        self, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
+        self,
+        /,
+        *,
+        name: str | None = None,
+        on_kill: Literal["poison", "release"] = "poison",
+        fenced: bool = False,
     ) -> None: ...
     def __repr__(self, /) -> str: ...
     def _at_fork_reinit(self, /) -> None:
@@ -665,6 +674,11 @@ class Lock:
         it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
         given up and may still be inside. Held until it is released, or the task ends.
         """
+    def guard(self, /) -> LockGuard:
+        """
+        A block that holds the lock, and knows which of its holders it is:
+        `with lock.guard() as guard:`.
+        """
     def locked(self, /) -> bool:
         """
         Held by anyone?
@@ -674,6 +688,10 @@ class Lock:
         """
         For reports.
         """
+    def owner(self, /) -> str | None:
+        """
+        The name of the task, or the thread, that holds it, for reports; None if nobody does.
+        """
     @property
     def poisoned(self, /) -> bool:
         """
@@ -681,15 +699,66 @@ class Lock:
         """
     def release(self, /) -> None:
         """
-        Release it, from any thread. RuntimeError if nobody holds it.
+        Release it, from any thread, unless it is fenced. Never blocks. RuntimeError if nobody holds
+        it. Fenced: it is a fenced lock that the calling code has lost, for it was given up itself.
 
         A kill that the lock held off is raised here.
         """
-    def repair(self, /) -> Repair:
+    @overload
+    def repair(self, fn: None = None, /) -> LockGuard: ...
+    @overload
+    def repair(self, fn: Callable[[], object], /) -> None:
         """
-        A block that acquires the lock although it is poisoned, to set right what it protects.
+        A block that acquires the lock although it is poisoned, to set right what it protects:
+        `with lock.repair():`. Or give a function to do that, and it is called here, with the lock
+        held.
 
-        At the end of the block the lock is good again; if the block raises, it stays poisoned.
+        At the end of the block the lock is good again; if the block raises, it stays poisoned. In
+        all else the block is like that of guard().
+        """
+
+@final
+class LockGuard:
+    """
+    A block that holds a lock; made by Lock.guard() and Lock.repair(), and used in a `with`
+    statement, once.
+
+    It waits for the lock as acquire() does. It knows its own hold of the lock, and its end takes no
+    other: not when it was given up while another has the lock, nor when it ends late, as a suspended
+    generator does that is thrown away.
+    """
+    def __enter__(self, /) -> LockGuard: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def __repr__(self, /) -> str: ...
+    def check(self, /) -> None:
+        """
+        Fenced, if the lock was taken from this block and others may hold it. Never blocks.
+
+        That may happen right after the look: what must not be done twice needs the epoch.
+        """
+    @property
+    def epoch(self, /) -> int:
+        """
+        Which of the lock's holders this is. Each later one has a greater number, so whoever gets it
+        along with what is done under the lock, say a database, can refuse a smaller number than it
+        has seen.
+
+        It also rises when Condition.wait() gives the lock up and takes it back. An RLock that is
+        taken again by its holder keeps it.
+        """
+    def release(self, /) -> None:
+        """
+        Release the lock before the block ends; from any thread, never blocks. In the block of
+        repair() the lock stays poisoned then.
+
+        RuntimeError: it was released before. Fenced: the lock was taken from this block. A kill
+        that the lock held off is raised here.
         """
 
 @final
@@ -822,10 +891,15 @@ class RLock(Lock):
     gives back however it ends.
 
     Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
-    often. `name` and `on_kill` are as with Lock.
+    often. `name`, `on_kill` and `fenced` are as with Lock.
     """
     def __init__(
-        self, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
+        self,
+        /,
+        *,
+        name: str | None = None,
+        on_kill: Literal["poison", "release"] = "poison",
+        fenced: bool = False,
     ) -> None: ...
     def _acquire_restore(self, /, released: Released) -> None:
         """
@@ -874,20 +948,6 @@ class Released:
     """
     What RLock._release_save() returns.
     """
-
-@final
-class Repair:
-    """
-    The block that Lock.repair() makes.
-    """
-    def __enter__(self, /) -> None: ...
-    def __exit__(
-        self,
-        type: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None: ...
 
 @final
 class RetryPolicy:

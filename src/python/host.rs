@@ -45,13 +45,20 @@ impl Host for Interpreter {
 
     fn thread_name(&self) -> Option<Arc<str>> {
         Python::try_attach(|py| {
-            let thread = py
-                .import(intern!(py, "threading"))?
-                .call_method0(intern!(py, "current_thread"))?;
-            thread
-                .getattr(intern!(py, "name"))?
-                .extract::<String>()
-                .map(Arc::from)
+            let threading = py.import(intern!(py, "threading"))?;
+            // As threading.current_thread() does, but without running Python code: what a signal
+            // handler raises there would be lost.
+            let known = || {
+                let ident = threading.call_method0(intern!(py, "get_ident"))?;
+                let active = threading.getattr(intern!(py, "_active"))?;
+                active.get_item(ident)?.getattr(intern!(py, "_name"))
+            };
+            let asked = || {
+                let thread = threading.call_method0(intern!(py, "current_thread"))?;
+                thread.getattr(intern!(py, "name"))
+            };
+            let name = known().or_else(|_: PyErr| asked())?;
+            name.extract::<String>().map(Arc::from)
         })?
         .ok()
     }

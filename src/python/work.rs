@@ -362,7 +362,7 @@ impl Lease {
     fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
         self.queue
             .ack(self.lease.id, self.lease.epoch)
-            .map_err(|_| error::fenced(py))?;
+            .map_err(|fenced| error::fenced(py, &fenced))?;
         *self.settled.lock() = Settled::Acked(result);
         Ok(())
     }
@@ -379,7 +379,7 @@ impl Lease {
         let failure = failure(py, CauseKind::Explicit, reason)?;
         let returned = self
             .give_back(py, Back::After(delay), &failure)
-            .map_err(|_| error::fenced(py))?;
+            .map_err(|fenced| error::fenced(py, &fenced))?;
         *self.settled.lock() = Settled::Nacked(returned, failure.clone_ref(py));
         Ok(())
     }

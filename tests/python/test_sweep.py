@@ -65,6 +65,28 @@ def acquire_in_try(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
             lock.release()
 
 
+def with_guard(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with lock.guard() as guard:
+        change()
+        guard.check()
+
+
+def guard_around_a_loop(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with lock.guard():
+        n = 0
+        while n < 3:
+            n += 1
+        change()
+
+
+def guard_released_early(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with lock.guard() as guard:
+        try:
+            change()
+        finally:
+            guard.release()
+
+
 def nested(lock: Lock, other: Lock, change: Callable[[], None]) -> None:
     with lock:
         change()
@@ -123,6 +145,9 @@ BODIES = [
     with_lock_around_a_loop,
     acquire_and_finally,
     acquire_in_try,
+    with_guard,
+    guard_around_a_loop,
+    guard_released_early,
     nested,
     in_a_generator,
     in_a_contextmanager,
@@ -135,12 +160,15 @@ BODIES = [
 class LockTrial:
     """A task takes locks and changes what they protect, in two steps."""
 
-    def __init__(self, body: Callable[[Lock, Lock, Callable[[], None]], None]) -> None:
+    def __init__(
+        self, body: Callable[[Lock, Lock, Callable[[], None]], None], *, fenced: bool = False
+    ) -> None:
         self.body = body
+        self.fenced = fenced
         self.poisoned = self.killed = 0
 
     def __call__(self) -> None:
-        locks = Lock(name="one"), Lock(name="two")
+        locks = Lock(name="one", fenced=self.fenced), Lock(name="two", fenced=self.fenced)
         begun: list[int] = []
         ended: list[int] = []
 
@@ -170,11 +198,12 @@ class LockTrial:
             assert begun or self.body is in_a_scope_that_swallows
 
 
+@pytest.mark.parametrize("fenced", [False, True], ids=["plain", "fenced"])
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
-def test_a_kill_at_any_bytecode_leaves_no_lock_held(
-    body: Callable[[Lock, Lock, Callable[[], None]], None],
+def test_i20_i21_a_kill_at_any_bytecode_leaves_no_lock_held(
+    body: Callable[[Lock, Lock, Callable[[], None]], None], *, fenced: bool
 ) -> None:
-    trial = LockTrial(body)
+    trial = LockTrial(body, fenced=fenced)
     points = sweep(trial)
     tell(f"{body.__name__}: {points} points, {trial.killed} killed, {trial.poisoned} poisoned")
     assert points > 20
