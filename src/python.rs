@@ -16,6 +16,7 @@ mod enums;
 mod error;
 mod event;
 mod guard;
+mod guarded;
 mod hard_stop;
 mod hint;
 mod host;
@@ -57,6 +58,8 @@ mod _core {
     use super::event::Event;
     #[pymodule_export]
     use super::guard::LockGuard;
+    #[pymodule_export]
+    use super::guarded::{Guarded, GuardedValue};
     #[pymodule_export]
     use super::hard_stop::Injector;
     #[cfg(unix)]

@@ -615,13 +615,13 @@ impl Task {
         true
     }
 
-    /// Who dies, for what it still holds. `None`: no kill has reached the body.
+    /// Who dies, for what it still holds. `None`: no kill has reached the body, or is just about to.
     pub(crate) fn death(&self, stack: Option<Arc<str>>) -> Option<Death> {
         let control = self.control.lock();
         let order = control
             .order
             .as_ref()
-            .filter(|_| control.delivered.is_some())?;
+            .filter(|_| control.delivered.is_some() || control.posted)?;
         Some(Death {
             task: self.name.clone(),
             cause: order.cause.clone(),

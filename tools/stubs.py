@@ -28,6 +28,8 @@ MISSING = {
         "\n__all__ = ["
     ),
     # That a class is generic.
+    "\nclass Guarded:\n": "\nclass Guarded(Generic[_T]):\n",
+    "\nclass GuardedValue:\n": "\nclass GuardedValue(Generic[_T]):\n",
     "\nclass Lease:\n": "\nclass Lease(Generic[_T]):\n",
     "\nclass LeaseQueue:\n": "\nclass LeaseQueue(Generic[_T]):\n",
     "\nclass Op:\n": "\nclass Op(Generic[_T_co]):\n",

@@ -24,6 +24,8 @@ __all__ = [
     "Cancelled",
     "Condition",
     "Event",
+    "Guarded",
+    "GuardedValue",
     "KillReport",
     "Killed",
     "Latch",
@@ -446,6 +448,88 @@ class Event:
 
         A checkpoint, even if it is set.
         """
+
+@final
+class Guarded(Generic[_T]):
+    """
+    A value that is reached only while its lock is held: `with guarded.lock() as held:` and then
+    `held.value`.
+
+    If a block is killed in the middle, the value may be half changed, and LockPoisoned is raised in
+    all who want it, until somebody sets it right in `with guarded.repair() as held:`.
+
+    `rollback` is a function that takes the value and returns a copy, copy.deepcopy for instance. It
+    is called at the beginning of each block, and must change nothing. If the block is left by any
+    exception, is killed, or its thread is given up, the copy takes the value's place, and the lock
+    is as good as before. Without it an exception leaves the value as it is at that moment.
+
+    `name` is for reports.
+    """
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __new__(
+        cls, /, value: _T, *, rollback: Callable[[_T], _T] | None = None, name: str | None = None
+    ) -> Guarded[_T]: ...
+    def __repr__(self, /) -> str: ...
+    def lock(self, /) -> GuardedValue[_T]:
+        """
+        A block that has the value: `with guarded.lock() as held:`.
+
+        At its beginning it waits for the lock, as Lock.acquire() does. Cancelled, Killed,
+        LockPoisoned or OwnerLost, or what `rollback` raises: the block has not begun, and nothing
+        is held.
+        """
+    def locked(self, /) -> bool:
+        """
+        Has anyone got the value?
+        """
+    @property
+    def name(self, /) -> str:
+        """
+        For reports.
+        """
+    def owner(self, /) -> str | None:
+        """
+        The name of the task, or the thread, that has the value, for reports; None if nobody does.
+        """
+    @property
+    def poisoned(self, /) -> bool:
+        """
+        The last block that had the value was killed, or given up, in the middle.
+        """
+    def repair(self, /) -> GuardedValue[_T]:
+        """
+        A block that has the value although it is poisoned, to set it right.
+
+        At the end of the block it is good again; if the block raises, it stays poisoned.
+        """
+
+@final
+class GuardedValue(Generic[_T]):
+    """
+    A block that has a guarded value; made by Guarded.lock() and Guarded.repair(), and used in a
+    `with` statement, once.
+    """
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __enter__(self, /) -> GuardedValue[_T]: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    @property
+    def value(self, /) -> _T:
+        """
+        The value; assign to put another one in its place.
+
+        Do not keep what it refers to beyond the block. RuntimeError: the block is over. Fenced: the
+        lock was taken from it.
+        """
+    @value.setter
+    def value(self, /, value: _T) -> None: ...
 
 @final
 class KillReport:

@@ -55,8 +55,12 @@ impl LockGuard {
         holding.ok_or_else(|| error::misuse(py, ScopeMisuse::NotEntered))
     }
 
-    /// End it, while `unwinding`, an exception or None, is on its way.
-    pub(super) fn exit(&self, py: Python<'_>, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// End it, while `unwinding`, if anything, is on its way.
+    pub(super) fn exit(
+        &self,
+        py: Python<'_>,
+        unwinding: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let holding = self.holding(py)?;
         if self.released.swap(true, Ordering::Relaxed) {
             return Ok(());
@@ -72,20 +76,23 @@ impl LockGuard {
         &self,
         py: Python<'_>,
         holding: &Holding,
-        unwinding: &Bound<'_, PyAny>,
+        unwinding: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        if let Some((killing, death)) = Killing::of(py, unwinding) {
-            if let Ok(poisoned) = holding.release(Some(death)) {
-                killing.record(self.lock.get().core().name(), poisoned);
+        let Some(unwinding) = unwinding else {
+            let released = holding.release(None);
+            released.map_err(|fenced| error::fenced(py, &fenced))?;
+            return error::check_kill(py);
+        };
+        // Whether it still had the lock or not: the exception goes on.
+        match Killing::of(py, unwinding) {
+            Some((killing, death)) => {
+                if let Ok(poisoned) = holding.release(Some(death)) {
+                    killing.record(self.lock.get().core().name(), poisoned);
+                }
             }
-            return Ok(());
+            None => _ = holding.release(None),
         }
-        let released = holding.release(None);
-        if !unwinding.is_none() {
-            return Ok(()); // whether it still had the lock or not
-        }
-        released.map_err(|fenced| error::fenced(py, &fenced))?;
-        error::check_kill(py)
+        Ok(())
     }
 }
 
@@ -123,7 +130,7 @@ impl LockGuard {
             let message = "this guard was released before";
             return Err(PyRuntimeError::new_err(message));
         }
-        self.give_up(py, holding, &unwinding)
+        self.give_up(py, holding, unwinding.as_ref())
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
@@ -139,7 +146,7 @@ impl LockGuard {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        self.exit(py, &value)
+        self.exit(py, Some(&*value).filter(|value| !value.is_none()))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

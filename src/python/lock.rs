@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyGeneratorExit, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -70,21 +70,22 @@ impl Lock {
         take(py, self.core(), acquire, until)
     }
 
-    /// Release it: at the end of a `block`, or by a call. `unwinding` is the exception that is on
-    /// its way, or None.
+    /// Release it: at the end of a `block`, or by a call.
+    fn give_back(&self, py: Python<'_>, block: bool) -> PyResult<()> {
+        let released = if block {
+            self.core().end_block()
+        } else {
+            self.core().release()
+        };
+        released.map_err(|failure| not_released(py, failure))?;
+        error::check_kill(py)
+    }
+
+    /// As [`Lock::give_back`], while `unwinding`, an exception, is on its way.
     ///
     /// Unwinding runs the blocks' ends before the task's boundary is reached, so it is here that a
     /// lock learns that its holder was stopped inside.
     fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
-        if unwinding.is_none() {
-            let released = if block {
-                self.core().end_block()
-            } else {
-                self.core().release()
-            };
-            released.map_err(|failure| not_released(py, failure))?;
-            return error::check_kill(py);
-        }
         let released = match Killing::of(py, unwinding) {
             Some((killing, death)) => {
                 let released = if block {
@@ -142,7 +143,8 @@ pub(super) struct Killing {
 impl Killing {
     /// `unwinding` is the exception that is on its way, or None.
     pub(super) fn of(py: Python<'_>, unwinding: &Bound<'_, PyAny>) -> Option<(Killing, Death)> {
-        if !unwinding.is_instance_of::<Killed>() {
+        // A suspended generator that the unwinding throws away gets GeneratorExit instead.
+        if !unwinding.is_instance_of::<Killed>() && !unwinding.is_instance_of::<PyGeneratorExit>() {
             return None;
         }
         let task = scope::current_task()?;
@@ -167,16 +169,32 @@ impl Killing {
 }
 
 /// What is on its way through the code that calls to release something: in a `finally` it is the
-/// exception that is being handled. Else None.
-pub(super) fn unwinding(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+/// exception that is being handled.
+pub(super) fn unwinding(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
     // Nobody else can be the victim of a kill than a task that has been told of one.
-    if scope::current_task().is_some_and(|task| task.death(None).is_some()) {
-        return py
-            .import(intern!(py, "sys"))?
-            .call_method0(intern!(py, "exc_info"))?
-            .get_item(1);
+    if scope::current_task().is_none_or(|task| task.death(None).is_none()) {
+        return Ok(None);
     }
-    Ok(py.None().into_bound(py))
+    let handled = py
+        .import(intern!(py, "sys"))?
+        .call_method0(intern!(py, "exc_info"))?
+        .get_item(1)?;
+    Ok(Some(handled).filter(|handled| !handled.is_none()))
+}
+
+/// Who holds it, for reports.
+pub(super) fn owner(lock: &sync::Lock) -> Option<String> {
+    let name = lock.owner()?;
+    Some(name.map_or_else(|| "a thread".into(), |name| name.to_string()))
+}
+
+/// For its representation.
+pub(super) fn state(lock: &sync::Lock) -> &'static str {
+    match (lock.is_poisoned(), lock.is_locked()) {
+        (true, _) => "poisoned",
+        (false, true) => "locked",
+        (false, false) => "unlocked",
+    }
 }
 
 fn what_on_kill(given: &str) -> PyResult<OnKill> {
@@ -253,7 +271,10 @@ impl Lock {
     ///
     /// A kill that the lock held off is raised here.
     pub(super) fn release(&self, py: Python<'_>) -> PyResult<()> {
-        self.give_up(py, false, &unwinding(py)?)
+        match unwinding(py)? {
+            None => self.give_back(py, false),
+            Some(unwinding) => self.give_up(py, false, &unwinding),
+        }
     }
 
     /// Held by anyone?
@@ -301,19 +322,17 @@ impl Lock {
         }
         guard.get().enter(py)?;
         match hard_stop::call(repair, &PyTuple::empty(py)) {
-            Ok(_) => guard.get().exit(py, py.None().bind(py))?,
+            Ok(_) => guard.get().exit(py, None).map(|()| None),
             Err(raised) => {
-                guard.get().exit(py, raised.value(py))?;
-                return Err(raised);
+                guard.get().exit(py, Some(raised.value(py)))?;
+                Err(raised)
             }
         }
-        Ok(None)
     }
 
     /// The name of the task, or the thread, that holds it, for reports; None if nobody does.
     fn owner(&self) -> Option<String> {
-        let owner = self.core().owner()?;
-        Some(owner.map_or_else(|| "a thread".into(), |name| name.to_string()))
+        owner(self.core())
     }
 
     pub(super) fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
@@ -328,7 +347,11 @@ impl Lock {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        self.give_up(py, true, &value)
+        if value.is_none() {
+            self.give_back(py, true)
+        } else {
+            self.give_up(py, true, &value)
+        }
     }
 
     /// In a forked child, as threading.Lock has it: nobody holds it any more.
@@ -338,11 +361,7 @@ impl Lock {
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let lock = slf.get().core();
-        let state = match (lock.is_poisoned(), lock.is_locked()) {
-            (true, _) => "poisoned",
-            (false, true) => "locked",
-            (false, false) => "unlocked",
-        };
+        let state = state(lock);
         let (class, name) = (slf.get_type().qualname()?, lock.name().as_ref());
         let count = if lock.is_reentrant() {
             format!(" count={}", lock.count())

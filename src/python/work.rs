@@ -1,19 +1,18 @@
 //! `LeaseQueue`, `Lease`, and the loop of a worker.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
-use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::fork;
 use crate::python::cause::CancelCause;
+use crate::python::hint::Item;
 use crate::python::host::detached;
 use crate::python::mask::{Beginning, Mask, Masked};
 use crate::python::seconds::Seconds;
@@ -271,20 +270,6 @@ pub(super) struct Lease {
     queue: Queue,
     lease: work::Lease<Arc<Payload>>,
     settled: Mutex<Settled>,
-}
-
-/// What Lease and LeaseQueue are generic in.
-struct Item(Py<PyAny>);
-
-impl<'py> IntoPyObject<'py> for Item {
-    type Target = PyAny;
-    type Output = Bound<'py, PyAny>;
-    type Error = Infallible;
-    const OUTPUT_TYPE: PyStaticExpr = PyStaticExpr::Name { id: "_T" };
-
-    fn into_pyobject(self, py: Python<'py>) -> Result<Self::Output, Infallible> {
-        Ok(self.0.into_bound(py))
-    }
 }
 
 /// What became of a lease, if its handler said so itself.

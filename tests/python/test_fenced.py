@@ -206,6 +206,26 @@ def test_i21_a_guard_that_a_finally_releases_poisons_its_lock_too() -> None:
     assert lock.poisoned
 
 
+@pytest.mark.parametrize("block", [lambda lock: lock, lambda lock: lock.guard()])
+def test_i21_a_generator_that_is_thrown_away_by_a_kill_poisons_its_lock(
+    block: Callable[[Lock], Any],
+) -> None:
+    lock = Lock()
+
+    def steps() -> Generator[None]:
+        with block(lock):
+            yield
+            raise AssertionError
+
+    def body(ready: Callable[[], None]) -> None:
+        for _ in steps():
+            spin(ready)
+
+    with Victim(body) as victim:
+        victim.kill(policy=INSIST)
+    assert lock.poisoned
+
+
 def test_its_representation_tells_its_state() -> None:
     lock = Lock(name="accounts")
     guard = lock.guard()
