@@ -14,9 +14,11 @@ pub use barrier::{Arrival, Barrier, BarrierError, Opening};
 pub use condition::{Condition, WaitError};
 pub use event::Event;
 pub use latch::{Interrupted, Latch};
-pub use lock::{Acquire, Fenced, Lock, LockError, LockGuard, OnKill, ReleaseError};
 #[cfg(feature = "python")]
-pub(crate) use lock::{Holding, Holds, Undo};
+pub(crate) use lock::Holds;
+pub use lock::{Acquire, Fenced, Lock, LockError, LockGuard, OnKill, ReleaseError};
+#[cfg(any(feature = "python", all(test, loom)))]
+pub(crate) use lock::{Holding, Undo};
 pub use mutex::{Mutex, MutexGuard};
 pub use queue::{NothingUnfinished, Order, Queue, QueueError};
 pub use semaphore::{Semaphore, TooManyReleases};

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use pyo3::exceptions::{PyGeneratorExit, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyGeneratorExit, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError,
+};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};

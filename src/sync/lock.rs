@@ -31,7 +31,7 @@ use crate::{fork, scope};
 
 mod guard;
 
-#[cfg(feature = "python")]
+#[cfg(any(feature = "python", all(test, loom)))]
 pub(crate) use guard::Holding;
 pub use guard::{Fenced, LockGuard};
 
