@@ -187,7 +187,7 @@ def test_answers_come_long_before_the_slice_of_the_clock() -> None:
 
 def test_a_cancel_may_come_while_another_one_asks_for_the_threads_name() -> None:
     code = """
-import threading, desist
+import _thread, threading, desist
 outer, inner = desist.CancelSource(), desist.CancelSource()
 ask = threading.current_thread
 def asked():
@@ -195,7 +195,14 @@ def asked():
     inner.cancel("a signal handler, or a finalizer")
     return ask()
 threading.current_thread = asked
-assert outer.cancel()
-assert outer.token.cause.by_thread == inner.token.cause.by_thread == "MainThread"
+def stranger():  # that threading does not know, so that it has to be asked
+    outer.cancel()
+    over.release()
+over = _thread.allocate_lock()
+over.acquire()
+_thread.start_new_thread(stranger, ())
+over.acquire()
+assert outer.token.cause.by_thread == inner.token.cause.by_thread
+assert outer.token.cause.by_thread.startswith("Dummy-")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
