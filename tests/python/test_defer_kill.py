@@ -278,9 +278,8 @@ def test_outside_any_task_it_does_nothing() -> None:
 
 
 def test_it_is_not_a_checkpoint_for_cancellations() -> None:
-    with desist.move_on_after(0) as scope:
-        with defer_kill(1):
-            pass
+    with desist.move_on_after(0) as scope, defer_kill(1):
+        pass
     assert not scope.cancelled_caught
 
 

@@ -22,7 +22,7 @@ KINDS = pytest.mark.parametrize("kind", [Lock, RLock])
 
 @contextmanager
 def given_up(
-    hold: Callable[[], None], afterwards: Callable[[], object]
+    hold: Callable[[], object], afterwards: Callable[[], object]
 ) -> Iterator[Victim[object]]:
     """A thread that was given up after `hold`, during the block; then it does `afterwards`."""
     go_on = threading.Event()
@@ -122,9 +122,13 @@ def test_a_guard_can_be_released_early() -> None:
 
 def test_a_guard_waits_as_acquire_does() -> None:
     lock = Lock()
-    with held(lock), pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
-        with lock.guard():
-            pass
+    with (
+        held(lock),
+        pytest.raises(desist.DeadlineExceeded),
+        desist.cancel_scope(timeout=0.01),
+        lock.guard(),
+    ):
+        pass
     with desist.move_on_after(0) as scope, lock.guard():
         pass
     assert scope.cancelled_caught
@@ -134,7 +138,13 @@ def test_a_guard_waits_as_acquire_does() -> None:
 def test_a_guard_is_entered_once() -> None:
     lock = Lock()
     guard = lock.guard()
-    for use in (guard.check, guard.release, lambda: guard.epoch, lambda: guard.__exit__(None, None, None)):
+    early: list[Callable[[], object]] = [
+        guard.check,
+        guard.release,
+        lambda: guard.epoch,
+        lambda: guard.__exit__(None, None, None),
+    ]
+    for use in early:
         with pytest.raises(ScopeMisuse, match="enter it with a `with` statement first"):
             use()
     with guard, pytest.raises(ScopeMisuse, match="make a new one"):
@@ -142,7 +152,7 @@ def test_a_guard_is_entered_once() -> None:
     with pytest.raises(ScopeMisuse), guard:
         pass
     with pytest.raises(TypeError):
-        LockGuard()  # type: ignore[call-arg]
+        LockGuard()
 
 
 def test_the_guard_of_a_block_that_a_scope_has_ended_is_stale() -> None:
@@ -294,16 +304,14 @@ def test_a_stale_holder_that_unwinds_is_not_bothered(way: str) -> None:
 
     def fail() -> None:
         blocks: dict[str, Any] = {"with": lock, "guard": guard, "repair": guard}
-        block = blocks.get(way)
-        try:
-            raise ZeroDivisionError
-        except ZeroDivisionError as failed:
-            if block is not None:
-                block.__exit__(type(failed), failed, None)
-            raise
+        failed = ZeroDivisionError()
+        if way in blocks:
+            blocks[way].__exit__(type(failed), failed, None)
+        raise failed
 
     guard = lock.repair() if way == "repair" else lock.guard()
-    hold = {"with": lock.__enter__, "acquire": lock.acquire}.get(way, guard.__enter__)
+    ways: dict[str, Callable[[], object]] = {"with": lock.__enter__, "acquire": lock.acquire}
+    hold = ways.get(way, guard.__enter__)
     with given_up(hold, fail) as victim:
         lock.acquire()
     assert isinstance(victim.raised, ZeroDivisionError)

@@ -54,7 +54,12 @@ def test_the_value_is_had_by_one_at_a_time() -> None:
 def test_it_is_reached_only_inside_the_block() -> None:
     guarded = Guarded([1])
     held = guarded.lock()
-    for use in (lambda: held.value, lambda: setattr(held, "value", []), lambda: held.__exit__(None, None, None)):
+    early: list[Callable[[], object]] = [
+        lambda: held.value,
+        lambda: setattr(held, "value", []),
+        lambda: held.__exit__(None, None, None),
+    ]
+    for use in early:
         with pytest.raises(ScopeMisuse, match="enter it with a `with` statement first"):
             use()
     with held:
@@ -98,13 +103,18 @@ def test_its_representation_tells_its_state_and_not_its_value() -> None:
 # --- left by an exception -------------------------------------------------------------------------
 
 
+def fail_halfway(guarded: Guarded[dict[str, int]], raised: type[BaseException]) -> None:
+    with guarded.lock() as held:
+        held.value["a"] -= 1
+        raise raised
+
+
 @pytest.mark.parametrize("raised", [ZeroDivisionError, KeyboardInterrupt, GeneratorExit])
 def test_an_exception_rolls_back_if_that_was_asked_for(raised: type[BaseException]) -> None:
     for rollback, after in ((None, HALF), (copy.deepcopy, WHOLE), (dict, WHOLE)):
         guarded = accounts(rollback=rollback)
-        with pytest.raises(raised), guarded.lock() as held:
-            held.value["a"] -= 1
-            raise raised
+        with pytest.raises(raised):
+            fail_halfway(guarded, raised)
         assert look(guarded) == after
         assert not guarded.poisoned
 
@@ -119,10 +129,15 @@ def test_a_cancellation_rolls_back() -> None:
 
 def test_what_was_put_in_its_place_is_rolled_back() -> None:
     guarded = Guarded(1, rollback=copy.copy)
-    with pytest.raises(ZeroDivisionError), guarded.lock() as held:
-        held.value = 2
-        assert held.value == 2
-        raise ZeroDivisionError
+
+    def replace() -> None:
+        with guarded.lock() as held:
+            held.value = 2
+            assert held.value == 2
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        replace()
     assert look(guarded) == 1
 
 
@@ -171,7 +186,6 @@ def test_i21_without_a_way_back_a_kill_poisons() -> None:
     with guarded.repair() as held:
         assert held.value == HALF
         held.value = dict(WHOLE)
-    assert not guarded.poisoned
     assert look(guarded) == WHOLE
 
 
@@ -345,27 +359,28 @@ def test_what_is_rolled_back_is_not_kept() -> None:
 
 def test_a_cycle_through_it_is_collected() -> None:
     class Thing:
-        guarded: Guarded[Any]
+        guarded: Guarded[Thing]
 
-    thing = Thing()
-    thing.guarded = Guarded(thing, rollback=lambda value: value if thing else value)
-    gone = weakref.ref(thing)
-    with thing.guarded.lock():
-        pass
-    del thing
+    def make() -> weakref.ref[Thing]:
+        thing = Thing()
+        thing.guarded = Guarded(thing, rollback=lambda _: thing)
+        with thing.guarded.lock():
+            return weakref.ref(thing)
+
+    gone = make()
     gc.collect()
     assert gone() is None
 
 
 def test_wrong_arguments_are_told_so() -> None:
-    with pytest.raises(TypeError, match="rollback must be a function that copies the value, not str"):
+    with pytest.raises(TypeError, match="must be a function that copies the value, not str"):
         Guarded(1, rollback="copy")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Guarded()  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Guarded(1, dict)  # type: ignore[misc]
+        Guarded(1, dict)  # type: ignore[call-arg, arg-type]
     with pytest.raises(TypeError):
-        desist.GuardedValue()  # type: ignore[call-arg]
+        desist.GuardedValue()
 
 
 def test_it_is_generic() -> None:

@@ -328,6 +328,7 @@ def test_i20_i21_a_value_is_whole_or_poisoned_after_a_kill_at_any_bytecode(
 
 # --- masks ----------------------------------------------------------------------------------------
 
+
 def one_mask(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
     with desist.defer_kill(NEVER):
         first()
