@@ -11,6 +11,7 @@ import pytest
 
 import desist
 from desist import Killed, Outcome, ScopeMisuse, TaskState, defer_kill
+from desist._core import Task
 from support import AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, in_thread, spin
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from desist import StopPolicy
 
 
-def masked() -> Generator[None]:
-    with defer_kill(NEVER):
+def masked(seconds: float = NEVER) -> Generator[None]:
+    with defer_kill(seconds):
         yield
 
 
@@ -61,11 +62,12 @@ def test_i24_a_kill_is_raised_when_the_outermost_block_is_left() -> None:
     assert victim.state is TaskState.KILLED
 
 
-def test_i24_blocks_may_overlap_and_the_last_one_counts() -> None:
+@pytest.mark.parametrize("first_takes", [0, NEVER])
+def test_i24_blocks_may_overlap_and_each_closes_itself(first_takes: float) -> None:
     kill, steps = HeldOff(), []
 
     def body(ready: Callable[[], None]) -> None:
-        first, second = masked(), masked()
+        first, second = masked(first_takes), masked()
         next(first)
         next(second)
         ready()
@@ -89,12 +91,16 @@ def test_i24_a_block_does_not_begin_when_a_kill_is_due(beginning: str) -> None:
     lease = queue.lease()
     assert lease is not None
 
+    strangers = [masked()]
+    Task("stranger").run(lambda: next(strangers[0]))
+
     def body(ready: Callable[[], None]) -> None:
         mask = masked()
         next(mask)
         ready()
         kill.go_on.wait()
         in_thread(mask.close)  # not this thread's end of the block, so nothing is raised here
+        strangers.pop().close()  # nor is here, for it is not this task's block
         steps.append("due")
         with defer_kill(NEVER) if beginning == "defer_kill" else lease.commit():
             steps.append("inside")
@@ -177,7 +183,7 @@ def test_i26_threads_that_are_started_inside_can_be_killed() -> None:
 
 
 def test_i26_a_task_inside_the_block_of_another_has_no_mask() -> None:
-    task = desist._core.Task("inner")
+    task = Task("inner")
 
     def inner() -> None:
         killer.start()
@@ -256,12 +262,8 @@ def test_a_block_that_is_never_left_goes_with_its_object() -> None:
 def test_a_generator_that_is_never_resumed_holds_a_kill_off_for_its_time_only() -> None:
     masks: list[Generator[None]] = []
 
-    def short() -> Generator[None]:
-        with defer_kill(0.01):
-            yield
-
     def body(ready: Callable[[], None]) -> None:
-        masks.append(short())
+        masks.append(masked(0.01))
         next(masks[0])
         spin(ready)
 

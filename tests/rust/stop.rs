@@ -14,7 +14,7 @@ use desist::{
     CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, move_on_after, shield, sleep,
 };
 
-use crate::support::{Parker, far};
+use crate::support::{PAST, Parker, far};
 use crate::wait::Error;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -540,7 +540,7 @@ fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
 fn i24_a_mask_closes_itself_and_no_other_also_out_of_order_and_from_another_thread() {
     let (fake, ears) = Fake::new();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
-        let (suspended, mine) = (task.mask(far()), task.mask(far()));
+        let (suspended, mine) = (task.mask(PAST), task.mask(far()));
         while ears.asked.try_recv().is_ok() {}
         (0..3).for_each(|_| ears.asked.recv().unwrap());
         thread::scope(|threads| {
