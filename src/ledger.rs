@@ -52,6 +52,8 @@ pub struct Death {
 pub(crate) enum Keeper {
     /// A `with` block: the scope around takes it back if the block did not.
     Block,
+    /// As a block, but its end knows this very hold, and takes no other.
+    Known,
     /// Somebody's call, or the end of the task.
     Task,
     /// A guard of the language, which gives access for as long as it lives: no sweep takes it,
@@ -81,18 +83,11 @@ struct Entries {
 
 /// What one task, or one thread outside any task, holds.
 pub(crate) struct Ledger {
+    /// The name of the task, or of the thread, for reports.
+    owner: Option<Arc<str>>,
     entries: Mutex<Entries>,
     /// The process in which its thread lives, see [`fork::generation`].
     generation: AtomicU32,
-}
-
-impl Default for Ledger {
-    fn default() -> Self {
-        Self {
-            entries: Mutex::default(),
-            generation: AtomicU32::new(fork::generation()),
-        }
-    }
 }
 
 /// What a sweep found.
@@ -103,6 +98,18 @@ pub(crate) struct Swept {
 }
 
 impl Ledger {
+    pub(crate) fn of(owner: Option<Arc<str>>) -> Ledger {
+        Ledger {
+            owner,
+            entries: Mutex::default(),
+            generation: AtomicU32::new(fork::generation()),
+        }
+    }
+
+    pub(crate) fn owner(&self) -> Option<&Arc<str>> {
+        self.owner.as_ref()
+    }
+
     /// Its thread was left behind in the parent process.
     pub(crate) fn is_lost_in_fork(&self) -> bool {
         self.generation.load(Ordering::Relaxed) != fork::generation()
@@ -148,6 +155,22 @@ impl Ledger {
         same.then(|| entries.remove(at).held)
     }
 
+    /// Is this very hold in it?
+    pub(crate) fn has(&self, hold: Hold) -> bool {
+        let entries = &self.entries.lock().list;
+        let number = |entry: &Entry| entry.hold.number;
+        entries.binary_search_by_key(&hold.number, number).is_ok()
+    }
+
+    /// The latest hold of this thing.
+    pub(crate) fn latest(&self, held: *const ()) -> Option<Hold> {
+        let entries = &self.entries.lock().list;
+        let mut latest_first = entries.iter().rev();
+        latest_first
+            .find(|entry| Arc::as_ptr(&entry.held).cast::<()>() == held)
+            .map(|entry| entry.hold)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.entries.lock().list.len()
     }
@@ -165,7 +188,9 @@ impl Ledger {
 
     /// Take back what blocks took from entry `first` on and did not give back.
     pub(crate) fn sweep_blocks(self: &Arc<Self>, first: u64, end: &End) -> Swept {
-        self.take_back(first, end, |keeper| keeper == Keeper::Block)
+        self.take_back(first, end, |keeper| {
+            matches!(keeper, Keeper::Block | Keeper::Known)
+        })
     }
 
     fn take_back(self: &Arc<Self>, first: u64, end: &End, which: impl Fn(Keeper) -> bool) -> Swept {

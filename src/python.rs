@@ -15,12 +15,15 @@ mod condition;
 mod enums;
 mod error;
 mod event;
+mod guard;
+mod guarded;
 mod hard_stop;
 mod hint;
 mod host;
 #[cfg(unix)]
 mod io;
 mod lock;
+mod mask;
 #[cfg(unix)]
 mod ops;
 mod queue;
@@ -54,12 +57,18 @@ mod _core {
     #[pymodule_export]
     use super::event::Event;
     #[pymodule_export]
+    use super::guard::LockGuard;
+    #[pymodule_export]
+    use super::guarded::{Guarded, GuardedValue};
+    #[pymodule_export]
     use super::hard_stop::Injector;
     #[cfg(unix)]
     #[pymodule_export]
     use super::io::{notify_closing, wait_readable, wait_writable};
     #[pymodule_export]
-    use super::lock::{Lock, RLock, Released, Repair};
+    use super::lock::{Lock, RLock, Released};
+    #[pymodule_export]
+    use super::mask::{Masked, defer_kill};
     #[cfg(unix)]
     #[pymodule_export]
     use super::ops::{
@@ -89,7 +98,7 @@ mod _core {
         sleep_forever, sleep_until,
     };
     #[pymodule_export]
-    use super::work::{Commit, Lease, LeaseQueue, RetryPolicy, Seat};
+    use super::work::{Lease, LeaseQueue, RetryPolicy, Seat};
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {

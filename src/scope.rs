@@ -175,7 +175,7 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
 /// A clean-up zone no longer holds kills off.
 fn unmask(frame: &Frame, context: &Context) {
     if let (Kind::Cleanup, Some(task)) = (frame.kind, context.task.borrow().as_ref()) {
-        task.unmask();
+        task.unmask_zone(&frame.node);
     }
 }
 
@@ -325,7 +325,7 @@ fn take_back_if_holding() {
 
 /// Where the calling thread records what it takes.
 pub(crate) fn current_ledger() -> Arc<Ledger> {
-    CONTEXT.with(|context| context.ledger.borrow_mut().get_or_insert_default().clone())
+    with_ledger(Arc::clone)
 }
 
 /// [`current_ledger`], without a count of it. `act` must not run code of the host.
@@ -335,9 +335,16 @@ pub(crate) fn with_ledger<R>(act: impl FnOnce(&Arc<Ledger>) -> R) -> R {
         if let Some(ledger) = &*context.ledger.borrow() {
             return act(ledger);
         }
-        let ledger = context.ledger.borrow_mut().get_or_insert_default().clone();
-        act(&ledger)
+        act(&first_ledger(context))
     })
+}
+
+/// The ledger of a thread outside any task, made when the thread takes something for the first time.
+#[cold]
+fn first_ledger(context: &Context) -> Arc<Ledger> {
+    // Not under a borrow: the host names the thread.
+    let made = Arc::new(Ledger::of(host::thread_name()));
+    context.ledger.borrow_mut().get_or_insert(made).clone()
 }
 
 /// The token of the innermost scope, of the task if no scope is open, or one that is never

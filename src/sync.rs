@@ -16,7 +16,9 @@ pub use event::Event;
 pub use latch::{Interrupted, Latch};
 #[cfg(feature = "python")]
 pub(crate) use lock::Holds;
-pub use lock::{Acquire, Lock, LockError, OnKill, ReleaseError};
+pub use lock::{Acquire, Fenced, Lock, LockError, LockGuard, OnKill, ReleaseError};
+#[cfg(any(feature = "python", all(test, loom)))]
+pub(crate) use lock::{Holding, Undo};
 pub use mutex::{Mutex, MutexGuard};
 pub use queue::{NothingUnfinished, Order, Queue, QueueError};
 pub use semaphore::{Semaphore, TooManyReleases};

@@ -78,8 +78,10 @@ pub struct Task {
 struct Control {
     phase: Phase,
     order: Option<Order>,
-    /// Open masks, innermost last.
+    /// Open masks. They close in any order, for a suspended generator may keep one open.
     masks: Vec<Mask>,
+    /// How many have been made by [`Task::mask`].
+    masks_made: u64,
     /// The desist wait that the body is in.
     waiter: Option<atomics::Arc<Waiter>>,
     /// What the body has others do when it is struck, see [`Task::on_strike`].
@@ -113,15 +115,19 @@ enum Phase {
 /// What holds a kill off.
 enum Mask {
     /// Something short, until then.
-    Until(Time),
+    Until(Time, MaskNumber),
     /// A clean-up zone, until its own end, which may still move.
     Zone(NodeRef),
 }
 
+/// Which of all masks that [`Task::mask`] has made for its task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaskNumber(u64);
+
 impl Mask {
     fn end(&self, order: &Order) -> Time {
         let end = match self {
-            Mask::Until(end) => *end,
+            Mask::Until(end, _) => return *end,
             Mask::Zone(node) => node.own_deadline(),
         };
         // A zone inside a shield does not hear of the kill's own cancellation.
@@ -183,11 +189,12 @@ impl Task {
     /// A task, cancelled with `parent` if there is one.
     pub fn new(name: &str, parent: Option<&CancelToken>) -> Arc<Task> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let name: Arc<str> = name.into();
         Arc::new(Task {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            name: name.into(),
             source: parent.map_or_else(CancelSource::new, CancelToken::child),
-            ledger: Arc::default(),
+            ledger: Arc::new(Ledger::of(Some(name.clone()))),
+            name,
             ordered: AtomicBool::new(false),
             control: Mutex::default(),
             record: Mutex::default(),
@@ -368,19 +375,30 @@ impl Task {
 
     /// Hold kills off until `until` at the latest; one that was posted and not yet raised is
     /// taken back. Close it with [`Task::unmask`].
-    pub fn mask(&self, until: Time) {
-        self.open_mask(Mask::Until(until));
+    pub fn mask(&self, until: Time) -> MaskNumber {
+        let number = {
+            let mut control = self.control.lock();
+            control.masks_made += 1;
+            let number = MaskNumber(control.masks_made);
+            control.masks.push(Mask::Until(until, number));
+            number
+        };
+        self.take_back_behind_mask();
+        number
     }
 
-    /// Hold kills off until the zone's end.
+    /// Hold kills off until the zone's end. Close it with [`Task::unmask_zone`].
     pub(crate) fn mask_zone(&self, zone: &NodeRef) {
-        self.open_mask(Mask::Zone(zone.clone()));
+        self.control.lock().masks.push(Mask::Zone(zone.clone()));
+        self.take_back_behind_mask();
     }
 
-    fn open_mask(&self, mask: Mask) {
-        self.control.lock().masks.push(mask);
-        // Nobody posts while the mask is open; the order stands, and is delivered when it closes.
-        self.take_back();
+    /// Nobody posts while a mask is open; the order stands, and is delivered when it closes.
+    fn take_back_behind_mask(&self) {
+        // An order that is not seen here comes after the mask, and finds it.
+        if self.is_ordered() {
+            self.take_back();
+        }
     }
 
     /// Take back what was posted and not yet raised, for the body is masked from now on, or is
@@ -397,9 +415,22 @@ impl Task {
         }
     }
 
-    /// Close the innermost mask. What it held off is due now, see [`Task::kill_due`].
-    pub fn unmask(&self) {
-        let closed = self.control.lock().masks.pop();
+    /// Close this mask and no other; from any thread. What it held off is due now, see
+    /// [`Task::kill_due`].
+    pub fn unmask(&self, number: MaskNumber) {
+        self.close_mask(|mask| matches!(mask, Mask::Until(_, made) if *made == number));
+    }
+
+    pub(crate) fn unmask_zone(&self, zone: &NodeRef) {
+        self.close_mask(|mask| matches!(mask, Mask::Zone(node) if node.same(zone)));
+    }
+
+    fn close_mask(&self, is_it: impl Fn(&Mask) -> bool) {
+        let closed = {
+            let masks = &mut self.control.lock().masks;
+            let at = masks.iter().rposition(is_it);
+            at.map(|at| masks.remove(at))
+        };
         drop(closed); // unlocked: a zone's node may be the last of it
     }
 
@@ -584,13 +615,13 @@ impl Task {
         true
     }
 
-    /// Who dies, for what it still holds. `None`: no kill has reached the body.
+    /// Who dies, for what it still holds. `None`: no kill has reached the body, or is just about to.
     pub(crate) fn death(&self, stack: Option<Arc<str>>) -> Option<Death> {
         let control = self.control.lock();
         let order = control
             .order
             .as_ref()
-            .filter(|_| control.delivered.is_some())?;
+            .filter(|_| control.delivered.is_some() || control.posted)?;
         Some(Death {
             task: self.name.clone(),
             cause: order.cause.clone(),

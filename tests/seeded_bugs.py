@@ -332,6 +332,42 @@ BUGS = (
         ),
     ),
     bug(
+        "the epoch stays when the lock comes to a new holder",
+        "sync/lock.rs",
+        "lock",
+        ("state.epoch += 1;", ""),
+    ),
+    bug(
+        "the late end of a stale hold releases whatever is held",
+        "sync/lock/guard.rs",
+        "lock",
+        (
+            "self.core.take_from(&self.ledger, hold, end.as_ref()).ok_or(Fenced)",
+            "self.core.give_up(false, end.as_ref().filter(|_| hold == hold)).map_err(|_| Fenced)",
+        ),
+    ),
+    bug(
+        "a fenced lock is lost with its holder",
+        "sync/lock.rs",
+        "lock",
+        ("!self.fenced || hold.is_none_or(", "hold.is_some() || hold.is_none_or("),
+    ),
+    bug(
+        "what a holder has half done stays where others get the lock",
+        "sync/lock.rs",
+        "lock",
+        (
+            "if self.undo.as_ref().is_some_and(|undo| undo.undo()) {",
+            "if self.undo.is_some() {",
+        ),
+    ),
+    bug(
+        "a stale holder goes on to change what another has",
+        "sync/lock/guard.rs",
+        "lock",
+        ("self.check()?; let result = act();", "let result = act();"),
+    ),
+    bug(
         "one of those who wait is told of the poison",
         "sync/lock.rs",
         "lock",

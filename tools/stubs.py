@@ -20,7 +20,7 @@ MISSING = {
     "\n__all__ = [": (
         "\nfrom collections.abc import Callable"
         "\nfrom types import GenericAlias"
-        "\nfrom typing import Generic, Literal, TypeVar"
+        "\nfrom typing import Generic, Literal, TypeVar, overload"
         "\n"
         '\n_T = TypeVar("_T")'
         '\n_T_co = TypeVar("_T_co", covariant=True)'
@@ -28,11 +28,22 @@ MISSING = {
         "\n__all__ = ["
     ),
     # That a class is generic.
+    "\nclass Guarded:\n": "\nclass Guarded(Generic[_T]):\n",
+    "\nclass GuardedValue:\n": "\nclass GuardedValue(Generic[_T]):\n",
     "\nclass Lease:\n": "\nclass Lease(Generic[_T]):\n",
     "\nclass LeaseQueue:\n": "\nclass LeaseQueue(Generic[_T]):\n",
     "\nclass Op:\n": "\nclass Op(Generic[_T_co]):\n",
     "\nclass Queue:\n": "\nclass Queue(Generic[_T]):\n",
     "\nclass SimpleQueue:\n": "\nclass SimpleQueue(Generic[_T]):\n",
+    # What is returned depends on what is given.
+    """
+    def repair(self, fn: "Callable[[], object] | None" = None, /) -> "LockGuard | None":
+""": """
+    @overload
+    def repair(self, fn: None = None, /) -> LockGuard: ...
+    @overload
+    def repair(self, fn: Callable[[], object], /) -> None:
+""",
 }
 """What the generated stub must have exactly once, and what takes its place."""
 

@@ -19,15 +19,21 @@ ROUNDS = 7
 
 def rows() -> Iterator[Row]:
     """All of them."""
-    native, ours, aiologic = each(
+    native, ours, fenced, guard, value, aiologic = each(
         [
             plain("with lock: pass", "import threading; lock = threading.Lock()"),
             plain("with lock: pass", "import desist; lock = desist.Lock()"),
+            plain("with lock: pass", "import desist; lock = desist.Lock(fenced=True)"),
+            plain("with lock.guard(): pass", "import desist; lock = desist.Lock()"),
+            plain("with guarded.lock(): pass", "import desist; guarded = desist.Guarded(1)"),
             plain("with lock: pass", "import aiologic; lock = aiologic.Lock()"),
         ]
     )
-    peers = {"aiologic": aiologic}
-    yield Row("with Lock(), free", "ns", ours, ("threading.Lock", native), 1.2, peers)
+    floor, peers = ("threading.Lock", native), {"aiologic": aiologic}
+    yield Row("with Lock(), free", "ns", ours, floor, 1.2, peers)
+    yield Row("with Lock(fenced=True), free", "ns", fenced, floor)
+    yield Row("with Lock().guard(), free", "ns", guard, floor)
+    yield Row("with Guarded().lock(), free", "ns", value, floor)
     yield against("with RLock(), free", "RLock", "with thing: pass")
     yield against("with RLock(), held already", "RLock", "with thing: pass", "; thing.acquire()")
     yield against("with Semaphore(), free", "Semaphore", "with thing: pass")

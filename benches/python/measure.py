@@ -64,6 +64,19 @@ def in_block(side: Side) -> Side:
     return run
 
 
+def in_task(side: Side) -> Side:
+    """The side, in a thread of desist's, where kills can strike."""
+
+    def run(count: int) -> float:
+        taken: list[float] = []
+        thread = desist.Thread(target=lambda: taken.append(side(count)))
+        thread.start()
+        thread.join()
+        return taken[0]
+
+    return run
+
+
 def compiled(kind: str, work: str, prepare: str) -> Any:
     """A function that measures `work`."""
     names: dict[str, Any] = {"process_time_ns": process_time_ns, "repeat": repeat}

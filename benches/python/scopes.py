@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from measure import each, in_asyncio, in_block, in_trio, plain
+from measure import each, in_asyncio, in_block, in_task, in_trio, plain
 from table import Row
 from tokens import GET_IDENT
 
@@ -29,3 +29,20 @@ def rows() -> Iterator[Row]:
     yield Row("with cancel_scope(timeout=5)", "ns", ours, floor, 15, peers)
     yield Row("with cancel_scope(timeout=5), in another one", "ns", nested, floor)
     yield Row("with move_on_after(5)", "ns", after, floor)
+    yield from masks()
+
+
+def masks() -> Iterator[Row]:
+    """A block that holds kills off, by what a block costs that is in C and made anew each time."""
+    work, prepare = "with defer_kill(1): pass", "from desist import defer_kill"
+    in_c, outside, inside, lock = each(
+        [
+            plain("with memoryview(data): pass", "data = b''"),
+            plain(work, prepare),
+            in_task(plain(work, prepare)),
+            plain("with lock: pass", "import threading; lock = threading.Lock()"),
+        ]
+    )
+    floor, peers = ("memoryview()", in_c), {"threading.Lock, made before": lock}
+    yield Row("with defer_kill(1)", "ns", outside, floor, None, peers)
+    yield Row("with defer_kill(1), in a task", "ns", inside, floor, None, peers)

@@ -4,7 +4,7 @@ Native core of desist.
 
 from collections.abc import Callable
 from types import GenericAlias, TracebackType
-from typing import Generic, Literal, SupportsIndex, TypeVar, final
+from typing import Generic, Literal, SupportsIndex, TypeVar, final, overload
 
 from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
@@ -22,21 +22,23 @@ __all__ = [
     "CancelSource",
     "CancelToken",
     "Cancelled",
-    "Commit",
     "Condition",
     "Event",
+    "Guarded",
+    "GuardedValue",
     "KillReport",
     "Killed",
     "Latch",
     "Lease",
     "LeaseQueue",
     "Lock",
+    "LockGuard",
+    "Masked",
     "Op",
     "Queue",
     "RLock",
     "Registration",
     "Released",
-    "Repair",
     "RetryPolicy",
     "Seat",
     "Semaphore",
@@ -57,6 +59,7 @@ __all__ = [
     "current_effective_deadline",
     "current_time",
     "current_token",
+    "defer_kill",
     "fail_after",
     "fail_at",
     "get_op",
@@ -338,20 +341,6 @@ class Cancelled(BaseException):
         Who cancelled, why and when.
         """
 
-@final
-class Commit:
-    """
-    The block that Lease.commit() makes.
-    """
-    def __enter__(self, /) -> None: ...
-    def __exit__(
-        self,
-        type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-        /,
-    ) -> None: ...
-
 @disjoint_base
 class Condition:
     """
@@ -461,6 +450,88 @@ class Event:
         """
 
 @final
+class Guarded(Generic[_T]):
+    """
+    A value that is reached only while its lock is held: `with guarded.lock() as held:` and then
+    `held.value`.
+
+    If a block is killed in the middle, the value may be half changed, and LockPoisoned is raised in
+    all who want it, until somebody sets it right in `with guarded.repair() as held:`.
+
+    `rollback` is a function that takes the value and returns a copy, copy.deepcopy for instance. It
+    is called at the beginning of each block, and must change nothing. If the block is left by any
+    exception, is killed, or its thread is given up, the copy takes the value's place, and the lock
+    is as good as before. Without it an exception leaves the value as it is at that moment.
+
+    `name` is for reports.
+    """
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __new__(
+        cls, /, value: _T, *, rollback: Callable[[_T], _T] | None = None, name: str | None = None
+    ) -> Guarded[_T]: ...
+    def __repr__(self, /) -> str: ...
+    def lock(self, /) -> GuardedValue[_T]:
+        """
+        A block that has the value: `with guarded.lock() as held:`.
+
+        At its beginning it waits for the lock, as Lock.acquire() does. Cancelled, Killed,
+        LockPoisoned or OwnerLost, or what `rollback` raises: the block has not begun, and nothing
+        is held.
+        """
+    def locked(self, /) -> bool:
+        """
+        Has anyone got the value?
+        """
+    @property
+    def name(self, /) -> str:
+        """
+        For reports.
+        """
+    def owner(self, /) -> str | None:
+        """
+        The name of the task, or the thread, that has the value, for reports; None if nobody does.
+        """
+    @property
+    def poisoned(self, /) -> bool:
+        """
+        The last block that had the value was killed, or given up, in the middle.
+        """
+    def repair(self, /) -> GuardedValue[_T]:
+        """
+        A block that has the value although it is poisoned, to set it right.
+
+        At the end of the block it is good again; if the block raises, it stays poisoned.
+        """
+
+@final
+class GuardedValue(Generic[_T]):
+    """
+    A block that has a guarded value; made by Guarded.lock() and Guarded.repair(), and used in a
+    `with` statement, once.
+    """
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __enter__(self, /) -> GuardedValue[_T]: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    @property
+    def value(self, /) -> _T:
+        """
+        The value; assign to put another one in its place.
+
+        Do not keep what it refers to beyond the block. RuntimeError: the block is over. Fenced: the
+        lock was taken from it.
+        """
+    @value.setter
+    def value(self, /, value: _T) -> None: ...
+
+@final
 class KillReport:
     """
     What a kill came to.
@@ -561,7 +632,7 @@ class Lease(Generic[_T]):
         """
         How often the item has been leased, this time included.
         """
-    def commit(self, /) -> Commit:
+    def commit(self, /) -> Masked:
         """
         A block in which a kill is held off, for at most 5 seconds: write what the work came to,
         then ack() the lease. Killed before the block, the item is leased again; after it, it is
@@ -650,8 +721,12 @@ class Lock:
     however it ends.
 
     Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its
-    holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires
-    it next, until somebody repairs it; `on_kill="release"` frees it instead.
+    holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires it
+    next, until somebody repairs it; `on_kill="release"` frees it instead.
+
+    When its holder was given up, and may still be inside, OwnerLost is raised in all who want it. A
+    `fenced` lock goes on to the next instead, as after a kill; with guard() the stale holder can be
+    told from later ones. Only its holder, or the guard, releases it.
     """
     def __enter__(self, /) -> bool: ...
     def __exit__(
@@ -662,7 +737,12 @@ class Lock:
         /,
     ) -> None: ...
     def __init__(
-        self, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
+        self,
+        /,
+        *,
+        name: str | None = None,
+        on_kill: Literal["poison", "release"] = "poison",
+        fenced: bool = False,
     ) -> None: ...
     def __repr__(self, /) -> str: ...
     def _at_fork_reinit(self, /) -> None:
@@ -678,6 +758,11 @@ class Lock:
         it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
         given up and may still be inside. Held until it is released, or the task ends.
         """
+    def guard(self, /) -> LockGuard:
+        """
+        A block that holds the lock, and knows which of its holders it is:
+        `with lock.guard() as guard:`.
+        """
     def locked(self, /) -> bool:
         """
         Held by anyone?
@@ -687,6 +772,10 @@ class Lock:
         """
         For reports.
         """
+    def owner(self, /) -> str | None:
+        """
+        The name of the task, or the thread, that holds it, for reports; None if nobody does.
+        """
     @property
     def poisoned(self, /) -> bool:
         """
@@ -694,16 +783,86 @@ class Lock:
         """
     def release(self, /) -> None:
         """
-        Release it, from any thread. RuntimeError if nobody holds it.
+        Release it, from any thread, unless it is fenced. Never blocks. RuntimeError if nobody holds
+        it. Fenced: it is a fenced lock that the calling code has lost, for it was given up itself.
 
         A kill that the lock held off is raised here.
         """
-    def repair(self, /) -> Repair:
+    @overload
+    def repair(self, fn: None = None, /) -> LockGuard: ...
+    @overload
+    def repair(self, fn: Callable[[], object], /) -> None:
         """
-        A block that acquires the lock although it is poisoned, to set right what it protects.
+        A block that acquires the lock although it is poisoned, to set right what it protects:
+        `with lock.repair():`. Or give a function to do that, and it is called here, with the lock
+        held.
 
-        At the end of the block the lock is good again; if the block raises, it stays poisoned.
+        At the end of the block the lock is good again; if the block raises, it stays poisoned. In
+        all else the block is like that of guard().
         """
+
+@final
+class LockGuard:
+    """
+    A block that holds a lock; made by Lock.guard() and Lock.repair(), and used in a `with`
+    statement, once.
+
+    It waits for the lock as acquire() does. It knows its own hold of the lock, and its end takes no
+    other: not when it was given up while another has the lock, nor when it ends late, as a suspended
+    generator does that is thrown away.
+    """
+    def __enter__(self, /) -> LockGuard: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def __repr__(self, /) -> str: ...
+    def check(self, /) -> None:
+        """
+        Fenced, if the lock was taken from this block and others may hold it. Never blocks.
+
+        That may happen right after the look: what must not be done twice needs the epoch.
+        """
+    @property
+    def epoch(self, /) -> int:
+        """
+        Which of the lock's holders this is. Each later one has a greater number, so whoever gets it
+        along with what is done under the lock, say a database, can refuse a smaller number than it
+        has seen.
+
+        It also rises when Condition.wait() gives the lock up and takes it back. An RLock that is
+        taken again by its holder keeps it.
+        """
+    def release(self, /) -> None:
+        """
+        Release the lock before the block ends; from any thread, never blocks. In the block of
+        repair() the lock stays poisoned then.
+
+        RuntimeError: it was released before. Fenced: the lock was taken from this block. A kill
+        that the lock held off is raised here.
+        """
+
+@final
+class Masked:
+    """
+    A block in which a kill is held off; made by defer_kill() and Lease.commit(), and used in a
+    `with` statement, once.
+
+    It knows the mask that it has opened: it may be left by another thread, or late, as a suspended
+    generator is that is thrown away, and closes nobody else's. If it is never left, its mask goes
+    with it.
+    """
+    def __enter__(self, /) -> None: ...
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None: ...
 
 @final
 class Op(Generic[_T_co]):
@@ -816,10 +975,15 @@ class RLock(Lock):
     gives back however it ends.
 
     Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
-    often. `name` and `on_kill` are as with Lock.
+    often. `name`, `on_kill` and `fenced` are as with Lock.
     """
     def __init__(
-        self, /, *, name: str | None = None, on_kill: Literal["poison", "release"] = "poison"
+        self,
+        /,
+        *,
+        name: str | None = None,
+        on_kill: Literal["poison", "release"] = "poison",
+        fenced: bool = False,
     ) -> None: ...
     def _acquire_restore(self, /, released: Released) -> None:
         """
@@ -868,20 +1032,6 @@ class Released:
     """
     What RLock._release_save() returns.
     """
-
-@final
-class Repair:
-    """
-    The block that Lock.repair() makes.
-    """
-    def __enter__(self, /) -> None: ...
-    def __exit__(
-        self,
-        type: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None: ...
 
 @final
 class RetryPolicy:
@@ -1281,6 +1431,20 @@ def current_token() -> CancelToken:
     The token that the calling code is under: of the innermost scope, else of the task.
 
     Outside both, a token that is never cancelled.
+    """
+
+def defer_kill(seconds: float, /) -> Masked:
+    """
+    A block in which a kill is held off, for at most the given seconds from its beginning: for a
+    few steps that must all be done, or none.
+
+    A kill that has come before, and that nothing holds off, is raised at the beginning; one that
+    comes inside, at the end. Cancelled is neither raised there nor kept off: a wait inside raises
+    it. The bound is required, for until then even the strongest rung of a kill() waits; write out
+    math.inf only where the block surely comes to an end. Threads that are started inside can be
+    killed. Outside any task it does nothing. Never blocks.
+
+    To undo things while a kill is on its way through, use cleanup().
     """
 
 def fail_after(seconds: float, *, grace: float | None = None) -> Timeout:

@@ -61,7 +61,8 @@ class ScopeMisuse(RuntimeError):
 class LockPoisoned(RuntimeError):
     """The lock's last holder was killed inside, so what it protects may be half changed.
 
-    The lock is not held. Set right what it protects inside ``with lock.repair():``.
+    The lock is not held. Set right what it protects inside ``with lock.repair():``. `owner` is the
+    holder's name, `cause` why it was killed, `stack` where it was, as text.
     """
 
     def __init__(self, message: str, owner: str, cause: CancelCause, stack: str | None) -> None:
@@ -77,7 +78,7 @@ class OwnerLost(LockPoisoned):
 
 
 class Fenced(RuntimeError):
-    """The lease is over; nothing was changed."""
+    """The lease, or the hold of a lock, is over; nothing was changed."""
 
 
 class PoolExhausted(RuntimeError):

@@ -1,4 +1,4 @@
-//! The lock: nudged for, handed over, taken again, given up, poisoned.
+//! The lock: nudged for, handed over, taken again, given up, poisoned, fenced.
 //!
 //! Those who wait are patient, and only told that it is free, or have been waiting for too long,
 //! and it is handed over to them. Where that makes a difference, a model runs both ways.
@@ -9,11 +9,12 @@ use super::{
     Exclusive, ONCE, THRICE, TWICE, because, canceller, end, explore, explore_impatient, spawn,
     spawn_as,
 };
+use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::ledger::{Death, End, Ledger};
 use crate::scope;
-use crate::sync::{Acquire, Lock, LockError, OnKill};
+use crate::sync::{Acquire, Holding, Lock, LockError, OnKill, Undo};
 use crate::task::Task;
 
 /// A lock and what it protects.
@@ -435,4 +436,110 @@ fn overtaken_by_one_who_is_killed() {
 #[test]
 fn loom_i12_i21_all_are_told_of_the_poison_also_who_was_told_that_it_is_free() {
     explore(TWICE, overtaken_by_one_who_is_killed);
+}
+
+// ---------------------------------------------------------------------- fences
+
+/// A fenced lock that the main thread holds, its ledger, and the hold.
+fn held_fenced() -> (Protected, Arc<Ledger>, Holding) {
+    let protected = Protected {
+        lock: Lock::new("model", OnKill::Release).fenced(),
+        data: Exclusive::new(),
+    };
+    assert!(protected.lock.try_acquire(Acquire::Known).unwrap());
+    let holding = protected.lock.holding();
+    (protected, scope::current_ledger(), holding)
+}
+
+fn given_up_while_it_ends() {
+    let (protected, ledger, stale) = held_fenced();
+    let first = stale.epoch();
+    let holder = spawn(move || stale.release(None).is_ok());
+    let abandoner = spawn(move || ledger.sweep(&End::Abandoned(end_of_holder())));
+    let next = {
+        let protected = protected.clone();
+        spawn(move || {
+            let acquired = protected.lock.acquire(Acquire::Known, Time::NEVER);
+            assert!(acquired.unwrap(), "the fence lets others in");
+            let holding = protected.lock.holding();
+            protected.data.touch();
+            assert!(holding.check().is_ok(), "nobody else can end it");
+            let epoch = holding.epoch();
+            assert!(protected.lock.is_locked());
+            assert_eq!(holding.release(None), Ok(false));
+            epoch
+        })
+    };
+    let (released, swept) = (end(holder), end(abandoner));
+    assert_ne!(released, swept.released.len() == 1, "one of them ends it");
+    assert_eq!(end(next), first + 1);
+    protected.assert_free();
+}
+
+#[test]
+fn loom_i34_a_fenced_lock_goes_on_and_its_stale_holder_frees_nobody_elses() {
+    explore(THRICE, given_up_while_it_ends);
+}
+
+#[test]
+fn loom_i34_a_fenced_lock_is_handed_over_and_its_stale_holder_frees_nobody_elses() {
+    explore_impatient(TWICE, given_up_while_it_ends);
+}
+
+/// A value that takes two steps, and the way back.
+#[derive(Default)]
+struct Steps(Mutex<(u32, bool)>);
+
+impl Undo for Steps {
+    fn undo(&self) -> bool {
+        let (steps, open) = &mut *self.0.lock();
+        if std::mem::take(open) {
+            *steps = 0;
+        }
+        true
+    }
+
+    fn discard(&self) {}
+}
+
+#[test]
+fn loom_i21_nobody_sees_a_half_changed_value_of_a_holder_that_was_given_up() {
+    explore(TWICE, || {
+        let steps = Arc::new(Steps::default());
+        let lock = Lock::new("model", OnKill::Poison).with_undo(steps.clone());
+        assert!(lock.try_acquire(Acquire::Known).unwrap());
+        let (holding, ledger) = (lock.holding(), scope::current_ledger());
+        let holder = {
+            let steps = steps.clone();
+            spawn(move || {
+                let step = |open| {
+                    holding.while_held(|| {
+                        let now = &mut *steps.0.lock();
+                        *now = (now.0 + 1, open);
+                    })
+                };
+                let done = step(true).and_then(|()| step(false));
+                done.and_then(|()| holding.release(None)).is_ok()
+            })
+        };
+        let abandoner = spawn(move || ledger.sweep(&End::Abandoned(end_of_holder())));
+        let next = {
+            let (lock, steps) = (lock.clone(), steps.clone());
+            spawn(move || {
+                assert!(lock.acquire(Acquire::Known, Time::NEVER).unwrap());
+                let seen = [(); 2].map(|()| steps.0.lock().0);
+                lock.release().unwrap();
+                assert_eq!(seen[0], seen[1], "nobody else changes it");
+                seen[0]
+            })
+        };
+        let (released, swept) = (end(holder), end(abandoner));
+        assert_ne!(released, swept.released.len() == 1);
+        match end(next) {
+            0 => assert!(!released),
+            2 => {} // it was done before it was given up
+            half => panic!("{half} steps of two"),
+        }
+        assert!(!lock.is_poisoned() && !lock.is_locked());
+    });
 }

@@ -89,9 +89,9 @@ fn loom_i24_a_mask_holds_a_kill_off_and_then_it_arrives() {
             let (task, latch) = (task.clone(), latch.clone());
             spawn(move || {
                 run_as(&task, || {
-                    task.mask(Time::NEVER);
+                    let mask = task.mask(Time::NEVER);
                     assert_eq!(wait::checkpoint(), Ok(()), "masked");
-                    task.unmask();
+                    task.unmask(mask);
                     latch.wait_until(Time::NEVER)
                 })
             })

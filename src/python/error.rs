@@ -13,7 +13,6 @@ use crate::python::cause::CancelCause;
 use crate::python::{hard_stop, host};
 use crate::scope;
 use crate::sync::LockError;
-use crate::work::Fenced;
 
 /// Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
 /// again: the scope that was cancelled absorbs it.
@@ -123,8 +122,8 @@ pub(super) fn misuse(py: Python<'_>, misuse: ScopeMisuse) -> PyErr {
     ordinary(py, "ScopeMisuse", &misuse)
 }
 
-pub(super) fn fenced(py: Python<'_>) -> PyErr {
-    ordinary(py, "Fenced", &Fenced)
+pub(super) fn fenced(py: Python<'_>, what: &impl ToString) -> PyErr {
+    ordinary(py, "Fenced", what)
 }
 
 pub(super) fn from_lock(py: Python<'_>, error: LockError) -> PyErr {

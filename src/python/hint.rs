@@ -40,6 +40,29 @@ impl<'py, H> Deref for Given<'_, 'py, H> {
     }
 }
 
+/// What the class is generic in.
+pub(super) struct Item(pub(super) Py<PyAny>);
+
+impl<'py> IntoPyObject<'py> for Item {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = Infallible;
+    const OUTPUT_TYPE: PyStaticExpr = PyStaticExpr::Name { id: "_T" };
+
+    fn into_pyobject(self, py: Python<'py>) -> Result<Self::Output, Infallible> {
+        Ok(self.0.into_bound(py))
+    }
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Item {
+    type Error = Infallible;
+    const INPUT_TYPE: PyStaticExpr = PyStaticExpr::Name { id: "_T" };
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> Result<Self, Infallible> {
+        Ok(Self(object.to_owned().unbind()))
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(super) enum Float {}
 

@@ -45,13 +45,15 @@ impl Host for Interpreter {
 
     fn thread_name(&self) -> Option<Arc<str>> {
         Python::try_attach(|py| {
-            let thread = py
-                .import(intern!(py, "threading"))?
-                .call_method0(intern!(py, "current_thread"))?;
-            thread
-                .getattr(intern!(py, "name"))?
-                .extract::<String>()
-                .map(Arc::from)
+            // As threading.current_thread() does, but without running Python code, in which what a
+            // signal handler raises would be lost. A thread that threading does not know has no
+            // name, and does not get one here.
+            let threading = py.import(intern!(py, "threading"))?;
+            let ident = threading.call_method0(intern!(py, "get_ident"))?;
+            let active = threading.getattr(intern!(py, "_active"))?;
+            let thread = active.get_item(ident)?;
+            let name: String = thread.getattr(intern!(py, "_name"))?.extract()?;
+            Ok::<_, PyErr>(Arc::from(name))
         })?
         .ok()
     }

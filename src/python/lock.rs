@@ -1,14 +1,17 @@
-//! `Lock`.
+//! `Lock` and `RLock`.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyGeneratorExit, PyOverflowError, PyRuntimeError, PyTypeError, PyValueError,
+};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
 use crate::python::error::Killed;
+use crate::python::guard::LockGuard;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
@@ -16,13 +19,18 @@ use crate::python::wait::{checkpoint, perform};
 use crate::python::{error, hard_stop, hint, seconds};
 use crate::scope;
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
+use crate::task::{Death, Task};
 
 /// A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
 /// however it ends.
 ///
 /// Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its
-/// holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires
-/// it next, until somebody repairs it; `on_kill="release"` frees it instead.
+/// holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires it
+/// next, until somebody repairs it; `on_kill="release"` frees it instead.
+///
+/// When its holder was given up, and may still be inside, OwnerLost is raised in all who want it. A
+/// `fenced` lock goes on to the next instead, as after a kill; with guard() the stale holder can be
+/// told from later ones. Only its holder, or the guard, releases it.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(super) struct Lock {
     /// Made by `__init__`.
@@ -34,13 +42,14 @@ pub(super) struct Lock {
 /// gives back however it ends.
 ///
 /// Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
-/// often. `name` and `on_kill` are as with Lock.
+/// often. `name`, `on_kill` and `fenced` are as with Lock.
 #[pyclass(frozen, weakref, subclass, extends = Lock, module = "desist")]
 pub(super) struct RLock;
 
 impl Lock {
     pub(super) fn core(&self) -> &sync::Lock {
-        self.lock.get_or_init(|| self.made(None, OnKill::default()))
+        self.lock
+            .get_or_init(|| self.made(None, OnKill::default(), false))
     }
 
     const fn blank(reentrant: bool) -> Self {
@@ -50,83 +59,143 @@ impl Lock {
         }
     }
 
-    fn made(&self, name: Option<&str>, on_kill: OnKill) -> sync::Lock {
-        if self.reentrant {
+    fn made(&self, name: Option<&str>, on_kill: OnKill, fenced: bool) -> sync::Lock {
+        let lock = if self.reentrant {
             sync::Lock::reentrant(name.unwrap_or("rlock"), on_kill)
         } else {
             sync::Lock::new(name.unwrap_or("lock"), on_kill)
-        }
+        };
+        if fenced { lock.fenced() } else { lock }
     }
 
     pub(super) fn take(&self, py: Python<'_>, acquire: Acquire, until: Time) -> PyResult<bool> {
-        checkpoint(py)?;
-        let taken = match self.core().try_acquire(acquire) {
-            Ok(false) => self.wait_and_take(py, acquire, until),
-            done => done,
+        take(py, self.core(), acquire, until)
+    }
+
+    /// Release it: at the end of a `block`, or by a call.
+    fn give_back(&self, py: Python<'_>, block: bool) -> PyResult<()> {
+        let released = if block {
+            self.core().end_block()
+        } else {
+            self.core().release()
         };
-        taken.map_err(|failure| error::from_lock(py, failure))
+        released.map_err(|failure| not_released(py, failure))?;
+        error::check_kill(py)
     }
 
-    /// Whoever is told that the lock is free takes the interpreter first, and then the lock: held
-    /// by one who waits for the interpreter, it would be of use to nobody.
-    #[cold]
-    fn wait_and_take(
-        &self,
-        py: Python<'_>,
-        acquire: Acquire,
-        until: Time,
-    ) -> Result<bool, LockError> {
-        let mut acquiring = self.core().acquiring(acquire);
-        let taken = perform(py, &mut acquiring, until);
-        taken.map(|taken| taken.is_some())
-    }
-
-    /// Release it: at the end of a `block`, or by a call. `unwinding` is the exception that is on
-    /// its way, or None.
+    /// As [`Lock::give_back`], while `unwinding`, an exception, is on its way.
     ///
     /// Unwinding runs the blocks' ends before the task's boundary is reached, so it is here that a
     /// lock learns that its holder was stopped inside.
     fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
-        if unwinding.is_none() {
-            let released = if block {
-                self.core().end_block()
-            } else {
-                self.core().release()
-            };
-            released.map_err(not_held)?;
-            return error::check_kill(py);
-        }
-        let killed = scope::current_task().filter(|_| unwinding.is_instance_of::<Killed>());
-        let stack = || hard_stop::stack_of(py, &PyErr::from_value(unwinding.clone()));
-        let death = killed
-            .as_ref()
-            .and_then(|task| Some((task, task.death(stack())?)));
-        let released = match (death, block) {
-            (Some((task, death)), _) => {
+        let released = match Killing::of(py, unwinding) {
+            Some((killing, death)) => {
                 let released = if block {
                     self.core().end_block_killed(death)
                 } else {
                     self.core().release_killed(death)
                 };
-                released.map(|poisoned| {
-                    task.amend(|record| {
-                        let names = if poisoned {
-                            &mut record.swept.poisoned
-                        } else {
-                            &mut record.swept.released
-                        };
-                        names.push(self.core().name().clone());
-                    });
-                })
+                released.map(|poisoned| killing.record(self.core().name(), poisoned))
             }
-            (None, true) => self.core().end_block(),
-            (None, false) => self.core().release(),
+            None if block => self.core().end_block(),
+            None => self.core().release(),
         };
         match released {
             // A suspended generator may be thrown away long after its task has ended.
-            Err(ReleaseError::Swept) => Ok(()),
-            released => released.map_err(not_held),
+            Err(ReleaseError::Swept | ReleaseError::Fenced) => Ok(()),
+            released => released.map_err(|failure| not_released(py, failure)),
         }
+    }
+}
+
+/// Acquire a lock, waiting until `until` at most (then false). A checkpoint.
+pub(super) fn take(
+    py: Python<'_>,
+    lock: &sync::Lock,
+    acquire: Acquire,
+    until: Time,
+) -> PyResult<bool> {
+    checkpoint(py)?;
+    let taken = match lock.try_acquire(acquire) {
+        Ok(false) => wait_and_take(py, lock, acquire, until),
+        done => done,
+    };
+    taken.map_err(|failure| error::from_lock(py, failure))
+}
+
+/// Whoever is told that the lock is free takes the interpreter first, and then the lock: held by
+/// one who waits for the interpreter, it would be of use to nobody.
+#[cold]
+fn wait_and_take(
+    py: Python<'_>,
+    lock: &sync::Lock,
+    acquire: Acquire,
+    until: Time,
+) -> Result<bool, LockError> {
+    let mut acquiring = lock.acquiring(acquire);
+    let taken = perform(py, &mut acquiring, until);
+    taken.map(|taken| taken.is_some())
+}
+
+/// The calling task unwinds because it was stopped hard.
+pub(super) struct Killing {
+    task: Arc<Task>,
+}
+
+impl Killing {
+    /// `unwinding` is the exception that is on its way, or None.
+    pub(super) fn of(py: Python<'_>, unwinding: &Bound<'_, PyAny>) -> Option<(Killing, Death)> {
+        // A suspended generator that the unwinding throws away gets GeneratorExit instead.
+        if !unwinding.is_instance_of::<Killed>() && !unwinding.is_instance_of::<PyGeneratorExit>() {
+            return None;
+        }
+        let task = scope::current_task()?;
+        let death = task.death(hard_stop::stack_of(
+            py,
+            &PyErr::from_value(unwinding.clone()),
+        ))?;
+        Some((Killing { task }, death))
+    }
+
+    /// For the report: a lock was released.
+    pub(super) fn record(&self, name: &Arc<str>, poisoned: bool) {
+        self.task.amend(|record| {
+            let names = if poisoned {
+                &mut record.swept.poisoned
+            } else {
+                &mut record.swept.released
+            };
+            names.push(name.clone());
+        });
+    }
+}
+
+/// What is on its way through the code that calls to release something: in a `finally` it is the
+/// exception that is being handled.
+pub(super) fn unwinding(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    // Nobody else can be the victim of a kill than a task that has been told of one.
+    if scope::current_task().is_none_or(|task| task.death(None).is_none()) {
+        return Ok(None);
+    }
+    let handled = py
+        .import(intern!(py, "sys"))?
+        .call_method0(intern!(py, "exc_info"))?
+        .get_item(1)?;
+    Ok(Some(handled).filter(|handled| !handled.is_none()))
+}
+
+/// Who holds it, for reports.
+pub(super) fn owner(lock: &sync::Lock) -> Option<String> {
+    let name = lock.owner()?;
+    Some(name.map_or_else(|| "a thread".into(), |name| name.to_string()))
+}
+
+/// For its representation.
+pub(super) fn state(lock: &sync::Lock) -> &'static str {
+    match (lock.is_poisoned(), lock.is_locked()) {
+        (true, _) => "poisoned",
+        (false, true) => "locked",
+        (false, false) => "unlocked",
     }
 }
 
@@ -141,23 +210,26 @@ fn what_on_kill(given: &str) -> PyResult<OnKill> {
     }
 }
 
-fn not_held(failure: ReleaseError) -> PyErr {
-    PyRuntimeError::new_err(failure.to_string())
+fn not_released(py: Python<'_>, failure: ReleaseError) -> PyErr {
+    match failure {
+        ReleaseError::Fenced => error::fenced(py, &failure),
+        _ => PyRuntimeError::new_err(failure.to_string()),
+    }
 }
 
 #[pymethods]
 impl Lock {
     // Lenient, for subclasses may take what arguments they like.
     #[new]
-    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(*, name=None, on_kill='poison')")]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(*, name=None, on_kill='poison', fenced=False)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self::blank(false)
     }
 
-    #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison"))]
-    fn __init__(&self, name: Option<&str>, on_kill: &str) -> PyResult<()> {
+    #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison", fenced = false))]
+    fn __init__(&self, name: Option<&str>, on_kill: &str, fenced: bool) -> PyResult<()> {
         let on_kill = what_on_kill(on_kill)?;
-        self.lock.get_or_init(|| self.made(name, on_kill));
+        self.lock.get_or_init(|| self.made(name, on_kill, fenced));
         Ok(())
     }
 
@@ -196,20 +268,15 @@ impl Lock {
         self.take(py, Acquire::Task, seconds::until(timeout))
     }
 
-    /// Release it, from any thread. RuntimeError if nobody holds it.
+    /// Release it, from any thread, unless it is fenced. Never blocks. RuntimeError if nobody holds
+    /// it. Fenced: it is a fenced lock that the calling code has lost, for it was given up itself.
     ///
     /// A kill that the lock held off is raised here.
     pub(super) fn release(&self, py: Python<'_>) -> PyResult<()> {
-        // In a `finally` it is the handled exception that is on its way through. Nobody else can
-        // be the victim of a kill than a task that has been told of one.
-        if scope::current_task().is_some_and(|task| task.death(None).is_some()) {
-            let handled = py
-                .import(intern!(py, "sys"))?
-                .call_method0(intern!(py, "exc_info"))?
-                .get_item(1)?;
-            return self.give_up(py, false, &handled);
+        match unwinding(py)? {
+            None => self.give_back(py, false),
+            Some(unwinding) => self.give_up(py, false, &unwinding),
         }
-        self.give_up(py, false, py.None().bind(py))
     }
 
     /// Held by anyone?
@@ -229,11 +296,45 @@ impl Lock {
         self.core().name()
     }
 
-    /// A block that acquires the lock although it is poisoned, to set right what it protects.
+    /// A block that holds the lock, and knows which of its holders it is:
+    /// `with lock.guard() as guard:`.
+    fn guard(slf: Py<Self>) -> LockGuard {
+        LockGuard::new(slf, Acquire::Known)
+    }
+
+    /// A block that acquires the lock although it is poisoned, to set right what it protects:
+    /// `with lock.repair():`. Or give a function to do that, and it is called here, with the lock
+    /// held.
     ///
-    /// At the end of the block the lock is good again; if the block raises, it stays poisoned.
-    fn repair(slf: Py<Self>) -> Repair {
-        Repair { lock: slf }
+    /// At the end of the block the lock is good again; if the block raises, it stays poisoned. In
+    /// all else the block is like that of guard().
+    #[pyo3(signature = (r#fn: "Callable[[], object] | None" = None, /) -> "LockGuard | None")]
+    fn repair<'py>(
+        slf: &Bound<'py, Self>,
+        r#fn: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, LockGuard>>> {
+        let py = slf.py();
+        let guard = Bound::new(py, LockGuard::new(slf.clone().unbind(), Acquire::Repair))?;
+        let Some(repair) = r#fn else {
+            return Ok(Some(guard));
+        };
+        if !repair.is_callable() {
+            let message = "what repairs must be a function without arguments";
+            return Err(PyTypeError::new_err(message));
+        }
+        guard.get().enter(py)?;
+        match hard_stop::call(repair, &PyTuple::empty(py)) {
+            Ok(_) => guard.get().exit(py, None).map(|()| None),
+            Err(raised) => {
+                guard.get().exit(py, Some(raised.value(py)))?;
+                Err(raised)
+            }
+        }
+    }
+
+    /// The name of the task, or the thread, that holds it, for reports; None if nobody does.
+    fn owner(&self) -> Option<String> {
+        owner(self.core())
     }
 
     pub(super) fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
@@ -248,7 +349,11 @@ impl Lock {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
-        self.give_up(py, true, &value)
+        if value.is_none() {
+            self.give_back(py, true)
+        } else {
+            self.give_up(py, true, &value)
+        }
     }
 
     /// In a forked child, as threading.Lock has it: nobody holds it any more.
@@ -258,11 +363,7 @@ impl Lock {
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let lock = slf.get().core();
-        let state = match (lock.is_poisoned(), lock.is_locked()) {
-            (true, _) => "poisoned",
-            (false, true) => "locked",
-            (false, false) => "unlocked",
-        };
+        let state = state(lock);
         let (class, name) = (slf.get_type().qualname()?, lock.name().as_ref());
         let count = if lock.is_reentrant() {
             format!(" count={}", lock.count())
@@ -279,7 +380,7 @@ impl Lock {
 #[pymethods]
 impl RLock {
     #[new]
-    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(*, name=None, on_kill='poison')")]
+    #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(*, name=None, on_kill='poison', fenced=False)")]
     fn new(
         _args: &Bound<'_, PyTuple>,
         _kwargs: Option<&Bound<'_, PyDict>>,
@@ -287,9 +388,14 @@ impl RLock {
         PyClassInitializer::from(Lock::blank(true)).add_subclass(Self)
     }
 
-    #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison"))]
-    fn __init__(slf: &Bound<'_, Self>, name: Option<&str>, on_kill: &str) -> PyResult<()> {
-        slf.as_super().get().__init__(name, on_kill)
+    #[pyo3(signature = (*, name = None, on_kill: "Literal['poison', 'release']" = "poison", fenced = false))]
+    fn __init__(
+        slf: &Bound<'_, Self>,
+        name: Option<&str>,
+        on_kill: &str,
+        fenced: bool,
+    ) -> PyResult<()> {
+        slf.as_super().get().__init__(name, on_kill, fenced)
     }
 
     // What threading.Condition, and whatever else of the standard library takes a lock, asks of
@@ -324,42 +430,14 @@ pub(super) struct Released {
 
 impl Released {
     pub(super) fn take(lock: &sync::Lock) -> PyResult<Self> {
-        let holds = lock.let_go().map_err(not_held)?;
-        Ok(Self { holds })
+        let holds = lock.let_go();
+        holds
+            .map(|holds| Self { holds })
+            .map_err(|failure| PyRuntimeError::new_err(failure.to_string()))
     }
 
     pub(super) fn give_back(&self, py: Python<'_>, lock: &sync::Lock) -> PyResult<()> {
         let holds = self.holds.clone();
         detached(py, || lock.take_back(holds)).map_err(|failure| error::from_lock(py, failure))
-    }
-}
-
-/// The block that Lock.repair() makes.
-#[pyclass(frozen, module = "desist._core")]
-pub(super) struct Repair {
-    lock: Py<Lock>,
-}
-
-#[pymethods]
-impl Repair {
-    fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
-        self.lock
-            .get()
-            .take(py, Acquire::Repair, Time::NEVER)
-            .map(|_| ())
-    }
-
-    #[pyo3(signature = (r#type, value, traceback, /))]
-    fn __exit__(
-        &self,
-        py: Python<'_>,
-        r#type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        traceback: GivenTraceback<'_, '_>,
-    ) -> PyResult<()> {
-        if r#type.is_none() {
-            self.lock.get().core().mark_consistent();
-        }
-        self.lock.get().__exit__(py, r#type, value, traceback)
     }
 }

@@ -1,21 +1,20 @@
 //! `LeaseQueue`, `Lease`, and the loop of a worker.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
-use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::fork;
 use crate::python::cause::CancelCause;
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::hint::Item;
 use crate::python::host::detached;
+use crate::python::mask::{Beginning, Mask, Masked};
 use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::task::{self, Ended};
@@ -273,20 +272,6 @@ pub(super) struct Lease {
     settled: Mutex<Settled>,
 }
 
-/// What Lease and LeaseQueue are generic in.
-struct Item(Py<PyAny>);
-
-impl<'py> IntoPyObject<'py> for Item {
-    type Target = PyAny;
-    type Output = Bound<'py, PyAny>;
-    type Error = Infallible;
-    const OUTPUT_TYPE: PyStaticExpr = PyStaticExpr::Name { id: "_T" };
-
-    fn into_pyobject(self, py: Python<'py>) -> Result<Self::Output, Infallible> {
-        Ok(self.0.into_bound(py))
-    }
-}
-
 /// What became of a lease, if its handler said so itself.
 enum Settled {
     NotYet,
@@ -362,7 +347,7 @@ impl Lease {
     fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
         self.queue
             .ack(self.lease.id, self.lease.epoch)
-            .map_err(|_| error::fenced(py))?;
+            .map_err(|fenced| error::fenced(py, &fenced))?;
         *self.settled.lock() = Settled::Acked(result);
         Ok(())
     }
@@ -379,7 +364,7 @@ impl Lease {
         let failure = failure(py, CauseKind::Explicit, reason)?;
         let returned = self
             .give_back(py, Back::After(delay), &failure)
-            .map_err(|_| error::fenced(py))?;
+            .map_err(|fenced| error::fenced(py, &fenced))?;
         *self.settled.lock() = Settled::Nacked(returned, failure.clone_ref(py));
         Ok(())
     }
@@ -387,8 +372,9 @@ impl Lease {
     /// A block in which a kill is held off, for at most 5 seconds: write what the work came to,
     /// then ack() the lease. Killed before the block, the item is leased again; after it, it is
     /// done; there is no third outcome.
-    fn commit(&self) -> Commit {
-        Commit {}
+    fn commit(&self) -> Masked {
+        // A commit begins whole or not at all.
+        Masked::new(LONGEST_COMMIT, Beginning::Checkpoint)
     }
 
     fn __repr__(&self) -> String {
@@ -396,40 +382,6 @@ impl Lease {
             "<Lease of item {} attempt {}>",
             self.lease.id, self.lease.attempt
         )
-    }
-}
-
-/// The block that Lease.commit() makes.
-#[pyclass(frozen, module = "desist._core")]
-pub(super) struct Commit {}
-
-#[pymethods]
-impl Commit {
-    fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
-        // A commit begins whole or not at all.
-        crate::wait::checkpoint().map_err(|stop| error::from_stop(py, stop))?;
-        if let Some(task) = scope::current_task() {
-            task.mask(Time::after(LONGEST_COMMIT));
-        }
-        Ok(())
-    }
-
-    #[pyo3(signature = (r#type, _value, _traceback, /))]
-    fn __exit__(
-        &self,
-        py: Python<'_>,
-        r#type: GivenClass<'_, '_>,
-        _value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
-    ) -> PyResult<()> {
-        if let Some(task) = scope::current_task() {
-            task.unmask();
-        }
-        if r#type.is_none() {
-            error::check_kill(py)
-        } else {
-            Ok(())
-        }
     }
 }
 
@@ -642,19 +594,14 @@ fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Ar
 /// Tell an item's future that nobody will do the work.
 fn tell_off(py: Python<'_>, payload: &Payload, failure: &Py<PyAny>) {
     // On the caller's thread, which may be killed: not inside the future's own locks.
-    let task = scope::current_task();
-    if let Some(task) = &task {
-        task.mask(Time::after(LONGEST_COMMIT));
-    }
+    let mask = Mask::open(LONGEST_COMMIT);
     tell(
         py,
         payload.future.as_ref().map(|future| future.bind(py)),
         "_fail",
         (failure.clone_ref(py),),
     );
-    if let Some(task) = &task {
-        task.unmask();
-    }
+    drop(mask);
 }
 
 /// Why a task was stopped, out of its Cancelled or Killed.

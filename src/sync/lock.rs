@@ -7,6 +7,8 @@
 //! 3. If it is free and somebody waits for it, somebody is awake who will take it (I12): whoever
 //!    releases it nudges the first in line, and another nudge is due only when that one has looked.
 //! 4. Whoever has waited for [`PATIENCE`] gets it at the next release: it is handed over.
+//! 5. Its epoch rises whenever it comes to a new holder. A fenced lock outlives a holder that was
+//!    given up, which by the epoch is told from those that come after it.
 //!
 //! A nudge and not a hand-over in the normal case, for a lock that is handed over waits, held by
 //! a thread that has yet to wake up: where a lock is taken often, all who want it would then
@@ -20,11 +22,19 @@ use std::time::Duration;
 use crate::atomics::Mutex;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::error::Stop;
 use crate::ledger::{Death, End, Held, Hold, Keeper, Ledger};
 use crate::park::Ticket;
+use crate::task::{Progress, Task};
 use crate::wait::{self, Op, Waitable};
 use crate::{fork, scope};
+
+mod error;
+mod guard;
+
+pub use error::{LockError, ReleaseError};
+#[cfg(any(feature = "python", all(test, loom)))]
+pub(crate) use guard::Holding;
+pub use guard::{Fenced, LockGuard};
 
 /// How long a waiter may be overtaken.
 #[cfg_attr(all(loom, test), allow(dead_code))]
@@ -44,12 +54,27 @@ struct Core {
     on_kill: OnKill,
     /// Its holder may take it again.
     reentrant: bool,
+    /// Others get it when its holder is given up.
+    fenced: bool,
+    undo: Option<Arc<dyn Undo>>,
     state: Mutex<State>,
+}
+
+/// Takes back what a holder has half done that was stopped in the middle.
+pub(crate) trait Undo: Send + Sync {
+    /// Nobody holds the lock now, and nobody gets it before this has returned. True: what it
+    /// protects is as it was before the holder had it. Must not run code of the host.
+    fn undo(&self) -> bool;
+
+    /// Drop what [`Undo::undo`] has taken out; no lock is held.
+    fn discard(&self);
 }
 
 #[derive(Default)]
 struct State {
     holder: Option<Arc<Ledger>>,
+    /// How often it has come to a new holder.
+    epoch: u64,
     /// How often the holder has taken it.
     depth: usize,
     /// Holds of blocks that a sweep has taken back, and whose block's end has not come, and may
@@ -107,30 +132,10 @@ pub enum Acquire {
     Task,
     /// A guard that gives access for as long as it lives.
     Guard,
-    /// A block that sets right what it protects: also if it is poisoned.
+    /// A block that knows its own hold of it: its end takes no other.
+    Known,
+    /// As [`Acquire::Known`], to set right what it protects: also if it is poisoned.
     Repair,
-}
-
-/// Why a lock was not acquired. It is not held.
-#[derive(Debug, Clone)]
-pub enum LockError {
-    /// The calling thread is to stop.
-    Stop(Stop),
-    /// The last holder was killed inside.
-    Poisoned(Arc<Death>),
-    /// The holder was abandoned, and may still be inside.
-    OwnerLost(Arc<Death>),
-}
-
-/// Why a lock was not released.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReleaseError {
-    /// Nobody holds it.
-    NotHeld,
-    /// It is reentrant, and not the calling thread holds it.
-    NotHolder,
-    /// The block that took it has lost it: the scope or task around it has ended before.
-    Swept,
 }
 
 impl Lock {
@@ -151,8 +156,38 @@ impl Lock {
                 name: name.into(),
                 on_kill,
                 reentrant,
+                fenced: false,
+                undo: None,
                 state: Mutex::default(),
             }),
+        }
+    }
+
+    /// A fenced lock like this one, which is free. When its holder is given up while it still runs,
+    /// others can have the lock: those who use what it protects compare epochs, see
+    /// [`LockGuard::epoch`]. Only its holder, or a guard, releases it.
+    #[must_use]
+    pub fn fenced(self) -> Lock {
+        self.changed(|core| core.fenced = true)
+    }
+
+    /// One like this whose holders, if they are stopped in the middle, leave what it protects as it
+    /// was.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn with_undo(self, undo: Arc<dyn Undo>) -> Lock {
+        self.changed(|core| core.undo = Some(undo))
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut Core)) -> Lock {
+        let mut core = Core {
+            name: self.core.name.clone(),
+            state: Mutex::default(),
+            undo: self.core.undo.clone(),
+            ..*self.core
+        };
+        change(&mut core);
+        Lock {
+            core: Arc::new(core),
         }
     }
 
@@ -272,7 +307,10 @@ impl Lock {
             let struck = holder
                 .as_ref()
                 .map(|holder| self.core.strike_out_all(holder));
-            *state = State::default();
+            *state = State {
+                epoch: state.epoch,
+                ..State::default()
+            };
             (holder, struck)
         };
         drop((holder, struck));
@@ -287,6 +325,13 @@ impl Lock {
     /// Held by anyone?
     pub fn is_locked(&self) -> bool {
         self.core.state.lock().holder.is_some()
+    }
+
+    /// Who holds it: the name of a task, or of a thread outside any, which may have none.
+    pub fn owner(&self) -> Option<Option<Arc<str>>> {
+        let state = self.core.state.lock();
+        let holder = state.holder.as_ref()?;
+        Some(holder.owner().cloned())
     }
 
     /// Poisoned, or lost with its holder?
@@ -331,29 +376,46 @@ impl Core {
                 return Ok(true);
             }
             if holder.is_lost_in_fork() {
-                state.poison = Some(Poison::OwnerLost(Arc::new(Death {
-                    task: "a thread of the parent process".into(),
-                    cause: Cause {
-                        kind: CauseKind::Forked,
-                        reason: None,
-                        at: Time::now(),
-                        grace: None,
-                        by_thread: None,
-                    },
-                    stack: None,
-                })));
+                self.mourn_parent(state);
             }
         }
         state.check_poison(taking)?;
         Ok(state.holder.is_none())
     }
 
+    /// Its holder was left behind in the parent process, and goes on there with a lock of its own.
+    #[cold]
+    fn mourn_parent(&self, state: &mut State) {
+        let Some(holder) = state.holder.take() else {
+            return;
+        };
+        state.depth = 0;
+        let death = Arc::new(Death {
+            task: "a thread of the parent process".into(),
+            cause: Cause {
+                kind: CauseKind::Forked,
+                reason: None,
+                at: Time::now(),
+                grace: None,
+                by_thread: None,
+            },
+            stack: None,
+        });
+        let hold = holder.latest(std::ptr::from_ref(self).cast());
+        self.lament(state, &death, self.bars_others(hold));
+    }
+
     /// Make `ledger` the holder: the one place where the lock and a ledger change together.
     fn give(self: &Arc<Self>, state: &mut State, ledger: &Arc<Ledger>, taking: &Taking) {
+        if state.holder.is_none() {
+            state.holder = Some(ledger.clone());
+            state.epoch += 1;
+        }
         state.depth += match taking {
             Taking::New(acquire) => {
                 let keeper = match acquire {
-                    Acquire::Block | Acquire::Repair => Keeper::Block,
+                    Acquire::Block => Keeper::Block,
+                    Acquire::Known | Acquire::Repair => Keeper::Known,
                     Acquire::Task => Keeper::Task,
                     Acquire::Guard => Keeper::Guard,
                 };
@@ -367,20 +429,20 @@ impl Core {
                 holds.len()
             }
         };
-        state.holder.get_or_insert_with(|| ledger.clone());
     }
 
     /// Release it, or one hold of it, whoever the holder is; `block`: unless the block at whose end
     /// this is has been swept. Returns whether it is poisoned now.
     fn give_up(self: &Arc<Self>, block: bool, end: Option<&End>) -> Result<bool, ReleaseError> {
-        scope::with_ledger(|mine| {
+        let given_up = scope::with_ledger(|mine| {
             let mut state = self.state.lock();
             let is_mine = state.is_held_by(mine);
             if block && state.orphans > 0 && !is_mine {
                 state.orphans -= 1;
                 return Err(ReleaseError::Swept);
             }
-            if self.reentrant && state.holder.is_some() && !is_mine {
+            // A plain lock may be released by one thread on behalf of another.
+            if !is_mine && state.holder.is_some() && (self.reentrant || self.fenced) {
                 return Err(ReleaseError::NotHolder);
             }
             // With the last hold its count goes, too.
@@ -390,25 +452,62 @@ impl Core {
             };
             let holder = holder.ok_or(ReleaseError::NotHeld)?;
             let entry = holder.strike_out(Arc::as_ptr(self).cast());
-            let wake = self.lose_one(&mut state, end);
+            let hold = entry.as_ref().map(|(_, hold)| *hold);
+            let wake = self.lose_one(&mut state, end, hold);
             let poisoned = state.poison.is_some();
             drop(state);
-            wake.iter().for_each(Ticket::wake);
+            self.tell(&wake, end);
             drop(entry); // may be the last count of this lock
             Ok(poisoned)
-        })
+        });
+        given_up.map_err(|failure| self.because_fenced(failure))
+    }
+
+    /// The calling task may have been given up while it held the lock, which is another's now.
+    #[cold]
+    fn because_fenced(&self, failure: ReleaseError) -> ReleaseError {
+        let given_up = |task: Arc<Task>| task.progress() == Progress::Abandoned;
+        if self.fenced && scope::current_task().is_some_and(given_up) {
+            ReleaseError::Fenced
+        } else {
+            failure
+        }
+    }
+
+    /// Take this very hold from `holder`. `None` if it does not have it any more.
+    fn take_from(
+        self: &Arc<Self>,
+        holder: &Arc<Ledger>,
+        hold: Hold,
+        end: Option<&End>,
+    ) -> Option<bool> {
+        let mut state = self.state.lock();
+        if !state.is_held_by(holder) {
+            return None;
+        }
+        let entry = holder.strike(Arc::as_ptr(self).cast(), hold)?;
+        if end.is_some() && hold.keeper == Keeper::Block {
+            state.orphans += 1;
+        }
+        let wake = self.lose_one(&mut state, end, Some(hold));
+        let poisoned = state.poison.is_some();
+        drop(state);
+        self.tell(&wake, end);
+        drop(entry); // may be the last count of this lock but ours
+        Some(poisoned)
     }
 
     /// The holder has one hold less, and ended so. Returns whom to wake.
-    fn lose_one(self: &Arc<Self>, state: &mut State, end: Option<&End>) -> Vec<Ticket> {
+    fn lose_one(
+        self: &Arc<Self>,
+        state: &mut State,
+        end: Option<&End>,
+        hold: Option<Hold>,
+    ) -> Vec<Ticket> {
         match end {
-            Some(End::Killed(death)) if self.on_kill == OnKill::Poison => {
-                state.poison = Some(Poison::Killed(death.clone()));
-            }
-            Some(End::Abandoned(death)) => {
-                state.poison = Some(Poison::OwnerLost(death.clone()));
-            }
-            _ => {}
+            Some(End::Killed(death)) => self.lament(state, death, false),
+            Some(End::Abandoned(death)) => self.lament(state, death, self.bars_others(hold)),
+            Some(End::Unwound) | None => {}
         }
         state.depth -= 1;
         if state.depth == 0 {
@@ -422,6 +521,33 @@ impl Core {
     fn strike_out_all(self: &Arc<Self>, holder: &Ledger) -> Vec<(Arc<dyn Held>, Hold)> {
         let next = || holder.strike_out(Arc::as_ptr(self).cast());
         std::iter::from_fn(next).collect()
+    }
+
+    /// After [`Core::lose_one`], with nothing locked.
+    fn tell(&self, wake: &[Ticket], end: Option<&End>) {
+        wake.iter().for_each(Ticket::wake);
+        if let (Some(_), Some(undo)) = (end, &self.undo) {
+            undo.discard();
+        }
+    }
+
+    /// Does who has this hold, and runs on when it is given up, bar all others for good?
+    fn bars_others(&self, hold: Option<Hold>) -> bool {
+        // A guard of the language reaches the data for as long as it lives.
+        !self.fenced || hold.is_none_or(|hold| hold.keeper == Keeper::Guard)
+    }
+
+    /// Its holder was stopped in the middle; `lost`: nobody gets it any more.
+    #[cold]
+    fn lament(&self, state: &mut State, death: &Arc<Death>, lost: bool) {
+        if self.undo.as_ref().is_some_and(|undo| undo.undo()) {
+            return;
+        }
+        if lost {
+            state.poison = Some(Poison::OwnerLost(death.clone()));
+        } else if self.on_kill == OnKill::Poison {
+            state.poison = Some(Poison::Killed(death.clone()));
+        }
     }
 
     /// Nobody holds it any more: tell whom it concerns. Returns whom to wake.
@@ -485,20 +611,7 @@ impl Held for Core {
     }
 
     fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, end: &End) -> Option<bool> {
-        let mut state = self.state.lock();
-        if !state.is_held_by(holder) {
-            return None;
-        }
-        let entry = holder.strike(Arc::as_ptr(&self).cast(), hold)?;
-        if hold.keeper == Keeper::Block {
-            state.orphans += 1;
-        }
-        let wake = self.lose_one(&mut state, Some(end));
-        let poisoned = state.poison.is_some();
-        drop(state);
-        wake.iter().for_each(Ticket::wake);
-        drop(entry); // may be the last count of this lock but ours
-        Some(poisoned)
+        self.take_from(holder, hold, Some(end))
     }
 }
 
@@ -581,50 +694,6 @@ impl Op for Acquiring<'_> {
         Ok(taken.then_some(()))
     }
 }
-
-impl From<Stop> for LockError {
-    fn from(stop: Stop) -> Self {
-        LockError::Stop(stop)
-    }
-}
-
-impl fmt::Display for LockError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LockError::Stop(stop) => stop.fmt(f),
-            LockError::Poisoned(death) => write!(
-                f,
-                "{} was killed while it held this lock ({}), so what the lock protects may be half \
-                 changed: set it right inside repair()",
-                death.task, death.cause
-            ),
-            LockError::OwnerLost(death) => write!(
-                f,
-                "{} was given up while it held this lock ({}) and may still be using what it \
-                 protects; the lock cannot be had any more: use a new one",
-                death.task, death.cause
-            ),
-        }
-    }
-}
-
-impl std::error::Error for LockError {}
-
-impl fmt::Display for ReleaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ReleaseError::NotHeld => "this lock is not held; acquire it first, and release it once",
-            ReleaseError::Swept => {
-                "the lock of this block was given back when the scope or task around it ended"
-            }
-            ReleaseError::NotHolder => {
-                "this lock is held by another thread or by nobody; who acquired it releases it"
-            }
-        })
-    }
-}
-
-impl std::error::Error for ReleaseError {}
 
 impl Default for Lock {
     fn default() -> Self {

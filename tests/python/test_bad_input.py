@@ -48,6 +48,7 @@ SPANS: dict[str, Callable[[Any], object]] = {
     "scope cancel": lambda span: desist.cancel_scope().cancel(grace=span),
     "thread cancel": lambda span: desist.Thread().cancel(grace=span),
     "token wait": CancelSource().token.wait,
+    "defer_kill": desist.defer_kill,
     "lock": lambda span: Lock().acquire(timeout=span),
     "queue": lambda span: LeaseQueue().lease(span),
     "drain": lambda span: LeaseQueue()._drain(span),

@@ -185,17 +185,26 @@ def test_answers_come_long_before_the_slice_of_the_clock() -> None:
     assert min(delays) < 0.1
 
 
-def test_a_cancel_may_come_while_another_one_asks_for_the_threads_name() -> None:
+def test_a_threads_name_is_found_without_running_python_code() -> None:
     code = """
-import threading, desist
-outer, inner = desist.CancelSource(), desist.CancelSource()
-ask = threading.current_thread
-def asked():
-    threading.current_thread = ask
-    inner.cancel("a signal handler, or a finalizer")
-    return ask()
-threading.current_thread = asked
-assert outer.cancel()
-assert outer.token.cause.by_thread == inner.token.cause.by_thread == "MainThread"
+import _thread, threading, desist
+threading.current_thread = None  # where a signal handler might raise
+source = desist.CancelSource()
+source.cancel()
+assert source.token.cause.by_thread == "MainThread"
+lock, foreign = desist.Lock(), desist.CancelSource()
+names = []
+def stranger():
+    with lock:
+        names.append(lock.owner())
+    foreign.cancel()
+    over.release()
+over = _thread.allocate_lock()
+over.acquire()
+_thread.start_new_thread(stranger, ())
+over.acquire()
+assert names == ["a thread"]
+assert foreign.token.cause.by_thread is None
+assert len(threading.enumerate()) == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True)

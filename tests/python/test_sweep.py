@@ -6,14 +6,14 @@ import functools
 import random
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
 
 import desist
-from desist import LeaseQueue, Lock, RetryPolicy, StopPolicy, TaskState, WorkerPool
+from desist import Guarded, LeaseQueue, Lock, RetryPolicy, StopPolicy, TaskState, WorkerPool
 from desist._core import Seat, Task
 from support import NEVER
 from sweep import sweep
@@ -63,6 +63,28 @@ def acquire_in_try(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
     finally:
         if got:
             lock.release()
+
+
+def with_guard(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with lock.guard() as guard:
+        change()
+        guard.check()
+
+
+def guard_around_a_loop(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with lock.guard():
+        n = 0
+        while n < 3:
+            n += 1
+        change()
+
+
+def guard_released_early(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
+    with lock.guard() as guard:
+        try:
+            change()
+        finally:
+            guard.release()
 
 
 def nested(lock: Lock, other: Lock, change: Callable[[], None]) -> None:
@@ -123,6 +145,9 @@ BODIES = [
     with_lock_around_a_loop,
     acquire_and_finally,
     acquire_in_try,
+    with_guard,
+    guard_around_a_loop,
+    guard_released_early,
     nested,
     in_a_generator,
     in_a_contextmanager,
@@ -135,12 +160,15 @@ BODIES = [
 class LockTrial:
     """A task takes locks and changes what they protect, in two steps."""
 
-    def __init__(self, body: Callable[[Lock, Lock, Callable[[], None]], None]) -> None:
+    def __init__(
+        self, body: Callable[[Lock, Lock, Callable[[], None]], None], *, fenced: bool = False
+    ) -> None:
         self.body = body
+        self.fenced = fenced
         self.poisoned = self.killed = 0
 
     def __call__(self) -> None:
-        locks = Lock(name="one"), Lock(name="two")
+        locks = Lock(name="one", fenced=self.fenced), Lock(name="two", fenced=self.fenced)
         begun: list[int] = []
         ended: list[int] = []
 
@@ -170,11 +198,12 @@ class LockTrial:
             assert begun or self.body is in_a_scope_that_swallows
 
 
+@pytest.mark.parametrize("fenced", [False, True], ids=["plain", "fenced"])
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
-def test_a_kill_at_any_bytecode_leaves_no_lock_held(
-    body: Callable[[Lock, Lock, Callable[[], None]], None],
+def test_i20_i21_a_kill_at_any_bytecode_leaves_no_lock_held(
+    body: Callable[[Lock, Lock, Callable[[], None]], None], *, fenced: bool
 ) -> None:
-    trial = LockTrial(body)
+    trial = LockTrial(body, fenced=fenced)
     points = sweep(trial)
     tell(f"{body.__name__}: {points} points, {trial.killed} killed, {trial.poisoned} poisoned")
     assert points > 20
@@ -193,6 +222,201 @@ def test_a_kill_that_a_lock_holds_off_poisons_nothing(
     assert points > 20
     assert trial.killed > 0 or body is in_a_scope_that_swallows
     assert trial.poisoned == 0
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def one_more(value: list[int], at: int) -> None:
+    value[at] += 1
+
+
+def one_block(guarded: Guarded[list[int]]) -> None:
+    with guarded.lock() as held:
+        one_more(held.value, 0)
+        one_more(held.value, 1)
+
+
+def a_block_around_a_loop(guarded: Guarded[list[int]]) -> None:
+    with guarded.lock() as held:
+        at = 0
+        while at < 2:
+            held.value[at] += 1
+            at += 1
+
+
+def a_value_in_its_place(guarded: Guarded[list[int]]) -> None:
+    def replace(*value: int) -> None:
+        held.value = list(value)
+
+    with guarded.lock() as held:
+        replace(1, 0)
+        replace(1, 1)
+
+
+def a_block_in_a_generator(guarded: Guarded[list[int]]) -> None:
+    def places() -> Iterator[int]:
+        with guarded.lock() as held:
+            for at in range(2):
+                one_more(held.value, at)
+                yield at
+
+    for _at in places():
+        pass
+
+
+def a_block_that_fails(guarded: Guarded[list[int]]) -> None:
+    with suppress(ZeroDivisionError), guarded.lock() as held:
+        one_more(held.value, 0)
+        one_more(held.value, 1 // 0)
+    for _ in range(3):
+        pass
+
+
+VALUES = [
+    one_block,
+    a_block_around_a_loop,
+    a_value_in_its_place,
+    a_block_in_a_generator,
+    a_block_that_fails,
+]
+
+
+def copied(value: list[int]) -> list[int]:
+    saved = []
+    for item in value:  # in Python, so that it can be struck
+        saved.append(item)  # noqa: PERF402
+    return saved
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+@pytest.mark.parametrize("rollback", [None, copied], ids=["no way back", "way back"])
+@pytest.mark.parametrize("body", VALUES, ids=lambda body: body.__name__)
+def test_i20_i21_a_value_is_whole_or_poisoned_after_a_kill_at_any_bytecode(
+    body: Callable[[Guarded[list[int]]], None],
+    rollback: Callable[[list[int]], list[int]] | None,
+    *,
+    defer: bool,
+) -> None:
+    counts = {"killed": 0, "poisoned": 0, "changed": 0}
+
+    def trial() -> None:
+        guarded = Guarded([0, 0], rollback=rollback)
+        task = Task("sweep")
+        task.run(lambda: body(guarded))
+        assert not guarded.locked()
+        if guarded.poisoned:
+            counts["poisoned"] += 1
+            with guarded.repair() as held:
+                held.value = [0, 0]
+        with guarded.lock() as held:
+            failed = body is a_block_that_fails and rollback is None
+            assert held.value in ([0, 0], [1, 0] if failed else [1, 1])
+            counts["changed"] += held.value != [0, 0]
+        counts["killed"] += task.state is TaskState.KILLED
+
+    points = sweep(trial, defer=defer)
+    tell(f"{body.__name__}: {points} points, {counts}")
+    assert points > 40
+    if body is not a_block_that_fails or not defer:  # where the error goes first
+        assert points * 0.9 - 8 <= counts["killed"] <= points
+    if rollback is None and not defer:
+        assert counts["poisoned"] > 5
+    else:
+        assert counts["poisoned"] == 0
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def one_mask(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    with desist.defer_kill(NEVER):
+        first()
+        second()
+
+
+def a_mask_around_a_loop(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    with desist.defer_kill(NEVER):
+        first()
+        n = 0
+        while n < 3:
+            n += 1
+        second()
+
+
+def a_mask_in_a_mask(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    with desist.defer_kill(NEVER):
+        with desist.defer_kill(NEVER):
+            first()
+        second()
+
+
+def a_mask_in_a_generator(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    def steps() -> Iterator[int]:
+        with desist.defer_kill(NEVER):
+            first()
+            yield 1
+            second()
+            yield 2
+
+    for _number in steps():
+        pass
+
+
+def a_mask_in_a_lock(first: Callable[[], None], second: Callable[[], None], lock: Lock) -> None:
+    with lock, desist.defer_kill(NEVER):
+        first()
+        second()
+
+
+def a_mask_around_a_lock(first: Callable[[], None], second: Callable[[], None], lock: Lock) -> None:
+    with desist.defer_kill(NEVER), lock:
+        first()
+        second()
+
+
+MASKED = [
+    one_mask,
+    a_mask_around_a_loop,
+    a_mask_in_a_mask,
+    a_mask_in_a_generator,
+    a_mask_in_a_lock,
+    a_mask_around_a_lock,
+]
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+@pytest.mark.parametrize("body", MASKED, ids=lambda body: body.__name__)
+def test_i24_what_is_masked_happens_whole_or_not_at_all_and_a_kill_arrives(
+    body: Callable[[Callable[[], None], Callable[[], None], Lock], None], *, defer: bool
+) -> None:
+    counts = {"killed": 0, "whole": 0}
+
+    def trial() -> None:
+        steps: list[str] = []
+        lock = Lock()
+
+        def run() -> None:
+            body(lambda: steps.append("first"), lambda: steps.append("second"), lock)
+            for _ in range(10):
+                pass  # the kill may be held off until behind the block
+
+        task = Task("sweep")
+        task.run(run)
+        assert steps in ([], ["first", "second"])
+        assert not lock.locked()
+        assert not lock.poisoned or not defer
+        if body is a_mask_around_a_lock:
+            assert not lock.poisoned
+        counts["killed"] += task.state is TaskState.KILLED
+        counts["whole"] += bool(steps)
+
+    points = sweep(trial, defer=defer)
+    tell(f"{body.__name__}: {points} points, {counts}")
+    assert points > 40
+    # The last few are too late for CPython to look once more.
+    assert points - 8 <= counts["killed"] <= points
+    assert 10 < counts["whole"] < points
 
 
 # --- work -----------------------------------------------------------------------------------------

@@ -96,10 +96,38 @@ def locks() -> int:
     desist.Lock(on_kill="ignore")  # type: ignore[arg-type]
     assert_type(lock.acquire(timeout=1), bool)
     lock.release()
-    with lock.repair():
-        pass
+    with lock.repair() as repairer:
+        assert_type(repairer, desist.LockGuard)
+    lock.repair(list)
+    lock.repair(1)  # type: ignore[call-overload]
+    assert_type(lock.owner(), str | None)
+    with desist.RLock(fenced=True).guard() as guard:
+        assert_type(guard, desist.LockGuard)
+        assert_type(guard.epoch, int)
+        guard.check()
     with lock as held:
         assert_type(held, bool)
+        return 1
+
+
+def a_guarded_value_has_its_type() -> int:
+    names = desist.Guarded(["one"], rollback=list)
+    assert_type(names, desist.Guarded[list[str]])
+    desist.Guarded(1, rollback=len)  # type: ignore[arg-type]
+    with names.lock() as held:
+        assert_type(held, desist.GuardedValue[list[str]])
+        assert_type(held.value, list[str])
+        held.value = ["two"]
+        held.value = 2  # type: ignore[assignment]
+    count = desist.Guarded(0)
+    with count.repair() as number:
+        number.value += 1
+        return number.value
+
+
+def a_kill_can_be_held_off() -> int:
+    desist.defer_kill()  # type: ignore[call-arg]
+    with desist.defer_kill(1):
         return 1
 
 

@@ -14,6 +14,16 @@ use crate::support::{Feeble, PAST, Parker, far, kill_in_its_wait};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// Does not even try.
+const GIVE_UP: StopPolicy = StopPolicy {
+    cooperative: Duration::ZERO,
+    at_wait: None,
+    async_exc: None,
+    trace: None,
+    defer: Duration::ZERO,
+    abandon: true,
+};
+
 fn held_by_me() -> Lock {
     let lock = Lock::default();
     assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
@@ -376,15 +386,7 @@ fn a_lock_whose_holder_was_abandoned_is_lost_to_all_even_to_repairers() {
     });
     begun.recv().unwrap();
     let (_, waiter) = waiting_for(&lock, Acquire::Repair);
-    let policy = StopPolicy {
-        cooperative: Duration::ZERO,
-        at_wait: None,
-        async_exc: None,
-        trace: None,
-        defer: Duration::ZERO,
-        abandon: true,
-    };
-    let report = kill(&task, None, &policy, &mut || ()).unwrap();
+    let report = kill(&task, None, &GIVE_UP, &mut || ()).unwrap();
     assert_eq!(
         (report.outcome, &report.poisoned[..]),
         (Some(Rung::Abandoned), &["accounts".into()][..])
@@ -521,4 +523,161 @@ fn i20_a_scope_takes_back_what_its_blocks_took_again_and_no_more() {
     assert_eq!((left, lock.depth()), (Ok(Some(())), 1));
     lock.release().unwrap();
     assert!(!lock.is_locked());
+}
+
+// ---------------------------------------------------------------------- guards and fences
+
+/// A task that holds the lock by a guard, and is given up; the guard is dropped when the second
+/// value is. The thread returns what the guard's check said before and after.
+fn given_up(
+    lock: &Lock,
+) -> (
+    u64,
+    std::sync::mpsc::Sender<()>,
+    thread::JoinHandle<[bool; 2]>,
+) {
+    let task = Task::new("holder", None);
+    let (theirs, held) = (task.clone(), lock.clone());
+    let (finish, finished) = channel::<()>();
+    let (begin, begun) = channel();
+    let holder = thread::spawn(move || {
+        let boundary = Boundary::enter(&theirs, None);
+        let guard = held.guard(Time::NEVER).unwrap().unwrap();
+        let before = guard.check().is_ok();
+        begin.send(guard.epoch()).unwrap();
+        let _ = finished.recv(); // no wait of ours: nothing reaches it
+        let after = guard.check().is_ok();
+        drop(guard);
+        boundary.leave(BodyEnd::Unwound);
+        [before, after]
+    });
+    let epoch = begun.recv().unwrap();
+    let report = kill(&task, None, &GIVE_UP, &mut || ()).unwrap();
+    assert_eq!(report.outcome, Some(Rung::Abandoned));
+    (epoch, finish, holder)
+}
+
+#[test]
+fn i34_each_holder_has_a_greater_epoch_however_it_comes_to_the_lock() {
+    let lock = Lock::default();
+    let epoch = || lock.guard(Time::NEVER).unwrap().unwrap().epoch();
+    let first = epoch();
+    assert!(lock.try_acquire(Acquire::Block).unwrap());
+    let theirs = lock.clone();
+    let waiter = Parker::spawn_parked(move || theirs.guard(Time::NEVER).unwrap().unwrap().epoch());
+    lock.release().unwrap();
+    assert!(waiter.join() > first + 1);
+    assert!(lock.guard(PAST).unwrap().is_some());
+}
+
+#[test]
+fn a_guard_that_timed_out_is_none_and_holds_nothing() {
+    let lock = held_by_me();
+    let theirs = lock.clone();
+    assert!(
+        thread::spawn(move || theirs.guard(PAST).unwrap().is_none())
+            .join()
+            .unwrap()
+    );
+    lock.release().unwrap();
+    assert!(!lock.is_locked());
+}
+
+#[test]
+fn i34_a_fenced_lock_goes_on_and_the_stale_guard_is_told_and_frees_nothing() {
+    let lock = Lock::new("accounts", OnKill::Release).fenced();
+    let (stale, finish, holder) = given_up(&lock);
+    let guard = lock.guard(Time::NEVER).unwrap().unwrap();
+    assert!(guard.epoch() > stale);
+    drop(finish);
+    assert_eq!(holder.join().unwrap(), [true, false]);
+    assert!(lock.is_locked() && guard.check().is_ok());
+    drop(guard);
+    assert!(!lock.is_locked());
+}
+
+#[test]
+fn i21_a_fenced_lock_is_poisoned_when_its_holder_is_given_up_and_can_be_repaired() {
+    let lock = Lock::new("accounts", OnKill::Poison).fenced();
+    let (_, finish, holder) = given_up(&lock);
+    let refused = lock.acquire(Acquire::Block, Time::NEVER);
+    assert!(matches!(refused, Err(LockError::Poisoned(_))));
+    assert!(lock.acquire(Acquire::Repair, Time::NEVER).unwrap());
+    lock.mark_consistent();
+    lock.release().unwrap();
+    assert!(lock.guard(Time::NEVER).unwrap().is_some());
+    drop(finish);
+    holder.join().unwrap();
+}
+
+#[test]
+fn a_guard_of_the_language_bars_all_others_though_the_lock_is_fenced() {
+    let lock = Lock::new("accounts", OnKill::Release).fenced();
+    let task = Task::new("holder", None);
+    let boundary = Boundary::enter(&task, None);
+    assert!(lock.acquire(Acquire::Guard, Time::NEVER).unwrap());
+    let theirs = task.clone();
+    let killer = thread::spawn(move || kill(&theirs, None, &GIVE_UP, &mut || ()).unwrap());
+    assert_eq!(killer.join().unwrap().outcome, Some(Rung::Abandoned));
+    boundary.leave(BodyEnd::Unwound);
+    let refused = lock.acquire(Acquire::Block, Time::NEVER);
+    assert!(matches!(refused, Err(LockError::OwnerLost(_))));
+}
+
+#[test]
+fn a_stale_holder_that_releases_a_fenced_lock_is_told_so() {
+    let lock = Lock::new("accounts", OnKill::Release).fenced();
+    let (begin, begun) = channel();
+    let (finish, finished) = channel::<()>();
+    let task = Task::new("holder", None);
+    let (theirs, held) = (task.clone(), lock.clone());
+    let holder = thread::spawn(move || {
+        let boundary = Boundary::enter(&theirs, None);
+        held.acquire(Acquire::Task, Time::NEVER).unwrap();
+        begin.send(()).unwrap();
+        finished.recv().unwrap();
+        let released = held.release();
+        boundary.leave(BodyEnd::Unwound);
+        (released, held.release())
+    });
+    begun.recv().unwrap();
+    kill(&task, None, &GIVE_UP, &mut || ()).unwrap();
+    assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
+    finish.send(()).unwrap();
+    let expected = (Err(ReleaseError::Fenced), Err(ReleaseError::NotHolder));
+    assert_eq!(holder.join().unwrap(), expected);
+    lock.release().unwrap();
+}
+
+#[test]
+fn i20_a_guard_is_taken_back_by_the_scope_around_it_and_frees_nothing_later() {
+    let lock = Lock::default();
+    let guard = move_on_after(HOUR, |_| {
+        Ok::<_, Stop>(lock.guard(Time::NEVER).unwrap().unwrap())
+    });
+    let guard = guard.unwrap().unwrap();
+    assert!(!lock.is_locked() && guard.check().is_err());
+    assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
+    drop(guard);
+    assert!(lock.is_locked());
+    lock.release().unwrap();
+}
+
+#[test]
+fn a_lock_tells_who_holds_it() {
+    let lock = Lock::default();
+    assert_eq!(lock.owner(), None);
+    let task = Task::new("holder", None);
+    let boundary = Boundary::enter(&task, None);
+    assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
+    assert_eq!(lock.owner(), Some(Some("holder".into())));
+    boundary.leave(BodyEnd::Unwound);
+    assert_eq!(lock.owner(), None);
+    let named = thread::Builder::new().name("plain".into());
+    let theirs = lock.clone();
+    let owner = named.spawn(move || {
+        let _guard = theirs.guard(Time::NEVER).unwrap();
+        theirs.owner()
+    });
+    assert_eq!(owner.unwrap().join().unwrap(), Some(Some("plain".into())));
 }

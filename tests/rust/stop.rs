@@ -14,7 +14,7 @@ use desist::{
     CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, move_on_after, shield, sleep,
 };
 
-use crate::support::{Parker, far};
+use crate::support::{PAST, Parker, far};
 use crate::wait::Error;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -513,8 +513,8 @@ fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
     let (fake, ears) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
-        task.mask(far());
-        task.mask(far());
+        let outer = task.mask(far());
+        let inner = task.mask(far());
         let before = theirs.counted();
         while ears.asked.try_recv().is_ok() {}
         (0..3).for_each(|_| ears.asked.recv().unwrap());
@@ -522,10 +522,10 @@ fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
             matches!(checkpoint(), Err(Stop::Cancelled(_))),
             "asked, but not killed"
         );
-        task.unmask();
+        task.unmask(inner);
         assert_eq!(task.kill_due(), None, "the outer one is still open");
         assert_eq!(theirs.counted(), before);
-        task.unmask();
+        task.unmask(outer);
         assert_eq!(task.kill_due().unwrap().reason.as_deref(), Some("a test"));
         BodyEnd::Killed(None)
     });
@@ -534,6 +534,29 @@ fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
         Some(Rung::AtWait),
         "where it had been held off"
     );
+}
+
+#[test]
+fn i24_a_mask_closes_itself_and_no_other_also_out_of_order_and_from_another_thread() {
+    let (fake, ears) = Fake::new();
+    let report = kill_forced(&fake, &BY_FORCE, move |task| {
+        let (suspended, mine) = (task.mask(PAST), task.mask(far()));
+        while ears.asked.try_recv().is_ok() {}
+        (0..3).for_each(|_| ears.asked.recv().unwrap());
+        thread::scope(|threads| {
+            threads.spawn(|| task.unmask(suspended));
+        });
+        task.unmask(suspended); // once more: it is nobody else's number
+        assert_eq!(task.kill_due(), None, "mine is still open");
+        let zone = cleanup(|| {
+            task.unmask(mine);
+            Ok::<_, Stop>(task.kill_due())
+        });
+        assert_eq!(zone, Ok(Some(None)), "the zone is open");
+        assert!(task.kill_due().is_some());
+        BodyEnd::Killed(None)
+    });
+    assert_eq!(report.outcome, Some(Rung::AtWait));
 }
 
 #[test]
@@ -557,13 +580,13 @@ fn i24_a_mask_that_opens_under_a_posted_kill_takes_it_back_and_delivers_it_when_
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         ears.posted.recv().unwrap();
-        task.mask(far());
+        let mask = task.mask(far());
         assert_eq!(theirs.counted(), (1, 1), "the host's slot is empty again");
         while ears.asked.try_recv().is_ok() {}
         (0..3).for_each(|_| ears.asked.recv().unwrap());
         assert_eq!(theirs.counted(), (1, 1), "nor is it filled again");
         assert_eq!(task.kill_due(), None);
-        task.unmask();
+        task.unmask(mask);
         assert!(task.kill_due().is_some());
         BodyEnd::Killed(None)
     });
@@ -623,9 +646,9 @@ fn i24_a_kill_waits_for_a_held_lock_and_is_due_when_it_is_released() {
             ..BY_FORCE
         },
         move |task| {
-            task.mask(far()); // so that none comes before the lock is held
+            let mask = task.mask(far()); // so that none comes before the lock is held
             assert!(held.try_acquire(Acquire::Block).unwrap());
-            task.unmask();
+            task.unmask(mask);
             let before = theirs.counted();
             while ears.asked.try_recv().is_ok() {}
             (0..3).for_each(|_| ears.asked.recv().unwrap());
@@ -732,12 +755,12 @@ fn i25_a_masked_body_is_not_given_up_without_force_before_its_mask_is_over() {
     let (begin, begun) = channel();
     let body = thread::spawn(move || {
         run(&theirs, None, || {
-            theirs.mask(far());
+            let mask = theirs.mask(far());
             begin.send(()).unwrap();
             // Asked to stop, it goes on for a while, longer than all rungs together.
             assert!(sleep(HOUR).is_err());
             assert_eq!(shield(Duration::from_millis(10), || sleep(HOUR)), Ok(None));
-            theirs.unmask();
+            theirs.unmask(mask);
             theirs
                 .kill_due()
                 .map_or(Ok(()), |cause| Err(Stop::Killed(cause)))
