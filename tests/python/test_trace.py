@@ -18,7 +18,11 @@ from support import NEVER, TRACE, Victim
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+@pytest.fixture(autouse=True)
+def _unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised in a finalizer is reported by code that would be struck, too: in C, then."""
+    monkeypatch.setattr(sys, "unraisablehook", id)
 
 
 TRACE_ALONE = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=NEVER, defer=0)
