@@ -148,6 +148,25 @@ impl Ledger {
         same.then(|| entries.remove(at).held)
     }
 
+    /// The latest entry of this thing.
+    pub(crate) fn number_of(&self, held: *const ()) -> Option<u64> {
+        let entries = &self.entries.lock().list;
+        let same = |entry: &&Entry| Arc::as_ptr(&entry.held).cast::<()>() == held;
+        entries
+            .iter()
+            .rev()
+            .find(same)
+            .map(|entry| entry.hold.number)
+    }
+
+    /// Is anything held of the entries from this one on?
+    pub(crate) fn holds_since(&self, first: u64) -> bool {
+        let entries = &self.entries.lock().list;
+        entries
+            .last()
+            .is_some_and(|entry| entry.hold.number >= first)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.entries.lock().list.len()
     }
@@ -161,6 +180,11 @@ impl Ledger {
     pub(crate) fn sweep(self: &Arc<Self>, end: &End) -> Swept {
         let abandoned = matches!(end, End::Abandoned(_));
         self.take_back(0, end, |keeper| abandoned || keeper != Keeper::Guard)
+    }
+
+    /// Take back everything from entry `first` on, as [`Ledger::sweep`] does.
+    pub(crate) fn sweep_since(self: &Arc<Self>, first: u64, end: &End) -> Swept {
+        self.take_back(first, end, |keeper| keeper != Keeper::Guard)
     }
 
     /// Take back what blocks took from entry `first` on and did not give back.

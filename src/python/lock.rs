@@ -1,6 +1,6 @@
 //! `Lock`.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::intern;
@@ -16,6 +16,7 @@ use crate::python::wait::{checkpoint, perform};
 use crate::python::{error, hard_stop, hint, seconds};
 use crate::scope;
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
+use crate::task::Task;
 
 /// A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
 /// however it ends.
@@ -100,7 +101,7 @@ impl Lock {
         let stack = || hard_stop::stack_of(py, &PyErr::from_value(unwinding.clone()));
         let death = killed
             .as_ref()
-            .and_then(|task| Some((task, task.death(stack())?)));
+            .and_then(|task| Some((task, task.death(self.core().entry(), stack())?)));
         let released = match (death, block) {
             (Some((task, death)), _) => {
                 let released = if block {
@@ -202,7 +203,8 @@ impl Lock {
     pub(super) fn release(&self, py: Python<'_>) -> PyResult<()> {
         // In a `finally` it is the handled exception that is on its way through. Nobody else can
         // be the victim of a kill than a task that has been told of one.
-        if scope::current_task().is_some_and(|task| task.death(None).is_some()) {
+        let told = |task: Arc<Task>| task.death(self.core().entry(), None).is_some();
+        if scope::current_task().is_some_and(told) {
             let handled = py
                 .import(intern!(py, "sys"))?
                 .call_method0(intern!(py, "exc_info"))?
