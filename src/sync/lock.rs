@@ -197,6 +197,12 @@ impl Lock {
             .give_up(false, Some(&End::Killed(Arc::new(death))))
     }
 
+    /// Which entry of the ledger of the calling task, or thread, its latest hold is.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn entry(&self) -> Option<u64> {
+        scope::with_ledger(|mine| mine.number_of(Arc::as_ptr(&self.core).cast()))
+    }
+
     /// May its holder take it again?
     pub fn is_reentrant(&self) -> bool {
         self.core.reentrant
