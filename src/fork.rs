@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{deadline, scope};
+use crate::{deadline, enforcer, scope};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
@@ -96,8 +96,8 @@ pub fn before() {
     while INSIDE.load(Ordering::Acquire) & !FORKING > ours && began.elapsed() < PATIENCE {
         thread::yield_now();
     }
-    let guard = deadline::hold_for_fork().map(|guard| Box::new(guard) as Box<dyn Any>);
-    HELD.with(|held| *held.borrow_mut() = guard);
+    let guards = (deadline::hold_for_fork(), enforcer::hold_for_fork());
+    HELD.with(|held| *held.borrow_mut() = Some(Box::new(guards)));
 }
 
 /// Call it after the fork in the parent, or if there was none after all.
@@ -114,6 +114,8 @@ pub fn after_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     scope::current_ledger().survive_fork();
     deadline::restart_in_child();
+    enforcer::forget_in_child();
+    scope::forget_force();
 }
 
 #[cfg(all(test, not(loom)))]

@@ -69,6 +69,13 @@ pub(crate) struct Hold {
     number: u64,
 }
 
+impl Hold {
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn number(self) -> u64 {
+        self.number
+    }
+}
+
 struct Entry {
     held: Arc<dyn Held>,
     hold: Hold,
@@ -171,6 +178,14 @@ impl Ledger {
             .map(|entry| entry.hold)
     }
 
+    /// Is anything held of the entries from this one on?
+    pub(crate) fn holds_since(&self, first: u64) -> bool {
+        let entries = &self.entries.lock().list;
+        entries
+            .last()
+            .is_some_and(|entry| entry.hold.number >= first)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.entries.lock().list.len()
     }
@@ -184,6 +199,11 @@ impl Ledger {
     pub(crate) fn sweep(self: &Arc<Self>, end: &End) -> Swept {
         let abandoned = matches!(end, End::Abandoned(_));
         self.take_back(0, end, |keeper| abandoned || keeper != Keeper::Guard)
+    }
+
+    /// Take back everything from entry `first` on, as [`Ledger::sweep`] does.
+    pub(crate) fn sweep_since(self: &Arc<Self>, first: u64, end: &End) -> Swept {
+        self.take_back(first, end, |keeper| keeper != Keeper::Guard)
     }
 
     /// Take back what blocks took from entry `first` on and did not give back.

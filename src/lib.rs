@@ -17,6 +17,7 @@
 //! | [`sync`] | locks, counters, flags and queues built on it |
 //! | `io` | file descriptors |
 //! | `testing` | virtual time |
+//! | `enforcer` | the thread that forces others out of blocks that ignore their deadline |
 //! | [`stop`] | the ladder from asking to hard stop |
 //! | [`work`] | leases: work that a stopped worker gives back |
 //!
@@ -43,6 +44,7 @@ mod park;
 pub mod token;
 
 mod deadline;
+mod enforcer;
 #[cfg(all(unix, not(loom)))]
 pub mod io;
 mod ledger;

@@ -19,6 +19,7 @@
 #![allow(clippy::similar_names)] // `cancelled` by a `canceller`
 
 mod barrier;
+mod block;
 mod callback;
 mod condition;
 mod event;

@@ -79,8 +79,8 @@ mod _core {
     use super::queue::{Queue, SimpleQueue};
     #[pymodule_export]
     use super::scope::{
-        CancelScope, Timeout, cancel_scope, cleanup, fail_after, fail_at, move_on_after,
-        move_on_at, shield,
+        CancelScope, Timeout, call_within, cancel_scope, cleanup, fail_after, fail_at,
+        move_on_after, move_on_at, shield,
     };
     #[pymodule_export]
     use super::semaphore::{BoundedSemaphore, Semaphore};

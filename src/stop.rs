@@ -98,8 +98,8 @@ pub enum KillError {
 }
 
 /// Struck again this soon at first, then ever more slowly: whoever swallows a kill gets another.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Kill a task, and wait for its end. Blocks for the time of the policy's rungs at most, plus what
 /// open masks hold it off; not interrupted by the caller's own cancellation. `on_abandon` runs

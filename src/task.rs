@@ -8,13 +8,20 @@
 //! While the body is in a mask (clean-up, a commit) or holds a lock of ours, a kill waits,
 //! bounded, and is delivered on the way out (I24).
 //!
+//! A kill can also be addressed to one block of the body, see `block`.
+//!
 //! Lock order: the interpreter's own lock if any, then `control`. Nothing is called under
 //! `control` but [`Force::post`].
+
+mod block;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+pub(crate) use block::Left;
+use block::{Block, Target};
 
 use crate::atomics::{self, AtomicBool, Mutex};
 use crate::cause::Cause;
@@ -39,6 +46,13 @@ pub trait Force: Send + Sync {
 
     /// On the body's own thread, after its end: take back what was posted and not yet raised.
     fn take_back(&self);
+
+    /// Asked on the body's own thread by a host that can choose where it raises: here? `place` is
+    /// in the host's words.
+    fn may_strike_at(&self, place: Option<u32>) -> bool {
+        let _ = place;
+        true
+    }
 
     /// Have the body's thread call [`Task::stepped`] in front of every step of the body from now
     /// on, and raise `Killed` there if it says so. Called again and again, at a safe moment: the
@@ -72,13 +86,18 @@ pub struct Task {
     control: Mutex<Control>,
     record: Mutex<Record>,
     over: Latch,
+    /// It stands for a thread outside of any task.
+    of_thread: bool,
 }
 
 #[derive(Default)]
 struct Control {
     phase: Phase,
     order: Option<Order>,
-    /// Open masks. They close in any order, for a suspended generator may keep one open.
+    /// Open blocks that can be ended by force, innermost last.
+    blocks: Vec<Block>,
+    /// Open masks, innermost last, but they close in any order: a suspended generator may keep one
+    /// open.
     masks: Vec<Mask>,
     /// How many have been made by [`Task::mask`].
     masks_made: u64,
@@ -188,9 +207,13 @@ pub enum Progress {
 impl Task {
     /// A task, cancelled with `parent` if there is one.
     pub fn new(name: &str, parent: Option<&CancelToken>) -> Arc<Task> {
+        Arc::new(Task::bare(name, parent))
+    }
+
+    fn bare(name: &str, parent: Option<&CancelToken>) -> Task {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let name: Arc<str> = name.into();
-        Arc::new(Task {
+        Task {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             source: parent.map_or_else(CancelSource::new, CancelToken::child),
             ledger: Arc::new(Ledger::of(Some(name.clone()))),
@@ -199,7 +222,8 @@ impl Task {
             control: Mutex::default(),
             record: Mutex::default(),
             over: Latch::new(),
-        })
+            of_thread: false,
+        }
     }
 
     /// Its number; never used again.
@@ -303,10 +327,10 @@ impl Task {
     /// The body begins a wait that a kill may end.
     pub(crate) fn begin_wait(&self, waiter: &atomics::Arc<Waiter>) {
         let mut control = self.control.lock();
-        if self.may_strike(&control) {
+        if let Some(target) = control.due(&self.ledger) {
             // No need to wake: its thread has not parked.
             waiter.settle(Outcome::Killed);
-            control.strike_at_wait();
+            control.strike_at_wait(target);
         }
         control.waiter = Some(waiter.clone());
     }
@@ -326,24 +350,24 @@ impl Task {
             return None;
         }
         let mut control = self.control.lock();
-        if !self.may_strike(&control) {
-            return None;
-        }
-        control.strike_at_wait();
-        control.delivered.get_or_insert(Rung::AtWait);
-        control.order.as_ref().map(|order| order.cause.clone())
+        let target = control.due(&self.ledger)?;
+        control.strike_at_wait(target);
+        control.raised_at_wait(target)
     }
 
     /// The cause of the kill that the body has been told of.
     pub(crate) fn kill_cause(&self) -> Option<Cause> {
         let mut control = self.control.lock();
-        control.delivered.get_or_insert(Rung::AtWait);
-        control.order.as_ref().map(|order| order.cause.clone())
+        let target = control.addressee(&self.ledger)?;
+        control.raised_at_wait(target)
     }
 
     /// What the host raises asynchronously has reached the body. `None`: no kill is on its way.
     pub fn arrived(&self) -> Option<Cause> {
         let mut control = self.control.lock();
+        if let Target::Block(index) = control.addressee(&self.ledger)? {
+            return control.strike_block(index);
+        }
         let cause = control.order.as_ref()?.cause.clone();
         control.posted = false;
         control.unanswered = false;
@@ -404,15 +428,8 @@ impl Task {
     /// Take back what was posted and not yet raised, for the body is masked from now on, or is
     /// about to raise `Killed` by itself: one kill is not to strike twice.
     pub(crate) fn take_back(&self) {
-        let force = {
-            let mut control = self.control.lock();
-            let posted = std::mem::take(&mut control.posted);
-            control.force.clone().filter(|_| posted)
-        };
-        // Unlocked, for the host runs code to take it back.
-        if let Some(force) = force {
-            fork::outside(|| force.take_back());
-        }
+        let posted = self.control.lock().unpost();
+        block::take_back(posted);
     }
 
     /// Close this mask and no other; from any thread. What it held off is due now, see
@@ -427,21 +444,15 @@ impl Task {
 
     fn close_mask(&self, is_it: impl Fn(&Mask) -> bool) {
         let closed = {
-            let masks = &mut self.control.lock().masks;
-            let at = masks.iter().rposition(is_it);
-            at.map(|at| masks.remove(at))
+            let mut control = self.control.lock();
+            let at = control.masks.iter().rposition(is_it);
+            at.map(|at| control.close_mask(at))
         };
         drop(closed); // unlocked: a zone's node may be the last of it
     }
 
     fn may_strike(&self, control: &Control) -> bool {
-        let Some(order) = &control.order else {
-            return false;
-        };
-        let now = Time::now();
-        control.phase == Phase::Running
-            && control.masks.iter().all(|mask| mask.end(order) <= now)
-            && (order.respects_locks_until <= now || self.ledger.len() == 0)
+        control.due(&self.ledger) == Some(Target::Body)
     }
 
     // ------------------------------------------------------------------ the killer's side
@@ -501,12 +512,11 @@ impl Task {
     pub(crate) fn strike_wait(&self) {
         let (waiter, hooks, cause) = {
             let mut control = self.control.lock();
-            let struck = |waiter: &atomics::Arc<Waiter>| {
-                self.may_strike(&control) && waiter.settle(Outcome::Killed)
-            };
-            let waiter = control.waiter.clone().filter(struck);
-            if waiter.is_some() {
-                control.strike_at_wait();
+            let due = control.due(&self.ledger);
+            let waiter = control.waiter.clone().zip(due);
+            let struck = waiter.filter(|(waiter, _)| waiter.settle(Outcome::Killed));
+            if let Some((_, target)) = &struck {
+                control.strike_at_wait(*target);
             }
             let hooks = if control.hooks.is_empty() || !self.may_strike(&control) {
                 Vec::new()
@@ -514,7 +524,7 @@ impl Task {
                 std::mem::take(&mut control.hooks)
             };
             let cause = control.order.as_ref().map(|order| order.cause.clone());
-            (waiter, hooks, cause)
+            (struck.map(|(waiter, _)| waiter), hooks, cause)
         };
         if let Some(waiter) = waiter {
             waiter.wake();
@@ -615,18 +625,15 @@ impl Task {
         true
     }
 
-    /// Who dies, for what it still holds. `None`: no kill has reached the body, or is just about to.
-    pub(crate) fn death(&self, stack: Option<Arc<str>>) -> Option<Death> {
+    /// Who dies, for what it holds as this entry of its ledger. `None`: no kill has reached the
+    /// body, or is just about to, or a block of it in which that was taken.
+    pub(crate) fn death(&self, number: Option<u64>, stack: Option<Arc<str>>) -> Option<Death> {
         let control = self.control.lock();
-        let order = control
-            .order
-            .as_ref()
-            .filter(|_| control.delivered.is_some() || control.posted)?;
-        Some(Death {
-            task: self.name.clone(),
-            cause: order.cause.clone(),
-            stack,
-        })
+        let order = control.order.as_ref();
+        match order.filter(|_| control.delivered.is_some() || control.posted) {
+            Some(order) => Some(self.dies(order.cause.clone(), stack)),
+            None => self.death_in_block(&control, number, stack),
+        }
     }
 
     pub(crate) fn delivered(&self) -> Option<Rung> {
@@ -635,6 +642,13 @@ impl Task {
 }
 
 impl Control {
+    fn close_mask(&mut self, at: usize) -> Mask {
+        self.blocks
+            .iter_mut()
+            .for_each(|block| block.mask_closed(at));
+        self.masks.remove(at)
+    }
+
     fn post(&mut self, force: &dyn Force) {
         force.post();
         self.posted = true;
@@ -643,10 +657,32 @@ impl Control {
 
     /// `Killed` is about to be raised at a wait: the first time, clean-up code gets its time
     /// before the host's exception follows.
-    fn strike_at_wait(&mut self) {
-        if self.delivered.is_none() {
-            self.last_strike = Some(Time::now());
+    fn strike_at_wait(&mut self, target: Target) {
+        match target {
+            Target::Body if self.delivered.is_none() => self.last_strike = Some(Time::now()),
+            Target::Body => {}
+            Target::Block(index) => self.strike_block_at_wait(index),
         }
+    }
+
+    /// It is raised there. Returns the cause.
+    fn raised_at_wait(&mut self, target: Target) -> Option<Cause> {
+        match target {
+            Target::Body => {
+                self.delivered.get_or_insert(Rung::AtWait);
+                self.order.as_ref().map(|order| order.cause.clone())
+            }
+            Target::Block(index) => self.raised_in_block(index),
+        }
+    }
+
+    /// What is on its way by force, taken out: to be taken back.
+    fn unpost(&mut self) -> Vec<Arc<dyn Force>> {
+        let mut posted = self.unpost_blocks(0);
+        if std::mem::take(&mut self.posted) {
+            posted.extend(self.force.clone());
+        }
+        posted
     }
 }
 
@@ -702,24 +738,20 @@ impl Boundary {
     /// The body's last instruction has run: from here kills are refused, and what was posted and
     /// not yet raised is taken back. [`Boundary::leave`] does it if it was not done.
     pub fn shut(&mut self) {
-        let (force, posted, traced) = {
+        let (blocks, posted, traced) = {
             let mut control = self.task.control.lock();
             if control.phase == Phase::Running {
                 control.phase = Phase::Closed;
             }
-            let posted = std::mem::take(&mut control.posted);
+            let posted = control.unpost();
             let traced = std::mem::take(&mut control.traced);
-            (control.force.take(), posted, traced)
+            let force = control.force.take().filter(|_| traced);
+            (std::mem::take(&mut control.blocks), posted, force)
         };
-        if let Some(force) = force {
-            fork::outside(|| {
-                if posted {
-                    force.take_back();
-                }
-                if traced {
-                    force.end_trace(&self.task);
-                }
-            });
+        drop(blocks); // unlocked: a node may be the last of it
+        block::take_back(posted);
+        if let Some(force) = traced {
+            fork::outside(|| force.end_trace(&self.task));
         }
     }
 

@@ -66,6 +66,7 @@ from desist._core import (
     wait_writable,
     writable_op,
 )
+from desist._deadline import deadline
 from desist._enums import CauseKind, Outcome, TaskState
 from desist._exceptions import (
     BrokenBarrierError,
@@ -157,6 +158,7 @@ __all__ = [
     "current_effective_deadline",
     "current_time",
     "current_token",
+    "deadline",
     "defer_kill",
     "done_op",
     "fail_after",

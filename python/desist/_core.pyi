@@ -51,6 +51,7 @@ __all__ = [
     "_Injector",
     "acquire_op",
     "after_op",
+    "call_within",
     "cancel_scope",
     "cancelled_op",
     "census",
@@ -582,7 +583,8 @@ class KillReport:
 @final
 class Killed(BaseException):
     """
-    Raised in code that is being killed. Do not catch it: only the task's end absorbs it.
+    Raised in code that is being killed. Do not catch it: only the task's end absorbs it, or that of
+    the block with `kill_after` that is being killed.
     """
     def __new__(cls, /) -> Killed:
         """
@@ -1352,13 +1354,15 @@ class _Injector:
     is native because one written in Python would be struck itself. In front of bytecode `at` of
     the tasks that run it (the first is 1) it does what a killer does that comes to the rung
     ASYNC_EXC at this moment: CPython delivers at its next check. `defer`: a held lock holds the
-    kill off, as at the beginning of that rung; otherwise it is struck inside.
+    kill off, as at the beginning of that rung; otherwise it is struck inside. `block`: kill not the
+    task but this one of the open blocks of the thread that have `kill_after`, the outermost is 0;
+    bytecodes count only while it is open.
     """
     def __call__(self, /, *arguments: object) -> object:
         """
         `(frame, event, arg)` from tracing, `(code, offset)` from monitoring.
         """
-    def __new__(cls, /, at: int, *, defer: bool = False) -> _Injector: ...
+    def __new__(cls, /, at: int, *, defer: bool = False, block: int | None = None) -> _Injector: ...
     @property
     def passed(self, /) -> int:
         """
@@ -1377,8 +1381,25 @@ def after_op(seconds: float, /) -> Op[None]:
     Wait until so many seconds have passed since now; yields None.
     """
 
+def call_within(
+    function: Callable[..., _T],
+    arguments: tuple[object, ...],
+    named: dict[str, object],
+    seconds: float,
+    *,
+    grace: float | None = None,
+    kill_after: float | None = None,
+) -> _T:
+    """
+    Call a function as a block of its own, which DeadlineExceeded leaves after the given seconds.
+    """
+
 def cancel_scope(
-    timeout: float | None = None, *, deadline: float | None = None, grace: float | None = None
+    timeout: float | None = None,
+    *,
+    deadline: float | None = None,
+    grace: float | None = None,
+    kill_after: float | None = None,
 ) -> CancelScope:
     """
     A block that can be cancelled, with a timeout in seconds (or a deadline on the clock of
@@ -1387,6 +1408,18 @@ def cancel_scope(
     Every desist wait inside ends in time. If the block's own deadline passes, DeadlineExceeded (a
     TimeoutError) leaves it; if its cancel() is called, it is left quietly, and `cancelled_caught`
     is true. `grace`: seconds that clean-up zones inside may take after the deadline.
+
+    `kill_after`: if the block still runs so many seconds after its deadline, or its cancel(), Killed
+    is raised in it by force, again and again until it is left, and never after it: at desist waits,
+    through shields, and anywhere in its code. What leaves the block is the same as without force,
+    with Killed as the `__cause__` of DeadlineExceeded. Clean-up and commit blocks inside hold it off,
+    and so do, for a second, desist locks that were taken inside; afterwards they are poisoned.
+    Whatever the block still holds when it has been struck is given back at its end.
+
+    On the main thread (Linux) also what blocks in the system is ended, by a real-time signal; on
+    other threads it is noticed when it returns. The block has to be one of a `with` statement
+    itself: force waits while the statement's function is suspended, as a generator is, or has
+    returned, as ExitStack.enter_context() has. In simulated time kill_after is not in force.
     """
 
 def cancelled_op(token: CancelToken, /) -> Op[CancelCause]:
@@ -1396,8 +1429,8 @@ def cancelled_op(token: CancelToken, /) -> Op[CancelCause]:
 
 def census() -> tuple[int, int, int, int]:
     """
-    What code may leave behind by mistake: tasks that have not ended, deadlines that are armed,
-    locks and permits that the calling thread holds, and blocks that it is in.
+    What code may leave behind by mistake: tasks that have not ended, deadlines that are armed, be
+    it for force, locks and permits that the calling thread holds, and blocks that it is in.
     """
 
 def checkpoint() -> None:
@@ -1447,15 +1480,21 @@ def defer_kill(seconds: float, /) -> Masked:
     To undo things while a kill is on its way through, use cleanup().
     """
 
-def fail_after(seconds: float, *, grace: float | None = None) -> Timeout:
+def fail_after(
+    seconds: float, *, grace: float | None = None, kill_after: float | None = None
+) -> Timeout:
     """
-    A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds.
+    A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds. `kill_after`: by
+    force, if it ignores that for so many seconds; see cancel_scope().
     """
 
-def fail_at(deadline: float, *, grace: float | None = None) -> Timeout:
+def fail_at(
+    deadline: float, *, grace: float | None = None, kill_after: float | None = None
+) -> Timeout:
     """
     A block that DeadlineExceeded (a TimeoutError) leaves at the deadline, on the clock of
-    current_time().
+    current_time(). `kill_after`: by force, if it ignores that for so many seconds; see
+    cancel_scope().
     """
 
 def get_op(queue: Queue[_T] | SimpleQueue[_T], /) -> Op[_T]:
@@ -1468,15 +1507,21 @@ def latch_op(latch: Latch, value: _T, /) -> Op[_T]:
     Wait until a latch is set; yields `value`.
     """
 
-def move_on_after(seconds: float, *, grace: float | None = None) -> CancelScope:
+def move_on_after(
+    seconds: float, *, grace: float | None = None, kill_after: float | None = None
+) -> CancelScope:
     """
     A block that is left quietly after the given seconds, or when its cancel() is called.
+    `kill_after`: by force, if it ignores that for so many seconds; see cancel_scope().
     """
 
-def move_on_at(deadline: float, *, grace: float | None = None) -> CancelScope:
+def move_on_at(
+    deadline: float, *, grace: float | None = None, kill_after: float | None = None
+) -> CancelScope:
     """
     A block that is left quietly at the deadline, on the clock of current_time(), or when its
-    cancel() is called.
+    cancel() is called. `kill_after`: by force, if it ignores that for so many seconds; see
+    cancel_scope().
     """
 
 def notify_closing(file: FileDescriptorLike, /) -> None:

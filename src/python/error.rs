@@ -23,7 +23,8 @@ pub(super) struct Cancelled {
     cause: Py<CancelCause>,
 }
 
-/// Raised in code that is being killed. Do not catch it: only the task's end absorbs it.
+/// Raised in code that is being killed. Do not catch it: only the task's end absorbs it, or that of
+/// the block with `kill_after` that is being killed.
 #[pyclass(extends = PyBaseException, frozen, module = "desist")]
 pub(super) struct Killed {
     /// Who killed, why and when.

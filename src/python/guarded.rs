@@ -266,7 +266,8 @@ impl GuardedValue {
             return Ok(());
         }
         let guarded = self.guarded.get();
-        if let Some((killing, death)) = unwinding.and_then(|raised| Killing::of(py, raised)) {
+        let killing = unwinding.and_then(|raised| Killing::of(py, guarded.lock.entry(), raised));
+        if let Some((killing, death)) = killing {
             self.left.store(true, Ordering::Relaxed);
             if let Ok(poisoned) = holding.release(Some(death)) {
                 killing.record(guarded.lock.name(), poisoned);

@@ -6,6 +6,9 @@
 //! | the class is called in the thread it strikes: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_struck_thread` |
 //! | calling a Python function delivers what is in the slot | 3.10-3.15 | `test_a_posted_kill_is_taken_back` |
 //! | a thread that wants the interpreter while it shuts down is ended by `pthread_exit` | 3.10-3.13 | `test_a_daemon_does_not_abort_the_process_at_its_end` |
+//! | `f_lasti` of a frame that calls `__enter__` lies before the first entry of the exception table for its block; an exception that is raised at an INSTRUCTION event counts as raised at that instruction | 3.12-3.15 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
+//! | up to 3.11, what is posted at a thread is delivered where it stands, and in a `with` block that leads to `__exit__` | 3.10, 3.11 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
+//! | a Python-level handler is run where a signal has broken a system call, and what it raises is raised there | 3.10-3.15 | `test_what_blocks_the_main_thread_in_the_system_is_broken` |
 //! | what a callback of sys.monitoring raises, for events local to code that is running, is raised in that code | 3.12-3.15 | `test_tracing_alone_is_enough` |
 //! | what a C trace function raises is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_what_swallows_a_kill_cannot_go_on` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
@@ -15,6 +18,7 @@
 //! taken back by having it delivered to a function that does nothing.
 #![allow(unsafe_code)] // calls of the C API
 
+mod block;
 pub(super) mod trace;
 
 use std::ffi::{CString, c_long, c_ulong};
@@ -39,15 +43,21 @@ struct AsyncException {
 
 /// The force for the calling thread.
 pub(super) fn for_this_thread(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
+    Ok(Arc::new(this_thread(py)?))
+}
+
+fn this_thread(py: Python<'_>) -> PyResult<AsyncException> {
     static GET_IDENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let get_ident = GET_IDENT.get_or_try_init(py, || {
         Ok::<_, PyErr>(py.import("_thread")?.getattr("get_ident")?.unbind())
     })?;
     nothing(py)?; // made now, for later is too late
-    Ok(Arc::new(AsyncException {
+    Ok(AsyncException {
         thread: get_ident.bind(py).call0()?.extract()?,
-    }))
+    })
 }
+
+pub(super) use block::{for_this_block, for_this_call};
 
 /// Call Python code that may take its time, as a daemon's may until the process ends.
 ///
@@ -58,6 +68,15 @@ pub(super) fn for_this_thread(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
 pub(super) fn call<'py>(
     callable: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyAny>> {
+    call_with(callable, arguments, None)
+}
+
+/// [`call`], with named arguments.
+pub(super) fn call_with<'py>(
+    callable: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+    named: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     type Call = unsafe extern "C-unwind" fn(
         callable: *mut ffi::PyObject,
@@ -71,9 +90,10 @@ pub(super) fn call<'py>(
     });
     let py = callable.py();
     let stay = Stay;
+    let named = named.map_or(std::ptr::null_mut(), Bound::as_ptr);
     // SAFETY: the interpreter is ours, as `py` shows, the pointers are of live objects, the second
-    // one of a tuple; NULL is no named arguments.
-    let result = unsafe { call(callable.as_ptr(), arguments.as_ptr(), std::ptr::null_mut()) };
+    // one of a tuple, the third one of a dict; NULL is no named arguments.
+    let result = unsafe { call(callable.as_ptr(), arguments.as_ptr(), named) };
     std::mem::forget(stay);
     // SAFETY: a new reference, or NULL and an exception is set.
     unsafe { Bound::from_owned_ptr_or_err(py, result) }
@@ -170,23 +190,27 @@ pub(super) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Arc<str>> {
 /// is native because one written in Python would be struck itself. In front of bytecode `at` of
 /// the tasks that run it (the first is 1) it does what a killer does that comes to the rung
 /// ASYNC_EXC at this moment: CPython delivers at its next check. `defer`: a held lock holds the
-/// kill off, as at the beginning of that rung; otherwise it is struck inside.
+/// kill off, as at the beginning of that rung; otherwise it is struck inside. `block`: kill not the
+/// task but this one of the open blocks of the thread that have `kill_after`, the outermost is 0;
+/// bytecodes count only while it is open.
 // No state but the count, for it is called in front of every bytecode.
 #[pyclass(frozen, name = "_Injector", module = "desist._core")]
 pub(super) struct Injector {
     at: u64,
     defer: bool,
+    block: Option<usize>,
     passed: AtomicU64,
 }
 
 #[pymethods]
 impl Injector {
     #[new]
-    #[pyo3(signature = (at: "int", *, defer = false))]
-    fn new(at: u64, defer: bool) -> Self {
+    #[pyo3(signature = (at: "int", *, defer = false, block: "int | None" = None))]
+    fn new(at: u64, defer: bool, block: Option<usize>) -> Self {
         Self {
             at,
             defer,
+            block,
             passed: AtomicU64::new(0),
         }
     }
@@ -217,15 +241,39 @@ impl Injector {
 
 impl Injector {
     fn pass(&self) {
+        match self.block {
+            None => self.pass_task(),
+            Some(block) => self.pass_block(block),
+        }
+    }
+
+    fn is_here(&self) -> bool {
+        self.passed.fetch_add(1, Ordering::Relaxed) + 1 == self.at
+    }
+
+    fn respects_locks_until(&self, now: Time) -> Time {
+        if self.defer { Time::NEVER } else { now }
+    }
+
+    fn pass_task(&self) {
         // A worker between two items is a task, too, but there is nothing to strike.
-        let Some(task) = scope::current_task().filter(|task| task.has_force()) else {
+        let task = scope::current_task().filter(|task| task.has_force());
+        if let Some(task) = task.filter(|_| self.is_here()) {
+            let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);
+            task.order(&cause, self.respects_locks_until(cause.at));
+            task.strike_async();
+        }
+    }
+
+    fn pass_block(&self, block: usize) {
+        let Some(task) = scope::current_task() else {
             return;
         };
-        if self.passed.fetch_add(1, Ordering::Relaxed) + 1 != self.at {
-            return;
+        if let Some(id) = task.open_block_at(block).filter(|_| self.is_here()) {
+            let now = Time::now();
+            task.expire_block(id, now);
+            task.order_block(id, &Cause::deadline(now), self.respects_locks_until(now));
+            task.strike_async_block(id);
         }
-        let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);
-        task.order(&cause, if self.defer { Time::NEVER } else { cause.at });
-        task.strike_async();
     }
 }

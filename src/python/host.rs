@@ -88,13 +88,13 @@ pub(super) fn take_raised() -> Option<PyErr> {
 
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)] // two system calls
-fn is_main_thread() -> bool {
+pub(super) fn is_main_thread() -> bool {
     // SAFETY: neither call has a precondition.
     unsafe { libc::gettid() == libc::getpid() }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn is_main_thread() -> bool {
+pub(super) fn is_main_thread() -> bool {
     true // an idle slice costs little; a deaf main thread costs more
 }
 

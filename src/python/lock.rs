@@ -88,7 +88,7 @@ impl Lock {
     /// Unwinding runs the blocks' ends before the task's boundary is reached, so it is here that a
     /// lock learns that its holder was stopped inside.
     fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
-        let released = match Killing::of(py, unwinding) {
+        let released = match Killing::of(py, self.core().entry(), unwinding) {
             Some((killing, death)) => {
                 let released = if block {
                     self.core().end_block_killed(death)
@@ -143,17 +143,19 @@ pub(super) struct Killing {
 }
 
 impl Killing {
-    /// `unwinding` is the exception that is on its way, or None.
-    pub(super) fn of(py: Python<'_>, unwinding: &Bound<'_, PyAny>) -> Option<(Killing, Death)> {
+    /// `entry`: of what is held, in the ledger. `unwinding`: the exception that is on its way.
+    pub(super) fn of(
+        py: Python<'_>,
+        entry: Option<u64>,
+        unwinding: &Bound<'_, PyAny>,
+    ) -> Option<(Killing, Death)> {
         // A suspended generator that the unwinding throws away gets GeneratorExit instead.
         if !unwinding.is_instance_of::<Killed>() && !unwinding.is_instance_of::<PyGeneratorExit>() {
             return None;
         }
         let task = scope::current_task()?;
-        let death = task.death(hard_stop::stack_of(
-            py,
-            &PyErr::from_value(unwinding.clone()),
-        ))?;
+        let stack = hard_stop::stack_of(py, &PyErr::from_value(unwinding.clone()));
+        let death = task.death(entry, stack)?;
         Some((Killing { task }, death))
     }
 
@@ -171,10 +173,10 @@ impl Killing {
 }
 
 /// What is on its way through the code that calls to release something: in a `finally` it is the
-/// exception that is being handled.
-pub(super) fn unwinding(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+/// exception that is being handled. `entry`: of what is to be released, in the ledger.
+pub(super) fn unwinding(py: Python<'_>, entry: Option<u64>) -> PyResult<Option<Bound<'_, PyAny>>> {
     // Nobody else can be the victim of a kill than a task that has been told of one.
-    if scope::current_task().is_none_or(|task| task.death(None).is_none()) {
+    if scope::current_task().is_none_or(|task| task.death(entry, None).is_none()) {
         return Ok(None);
     }
     let handled = py
@@ -273,7 +275,7 @@ impl Lock {
     ///
     /// A kill that the lock held off is raised here.
     pub(super) fn release(&self, py: Python<'_>) -> PyResult<()> {
-        match unwinding(py)? {
+        match unwinding(py, self.core().entry())? {
             None => self.give_back(py, false),
             Some(unwinding) => self.give_up(py, false, &unwinding),
         }

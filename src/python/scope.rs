@@ -1,23 +1,28 @@
 //! `CancelScope`, `Timeout` and the functions that make them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
+use crate::enforcer::Watch;
 use crate::error::ScopeMisuse;
 use crate::python::cause::CancelCause;
-use crate::python::error::{self, Cancelled};
+use crate::python::error::{self, Cancelled, Killed};
+use crate::python::hard_stop;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 use crate::python::token::{CancelToken, cancel_node};
-use crate::scope::{self, Exit, Kind};
+use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding};
+use crate::task::Force;
 use crate::token::tree::NodeRef;
-use crate::{deadline, token};
+use crate::{deadline, testing, token};
 
 /// When a block is to end.
 #[derive(Clone, Copy)]
@@ -42,6 +47,8 @@ impl Limit {
 struct Block {
     kind: Kind,
     grace: Option<Duration>,
+    /// Boxed, for few blocks have one.
+    kill_after: Option<Box<Duration>>,
     state: Mutex<State>,
 }
 
@@ -51,7 +58,11 @@ enum State {
         limit: Limit,
         cancelled: Option<Box<Cause>>,
     },
-    Open(NodeRef),
+    Open {
+        node: NodeRef,
+        /// If it can be ended by force.
+        watch: Option<Box<Watch>>,
+    },
     Left {
         deadline: Time,
         cause: Option<Box<Cause>>,
@@ -60,10 +71,16 @@ enum State {
 }
 
 impl Block {
-    fn new(kind: Kind, limit: Limit, grace: Option<Duration>) -> Self {
+    fn new(
+        kind: Kind,
+        limit: Limit,
+        grace: Option<Duration>,
+        kill_after: Option<Duration>,
+    ) -> Self {
         Self {
             kind,
             grace,
+            kill_after: kill_after.map(Box::new),
             state: Mutex::new(State::Fresh {
                 limit,
                 cancelled: None,
@@ -81,20 +98,88 @@ impl Block {
         if let Some(cause) = cancelled.take() {
             node.cancel(*cause);
         }
-        *state = State::Open(node);
+        *state = State::Open { node, watch: None };
         Ok(())
     }
 
-    /// Leave. The cause, if the block's cancellation was absorbed.
-    fn exit(&self, py: Python<'_>, kind: GivenClass<'_, '_>) -> PyResult<Option<Cause>> {
+    /// Enter a block that can be ended by `force`.
+    #[cold]
+    #[inline(never)]
+    fn enter_forced(
+        &self,
+        py: Python<'_>,
+        kill_after: Duration,
+        force: Arc<dyn Force>,
+    ) -> PyResult<()> {
+        // Asked for before anything is locked, for it runs code of Python's; then it is known.
+        crate::host::thread_name();
         let mut state = self.state.lock();
-        let State::Open(node) = &*state else {
+        let State::Fresh { limit, cancelled } = &mut *state else {
+            drop(state);
+            return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
+        };
+        let cancelled = cancelled.take().map(|cause| *cause);
+        let (node, watch) =
+            scope::enter_forced(limit.as_of_now(), self.grace, cancelled, kill_after, force);
+        let watch = Some(Box::new(watch));
+        *state = State::Open { node, watch };
+        Ok(())
+    }
+
+    /// Enter it at the beginning of a `with` statement.
+    fn enter_with(&self, py: Python<'_>) -> PyResult<()> {
+        match &self.kill_after {
+            // Simulated time stands still while code runs that ignores it.
+            Some(kill_after) if testing::current().is_none() => {
+                self.enter_forced(py, **kill_after, hard_stop::for_this_block(py)?)
+            }
+            _ => self.enter(py),
+        }
+    }
+
+    /// Leave. The cause, if the block's cancellation was absorbed.
+    fn exit(
+        &self,
+        py: Python<'_>,
+        kind: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Cause>> {
+        let mut state = self.state.lock();
+        let State::Open { node, watch } = &*state else {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::NotEntered));
         };
-        // The class is final, so identity is the whole test.
-        let unwinding = !kind.is_none() && kind.is(py.get_type::<Cancelled>());
-        let exit = scope::exit(node, unwinding);
+        // The classes are final, so identity is the whole test.
+        let unwinding = if kind.is_none() {
+            Unwinding::Nothing
+        } else if kind.is(py.get_type::<Cancelled>()) {
+            Unwinding::Cancelled
+        } else if kind.is(py.get_type::<Killed>()) {
+            Unwinding::Killed
+        } else {
+            Unwinding::Nothing
+        };
+        if unwinding == Unwinding::Killed {
+            scope::close_above(node);
+        }
+        let mut outward = false;
+        let exit = if watch.is_some() {
+            let node = node.clone();
+            drop(state);
+            let exit = exit_forced(py, &node, unwinding, value);
+            outward = exit == Ok(ForcedExit::Outward);
+            state = self.state.lock();
+            exit.map(|exit| match exit {
+                ForcedExit::Absorbed(cause) => Exit::Absorbed(cause),
+                ForcedExit::Pass | ForcedExit::Outward => Exit::Pass,
+            })
+        } else {
+            scope::exit(node, unwinding == Unwinding::Cancelled)
+        };
+        let State::Open { node, .. } = &*state else {
+            drop(state);
+            return Err(error::misuse(py, ScopeMisuse::NotEntered));
+        };
         if exit == Err(ScopeMisuse::WrongThread) {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::WrongThread)); // still open, where it belongs
@@ -115,7 +200,8 @@ impl Block {
         };
         let open = std::mem::replace(&mut *state, left);
         drop(state);
-        if let State::Open(node) = open {
+        if let State::Open { node, watch } = open {
+            drop(watch);
             if !node.is_private() {
                 detached(py, || node.close(CauseKind::ScopeExited));
             }
@@ -125,12 +211,48 @@ impl Block {
         if self.kind == Kind::Cleanup && kind.is_none() {
             error::check_kill(py)?;
         }
+        if outward {
+            crate::wait::checkpoint().map_err(|stop| {
+                let error = error::from_stop(py, stop);
+                error.set_cause(py, Some(PyErr::from_value(value.clone())));
+                error
+            })?;
+        }
         Ok(caught)
+    }
+
+    /// Call a function as the block: no code of Python's is between the function and the block's
+    /// ends.
+    fn call<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        arguments: &Bound<'py, PyTuple>,
+        named: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = function.py();
+        match &self.kill_after {
+            Some(kill_after) if testing::current().is_none() => {
+                self.enter_forced(py, **kill_after, hard_stop::for_this_call(py)?)?;
+            }
+            _ => self.enter(py)?,
+        }
+        let result = hard_stop::call_with(function, arguments, named);
+        let none = py.None().into_bound(py);
+        match result {
+            Ok(value) => self.exit(py, &none, &none).map(|_| value),
+            Err(raised) => {
+                let (kind, value) = (raised.get_type(py), raised.value(py).clone().into_any());
+                match self.exit(py, &kind, &value)? {
+                    Some(_) => Err(deadline_exceeded(py, &value)),
+                    None => Err(raised),
+                }
+            }
+        }
     }
 
     fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Duration>) -> bool {
         let node = match &mut *self.state.lock() {
-            State::Open(node) => node.clone(),
+            State::Open { node, .. } => node.clone(),
             State::Fresh { cancelled, .. } if cancelled.is_none() => {
                 *cancelled = Some(Box::new(Cause::now(
                     CauseKind::Explicit,
@@ -141,13 +263,27 @@ impl Block {
             }
             _ => return false,
         };
-        cancel_node(py, &node, reason, grace)
+        let first = cancel_node(py, &node, reason, grace);
+        if first {
+            self.look_again();
+        }
+        first
+    }
+
+    /// Force may begin at another time now.
+    fn look_again(&self) {
+        if let State::Open {
+            watch: Some(watch), ..
+        } = &*self.state.lock()
+        {
+            watch.look_again();
+        }
     }
 
     fn deadline(&self) -> f64 {
         seconds::from_time(match &*self.state.lock() {
             State::Fresh { limit, .. } => limit.as_of_now(),
-            State::Open(node) => node.own_deadline(),
+            State::Open { node, .. } => node.own_deadline(),
             State::Left { deadline, .. } => *deadline,
         })
     }
@@ -159,16 +295,17 @@ impl Block {
                 *limit = Limit::At(new);
                 return Ok(());
             }
-            State::Open(node) => node.clone(),
+            State::Open { node, .. } => node.clone(),
             State::Left { .. } => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
         };
         deadline::set(&node, new);
+        self.look_again();
         Ok(())
     }
 
     fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
         let node = match &*self.state.lock() {
-            State::Open(node) => Some(node.clone()),
+            State::Open { node, .. } => Some(node.clone()),
             _ => None,
         };
         match node {
@@ -180,8 +317,8 @@ impl Block {
     fn cause(&self) -> Option<Cause> {
         match &*self.state.lock() {
             State::Fresh { cancelled, .. } => cancelled.as_deref().cloned(),
-            State::Open(node) if node.is_cancelled_itself() => node.cause(),
-            State::Open(_) => None,
+            State::Open { node, .. } if node.is_cancelled_itself() => node.cause(),
+            State::Open { .. } => None,
             State::Left { cause, .. } => cause.as_deref().cloned(),
         }
     }
@@ -189,6 +326,22 @@ impl Block {
     fn caught(&self) -> bool {
         matches!(&*self.state.lock(), State::Left { caught: true, .. })
     }
+}
+
+/// Leave a block that can be ended by force. It runs code of Python's, to which the block's lock is
+/// not to be held.
+#[cold]
+#[inline(never)]
+fn exit_forced(
+    py: Python<'_>,
+    node: &NodeRef,
+    unwinding: Unwinding,
+    value: &Bound<'_, PyAny>,
+) -> Result<ForcedExit, ScopeMisuse> {
+    scope::exit_forced(node, unwinding, || match unwinding {
+        Unwinding::Killed => hard_stop::stack_of(py, &PyErr::from_value(value.clone())),
+        _ => None,
+    })
 }
 
 /// What leaves the block whose own deadline was the cause.
@@ -214,7 +367,7 @@ pub(super) struct CancelScope {
 #[pymethods]
 impl CancelScope {
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
-        slf.get().block.enter(slf.py())?;
+        slf.get().block.enter_with(slf.py())?;
         Ok(slf)
     }
 
@@ -227,7 +380,7 @@ impl CancelScope {
         value: GivenException<'_, '_>,
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<bool> {
-        match self.block.exit(py, r#type)? {
+        match self.block.exit(py, &r#type, &value)? {
             Some(cause) if self.raises && cause.kind == CauseKind::Deadline => {
                 Err(deadline_exceeded(py, &value))
             }
@@ -301,7 +454,7 @@ pub(super) struct Timeout {
 #[pymethods]
 impl Timeout {
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
-        slf.get().block.enter(slf.py())?;
+        slf.get().block.enter_with(slf.py())?;
         Ok(slf)
     }
 
@@ -315,7 +468,7 @@ impl Timeout {
         _traceback: GivenTraceback<'_, '_>,
     ) -> PyResult<()> {
         self.block
-            .exit(py, r#type)?
+            .exit(py, &r#type, &value)?
             .map_or(Ok(()), |_| Err(deadline_exceeded(py, &value)))
     }
 
@@ -343,17 +496,23 @@ impl Timeout {
     }
 }
 
-fn scope(
-    kind: Kind,
+/// A block with options as given.
+fn block(
     limit: Limit,
     grace: Option<Seconds<'_, '_>>,
-    raises: bool,
-) -> PyResult<CancelScope> {
+    kill_after: Option<Seconds<'_, '_>>,
+) -> PyResult<Block> {
     let grace = seconds::optional_span(grace, "grace")?;
-    Ok(CancelScope {
-        block: Block::new(kind, limit, grace),
-        raises,
-    })
+    let kill_after = seconds::optional_span(kill_after, "kill_after")?;
+    Ok(Block::new(Kind::Plain, limit, grace, kill_after))
+}
+
+/// A block that hides what is outside.
+fn hiding(kind: Kind, limit: Limit) -> CancelScope {
+    CancelScope {
+        block: Block::new(kind, limit, None, None),
+        raises: false,
+    }
 }
 
 fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
@@ -370,12 +529,25 @@ fn at(deadline: Seconds<'_, '_>) -> PyResult<Limit> {
 /// Every desist wait inside ends in time. If the block's own deadline passes, DeadlineExceeded (a
 /// TimeoutError) leaves it; if its cancel() is called, it is left quietly, and `cancelled_caught`
 /// is true. `grace`: seconds that clean-up zones inside may take after the deadline.
+///
+/// `kill_after`: if the block still runs so many seconds after its deadline, or its cancel(), Killed
+/// is raised in it by force, again and again until it is left, and never after it: at desist waits,
+/// through shields, and anywhere in its code. What leaves the block is the same as without force,
+/// with Killed as the `__cause__` of DeadlineExceeded. Clean-up and commit blocks inside hold it off,
+/// and so do, for a second, desist locks that were taken inside; afterwards they are poisoned.
+/// Whatever the block still holds when it has been struck is given back at its end.
+///
+/// On the main thread (Linux) also what blocks in the system is ended, by a real-time signal; on
+/// other threads it is noticed when it returns. The block has to be one of a `with` statement
+/// itself: force waits while the statement's function is suspended, as a generator is, or has
+/// returned, as ExitStack.enter_context() has. In simulated time kill_after is not in force.
 #[pyfunction]
-#[pyo3(signature = (timeout = None, *, deadline = None, grace = None))]
+#[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None))]
 pub(super) fn cancel_scope(
     timeout: Option<Seconds<'_, '_>>,
     deadline: Option<Seconds<'_, '_>>,
     grace: Option<Seconds<'_, '_>>,
+    kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<CancelScope> {
     let limit = match (timeout, deadline) {
         (None, None) => Limit::None,
@@ -387,54 +559,87 @@ pub(super) fn cancel_scope(
             ));
         }
     };
-    scope(Kind::Plain, limit, grace, true)
+    let block = block(limit, grace, kill_after)?;
+    Ok(CancelScope {
+        block,
+        raises: true,
+    })
+}
+
+/// Call a function as a block of its own, which DeadlineExceeded leaves after the given seconds.
+#[pyfunction]
+#[pyo3(signature = (function: "Callable[..., _T]", arguments: "tuple[object, ...]", named: "dict[str, object]", seconds, *, grace = None, kill_after = None) -> "_T")]
+pub(super) fn call_within<'py>(
+    function: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+    named: &Bound<'py, PyDict>,
+    seconds: Seconds<'_, '_>,
+    grace: Option<Seconds<'_, '_>>,
+    kill_after: Option<Seconds<'_, '_>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let block = block(after(seconds)?, grace, kill_after)?;
+    block.call(function, arguments, Some(named))
 }
 
 /// A block that is left quietly after the given seconds, or when its cancel() is called.
+/// `kill_after`: by force, if it ignores that for so many seconds; see cancel_scope().
 #[pyfunction]
-#[pyo3(signature = (seconds, *, grace = None))]
+#[pyo3(signature = (seconds, *, grace = None, kill_after = None))]
 pub(super) fn move_on_after(
     seconds: Seconds<'_, '_>,
     grace: Option<Seconds<'_, '_>>,
+    kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<CancelScope> {
-    scope(Kind::Plain, after(seconds)?, grace, false)
+    let block = block(after(seconds)?, grace, kill_after)?;
+    Ok(CancelScope {
+        block,
+        raises: false,
+    })
 }
 
 /// A block that is left quietly at the deadline, on the clock of current_time(), or when its
-/// cancel() is called.
+/// cancel() is called. `kill_after`: by force, if it ignores that for so many seconds; see
+/// cancel_scope().
 #[pyfunction]
-#[pyo3(signature = (deadline, *, grace = None))]
+#[pyo3(signature = (deadline, *, grace = None, kill_after = None))]
 pub(super) fn move_on_at(
     deadline: Seconds<'_, '_>,
     grace: Option<Seconds<'_, '_>>,
+    kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<CancelScope> {
-    scope(Kind::Plain, at(deadline)?, grace, false)
+    let block = block(at(deadline)?, grace, kill_after)?;
+    Ok(CancelScope {
+        block,
+        raises: false,
+    })
 }
 
-/// A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds.
+/// A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds. `kill_after`: by
+/// force, if it ignores that for so many seconds; see cancel_scope().
 #[pyfunction]
-#[pyo3(signature = (seconds, *, grace = None))]
+#[pyo3(signature = (seconds, *, grace = None, kill_after = None))]
 pub(super) fn fail_after(
     seconds: Seconds<'_, '_>,
     grace: Option<Seconds<'_, '_>>,
+    kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<Timeout> {
-    let grace = seconds::optional_span(grace, "grace")?;
     Ok(Timeout {
-        block: Block::new(Kind::Plain, after(seconds)?, grace),
+        block: block(after(seconds)?, grace, kill_after)?,
     })
 }
 
 /// A block that DeadlineExceeded (a TimeoutError) leaves at the deadline, on the clock of
-/// current_time().
+/// current_time(). `kill_after`: by force, if it ignores that for so many seconds; see
+/// cancel_scope().
 #[pyfunction]
-#[pyo3(signature = (deadline, *, grace = None))]
+#[pyo3(signature = (deadline, *, grace = None, kill_after = None))]
 pub(super) fn fail_at(
     deadline: Seconds<'_, '_>,
     grace: Option<Seconds<'_, '_>>,
+    kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<Timeout> {
-    let grace = seconds::optional_span(grace, "grace")?;
     Ok(Timeout {
-        block: Block::new(Kind::Plain, at(deadline)?, grace),
+        block: block(at(deadline)?, grace, kill_after)?,
     })
 }
 
@@ -443,7 +648,7 @@ pub(super) fn fail_at(
 #[pyfunction]
 #[pyo3(signature = (seconds, /))]
 pub(super) fn shield(seconds: Seconds<'_, '_>) -> PyResult<CancelScope> {
-    scope(Kind::Shield, after(seconds)?, None, false)
+    Ok(hiding(Kind::Shield, after(seconds)?))
 }
 
 /// A block for cleaning up: a cancellation outside is hidden from it until the grace is spent
@@ -455,5 +660,5 @@ pub(super) fn shield(seconds: Seconds<'_, '_>) -> PyResult<CancelScope> {
 #[pyo3(signature = (seconds = None, /))]
 pub(super) fn cleanup(seconds: Option<Seconds<'_, '_>>) -> PyResult<CancelScope> {
     let limit = seconds.map_or(Ok(Limit::None), after)?;
-    scope(Kind::Cleanup, limit, None, false)
+    Ok(hiding(Kind::Cleanup, limit))
 }

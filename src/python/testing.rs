@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use crate::python::error;
 use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
-use crate::{deadline, scope, task, testing};
+use crate::{deadline, enforcer, scope, task, testing};
 
 /// A clock that jumps, and the threads that go by it.
 #[pyclass(frozen, module = "desist._core")]
@@ -54,13 +54,13 @@ impl Simulation {
     }
 }
 
-/// What code may leave behind by mistake: tasks that have not ended, deadlines that are armed,
-/// locks and permits that the calling thread holds, and blocks that it is in.
+/// What code may leave behind by mistake: tasks that have not ended, deadlines that are armed, be
+/// it for force, locks and permits that the calling thread holds, and blocks that it is in.
 #[pyfunction]
 pub(super) fn census() -> (usize, usize, usize, usize) {
     (
         task::unfinished(),
-        deadline::armed(),
+        deadline::armed() + enforcer::watched(),
         scope::current_ledger().len(),
         scope::depth(),
     )

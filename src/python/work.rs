@@ -338,7 +338,8 @@ impl Lease {
     /// The token of the code that works on it: cancelled when that is to stop.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
-        let task = scope::current_task().map(|task| task.source().token());
+        let task = scope::current_task().filter(|task| !task.is_of_thread());
+        let task = task.map(|task| task.source().token());
         CancelToken::wrap(py, task.unwrap_or_else(scope::current_token))
     }
 

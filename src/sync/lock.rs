@@ -232,6 +232,13 @@ impl Lock {
             .give_up(false, Some(&End::Killed(Arc::new(death))))
     }
 
+    /// Which entry of the ledger of the calling task, or thread, its latest hold is.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn entry(&self) -> Option<u64> {
+        let hold = scope::with_ledger(|mine| mine.latest(Arc::as_ptr(&self.core).cast()));
+        hold.map(Hold::number)
+    }
+
     /// May its holder take it again?
     pub fn is_reentrant(&self) -> bool {
         self.core.reentrant

@@ -25,15 +25,16 @@ TOOL = 4  # 0 to 2 are for debuggers, coverage and profilers
 LIMIT = 3000
 
 
-def sweep(trial: Callable[[], None], *, defer: bool = False) -> int:
+def sweep(trial: Callable[[], None], *, defer: bool = False, block: int | None = None) -> int:
     """Run `trial` once for each of its bytecodes, and once more; how many it has.
 
     `trial` checks what it has done itself, in code that no task runs. `defer`: a held lock holds
-    the kill off.
+    the kill off. `block`: not the task is killed, but this one of the thread's open blocks with
+    kill_after (0 is the outermost), and only its bytecodes count.
     """
     at = 1
     while True:
-        injector = _Injector(at, defer=defer)
+        injector = _Injector(at, defer=defer, block=block)
         try:
             with watched(injector):
                 run(trial, injector)

@@ -1,0 +1,516 @@
+//! Raising inside one block, and nowhere else.
+//!
+//! What an asynchronous exception strikes is the instruction at which CPython next looks, and that
+//! may lie outside of the table entry that leads to the block's `__exit__`, although it belongs to
+//! the block: the jump at the end of a `while` loop (3.13), the call of `__enter__` (3.14). So where
+//! there is sys.monitoring, a `with` block is not struck by such an exception: the code that its
+//! thread is in the middle of is observed, instruction by instruction, until the thread itself
+//! comes by, looks where it is, and raises there, or does not. (What is raised at the events of lines
+//! and jumps counts as raised elsewhere, and may miss `__exit__`, too.)
+//!
+//! On the main thread a signal breaks what blocks in the system. Its handler looks in the same way.
+//!
+//! A block that is one native call needs none of this: there is no code of Python's between the
+//! function and the block's end, so wherever it is struck, it ends there.
+#![allow(unsafe_code)] // calls of the C API, and two of the system's
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
+
+use parking_lot::Mutex;
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::{MutexExt, PyOnceLock};
+use pyo3::types::PyBytes;
+
+use super::{AsyncException, this_thread};
+use crate::python::{error, host};
+use crate::scope;
+use crate::task::Force;
+
+/// Strikes one block of one thread.
+struct InBlock {
+    thread: AsyncException,
+    /// Where the block is, if it is one of Python's.
+    with: Option<With>,
+    signal: Option<Signal>,
+    /// Is its code observed? Otherwise it is struck by an asynchronous exception.
+    observes: OnceLock<bool>,
+    /// It was ordered to strike, and will when it has let the order's lock go.
+    ordered: AtomicBool,
+    observed: Mutex<Observed>,
+}
+
+/// Code that is observed, and by which tool.
+#[derive(Default)]
+struct Observed {
+    tool: Option<u8>,
+    code: Vec<Py<PyAny>>,
+}
+
+/// A `with` statement that is being executed.
+struct With {
+    frame: Py<PyAny>,
+    /// The instruction that calls `__enter__`.
+    entered_at: u32,
+    /// Where what is raised in it goes first.
+    handler: OnceLock<Option<u32>>,
+}
+
+/// The force for a `with` statement that calls `__enter__` now.
+pub(in crate::python) fn for_this_block(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
+    let with = match frame(py) {
+        Some(frame) => Some(With {
+            entered_at: last_instruction(&frame)?,
+            frame: frame.unbind(),
+            handler: OnceLock::new(),
+        }),
+        None => None, // entered by a program that embeds Python
+    };
+    make(py, with)
+}
+
+/// The force for a block that is one native call.
+pub(in crate::python) fn for_this_call(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
+    make(py, None)
+}
+
+fn make(py: Python<'_>, with: Option<With>) -> PyResult<Arc<dyn Force>> {
+    Ok(Arc::new(InBlock {
+        thread: this_thread(py)?,
+        with,
+        signal: Signal::to_this_thread(py)?,
+        observes: OnceLock::new(),
+        ordered: AtomicBool::new(false),
+        observed: Mutex::default(),
+    }))
+}
+
+impl InBlock {
+    fn observes(&self, py: Python<'_>) -> bool {
+        let can = || self.with.is_some() && matches!(monitoring(py), Ok(Some(_)));
+        *self.observes.get_or_init(can)
+    }
+
+    /// By an asynchronous exception?
+    fn posts(&self, py: Python<'_>) -> bool {
+        !self.observes(py) && self.signal.is_none()
+    }
+
+    /// Have the thread look where it is, at its next instruction of code that it is in now.
+    fn observe(&self, py: Python<'_>) -> PyResult<()> {
+        let (Some(monitoring), Some(with)) = (monitoring(py)?, &self.with) else {
+            return Ok(());
+        };
+        let frames = py.import("sys")?.call_method0("_current_frames")?;
+        let mut next = frames.get_item(self.thread.thread).ok();
+        let mut codes = vec![with.frame.bind(py).getattr(intern!(py, "f_code"))?];
+        while let Some(frame) = next {
+            if frame.is(&with.frame) {
+                break;
+            }
+            codes.push(frame.getattr(intern!(py, "f_code"))?);
+            // Without a global lock it runs meanwhile, and only code objects hold still.
+            next = if has_gil(py)? { back(&frame)? } else { None };
+        }
+        let mut seen = HashSet::new();
+        codes.retain(|code| seen.insert(code.as_ptr()));
+        let event = instruction(&monitoring)?;
+        let known = self.observed.lock().tool;
+        let tool = known.map_or_else(|| take_tool(&monitoring), Ok)?;
+        self.observed.lock().tool = Some(tool);
+        for code in codes {
+            monitoring.call_method1("set_local_events", (tool, &code, event))?;
+            self.observed.lock().code.push(code.unbind());
+        }
+        Ok(())
+    }
+
+    fn stop_observing(&self, py: Python<'_>) -> PyResult<()> {
+        let observed = std::mem::take(&mut *self.observed.lock());
+        let (Some(monitoring), Some(tool)) = (monitoring(py)?, observed.tool) else {
+            return Ok(());
+        };
+        for code in &observed.code {
+            monitoring.call_method1("set_local_events", (tool, code, 0))?;
+        }
+        leave_tool(&monitoring)
+    }
+
+    /// On the thread itself: would an exception that is raised here come to the block's end?
+    fn is_inside(&self, py: Python<'_>, at: Option<u32>) -> PyResult<bool> {
+        let Some(with) = &self.with else {
+            return Ok(true);
+        };
+        let mut next = frame(py);
+        let mut top = true;
+        while let Some(frame) = next {
+            if frame.is(&with.frame) {
+                let observes = self.observes(py);
+                return Ok(!observes || with.is_inside(&frame, at.filter(|_| top), top)?);
+            }
+            next = back(&frame)?;
+            top = false;
+        }
+        Ok(false) // suspended in a generator, or a kill has skipped its end
+    }
+}
+
+impl With {
+    fn is_inside(&self, frame: &Bound<'_, PyAny>, at: Option<u32>, top: bool) -> PyResult<bool> {
+        let py = frame.py();
+        let code = frame.getattr(intern!(py, "f_code"))?;
+        let table = code.getattr(intern!(py, "co_exceptiontable"))?;
+        let table = table.cast::<PyBytes>()?.as_bytes();
+        let here = at.map_or_else(|| last_instruction(frame), Ok)?;
+        // An exception out of a signal's handler counts as raised where a jump leads.
+        if at.is_none() && top && is_jump(&code, here)? {
+            return Ok(false);
+        }
+        let first = || first_handler_behind(table, self.entered_at);
+        let handler = *self.handler.get_or_init(first);
+        Ok(handler.is_some_and(|handler| leads_to(table, here, handler)))
+    }
+}
+
+impl Force for InBlock {
+    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+        Python::try_attach(|py| {
+            if self.posts(py) && !self.is_running(py).unwrap_or(false) {
+                return;
+            }
+            then();
+            if self.ordered.swap(false, Ordering::Relaxed) {
+                if self.observes(py) {
+                    // No tool is free, or no memory; the next time, then.
+                    let _ = self.observe(py);
+                }
+                if let Some(signal) = &self.signal {
+                    signal.send();
+                }
+            }
+        });
+    }
+
+    fn post(&self) {
+        // `at_a_safe_moment` has attached, and asked whether it posts.
+        if *self.observes.get().unwrap_or(&false) || self.signal.is_some() {
+            self.ordered.store(true, Ordering::Relaxed);
+        } else {
+            self.thread.post();
+        }
+    }
+
+    fn take_back(&self) {
+        Python::try_attach(|py| {
+            if self.posts(py) {
+                self.thread.take_back();
+            } else {
+                // Nothing refuses that; and if it did, what is observed would merely be slow.
+                let _ = self.stop_observing(py);
+            }
+        });
+    }
+
+    fn may_strike_at(&self, place: Option<u32>) -> bool {
+        Python::try_attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
+    }
+
+    fn stack(&self) -> Option<Vec<String>> {
+        self.thread.stack()
+    }
+}
+
+impl InBlock {
+    /// From another thread: does the thread run the block's function now? Not one that may be
+    /// suspended before the exception is delivered, for then it would strike who resumes it.
+    fn is_running(&self, py: Python<'_>) -> PyResult<bool> {
+        const SUSPENDABLE: u32 = 0x20 | 0x80 | 0x200; // a generator, a coroutine, or both
+        let Some(with) = &self.with else {
+            return Ok(true);
+        };
+        let code = with.frame.bind(py).getattr(intern!(py, "f_code"))?;
+        let flags: u32 = code.getattr(intern!(py, "co_flags"))?.extract()?;
+        if flags & SUSPENDABLE != 0 {
+            return Ok(false);
+        }
+        let frames = py.import("sys")?.call_method0("_current_frames")?;
+        let mut next = frames.get_item(self.thread.thread).ok();
+        while let Some(frame) = next {
+            if frame.is(&with.frame) {
+                return Ok(true);
+            }
+            next = back(&frame)?;
+        }
+        Ok(false)
+    }
+}
+
+/// Raise, if the calling thread is in a block that is being killed, and `at` is a place for it.
+fn strike_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
+    match scope::current_task().and_then(|task| task.strike_here(at)) {
+        Some(cause) => Err(error::killed(py, cause)),
+        None => Ok(()),
+    }
+}
+
+// ---------------------------------------------------------------------- frames and their tables
+
+/// The Python code that calls into this module.
+fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
+    // SAFETY: attached, as `py` shows; a borrowed reference, or NULL if no code of Python's runs.
+    unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast()) }
+}
+
+fn back<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let back = frame.getattr(intern!(frame.py(), "f_back"))?;
+    Ok((!back.is_none()).then_some(back))
+}
+
+fn last_instruction(frame: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let at: i64 = frame.getattr(intern!(frame.py(), "f_lasti"))?.extract()?;
+    Ok(u32::try_from(at).unwrap_or(0))
+}
+
+fn is_jump(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
+    static JUMPS: PyOnceLock<Vec<u8>> = PyOnceLock::new();
+    let py = code.py();
+    let jumps = JUMPS.get_or_try_init(py, || {
+        let opcodes = py.import("opcode")?.getattr("opmap")?;
+        let all = opcodes.call_method0("items")?.try_iter()?;
+        let mut jumps = Vec::new();
+        for item in all {
+            let (name, number): (String, u32) = item?.extract()?;
+            if name.starts_with("JUMP_BACKWARD") {
+                jumps.extend(u8::try_from(number));
+            }
+        }
+        Ok::<_, PyErr>(jumps)
+    })?;
+    let bytes = code.getattr(intern!(py, "co_code"))?;
+    let bytes = bytes.cast::<PyBytes>()?.as_bytes();
+    Ok(bytes
+        .get(at as usize)
+        .is_some_and(|code| jumps.contains(code)))
+}
+
+/// One entry of an exception table, in bytes of code.
+struct Covered {
+    start: u32,
+    end: u32,
+    handler: u32,
+}
+
+/// The entries of a table: numbers of 6 bits a byte, the highest first.
+fn entries(table: &[u8]) -> impl Iterator<Item = Covered> {
+    let mut bytes = table.iter();
+    let mut number = move || {
+        let mut value = 0;
+        loop {
+            let byte = bytes.next()?;
+            value = value << 6 | u32::from(byte & 0x3f);
+            if byte & 0x40 == 0 {
+                return Some(value * 2);
+            }
+        }
+    };
+    std::iter::from_fn(move || {
+        let (start, length, handler) = (number()?, number()?, number()?);
+        number()?; // the depth of the stack
+        Some(Covered {
+            start,
+            end: start + length,
+            handler,
+        })
+    })
+}
+
+/// Where the first code behind `at` that is covered goes.
+fn first_handler_behind(table: &[u8], at: u32) -> Option<u32> {
+    entries(table)
+        .find(|entry| entry.start > at)
+        .map(|entry| entry.handler)
+}
+
+/// Would an exception at this place come to the handler, be it through others?
+fn leads_to(table: &[u8], at: u32, handler: u32) -> bool {
+    let covered = |at| entries(table).find(|entry| (entry.start..entry.end).contains(&at));
+    let mut at = at;
+    while let Some(entry) = covered(at) {
+        if entry.handler == handler {
+            return true;
+        }
+        if entry.handler <= at {
+            return false; // handlers lie behind what they handle
+        }
+        at = entry.handler;
+    }
+    false
+}
+
+fn has_gil(py: Python<'_>) -> PyResult<bool> {
+    match py.import("sys")?.getattr("_is_gil_enabled") {
+        Ok(ask) => ask.call0()?.extract(),
+        Err(_) => Ok(true), // older
+    }
+}
+
+// ---------------------------------------------------------------------- sys.monitoring
+
+/// Our tool, while any code is observed, and for how many blocks.
+static TOOL: StdMutex<(Option<u8>, usize)> = StdMutex::new((None, 0));
+
+fn monitoring(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    py.import(intern!(py, "sys"))?
+        .getattr_opt(intern!(py, "monitoring"))
+}
+
+fn instruction(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> {
+    monitoring
+        .getattr("events")?
+        .getattr("INSTRUCTION")?
+        .extract()
+}
+
+/// One block more observes code, with this tool.
+fn take_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<u8> {
+    let py = monitoring.py();
+    // Other threads may have to run for the lock to become free.
+    let mut tool = TOOL
+        .lock_py_attached(py)
+        .unwrap_or_else(PoisonError::into_inner);
+    let number = if let Some(number) = tool.0 {
+        number
+    } else {
+        // The others have names: debuggers, coverage, profilers, optimizers.
+        let free = |tool: &u8| {
+            let name = monitoring.call_method1("get_tool", (*tool,));
+            name.is_ok_and(|name| name.is_none())
+        };
+        let number = [3, 4]
+            .into_iter()
+            .find(free)
+            .ok_or_else(|| PyRuntimeError::new_err("all tool ids of sys.monitoring are taken"))?;
+        monitoring.call_method1("use_tool_id", (number, "desist"))?;
+        let callback = wrap_pyfunction!(at_instruction, py)?;
+        let event = instruction(monitoring)?;
+        monitoring.call_method1("register_callback", (number, event, callback))?;
+        *tool.0.insert(number)
+    };
+    tool.1 += 1;
+    Ok(number)
+}
+
+/// One block less.
+fn leave_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = monitoring.py();
+    let mut tool = TOOL
+        .lock_py_attached(py)
+        .unwrap_or_else(PoisonError::into_inner);
+    tool.1 -= 1;
+    if tool.1 > 0 {
+        return Ok(());
+    }
+    if let Some(number) = tool.0.take() {
+        let event = instruction(monitoring)?;
+        monitoring.call_method1("register_callback", (number, event, py.None()))?;
+        monitoring.call_method1("free_tool_id", (number,))?;
+    }
+    Ok(())
+}
+
+/// Called in front of every instruction of observed code, by whatever thread runs it.
+#[pyfunction]
+fn at_instruction(py: Python<'_>, _code: &Bound<'_, PyAny>, offset: u32) -> PyResult<()> {
+    strike_here(py, Some(offset))
+}
+
+// ---------------------------------------------------------------------- the signal
+
+/// A signal of our own to the main thread.
+struct Signal {
+    #[cfg(target_os = "linux")]
+    number: i32,
+    #[cfg(target_os = "linux")]
+    thread: libc::pthread_t,
+}
+
+#[cfg(target_os = "linux")]
+impl Signal {
+    /// If the calling thread is one on which Python runs handlers.
+    fn to_this_thread(py: Python<'_>) -> PyResult<Option<Signal>> {
+        if !host::is_main_thread() {
+            return Ok(None);
+        }
+        let Some(number) = install_handler(py)? else {
+            return Ok(None);
+        };
+        // SAFETY: it has no precondition.
+        let thread = unsafe { libc::pthread_self() };
+        Ok(Some(Signal { number, thread }))
+    }
+
+    fn send(&self) {
+        // SAFETY: the main thread is there as long as the process. There is a handler.
+        unsafe { libc::pthread_kill(self.thread, self.number) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Signal {
+    fn to_this_thread(_py: Python<'_>) -> PyResult<Option<Signal>> {
+        Ok(None)
+    }
+
+    fn send(&self) {}
+}
+
+/// See to it that a real-time signal has our handler, which is not anybody else's. `None`: all are
+/// taken, or this is an interpreter that has no handlers.
+#[cfg(target_os = "linux")]
+fn install_handler(py: Python<'_>) -> PyResult<Option<i32>> {
+    static HANDLER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static NUMBER: Mutex<Option<i32>> = Mutex::new(None);
+    let handler = HANDLER.get_or_try_init(py, || {
+        wrap_pyfunction!(on_signal, py).map(|handler| handler.into_any().unbind())
+    })?;
+    let signals = py.import(intern!(py, "_signal"))?;
+    let handler_of = |number| signals.call_method1(intern!(py, "getsignal"), (number,));
+    let known = *NUMBER.lock();
+    if let Some(number) = known {
+        if handler_of(number)?.is(handler) {
+            return Ok(known);
+        }
+    }
+    let default = signals.getattr(intern!(py, "SIG_DFL"))?;
+    for number in (libc::SIGRTMIN()..=libc::SIGRTMAX() - 2).rev() {
+        // None is a handler that is not Python's.
+        if !handler_of(number)?.eq(&default)? {
+            continue;
+        }
+        match signals.call_method1(intern!(py, "signal"), (number, handler)) {
+            Ok(_) => {
+                *NUMBER.lock() = Some(number);
+                return Ok(Some(number));
+            }
+            Err(refused) if refused.is_instance_of::<PyValueError>(py) => return Ok(None),
+            Err(refused) if refused.is_instance_of::<PyOSError>(py) => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(None)
+}
+
+/// Python's handler of the signal: it does nothing unless a kill may strike here.
+#[cfg(target_os = "linux")]
+#[pyfunction]
+fn on_signal(
+    py: Python<'_>,
+    _number: &Bound<'_, PyAny>,
+    _frame: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    strike_here(py, None)
+}

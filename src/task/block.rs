@@ -1,0 +1,397 @@
+//! Blocks that their thread is forced out of: the other kind of kill.
+//!
+//! A kill of this kind is addressed to one open block of a thread. It strikes while the block is
+//! open and is the thread's innermost concern: [`Task::close_block`] withdraws it under the same
+//! lock under which it would be posted, so none is seen after the block (I22). What the thread took,
+//! and what masks it opened, before the block, neither hold the kill off nor are touched by it.
+//!
+//! When several kills are on their way, the one with the widest target goes first: the whole body,
+//! then blocks from the outermost to the innermost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{Control, Death, Force, Order, Phase, RESEND_AFTER, Task};
+use crate::cause::Cause;
+use crate::clock::Time;
+use crate::fork;
+use crate::ledger::Ledger;
+use crate::stop::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
+use crate::token::tree::NodeRef;
+
+/// One open block that can be ended by force.
+pub(super) struct Block {
+    id: u64,
+    node: NodeRef,
+    /// How long after it was cancelled.
+    kill_after: Duration,
+    /// Entries made in the ledger before: those that come later are the block's.
+    recorded: u64,
+    /// Masks that were open before.
+    masks: usize,
+    force: Arc<dyn Force>,
+    order: Option<Order>,
+    /// Something is, or may be, on its way by force.
+    posted: bool,
+    /// `Killed` was raised inside.
+    struck: bool,
+    last_strike: Option<Time>,
+    /// Until it is struck again.
+    pause: Duration,
+}
+
+impl Block {
+    /// When force begins; it may never.
+    fn due(&self) -> Time {
+        // What was cancelled from outside is still bound by its own deadline.
+        let cancelled_at = match self.node.cause() {
+            Some(cause) if self.node.is_cancelled_itself() => cause.at,
+            _ => self.node.own_deadline(),
+        };
+        cancelled_at + self.kill_after
+    }
+
+    /// The mask with this index is no more.
+    pub(super) fn mask_closed(&mut self, at: usize) {
+        if at < self.masks {
+            self.masks -= 1;
+        }
+    }
+
+    fn cause(&self) -> Option<Cause> {
+        self.order.as_ref().map(|order| order.cause.clone())
+    }
+}
+
+/// Whom a kill is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    Body,
+    /// The block with this index.
+    Block(usize),
+}
+
+impl Control {
+    /// For whom a kill may strike now.
+    pub(super) fn due(&self, ledger: &Ledger) -> Option<Target> {
+        if self.phase != Phase::Running {
+            return None;
+        }
+        let due = |order: &Option<Order>, masks: usize, recorded: u64| {
+            let Some(order) = order else { return false };
+            let now = Time::now();
+            let masks = self.masks.get(masks..).unwrap_or_default();
+            masks.iter().all(|mask| mask.end(order) <= now)
+                && (order.respects_locks_until <= now || !ledger.holds_since(recorded))
+        };
+        if due(&self.order, 0, 0) {
+            return Some(Target::Body);
+        }
+        self.blocks
+            .iter()
+            .position(|block| due(&block.order, block.masks, block.recorded))
+            .map(Target::Block)
+    }
+
+    /// For whom a kill is that has reached the thread, be it by now held off.
+    pub(super) fn addressee(&self, ledger: &Ledger) -> Option<Target> {
+        let posted = || self.blocks.iter().position(|block| block.posted);
+        let ordered = || self.blocks.iter().position(|block| block.order.is_some());
+        self.due(ledger)
+            .or_else(|| posted().map(Target::Block))
+            .or_else(|| self.order.is_some().then_some(Target::Body))
+            .or_else(|| ordered().map(Target::Block))
+    }
+
+    pub(super) fn is_ordered(&self) -> bool {
+        self.order.is_some() || self.blocks.iter().any(|block| block.order.is_some())
+    }
+
+    /// A kill is raised in the block.
+    pub(super) fn strike_block(&mut self, index: usize) -> Option<Cause> {
+        let block = self.blocks.get_mut(index)?;
+        block.posted = false;
+        block.struck = true;
+        block.last_strike = Some(Time::now());
+        block.cause()
+    }
+
+    /// A kill is raised in the block, at a wait: what was posted is about to be taken back.
+    pub(super) fn raised_in_block(&mut self, index: usize) -> Option<Cause> {
+        let block = self.blocks.get_mut(index)?;
+        block.struck = true;
+        block.cause()
+    }
+
+    /// At a wait, as [`Control::strike_at_wait`]: the first time, clean-up code gets its time.
+    pub(super) fn strike_block_at_wait(&mut self, index: usize) {
+        if let Some(block) = self.blocks.get_mut(index).filter(|block| !block.struck) {
+            block.last_strike = Some(Time::now());
+        }
+    }
+
+    /// What is on its way by force to blocks from `first` on, taken out: to be taken back.
+    pub(super) fn unpost_blocks(&mut self, first: usize) -> Vec<Arc<dyn Force>> {
+        let posted = |block: &mut Block| {
+            let posted = std::mem::take(&mut block.posted);
+            posted.then(|| block.force.clone())
+        };
+        self.blocks[first..].iter_mut().filter_map(posted).collect()
+    }
+
+    fn find(&self, id: u64) -> Option<usize> {
+        self.blocks.iter().position(|block| block.id == id)
+    }
+}
+
+/// What became of the kill of a block that was left.
+#[derive(Default)]
+pub(crate) struct Left {
+    /// A `Killed` that leaves the block ends there: no wider target is being killed.
+    pub(crate) absorbs: bool,
+    /// Why, if it was raised inside.
+    pub(crate) struck: Option<Cause>,
+}
+
+impl Task {
+    /// For the blocks of a thread outside of any task. It is never over, and nobody can kill it
+    /// as a whole.
+    pub(crate) fn of_thread(name: &str, ledger: Arc<Ledger>) -> Arc<Task> {
+        let mut task = Task::bare(name, None);
+        task.ledger = ledger;
+        task.of_thread = true;
+        task.control.lock().phase = Phase::Running;
+        Arc::new(task)
+    }
+
+    /// It stands for a thread outside of any task.
+    pub(crate) fn is_of_thread(&self) -> bool {
+        self.of_thread
+    }
+
+    /// The calling thread, which this task is of, enters a block. Returns the block's number.
+    pub(crate) fn open_block(
+        &self,
+        node: &NodeRef,
+        kill_after: Duration,
+        recorded: u64,
+        force: Arc<dyn Force>,
+    ) -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut control = self.control.lock();
+        let masks = control.masks.len();
+        control.blocks.push(Block {
+            id,
+            node: node.clone(),
+            kill_after,
+            recorded,
+            masks,
+            force,
+            order: None,
+            posted: false,
+            struck: false,
+            last_strike: None,
+            pause: FIRST_PAUSE,
+        });
+        id
+    }
+
+    /// The block is over, and with it those that were entered later: from here nothing strikes in
+    /// it, and what was posted and not yet raised is taken back.
+    pub(crate) fn close_block(&self, id: u64) -> Left {
+        let (left, closed, posted) = {
+            let mut control = self.control.lock();
+            let Some(index) = control.find(id) else {
+                return Left::default();
+            };
+            let wider = match control.due(&self.ledger) {
+                Some(Target::Body) => true,
+                Some(Target::Block(outer)) => outer < index,
+                None => false,
+            };
+            let posted = control.unpost_blocks(index);
+            let closed = control.blocks.split_off(index);
+            let ordered = control.is_ordered();
+            self.ordered.store(ordered, Ordering::Release);
+            let left = Left {
+                absorbs: closed[0].order.is_some() && !wider,
+                struck: closed[0].cause().filter(|_| closed[0].struck),
+            };
+            (left, closed, posted)
+        };
+        drop(closed); // unlocked: a node may be the last of it
+        take_back(posted);
+        left
+    }
+
+    /// Number of the open block with this index.
+    #[cfg(any(feature = "python", test))]
+    pub(crate) fn open_block_at(&self, index: usize) -> Option<u64> {
+        self.control.lock().blocks.get(index).map(|block| block.id)
+    }
+
+    /// Let the block's deadline be now.
+    #[cfg(any(feature = "python", test))]
+    pub(crate) fn expire_block(&self, id: u64, now: Time) {
+        let node = {
+            let control = self.control.lock();
+            let block = control.find(id).map(|index| &control.blocks[index]);
+            block.map(|block| block.node.clone())
+        };
+        if let Some(node) = node {
+            node.expire(now);
+        }
+    }
+
+    /// The process was forked in the middle of the blocks: nothing strikes them any more.
+    pub(crate) fn forget_blocks(&self) {
+        let (closed, posted) = {
+            let mut control = self.control.lock();
+            let posted = control.unpost_blocks(0);
+            let ordered = control.order.is_some();
+            self.ordered.store(ordered, Ordering::Release);
+            (std::mem::take(&mut control.blocks), posted)
+        };
+        drop(closed);
+        take_back(posted);
+    }
+
+    /// When force in the block begins, if it is open and has not been left by then.
+    pub(crate) fn block_due(&self, id: u64) -> Option<Time> {
+        let control = self.control.lock();
+        let at = control.blocks[control.find(id)?].due();
+        (!at.is_never()).then_some(at)
+    }
+
+    /// Force the thread out of the block, if it is time to. Returns when to do it again.
+    pub(crate) fn press_block(&self, id: u64) -> Option<Time> {
+        let node = {
+            let control = self.control.lock();
+            control.blocks[control.find(id)?].node.clone()
+        };
+        // A deadline that nobody has noticed; unlocked, for it wakes whom it concerns.
+        let now = Time::now();
+        node.poll(now);
+        let due = self.block_due(id)?;
+        if due > now {
+            return Some(due);
+        }
+        let cause = node.cause().filter(|_| node.is_cancelled_itself());
+        let cause = cause.unwrap_or_else(|| Cause::deadline(node.own_deadline()));
+        self.order_block(id, &cause, now + StopPolicy::default().defer);
+        // A rung above the asynchronous exception would have its place behind these two.
+        self.strike_wait();
+        self.strike_async_block(id);
+        let mut control = self.control.lock();
+        let index = control.find(id)?;
+        let block = &mut control.blocks[index];
+        let pause = block.pause;
+        block.pause = (pause * 2).min(LONGEST_PAUSE);
+        Some(Time::now() + pause)
+    }
+
+    /// Order the kill of a block, as [`Task::order`] does for the body. The first cause stays.
+    pub(crate) fn order_block(&self, id: u64, cause: &Cause, respects_locks_until: Time) {
+        let mut control = self.control.lock();
+        if let Some(index) = control.find(id) {
+            control.blocks[index].order.get_or_insert_with(|| Order {
+                cause: cause.clone(),
+                respects_locks_until,
+            });
+            self.ordered.store(true, Ordering::Release);
+        }
+    }
+
+    /// Strike the block by force, if it may be struck now, and not again too soon.
+    pub(crate) fn strike_async_block(&self, id: u64) {
+        let force = {
+            let control = self.control.lock();
+            let Some(index) = control.find(id) else {
+                return;
+            };
+            control.blocks[index].force.clone()
+        };
+        fork::outside(|| {
+            force.at_a_safe_moment(&mut || {
+                let mut control = self.control.lock();
+                let Some(Target::Block(index)) = control.due(&self.ledger) else {
+                    return;
+                };
+                let now = Time::now();
+                let block = &mut control.blocks[index];
+                let again = block
+                    .last_strike
+                    .is_none_or(|last| now - last >= RESEND_AFTER);
+                if block.id == id && again {
+                    force.post();
+                    block.posted = true;
+                    block.last_strike = Some(now);
+                }
+            });
+            // What the host prepares outside of the lock may have come too late.
+            if self.control.lock().find(id).is_none() {
+                force.take_back();
+            }
+        });
+    }
+
+    /// On the thread itself, where the host can still choose not to raise: the cause, if a kill of a
+    /// block is to be raised at this place.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn strike_here(&self, place: Option<u32>) -> Option<Cause> {
+        if !self.is_ordered() {
+            return None;
+        }
+        let (index, force) = {
+            let control = self.control.lock();
+            let Some(Target::Block(index)) = control.due(&self.ledger) else {
+                return None;
+            };
+            let block = &control.blocks[index];
+            (index, block.posted.then(|| block.force.clone())?)
+        };
+        if !force.may_strike_at(place) {
+            return None;
+        }
+        // Since then only this thread could have left the block, or opened a mask.
+        let cause = self.control.lock().strike_block(index);
+        force.take_back();
+        cause
+    }
+
+    /// Who dies in the middle of a block, for what was taken there as this entry of the ledger.
+    /// `None`: no kill has reached a block around it.
+    pub(super) fn death_in_block(
+        &self,
+        control: &Control,
+        number: Option<u64>,
+        stack: Option<Arc<str>>,
+    ) -> Option<Death> {
+        let number = number?;
+        let around = |block: &&Block| block.struck && block.recorded <= number;
+        let cause = control.blocks.iter().find(around)?.cause()?;
+        Some(self.dies(cause, stack))
+    }
+
+    /// A death of this task's, or of a block of its.
+    pub(crate) fn dies(&self, cause: Cause, stack: Option<Arc<str>>) -> Death {
+        Death {
+            task: self.name.clone(),
+            cause,
+            stack,
+        }
+    }
+}
+
+/// Unlocked, for the host runs code to take it back.
+pub(super) fn take_back(posted: Vec<Arc<dyn Force>>) {
+    for force in posted {
+        fork::outside(|| force.take_back());
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "../../tests/rust/block.rs"]
+mod tests;

@@ -1,0 +1,309 @@
+//! Kills of single blocks, with a host whose force is a counter.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicBool, AtomicI32};
+
+use super::*;
+use crate::cause::CauseKind;
+use crate::error::{ScopeMisuse, Stop};
+use crate::scope::{self, ForcedExit, Unwinding};
+use crate::sync::{Acquire, Lock};
+use crate::task::{BodyEnd, Boundary};
+use crate::wait::checkpoint;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const AT_ONCE: Time = Time::from_nanos(0);
+
+/// What is in the slot of the block's thread.
+#[derive(Default)]
+struct Slot {
+    posted: AtomicI32,
+    refuses: AtomicBool,
+}
+
+impl Slot {
+    fn posted(&self) -> i32 {
+        self.posted.load(Ordering::Relaxed)
+    }
+}
+
+impl Force for Slot {
+    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+        then();
+    }
+
+    fn post(&self) {
+        self.posted.store(1, Ordering::Relaxed);
+    }
+
+    fn take_back(&self) {
+        self.posted.store(0, Ordering::Relaxed);
+    }
+
+    fn may_strike_at(&self, place: Option<u32>) -> bool {
+        !self.refuses.load(Ordering::Relaxed) && place.is_some()
+    }
+
+    fn stack(&self) -> Option<Vec<String>> {
+        None
+    }
+}
+
+/// An open block of the calling thread.
+struct Open {
+    node: NodeRef,
+    task: Arc<Task>,
+    id: u64,
+    slot: Arc<Slot>,
+    _watch: crate::enforcer::Watch,
+}
+
+fn open() -> Open {
+    open_until(Time::NEVER, HOUR)
+}
+
+fn open_until(deadline: Time, kill_after: Duration) -> Open {
+    let slot = Arc::new(Slot::default());
+    let (node, watch) = scope::enter_forced(deadline, None, None, kill_after, slot.clone());
+    let task = scope::current_task().unwrap();
+    let id = task.control.lock().blocks.last().unwrap().id;
+    Open {
+        node,
+        task,
+        id,
+        slot,
+        _watch: watch,
+    }
+}
+
+impl Open {
+    /// Cancel it, and order its kill.
+    fn kill(&self, respects_locks_until: Time) {
+        let cause = Cause::now(CauseKind::Explicit, Some("a test".into()), None);
+        self.node.cancel(cause.clone());
+        self.task.order_block(self.id, &cause, respects_locks_until);
+    }
+
+    fn strike(&self) -> i32 {
+        self.task.strike_async_block(self.id);
+        self.slot.posted()
+    }
+
+    fn leave(self, unwinding: Unwinding) -> Result<ForcedExit, ScopeMisuse> {
+        scope::exit_forced(&self.node, unwinding, || None)
+    }
+}
+
+fn absorbed(exit: Result<ForcedExit, ScopeMisuse>) -> bool {
+    matches!(exit, Ok(ForcedExit::Absorbed(cause)) if cause.reason.as_deref() == Some("a test"))
+}
+
+fn killed() -> bool {
+    matches!(checkpoint(), Err(Stop::Killed(_)))
+}
+
+#[test]
+fn i22_what_was_posted_at_a_block_is_taken_back_at_its_end_and_nothing_is_posted_afterwards() {
+    let block = open();
+    block.kill(AT_ONCE);
+    assert_eq!(block.strike(), 1);
+    let (task, id, slot) = (block.task.clone(), block.id, block.slot.clone());
+    assert_eq!(block.leave(Unwinding::Nothing), Ok(ForcedExit::Pass));
+    assert_eq!(slot.posted(), 0);
+    task.order_block(id, &Cause::deadline(Time::now()), AT_ONCE);
+    task.strike_async_block(id);
+    assert_eq!((slot.posted(), task.press_block(id)), (0, None));
+    assert_eq!(checkpoint(), Ok(()));
+}
+
+#[test]
+fn a_thread_has_a_task_while_it_is_in_such_a_block_and_no_longer() {
+    assert!(scope::current_task().is_none());
+    let (outer, inner) = (open(), open());
+    assert!(Arc::ptr_eq(&outer.task, &inner.task) && inner.task.is_of_thread());
+    inner.leave(Unwinding::Nothing).unwrap();
+    assert!(scope::current_task().is_some());
+    outer.leave(Unwinding::Nothing).unwrap();
+    assert!(scope::current_task().is_none());
+}
+
+#[test]
+fn a_killed_that_leaves_its_block_ends_there() {
+    let block = open();
+    block.kill(AT_ONCE);
+    assert!(killed());
+    assert!(absorbed(block.leave(Unwinding::Killed)));
+    // One that is nobody's passes.
+    let block = open();
+    assert_eq!(block.leave(Unwinding::Killed), Ok(ForcedExit::Pass));
+}
+
+#[test]
+fn the_outer_block_is_killed_first_and_absorbs() {
+    let (outer, inner) = (open(), open());
+    inner.kill(AT_ONCE);
+    outer.kill(AT_ONCE);
+    assert_eq!(inner.strike(), 0, "it waits for the outer one's");
+    assert_eq!(outer.strike(), 1);
+    assert_eq!(inner.leave(Unwinding::Killed), Ok(ForcedExit::Pass));
+    assert!(absorbed(outer.leave(Unwinding::Killed)));
+}
+
+#[test]
+fn the_end_of_the_outer_block_is_that_of_an_inner_one_whose_end_was_skipped() {
+    let (outer, inner) = (open(), open());
+    inner.kill(AT_ONCE);
+    assert_eq!(inner.strike(), 1);
+    scope::close_above(&outer.node);
+    assert_eq!(inner.slot.posted(), 0);
+    assert_eq!(outer.leave(Unwinding::Killed), Ok(ForcedExit::Pass));
+    assert!(scope::current_task().is_none());
+}
+
+#[test]
+fn a_kill_of_the_whole_task_passes_a_block_unless_it_is_held_off() {
+    for masked in [false, true] {
+        let task = Task::new("body", None);
+        let boundary = Boundary::enter(&task, None);
+        if masked {
+            task.mask(Time::NEVER);
+        }
+        let block = open();
+        block.kill(AT_ONCE);
+        task.order(&Cause::now(CauseKind::Explicit, None, None), AT_ONCE);
+        assert!(killed());
+        assert_eq!(absorbed(block.leave(Unwinding::Killed)), masked);
+        boundary.leave(BodyEnd::Unwound);
+    }
+}
+
+#[test]
+fn i24_only_what_was_taken_inside_holds_a_kill_off() {
+    let [before, inside] = [(); 2].map(|()| Lock::default());
+    assert!(before.try_acquire(Acquire::Task).unwrap());
+    let block = open();
+    assert!(inside.try_acquire(Acquire::Task).unwrap());
+    block.kill(Time::NEVER);
+    assert_eq!((block.strike(), killed()), (0, false));
+    inside.release().unwrap();
+    assert_eq!((block.strike(), killed()), (1, true));
+    block.leave(Unwinding::Killed).unwrap();
+    before.release().unwrap();
+}
+
+#[test]
+fn i25_only_a_mask_that_was_opened_inside_holds_a_kill_off() {
+    let outermost = open();
+    let outer = outermost.task.mask(Time::NEVER);
+    let block = open();
+    block.kill(AT_ONCE);
+    assert_eq!(block.strike(), 1);
+    let inner = block.task.mask(Time::NEVER);
+    assert_eq!(block.slot.posted(), 0, "taken back");
+    outermost.task.unmask(outer);
+    assert_eq!((block.strike(), killed()), (0, false));
+    block.task.unmask(inner);
+    assert!(killed());
+    block.leave(Unwinding::Killed).unwrap();
+    outermost.leave(Unwinding::Nothing).unwrap();
+}
+
+#[test]
+fn i21_what_a_struck_block_still_holds_is_poisoned_and_what_was_held_before_is_not() {
+    let [before, inside] = [(); 2].map(|()| Lock::default());
+    assert!(before.try_acquire(Acquire::Block).unwrap());
+    let block = open();
+    assert!(inside.try_acquire(Acquire::Task).unwrap());
+    block.kill(AT_ONCE);
+    assert!(killed());
+    let (theirs, ours) = (before.entry(), inside.entry());
+    assert!(block.task.death(theirs, None).is_none());
+    assert!(block.task.death(ours, None).is_some());
+    block.leave(Unwinding::Nothing).unwrap();
+    assert!(inside.is_poisoned() && !inside.is_locked());
+    assert!(before.is_locked() && !before.is_poisoned());
+    before.release().unwrap();
+}
+
+#[test]
+fn what_a_block_holds_that_was_not_struck_is_left_to_it() {
+    let inside = Lock::default();
+    let block = open();
+    assert!(inside.try_acquire(Acquire::Task).unwrap());
+    block.kill(Time::NEVER);
+    block.leave(Unwinding::Nothing).unwrap();
+    assert!(inside.is_locked() && !inside.is_poisoned());
+    inside.release().unwrap();
+}
+
+#[test]
+fn a_host_that_can_choose_raises_where_it_may_and_once() {
+    let block = open();
+    assert_eq!(block.task.strike_here(Some(1)), None);
+    block.kill(AT_ONCE);
+    assert_eq!(block.task.strike_here(Some(1)), None, "not sent for");
+    assert_eq!(block.strike(), 1);
+    block.slot.refuses.store(true, Ordering::Relaxed);
+    assert_eq!(block.task.strike_here(Some(1)), None);
+    block.slot.refuses.store(false, Ordering::Relaxed);
+    assert!(block.task.strike_here(Some(1)).is_some());
+    assert_eq!(block.task.strike_here(Some(1)), None);
+    assert_eq!((block.slot.posted(), block.strike()), (0, 0), "too soon");
+    assert!(absorbed(block.leave(Unwinding::Killed)));
+}
+
+#[test]
+fn i23_a_block_is_struck_again_and_not_before_it_is_due() {
+    let soon = Time::after(HOUR);
+    let block = open_until(soon, HOUR);
+    assert_eq!(block.task.press_block(block.id), Some(soon + HOUR));
+    assert!(!block.node.is_cancelled());
+    block.leave(Unwinding::Nothing).unwrap();
+
+    let block = open_until(Time::now(), Duration::ZERO);
+    let next = block.task.press_block(block.id).unwrap();
+    assert!(next <= Time::after(LONGEST_PAUSE));
+    assert_eq!(block.slot.posted(), 1);
+    let struck = Time::now();
+    assert!(block.task.arrived().is_some());
+    block.slot.take_back();
+    while block.slot.posted() == 0 {
+        block.task.press_block(block.id).unwrap();
+        std::thread::yield_now();
+    }
+    assert!(Time::now() - struck >= RESEND_AFTER);
+    let deadline = matches!(
+        block.leave(Unwinding::Killed),
+        Ok(ForcedExit::Absorbed(cause)) if cause.kind == CauseKind::Deadline
+    );
+    assert!(deadline);
+}
+
+#[test]
+fn a_kill_whose_block_is_in_a_cancelled_scope_goes_on_as_that_ones_cancellation() {
+    let outer: Result<Option<()>, Stop> = crate::move_on_after(HOUR, |scope| {
+        scope.cancel();
+        let block = open();
+        block
+            .task
+            .order_block(block.id, &Cause::deadline(Time::now()), AT_ONCE);
+        assert!(killed());
+        assert_eq!(block.leave(Unwinding::Killed), Ok(ForcedExit::Outward));
+        checkpoint()
+    });
+    assert_eq!(outer, Ok(None));
+}
+
+#[test]
+fn i37_nothing_is_left_of_a_kill_after_a_fork() {
+    let block = open();
+    block.kill(AT_ONCE);
+    assert_eq!(block.strike(), 1);
+    scope::forget_force();
+    assert_eq!(
+        (block.slot.posted(), killed(), block.strike()),
+        (0, false, 0)
+    );
+    assert_eq!(block.leave(Unwinding::Nothing), Ok(ForcedExit::Pass));
+}
