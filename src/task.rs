@@ -14,6 +14,7 @@
 //! `control` but [`Force::post`].
 
 mod block;
+mod thrown;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,6 +23,8 @@ use std::time::Duration;
 
 pub(crate) use block::Left;
 use block::{Block, Target};
+use thrown::Throw;
+pub use thrown::Thrown;
 
 use crate::atomics::{self, AtomicBool, Mutex};
 use crate::cause::Cause;
@@ -94,6 +97,8 @@ pub struct Task {
 struct Control {
     phase: Phase,
     order: Option<Order>,
+    /// What somebody throws into the body.
+    throw: Option<Throw>,
     /// Open blocks that can be ended by force, innermost last.
     blocks: Vec<Block>,
     /// Open masks, innermost last, but they close in any order: a suspended generator may keep one
@@ -178,6 +183,14 @@ pub(crate) struct Record {
     pub(crate) killed_at: Option<Rung>,
     pub(crate) stack: Option<Arc<str>>,
     pub(crate) blocked: Option<Arc<str>>,
+}
+
+/// What has reached a body.
+pub enum Arrival {
+    /// A kill, with its cause.
+    Kill(Cause),
+    /// What somebody has thrown.
+    Thrown(Thrown),
 }
 
 /// Where a body is.
@@ -363,17 +376,29 @@ impl Task {
     }
 
     /// What the host raises asynchronously has reached the body. `None`: no kill is on its way.
-    pub fn arrived(&self) -> Option<Cause> {
+    pub fn arrived(&self) -> Option<Arrival> {
         let mut control = self.control.lock();
-        if let Target::Block(index) = control.addressee(&self.ledger)? {
-            return control.strike_block(index);
+        match control.addressee(&self.ledger)? {
+            Target::Block(index) => control.strike_block(index).map(Arrival::Kill),
+            Target::Thrown => {
+                let thrown = control.thrown_arrives().map(Arrival::Thrown);
+                self.note_orders(&control);
+                thrown
+            }
+            Target::Body => {
+                let cause = control.order.as_ref()?.cause.clone();
+                control.posted = false;
+                control.unanswered = false;
+                control.last_strike = Some(Time::now());
+                control.delivered = Some(Rung::AsyncExc);
+                Some(Arrival::Kill(cause))
+            }
         }
-        let cause = control.order.as_ref()?.cause.clone();
-        control.posted = false;
-        control.unanswered = false;
-        control.last_strike = Some(Time::now());
-        control.delivered = Some(Rung::AsyncExc);
-        Some(cause)
+    }
+
+    /// Spares checkpoints the lock, as long as nothing is on its way.
+    fn note_orders(&self, control: &Control) {
+        self.ordered.store(control.is_ordered(), Ordering::Release);
     }
 
     /// The traced body is about to take a step. The cause, if it must not, but is to be struck.
@@ -518,12 +543,12 @@ impl Task {
             if let Some((_, target)) = &struck {
                 control.strike_at_wait(*target);
             }
-            let hooks = if control.hooks.is_empty() || !self.may_strike(&control) {
-                Vec::new()
-            } else {
+            let hooks = if matches!(due, Some(Target::Body | Target::Thrown)) {
                 std::mem::take(&mut control.hooks)
+            } else {
+                Vec::new()
             };
-            let cause = control.order.as_ref().map(|order| order.cause.clone());
+            let cause = due.and_then(|target| control.cause(target));
             (struck.map(|(waiter, _)| waiter), hooks, cause)
         };
         if let Some(waiter) = waiter {
@@ -660,7 +685,7 @@ impl Control {
     fn strike_at_wait(&mut self, target: Target) {
         match target {
             Target::Body if self.delivered.is_none() => self.last_strike = Some(Time::now()),
-            Target::Body => {}
+            Target::Body | Target::Thrown => {}
             Target::Block(index) => self.strike_block_at_wait(index),
         }
     }
@@ -672,6 +697,7 @@ impl Control {
                 self.delivered.get_or_insert(Rung::AtWait);
                 self.order.as_ref().map(|order| order.cause.clone())
             }
+            Target::Thrown => self.raise_thrown(),
             Target::Block(index) => self.raised_in_block(index),
         }
     }
@@ -679,7 +705,9 @@ impl Control {
     /// What is on its way by force, taken out: to be taken back.
     fn unpost(&mut self) -> Vec<Arc<dyn Force>> {
         let mut posted = self.unpost_blocks(0);
-        if std::mem::take(&mut self.posted) {
+        let throw = self.throw.as_mut();
+        let thrown = throw.is_some_and(|throw| std::mem::take(&mut throw.posted));
+        if std::mem::take(&mut self.posted) || thrown {
             posted.extend(self.force.clone());
         }
         posted
@@ -720,7 +748,11 @@ impl Boundary {
         }
         control.phase = Phase::Running;
         control.force = force;
+        let thrown = control.throw.is_some();
         drop(control);
+        if thrown {
+            task.strike_with_thrown();
+        }
         Boundary {
             task: task.clone(),
             outer: Some(outer),

@@ -1277,6 +1277,10 @@ class Task:
         """
         Ask it to stop. True: this call was the first.
         """
+    def is_current(self, /) -> bool:
+        """
+        Is it the calling code's own?
+        """
     def kill(self, /, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
         """
         Stop it, rung by rung; blocks until it has ended or was given up.
@@ -1298,6 +1302,10 @@ class Task:
     def state(self, /) -> TaskState:
         """
         Where it is in its life.
+        """
+    def throw(self, /, exception: BaseException) -> bool:
+        """
+        Raise an exception in it, once, and go on. False: it is not there, yet or any more.
         """
     @property
     def token(self, /) -> CancelToken:

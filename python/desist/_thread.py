@@ -83,6 +83,31 @@ class Thread(threading.Thread):
         """
         return self._task.kill(reason, policy=policy)
 
+    def raise_exc(self, exc: BaseException | type[BaseException]) -> None:
+        """Raise an exception, or one made of the class given, in the thread, once.
+
+        It is raised in the thread's own code and nowhere else: at a desist wait, or between two
+        bytecodes; code that blocks in C has to come back first. Clean-up and commit blocks, and
+        desist locks that it holds, hold it off, and it is raised behind them. Does not wait for
+        that; of several on their way the last one counts, and a kill before all. A thread that has
+        ended is left alone; on the calling thread it is raised at once. TypeError: not an
+        exception, or a class that needs arguments. RuntimeError: not started.
+        """
+        exception: object = exc() if isinstance(exc, type) else exc
+        if not isinstance(exception, BaseException):
+            raise TypeError(f"exceptions must derive from BaseException, not {exc!r}")
+        if self._task.is_current():
+            raise exception
+        if not self._task.throw(exception) and self._task.state is TaskState.PENDING:
+            raise RuntimeError("cannot raise in a thread before it is started; start it first")
+
+    def terminate(self) -> None:
+        """Raise SystemExit in the thread, which ends it without a word; see raise_exc().
+
+        It can be caught. kill() sees to it that the thread ends.
+        """
+        self.raise_exc(SystemExit)
+
     def join(self, timeout: float | None = None) -> None:
         """Wait for the thread's end, at most for `timeout` seconds.
 

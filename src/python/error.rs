@@ -1,6 +1,7 @@
 //! The two stop exceptions, and how the core's errors become Python's.
 
 use std::ffi::CStr;
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyBaseException, PyDeprecationWarning, PyTypeError};
 use pyo3::prelude::*;
@@ -13,6 +14,7 @@ use crate::python::cause::CancelCause;
 use crate::python::{hard_stop, host};
 use crate::scope;
 use crate::sync::LockError;
+use crate::task::{Arrival, Thrown};
 
 /// Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
 /// again: the scope that was cancelled absorbs it.
@@ -46,10 +48,15 @@ impl Killed {
     #[new]
     fn new(py: Python<'_>) -> PyResult<Self> {
         let task = scope::current_task();
-        let cause = task.as_ref().and_then(|task| task.arrived());
+        let arrived = task.as_ref().and_then(|task| task.arrived());
         if let Some(task) = &task {
             hard_stop::trace::arrived(py, task);
         }
+        let cause = match arrived {
+            Some(Arrival::Thrown(thrown)) => return Err(self::thrown(py, &thrown)),
+            Some(Arrival::Kill(cause)) => Some(cause),
+            None => None,
+        };
         let cause = cause.ok_or_else(|| {
             PyTypeError::new_err(
                 "Killed cannot be made by hand; use Thread.kill() or WorkerPool.kill_worker()",
@@ -69,7 +76,7 @@ impl Killed {
 pub(super) fn from_stop(py: Python<'_>, stop: Stop) -> PyErr {
     match stop {
         Stop::Cancelled(cause) => cancelled(py, cause),
-        Stop::Killed(cause) => killed(py, cause),
+        Stop::Killed(cause) => killed_or_thrown(py, cause),
         // A wait is interrupted only by what the host keeps for this moment.
         Stop::Interrupted => host::take_raised()
             .unwrap_or_else(|| ordinary(py, "Interrupted", &"the wait was interrupted")),
@@ -94,9 +101,29 @@ pub(super) fn killed(py: Python<'_>, cause: Cause) -> PyErr {
         )
 }
 
+/// What a wait or a checkpoint raises that says that its task is killed.
+fn killed_or_thrown(py: Python<'_>, cause: Cause) -> PyErr {
+    match scope::current_task().and_then(|task| task.take_thrown()) {
+        Some(thrown) => self::thrown(py, &thrown),
+        None => killed(py, cause),
+    }
+}
+
+/// An exception, ready to be thrown.
+pub(super) fn throwable(exception: Bound<'_, PyBaseException>) -> Thrown {
+    Arc::new(exception.unbind())
+}
+
+fn thrown(py: Python<'_>, thrown: &Thrown) -> PyErr {
+    match thrown.downcast_ref::<Py<PyBaseException>>() {
+        Some(exception) => PyErr::from_value(exception.bind(py).clone().into_any()),
+        None => PyTypeError::new_err("what was thrown is no exception"), // never: see throwable()
+    }
+}
+
 /// Raise a kill that was held off and may arrive now.
 pub(super) fn check_kill(py: Python<'_>) -> PyResult<()> {
-    scope::kill_due().map_or(Ok(()), |cause| Err(killed(py, cause)))
+    scope::kill_due().map_or(Ok(()), |cause| Err(killed_or_thrown(py, cause)))
 }
 
 /// A class of `desist._exceptions`, where the ordinary exceptions are.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -16,7 +16,7 @@ use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
-use crate::python::{hard_stop, seconds};
+use crate::python::{error, hard_stop, seconds};
 use crate::scope;
 use crate::task::{self, BodyEnd, Boundary, Progress};
 use crate::testing::{self, Enrolment};
@@ -171,6 +171,18 @@ impl Task {
         policy: Option<&StopPolicy>,
     ) -> PyResult<KillReport> {
         stop::kill(py, &self.core, reason, policy, &mut || ())
+    }
+
+    /// Raise an exception in it, once, and go on. False: it is not there, yet or any more.
+    #[pyo3(signature = (exception: "BaseException"))]
+    fn throw(&self, py: Python<'_>, exception: Bound<'_, PyBaseException>) -> bool {
+        let thrown = error::throwable(exception);
+        detached(py, || self.core.throw(thrown))
+    }
+
+    /// Is it the calling code's own?
+    fn is_current(&self) -> bool {
+        scope::current_task().is_some_and(|current| Arc::ptr_eq(&current, &self.core))
     }
 
     /// Block until it is over or was given up (True), or the seconds have passed. A checkpoint.

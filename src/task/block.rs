@@ -68,6 +68,8 @@ impl Block {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     Body,
+    /// The body, for what somebody throws into it.
+    Thrown,
     /// The block with this index.
     Block(usize),
 }
@@ -88,6 +90,13 @@ impl Control {
         if due(&self.order, 0, 0) {
             return Some(Target::Body);
         }
+        if self
+            .throw
+            .as_ref()
+            .is_some_and(|throw| due(&throw.order, 0, 0))
+        {
+            return Some(Target::Thrown);
+        }
         self.blocks
             .iter()
             .position(|block| due(&block.order, block.masks, block.recorded))
@@ -98,14 +107,27 @@ impl Control {
     pub(super) fn addressee(&self, ledger: &Ledger) -> Option<Target> {
         let posted = || self.blocks.iter().position(|block| block.posted);
         let ordered = || self.blocks.iter().position(|block| block.order.is_some());
+        let thrown = || self.throw.as_ref().is_some_and(|throw| throw.posted);
         self.due(ledger)
             .or_else(|| posted().map(Target::Block))
+            .or_else(|| thrown().then_some(Target::Thrown))
             .or_else(|| self.order.is_some().then_some(Target::Body))
             .or_else(|| ordered().map(Target::Block))
     }
 
+    pub(super) fn cause(&self, target: Target) -> Option<Cause> {
+        let order = match target {
+            Target::Body => &self.order,
+            Target::Thrown => &self.throw.as_ref()?.order,
+            Target::Block(index) => &self.blocks.get(index)?.order,
+        };
+        order.as_ref().map(|order| order.cause.clone())
+    }
+
     pub(super) fn is_ordered(&self) -> bool {
-        self.order.is_some() || self.blocks.iter().any(|block| block.order.is_some())
+        self.order.is_some()
+            || self.throw.is_some()
+            || self.blocks.iter().any(|block| block.order.is_some())
     }
 
     /// A kill is raised in the block.
@@ -207,14 +229,13 @@ impl Task {
                 return Left::default();
             };
             let wider = match control.due(&self.ledger) {
-                Some(Target::Body) => true,
+                Some(Target::Body | Target::Thrown) => true,
                 Some(Target::Block(outer)) => outer < index,
                 None => false,
             };
             let posted = control.unpost_blocks(index);
             let closed = control.blocks.split_off(index);
-            let ordered = control.is_ordered();
-            self.ordered.store(ordered, Ordering::Release);
+            self.note_orders(&control);
             let left = Left {
                 absorbs: closed[0].order.is_some() && !wider,
                 struck: closed[0].cause().filter(|_| closed[0].struck),

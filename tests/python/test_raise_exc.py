@@ -1,0 +1,165 @@
+"""Thread.raise_exc() and terminate(): once, in the thread's own code."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import Outcome, TaskState
+from support import INSIST, NEVER, Victim, spin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture(autouse=True)
+def _unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+
+def wait(ready: Callable[[], None]) -> None:
+    with desist.shield(NEVER):
+        ready()
+        desist.sleep_forever()
+
+
+BODIES = pytest.mark.parametrize("body", [spin, wait], ids=lambda body: body.__name__)
+
+
+@BODIES
+@pytest.mark.parametrize(
+    "exc", [KeyError, KeyError("which"), KeyboardInterrupt], ids=["class", "instance", "base"]
+)
+def test_what_is_raised_is_what_was_given(body: Callable[..., None], exc: Any) -> None:
+    with Victim(body) as victim:
+        victim.raise_exc(exc)
+    kind = exc if isinstance(exc, type) else type(exc)
+    assert type(victim.raised) is kind
+    if isinstance(exc, BaseException):
+        assert victim.raised is exc
+    assert victim.state in (TaskState.DONE, TaskState.FAILED)
+
+
+@BODIES
+def test_a_handler_of_its_class_catches_it_and_it_does_not_come_again(
+    body: Callable[..., None],
+) -> None:
+    caught: list[BaseException] = []
+
+    def catching(ready: Callable[[], None]) -> str:
+        try:
+            body(ready)
+        except LookupError as raised:
+            caught.append(raised)
+        for _ in range(10_000):
+            desist.checkpoint()
+        return "went on"
+
+    with Victim(catching) as victim:
+        victim.raise_exc(KeyError("which"))
+    assert [str(one) for one in caught] == ["'which'"]
+    assert victim.results == ["went on"]
+
+
+@BODIES
+def test_terminate_ends_a_thread_without_a_word(body: Callable[..., None]) -> None:
+    with Victim(body) as victim:
+        victim.terminate()
+    assert isinstance(victim.raised, SystemExit)
+    assert not victim.is_alive()
+
+
+def test_i24_a_clean_up_zone_and_a_lock_hold_it_off() -> None:
+    lock, inside, go_on = desist.Lock(), threading.Event(), threading.Event()
+    steps: list[str] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        with lock:
+            with desist.cleanup():
+                ready()
+                inside.set()
+                while not go_on.is_set():
+                    pass
+                steps.append("cleaned up")
+            steps.append("released")
+        steps.append("too far")
+
+    with Victim(body) as victim:
+        inside.wait()
+        victim.raise_exc(KeyError)
+        go_on.set()
+    assert steps == ["cleaned up", "released"]
+    assert isinstance(victim.raised, KeyError)
+    assert not lock.poisoned
+    assert not lock.locked()
+
+
+def test_i22_nothing_behind_the_body_is_struck() -> None:
+    for _ in range(200):
+        started, seen = threading.Event(), []
+        task = desist._core.Task("short")
+
+        def run(task: Any = task, started: Any = started, seen: Any = seen) -> None:
+            try:
+                with suppress(KeyError):  # out of the body
+                    task.run(started.set)
+                for _ in range(100):
+                    pass
+            except BaseException as raised:  # noqa: BLE001 (shown below)
+                seen.append(raised)
+
+        thread = threading.Thread(target=run)
+        task.launch()
+        thread.start()
+        task.throw(KeyError())
+        thread.join()
+        assert not seen
+
+
+def test_a_kill_goes_before() -> None:
+    with Victim(spin) as victim, desist.Lock():
+        victim.raise_exc(KeyError)
+        report = victim.kill(policy=INSIST)
+    assert report.outcome is not Outcome.ABANDONED
+    assert victim.raised is not None
+
+
+def test_a_thread_that_has_ended_is_left_alone() -> None:
+    with Victim(lambda ready: ready()) as victim:
+        pass
+    victim.raise_exc(KeyError)
+    victim.terminate()
+    assert victim.state is TaskState.DONE
+
+
+def test_on_the_calling_thread_it_is_raised_at_once() -> None:
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        with pytest.raises(KeyError):
+            victim.raise_exc(KeyError)
+        victim.terminate()
+
+    with (victim := Victim(body)):
+        pass
+    assert isinstance(victim.raised, SystemExit)
+
+
+def test_a_thread_that_is_not_started_cannot_be_raised_in() -> None:
+    with pytest.raises(RuntimeError, match="start it first"):
+        desist.Thread().raise_exc(KeyError)
+    with pytest.raises(RuntimeError, match="start it first"):
+        desist.Thread().terminate()
+
+
+@pytest.mark.parametrize("bad", [7, None, "text", int, object()])
+def test_what_is_no_exception_cannot_be_raised(bad: Any) -> None:
+    with Victim(spin) as victim:
+        with pytest.raises(TypeError, match="must derive from BaseException"):
+            victim.raise_exc(bad)
+        with pytest.raises(TypeError):
+            victim.raise_exc(UnicodeDecodeError)  # needs arguments
+        victim.terminate()

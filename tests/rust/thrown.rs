@@ -1,0 +1,131 @@
+//! What is thrown into a body: once, in it and nowhere else, and not where something holds it off.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use crate::clock::Time;
+use crate::error::Stop;
+use crate::sync::{Acquire, Lock};
+use crate::task::{Arrival, BodyEnd, Boundary, Force, Task, Thrown};
+use crate::wait::{checkpoint, sleep_until};
+
+/// Counts what is in the slot of the body's thread.
+#[derive(Default)]
+struct Slot(AtomicI32);
+
+impl Slot {
+    fn posted(&self) -> i32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Force for Slot {
+    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+        then();
+    }
+
+    fn post(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn take_back(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn stack(&self) -> Option<Vec<String>> {
+        None
+    }
+}
+
+/// A body on the calling thread.
+fn begin() -> (Arc<Task>, Arc<Slot>, Boundary) {
+    let (task, slot) = (Task::new("body", None), Arc::new(Slot::default()));
+    let boundary = Boundary::enter(&task, Some(slot.clone()));
+    (task, slot, boundary)
+}
+
+fn something() -> Thrown {
+    Arc::new("something")
+}
+
+fn is_something(thrown: Option<Thrown>) -> bool {
+    thrown.is_some_and(|thrown| thrown.downcast_ref() == Some(&"something"))
+}
+
+fn stopped(result: &Result<(), Stop>) -> bool {
+    matches!(result, Err(Stop::Killed(_)))
+}
+
+#[test]
+fn it_arrives_once_by_force() {
+    let (task, slot, boundary) = begin();
+    assert!(task.throw(something()));
+    assert_eq!(slot.posted(), 1);
+    assert!(matches!(task.arrived(), Some(Arrival::Thrown(_))));
+    assert!(task.arrived().is_none());
+    assert!(checkpoint().is_ok());
+    boundary.leave(BodyEnd::Unwound);
+}
+
+#[test]
+fn it_arrives_once_at_a_wait_and_what_was_posted_is_taken_back() {
+    let (task, slot, boundary) = begin();
+    assert!(task.throw(something()));
+    assert!(stopped(&sleep_until(Time::NEVER)));
+    assert_eq!(slot.posted(), 0);
+    assert!(is_something(task.take_thrown()));
+    assert!(checkpoint().is_ok());
+    boundary.leave(BodyEnd::Unwound);
+}
+
+#[test]
+fn i24_locks_and_masks_hold_it_off() {
+    let (task, slot, boundary) = begin();
+    let lock = Lock::default();
+    assert!(lock.try_acquire(Acquire::Block).is_ok());
+    assert!(task.throw(something()));
+    assert_eq!(slot.posted(), 0);
+    assert!(checkpoint().is_ok());
+    let mask = task.mask(Time::NEVER);
+    assert!(lock.release().is_ok());
+    assert!(checkpoint().is_ok());
+    task.unmask(mask);
+    assert!(stopped(&checkpoint()));
+    assert!(is_something(task.take_thrown()));
+    boundary.leave(BodyEnd::Unwound);
+}
+
+#[test]
+fn i24_a_mask_takes_it_back_and_keeps_it() {
+    let (task, slot, boundary) = begin();
+    assert!(task.throw(something()));
+    assert_eq!(slot.posted(), 1);
+    let mask = task.mask(Time::NEVER);
+    assert_eq!(slot.posted(), 0);
+    assert!(task.arrived().is_none(), "it was taken back");
+    task.unmask(mask);
+    assert!(stopped(&checkpoint()));
+    assert!(is_something(task.take_thrown()));
+    boundary.leave(BodyEnd::Unwound);
+}
+
+#[test]
+fn i22_behind_the_body_there_is_nothing_left_of_it() {
+    let (task, slot, boundary) = begin();
+    assert!(task.throw(something()));
+    boundary.leave(BodyEnd::Unwound);
+    assert_eq!(slot.posted(), 0);
+    assert!(checkpoint().is_ok());
+    assert!(!task.throw(something()));
+}
+
+#[test]
+fn what_is_thrown_before_the_body_begins_is_raised_in_it() {
+    let (task, slot) = (Task::new("body", None), Arc::new(Slot::default()));
+    assert!(!task.throw(something()), "not launched");
+    assert!(task.launch());
+    assert!(task.throw(something()));
+    let boundary = Boundary::enter(&task, Some(slot.clone()));
+    assert_eq!(slot.posted(), 1);
+    boundary.leave(BodyEnd::Unwound);
+}
