@@ -100,7 +100,8 @@ def test_i24_a_clean_up_zone_and_a_lock_hold_it_off() -> None:
 
 def test_i22_nothing_behind_the_body_is_struck() -> None:
     for _ in range(200):
-        started, seen = threading.Event(), []
+        started = threading.Event()
+        seen: list[BaseException] = []
         task = desist._core.Task("short")
 
         def run(task: Any = task, started: Any = started, seen: Any = seen) -> None:
