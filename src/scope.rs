@@ -63,6 +63,15 @@ struct Frame {
     forced: Option<NonZeroU64>,
     /// A clean-up zone listens for cancellations outside.
     _listening: Vec<Registration>,
+    /// Is told if the block's end never runs.
+    ward: Option<Arc<dyn Ward>>,
+}
+
+/// What a block answers for beside its own code.
+pub(crate) trait Ward: Send + Sync {
+    /// The block's end has not run, nor will it, for what is around it has ended. What is below
+    /// its scope has been cancelled. Called on the block's thread; may wait.
+    fn forsaken(&self);
 }
 
 /// What the calling thread is in the middle of.
@@ -97,7 +106,7 @@ pub(crate) enum Exit {
 
 /// Open a scope on the calling thread.
 pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
-    let node = open(kind, deadline, grace);
+    let node = open(kind, deadline, grace, None);
     if kind == Kind::Cleanup {
         // Not under a borrow: what was posted is taken back, by code of the host.
         if let Some(task) = current_task() {
@@ -107,7 +116,18 @@ pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> Node
     node
 }
 
-fn open(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
+/// Open a plain scope for a block that answers for more than its own code.
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn enter_for(ward: Arc<dyn Ward>, deadline: Time, grace: Option<Duration>) -> NodeRef {
+    open(Kind::Plain, deadline, grace, Some(ward))
+}
+
+fn open(
+    kind: Kind,
+    deadline: Time,
+    grace: Option<Duration>,
+    ward: Option<Arc<dyn Ward>>,
+) -> NodeRef {
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         let mut listening = Vec::new();
@@ -136,6 +156,7 @@ fn open(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
             recorded,
             forced: None,
             _listening: listening,
+            ward,
         });
         OPEN.with(|open| open.set(true));
         node
@@ -212,7 +233,7 @@ pub(crate) fn enter_forced(
         let name = host::thread_name().unwrap_or_else(|| "a thread".into());
         Task::of_thread(&name, current_ledger())
     });
-    let node = open(Kind::Plain, deadline, grace);
+    let node = open(Kind::Plain, deadline, grace, None);
     if let Some(cause) = cancelled {
         node.cancel(cause);
     }
@@ -279,7 +300,17 @@ pub(crate) fn close_above(node: &NodeRef) {
             leave_task_of_thread();
         }
     }
-    drop(left); // outside the borrow: a zone's registrations may wait
+    forsake(&left); // outside the borrow, as what drops them
+}
+
+/// The host has left these blocks by a hole in its unwinding, or not at all. May wait.
+fn forsake(left: &[Frame]) {
+    for frame in left.iter().rev().filter(|frame| frame.kind != Kind::Task) {
+        close_unless_private(&frame.node);
+        if let Some(ward) = &frame.ward {
+            ward.forsaken();
+        }
+    }
 }
 
 /// A thread outside of any task has one for as long as it is in a block that needs it.
@@ -580,6 +611,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             recorded: 0,
             forced: None,
             _listening: Vec::new(),
+            ward: None,
         };
         OPEN.with(|open| open.set(true));
         Outer {
@@ -599,7 +631,7 @@ pub(crate) fn end_task(outer: Outer) {
         context.ledger.replace(outer.ledger);
         context.frames.replace(outer.frames)
     });
-    drop(left); // outside the borrow: a zone's registrations may wait
+    forsake(&left); // outside the borrow, as what drops them
 }
 
 // ---------------------------------------------------------------------- for Rust programs

@@ -19,7 +19,7 @@ use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
 use crate::python::token::{CancelToken, cancel_node};
-use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding};
+use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding, Ward};
 use crate::task::Force;
 use crate::token::tree::NodeRef;
 use crate::{deadline, testing, token};
@@ -88,13 +88,16 @@ impl Block {
         }
     }
 
-    fn enter(&self, py: Python<'_>) -> PyResult<()> {
+    fn enter(&self, py: Python<'_>, ward: Option<Arc<dyn Ward>>) -> PyResult<()> {
         let mut state = self.state.lock();
         let State::Fresh { limit, cancelled } = &mut *state else {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
         };
-        let node = scope::enter(self.kind, limit.as_of_now(), self.grace);
+        let node = match ward {
+            None => scope::enter(self.kind, limit.as_of_now(), self.grace),
+            Some(ward) => scope::enter_for(ward, limit.as_of_now(), self.grace),
+        };
         if let Some(cause) = cancelled.take() {
             node.cancel(*cause);
         }
@@ -133,7 +136,7 @@ impl Block {
             Some(kill_after) if testing::current().is_none() => {
                 self.enter_forced(py, **kill_after, hard_stop::for_this_block(py)?)
             }
-            _ => self.enter(py),
+            _ => self.enter(py, None),
         }
     }
 
@@ -144,11 +147,6 @@ impl Block {
         kind: &Bound<'_, PyAny>,
         value: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Cause>> {
-        let mut state = self.state.lock();
-        let State::Open { node, watch } = &*state else {
-            drop(state);
-            return Err(error::misuse(py, ScopeMisuse::NotEntered));
-        };
         // The classes are final, so identity is the whole test.
         let unwinding = if kind.is_none() {
             Unwinding::Nothing
@@ -159,9 +157,14 @@ impl Block {
         } else {
             Unwinding::Nothing
         };
-        if unwinding == Unwinding::Killed {
-            scope::close_above(node);
+        if let (Unwinding::Killed, Some(node)) = (unwinding, self.node()) {
+            scope::close_above(&node); // unlocked: it may wait
         }
+        let mut state = self.state.lock();
+        let State::Open { node, watch } = &*state else {
+            drop(state);
+            return Err(error::misuse(py, ScopeMisuse::NotEntered));
+        };
         let mut outward = false;
         let exit = if watch.is_some() {
             let node = node.clone();
@@ -234,7 +237,7 @@ impl Block {
             Some(kill_after) if testing::current().is_none() => {
                 self.enter_forced(py, **kill_after, hard_stop::for_this_call(py)?)?;
             }
-            _ => self.enter(py)?,
+            _ => self.enter(py, None)?,
         }
         let result = hard_stop::call_with(function, arguments, named);
         let none = py.None().into_bound(py);
@@ -303,12 +306,16 @@ impl Block {
         Ok(())
     }
 
-    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
-        let node = match &*self.state.lock() {
+    /// Its node, if it is open.
+    fn node(&self) -> Option<NodeRef> {
+        match &*self.state.lock() {
             State::Open { node, .. } => Some(node.clone()),
             _ => None,
-        };
-        match node {
+        }
+    }
+
+    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
+        match self.node() {
             Some(node) => CancelToken::wrap(py, token::CancelToken::from_node(node)),
             None => Err(error::misuse(py, ScopeMisuse::NotEntered)),
         }
@@ -345,7 +352,7 @@ fn exit_forced(
 }
 
 /// What leaves the block whose own deadline was the cause.
-fn deadline_exceeded(py: Python<'_>, cancelled: &Bound<'_, PyAny>) -> PyErr {
+pub(super) fn deadline_exceeded(py: Python<'_>, cancelled: &Bound<'_, PyAny>) -> PyErr {
     let error = error::ordinary(
         py,
         "DeadlineExceeded",
@@ -362,6 +369,39 @@ pub(super) struct CancelScope {
     block: Block,
     /// The block's own deadline raises DeadlineExceeded, instead of leaving it quietly.
     raises: bool,
+}
+
+/// The scope that a group's block is.
+impl CancelScope {
+    pub(super) fn for_group() -> Self {
+        Self {
+            block: Block::new(Kind::Plain, Limit::None, None, None),
+            raises: true,
+        }
+    }
+
+    /// Enter it; its node.
+    pub(super) fn enter_for(&self, py: Python<'_>, ward: Arc<dyn Ward>) -> PyResult<NodeRef> {
+        self.block.enter(py, Some(ward))?;
+        self.node()
+            .ok_or_else(|| error::misuse(py, ScopeMisuse::NotEntered))
+    }
+
+    /// Leave it with this on its way, if anything is. The cause, if its cancellation was absorbed.
+    pub(super) fn leave(&self, py: Python<'_>, raised: Option<&PyErr>) -> PyResult<Option<Cause>> {
+        match raised {
+            Some(raised) => {
+                self.block
+                    .exit(py, raised.get_type(py).as_any(), raised.value(py).as_any())
+            }
+            None => self.block.exit(py, py.None().bind(py), py.None().bind(py)),
+        }
+    }
+
+    /// Its node, if it is open.
+    pub(super) fn node(&self) -> Option<NodeRef> {
+        self.block.node()
+    }
 }
 
 #[pymethods]
