@@ -82,9 +82,10 @@ from desist._exceptions import (
     ShutDown,
     TaskCancelled,
 )
+from desist._future import Future
 from desist._interruptible import interruptible
 from desist._ops import done_op
-from desist._pool import Future, WorkerPool
+from desist._pool import ItemFuture, WorkerPool
 from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer, kill
 
@@ -121,6 +122,7 @@ __all__ = [
     "Future",
     "Guarded",
     "GuardedValue",
+    "ItemFuture",
     "KillReport",
     "Killed",
     "Lease",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import threading
 import weakref
@@ -12,7 +11,6 @@ from desist._core import (
     CancelCause,
     CancelSource,
     KillReport,
-    Latch,
     Lease,
     LeaseQueue,
     Seat,
@@ -20,6 +18,7 @@ from desist._core import (
 )
 from desist._enums import Outcome
 from desist._exceptions import PoolExhausted, TaskCancelled
+from desist._future import Future
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,17 +28,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Future(concurrent.futures.Future[R]):
-    """What will become of an item of a WorkerPool.
-
-    result() and exception() are desist waits: they can be cancelled, and no kill leaves anything
-    locked in them.
-    """
+class ItemFuture(Future[R]):
+    """What will become of an item of a WorkerPool."""
 
     def __init__(self) -> None:
         """For WorkerPool.submit()."""
         super().__init__()
-        self._settled = Latch()
         self._cancel_item: Callable[[], bool | None] = bool
         self.item_id = 0
 
@@ -55,37 +49,15 @@ class Future(concurrent.futures.Future[R]):
         """Was it cancelled, before or while it was worked on?"""
         return isinstance(self._exception, TaskCancelled)
 
-    def result(self, timeout: float | None = None) -> R:
-        """Wait for the item's result, at most for `timeout` seconds (then TimeoutError).
-
-        Raises what the last attempt raised if the item is dead, TaskCancelled if it was
-        cancelled.
-        """
-        failure = self.exception(timeout)
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # a cycle through the traceback
-        return self._result  # type: ignore[return-value]  # there is one, as nothing failed
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As result(), but returns the exception."""
-        if not self._settled.wait(timeout):
-            raise concurrent.futures.TimeoutError
-        return self._exception
-
     # Called by the core, on the worker's thread, when no kill can strike it.
 
     def _finish(self, result: R) -> None:
         self.set_running_or_notify_cancel()
         self.set_result(result)
-        self._settled.set()
 
     def _fail(self, failure: BaseException | CancelCause) -> None:
         self.set_running_or_notify_cancel()
         self.set_exception(TaskCancelled(failure) if isinstance(failure, CancelCause) else failure)
-        self._settled.set()
 
 
 class WorkerPool(Generic[T, R]):
@@ -151,13 +123,13 @@ class WorkerPool(Generic[T, R]):
             message = "this pool has been stopped; make a new one"
             raise RuntimeError(message)
 
-    def submit(self, item: T) -> Future[R]:
+    def submit(self, item: T) -> ItemFuture[R]:
         """Add an item; its future tells what becomes of it. Never blocks."""
         self._check_usable()
         if not self.workers_alive():
             message = "all workers of this pool were given up; nobody is left to do the work"
             raise PoolExhausted(message)
-        future: Future[R] = Future()
+        future: ItemFuture[R] = ItemFuture()
         future.item_id = item_id = self.queue._submit(item, future)  # noqa: SLF001 (the core's own door)
         future._cancel_item = lambda: self._cancel(item_id, None)  # noqa: SLF001 (its own module)
         return future

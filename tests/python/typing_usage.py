@@ -161,7 +161,7 @@ def a_pool_takes_its_types_from_the_handler() -> None:
         assert_type(pool, desist.WorkerPool[str, int])
         assert_type(pool.queue, desist.LeaseQueue[str])
         future = pool.submit("page")
-        assert_type(future, desist.Future[int])
+        assert_type(future, desist.ItemFuture[int])
         assert_type(future.result(timeout=1), int)
         assert_type(pool.kill_worker(0), desist.KillReport)
         pool.submit(1)  # type: ignore[arg-type]
