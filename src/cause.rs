@@ -15,6 +15,8 @@ pub enum CauseKind {
     Explicit,
     /// A deadline passed.
     Deadline,
+    /// Another task of the same group failed.
+    SiblingFailed,
     /// The scope or source above was left or closed.
     ScopeExited,
     /// A pool or the process is shutting down.
@@ -67,6 +69,7 @@ impl fmt::Display for Cause {
         f.write_str(match self.kind {
             CauseKind::Explicit => "cancelled",
             CauseKind::Deadline => "deadline exceeded",
+            CauseKind::SiblingFailed => "a sibling failed",
             CauseKind::ScopeExited => "the scope was left",
             CauseKind::Shutdown => "shut down",
             CauseKind::Forked => "lost in a fork",

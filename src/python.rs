@@ -15,6 +15,7 @@ mod condition;
 mod enums;
 mod error;
 mod event;
+mod group;
 mod guard;
 mod guarded;
 mod hard_stop;
@@ -56,6 +57,8 @@ mod _core {
     use super::error::{Cancelled, Killed};
     #[pymodule_export]
     use super::event::Event;
+    #[pymodule_export]
+    use super::group::{Crew, Hand};
     #[pymodule_export]
     use super::guard::LockGuard;
     #[pymodule_export]

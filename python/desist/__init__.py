@@ -80,9 +80,11 @@ from desist._exceptions import (
     PoolExhausted,
     ScopeMisuse,
     ShutDown,
+    TaskAborted,
     TaskCancelled,
 )
 from desist._future import Future
+from desist._group import Task, TaskGroup, race
 from desist._interruptible import interruptible
 from desist._ops import done_op
 from desist._pool import ItemFuture, WorkerPool
@@ -145,7 +147,10 @@ __all__ = [
     "ShutDown",
     "SimpleQueue",
     "StopPolicy",
+    "Task",
+    "TaskAborted",
     "TaskCancelled",
+    "TaskGroup",
     "TaskState",
     "Thread",
     "Timeout",
@@ -173,6 +178,7 @@ __all__ = [
     "move_on_at",
     "notify_closing",
     "put_op",
+    "race",
     "readable_op",
     "run",
     "set_op",
@@ -189,9 +195,17 @@ __all__ = [
 ]
 
 
+_LAZY = {
+    "run": "_process",
+    "socket": "socket",
+    "ssl": "ssl",
+    "wait": "_process",
+}
+
+
 def __getattr__(name: str) -> object:
     """Import what few need, and what is heavy, when it is asked for."""
-    where = {"socket": "socket", "ssl": "ssl", "run": "_process", "wait": "_process"}.get(name)
+    where = _LAZY.get(name)
     # A kill in the middle of an import would leave the interpreter's lock for it held.
     with cleanup():
         if where is not None:

@@ -4,7 +4,7 @@ Native core of desist.
 
 from collections.abc import Callable
 from types import GenericAlias, TracebackType
-from typing import Generic, Literal, SupportsIndex, TypeVar, final, overload
+from typing import Any, Generic, Literal, SupportsIndex, TypeVar, final, overload
 
 from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
@@ -23,9 +23,11 @@ __all__ = [
     "CancelToken",
     "Cancelled",
     "Condition",
+    "Crew",
     "Event",
     "Guarded",
     "GuardedValue",
+    "Hand",
     "KillReport",
     "Killed",
     "Latch",
@@ -417,6 +419,62 @@ class Condition:
         """
 
 @disjoint_base
+class Crew:
+    """
+    The children of a TaskGroup, and the block that they are joined at. For TaskGroup.
+    """
+    def __enter__(self, /) -> Crew: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> bool:
+        """
+        Waits until all tasks have ended.
+        """
+    def __new__(cls, /, policy: StopPolicy | None, most: SupportsIndex | None) -> Crew: ...
+    def _claim(self, /) -> bool:
+        """
+        The caller is about to wait for one more task to end. False: there is none.
+        """
+    def _fail(self, /, reason: str) -> None:
+        """
+        A task has failed: the others, and the block, are cancelled.
+        """
+    def _hire(self, /, core: Task, task: Any) -> None:
+        """
+        One more thread, for a task that `_next` gave.
+        """
+    def _make(self, /, name: str) -> Task:
+        """
+        A task to be started in the group. RuntimeError: its block is not open.
+        """
+    def _next(self, /) -> Any | None:
+        """
+        What the thread that asks is to do next; None: end.
+        """
+    def _start(self, /, core: Task, task: Any) -> None:
+        """
+        Start what `_make` has made, as `task`: on a new thread, or, if there are enough, on the
+        first one that has nothing else to do.
+        """
+    def _unclaim(self, /) -> None:
+        """
+        The caller does not wait any more.
+        """
+    def _withdraw(self, /, core: Task) -> bool:
+        """
+        Take a task that has no thread yet out of the line. False: it has one, or has ended.
+        """
+    @property
+    def cancel_scope(self, /) -> CancelScope:
+        """
+        The block's scope: whoever cancels it cancels the block and its tasks.
+        """
+
+@disjoint_base
 class Event:
     """
     A flag like threading.Event, whose waits can be cancelled.
@@ -531,6 +589,32 @@ class GuardedValue(Generic[_T]):
         """
     @value.setter
     def value(self, /, value: _T) -> None: ...
+
+@final
+class Hand:
+    """
+    A thread that works for others: no kill strikes what it does between two tasks.
+    """
+    def __new__(cls, /, name: str) -> Hand:
+        """
+        For a thread that the calling one is about to start.
+        """
+    def give_up(self, /) -> None:
+        """
+        What it works at was given up.
+        """
+    def wait(self, /) -> None:
+        """
+        Block until it has ended its work, or was given up. A checkpoint.
+        """
+    def withdraw(self, /) -> bool:
+        """
+        The thread could not be started. False: it was, and works.
+        """
+    def work(self, /, work: Callable[..., object], *arguments: object) -> None:
+        """
+        On the thread: call `work(*arguments)`.
+        """
 
 @final
 class KillReport:
@@ -1277,35 +1361,67 @@ class Task:
         """
         Ask it to stop. True: this call was the first.
         """
-    def is_current(self, /) -> bool:
+    def expect(self, /) -> None:
         """
-        Is it the calling code's own?
+        It waits for a thread that is there, so that it may be killed from now on.
         """
-    def kill(self, /, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
+    @property
+    def id(self, /) -> int:
+        """
+        Its number; never used again.
+        """
+    def kill(
+        self,
+        /,
+        reason: str | None = None,
+        *,
+        policy: StopPolicy | None = None,
+        given_up: Callable[[], object] | None = None,
+    ) -> KillReport:
         """
         Stop it, rung by rung; blocks until it has ended or was given up.
+
+        `given_up()` is called if it is given up, before anybody is told.
+        """
+    @property
+    def killed_at(self, /) -> Outcome | None:
+        """
+        The rung of the ladder at which it was killed; None: it was not, or not yet.
         """
     def launch(self, /) -> bool:
         """
         Its thread is being started, so that it may be killed from now on.
         False: it is, or was, already.
         """
+    @property
+    def name(self, /) -> str:
+        """
+        Its name.
+        """
     def recall(self, /) -> None:
         """
         Its thread could not be started.
         """
-    def run(self, /, body: Callable[[], object]) -> None:
+    def run(
+        self,
+        /,
+        body: Callable[[], object],
+        settle: Callable[[Any, BaseException | None], object] | None = None,
+    ) -> None:
         """
         Run it here and now. Cancelled and Killed end here; other exceptions pass.
+
+        `settle(result, exception)` is told of any end instead, before anybody else and where no
+        kill strikes; but not if the task had been given up.
+        """
+    def stack(self, /) -> str | None:
+        """
+        Where its body is now, as the lines of a traceback; None unless it runs.
         """
     @property
     def state(self, /) -> TaskState:
         """
         Where it is in its life.
-        """
-    def throw(self, /, exception: BaseException) -> bool:
-        """
-        Raise an exception in it, once, and go on. False: it is not there, yet or any more.
         """
     @property
     def token(self, /) -> CancelToken:

@@ -10,6 +10,8 @@ class CauseKind(enum.Enum):
     """Somebody called cancel() or kill()."""
     DEADLINE = "deadline"
     """A deadline passed."""
+    SIBLING_FAILED = "sibling_failed"
+    """Another task of the same group failed."""
     SCOPE_EXITED = "scope_exited"
     """The scope or source above was left or closed."""
     SHUTDOWN = "shutdown"

@@ -11,6 +11,8 @@ from queue import Empty, Full
 from threading import BrokenBarrierError
 from typing import TYPE_CHECKING
 
+from desist._enums import Outcome
+
 if TYPE_CHECKING:
     from desist._core import CancelCause
 
@@ -28,6 +30,7 @@ __all__ = [
     "PoolExhausted",
     "ScopeMisuse",
     "ShutDown",
+    "TaskAborted",
     "TaskCancelled",
 ]
 
@@ -91,6 +94,20 @@ class TaskCancelled(concurrent.futures.CancelledError):
     def __init__(self, cause: CancelCause) -> None:
         """Keep why."""
         super().__init__(str(cause))
+        self.cause = cause
+
+
+class TaskAborted(Exception):
+    """Another task was killed, or given up while it still runs, so it has no result.
+
+    `outcome` is the rung of the ladder that ended it; ABANDONED: none did.
+    """
+
+    def __init__(self, name: str, outcome: Outcome, cause: CancelCause) -> None:
+        """Keep how, and why."""
+        how = "was given up and may still run" if outcome is Outcome.ABANDONED else "was killed"
+        super().__init__(f"{name} {how} ({cause})")
+        self.outcome = outcome
         self.cause = cause
 
 

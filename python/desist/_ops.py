@@ -1,4 +1,4 @@
-"""What wait_any() can wait for besides the native things: futures and threads."""
+"""What wait_any() can wait for besides the native things: futures, threads and tasks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import weakref
 from typing import Any, TypeVar, overload
 
 from desist._core import Latch, Op, latch_op, over_op
+from desist._group import Task
 from desist._thread import Thread
 
 _T = TypeVar("_T")
@@ -24,15 +25,19 @@ _latches_lock = threading.Lock()
 def done_op(what: concurrent.futures.Future[_T], /) -> Op[concurrent.futures.Future[_T]]: ...
 @overload
 def done_op(what: Thread, /) -> Op[Thread]: ...
+@overload
+def done_op(what: Task[_T], /) -> Op[Task[_T]]: ...
 def done_op(what: Any, /) -> Op[Any]:
-    """Wait until a future, or a desist Thread, is done; yields that very object.
+    """Wait until a future, a desist Thread or a Task is done; yields that very object.
 
-    The future's result() then returns, or raises, at once. TypeError: neither of both.
+    Its result() then returns, or raises, at once. TypeError: none of them.
     """
     if isinstance(what, Thread):
         return over_op(what._task, what)  # noqa: SLF001
+    if isinstance(what, Task):
+        return over_op(what._core, what)  # noqa: SLF001
     if not isinstance(what, concurrent.futures.Future):
-        raise TypeError(f"expected a Future or a desist Thread, not {type(what).__qualname__}")
+        raise TypeError(f"expected a Future, a Thread or a Task, not {type(what).__qualname__}")
     with _latches_lock:
         latch = _latches.get(what)
         new = latch is None

@@ -49,6 +49,7 @@ members!(
     CauseKind as "CauseKind",
     Explicit is "EXPLICIT",
     Deadline is "DEADLINE",
+    SiblingFailed is "SIBLING_FAILED",
     ScopeExited is "SCOPE_EXITED",
     Shutdown is "SHUTDOWN",
     Forked is "FORKED",

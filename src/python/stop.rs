@@ -26,6 +26,12 @@ pub(super) struct StopPolicy {
     policy: stop::StopPolicy,
 }
 
+impl StopPolicy {
+    pub(super) fn core(&self) -> stop::StopPolicy {
+        self.policy
+    }
+}
+
 #[pymethods]
 impl StopPolicy {
     #[new]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::prelude::*;
@@ -9,15 +10,18 @@ use pyo3::types::PyTuple;
 
 use crate::atomics::Mutex;
 use crate::clock::Time;
+use crate::fork;
 use crate::python::enums::TaskState;
 use crate::python::error::{Cancelled, Killed};
 use crate::python::host::detached;
+use crate::python::mask::Mask;
 use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop, seconds};
 use crate::scope;
+use crate::stop::Rung;
 use crate::task::{self, BodyEnd, Boundary, Progress};
 use crate::testing::{self, Enrolment};
 use crate::token;
@@ -75,17 +79,38 @@ impl Task {
     pub(super) fn core(&self) -> &Arc<task::Task> {
         &self.core
     }
+
+    pub(super) fn of(core: Arc<task::Task>) -> Self {
+        Self {
+            core,
+            ended: AtomicU8::new(Ended::NotYet as u8),
+            enrolment: Mutex::new(None),
+        }
+    }
 }
 
 #[pymethods]
 impl Task {
     #[new]
     fn new(name: &str) -> Self {
-        Self {
-            core: task::Task::new(name, None),
-            ended: AtomicU8::new(Ended::NotYet as u8),
-            enrolment: Mutex::new(None),
-        }
+        Self::of(task::Task::new(name, None))
+    }
+
+    /// Its number; never used again.
+    #[getter]
+    fn id(&self) -> u64 {
+        self.core.id()
+    }
+
+    /// Its name.
+    #[getter]
+    fn name(&self) -> &str {
+        self.core.name()
+    }
+
+    /// It waits for a thread that is there, so that it may be killed from now on.
+    fn expect(&self) {
+        self.core.launch();
     }
 
     /// Its thread is being started, so that it may be killed from now on.
@@ -106,24 +131,45 @@ impl Task {
     }
 
     /// Run it here and now. Cancelled and Killed end here; other exceptions pass.
-    #[pyo3(signature = (body: "Callable[[], object]"))]
-    fn run(&self, py: Python<'_>, body: &Bound<'_, PyAny>) -> PyResult<()> {
+    ///
+    /// `settle(result, exception)` is told of any end instead, before anybody else and where no
+    /// kill strikes; but not if the task had been given up.
+    #[pyo3(signature = (
+        body: "Callable[[], object]",
+        settle: "Callable[[Any, BaseException | None], object] | None" = None,
+    ))]
+    fn run(
+        &self,
+        py: Python<'_>,
+        body: &Bound<'_, PyAny>,
+        settle: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         if !matches!(self.core.progress(), Progress::Fresh | Progress::Launched) {
             return Err(PyRuntimeError::new_err(
                 "this task has run; make a new one for each run",
             ));
         }
         let enrolment = self.enrolment.lock().take();
-        let enrolled = detached(py, || enrolment.map(Enrolment::begin));
+        let enrolled = enrolment.map(|enrolment| detached(py, || enrolment.begin()));
         let body = || hard_stop::call(body, &PyTuple::empty(py)).map(Bound::unbind);
         let settled = run(py, &self.core, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
-            match ended {
-                Ended::Failed => result.map(|_| ()),
-                _ => Ok(()),
+            match (settle, ended) {
+                (Some(settle), _) => {
+                    let (value, raised) = match result {
+                        Ok(value) => (Some(value), None),
+                        Err(raised) => (None, Some(raised.into_value(py))),
+                    };
+                    settle.call1((value, raised)).map(|_| ())
+                }
+                (None, Ended::Failed) => result.map(|_| ()),
+                (None, _) => Ok(()),
             }
         });
-        detached(py, || drop(enrolled));
+        // Who is told of the result is not to run before this thread is ready for its next task.
+        if enrolled.is_some() {
+            detached(py, || drop(enrolled));
+        }
         settled?.unwrap_or(Ok(()))
     }
 
@@ -163,14 +209,40 @@ impl Task {
     }
 
     /// Stop it, rung by rung; blocks until it has ended or was given up.
-    #[pyo3(signature = (reason = None, *, policy = None))]
+    ///
+    /// `given_up()` is called if it is given up, before anybody is told.
+    #[pyo3(signature = (reason = None, *, policy = None, given_up: "Callable[[], object] | None" = None))]
     fn kill(
         &self,
         py: Python<'_>,
         reason: Option<&str>,
         policy: Option<&StopPolicy>,
+        given_up: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<KillReport> {
-        stop::kill(py, &self.core, reason, policy, &mut || ())
+        let given_up = given_up.map(|call| call.clone().unbind());
+        stop::kill(py, &self.core, reason, policy, &mut || {
+            let Some(given_up) = &given_up else { return };
+            let _mask = Mask::open(Duration::from_secs(5)); // who kills may be killed
+            fork::outside(|| {
+                Python::try_attach(|py| {
+                    if let Err(raised) = given_up.call0(py) {
+                        raised.write_unraisable(py, None);
+                    }
+                })
+            });
+        })
+    }
+
+    /// The rung of the ladder at which it was killed; None: it was not, or not yet.
+    #[getter]
+    fn killed_at(&self) -> Option<Rung> {
+        self.core.record().killed_at
+    }
+
+    /// Where its body is now, as the lines of a traceback; None unless it runs.
+    fn stack(&self, py: Python<'_>) -> Option<String> {
+        let place = detached(py, || self.core.place());
+        place.map(|place| place.stack.to_string())
     }
 
     /// Raise an exception in it, once, and go on. False: it is not there, yet or any more.
@@ -189,6 +261,11 @@ impl Task {
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::optional_span(timeout, "timeout")?.map_or(Time::NEVER, Time::after);
+        if scope::current_task().is_some_and(|task| Arc::ptr_eq(&task, &self.core)) {
+            return Err(PyRuntimeError::new_err(
+                "a task cannot wait for its own end",
+            ));
+        }
         blocking(py, || self.core.over().wait_until(until))
     }
 }

@@ -1,0 +1,382 @@
+"""TaskGroup: functions that run side by side, and a block that ends when all of them have."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from contextvars import copy_context
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+
+from desist._core import (
+    Cancelled,
+    CancelToken,
+    Crew,
+    Hand,
+    Killed,
+    KillReport,
+    Semaphore,
+    StopPolicy,
+    checkpoint,
+    defer_kill,
+)
+from desist._enums import Outcome, TaskState
+from desist._exceptions import TaskAborted, TaskCancelled
+from desist._future import BRIEFLY
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Task(Generic[T_co]):
+    """A function that a TaskGroup runs on a thread of its own; made by start_soon()."""
+
+    def __init__(self, group: TaskGroup, name: str, body: Callable[[], T_co]) -> None:
+        """For start_soon()."""
+        self._core = group._make(name)
+        self._group: TaskGroup | None = group
+        self._body: Callable[[], T_co] | None = body
+        self._result: T_co | None = None
+        self._failure: BaseException | None = None
+        self._thread = 0
+
+    @property
+    def id(self) -> int:
+        """Its number; never used again."""
+        return self._core.id
+
+    @property
+    def name(self) -> str:
+        """The name of its function."""
+        return self._core.name
+
+    @property
+    def state(self) -> TaskState:
+        """Where it is in its life."""
+        return self._core.state
+
+    @property
+    def token(self) -> CancelToken:
+        """Its token, below that of the group's scope."""
+        return self._core.token
+
+    def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
+        """Ask it to stop: its desist waits and checkpoints raise Cancelled from now on.
+
+        If it has not begun, it never will. The group goes on. Never blocks, never raises for what
+        the task does. `grace`: seconds that its clean-up zones may take (5 unless given). True:
+        this call was the first.
+        """
+        first = self._core.cancel(reason, grace=grace)
+        self._end_if_waiting()
+        return first
+
+    def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
+        """Stop it, rung by rung of the policy, and tell how it ended.
+
+        Blocks until its code has ended or it was given up: at most for the sum of the policy's
+        seconds, and as long as its clean-up blocks may take. For the group, a task that was
+        killed or given up has failed, with TaskAborted; one that stopped when asked has not.
+        RuntimeError: by the task itself.
+        """
+        if self.state is TaskState.PENDING:
+            self.cancel(reason)
+        return self._core.kill(reason, policy=policy, given_up=self._given_up)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended or was given up (True), or `timeout` seconds have passed.
+
+        A checkpoint. RuntimeError: by the task itself.
+        """
+        return self._core.wait(None if timeout is None else max(timeout, 0.0))
+
+    def result(self, timeout: float | None = None) -> T_co:
+        """Wait for what its function returns, at most for `timeout` seconds. A checkpoint.
+
+        Raises what the function raised; TaskCancelled if it was cancelled, TaskAborted if it was
+        killed or given up; TimeoutError if it has not ended in time.
+        """
+        if not self.join(timeout):
+            raise TimeoutError
+        if self._failure is not None:
+            raise self._failure
+        return self._result  # type: ignore[return-value]  # there is one, as nothing failed
+
+    def stack(self) -> str | None:
+        """Where it is now, as the lines of a traceback; None unless its function runs."""
+        return self._core.stack()
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} {self.name!r} {self.state.name}>"
+
+    # On the task's thread, when no kill can strike it.
+
+    def _run(self) -> None:
+        body, self._body = self._body, None
+        assert body is not None  # noqa: S101 (for the type checker: it runs once)
+        self._thread = threading.get_ident()
+        # Nothing begins in what is cancelled.
+        self._core.run(checkpoint if self.token.cancelled else body, self._settle)
+
+    def _settle(self, result: Any, raised: BaseException | None) -> None:
+        self._result = result
+        if isinstance(raised, Cancelled):
+            self._failure = TaskCancelled(raised.cause)
+            self._failure.__cause__ = raised
+        elif isinstance(raised, Killed):
+            outcome = self._core.killed_at
+            assert outcome is not None  # noqa: S101 (for the type checker)
+            self._failure = TaskAborted(self.name, outcome, raised.cause)
+            self._failure.__cause__ = raised
+        else:
+            self._failure = raised
+        self._tell_group()
+
+    # On the thread that kills, whatever that is.
+
+    def _given_up(self) -> None:
+        cause = self.token.cause
+        assert cause is not None  # noqa: S101 (for the type checker: a kill cancels)
+        self._failure = TaskAborted(self.name, Outcome.ABANDONED, cause)
+        group = self._group
+        self._tell_group()
+        if group is not None:
+            group._replace_thread(self._thread)  # noqa: SLF001 (its own module)
+
+    def _end_if_waiting(self) -> None:
+        group = self._group
+        with defer_kill(BRIEFLY):  # out of the line, it has to end here
+            if group is not None and group._withdraw(self._core):  # noqa: SLF001
+                self._run()
+
+    def _tell_group(self) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            group._child_ended(self, self._failure)  # noqa: SLF001
+
+
+class TaskGroup(Crew):
+    """A `with` block that starts functions on threads, and ends when all of them have ended.
+
+        with desist.TaskGroup() as group:
+            page = group.start_soon(fetch, url)
+            group.start_soon(watch)
+        print(page.result())
+
+    If one fails, the others and the block are cancelled, unless `on_error` is "continue"; what
+    they raised comes out of the block as an ExceptionGroup, and what the block itself raised with
+    it. If the block is cancelled from outside, or an exception leaves it, its tasks are cancelled,
+    and waited for; so with Ctrl-C. Tasks that were cancelled have not failed. A task that was
+    killed or given up has, with TaskAborted.
+
+    `max_threads`: so many run at a time, others wait for their turn. `policy`: how tasks are
+    killed that do not stop when asked, where asking is not enough: if the block's own thread is
+    killed, or Ctrl-C is pressed again. `name` is for the threads.
+    """
+
+    _numbers = count(1)
+
+    def __new__(
+        cls,
+        *,
+        on_error: Literal["cancel", "continue"] = "cancel",
+        max_threads: int | None = None,
+        policy: StopPolicy | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """A group, whose block has not begun."""
+        if on_error not in ("cancel", "continue"):
+            message = f'on_error must be "cancel" or "continue", not {on_error!r}'
+            raise ValueError(message)
+        if max_threads is not None and max_threads < 1:
+            message = f"max_threads must be at least 1, not {max_threads}"
+            raise ValueError(message)
+        del on_error, name  # for __init__
+        return super().__new__(cls, policy, max_threads)  # type: ignore[return-value]  # a cls
+
+    def __init__(
+        self,
+        *,
+        on_error: Literal["cancel", "continue"] = "cancel",
+        max_threads: int | None = None,
+        policy: StopPolicy | None = None,
+        name: str | None = None,
+    ) -> None:
+        """A group, whose block has not begun."""
+        del max_threads, policy  # for __new__
+        self.name: str = name or f"TaskGroup-{next(self._numbers)}"
+        self._fails_fast = on_error == "cancel"
+        # By their idents; when there are too many of them, those that are gone are taken out.
+        self._threads: dict[int, threading.Thread] = {}
+        self._too_many = 16
+        self._errors: list[Exception] = []
+        # KeyboardInterrupt, SystemExit and the like, out of a task.
+        self._fatal: BaseException | None = None
+        # Those that as_completed() has not told of, and how many they are.
+        self._ended: deque[Task[Any]] = deque()
+        self._endings = Semaphore(0)
+
+    def start_soon(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
+        """Call `fn(*args, **kwargs)` on a thread of its own, in a copy of this context.
+
+        Never waits for anything but the start of the thread. It may also be called by the tasks
+        of the group, and by others, until the block has ended. In a group that is cancelled the
+        function is not called. RuntimeError: the block has not begun or has ended, or the system
+        has no more threads. TypeError: `fn` is not callable.
+        """
+        if not callable(fn):
+            message = f"start_soon() takes a function to call, not {type(fn).__name__}"  # type: ignore[unreachable]
+            raise TypeError(message)
+        name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        task = Task(self, name, partial(copy_context().run, fn, *args, **kwargs))
+        self._start(task._core, task)  # noqa: SLF001 (its own module)
+        return task
+
+    def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
+        """Ask the block and all tasks to stop; the block is left quietly.
+
+        Never raises, never waits for them; works from any thread. `grace`: seconds that clean-up
+        zones may take (5 unless given). True: this call was the first.
+        """
+        return self.cancel_scope.cancel(reason, grace=grace)
+
+    def as_completed(self) -> Iterator[Task[Any]]:
+        """Give the tasks as they end, those first that have ended already; each once.
+
+        It ends when no task is left. Each step is a wait, which can be cancelled. Until a task has
+        been given here, the group keeps it, and what it returned.
+        """
+        while self._claim():
+            try:
+                self._endings.acquire()
+            except BaseException:
+                self._unclaim()
+                raise
+            yield self._ended.popleft()
+
+    def __repr__(self) -> str:
+        return f"<TaskGroup {self.name!r}>"
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Self: ...
+
+    # Called by the core.
+
+    def _start_thread(self, hand: Hand, task: Task[Any]) -> None:
+        name = f"{self.name}-{task.id}"
+        # A daemon, for it is the block that waits for it, unless it was given up.
+        threading.Thread(target=hand.work, args=(self._work, task), name=name, daemon=True).start()
+
+    def _verdict(self, raised: BaseException | None) -> BaseException | None:
+        """All tasks have ended; what is to be raised in place of what leaves the block."""
+        for thread in list(self._threads.values()):
+            thread.join()  # it is on its last few steps
+        if raised is not None and not isinstance(raised, (Exception, Cancelled)):
+            self._report()  # Killed, KeyboardInterrupt and the like go on as they are
+            return None
+        if self._fatal is not None:
+            self._report()
+            return self._fatal
+        errors, self._errors = self._errors, []
+        if isinstance(raised, Exception):
+            errors.append(raised)
+        if not errors:
+            return None
+        group: BaseException = ExceptionGroup("unhandled errors in a TaskGroup", errors)
+        group.__cause__ = None  # its parts say it all
+        return group
+
+    def _forsaken(self) -> None:
+        """The block's thread was killed, and the block's end has not run."""
+        self._report()
+
+    def _report(self) -> None:
+        """Nobody will be told of the errors by an exception."""
+        errors, self._errors = self._errors, []
+        for error in errors:
+            args = (type(error), error, error.__traceback__, None)
+            threading.excepthook(threading.ExceptHookArgs(args))
+
+    # On a task's thread, between its tasks, or where one was given up.
+
+    def _work(self, task: Task[Any] | None) -> None:
+        thread = threading.current_thread()
+        if len(self._threads) >= self._too_many:
+            for ident, other in list(self._threads.items()):
+                if not other.is_alive():
+                    self._threads.pop(ident, None)
+            self._too_many = 2 * len(self._threads) + 16
+        self._threads[threading.get_ident()] = thread
+        while task is not None:
+            task._run()  # noqa: SLF001 (its own module)
+            if task.state is TaskState.ABANDONED:
+                return  # another thread has its place
+            del task
+            task = self._next()
+
+    def _child_ended(self, task: Task[Any], failure: BaseException | None) -> None:
+        if failure is not None and task.state is not TaskState.CANCELLED:
+            fails = self._fails_fast
+            if isinstance(failure, Exception):
+                self._errors.append(failure)
+            else:
+                self._fatal = failure
+                fails = True
+            if fails:
+                self._fail(f"{task.name} failed with {type(failure).__name__}")
+        self._ended.append(task)
+        self._endings.release()
+
+    def _replace_thread(self, lost: int) -> None:
+        self._threads.pop(lost, None)
+        task: Task[Any] | None = self._next()
+        if task is None:
+            return
+        try:
+            self._hire(task._core, task)  # noqa: SLF001 (its own module)
+        except RuntimeError as no_thread:
+            self._errors.append(no_thread)
+            task.cancel("there is no thread for it")
+            task._run()  # noqa: SLF001
+
+
+class _Race(TaskGroup):
+    """Once it is won, nobody cares for who failed."""
+
+    won = False
+
+    def _verdict(self, raised: BaseException | None) -> BaseException | None:
+        if self.won:
+            self._errors.clear()
+        return super()._verdict(raised)
+
+
+def race(*fns: Callable[[], R]) -> R:
+    """Call all functions at once, and return what the first one returns that succeeds.
+
+    The others are cancelled, and waited for. If all fail, an ExceptionGroup has why. A wait that
+    can be cancelled: then all of them are. ValueError: no function was given.
+    """
+    if not fns:
+        raise ValueError("race() needs a function to call")
+    with _Race(on_error="continue", name="race") as group:
+        tasks = [group.start_soon(fn) for fn in fns]
+        winner = tasks[0]  # of nobody who was not cancelled
+        for task in group.as_completed():
+            if task.state is TaskState.DONE:
+                winner, group.won = task, True
+                group.cancel("the race is won")
+                break
+    return winner.result()

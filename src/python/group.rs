@@ -1,0 +1,630 @@
+//! `Crew`: what of a task group must not be torn apart. `Hand`: a thread that works for one.
+//!
+//! The group's own thread may be killed in front of any bytecode, also of the group's methods, and
+//! Ctrl-C may strike there. So that a child is started and known, and that the block does not end
+//! before its children, is native. If a kill falls into a hole of the interpreter's unwinding, the
+//! block's end never runs: then the task's boundary does what it would have done.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::cause::{Cause, CauseKind};
+use crate::clock::Time;
+use crate::error::{ScopeMisuse, Stop};
+use crate::fork;
+use crate::python::error::{self, Cancelled, Killed};
+use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
+use crate::python::host::{self, detached};
+use crate::python::mask::Mask;
+use crate::python::scope::{CancelScope, deadline_exceeded};
+use crate::python::stop::StopPolicy;
+use crate::python::task::Task;
+use crate::python::wait::blocking;
+use crate::scope::{self, Kind, Ward};
+use crate::stop;
+use crate::sync::Interrupted;
+use crate::task::{self, BodyEnd, Boundary};
+use crate::testing::{self, Enrolment};
+use crate::token::{CancelSource, CancelToken};
+use crate::wait;
+
+/// What is done whole takes moments; a bound for when it does not.
+const BRIEFLY: Duration = Duration::from_secs(5);
+
+/// The children of a TaskGroup, and the block that they are joined at. For TaskGroup.
+#[pyclass(frozen, subclass, weakref, module = "desist._core")]
+pub(super) struct Crew {
+    scope: Py<CancelScope>,
+    /// What cancels the children: below the block's scope. Made when the block is entered.
+    brood: OnceLock<CancelSource>,
+    policy: stop::StopPolicy,
+    /// So many threads at most.
+    most: usize,
+    /// The process in which the threads are.
+    generation: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    phase: Phase,
+    /// Those that have been started, and may not have ended.
+    children: Vec<Child>,
+    threads: usize,
+    /// How many have been started in all, and how many of these have been asked for.
+    started: usize,
+    claimed: usize,
+    /// Those for which there is no thread yet.
+    waiting: VecDeque<Py<PyAny>>,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Fresh,
+    Open,
+    Over,
+}
+
+struct Child {
+    core: Arc<task::Task>,
+    /// The `desist.Task`.
+    task: Py<PyAny>,
+}
+
+/// How a group waits for its children, ever less politely.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// The block ended well: as any other wait.
+    Calm,
+    /// They have been told to stop. Only a kill or a signal changes anything.
+    Firm,
+    /// The group's own thread was killed, or the user insists.
+    Hard,
+}
+
+/// What came up while a group waited for its children.
+#[derive(Default)]
+struct Interruption {
+    cancelled: Option<Cause>,
+    killed: Option<Cause>,
+    /// What a signal handler raised.
+    raised: Option<PyErr>,
+}
+
+impl Crew {
+    fn lost_in_fork(&self) -> bool {
+        self.generation != fork::generation()
+    }
+
+    /// One child that has not ended. If there is none, and nobody can start another, it is over.
+    fn one_left(&self) -> Option<Arc<task::Task>> {
+        let (left, ended) = {
+            let mut state = self.state.lock();
+            let ended = if self.lost_in_fork() {
+                state.waiting.clear();
+                std::mem::take(&mut state.children)
+            } else {
+                state.take_ended()
+            };
+            let left = state.children.first().map(|child| child.core.clone());
+            if left.is_none() {
+                state.phase = Phase::Over;
+            }
+            (left, ended)
+        };
+        drop(ended); // unlocked: it may be the last of somebody's object
+        left
+    }
+
+    /// Cancel the children, but not the block.
+    fn cancel_children(&self, py: Python<'_>, reason: &str) {
+        if let Some(brood) = self.brood.get() {
+            detached(py, || {
+                brood.cancel_as(CauseKind::ScopeExited, Some(reason.into()), None)
+            });
+        }
+    }
+
+    /// Wait until all children have ended, whatever comes up.
+    fn join(&self, py: Python<'_>, mut manner: Manner) -> Interruption {
+        let mut up = Interruption::default();
+        if manner == Manner::Calm {
+            if let Err(stop) = wait::checkpoint() {
+                manner = self.note(py, manner, stop, &mut up);
+            }
+        }
+        while let Some(child) = self.one_left() {
+            let ended = match manner {
+                Manner::Calm => detached(py, || child.over().wait_until(Time::NEVER)),
+                Manner::Firm => detached(py, || shielded(|| child.over().wait_until(Time::NEVER))),
+                Manner::Hard => {
+                    self.kill_children(py);
+                    continue;
+                }
+            };
+            if let Err(stop) = ended {
+                manner = self.note(py, manner, stop, &mut up);
+            }
+        }
+        up
+    }
+
+    /// Something came up: the manner to go on in.
+    fn note(&self, py: Python<'_>, manner: Manner, stop: Stop, up: &mut Interruption) -> Manner {
+        match stop {
+            Stop::Cancelled(cause) => {
+                up.cancelled.get_or_insert(cause);
+            }
+            Stop::Killed(cause) => {
+                up.killed.get_or_insert(cause);
+            }
+            Stop::Interrupted => {
+                let raised = error::from_stop(py, Stop::Interrupted);
+                up.raised.get_or_insert(raised);
+            }
+        }
+        self.cancel_children(py, "the group's block was interrupted");
+        if up.killed.is_some() || (manner == Manner::Firm && up.raised.is_some()) {
+            Manner::Hard
+        } else {
+            Manner::Firm
+        }
+    }
+
+    /// Kill them, all at once, as the policy says.
+    fn kill_children(&self, py: Python<'_>) {
+        let alive: Vec<Child> = {
+            let state = self.state.lock();
+            state
+                .children
+                .iter()
+                .map(|child| child.clone_ref(py))
+                .collect()
+        };
+        let policy = self.policy;
+        // Who kills the group's own thread waits for it meanwhile.
+        let _mask = Mask::open(longest(&policy));
+        detached(py, || {
+            let asked_until = Time::after(policy.cooperative);
+            let deaf = |child: &Child| loop {
+                match child.core.over().wait_uncancelled(asked_until) {
+                    Ok(over) => return !over,
+                    // One more Ctrl-C adds nothing.
+                    Err(Interrupted) => drop(host::take_raised()),
+                }
+            };
+            let deaf: Vec<Child> = alive.into_iter().filter(deaf).collect();
+            let at_once = stop::StopPolicy {
+                cooperative: Duration::ZERO,
+                ..policy
+            };
+            let kill = |child: &Child| {
+                let _inside = fork::inside();
+                // Refused only by a task that is not started, which these are, or by itself.
+                let _ = stop::kill(&child.core, None, &at_once, &mut || child.given_up());
+            };
+            // They need turns of a simulation, and take real time.
+            testing::outside(|| {
+                fork::outside(|| {
+                    thread::scope(|threads| {
+                        for child in &deaf {
+                            let killer = thread::Builder::new().name("desist-killer".into());
+                            if killer.spawn_scoped(threads, move || kill(child)).is_err() {
+                                kill(child);
+                            }
+                        }
+                    });
+                });
+            });
+            let _ = fork::outside(|| Python::try_attach(|_| drop(deaf)));
+        });
+    }
+
+    /// Build and raise what comes out of the block, whose children have all ended.
+    fn conclude(
+        slf: &Bound<'_, Self>,
+        value: &Bound<'_, PyAny>,
+        up: &Interruption,
+    ) -> PyResult<bool> {
+        let (py, this) = (slf.py(), slf.get());
+        let given = (!value.is_none()).then(|| PyErr::from_value(value.clone()));
+        let killed = value.is_instance_of::<Killed>() || up.killed.is_some();
+        let raised = if value.is_instance_of::<Killed>() {
+            given
+        } else if let Some(cause) = &up.killed {
+            Some(error::from_stop(py, Stop::Killed(cause.clone())))
+        } else if let Some(raised) = &up.raised {
+            Some(raised.clone_ref(py))
+        } else {
+            let cancelled = up.cancelled.clone().map(Stop::Cancelled);
+            given.or_else(|| Some(error::from_stop(py, cancelled?)))
+        };
+        let _mask = Mask::open(BRIEFLY);
+        let left = this.scope.get().leave(py, raised.as_ref());
+        let leaving = raised.as_ref().map(|raised| raised.value(py).clone());
+        let instead = slf.call_method1("_verdict", (leaving,))?;
+        if !instead.is_none() {
+            return Err(PyErr::from_value(instead));
+        }
+        let absorbed = match left {
+            Ok(absorbed) => absorbed,
+            // The end of a block in this one was jumped over by the very kill.
+            Err(_) if killed => None,
+            Err(misuse) => return Err(misuse),
+        };
+        match (absorbed, raised) {
+            (Some(cause), Some(raised)) if cause.kind == CauseKind::Deadline => {
+                Err(deadline_exceeded(py, raised.value(py).as_any()))
+            }
+            (Some(_), _) => Ok(true),
+            (None, Some(raised)) if !raised.value(py).is(value) => Err(raised),
+            (None, _) => Ok(false),
+        }
+    }
+}
+
+impl State {
+    fn take_ended(&mut self) -> Vec<Child> {
+        let children = std::mem::take(&mut self.children);
+        let (ended, left) = children
+            .into_iter()
+            .partition(|child| child.core.over().is_set());
+        self.children = left;
+        ended
+    }
+}
+
+impl Child {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        Self {
+            core: self.core.clone(),
+            task: self.task.clone_ref(py),
+        }
+    }
+
+    fn given_up(&self) {
+        fork::outside(|| {
+            Python::try_attach(|py| {
+                if let Err(raised) = self.task.call_method0(py, "_given_up") {
+                    raised.write_unraisable(py, None);
+                }
+            })
+        });
+    }
+}
+
+/// What a kill may take.
+fn longest(policy: &stop::StopPolicy) -> Duration {
+    let rungs = [policy.at_wait, policy.async_exc, policy.trace];
+    let rungs: Duration = rungs.into_iter().flatten().sum();
+    policy.cooperative + rungs + policy.defer + scope::DEFAULT_GRACE
+}
+
+/// Do not hear of cancellations, but of kills.
+fn shielded<T>(wait: impl FnOnce() -> T) -> T {
+    let node = scope::enter(Kind::Shield, Time::NEVER, None);
+    let result = wait();
+    let _ = scope::exit(&node, false); // innermost, and on this thread
+    result
+}
+
+/// The group's block was left without its end.
+struct Forsaken(Mutex<Option<Py<Crew>>>);
+
+impl Ward for Forsaken {
+    fn forsaken(&self) {
+        fork::outside(|| {
+            Python::try_attach(|py| {
+                let Some(crew) = self.0.lock().take() else {
+                    return;
+                };
+                let crew = crew.bind(py);
+                crew.get().join(py, Manner::Hard);
+                if let Err(raised) = crew.call_method0("_forsaken") {
+                    raised.write_unraisable(py, None);
+                }
+            })
+        });
+    }
+}
+
+#[pymethods]
+impl Crew {
+    #[new]
+    #[pyo3(signature = (policy, most))]
+    fn new(py: Python<'_>, policy: Option<&StopPolicy>, most: Option<usize>) -> PyResult<Self> {
+        Ok(Self {
+            scope: Py::new(py, CancelScope::for_group())?,
+            brood: OnceLock::new(),
+            policy: policy.map_or_else(stop::StopPolicy::default, StopPolicy::core),
+            most: most.unwrap_or(usize::MAX),
+            generation: fork::generation(),
+            state: Mutex::default(),
+        })
+    }
+
+    /// The block's scope: whoever cancels it cancels the block and its tasks.
+    #[getter]
+    fn cancel_scope(&self, py: Python<'_>) -> Py<CancelScope> {
+        self.scope.clone_ref(py)
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        let (py, this) = (slf.py(), slf.get());
+        let ward = Arc::new(Forsaken(Mutex::new(Some(slf.clone().unbind()))));
+        let node = this.scope.get().enter_for(py, ward)?;
+        // Tasks may look at their tokens only, and never wait.
+        let brood = CancelToken::from_node(node).child();
+        let _ = this.brood.set(brood); // the scope can be entered once
+        this.state.lock().phase = Phase::Open;
+        Ok(slf)
+    }
+
+    /// Waits until all tasks have ended.
+    #[pyo3(signature = (r#type, value, _traceback, /))]
+    fn __exit__(
+        slf: &Bound<'_, Self>,
+        r#type: GivenClass<'_, '_>,
+        value: GivenException<'_, '_>,
+        _traceback: GivenTraceback<'_, '_>,
+    ) -> PyResult<bool> {
+        let (py, this) = (slf.py(), slf.get());
+        let phase = this.state.lock().phase;
+        match phase {
+            Phase::Fresh => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
+            // The task that was in the block is over: a generator is being thrown away.
+            Phase::Over => return Ok(false),
+            Phase::Open => {}
+        }
+        let manner = if value.is_instance_of::<Killed>() {
+            Manner::Hard
+        } else if r#type.is_none() {
+            Manner::Calm
+        } else {
+            Manner::Firm
+        };
+        if manner != Manner::Calm {
+            this.cancel_children(py, "the group's block was left by an exception");
+        }
+        let up = this.join(py, manner);
+        let calm = Self::conclude(slf, &value, &up)?;
+        if r#type.is_none() {
+            error::check_kill(py)?;
+        }
+        Ok(calm)
+    }
+
+    /// A task to be started in the group. RuntimeError: its block is not open.
+    fn _make(&self, name: &str) -> PyResult<Task> {
+        self.check_open(self.state.lock().phase)?;
+        let Some(brood) = self.brood.get() else {
+            return Err(not_open(Phase::Fresh));
+        };
+        Ok(Task::of(task::Task::new(name, Some(&brood.token()))))
+    }
+
+    /// Start what `_make` has made, as `task`: on a new thread, or, if there are enough, on the
+    /// first one that has nothing else to do.
+    fn _start(slf: &Bound<'_, Self>, core: &Task, task: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let core = core.core();
+        let mask = Mask::open(BRIEFLY);
+        let child = Child {
+            core: core.clone(),
+            task: task.clone().unbind(),
+        };
+        let (ended, enough) = {
+            let mut state = this.state.lock();
+            this.check_open(state.phase)?;
+            core.launch();
+            let crowded = state.children.len() == state.children.capacity();
+            let ended = if crowded {
+                state.take_ended()
+            } else {
+                Vec::new()
+            };
+            state.children.push(child);
+            state.started += 1;
+            let enough = state.threads >= this.most;
+            if enough {
+                state.waiting.push_back(task.clone().unbind());
+            } else {
+                state.threads += 1;
+            }
+            (ended, enough)
+        };
+        drop(ended);
+        if !enough {
+            Self::start_thread(slf, core, task)?;
+        }
+        drop(mask);
+        error::check_kill(py)
+    }
+
+    /// What the thread that asks is to do next; None: end.
+    fn _next(&self) -> Option<Py<PyAny>> {
+        let mut state = self.state.lock();
+        let next = state.waiting.pop_front();
+        if next.is_none() {
+            state.threads -= 1;
+        }
+        next
+    }
+
+    /// Take a task that has no thread yet out of the line. False: it has one, or has ended.
+    fn _withdraw(&self, core: &Task) -> bool {
+        let mut state = self.state.lock();
+        let is_it = |child: &Child| Arc::ptr_eq(&child.core, core.core());
+        let Some(address) = state.children.iter().find(|child| is_it(child)) else {
+            return false;
+        };
+        let address = address.task.as_ptr();
+        let Some(place) = state
+            .waiting
+            .iter()
+            .position(|task| task.as_ptr() == address)
+        else {
+            return false;
+        };
+        let task = state.waiting.remove(place);
+        drop(state);
+        drop(task); // unlocked
+        true
+    }
+
+    /// One more thread, for a task that `_next` gave.
+    fn _hire(slf: &Bound<'_, Self>, core: &Task, task: &Bound<'_, PyAny>) -> PyResult<()> {
+        Self::start_thread(slf, core.core(), task)
+    }
+
+    /// The caller is about to wait for one more task to end. False: there is none.
+    fn _claim(&self) -> bool {
+        let mut state = self.state.lock();
+        let left = state.claimed < state.started;
+        state.claimed += usize::from(left);
+        left
+    }
+
+    /// The caller does not wait any more.
+    fn _unclaim(&self) {
+        self.state.lock().claimed -= 1;
+    }
+
+    /// A task has failed: the others, and the block, are cancelled.
+    fn _fail(&self, py: Python<'_>, reason: &str) {
+        if let Some(node) = self.scope.get().node() {
+            let cause = Cause::now(CauseKind::SiblingFailed, Some(reason.into()), None);
+            detached(py, || node.cancel(cause));
+        }
+    }
+}
+
+impl Crew {
+    fn check_open(&self, phase: Phase) -> PyResult<()> {
+        if self.lost_in_fork() {
+            return Err(PyRuntimeError::new_err(
+                "this group's tasks are in the parent process; make a new group after a fork",
+            ));
+        }
+        if phase == Phase::Open {
+            Ok(())
+        } else {
+            Err(not_open(phase))
+        }
+    }
+
+    fn start_thread(
+        slf: &Bound<'_, Self>,
+        core: &Arc<task::Task>,
+        task: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let hand = Bound::new(py, Hand::new(core.name()))?;
+        let started = slf.call_method1("_start_thread", (&hand, task));
+        let Err(failure) = started else {
+            return Ok(());
+        };
+        // Ctrl-C may have struck after the thread had begun.
+        if hand.get().withdraw(py) {
+            let child = {
+                let mut state = this.state.lock();
+                state.threads -= 1;
+                state.started -= 1;
+                let place = state
+                    .children
+                    .iter()
+                    .position(|child| Arc::ptr_eq(&child.core, core));
+                place.map(|place| state.children.swap_remove(place))
+            };
+            drop(child);
+            core.recall();
+        }
+        Err(failure)
+    }
+}
+
+fn not_open(phase: Phase) -> PyErr {
+    PyRuntimeError::new_err(match phase {
+        Phase::Fresh => "this group's block has not begun; start tasks inside `with group:`",
+        _ => "this group's block has ended; start tasks inside it, or make a new group",
+    })
+}
+
+/// A thread that works for others: no kill strikes what it does between two tasks.
+#[pyclass(frozen, module = "desist._core")]
+pub(super) struct Hand {
+    worker: Arc<task::Task>,
+    claimed: AtomicBool,
+    /// Its place in a simulation, on the way to it.
+    enrolment: Mutex<Option<Enrolment>>,
+}
+
+#[pymethods]
+impl Hand {
+    /// For a thread that the calling one is about to start.
+    #[new]
+    fn new(name: &str) -> Self {
+        let worker = task::Task::new(name, None);
+        let enrolment = testing::enrol(name, worker.node());
+        Self {
+            worker,
+            claimed: AtomicBool::new(false),
+            enrolment: Mutex::new(enrolment),
+        }
+    }
+
+    /// On the thread: call `work(*arguments)`.
+    #[pyo3(signature = (work: "Callable[..., object]", *arguments: "object"))]
+    fn work(
+        &self,
+        py: Python<'_>,
+        work: &Bound<'_, PyAny>,
+        arguments: &Bound<'_, PyTuple>,
+    ) -> PyResult<()> {
+        if self.claimed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let enrolment = self.enrolment.lock().take();
+        // Elsewhere it goes on at once, and takes what it is for before its starter does more.
+        let enrolled = enrolment.map(|enrolment| detached(py, || enrolment.begin()));
+        let boundary = Boundary::enter(&self.worker, None);
+        let result = crate::python::hard_stop::call(work, arguments);
+        detached(py, || boundary.leave(BodyEnd::Unwound));
+        self.worker.over().set();
+        detached(py, || drop(enrolled));
+        match result {
+            // In a simulation that cannot go on, idle threads end so.
+            Err(raised) if !raised.is_instance_of::<Cancelled>(py) => Err(raised),
+            _ => Ok(()),
+        }
+    }
+
+    /// Block until it has ended its work, or was given up. A checkpoint.
+    fn wait(&self, py: Python<'_>) -> PyResult<()> {
+        blocking(py, || self.worker.over().wait_until(Time::NEVER)).map(|_| ())
+    }
+
+    /// What it works at was given up.
+    fn give_up(&self) {
+        self.worker.over().set();
+    }
+
+    /// The thread could not be started. False: it was, and works.
+    fn withdraw(&self, py: Python<'_>) -> bool {
+        if self.claimed.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let enrolment = self.enrolment.lock().take();
+        detached(py, || drop(enrolment));
+        true
+    }
+}
