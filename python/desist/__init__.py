@@ -94,6 +94,7 @@ from desist._thread import Thread, Timer, kill
 if _typing.TYPE_CHECKING:
     from desist import socket as socket
     from desist import ssl as ssl
+    from desist._executor import TaskFuture, ThreadPoolExecutor
     from desist._process import run, wait
 
 
@@ -150,9 +151,11 @@ __all__ = [
     "Task",
     "TaskAborted",
     "TaskCancelled",
+    "TaskFuture",
     "TaskGroup",
     "TaskState",
     "Thread",
+    "ThreadPoolExecutor",
     "Timeout",
     "Timer",
     "WorkerPool",
@@ -196,6 +199,8 @@ __all__ = [
 
 
 _LAZY = {
+    "TaskFuture": "_executor",
+    "ThreadPoolExecutor": "_executor",
     "run": "_process",
     "socket": "socket",
     "ssl": "ssl",

@@ -146,9 +146,36 @@ def subprocess_tests() -> types.ModuleType:
     return load("test.test_subprocess", {"subprocess": Overlay("subprocess", run=desist.run)})
 
 
-def with_desist(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` starts an interpreter; its script, after a `-c` or alone, finds desist in threading."""
-    first = f"import sys; sys.path.insert(0, {str(HERE)!r}); import cpython; cpython.install()\n"
+def executor_tests() -> list[types.ModuleType]:
+    """The interpreter's tests of `concurrent.futures`, in one module or many."""
+    futures = {
+        "concurrent.futures": Overlay(
+            "concurrent.futures", ThreadPoolExecutor=desist.ThreadPoolExecutor
+        )
+    }
+    package = "test.test_concurrent_futures"
+    helpers = import_or_skip("test.support.script_helper")
+    python_ok = with_desist(helpers.assert_python_ok, "install_executor")
+    scripts = {helpers.__name__: Overlay(helpers.__name__, assert_python_ok=python_ok)}
+    if not hasattr(import_or_skip(package), "__path__"):
+        return [load(package, futures | scripts)]
+    # What they import of each other by a relative import goes by its last name.
+    inside = {name: load(f"{package}.{name}", futures) for name in ("util", "executor")}
+    return [
+        load(f"{package}.{name}", futures | scripts | inside)
+        for name in (
+            "test_thread_pool",
+            "test_shutdown",
+            "test_init",
+            "test_as_completed",
+            "test_wait",
+        )
+    ]
+
+
+def with_desist(run: Callable[..., Any], install: str = "install") -> Callable[..., Any]:
+    """`run` starts an interpreter; its script, after a `-c` or alone, finds desist there."""
+    first = f"import sys; sys.path.insert(0, {str(HERE)!r}); import cpython; cpython.{install}()\n"
 
     def start(*args: Any, **kwargs: Any) -> Any:
         *before, last = args
@@ -164,6 +191,14 @@ def install() -> None:
     """Whoever imports `threading` from now on finds desist there."""
     sys.path.remove(str(HERE))
     sys.modules["threading"] = THREADING
+
+
+def install_executor() -> None:
+    """Whoever asks concurrent.futures for ThreadPoolExecutor from now on gets desist's."""
+    import concurrent.futures
+
+    sys.path.remove(str(HERE))
+    concurrent.futures.ThreadPoolExecutor = desist.ThreadPoolExecutor  # type: ignore[misc]
 
 
 def adopt(
@@ -204,7 +239,10 @@ def cases_of(module: types.ModuleType) -> dict[str, type[unittest.TestCase]]:
 
 NAMES = """
 import importlib, unittest
-for name in ("test.test_threading", "test.test_queue", "test.test_subprocess"):
+futures = "test.test_concurrent_futures"
+inside = ("thread_pool", "shutdown", "init", "as_completed", "wait")
+inside = [f"{futures}.test_{name}" for name in inside]
+for name in ("test.test_threading", "test.test_queue", "test.test_subprocess", futures, *inside):
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError:
@@ -219,6 +257,7 @@ for name in ("test.test_threading", "test.test_queue", "test.test_subprocess"):
 
 def main(interpreters: Iterable[str]) -> None:
     """Exclusions of what none of the interpreters has are mistakes."""
+    import test_cpython_executor
     import test_cpython_queue
     import test_cpython_subprocess
     import test_cpython_threading
@@ -227,7 +266,12 @@ def main(interpreters: Iterable[str]) -> None:
     for interpreter in interpreters:
         names = subprocess.run([interpreter, "-c", NAMES], stdout=subprocess.PIPE, check=True)
         known |= set(names.stdout.decode().split())
-    tables = (test_cpython_queue, test_cpython_subprocess, test_cpython_threading)
+    tables = (
+        test_cpython_executor,
+        test_cpython_queue,
+        test_cpython_subprocess,
+        test_cpython_threading,
+    )
     excluded = [name for table in tables for name in table.EXCLUDED]
     stale = [f"{name}: excluded, but in none of them" for name in excluded if name not in known]
     sys.exit("\n".join(stale) or 0)

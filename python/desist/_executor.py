@@ -1,0 +1,348 @@
+"""ThreadPoolExecutor: that of concurrent.futures, whose work can be cancelled and killed."""
+
+from __future__ import annotations
+
+import concurrent.futures.thread
+import logging
+import threading
+import weakref
+from concurrent.futures import CancelledError, InvalidStateError
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from desist._core import (
+    Cancelled,
+    Hand,
+    Killed,
+    KillReport,
+    SimpleQueue,
+    StopPolicy,
+    Task,
+    checkpoint,
+    defer_kill,
+)
+from desist._enums import Outcome, TaskState
+from desist._exceptions import Empty, PoolExhausted, TaskAborted, TaskCancelled
+from desist._future import BRIEFLY, Future
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from desist._core import CancelCause
+
+# Shared with the standard library's executors, so that all of them end with the interpreter.
+stdlib: Any = concurrent.futures.thread
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaskFuture(Future[R]):
+    """What will become of a call that was submitted to a ThreadPoolExecutor."""
+
+    def __init__(self, executor: ThreadPoolExecutor, name: str, body: Callable[[], R]) -> None:
+        """For ThreadPoolExecutor.submit()."""
+        super().__init__()
+        self._task = Task(name)
+        self._task.expect()
+        self._executor: ThreadPoolExecutor | None = executor
+        self._body: Callable[[], R] | None = body
+        self._thread: threading.Thread | None = None
+
+    def cancel(self) -> bool:
+        """Ask the code to stop: as request_cancel(), but True only if it never begins.
+
+        As with concurrent.futures, False says that the code has begun, or has ended. If it stops
+        because of this, result() raises TaskCancelled. Never blocks.
+        """
+        self.request_cancel()
+        return self.cancelled()
+
+    def request_cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
+        """Ask the code to stop: its desist waits and checkpoints raise Cancelled from now on.
+
+        If it has not begun, it never will. Never blocks, never raises for what the code does.
+        `grace`: seconds that its clean-up zones may take (5 unless given). True: this call was
+        the first.
+        """
+        first = not self.done() and self._task.cancel(reason, grace=grace)
+        with defer_kill(BRIEFLY):
+            if super().cancel():
+                self._end_unstarted()
+        return first
+
+    def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
+        """Stop the code, rung by rung of the policy, and tell how it ended.
+
+        Its thread survives, and goes on with other work; result() raises TaskAborted. If no rung
+        ends it, it is given up, and another thread takes the place of its own, as often as the
+        executor's `max_abandoned` allows. Blocks for the sum of the policy's seconds at most, and
+        as long as clean-up blocks may take; the policy is the executor's unless one is given.
+        RuntimeError: by the code itself.
+        """
+        if not self.running():
+            self.request_cancel(reason)
+        executor = self._executor
+        if policy is None and executor is not None:
+            policy = executor._policy  # noqa: SLF001 (its own module)
+        return self._task.kill(reason, policy=policy, given_up=self._given_up)
+
+    def _why_cancelled(self) -> CancelledError:
+        return TaskCancelled(self._cause())
+
+    def _cause(self) -> CancelCause:
+        cause = self._task.token.cause
+        assert cause is not None  # noqa: S101 (for the type checker: it was cancelled)
+        return cause
+
+    # On the worker's thread, when no kill can strike it.
+
+    def _run(self) -> bool:
+        """Do it. False: the thread was given up meanwhile, and is to end."""
+        body, self._body = self._body, None
+        self._thread = threading.current_thread()
+        if self.set_running_or_notify_cancel() and body is not None:
+            self._task.run(checkpoint if self._task.token.cancelled else body, self._settle)
+        return self._task.state is not TaskState.ABANDONED
+
+    def _settle(self, result: R, raised: BaseException | None) -> None:
+        failure = raised
+        if isinstance(raised, Cancelled):
+            failure = TaskCancelled(raised.cause)
+        elif isinstance(raised, Killed):
+            outcome = self._task.killed_at
+            assert outcome is not None  # noqa: S101 (for the type checker)
+            failure = TaskAborted(self._task.name, outcome, raised.cause)
+        if failure is not None and failure is not raised:
+            failure.__cause__ = raised
+        self._executor = self._thread = None
+        with suppress(InvalidStateError):  # somebody else has settled it
+            if failure is None:
+                self.set_result(result)
+            else:
+                self.set_exception(failure)
+
+    # On the thread that kills, whatever that is.
+
+    def _given_up(self) -> None:
+        executor, self._executor = self._executor, None
+        thread, self._thread = self._thread, None
+        with suppress(InvalidStateError):
+            self.set_exception(TaskAborted(self._task.name, Outcome.ABANDONED, self._cause()))
+        if executor is not None and thread is not None:
+            executor._replace(thread)
+
+    # Where no kill strikes.
+
+    def _end_unstarted(self) -> None:
+        """Nobody will run it: its task is over."""
+        self._executor = self._body = None
+        with suppress(RuntimeError):  # somebody else does it
+            self._task.run(checkpoint, lambda _result, _raised: None)
+
+    def _fail_unstarted(self, failure: BaseException) -> None:
+        if self.set_running_or_notify_cancel():
+            self._task.cancel(str(failure))
+            self._end_unstarted()
+            self.set_exception(failure)
+
+
+class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
+    """concurrent.futures.ThreadPoolExecutor, whose work can be cancelled and killed.
+
+    Signatures and results are those of the standard library. submit() gives a future that has
+    request_cancel() and kill(), and whose cancel() also asks code that runs to stop; so
+    `asyncio.wait_for(loop.run_in_executor(...))` really stops it, once this is the loop's
+    executor. A kill strikes the submitted function and nothing else of its thread.
+
+    `inherit_context`: functions run in a copy of the context (contextvars) of who submits them.
+    `max_abandoned`: so many threads that no kill could end are replaced; when none is left, what
+    waits fails with PoolExhausted, and so does submit(). `policy` is for TaskFuture.kill().
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        inherit_context: bool = True,
+        max_abandoned: int = 2,
+        policy: StopPolicy | None = None,
+    ) -> None:
+        """As concurrent.futures.ThreadPoolExecutor."""
+        if max_abandoned < 0:
+            message = f"max_abandoned must not be negative, but is {max_abandoned}"
+            raise ValueError(message)
+        super().__init__(max_workers, thread_name_prefix, initializer, initargs)
+        self._initialize = partial(initializer, *initargs) if initializer else None
+        self._inherit_context = inherit_context
+        self._may_abandon = max_abandoned
+        self._policy = StopPolicy() if policy is None else policy
+        self._exhausted = False
+        self._number = 0
+        # Typeshed has other types for these.
+        self._work_queue: SimpleQueue[Any] = SimpleQueue()  # type: ignore[assignment]
+        self._threads: set[threading.Thread] = set()
+        self._broken: Any = False
+        self._hands: dict[threading.Thread, Hand] = {}
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
+        """Have `fn(*args, **kwargs)` called by a thread of the pool. Never waits for it.
+
+        RuntimeError: after shutdown(). PoolExhausted: all threads were given up.
+        """
+        call: Callable[[], R] = partial(fn, *args, **kwargs)
+        if self._inherit_context:
+            call = partial(copy_context().run, call)
+        name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        # A kill of the calling thread must not leave these locks held.
+        with defer_kill(BRIEFLY), self._shutdown_lock, stdlib._global_shutdown_lock:  # noqa: SLF001
+            if self._broken:
+                raise stdlib.BrokenThreadPool(self._broken)
+            if self._exhausted:
+                raise PoolExhausted(_EXHAUSTED)
+            if self._shutdown:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if stdlib._shutdown:  # noqa: SLF001
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            future = TaskFuture(self, name, call)
+            self._work_queue.put(future)
+            self._adjust_thread_count()
+        return future
+
+    def _adjust_thread_count(self) -> None:
+        if self._idle_semaphore.acquire(timeout=0):
+            return
+        if len(self._threads) < self._max_workers:
+            self._start_worker()
+
+    def _start_worker(self) -> None:
+        name = f"{self._thread_name_prefix or self}_{self._number}"
+        self._number += 1
+        hand = Hand(name)
+        # Who is woken by the end of the executor gets the reference itself.
+        me = weakref.ref(self, self._work_queue.put)
+        # A daemon, for one that was given up must not keep the process; the others are joined by
+        # the standard library at the interpreter's exit, as its own are.
+        thread = threading.Thread(
+            target=hand.work,
+            args=(_worker, me, self._work_queue, self._initialize),
+            name=name,
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except BaseException:
+            if hand.withdraw():
+                raise
+        self._hands[thread] = hand
+        self._threads.add(thread)
+        stdlib._threads_queues[thread] = self._work_queue  # noqa: SLF001
+
+    def _replace(self, thread: threading.Thread) -> None:
+        """A thread was given up."""
+        with self._shutdown_lock:
+            self._threads.discard(thread)
+            hand = self._hands.pop(thread, None)
+            if hand is not None:
+                hand.give_up()
+            stdlib._threads_queues.pop(thread, None)  # noqa: SLF001
+            if self._may_abandon > 0:
+                self._may_abandon -= 1
+                with suppress(RuntimeError):  # the interpreter is at its end
+                    self._start_worker()
+            if not self._threads:
+                self._exhausted = True
+                self._fail_waiting(PoolExhausted(_EXHAUSTED))
+
+    def _initializer_failed(self) -> None:
+        with self._shutdown_lock:
+            self._broken = "A thread initializer failed, the thread pool is not usable anymore"
+            self._fail_waiting(stdlib.BrokenThreadPool(self._broken))
+
+    def _fail_waiting(self, failure: BaseException) -> None:
+        with suppress(Empty):
+            while True:
+                future = self._work_queue.get_nowait()
+                if isinstance(future, TaskFuture):
+                    future._fail_unstarted(failure)  # noqa: SLF001 (its own module)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As concurrent.futures.ThreadPoolExecutor.shutdown().
+
+        Waiting for the threads is a desist wait, which can be cancelled, and is not for those
+        that were given up. `cancel_futures` cancels what has not begun, and nothing that runs.
+        """
+        with defer_kill(BRIEFLY), self._shutdown_lock:
+            self._shutdown = True
+            if cancel_futures:
+                with suppress(Empty):
+                    while True:
+                        future = self._work_queue.get_nowait()
+                        if isinstance(future, TaskFuture):
+                            future.cancel()
+            self._work_queue.put(None)
+        while wait:
+            with defer_kill(BRIEFLY), self._shutdown_lock:
+                thread, hand = next(iter(self._hands.items()), (None, None))
+            if thread is None or hand is None:
+                return
+            if thread is threading.current_thread():
+                raise RuntimeError("a thread of the pool cannot wait for its own end")
+            if thread.is_alive():  # else it was left behind by a fork
+                hand.wait()
+            if self._hands.pop(thread, None) is not None:  # else it was given up
+                thread.join()  # it is on its last few steps
+
+
+_logger = logging.getLogger("concurrent.futures")
+_EXHAUSTED = "all threads of this pool were given up; make a new one"
+
+
+def _worker(
+    reference: weakref.ref[ThreadPoolExecutor],
+    work_queue: SimpleQueue[Any],
+    initialize: Callable[[], object] | None,
+) -> None:
+    """What the standard library's worker does."""
+    if initialize is not None:
+        try:
+            initialize()
+        except BaseException:
+            _logger.critical("Exception in initializer:", exc_info=True)
+            executor = reference()
+            if executor is not None:
+                executor._initializer_failed()  # noqa: SLF001 (its own module)
+            return
+    while True:
+        item = _next_item(reference, work_queue)
+        if isinstance(item, TaskFuture):
+            if not item._run():  # noqa: SLF001 (its own module)
+                return
+        elif _is_over(reference):
+            work_queue.put(None)  # for the next one
+            return
+        del item
+
+
+def _next_item(reference: weakref.ref[ThreadPoolExecutor], work_queue: SimpleQueue[Any]) -> object:
+    with suppress(Empty):
+        return work_queue.get_nowait()
+    executor = reference()
+    if executor is not None:
+        executor._idle_semaphore.release()  # noqa: SLF001
+    del executor
+    return work_queue.get()
+
+
+def _is_over(reference: weakref.ref[ThreadPoolExecutor]) -> bool:
+    executor = reference()
+    if executor is None:
+        return True
+    if stdlib._shutdown:  # noqa: SLF001
+        executor._shutdown = True  # noqa: SLF001
+    return executor._shutdown  # noqa: SLF001

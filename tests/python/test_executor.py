@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import (
+    Cancelled,
+    Outcome,
+    PoolExhausted,
+    TaskAborted,
+    TaskCancelled,
+    TaskFuture,
+    ThreadPoolExecutor,
+    testing,
+)
+from support import FORCE, GIVE_UP, NEVER, in_its_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def running(
+    executor: ThreadPoolExecutor, fn: Callable[[], Any] = desist.sleep_forever
+) -> TaskFuture[Any]:
+    """What has begun."""
+    begun = threading.Event()
+
+    def body() -> Any:
+        begun.set()
+        return fn()
+
+    future = executor.submit(body)
+    assert begun.wait(NEVER)
+    return future
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+# --- cancelling -----------------------------------------------------------------------------------
+
+
+def test_a_cancel_asks_what_runs_to_stop() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        future = running(executor)
+        assert not future.cancel()
+        with pytest.raises(TaskCancelled) as raised:
+            future.result(NEVER)
+        assert isinstance(raised.value.__cause__, Cancelled)
+        assert not future.cancelled()
+        assert future.done()
+        assert not future.cancel()
+        assert executor.submit(int, "7").result() == 7
+
+
+def test_a_request_says_why() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        future = running(executor)
+        assert future.request_cancel("unwanted", grace=0)
+        assert not future.request_cancel("again")
+        failure = future.exception(NEVER)
+        assert isinstance(failure, TaskCancelled)
+        assert failure.cause.reason == "unwanted"
+        assert not future.request_cancel("it is over")
+
+
+def test_what_has_not_begun_never_does() -> None:
+    begun: list[int] = []
+    with testing.no_leaks(), ThreadPoolExecutor(1) as executor:
+        first = running(executor)
+        second, third = (executor.submit(begun.append, number) for number in range(2))
+        assert second.cancel()
+        assert second.cancel()
+        assert second.cancelled()
+        assert third.kill("unwanted").outcome is Outcome.ALREADY_DONE
+        with pytest.raises(TaskCancelled, match="unwanted"):
+            third.result()
+        with pytest.raises(concurrent.futures.CancelledError):
+            second.exception()
+        first.cancel()
+    assert not begun
+
+
+def test_a_shutdown_may_cancel_what_has_not_begun() -> None:
+    with testing.no_leaks():
+        executor = ThreadPoolExecutor(1)
+        first = running(executor)
+        second = executor.submit(spin)
+        executor.shutdown(wait=False, cancel_futures=True)
+        assert second.cancelled()
+        assert first.running()
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(spin)
+        first.cancel()
+        executor.shutdown()
+
+
+def test_code_that_does_not_look_goes_on() -> None:
+    end = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        future = running(executor, partial(end.wait, NEVER))
+        future.cancel()
+        end.set()
+        assert future.result() is True
+
+
+# --- asyncio --------------------------------------------------------------------------------------
+
+
+def test_a_timeout_of_asyncio_stops_the_function() -> None:
+    ended, stopped = threading.Event(), []
+
+    def body() -> None:
+        try:
+            desist.sleep_forever()
+        except Cancelled:
+            stopped.append(1)
+            raise
+        finally:
+            ended.set()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        calls: list[Callable[[], Any]] = [
+            lambda: asyncio.to_thread(body),
+            lambda: loop.run_in_executor(None, body),
+        ]
+        for call in calls:
+            ended.clear()
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(call(), 0.02)
+            assert await asyncio.to_thread(ended.wait, NEVER)
+
+    asyncio.run(main())
+    assert stopped == [1, 1]
+
+
+def test_to_an_awaiting_task_a_cancelled_function_is_an_error() -> None:
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            future = running(executor)
+            awaited = asyncio.wrap_future(future)
+            future.request_cancel("by somebody else")
+            with pytest.raises(TaskCancelled, match="by somebody else"):
+                await awaited
+            assert not awaited.cancelled()
+            task = asyncio.current_task()
+            assert task is not None
+            assert not task.cancelled()
+        assert not issubclass(TaskCancelled, asyncio.CancelledError)
+
+    asyncio.run(main())
+
+
+# --- killing --------------------------------------------------------------------------------------
+
+
+def test_a_kill_ends_the_function_and_not_the_thread() -> None:
+    with ThreadPoolExecutor(1, policy=FORCE) as executor:
+        thread = executor.submit(threading.current_thread).result()
+        future: TaskFuture[Any] = executor.submit(int)
+        for number in range(20):
+            future = running(executor, spin)
+            assert future.kill(str(number)).outcome is Outcome.ASYNC_EXC
+            failure = future.exception()
+            assert isinstance(failure, TaskAborted)
+            assert failure.outcome is Outcome.ASYNC_EXC
+            assert failure.cause.reason == str(number)
+            assert executor.submit(threading.current_thread).result() is thread
+        assert future.kill().outcome is Outcome.ALREADY_DONE
+
+
+def test_i27_a_future_is_not_done_while_its_function_cleans_up() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def body() -> None:
+        try:
+            spin()
+        finally:
+            with desist.cleanup():
+                inside.set()
+                go_on.wait()
+
+    with ThreadPoolExecutor(1, policy=FORCE) as executor:
+        future = running(executor, body)
+        killer = threading.Thread(target=future.kill)
+        killer.start()
+        inside.wait()
+        assert future.running()
+        assert not future.done()
+        assert killer.is_alive()
+        go_on.set()
+        killer.join()
+        assert future.done()
+
+
+def test_a_function_cannot_kill_itself() -> None:
+    box: list[TaskFuture[None]] = []
+
+    def body() -> None:
+        with pytest.raises(RuntimeError, match="kill itself"):
+            box[0].kill()
+
+    with ThreadPoolExecutor(1) as executor:
+        first = running(executor)
+        box.append(executor.submit(body))
+        first.cancel()
+        box[0].result()
+
+
+def test_a_thread_that_is_given_up_is_replaced_until_that_is_enough() -> None:
+    ends = [threading.Event() for _ in range(2)]
+    executor = ThreadPoolExecutor(1, max_abandoned=1)
+    for number, end in enumerate(ends):
+        stuck = running(executor, partial(end.wait, NEVER))
+        waiting = executor.submit(int, "7")
+        assert stuck.kill(policy=GIVE_UP).outcome is Outcome.ABANDONED
+        failure = stuck.exception(NEVER)
+        assert isinstance(failure, TaskAborted)
+        assert failure.outcome is Outcome.ABANDONED
+        if number == 0:
+            assert waiting.result(NEVER) == 7
+        else:
+            with pytest.raises(PoolExhausted):
+                waiting.result(NEVER)
+    with pytest.raises(PoolExhausted):
+        executor.submit(spin)
+    executor.shutdown()  # does not wait for them
+    for end in ends:
+        end.set()
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def test_a_wait_for_a_result_can_be_cancelled() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        future = running(executor)
+        with in_its_wait(future.result) as victim:
+            victim.cancel()
+        assert isinstance(victim.raised, Cancelled)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            future.result(timeout=0)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            future.exception(timeout=-1)
+        future.cancel()
+
+
+def test_a_shutdown_that_is_cancelled_leaves_the_threads_to_end() -> None:
+    executor = ThreadPoolExecutor(1)
+    future = running(executor)
+    with desist.move_on_after(0.01) as scope:
+        executor.shutdown()
+    assert scope.cancelled_caught
+    future.cancel()
+    executor.shutdown()
+
+
+def test_callbacks_do_not_keep_waiters_waiting() -> None:
+    go_on = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        begin = threading.Event()
+        future = executor.submit(begin.wait)
+        future.add_done_callback(lambda _: go_on.wait(NEVER))
+        begin.set()
+        assert future.result(NEVER)
+        go_on.set()
+
+
+def test_it_goes_by_simulated_time() -> None:
+    def body() -> list[float]:
+        begin = desist.current_time()
+
+        def nap(seconds: float) -> float:
+            desist.sleep(seconds)
+            return round(desist.current_time() - begin)
+
+        with ThreadPoolExecutor(2) as executor:
+            return list(executor.map(nap, [10, 20, 30]))
+
+    assert testing.run(body) == [10, 20, 40]
+
+
+def test_idle_threads_do_not_keep_a_simulation() -> None:
+    def body() -> ThreadPoolExecutor:
+        executor = ThreadPoolExecutor(1)
+        executor.submit(int).result()
+        return executor
+
+    with pytest.raises(testing.Deadlock):
+        testing.run(body)
+
+
+# --- as the standard library has it ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inherits", [True, False])
+def test_the_context_is_that_of_who_submits_if_wanted(inherits: bool) -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+    with ThreadPoolExecutor(1, inherit_context=inherits) as executor:
+        executor.submit(variable.set, 5).result()
+        variable.set(1)
+        assert executor.submit(variable.get).result() == (1 if inherits else 5)
+
+
+def test_bad_arguments_are_refused() -> None:
+    bad: Any = "x"
+    with pytest.raises(ValueError, match="max_workers"):
+        ThreadPoolExecutor(0)
+    with pytest.raises(ValueError, match="max_abandoned"):
+        ThreadPoolExecutor(max_abandoned=-1)
+    with pytest.raises(TypeError, match="initializer"):
+        ThreadPoolExecutor(initializer=bad)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(TypeError):
+        executor.submit(bad).result()
+
+
+def test_a_thread_of_the_pool_cannot_wait_for_its_end() -> None:
+    with ThreadPoolExecutor(1) as executor, pytest.raises(RuntimeError, match="its own end"):
+        executor.submit(executor.shutdown).result()
+
+
+def test_an_executor_and_its_threads_go_when_nobody_wants_them() -> None:
+    executor = ThreadPoolExecutor(2)
+    future = executor.submit(int, "7")
+    assert future.result() == 7
+    threads = list(executor._threads)
+    gone: list[weakref.ref[Any]] = [weakref.ref(executor), weakref.ref(future)]
+    del executor, future
+    gc.collect()
+    for thread in threads:
+        thread.join(NEVER)
+        assert not thread.is_alive()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_what_was_submitted_is_done_before_the_interpreter_ends() -> None:
+    code = (
+        "import desist\n"
+        "executor = desist.ThreadPoolExecutor(1)\n"
+        "executor.submit(desist.sleep, 0.01)\n"
+        "executor.submit(print, 'done')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True
+    )
+    assert (run.stdout, run.stderr) == ("done\n", "")
+
+
+def test_a_thread_that_was_given_up_does_not_keep_the_interpreter() -> None:
+    code = (
+        "import desist, threading\n"
+        "executor = desist.ThreadPoolExecutor(1)\n"
+        "begun = threading.Event()\n"
+        "future = executor.submit(lambda: (begun.set(), threading.Event().wait()))\n"
+        "begun.wait()\n"
+        "policy = desist.StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)\n"
+        "print(future.kill(policy=policy).outcome.name)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout == "ABANDONED\n"
+
+
+def test_futures_can_be_waited_for_in_the_ways_of_the_standard_library() -> None:
+    with ThreadPoolExecutor(2) as executor:
+        futures = [executor.submit(int, str(number)) for number in range(4)]
+        done, _ = concurrent.futures.wait(futures)
+        assert done == set(futures)
+        results = [future.result() for future in concurrent.futures.as_completed(futures)]
+        assert sorted(results) == [0, 1, 2, 3]
+        assert list(executor.map(abs, [1, -2, 3], timeout=NEVER)) == [1, 2, 3]
+        assert desist.wait_any(desist.done_op(futures[0])) == (0, futures[0])
