@@ -1,0 +1,236 @@
+"""I20, I21, I22, I27, I35: groups and executors, with a kill at every bytecode."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import (
+    Lock,
+    StopPolicy,
+    TaskAborted,
+    TaskGroup,
+    TaskState,
+    ThreadPoolExecutor,
+    testing,
+)
+from desist._core import Task
+from support import NEVER
+from sweep import sweep
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A kill may strike a finalizer that happens to run in the body, which cannot let it pass and
+# reports it; a real killer sends it again.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+OVER = {TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.KILLED}
+POLICY = StopPolicy(cooperative=NEVER)
+
+
+def two_that_end(start: Callable[..., Any], lock: Lock, _: TaskGroup) -> None:
+    def child() -> None:
+        with lock:
+            pass
+
+    start(child)
+    start(child)
+
+
+def one_that_waits(start: Callable[..., Any], lock: Lock, group: TaskGroup) -> None:
+    def child() -> None:
+        with lock:
+            pass
+
+    start(desist.sleep_forever)
+    start(child).join()
+    group.cancel()
+
+
+def in_the_order_of_their_ends(start: Callable[..., Any], lock: Lock, group: TaskGroup) -> None:
+    def child() -> None:
+        with lock:
+            pass
+
+    start(child)
+    start(child)
+    for _ in group.as_completed():
+        pass
+
+
+class GroupTrial:
+    """A task has a group, with two tasks of its own; one of the three is killed somewhere."""
+
+    def __init__(self, block: Callable[..., None], threads: int | None) -> None:
+        self.block = block
+        self.threads = threads
+        self.owners = self.children = self.forsaken = 0
+
+    def __call__(self) -> None:
+        lock = Lock(on_kill="release")
+        children: list[Any] = []
+        told: list[type[BaseException]] = []
+        ended: list[int] = []
+
+        def start(fn: Callable[[], object]) -> Any:
+            task = groups[0].start_soon(fn)
+            children.append(task)
+            return task
+
+        def body() -> None:
+            with Group(max_threads=self.threads, policy=POLICY) as group:
+                groups.append(group)
+                self.block(start, lock, group)
+            ended.append(1)
+
+        trial = self
+
+        class Group(TaskGroup):
+            def _forsaken(self) -> None:
+                trial.forsaken += 1
+                super()._forsaken()
+
+        groups: list[TaskGroup] = []
+        owner = Task("owner")
+        threading.excepthook = lambda args: told.append(args.exc_type)
+        before = threading.active_count()
+        with testing.no_leaks():
+            try:
+                owner.run(body)
+            except ExceptionGroup as raised:
+                told += [type(error) for error in raised.exceptions]
+        threading.excepthook = threading.__excepthook__
+        # A thread that was started, but not told of (its starter was killed), ends by itself.
+        assert threading.active_count() == before
+        assert {child.state for child in children} <= OVER
+        assert not lock.locked()
+        killed = [child.state for child in children].count(TaskState.KILLED)
+        assert told.count(TaskAborted) == len(told) >= killed
+        assert not ended or not told
+        if owner.state is TaskState.KILLED:
+            self.owners += 1
+        elif told:
+            assert owner.state is TaskState.FAILED
+            self.children += 1
+        else:
+            assert ended
+
+
+@pytest.mark.parametrize(
+    ("block", "threads"),
+    [
+        (two_that_end, None),
+        (two_that_end, 1),
+        (one_that_waits, None),
+        (in_the_order_of_their_ends, None),
+    ],
+)
+@pytest.mark.timeout(300)  # a thousand runs, with threads
+def test_i35_a_group_that_is_killed_at_any_bytecode_leaves_no_task(
+    block: Callable[..., None], threads: int | None
+) -> None:
+    trial = GroupTrial(block, threads)
+    points = sweep(trial)
+    print(  # noqa: T201 (for `pytest -rP`)
+        f"{block.__name__}, {threads} threads: {points} points,"
+        f" {trial.owners} owners killed, {trial.children} children,"
+        f" {trial.forsaken} blocks whose end did not run"
+    )
+    assert points > 100
+    assert trial.owners > 50
+    assert trial.children > 5
+
+
+def test_i22_an_executor_goes_on_after_a_kill_at_any_bytecode_of_its_work() -> None:
+    killed = 0
+
+    def trial() -> None:
+        nonlocal killed
+        lock = Lock(on_kill="release")
+
+        def work(number: int) -> int:
+            with lock:
+                return number * 2
+
+        with testing.no_leaks(), ThreadPoolExecutor(1) as executor:
+            futures = [executor.submit(work, number) for number in range(2)]
+            aborted = 0
+            for number, future in enumerate(futures):
+                if future.exception(NEVER) is None:
+                    assert future.result() == number * 2
+                else:
+                    assert isinstance(future.exception(), TaskAborted)
+                    aborted += 1
+            assert aborted <= 1
+            assert not lock.locked()
+            (thread,) = executor._threads
+            assert executor.submit(threading.get_ident).result() == thread.ident
+            killed += aborted
+
+    points = sweep(trial)
+    print(f"executor: {points} points, {killed} killed")  # noqa: T201
+    assert points > 20
+    assert killed > 10
+
+
+def test_i20_an_executor_is_of_use_after_a_kill_at_any_bytecode_of_who_submits() -> None:
+    killed = 0
+
+    def trial() -> None:
+        nonlocal killed
+        results: list[int] = []
+
+        def submit() -> None:
+            results.append(executor.submit(int, "7").result())
+
+        with testing.no_leaks(), ThreadPoolExecutor(1) as executor:
+            task = Task("submits")
+            try:
+                task.run(submit)
+            except TaskAborted:  # what was struck is the work
+                assert task.state is TaskState.FAILED
+            killed += task.state is TaskState.KILLED
+            assert results == [7] or task.state is not TaskState.DONE
+            assert not executor._shutdown_lock.locked()
+            assert executor.submit(int, "8").result(NEVER) == 8
+            assert len(executor._threads) == 1
+
+    points = sweep(trial)
+    print(f"submit and result: {points} points, {killed} killed")  # noqa: T201
+    assert points > 50
+    assert killed > 20
+
+
+def test_i20_a_future_is_of_use_after_a_kill_at_any_bytecode_of_who_looks_at_it() -> None:
+    killed = 0
+
+    def trial() -> None:
+        nonlocal killed
+        future: desist.Future[int] = desist.Future()
+        told: list[Any] = []
+
+        def look() -> None:
+            future.add_done_callback(told.append)
+            future.done()
+            future.cancel()
+
+        task = Task("looks")
+        task.run(look)
+        killed += task.state is TaskState.KILLED
+        if not future.cancelled():
+            future.set_running_or_notify_cancel()
+            future.set_result(1)
+            assert future.result(NEVER) == 1
+        assert told == [future] or task.state is TaskState.KILLED
+
+    points = sweep(trial)
+    print(f"future: {points} points, {killed} killed")  # noqa: T201
+    assert killed > 20
