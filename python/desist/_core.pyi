@@ -1370,6 +1370,10 @@ class Task:
         """
         Its number; never used again.
         """
+    def is_current(self, /) -> bool:
+        """
+        Is it the calling code's own?
+        """
     def kill(
         self,
         /,
@@ -1422,6 +1426,10 @@ class Task:
     def state(self, /) -> TaskState:
         """
         Where it is in its life.
+        """
+    def throw(self, /, exception: BaseException) -> bool:
+        """
+        Raise an exception in it, once, and go on. False: it is not there, yet or any more.
         """
     @property
     def token(self, /) -> CancelToken:
