@@ -71,7 +71,7 @@ mod _core {
     #[pymodule_export]
     use super::lock::{Lock, RLock, Released};
     #[pymodule_export]
-    use super::mask::{Masked, defer_kill};
+    use super::mask::{Masked, defer_kill, hold_off};
     #[cfg(unix)]
     #[pymodule_export]
     use super::ops::{

@@ -469,6 +469,12 @@ pub(crate) fn kill_due() -> Option<Cause> {
     Some(cause)
 }
 
+/// Has a kill reached the code of the calling thread?
+#[cfg_attr(not(feature = "python"), allow(dead_code))]
+pub(crate) fn is_struck() -> bool {
+    current_task().is_some_and(|task| task.delivered().is_some())
+}
+
 /// Something has been acquired: a kill that was posted while nothing was held yet is held off now,
 /// and must not strike inside.
 #[inline]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from desist._core import Latch
+from desist._core import Latch, hold_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,8 @@ class Aside(Generic[_T]):
         self._call: Callable[[], _T] | None = call
         self._result: list[_T] = []
         self._raised: BaseException | None = None
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        hold_off(thread.start)  # a kill in it would leave locks of threading held
 
     def _run(self) -> None:
         call, self._call = self._call, None

@@ -66,6 +66,7 @@ __all__ = [
     "fail_after",
     "fail_at",
     "get_op",
+    "hold_off",
     "latch_op",
     "move_on_after",
     "move_on_at",
@@ -376,6 +377,10 @@ class Condition:
     def _release_save(self, /) -> Released:
         """
         Release the lock however often it is held; for _acquire_restore().
+        """
+    def _wait(self, /, timeout: float | None = None) -> bool:
+        """
+        wait(), in what hold_off() calls: a kill ends it, and strikes nothing around it.
         """
     def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
@@ -1632,6 +1637,12 @@ def fail_at(
 def get_op(queue: Queue[_T] | SimpleQueue[_T], /) -> Op[_T]:
     """
     Get an item from a queue; yields it. TypeError: not a desist queue.
+    """
+
+def hold_off(fn: Callable[..., _T], *arguments: object) -> _T:
+    """
+    Call something that a kill must not tear apart; it is to be short. What it returns is returned,
+    even if a kill came meanwhile: that one is raised at the next checkpoint, or sent again.
     """
 
 def latch_op(latch: Latch, value: _T, /) -> Op[_T]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist._core import CancelCause, Strike, checkpoint, cleanup, current_token
+from desist._core import CancelCause, Strike, checkpoint, cleanup, current_token, hold_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
         strike.token.on_cancel(call.interrupt),
     ]
     try:
-        if not call.enter():
+        if not hold_off(call.enter):  # a kill would leave its lock held
             checkpoint()
         return fn()
     except Exception as failure:

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import Any, TypeVar, overload
 
-from desist._core import Latch, Op, latch_op, over_op
+from desist._core import Latch, Op, hold_off, latch_op, over_op
 from desist._group import Task
 from desist._thread import Thread
 
@@ -38,11 +38,16 @@ def done_op(what: Any, /) -> Op[Any]:
         return over_op(what._core, what)  # noqa: SLF001
     if not isinstance(what, concurrent.futures.Future):
         raise TypeError(f"expected a Future, a Thread or a Task, not {type(what).__qualname__}")
+    # Locks of threading are taken in it, which a kill would leave held.
+    return hold_off(_settled_op, what)
+
+
+def _settled_op(future: concurrent.futures.Future[_T]) -> Op[concurrent.futures.Future[_T]]:
     with _latches_lock:
-        latch = _latches.get(what)
+        latch = _latches.get(future)
         new = latch is None
         if latch is None:
-            latch = _latches[what] = Latch()
+            latch = _latches[future] = Latch()
     if new:
-        what.add_done_callback(lambda _done: latch.set())
-    return latch_op(latch, what)
+        future.add_done_callback(lambda _done: latch.set())
+    return latch_op(latch, future)

@@ -15,6 +15,7 @@ from desist._core import (
     LeaseQueue,
     Seat,
     StopPolicy,
+    hold_off,
 )
 from desist._enums import Outcome
 from desist._exceptions import PoolExhausted, TaskCancelled
@@ -110,9 +111,10 @@ class WorkerPool(Generic[T, R]):
         seat = Seat(self.queue, self._source.token)
         name = f"desist-worker-{index}"
         seat.launch(name)
-        threading.Thread(
+        thread = threading.Thread(
             target=seat.work, args=(name, self._handler), name=name, daemon=True
-        ).start()
+        )
+        hold_off(thread.start)  # a kill in it would leave locks of threading held
         return seat
 
     def _check_usable(self) -> None:

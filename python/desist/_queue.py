@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist._core import Condition, Lock, Queue, shield
+from desist._core import Condition, Lock, Queue, checkpoint, current_time, hold_off, shield
 from desist._exceptions import Empty, Full, ShutDown
 
 if TYPE_CHECKING:
@@ -43,17 +43,24 @@ class _Hooked:
         self._shut = False
         self._init(maxsize)
 
+    # Whatever changes the queue is done in hold_off(): a kill comes before it, or while it waits,
+    # or behind it, and neither an item nor the news of it is lost.
+
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if block:
             _check(timeout)
-            self._wait_and_put(item, timeout)
+            checkpoint()
+            hold_off(self._wait_and_put, item, timeout)
         else:
-            with shield(_FOREVER):
-                self._wait_and_put(item, 0)
+            hold_off(self._put_at_once, item)
+
+    def _put_at_once(self, item: Any) -> None:
+        with shield(_FOREVER):
+            self._wait_and_put(item, 0)
 
     def _wait_and_put(self, item: Any, timeout: float | None) -> None:
         with self.mutex:
-            self.not_full.wait_for(self._has_place, timeout)
+            self._wait_until(self.not_full, self._has_place, timeout)
             if self._shut:
                 raise ShutDown
             if not self._has_place():
@@ -65,20 +72,32 @@ class _Hooked:
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         if block:
             _check(timeout)
-            item = self._wait_and_get(timeout)
-        else:
-            with shield(_FOREVER):
-                item = self._wait_and_get(0)
-        return item
+            checkpoint()
+            return hold_off(self._wait_and_get, timeout)
+        return hold_off(self._get_at_once)
+
+    def _get_at_once(self) -> Any:
+        with shield(_FOREVER):
+            item = self._wait_and_get(0)
+        return item  # noqa: RET504 (a block's end could hold an exception back, for all mypy knows)
 
     def _wait_and_get(self, timeout: float | None) -> Any:
         with self.mutex:
-            self.not_empty.wait_for(self._has_news, timeout)
+            self._wait_until(self.not_empty, self._has_news, timeout)
             if not self._qsize():
                 raise ShutDown if self._shut else Empty
             item = self._get()
             self.not_full.notify()
         return item
+
+    @staticmethod
+    def _wait_until(condition: Condition, met: Callable[[], bool], timeout: float | None) -> None:
+        """Until that is so, or the time is over."""
+        end = _FOREVER if timeout is None else current_time() + timeout
+        while not met():
+            left = end - current_time()
+            if left <= 0 or not condition._wait(left):  # noqa: SLF001 (its own door)
+                return
 
     def put_nowait(self, item: Any) -> None:
         self.put(item, block=False)
@@ -93,6 +112,9 @@ class _Hooked:
         return self._shut or self._qsize() > 0
 
     def task_done(self) -> None:
+        hold_off(self._count_as_done)
+
+    def _count_as_done(self) -> None:
         with shield(_FOREVER), self.mutex:
             if not self._unfinished:
                 raise ValueError("task_done() called too many times")
@@ -108,6 +130,9 @@ class _Hooked:
             self.all_tasks_done.wait_for(lambda: not self._unfinished)
 
     def shutdown(self, immediate: bool = False) -> None:
+        hold_off(self._shut_down, immediate)
+
+    def _shut_down(self, immediate: bool) -> None:
         with shield(_FOREVER), self.mutex:
             self._shut = True
             if immediate:
@@ -119,9 +144,12 @@ class _Hooked:
             self.not_full.notify_all()
 
     def qsize(self) -> int:
+        return hold_off(self._locked_qsize)
+
+    def _locked_qsize(self) -> int:
         with shield(_FOREVER), self.mutex:
             size = self._qsize()
-        return size  # noqa: RET504 (a block's end could hold an exception back, for all mypy knows)
+        return size  # noqa: RET504 (as above)
 
     def empty(self) -> bool:
         return not self.qsize()

@@ -7,7 +7,7 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from desist._core import CancelToken, Event, KillReport, StopPolicy, Task
+from desist._core import CancelToken, Event, KillReport, StopPolicy, Task, hold_off
 from desist._enums import TaskState
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ class Thread(threading.Thread):
 
     def start(self) -> None:
         """As threading.Thread."""
+        # A kill in the middle would leave the new thread waiting for this one, or a lock of
+        # threading held that every thread needs at its start.
+        hold_off(self._launch_and_start)
+
+    def _launch_and_start(self) -> None:
         first = self._task.launch()
         try:
             super().start()

@@ -9,6 +9,7 @@ use pyo3::types::{PyDict, PyTuple};
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::lock::{Lock, RLock, Released};
+use crate::python::mask::let_in;
 use crate::python::seconds::{self, Seconds};
 use crate::python::{error, hard_stop, hint};
 use crate::sync::{self, WaitError};
@@ -131,6 +132,12 @@ impl Condition {
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         self.check_held("wait")?;
         self.wait_until(py, seconds::patience(timeout)?)
+    }
+
+    /// wait(), in what hold_off() calls: a kill ends it, and strikes nothing around it.
+    #[pyo3(signature = (timeout = None))]
+    fn _wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+        let_in(|| self.wait(py, timeout))
     }
 
     /// wait() until `predicate()` is true, or the seconds have passed. Returns what it returned

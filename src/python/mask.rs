@@ -1,18 +1,20 @@
-//! What holds a kill off for a while: `defer_kill()`, and `Lease.commit()`.
+//! What holds a kill off for a while: `defer_kill()`, `Lease.commit()`, and `hold_off()`.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
 use crate::python::error::Killed;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::seconds::Seconds;
-use crate::python::{error, seconds, wait};
+use crate::python::{error, hard_stop, seconds, wait};
 use crate::scope;
 use crate::task::{MaskNumber, Task};
 
@@ -35,6 +37,38 @@ impl Drop for Mask {
     fn drop(&mut self) {
         self.task.unmask(self.number);
     }
+}
+
+/// For what [`hold_off`] calls, which is short.
+const LONGEST: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// The mask of the innermost [`hold_off`].
+    static HELD_OFF: Cell<Option<Mask>> = const { Cell::new(None) };
+}
+
+/// Call something that a kill must not tear apart; it is to be short. What it returns is returned,
+/// even if a kill came meanwhile: that one is raised at the next checkpoint, or sent again.
+#[pyfunction]
+#[pyo3(signature = (r#fn: "Callable[..., _T]", *arguments: "object") -> "_T")]
+pub(super) fn hold_off<'py>(
+    r#fn: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let outer = HELD_OFF.replace(Mask::open(LONGEST));
+    let result = hard_stop::call(r#fn, arguments);
+    drop(HELD_OFF.replace(outer));
+    result
+}
+
+/// Do something that blocks, in what [`hold_off`] calls: meanwhile kills are not held off.
+pub(super) fn let_in<R>(wait: impl FnOnce() -> R) -> R {
+    let masked = HELD_OFF.take().is_some();
+    let result = wait();
+    if masked {
+        HELD_OFF.set(Mask::open(LONGEST));
+    }
+    result
 }
 
 /// How a masked block begins.

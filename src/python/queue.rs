@@ -67,6 +67,9 @@ fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> P
 fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>> {
     if until.is_some() {
         checkpoint(py)?;
+    } else {
+        // Raised behind the call, it would take the item along.
+        error::check_kill(py)?;
     }
     let mut got = items.try_get();
     if let (Ok(None), Some(until)) = (&got, until) {

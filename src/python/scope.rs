@@ -209,7 +209,13 @@ impl Block {
                 detached(py, || node.close(CauseKind::ScopeExited));
             }
         }
-        exit.map_err(|misuse| error::misuse(py, misuse))?;
+        if let Err(misuse) = exit {
+            // A kill may have struck behind the __enter__ of the inner one, where CPython 3.14 does
+            // not call its __exit__.
+            if !scope::is_struck() {
+                return Err(error::misuse(py, misuse));
+            }
+        }
         // What a clean-up zone held off arrives here; if it has arrived before, it goes on by itself.
         if self.kind == Kind::Cleanup && kind.is_none() {
             error::check_kill(py)?;
