@@ -10,7 +10,7 @@ SHELL := /bin/sh
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-core test-loom test-python soak seeded-bugs lint stubs bench clean
+.PHONY: help demo test test-core test-loom test-python sweep soak seeded-bugs lint stubs bench bench-kills clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.13] [ARGS=...]"
@@ -154,6 +154,9 @@ test-python: $(extension) $(venv)/group-test ## ... of the Python package
 	@echo "== CPython $(version): pytest"
 	@$(venv)/bin/python -m pytest -q $(ARGS)
 
+sweep: $(extension) $(venv)/group-test ## ... the sweeps alone, and how many points each has
+	@$(venv)/bin/python -m pytest $(wildcard tests/python/test_sweep*.py) $(ARGS)
+
 soak: $(extension) $(venv)/group-test ## the tests that take minutes
 	PROPTEST_CASES=20000 cargo test --release --locked model
 	$(venv)/bin/python -m pytest -m soak --timeout=3600 $(ARGS)
@@ -181,6 +184,9 @@ stubs: $(venv)/group-test ## write python/desist/_core.pyi anew, from the extens
 bench: $(bench_venv)/desist ## measure against the peers, Rust and then Python
 	@cargo run -q --release --manifest-path benches/rust/Cargo.toml
 	@$(bench_venv)/bin/python benches/python/run.py $(ARGS)
+
+bench-kills: $(bench_venv)/desist ## random kills against desist, the usual recipe, and the peers: ten minutes
+	@$(bench_venv)/bin/python benches/python/kills.py $(ARGS)
 
 clean: ## remove all that was built or downloaded
 	rm -rf target benches/rust/target .venv dist .hypothesis .pytest_cache .mypy_cache .ruff_cache

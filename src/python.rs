@@ -64,7 +64,7 @@ mod _core {
     #[pymodule_export]
     use super::guarded::{Guarded, GuardedValue};
     #[pymodule_export]
-    use super::hard_stop::Injector;
+    use super::hard_stop::injector::Injector;
     #[cfg(unix)]
     #[pymodule_export]
     use super::io::{notify_closing, wait_readable, wait_writable};

@@ -181,6 +181,8 @@ pub(crate) struct Record {
     pub(crate) requeued: Vec<u64>,
     pub(crate) fenced: Vec<u64>,
     pub(crate) killed_at: Option<Rung>,
+    /// `Cancelled` came out of the body.
+    pub(crate) cancelled: bool,
     pub(crate) stack: Option<Arc<str>>,
     pub(crate) blocked: Option<Arc<str>>,
 }
@@ -387,10 +389,12 @@ impl Task {
             }
             Target::Body => {
                 let cause = control.order.as_ref()?.cause.clone();
-                control.posted = false;
+                // What is being taken back is raised, too, but not in the body.
+                if std::mem::take(&mut control.posted) {
+                    control.delivered = Some(Rung::AsyncExc);
+                }
                 control.unanswered = false;
                 control.last_strike = Some(Time::now());
-                control.delivered = Some(Rung::AsyncExc);
                 Some(Arrival::Kill(cause))
             }
         }

@@ -1485,25 +1485,55 @@ class Timeout:
 @final
 class _Injector:
     """
-    Kills the task that it is called in, at a bytecode of choice: the door for kill sweeps.
+    Stops a task in front of a bytecode of choice.
 
     A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It
     is native because one written in Python would be struck itself. In front of bytecode `at` of
-    the tasks that run it (the first is 1) it does what a killer does that comes to the rung
-    ASYNC_EXC at this moment: CPython delivers at its next check. `defer`: a held lock holds the
-    kill off, as at the beginning of that rung; otherwise it is struck inside. `block`: kill not the
-    task but this one of the open blocks of the thread that have `kill_after`, the outermost is 0;
-    bytecodes count only while it is open.
+    its victims (the first is 1; 0 is none) it does what a killer does that comes to the rung
+    ASYNC_EXC at this moment: CPython delivers at its next check.
+
+    Its victims are the bodies of all tasks; or of `task` alone; or, with `started`, of all tasks
+    that are made after `task`. `cancels`: it only cancels. `defer`: a held lock holds the kill
+    off, as at the beginning of the rung; otherwise it is struck inside. `block`: kill not the task
+    but this one of its thread's open blocks that have `kill_after`, the outermost is 0; bytecodes
+    count only while it is open.
     """
     def __call__(self, /, *arguments: object) -> object:
         """
         `(frame, event, arg)` from tracing, `(code, offset)` from monitoring.
         """
-    def __new__(cls, /, at: int, *, defer: bool = False, block: int | None = None) -> _Injector: ...
+    def __new__(
+        cls,
+        /,
+        at: int,
+        task: Task | None = None,
+        *,
+        started: bool = False,
+        cancels: bool = False,
+        defer: bool = False,
+        block: int | None = None,
+    ) -> _Injector: ...
+    @property
+    def outcome(self, /) -> str | None:
+        """
+        What came of it: the exception came out of the victim, or reached it and did not come out,
+        or did not reach it before its end. A cancel that did not come out may have reached it, and
+        so may the kill of a block.
+        """
     @property
     def passed(self, /) -> int:
         """
-        How many bytecodes of tasks it has seen; it strikes at most one of them.
+        How many bytecodes of its victims it has seen; it strikes at most one of them.
+        """
+    @property
+    def place(self, /) -> tuple[Any, Any] | None:
+        """
+        Where it struck: code object and offset.
+        """
+    @property
+    def stack(self, /) -> str | None:
+        """
+        Where the exception was raised, as text, if a kill ended the victim.
         """
 
 def acquire_op(lock: Lock | Semaphore, /) -> Op[bool]:

@@ -119,5 +119,20 @@ class LeakError(AssertionError):
     """Code left something behind that it should have given back."""
 
 
+class SweepError(AssertionError):
+    """Stopped at one place, code did not leave things as it should have."""
+
+    def __init__(
+        self, message: str, *, point: int, function: str, filename: str, line: int, offset: int
+    ) -> None:
+        """Keep the place: the number of the bytecode, and where that is; 0 if it is at none."""
+        super().__init__(message)
+        self.point = point
+        self.function = function
+        self.filename = filename
+        self.line = line
+        self.offset = offset
+
+
 class CancelledSwallowedWarning(RuntimeWarning):
     """Code caught Cancelled and went on."""

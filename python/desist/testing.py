@@ -1,8 +1,9 @@
-"""Help for tests: a clock that jumps, and a look at what was left behind.
+"""Help for tests: a clock that jumps, kills at every bytecode, a look at what was left behind.
 
     from desist import sleep, testing
 
     testing.run(lambda: sleep(3600))  # at once
+    testing.sweep_kills(use, check, setup=Bank)  # use(bank) is killed everywhere
 
 Under :func:`run` time stands still while any thread can run, and jumps to the next deadline when
 all of them wait. Threads take turns at their desist waits, so a run can be had again.
@@ -12,15 +13,26 @@ from __future__ import annotations
 
 import gc
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from desist._core import Simulation, census
-from desist._exceptions import Deadlock, LeakError
+from desist._exceptions import Deadlock, LeakError, SweepError
+from desist._sweep import Sweep, SweepReport, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Deadlock", "LeakError", "MockClock", "no_leaks", "run"]
+__all__ = [
+    "Deadlock",
+    "LeakError",
+    "MockClock",
+    "SweepError",
+    "SweepReport",
+    "no_leaks",
+    "run",
+    "sweep_cancels",
+    "sweep_kills",
+]
 
 _T = TypeVar("_T")
 
@@ -90,3 +102,97 @@ def no_leaks() -> Iterator[None]:
     ]
     if left:
         raise LeakError("left behind: " + ", ".join(left))
+
+
+@overload
+def sweep_kills(
+    fn: Callable[[], object],
+    check: Callable[[], object] | None = None,
+    *,
+    victims: Literal["fn", "started"] = "fn",
+    defer: bool = False,
+    block: int | None = None,
+    only: int | None = None,
+    limit: int = 10_000,
+    timeout: float = 10.0,
+) -> SweepReport: ...
+@overload
+def sweep_kills(
+    fn: Callable[[_T], object],
+    check: Callable[[_T], object] | None = None,
+    *,
+    setup: Callable[[], _T],
+    victims: Literal["fn", "started"] = "fn",
+    defer: bool = False,
+    block: int | None = None,
+    only: int | None = None,
+    limit: int = 10_000,
+    timeout: float = 10.0,
+) -> SweepReport: ...
+def sweep_kills(
+    fn: Callable[..., object],
+    check: Callable[..., object] | None = None,
+    *,
+    setup: Callable[[], Any] = nothing,
+    victims: Literal["fn", "started"] = "fn",
+    defer: bool = False,
+    block: int | None = None,
+    only: int | None = None,
+    limit: int = 10_000,
+    timeout: float = 10.0,
+) -> SweepReport:
+    """Run `fn` again and again, killed in front of its first bytecode, its second, and so on.
+
+    Each run is a task on a thread of its own; `check` is called after it, in the calling thread.
+    SweepError, an AssertionError: `check` failed or returned False, or `fn` itself has raised or
+    hung; it names the bytecode. The kill is a real one: CPython raises it where it would raise it
+    if another thread had killed the task at this moment, which may be some bytecodes later.
+
+    `setup` makes what a run works on: it is called before each, and `fn` and `check` get what it
+    returned. `victims="started"`: not `fn` is killed, but the tasks that begin while it runs, in
+    desist threads and in handlers of pools; it should wait for them. `defer`: a held lock holds
+    the kill off, as in a kill's first `StopPolicy.defer` seconds; without, it is struck inside.
+    `block`: not the task is killed, but this one of the open blocks that have `kill_after` (the
+    outermost is 0), as if its time were up; only its bytecodes count.
+    `only`: just this point, to look at it closely. ValueError: `fn` takes more bytecodes than
+    `limit`. `timeout`: so many seconds a run may take.
+
+    One sweep at a time. While it runs, coverage and debuggers do not see what they trace by
+    sys.settrace.
+    """
+    return Sweep(fn, check, setup, victims, only, limit, timeout, defer=defer, block=block).run()
+
+
+@overload
+def sweep_cancels(
+    fn: Callable[[], object],
+    check: Callable[[], object] | None = None,
+    *,
+    victims: Literal["fn", "started"] = "fn",
+    only: int | None = None,
+    limit: int = 10_000,
+    timeout: float = 10.0,
+) -> SweepReport: ...
+@overload
+def sweep_cancels(
+    fn: Callable[[_T], object],
+    check: Callable[[_T], object] | None = None,
+    *,
+    setup: Callable[[], _T],
+    victims: Literal["fn", "started"] = "fn",
+    only: int | None = None,
+    limit: int = 10_000,
+    timeout: float = 10.0,
+) -> SweepReport: ...
+def sweep_cancels(
+    fn: Callable[..., object],
+    check: Callable[..., object] | None = None,
+    *,
+    setup: Callable[[], Any] = nothing,
+    victims: Literal["fn", "started"] = "fn",
+    only: int | None = None,
+    limit: int = 10_000,
+    timeout: float = 10.0,
+) -> SweepReport:
+    """As :func:`sweep_kills`, but cancelled: the next checkpoint behind the bytecode raises."""
+    return Sweep(fn, check, setup, victims, only, limit, timeout, cancels=True).run()

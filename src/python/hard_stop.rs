@@ -19,11 +19,11 @@
 #![allow(unsafe_code)] // calls of the C API
 
 mod block;
+pub(super) mod injector;
 pub(super) mod trace;
 
 use std::ffi::{CString, c_long, c_ulong};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
@@ -31,10 +31,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
-use crate::clock::Time;
 use crate::python::error::Killed;
 use crate::task::{Force, Task};
-use crate::{Cause, CauseKind, scope};
 
 /// Raises in one thread, asynchronously.
 struct AsyncException {
@@ -182,98 +180,4 @@ pub(super) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Arc<str>> {
         .and_then(|lines| lines.extract::<Vec<String>>())
         .ok()
         .map(|lines| lines.concat().into())
-}
-
-/// Kills the task that it is called in, at a bytecode of choice: the door for kill sweeps.
-///
-/// A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It
-/// is native because one written in Python would be struck itself. In front of bytecode `at` of
-/// the tasks that run it (the first is 1) it does what a killer does that comes to the rung
-/// ASYNC_EXC at this moment: CPython delivers at its next check. `defer`: a held lock holds the
-/// kill off, as at the beginning of that rung; otherwise it is struck inside. `block`: kill not the
-/// task but this one of the open blocks of the thread that have `kill_after`, the outermost is 0;
-/// bytecodes count only while it is open.
-// No state but the count, for it is called in front of every bytecode.
-#[pyclass(frozen, name = "_Injector", module = "desist._core")]
-pub(super) struct Injector {
-    at: u64,
-    defer: bool,
-    block: Option<usize>,
-    passed: AtomicU64,
-}
-
-#[pymethods]
-impl Injector {
-    #[new]
-    #[pyo3(signature = (at: "int", *, defer = false, block: "int | None" = None))]
-    fn new(at: u64, defer: bool, block: Option<usize>) -> Self {
-        Self {
-            at,
-            defer,
-            block,
-            passed: AtomicU64::new(0),
-        }
-    }
-
-    /// How many bytecodes of tasks it has seen; it strikes at most one of them.
-    #[getter]
-    fn passed(&self) -> u64 {
-        self.passed.load(Ordering::Relaxed)
-    }
-
-    /// `(frame, event, arg)` from tracing, `(code, offset)` from monitoring.
-    #[pyo3(signature = (*arguments: "object") -> "object")]
-    fn __call__<'py>(
-        slf: Bound<'py, Self>,
-        arguments: &Bound<'py, PyTuple>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let traced = arguments.len() == 3;
-        if traced {
-            arguments.get_item(0)?.setattr("f_trace_opcodes", true)?;
-        }
-        if !traced || arguments.get_item(1)?.eq("opcode")? {
-            slf.get().pass();
-        }
-        // As a trace function it stays in place; monitoring drops what is not its DISABLE.
-        Ok(slf.into_any())
-    }
-}
-
-impl Injector {
-    fn pass(&self) {
-        match self.block {
-            None => self.pass_task(),
-            Some(block) => self.pass_block(block),
-        }
-    }
-
-    fn is_here(&self) -> bool {
-        self.passed.fetch_add(1, Ordering::Relaxed) + 1 == self.at
-    }
-
-    fn respects_locks_until(&self, now: Time) -> Time {
-        if self.defer { Time::NEVER } else { now }
-    }
-
-    fn pass_task(&self) {
-        // A worker between two items is a task, too, but there is nothing to strike.
-        let task = scope::current_task().filter(|task| task.has_force());
-        if let Some(task) = task.filter(|_| self.is_here()) {
-            let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);
-            task.order(&cause, self.respects_locks_until(cause.at));
-            task.strike_async();
-        }
-    }
-
-    fn pass_block(&self, block: usize) {
-        let Some(task) = scope::current_task() else {
-            return;
-        };
-        if let Some(id) = task.open_block_at(block).filter(|_| self.is_here()) {
-            let now = Time::now();
-            task.expire_block(id, now);
-            task.order_block(id, &Cause::deadline(now), self.respects_locks_until(now));
-            task.strike_async_block(id);
-        }
-    }
 }

@@ -60,6 +60,7 @@ pub(super) fn run<R>(
         Err(raised) if ended == Ended::Killed => BodyEnd::Killed(hard_stop::stack_of(py, raised)),
         _ => BodyEnd::Unwound,
     };
+    task.amend(|record| record.cancelled = ended == Ended::Cancelled);
     let ours = detached(py, || boundary.leave(end));
     let settled = ours.then(|| settle(result, ended));
     task.over().set();

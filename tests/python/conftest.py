@@ -9,6 +9,7 @@ from typing import NoReturn
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FIGURES = ("points", "stopped", "swallowed", "finished", "missed")
 
 
 def pytest_configure() -> None:
@@ -28,6 +29,22 @@ def pytest_configure() -> None:
         stat = source.stat()
         if max(stat.st_mtime, stat.st_ctime) > built:
             refuse(f"{source.relative_to(ROOT)} is newer than {_core.__file__}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many points were swept; which, unless it is to be quiet."""
+    from support import SWEPT
+
+    if not SWEPT:
+        return
+    points, stopped = (sum(getattr(report, name) for _, report in SWEPT) for name in FIGURES[:2])
+    if terminalreporter.config.option.verbose >= 0:
+        terminalreporter.section("sweeps")
+        terminalreporter.line(f"{'':56}" + "".join(f"{name:>10}" for name in FIGURES))
+        for subject, report in sorted(SWEPT, key=lambda row: row[0]):
+            figures = (getattr(report, name) for name in FIGURES)
+            terminalreporter.line(f"{subject:56}" + "".join(f"{n:10,}" for n in figures))
+    terminalreporter.line(f"{len(SWEPT)} sweeps: {points:,} points, {stopped:,} runs stopped")
 
 
 def refuse(why: str) -> NoReturn:

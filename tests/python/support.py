@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from desist import Cancelled, Killed, StopPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from desist.testing import SweepReport
 
 T = TypeVar("T")
 
@@ -36,6 +39,18 @@ TRACE = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=NEVER, defer=
 """Strikes at every step, where striking now and then has not helped."""
 GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 """Does not even try."""
+
+IN_HAND = sys.version_info < (3, 11)
+"""CPython 3.10 strikes between any two bytecodes, also behind a call that has returned an item:
+what a killed thread has in its hand is gone with it."""
+
+SWEPT: list[tuple[str, SweepReport]] = []
+"""What was swept, for the table at the end of a run of the tests."""
+
+
+def tell(subject: str, report: SweepReport) -> None:
+    """Put it in that table."""
+    SWEPT.append((subject, report))
 
 
 class Victim(desist.Thread, Generic[T]):

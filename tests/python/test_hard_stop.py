@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def post_to_itself() -> None:
+def poster() -> Callable[[], object]:
     """A call into C, at whose end a kill of the calling task is in the slot."""
-    _Injector(1)("code", 0)
+    return partial(_Injector(1), None, 0)
 
 
 def test_a_posted_kill_is_taken_back() -> None:
@@ -29,7 +30,7 @@ def test_a_posted_kill_is_taken_back() -> None:
     behind: list[int] = []
     for _ in range(100):
         task = Task("short")
-        task.run(_Injector(1).__call__)
+        task.run(poster())
         for step in range(10):
             behind.append(step)  # noqa: PERF402 (bytecodes are the point)
         assert task.state is TaskState.DONE
@@ -42,7 +43,7 @@ def test_a_posted_kill_is_taken_back_by_a_mask_and_raised_behind_it() -> None:
 
     def body() -> None:
         # No bytecode of ours in between: posted, then masked, in C.
-        for _ in map(call, [_Injector(1).__call__, zone.__enter__]):
+        for _ in map(call, [poster(), zone.__enter__]):
             pass
         steps.append("inside")
         zone.__exit__(None, None, None)

@@ -10,12 +10,14 @@ import pytest
 
 import desist
 from desist import Cancelled, CancelSource, Killed, Outcome, interruptible
-from support import AT_WAIT, FORCE, NEVER, Victim, in_its_wait
-from sweep import sweep
+from desist.testing import sweep_cancels, sweep_kills
+from support import AT_WAIT, FORCE, NEVER, Victim, in_its_wait, tell
 from test_signals import talk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from desist.testing import SweepReport
 
 
 class Foreign:
@@ -304,32 +306,35 @@ def test_what_cannot_be_called_is_refused(bad: object) -> None:
         interruptible(lambda: None, unblock=bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_wherever_a_kill_strikes_nobody_is_woken_afterwards() -> None:
-    def trial() -> None:
-        wakers: list[bool] = []
-        with CancelSource() as source:
-            inside = [False]
+class Call:
+    """A foreign call, which is woken by a token that is cancelled when it is over."""
 
-            def call() -> None:
-                inside[0] = True
+    def __init__(self) -> None:
+        self.source = CancelSource()
+        self.inside = False
+        self.wakers: list[bool] = []
 
-            def body() -> None:
-                with desist.move_on_after(NEVER) as scope:
-                    scopes.append(scope)
-                    registrations.append(source.token.on_cancel(lambda _: scope.cancel()))
-                    interruptible(call, unblock=lambda: wakers.append(inside[0]))
-                    inside[0] = False
+    def begin(self) -> None:
+        self.inside = True
 
-            scopes: list[desist.CancelScope] = []
-            registrations: list[desist.Registration] = []
-            task = desist._core.Task("trial")
-            task.launch()
-            try:
-                task.run(body)
-            finally:
-                source.cancel()
-        assert not wakers
+    def run(self) -> None:
+        with desist.move_on_after(NEVER) as self.scope:
+            self.registration = self.source.token.on_cancel(lambda _: self.scope.cancel())
+            interruptible(self.begin, unblock=lambda: self.wakers.append(self.inside))
+            self.inside = False
+            self.wakers.clear()  # it may have been woken, by a stop inside
 
-    bytecodes = sweep(trial)
-    assert bytecodes > 20
+    def check(self) -> None:
+        woken = len(self.wakers)
+        self.source.cancel()
+        assert len(self.wakers) == woken
+        assert woken <= 1
+
+
+@pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
+def test_wherever_a_stop_comes_nobody_is_woken_afterwards(
+    sweep: Callable[..., SweepReport],
+) -> None:
+    report = sweep(Call.run, Call.check, setup=Call)
+    tell(f"interruptible, {sweep.__name__}", report)
+    assert report.points > 20

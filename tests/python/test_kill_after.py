@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
 import warnings
@@ -17,9 +18,8 @@ import pytest
 
 import desist
 from desist import Cancelled, DeadlineExceeded, Killed, Lock, TaskState, testing
-from desist._core import Task
-from support import FORCE, NEVER, Victim, in_thread
-from sweep import sweep
+from desist.testing import sweep_kills
+from support import FORCE, NEVER, Victim, in_thread, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -373,41 +373,31 @@ def test_a_lock_that_was_taken_before_is_neither_respected_nor_poisoned_nor_rele
 # --- a kill at every bytecode ---------------------------------------------------------------------
 
 
-class Trial:
-    """Run a body with a block that is killed somewhere, and go on for a while behind it."""
+class Left:
+    """A block that was killed somewhere, and what came behind it."""
 
-    def __init__(self, body: Callable[[Lock], None], *, in_task: bool) -> None:
-        self.body = body
-        self.in_task = in_task
-        self.left = self.poisoned = 0
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.steps: list[str] = []
 
-    def __call__(self) -> None:
-        lock = Lock()
-        steps: list[str] = []
+    def run(self, body: Callable[[Lock], None]) -> None:
+        try:
+            fresh(body)(self.lock)
+        except DeadlineExceeded as raised:
+            self.steps.append("left")
+            if not isinstance(raised.__cause__, Killed):
+                raise
+        assert not self.lock.locked()
+        # Untouched, and nothing is on its way.
+        n = 0
+        while n < 300:
+            n += 1
+        self.steps.append("behind")
 
-        def run() -> None:
-            try:
-                fresh(self.body)(lock)
-            except DeadlineExceeded as raised:
-                steps.append("left")
-                if not isinstance(raised.__cause__, Killed):
-                    raise
-            assert not lock.locked()
-            # Untouched, and nothing is on its way.
-            n = 0
-            while n < 300:
-                n += 1
-            steps.append("behind")
-
-        if self.in_task:
-            task = Task("sweep")
-            task.run(run)
-            assert task.state is TaskState.DONE
-        else:
-            run()
-        assert steps in (["behind"], ["left", "behind"])
-        self.left += len(steps) - 1
-        self.poisoned += lock.poisoned
+    def run_outside_any_task(self, body: Callable[[Lock], None]) -> None:
+        thread = threading.Thread(target=self.run, args=(body,))
+        thread.start()
+        thread.join()
 
 
 def fresh(function: Callable[[Lock], None]) -> Callable[[Lock], None]:
@@ -537,18 +527,45 @@ BODIES = [
 def test_i22_a_kill_at_any_bytecode_of_a_block_ends_there(
     body: Callable[[Lock], None], *, defer: bool, in_task: bool
 ) -> None:
-    trial = Trial(body, in_task=in_task)
-    points = sweep(trial, defer=defer, block=0)
-    print(f"{body.__name__}: {points} points, {trial.left} left, {trial.poisoned} poisoned")  # noqa: T201
+    left, poisoned, points = sweep_block(body, in_task=in_task, defer=defer, block=0)
     assert points > 15
-    assert trial.left > 5 or body is swallowing
-    assert trial.poisoned == 0 or not defer
+    assert left > 5 or body is swallowing
+    assert poisoned == 0 or not defer
 
 
 def test_i22_a_kill_of_the_inner_block_at_any_bytecode_ends_there() -> None:
-    trial = Trial(nested, in_task=False)
-    assert sweep(trial, block=1) > 20
-    assert trial.left > 5
+    left, _, points = sweep_block(nested, in_task=False, defer=False, block=1)
+    assert points > 20
+    assert left > 5
+
+
+def sweep_block(
+    body: Callable[[Lock], None], *, in_task: bool, defer: bool, block: int
+) -> tuple[int, int, int]:
+    """How often the block was left, and its lock poisoned, of how many points."""
+    found = [0, 0]
+
+    def run(state: Left) -> None:
+        if in_task:
+            state.run(body)
+        else:
+            state.run_outside_any_task(body)
+
+    def check(state: Left) -> None:
+        assert state.steps in (["behind"], ["left", "behind"])
+        found[0] += len(state.steps) - 1
+        found[1] += state.lock.poisoned
+
+    report = sweep_kills(
+        run,
+        check,
+        setup=Left,
+        victims="fn" if in_task else "started",
+        defer=defer,
+        block=block,
+    )
+    tell(f"kill_after: {body.__name__}{', deferred' * defer}{', in a task' * in_task}", report)
+    return found[0], found[1], report.points
 
 
 # --- real time ------------------------------------------------------------------------------------

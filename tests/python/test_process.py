@@ -13,9 +13,9 @@ import pytest
 
 import desist
 from desist import Cancelled, Killed, _process
+from desist.testing import sweep_kills
 from leaks import nothing_left
-from support import AT_WAIT, FORCE, INSIST, NEVER, in_child, in_its_wait, in_thread
-from sweep import sweep
+from support import AT_WAIT, FORCE, INSIST, NEVER, in_child, in_its_wait, in_thread, tell
 from test_signals import talk
 
 if TYPE_CHECKING:
@@ -343,25 +343,18 @@ def test_a_preexec_fn_may_make_the_group() -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_wherever_a_kill_strikes_the_child_is_gone() -> None:
-    def trial() -> None:
-        with Tied() as pipe:
-            code = "exec cat"
+    def run(pipe: Tied) -> None:
+        desist.run("exec cat", shell=True, input=b"x", capture_output=True, pass_fds=[pipe.writer])
 
-            def body() -> None:
-                desist.run(
-                    code, shell=True, input=b"x", capture_output=True, pass_fds=[pipe.writer]
-                )
-
-            task = desist._core.Task("trial")
-            task.launch()
-            task.run(body)
+    def check(pipe: Tied) -> None:
+        with pipe:
             pipe.rest()
 
     with nothing_left():
-        print(sweep(trial))  # noqa: T201 (for `pytest -rP`)
+        report = sweep_kills(run, check, setup=Tied)
+    tell("run()", report)
 
 
 # --- wait -----------------------------------------------------------------------------------------

@@ -1,570 +1,434 @@
-"""I20, I21, I22, I28, I32: a kill at every bytecode."""
+"""The sweeps themselves, and how they report. What they prove of desist is in test_sweep_*.py."""
 
 from __future__ import annotations
 
-import functools
-import random
+import gc
+import inspect
+import subprocess
 import sys
 import threading
-from contextlib import contextmanager, suppress
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import desist
-from desist import Guarded, LeaseQueue, Lock, RetryPolicy, StopPolicy, TaskState, WorkerPool
-from desist._core import Seat, Task
-from support import NEVER
-from sweep import sweep
+from desist import testing
+from desist.testing import SweepError, SweepReport, sweep_cancels, sweep_kills
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from desist import Lease
-
-
-# A kill may strike a finalizer that happens to run in the body, which cannot let it pass and
-# reports it; a real killer sends it again.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    from collections.abc import Callable
+    from pathlib import Path
 
 
-def tell(figures: object) -> None:
-    """What a sweep came to, for `pytest -rP`."""
-    print(figures)  # noqa: T201 (that is what it is for)
+class Bank:
+    """Its accounts have 100 together."""
+
+    def __init__(self) -> None:
+        self.lock = desist.Lock()
+        self.accounts = [50, 50]
+
+    def check(self) -> None:
+        assert not self.lock.locked()
+        assert sum(self.accounts) == 100
 
 
-def with_lock(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    with lock:
-        change()
+def log() -> None:
+    """A call, before which and behind which CPython looks for what was posted."""
 
 
-def with_lock_around_a_loop(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    with lock:
-        n = 0
-        while n < 3:
-            n += 1
-        change()
+def transfer(bank: Bank) -> None:
+    with bank.lock, desist.cleanup():
+        bank.accounts[0] -= 1
+        log()
+        bank.accounts[1] += 1
 
 
-def acquire_and_finally(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    lock.acquire()
-    try:
-        change()
-    finally:
-        lock.release()
+def transfer_and_hope(bank: Bank) -> None:
+    with bank.lock:
+        bank.accounts[0] -= 1
+        log()
+        bank.accounts[1] += 1
 
 
-def acquire_in_try(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    got = False
-    try:
-        got = lock.acquire()
-        change()
-    finally:
-        if got:
-            lock.release()
+def line_of(function: Callable[..., object], text: str) -> int:
+    """The line of a function in which this stands."""
+    lines, first = inspect.getsourcelines(function)
+    return first + next(at for at, line in enumerate(lines) if text in line)
 
 
-def with_guard(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    with lock.guard() as guard:
-        change()
-        guard.check()
+def found(sweep: Callable[[], object]) -> SweepError:
+    """The error that it ends with."""
+    with pytest.raises(SweepError) as failure:
+        sweep()
+    return failure.value
 
 
-def guard_around_a_loop(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    with lock.guard():
-        n = 0
-        while n < 3:
-            n += 1
-        change()
+# --- what it finds --------------------------------------------------------------------------------
 
 
-def guard_released_early(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    with lock.guard() as guard:
+@pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
+def test_code_that_holds_passes(sweep: Callable[..., SweepReport]) -> None:
+    report = sweep(transfer, Bank.check, setup=Bank)
+    assert report.points > 20
+    assert report.points == report.stopped + report.finished
+    assert report.stopped >= 3
+    assert report.swallowed == report.missed == 0
+
+
+def test_code_that_does_not_is_found_with_the_line_and_found_again_alone() -> None:
+    error = found(lambda: sweep_kills(transfer_and_hope, Bank.check, setup=Bank))
+    assert error.function.endswith("transfer_and_hope")
+    assert error.filename == __file__
+    first, last = (line_of(transfer_and_hope, text) for text in ("with bank", "[1] +="))
+    assert first <= error.line <= last
+    assert error.offset > 0
+    message = str(error)
+    assert message.startswith("check failed\nkilled in front of bytecode ")
+    assert f":{error.line}, offset {error.offset} (" in message
+    assert f"only={error.point} " in message
+    # It comes where CPython looks next: in the call between the two halves.
+    assert "Killed was raised at" in message
+    assert f"line {line_of(transfer_and_hope, 'log()')}, in transfer_and_hope" in message
+    assert isinstance(error.__cause__, AssertionError)
+    again = found(lambda: sweep_kills(transfer_and_hope, Bank.check, setup=Bank, only=error.point))
+    assert (again.point, again.line, again.offset) == (error.point, error.line, error.offset)
+
+
+def test_a_point_that_holds_passes_alone() -> None:
+    report = sweep_kills(transfer_and_hope, Bank.check, setup=Bank, only=1)
+    assert report == SweepReport(points=1, stopped=1, swallowed=0, finished=0, missed=0)
+    assert str(report) == "1 points: 1 stopped, 0 finished"
+
+
+def test_a_lock_may_hold_the_kill_off() -> None:
+    report = sweep_kills(transfer_and_hope, Bank.check, setup=Bank, defer=True)
+    assert report.stopped > 10
+
+
+def test_a_lock_of_threading_is_found_held() -> None:
+    def work(lock: Any) -> None:
+        lock.acquire()
         try:
-            change()
+            log()
         finally:
-            guard.release()
-
-
-def nested(lock: Lock, other: Lock, change: Callable[[], None]) -> None:
-    with lock:
-        change()
-        with other:
-            change()
-
-
-def in_a_generator(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    def numbers() -> Iterator[int]:
-        with lock:
-            yield 1
-            change()
-            yield 2
-
-    for _number in numbers():
-        pass
-
-
-def in_a_contextmanager(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    @contextmanager
-    def locked() -> Iterator[None]:
-        with lock:
-            yield
-
-    with locked():
-        change()
-
-
-def under_a_decorator(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    def locked(function: Callable[[], None]) -> Callable[[], None]:
-        @functools.wraps(function)
-        def wrapper() -> None:
-            with lock:
-                function()
-
-        return wrapper
-
-    locked(change)()
-
-
-def in_a_scope(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    with desist.cancel_scope(timeout=NEVER), lock:
-        change()
-
-
-def in_a_scope_that_swallows(lock: Lock, _: Lock, change: Callable[[], None]) -> None:
-    try:
-        with desist.move_on_after(NEVER), lock:
-            change()
-    except BaseException:  # noqa: BLE001 (what a victim does)
-        pass
-
-
-BODIES = [
-    with_lock,
-    with_lock_around_a_loop,
-    acquire_and_finally,
-    acquire_in_try,
-    with_guard,
-    guard_around_a_loop,
-    guard_released_early,
-    nested,
-    in_a_generator,
-    in_a_contextmanager,
-    under_a_decorator,
-    in_a_scope,
-    in_a_scope_that_swallows,
-]
-
-
-class LockTrial:
-    """A task takes locks and changes what they protect, in two steps."""
-
-    def __init__(
-        self, body: Callable[[Lock, Lock, Callable[[], None]], None], *, fenced: bool = False
-    ) -> None:
-        self.body = body
-        self.fenced = fenced
-        self.poisoned = self.killed = 0
-
-    def __call__(self) -> None:
-        locks = Lock(name="one", fenced=self.fenced), Lock(name="two", fenced=self.fenced)
-        begun: list[int] = []
-        ended: list[int] = []
-
-        def change() -> None:
-            begun.append(1)
-            ended.append(1)
-
-        task = Task("sweep")
-        task.run(lambda: self.body(*locks, change))
-        for lock in locks:
-            assert not lock.locked()
-            if lock.poisoned:
-                with pytest.raises(desist.LockPoisoned):
-                    lock.acquire()
-                with lock.repair():
-                    pass
-                assert task.state is TaskState.KILLED or self.body is in_a_scope_that_swallows
-                self.poisoned += 1
-            assert lock.acquire(timeout=0)
             lock.release()
-        # Half changed, and nobody is told: that is what poison is for.
-        if len(begun) != len(ended):
-            assert self.poisoned
-        if task.state is TaskState.KILLED:
-            self.killed += 1
-        else:
-            assert begun or self.body is in_a_scope_that_swallows
-
-
-@pytest.mark.parametrize("fenced", [False, True], ids=["plain", "fenced"])
-@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
-def test_i20_i21_a_kill_at_any_bytecode_leaves_no_lock_held(
-    body: Callable[[Lock, Lock, Callable[[], None]], None], *, fenced: bool
-) -> None:
-    trial = LockTrial(body, fenced=fenced)
-    points = sweep(trial)
-    tell(f"{body.__name__}: {points} points, {trial.killed} killed, {trial.poisoned} poisoned")
-    assert points > 20
-    assert trial.poisoned > 0
-    if body is not in_a_scope_that_swallows:
-        assert points * 0.9 - 8 <= trial.killed <= points
-
-
-@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
-def test_a_kill_that_a_lock_holds_off_poisons_nothing(
-    body: Callable[[Lock, Lock, Callable[[], None]], None],
-) -> None:
-    trial = LockTrial(body)
-    points = sweep(trial, defer=True)
-    tell(f"{body.__name__}: {points} points, {trial.killed} killed")
-    assert points > 20
-    assert trial.killed > 0 or body is in_a_scope_that_swallows
-    assert trial.poisoned == 0
-
-
-# --- values ---------------------------------------------------------------------------------------
-
-
-def one_more(value: list[int], at: int) -> None:
-    value[at] += 1
-
-
-def one_block(guarded: Guarded[list[int]]) -> None:
-    with guarded.lock() as held:
-        one_more(held.value, 0)
-        one_more(held.value, 1)
-
-
-def a_block_around_a_loop(guarded: Guarded[list[int]]) -> None:
-    with guarded.lock() as held:
-        at = 0
-        while at < 2:
-            held.value[at] += 1
-            at += 1
-
-
-def a_value_in_its_place(guarded: Guarded[list[int]]) -> None:
-    def replace(*value: int) -> None:
-        held.value = list(value)
-
-    with guarded.lock() as held:
-        replace(1, 0)
-        replace(1, 1)
-
-
-def a_block_in_a_generator(guarded: Guarded[list[int]]) -> None:
-    def places() -> Iterator[int]:
-        with guarded.lock() as held:
-            for at in range(2):
-                one_more(held.value, at)
-                yield at
-
-    for _at in places():
-        pass
-
-
-def a_block_that_fails(guarded: Guarded[list[int]]) -> None:
-    with suppress(ZeroDivisionError), guarded.lock() as held:
-        one_more(held.value, 0)
-        one_more(held.value, 1 // 0)
-    for _ in range(3):
-        pass
-
-
-VALUES = [
-    one_block,
-    a_block_around_a_loop,
-    a_value_in_its_place,
-    a_block_in_a_generator,
-    a_block_that_fails,
-]
-
-
-def copied(value: list[int]) -> list[int]:
-    saved = []
-    for item in value:  # in Python, so that it can be struck
-        saved.append(item)  # noqa: PERF402
-    return saved
-
-
-@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
-@pytest.mark.parametrize("rollback", [None, copied], ids=["no way back", "way back"])
-@pytest.mark.parametrize("body", VALUES, ids=lambda body: body.__name__)
-def test_i20_i21_a_value_is_whole_or_poisoned_after_a_kill_at_any_bytecode(
-    body: Callable[[Guarded[list[int]]], None],
-    rollback: Callable[[list[int]], list[int]] | None,
-    *,
-    defer: bool,
-) -> None:
-    counts = {"killed": 0, "poisoned": 0, "changed": 0}
-
-    def trial() -> None:
-        guarded = Guarded([0, 0], rollback=rollback)
-        task = Task("sweep")
-        task.run(lambda: body(guarded))
-        assert not guarded.locked()
-        if guarded.poisoned:
-            counts["poisoned"] += 1
-            with guarded.repair() as held:
-                held.value = [0, 0]
-        with guarded.lock() as held:
-            failed = body is a_block_that_fails and rollback is None
-            assert held.value in ([0, 0], [1, 0] if failed else [1, 1])
-            counts["changed"] += held.value != [0, 0]
-        counts["killed"] += task.state is TaskState.KILLED
-
-    points = sweep(trial, defer=defer)
-    tell(f"{body.__name__}: {points} points, {counts}")
-    assert points > 40
-    if body is not a_block_that_fails or not defer:  # where the error goes first
-        assert points * 0.9 - 8 <= counts["killed"] <= points
-    if rollback is None and not defer:
-        assert counts["poisoned"] > 5
-    else:
-        assert counts["poisoned"] == 0
-
-
-# --- masks ----------------------------------------------------------------------------------------
-
-
-def one_mask(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
-    with desist.defer_kill(NEVER):
-        first()
-        second()
-
-
-def a_mask_around_a_loop(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
-    with desist.defer_kill(NEVER):
-        first()
-        n = 0
-        while n < 3:
-            n += 1
-        second()
-
-
-def a_mask_in_a_mask(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
-    with desist.defer_kill(NEVER):
-        with desist.defer_kill(NEVER):
-            first()
-        second()
-
-
-def a_mask_in_a_generator(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
-    def steps() -> Iterator[int]:
-        with desist.defer_kill(NEVER):
-            first()
-            yield 1
-            second()
-            yield 2
-
-    for _number in steps():
-        pass
-
-
-def a_mask_in_a_lock(first: Callable[[], None], second: Callable[[], None], lock: Lock) -> None:
-    with lock, desist.defer_kill(NEVER):
-        first()
-        second()
-
-
-def a_mask_around_a_lock(first: Callable[[], None], second: Callable[[], None], lock: Lock) -> None:
-    with desist.defer_kill(NEVER), lock:
-        first()
-        second()
-
-
-MASKED = [
-    one_mask,
-    a_mask_around_a_loop,
-    a_mask_in_a_mask,
-    a_mask_in_a_generator,
-    a_mask_in_a_lock,
-    a_mask_around_a_lock,
-]
-
-
-@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
-@pytest.mark.parametrize("body", MASKED, ids=lambda body: body.__name__)
-def test_i24_what_is_masked_happens_whole_or_not_at_all_and_a_kill_arrives(
-    body: Callable[[Callable[[], None], Callable[[], None], Lock], None], *, defer: bool
-) -> None:
-    counts = {"killed": 0, "whole": 0}
-
-    def trial() -> None:
-        steps: list[str] = []
-        lock = Lock()
-
-        def run() -> None:
-            body(lambda: steps.append("first"), lambda: steps.append("second"), lock)
-            for _ in range(10):
-                pass  # the kill may be held off until behind the block
-
-        task = Task("sweep")
-        task.run(run)
-        assert steps in ([], ["first", "second"])
-        assert not lock.locked()
-        assert not lock.poisoned or not defer
-        if body is a_mask_around_a_lock:
-            assert not lock.poisoned
-        counts["killed"] += task.state is TaskState.KILLED
-        counts["whole"] += bool(steps)
-
-    points = sweep(trial, defer=defer)
-    tell(f"{body.__name__}: {points} points, {counts}")
-    assert points > 40
-    # The last few are too late for CPython to look once more.
-    assert points - 8 <= counts["killed"] <= points
-    assert 10 < counts["whole"] < points
-
-
-# --- work -----------------------------------------------------------------------------------------
-
-
-class WorkTrial:
-    """A seat works through a queue of two items, in one thread, and is killed somewhere."""
-
-    def __init__(self, *, commits: bool) -> None:
-        self.commits = commits
-        self.again = 0
-
-    def __call__(self) -> None:
-        queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=3))
-        written: list[str] = []
-        starts: list[str] = []
-        lock = Lock(on_kill="release")
-        source = desist.CancelSource()
-        for item in "ab":
-            queue.put(item)
-
-        def work(lease: Lease[str]) -> None:
-            starts.append(lease.item)
-            with lock:
-                pass
-            if self.commits:
-                with lease.commit():
-                    written.append(lease.item)
-                    lease.ack()
-            else:
-                written.append(lease.item)
-            assert sum(queue.counts().values()) == 2
-
-        def finish() -> None:
-            queue._drain()
-            source.cancel("no more work")
-
-        stopper = threading.Thread(target=finish)
-        stopper.start()
-        Seat(queue, source.token).work("worker", work)
-        stopper.join()
-        assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 2, "dead": 0}
-        assert not lock.locked()
-        if self.commits:
-            assert sorted(written) == ["a", "b"]
-        else:
-            assert set(written) == {"a", "b"}
-        self.again += len(starts) - 2
-
-
-@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
-def test_a_commit_that_is_killed_anywhere_happens_once(*, defer: bool) -> None:
-    trial = WorkTrial(commits=True)
-    points = sweep(trial, defer=defer)
-    tell(f"commit: {points} points, {trial.again} leased again")
-    assert points > 40
-    assert 10 < trial.again < points
-
-
-def test_an_item_whose_worker_is_killed_anywhere_is_done_in_the_end() -> None:
-    trial = WorkTrial(commits=False)
-    points = sweep(trial)
-    tell(f"handler: {points} points, {trial.again} leased again")
-    assert points > 40
-    assert 10 < trial.again < points
-
-
-def test_a_pool_goes_on_after_a_kill_at_any_bytecode_of_its_handler() -> None:
-    killed = 0
-
-    def trial() -> None:
-        nonlocal killed
-        lock = Lock()
-        starts: list[int] = []
-
-        def handler(lease: Lease[int]) -> int:
-            starts.append(lease.item)
+
+    error = found(lambda: sweep_kills(work, lambda lock: not lock.locked(), setup=threading.Lock))
+    assert "check returned False" in str(error)
+    assert error.line == line_of(work, "acquire")
+    assert error.__cause__ is None
+
+
+def test_a_cancel_that_finds_work_half_done_is_found() -> None:
+    def work(done: list[int]) -> None:
+        done.append(1)
+        desist.checkpoint()
+        done.append(2)
+
+    error = found(lambda: sweep_cancels(work, lambda done: len(done) != 1, setup=list))
+    assert "cancelled in front of bytecode" in str(error)
+
+
+def test_what_swallows_is_counted() -> None:
+    def work() -> None:
+        with suppress(BaseException):
+            log()
+        log()
+
+    report = sweep_kills(work)
+    assert report.swallowed > 0
+    assert report.stopped > 0
+    assert "swallowed" in str(report)
+
+
+def test_pytest_may_fail_in_the_check() -> None:
+    def check() -> None:
+        pytest.fail("no good")
+
+    assert "check failed, though nothing has stopped the code" in str(
+        found(lambda: sweep_kills(log, check))
+    )
+
+
+def test_code_that_fails_by_itself_is_no_victim() -> None:
+    error = found(lambda: sweep_kills(lambda: 1 / 0))
+    assert "fn failed, though nothing has stopped the code" in str(error)
+    assert isinstance(error.__cause__, ZeroDivisionError)
+
+
+def test_code_that_turns_a_kill_into_an_error_is_found() -> None:
+    def work() -> None:
+        try:
+            log()
+        except desist.Killed:
+            raise ValueError from None
+
+    error = found(lambda: sweep_kills(work))
+    assert "fn failed\nkilled in front of bytecode" in str(error)
+    assert isinstance(error.__cause__, ValueError)
+
+
+def test_a_run_that_hangs_ends_and_tells_where() -> None:
+    def work(lock: Any) -> None:
+        for _ in range(2):
             try:
-                with lock:
-                    return lease.item * 2
-            except desist.LockPoisoned:
-                with lock.repair():
-                    return lease.item * 2
-
-        with WorkerPool(handler, workers=1) as pool:
-            first, second = pool.submit(1), pool.submit(2)
-            assert (first.result(), second.result()) == (2, 4)
-            assert pool.workers_alive() == 1
-        assert not lock.locked()
-        assert pool.queue.counts()["done"] == 2
-        killed += len(starts) > 2
-
-    points = sweep(trial)
-    tell(f"pool: {points} points, {killed} started again")
-    assert points > 40
-    assert killed > 10
-
-
-# --- real killers ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kills", [300, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
-    queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=1000))
-    policy = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0)
-    lock = Lock(on_kill="release")
-    items = kills // 2  # each is worth four kills
-    effects: list[int] = []
-    starts: SimpleQueue[int] = SimpleQueue()
-    enough = threading.Event()
-
-    def handler(lease: Lease[int]) -> None:
-        starts.put(lease.item)
-        while not enough.is_set() and lease.attempt % 5:  # worth a kill
-            for _ in range(2000):
+                lock.acquire()
+                log()
+                lock.release()
+            except BaseException:  # noqa: BLE001, PERF203 (what a victim does)
                 pass
-            with lock:
-                for _ in range(200):
-                    pass
-        with lease.commit():
-            effects.append(lease.item)
-            lease.ack()
 
-    dice = random.Random(1)
-    rungs = dict.fromkeys(desist.Outcome, 0)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
+    def setup() -> Any:
+        locks.append(threading.Lock())
+        return locks[-1]
+
+    locks: list[Any] = []
+    error = found(lambda: sweep_kills(work, setup=setup, timeout=0.2))
+    assert "fn has not ended within 0.2 s; it was at" in str(error)
+    assert "lock.acquire()" in str(error)
+    locks[-1].release()
+
+
+# --- what is struck -------------------------------------------------------------------------------
+
+
+def test_nothing_but_the_code_is_struck() -> None:
+    stop = threading.Event()
+
+    def bystand() -> None:
+        while not stop.wait(0.0001):
+            log()
+
+    def work() -> None:
+        thread = desist.Thread(target=log)
+        threads.append(thread)
+        thread.start()
+
+    bystander = desist.Thread(target=bystand)
+    threads = [bystander]
+    bystander.start()
+    assert sweep_kills(work).stopped > 20
+    stop.set()
+    for thread in threads:
+        if thread.ident is not None:  # work was killed before it could start it
+            thread.join()
+            assert thread.state is desist.TaskState.DONE
+
+
+def handle(lease: desist.Lease[int]) -> int:
+    desist.checkpoint()
+    return lease.item * 2
+
+
+def use_a_pool() -> None:
+    with desist.WorkerPool(handle, workers=2) as pool:
+        futures = [pool.submit(number) for number in range(3)]
+        assert [future.result() for future in futures] == [0, 2, 4]
+        assert pool.workers_alive() == 2
+
+
+@pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
+def test_the_handlers_of_a_pool_are_struck(sweep: Callable[..., SweepReport]) -> None:
+    # What is cancelled by nobody that the pool knows of is leased again, too.
+    report = sweep(use_a_pool, victims="started")
+    assert report.points > 10
+    assert report.stopped > 3
+
+
+def test_threads_are_struck_and_fn_is_not() -> None:
+    def work(done: list[str]) -> None:
+        thread = desist.Thread(target=log)
+        thread.start()
+        thread.join()
+        done.append(thread.state.name)
+
+    def check(done: list[str]) -> None:
+        assert done in (["DONE"], ["KILLED"])
+
+    report = sweep_kills(work, check, setup=list, victims="started")
+    assert report.stopped > 10
+
+
+def test_every_bytecode_of_fn_is_a_point() -> None:
+    def work() -> None:
+        total = 0
+        for number in range(3):
+            total += number
+
+    def longer() -> None:
+        work()
+        work()
+
+    once, twice = sweep_kills(work).points, sweep_kills(longer).points
+    assert 20 < once < 60
+    assert 2 * once < twice < 2 * once + 15
+
+
+def test_code_that_takes_fewer_bytecodes_now_and_then_is_swept_all_the_same() -> None:
+    runs: list[int] = []
+
+    def work() -> None:
+        runs.append(1)
+        for _ in range(len(runs) % 7):
+            log()
+
+    report = sweep_kills(work)
+    assert report.points > 20
+
+
+def test_garbage_of_others_is_not_collected_inside() -> None:
+    def work() -> None:
+        enabled.append(gc.isenabled())
+
+    enabled: list[bool] = []
+    sweep_kills(work)
+    assert not any(enabled)
+    assert gc.isenabled()
+
+
+def test_a_finalizer_that_is_struck_is_not_reported() -> None:
+    class Final:
+        def __del__(self) -> None:
+            log()
+
+    def work() -> None:
+        Final()
+
+    assert sweep_kills(work).swallowed > 0  # pytest fails for what is unraisable
+
+
+# --- what it refuses ------------------------------------------------------------------------------
+
+
+def test_one_at_a_time() -> None:
+    error = found(lambda: sweep_kills(lambda: sweep_kills(log)))
+    assert isinstance(error.__cause__, RuntimeError)
+    assert "one at a time" in str(error.__cause__)
+    sweep_kills(log)
+
+
+def test_too_many_points_are_refused_at_once() -> None:
+    def work() -> None:
+        for _ in range(1000):
+            pass
+
+    with pytest.raises(ValueError, match=r"fn takes \d+ bytecodes, .* limit, which is 500"):
+        sweep_kills(work, limit=500)
+
+
+def test_a_sweep_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is nothing to sweep"):
+        sweep_kills(log, victims="started")
+
+
+def test_victims_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match="'fn' or 'started', not 'all'"):
+        sweep_kills(log, victims="all")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("only", "message"), [(0, "at least 1"), (10_000, "no bytecode 10000")])
+def test_a_point_that_there_is_not(only: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep_kills(log, only=only)
+
+
+def test_the_caller_may_be_cancelled() -> None:
+    with desist.move_on_after(0.05) as scope:
+        sweep_kills(desist.sleep_forever, timeout=100)
+    assert scope.cancelled_caught
+    sweep_kills(log)
+
+
+# --- beside other tools ---------------------------------------------------------------------------
+
+
+def test_other_tracers_are_back_afterwards() -> None:
+    def tracer(*_: object) -> None:
+        return None
+
+    threading.settrace(tracer)
+    threading.setprofile(tracer)
     try:
-        with WorkerPool(handler, workers=4, queue=queue, policy=policy) as pool:
-            for item in range(items):
-                pool.submit(item)
-            while kills:
-                report = pool.kill_worker(dice.randrange(4))
-                assert report.outcome is not None
-                rungs[report.outcome] += 1
-                if report.outcome is not desist.Outcome.ALREADY_DONE:
-                    kills -= 1
-                    starts.get()
-            enough.set()
-            assert pool.drain(NEVER)
-            assert pool.workers_alive() == 4
-            # They go on with other work (I22).
-            later = [pool.submit(item) for item in range(items, items + 8)]
-            assert [future.result(NEVER) for future in later] == [None] * 8
+        sweep_kills(log)
+        assert threading.gettrace() is tracer
+        assert threading.getprofile() is tracer
     finally:
-        sys.setswitchinterval(before)
-    tell(rungs)
-    assert sorted(effects) == list(range(items + 8))
-    assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": items + 8, "dead": 0}
-    assert rungs[desist.Outcome.ASYNC_EXC] > 50
+        threading.settrace(None)
+        threading.setprofile(None)
+
+
+def test_the_tracer_of_the_calling_thread_stays() -> None:
+    calls: list[str] = []
+
+    def tracer(frame: Any, *_: object) -> None:
+        calls.append(frame.f_code.co_name)
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        sweep_kills(log, log)
+    finally:
+        sys.settrace(before)
+    assert calls.count("log") > 1  # the check; what runs as a task is not seen
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there is no sys.monitoring")
+def test_without_a_tool_id_it_says_so() -> None:
+    monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
+    free = [tool for tool in range(6) if monitoring.get_tool(tool) is None]
+    for tool in free:
+        monitoring.use_tool_id(tool, "mine")
+    try:
+        with pytest.raises(RuntimeError, match="all are taken"):
+            sweep_kills(log)
+    finally:
+        for tool in free:
+            monitoring.free_tool_id(tool)
+
+
+MEASURED = """
+import desist
+from desist import testing
+
+def work(lock):
+    with lock:
+        helper()
+
+def helper():
+    return 1
+
+def check(lock):
     assert not lock.locked()
+
+report = testing.sweep_kills(work, check, setup=desist.Lock)
+assert report.stopped > 10, report
+print("swept")
+"""
+
+
+@pytest.mark.parametrize("core", ["ctrace", "sysmon", "pytrace"])
+def test_it_runs_under_coverage(core: str, tmp_path: Path) -> None:
+    pytest.importorskip("coverage")
+    if core == "sysmon" and sys.version_info < (3, 12):
+        pytest.skip("there is no sys.monitoring")
+    script = tmp_path / "measured.py"
+    script.write_text(MEASURED, encoding="utf-8")
+    line = [sys.executable, "-m", "coverage", "run", f"--data-file={tmp_path}/data", str(script)]
+    done = subprocess.run(
+        line, capture_output=True, text=True, check=False, env={"COVERAGE_CORE": core}
+    )
+    assert (done.returncode, done.stdout) == (0, "swept\n"), done.stderr
+
+
+def test_it_runs_in_simulated_time() -> None:
+    def work() -> None:
+        assert testing.run(one_hour) == "slept"
+
+    def one_hour() -> str:
+        thread = desist.Thread(target=desist.sleep, args=(3600,))
+        thread.start()
+        thread.join()
+        return "slept"
+
+    assert sweep_kills(work, victims="started").stopped > 10

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from typing_extensions import assert_type
 
 import desist
+from desist import testing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,3 +200,24 @@ def reports(report: desist.KillReport) -> None:
     assert_type(report.requeued, list[int])
     assert_type(report.fenced, list[int])
     assert_type(report.stack, str | None)
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+
+def sweeps(queue: desist.Queue[str]) -> None:
+    report = testing.sweep_kills(lambda: queue.put("page"), lambda: queue.qsize() < 2)
+    assert_type(report, testing.SweepReport)
+    assert_type(report.points, int)
+
+
+def use(queue: desist.Queue[str]) -> None:
+    queue.put("page")
+
+
+def sweeps_with_a_state_hand_it_on(texts: Callable[[], desist.Queue[str]]) -> None:
+    testing.sweep_kills(use, setup=texts, victims="started", defer=True)
+    testing.sweep_cancels(use, lambda queue: queue.empty(), setup=texts, only=7)
+    testing.sweep_kills(use)  # type: ignore[arg-type]
+    testing.sweep_cancels(use, setup=list[int])  # type: ignore[misc]
+    testing.sweep_kills(use, setup=texts, victims="all")  # type: ignore[call-overload]

@@ -1,0 +1,208 @@
+//! The door for sweeps: stops a task in front of a bytecode of choice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::clock::Time;
+use crate::python::task::Task;
+use crate::python::token::cancel_node;
+use crate::{Cause, CauseKind, scope, task};
+
+/// Stops a task in front of a bytecode of choice.
+///
+/// A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It
+/// is native because one written in Python would be struck itself. In front of bytecode `at` of
+/// its victims (the first is 1; 0 is none) it does what a killer does that comes to the rung
+/// ASYNC_EXC at this moment: CPython delivers at its next check.
+///
+/// Its victims are the bodies of all tasks; or of `task` alone; or, with `started`, of all tasks
+/// that are made after `task`. `cancels`: it only cancels. `defer`: a held lock holds the kill
+/// off, as at the beginning of the rung; otherwise it is struck inside. `block`: kill not the task
+/// but this one of its thread's open blocks that have `kill_after`, the outermost is 0; bytecodes
+/// count only while it is open.
+#[pyclass(frozen, name = "_Injector", module = "desist._core")]
+pub(in crate::python) struct Injector {
+    at: u64,
+    victims: Victims,
+    cancels: bool,
+    defer: bool,
+    block: Option<usize>,
+    passed: AtomicU64,
+    struck: Mutex<Option<Struck>>,
+}
+
+/// By the numbers of tasks, which rise.
+enum Victims {
+    All,
+    Only(u64),
+    After(u64),
+}
+
+struct Struck {
+    task: Arc<task::Task>,
+    code: Py<PyAny>,
+    offset: Py<PyAny>,
+}
+
+#[pymethods]
+impl Injector {
+    #[new]
+    #[pyo3(signature = (
+        at: "int",
+        task = None,
+        *,
+        started = false,
+        cancels = false,
+        defer = false,
+        block: "int | None" = None,
+    ))]
+    fn new(
+        at: u64,
+        task: Option<&Task>,
+        started: bool,
+        cancels: bool,
+        defer: bool,
+        block: Option<usize>,
+    ) -> Self {
+        Self {
+            at,
+            victims: match task.map(|task| task.core().id()) {
+                None => Victims::All,
+                Some(id) if started => Victims::After(id),
+                Some(id) => Victims::Only(id),
+            },
+            cancels,
+            defer,
+            block,
+            passed: AtomicU64::new(0),
+            struck: Mutex::new(None),
+        }
+    }
+
+    /// How many bytecodes of its victims it has seen; it strikes at most one of them.
+    #[getter]
+    fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+
+    /// Where it struck: code object and offset.
+    #[getter]
+    fn place(&self, py: Python<'_>) -> Option<(Py<PyAny>, Py<PyAny>)> {
+        let struck = self.struck.lock();
+        let Struck { code, offset, .. } = struck.as_ref()?;
+        Some((code.clone_ref(py), offset.clone_ref(py)))
+    }
+
+    /// Where the exception was raised, as text, if a kill ended the victim.
+    #[getter]
+    fn stack(&self) -> Option<String> {
+        Some(self.victim()?.record().stack?.to_string())
+    }
+
+    /// What came of it: the exception came out of the victim, or reached it and did not come out,
+    /// or did not reach it before its end. A cancel that did not come out may have reached it, and
+    /// so may the kill of a block.
+    #[getter]
+    fn outcome(&self) -> Option<&'static str> {
+        let victim = self.victim()?;
+        let record = victim.record();
+        Some(if record.killed_at.is_some() || record.cancelled {
+            "stopped"
+        } else if victim.delivered().is_some() {
+            "swallowed"
+        } else {
+            "finished"
+        })
+    }
+
+    /// `(frame, event, arg)` from tracing, `(code, offset)` from monitoring.
+    #[pyo3(signature = (*arguments: "object") -> "object")]
+    fn __call__<'py>(
+        slf: Bound<'py, Self>,
+        arguments: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        if arguments.len() != 3 {
+            if let Some(victim) = this.pass() {
+                this.strike(
+                    slf.py(),
+                    victim,
+                    arguments.get_item(0)?,
+                    arguments.get_item(1)?,
+                );
+            }
+            // Monitoring goes on with a callback that does not return its DISABLE.
+            return Ok(slf.into_any());
+        }
+        let frame = arguments.get_item(0)?;
+        frame.setattr("f_trace_opcodes", true)?;
+        if arguments.get_item(1)?.eq("opcode")? {
+            if let Some(victim) = this.pass() {
+                let (code, offset) = (frame.getattr("f_code")?, frame.getattr("f_lasti")?);
+                this.strike(slf.py(), victim, code, offset);
+            }
+        }
+        // A trace function stays in place if it returns itself.
+        Ok(slf.into_any())
+    }
+}
+
+impl Injector {
+    fn victim(&self) -> Option<Arc<task::Task>> {
+        Some(self.struck.lock().as_ref()?.task.clone())
+    }
+
+    /// Count a bytecode; whom to strike now.
+    fn pass(&self) -> Option<Arc<task::Task>> {
+        let task = scope::current_task().filter(|task| match self.victims {
+            Victims::All => true,
+            Victims::Only(id) => task.id() == id,
+            Victims::After(id) => task.id() > id,
+        })?;
+        // A worker between two items is a task, too, but there is nothing to strike.
+        if !self
+            .block
+            .map_or_else(|| task.has_force(), |at| task.open_block_at(at).is_some())
+        {
+            return None;
+        }
+        let passed = self.passed.fetch_add(1, Ordering::Relaxed) + 1;
+        (passed == self.at).then_some(task)
+    }
+
+    fn strike(
+        &self,
+        py: Python<'_>,
+        task: Arc<task::Task>,
+        code: Bound<'_, PyAny>,
+        offset: Bound<'_, PyAny>,
+    ) {
+        *self.struck.lock() = Some(Struck {
+            task: task.clone(),
+            code: code.unbind(),
+            offset: offset.unbind(),
+        });
+        let respects_locks_until = |now| if self.defer { Time::NEVER } else { now };
+        if let Some(block) = self.block {
+            if let Some(id) = task.open_block_at(block) {
+                let now = Time::now();
+                task.expire_block(id, now);
+                task.order_block(id, &Cause::deadline(now), respects_locks_until(now));
+                task.strike_async_block(id);
+            }
+            return;
+        }
+        // A kill begins with that, too.
+        cancel_node(py, task.node(), Some("a sweep"), None);
+        if !self.cancels {
+            let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);
+            task.order(&cause, respects_locks_until(cause.at));
+            task.strike_wait();
+            task.strike_async();
+        }
+    }
+}

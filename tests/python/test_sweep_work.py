@@ -1,0 +1,186 @@
+"""I22, I28, I32: a kill at every bytecode of the code that works on items."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import pytest
+
+import desist
+from desist import LeaseQueue, Lock, RetryPolicy, StopPolicy, WorkerPool
+from desist._core import Seat
+from desist.testing import sweep_cancels, sweep_kills
+from support import NEVER, tell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from desist import Lease
+    from desist.testing import SweepReport
+
+
+class Office:
+    """A seat works through a queue of two items, and is killed somewhere."""
+
+    def __init__(self) -> None:
+        self.queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=3))
+        self.written: list[str] = []
+        self.starts: list[str] = []
+        self.lock = Lock(on_kill="release")
+        for item in "ab":
+            self.queue.put(item)
+
+    def work(self, handler: Callable[[Lease[str]], object]) -> None:
+        with desist.CancelSource() as source:
+
+            def finish() -> None:
+                self.queue._drain()
+                source.cancel("no more work")
+
+            stopper = threading.Thread(target=finish)
+            stopper.start()
+            Seat(self.queue, source.token).work("worker", handler)
+            stopper.join()
+
+    def begin(self, lease: Lease[str]) -> None:
+        self.starts.append(lease.item)
+        with self.lock:
+            pass
+
+    def commit(self, lease: Lease[str]) -> None:
+        self.begin(lease)
+        with lease.commit():
+            self.written.append(lease.item)
+            lease.ack()
+        assert sum(self.queue.counts().values()) == 2
+
+    def write(self, lease: Lease[str]) -> None:
+        self.begin(lease)
+        self.written.append(lease.item)
+
+    def check(self) -> None:
+        assert self.queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 2, "dead": 0}
+        assert not self.lock.locked()
+        assert set(self.written) == {"a", "b"}
+
+    def check_written_once(self) -> None:
+        self.check()
+        assert len(self.written) == 2
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+def test_i32_a_commit_that_is_killed_anywhere_happens_once(*, defer: bool) -> None:
+    report = sweep_kills(
+        lambda office: office.work(office.commit),
+        Office.check_written_once,
+        setup=Office,
+        victims="started",
+        defer=defer,
+    )
+    tell("work: commit" + ", deferred" * defer, report)
+    assert report.points > 40
+    assert report.stopped > 10
+
+
+def test_i32_a_commit_that_is_cancelled_anywhere_happens_once() -> None:
+    report = sweep_cancels(
+        lambda office: office.work(office.commit),
+        Office.check_written_once,
+        setup=Office,
+        victims="started",
+    )
+    tell("work: commit, cancelled", report)
+    assert report.stopped > 10
+
+
+def test_i28_an_item_whose_worker_is_killed_anywhere_is_done_in_the_end() -> None:
+    report = sweep_kills(
+        lambda office: office.work(office.write), Office.check, setup=Office, victims="started"
+    )
+    tell("work: handler", report)
+    assert report.points > 30
+    assert report.stopped > 10
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
+def test_i22_a_pool_goes_on_after_a_stop_at_any_bytecode_of_its_handler(
+    sweep: Callable[..., SweepReport], workers: int
+) -> None:
+    def use_a_pool(lock: Lock) -> None:
+        def handler(lease: Lease[int]) -> int:
+            try:
+                with lock:
+                    return lease.item * 2
+            except desist.LockPoisoned:
+                with lock.repair():
+                    return lease.item * 2
+
+        with WorkerPool(handler, workers=workers) as pool:
+            futures = [pool.submit(item) for item in range(workers + 1)]
+            assert [future.result() for future in futures] == [2 * n for n in range(workers + 1)]
+            assert pool.workers_alive() == workers
+        assert pool.queue.counts()["done"] == workers + 1
+
+    report = sweep(use_a_pool, lambda lock: not lock.locked(), setup=Lock, victims="started")
+    tell(f"work: pool of {workers}, {sweep.__name__}", report)
+    assert report.points > 25
+    assert report.stopped > 5
+
+
+# --- real killers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kills", [300, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
+    queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=1000))
+    policy = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0)
+    lock = Lock(on_kill="release")
+    items = kills // 2  # each is worth four kills
+    effects: list[int] = []
+    starts: SimpleQueue[int] = SimpleQueue()
+    enough = threading.Event()
+
+    def handler(lease: Lease[int]) -> None:
+        starts.put(lease.item)
+        while not enough.is_set() and lease.attempt % 5:  # worth a kill
+            for _ in range(2000):
+                pass
+            with lock:
+                for _ in range(200):
+                    pass
+        with lease.commit():
+            effects.append(lease.item)
+            lease.ack()
+
+    dice = random.Random(1)
+    rungs = dict.fromkeys(desist.Outcome, 0)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with WorkerPool(handler, workers=4, queue=queue, policy=policy) as pool:
+            for item in range(items):
+                pool.submit(item)
+            while kills:
+                report = pool.kill_worker(dice.randrange(4))
+                assert report.outcome is not None
+                rungs[report.outcome] += 1
+                if report.outcome is not desist.Outcome.ALREADY_DONE:
+                    kills -= 1
+                    starts.get()
+            enough.set()
+            assert pool.drain(NEVER)
+            assert pool.workers_alive() == 4
+            # They go on with other work (I22).
+            later = [pool.submit(item) for item in range(items, items + 8)]
+            assert [future.result(NEVER) for future in later] == [None] * 8
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(effects) == list(range(items + 8))
+    assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": items + 8, "dead": 0}
+    assert rungs[desist.Outcome.ASYNC_EXC] > 50
+    assert not lock.locked()
