@@ -18,7 +18,7 @@ from pathlib import Path
 
 from table import print_head, print_row
 
-SUBJECTS = ("tokens", "scopes", "locks", "queues", "crowds", "wake", "imports")
+SUBJECTS = ("tokens", "scopes", "locks", "queues", "crowds", "wake", "stops", "imports")
 PEERS = ("aiologic", "anyio", "cantok", "culsans", "gevent", "stopit", "trio")
 METHOD = """\
 The sides take turns; a figure is the median of its rounds, in CPU time without the loop around it;

@@ -1,0 +1,235 @@
+"""How soon a kill has ended a task, rung by rung, and what it costs those who are not killed."""
+
+import ctypes
+import importlib.util
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from measure import quantile
+from table import Row
+
+import desist
+
+KILLS = 300
+TRACED = 100
+BATCHES = 5
+ROUNDS = 15
+ANYWHERE = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=60, defer=60)
+AT_WAIT = desist.StopPolicy(cooperative=0, at_wait=60, async_exc=None, trace=None)
+BY_TRACE = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=0, trace=60, defer=0)
+
+
+def rows() -> Iterator[Row]:
+    """All of them."""
+    yield from latencies()
+    yield from unarmed()
+    yield from bystanders()
+
+
+# --- how soon -------------------------------------------------------------------------------------
+
+
+def spin(ready: Callable[[], None]) -> None:
+    """Python code, and no wait."""
+    ready()
+    while True:
+        pass
+
+
+def wait(ready: Callable[[], None]) -> None:
+    """A desist wait."""
+    ready()
+    desist.sleep_forever()
+
+
+def swallow(ready: Callable[[], None]) -> None:
+    """What does not let go."""
+    ready()
+    while True:
+        try:
+            while True:
+                pass
+        except BaseException:  # noqa: BLE001, PERF203, S110 (that is what it is about)
+            pass
+
+
+def latencies() -> Iterator[Row]:
+    """From kill() to the swept boundary, against a bare exception to the end of the function."""
+    bare: list[float] = []
+    sides: list[tuple[str, Callable[[Any], None], desist.StopPolicy, list[float]]] = [
+        ("async exception, in a loop", spin, ANYWHERE, []),
+        ("at a desist wait", wait, AT_WAIT, []),
+    ]
+    for number in range(-5, KILLS):
+        figures = [struck(), *(killed(body, policy) for _, body, policy, _ in sides)]
+        if number >= 0:
+            bare.append(figures[0])
+            for (*_, found), figure in zip(sides, figures[1:], strict=True):
+                found.append(figure)
+    traced = [killed(swallow, BY_TRACE) for _ in range(TRACED)]
+    sides.append(("by tracing, in a loop that swallows", swallow, BY_TRACE, traced))
+    for part in (0.5, 0.99):
+        floor = ("bare SetAsyncExc", of_batches(bare, part))
+        for name, _, _, found in sides:
+            work = f"kill() {name}, p{round(part * 100)}"
+            yield Row(work, "us", of_batches(found, part), floor)
+
+
+def of_batches(figures: list[float], part: float) -> float:
+    """The median of the batches' quantiles: one bad moment of the machine is not to decide."""
+    size = len(figures) // BATCHES
+    batches = (figures[at * size : (at + 1) * size] for at in range(BATCHES))
+    return median(quantile(batch, part) for batch in batches)
+
+
+def killed(body: Callable[[Callable[[], None]], None], policy: desist.StopPolicy) -> float:
+    """Microseconds that kill() takes, of which its report tells."""
+    ready = threading.Event()
+    thread = desist.Thread(target=body, args=(ready.set,))
+    thread.start()
+    ready.wait()
+    time.sleep(0.0005)  # it is where it is to be struck
+    report = thread.kill(policy=policy)
+    thread.join()
+    return report.elapsed * 1e6
+
+
+class Struck(BaseException):
+    """What is raised without desist."""
+
+
+def struck() -> float:
+    """Microseconds until the exception has come out of the function."""
+    ready, over = threading.Event(), threading.Lock()
+    left: list[int] = []
+    over.acquire()
+
+    def target() -> None:
+        try:
+            spin(ready.set)
+        except Struck:
+            left.append(time.perf_counter_ns())
+            over.release()
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    ready.wait()
+    time.sleep(0.0005)
+    begin = time.perf_counter_ns()
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Struck)
+    )
+    over.acquire()
+    thread.join()
+    return (left[0] - begin) / 1e3
+
+
+# --- nothing armed --------------------------------------------------------------------------------
+
+
+def benchmark(name: str) -> Any:
+    """The module of one of pyperformance's."""
+    files = distribution("pyperformance").locate_file("pyperformance/data-files/benchmarks")
+    path = Path(str(files)) / f"bm_{name}" / "run_benchmark.py"
+    spec = importlib.util.spec_from_file_location(f"bm_{name}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def unarmed() -> Iterator[Row]:
+    """Code that nobody kills, in a task and in a plain thread."""
+    nbody, richards = benchmark("nbody"), benchmark("richards")
+    for name, work in (
+        ("nbody", lambda: nbody.bench_nbody(1, nbody.DEFAULT_REFERENCE, 5_000)),
+        ("richards", lambda: richards.Richards().run(1)),
+    ):
+        ours, theirs = in_turns(
+            lambda work=work: in_thread(desist.Thread, work),
+            lambda work=work: in_thread(threading.Thread, work),
+        )
+        plain = ("a plain thread", theirs)
+        yield Row(f"{name} in a desist thread, not killed", "ms", ours, plain, 1.01)
+
+
+def in_turns(*sides: Callable[[], float]) -> list[float]:
+    """The medians of interleaved rounds."""
+    figures: list[list[float]] = [[] for _ in sides]
+    for number in range(-1, 2 * ROUNDS):
+        for turn in range(len(sides)):
+            at = (number + turn) % len(sides)
+            figure = sides[at]()
+            if number >= 0:
+                figures[at].append(figure)
+    return [median(found) for found in figures]
+
+
+def in_thread(kind: type[threading.Thread], work: Callable[[], object]) -> float:
+    """Milliseconds of CPU that the work takes there."""
+    taken: list[int] = []
+
+    def target() -> None:
+        begin = time.thread_time_ns()
+        work()
+        taken.append(time.thread_time_ns() - begin)
+
+    thread = kind(target=target)
+    thread.start()
+    thread.join()
+    return taken[0] / 1e6
+
+
+# --- bystanders -----------------------------------------------------------------------------------
+
+
+def count(pause: Callable[[], object] = int) -> None:
+    """Code that several threads run."""
+    pause()
+    n = 0
+    while n < 300_000:
+        n += 1
+
+
+def block(pause: Callable[[], object]) -> None:
+    """Code that one thread runs."""
+    pause()
+
+
+def bystanders() -> Iterator[Row]:
+    """What another thread takes for its work while one is traced."""
+    for name, body in (("the same code", count), ("other code", block)):
+        alone, traced = in_turns(
+            lambda: in_thread(threading.Thread, count),
+            lambda body=body: beside_a_victim(body),
+        )
+        yield Row(
+            f"a thread beside one that is traced, {name}",
+            "ms",
+            traced,
+            ("nobody traced", alone),
+        )
+
+
+def beside_a_victim(body: Callable[[Callable[[], object]], None]) -> float:
+    """Milliseconds of CPU of the work, while a thread in foreign code is under the rung TRACE."""
+    over = threading.Lock()
+    over.acquire()
+    victim = desist.Thread(target=body, args=(over.acquire,))
+    victim.start()
+    killer = threading.Thread(target=victim.kill, kwargs={"policy": BY_TRACE})
+    killer.start()
+    time.sleep(0.02)  # it has come to that rung
+    taken = in_thread(threading.Thread, count)
+    over.release()
+    victim.join()
+    killer.join()
+    return taken
