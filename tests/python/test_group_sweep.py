@@ -19,8 +19,8 @@ from desist import (
     testing,
 )
 from desist._core import Task
+from desist.testing import sweep_kills
 from support import NEVER
-from sweep import sweep
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -138,7 +138,7 @@ def test_i35_a_group_that_is_killed_at_any_bytecode_leaves_no_task(
     block: Callable[..., None], threads: int | None
 ) -> None:
     trial = GroupTrial(block, threads)
-    points = sweep(trial)
+    points = sweep_kills(trial, victims="started").points
     print(  # noqa: T201 (for `pytest -rP`)
         f"{block.__name__}, {threads} threads: {points} points,"
         f" {trial.owners} owners killed, {trial.children} children,"
@@ -175,7 +175,7 @@ def test_i22_an_executor_goes_on_after_a_kill_at_any_bytecode_of_its_work() -> N
             assert executor.submit(threading.get_ident).result() == thread.ident
             killed += aborted
 
-    points = sweep(trial)
+    points = sweep_kills(trial, victims="started").points
     print(f"executor: {points} points, {killed} killed")  # noqa: T201
     assert points > 20
     assert killed > 10
@@ -203,7 +203,7 @@ def test_i20_an_executor_is_of_use_after_a_kill_at_any_bytecode_of_who_submits()
             assert executor.submit(int, "8").result(NEVER) == 8
             assert len(executor._threads) == 1
 
-    points = sweep(trial)
+    points = sweep_kills(trial, victims="started").points
     print(f"submit and result: {points} points, {killed} killed")  # noqa: T201
     assert points > 50
     assert killed > 20
@@ -231,6 +231,6 @@ def test_i20_a_future_is_of_use_after_a_kill_at_any_bytecode_of_who_looks_at_it(
             assert future.result(NEVER) == 1
         assert told == [future] or task.state is TaskState.KILLED
 
-    points = sweep(trial)
+    points = sweep_kills(trial, victims="started").points
     print(f"future: {points} points, {killed} killed")  # noqa: T201
     assert killed > 20
