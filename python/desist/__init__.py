@@ -92,6 +92,7 @@ from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer, kill
 
 if _typing.TYPE_CHECKING:
+    from desist import compat as compat
     from desist import socket as socket
     from desist import ssl as ssl
     from desist._executor import TaskFuture, ThreadPoolExecutor
@@ -201,6 +202,7 @@ __all__ = [
 _LAZY = {
     "TaskFuture": "_executor",
     "ThreadPoolExecutor": "_executor",
+    "compat": "compat",
     "run": "_process",
     "socket": "socket",
     "ssl": "ssl",
@@ -221,4 +223,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "socket", "ssl"})
+    return sorted({*globals(), *__all__, "compat", "socket", "ssl"})

@@ -1,0 +1,517 @@
+"""How threads are stopped elsewhere: the packages, and the snippets in few words; and what breaks.
+
+Each scene brings one of them to the point at which it breaks, by arrangement and not by luck, and
+prints what is broken. It is run by `alone()`, in a process of its own, which may end in any state.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import multiprocessing
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import types
+from contextlib import suppress
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+
+def alone(scene: Callable[[], object]) -> list[str]:
+    """Run a scene; the lines that it printed."""
+    code = f"import recipes; recipes.{scene.__name__}(); recipes.end()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def end() -> None:
+    """Leave without waiting for what is stuck."""
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def tell(*what: object) -> None:
+    print(*what)  # noqa: T201 (the answer of a scene)
+
+
+# --- thread2, and kthread, which is much the same ------------------------------------------------
+
+
+def async_raise(ident: int | None, kind: object) -> None:
+    if not inspect.isclass(kind):
+        raise TypeError("Only types can be raised (not instances)")
+    found = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_long(ident or 0), ctypes.py_object(kind)
+    )
+    if found == 0:
+        raise ValueError("invalid thread id")
+
+
+class Thread2(threading.Thread):
+    def raise_exc(self, kind: object) -> None:
+        async_raise(self.ident, kind)
+
+    def terminate(self) -> None:
+        self.raise_exc(SystemExit)
+
+
+class Trap:
+    """A lock that is struck as soon as it is taken: where a thread may be at any time."""
+
+    def __init__(self, strike: Callable[[], object]) -> None:
+        self.lock = threading.Lock()
+        self.strike = strike
+
+    def acquire(self) -> None:
+        self.lock.acquire()
+        self.strike()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def thread2_leaves_a_lock_held() -> None:
+    trap = Trap(lambda: thread.terminate())  # noqa: PLW0108 (it is made below)
+
+    def body() -> None:
+        trap.acquire()
+        try:
+            pass
+        finally:
+            trap.release()
+
+    thread = Thread2(target=body)
+    thread.start()
+    thread.join()
+    tell("held by nobody:", trap.lock.locked())
+
+
+def kthread_leaves_a_queue_locked() -> None:
+    import kthread
+
+    jobs: queue.Queue[int] = queue.Queue()
+    trap = Trap(lambda: thread.terminate())  # noqa: PLW0108
+    jobs.put(1)
+    jobs.mutex = trap.lock
+    jobs.not_empty = threading.Condition(trap)  # type: ignore[arg-type]
+    thread = kthread.KThread(target=jobs.get)
+    thread.start()
+    thread.join()
+    tell("every get() and put() hangs:", not jobs.mutex.acquire(blocking=False))
+
+
+def thread2_loses_an_item() -> None:
+    class Jobs(queue.Queue[int]):
+        def _get(self) -> int:
+            item = super()._get()
+            thread.terminate()
+            return item
+
+    jobs, done = Jobs(), []
+
+    def body() -> None:
+        item = jobs.get()
+        try:
+            done.append(item)
+        except SystemExit:
+            jobs.put(item)
+
+    jobs.put(1)
+    thread = Thread2(target=body)
+    thread.start()
+    thread.join()
+    tell("queued:", jobs.qsize(), "done:", len(done))
+
+
+def kthread_is_swallowed() -> None:
+    import kthread
+
+    def body() -> None:
+        with suppress(BaseException):
+            thread.kill()
+        tell("goes on")
+
+    thread = kthread.KThread(target=body)
+    thread.start()
+    thread.join()
+
+
+def kthread_cannot_raise_an_instance() -> None:
+    import kthread
+
+    def body() -> None:
+        try:
+            thread.raise_exc(ValueError("why"))
+        except TypeError as refused:
+            tell(refused)
+        try:
+            thread.raise_exc(ValueError)
+        except ValueError as raised:
+            tell(repr(raised))
+
+    thread = kthread.KThread(target=body)
+    thread.start()
+    thread.join()
+
+
+def kthread_does_not_notice_while_it_waits() -> None:
+    import kthread
+
+    kill_in_a_wait(kthread.KThread)
+
+
+def kill_in_a_wait(kind: Callable[..., Any]) -> None:
+    waits, wakes = threading.Lock(), threading.Lock()
+    waits.acquire()
+    wakes.acquire()
+
+    def body() -> None:
+        # One call into C, so that it has begun to wait when it says so.
+        list(map(methodcaller("__call__"), (waits.release, wakes.acquire)))
+        tell("goes on")
+
+    thread = kind(target=body)
+    thread.start()
+    waits.acquire()
+    thread.kill()
+    tell("killed; alive:", thread.is_alive())
+    wakes.release()
+    thread.join()
+    tell("has taken the lock and left it held:", wakes.locked())
+
+
+def a_thread_id_is_wider_than_an_int() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, daemon=True)
+    thread.start()
+    ident, kind = thread.ident, ctypes.py_object(SystemExit)
+    assert ident is not None
+    post = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    # A bare number goes as a C int: Thread2 as it was published does that.
+    tell("found by:", "number", post(ident, kind))
+    for width in (ctypes.c_int, ctypes.c_long, ctypes.c_ulong):
+        tell("found by:", width(ident).value == ident, post(width(ident), kind))
+
+
+# --- the trace recipe -----------------------------------------------------------------------------
+
+
+class TracedThread(threading.Thread):
+    """Looks at a flag in front of every line, from its start."""
+
+    killed = False
+    looks = 0
+
+    def run(self) -> None:
+        sys.settrace(self.look)
+        super().run()
+
+    def look(self, _frame: FrameType, event: str, _argument: object) -> Any:
+        self.looks += 1
+        if self.killed and event == "line":
+            raise SystemExit
+        return self.look
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def tracing_does_not_notice_while_it_waits() -> None:
+    kill_in_a_wait(TracedThread)
+
+
+def tracing_looks_at_every_line() -> None:
+    def body() -> None:
+        for _ in range(1000):
+            pass
+
+    thread = TracedThread(target=body)
+    thread.start()
+    thread.join()
+    tell("1000 turns of a loop, nobody killed it, looks:", thread.looks // 1000 * 1000)
+
+
+# --- the exit flag --------------------------------------------------------------------------------
+
+
+class FlagThread(threading.Thread):
+    def __init__(self, target: Callable[[FlagThread], object]) -> None:
+        super().__init__(target=target, args=(self,), daemon=True)
+        self._stop_event = threading.Event()
+
+    def stop(self) -> None:
+        self._stop_event.set()
+
+    def stopped(self) -> bool:
+        return self._stop_event.is_set()
+
+
+def a_flag_is_not_seen_by_a_wait() -> None:
+    jobs: queue.Queue[str] = queue.Queue()
+    looked, done = threading.Event(), []
+
+    def body(thread: FlagThread) -> None:
+        while not thread.stopped():
+            looked.set()
+            done.append(jobs.get())
+
+    thread = FlagThread(body)
+    thread.start()
+    looked.wait()
+    thread.stop()
+    tell("alive:", thread.is_alive())
+    jobs.put("one more")  # nothing else ends it
+    thread.join()
+    tell("done after it was stopped:", done)
+
+
+# --- a thread that kills its parent ---------------------------------------------------------------
+
+
+class ParentKiller(threading.Thread):
+    """Raises in the thread that made it what is raised in itself."""
+
+    def __init__(self, target: Callable[[], object]) -> None:
+        super().__init__(target=target)
+        self.parent = threading.current_thread()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as failure:  # noqa: BLE001 (the parent is told)
+            async_raise(self.parent.ident, type(failure))
+
+
+def fail() -> None:
+    raise ValueError("why")
+
+
+def a_child_strikes_its_parent_after_the_block() -> None:
+    left = threading.Event()
+
+    def late() -> None:
+        left.wait()
+        fail()
+
+    def parent() -> None:
+        child = ParentKiller(late)
+        try:
+            child.start()
+        except ValueError:
+            tell("handled where it belongs")
+        try:
+            left.set()
+            child.join()
+            tell("nobody was told")
+        except ValueError as raised:
+            tell("behind the block:", repr(raised))
+
+    thread = threading.Thread(target=parent)
+    thread.start()
+    thread.join()
+
+
+def a_parent_that_waits_does_not_notice() -> None:
+    answer = threading.Lock()
+    answer.acquire()
+    told = threading.Event()
+    children: list[threading.Thread] = []
+
+    def parent() -> None:
+        children.extend([ParentKiller(fail), ParentKiller(answer.acquire)])
+        children[1].daemon = True
+        children[1].start()
+        told.set()
+        answer.acquire()
+
+    thread = threading.Thread(target=parent, daemon=True)
+    thread.start()
+    told.wait()
+    children[0].start()
+    children[0].join()
+    tell("a child has failed; parent and sibling wait:", thread.is_alive(), children[1].is_alive())
+
+
+# --- stopit, func_timeout, timeout_decorator ------------------------------------------------------
+
+
+def import_stopit() -> Any:
+    """It asks pkg_resources, which is gone, for its version; it does without an answer."""
+    sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
+    import stopit
+
+    return stopit
+
+
+def stopit_strikes_after_the_block() -> None:
+    stopit = import_stopit()
+
+    class LateTimer(threading.Timer):
+        """Its time has come in the very instant in which it is cancelled."""
+
+        def start(self) -> None:
+            pass
+
+        def cancel(self) -> None:
+            self.function()
+
+    threading.Timer = LateTimer  # type: ignore[misc]
+    try:
+        with stopit.ThreadingTimeout(1000):
+            tell("the block is done")
+    except stopit.utils.TimeoutException as raised:
+        tell("out of a block that swallows it:", type(raised).__name__)
+
+
+def stopit_is_swallowed() -> None:
+    stopit = import_stopit()
+    with stopit.ThreadingTimeout(1000) as block:
+        try:
+            block.stop()  # as its timer does
+        except Exception:  # noqa: BLE001 (what code does)
+            tell("handled as if it were the code's own")
+        tell("goes on, with no timeout any more")
+
+
+def func_timeout_leaves_the_function_behind() -> None:
+    from func_timeout import FunctionTimedOut, func_timeout
+
+    lock, forever = threading.Lock(), threading.Lock()
+    forever.acquire()
+
+    def function() -> None:
+        with lock:
+            forever.acquire()
+
+    before = threading.active_count()
+    try:
+        func_timeout(0.01, function)
+    except FunctionTimedOut:
+        tell("timed out; threads left:", threading.active_count() > before)
+        tell("held:", lock.locked())
+
+
+def timeout_decorator_is_for_the_main_thread() -> None:
+    from timeout_decorator import timeout
+
+    def body() -> None:
+        try:
+            timeout(1000)(tell)("called")
+        except ValueError as refused:
+            tell(str(refused).partition(";")[0].partition(" of ")[0])
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+
+
+def timeout_decorator_ends_the_timeout_around_it() -> None:
+    from timeout_decorator import timeout
+
+    def outer() -> None:
+        timeout(500)(lambda: None)()
+        tell("seconds left to the outer one:", signal.getitimer(signal.ITIMER_REAL)[0])
+
+    timeout(1000)(outer)()
+
+
+def timeout_decorator_goes_off_after_the_call() -> None:
+    from timeout_decorator import timeout
+
+    timeout()(lambda: None)(timeout=1000)
+    tell("will strike:", signal.getitimer(signal.ITIMER_REAL)[0] > 900)
+    try:
+        signal.raise_signal(signal.SIGALRM)  # the time has come
+    except Exception as raised:  # noqa: BLE001 (shown)
+        tell("after the call:", type(raised).__name__)
+
+
+def timeout_decorator_is_over_before_a_generator_begins() -> None:
+    from timeout_decorator import timeout
+
+    def numbers() -> Iterator[float]:
+        yield signal.getitimer(signal.ITIMER_REAL)[0]
+
+    tell("seconds left to the generator:", *timeout(1000)(numbers)())
+
+
+# --- processes, and daemons at the end of one -----------------------------------------------------
+
+
+def hold(lock: Any, inside: Any) -> None:
+    with lock:
+        inside.set()
+        signal.pause()
+
+
+def get(jobs: Any, inside: Any) -> None:
+    receive = jobs._recv_bytes
+
+    def told() -> bytes:
+        inside.set()
+        return bytes(receive())
+
+    jobs._recv_bytes = told
+    jobs.get()
+
+
+def terminate_in(body: Callable[[Any, Any], None], shared: Any, context: Any) -> None:
+    inside = context.Event()
+    child = context.Process(target=body, args=(shared, inside))
+    child.start()
+    inside.wait()
+    child.terminate()
+    child.join()
+
+
+def a_terminated_process_leaves_a_lock_held() -> None:
+    context = multiprocessing.get_context("fork")
+    lock = context.Lock()
+    terminate_in(hold, lock, context)
+    tell("held by nobody:", not lock.acquire(block=False))
+
+
+def a_terminated_process_leaves_a_queue_locked() -> None:
+    context = multiprocessing.get_context("fork")
+    jobs: Any = context.Queue()
+    terminate_in(get, jobs, context)
+    tell("every get() hangs:", not jobs._rlock.acquire(block=False))
+
+
+def a_daemon_does_not_clean_up() -> None:
+    ready = threading.Event()
+
+    def body() -> None:
+        try:
+            ready.set()
+            threading.Event().wait()
+        finally:
+            tell("cleaned up")
+
+    threading.Thread(target=body, daemon=True).start()
+    ready.wait()
+    tell("the process ends")
+    sys.exit()
