@@ -8,7 +8,10 @@ beside each.
 """
 
 from desist.compat._kthread import KThread
+from desist.compat._stoppable import StopEvent, StoppableThread
 
 __all__ = [
     "KThread",
+    "StopEvent",
+    "StoppableThread",
 ]

@@ -1,0 +1,91 @@
+"""StoppableThread: the recipe of the exit flag, whose flag is seen by waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from desist._core import CancelCause, CancelSource, CancelToken, Event
+from desist._enums import CauseKind
+from desist._thread import Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+_REASON = "stopped"
+
+
+class StopEvent(Event):
+    """An Event as threads are given one to look at; set() stops the StoppableThreads that have it.
+
+    It stays set: what has been told to stop cannot be told otherwise.
+    """
+
+    def __init__(self) -> None:
+        """A flag that is not set."""
+        super().__init__()
+        self._source = CancelSource()
+
+    @property
+    def token(self) -> CancelToken:
+        """Is cancelled when the flag is set."""
+        return self._source.token
+
+    def set(self) -> None:
+        """Set the flag, wake all who wait for it, and stop its threads. Never blocks."""
+        super().set()
+        self._source.cancel(_REASON)
+
+    def clear(self) -> None:
+        """Refuse, once it is set (RuntimeError)."""
+        if self.is_set():
+            raise RuntimeError("the threads of this StopEvent were told to stop: make a new one")
+
+
+class StoppableThread(Thread):
+    """A desist.Thread with stop() and stopped(): the flag is the thread's token.
+
+    A body that looks at the flag ends as it always did. One that waits ends too, for its desist
+    waits raise Cancelled, which it lets pass: what has to be done at the end belongs in a
+    ``finally:``.
+    """
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        daemon: bool | None = None,
+        stop_event: StopEvent | None = None,
+    ) -> None:
+        """As threading.Thread. `stop_event`: a flag of several threads, which stops this one, too.
+
+        TypeError: another kind of event, which could not wake anybody.
+        """
+        if not (stop_event is None or isinstance(stop_event, StopEvent)):
+            raise TypeError(f"stop_event must be a StopEvent, not {type(stop_event).__qualname__}")
+        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        self._shared_flag = stop_event
+
+    def stop(self) -> None:
+        """Tell the thread to stop. Never blocks."""
+        self.cancel(_REASON)
+
+    def stopped(self) -> bool:
+        """Was the thread told to stop?"""
+        cause = self.token.cause
+        # The token of a thread that has ended by itself is cancelled as well, but nobody did that.
+        return cause is not None and cause.kind is not CauseKind.SCOPE_EXITED
+
+    def _run_behind_the_boundary(self) -> None:
+        event, self._shared_flag = self._shared_flag, None
+        if event is None:
+            super()._run_behind_the_boundary()
+            return
+        with event.token.on_cancel(self._stop_for):
+            super()._run_behind_the_boundary()
+
+    def _stop_for(self, cause: CancelCause, /) -> None:
+        self.cancel(cause.reason)
