@@ -8,10 +8,13 @@ beside each.
 """
 
 from desist.compat._kthread import KThread
+from desist.compat._parent import Thread, parent_scope
 from desist.compat._stoppable import StopEvent, StoppableThread
 
 __all__ = [
     "KThread",
     "StopEvent",
     "StoppableThread",
+    "Thread",
+    "parent_scope",
 ]

@@ -1,0 +1,145 @@
+"""is_kill_parent: a thread whose failure stops the block that it was made in."""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from desist import _thread
+from desist._core import CancelCause, CancelScope, cancel_scope, shield
+from desist._exceptions import ScopeMisuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+
+class _Family:
+    """The threads of one parent_scope()."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.scope: CancelScope = cancel_scope(timeout)
+        self.children: list[Thread] = []
+        self.failed: tuple[Thread, BaseException] | None = None
+
+    def fail(self, child: Thread, failure: BaseException) -> bool:
+        """Stop the block and all its threads. False: that had been done before."""
+        first = self.scope.cancel(f"{child.name} failed: {failure!r}")
+        if first:
+            # Read by the parent when it has joined this thread.
+            self.failed = child, failure
+        return first
+
+    def join(self) -> None:
+        for child in self.children:
+            child.join()
+
+    def report(self) -> None:
+        """Tell the hook, as of any thread: what ends the block goes first."""
+        if self.failed is not None:
+            child, failure = self.failed
+            told = type(failure), failure, failure.__traceback__, child
+            threading.excepthook(threading.ExceptHookArgs(told))
+
+
+class _Open(threading.local):
+    """The blocks that the calling thread is in."""
+
+    def __init__(self) -> None:
+        self.families: list[_Family] = []
+
+
+_open = _Open()
+
+
+@contextmanager
+def parent_scope(timeout: float | None = None) -> Iterator[CancelScope]:
+    """A block that ends with its threads: those made in it with ``is_kill_parent=True``.
+
+    It is a cancel_scope(). If one of the threads fails, the block and the other threads are
+    cancelled, and the exception is raised out of the block, once all of them have ended: never
+    later, never elsewhere. However else the block ends early, they are cancelled, too.
+    """
+    family = _Family(timeout)
+    try:
+        with family.scope as scope:
+            _open.families.append(family)
+            try:
+                yield scope
+                family.join()
+            except BaseException:
+                scope.cancel("the block ended early")
+                with shield(math.inf):  # a kill pierces it
+                    family.join()
+                raise
+            finally:
+                _open.families.remove(family)
+    except Exception:
+        if family.failed is None:
+            raise
+        # What the block made of being stopped is this one's context.
+        raise family.failed[1]  # noqa: B904
+    except BaseException:
+        family.report()
+        raise
+    if family.failed is not None:
+        raise family.failed[1]
+
+
+class Thread(_thread.Thread):
+    """A desist.Thread that can stop its parent.
+
+    With `is_kill_parent`, made in a parent_scope() block, an exception out of the thread cancels
+    that block and the other threads made in it, and is raised out of the block.
+    """
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        daemon: bool | None = None,
+        is_kill_parent: bool = False,
+    ) -> None:
+        """As threading.Thread. ScopeMisuse: `is_kill_parent` outside any parent_scope()."""
+        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        self._family: _Family | None = None
+        if is_kill_parent:
+            if not _open.families:
+                raise ScopeMisuse(
+                    "a thread that stops its parent has to be made in a block that can be stopped:"
+                    " put `with desist.compat.parent_scope():` around it"
+                )
+            self._family = _open.families[-1]
+
+    def start(self) -> None:
+        """As threading.Thread. ScopeMisuse: the block that it was to stop has been left."""
+        family = self._family
+        if family is None:
+            super().start()
+            return
+        # Whatever ends the block ends what was started in it.
+        registration = family.scope.token.on_cancel(self._stop_for)
+        try:
+            super().start()
+        except BaseException:
+            registration.unregister()
+            raise
+        family.children.append(self)
+
+    def _stop_for(self, cause: CancelCause, /) -> None:
+        self.cancel(cause.reason)
+
+    def _run_behind_the_boundary(self) -> None:
+        family, self._family = self._family, None
+        try:
+            super()._run_behind_the_boundary()
+        except SystemExit:  # the end of a thread, not a failure
+            raise
+        except BaseException as failure:
+            if family is None or not family.fail(self, failure):
+                raise
