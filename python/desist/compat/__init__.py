@@ -10,11 +10,27 @@ beside each.
 from desist.compat._kthread import KThread
 from desist.compat._parent import Thread, parent_scope
 from desist.compat._stoppable import StopEvent, StoppableThread
+from desist.compat._timeouts import (
+    FunctionTimedOut,
+    ThreadingTimeout,
+    TimeoutException,
+    func_set_timeout,
+    func_timeout,
+    threading_timeoutable,
+    timeout,
+)
 
 __all__ = [
+    "FunctionTimedOut",
     "KThread",
     "StopEvent",
     "StoppableThread",
     "Thread",
+    "ThreadingTimeout",
+    "TimeoutException",
+    "func_set_timeout",
+    "func_timeout",
     "parent_scope",
+    "threading_timeoutable",
+    "timeout",
 ]

@@ -1,0 +1,302 @@
+"""func_timeout, stopit and timeout_decorator: a function, or a block, that has to end in time.
+
+The code runs on the thread that calls it, in a block of its own with a deadline: its desist waits
+and checkpoints raise Cancelled, which ends with the block. After the block nothing is left that
+could strike.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+
+from desist._core import CancelScope, cancel_scope, move_on_after
+from desist._exceptions import DeadlineExceeded, ScopeMisuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+TimeoutException = DeadlineExceeded
+"""What leaves a block of ThreadingTimeout."""
+
+
+def _block(seconds: float) -> CancelScope:
+    return move_on_after(seconds)
+
+
+def _refuse(function: Callable[..., object]) -> None:
+    """Only what is done when it returns can be given a time."""
+    if not callable(function):
+        message = f"expected a function, not {type(function).__qualname__}"  # type: ignore[unreachable]
+        raise TypeError(message)
+    for kind, is_one in (
+        ("a generator", inspect.isgeneratorfunction),
+        ("a coroutine", inspect.iscoroutinefunction),
+        ("an asynchronous generator", inspect.isasyncgenfunction),
+    ):
+        if is_one(function):
+            name = getattr(function, "__qualname__", repr(function))
+            raise TypeError(
+                f"{name} is {kind} function, whose call returns before its code runs: put"
+                " `with desist.cancel_scope(timeout=...)` around the code that uses what it returns"
+            )
+
+
+# --- func_timeout ---------------------------------------------------------------------------------
+
+
+class FunctionTimedOut(DeadlineExceeded):
+    """The function was not done in time. A TimeoutError; func_timeout's is a BaseException."""
+
+    def __init__(
+        self,
+        msg: str = "",
+        timedOutAfter: float | None = None,  # noqa: N803 (the names are func_timeout's)
+        timedOutFunction: Callable[..., Any] | None = None,  # noqa: N803
+        timedOutArgs: tuple[Any, ...] | None = None,  # noqa: N803
+        timedOutKwargs: Mapping[str, Any] | None = None,  # noqa: N803
+    ) -> None:
+        """Keep what was called."""
+        self.timedOutAfter = timedOutAfter
+        self.timedOutFunction = timedOutFunction
+        self.timedOutArgs = timedOutArgs
+        self.timedOutKwargs = timedOutKwargs
+        if not msg:
+            name = getattr(timedOutFunction, "__qualname__", repr(timedOutFunction))
+            msg = f"{name} was not done after {timedOutAfter} seconds"
+        self.msg = msg
+        super().__init__(msg)
+
+    def retry(self, timeout: float | str | None = "RETRY_SAME_TIMEOUT") -> Any:
+        """Call the function again: with the same timeout, with another, or (None) with none."""
+        function = self.timedOutFunction
+        if function is None:
+            raise ValueError("there is no function to call again")
+        args, kwargs = self.timedOutArgs or (), self.timedOutKwargs or {}
+        if timeout is None:
+            return function(*args, **kwargs)
+        if timeout == "RETRY_SAME_TIMEOUT":
+            timeout = self.timedOutAfter
+        return func_timeout(timeout, function, args, kwargs)  # type: ignore[arg-type]
+
+
+def func_timeout(
+    timeout: float,
+    func: Callable[..., _R],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> _R:
+    """Call `func(*args, **kwargs)`, and raise FunctionTimedOut if it is not done in time.
+
+    func_timeout calls it on another thread, which it leaves behind, with all that it holds. Here it
+    has ended when FunctionTimedOut is raised. The native way: ``with desist.fail_after(timeout):``.
+    """
+    _refuse(func)
+    with _block(timeout):
+        return func(*args, **(kwargs or {}))
+    raise FunctionTimedOut("", timeout, func, args, kwargs)
+
+
+@overload
+def func_set_timeout(
+    timeout: float | Callable[..., float],
+    allowOverride: Literal[False] = False,  # noqa: N803
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]: ...
+@overload
+def func_set_timeout(
+    timeout: float | Callable[..., float],
+    allowOverride: Literal[True],  # noqa: N803
+) -> Callable[[Callable[..., _R]], Callable[..., _R]]: ...
+def func_set_timeout(
+    timeout: float | Callable[..., float],
+    allowOverride: bool = False,  # noqa: N803 (func_timeout's name)
+) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+    """Give each call of a function so many seconds; else FunctionTimedOut, as func_timeout().
+
+    `timeout` may be a function of the call's arguments. `allowOverride`: a call may be given
+    another, as ``forceTimeout=``. The native way: ``with desist.fail_after(timeout):`` inside.
+    """
+    if not callable(timeout):
+        _block(timeout)  # refuses what makes no sense
+
+    def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
+        _refuse(function)
+
+        @functools.wraps(function)
+        def within(*args: Any, **kwargs: Any) -> _R:
+            if allowOverride and "forceTimeout" in kwargs:
+                seconds = kwargs.pop("forceTimeout")
+            else:
+                seconds = timeout(*args, **kwargs) if callable(timeout) else timeout
+            return func_timeout(seconds, function, args, kwargs)
+
+        return within
+
+    return decorate
+
+
+# --- stopit ---------------------------------------------------------------------------------------
+
+
+class _OfTheScope:
+    """An `__enter__` or `__exit__` that runs no Python code.
+
+    Such code would belong neither to the block nor to what is around it, and could be struck
+    between the two.
+    """
+
+    def __init__(
+        self, bind: Callable[[ThreadingTimeout], Callable[..., Any]], call: Callable[..., Any]
+    ) -> None:
+        self._bind = bind
+        self._call = call
+
+    def __get__(self, instance: ThreadingTimeout | None, owner: object) -> Callable[..., Any]:
+        # ExitStack, unlike `with`, asks the class.
+        return self._call if instance is None else self._bind(instance)
+
+
+class ThreadingTimeout:
+    """A block that has to be done in `seconds`; afterwards it is true if it was, and `state` tells.
+
+    ``swallow_exc=False``: TimeoutException leaves a block that was not; else it is left quietly.
+    For one `with` statement. The native way: move_on_after() and fail_after().
+    """
+
+    EXECUTED, EXECUTING, TIMED_OUT, INTERRUPTED, CANCELED = range(5)
+
+    def __init__(self, seconds: float, swallow_exc: bool = True) -> None:
+        """A block that has not begun."""
+        self.seconds = seconds
+        self.swallow_exc = swallow_exc
+        self._scope: CancelScope = _block(seconds) if swallow_exc else cancel_scope(seconds)
+        self._entered = self._canceled = False
+
+    @property
+    def state(self) -> int:
+        """EXECUTED (also before it has begun), EXECUTING, TIMED_OUT or CANCELED.
+
+        INTERRUPTED, by the exception of another block, does not happen: each ends its own.
+        """
+        if self._scope.cancelled_caught:
+            return self.TIMED_OUT
+        if self._canceled:
+            return self.CANCELED
+        return self.EXECUTING if self._entered and self._is_open() else self.EXECUTED
+
+    def _is_open(self) -> bool:
+        try:
+            return bool(self._scope.token)
+        except ScopeMisuse:
+            return False
+
+    def cancel(self) -> None:
+        """Let the block take as long as it likes."""
+        if not self._entered or self._is_open():
+            self._scope.deadline = math.inf
+            self._canceled = True
+
+    def __bool__(self) -> bool:
+        """Was it done in time, so far?"""
+        return self.state in (self.EXECUTED, self.EXECUTING, self.CANCELED)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} in state: {self.state}>"
+
+    def _enter(self) -> Callable[[], ThreadingTimeout]:
+        self._entered = True
+        # Enters the scope, which is true, and yields the one item beside it.
+        entered = itertools.starmap(self._scope.__enter__, ((),))
+        return functools.partial(next, itertools.compress((self,), entered))
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Self: ...
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            raised: BaseException | None,
+            traceback: TracebackType | None,
+        ) -> bool: ...
+
+    else:
+        __enter__ = _OfTheScope(_enter, lambda self: self._enter()())
+        __exit__ = _OfTheScope(
+            lambda self: self._scope.__exit__,
+            lambda self, kind, raised, traceback: self._scope.__exit__(kind, raised, traceback),
+        )
+
+
+def threading_timeoutable(
+    default: Any = None, timeout_param: str = "timeout"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let calls of a function be given a timeout, as ``timeout=``.
+
+    One that is late returns `default`. `timeout_param`: another name for that argument. The native
+    way: ``with desist.move_on_after(...):`` inside.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        _refuse(function)
+
+        @functools.wraps(function)
+        def within(*args: Any, **kwargs: Any) -> Any:
+            seconds = kwargs.pop(timeout_param, None)
+            if seconds is None:
+                return function(*args, **kwargs)
+            with _block(seconds):
+                return function(*args, **kwargs)
+            return default
+
+        return within
+
+    return decorate
+
+
+# --- timeout_decorator ----------------------------------------------------------------------------
+
+
+def timeout(
+    seconds: float | None = None,
+    use_signals: bool = True,
+    timeout_exception: type[BaseException] = DeadlineExceeded,
+    exception_message: str | None = None,
+) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+    """Give each call of a function so many seconds (None: as long as it takes).
+
+    A call may be given another timeout, as ``timeout=``. One that is late raises
+    `timeout_exception`, with `exception_message` if there is one. `use_signals` makes no
+    difference: neither a signal nor a process is used, so any thread may call it. The native way:
+    ``with desist.fail_after(seconds):`` inside.
+    """
+    del use_signals
+    given: object = timeout_exception
+    if not (isinstance(given, type) and issubclass(given, BaseException)):
+        raise TypeError(f"timeout_exception must be an exception class, not {given!r}")
+    if seconds is not None:
+        _block(seconds)  # refuses what makes no sense
+
+    def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
+        _refuse(function)
+
+        @functools.wraps(function)
+        def within(*args: Any, **kwargs: Any) -> _R:
+            limit = kwargs.pop("timeout", seconds)
+            if limit is None:
+                return function(*args, **kwargs)
+            with _block(limit):
+                return function(*args, **kwargs)
+            raise timeout_exception(*() if exception_message is None else (exception_message,))
+
+        return within
+
+    return decorate

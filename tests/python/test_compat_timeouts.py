@@ -1,0 +1,406 @@
+"""func_timeout, stopit and timeout_decorator, and blocks that end where they end."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+import recipes
+from desist import Cancelled, DeadlineExceeded, Lock, ScopeMisuse, testing
+from desist.compat import (
+    FunctionTimedOut,
+    ThreadingTimeout,
+    TimeoutException,
+    func_set_timeout,
+    func_timeout,
+    threading_timeoutable,
+    timeout,
+)
+from support import NEVER, in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+SOON = 0.01
+
+
+def wait(_: object = None) -> str:
+    desist.sleep_forever()
+    return "never"
+
+
+def double(number: int) -> int:
+    """Twice the number."""
+    return 2 * number
+
+
+def stop_at(seconds: float) -> None:
+    """What all of them have in common: nothing strikes after the block."""
+    end = desist.current_time() + seconds
+    while desist.current_time() < end:
+        pass
+    desist.checkpoint()
+
+
+# --- func_timeout ---------------------------------------------------------------------------------
+
+
+def test_func_timeout_leaves_the_function_behind_with_all_that_it_holds() -> None:
+    assert recipes.alone(recipes.func_timeout_leaves_the_function_behind) == [
+        "timed out; threads left: True",
+        "held: True",
+    ]
+
+
+def test_a_function_that_timed_out_has_ended_and_holds_nothing() -> None:
+    lock = Lock()
+
+    def function() -> None:
+        with lock:
+            wait()
+
+    with testing.no_leaks():
+        before = threading.active_count()
+        with pytest.raises(FunctionTimedOut):
+            func_timeout(SOON, function)
+        assert threading.active_count() == before
+        assert not lock.locked()
+        assert not lock.poisoned
+    stop_at(SOON)
+
+
+def test_func_timeout_calls_the_function_and_returns_what_it_returns() -> None:
+    assert func_timeout(NEVER, double, (2,)) == 4
+    assert func_timeout(NEVER, double, kwargs={"number": 3}) == 6
+    with pytest.raises(ZeroDivisionError):
+        func_timeout(NEVER, lambda: 1 // 0)
+
+
+def test_function_timed_out_tells_of_the_call_and_can_try_again() -> None:
+    outcomes: list[Callable[[], str]] = [wait, wait, str, str]
+
+    def function(*_: object, **__: object) -> str:
+        return outcomes.pop(0)()
+
+    with pytest.raises(FunctionTimedOut, match=r"function was not done after 0\.01") as raised:
+        func_timeout(SOON, function, (1,), {"two": 2})
+    timed_out = raised.value
+    assert isinstance(timed_out, TimeoutError)
+    assert timed_out.timedOutAfter == SOON
+    assert timed_out.timedOutFunction is function
+    assert (timed_out.timedOutArgs, timed_out.timedOutKwargs) == ((1,), {"two": 2})
+    assert timed_out.msg == str(timed_out)
+    with pytest.raises(FunctionTimedOut):
+        timed_out.retry()
+    assert timed_out.retry(NEVER) == ""
+    assert timed_out.retry(None) == ""
+    with pytest.raises(ValueError, match="no function"):
+        FunctionTimedOut("made by hand").retry()
+
+
+def test_a_timeout_of_the_functions_own_is_not_taken_for_this_one() -> None:
+    def function() -> None:
+        with desist.fail_after(SOON):
+            wait()
+
+    with pytest.raises(DeadlineExceeded) as raised:
+        func_timeout(NEVER, function)
+    assert not isinstance(raised.value, FunctionTimedOut)
+    with pytest.raises(FunctionTimedOut) as outer:
+        func_timeout(SOON, func_timeout, (NEVER, wait))
+    assert outer.value.timedOutFunction is func_timeout
+
+
+def test_a_cancel_from_outside_is_not_taken_for_a_timeout() -> None:
+    with desist.cancel_scope() as scope:
+        scope.cancel()
+        func_timeout(NEVER, wait)
+    assert scope.cancelled_caught
+
+
+def test_func_set_timeout_gives_each_call_its_time() -> None:
+    @func_set_timeout(SOON)
+    def late() -> None:
+        wait()
+
+    for _ in range(2):
+        with pytest.raises(FunctionTimedOut):
+            late()
+    limited = func_set_timeout(NEVER)(double)
+    assert limited(2) == 4
+    assert (limited.__name__, limited.__doc__) == ("double", double.__doc__)
+
+
+def test_func_set_timeout_takes_a_function_of_the_arguments() -> None:
+    asked: list[int] = []
+
+    def seconds(number: int) -> float:
+        asked.append(number)
+        return NEVER
+
+    assert func_set_timeout(seconds)(double)(5) == 10
+    assert asked == [5]
+
+
+def test_a_call_may_override_its_timeout() -> None:
+    late = func_set_timeout(NEVER, allowOverride=True)(wait)
+    with pytest.raises(FunctionTimedOut):
+        late(forceTimeout=SOON)
+    assert func_set_timeout(SOON, allowOverride=True)(double)(2) == 4
+    with pytest.raises(TypeError, match="forceTimeout"):
+        func_set_timeout(NEVER)(double)(2, forceTimeout=1)  # type: ignore[call-arg]
+
+
+# --- stopit ---------------------------------------------------------------------------------------
+
+
+def test_stopit_strikes_after_the_block() -> None:
+    assert recipes.alone(recipes.stopit_strikes_after_the_block) == [
+        "the block is done",
+        "out of a block that swallows it: TimeoutException",
+    ]
+
+
+def test_a_block_whose_time_comes_as_it_ends_is_done() -> None:
+    with ThreadingTimeout(SOON) as block:
+        end = block._scope.deadline
+        while desist.current_time() < end:  # no wait: nothing that could be cancelled
+            pass
+    assert block
+    assert block.state == block.EXECUTED
+    stop_at(SOON)
+
+
+def test_stopit_is_swallowed() -> None:
+    assert recipes.alone(recipes.stopit_is_swallowed) == [
+        "handled as if it were the code's own",
+        "goes on, with no timeout any more",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::desist.CancelledSwallowedWarning")
+@pytest.mark.parametrize("kind", [Exception, BaseException])
+def test_a_block_that_swallows_is_stopped_at_its_next_wait(kind: type[BaseException]) -> None:
+    swallowed: list[type[BaseException]] = []
+    with ThreadingTimeout(SOON) as block:
+        for _ in range(3):
+            try:
+                wait()
+            except kind as raised:  # noqa: PERF203 (what code does)
+                swallowed.append(type(raised))
+        desist.checkpoint()
+        raise AssertionError
+    assert block.state == block.TIMED_OUT
+    assert swallowed == ([Cancelled] * 3 if kind is BaseException else [])
+
+
+def test_a_block_knows_how_it_ended() -> None:
+    block = ThreadingTimeout(NEVER)
+    assert (block.state, bool(block)) == (block.EXECUTED, True)
+    with block as entered:
+        assert entered is block
+        assert (block.state, bool(block)) == (block.EXECUTING, True)
+        assert repr(block) == "<ThreadingTimeout in state: 1>"
+    assert (block.state, bool(block)) == (block.EXECUTED, True)
+    with ThreadingTimeout(SOON) as block:
+        wait()
+    assert (block.state, bool(block)) == (block.TIMED_OUT, False)
+    with pytest.raises(ZeroDivisionError), ThreadingTimeout(NEVER) as block:
+        raise ZeroDivisionError
+    assert block.state == block.EXECUTED
+
+
+def test_a_block_that_is_not_to_swallow_raises() -> None:
+    with pytest.raises(TimeoutException), ThreadingTimeout(SOON, swallow_exc=False) as block:
+        wait()
+    assert block.state == block.TIMED_OUT
+
+
+def test_a_block_whose_timeout_is_cancelled_takes_its_time() -> None:
+    with ThreadingTimeout(NEVER) as block:
+        assert desist.current_effective_deadline() < math.inf
+        block.cancel()
+        assert desist.current_effective_deadline() == math.inf
+        assert block.state == block.CANCELED
+    assert block
+    with ThreadingTimeout(SOON) as block:
+        wait()
+    block.cancel()
+    assert block.state == block.TIMED_OUT
+
+
+def test_a_block_can_be_entered_by_an_exit_stack_once() -> None:
+    block = ThreadingTimeout(SOON)
+    with contextlib.ExitStack() as stack:
+        assert stack.enter_context(block) is block
+        wait()
+    assert block.state == block.TIMED_OUT
+    with pytest.raises(ScopeMisuse), block:
+        pass
+
+
+def test_nested_blocks_end_by_their_own_time() -> None:
+    with ThreadingTimeout(NEVER) as outer:
+        with ThreadingTimeout(SOON) as inner:
+            wait()
+        assert inner.state == inner.TIMED_OUT
+        assert outer.state == outer.EXECUTING
+    with ThreadingTimeout(SOON) as outer:
+        with ThreadingTimeout(NEVER) as inner:
+            wait()
+        raise AssertionError
+    assert outer.state == outer.TIMED_OUT
+    assert inner.state == inner.EXECUTED
+
+
+def test_a_timeoutable_function_returns_the_default_when_it_is_late() -> None:
+    late = threading_timeoutable(default="late")(wait)
+    assert late(timeout=SOON) == "late"
+    assert threading_timeoutable()(wait)(timeout=SOON) is None
+    assert threading_timeoutable(timeout_param="within")(wait)(within=SOON) is None
+    assert threading_timeoutable("late")(double)(2) == 4
+    assert threading_timeoutable("late")(double)(2, timeout=NEVER) == 4
+
+
+# --- timeout_decorator ----------------------------------------------------------------------------
+
+
+def test_timeout_decorator_is_for_the_main_thread() -> None:
+    told = recipes.alone(recipes.timeout_decorator_is_for_the_main_thread)
+    assert told == ["signal only works in main thread"]
+
+
+def test_any_thread_may_call_a_function_with_a_timeout() -> None:
+    with pytest.raises(DeadlineExceeded):
+        in_thread(timeout(SOON)(wait))
+
+
+def test_timeout_decorator_ends_the_timeout_around_it() -> None:
+    told = recipes.alone(recipes.timeout_decorator_ends_the_timeout_around_it)
+    assert told == ["seconds left to the outer one: 0.0"]
+
+
+def test_a_timeout_stays_when_one_inside_has_ended() -> None:
+    @timeout(SOON)
+    def outer() -> None:
+        timeout(NEVER)(double)(1)
+        wait()
+
+    with pytest.raises(DeadlineExceeded):
+        outer()
+
+
+def test_timeout_decorator_goes_off_after_the_call() -> None:
+    assert recipes.alone(recipes.timeout_decorator_goes_off_after_the_call) == [
+        "will strike: True",
+        "after the call: TimeoutError",
+    ]
+
+
+def test_a_timeout_given_to_a_call_ends_with_it() -> None:
+    limited = timeout()(double)
+    with testing.no_leaks():
+        assert limited(2, timeout=SOON) == 4
+        assert desist.current_effective_deadline() == math.inf
+    stop_at(SOON)
+    with pytest.raises(DeadlineExceeded):
+        timeout()(wait)(timeout=SOON)
+    with pytest.raises(DeadlineExceeded):
+        timeout(NEVER)(wait)(timeout=SOON)
+
+
+def test_a_timeout_raises_what_it_was_told_to() -> None:
+    class Mine(Exception):
+        pass
+
+    with pytest.raises(Mine) as raised:
+        timeout(SOON, timeout_exception=Mine)(wait)()
+    assert raised.value.args == ()
+    with pytest.raises(Mine, match="too late"):
+        timeout(SOON, use_signals=False, timeout_exception=Mine, exception_message="too late")(
+            wait
+        )()
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(DeadlineExceeded):
+        timeout(SOON)(wait)()
+    assert signal.getsignal(signal.SIGALRM) is handler
+
+
+# --- what makes no sense --------------------------------------------------------------------------
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def coroutine() -> None:
+    pass
+
+
+async def asynchronous() -> AsyncIterator[int]:
+    yield 1
+
+
+def test_timeout_decorator_is_over_before_a_generator_begins() -> None:
+    told = recipes.alone(recipes.timeout_decorator_is_over_before_a_generator_begins)
+    assert told == ["seconds left to the generator: 0.0"]
+
+
+DECORATORS: list[Callable[[], Callable[[Any], Any]]] = [
+    lambda: lambda function: func_timeout(NEVER, function),
+    lambda: func_set_timeout(NEVER),
+    threading_timeoutable,
+    lambda: timeout(NEVER),
+]
+
+
+@pytest.mark.parametrize("make", DECORATORS)
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [(generator, "generator"), (coroutine, "coroutine"), (asynchronous, "asynchronous generator")],
+)
+def test_what_is_not_done_when_it_returns_is_refused(make: Any, function: Any, kind: str) -> None:
+    name = function.__name__
+    with pytest.raises(TypeError, match=rf"^{name} is an? {kind} function, .*cancel_scope"):
+        make()(function)
+
+
+@pytest.mark.parametrize("make", DECORATORS)
+def test_what_cannot_be_called_is_refused(make: Any) -> None:
+    with pytest.raises(TypeError, match="expected a function, not int"):
+        make()(1)
+
+
+SPANS: list[Callable[[Any], object]] = [
+    lambda span: func_timeout(span, double, (1,)),
+    func_set_timeout,
+    lambda span: func_set_timeout(lambda _: span)(double)(1),
+    ThreadingTimeout,
+    lambda span: threading_timeoutable()(double)(1, timeout=span),
+    timeout,
+    lambda span: timeout()(double)(1, timeout=span),
+]
+
+
+@pytest.mark.parametrize("make", SPANS)
+@pytest.mark.parametrize(
+    ("span", "error"),
+    [(-1, ValueError), (math.nan, ValueError), ("5", TypeError), ([5], TypeError)],
+)
+def test_a_time_that_makes_no_sense_is_refused(
+    make: Any, span: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=r"timeout must (be a number|not be)|real number"):
+        make(span)
+
+
+@pytest.mark.parametrize("wrong", [1, "TimeoutError", TimeoutError(), int])
+def test_what_is_no_exception_class_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="timeout_exception must be an exception class, not "):
+        timeout(1, timeout_exception=wrong)
