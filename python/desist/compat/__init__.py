@@ -7,6 +7,7 @@ are given back, a wait ends, nothing strikes after the block. docs/six-ways.md h
 beside each.
 """
 
+from desist.compat._at_exit import cancel_at_exit
 from desist.compat._kthread import KThread
 from desist.compat._parent import Thread, parent_scope
 from desist.compat._stoppable import StopEvent, StoppableThread
@@ -28,6 +29,7 @@ __all__ = [
     "Thread",
     "ThreadingTimeout",
     "TimeoutException",
+    "cancel_at_exit",
     "func_set_timeout",
     "func_timeout",
     "parent_scope",

@@ -1,0 +1,47 @@
+"""cancel_at_exit(): daemon threads that may clean up before the interpreter ends."""
+
+from __future__ import annotations
+
+import atexit
+from weakref import WeakKeyDictionary
+
+from desist._core import cleanup, current_time
+from desist._thread import Thread
+
+_graces: WeakKeyDictionary[Thread, float] = WeakKeyDictionary()
+
+
+def cancel_at_exit(thread: Thread, grace: float = 5.0) -> None:
+    """Cancel a daemon thread when the interpreter exits, and wait for its end.
+
+    All such threads are cancelled at once, when no other thread is left that the interpreter waits
+    for. Each has `grace` seconds for cleaning up, and is joined for as long; after that the
+    interpreter goes on without it. atexit does it: handlers that were registered after the first
+    call of this function come before, those registered earlier come later.
+
+    TypeError: not a desist.Thread. ValueError: not a daemon (the interpreter waits for such a
+    thread before it does anything else), or a grace that makes no sense.
+    """
+    if not isinstance(thread, Thread):
+        message = f"thread must be a desist.Thread, not {type(thread).__qualname__}"  # type: ignore[unreachable]
+        raise TypeError(message)
+    if not thread.daemon:
+        message = (
+            f"the thread {thread.name} is no daemon: the interpreter waits for its end before it"
+            " cancels anything. Make it one (daemon=True), or cancel it yourself"
+        )
+        raise ValueError(message)
+    cleanup(grace)  # refuses what makes no sense
+    if not _graces:
+        atexit.unregister(_cancel_all)
+        atexit.register(_cancel_all)
+    _graces[thread] = grace
+
+
+def _cancel_all() -> None:
+    alive = [(thread, grace) for thread, grace in _graces.items() if thread.is_alive()]
+    begin = current_time()
+    for thread, grace in alive:
+        thread.cancel("the interpreter exits", grace=grace)
+    for thread, grace in alive:
+        thread.join(max(begin + grace - current_time(), 0.0))
