@@ -86,6 +86,9 @@ class Trap:
     def __enter__(self) -> None:
         self.acquire()
 
+    def locked(self) -> bool:
+        return self.lock.locked()
+
     def release(self) -> None:
         self.lock.release()
 
@@ -106,7 +109,7 @@ def thread2_leaves_a_lock_held() -> None:
     thread = Thread2(target=body)
     thread.start()
     thread.join()
-    tell("held by nobody:", trap.lock.locked())
+    tell("held by nobody:", trap.locked())
 
 
 def kthread_leaves_a_queue_locked() -> None:
