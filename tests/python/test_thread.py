@@ -11,6 +11,7 @@ import pytest
 import desist
 from desist import Cancelled, TaskState, Thread
 from support import FORCE, NEVER, Victim, spin
+from sweep import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,3 +187,19 @@ def test_a_token_of_a_thread_outlives_it() -> None:
     assert not thread.cancel("too late")
     assert thread.kill("too late").outcome is desist.Outcome.ALREADY_DONE
     assert thread.token.wait(NEVER)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_thread_begins_wherever_the_one_that_starts_it_is_killed() -> None:
+    def trial() -> None:
+        began = threading.Event()
+        started = Thread(target=began.set)
+        starter = Thread(target=started.start)
+        starter.start()
+        starter.join()
+        # Killed before it began: then it was never started.
+        if started.ident is not None:
+            started.join()
+            assert began.is_set() or started.state is TaskState.KILLED
+
+    assert sweep(trial) > 10
