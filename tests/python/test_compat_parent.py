@@ -12,6 +12,11 @@ import recipes
 from desist import Cancelled, DeadlineExceeded, Killed, ScopeMisuse, TaskState, testing
 from desist.compat import Thread, parent_scope
 from support import AT_WAIT, NEVER, Victim, until_asleep
+from sweep import sweep
+
+# A kill may strike a finalizer that happens to run in the body, which cannot let it pass and
+# reports it; a real killer sends it again.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class Mine(Exception):
@@ -216,6 +221,40 @@ def test_a_parent_that_is_killed_takes_its_children_along() -> None:
     assert isinstance(victim.raised, Killed)
     threads[0].join()
     assert threads[0].state is TaskState.CANCELLED
+
+
+def test_wherever_a_parent_is_killed_its_children_end() -> None:
+    def trial() -> None:
+        threads: list[Thread] = []
+
+        def body() -> None:
+            with parent_scope() as scope:
+                threads.append(child(desist.sleep_forever))
+                threads[0].start()
+                scope.cancel()
+
+        parent = desist.Thread(target=body)
+        parent.start()
+        parent.join()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+    assert sweep(trial) > 100
+
+
+def test_a_thread_that_could_not_be_started_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with parent_scope():
+        thread = child(int)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start"):
+                thread.start()
 
 
 def test_a_thread_belongs_to_the_innermost_block_of_the_thread_that_made_it() -> None:

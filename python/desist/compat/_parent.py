@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from desist import _thread
-from desist._core import CancelCause, CancelScope, cancel_scope, shield
+from desist._core import CancelScope, cancel_scope, shield
 from desist._exceptions import ScopeMisuse
+from desist.compat._with import cancel_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,7 +34,8 @@ class _Family:
 
     def join(self) -> None:
         for child in self.children:
-            child.join()
+            if child.ident is not None:  # it could be started
+                child.join()
 
     def report(self) -> None:
         """Tell the hook, as of any thread: what ends the block goes first."""
@@ -119,20 +121,11 @@ class Thread(_thread.Thread):
     def start(self) -> None:
         """As threading.Thread. ScopeMisuse: the block that it was to stop has been left."""
         family = self._family
-        if family is None:
-            super().start()
-            return
-        # Whatever ends the block ends what was started in it.
-        registration = family.scope.token.on_cancel(self._stop_for)
-        try:
-            super().start()
-        except BaseException:
-            registration.unregister()
-            raise
-        family.children.append(self)
-
-    def _stop_for(self, cause: CancelCause, /) -> None:
-        self.cancel(cause.reason)
+        if family is not None:
+            # First, so that whatever ends the block, a kill in here too, ends the thread.
+            cancel_with(family.scope.token, self, "the block that it was made in has ended")
+            family.children.append(self)
+        super().start()
 
     def _run_behind_the_boundary(self) -> None:
         family, self._family = self._family, None

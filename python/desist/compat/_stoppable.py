@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from desist._core import CancelCause, CancelSource, CancelToken, Event
+from desist._core import CancelSource, CancelToken, Event
 from desist._enums import CauseKind
 from desist._thread import Thread
+from desist.compat._with import cancel_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -84,8 +85,5 @@ class StoppableThread(Thread):
         if event is None:
             super()._run_behind_the_boundary()
             return
-        with event.token.on_cancel(self._stop_for):
+        with cancel_with(event.token, self, _REASON):
             super()._run_behind_the_boundary()
-
-    def _stop_for(self, cause: CancelCause, /) -> None:
-        self.cancel(cause.reason)

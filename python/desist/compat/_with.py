@@ -1,0 +1,21 @@
+"""Threads that are cancelled with something else."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from desist._core import CancelToken, Registration
+    from desist._thread import Thread
+
+
+def cancel_with(token: CancelToken, thread: Thread, reason: str) -> Registration:
+    """Cancel `thread` when `token` is cancelled.
+
+    The callback is made of native parts. It runs on the thread that cancels; a kill of that one,
+    striking in Python code here, would end the callback with nothing done.
+    """
+    cancel = map(thread._task.cancel, itertools.repeat(reason))  # noqa: SLF001 (its own package)
+    return token.on_cancel(functools.partial(next, cancel))
