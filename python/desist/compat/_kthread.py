@@ -20,7 +20,7 @@ class KThread(Thread):
     pays nothing, and the kill ends its desist waits, too.
     """
 
-    killed = False
+    killed: bool = False
     """Was kill() called?"""
 
     def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
