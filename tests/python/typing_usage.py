@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from typing_extensions import assert_type
 
 import desist
-from desist import testing
+from desist import compat, testing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,3 +221,39 @@ def sweeps_with_a_state_hand_it_on(texts: Callable[[], desist.Queue[str]]) -> No
     testing.sweep_kills(use)  # type: ignore[arg-type]
     testing.sweep_cancels(use, setup=list[int])  # type: ignore[misc]
     testing.sweep_kills(use, setup=texts, victims="all")  # type: ignore[call-overload]
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@compat.func_set_timeout(5)
+def limited(page: str) -> int:
+    return len(page)
+
+
+@compat.timeout(5, timeout_exception=LookupError)
+def limited_by_the_call(page: str) -> int:
+    return len(page)
+
+
+def timeouts_keep_the_types_of_what_they_limit() -> str:
+    assert_type(compat.func_timeout(5, limited, ("page",)), int)
+    assert_type(limited("page"), int)
+    limited(1)  # type: ignore[arg-type]
+    limited("page", forceTimeout=1)  # type: ignore[call-arg]
+    assert_type(limited_by_the_call("page", timeout=1), int)
+    with compat.ThreadingTimeout(5) as block:
+        assert_type(block, compat.ThreadingTimeout)
+        return "in time"
+    return "too late"
+
+
+def threads_of_recipes(stop: compat.StopEvent) -> None:
+    worker = compat.StoppableThread(target=limited, args=("page",), stop_event=stop)
+    assert_type(worker.stopped(), bool)
+    compat.StoppableThread(stop_event=desist.Event())  # type: ignore[arg-type]
+    with compat.parent_scope(timeout=1) as scope:
+        assert_type(scope, desist.CancelScope)
+        compat.Thread(target=limited, args=("page",), is_kill_parent=True).start()
+    assert_type(compat.KThread().kill(), desist.KillReport)
+    compat.cancel_at_exit(worker, grace=1)
