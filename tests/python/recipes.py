@@ -400,15 +400,21 @@ def stopit_is_swallowed() -> None:
 
 
 def func_timeout_leaves_the_function_behind() -> None:
-    from func_timeout import FunctionTimedOut, func_timeout
+    from func_timeout import FunctionTimedOut, StoppableThread, func_timeout
 
-    lock, forever = threading.Lock(), threading.Lock()
+    lock, forever, inside = threading.Lock(), threading.Lock(), threading.Event()
     forever.acquire()
 
     def function() -> None:
         with lock:
+            inside.set()
             forever.acquire()
 
+    def join(thread: threading.Thread, timeout: float | None = None) -> None:
+        inside.wait()
+        threading.Thread.join(thread, timeout)
+
+    StoppableThread.join = join  # its time is not over before it has begun
     before = threading.active_count()
     try:
         func_timeout(0.01, function)

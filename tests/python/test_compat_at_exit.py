@@ -138,10 +138,15 @@ print("the process ends")
 
 def test_it_is_cancelled_when_no_other_thread_needs_it_any_more() -> None:
     assert ends_with("""
-threading.Thread(target=lambda: (ready.wait(), desist.sleep(0.05), print("needs it"))).start()
-thread.start()
+def other():
+    threading.main_thread().join()  # the interpreter has begun to exit
+    print("needs it", thread.is_alive())
+
 cancel_at_exit(thread)
-""") == ["needs it", "cleaned up"]
+thread.start()
+ready.wait()
+threading.Thread(target=other).start()
+""") == ["needs it True", "cleaned up"]
 
 
 def test_handlers_registered_before_find_it_gone_and_those_after_find_it_alive() -> None:
