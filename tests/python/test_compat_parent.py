@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -223,6 +224,10 @@ def test_a_parent_that_is_killed_takes_its_children_along() -> None:
     assert threads[0].state is TaskState.CANCELLED
 
 
+@pytest.mark.skipif(
+    sys.version_info[:2] == (3, 11),
+    reason="traced threads stand still while one that joins them has not noticed its kill",
+)
 def test_wherever_a_parent_is_killed_its_children_end(monkeypatch: pytest.MonkeyPatch) -> None:
     # 3.14 may strike right behind an `__enter__`. The scope around that one then finds it open.
     monkeypatch.setattr(threading, "excepthook", lambda _: None)

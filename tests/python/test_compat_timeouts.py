@@ -332,6 +332,51 @@ def test_a_timeout_raises_what_it_was_told_to() -> None:
     assert signal.getsignal(signal.SIGALRM) is handler
 
 
+# --- by force -------------------------------------------------------------------------------------
+
+
+def count() -> None:
+    n = 0
+    while True:
+        n += 1
+
+
+def block_that_counts() -> None:
+    with ThreadingTimeout(SOON, swallow_exc=False):
+        n = 0
+        while True:
+            n += 1
+
+
+@pytest.mark.parametrize("place", [lambda body: body(), in_thread])
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda: func_timeout(SOON, count),
+        func_set_timeout(SOON)(count),
+        timeout(SOON)(count),
+        block_that_counts,
+    ],
+)
+def test_what_neither_waits_nor_stops_is_left_by_force(body: Any, place: Any) -> None:
+    with pytest.raises(DeadlineExceeded):
+        place(body)
+    stop_at(SOON)
+
+
+def test_what_is_left_by_force_gives_back_what_it_held() -> None:
+    lock = Lock(on_kill="release")
+
+    def holds() -> None:
+        with lock:
+            desist.sleep(0)
+        lock.acquire()
+        count()
+
+    assert threading_timeoutable("late")(holds)(timeout=SOON) == "late"
+    assert not lock.locked()
+
+
 # --- what makes no sense --------------------------------------------------------------------------
 
 
@@ -367,7 +412,7 @@ DECORATORS: list[Callable[[], Callable[[Any], Any]]] = [
 )
 def test_what_is_not_done_when_it_returns_is_refused(make: Any, function: Any, kind: str) -> None:
     name = function.__name__
-    with pytest.raises(TypeError, match=rf"^{name} is an? {kind} function, .*cancel_scope"):
+    with pytest.raises(TypeError, match=rf"^{name} is an? {kind} function, .*fail_after"):
         make()(function)
 
 

@@ -1,19 +1,19 @@
 """func_timeout, stopit and timeout_decorator: a function, or a block, that has to end in time.
 
 The code runs on the thread that calls it, in a block of its own with a deadline: its desist waits
-and checkpoints raise Cancelled, which ends with the block. After the block nothing is left that
-could strike.
+and checkpoints raise Cancelled, and what does not wait is left by force soon after. Both end with
+the block; after it nothing is left that could strike.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import math
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from desist._core import CancelScope, cancel_scope, move_on_after
+from desist._deadline import refuse
 from desist._exceptions import DeadlineExceeded, ScopeMisuse
 
 if TYPE_CHECKING:
@@ -29,26 +29,12 @@ TimeoutException = DeadlineExceeded
 """What leaves a block of ThreadingTimeout."""
 
 
+_KILL_AFTER = 0.1
+"""Seconds from the deadline until what does not wait, or swallows, is left by force."""
+
+
 def _block(seconds: float) -> CancelScope:
-    return move_on_after(seconds)
-
-
-def _refuse(function: Callable[..., object]) -> None:
-    """Only what is done when it returns can be given a time."""
-    if not callable(function):
-        message = f"expected a function, not {type(function).__qualname__}"  # type: ignore[unreachable]
-        raise TypeError(message)
-    for kind, is_one in (
-        ("a generator", inspect.isgeneratorfunction),
-        ("a coroutine", inspect.iscoroutinefunction),
-        ("an asynchronous generator", inspect.isasyncgenfunction),
-    ):
-        if is_one(function):
-            name = getattr(function, "__qualname__", repr(function))
-            raise TypeError(
-                f"{name} is {kind} function, whose call returns before its code runs: put"
-                " `with desist.cancel_scope(timeout=...)` around the code that uses what it returns"
-            )
+    return move_on_after(seconds, kill_after=_KILL_AFTER)
 
 
 # --- func_timeout ---------------------------------------------------------------------------------
@@ -100,7 +86,7 @@ def func_timeout(
     func_timeout calls it on another thread, which it leaves behind, with all that it holds. Here it
     has ended when FunctionTimedOut is raised. The native way: ``with desist.fail_after(timeout):``.
     """
-    _refuse(func)
+    refuse(func)
     with _block(timeout):
         return func(*args, **(kwargs or {}))
     raise FunctionTimedOut("", timeout, func, args, kwargs)
@@ -129,7 +115,7 @@ def func_set_timeout(
         _block(timeout)  # refuses what makes no sense
 
     def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
-        _refuse(function)
+        refuse(function)
 
         @functools.wraps(function)
         def within(*args: Any, **kwargs: Any) -> _R:
@@ -178,7 +164,9 @@ class ThreadingTimeout:
         """A block that has not begun."""
         self.seconds = seconds
         self.swallow_exc = swallow_exc
-        self._scope: CancelScope = _block(seconds) if swallow_exc else cancel_scope(seconds)
+        self._scope: CancelScope = (
+            _block(seconds) if swallow_exc else cancel_scope(seconds, kill_after=_KILL_AFTER)
+        )
         self._entered = self._canceled = False
 
     @property
@@ -246,7 +234,7 @@ def threading_timeoutable(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        _refuse(function)
+        refuse(function)
 
         @functools.wraps(function)
         def within(*args: Any, **kwargs: Any) -> Any:
@@ -286,7 +274,7 @@ def timeout(
         _block(seconds)  # refuses what makes no sense
 
     def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
-        _refuse(function)
+        refuse(function)
 
         @functools.wraps(function)
         def within(*args: Any, **kwargs: Any) -> _R:
