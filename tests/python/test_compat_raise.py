@@ -15,10 +15,6 @@ from support import Victim, spin, until_asleep
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(desist.Thread, "raise_exc"), reason="desist.Thread has no raise_exc() yet"
-)
-
 KINDS: list[Any] = [desist.Thread, compat.Thread, compat.KThread, compat.StoppableThread]
 
 
@@ -28,13 +24,12 @@ class Mine(Exception):
 
 def raised_in(body: Callable[[Callable[[], None]], object], what: Any) -> BaseException | None:
     """What a victim gets that is in `body`, or its wait, when it is raised there."""
-    victim: Any = Victim(body)
+    victim = Victim(body)
     with victim:
-        if body is not spin:
+        if body is sleep:
             until_asleep(victim)
         victim.raise_exc(what)
-    raised: BaseException | None = victim.raised
-    return raised
+    return victim.raised
 
 
 def sleep(ready: Callable[[], None]) -> None:
@@ -61,7 +56,11 @@ def test_a_class_is_raised_too(body: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_terminate_ends_a_thread_quietly(kind: Any) -> None:
+def test_terminate_ends_a_thread_quietly(
+    kind: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # That of pytest minds SystemExit.
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     ready = threading.Event()
     thread = kind(target=spin, args=(ready.set,))
     thread.start()
@@ -69,6 +68,7 @@ def test_terminate_ends_a_thread_quietly(kind: Any) -> None:
     thread.terminate()
     thread.join()
     assert not thread.is_alive()
+    assert capsys.readouterr().err == ""
 
 
 def test_it_returns_at_once_also_if_the_thread_is_blocked_in_c() -> None:
@@ -79,7 +79,7 @@ def test_it_returns_at_once_also_if_the_thread_is_blocked_in_c() -> None:
         go_on.wait()
         spin(lambda: None)
 
-    victim: Any = Victim(body)
+    victim = Victim(body)
     with victim:
         victim.raise_exc(Mine)
         assert victim.is_alive()
@@ -117,7 +117,7 @@ def test_what_holds_a_kill_off_holds_it_off_too(zone: str) -> None:
             steps.append("inside")
         spin(lambda: None)
 
-    victim: Any = Victim(body)
+    victim = Victim(body)
     with victim:
         inside.wait()
         victim.raise_exc(Mine)
@@ -131,7 +131,7 @@ def test_it_strikes_the_body_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
     told: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", told.append)
     for _ in range(100):
-        thread: Any = desist.Thread(target=sum, args=((1, 2),))
+        thread = desist.Thread(target=sum, args=((1, 2),))
         thread.start()
         thread.raise_exc(Mine)
         thread.join()
@@ -141,7 +141,7 @@ def test_it_strikes_the_body_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_thread_that_has_ended_is_left_alone() -> None:
-    thread: Any = desist.Thread(target=int)
+    thread = desist.Thread(target=int)
     thread.start()
     thread.join()
     thread.raise_exc(Mine)
@@ -159,7 +159,7 @@ def test_a_thread_that_has_not_started_is_refused(kind: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [1, "Mine", None, int, object()])
 def test_what_is_no_exception_is_refused(wrong: Any) -> None:
-    victim: Any = Victim(sleep)
+    victim = Victim(sleep)
     with victim:
         with pytest.raises(TypeError):
             victim.raise_exc(wrong)
