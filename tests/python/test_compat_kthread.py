@@ -11,8 +11,8 @@ import desist
 import recipes
 from desist import Killed, LeaseQueue, Lock, Outcome, TaskState, WorkerPool
 from desist.compat import KThread
+from desist.testing import sweep_kills
 from support import LINUX, NEVER, Victim, until_asleep
-from sweep import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def test_wherever_a_desist_thread_is_killed_no_lock_is_left_held() -> None:
         assert not lock.locked()
         assert lock.acquire(blocking=False)
 
-    assert sweep(trial) > 5
+    assert sweep_kills(trial, victims="started").points > 5
 
 
 def test_kthread_leaves_a_queue_locked() -> None:
@@ -68,7 +68,7 @@ def test_wherever_a_desist_thread_is_killed_its_queue_works_on() -> None:
         jobs.put_nowait(2)
         assert jobs.get_nowait() in (1, 2)
 
-    assert sweep(trial) > 0
+    assert sweep_kills(trial, victims="started").points > 0
 
 
 def test_thread2_loses_an_item_although_it_is_put_back() -> None:
@@ -90,7 +90,7 @@ def test_wherever_a_desist_worker_is_killed_its_item_is_done() -> None:
             queue._drain(NEVER)
         assert done == [1]
 
-    assert sweep(trial) > 5
+    assert sweep_kills(trial, victims="started").points > 5
 
 
 # --- who swallows ---------------------------------------------------------------------------------

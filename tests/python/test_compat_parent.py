@@ -12,8 +12,8 @@ import desist
 import recipes
 from desist import Cancelled, DeadlineExceeded, Killed, ScopeMisuse, TaskState, testing
 from desist.compat import Thread, parent_scope
+from desist.testing import sweep_kills
 from support import AT_WAIT, NEVER, Victim, until_asleep
-from sweep import sweep
 
 # A kill may strike a finalizer that happens to run in the body, which cannot let it pass and
 # reports it; a real killer sends it again.
@@ -248,7 +248,7 @@ def test_wherever_a_parent_is_killed_its_children_end(monkeypatch: pytest.Monkey
             if thread.ident is not None:
                 thread.join()
 
-    assert sweep(trial) > 100
+    assert sweep_kills(trial, victims="started").points > 100
 
 
 def test_a_thread_that_could_not_be_started_is_not_waited_for(

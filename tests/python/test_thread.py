@@ -10,8 +10,8 @@ import pytest
 
 import desist
 from desist import Cancelled, TaskState, Thread
+from desist.testing import sweep_kills
 from support import FORCE, NEVER, Victim, spin
-from sweep import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,4 +202,4 @@ def test_a_thread_begins_wherever_the_one_that_starts_it_is_killed() -> None:
             started.join()
             assert began.is_set() or started.state is TaskState.KILLED
 
-    assert sweep(trial) > 10
+    assert sweep_kills(trial, victims="started").points > 10
