@@ -409,7 +409,7 @@ print("swept")
 
 @pytest.mark.parametrize("core", ["ctrace", "sysmon", "pytrace"])
 def test_it_runs_under_coverage(core: str, tmp_path: Path) -> None:
-    pytest.importorskip("coverage")
+    pytest.importorskip("coverage.tracer" if core == "ctrace" else "coverage")
     if core == "sysmon" and sys.version_info < (3, 12):
         pytest.skip("there is no sys.monitoring")
     script = tmp_path / "measured.py"

@@ -130,7 +130,7 @@ impl Injector {
             if let Some(victim) = this.pass() {
                 this.strike(
                     slf.py(),
-                    victim,
+                    &victim,
                     arguments.get_item(0)?,
                     arguments.get_item(1)?,
                 );
@@ -143,7 +143,7 @@ impl Injector {
         if arguments.get_item(1)?.eq("opcode")? {
             if let Some(victim) = this.pass() {
                 let (code, offset) = (frame.getattr("f_code")?, frame.getattr("f_lasti")?);
-                this.strike(slf.py(), victim, code, offset);
+                this.strike(slf.py(), &victim, code, offset);
             }
         }
         // A trace function stays in place if it returns itself.
@@ -177,7 +177,7 @@ impl Injector {
     fn strike(
         &self,
         py: Python<'_>,
-        task: Arc<task::Task>,
+        task: &Arc<task::Task>,
         code: Bound<'_, PyAny>,
         offset: Bound<'_, PyAny>,
     ) {
