@@ -401,6 +401,12 @@ class Pebble(Side):
         self.pool = ProcessPool(max_workers=WORKERS)
         self.futures: dict[int, Any] = {}
         self.mutex = threading.Lock()
+        self.again: queue.SimpleQueue[int] = queue.SimpleQueue()
+        threading.Thread(target=self.repeat, daemon=True).start()
+
+    def repeat(self) -> None:
+        while True:
+            self.submit(self.again.get())
 
     def submit(self, item: int) -> None:
         future = self.pool.schedule(in_process, args=[item])
@@ -411,8 +417,8 @@ class Pebble(Side):
     def ended(self, item: int, future: Any) -> None:
         with self.mutex:
             self.futures.pop(item, None)
-        if future.cancelled():
-            self.submit(item)
+        if future.cancelled() or future.exception() is not None:
+            self.again.put(item)  # not from here, which is the pool's own thread
         else:
             self.done.append(future.result())
             self.acked.append(item)
