@@ -26,9 +26,6 @@ from desist._enums import Outcome, TaskState
 from desist._exceptions import TaskAborted, TaskCancelled
 from desist._future import BRIEFLY
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -294,7 +291,7 @@ class TaskGroup(Crew):
             errors.append(raised)
         if not errors:
             return None
-        group: BaseException = ExceptionGroup("unhandled errors in a TaskGroup", errors)
+        group = _group_of("unhandled errors in a TaskGroup", errors)
         group.__cause__ = None  # its parts say it all
         return group
 
@@ -350,6 +347,14 @@ class TaskGroup(Crew):
             self._errors.append(no_thread)
             task.cancel("there is no thread for it")
             task._run()  # noqa: SLF001
+
+
+def _group_of(message: str, errors: list[Exception]) -> BaseException:
+    if sys.version_info >= (3, 11):
+        return ExceptionGroup(message, errors)  # noqa: F821 (3.11)
+    import exceptiongroup  # only now, for it brings much along
+
+    return exceptiongroup.ExceptionGroup(message, errors)
 
 
 class _Race(TaskGroup):

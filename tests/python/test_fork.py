@@ -34,7 +34,9 @@ def test_tokens_and_scopes_work_in_the_child() -> None:
 
 
 def test_a_deadline_still_comes_in_the_child_to_who_only_looks() -> None:
-    source = CancelSource(timeout=0.05)
+    # Long enough for the fork to come first: a callback in the middle of which it comes is the
+    # parent's.
+    source = CancelSource(timeout=0.5)
     callback = threading.Event()
     source.token.on_cancel(lambda _: callback.set())
 
