@@ -38,7 +38,14 @@ struct State {
 }
 
 static TIMER: OnceCell<Timer> = OnceCell::new();
-static CALLBACKS: OnceCell<(Sender<Callbacks>, Receiver<Callbacks>)> = OnceCell::new();
+static CALLBACKS: OnceCell<ForkMutex<Channel>> = OnceCell::new();
+
+/// To the callbacks' thread.
+struct Channel {
+    sender: Sender<Callbacks>,
+    /// For what is still queued when the process is forked.
+    receiver: Receiver<Callbacks>,
+}
 
 /// Tell the timer of a node's deadline, if it does not know yet.
 pub(crate) fn arm(node: &NodeRef) {
@@ -82,14 +89,19 @@ pub(crate) fn hand_over(callbacks: Callbacks) {
     if testing::current().is_some() {
         return run_safely(callbacks); // another thread would run out of turn
     }
-    let (sender, _) = CALLBACKS.get_or_init(|| {
+    let channel = CALLBACKS.get_or_init(|| ForkMutex::new(Channel::start()));
+    let sent = channel.lock().sender.send(callbacks);
+    if let Err(unsent) = sent {
+        unsent.into_inner().run();
+    }
+}
+
+impl Channel {
+    fn start() -> Channel {
         let (sender, receiver) = unbounded();
         let taken = receiver.clone();
         spawn("desist-callbacks", move || run_callbacks(&taken));
-        (sender, receiver)
-    });
-    if let Err(unsent) = sender.send(callbacks) {
-        unsent.into_inner().run();
+        Channel { sender, receiver }
     }
 }
 
@@ -119,8 +131,10 @@ pub(crate) fn armed() -> usize {
 
 /// Around a fork: no other thread may be inside the timer. The guard is held from before the fork
 /// until after it, in both processes.
-pub(crate) fn hold_for_fork() -> Option<impl Sized> {
-    TIMER.get().map(|timer| timer.state.lock())
+pub(crate) fn hold_for_fork() -> impl Sized {
+    let timer = TIMER.get().map(|timer| timer.state.lock());
+    let channel = CALLBACKS.get().map(ForkMutex::lock);
+    (timer, channel)
 }
 
 /// In a forked child, which has only the thread that forked.
@@ -129,9 +143,12 @@ pub(crate) fn restart_in_child() {
         timer.state.lock().asleep = None;
         spawn("desist-timer", move || timer.serve());
     }
-    // What is queued for the callbacks' thread stays queued; a new thread takes over the receiver.
-    if let Some((_, receiver)) = CALLBACKS.get() {
-        spawn("desist-callbacks", move || run_callbacks(receiver));
+    // In the channel the parent's thread may be waiting, which would be woken in place of a new one.
+    if let Some(channel) = CALLBACKS.get() {
+        let former = std::mem::replace(&mut *channel.lock(), Channel::start());
+        for queued in former.receiver.try_iter() {
+            hand_over(queued);
+        }
     }
 }
 

@@ -34,6 +34,12 @@ def test_tokens_and_scopes_work_in_the_child() -> None:
 
 
 def test_a_deadline_still_comes_in_the_child_to_who_only_looks() -> None:
+    # There is a thread for callbacks by now, and it waits for more.
+    before = threading.Event()
+    early = CancelSource(timeout=0.05)
+    early.token.on_cancel(lambda _: before.set())
+    assert before.wait(NEVER)
+    assert not desist._core.Latch().wait(0.05)
     # Long enough for the fork to come first: a callback in the middle of which it comes is the
     # parent's.
     source = CancelSource(timeout=0.5)
