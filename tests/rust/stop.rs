@@ -672,7 +672,10 @@ fn i21_a_lock_that_holds_a_kill_off_for_too_long_is_poisoned() {
     let lock = Lock::default();
     let held = lock.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
-        held.try_acquire(Acquire::Block).unwrap();
+        let mask = task.mask(far()); // so that none comes before the lock is held
+        while ears.posted.try_recv().is_ok() {}
+        assert!(held.try_acquire(Acquire::Block).unwrap());
+        task.unmask(mask);
         ears.posted.recv().unwrap();
         task.arrived().unwrap();
         BodyEnd::Killed(None)
