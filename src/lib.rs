@@ -6,6 +6,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`clock`], [`cause`], [`error`] | time, who cancelled and why, what a wait can end with |
+//! | `item` | what a piece of work is known by |
 //! | [`fork`], [`host`] | what the process and the runtime around it do to threads |
 //! | `park` | the one place where a thread blocks |
 //! | [`token`] | sources that may cancel, tokens that may look, callbacks |
@@ -40,6 +41,7 @@ pub mod clock;
 pub mod error;
 pub mod fork;
 pub mod host;
+mod item;
 mod park;
 pub mod token;
 

@@ -101,7 +101,7 @@ mod _core {
         sleep_forever, sleep_until,
     };
     #[pymodule_export]
-    use super::work::{Lease, LeaseQueue, RetryPolicy, Seat};
+    use super::work::{Lease, LeaseQueue, RetryPolicy, Seat, Tally};
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
+use crate::item::ItemId;
 use crate::ledger::Death;
 use crate::scope;
 use crate::task::{Progress, Task};
@@ -76,9 +77,9 @@ pub struct KillReport {
     /// Names of locks that are poisoned, or lost with an abandoned owner.
     pub poisoned: Vec<Arc<str>>,
     /// Ids of items that are ready again.
-    pub requeued: Vec<u64>,
+    pub requeued: Vec<ItemId>,
     /// Ids of items whose lease the task still believes to hold.
-    pub fenced: Vec<u64>,
+    pub fenced: Vec<ItemId>,
     /// Where it was stopped, or where it is now.
     pub stack: Option<Arc<str>>,
     /// The call, the last of `stack`, that has not come back in all the time in which force was

@@ -30,6 +30,7 @@ use crate::atomics::{self, AtomicBool, Mutex};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
+use crate::item::ItemId;
 pub use crate::ledger::Death;
 use crate::ledger::{End, Ledger, Swept};
 use crate::park::{Outcome, Waiter};
@@ -178,8 +179,8 @@ struct Order {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Record {
     pub(crate) swept: Swept,
-    pub(crate) requeued: Vec<u64>,
-    pub(crate) fenced: Vec<u64>,
+    pub(crate) requeued: Vec<ItemId>,
+    pub(crate) fenced: Vec<ItemId>,
     pub(crate) killed_at: Option<Rung>,
     /// `Cancelled` came out of the body.
     pub(crate) cancelled: bool,

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 pub use memory::LeaseQueue;
 
+pub use crate::item::ItemId;
+
 /// One delivery of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease<T> {

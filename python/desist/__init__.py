@@ -87,7 +87,7 @@ from desist._future import Future
 from desist._group import Task, TaskGroup, race
 from desist._interruptible import interruptible
 from desist._ops import done_op
-from desist._pool import ItemFuture, WorkerPool
+from desist._pool import ItemFuture, PoolStats, Restart, WorkerPool, WorkEvent
 from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer, kill
 
@@ -139,10 +139,12 @@ __all__ = [
     "Outcome",
     "OwnerLost",
     "PoolExhausted",
+    "PoolStats",
     "PriorityQueue",
     "Queue",
     "RLock",
     "Registration",
+    "Restart",
     "RetryPolicy",
     "ScopeMisuse",
     "Semaphore",
@@ -159,6 +161,7 @@ __all__ = [
     "ThreadPoolExecutor",
     "Timeout",
     "Timer",
+    "WorkEvent",
     "WorkerPool",
     "acquire_op",
     "after_op",

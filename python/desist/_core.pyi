@@ -48,6 +48,7 @@ __all__ = [
     "Simulation",
     "StopPolicy",
     "Strike",
+    "Tally",
     "Task",
     "Timeout",
     "_Injector",
@@ -639,7 +640,7 @@ class KillReport:
         Seconds from the call to the end, when everything had been given back.
         """
     @property
-    def fenced(self, /) -> list[int]:
+    def fenced(self, /) -> list[int | str]:
         """
         Ids of the items whose old lease is fenced off, for its worker was given up.
         """
@@ -659,7 +660,7 @@ class KillReport:
         Names of the locks that were given back.
         """
     @property
-    def requeued(self, /) -> list[int]:
+    def requeued(self, /) -> list[int | str]:
         """
         Ids of the items that will be leased again.
         """
@@ -735,7 +736,7 @@ class Lease(Generic[_T]):
         The lease's number; a later lease of any item has a greater one.
         """
     @property
-    def id(self, /) -> int:
+    def id(self, /) -> int | str:
         """
         The item's id.
         """
@@ -1168,13 +1169,20 @@ class Seat:
     """
     A worker's place in its pool: what it is doing now can be cancelled and killed there.
     """
-    def __new__(cls, /, queue: LeaseQueue[_T], pool: CancelToken) -> Seat: ...
+    def __new__(
+        cls, /, name: str, queue: LeaseQueue[Any], pool: CancelToken, tally: Tally
+    ) -> Seat: ...
     @property
     def abandoned(self, /) -> bool:
         """
         Given up?
         """
-    def cancel(self, /, item_id: int, reason: str | None = None) -> bool:
+    @property
+    def busy(self, /) -> bool:
+        """
+        Is it working on something?
+        """
+    def cancel(self, /, item_id: int | str, reason: str | None = None) -> bool:
         """
         Ask what is being worked on to stop, if it is this item.
         """
@@ -1183,7 +1191,7 @@ class Seat:
         Kill what is being worked on; its item is leased again, by the same worker or another. An
         idle worker has nothing to kill.
         """
-    def launch(self, /, name: str) -> None:
+    def launch(self, /) -> None:
         """
         Its thread is being started.
         """
@@ -1191,10 +1199,10 @@ class Seat:
         """
         Block until the worker has left its loop or was given up. A checkpoint.
         """
-    def work(self, /, name: str, handler: Callable[[Lease[_T]], object]) -> None:
+    def work(self, /, handler: Callable[[Lease[Any]], object]) -> None:
         """
         Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
-        kill strikes.
+        kill strikes. What the queue raises, other than Cancelled, is raised.
         """
 
 @disjoint_base
@@ -1355,6 +1363,18 @@ class Strike:
     def __new__(cls, /) -> Strike: ...
     @property
     def token(self, /) -> CancelToken: ...
+
+@final
+class Tally:
+    """
+    Counts what happens in a pool, and tells `observer(kind, item_id, attempt, worker, failure)`,
+    if there is one, on the worker's thread, where no kill strikes.
+    """
+    def __new__(cls, /, observer: Callable[..., object] | None = None) -> Tally: ...
+    def counts(self, /) -> dict[str, int]:
+        """
+        How often each has happened.
+        """
 
 @final
 class Task:

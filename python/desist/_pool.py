@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
+from desist._aside import Aside
 from desist._core import (
     CancelCause,
     CancelSource,
@@ -15,6 +18,8 @@ from desist._core import (
     LeaseQueue,
     Seat,
     StopPolicy,
+    Tally,
+    cancel_scope,
     hold_off,
 )
 from desist._enums import Outcome
@@ -61,6 +66,55 @@ class ItemFuture(Future[R]):
         self.set_exception(TaskCancelled(failure) if isinstance(failure, CancelCause) else failure)
 
 
+class Restart(NamedTuple):
+    """How often workers are replaced before their pool gives up, as a supervisor's in Erlang."""
+
+    intensity: int = 3
+    """So many within `period` are borne; with the next one the pool gives up."""
+    period: float = 5.0
+    """Seconds."""
+    max_abandoned: int = 2
+    """So many threads that nothing ends may be left behind in all."""
+
+
+class WorkEvent(NamedTuple):
+    """Something that has happened to an item of a WorkerPool."""
+
+    kind: Literal["started", "done", "failed", "cancelled", "killed", "requeued", "dead"]
+    """What became of the attempt, and after all but the first two, what becomes of the item."""
+    item_id: int | str
+    attempt: int
+    worker: str
+    """The worker's name."""
+    failure: BaseException | CancelCause | None
+    """What went wrong, if anything did."""
+
+
+class PoolStats(NamedTuple):
+    """What a WorkerPool has done so far, and how it is."""
+
+    workers: int
+    """How many it is meant to have."""
+    alive: int
+    """How many are there."""
+    busy: int
+    """How many are at work on an item."""
+    restarts: int
+    """How many have been replaced."""
+    abandoned: int
+    """How many threads were given up and left behind."""
+    started: int
+    """Attempts. Those that are over are done, failed, cancelled or killed."""
+    done: int
+    failed: int
+    cancelled: int
+    killed: int
+    requeued: int
+    """Attempts after which the item was ready, or delayed, again."""
+    dead: int
+    """Items that were tried for the last time."""
+
+
 class WorkerPool(Generic[T, R]):
     """Threads that call `handler(lease)` for every item of a LeaseQueue.
 
@@ -70,6 +124,10 @@ class WorkerPool(Generic[T, R]):
 
     Leaving the `with` block waits until all work has ended, then stops the workers; if an
     exception leaves it, they are stopped at once.
+
+    The pool gives up when workers have to be replaced more often than `restart` bears, or when
+    the queue fails: it stops, and submit(), drain() and the end of the `with` block raise
+    PoolExhausted, whose cause says why. What was not done stays in the queue.
     """
 
     def __init__(
@@ -79,40 +137,37 @@ class WorkerPool(Generic[T, R]):
         workers: int = 4,
         queue: LeaseQueue[T] | None = None,
         policy: StopPolicy | None = None,
-        max_abandoned: int = 2,
+        restart: Restart | None = None,
+        on_event: Callable[[WorkEvent], object] | None = None,
     ) -> None:
         """Start `workers` threads.
 
-        `policy` is for killing workers. A worker that no rung ends is given up and replaced, at
-        most `max_abandoned` times.
+        `policy` is for killing workers. A worker that no rung ends is given up and replaced.
+
+        `on_event(event)` is called for whatever happens to an item, on the worker's own thread,
+        where no kill strikes: it should be quick. What it raises goes to sys.unraisablehook.
         """
-        if not callable(handler):
-            message = f"handler must be callable, not {type(handler).__name__}"  # type: ignore[unreachable]
-            raise TypeError(message)
-        if workers < 1:
-            message = f"workers must be at least 1, not {workers}"
-            raise ValueError(message)
-        if max_abandoned < 0:
-            message = f"max_abandoned must not be negative, but is {max_abandoned}"
-            raise ValueError(message)
+        restart = Restart() if restart is None else restart
+        _check(handler, workers, restart)
         self.queue: LeaseQueue[T] = LeaseQueue() if queue is None else queue
         self._owns_queue = queue is None
         self._handler = handler
         self._policy = StopPolicy() if policy is None else policy
-        self._may_abandon = max_abandoned
+        self._tally = Tally(_observer(on_event))
         self._source = CancelSource()
         # A pool that nobody has any more, or that is still there at exit, stops working.
         weakref.finalize(self, self._source.cancel, "nobody has the pool any more")
         self._process = os.getpid()
         self._stopped = False
+        self._supervisor = _Supervisor(restart, self._source)
         self._seats = [self._start_worker(index) for index in range(workers)]
 
     def _start_worker(self, index: int) -> Seat:
-        seat = Seat(self.queue, self._source.token)
         name = f"desist-worker-{index}"
-        seat.launch(name)
+        seat = Seat(name, self.queue, self._source.token, self._tally)
+        seat.launch()
         thread = threading.Thread(
-            target=seat.work, args=(name, self._handler), name=name, daemon=True
+            target=_work, args=(seat, self._handler, self._supervisor), name=name, daemon=True
         )
         hold_off(thread.start)  # a kill in it would leave locks of threading held
         return seat
@@ -128,9 +183,7 @@ class WorkerPool(Generic[T, R]):
     def submit(self, item: T) -> ItemFuture[R]:
         """Add an item; its future tells what becomes of it. Never blocks."""
         self._check_usable()
-        if not self.workers_alive():
-            message = "all workers of this pool were given up; nobody is left to do the work"
-            raise PoolExhausted(message)
+        self._supervisor.check()
         future: ItemFuture[R] = ItemFuture()
         future.item_id = item_id = self.queue._submit(item, future)  # noqa: SLF001 (the core's own door)
         future._cancel_item = lambda: self._cancel(item_id, None)  # noqa: SLF001 (its own module)
@@ -167,12 +220,7 @@ class WorkerPool(Generic[T, R]):
         seat = self._seats[index]
         report = seat.kill(reason, self._policy)
         if report.outcome is Outcome.ABANDONED:
-            if self._may_abandon == 0:
-                message = (
-                    f"worker {index} was given up and is not replaced: that has happened too often"
-                )
-                raise PoolExhausted(message)
-            self._may_abandon -= 1
+            self._supervisor.leave_behind(f"worker {index} could not be ended")
             self._seats[index] = self._start_worker(index)
         return report
 
@@ -180,10 +228,27 @@ class WorkerPool(Generic[T, R]):
         """How many workers are there to work; one that was given up is not."""
         return sum(not seat.wait(0) for seat in self._seats)
 
+    def stats(self) -> PoolStats:
+        """What the pool has done so far, and how it is. Never blocks."""
+        return PoolStats(
+            workers=len(self._seats),
+            alive=self.workers_alive(),
+            busy=sum(seat.busy for seat in self._seats),
+            restarts=self._supervisor.restarts,
+            abandoned=self._supervisor.abandoned,
+            **self._tally.counts(),
+        )
+
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait until all work has ended (True), at most for `timeout` seconds. A checkpoint."""
+        """Wait until all work has ended (True), at most for `timeout` seconds. A checkpoint.
+
+        PoolExhausted: the pool has given up.
+        """
         self._check_usable()
-        return self.queue._drain(timeout)  # noqa: SLF001
+        with cancel_scope() as scope, self._supervisor.gave_up.on_cancel(lambda _: scope.cancel()):
+            return self.queue._drain(timeout)  # noqa: SLF001
+        self._supervisor.check()
+        return False
 
     def stop(self) -> None:
         """Stop the workers; what they were working on is ready again. Idempotent.
@@ -191,18 +256,25 @@ class WorkerPool(Generic[T, R]):
         If the queue is the pool's own, nobody will work on what is left in it: it is dead, and
         its futures raise TaskCancelled. A queue that was passed in keeps it for other pools.
 
-        Blocks until each has ended or was given up, as the pool's policy says.
+        Blocks until each has ended or was given up, as the pool's policy says; they are killed
+        side by side.
         """
         if self._stopped or os.getpid() != self._process:
             return
         self._stopped = True
         self._source.cancel("the pool is stopping")
-        for seat in self._seats:
-            seat.kill("the pool is stopping", self._policy)
+        kills = [self._kill_aside(seat) for seat in self._seats if seat.busy]
+        for kill in kills:
+            kill.result()
         for seat in self._seats:
             seat.wait()
         if self._owns_queue:
             self.queue._give_up("the pool has stopped")  # noqa: SLF001
+
+    def _kill_aside(self, seat: Seat) -> Aside[KillReport]:
+        return Aside(
+            lambda: seat.kill("the pool is stopping", self._policy), "desist-pool-stopping"
+        )
 
     def __enter__(self) -> WorkerPool[T, R]:
         """Give the pool itself."""
@@ -217,7 +289,104 @@ class WorkerPool(Generic[T, R]):
     ) -> None:
         """Drain, unless an exception is on its way, and stop."""
         try:
-            if kind is None and self.workers_alive():
+            if kind is None and not self._stopped:
                 self.drain()
         finally:
             self.stop()
+
+
+def _check(handler: object, workers: int, restart: Restart) -> None:
+    _check_callable("handler", handler)
+    if workers < 1:
+        message = f"workers must be at least 1, not {workers}"
+        raise ValueError(message)
+    for name, value in restart._asdict().items():
+        if not value >= 0:
+            message = f"{name} of Restart must not be negative, but is {value}"
+            raise ValueError(message)
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        message = f"{name} must be callable, not {type(value).__name__}"
+        raise TypeError(message)
+
+
+def _observer(on_event: Callable[[WorkEvent], object] | None) -> Callable[..., object] | None:
+    if on_event is None:
+        return None
+    _check_callable("on_event", on_event)
+    return lambda *event: on_event(WorkEvent(*event))
+
+
+def _work(seat: Seat, handler: Callable[[Lease[Any]], object], supervisor: _Supervisor) -> None:
+    """What a worker's thread does."""
+    try:
+        seat.work(handler)
+    except BaseException as failure:  # noqa: BLE001 (it is raised where the pool is used)
+        supervisor.give_up("the queue failed", failure)
+
+
+class _Supervisor:
+    """Counts how often workers are replaced, and says when it is too often.
+
+    Its lock is the standard library's, so that no cancel keeps it from counting; what is done
+    under it is not killed.
+    """
+
+    def __init__(self, restart: Restart, pool: CancelSource) -> None:
+        self._restart = restart
+        self._pool = pool
+        self._recent: deque[float] = deque()
+        self._lock = threading.Lock()
+        self._source = CancelSource()
+        self._why: tuple[str, BaseException | None] | None = None
+        self.gave_up = self._source.token
+        self.restarts = 0
+        self.abandoned = 0
+
+    def leave_behind(self, what: str) -> None:
+        """A thread is left behind, and another is to take its place; or PoolExhausted."""
+        hold_off(self._count_left_behind, what)
+        self.restart(what)
+
+    def _count_left_behind(self, what: str) -> None:
+        with self._lock:
+            self.abandoned += 1
+            limit = self._restart.max_abandoned
+            if self.abandoned > limit:
+                self._give_up(f"{what}, and {limit} threads are left behind already", None)
+
+    def restart(self, what: str) -> None:
+        """A worker is to be replaced; or PoolExhausted."""
+        hold_off(self._count_restart, what)
+        self.check()
+
+    def _count_restart(self, what: str) -> None:
+        now = time.monotonic()
+        intensity, period, _ = self._restart
+        with self._lock:
+            self._recent.append(now)
+            while now - self._recent[0] > period:
+                self._recent.popleft()
+            if len(self._recent) > intensity:
+                self._give_up(f"{what}, and {intensity} were replaced in {period} s already", None)
+            if self._why is None:
+                self.restarts += 1
+
+    def give_up(self, why: str, failure: BaseException | None) -> None:
+        """The pool gives up, for good."""
+        hold_off(self._give_up, why, failure)
+
+    def _give_up(self, why: str, failure: BaseException | None) -> None:
+        if self._why is None:
+            self._why = (why, failure)
+        self._source.cancel(why)
+        self._pool.cancel(why)
+
+    def check(self) -> None:
+        """PoolExhausted if the pool has given up."""
+        if self._why is not None:
+            why, failure = self._why
+            message = f"the pool has given up: {why}; what was not done is still in its queue"
+            raise PoolExhausted(message) from failure

@@ -9,6 +9,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyNone;
 use pyo3::{PyTypeInfo, type_hint_identifier, type_hint_subscript, type_hint_union};
 
+use crate::item::ItemId;
+
 /// `from_py_with` for what `threading` and `queue` take as true or false: anything, as `if` does.
 pub(super) fn truth(given: &Bound<'_, PyAny>) -> PyResult<bool> {
     given.is_truthy()
@@ -114,3 +116,40 @@ impl Hint for Traceback {
 pub(super) type GivenClass<'a, 'py> = Given<'a, 'py, ExceptionClass>;
 pub(super) type GivenException<'a, 'py> = Given<'a, 'py, Exception>;
 pub(super) type GivenTraceback<'a, 'py> = Given<'a, 'py, Traceback>;
+
+impl<'py> IntoPyObject<'py> for &ItemId {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = Infallible;
+    const OUTPUT_TYPE: PyStaticExpr = type_hint_union!(u64::OUTPUT_TYPE, <&str>::OUTPUT_TYPE);
+
+    fn into_pyobject(self, py: Python<'py>) -> Result<Self::Output, Infallible> {
+        match self {
+            ItemId::Number(number) => Ok(number.into_pyobject(py)?.into_any()),
+            ItemId::Name(name) => Ok(name.into_pyobject(py)?.into_any()),
+        }
+    }
+}
+
+impl<'py> IntoPyObject<'py> for ItemId {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = Infallible;
+    const OUTPUT_TYPE: PyStaticExpr = <&ItemId>::OUTPUT_TYPE;
+
+    fn into_pyobject(self, py: Python<'py>) -> Result<Self::Output, Infallible> {
+        (&self).into_pyobject(py)
+    }
+}
+
+impl FromPyObject<'_, '_> for ItemId {
+    type Error = PyErr;
+    const INPUT_TYPE: PyStaticExpr = <&ItemId>::OUTPUT_TYPE;
+
+    fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        if let Ok(name) = object.extract::<&str>() {
+            return Ok(ItemId::Name(name.into()));
+        }
+        object.extract().map(ItemId::Number)
+    }
+}

@@ -6,6 +6,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::error::Stop;
+use crate::item::ItemId;
 use crate::python::host::detached;
 use crate::python::{error, seconds};
 use crate::stop::{self, KillError, Rung};
@@ -202,13 +203,13 @@ impl KillReport {
 
     /// Ids of the items that will be leased again.
     #[getter]
-    fn requeued(&self) -> Vec<u64> {
+    fn requeued(&self) -> Vec<ItemId> {
         self.report.requeued.clone()
     }
 
     /// Ids of the items whose old lease is fenced off, for its worker was given up.
     #[getter]
-    fn fenced(&self) -> Vec<u64> {
+    fn fenced(&self) -> Vec<ItemId> {
         self.report.fenced.clone()
     }
 

@@ -17,6 +17,7 @@ from desist import (
     Fenced,
     LeaseQueue,
     Lock,
+    Restart,
     RetryPolicy,
     ScopeMisuse,
     StopPolicy,
@@ -285,7 +286,10 @@ def test_a_retry_policy_that_makes_no_sense_is_refused(
     [
         (None, {}, TypeError, "handler must be callable, not NoneType"),
         (print, {"workers": 0}, ValueError, "workers must be at least 1, not 0"),
-        (print, {"max_abandoned": -1}, ValueError, "max_abandoned must not be negative"),
+        (print, {"on_event": 3}, TypeError, "on_event must be callable, not int"),
+        (print, {"restart": Restart(-1)}, ValueError, "intensity of Restart must not be negative"),
+        (print, {"restart": Restart(1, math.nan)}, ValueError, "period of Restart must not be"),
+        (print, {"restart": Restart(max_abandoned=-1)}, ValueError, "max_abandoned of Restart"),
     ],
     ids=str,
 )

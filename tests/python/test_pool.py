@@ -16,6 +16,7 @@ from desist import (
     LeaseQueue,
     Outcome,
     PoolExhausted,
+    Restart,
     RetryPolicy,
     StopPolicy,
     TaskCancelled,
@@ -248,14 +249,21 @@ def test_a_worker_that_is_given_up_is_replaced_and_its_late_result_is_refused() 
 
 def test_a_pool_that_has_given_up_too_many_says_so_loudly() -> None:
     gate = Gate()
-    with WorkerPool(gate.deaf, workers=1, policy=GIVE_UP, max_abandoned=0) as pool:
-        pool.submit(1)
-        gate.begun.acquire()
-        with pytest.raises(PoolExhausted, match="too often"):
-            pool.kill_worker(0)
-        with pytest.raises(PoolExhausted, match="nobody is left"):
-            pool.submit(2)
-        gate.go_on.set()
+    queue: LeaseQueue[int] = LeaseQueue()
+    pool = WorkerPool(
+        gate.deaf, workers=1, queue=queue, policy=GIVE_UP, restart=Restart(max_abandoned=0)
+    )
+    pool.submit(1)
+    gate.begun.acquire()
+    with pytest.raises(PoolExhausted, match="could not be ended, and 0 threads"):
+        pool.kill_worker(0)
+    with pytest.raises(PoolExhausted, match="has given up"):
+        pool.submit(2)
+    assert (pool.stats().alive, pool.stats().abandoned) == (0, 1)
+    gate.go_on.set()
+    with pytest.raises(PoolExhausted, match="what was not done is still in its queue"), pool:
+        pass
+    assert queue.counts()["ready"] == 1
 
 
 # --- stopping -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 import desist
 from desist import LeaseQueue, Lock, RetryPolicy, StopPolicy, WorkerPool
-from desist._core import Seat
+from desist._core import Seat, Tally
 from desist.testing import sweep_cancels, sweep_kills
 from support import NEVER, tell
 
@@ -43,7 +43,7 @@ class Office:
 
             stopper = threading.Thread(target=finish)
             stopper.start()
-            Seat(self.queue, source.token).work("worker", handler)
+            Seat("worker", self.queue, source.token, Tally()).work(handler)
             stopper.join()
 
     def begin(self, lease: Lease[str]) -> None:

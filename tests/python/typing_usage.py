@@ -197,8 +197,8 @@ def reports(report: desist.KillReport) -> None:
     assert_type(report.elapsed, float)
     assert_type(report.released, list[str])
     assert_type(report.poisoned, list[str])
-    assert_type(report.requeued, list[int])
-    assert_type(report.fenced, list[int])
+    assert_type(report.requeued, list[int | str])
+    assert_type(report.fenced, list[int | str])
     assert_type(report.stack, str | None)
 
 

@@ -34,7 +34,7 @@ class SafeWorkers:
         """Prepare to work into that tally's store."""
         self.tally = tally
         self.lock = desist.Lock(name="store")
-        self.acks: Counter[int] = Counter()
+        self.acks: Counter[int | str] = Counter()
 
     def handle(self, lease: desist.Lease[Path]) -> None:
         """Do one item; if a kill ends it, the item is leased again."""

@@ -1,0 +1,57 @@
+//! What a worker's loop, and a lease in a handler's hands, need of the queue they come from.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use crate::clock::Time;
+use crate::item::ItemId;
+use crate::work::{Back, Returned};
+
+/// Where leases come from.
+pub(super) trait Engine: Send + Sync {
+    /// Lease the next item, waiting until `until` at most. `None`: none came, or none will.
+    /// `Cancelled` and `Killed` mean that nothing was leased.
+    fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>>;
+}
+
+/// One delivery of one item, as Python sees it.
+pub(super) struct Delivery {
+    pub(super) id: ItemId,
+    pub(super) epoch: u64,
+    pub(super) attempt: u32,
+    pub(super) item: Py<PyAny>,
+    pub(super) hold: Arc<dyn Hold>,
+}
+
+/// What can be done with an item that is leased, and who waits for it.
+pub(super) trait Hold: Send + Sync {
+    /// The work is done. `Fenced`: the lease is over.
+    fn ack(&self, py: Python<'_>) -> PyResult<()>;
+
+    /// It was not done, because of this. `Fenced`: the lease is over.
+    fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned>;
+
+    /// Tell who has submitted the item what became of it.
+    fn tell(&self, py: Python<'_>, told: Told);
+}
+
+/// What became of an item.
+pub(super) enum Told {
+    Finished(Py<PyAny>),
+    /// It is dead, of this exception or `CancelCause`.
+    Failed(Py<PyAny>),
+}
+
+impl Told {
+    /// Tell a future. Nobody is there to take what it raises.
+    pub(super) fn to(self, py: Python<'_>, future: &Py<PyAny>) {
+        let told = match self {
+            Told::Finished(value) => future.call_method1(py, "_finish", (value,)),
+            Told::Failed(failure) => future.call_method1(py, "_fail", (failure,)),
+        };
+        if let Err(raised) = told {
+            raised.write_unraisable(py, Some(future.bind(py)));
+        }
+    }
+}

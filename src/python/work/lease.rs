@@ -1,0 +1,138 @@
+//! `Lease`: one delivery of one item, in the hands of its handler.
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyGenericAlias, PyType};
+
+use super::engine::{Delivery, Hold};
+use super::{LONGEST_COMMIT, failure};
+use crate::CauseKind;
+use crate::item::ItemId;
+use crate::python::hint::Item;
+use crate::python::mask::{Beginning, Masked};
+use crate::python::seconds;
+use crate::python::seconds::Seconds;
+use crate::python::token::CancelToken;
+use crate::scope;
+use crate::work::{Back, Returned};
+
+/// One delivery of one item to one worker.
+#[pyclass(frozen, module = "desist")]
+pub(in crate::python) struct Lease {
+    delivery: Delivery,
+    settled: Mutex<Settled>,
+}
+
+/// What became of a lease, if its handler said so itself.
+pub(super) enum Settled {
+    NotYet,
+    Acked(Option<Py<PyAny>>),
+    Nacked(Returned, Py<PyAny>),
+}
+
+impl Lease {
+    pub(super) fn new(delivery: Delivery) -> Self {
+        Self {
+            delivery,
+            settled: Mutex::new(Settled::NotYet),
+        }
+    }
+
+    pub(super) fn hold(&self) -> &dyn Hold {
+        &*self.delivery.hold
+    }
+
+    /// Which item it is, and which attempt.
+    pub(super) fn which(&self) -> (&ItemId, u32) {
+        (&self.delivery.id, self.delivery.attempt)
+    }
+
+    /// What its handler has said of it, if anything.
+    pub(super) fn settled(&self) -> Settled {
+        std::mem::replace(&mut *self.settled.lock(), Settled::NotYet)
+    }
+}
+
+#[pymethods]
+impl Lease {
+    #[classmethod]
+    #[pyo3(signature = (item: "object", /))]
+    fn __class_getitem__<'py>(
+        class: &Bound<'py, PyType>,
+        item: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyGenericAlias>> {
+        PyGenericAlias::new(class.py(), class, item)
+    }
+
+    /// The item.
+    #[getter]
+    fn item(&self, py: Python<'_>) -> Item {
+        Item(self.delivery.item.clone_ref(py))
+    }
+
+    /// The item's id.
+    #[getter]
+    fn id(&self) -> &ItemId {
+        &self.delivery.id
+    }
+
+    /// How often the item has been leased, this time included.
+    #[getter]
+    fn attempt(&self) -> u32 {
+        self.delivery.attempt
+    }
+
+    /// The lease's number; a later lease of any item has a greater one.
+    #[getter]
+    fn epoch(&self) -> u64 {
+        self.delivery.epoch
+    }
+
+    /// The token of the code that works on it: cancelled when that is to stop.
+    #[getter]
+    fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
+        let task = scope::current_task().filter(|task| !task.is_of_thread());
+        let task = task.map(|task| task.source().token());
+        CancelToken::wrap(py, task.unwrap_or_else(scope::current_token))
+    }
+
+    /// The work is done. Fenced if the lease is over: acknowledged, given back, or fenced off.
+    #[pyo3(signature = (result: "object" = None))]
+    fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
+        self.hold().ack(py)?;
+        *self.settled.lock() = Settled::Acked(result);
+        Ok(())
+    }
+
+    /// Give it back: to be leased again after `delay` seconds. Fenced if the lease is over.
+    #[pyo3(signature = (*, delay = None, reason = None))]
+    fn nack(
+        &self,
+        py: Python<'_>,
+        delay: Option<Seconds<'_, '_>>,
+        reason: Option<&str>,
+    ) -> PyResult<()> {
+        let delay = seconds::optional_span(delay, "delay")?.unwrap_or_default();
+        let failure = failure(py, CauseKind::Explicit, reason)?;
+        let returned = self
+            .hold()
+            .give_back(py, Back::After(delay), failure.clone_ref(py))?;
+        *self.settled.lock() = Settled::Nacked(returned, failure);
+        Ok(())
+    }
+
+    /// A block in which a kill is held off, for at most 5 seconds: write what the work came to,
+    /// then ack() the lease. Killed before the block, the item is leased again; after it, it is
+    /// done; there is no third outcome.
+    fn commit(&self) -> Masked {
+        // A commit begins whole or not at all.
+        Masked::new(LONGEST_COMMIT, Beginning::Checkpoint)
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<Lease of item {} attempt {}>",
+            self.delivery.id, self.delivery.attempt
+        )
+    }
+}

@@ -1,0 +1,299 @@
+//! `Seat`: a worker's place in its pool, and the loop in which it works.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use super::engine::{Delivery, Engine, Told};
+use super::lease::Settled;
+use super::tally::Event;
+use super::{LONGEST_COMMIT, Lease, LeaseQueue, Tally, failure};
+use crate::CauseKind;
+use crate::clock::Time;
+use crate::fork;
+use crate::item::ItemId;
+use crate::python::error::Cancelled;
+use crate::python::host::detached;
+use crate::python::mask::Mask;
+use crate::python::seconds::Seconds;
+use crate::python::stop::{self, KillReport, StopPolicy};
+use crate::python::task::{self, Ended};
+use crate::python::token::CancelToken;
+use crate::python::wait::blocking;
+use crate::python::{error, hard_stop, seconds, token};
+use crate::sync::Latch;
+use crate::task::{BodyEnd, Boundary, Task};
+use crate::testing::{self, Enrolment};
+use crate::work::{Back, Returned};
+
+/// What a worker is working on.
+struct Current {
+    task: Arc<Task>,
+    lease: Py<Lease>,
+}
+
+/// A worker's place in its pool: what it is doing now can be cancelled and killed there.
+#[pyclass(frozen, module = "desist._core")]
+pub(in crate::python) struct Seat {
+    name: String,
+    engine: Arc<dyn Engine>,
+    /// Cancelled when the pool stops.
+    pool: Py<CancelToken>,
+    tally: Py<Tally>,
+    current: Mutex<Option<Current>>,
+    /// Its work was given up while it runs, and somebody else has its place.
+    abandoned: AtomicBool,
+    /// Set when its thread has left the loop, or was given up.
+    over: Latch,
+    /// Its thread's place in a simulation, on the way to it.
+    enrolment: Mutex<Option<Enrolment>>,
+}
+
+#[pymethods]
+impl Seat {
+    #[new]
+    #[pyo3(signature = (name, queue: "LeaseQueue[Any]", pool, tally))]
+    fn new(name: String, queue: &LeaseQueue, pool: Py<CancelToken>, tally: Py<Tally>) -> Self {
+        Self {
+            name,
+            engine: queue.engine(),
+            pool,
+            tally,
+            current: Mutex::new(None),
+            abandoned: AtomicBool::new(false),
+            over: Latch::new(),
+            enrolment: Mutex::new(None),
+        }
+    }
+
+    /// Its thread is being started.
+    fn launch(&self) {
+        *self.enrolment.lock() = testing::enrol(&self.name, self.pool.get().inner().node());
+    }
+
+    /// Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
+    /// kill strikes. What the queue raises, other than Cancelled, is raised.
+    #[pyo3(signature = (handler: "Callable[[Lease[Any]], object]"))]
+    fn work(&self, py: Python<'_>, handler: &Bound<'_, PyAny>) -> PyResult<()> {
+        let enrolment = self.enrolment.lock().take();
+        let enrolled = detached(py, || enrolment.map(Enrolment::begin));
+        let worker = Task::new(&self.name, Some(self.pool.get().inner()));
+        let boundary = Boundary::enter(&worker, None);
+        let result = self.work_on_all(py, handler);
+        detached(py, || boundary.leave(BodyEnd::Unwound));
+        self.over.set();
+        detached(py, || drop(enrolled));
+        result
+    }
+
+    /// Kill what is being worked on; its item is leased again, by the same worker or another. An
+    /// idle worker has nothing to kill.
+    #[pyo3(signature = (reason = None, policy = None))]
+    fn kill(
+        &self,
+        py: Python<'_>,
+        reason: Option<&str>,
+        policy: Option<&StopPolicy>,
+    ) -> PyResult<KillReport> {
+        let current = self.current.lock().as_ref().map(|current| {
+            let lease = current.lease.clone_ref(py);
+            (current.task.clone(), lease)
+        });
+        let Some((task, lease)) = current else {
+            return Ok(KillReport::nothing());
+        };
+        let cause = failure(py, CauseKind::Explicit, reason)?;
+        stop::kill(py, &task, reason, policy, &mut || {
+            self.abandoned.store(true, Ordering::Release);
+            let _mask = Mask::open(LONGEST_COMMIT); // who kills may be killed
+            fork::outside(|| {
+                Python::try_attach(|py| self.take_from(py, &task, lease.get(), &cause));
+            });
+            self.over.set();
+        })
+    }
+
+    /// Ask what is being worked on to stop, if it is this item.
+    #[pyo3(signature = (item_id, reason = None))]
+    #[allow(clippy::needless_pass_by_value)] // as arguments come
+    fn cancel(&self, py: Python<'_>, item_id: ItemId, reason: Option<&str>) -> bool {
+        let task = {
+            let current = self.current.lock();
+            current
+                .as_ref()
+                .filter(|current| *current.lease.get().which().0 == item_id)
+                .map(|current| current.task.clone())
+        };
+        task.is_some_and(|task| token::cancel_node(py, task.source().node(), reason, None))
+    }
+
+    /// Is it working on something?
+    #[getter]
+    fn busy(&self) -> bool {
+        self.current.lock().is_some()
+    }
+
+    /// Given up?
+    #[getter]
+    fn abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
+    /// Block until the worker has left its loop or was given up. A checkpoint.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        blocking(py, || self.over.wait_until(until))
+    }
+}
+
+impl Seat {
+    fn work_on_all(&self, py: Python<'_>, handler: &Bound<'_, PyAny>) -> PyResult<()> {
+        while !self.abandoned.load(Ordering::Acquire) {
+            match self.engine.lease(py, Time::NEVER) {
+                Ok(Some(delivery)) => self.work_on(py, delivery, handler)?,
+                Ok(None) => break,
+                Err(stopped) if stopped.is_instance_of::<Cancelled>(py) => break,
+                Err(broken) => return Err(broken),
+            }
+        }
+        Ok(())
+    }
+
+    /// One lease, from delivery to settlement.
+    fn work_on(
+        &self,
+        py: Python<'_>,
+        delivery: Delivery,
+        handler: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let name = format!("{} item {}", self.name, delivery.id);
+        let task = Task::new(&name, Some(self.pool.get().inner()));
+        let lease = Bound::new(py, Lease::new(delivery))?;
+        let arguments = PyTuple::new(py, [&lease])?;
+        self.note(py, Event::Started, lease.get(), None);
+        let body = || {
+            *self.current.lock() = Some(Current {
+                task: task.clone(),
+                lease: lease.clone().unbind(),
+            });
+            hard_stop::call(handler, &arguments).map(Bound::unbind)
+        };
+        let settled = task::run(py, &task, body, |result, ended| {
+            let before = self.current.lock().take();
+            drop(before);
+            self.settle(py, &task, lease.get(), result, ended)
+        })?;
+        settled.unwrap_or_else(|| {
+            self.current.lock().take(); // given up: its lease was settled by whoever did that
+            Ok(())
+        })
+    }
+
+    /// The body is over and holds nothing: say what became of its item.
+    fn settle(
+        &self,
+        py: Python<'_>,
+        task: &Task,
+        lease: &Lease,
+        result: PyResult<Py<PyAny>>,
+        ended: Ended,
+    ) -> PyResult<()> {
+        let hold = lease.hold();
+        let by_handler = lease.settled();
+        if !matches!(by_handler, Settled::NotYet) {
+            // What a handler raises after it has settled its lease is nobody's result.
+            if let (Err(raised), Ended::Failed) = (&result, ended) {
+                raised.clone_ref(py).write_unraisable(py, None);
+            }
+        }
+        match (by_handler, result) {
+            (Settled::Acked(given), result) => {
+                let value = given.or(result.ok()).unwrap_or_else(|| py.None());
+                self.done(py, lease, value);
+            }
+            (Settled::Nacked(returned, failure), _) => self.not_done(py, lease, returned, failure),
+            (Settled::NotYet, Ok(value)) => {
+                if unless_fenced(py, hold.ack(py))?.is_some() {
+                    self.done(py, lease, value);
+                }
+            }
+            (Settled::NotYet, Err(raised)) => {
+                let value = raised.into_value(py).into_any();
+                let (event, back, failure) = match ended {
+                    Ended::Failed => (Event::Failed, Back::Failed, value),
+                    Ended::Killed => (Event::Killed, Back::AtOnce, cause_of(py, &value)),
+                    _ => (Event::Cancelled, Back::AtOnce, cause_of(py, &value)),
+                };
+                self.note(py, event, lease, Some(&failure));
+                let given_back = hold.give_back(py, back, failure.clone_ref(py));
+                if let Some(returned) = unless_fenced(py, given_back)? {
+                    if returned == Returned::Requeued {
+                        task.amend(|record| record.requeued.push(lease.which().0.clone()));
+                    }
+                    self.not_done(py, lease, returned, failure);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// It was given up while it worked on this.
+    fn take_from(&self, py: Python<'_>, task: &Task, lease: &Lease, cause: &Py<PyAny>) {
+        let id = lease.which().0;
+        self.note(py, Event::Killed, lease, Some(cause));
+        task.amend(|record| record.fenced.push(id.clone()));
+        match lease
+            .hold()
+            .give_back(py, Back::AtOnce, cause.clone_ref(py))
+        {
+            Ok(returned) => {
+                if returned == Returned::Requeued {
+                    task.amend(|record| record.requeued.push(id.clone()));
+                }
+                self.not_done(py, lease, returned, cause.clone_ref(py));
+            }
+            Err(fenced) if error::is(py, &fenced, "Fenced") => {}
+            Err(broken) => broken.write_unraisable(py, None),
+        }
+    }
+
+    fn done(&self, py: Python<'_>, lease: &Lease, value: Py<PyAny>) {
+        self.note(py, Event::Done, lease, None);
+        lease.hold().tell(py, Told::Finished(value));
+    }
+
+    fn not_done(&self, py: Python<'_>, lease: &Lease, returned: Returned, failure: Py<PyAny>) {
+        match returned {
+            Returned::Requeued => self.note(py, Event::Requeued, lease, None),
+            Returned::Dead => {
+                self.note(py, Event::Dead, lease, Some(&failure));
+                lease.hold().tell(py, Told::Failed(failure));
+            }
+        }
+    }
+
+    fn note(&self, py: Python<'_>, event: Event, lease: &Lease, failure: Option<&Py<PyAny>>) {
+        let tally = self.tally.get();
+        tally.note(py, event, lease.which(), &self.name, failure);
+    }
+}
+
+/// `None`: the lease was over already, and what became of its item is somebody else's to say.
+fn unless_fenced<R>(py: Python<'_>, done: PyResult<R>) -> PyResult<Option<R>> {
+    match done {
+        Ok(result) => Ok(Some(result)),
+        Err(raised) if error::is(py, &raised, "Fenced") => Ok(None),
+        Err(broken) => Err(broken),
+    }
+}
+
+/// Why a task was stopped, out of its Cancelled or Killed.
+fn cause_of(py: Python<'_>, raised: &Py<PyAny>) -> Py<PyAny> {
+    raised
+        .getattr(py, "cause")
+        .unwrap_or_else(|_| raised.clone_ref(py))
+}

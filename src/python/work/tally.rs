@@ -1,0 +1,92 @@
+//! `Tally`: what a pool's workers have done so far, and who is told of it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::item::ItemId;
+
+/// What can happen to an item in a pool.
+#[derive(Clone, Copy)]
+pub(super) enum Event {
+    /// A worker has begun with it.
+    Started,
+    /// It is acknowledged.
+    Done,
+    /// An exception came out of the handler.
+    Failed,
+    /// The code at work on it was cancelled.
+    Cancelled,
+    /// The code at work on it was killed, or given up.
+    Killed,
+    /// It will be tried again.
+    Requeued,
+    /// It will not.
+    Dead,
+}
+
+impl Event {
+    const ALL: [(Event, &'static str); 7] = [
+        (Event::Started, "started"),
+        (Event::Done, "done"),
+        (Event::Failed, "failed"),
+        (Event::Cancelled, "cancelled"),
+        (Event::Killed, "killed"),
+        (Event::Requeued, "requeued"),
+        (Event::Dead, "dead"),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
+/// Counts what happens in a pool, and tells `observer(kind, item_id, attempt, worker, failure)`,
+/// if there is one, on the worker's thread, where no kill strikes.
+#[pyclass(frozen, module = "desist._core")]
+pub(in crate::python) struct Tally {
+    counts: [AtomicU64; 7],
+    observer: Option<Py<PyAny>>,
+}
+
+#[pymethods]
+impl Tally {
+    #[new]
+    #[pyo3(signature = (observer: "Callable[..., object] | None" = None))]
+    fn new(observer: Option<Py<PyAny>>) -> Self {
+        Self {
+            counts: Default::default(),
+            observer,
+        }
+    }
+
+    /// How often each has happened.
+    #[pyo3(signature = () -> "dict[str, int]")]
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (event, name) in Event::ALL {
+            dict.set_item(name, self.counts[event as usize].load(Ordering::Relaxed))?;
+        }
+        Ok(dict)
+    }
+}
+
+impl Tally {
+    pub(super) fn note(
+        &self,
+        py: Python<'_>,
+        event: Event,
+        (id, attempt): (&ItemId, u32),
+        worker: &str,
+        failure: Option<&Py<PyAny>>,
+    ) {
+        self.counts[event as usize].fetch_add(1, Ordering::Relaxed);
+        if let Some(observer) = &self.observer {
+            let told = observer.call1(py, (event.name(), id, attempt, worker, failure));
+            if let Err(raised) = told {
+                raised.write_unraisable(py, Some(observer.bind(py)));
+            }
+        }
+    }
+}
