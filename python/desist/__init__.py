@@ -89,6 +89,7 @@ from desist._interruptible import interruptible
 from desist._ops import done_op
 from desist._pool import ItemFuture, PoolStats, Restart, WorkerPool, WorkEvent
 from desist._queue import LifoQueue, PriorityQueue
+from desist._signals import cancel_on_signal
 from desist._thread import Thread, Timer, kill
 
 if _typing.TYPE_CHECKING:
@@ -165,6 +166,7 @@ __all__ = [
     "WorkerPool",
     "acquire_op",
     "after_op",
+    "cancel_on_signal",
     "cancel_scope",
     "cancelled_op",
     "checkpoint",

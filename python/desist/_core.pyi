@@ -1180,7 +1180,7 @@ class Seat:
     @property
     def busy(self, /) -> bool:
         """
-        Is it working on something?
+        Is it working on something? Not if it was given up at that.
         """
     def cancel(self, /, item_id: int | str, reason: str | None = None) -> bool:
         """

@@ -306,7 +306,7 @@ def _check(handler: object, workers: int, restart: Restart) -> None:
             raise ValueError(message)
 
 
-def _check_callable(name: str, value: object) -> None:
+def _check_callable(name: str, value: Any) -> None:
     if not callable(value):
         message = f"{name} must be callable, not {type(value).__name__}"
         raise TypeError(message)

@@ -130,10 +130,10 @@ impl Seat {
         task.is_some_and(|task| token::cancel_node(py, task.source().node(), reason, None))
     }
 
-    /// Is it working on something?
+    /// Is it working on something? Not if it was given up at that.
     #[getter]
     fn busy(&self) -> bool {
-        self.current.lock().is_some()
+        self.current.lock().is_some() && !self.abandoned()
     }
 
     /// Given up?

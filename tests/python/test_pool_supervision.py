@@ -1,0 +1,277 @@
+"""A pool counts, tells who listens, gives up loudly, and ends when the process is to end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+import desist
+from desist import LeaseQueue, PoolExhausted, Restart, RetryPolicy, StopPolicy, WorkerPool
+from support import NEVER, in_thread
+
+if TYPE_CHECKING:
+    from desist import Lease, WorkEvent
+
+GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
+AT_ONCE = RetryPolicy(max_attempts=2, backoff=0)
+
+
+class Deaf:
+    """A handler that nothing ends but the test."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def __call__(self, _: Lease[int]) -> None:
+        self.begun.release()
+        self.go_on.wait()
+
+
+# --- events and figures ---------------------------------------------------------------------------
+
+
+def test_who_listens_is_told_what_becomes_of_each_attempt_and_item() -> None:
+    events: list[WorkEvent] = []
+
+    def handler(lease: Lease[str]) -> str:
+        if lease.item == "bad":
+            raise ZeroDivisionError(lease.attempt)
+        return lease.item
+
+    queue: LeaseQueue[str] = LeaseQueue(retry=AT_ONCE)
+    with WorkerPool(handler, workers=1, queue=queue, on_event=events.append) as pool:
+        good = pool.submit("good").item_id
+        bad = pool.submit("bad").item_id
+        pool.drain()
+        assert pool.stats() == (1, 1, 0, 0, 0, 3, 1, 2, 0, 0, 1, 1)
+    assert [(event.kind, event.item_id, event.attempt) for event in events] == [
+        ("started", good, 1),
+        ("done", good, 1),
+        ("started", bad, 1),
+        ("failed", bad, 1),
+        ("requeued", bad, 1),
+        ("started", bad, 2),
+        ("failed", bad, 2),
+        ("dead", bad, 2),
+    ]
+    assert {event.worker for event in events} == {"desist-worker-0"}
+    assert [str(event.failure) for event in events if event.failure] == ["1", "2", "2"]
+
+
+def test_kills_and_cancels_are_told_apart() -> None:
+    events: list[WorkEvent] = []
+    begun = threading.Semaphore(0)
+
+    def handler(lease: Lease[int]) -> int:
+        begun.release()
+        if lease.attempt == 1:
+            with desist.shield(math.inf) if lease.item == 1 else desist.cancel_scope():
+                desist.sleep_forever()
+        return lease.item
+
+    policy = StopPolicy(cooperative=0, at_wait=NEVER)
+    with WorkerPool(handler, workers=1, policy=policy, on_event=events.append) as pool:
+        killed = pool.submit(1)
+        begun.acquire()
+        pool.kill_worker(0, "enough")
+        killed.result()
+        begun.acquire()
+        unwanted = pool.submit(2)
+        begun.acquire()
+        assert pool.cancel_item(unwanted.item_id, "not any more")
+    assert [event.kind for event in events] == [
+        *("started", "killed", "requeued", "started", "done"),
+        *("started", "cancelled", "dead"),
+    ]
+    assert [getattr(event.failure, "reason", None) for event in events if event.failure] == [
+        "enough",
+        "not any more",
+        "not any more",
+    ]
+
+
+def test_what_a_listener_raises_harms_nobody() -> None:
+    def listener(event: WorkEvent) -> None:
+        if event.kind == "started":
+            raise ZeroDivisionError
+
+    raised: list[object] = []
+    hook, sys.unraisablehook = sys.unraisablehook, raised.append
+    try:
+        with WorkerPool[int, int](lambda lease: lease.item, on_event=listener) as pool:
+            assert pool.submit(1).result() == 1
+    finally:
+        sys.unraisablehook = hook
+    assert len(raised) == 1
+
+
+def test_figures_say_who_is_busy() -> None:
+    deaf = Deaf()
+    with WorkerPool(deaf, workers=3, policy=GIVE_UP) as pool:
+        pool.submit(1)
+        deaf.begun.acquire()
+        assert (pool.stats().alive, pool.stats().busy) == (3, 1)
+        deaf.go_on.set()
+        pool.drain()
+    assert (pool.stats().alive, pool.stats().busy, pool.stats().done) == (0, 0, 1)
+
+
+# --- giving up ------------------------------------------------------------------------------------
+
+
+def test_i36_so_many_replacements_in_a_period_are_borne_and_no_more() -> None:
+    deaf = Deaf()
+    queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=100))
+    restart = Restart(intensity=2, period=NEVER, max_abandoned=100)
+    pool = WorkerPool(deaf, workers=1, queue=queue, policy=GIVE_UP, restart=restart)
+    pool.submit(1)
+    for replaced in range(2):
+        deaf.begun.acquire()
+        pool.kill_worker(0)
+        assert pool.stats().restarts == replaced + 1
+    deaf.begun.acquire()
+    with pytest.raises(PoolExhausted, match="worker 0 could not be ended, and 2 were replaced"):
+        pool.kill_worker(0)
+    assert pool.stats()[:5] == (1, 0, 0, 2, 3)
+    with pytest.raises(PoolExhausted):
+        pool.drain()
+    deaf.go_on.set()
+    with pytest.raises(PoolExhausted), pool:
+        pass
+    assert queue.counts()["ready"] == 1
+
+
+def test_i36_a_pool_that_gives_up_asks_all_its_workers_to_stop_and_ends_a_drain() -> None:
+    deaf = Deaf()
+    cancelled = threading.Event()
+
+    def handler(lease: Lease[int]) -> None:
+        if lease.item == 0:
+            deaf(lease)
+            return
+        deaf.begun.release()
+        try:
+            desist.sleep_forever()
+        finally:
+            cancelled.set()
+
+    started: list[str] = []
+    pool = WorkerPool(
+        handler,
+        workers=2,
+        policy=GIVE_UP,
+        restart=Restart(max_abandoned=0),
+        on_event=lambda event: started.append(event.worker),
+    )
+    pool.submit(0)
+    deaf.begun.acquire()
+    pool.submit(1)
+    deaf.begun.acquire()
+    with pytest.raises(PoolExhausted):
+        pool.kill_worker(int(started[0][-1]))
+    cancelled.wait()
+    with pytest.raises(PoolExhausted):
+        pool.drain()
+    deaf.go_on.set()
+    pool.stop()
+
+
+def test_hung_workers_are_stopped_side_by_side() -> None:
+    begun = threading.Semaphore(0)
+    all_killed = threading.Barrier(3)
+
+    def handler(_: Lease[int]) -> None:
+        try:
+            with desist.shield(math.inf):
+                begun.release()
+                desist.sleep_forever()
+        except BaseException:
+            all_killed.wait()
+            raise
+
+    policy = StopPolicy(cooperative=0, at_wait=NEVER)
+    pool = WorkerPool(handler, workers=3, policy=policy)
+    for item in range(3):
+        pool.submit(item)
+    for _ in range(3):
+        begun.acquire()
+    pool.stop()
+    assert (pool.stats().killed, all_killed.broken) == (3, False)
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+PROGRAM = """
+import signal, sys, threading
+import desist
+queue = desist.LeaseQueue()
+begun = threading.Semaphore(0)
+def handler(lease):
+    begun.release()
+    desist.sleep_forever()
+with desist.cancel_on_signal(signal.SIGTERM) as scope:
+    with desist.WorkerPool(handler, workers=2, queue=queue) as pool:
+        for item in range(5):
+            pool.submit(item)
+        begun.acquire()
+        begun.acquire()
+        print("begun", flush=True)
+        pool.drain()
+print(scope.cancelled_caught, scope.cause.reason, queue.counts()["ready"])
+print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
+"""
+
+
+def test_a_signal_gives_back_what_was_not_finished_and_the_program_goes_on() -> None:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None
+        assert it.stdout.readline() == "begun\n"
+        it.send_signal(signal.SIGTERM)
+        out, _ = it.communicate(timeout=30)
+    assert out.splitlines() == ["True received SIGTERM 5", "True"]
+    assert it.returncode == 0
+
+
+def test_a_second_signal_does_what_it_did_before() -> None:
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda signum, _: got.append(signum))
+    try:
+        with desist.cancel_on_signal(signal.SIGTERM) as scope:
+            signal.raise_signal(signal.SIGTERM)
+            assert scope.cancel_called
+            assert got == []
+            signal.raise_signal(signal.SIGTERM)
+            assert got == [signal.SIGTERM]
+            desist.checkpoint()
+        assert scope.cancelled_caught
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_signals_that_make_no_sense_are_refused_and_nothing_stays_behind() -> None:
+    with pytest.raises(TypeError, match="needs a signal"):
+        desist.cancel_on_signal()
+    with pytest.raises(ValueError, match="not a valid Signals"):
+        desist.cancel_on_signal(12345)
+    before = signal.getsignal(signal.SIGTERM)
+    refused = desist.cancel_on_signal(signal.SIGTERM, signal.SIGKILL)
+    with pytest.raises(OSError, match="Invalid argument"), refused:
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert desist.current_effective_deadline() == float("inf")
+
+    def elsewhere() -> None:
+        with (
+            pytest.raises(RuntimeError, match="main thread"),
+            desist.cancel_on_signal(signal.SIGTERM),
+        ):
+            pass
+
+    in_thread(elsewhere)
