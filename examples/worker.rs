@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use desist::work::{Back, Lease, LeaseQueue, RetryPolicy};
-use desist::{Stop, Time, move_on_after, sleep};
+use desist::{Cause, Stop, Time, move_on_after, sleep};
 
-type Queue = LeaseQueue<&'static str, Stop>;
+type Queue = LeaseQueue<&'static str, Cause>;
 
 /// Take one item and work on it for so long.
 fn work(queue: &Queue, takes: Duration) -> Result<(), Stop> {
@@ -17,6 +17,7 @@ fn work(queue: &Queue, takes: Duration) -> Result<(), Stop> {
         epoch,
         attempt,
         item,
+        ..
     } = lease;
     match sleep(takes) {
         Ok(()) => {
@@ -27,7 +28,7 @@ fn work(queue: &Queue, takes: Duration) -> Result<(), Stop> {
         Err(stop) => {
             println!("{item}: given back ({stop})");
             queue
-                .give_back(id, epoch, Back::AtOnce, Some(stop.clone()))
+                .give_back(id, epoch, Back::AtOnce, None)
                 .expect("nobody took the lease away");
             Err(stop)
         }
@@ -36,8 +37,8 @@ fn work(queue: &Queue, takes: Duration) -> Result<(), Stop> {
 
 pub(crate) fn main() {
     let queue = Queue::new(RetryPolicy::default());
-    queue.put("letter");
-    queue.put("parcel");
+    queue.put("letter").expect("nothing stops it");
+    queue.put("parcel").expect("nothing stops it");
 
     let slow = move_on_after(Duration::from_millis(5), |_| {
         work(&queue, Duration::from_secs(3600))

@@ -14,11 +14,13 @@ use std::time::Duration;
 
 pub use memory::LeaseQueue;
 
+use crate::cause::Cause;
+use crate::clock::Time;
 pub use crate::item::ItemId;
 
-/// One delivery of one item.
+/// One delivery of one item. `N` is a note: what is kept of a failure, or of progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lease<T> {
+pub struct Lease<T, N> {
     /// The item's number.
     pub id: u64,
     /// The lease's own number; a later lease of any item has a greater one.
@@ -27,6 +29,41 @@ pub struct Lease<T> {
     pub attempt: u32,
     /// The item.
     pub item: T,
+    /// How far an earlier attempt has come, if it said so.
+    pub progress: Option<N>,
+    /// Nobody wants the work any more after that.
+    pub deadline: Option<Time>,
+    /// When the lease is lost unless it is extended; then the item is for others.
+    pub until: Option<Time>,
+}
+
+impl<T, N> Lease<T, N> {
+    /// When whoever works on it is to stop.
+    pub fn ends(&self) -> Time {
+        let ends = [self.deadline, self.until].into_iter().flatten().min();
+        ends.unwrap_or(Time::NEVER)
+    }
+}
+
+/// What a queue goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct QueueOptions {
+    /// How failed work is tried again.
+    pub retry: RetryPolicy,
+    /// So many items may be ready, leased or delayed before whoever puts one waits; zero means any
+    /// number.
+    pub maxsize: usize,
+    /// A lease that is not extended for so long is lost. `None`: it lasts until it is settled.
+    pub lease_timeout: Option<Duration>,
+}
+
+impl From<RetryPolicy> for QueueOptions {
+    fn from(retry: RetryPolicy) -> Self {
+        Self {
+            retry,
+            ..Self::default()
+        }
+    }
 }
 
 /// How often, and how soon, failed work is tried again.
@@ -95,7 +132,7 @@ pub enum Back {
 /// What is said about an item when it is put.
 #[derive(Debug, Clone, Default)]
 pub struct PutOptions {
-    /// As long as an item with this key is there, dead or alive, it stands for this one too.
+    /// As long as an item with this key is not done, dead or alive, it stands for this one too.
     pub key: Option<Arc<str>>,
     /// Of the ready items the one with the least is leased first.
     pub priority: i64,
@@ -121,6 +158,24 @@ impl RetryPolicy {
     }
 }
 
+/// What is noted of an item whose own deadline has passed.
+fn unwanted_since(deadline: Time) -> Cause {
+    let reason = "nobody wants the work any more";
+    Cause {
+        reason: Some(reason.into()),
+        ..Cause::deadline(deadline)
+    }
+}
+
+/// What is noted of an item whose lease was not extended in time.
+fn lease_lost(until: Time) -> Cause {
+    let reason = "its lease was not extended in time";
+    Cause {
+        reason: Some(reason.into()),
+        ..Cause::deadline(until)
+    }
+}
+
 /// Numbers between 0 and 1, by lot: the same for the same number.
 #[derive(Debug, Default)]
 struct Lot(RandomState);
@@ -135,8 +190,8 @@ impl Lot {
 impl fmt::Display for Fenced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "this lease is over: the item was acknowledged or given back, or its worker was given \
-             up and the item leased anew; nothing was changed",
+            "this lease is over: the item was acknowledged or given back, or the lease was not \
+             extended in time, or its worker was given up; nothing was changed",
         )
     }
 }

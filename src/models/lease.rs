@@ -1,18 +1,50 @@
 //! The lease queue: handing out, settling, closing.
 
-use super::{ONCE, THRICE, TWICE, because, end, explore, run_as, spawn};
+use super::{ONCE, THRICE, TWICE, because, canceller, end, explore, run_as, spawn, spawn_as};
+use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::task::Task;
-use crate::work::{Back, Counts, Lease, LeaseQueue, RetryPolicy};
+use crate::work::{Back, Counts, Lease, LeaseQueue, PutOptions, QueueOptions, RetryPolicy};
 
-type Queue = LeaseQueue<u32, &'static str>;
+type Queue = LeaseQueue<u32, Note>;
+
+#[derive(Debug, Clone, PartialEq)]
+struct Note(&'static str);
+
+impl From<Cause> for Note {
+    fn from(_: Cause) -> Self {
+        Note("late")
+    }
+}
 
 fn queue() -> Queue {
     LeaseQueue::new(RetryPolicy::default())
 }
 
-fn leaser(queue: &Queue) -> loom::thread::JoinHandle<Option<Lease<u32>>> {
+/// A queue for one item, which is in it.
+fn full() -> Queue {
+    let queue = Queue::new(QueueOptions {
+        maxsize: 1,
+        ..QueueOptions::default()
+    });
+    put(&queue, 1);
+    queue
+}
+
+/// Put an item where there is room.
+fn put(queue: &Queue, item: u32) -> u64 {
+    queue.try_put(item, &PutOptions::default()).unwrap()
+}
+
+/// Lease the item that is there, and have it done.
+fn work(queue: &Queue) -> u32 {
+    let lease = queue.lease(Time::NEVER).unwrap().unwrap();
+    queue.ack(lease.id, lease.epoch).unwrap();
+    lease.item
+}
+
+fn leaser(queue: &Queue) -> loom::thread::JoinHandle<Option<Lease<u32, Note>>> {
     let queue = queue.clone();
     spawn(move || queue.lease(Time::NEVER).unwrap())
 }
@@ -32,7 +64,7 @@ fn loom_i13_an_item_is_leased_or_still_queued_when_its_leaser_is_cancelled() {
         };
         let producer = {
             let queue = queue.clone();
-            spawn(move || queue.put(7))
+            spawn(move || put(&queue, 7))
         };
         end(canceller);
         end(producer);
@@ -78,7 +110,7 @@ fn loom_i13_a_cancelled_leaser_is_skipped_and_the_next_gets_the_item() {
         let next = leaser(&queue);
         let producer = {
             let queue = queue.clone();
-            spawn(move || queue.put(7))
+            spawn(move || put(&queue, 7))
         };
         end(producer);
         end(canceller);
@@ -101,7 +133,7 @@ fn loom_i13_two_leasers_get_two_items_each_once() {
         let (one, other) = (leaser(&queue), leaser(&queue));
         let producer = {
             let queue = queue.clone();
-            spawn(move || (queue.put(1), queue.put(2)))
+            spawn(move || (put(&queue, 1), put(&queue, 2)))
         };
         end(producer);
         let (one, other) = (end(one).unwrap(), end(other).unwrap());
@@ -125,7 +157,7 @@ fn loom_i12_close_wakes_all_who_wait_for_an_item() {
         let closer = {
             let queue = queue.clone();
             spawn(move || {
-                queue.put(1);
+                put(&queue, 1);
                 queue.close();
             })
         };
@@ -147,7 +179,7 @@ fn loom_i12_close_wakes_all_who_wait_for_an_item() {
 fn loom_i12_drain_ends_when_the_last_lease_is_settled() {
     explore(THRICE, || {
         let queue = queue();
-        queue.put(1);
+        put(&queue, 1);
         let drainer = {
             let queue = queue.clone();
             spawn(move || queue.drain(Time::NEVER))
@@ -175,7 +207,7 @@ fn loom_i12_drain_ends_when_the_last_lease_is_settled() {
 fn loom_i28_i29_a_lease_is_settled_once_and_what_was_given_back_is_leased_anew() {
     explore(TWICE, || {
         let queue = queue();
-        queue.put(1);
+        put(&queue, 1);
         let lease = queue.lease(Time::NEVER).unwrap().unwrap();
         let (id, epoch) = (lease.id, lease.epoch);
         let acker = {
@@ -223,10 +255,10 @@ fn loom_i28_i29_a_lease_is_settled_once_and_what_was_given_back_is_leased_anew()
 fn loom_i31_an_item_that_is_cancelled_while_it_is_leased_is_not_leased_again() {
     explore(THRICE, || {
         let queue = queue();
-        let id = queue.put(1);
+        let id = put(&queue, 1);
         let canceller = {
             let queue = queue.clone();
-            spawn(move || queue.cancel(id, "unwanted").unwrap())
+            spawn(move || queue.cancel(id, Note("unwanted")).unwrap())
         };
         let worker = {
             let queue = queue.clone();
@@ -249,6 +281,121 @@ fn loom_i31_an_item_that_is_cancelled_while_it_is_leased_is_not_leased_again() {
                 ..Counts::default()
             }
         );
-        assert_eq!(queue.dead(), [(id, 1, vec!["unwanted"])]);
+        assert_eq!(queue.dead(), [(id, 1, vec![Note("unwanted")])]);
+    });
+}
+
+#[test]
+fn loom_i13_an_item_is_put_or_not_when_whoever_waits_for_room_is_cancelled() {
+    explore(TWICE, || {
+        let queue = full();
+        let task = Task::new("puts", None);
+        let putter = {
+            let queue = queue.clone();
+            spawn_as(&task, move || queue.put(2))
+        };
+        let canceller = canceller(&task);
+        let worker = {
+            let queue = queue.clone();
+            spawn(move || work(&queue))
+        };
+        end(canceller);
+        assert_eq!(end(worker), 1);
+        let ready = match end(putter) {
+            Ok(id) => {
+                assert_eq!(queue.item(id), Some(2));
+                1
+            }
+            Err(Stop::Cancelled(_)) => 0,
+            other => panic!("{other:?}"),
+        };
+        let counts = Counts {
+            ready,
+            done: 1,
+            ..Counts::default()
+        };
+        assert_eq!(queue.counts(), counts);
+    });
+}
+
+#[test]
+fn loom_i12_room_goes_to_the_next_when_whoever_waits_for_it_is_cancelled() {
+    explore(ONCE, || {
+        let queue = full();
+        let task = Task::new("puts", None);
+        let cancelled = {
+            let queue = queue.clone();
+            spawn_as(&task, move || queue.put(2).is_ok())
+        };
+        let canceller = canceller(&task);
+        let next = {
+            let queue = queue.clone();
+            spawn(move || queue.put(3).unwrap())
+        };
+        let worker = {
+            let queue = queue.clone();
+            spawn(move || (work(&queue), work(&queue))) // or loom reports a deadlock
+        };
+        end(canceller);
+        end(worker);
+        let put = end(cancelled);
+        end(next);
+        let counts = Counts {
+            ready: usize::from(put),
+            done: 2,
+            ..Counts::default()
+        };
+        assert_eq!(queue.counts(), counts);
+    });
+}
+
+#[test]
+fn loom_i12_two_who_wait_for_room_get_it_one_after_the_other() {
+    explore(TWICE, || {
+        let queue = full();
+        let putters = [2, 3].map(|item| {
+            let queue = queue.clone();
+            spawn(move || queue.put(item).unwrap())
+        });
+        let worker = {
+            let queue = queue.clone();
+            spawn(move || work(&queue) + work(&queue) + work(&queue))
+        };
+        assert_eq!(end(worker), 6);
+        let [one, other] = putters.map(end);
+        assert_ne!(one, other);
+        let counts = Counts {
+            done: 3,
+            ..Counts::default()
+        };
+        assert_eq!(queue.counts(), counts);
+    });
+}
+
+#[test]
+fn loom_i28_the_same_key_put_twice_at_the_same_time_is_one_item() {
+    explore(TWICE, || {
+        let queue = full();
+        let options = PutOptions {
+            key: Some("key".into()),
+            ..PutOptions::default()
+        };
+        let putters = [2, 3].map(|item| {
+            let (queue, options) = (queue.clone(), options.clone());
+            spawn(move || queue.put_with(item, &options, Time::NEVER).unwrap())
+        });
+        let worker = {
+            let queue = queue.clone();
+            spawn(move || work(&queue))
+        };
+        end(worker);
+        let [one, other] = putters.map(end); // or loom reports a deadlock
+        assert!(one.is_some() && one == other);
+        let counts = Counts {
+            ready: 1,
+            done: 1,
+            ..Counts::default()
+        };
+        assert_eq!(queue.counts(), counts);
     });
 }

@@ -22,3 +22,5 @@ mod testing;
 mod token;
 mod wait;
 mod work;
+#[cfg(not(loom))]
+mod work_model;

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use desist::sync::{Acquire, Latch, Lock};
-use desist::work::{LeaseQueue, RetryPolicy};
+use desist::work::{LeaseQueue, PutOptions, RetryPolicy};
 use desist::{
-    CancelSource, CauseKind, DeadlineExceeded, Stop, Time, cancel_scope, checkpoint, cleanup,
-    move_on_after, shield, sleep, sleep_until,
+    CancelSource, Cause, CauseKind, DeadlineExceeded, Stop, Time, cancel_scope, checkpoint,
+    cleanup, move_on_after, shield, sleep, sleep_until,
 };
 
 use crate::support::{PAST, Parker, allocated_by, far, parked_task};
@@ -71,11 +71,12 @@ fn begin_every_wait() {
         "though it is free"
     );
     assert!(!lock.is_locked());
-    let queue = LeaseQueue::<_, ()>::new(RetryPolicy::default());
-    queue.put("item");
+    let queue = LeaseQueue::<_, Cause>::new(RetryPolicy::default());
+    assert!(queue.put("item").is_err(), "though there is room");
+    queue.try_put("item", &PutOptions::default()).unwrap();
     assert!(queue.lease(far()).is_err(), "though there is one");
     assert_eq!((queue.counts().ready, queue.counts().leased), (1, 0));
-    let empty = LeaseQueue::<(), ()>::new(RetryPolicy::default());
+    let empty = LeaseQueue::<(), Cause>::new(RetryPolicy::default());
     assert!(empty.drain(far()).is_err(), "though it is empty");
     let cancelled = CancelSource::new();
     cancelled.cancel();
@@ -101,7 +102,7 @@ fn i15_nor_does_one_begin_if_the_deadline_has_passed_and_nobody_has_looked() {
     set.set();
     let of_a_set_latch = move_on_after(Duration::ZERO, |_| set.wait_until(far()));
     assert_eq!(of_a_set_latch, Ok(None));
-    let empty = LeaseQueue::<(), ()>::new(RetryPolicy::default());
+    let empty = LeaseQueue::<(), Cause>::new(RetryPolicy::default());
     let of_an_empty_queue = move_on_after(Duration::ZERO, |_| empty.drain(far()));
     assert_eq!(of_an_empty_queue, Ok(None));
     let every = move_on_after(Duration::ZERO, |_| {
@@ -114,7 +115,7 @@ fn i15_nor_does_one_begin_if_the_deadline_has_passed_and_nobody_has_looked() {
 #[test]
 fn a_wait_that_ended_otherwise_leaves_nothing_behind_in_what_it_waited_for() {
     let (latch, lock) = (Latch::new(), Lock::default());
-    let queue = LeaseQueue::<_, ()>::new(RetryPolicy::default());
+    let queue = LeaseQueue::<_, Cause>::new(RetryPolicy::default());
     assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
     let give_up = || {
         let soon = || Time::after(Duration::from_micros(20));
@@ -122,7 +123,7 @@ fn a_wait_that_ended_otherwise_leaves_nothing_behind_in_what_it_waited_for() {
         assert_eq!(latch.wait_uncancelled(soon()), Ok(false));
         assert!(!lock.acquire(Acquire::Block, soon()).unwrap());
         assert_eq!(queue.lease(soon()), Ok(None));
-        queue.put(());
+        queue.put(()).unwrap();
         assert_eq!(queue.drain(soon()), Ok(false));
         let lease = queue.lease(far()).unwrap().unwrap();
         queue.ack(lease.id, lease.epoch).unwrap();

@@ -1,232 +1,17 @@
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use desist::task::{BodyEnd, Boundary, Task};
-use desist::work::{Back, Counts, Fenced, Lease, LeaseQueue, RetryPolicy, Returned};
-use desist::{CancelSource, Stop, Time, move_on_after};
-use proptest::prelude::*;
+use desist::work::{Back, Fenced, LeaseQueue, PutOptions, RetryPolicy, Returned};
+use desist::{CancelSource, Time, move_on_after};
 
 use crate::support::{PAST, Parker, far};
+use crate::work_model::Note;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-type Queue = LeaseQueue<&'static str, u32>;
-
-// ---------------------------------------------------------------------- against a model
-
-#[derive(Debug, Clone)]
-enum Step {
-    Put,
-    Lease,
-    /// Of any lease that was ever handed out, also a stale one.
-    Ack(usize),
-    GiveBack(usize, Back, bool),
-    /// Of any item, also one that never was.
-    Cancel(u64),
-    Revive(u64),
-    Close,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Where {
-    Ready,
-    Leased(u64),
-    Delayed,
-    Done,
-    Dead,
-}
-
-struct Item {
-    place: Where,
-    attempt: u32,
-    failures: Vec<u32>,
-    unwanted: Option<u32>,
-}
-
-/// What the queue promises, for one thread and delays that do not pass.
-#[derive(Default)]
-struct Model {
-    max_attempts: u32,
-    items: BTreeMap<u64, Item>,
-    ready: VecDeque<u64>,
-    dead: Vec<u64>,
-    last_epoch: u64,
-    closed: bool,
-}
-
-impl Model {
-    fn put(&mut self) -> u64 {
-        let id = self.items.len() as u64 + 1;
-        self.items.insert(
-            id,
-            Item {
-                place: Where::Ready,
-                attempt: 0,
-                failures: Vec::new(),
-                unwanted: None,
-            },
-        );
-        self.ready.push_back(id);
-        id
-    }
-
-    fn lease(&mut self) -> Option<(u64, u64, u32)> {
-        let id = if self.closed {
-            None
-        } else {
-            self.ready.pop_front()
-        }?;
-        self.last_epoch += 1;
-        let item = self.items.get_mut(&id).unwrap();
-        item.attempt += 1;
-        item.place = Where::Leased(self.last_epoch);
-        Some((id, self.last_epoch, item.attempt))
-    }
-
-    fn leased(&mut self, id: u64, epoch: u64) -> Result<&mut Item, Fenced> {
-        self.items
-            .get_mut(&id)
-            .filter(|item| item.place == Where::Leased(epoch))
-            .ok_or(Fenced)
-    }
-
-    fn ack(&mut self, id: u64, epoch: u64) -> Result<(), Fenced> {
-        self.leased(id, epoch).map(|item| item.place = Where::Done)
-    }
-
-    fn give_back(
-        &mut self,
-        id: u64,
-        epoch: u64,
-        back: Back,
-        failure: Option<u32>,
-    ) -> Result<Returned, Fenced> {
-        let max_attempts = self.max_attempts;
-        let item = self.leased(id, epoch)?;
-        item.failures.extend(failure);
-        if let Some(unwanted) = item.unwanted {
-            item.failures.push(unwanted);
-        }
-        if item.unwanted.is_some() || item.attempt >= max_attempts {
-            item.place = Where::Dead;
-            self.dead.push(id);
-            return Ok(Returned::Dead);
-        }
-        if back == Back::AtOnce || back == Back::After(Duration::ZERO) {
-            item.place = Where::Ready;
-            self.ready.push_front(id);
-        } else {
-            item.place = Where::Delayed;
-        }
-        Ok(Returned::Requeued)
-    }
-
-    fn cancel(&mut self, id: u64, failure: u32) -> Option<bool> {
-        let item = self.items.get_mut(&id)?;
-        match item.place {
-            Where::Done | Where::Dead => None,
-            Where::Leased(_) => {
-                item.unwanted.get_or_insert(failure);
-                Some(false)
-            }
-            Where::Ready | Where::Delayed => {
-                item.place = Where::Dead;
-                item.failures.push(failure);
-                self.ready.retain(|other| *other != id);
-                self.dead.push(id);
-                Some(true)
-            }
-        }
-    }
-
-    fn revive(&mut self, id: u64) -> bool {
-        let Some(item) = self
-            .items
-            .get_mut(&id)
-            .filter(|item| item.place == Where::Dead)
-        else {
-            return false;
-        };
-        (item.place, item.attempt, item.unwanted) = (Where::Ready, 0, None);
-        self.dead.retain(|other| *other != id);
-        self.ready.push_back(id);
-        true
-    }
-
-    fn counts(&self) -> Counts {
-        let count =
-            |which: fn(Where) -> bool| self.items.values().filter(|item| which(item.place)).count();
-        Counts {
-            ready: count(|place| place == Where::Ready),
-            leased: count(|place| matches!(place, Where::Leased(_))),
-            delayed: count(|place| place == Where::Delayed),
-            done: count(|place| place == Where::Done) as u64,
-            dead: count(|place| place == Where::Dead),
-        }
-    }
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let lease = 0..6usize;
-    let id = 1..8u64;
-    let back = prop_oneof![
-        Just(Back::AtOnce),
-        Just(Back::Failed),
-        Just(Back::After(HOUR)),
-        Just(Back::After(Duration::ZERO))
-    ];
-    let step = prop_oneof![
-        60 => Just(Step::Put),
-        80 => Just(Step::Lease),
-        40 => lease.clone().prop_map(Step::Ack),
-        80 => (lease, back, any::<bool>()).prop_map(|(lease, back, why)| Step::GiveBack(lease, back, why)),
-        30 => id.clone().prop_map(Step::Cancel),
-        30 => id.prop_map(Step::Revive),
-        1 => Just(Step::Close),
-    ];
-    prop::collection::vec(step, 1..60)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn i28_i29_i30_i31_i34_the_queue_does_what_the_model_does(max_attempts in 1..4u32, steps in steps()) {
-        let queue = Queue::new(RetryPolicy { max_attempts, backoff: HOUR, max_backoff: HOUR, jitter: 0.5 });
-        let mut model = Model { max_attempts, ..Model::default() };
-        let mut leases: Vec<Lease<&str>> = Vec::new();
-        for (number, step) in (0u32..).zip(&steps) {
-            let recent = |back: usize| leases.iter().rev().nth(back).map(|lease| (lease.id, lease.epoch));
-            match step {
-                Step::Put => prop_assert_eq!(queue.put("item"), model.put()),
-                Step::Lease => {
-                    let lease = queue.lease(PAST).unwrap();
-                    prop_assert_eq!(lease.as_ref().map(|lease| (lease.id, lease.epoch, lease.attempt)), model.lease());
-                    leases.extend(lease);
-                }
-                Step::Ack(back) => {
-                    let Some((id, epoch)) = recent(*back) else { continue };
-                    prop_assert_eq!(queue.ack(id, epoch), model.ack(id, epoch));
-                }
-                Step::GiveBack(back, how, failed) => {
-                    let Some((id, epoch)) = recent(*back) else { continue };
-                    let failure = failed.then_some(number);
-                    let given = queue.give_back(id, epoch, *how, failure);
-                    prop_assert_eq!(given, model.give_back(id, epoch, *how, failure));
-                }
-                Step::Cancel(id) => prop_assert_eq!(queue.cancel(*id, number), model.cancel(*id, number)),
-                Step::Revive(id) => prop_assert_eq!(queue.revive(*id), model.revive(*id)),
-                Step::Close => (queue.close(), model.closed = true).1,
-            }
-            prop_assert_eq!(queue.counts(), model.counts());
-            let dead: Vec<_> = queue.dead().into_iter().map(|(id, _, failures)| (id, failures)).collect();
-            let expected: Vec<_> = model.dead.iter().map(|id| (*id, model.items[id].failures.clone())).collect();
-            prop_assert_eq!(dead, expected);
-        }
-    }
-}
+type Queue = LeaseQueue<&'static str, Note>;
 
 // ---------------------------------------------------------------------- many threads
 
@@ -238,7 +23,7 @@ fn dice(worker: usize, turn: usize) -> usize {
 #[test]
 fn i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
     const ITEMS: usize = 400;
-    let queue = LeaseQueue::<usize, ()>::new(RetryPolicy {
+    let queue = LeaseQueue::<usize, Note>::new(RetryPolicy {
         max_attempts: 3,
         backoff: Duration::from_micros(50),
         max_backoff: Duration::from_micros(200),
@@ -262,9 +47,9 @@ fn i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
             let (id, epoch) = (lease.id, lease.epoch);
             match dice(worker + 1, turn) {
                 0 => _ = queue.give_back(id, epoch, Back::AtOnce, None),
-                1 | 2 => _ = queue.give_back(id, epoch, Back::Failed, Some(())),
+                1 | 2 => _ = queue.give_back(id, epoch, Back::Failed, Some(Note::Said(0))),
                 3 => {
-                    assert_eq!(queue.cancel(id, ()), Some(false));
+                    assert_eq!(queue.cancel(id, Note::Said(0)), Some(false));
                     assert_eq!(
                         queue.give_back(id, epoch, Back::AtOnce, None),
                         Ok(Returned::Dead)
@@ -287,7 +72,7 @@ fn i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
             threads.spawn(move || work(worker));
         }
         for item in 0..ITEMS {
-            queue.put(item);
+            queue.put(item).unwrap();
             let counts = queue.counts();
             let sum = counts.ready + counts.leased + counts.delayed + counts.dead;
             assert_eq!(sum as u64 + counts.done, item as u64 + 1, "{counts:?}");
@@ -326,7 +111,7 @@ fn i13_a_worker_that_is_cancelled_while_it_waits_takes_nothing_with_it() {
         });
         // Its wait has been decided, but it is still in the line.
         let (token, late) = (task.source().token(), queue.clone());
-        let _put = token.on_cancel(move |_| _ = late.put("item"));
+        let _put = token.on_cancel(move |_| _ = late.try_put("item", &PutOptions::default()));
         task.source().cancel();
         assert!(worker.join().is_err());
         assert_eq!((queue.counts().leased, queue.counts().ready), (0, 1));
@@ -343,16 +128,16 @@ fn a_waiting_worker_gets_the_next_item_and_those_who_wait_longer_come_first() {
         Parker::spawn_parked(move || queue.lease(Time::NEVER).unwrap().unwrap().item)
     };
     let [first, second] = [wait(), wait()];
-    queue.put("one");
-    queue.put("two");
+    queue.put("one").unwrap();
+    queue.put("two").unwrap();
     assert_eq!((first.join(), second.join()), ("one", "two"));
 }
 
 #[test]
 fn what_a_stopped_worker_gives_back_comes_before_other_work() {
     let queue = Queue::new(RetryPolicy::default());
-    queue.put("first");
-    queue.put("second");
+    queue.put("first").unwrap();
+    queue.put("second").unwrap();
     let lease = queue.lease(PAST).unwrap().unwrap();
     assert_eq!(
         queue.give_back(lease.id, lease.epoch, Back::AtOnce, None),
@@ -378,7 +163,7 @@ fn failed_work_comes_back_after_a_pause_that_doubles_up_to_a_bound() {
         max_backoff,
         jitter: 0.25,
     });
-    queue.put("item");
+    queue.put("item").unwrap();
     for least in [
         Duration::from_micros(1500),
         Duration::from_millis(3),
@@ -387,7 +172,7 @@ fn failed_work_comes_back_after_a_pause_that_doubles_up_to_a_bound() {
         let lease = queue.lease(Time::NEVER).unwrap().unwrap();
         let given_back = Time::now();
         queue
-            .give_back(lease.id, lease.epoch, Back::Failed, Some(1))
+            .give_back(lease.id, lease.epoch, Back::Failed, Some(Note::Said(1)))
             .unwrap();
         assert_eq!(queue.counts().delayed, 1);
         let again = queue.lease(Time::after(HOUR)).unwrap().unwrap();
@@ -415,7 +200,7 @@ fn an_extreme_policy_is_a_long_pause_and_no_panic() {
             max_backoff: Duration::MAX,
             jitter,
         });
-        queue.put("item");
+        queue.put("item").unwrap();
         let lease = queue.lease(PAST).unwrap().unwrap();
         assert_eq!(
             queue.give_back(lease.id, lease.epoch, Back::Failed, None),
@@ -429,7 +214,7 @@ fn an_extreme_policy_is_a_long_pause_and_no_panic() {
 fn an_earlier_pause_wakes_who_waits_for_a_later_one() {
     let queue = Queue::new(RetryPolicy::default());
     let [late, soon] = ["late", "soon"].map(|item| {
-        queue.put(item);
+        queue.put(item).unwrap();
         queue.lease(PAST).unwrap().unwrap()
     });
     queue
@@ -455,16 +240,19 @@ fn i30_after_the_last_attempt_it_is_dead_with_all_that_went_wrong_and_may_be_rev
         backoff: Duration::ZERO,
         ..RetryPolicy::default()
     });
-    let id = queue.put("poison");
+    let id = queue.put("poison").unwrap();
     for (attempt, becomes) in [(1, Returned::Requeued), (2, Returned::Dead)] {
         let lease = queue.lease(PAST).unwrap().unwrap();
         assert_eq!(lease.attempt, attempt);
         assert_eq!(
-            queue.give_back(id, lease.epoch, Back::Failed, Some(attempt)),
+            queue.give_back(id, lease.epoch, Back::Failed, Some(Note::Said(attempt))),
             Ok(becomes)
         );
     }
-    assert_eq!(queue.dead(), [(id, "poison", vec![1, 2])]);
+    assert_eq!(
+        queue.dead(),
+        [(id, "poison", vec![Note::Said(1), Note::Said(2)])]
+    );
     assert_eq!(queue.lease(PAST), Ok(None));
     assert!(queue.revive(id));
     assert!(!queue.revive(id));
@@ -475,7 +263,7 @@ fn i30_after_the_last_attempt_it_is_dead_with_all_that_went_wrong_and_may_be_rev
 fn drain_waits_for_the_last_item_and_its_waiter_can_be_cancelled() {
     let queue = Queue::new(RetryPolicy::default());
     assert_eq!(queue.drain(PAST), Ok(true), "nothing to do");
-    queue.put("item");
+    queue.put("item").unwrap();
     assert_eq!(queue.drain(PAST), Ok(false));
     assert_eq!(
         move_on_after(Duration::from_millis(1), |_| queue.drain(Time::NEVER)),
@@ -495,7 +283,7 @@ fn a_closed_queue_sends_waiting_workers_home_and_keeps_its_items() {
     let worker = Parker::spawn_parked(move || theirs.lease(Time::NEVER));
     queue.close();
     assert_eq!(worker.join(), Ok(None));
-    queue.put("item");
+    queue.put("item").unwrap();
     assert_eq!(queue.lease(far()), Ok(None));
     assert_eq!(queue.counts().ready, 1);
 }
@@ -503,7 +291,7 @@ fn a_closed_queue_sends_waiting_workers_home_and_keeps_its_items() {
 #[test]
 fn a_lease_under_way_can_still_be_settled_after_the_queue_is_closed() {
     let queue = Queue::new(RetryPolicy::default());
-    queue.put("item");
+    queue.put("item").unwrap();
     let lease = queue.lease(PAST).unwrap().unwrap();
     queue.close();
     assert_eq!(queue.ack(lease.id, lease.epoch), Ok(()));
@@ -521,5 +309,4 @@ fn a_wait_for_work_is_a_checkpoint() {
         queue.lease(PAST).map(|_| ())
     });
     assert_eq!(done, Ok(None));
-    let _: Option<Stop> = None;
 }

@@ -1,0 +1,145 @@
+//! Which item of a queue in memory is in which state.
+//!
+//! An item is in one state, which its [`Standing`] says. [`Books`] keeps what follows from that for
+//! all of them: the counts, who is next, what is due when (I28).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::clock::Time;
+use crate::work::Counts;
+
+pub(super) struct Standing {
+    pub(super) phase: Phase,
+    pub(super) priority: i64,
+    pub(super) attempt: u32,
+    /// Nobody wants the work any more after that.
+    pub(super) deadline: Time,
+    /// When it leaves its phase by itself.
+    pub(super) due: Time,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// With its entry in the line, which is no other's.
+    Ready {
+        entry: u64,
+    },
+    Leased {
+        epoch: u64,
+    },
+    Delayed,
+    /// With its place among the dead.
+    Dead {
+        place: u64,
+    },
+}
+
+#[derive(Default)]
+pub(super) struct Books {
+    pub(super) counts: Counts,
+    /// What is ready, by priority: entry and item. An item that left otherwise than by being
+    /// leased leaves its entry behind, which nobody else has.
+    pub(super) lines: BTreeMap<i64, VecDeque<(u64, u64)>>,
+    /// How many entries were left behind.
+    pub(super) left_behind: usize,
+    pub(super) dead: BTreeMap<u64, u64>,
+    pub(super) due: BTreeSet<(Time, u64)>,
+    /// The last entry, or place.
+    last: u64,
+}
+
+/// Which end of its line a ready item goes to.
+#[derive(Clone, Copy)]
+pub(super) enum End {
+    Back,
+    /// The worker was stopped, through no fault of the work.
+    Front,
+}
+
+impl Books {
+    /// The item leaves the phase that it is in; the caller sees to the next.
+    pub(super) fn leave(&mut self, id: u64, standing: &Standing) {
+        match standing.phase {
+            Phase::Ready { .. } => {
+                self.counts.ready -= 1;
+                self.left_behind += 1;
+            }
+            Phase::Leased { .. } => self.counts.leased -= 1,
+            Phase::Delayed => self.counts.delayed -= 1,
+            Phase::Dead { place } => {
+                self.counts.dead -= 1;
+                self.dead.remove(&place);
+            }
+        }
+        if !standing.due.is_never() || standing.phase == Phase::Delayed {
+            self.due.remove(&(standing.due, id));
+        }
+    }
+
+    fn fall_due(&mut self, id: u64, standing: &mut Standing, at: Time) {
+        standing.due = at;
+        if !at.is_never() {
+            self.due.insert((at, id));
+        }
+    }
+
+    pub(super) fn line_up(&mut self, id: u64, standing: &mut Standing, end: End) {
+        self.last += 1;
+        let entry = self.last;
+        let line = self.lines.entry(standing.priority).or_default();
+        match end {
+            End::Back => line.push_back((entry, id)),
+            End::Front => line.push_front((entry, id)),
+        }
+        self.counts.ready += 1;
+        standing.phase = Phase::Ready { entry };
+        self.fall_due(id, standing, standing.deadline);
+    }
+
+    /// Take the next entry, of an item or left behind, if any item is ready.
+    pub(super) fn next_in_line(&mut self) -> Option<(u64, u64)> {
+        if self.counts.ready == 0 {
+            return None;
+        }
+        loop {
+            // A line that has run dry is kept until the next one's turn has come.
+            let mut line = self.lines.first_entry()?;
+            if let Some(next) = line.get_mut().pop_front() {
+                return Some(next);
+            }
+            line.remove();
+        }
+    }
+
+    /// It is leased; its entry has been taken.
+    pub(super) fn lease(
+        &mut self,
+        id: u64,
+        standing: &mut Standing,
+        epoch: u64,
+        until: Option<Time>,
+    ) {
+        self.leave(id, standing);
+        self.left_behind -= 1;
+        self.counts.leased += 1;
+        standing.phase = Phase::Leased { epoch };
+        self.fall_due(id, standing, until.unwrap_or(Time::NEVER));
+    }
+
+    pub(super) fn delay(&mut self, id: u64, standing: &mut Standing, pause: Duration) {
+        self.counts.delayed += 1;
+        standing.phase = Phase::Delayed;
+        standing.due = Time::after(pause).min(standing.deadline);
+        self.due.insert((standing.due, id)); // even if that is never: so it can be found
+    }
+
+    pub(super) fn bury(&mut self, id: u64, standing: &mut Standing) {
+        self.last += 1;
+        let place = self.last;
+        self.counts.dead += 1;
+        self.dead.insert(place, id);
+        standing.phase = Phase::Dead { place };
+        standing.due = Time::NEVER;
+    }
+}
