@@ -226,6 +226,22 @@ impl Waiter {
         }
     }
 
+    /// Block until the wait is decided, deaf to the host's signals: for what does not take long.
+    #[cfg(all(unix, not(loom)))]
+    #[cfg_attr(not(feature = "file"), allow(dead_code))]
+    pub(crate) fn finish_deaf(&self) {
+        while self.outcome().is_none() {
+            if self
+                .word
+                .compare_exchange(WAITING, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+            {
+                fork::outside(|| self.sleep(Time::NEVER));
+                self.word.fetch_and(!ASLEEP, Ordering::AcqRel);
+            }
+        }
+    }
+
     /// Sleep once. True: interrupted by a signal.
     fn sleep(&self, until: Time) -> bool {
         #[cfg(not(loom))]

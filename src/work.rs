@@ -5,6 +5,8 @@
 //! grows (I29, I34). Each lease counts as an attempt; after [`RetryPolicy::max_attempts`] the item
 //! is dead, with all that went wrong (I30).
 
+#[cfg(all(feature = "file", unix, not(loom)))]
+mod file;
 mod memory;
 
 use std::fmt;
@@ -12,6 +14,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(all(feature = "file", unix, not(loom)))]
+pub use file::{Bytes, Failure, FileError, FileOptions, FileQueue};
 pub use memory::LeaseQueue;
 
 use crate::cause::Cause;

@@ -10,6 +10,10 @@ mod barrier;
 mod condition;
 mod event;
 mod examples;
+#[cfg(feature = "file")]
+mod file_model;
+#[cfg(feature = "file")]
+mod file_queue;
 mod lock;
 mod mutex;
 mod queue;

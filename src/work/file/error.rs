@@ -1,0 +1,128 @@
+//! What can go wrong with a queue's file, and what to do about it.
+
+use std::fmt;
+use std::io;
+
+use rusqlite::ErrorCode;
+
+use crate::error::{MayStop, Stop};
+use crate::work::Fenced;
+
+/// Why an operation on a [`FileQueue`](super::FileQueue) was not done. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The calling thread is to stop.
+    Stopped(Stop),
+    /// The lease is not valid any more.
+    Fenced,
+    /// The file is something else, not a queue.
+    Foreign,
+    /// A newer version of this library wrote the file; this one knows less than its version.
+    Newer {
+        /// The file's.
+        version: i64,
+    },
+    /// The file is damaged: cut off, or overwritten.
+    Damaged(String),
+    /// The file, or its folder, must not be written.
+    ReadOnly,
+    /// Another program has kept the file locked for seconds.
+    Locked,
+    /// The disk is full, or the file as large as it may be.
+    NoSpace,
+    /// The file was opened by the process from which this one was forked.
+    Forked,
+    /// The system refused something else.
+    Failed(String),
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FileError::Stopped(stop) => stop.fmt(f),
+            FileError::Fenced => Fenced.fmt(f),
+            FileError::Foreign => f.write_str(
+                "this file is not a queue of desist, and was left as it is: choose another path",
+            ),
+            FileError::Newer { version } => write!(
+                f,
+                "this queue has format {version}, from a newer version of desist, and was left as \
+                 it is: update desist, or choose another path"
+            ),
+            FileError::Damaged(what) => write!(
+                f,
+                "the queue's file is damaged ({what}): put back a copy, or move it away with its \
+                 -wal file, and see what `sqlite3 FILE .recover` finds in it"
+            ),
+            FileError::ReadOnly => f.write_str(
+                "the queue's file cannot be written: check the permissions of the file and of its \
+                 folder, and that it is not on a read-only disk",
+            ),
+            FileError::Locked => f.write_str(
+                "another program has the queue's file locked: end its transaction (a sqlite3 \
+                 shell after BEGIN, a backup), then try again",
+            ),
+            FileError::NoSpace => f.write_str(
+                "there is no space for the queue's file: nothing was changed; free some, then try \
+                 again",
+            ),
+            FileError::Forked => f.write_str(
+                "this process was forked from one that has the queue's file open, and must not \
+                 use it: start it anew (the start methods spawn or forkserver), or open the \
+                 queue only after the fork",
+            ),
+            FileError::Failed(what) => write!(f, "the queue's file cannot be used: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for FileError {}
+
+impl MayStop for FileError {
+    fn stop(&self) -> Option<&Stop> {
+        match self {
+            FileError::Stopped(stop) => Some(stop),
+            _ => None,
+        }
+    }
+}
+
+impl From<Stop> for FileError {
+    fn from(stop: Stop) -> Self {
+        FileError::Stopped(stop)
+    }
+}
+
+impl From<Fenced> for FileError {
+    fn from(_: Fenced) -> Self {
+        FileError::Fenced
+    }
+}
+
+impl From<io::Error> for FileError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                FileError::ReadOnly
+            }
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => FileError::NoSpace,
+            _ => FileError::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for FileError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => FileError::Foreign,
+            Some(ErrorCode::DatabaseCorrupt) => FileError::Damaged(error.to_string()),
+            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => FileError::ReadOnly,
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => FileError::Locked,
+            Some(ErrorCode::DiskFull) => FileError::NoSpace,
+            _ => FileError::Failed(error.to_string()),
+        }
+    }
+}

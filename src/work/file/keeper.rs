@@ -1,0 +1,237 @@
+//! The thread that hears of other processes: what they changed, and that they died.
+//!
+//! It sleeps until the file beside the queue's is written to, an owner's process ends, or a lease
+//! does. Nobody looks at intervals, except where the system cannot tell.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::Shared;
+use super::error::FileError;
+use super::owners::Process;
+use super::schema::beside;
+use crate::fork;
+
+/// How often it looks where nothing tells it.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// What wakes the keepers: this process's, and those of all others.
+pub(super) struct Bell {
+    file: File,
+    ears: Ears,
+    own: UnixStream,
+    keeper: UnixStream,
+    /// When the keeper looks again by itself; while it looks: never.
+    next: AtomicI64,
+    over: AtomicBool,
+}
+
+impl Bell {
+    /// The bell beside this file.
+    pub(super) fn hang(path: &Path) -> Result<Bell, FileError> {
+        let path = beside(path, "-wake");
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        let (own, keeper) = UnixStream::pair()?;
+        own.set_nonblocking(true)?;
+        keeper.set_nonblocking(true)?;
+        Ok(Bell {
+            ears: Ears::listen(&path)?,
+            file,
+            own,
+            keeper,
+            next: AtomicI64::new(i64::MAX),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    /// Have all processes look.
+    pub(super) fn ring(&self) {
+        // A full disk: the byte is there already, except at the very first.
+        let _ = self.file.write_all_at(b"!", 0);
+    }
+
+    /// A lease of this process ends then.
+    pub(super) fn by(&self, end: i64) {
+        if end < self.next.load(Ordering::SeqCst) {
+            self.nudge();
+        }
+    }
+
+    /// The keeper is to end.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        self.nudge();
+    }
+
+    fn nudge(&self) {
+        let _ = (&self.own).write(b"!"); // full: it is on its way
+    }
+
+    fn hear(&self) {
+        let mut heard = [0; 4096];
+        while matches!((&self.keeper).read(&mut heard), Ok(1..)) {}
+        self.ears.hear(&mut heard);
+    }
+}
+
+/// Start the keeper of a queue.
+pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    let keep = move || {
+        let _inside = fork::inside();
+        keep(&shared);
+    };
+    thread::Builder::new()
+        .name("desist-file".into())
+        .spawn(keep)
+}
+
+fn keep(shared: &Shared) {
+    let bell = &shared.bell;
+    let mut watched: Vec<(i64, Option<OwnedFd>)> = Vec::new();
+    loop {
+        bell.next.store(i64::MAX, Ordering::SeqCst);
+        bell.hear();
+        if bell.over.load(Ordering::Acquire) {
+            return;
+        }
+        // The file is locked, or the disk full: try again.
+        let mut patience = Some(INTERVAL);
+        if let Ok((others, next)) = look(shared) {
+            watched.retain(|(id, _)| others.iter().any(|(other, _)| other == id));
+            for (id, process) in &others {
+                // This one's own queues end when they say so.
+                if process.pid != shared.own.pid && !watched.iter().any(|(other, _)| other == id) {
+                    watched.push((*id, process.watch()));
+                }
+            }
+            bell.next.store(next, Ordering::SeqCst);
+            patience = shared.until(next);
+        }
+        shared.stir();
+        if !Ears::HEAR || watched.iter().any(|(_, fd)| fd.is_none()) {
+            patience = Some(patience.map_or(INTERVAL, |patience| patience.min(INTERVAL)));
+        }
+        let mut fds = vec![bell.keeper.as_raw_fd()];
+        fds.extend(bell.ears.fd());
+        fds.extend(
+            watched
+                .iter()
+                .filter_map(|(_, fd)| Some(fd.as_ref()?.as_raw_fd())),
+        );
+        fork::outside(|| sleep(&fds, patience));
+    }
+}
+
+type Owners = Vec<(i64, Process)>;
+
+/// End the leases of those who died, and those that nobody extended. Returns who else is there,
+/// and when the next lease ends.
+pub(super) fn look(shared: &Shared) -> Result<(Owners, i64), FileError> {
+    let (own, opening) = (shared.own.clone(), shared.opening.clone());
+    shared.run(false, shared.terms(), move |tables| {
+        let mut others = tables.others()?;
+        let is_alive = |id: i64, process: &Process| {
+            if (process.pid, process.space) == (own.pid, own.space) {
+                opening.has(id) && process.is_alive(&own)
+            } else {
+                process.is_alive(&own)
+            }
+        };
+        for (id, process) in &others {
+            if !is_alive(*id, process) {
+                tables.part(*id, Some(process.pid))?;
+            }
+        }
+        others.retain(|(id, process)| is_alive(*id, process));
+        Ok((others, tables.end_leases()?))
+    })
+}
+
+/// Sleep until one of them is readable, or so long.
+#[allow(unsafe_code)] // one system call
+fn sleep(fds: &[RawFd], patience: Option<Duration>) {
+    let of = |fd: &RawFd| libc::pollfd {
+        fd: *fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut polled: Vec<_> = fds.iter().map(of).collect();
+    let millis = patience.map_or(-1, |patience| {
+        i32::try_from(patience.as_millis()).unwrap_or(i32::MAX)
+    });
+    // SAFETY: the list is as long as it says, and outlives the call. A signal is a look too many.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
+}
+
+/// Hears when the file is written to.
+#[cfg(target_os = "linux")]
+struct Ears(OwnedFd);
+
+#[cfg(target_os = "linux")]
+impl Ears {
+    const HEAR: bool = true;
+
+    #[allow(unsafe_code)] // two system calls
+    fn listen(path: &Path) -> io::Result<Ears> {
+        use std::ffi::CString;
+        use std::os::fd::FromRawFd;
+        use std::os::unix::ffi::OsStrExt;
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        // SAFETY: a number goes in, a new descriptor or -1 comes out.
+        let fd = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it was made just now, for nobody else.
+        let ears = Ears(unsafe { OwnedFd::from_raw_fd(fd) });
+        // SAFETY: the path ends with a zero, and is only read.
+        if unsafe { libc::inotify_add_watch(fd, path.as_ptr(), libc::IN_MODIFY) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(ears)
+    }
+
+    fn fd(&self) -> Option<RawFd> {
+        Some(self.0.as_raw_fd())
+    }
+
+    /// Forget what was heard: all of it is one reason to look.
+    #[allow(unsafe_code)] // one system call
+    fn hear(&self, heard: &mut [u8]) {
+        // SAFETY: the place is as long as it says.
+        while unsafe { libc::read(self.0.as_raw_fd(), heard.as_mut_ptr().cast(), heard.len()) } > 0
+        {
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+struct Ears;
+
+#[cfg(not(target_os = "linux"))]
+#[allow(clippy::unused_self, clippy::unnecessary_wraps)]
+impl Ears {
+    const HEAR: bool = false;
+
+    fn listen(_path: &Path) -> io::Result<Ears> {
+        Ok(Ears)
+    }
+
+    fn fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn hear(&self, _heard: &mut [u8]) {}
+}

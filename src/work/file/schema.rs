@@ -1,0 +1,232 @@
+//! What is in the file, and how one is opened.
+//!
+//! A file that is something else, or newer, is found out by its header, before SQLite touches it.
+//! The tables are made in one transaction with the file's mark, and only then WAL mode is turned
+//! on, so that the mark is in the file itself from its first byte on.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::error::FileError;
+use super::owners::Opening;
+use crate::fork;
+
+/// "desi": what SQLite calls the application's id.
+const MARK: i64 = 0x6465_7369;
+const VERSION: i64 = 1;
+
+/// How long another program may keep the file locked.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// WAL pages after which they are written back to the file, with two syncs: 16 MB.
+const CHECKPOINT_PAGES: u32 = 4000;
+
+const TABLES: &str = "
+CREATE TABLE items (
+    id INTEGER PRIMARY KEY,
+    state INTEGER NOT NULL,         -- 0 ready, 1 leased, 2 delayed, 3 dead
+    priority INTEGER NOT NULL,
+    turn INTEGER NOT NULL,          -- of those with the same priority the least is leased first
+    attempt INTEGER NOT NULL,
+    epoch INTEGER,                  -- while it is leased: which lease, whose, until when
+    owner INTEGER,
+    lease_until INTEGER,
+    due INTEGER,                    -- while it is delayed
+    due_wall INTEGER,
+    delay INTEGER,
+    expires INTEGER,                -- nobody wants it any more
+    expires_wall INTEGER,
+    timeout INTEGER,
+    put_wall INTEGER NOT NULL,      -- ..._wall: milliseconds since 1970; others: since the start
+    key TEXT,
+    unwanted BLOB,                  -- why it was cancelled, while it was leased
+    progress BLOB,
+    item BLOB NOT NULL
+);
+CREATE INDEX ready ON items (priority, turn) WHERE state = 0;
+CREATE INDEX leased ON items (owner) WHERE state = 1;
+CREATE INDEX delayed ON items (due) WHERE state = 2;
+CREATE INDEX dead ON items (turn) WHERE state = 3;
+CREATE UNIQUE INDEX keys ON items (key) WHERE key IS NOT NULL;
+
+CREATE TABLE failures (
+    item INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL,             -- noted, owner died, lease timed out, item timed out
+    pid INTEGER,                    -- whose, if the owner died
+    note BLOB,
+    PRIMARY KEY (item, number)
+) WITHOUT ROWID;
+
+CREATE TABLE owners (
+    id INTEGER PRIMARY KEY,
+    pid INTEGER NOT NULL,
+    started INTEGER NOT NULL,       -- the process, in ticks since the machine's start
+    machine_start TEXT NOT NULL,
+    pid_space INTEGER NOT NULL      -- in which its pid means something
+);
+
+CREATE TABLE meta (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    ready INTEGER NOT NULL,         -- how many items are in each state
+    leased INTEGER NOT NULL,
+    delayed INTEGER NOT NULL,
+    dead INTEGER NOT NULL,
+    done INTEGER NOT NULL,
+    last_id INTEGER NOT NULL,
+    last_epoch INTEGER NOT NULL,
+    first_turn INTEGER NOT NULL,
+    last_turn INTEGER NOT NULL,
+    last_owner INTEGER NOT NULL,
+    owners INTEGER NOT NULL,
+    awaited INTEGER NOT NULL,       -- what others are to be told: 1 items, 2 room, 4 the end
+    machine_start TEXT NOT NULL     -- the one that times are counted from
+);
+INSERT INTO meta VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '');
+
+CREATE VIEW queue AS
+SELECT
+    items.id,
+    CASE state WHEN 0 THEN 'ready' WHEN 1 THEN 'leased' WHEN 2 THEN 'delayed' ELSE 'dead' END AS state,
+    priority, attempt, key, owners.pid AS pid,
+    datetime(put_wall / 1000, 'unixepoch') AS put,
+    datetime(due_wall / 1000, 'unixepoch') AS due,
+    datetime(expires_wall / 1000, 'unixepoch') AS expires,
+    length(item) AS bytes,
+    (SELECT count(*) FROM failures WHERE failures.item = items.id) AS failures
+FROM items LEFT JOIN owners ON owners.id = items.owner;
+";
+
+/// A connection to the queue in this file, which is made if there is none; and the file's own path,
+/// noted as open.
+pub(super) fn open(path: &Path) -> Result<(Connection, PathBuf, Opening), FileError> {
+    let is_new = look_at(path)?;
+    if is_new {
+        // Not left to SQLite: it would say only that it cannot.
+        OpenOptions::new().append(true).create(true).open(path)?;
+    }
+    let path = fs::canonicalize(path)?;
+    let opening = Opening::of(&path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut db = Connection::open_with_flags(&path, flags)?;
+    db.busy_handler(Some(wait_for_others))?;
+    if db.is_readonly("main")? {
+        return Err(FileError::ReadOnly);
+    }
+    if is_ours(&db)? {
+        // Whoever makes it has WAL mode on at the end, unless it died before.
+    } else {
+        create(&mut db)?;
+    }
+    use_wal(&db)?;
+    db.execute_batch("PRAGMA synchronous = NORMAL")?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    db.set_prepared_statement_cache_capacity(64);
+    Ok((db, path, opening))
+}
+
+/// Refuse a file that is none of ours, without touching it. True: there is nothing yet.
+fn look_at(path: &Path) -> Result<bool, FileError> {
+    let mut header = [0; 100];
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error.into()),
+    };
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(FileError::Foreign);
+    }
+    // Somebody died while the tables were made: SQLite first takes that back.
+    if about.len() == 0 || beside(path, "-journal").exists() {
+        return Ok(about.len() == 0);
+    }
+    if file.read_exact(&mut header).is_err() || !header.starts_with(b"SQLite format 3\0") {
+        return Err(FileError::Foreign);
+    }
+    let number = |at: usize| {
+        let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+        i64::from(u32::from_be_bytes(bytes))
+    };
+    judge(number(68), number(60)).map(|_| false)
+}
+
+fn is_ours(db: &Connection) -> Result<bool, FileError> {
+    let number = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (mark, version) = (number("application_id")?, number("user_version")?);
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if (mark, version, tables) == (0, 0, 0) {
+        return Ok(false);
+    }
+    judge(mark, version)
+}
+
+fn judge(mark: i64, version: i64) -> Result<bool, FileError> {
+    match (mark, version) {
+        (MARK, VERSION) => Ok(true),
+        (MARK, newer) if newer > VERSION => Err(FileError::Newer { version: newer }),
+        _ => Err(FileError::Foreign),
+    }
+}
+
+fn create(db: &mut Connection) -> Result<(), FileError> {
+    let making = db.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)?;
+    if !is_ours(&making)? {
+        making.execute_batch(TABLES)?;
+        making.pragma_update(None, "application_id", MARK)?;
+        making.pragma_update(None, "user_version", VERSION)?;
+    }
+    Ok(making.commit()?)
+}
+
+/// Turn WAL mode on. The one who does it has to be alone, and SQLite does not wait for that.
+fn use_wal(db: &Connection) -> Result<(), FileError> {
+    for attempt in 0.. {
+        let mode =
+            db.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0));
+        match mode.map_err(FileError::from) {
+            Ok(mode) if mode == "wal" => break,
+            Ok(_) => {
+                return Err(FileError::Failed(
+                    "its file system has no shared memory: put it on a local disk".into(),
+                ));
+            }
+            Err(FileError::Locked) if wait_for_others(attempt) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+thread_local! {
+    static WAITING_SINCE: std::cell::Cell<Option<Instant>> = const { std::cell::Cell::new(None) };
+}
+
+/// The file is locked, for the `attempt`th time: false: that was long enough. Others of our kind
+/// hold it for a transaction's time.
+fn wait_for_others(attempt: i32) -> bool {
+    if attempt == 0 {
+        WAITING_SINCE.set(Some(Instant::now()));
+    }
+    if WAITING_SINCE
+        .get()
+        .is_some_and(|since| since.elapsed() > PATIENCE)
+    {
+        return false;
+    }
+    let pause = Duration::from_micros(50 << attempt.min(7));
+    fork::outside(|| std::thread::sleep(pause));
+    true
+}
+
+/// The path of a file that belongs to the queue's.
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
+}

@@ -1,0 +1,764 @@
+//! What the queue's operations do to the tables, inside a transaction.
+//!
+//! Each can run twice, see `commit`. The counts stand in `meta` and change with the items, in the
+//! same transaction: they add up at every instant (I28), and nobody counts a million rows.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::clock::{Due, Now};
+use super::error::FileError;
+use super::owners::Process;
+use super::{Bytes, Failure};
+use crate::work::{Back, Counts, Dead, Fenced, Lease, PutOptions, RetryPolicy, Returned};
+
+type Result<T> = std::result::Result<T, FileError>;
+
+/// What others are to be told: see the column `awaited`.
+const ITEMS: i64 = 1;
+const ROOM: i64 = 2;
+const END: i64 = 4;
+
+/// On what terms an operation is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    pub(super) now: Now,
+    pub(super) owner: i64,
+    pub(super) retry: RetryPolicy,
+    pub(super) maxsize: Option<usize>,
+    pub(super) lease_timeout: Option<Duration>,
+}
+
+/// What a transaction has changed for those who wait.
+#[derive(Debug, Default)]
+pub(super) struct Changed {
+    /// So many items have become ready.
+    pub(super) made_ready: usize,
+    /// So many are ready.
+    pub(super) ready: usize,
+    /// An item is delayed until then.
+    pub(super) due: Option<i64>,
+    /// So many items have left the line.
+    pub(super) room: usize,
+    /// Nothing is left to do, and before there was.
+    pub(super) drained: bool,
+    /// A lease is good until then.
+    pub(super) lease_until: Option<i64>,
+    /// Other processes wait for what has changed.
+    pub(super) tell: bool,
+}
+
+impl Changed {
+    pub(super) fn concerns_somebody(&self) -> bool {
+        self.made_ready > 0 || self.due.is_some() || self.room > 0 || self.drained
+    }
+}
+
+/// The table `meta`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Meta {
+    ready: i64,
+    leased: i64,
+    delayed: i64,
+    dead: i64,
+    done: i64,
+    last_id: i64,
+    last_epoch: i64,
+    first_turn: i64,
+    last_turn: i64,
+    last_owner: i64,
+    owners: i64,
+    awaited: i64,
+}
+
+impl Meta {
+    pub(super) fn read(db: &Connection) -> Result<Meta> {
+        let mut query = db.prepare_cached(
+            "SELECT ready, leased, delayed, dead, done, last_id, last_epoch, first_turn, \
+             last_turn, last_owner, owners, awaited FROM meta",
+        )?;
+        let meta = query.query_row([], |row| {
+            Ok(Meta {
+                ready: row.get(0)?,
+                leased: row.get(1)?,
+                delayed: row.get(2)?,
+                dead: row.get(3)?,
+                done: row.get(4)?,
+                last_id: row.get(5)?,
+                last_epoch: row.get(6)?,
+                first_turn: row.get(7)?,
+                last_turn: row.get(8)?,
+                last_owner: row.get(9)?,
+                owners: row.get(10)?,
+                awaited: row.get(11)?,
+            })
+        });
+        meta.optional()?
+            .ok_or_else(|| FileError::Damaged("its counts are gone".into()))
+    }
+
+    pub(super) fn write(&self, db: &Connection) -> Result<()> {
+        let mut update = db.prepare_cached(
+            "UPDATE meta SET ready = ?, leased = ?, delayed = ?, dead = ?, done = ?, last_id = ?, \
+             last_epoch = ?, first_turn = ?, last_turn = ?, last_owner = ?, owners = ?, awaited = ?",
+        )?;
+        update.execute(params![
+            self.ready,
+            self.leased,
+            self.delayed,
+            self.dead,
+            self.done,
+            self.last_id,
+            self.last_epoch,
+            self.first_turn,
+            self.last_turn,
+            self.last_owner,
+            self.owners,
+            self.awaited,
+        ])?;
+        Ok(())
+    }
+
+    pub(super) fn count_ready(&self) -> usize {
+        count(self.ready)
+    }
+
+    fn is_drained(&self) -> bool {
+        self.ready + self.leased + self.delayed == 0
+    }
+
+    /// See whom the change concerns. What others wait for is told once, and then they ask again.
+    pub(super) fn tell(&mut self, before: Meta, changed: &mut Changed) {
+        changed.drained = self.is_drained() && !before.is_drained();
+        if self.owners < 2 {
+            return;
+        }
+        let mut told = 0;
+        if changed.made_ready > 0 || changed.due.is_some() {
+            told |= ITEMS;
+        }
+        if changed.room > 0 {
+            told |= ROOM;
+        }
+        if changed.drained {
+            told |= END;
+        }
+        changed.tell |= self.awaited & told != 0;
+        self.awaited &= !told;
+    }
+}
+
+/// The tables, for one operation in a transaction.
+pub(super) struct Tables<'a> {
+    db: &'a Connection,
+    terms: &'a Terms,
+    meta: &'a mut Meta,
+    changed: &'a mut Changed,
+}
+
+/// A lease that ends.
+struct Ending {
+    id: i64,
+    attempt: i64,
+    unwanted: Option<Bytes>,
+}
+
+impl Ending {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Ending> {
+        Ok(Ending {
+            id: row.get(0)?,
+            attempt: row.get(1)?,
+            unwanted: row.get(2)?,
+        })
+    }
+}
+
+/// What a look for work found.
+pub(super) enum Taken {
+    Lease(Lease<Bytes, Bytes>),
+    /// None, and the next delayed item is due then.
+    Nothing {
+        next_due: i64,
+    },
+}
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(
+        db: &'a Connection,
+        terms: &'a Terms,
+        meta: &'a mut Meta,
+        changed: &'a mut Changed,
+    ) -> Tables<'a> {
+        Tables {
+            db,
+            terms,
+            meta,
+            changed,
+        }
+    }
+
+    fn execute(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize> {
+        Ok(self.db.prepare_cached(sql)?.execute(params)?)
+    }
+
+    fn find<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
+        let mut query = self.db.prepare_cached(sql)?;
+        Ok(query.query_row(params, read).optional()?)
+    }
+
+    fn all<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut query = self.db.prepare_cached(sql)?;
+        Ok(query
+            .query_map(params, read)?
+            .collect::<rusqlite::Result<_>>()?)
+    }
+
+    // ------------------------------------------------------------------ items come
+
+    /// Add all, or none where there is no room: `None`. An item with a key that is there already
+    /// is not added.
+    pub(super) fn put(&mut self, items: &[(Bytes, PutOptions)]) -> Result<Option<Vec<u64>>> {
+        let mut ids = Vec::with_capacity(items.len());
+        let mut known = 0;
+        for (_, options) in items {
+            let id = match &options.key {
+                Some(key) => self.find_key(key)?,
+                None => None,
+            };
+            known += usize::from(id.is_some());
+        }
+        let waiting = count(self.meta.ready + self.meta.delayed);
+        let new = items.len() - known;
+        // More than fits at all is let in where nothing else is.
+        let is_full = |most| waiting > 0 && waiting + new > most;
+        if new > 0 && self.terms.maxsize.is_some_and(is_full) {
+            self.meta.awaited |= ROOM;
+            return Ok(None);
+        }
+        for (item, options) in items {
+            let known = match &options.key {
+                Some(key) => self.find_key(key)?,
+                None => None,
+            };
+            let id = match known {
+                Some(id) => id,
+                None => self.add(item, options)?,
+            };
+            ids.push(number(id));
+        }
+        Ok(Some(ids))
+    }
+
+    fn find_key(&self, key: &str) -> Result<Option<i64>> {
+        self.find("SELECT id FROM items WHERE key = ?", [key], |row| {
+            row.get(0)
+        })
+    }
+
+    fn add(&mut self, item: &[u8], options: &PutOptions) -> Result<i64> {
+        let now = self.terms.now;
+        let due = (!options.delay.is_zero()).then(|| now.after(options.delay));
+        let expires = options.timeout.map(|timeout| now.after(timeout));
+        self.meta.last_id += 1;
+        let id = self.meta.last_id;
+        let turn = self.last_turn();
+        self.execute(
+            "INSERT INTO items (id, state, priority, turn, attempt, due, due_wall, delay, expires, \
+             expires_wall, timeout, put_wall, key, item) \
+             VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                id,
+                if due.is_some() { 2 } else { 0 },
+                options.priority,
+                turn,
+                due.map(|due| due.at),
+                due.map(|due| due.wall),
+                due.map(|due| due.pause),
+                expires.map(|expires| expires.at),
+                expires.map(|expires| expires.wall),
+                expires.map(|expires| expires.pause),
+                now.wall,
+                options.key.as_deref(),
+                item,
+            ],
+        )?;
+        match due {
+            Some(due) => self.has_delayed(due),
+            None => self.has_readied(),
+        }
+        Ok(id)
+    }
+
+    fn last_turn(&mut self) -> i64 {
+        self.meta.last_turn += 1;
+        self.meta.last_turn
+    }
+
+    fn has_readied(&mut self) {
+        self.meta.ready += 1;
+        self.changed.made_ready += 1;
+    }
+
+    fn has_delayed(&mut self, due: Due) {
+        self.meta.delayed += 1;
+        let earliest = self.changed.due.map_or(due.at, |at| at.min(due.at));
+        self.changed.due = Some(earliest);
+    }
+
+    // ------------------------------------------------------------------ items are worked on
+
+    /// Lease the next item, if there is one.
+    pub(super) fn take(&mut self) -> Result<Taken> {
+        let now = self.terms.now;
+        if self.meta.delayed > 0 {
+            self.ready_due()?;
+        }
+        while self.meta.ready > 0 {
+            self.meta.last_epoch += 1;
+            let epoch = self.meta.last_epoch;
+            let until = self.lease_until();
+            let found = self.find(
+                "UPDATE items SET state = 1, attempt = attempt + 1, epoch = ?, owner = ?, \
+                 lease_until = ? WHERE id = \
+                 (SELECT id FROM items WHERE state = 0 ORDER BY priority, turn LIMIT 1) \
+                 RETURNING id, attempt, item, progress, expires",
+                params![epoch, self.terms.owner, until],
+                |row| {
+                    let lease = Lease {
+                        id: row.get::<_, i64>(0)?.cast_unsigned(),
+                        epoch: number(epoch),
+                        attempt: attempts(row.get(1)?),
+                        item: row.get(2)?,
+                        progress: row.get(3)?,
+                        deadline: None,
+                    };
+                    Ok((lease, row.get::<_, Option<i64>>(4)?))
+                },
+            )?;
+            let (mut lease, expires) =
+                found.ok_or_else(|| FileError::Damaged("it has less than it says".into()))?;
+            self.meta.ready -= 1;
+            self.changed.room += 1;
+            if expires.is_some_and(|expires| expires <= now.machine()) {
+                let id = row_id(lease.id);
+                self.execute("UPDATE items SET attempt = attempt - 1 WHERE id = ?", [id])?;
+                self.fail(id, &Failure::ItemTimedOut)?;
+                self.bury(id)?;
+                continue;
+            }
+            self.meta.leased += 1;
+            lease.deadline = expires.map(|expires| now.time_of(expires));
+            return Ok(Taken::Lease(lease));
+        }
+        self.meta.awaited |= ITEMS;
+        let next = "SELECT min(due) FROM items WHERE state = 2";
+        let next = self.find(next, [], |row| row.get::<_, Option<i64>>(0))?;
+        Ok(Taken::Nothing {
+            next_due: next.flatten().unwrap_or(i64::MAX),
+        })
+    }
+
+    fn lease_until(&mut self) -> Option<i64> {
+        let until = self
+            .terms
+            .lease_timeout
+            .map(|timeout| self.terms.now.after(timeout).at);
+        let earlier = |at: i64| until.map_or(at, |until| until.min(at));
+        self.changed.lease_until = self.changed.lease_until.map(earlier).or(until);
+        until
+    }
+
+    /// What is due joins the line, at its end.
+    fn ready_due(&mut self) -> Result<()> {
+        let due: Vec<i64> = self.all(
+            "SELECT id FROM items WHERE state = 2 AND due <= ? ORDER BY due, id",
+            [self.terms.now.machine()],
+            |row| row.get(0),
+        )?;
+        for id in due {
+            let turn = self.last_turn();
+            self.make_ready(id, turn)?;
+            self.meta.delayed -= 1;
+        }
+        Ok(())
+    }
+
+    fn make_ready(&mut self, id: i64, turn: i64) -> Result<()> {
+        self.execute(
+            "UPDATE items SET state = 0, turn = ?, epoch = NULL, owner = NULL, lease_until = NULL, \
+             due = NULL, due_wall = NULL, delay = NULL WHERE id = ?",
+            [turn, id],
+        )?;
+        self.has_readied();
+        Ok(())
+    }
+
+    /// The item is dead. It has been counted out of where it was.
+    fn bury(&mut self, id: i64) -> Result<()> {
+        let turn = self.last_turn();
+        self.execute(
+            "UPDATE items SET state = 3, turn = ?, epoch = NULL, owner = NULL, lease_until = NULL, \
+             due = NULL, due_wall = NULL, delay = NULL, unwanted = NULL WHERE id = ?",
+            [turn, id],
+        )?;
+        self.meta.dead += 1;
+        Ok(())
+    }
+
+    fn fail(&mut self, id: i64, failure: &Failure) -> Result<()> {
+        let (kind, pid, note) = match failure {
+            Failure::Noted(note) => ("noted", None, Some(&**note)),
+            Failure::OwnerDied { pid } => ("owner died", Some(*pid), None),
+            Failure::LeaseTimedOut => ("lease timed out", None, None),
+            Failure::ItemTimedOut => ("item timed out", None, None),
+        };
+        self.execute(
+            "INSERT INTO failures SELECT ?1, 1 + coalesce(max(number), 0), ?2, ?3, ?4 \
+             FROM failures WHERE item = ?1",
+            params![id, kind, pid, note],
+        )?;
+        Ok(())
+    }
+
+    /// The work is done.
+    pub(super) fn ack(&mut self, id: u64, epoch: u64) -> Result<std::result::Result<(), Fenced>> {
+        let (id, epoch) = (row_id(id), row_id(epoch));
+        let found = self.execute(
+            "DELETE FROM items WHERE id = ? AND state = 1 AND epoch = ?",
+            [id, epoch],
+        )?;
+        if found == 0 {
+            return Ok(Err(Fenced));
+        }
+        self.execute("DELETE FROM failures WHERE item = ?", [id])?;
+        self.meta.leased -= 1;
+        self.meta.done += 1;
+        Ok(Ok(()))
+    }
+
+    /// A lease is given back; `random` is between 0 and 1.
+    pub(super) fn give_back(
+        &mut self,
+        id: u64,
+        epoch: u64,
+        back: Back,
+        failure: Option<&Failure>,
+        random: f64,
+    ) -> Result<std::result::Result<Returned, Fenced>> {
+        let found = self.find(
+            "SELECT id, attempt, unwanted FROM items WHERE id = ? AND state = 1 AND epoch = ?",
+            [row_id(id), row_id(epoch)],
+            Ending::read,
+        )?;
+        let Some(ending) = found else {
+            return Ok(Err(Fenced));
+        };
+        let pause = match back {
+            Back::Failed => self.terms.retry.pause(attempts(ending.attempt), random),
+            Back::After(pause) => pause,
+            Back::AtOnce => Duration::ZERO,
+        };
+        self.end(ending, pause, failure).map(Ok)
+    }
+
+    fn end(
+        &mut self,
+        ending: Ending,
+        pause: Duration,
+        failure: Option<&Failure>,
+    ) -> Result<Returned> {
+        let id = ending.id;
+        if let Some(failure) = failure {
+            self.fail(id, failure)?;
+        }
+        self.meta.leased -= 1;
+        let is_last = attempts(ending.attempt) >= self.terms.retry.max_attempts;
+        let is_unwanted = ending.unwanted.is_some();
+        if let Some(note) = ending.unwanted {
+            self.fail(id, &Failure::Noted(note))?;
+        }
+        if is_last || is_unwanted {
+            self.bury(id)?;
+            return Ok(Returned::Dead);
+        }
+        if pause.is_zero() {
+            self.meta.first_turn -= 1;
+            self.make_ready(id, self.meta.first_turn)?;
+        } else {
+            let due = self.terms.now.after(pause);
+            self.execute(
+                "UPDATE items SET state = 2, epoch = NULL, owner = NULL, lease_until = NULL, \
+                 due = ?, due_wall = ?, delay = ? WHERE id = ?",
+                [due.at, due.wall, due.pause, id],
+            )?;
+            self.has_delayed(due);
+        }
+        Ok(Returned::Requeued)
+    }
+
+    /// The lease is good for longer, and the work has come so far.
+    pub(super) fn extend(
+        &mut self,
+        id: u64,
+        epoch: u64,
+        progress: Option<&[u8]>,
+    ) -> Result<std::result::Result<(), Fenced>> {
+        let until = self.lease_until();
+        let found = self.execute(
+            "UPDATE items SET lease_until = ?, progress = coalesce(?, progress) \
+             WHERE id = ? AND state = 1 AND epoch = ?",
+            params![until, progress, row_id(id), row_id(epoch)],
+        )?;
+        Ok(if found == 0 { Err(Fenced) } else { Ok(()) })
+    }
+
+    // ------------------------------------------------------------------ items are given up
+
+    /// See [`FileQueue::cancel`](super::FileQueue::cancel).
+    pub(super) fn cancel(&mut self, id: u64, note: &Bytes) -> Result<Option<bool>> {
+        let id = row_id(id);
+        let state = self.find("SELECT state FROM items WHERE id = ?", [id], |row| {
+            row.get::<_, i64>(0)
+        })?;
+        match state {
+            Some(0) => self.meta.ready -= 1,
+            Some(1) => {
+                self.execute(
+                    "UPDATE items SET unwanted = coalesce(unwanted, ?) WHERE id = ?",
+                    params![&**note, id],
+                )?;
+                return Ok(Some(false));
+            }
+            Some(2) => self.meta.delayed -= 1,
+            _ => return Ok(None),
+        }
+        self.changed.room += 1;
+        self.fail(id, &Failure::Noted(note.clone()))?;
+        self.bury(id)?;
+        Ok(Some(true))
+    }
+
+    /// All that is ready, then all that is delayed, is dead now.
+    pub(super) fn give_up(&mut self, note: &Bytes) -> Result<Vec<Bytes>> {
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
+        let mut given_up = self.all(
+            "SELECT id, item FROM items WHERE state = 0 ORDER BY priority, turn",
+            [],
+            read,
+        )?;
+        given_up.extend(self.all(
+            "SELECT id, item FROM items WHERE state = 2 ORDER BY due, id",
+            [],
+            read,
+        )?);
+        let mut items = Vec::with_capacity(given_up.len());
+        for (id, item) in given_up {
+            self.fail(id, &Failure::Noted(note.clone()))?;
+            self.bury(id)?;
+            items.push(item);
+        }
+        self.changed.room += items.len();
+        (self.meta.ready, self.meta.delayed) = (0, 0);
+        Ok(items)
+    }
+
+    /// Give a dead item all its attempts, and all its time, again. False: it is not dead.
+    pub(super) fn revive(&mut self, id: u64) -> Result<bool> {
+        let id = row_id(id);
+        let found = self.find(
+            "SELECT timeout FROM items WHERE id = ? AND state = 3",
+            [id],
+            |row| row.get::<_, Option<i64>>(0),
+        )?;
+        let Some(timeout) = found else {
+            return Ok(false);
+        };
+        let turn = self.last_turn();
+        self.make_ready(id, turn)?;
+        let expires = timeout.map(|timeout| {
+            let timeout = Duration::from_millis(u64::try_from(timeout).unwrap_or(0));
+            self.terms.now.after(timeout)
+        });
+        self.execute(
+            "UPDATE items SET attempt = 0, expires = ?, expires_wall = ? WHERE id = ?",
+            params![expires.map(|at| at.at), expires.map(|at| at.wall), id],
+        )?;
+        self.meta.dead -= 1;
+        Ok(true)
+    }
+
+    // ------------------------------------------------------------------ looking
+
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            ready: count(self.meta.ready),
+            leased: count(self.meta.leased),
+            delayed: count(self.meta.delayed),
+            done: number(self.meta.done),
+            dead: count(self.meta.dead),
+        }
+    }
+
+    /// Whether nothing is left to do; if not, the end is awaited.
+    pub(super) fn is_drained(&mut self) -> bool {
+        let is_drained = self.meta.is_drained();
+        if !is_drained {
+            self.meta.awaited |= END;
+        }
+        is_drained
+    }
+
+    pub(super) fn item(&self, id: u64) -> Result<Option<Bytes>> {
+        self.find("SELECT item FROM items WHERE id = ?", [row_id(id)], |row| {
+            row.get(0)
+        })
+    }
+
+    pub(super) fn dead(&self) -> Result<Vec<Dead<Bytes, Failure>>> {
+        let dead = self.all(
+            "SELECT id, item FROM items WHERE state = 3 ORDER BY turn",
+            [],
+            |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)),
+        )?;
+        dead.into_iter()
+            .map(|(id, item)| Ok((number(id), item, self.failures(id)?)))
+            .collect()
+    }
+
+    fn failures(&self, id: i64) -> Result<Vec<Failure>> {
+        self.all(
+            "SELECT kind, pid, note FROM failures WHERE item = ? ORDER BY number",
+            [id],
+            |row| {
+                let kind: String = row.get(0)?;
+                Ok(match kind.as_str() {
+                    "owner died" => Failure::OwnerDied { pid: row.get(1)? },
+                    "lease timed out" => Failure::LeaseTimedOut,
+                    "item timed out" => Failure::ItemTimedOut,
+                    _ => Failure::Noted(row.get(2)?),
+                })
+            },
+        )
+    }
+
+    // ------------------------------------------------------------------ owners
+
+    /// Become an owner; returns which.
+    pub(super) fn join(&mut self, own: &Process) -> Result<i64> {
+        self.count_time_from(&own.machine)?;
+        self.meta.last_owner += 1;
+        let id = self.meta.last_owner;
+        self.execute(
+            "INSERT INTO owners VALUES (?, ?, ?, ?, ?)",
+            params![id, own.pid, own.started, &*own.machine, own.space],
+        )?;
+        self.meta.owners += 1;
+        self.changed.tell = self.meta.owners > 1; // who is there watches who comes
+        Ok(id)
+    }
+
+    /// All owners but the operation's own.
+    pub(super) fn others(&self) -> Result<Vec<(i64, Process)>> {
+        self.all(
+            "SELECT id, pid, started, machine_start, pid_space FROM owners WHERE id <> ?",
+            [self.terms.owner],
+            |row| {
+                let machine: String = row.get(3)?;
+                let process = Process {
+                    pid: row.get(1)?,
+                    started: row.get(2)?,
+                    machine: machine.into(),
+                    space: row.get(4)?,
+                };
+                Ok((row.get(0)?, process))
+            },
+        )
+    }
+
+    /// An owner is gone, and its leases are over; it may have died, as this process.
+    pub(super) fn part(&mut self, owner: i64, died: Option<u32>) -> Result<()> {
+        if self.execute("DELETE FROM owners WHERE id = ?", [owner])? == 0 {
+            return Ok(()); // somebody else was quicker
+        }
+        self.meta.owners -= 1;
+        let endings = self.all(
+            "SELECT id, attempt, unwanted FROM items WHERE state = 1 AND owner = ? \
+             ORDER BY epoch DESC",
+            [owner],
+            Ending::read,
+        )?;
+        for ending in endings {
+            let failure = died.map(|pid| Failure::OwnerDied { pid });
+            self.end(ending, Duration::ZERO, failure.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// End the leases that nobody has extended in time; returns when the next one ends.
+    pub(super) fn end_leases(&mut self) -> Result<i64> {
+        let endings = self.all(
+            "SELECT id, attempt, unwanted FROM items WHERE state = 1 AND lease_until <= ? \
+             ORDER BY epoch DESC",
+            [self.terms.now.machine()],
+            Ending::read,
+        )?;
+        for ending in endings {
+            self.end(ending, Duration::ZERO, Some(&Failure::LeaseTimedOut))?;
+        }
+        let next = "SELECT min(lease_until) FROM items WHERE state = 1";
+        let next = self.find(next, [], |row| row.get::<_, Option<i64>>(0))?;
+        Ok(next.flatten().unwrap_or(i64::MAX))
+    }
+
+    /// After another start of the machine: what was left of each pause, as the wall has it.
+    fn count_time_from(&mut self, start: &str) -> Result<()> {
+        let now = self.terms.now;
+        let before = self.find("SELECT machine_start FROM meta", [], |row| {
+            row.get::<_, String>(0)
+        })?;
+        if before.as_deref() == Some(start) {
+            return Ok(());
+        }
+        self.execute(
+            "UPDATE items SET due = ?1 + max(0, min(delay, due_wall - ?2)) WHERE state = 2",
+            [now.machine(), now.wall],
+        )?;
+        self.execute(
+            "UPDATE items SET expires = ?1 + max(0, min(timeout, expires_wall - ?2)) \
+             WHERE expires IS NOT NULL",
+            [now.machine(), now.wall],
+        )?;
+        self.execute("UPDATE meta SET machine_start = ?", [start])?;
+        Ok(())
+    }
+}
+
+fn count(number: i64) -> usize {
+    usize::try_from(number).unwrap_or(0)
+}
+
+/// Numbers in the file are signed, and none comes so far.
+#[allow(clippy::cast_sign_loss)]
+fn number(column: i64) -> u64 {
+    column as u64
+}
+
+#[allow(clippy::cast_possible_wrap)]
+fn row_id(number: u64) -> i64 {
+    number as i64
+}
+
+fn attempts(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
