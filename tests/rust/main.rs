@@ -14,6 +14,8 @@ mod examples;
 mod file_model;
 #[cfg(feature = "file")]
 mod file_queue;
+#[cfg(feature = "file")]
+mod file_queue_crash;
 mod lock;
 mod mutex;
 mod queue;
