@@ -16,6 +16,8 @@ mod file_model;
 mod file_queue;
 #[cfg(feature = "file")]
 mod file_queue_crash;
+#[cfg(feature = "file")]
+mod file_queue_power;
 mod lock;
 mod mutex;
 mod queue;

@@ -1,0 +1,406 @@
+//! The queue's file when the power fails, or the disk is full: a layer between SQLite and the
+//! system that writes down what is written and synced, and can refuse. It is SQLite's default in a
+//! child process of its own, so that the other tests keep the real one.
+#![allow(unsafe_code)] // SQLite's interface for such layers is C's
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use desist::work::{Bytes, FileError, FileOptions, FileQueue, PutOptions};
+use rusqlite::ffi;
+
+use crate::file_queue::Folder;
+use crate::support::PAST;
+
+// ---------------------------------------------------------------------- the layer
+
+#[derive(Debug, Clone)]
+enum Event {
+    Write(String, usize, Vec<u8>),
+    Truncate(String, usize),
+    Sync(String),
+    Delete(String),
+    /// A put has returned for this item.
+    Put(u64),
+    /// This item's work is done, and its ack begins.
+    Acking(u64),
+}
+
+static EVENTS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
+static RECORDING: AtomicBool = AtomicBool::new(false);
+static IS_FULL: AtomicBool = AtomicBool::new(false);
+
+fn record(event: Event) {
+    if RECORDING.load(Ordering::SeqCst) {
+        EVENTS.lock().unwrap().push(event);
+    }
+}
+
+/// A file of SQLite's; the real one lies behind it.
+#[repr(C)]
+struct Watched {
+    base: ffi::sqlite3_file,
+    name: *mut String,
+}
+
+/// The real file behind.
+unsafe fn real(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
+    // SAFETY: SQLite makes the place as large as `install` says: both.
+    unsafe { file.cast::<Watched>().add(1).cast() }
+}
+
+unsafe fn name_of(file: *mut ffi::sqlite3_file) -> String {
+    // SAFETY: set by `open`, freed by `close`.
+    unsafe { (*(*file.cast::<Watched>()).name).clone() }
+}
+
+fn last_part(path: *const c_char) -> String {
+    // SAFETY: a path that SQLite hands over.
+    let path = unsafe { CStr::from_ptr(path) }.to_str().unwrap();
+    path.rsplit('/').next().unwrap().to_owned()
+}
+
+fn default_vfs() -> *mut ffi::sqlite3_vfs {
+    // SAFETY: a name that ends with a zero; the VFS is there for good.
+    unsafe { ffi::sqlite3_vfs_find(c"unix".as_ptr()) }
+}
+
+/// Pass a call on to the real file.
+macro_rules! pass_on {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => { $(
+        #[allow(non_snake_case)]
+        unsafe extern "C" fn $name(file: *mut ffi::sqlite3_file $(, $arg: $type)*) -> $result {
+            // SAFETY: as SQLite called this one.
+            unsafe { let file = real(file); (*(*file).pMethods).$name.unwrap()(file $(, $arg)*) }
+        }
+    )* };
+}
+
+pass_on! {
+    xRead(to: *mut c_void, count: c_int, at: ffi::sqlite3_int64) -> c_int;
+    xFileSize(size: *mut ffi::sqlite3_int64) -> c_int;
+    xLock(level: c_int) -> c_int;
+    xUnlock(level: c_int) -> c_int;
+    xCheckReservedLock(answer: *mut c_int) -> c_int;
+    xFileControl(what: c_int, about: *mut c_void) -> c_int;
+    xSectorSize() -> c_int;
+    xDeviceCharacteristics() -> c_int;
+    xShmMap(page: c_int, size: c_int, extend: c_int, to: *mut *mut c_void) -> c_int;
+    xShmLock(offset: c_int, count: c_int, flags: c_int) -> c_int;
+    xShmBarrier() -> ();
+    xShmUnmap(delete: c_int) -> c_int;
+}
+
+#[allow(non_snake_case)]
+unsafe extern "C" fn xClose(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: the name was leaked by `open`, and nobody uses the file after this.
+    unsafe {
+        drop(Box::from_raw((*file.cast::<Watched>()).name));
+        let file = real(file);
+        (*(*file).pMethods).xClose.unwrap()(file)
+    }
+}
+
+#[allow(non_snake_case)]
+unsafe extern "C" fn xWrite(
+    file: *mut ffi::sqlite3_file,
+    from: *const c_void,
+    count: c_int,
+    at: ffi::sqlite3_int64,
+) -> c_int {
+    if IS_FULL.load(Ordering::SeqCst) {
+        return ffi::SQLITE_FULL;
+    }
+    // SAFETY: as SQLite called this one: `count` bytes are there.
+    unsafe {
+        let data = std::slice::from_raw_parts(from.cast::<u8>(), count as usize);
+        record(Event::Write(name_of(file), at as usize, data.to_vec()));
+        let file = real(file);
+        (*(*file).pMethods).xWrite.unwrap()(file, from, count, at)
+    }
+}
+
+#[allow(non_snake_case)]
+unsafe extern "C" fn xTruncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
+    // SAFETY: as SQLite called this one.
+    unsafe {
+        record(Event::Truncate(name_of(file), size as usize));
+        let file = real(file);
+        (*(*file).pMethods).xTruncate.unwrap()(file, size)
+    }
+}
+
+#[allow(non_snake_case)]
+unsafe extern "C" fn xSync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
+    // SAFETY: as SQLite called this one. The real sync is left out: nobody pulls the plug.
+    let name = unsafe { name_of(file) };
+    let _ = flags;
+    record(Event::Sync(name));
+    ffi::SQLITE_OK
+}
+
+static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
+    iVersion: 2,
+    xClose: Some(xClose),
+    xRead: Some(xRead),
+    xWrite: Some(xWrite),
+    xTruncate: Some(xTruncate),
+    xSync: Some(xSync),
+    xFileSize: Some(xFileSize),
+    xLock: Some(xLock),
+    xUnlock: Some(xUnlock),
+    xCheckReservedLock: Some(xCheckReservedLock),
+    xFileControl: Some(xFileControl),
+    xSectorSize: Some(xSectorSize),
+    xDeviceCharacteristics: Some(xDeviceCharacteristics),
+    xShmMap: Some(xShmMap),
+    xShmLock: Some(xShmLock),
+    xShmBarrier: Some(xShmBarrier),
+    xShmUnmap: Some(xShmUnmap),
+    xFetch: None,
+    xUnfetch: None,
+};
+
+unsafe extern "C" fn open(
+    _vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    answer: *mut c_int,
+) -> c_int {
+    // SAFETY: as SQLite called this one, with a place for both files.
+    unsafe {
+        let vfs = default_vfs();
+        let opened = (*vfs).xOpen.unwrap()(vfs, name, real(file), flags, answer);
+        (*file).pMethods = ptr::null();
+        if opened == ffi::SQLITE_OK {
+            let name = if name.is_null() {
+                String::new()
+            } else {
+                last_part(name)
+            };
+            (*file.cast::<Watched>()).name = Box::into_raw(Box::new(name));
+            (*file).pMethods = &raw const METHODS;
+        }
+        opened
+    }
+}
+
+unsafe extern "C" fn delete(
+    _vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    sync: c_int,
+) -> c_int {
+    record(Event::Delete(last_part(name)));
+    let vfs = default_vfs();
+    // SAFETY: as SQLite called this one.
+    unsafe { (*vfs).xDelete.unwrap()(vfs, name, sync) }
+}
+
+/// From now on SQLite goes through the layer.
+fn install() {
+    // SAFETY: the default VFS is there for good, and a copy of it, leaked, is registered.
+    unsafe {
+        let mut vfs = *default_vfs();
+        vfs.szOsFile += size_of::<Watched>() as c_int;
+        vfs.zName = c"watched".as_ptr();
+        vfs.pNext = ptr::null_mut();
+        vfs.xOpen = Some(open);
+        vfs.xDelete = Some(delete);
+        let vfs = Box::into_raw(Box::new(vfs));
+        assert_eq!(ffi::sqlite3_vfs_register(vfs, 1), ffi::SQLITE_OK);
+    }
+}
+
+// ---------------------------------------------------------------------- the tests
+
+fn run(what: &str) {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "file_queue_power::child", "--nocapture"])
+        .env("DESIST_POWER", what)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "see the child's panic above");
+}
+
+#[test]
+fn i33_at_whatever_write_the_power_fails_no_item_that_was_put_is_lost() {
+    run("power");
+}
+
+#[test]
+fn on_a_full_disk_nothing_changes_and_nothing_is_lost() {
+    run("full");
+}
+
+/// What the children do; not a test.
+#[test]
+fn child() {
+    match std::env::var("DESIST_POWER").as_deref() {
+        Ok("power") => lose_power(),
+        Ok("full") => fill_the_disk(),
+        _ => {}
+    }
+}
+
+fn fill_the_disk() {
+    install();
+    let folder = Folder::new();
+    let queue = FileQueue::open(folder.file(), FileOptions::default()).unwrap();
+    let put = || queue.put(*b"item", PutOptions::default(), PAST);
+    assert_eq!(put(), Ok(Some(1)));
+    let lease = queue.lease(PAST).unwrap().unwrap();
+    IS_FULL.store(true, Ordering::SeqCst);
+    let before = queue.counts().unwrap();
+    assert_eq!(put(), Err(FileError::NoSpace));
+    assert_eq!(queue.ack(lease.id, lease.epoch), Err(FileError::NoSpace));
+    assert_eq!(queue.counts().unwrap(), before, "reading needs no space");
+    IS_FULL.store(false, Ordering::SeqCst);
+    assert_eq!(put(), Ok(Some(2)));
+    assert_eq!(queue.ack(lease.id, lease.epoch), Ok(()));
+    assert_eq!(queue.counts().unwrap().done, 1);
+}
+
+fn lose_power() {
+    install();
+    let folder = Folder::new();
+    RECORDING.store(true, Ordering::SeqCst);
+    work(&folder.file());
+    RECORDING.store(false, Ordering::SeqCst);
+    let events = std::mem::take(&mut *EVENTS.lock().unwrap());
+    assert!(
+        events
+            .iter()
+            .filter(|event| matches!(event, Event::Sync(_)))
+            .count()
+            > 20
+    );
+    for end in 0..=events.len() {
+        let mut states = BTreeSet::new();
+        for luck in [Luck::None, Luck::All, Luck::Torn, Luck::Some(7)] {
+            let state = after_power_loss(&events[..end], luck);
+            if states.insert(state.clone()) {
+                check(&events[..end], &state);
+            }
+        }
+    }
+}
+
+/// Make a queue, put, lease, ack, close, and again: the file is made, its WAL begun, written back,
+/// deleted and begun anew.
+fn work(path: &Path) {
+    for round in 0..2 {
+        let queue = FileQueue::open(path, FileOptions::default()).unwrap();
+        for number in 0..3 {
+            let item: Bytes = vec![number; 200 + 5000 * usize::from(number)].into();
+            let id = queue
+                .put(item, PutOptions::default(), PAST)
+                .unwrap()
+                .unwrap();
+            record(Event::Put(id));
+        }
+        for _ in 0..2 - round {
+            let lease = queue.lease(PAST).unwrap().unwrap();
+            record(Event::Acking(lease.id));
+            queue.ack(lease.id, lease.epoch).unwrap();
+        }
+    }
+}
+
+/// Which of the writes that were not synced are on the disk.
+#[derive(Debug, Clone, Copy)]
+enum Luck {
+    None,
+    All,
+    /// All but the last's second half.
+    Torn,
+    /// By lot.
+    Some(usize),
+}
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn after_power_loss(events: &[Event], luck: Luck) -> Files {
+    let mut files = Files::new();
+    for (number, event) in events.iter().enumerate() {
+        let (Event::Write(name, ..) | Event::Truncate(name, _) | Event::Delete(name)) = event
+        else {
+            continue;
+        };
+        let later = &events[number..];
+        // A file of the same name that comes later is another one, made when this one was gone.
+        let is_gone = matches!(event, Event::Delete(_));
+        let is_synced = later[1..].iter().any(|later| match later {
+            Event::Sync(synced) => synced == name || is_gone,
+            Event::Write(other, ..) => other == name && is_gone,
+            _ => false,
+        });
+        let is_last = !later[1..]
+            .iter()
+            .any(|later| matches!(later, Event::Write(..)));
+        let is_there = is_synced
+            || match luck {
+                Luck::None => false,
+                Luck::All | Luck::Torn => true,
+                Luck::Some(lot) => (number * lot).is_multiple_of(3),
+            };
+        if !is_there {
+            continue;
+        }
+        match event {
+            Event::Write(name, at, data) => {
+                let torn = is_last && !is_synced && matches!(luck, Luck::Torn);
+                let data = if torn { &data[..data.len() / 2] } else { data };
+                let file = files.entry(name.clone()).or_default();
+                file.resize(file.len().max(at + data.len()), 0);
+                file[*at..at + data.len()].copy_from_slice(data);
+            }
+            Event::Truncate(name, size) => files.entry(name.clone()).or_default().resize(*size, 0),
+            Event::Delete(name) => _ = files.remove(name),
+            _ => {}
+        }
+    }
+    files
+}
+
+/// It opens, and has all that was put and not acknowledged.
+fn check(events: &[Event], files: &Files) {
+    let folder = Folder::new();
+    for (name, content) in files {
+        fs::write(folder.file().with_file_name(name), content).unwrap();
+    }
+    let queue = FileQueue::open(folder.file(), FileOptions::default());
+    let queue = queue.unwrap_or_else(|error| panic!("{error}, after {} events", events.len()));
+    let (mut put, mut acking) = (BTreeSet::new(), BTreeSet::new());
+    for event in events {
+        match event {
+            Event::Put(id) => _ = put.insert(*id),
+            Event::Acking(id) => _ = acking.insert(*id),
+            _ => {}
+        }
+    }
+    for id in put.difference(&acking) {
+        let item = queue.item(*id).unwrap();
+        assert!(
+            item.is_some(),
+            "{id} is lost, after {} events",
+            events.len()
+        );
+    }
+    // The counts are those of the items that are there, and all can be leased.
+    let counts = queue.counts().unwrap();
+    assert_eq!((counts.leased, counts.dead), (0, 0));
+    for _ in 0..counts.ready {
+        let lease = queue.lease(PAST).unwrap().unwrap();
+        queue.ack(lease.id, lease.epoch).unwrap();
+    }
+    assert!(queue.drain(PAST).unwrap());
+}
