@@ -100,6 +100,9 @@ mod _core {
         Latch, checkpoint, current_effective_deadline, current_time, current_token, sleep,
         sleep_forever, sleep_until,
     };
+    #[cfg(unix)]
+    #[pymodule_export]
+    use super::work::FileQueue;
     #[pymodule_export]
     use super::work::{Lease, LeaseQueue, RetryPolicy, Seat, Tally};
 

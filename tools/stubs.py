@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MISSING = {
     # Names of annotations that PyO3 takes for builtins, or as text.
     "\n__all__ = [": (
-        "\nfrom collections.abc import Callable"
+        "\nimport os"
+        "\nfrom collections.abc import Callable, Iterable"
         "\nfrom types import GenericAlias"
         "\nfrom typing import Generic, Literal, TypeVar, overload"
         "\n"
@@ -28,6 +29,7 @@ MISSING = {
         "\n__all__ = ["
     ),
     # That a class is generic.
+    "\nclass FileQueue:\n": "\nclass FileQueue(Generic[_T]):\n",
     "\nclass Guarded:\n": "\nclass Guarded(Generic[_T]):\n",
     "\nclass GuardedValue:\n": "\nclass GuardedValue(Generic[_T]):\n",
     "\nclass Lease:\n": "\nclass Lease(Generic[_T]):\n",

@@ -97,6 +97,10 @@ class TaskCancelled(concurrent.futures.CancelledError):
         self.cause = cause
 
 
+class QueueFileError(OSError):
+    """The file of a FileQueue cannot be used; nothing was done, and the message says what to do."""
+
+
 class TaskAborted(Exception):
     """Another task was killed, or given up while it still runs, so it has no result.
 

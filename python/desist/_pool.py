@@ -13,9 +13,11 @@ from desist._aside import Aside
 from desist._core import (
     CancelCause,
     CancelSource,
+    FileQueue,
     KillReport,
     Lease,
     LeaseQueue,
+    Registration,
     Seat,
     StopPolicy,
     Tally,
@@ -41,7 +43,8 @@ class ItemFuture(Future[R]):
         """For WorkerPool.submit()."""
         super().__init__()
         self._cancel_item: Callable[[], bool | None] = bool
-        self.item_id = 0
+        self._expiry: Registration | None = None
+        self.item_id: int = 0
 
     def cancel(self) -> bool:
         """The item is unwanted: as WorkerPool.cancel_item().
@@ -58,12 +61,26 @@ class ItemFuture(Future[R]):
     # Called by the core, on the worker's thread, when no kill can strike it.
 
     def _finish(self, result: R) -> None:
+        self._forget_expiry()
         self.set_running_or_notify_cancel()
         self.set_result(result)
 
     def _fail(self, failure: BaseException | CancelCause) -> None:
+        self._forget_expiry()
         self.set_running_or_notify_cancel()
         self.set_exception(TaskCancelled(failure) if isinstance(failure, CancelCause) else failure)
+
+    def _expire_after(self, seconds: float, cancel: Callable[[int, str], bool | None]) -> None:
+        """Nobody may look at the queue when its time is over: look then."""
+        item_id = self.item_id
+        source = CancelSource(timeout=seconds)
+        self._expiry = source.token.on_cancel(lambda _: cancel(item_id, "its time was over"))
+        if self._settled.is_set():
+            self._forget_expiry()
+
+    def _forget_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.unregister()
 
 
 class Restart(NamedTuple):
@@ -116,7 +133,7 @@ class PoolStats(NamedTuple):
 
 
 class WorkerPool(Generic[T, R]):
-    """Threads that call `handler(lease)` for every item of a LeaseQueue.
+    """Threads that call `handler(lease)` for every item of a queue.
 
     What the handler returns is the item's result, unless it has called lease.ack() itself; an
     exception gives the item back, to be tried again as the queue's RetryPolicy says. A worker
@@ -135,12 +152,15 @@ class WorkerPool(Generic[T, R]):
         handler: Callable[[Lease[T]], R],
         *,
         workers: int = 4,
-        queue: LeaseQueue[T] | None = None,
+        queue: LeaseQueue[T] | FileQueue[T] | str | os.PathLike[str] | None = None,
         policy: StopPolicy | None = None,
         restart: Restart | None = None,
         on_event: Callable[[WorkEvent], object] | None = None,
     ) -> None:
         """Start `workers` threads.
+
+        `queue` is where the items are; a path means the FileQueue in that file. Without, the pool
+        has a LeaseQueue of its own, and what is left in it when the pool stops is dead.
 
         `policy` is for killing workers. A worker that no rung ends is given up and replaced.
 
@@ -149,7 +169,7 @@ class WorkerPool(Generic[T, R]):
         """
         restart = Restart() if restart is None else restart
         _check(handler, workers, restart)
-        self.queue: LeaseQueue[T] = LeaseQueue() if queue is None else queue
+        self.queue = _opened(queue)
         self._owns_queue = queue is None
         self._handler = handler
         self._policy = StopPolicy() if policy is None else policy
@@ -180,13 +200,36 @@ class WorkerPool(Generic[T, R]):
             message = "this pool has been stopped; make a new one"
             raise RuntimeError(message)
 
-    def submit(self, item: T) -> ItemFuture[R]:
-        """Add an item; its future tells what becomes of it. Never blocks."""
+    def submit(
+        self,
+        item: T,
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> ItemFuture[R]:
+        """Add an item; its future tells what becomes of it, if a worker of this pool has it.
+
+        The rest is as in put() of the queue: where that has a maxsize, it waits for room. With a
+        key that is known the future is told of the item that is there.
+        """
         self._check_usable()
         self._supervisor.check()
         future: ItemFuture[R] = ItemFuture()
-        future.item_id = item_id = self.queue._submit(item, future)  # noqa: SLF001 (the core's own door)
+        future.item_id = item_id = self.queue._submit(  # noqa: SLF001 (the core's own door)
+            item,
+            future,
+            key=key,
+            priority=priority,
+            delay=delay,
+            expires=expires,
+            timeout=timeout,
+        )
         future._cancel_item = lambda: self._cancel(item_id, None)  # noqa: SLF001 (its own module)
+        if expires is not None:
+            future._expire_after(expires, self._cancel)  # noqa: SLF001 (its own module)
         return future
 
     def cancel_item(self, item_id: int, reason: str | None = None) -> bool:
@@ -268,7 +311,7 @@ class WorkerPool(Generic[T, R]):
             kill.result()
         for seat in self._seats:
             seat.wait()
-        if self._owns_queue:
+        if self._owns_queue and isinstance(self.queue, LeaseQueue):
             self.queue._give_up("the pool has stopped")  # noqa: SLF001
 
     def _kill_aside(self, seat: Seat) -> Aside[KillReport]:
@@ -293,6 +336,16 @@ class WorkerPool(Generic[T, R]):
                 self.drain()
         finally:
             self.stop()
+
+
+def _opened(
+    queue: LeaseQueue[T] | FileQueue[T] | str | os.PathLike[str] | None,
+) -> LeaseQueue[T] | FileQueue[T]:
+    if queue is None:
+        return LeaseQueue()
+    if isinstance(queue, (str, os.PathLike)):
+        return FileQueue(queue)
+    return queue
 
 
 def _check(handler: object, workers: int, restart: Restart) -> None:

@@ -4,13 +4,21 @@
 //! |---|---|
 //! | `engine` | what a worker needs of a queue |
 //! | `memory` | `LeaseQueue`: in memory |
+//! | `file`, `codec` | `FileQueue`: in a file, as bytes |
+//! | `options` | what is said of a queue, and of an item |
+//! | `promises` | who waits for what becomes of an item |
 //! | `lease` | `Lease`: one delivery, in its handler's hands |
 //! | `seat` | `Seat`: a worker's place in its pool, and its loop |
 //! | `tally` | `Tally`: what a pool has done so far, and who is told of it |
 
+mod codec;
 mod engine;
+#[cfg(unix)]
+mod file;
 mod lease;
 mod memory;
+mod options;
+mod promises;
 mod seat;
 mod tally;
 
@@ -18,12 +26,16 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
+#[cfg(unix)]
+pub(super) use file::FileQueue;
 pub(super) use lease::Lease;
 pub(super) use memory::LeaseQueue;
 pub(super) use seat::Seat;
 pub(super) use tally::Tally;
 
+use crate::clock::Time;
 use crate::python::cause::CancelCause;
 use crate::python::seconds;
 use crate::{Cause, CauseKind, work};
@@ -39,6 +51,12 @@ const LONGEST_COMMIT: Duration = Duration::from_secs(5);
 #[pyclass(frozen, module = "desist")]
 pub(super) struct RetryPolicy {
     retry: work::RetryPolicy,
+}
+
+impl RetryPolicy {
+    fn inner(&self) -> work::RetryPolicy {
+        self.retry
+    }
 }
 
 #[pymethods]
@@ -101,4 +119,25 @@ impl RetryPolicy {
 fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Py<PyAny>> {
     let cause = Cause::now(kind, reason.map(Into::into), None);
     Ok(Py::new(py, CancelCause::from(cause))?.into_any())
+}
+
+/// The counts, as Python is told.
+fn counts(py: Python<'_>, counts: work::Counts) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("ready", counts.ready)?;
+    dict.set_item("leased", counts.leased)?;
+    dict.set_item("delayed", counts.delayed)?;
+    dict.set_item("done", counts.done)?;
+    dict.set_item("dead", counts.dead)?;
+    Ok(dict)
+}
+
+fn not_dead(item_id: u64) -> PyErr {
+    let message = format!("item {item_id} is not dead; dead() lists those that are");
+    PyValueError::new_err(message)
+}
+
+fn earliest(deadline: Option<Time>, until: Option<Time>) -> Time {
+    let ends = [deadline, until].into_iter().flatten().min();
+    ends.unwrap_or(Time::NEVER)
 }

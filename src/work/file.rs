@@ -58,6 +58,19 @@ pub enum Failure {
     ItemTimedOut,
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Noted(note) => f.write_str(&String::from_utf8_lossy(note)),
+            Failure::OwnerDied { pid } => {
+                write!(f, "the process that worked on it, number {pid}, died")
+            }
+            Failure::LeaseTimedOut => f.write_str("its lease was not extended in time"),
+            Failure::ItemTimedOut => f.write_str("its time was over before it was done"),
+        }
+    }
+}
+
 /// How a file is used. Each process that opens it has its own.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FileOptions {
@@ -203,8 +216,13 @@ impl FileQueue {
     }
 
     /// The work goes on: the lease is good for its whole time again, and the next attempt, if
-    /// there is one, finds the progress.
-    pub fn extend(&self, id: u64, epoch: u64, progress: Option<Bytes>) -> Result<(), FileError> {
+    /// there is one, finds the progress. Returns until when.
+    pub fn extend(
+        &self,
+        id: u64,
+        epoch: u64,
+        progress: Option<Bytes>,
+    ) -> Result<Option<Time>, FileError> {
         Ok(self.run(move |tables| tables.extend(id, epoch, progress.as_deref()))??)
     }
 

@@ -177,4 +177,3 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     ];
     prop::collection::vec(step, 1..60)
 }
-

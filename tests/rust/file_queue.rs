@@ -14,8 +14,8 @@ use desist::work::{
 use desist::{Time, move_on_after};
 use proptest::prelude::*;
 
-use crate::support::{PAST, Parker, far};
 use crate::file_model::{Model, Step, Where, steps};
+use crate::support::{PAST, Parker, far};
 
 const HOUR: Duration = Duration::from_secs(3600);
 

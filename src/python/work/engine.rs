@@ -21,6 +21,10 @@ pub(super) struct Delivery {
     pub(super) epoch: u64,
     pub(super) attempt: u32,
     pub(super) item: Py<PyAny>,
+    /// What an earlier attempt has said with `heartbeat()`.
+    pub(super) progress: Option<Py<PyAny>>,
+    /// When whoever works on it is to stop: nobody wants the work any more, or the lease is lost.
+    pub(super) ends: Time,
     pub(super) hold: Arc<dyn Hold>,
 }
 
@@ -31,6 +35,10 @@ pub(super) trait Hold: Send + Sync {
 
     /// It was not done, because of this. `Fenced`: the lease is over.
     fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned>;
+
+    /// The work goes on, and has come so far. Returns when it is to stop now. `Fenced`: the lease
+    /// is over.
+    fn extend(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Time>;
 
     /// Tell who has submitted the item what became of it.
     fn tell(&self, py: Python<'_>, told: Told);
@@ -44,6 +52,13 @@ pub(super) enum Told {
 }
 
 impl Told {
+    pub(super) fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            Told::Finished(value) => Told::Finished(value.clone_ref(py)),
+            Told::Failed(failure) => Told::Failed(failure.clone_ref(py)),
+        }
+    }
+
     /// Tell a future. Nobody is there to take what it raises.
     pub(super) fn to(self, py: Python<'_>, future: &Py<PyAny>) {
         let told = match self {

@@ -1,5 +1,7 @@
 //! `Lease`: one delivery of one item, in the hands of its handler.
 
+use std::sync::Arc;
+
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyGenericAlias, PyType};
@@ -7,19 +9,25 @@ use pyo3::types::{PyGenericAlias, PyType};
 use super::engine::{Delivery, Hold};
 use super::{LONGEST_COMMIT, failure};
 use crate::CauseKind;
+use crate::clock::Time;
+use crate::deadline;
 use crate::item::ItemId;
 use crate::python::hint::Item;
 use crate::python::mask::{Beginning, Masked};
 use crate::python::seconds;
 use crate::python::seconds::Seconds;
 use crate::python::token::CancelToken;
+use crate::python::wait;
 use crate::scope;
+use crate::task::Task;
 use crate::work::{Back, Returned};
 
 /// One delivery of one item to one worker.
 #[pyclass(frozen, module = "desist")]
 pub(in crate::python) struct Lease {
     delivery: Delivery,
+    /// In which a worker calls its handler.
+    task: Option<Arc<Task>>,
     settled: Mutex<Settled>,
 }
 
@@ -31,10 +39,30 @@ pub(super) enum Settled {
 }
 
 impl Lease {
+    /// In the hands of who has asked for it.
     pub(super) fn new(delivery: Delivery) -> Self {
         Self {
             delivery,
+            task: None,
             settled: Mutex::new(Settled::NotYet),
+        }
+    }
+
+    /// In the hands of a worker's handler, which is asked to stop when it ends.
+    pub(super) fn of_task(delivery: Delivery, task: Arc<Task>) -> Self {
+        let lease = Self {
+            task: Some(task),
+            ..Self::new(delivery)
+        };
+        lease.stop_at(lease.delivery.ends);
+        lease
+    }
+
+    fn stop_at(&self, ends: Time) {
+        if let Some(task) = &self.task
+            && !ends.is_never()
+        {
+            deadline::set(task.node(), ends);
         }
     }
 
@@ -91,9 +119,26 @@ impl Lease {
     /// The token of the code that works on it: cancelled when that is to stop.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
-        let task = scope::current_task().filter(|task| !task.is_of_thread());
-        let task = task.map(|task| task.source().token());
+        let task = self.task.as_ref().map(|task| task.source().token());
         CancelToken::wrap(py, task.unwrap_or_else(scope::current_token))
+    }
+
+    /// What an earlier attempt has said with heartbeat(); None if none has.
+    #[getter]
+    fn progress(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let progress = self.delivery.progress.as_ref()?;
+        Some(progress.clone_ref(py))
+    }
+
+    /// The work goes on: where the queue has a lease_timeout, it begins anew. `progress` is what
+    /// the next attempt finds if this one does not come to its end. A checkpoint. Fenced if the
+    /// lease is over: somebody else has the item.
+    #[pyo3(signature = (progress: "object" = None))]
+    fn heartbeat(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<()> {
+        wait::checkpoint(py)?;
+        let ends = self.hold().extend(py, progress)?;
+        self.stop_at(ends);
+        Ok(())
     }
 
     /// The work is done. Fenced if the lease is over: acknowledged, given back, or fenced off.

@@ -2,31 +2,62 @@
 
 use std::sync::Arc;
 
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
 use super::engine::{Delivery, Engine, Hold, Told};
-use super::{LONGEST_COMMIT, Lease, RetryPolicy, failure};
+use super::options::{self, Terms};
+use super::promises::Promises;
+use super::{Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::clock::Time;
-use crate::python::mask::Mask;
+use crate::python::cause::CancelCause;
 use crate::python::seconds::Seconds;
 use crate::python::wait::blocking;
 use crate::python::{error, seconds};
 use crate::work::{self, Back, Returned};
-use crate::{CauseKind, fork};
+use crate::{Cause, CauseKind, fork};
 
-/// What the queue holds for an item; cloned without the interpreter.
-struct Payload {
-    item: Py<PyAny>,
-    /// Who is to be told of the end.
-    future: Option<Py<PyAny>>,
+/// An item; cloned without the interpreter.
+type Item = Arc<Py<PyAny>>;
+
+type Queue = work::LeaseQueue<Item, Note>;
+
+/// What the queue keeps of a failure, or of progress.
+#[derive(Clone)]
+enum Note {
+    /// An exception, a CancelCause, or whatever progress is.
+    Said(Arc<Py<PyAny>>),
+    /// By the queue itself, without the interpreter.
+    Noted(Cause),
 }
 
-type Queue = work::LeaseQueue<Arc<Payload>, Arc<Py<PyAny>>>;
+impl From<Cause> for Note {
+    fn from(cause: Cause) -> Self {
+        Note::Noted(cause)
+    }
+}
+
+impl Note {
+    fn said(object: Py<PyAny>) -> Self {
+        Note::Said(Arc::new(object))
+    }
+
+    fn to_object(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self {
+            Note::Said(object) => Ok(object.clone_ref(py)),
+            Note::Noted(cause) => Ok(Py::new(py, CancelCause::from(cause.clone()))?.into_any()),
+        }
+    }
+}
 
 /// Items that are leased to workers, in memory. Each is in one state at any time: ready, leased,
 /// delayed, done or dead. What a worker does not acknowledge is leased again.
+///
+/// `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
+/// put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
+/// extended with its heartbeat() for so long is lost, and the item leased anew; without, a lease
+/// lasts until it is settled.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(in crate::python) struct LeaseQueue {
     engine: Arc<Memory>,
@@ -35,13 +66,13 @@ pub(in crate::python) struct LeaseQueue {
 
 impl LeaseQueue {
     pub(super) fn engine(&self) -> Arc<dyn Engine> {
-        self.engine.clone()
+        Arc::new(self.engine.clone())
     }
 
     /// In a forked child the items are the parent's to work on.
-    fn check_process(&self) -> PyResult<&Queue> {
+    fn check_process(&self) -> PyResult<&Memory> {
         if self.generation == fork::generation() {
-            Ok(&self.engine.queue)
+            Ok(&self.engine)
         } else {
             let message = "this queue and its items belong to the parent process; make a new queue after a fork";
             Err(PyRuntimeError::new_err(message))
@@ -52,15 +83,20 @@ impl LeaseQueue {
 #[pymethods]
 impl LeaseQueue {
     #[new]
-    #[pyo3(signature = (*, retry = None) -> "LeaseQueue[_T]")]
-    fn new(retry: Option<&RetryPolicy>) -> Self {
-        let retry = retry.map_or_else(work::RetryPolicy::default, |policy| policy.retry);
-        Self {
+    #[pyo3(signature = (*, retry = None, maxsize = 0, lease_timeout = None) -> "LeaseQueue[_T]")]
+    fn new(
+        retry: Option<&RetryPolicy>,
+        maxsize: isize,
+        lease_timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Self> {
+        let options = options::of_queue(retry, maxsize, lease_timeout)?;
+        Ok(Self {
             engine: Arc::new(Memory {
-                queue: Queue::new(retry),
+                queue: Queue::new(options),
+                promises: Promises::default(),
             }),
             generation: fork::generation(),
-        }
+        })
     }
 
     #[classmethod]
@@ -72,21 +108,49 @@ impl LeaseQueue {
         PyGenericAlias::new(class.py(), class, item)
     }
 
-    /// Add an item; returns its id. Never blocks.
-    #[pyo3(signature = (item: "_T", /))]
-    fn put(&self, item: Py<PyAny>) -> PyResult<u64> {
-        Ok(self
-            .check_process()?
-            .put(Arc::new(Payload { item, future: None })))
+    /// Add an item; returns its id.
+    ///
+    /// `key`: as long as an item with that key is there, dead or alive, its id is returned and
+    /// nothing is added. `priority`: of the ready items one with the least is leased first, then
+    /// the oldest. `delay`: seconds before it is leased. `expires`: seconds after which nobody wants
+    /// the work any more; then it is dead, and code at work on it is asked to stop.
+    ///
+    /// Where there is a maxsize it waits for room, at most for `timeout` seconds (then Full). A
+    /// checkpoint: Cancelled and Killed mean that nothing was added.
+    #[pyo3(signature = (item: "_T", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
+    #[allow(clippy::too_many_arguments)] // what can be said of an item
+    fn put(
+        &self,
+        py: Python<'_>,
+        item: Py<PyAny>,
+        key: Option<&str>,
+        priority: i64,
+        delay: Option<Seconds<'_, '_>>,
+        expires: Option<Seconds<'_, '_>>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<u64> {
+        let terms = options::of_put(key, priority, delay, expires, timeout)?;
+        self.check_process()?.put(py, item, &terms)
     }
 
     /// As put(); `future` is told how the work ended. For WorkerPool.
-    #[pyo3(signature = (item: "_T", future: "object"))]
-    fn _submit(&self, item: Py<PyAny>, future: Py<PyAny>) -> PyResult<u64> {
-        Ok(self.check_process()?.put(Arc::new(Payload {
-            item,
-            future: Some(future),
-        })))
+    #[pyo3(signature = (item: "_T", future: "object", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
+    #[allow(clippy::too_many_arguments)] // what can be said of an item
+    fn _submit(
+        &self,
+        py: Python<'_>,
+        item: Py<PyAny>,
+        future: Py<PyAny>,
+        key: Option<&str>,
+        priority: i64,
+        delay: Option<Seconds<'_, '_>>,
+        expires: Option<Seconds<'_, '_>>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<u64> {
+        let terms = options::of_put(key, priority, delay, expires, timeout)?;
+        let memory = self.check_process()?;
+        let promises = &memory.promises;
+        promises.keep(py, future, || memory.put(py, item, &terms))
     }
 
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None).
@@ -104,42 +168,26 @@ impl LeaseQueue {
     /// How many items are in each state, at one instant.
     #[pyo3(signature = () -> "dict[Literal['ready', 'leased', 'delayed', 'done', 'dead'], int]")]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counts = self.engine.queue.counts();
-        let dict = PyDict::new(py);
-        dict.set_item("ready", counts.ready)?;
-        dict.set_item("leased", counts.leased)?;
-        dict.set_item("delayed", counts.delayed)?;
-        dict.set_item("done", counts.done)?;
-        dict.set_item("dead", counts.dead)?;
-        Ok(dict)
+        counts(py, self.engine.queue.counts())
     }
 
     /// The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
     #[pyo3(signature = () -> "list[tuple[int, _T, list[BaseException | CancelCause]]]")]
-    fn dead(&self, py: Python<'_>) -> Vec<(u64, Py<PyAny>, Vec<Py<PyAny>>)> {
-        let dead = self.engine.queue.dead().into_iter();
-        dead.map(|(id, payload, failures)| {
-            (
-                id,
-                payload.item.clone_ref(py),
-                failures
-                    .iter()
-                    .map(|failure| failure.clone_ref(py))
-                    .collect(),
-            )
-        })
-        .collect()
+    fn dead(&self, py: Python<'_>) -> PyResult<Vec<(u64, Py<PyAny>, Vec<Py<PyAny>>)>> {
+        let show = |(id, item, failures): work::Dead<Item, Note>| {
+            let failures = failures.iter().map(|failure| failure.to_object(py));
+            Ok((id, item.clone_ref(py), failures.collect::<PyResult<_>>()?))
+        };
+        self.engine.queue.dead().into_iter().map(show).collect()
     }
 
     /// Give a dead item all its attempts again. ValueError if it is not dead.
     #[pyo3(signature = (item_id: "int", /))]
     fn revive(&self, item_id: u64) -> PyResult<()> {
-        if self.check_process()?.revive(item_id) {
+        if self.check_process()?.queue.revive(item_id) {
             return Ok(());
         }
-        Err(PyValueError::new_err(format!(
-            "item {item_id} is not dead; dead() lists those that are"
-        )))
+        Err(not_dead(item_id))
     }
 
     /// The work is unwanted: it will not be leased again. True: it is dead now; False: it will
@@ -151,24 +199,24 @@ impl LeaseQueue {
         item_id: u64,
         reason: Option<&str>,
     ) -> PyResult<Option<bool>> {
-        let queue = self.check_process()?;
-        let failure = Arc::new(failure(py, CauseKind::Explicit, reason)?);
-        let payload = queue.item(item_id);
-        let dead = queue.cancel(item_id, failure.clone());
-        if let (Some(true), Some(payload)) = (dead, payload) {
-            tell_off(py, &payload, &failure);
+        let memory = self.check_process()?;
+        let failure = failure(py, CauseKind::Explicit, reason)?;
+        let note = Note::said(failure.clone_ref(py));
+        let dead = memory.queue.cancel(item_id, note);
+        if dead == Some(true) {
+            memory.promises.tell_off(py, item_id, failure);
         }
         Ok(dead)
     }
 
-    /// Nobody will work on what is ready or delayed: it is dead now. For WorkerPool.
+    /// Nobody will work on what is here: it is dead now. For a WorkerPool whose workers have ended.
     #[pyo3(signature = (reason = None))]
     fn _give_up(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
-        let failure = Arc::new(failure(py, CauseKind::Shutdown, reason)?);
-        self.check_process()?
-            .give_up(&failure)
-            .iter()
-            .for_each(|payload| tell_off(py, payload, &failure));
+        let memory = self.check_process()?;
+        let failure = failure(py, CauseKind::Shutdown, reason)?;
+        let items = memory.queue.give_up(&Note::said(failure.clone_ref(py)));
+        drop(items);
+        memory.promises.tell_off_all(py, &failure);
         Ok(())
     }
 
@@ -176,7 +224,7 @@ impl LeaseQueue {
     #[pyo3(signature = (timeout = None))]
     fn _drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        let queue = self.check_process()?;
+        let queue = &self.check_process()?.queue;
         blocking(py, || queue.drain(until))
     }
 
@@ -192,19 +240,37 @@ impl LeaseQueue {
 /// What a LeaseQueue is for those who work.
 struct Memory {
     queue: Queue,
+    promises: Promises,
 }
 
-impl Engine for Memory {
+impl Memory {
+    fn put(&self, py: Python<'_>, item: Py<PyAny>, terms: &Terms) -> PyResult<u64> {
+        let item = Arc::new(item);
+        let put = blocking(py, || {
+            self.queue.put_with(item, &terms.options, terms.until)
+        })?;
+        put.ok_or_else(|| error::ordinary(py, "Full", &""))
+    }
+}
+
+impl Engine for Arc<Memory> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
-        let lease = blocking(py, || self.queue.lease(until))?;
-        Ok(lease.map(|lease| Delivery {
+        let Some(lease) = blocking(py, || self.queue.lease(until))? else {
+            return Ok(None);
+        };
+        let progress = lease.progress.as_ref().map(|note| note.to_object(py));
+        Ok(Some(Delivery {
             id: lease.id.into(),
             epoch: lease.epoch,
             attempt: lease.attempt,
-            item: lease.item.item.clone_ref(py),
+            item: lease.item.clone_ref(py),
+            progress: progress.transpose()?,
+            ends: lease.ends(),
             hold: Arc::new(Held {
-                queue: self.queue.clone(),
-                lease,
+                memory: self.clone(),
+                id: lease.id,
+                epoch: lease.epoch,
+                deadline: lease.deadline,
             }),
         }))
     }
@@ -212,36 +278,34 @@ impl Engine for Memory {
 
 /// A leased item of a LeaseQueue.
 struct Held {
-    queue: Queue,
-    lease: work::Lease<Arc<Payload>>,
+    memory: Arc<Memory>,
+    id: u64,
+    epoch: u64,
+    deadline: Option<Time>,
 }
 
 impl Hold for Held {
     fn ack(&self, py: Python<'_>) -> PyResult<()> {
-        let acked = self.queue.ack(self.lease.id, self.lease.epoch);
+        let acked = self.memory.queue.ack(self.id, self.epoch);
         acked.map_err(|fenced| error::fenced(py, &fenced))
     }
 
     fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned> {
-        let failure = Some(Arc::new(failure));
-        self.queue
-            .give_back(self.lease.id, self.lease.epoch, back, failure)
+        let failure = Some(Note::said(failure));
+        let queue = &self.memory.queue;
+        queue
+            .give_back(self.id, self.epoch, back, failure)
             .map_err(|fenced| error::fenced(py, &fenced))
     }
 
-    fn tell(&self, py: Python<'_>, told: Told) {
-        if let Some(future) = &self.lease.item.future {
-            told.to(py, future);
-        }
+    fn extend(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Time> {
+        let progress = progress.map(Note::said);
+        let until = self.memory.queue.extend(self.id, self.epoch, progress);
+        let until = until.map_err(|fenced| error::fenced(py, &fenced))?;
+        Ok(earliest(self.deadline, until))
     }
-}
 
-/// Tell an item's future that nobody will do the work.
-fn tell_off(py: Python<'_>, payload: &Payload, failure: &Py<PyAny>) {
-    // On the caller's thread, which may be killed: not inside the future's own locks.
-    let mask = Mask::open(LONGEST_COMMIT);
-    if let Some(future) = &payload.future {
-        Told::Failed(failure.clone_ref(py)).to(py, future);
+    fn tell(&self, py: Python<'_>, told: Told) {
+        self.memory.promises.tell(py, self.id, told);
     }
-    drop(mask);
 }

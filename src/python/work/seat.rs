@@ -7,6 +7,8 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+#[cfg(unix)]
+use super::FileQueue;
 use super::engine::{Delivery, Engine, Told};
 use super::lease::Settled;
 use super::tally::Event;
@@ -55,18 +57,23 @@ pub(in crate::python) struct Seat {
 #[pymethods]
 impl Seat {
     #[new]
-    #[pyo3(signature = (name, queue: "LeaseQueue[Any]", pool, tally))]
-    fn new(name: String, queue: &LeaseQueue, pool: Py<CancelToken>, tally: Py<Tally>) -> Self {
-        Self {
+    #[pyo3(signature = (name, queue: "LeaseQueue[Any] | FileQueue[Any]", pool, tally))]
+    fn new(
+        name: String,
+        queue: &Bound<'_, PyAny>,
+        pool: Py<CancelToken>,
+        tally: Py<Tally>,
+    ) -> PyResult<Self> {
+        Ok(Self {
             name,
-            engine: queue.engine(),
+            engine: engine_of(queue)?,
             pool,
             tally,
             current: Mutex::new(None),
             abandoned: AtomicBool::new(false),
             over: Latch::new(),
             enrolment: Mutex::new(None),
-        }
+        })
     }
 
     /// Its thread is being started.
@@ -172,7 +179,7 @@ impl Seat {
     ) -> PyResult<()> {
         let name = format!("{} item {}", self.name, delivery.id);
         let task = Task::new(&name, Some(self.pool.get().inner()));
-        let lease = Bound::new(py, Lease::new(delivery))?;
+        let lease = Bound::new(py, Lease::of_task(delivery, task.clone()))?;
         let arguments = PyTuple::new(py, [&lease])?;
         self.note(py, Event::Started, lease.get(), None);
         let body = || {
@@ -280,6 +287,14 @@ impl Seat {
         let tally = self.tally.get();
         tally.note(py, event, lease.which(), &self.name, failure);
     }
+}
+
+fn engine_of(queue: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Engine>> {
+    #[cfg(unix)]
+    if let Ok(queue) = queue.cast::<FileQueue>() {
+        return Ok(queue.get().engine());
+    }
+    Ok(queue.cast::<LeaseQueue>()?.get().engine())
 }
 
 /// `None`: the lease was over already, and what became of its item is somebody else's to say.

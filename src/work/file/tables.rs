@@ -11,6 +11,7 @@ use super::clock::{Due, Now};
 use super::error::FileError;
 use super::owners::Process;
 use super::{Bytes, Failure};
+use crate::clock::Time;
 use crate::work::{Back, Counts, Dead, Fenced, Lease, PutOptions, RetryPolicy, Returned};
 
 type Result<T> = std::result::Result<T, FileError>;
@@ -342,6 +343,7 @@ impl<'a> Tables<'a> {
                         item: row.get(2)?,
                         progress: row.get(3)?,
                         deadline: None,
+                        until: until.map(|until| now.time_of(until)),
                     };
                     Ok((lease, row.get::<_, Option<i64>>(4)?))
                 },
@@ -513,14 +515,15 @@ impl<'a> Tables<'a> {
         id: u64,
         epoch: u64,
         progress: Option<&[u8]>,
-    ) -> Result<std::result::Result<(), Fenced>> {
+    ) -> Result<std::result::Result<Option<Time>, Fenced>> {
         let until = self.lease_until();
         let found = self.execute(
             "UPDATE items SET lease_until = ?, progress = coalesce(?, progress) \
              WHERE id = ? AND state = 1 AND epoch = ?",
             params![until, progress, row_id(id), row_id(epoch)],
         )?;
-        Ok(if found == 0 { Err(Fenced) } else { Ok(()) })
+        let until = until.map(|until| self.terms.now.time_of(until));
+        Ok(if found == 0 { Err(Fenced) } else { Ok(until) })
     }
 
     // ------------------------------------------------------------------ items are given up

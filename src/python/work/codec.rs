@@ -1,0 +1,47 @@
+//! How items become bytes, and failures text: with `desist._codec`.
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::work::Bytes;
+
+/// Functions of `desist._codec`.
+pub(super) struct Codec {
+    encode: Py<PyAny>,
+    decode: Py<PyAny>,
+    describe: Py<PyAny>,
+}
+
+impl Codec {
+    pub(super) fn named(py: Python<'_>, name: &str) -> PyResult<Self> {
+        let module = py.import("desist._codec")?;
+        let (encode, decode) = module.call_method1("codec", (name,))?.extract()?;
+        let describe = module.getattr("describe")?.unbind();
+        Ok(Self {
+            encode,
+            decode,
+            describe,
+        })
+    }
+
+    /// TypeError: it cannot be kept.
+    pub(super) fn encode(&self, py: Python<'_>, item: &Py<PyAny>) -> PyResult<Bytes> {
+        let bytes = self.encode.call1(py, (item,))?;
+        Ok(bytes.extract::<&[u8]>(py)?.into())
+    }
+
+    pub(super) fn decode(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<Py<PyAny>> {
+        self.decode.call1(py, (PyBytes::new(py, bytes),))
+    }
+
+    /// The text of an exception or `CancelCause`. Nothing that it meets keeps a lease from being
+    /// given back.
+    pub(super) fn describe(&self, py: Python<'_>, failure: &Py<PyAny>) -> Bytes {
+        let text = self
+            .describe
+            .call1(py, (failure,))
+            .and_then(|text| text.extract::<String>(py));
+        let text = text.unwrap_or_else(|error| format!("a failure that cannot be shown: {error}"));
+        text.into_bytes().into()
+    }
+}

@@ -1,0 +1,55 @@
+//! What is said of a queue when it is made, and of an item when it is put.
+
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::RetryPolicy;
+use crate::clock::Time;
+use crate::python::seconds::{self, Seconds};
+use crate::work::{PutOptions, QueueOptions};
+
+/// The options of a queue, checked.
+pub(super) fn of_queue(
+    retry: Option<&RetryPolicy>,
+    maxsize: isize,
+    lease_timeout: Option<Seconds<'_, '_>>,
+) -> PyResult<QueueOptions> {
+    let lease_timeout = seconds::optional_span(lease_timeout, "lease_timeout")?;
+    if lease_timeout.is_some_and(|timeout| timeout.is_zero()) {
+        let message =
+            "lease_timeout must be more than 0; None means that a lease lasts until it is settled";
+        return Err(PyValueError::new_err(message));
+    }
+    Ok(QueueOptions {
+        retry: retry.map_or_else(Default::default, RetryPolicy::inner),
+        maxsize: usize::try_from(maxsize).unwrap_or(0), // as queue.Queue takes it
+        lease_timeout,
+    })
+}
+
+/// What is said of an item, and until when its put may wait.
+pub(super) struct Terms {
+    pub(super) options: PutOptions,
+    pub(super) until: Time,
+}
+
+/// Those of `put()` and `submit()`, checked.
+pub(super) fn of_put(
+    key: Option<&str>,
+    priority: i64,
+    delay: Option<Seconds<'_, '_>>,
+    expires: Option<Seconds<'_, '_>>,
+    timeout: Option<Seconds<'_, '_>>,
+) -> PyResult<Terms> {
+    Ok(Terms {
+        options: PutOptions {
+            key: key.map(Into::into),
+            priority,
+            delay: seconds::optional_span(delay, "delay")?.unwrap_or(Duration::ZERO),
+            timeout: seconds::optional_span(expires, "expires")?,
+        },
+        until: seconds::until(seconds::optional_span(timeout, "timeout")?),
+    })
+}
