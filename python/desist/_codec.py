@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from desist._core import CancelCause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-Codec = Literal["pickle", "json"]
 
 _LONGEST = 8_000
 """Characters of a failure's text: its end says what it was."""

@@ -249,7 +249,7 @@ def test_a_stale_lease_is_refused_and_the_current_one_is_good() -> None:
     stale.nack()
     current = queue.lease(0)
     assert current is not None
-    with pytest.raises(Fenced, match="leased anew"):
+    with pytest.raises(Fenced, match="this lease is over"):
         stale.ack()
     current.ack()
     assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 1, "dead": 0}
