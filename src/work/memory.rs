@@ -99,6 +99,11 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         options: &PutOptions,
         until: Time,
     ) -> Result<Option<u64>, Stop> {
+        wait::checkpoint()?;
+        let value = match self.try_put(value, options) {
+            Ok(id) => return Ok(Some(id)),
+            Err(value) => value,
+        };
         let mut putting = Putting {
             queue: self,
             item: Entrance::Outside(value, options.clone()),
@@ -180,8 +185,8 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// Give a dead item all its attempts again, and as much time as it needs, whether there is
     /// room or not. False: it is not dead.
     pub fn revive(&self, id: u64) -> bool {
-        let unneeded = self.change(|shared| shared.state.revive(id));
-        unneeded.is_some()
+        let mut unneeded = None; // by now
+        self.change(|shared| shared.state.revive(id, &mut unneeded))
     }
 
     /// How many items are in each state, at one instant.
@@ -211,13 +216,16 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     }
 
     /// Change the state, then hand out what can be handed out and wake who has to know.
+    #[inline]
     fn change<R>(&self, change: impl FnOnce(&mut Shared<T, N>) -> R) -> R {
         let mut wake = Vec::new();
         let result = {
             let mut shared = self.shared.lock();
             shared.state.catch_up();
             let result = change(&mut shared);
-            shared.settle(&mut wake);
+            if !shared.is_alone() {
+                shared.settle(&mut wake);
+            }
             result
         };
         wake.iter().for_each(Ticket::wake);
@@ -226,6 +234,20 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
 }
 
 impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
+    /// Lease the next item, if there is one and it is to be had.
+    fn lease(&mut self) -> Option<Lease<T, N>> {
+        if self.closed {
+            None
+        } else {
+            self.state.lease()
+        }
+    }
+
+    /// Nobody waits.
+    fn is_alone(&self) -> bool {
+        self.leasing.is_empty() && self.putting.is_empty() && self.draining.is_empty()
+    }
+
     /// Give those who wait what they wait for, as far as it is there.
     fn settle(&mut self, wake: &mut Vec<Ticket>) {
         while let Some(granted) = self.admit() {
@@ -275,9 +297,7 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
             let request = self.leasing.pop_front()?;
             let mut slot = request.slot.lock();
             if request.ticket.grant() {
-                if !self.closed {
-                    *slot = self.state.lease();
-                }
+                *slot = self.lease();
                 drop(slot);
                 return Some(request.ticket);
             }

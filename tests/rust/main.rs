@@ -29,6 +29,7 @@ mod support;
 mod testing;
 mod token;
 mod wait;
+#[cfg(not(loom))]
 mod work;
 #[cfg(not(loom))]
 mod work_model;

@@ -3,12 +3,13 @@ use std::thread;
 use std::time::Duration;
 
 use desist::task::{BodyEnd, Boundary, Task};
-use desist::work::{Back, Fenced, LeaseQueue, PutOptions, RetryPolicy, Returned};
-use desist::{CancelSource, Time, move_on_after};
+use desist::work::{Back, Fenced, LeaseQueue, PutOptions, QueueOptions, RetryPolicy, Returned};
+use desist::{CancelSource, Time, move_on_after, sleep, testing};
 
 use crate::support::{PAST, Parker, far};
 use crate::work_model::Note;
 
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 type Queue = LeaseQueue<&'static str, Note>;
@@ -23,11 +24,15 @@ fn dice(worker: usize, turn: usize) -> usize {
 #[test]
 fn i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
     const ITEMS: usize = 400;
-    let queue = LeaseQueue::<usize, Note>::new(RetryPolicy {
-        max_attempts: 3,
-        backoff: Duration::from_micros(50),
-        max_backoff: Duration::from_micros(200),
-        jitter: 0.5,
+    let queue = LeaseQueue::<usize, Note>::new(QueueOptions {
+        retry: RetryPolicy {
+            max_attempts: 3,
+            backoff: Duration::from_micros(50),
+            max_backoff: Duration::from_micros(200),
+            jitter: 0.5,
+        },
+        maxsize: 8,
+        lease_timeout: Some(HOUR),
     });
     let acked: [AtomicU32; ITEMS] = std::array::from_fn(|_| AtomicU32::new(0));
     let work = |worker: usize| {
@@ -74,8 +79,10 @@ fn i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
         for item in 0..ITEMS {
             queue.put(item).unwrap();
             let counts = queue.counts();
-            let sum = counts.ready + counts.leased + counts.delayed + counts.dead;
-            assert_eq!(sum as u64 + counts.done, item as u64 + 1, "{counts:?}");
+            let unfinished = counts.ready + counts.leased + counts.delayed;
+            assert!(unfinished <= 8, "{counts:?}");
+            let sum = (unfinished + counts.dead) as u64 + counts.done;
+            assert_eq!(sum, item as u64 + 1, "{counts:?}");
         }
         assert_eq!(queue.drain(Time::NEVER), Ok(true));
         queue.close();
@@ -309,4 +316,205 @@ fn a_wait_for_work_is_a_checkpoint() {
         queue.lease(PAST).map(|_| ())
     });
     assert_eq!(done, Ok(None));
+}
+
+// ---------------------------------------------------------------------- room
+
+fn for_one() -> Queue {
+    Queue::new(QueueOptions {
+        maxsize: 1,
+        ..QueueOptions::default()
+    })
+}
+
+fn work(queue: &Queue) -> &'static str {
+    let lease = queue.lease(PAST).unwrap().unwrap();
+    queue.ack(lease.id, lease.epoch).unwrap();
+    lease.item
+}
+
+#[test]
+fn who_waits_for_room_gets_it_in_turn_when_an_item_is_done() {
+    let queue = for_one();
+    queue.put("first").unwrap();
+    let [second, third] = ["second", "third"].map(|item| {
+        let queue = queue.clone();
+        Parker::spawn_parked(move || queue.put(item))
+    });
+    assert_eq!(
+        queue.put_with("late", &PutOptions::default(), PAST),
+        Ok(None)
+    );
+    assert_eq!(work(&queue), "first");
+    assert_eq!(second.join(), Ok(2));
+    assert_eq!(
+        queue.try_put("late", &PutOptions::default()),
+        Err("late"),
+        "it is the third's"
+    );
+    assert_eq!((work(&queue), work(&queue)), ("second", "third"));
+    assert_eq!(third.join(), Ok(3));
+}
+
+#[test]
+fn i11_i13_a_cancelled_put_has_put_nothing_and_the_next_has_its_room() {
+    for _ in 0..50 {
+        let queue = for_one();
+        queue.put("first").unwrap();
+        let (task, theirs) = (Task::new("puts", None), queue.clone());
+        let body = task.clone();
+        let cancelled = Parker::spawn_parked(move || {
+            let boundary = Boundary::enter(&body, None);
+            let put = theirs.put("cancelled");
+            boundary.leave(BodyEnd::Unwound);
+            put
+        });
+        let theirs = queue.clone();
+        let next = Parker::spawn_parked(move || theirs.put("next"));
+        // Its wait has been decided, but it is still in the line.
+        let (token, late) = (task.source().token(), queue.clone());
+        let _work = token.on_cancel(move |_| _ = work(&late));
+        task.source().cancel();
+        assert!(cancelled.join().is_err());
+        assert_eq!(next.join(), Ok(2));
+        assert_eq!(work(&queue), "next");
+        assert_eq!(queue.drain(PAST), Ok(true));
+    }
+}
+
+#[test]
+fn who_waits_for_room_with_a_key_that_comes_in_meanwhile_gets_that_items_number() {
+    let queue = for_one();
+    queue.put("first").unwrap();
+    let keyed = PutOptions {
+        key: Some("key".into()),
+        ..PutOptions::default()
+    };
+    let [one, other] = ["one", "other"].map(|item| {
+        let (queue, keyed) = (queue.clone(), keyed.clone());
+        Parker::spawn_parked(move || queue.put_with(item, &keyed, Time::NEVER))
+    });
+    work(&queue);
+    assert_eq!((one.join(), other.join()), (Ok(Some(2)), Ok(Some(2))));
+    assert_eq!(work(&queue), "one");
+    assert_eq!(
+        queue.try_put("again", &keyed),
+        Ok(3),
+        "a key is free again when its item is done"
+    );
+}
+
+// ---------------------------------------------------------------------- time, simulated
+
+/// How much time `run` takes.
+fn taken_by<T>(run: impl FnOnce() -> T) -> (Duration, T) {
+    let began = Time::now();
+    let result = run();
+    (Time::now() - began, result)
+}
+
+fn losing_leases(after: Duration) -> Queue {
+    Queue::new(QueueOptions {
+        lease_timeout: Some(after),
+        ..QueueOptions::default()
+    })
+}
+
+fn wanted_for(timeout: Duration) -> PutOptions {
+    PutOptions {
+        timeout: Some(timeout),
+        ..PutOptions::default()
+    }
+}
+
+#[test]
+fn i16_a_lease_that_is_not_extended_is_anothers_in_that_instant() {
+    let passed = testing::run(None, || {
+        let queue = losing_leases(10 * SECOND);
+        queue.put("item").unwrap();
+        let old = queue.lease(PAST).unwrap().unwrap();
+        let theirs = queue.clone();
+        let other = testing::spawn("other", move || taken_by(|| theirs.lease(Time::NEVER)));
+        sleep(4 * SECOND).unwrap();
+        let until = queue.extend(old.id, old.epoch, Some(Note::Said(4)));
+        assert_eq!(until, Ok(Some(Time::after(10 * SECOND))));
+        sleep(11 * SECOND).unwrap();
+        let (took, new) = other.join().unwrap();
+        let new = new.unwrap().unwrap();
+        assert_eq!(took, 14 * SECOND);
+        assert_eq!((new.attempt, new.progress), (2, Some(Note::Said(4))));
+        for late in [
+            queue.ack(old.id, old.epoch),
+            queue.extend(old.id, old.epoch, None).map(|_| ()),
+        ] {
+            assert_eq!(late, Err(Fenced));
+        }
+        assert_eq!(queue.ack(new.id, new.epoch), Ok(()));
+    });
+    assert_eq!(passed, Ok(()));
+}
+
+#[test]
+fn i16_room_and_the_end_of_all_work_come_when_an_items_time_has_passed() {
+    let passed = testing::run(None, || {
+        let queue = for_one();
+        queue.try_put("first", &wanted_for(5 * SECOND)).unwrap();
+        let put = taken_by(|| queue.put_with("second", &wanted_for(SECOND), Time::NEVER));
+        assert_eq!(put, (5 * SECOND, Ok(Some(2))));
+        assert_eq!(taken_by(|| queue.drain(Time::NEVER)), (SECOND, Ok(true)));
+        assert_eq!(queue.counts().dead, 2);
+    });
+    assert_eq!(passed, Ok(()));
+}
+
+#[test]
+fn i12_when_the_one_who_would_look_next_leaves_another_does() {
+    let passed = testing::run(None, || {
+        let queue = losing_leases(10 * SECOND);
+        queue.put("item").unwrap();
+        let wait = |until: Time| {
+            let theirs = queue.clone();
+            let body = move || taken_by(|| theirs.lease(until).unwrap().map(|lease| lease.item));
+            testing::spawn("waits", body)
+        };
+        let old = queue.lease(PAST).unwrap().unwrap();
+        let mut waiting = vec![wait(Time::NEVER)];
+        sleep(Duration::ZERO).unwrap();
+        // Each is the last in line at some time.
+        waiting.push(wait(Time::after(3 * SECOND)));
+        sleep(SECOND).unwrap();
+        queue.extend(old.id, old.epoch, None).unwrap();
+        waiting.push(wait(Time::after(4 * SECOND)));
+        sleep(11 * SECOND).unwrap();
+        let took: Vec<_> = waiting
+            .into_iter()
+            .map(|waits| waits.join().unwrap())
+            .collect();
+        let expected = [(11, Some("item")), (3, None), (4, None)];
+        assert_eq!(
+            took,
+            expected.map(|(seconds, item)| (seconds * SECOND, item))
+        );
+    });
+    assert_eq!(passed, Ok(()));
+}
+
+#[test]
+fn i31_work_that_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
+    let passed = testing::run(None, || {
+        let queue = losing_leases(HOUR);
+        queue.try_put("item", &wanted_for(SECOND)).unwrap();
+        let lease = queue.lease(PAST).unwrap().unwrap();
+        let deadline = Time::after(SECOND);
+        assert_eq!((lease.deadline, lease.ends()), (Some(deadline), deadline));
+        sleep(SECOND).unwrap();
+        assert_eq!(queue.counts().leased, 1, "it is with its worker");
+        let given = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
+        assert_eq!(given, Ok(Returned::Dead));
+        let note = Note::Noted("nobody wants the work any more".into());
+        assert_eq!(queue.dead(), [(lease.id, "item", vec![note])]);
+        assert!(queue.revive(lease.id), "somebody does");
+        assert_eq!(queue.lease(PAST).unwrap().unwrap().deadline, None);
+    });
+    assert_eq!(passed, Ok(()));
 }

@@ -330,18 +330,22 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         values
     }
 
-    /// `None`: it is not dead. Else what is not kept of it any more.
-    pub(super) fn revive(&mut self, id: u64) -> Option<Option<N>> {
-        let item = self.items.get_mut(&id)?;
+    /// What is not kept of it any more is left in `unneeded`.
+    pub(super) fn revive(&mut self, id: u64, unneeded: &mut Option<N>) -> bool {
+        let Some(item) = self.items.get_mut(&id) else {
+            return false;
+        };
         if !matches!(item.standing.phase, Phase::Dead { .. }) {
-            return None;
+            return false;
+        }
+        if let Some(rest) = &mut item.rest {
+            *unneeded = rest.unwanted.take();
         }
         item.standing.attempt = 0;
         item.standing.deadline = Time::NEVER;
-        let unwanted = item.rest.as_mut().and_then(|rest| rest.unwanted.take());
         self.books.leave(id, &item.standing);
         self.books.line_up(id, &mut item.standing, End::Back);
-        Some(unwanted)
+        true
     }
 
     pub(super) fn item(&self, id: u64) -> Option<T> {

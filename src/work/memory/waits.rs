@@ -48,10 +48,9 @@ impl<T: Clone, N: Clone + From<Cause>> Op for Leasing<'_, T, N> {
     type Refusal = Stop;
 
     fn attempt(&mut self) -> Result<Option<Self::Output>, Stop> {
-        Ok(self.queue.change(|shared| match shared.closed {
-            true => Some(None),
-            false => shared.state.lease().map(Some),
-        }))
+        let lease = |shared: &mut Shared<T, N>| (shared.closed, shared.lease());
+        let (closed, lease) = self.queue.change(lease);
+        Ok((closed || lease.is_some()).then_some(lease))
     }
 
     fn collect(&mut self) -> Result<Option<Self::Output>, Stop> {
