@@ -1,52 +1,53 @@
-//! A worker that stops gives its work back: the next one finds it, and nothing is lost.
+//! Workers that can be killed: the item that one was at is leased again, and nothing is lost.
 
+use std::num::NonZeroUsize;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
-use desist::work::{Back, Lease, LeaseQueue, RetryPolicy};
-use desist::{Cause, Stop, Time, move_on_after, sleep};
+use desist::stop::StopPolicy;
+use desist::work::{Job, LeaseQueue, Note, PoolOptions, QueueOptions, WorkerPool};
+use desist::{Stop, Time, sleep};
 
-type Queue = LeaseQueue<&'static str, Cause>;
+type Queue = LeaseQueue<&'static str, Note<Stop>>;
 
-/// Take one item and work on it for so long.
-fn work(queue: &Queue, takes: Duration) -> Result<(), Stop> {
-    let Some(lease) = queue.lease(Time::NEVER)? else {
-        return Ok(());
-    };
-    let Lease {
-        id,
-        epoch,
-        attempt,
-        item,
-        ..
-    } = lease;
-    match sleep(takes) {
-        Ok(()) => {
-            println!("{item}: done at attempt {attempt}");
-            queue.ack(id, epoch).expect("nobody took the lease away");
-            Ok(())
-        }
-        Err(stop) => {
-            println!("{item}: given back ({stop})");
-            queue
-                .give_back(id, epoch, Back::AtOnce, None)
-                .expect("nobody took the lease away");
-            Err(stop)
-        }
+/// Deliver an item; the first attempt at the parcel takes far too long.
+fn deliver(job: &Job<'_, &'static str, Stop>, begun: &Sender<u64>) -> Result<(), Stop> {
+    begun.send(job.id).expect("main waits for it");
+    if job.item == "parcel" && job.attempt == 1 {
+        sleep(Duration::from_secs(3600))?; // ends as soon as the worker is to stop
     }
+    println!("{}: delivered at attempt {}", job.item, job.attempt);
+    Ok(())
 }
 
 pub(crate) fn main() {
-    let queue = Queue::new(RetryPolicy::default());
-    queue.put("letter").expect("nothing stops it");
-    queue.put("parcel").expect("nothing stops it");
-
-    let slow = move_on_after(Duration::from_millis(5), |_| {
-        work(&queue, Duration::from_secs(3600))
+    // Whoever puts a third item waits until there is room.
+    let queue = Queue::new(QueueOptions {
+        maxsize: 2,
+        ..QueueOptions::default()
     });
-    assert_eq!(slow, Ok(None));
+    let (begun, begins) = channel();
+    let options = PoolOptions {
+        workers: NonZeroUsize::MIN,
+        ..PoolOptions::default()
+    };
+    let pool = WorkerPool::new(queue.clone(), options, move |job| deliver(job, &begun))
+        .expect("the system has a thread");
 
-    for _ in 0..2 {
-        work(&queue, Duration::ZERO).expect("in no scope nothing stops it");
-    }
+    let parcel = queue.put("parcel").expect("nothing stops this thread");
+    assert_eq!(begins.recv(), Ok(parcel)); // it is being worked on
+    queue.put("letter").expect("nothing stops this thread");
+
+    let policy = StopPolicy::default();
+    let report = pool
+        .kill_worker(0, Some("too slow"), &policy)
+        .expect("there is a worker");
+    println!("killed: {:?} after {:?}", report.outcome, report.elapsed);
+    assert_eq!(report.requeued, [parcel]);
+
+    // The worker goes on, with the parcel first.
+    assert_eq!(pool.drain(Time::NEVER), Ok(true));
+    assert_eq!(begins.recv(), Ok(parcel));
     assert_eq!(queue.counts().done, 2);
+    pool.stop(&policy).expect("this is no handler");
 }

@@ -120,6 +120,21 @@ pub fn kill(
     climb(task, reason, policy, on_abandon)
 }
 
+/// The report where there is nobody to kill.
+#[cfg(not(loom))]
+pub(crate) fn nothing_to_kill() -> KillReport {
+    KillReport {
+        outcome: Some(Rung::AlreadyDone),
+        elapsed: Duration::ZERO,
+        released: Vec::new(),
+        poisoned: Vec::new(),
+        requeued: Vec::new(),
+        fenced: Vec::new(),
+        stack: None,
+        blocked: None,
+    }
+}
+
 /// Rung by rung, in real time: simulated time would stand still while the task runs.
 fn climb(
     task: &Arc<Task>,

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use desist::sync::{Acquire, Latch, Lock};
-use desist::work::{LeaseQueue, PutOptions, RetryPolicy};
+use desist::work::{LeaseQueue, PutOptions, QueueOptions, RetryPolicy};
 use desist::{
     CancelSource, Cause, CauseKind, DeadlineExceeded, Stop, Time, cancel_scope, checkpoint,
     cleanup, move_on_after, shield, sleep, sleep_until,
@@ -14,7 +14,7 @@ use desist::{
 use crate::support::{PAST, Parker, allocated_by, far, parked_task};
 
 /// An error type of a program.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Error {
     Stop(Stop),
     TooLate,
@@ -115,7 +115,10 @@ fn i15_nor_does_one_begin_if_the_deadline_has_passed_and_nobody_has_looked() {
 #[test]
 fn a_wait_that_ended_otherwise_leaves_nothing_behind_in_what_it_waited_for() {
     let (latch, lock) = (Latch::new(), Lock::default());
-    let queue = LeaseQueue::<_, Cause>::new(RetryPolicy::default());
+    let queue = LeaseQueue::<_, Cause>::new(QueueOptions {
+        maxsize: 1,
+        ..QueueOptions::default()
+    });
     assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
     let give_up = || {
         let soon = || Time::after(Duration::from_micros(20));
@@ -125,6 +128,10 @@ fn a_wait_that_ended_otherwise_leaves_nothing_behind_in_what_it_waited_for() {
         assert_eq!(queue.lease(soon()), Ok(None));
         queue.put(()).unwrap();
         assert_eq!(queue.drain(soon()), Ok(false));
+        let (nothing, again) = (PutOptions::default(), soon());
+        assert_eq!(queue.put_with((), &nothing, again), Ok(None));
+        let cancelled = move_on_after(Duration::from_micros(20), |_| queue.put(()));
+        assert_eq!(cancelled, Ok(None));
         let lease = queue.lease(far()).unwrap().unwrap();
         queue.ack(lease.id, lease.epoch).unwrap();
     };

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use desist::task::{BodyEnd, Boundary, Task};
 use desist::work::{Back, Fenced, LeaseQueue, PutOptions, QueueOptions, RetryPolicy, Returned};
-use desist::{CancelSource, Time, move_on_after, sleep, testing};
+use desist::{CancelSource, Cause, Time, move_on_after, sleep, testing};
 
-use crate::support::{PAST, Parker, far};
+use crate::support::{PAST, Parker, allocated_by, far};
 use crate::work_model::Note;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -471,29 +471,26 @@ fn i16_room_and_the_end_of_all_work_come_when_an_items_time_has_passed() {
 fn i12_when_the_one_who_would_look_next_leaves_another_does() {
     let passed = testing::run(None, || {
         let queue = losing_leases(10 * SECOND);
-        queue.put("item").unwrap();
-        let wait = |until: Time| {
+        // Three wait, in this order, while nothing is ever due.
+        let wait = |patience: Duration| {
             let theirs = queue.clone();
-            let body = move || taken_by(|| theirs.lease(until).unwrap().map(|lease| lease.item));
-            testing::spawn("waits", body)
+            let lease = move || move_on_after(patience, |_| theirs.lease(Time::NEVER));
+            let waiting = testing::spawn("waits", move || taken_by(lease));
+            sleep(Duration::ZERO).unwrap();
+            waiting
         };
-        let old = queue.lease(PAST).unwrap().unwrap();
-        let mut waiting = vec![wait(Time::NEVER)];
-        sleep(Duration::ZERO).unwrap();
-        // Each is the last in line at some time.
-        waiting.push(wait(Time::after(3 * SECOND)));
-        sleep(SECOND).unwrap();
-        queue.extend(old.id, old.epoch, None).unwrap();
-        waiting.push(wait(Time::after(4 * SECOND)));
+        let waiting = [HOUR, HOUR, 3 * SECOND].map(wait);
+        // The first gets it and does nothing; the last is told to look when its lease ends.
+        queue.put("item").unwrap();
         sleep(11 * SECOND).unwrap();
-        let took: Vec<_> = waiting
-            .into_iter()
-            .map(|waits| waits.join().unwrap())
-            .collect();
-        let expected = [(11, Some("item")), (3, None), (4, None)];
+        let took = waiting.map(|waiting| {
+            let (took, lease) = waiting.join().unwrap();
+            (took, lease.unwrap().flatten().map(|lease| lease.attempt))
+        });
+        let expected = [(0, Some(1)), (10, Some(2)), (3, None)];
         assert_eq!(
             took,
-            expected.map(|(seconds, item)| (seconds * SECOND, item))
+            expected.map(|(seconds, attempt)| (seconds * SECOND, attempt))
         );
     });
     assert_eq!(passed, Ok(()));
@@ -517,4 +514,32 @@ fn i31_work_that_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
         assert_eq!(queue.lease(PAST).unwrap().unwrap().deadline, None);
     });
     assert_eq!(passed, Ok(()));
+}
+
+// ---------------------------------------------------------------------- memory
+
+/// Of a failure nothing is kept.
+#[derive(Clone)]
+struct Nothing;
+
+impl From<Cause> for Nothing {
+    fn from(_: Cause) -> Self {
+        Nothing
+    }
+}
+
+#[test]
+fn an_item_that_is_cancelled_and_revived_again_and_again_takes_no_more_room() {
+    let queue = LeaseQueue::<(), Nothing>::new(RetryPolicy::default());
+    let [first, id] = [queue.put(()), queue.put(())].map(Result::unwrap);
+    let (left, ()) = allocated_by(|| {
+        for _ in 0..10_000 {
+            assert_eq!(queue.cancel(id, Nothing), Some(true));
+            assert!(queue.revive(id));
+        }
+    });
+    assert!(left.bytes < 10_000, "{left:?}");
+    for next in [first, id] {
+        assert_eq!(queue.lease(PAST).unwrap().unwrap().id, next);
+    }
 }
