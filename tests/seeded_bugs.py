@@ -645,47 +645,101 @@ BUGS = (
     # --- the lease queue
     bug(
         "put does not hand out",
-        "work.rs",
+        "work/memory.rs",
         "lease",
-        ("state.hand_out(&mut wake);", ""),
+        (
+            "while let Some(granted) = self.hand_out() { wake.push(granted); }",
+            "",
+        ),
     ),
     bug(
         "an item is leased to a waiter that has given up",
-        "work.rs",
+        "work/memory.rs",
         "lease",
         (
-            "if request.ticket.grant() { *slot",
-            "if request.ticket.grant() || !self.closed { *slot",
+            "if request.ticket.grant() { *slot = self.lease()",
+            "if request.ticket.grant() || !self.closed { *slot = self.lease()",
         ),
     ),
     bug(
         "a leaser does not look for what came before it queued",
-        "work.rs",
+        "work/memory/waits.rs",
         "lease",
-        ("if state.closed || state.has_work(Time::now()) ||", "if state.closed ||"),
+        (
+            "if shared.closed || shared.state.has_ready() ||",
+            "if shared.closed ||",
+        ),
     ),
     bug(
         "close wakes nobody",
-        "work.rs",
+        "work/memory.rs",
         "lease",
-        ("if state.closed || state.delayed.first()", "if state.delayed.first()"),
+        (
+            "while self.closed || self.state.has_ready()",
+            "while self.state.has_ready()",
+        ),
     ),
     bug(
         "the end of the last lease wakes nobody who drains",
-        "work.rs",
+        "work/memory.rs",
         "lease",
         (
-            "if state.is_drained() { wake.extend",
-            "if state.closed && state.is_drained() { wake.extend",
+            "if self.state.is_drained() { for request",
+            "if self.closed && self.state.is_drained() { for request",
         ),
     ),
     bug(
         "a lease of another time is taken for the current one",
-        "work.rs",
+        "work/memory/state.rs",
         "lease",
         (
-            "item.phase == Phase::Leased { epoch }",
-            "epoch > 0 && matches!(item.phase, Phase::Leased { .. })",
+            "entry.get().standing.phase != (Phase::Leased { epoch })",
+            "epoch == 0 || !matches!(entry.get().standing.phase, Phase::Leased { .. })",
+        ),
+    ),
+    bug(
+        "the end of an item makes room for nobody",
+        "work/memory.rs",
+        "lease",
+        (
+            "while let Some(granted) = self.admit() { wake.push(granted); }",
+            "",
+        ),
+    ),
+    bug(
+        "an item is put for a waiter that has given up",
+        "work/memory.rs",
+        "lease",
+        (
+            "if request.ticket.grant() { slot.enter",
+            "if request.ticket.grant() || !self.closed { slot.enter",
+        ),
+    ),
+    bug(
+        "who gives up waiting for room takes it along",
+        "work/memory.rs",
+        "lease",
+        (
+            "while let Some(request) = self.putting.pop_front()",
+            "if let Some(request) = self.putting.pop_front()",
+        ),
+    ),
+    bug(
+        "a putter does not look for room that came before it queued",
+        "work/memory/waits.rs",
+        "lease",
+        (
+            "if shared.state.has_room(options) || shared.is_behind()",
+            "if shared.is_behind()",
+        ),
+    ),
+    bug(
+        "a key is looked for before the wait for room only",
+        "work/memory/state.rs",
+        "lease",
+        (
+            "if let Some(id) = self.find(options) { return Ok((id, Some(value))); }",
+            "",
         ),
     ),
     # --- the task's boundary

@@ -468,30 +468,31 @@ fn i16_room_and_the_end_of_all_work_come_when_an_items_time_has_passed() {
 }
 
 #[test]
-fn i12_when_the_one_who_would_look_next_leaves_another_does() {
+fn i12_when_the_one_who_would_look_next_is_cancelled_another_does() {
     let passed = testing::run(None, || {
         let queue = losing_leases(10 * SECOND);
-        // Three wait, in this order, while nothing is ever due.
         let wait = |patience: Duration| {
             let theirs = queue.clone();
             let lease = move || move_on_after(patience, |_| theirs.lease(Time::NEVER));
             let waiting = testing::spawn("waits", move || taken_by(lease));
-            sleep(Duration::ZERO).unwrap();
+            sleep(SECOND).unwrap(); // and it waits
             waiting
         };
-        let waiting = [HOUR, HOUR, 3 * SECOND].map(wait);
-        // The first gets it and does nothing; the last is told to look when its lease ends.
-        queue.put("item").unwrap();
-        sleep(11 * SECOND).unwrap();
-        let took = waiting.map(|waiting| {
-            let (took, lease) = waiting.join().unwrap();
-            (took, lease.unwrap().flatten().map(|lease| lease.attempt))
-        });
-        let expected = [(0, Some(1)), (10, Some(2)), (3, None)];
-        assert_eq!(
-            took,
-            expected.map(|(seconds, attempt)| (seconds * SECOND, attempt))
-        );
+        queue.put("first").unwrap();
+        let lease = queue.lease(PAST).unwrap().unwrap();
+        let looks_after_ten = wait(5 * SECOND);
+        queue.ack(lease.id, lease.epoch).unwrap();
+        let never_looks = wait(HOUR);
+        let later = PutOptions {
+            delay: 20 * SECOND,
+            ..PutOptions::default()
+        };
+        queue.try_put("second", &later).unwrap();
+        sleep(21 * SECOND).unwrap();
+        assert_eq!(looks_after_ten.join().unwrap(), (5 * SECOND, Ok(None)));
+        let (took, lease) = never_looks.join().unwrap();
+        let item = lease.unwrap().flatten().map(|lease| lease.item);
+        assert_eq!((took, item), (21 * SECOND, Some("second")));
     });
     assert_eq!(passed, Ok(()));
 }
