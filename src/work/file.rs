@@ -17,6 +17,8 @@ mod keeper;
 mod owners;
 mod schema;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod waits;
 
 use std::fmt;

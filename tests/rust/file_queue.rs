@@ -278,15 +278,14 @@ fn i12_i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
                 Err(stop) => panic!("{stop:?}"),
             };
             let (id, epoch) = (lease.id, lease.epoch);
-            let item =
-                usize::from_str_radix(std::str::from_utf8(&lease.item).unwrap(), 10).unwrap();
+            let item: usize = std::str::from_utf8(&lease.item).unwrap().parse().unwrap();
             match dice(worker + 1, turn) {
-                0 => _ = queue.give_back(id, epoch, Back::AtOnce, None).unwrap(),
-                1 | 2 => {
-                    _ = queue
+                0 => assert!(queue.give_back(id, epoch, Back::AtOnce, None).is_ok()),
+                1 | 2 => assert!(
+                    queue
                         .give_back(id, epoch, Back::Failed, Some(note(1)))
-                        .unwrap()
-                }
+                        .is_ok()
+                ),
                 3 => {
                     assert_eq!(queue.cancel(id, note(2)), Ok(Some(false)));
                     let given = queue.give_back(id, epoch, Back::AtOnce, None);
@@ -323,4 +322,226 @@ fn i12_i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
         (counts.done, counts.dead as u64),
         (u64::from(done), ITEMS as u64 - u64::from(done))
     );
+}
+
+// ---------------------------------------------------------------------- one thing at a time
+
+#[test]
+fn an_item_with_a_known_key_is_the_one_that_is_there() {
+    let folder = Folder::new();
+    let queue = folder.open_with(policy(1));
+    let put = || {
+        let options = PutOptions {
+            key: Some("key".into()),
+            ..PutOptions::default()
+        };
+        queue.put(bytes("item"), options, PAST).unwrap().unwrap()
+    };
+    let id = put();
+    assert_eq!(put(), id);
+    let first = lease(&queue).unwrap();
+    assert_eq!(put(), id, "leased");
+    queue
+        .give_back(id, first.epoch, Back::Failed, None)
+        .unwrap();
+    assert_eq!(queue.counts().unwrap().dead, 1);
+    assert_eq!(put(), id, "dead");
+    queue.revive(id).unwrap();
+    let again = lease(&queue).unwrap();
+    queue.ack(id, again.epoch).unwrap();
+    assert_ne!(put(), id, "done");
+}
+
+#[test]
+fn the_least_priority_comes_first_then_what_came_first() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    for (priority, item) in [(1, "d"), (0, "b"), (-1, "a"), (0, "c")] {
+        let options = PutOptions {
+            priority,
+            ..PutOptions::default()
+        };
+        queue.put(bytes(item), options, PAST).unwrap();
+    }
+    let a = lease(&queue).unwrap();
+    let b = lease(&queue).unwrap();
+    assert_eq!((a.item, b.item), (bytes("a"), bytes("b")));
+    queue.give_back(b.id, b.epoch, Back::AtOnce, None).unwrap();
+    let rest = [(); 3].map(|()| lease(&queue).unwrap().item);
+    assert_eq!(rest, ["b", "c", "d"].map(bytes));
+}
+
+#[test]
+fn what_is_said_of_progress_the_next_attempt_finds_in_any_process() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    let id = put(&queue, "item");
+    let first = lease(&queue).unwrap();
+    assert_eq!(first.progress, None);
+    queue.extend(id, first.epoch, Some(bytes("half"))).unwrap();
+    queue.extend(id, first.epoch, None).unwrap();
+    drop(queue);
+    let queue = folder.open();
+    let again = lease(&queue).unwrap();
+    assert_eq!(again.progress, Some(bytes("half")));
+    assert_eq!(queue.extend(id, first.epoch, None), Err(FileError::Fenced));
+}
+
+#[test]
+fn many_items_are_put_all_or_none() {
+    let folder = Folder::new();
+    let queue = folder.open_with(FileOptions {
+        maxsize: Some(3),
+        ..FileOptions::default()
+    });
+    let many = |count| (0..count).map(|number| (note(number), PutOptions::default()));
+    assert_eq!(queue.put_many(many(2), PAST), Ok(Some(vec![1, 2])));
+    assert_eq!(queue.put_many(many(2), PAST), Ok(None), "not one of them");
+    assert_eq!(queue.counts().unwrap().ready, 2);
+    let given_up = queue.give_up(bytes("shutdown")).unwrap();
+    assert_eq!(given_up, [note(0), note(1)]);
+    assert_eq!(
+        queue.dead().unwrap()[0].2,
+        [Failure::Noted(bytes("shutdown"))]
+    );
+    assert_eq!(
+        queue.put_many(many(5), PAST).unwrap().unwrap().len(),
+        5,
+        "nothing else is there"
+    );
+}
+
+#[test]
+fn people_can_read_it() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    put(&queue, "item");
+    let _lease = lease(&queue).unwrap();
+    let reader = rusqlite::Connection::open(folder.file()).unwrap();
+    let row = reader.query_row("SELECT state, attempt, pid, bytes FROM queue", [], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+    });
+    assert_eq!(row, Ok(("leased".to_owned(), 1, std::process::id(), 4)));
+}
+
+// ---------------------------------------------------------------------- files that are none
+
+/// All files there are, and what is in them.
+fn content(folder: &Folder) -> Vec<(PathBuf, Vec<u8>)> {
+    let files = fs::read_dir(&folder.0).unwrap();
+    let mut content: Vec<_> = files
+        .map(|file| file.unwrap().path())
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    content.sort();
+    content
+}
+
+/// The file is refused, and left as it is.
+fn refused(folder: &Folder) -> FileError {
+    let before = content(folder);
+    let error = FileQueue::open(folder.file(), FileOptions::default()).unwrap_err();
+    assert!(content(folder) == before, "{error}: and was changed");
+    error
+}
+
+#[test]
+fn a_foreign_file_is_refused_and_left_as_it_is() {
+    for text in ["short", &"long".repeat(1000)] {
+        let folder = Folder::new();
+        fs::write(folder.file(), text).unwrap();
+        assert_eq!(refused(&folder), FileError::Foreign);
+    }
+    for mode in ["DELETE", "WAL"] {
+        let folder = Folder::new();
+        let other = rusqlite::Connection::open(folder.file()).unwrap();
+        other
+            .pragma_update_and_check(None, "journal_mode", mode, |_| Ok(()))
+            .unwrap();
+        other
+            .execute_batch("CREATE TABLE theirs (a); INSERT INTO theirs VALUES (1)")
+            .unwrap();
+        drop(other);
+        assert_eq!(refused(&folder), FileError::Foreign);
+    }
+    let folder = Folder::new();
+    fs::create_dir(folder.file()).unwrap();
+    let error = FileQueue::open(folder.file(), FileOptions::default()).unwrap_err();
+    assert_eq!(error, FileError::Foreign);
+}
+
+#[test]
+fn a_queue_of_a_newer_version_is_refused_and_left_as_it_is() {
+    let folder = Folder::new();
+    drop(folder.open());
+    let newer = rusqlite::Connection::open(folder.file()).unwrap();
+    newer.pragma_update(None, "user_version", 2).unwrap();
+    drop(newer);
+    assert_eq!(refused(&folder), FileError::Newer { version: 2 });
+}
+
+#[test]
+fn a_file_that_was_cut_off_is_refused_and_left_as_it_is() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    (0..100).for_each(|_| _ = put(&queue, &"item".repeat(100)));
+    drop(queue);
+    let whole = fs::read(folder.file()).unwrap();
+    for length in [200, 4096, 5000, whole.len() / 2, whole.len() - 4096] {
+        fs::write(folder.file(), &whole[..length]).unwrap();
+        let error = refused(&folder);
+        assert!(
+            matches!(error, FileError::Damaged(_)),
+            "{length}: {error:?}"
+        );
+    }
+    fs::write(folder.file(), &whole[..50]).unwrap();
+    assert_eq!(refused(&folder), FileError::Foreign);
+    fs::write(folder.file(), whole).unwrap();
+    assert_eq!(folder.open().counts().unwrap().ready, 100);
+}
+
+#[test]
+fn a_file_with_nothing_in_it_becomes_a_queue() {
+    let folder = Folder::new();
+    fs::write(folder.file(), "").unwrap();
+    put(&folder.open(), "item");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[allow(unsafe_code)] // to be somebody who may not
+fn a_file_that_must_not_be_written_is_an_error() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new();
+    put(&folder.open(), "item");
+    fs::set_permissions(folder.file(), PermissionsExt::from_mode(0o444)).unwrap();
+    let opened = thread::spawn({
+        let file = folder.file();
+        move || {
+            // SAFETY: the bare system call changes who this one thread is. Root may do anything.
+            unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
+            FileQueue::open(file, FileOptions::default()).map(|_| ())
+        }
+    });
+    assert_eq!(opened.join().unwrap(), Err(FileError::ReadOnly));
+    fs::set_permissions(folder.file(), PermissionsExt::from_mode(0o644)).unwrap();
+    assert_eq!(folder.open().counts().unwrap().ready, 1);
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_an_error() {
+    let error = FileQueue::open("/nowhere/jobs.db", FileOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("No such file"), "{error}");
+}
+
+#[test]
+fn many_processes_may_make_the_file_at_the_same_time() {
+    let folder = Folder::new();
+    thread::scope(|threads| {
+        for _ in 0..8 {
+            threads.spawn(|| put(&folder.open(), "item"));
+        }
+    });
+    assert_eq!(folder.open().counts().unwrap().ready, 8);
 }

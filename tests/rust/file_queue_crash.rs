@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 
 use desist::Time;
-use desist::work::{Bytes, Failure, FileOptions, FileQueue, PutOptions, RetryPolicy};
+use desist::work::{Bytes, Failure, FileError, FileOptions, FileQueue, PutOptions, RetryPolicy};
 
 use crate::file_queue::Folder;
 use crate::support::{PAST, Parker};
@@ -81,8 +81,47 @@ fn child() {
             again.args(["--exact", "file_queue_crash::child", "--nocapture"]);
             panic!("{}", again.env("DESIST_CHILD", "hold").exec());
         }
+        "fork" => fork(queue, &file),
         other => panic!("{other}"),
     }
+}
+
+/// Fork, and see that the child can do nothing with its parent's file.
+#[allow(unsafe_code)] // fork
+fn fork(queue: FileQueue, file: &str) {
+    // SAFETY: no other thread of this process is inside the allocator or the core for long.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let refused = Some(FileError::Forked);
+        let is_refused = queue.counts().err() == refused
+            && queue.lease(PAST).err() == refused
+            && FileQueue::open(file, options(1)).err() == refused;
+        drop(queue);
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(i32::from(!is_refused)) };
+    }
+    let mut status = -1;
+    // SAFETY: `status` is a valid place to write to.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(status, 0);
+    assert!(
+        queue.lease(PAST).unwrap().is_some(),
+        "the child did no harm"
+    );
+}
+
+#[test]
+fn i37_a_forked_child_can_do_nothing_with_its_parents_file() {
+    let folder = Folder::new();
+    let queue = FileQueue::open(folder.file(), options(1)).unwrap();
+    queue.put(*b"item", PutOptions::default(), PAST).unwrap();
+    drop(queue);
+    let child = start("fork", &folder.file()).wait_with_output().unwrap();
+    assert!(
+        child.status.success(),
+        "{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
 }
 
 fn work_until_drained(queue: &FileQueue, file: &Path) {
@@ -107,9 +146,9 @@ fn work_until_drained(queue: &FileQueue, file: &Path) {
         .collect();
     assert!(queue.drain(Time::NEVER).unwrap());
     queue.close();
-    workers
-        .into_iter()
-        .for_each(|worker| worker.join().unwrap());
+    for worker in workers {
+        worker.join().unwrap();
+    }
 }
 
 /// A number below `end`, by lot, but the same in each run.

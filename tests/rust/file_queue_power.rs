@@ -2,6 +2,11 @@
 //! system that writes down what is written and synced, and can refuse. It is SQLite's default in a
 //! child process of its own, so that the other tests keep the real one.
 #![allow(unsafe_code)] // SQLite's interface for such layers is C's
+#![allow(
+    clippy::cast_sign_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
+)] // as are its sizes
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -348,7 +353,7 @@ fn after_power_loss(events: &[Event], luck: Luck) -> Files {
             || match luck {
                 Luck::None => false,
                 Luck::All | Luck::Torn => true,
-                Luck::Some(lot) => (number * lot).is_multiple_of(3),
+                Luck::Some(lot) => number * lot % 3 == 0,
             };
         if !is_there {
             continue;

@@ -203,6 +203,7 @@ impl Ears {
         Ok(ears)
     }
 
+    #[allow(clippy::unnecessary_wraps)] // other systems have none
     fn fd(&self) -> Option<RawFd> {
         Some(self.0.as_raw_fd())
     }

@@ -21,7 +21,11 @@ const MARK: i64 = 0x6465_7369;
 const VERSION: i64 = 1;
 
 /// How long another program may keep the file locked.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = if cfg!(test) {
+    Duration::from_millis(20)
+} else {
+    Duration::from_secs(10)
+};
 
 /// WAL pages after which they are written back to the file, with two syncs: 16 MB.
 const CHECKPOINT_PAGES: u32 = 4000;
@@ -118,9 +122,11 @@ pub(super) fn open(path: &Path) -> Result<(Connection, PathBuf, Opening), FileEr
     if db.is_readonly("main")? {
         return Err(FileError::ReadOnly);
     }
-    if is_ours(&db)? {
-        // Whoever makes it has WAL mode on at the end, unless it died before.
-    } else {
+    if !db
+        .transaction()
+        .map_err(FileError::from)
+        .and_then(|db| is_ours(&db))?
+    {
         create(&mut db)?;
     }
     use_wal(&db)?;
@@ -156,6 +162,7 @@ fn look_at(path: &Path) -> Result<bool, FileError> {
     judge(number(68), number(60)).map(|_| false)
 }
 
+/// Whether it is a queue already, or empty; in a transaction, for somebody may be making it.
 fn is_ours(db: &Connection) -> Result<bool, FileError> {
     let number = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (mark, version) = (number("application_id")?, number("user_version")?);
@@ -209,6 +216,7 @@ thread_local! {
 
 /// The file is locked, for the `attempt`th time: false: that was long enough. Others of our kind
 /// hold it for a transaction's time.
+#[allow(clippy::disallowed_methods)] // nobody tells when a lock of the system's is free
 fn wait_for_others(attempt: i32) -> bool {
     if attempt == 0 {
         WAITING_SINCE.set(Some(Instant::now()));

@@ -337,7 +337,7 @@ impl<'a> Tables<'a> {
                 params![epoch, self.terms.owner, until],
                 |row| {
                     let lease = Lease {
-                        id: row.get::<_, i64>(0)?.cast_unsigned(),
+                        id: number(row.get(0)?),
                         epoch: number(epoch),
                         attempt: attempts(row.get(1)?),
                         item: row.get(2)?,

@@ -124,6 +124,7 @@ impl Op for Leasing<'_> {
             self.seen = lines.version;
         }
         let terms = self.shared.terms();
+        #[allow(clippy::redundant_closure_for_method_calls)] // the method has one lifetime
         let taken = self.shared.run(false, terms, |tables| tables.take());
         // The item that this one was woken for is still there: for another.
         match taken.inspect_err(|_| self.shared.stir())? {
