@@ -141,7 +141,7 @@ test: test-core test-loom test-python ## all tests
 
 test-core: ## ... of the Rust core alone, without Python
 	@echo "== core: cargo test"
-	$(call quietly,target/log/core.log,cargo test --locked)
+	$(call quietly,target/log/core.log,cargo test --locked --features file)
 	$(call passed,target/log/core.log)
 
 test-loom: ## ... every interleaving of the core's hand-offs
@@ -158,7 +158,7 @@ sweep: $(extension) $(venv)/group-test ## ... the sweeps alone, and how many poi
 	@$(venv)/bin/python -m pytest $(wildcard tests/python/test_sweep*.py) $(ARGS)
 
 soak: $(extension) $(venv)/group-test ## the tests that take minutes
-	PROPTEST_CASES=20000 cargo test --release --locked model
+	PROPTEST_CASES=20000 cargo test --release --locked --features file model
 	$(venv)/bin/python -m pytest -m soak --timeout=3600 $(ARGS)
 
 seeded-bugs: ## plant bugs in the core, and see the loom models find each: half an hour

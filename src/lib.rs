@@ -20,7 +20,7 @@
 //! | `testing` | virtual time |
 //! | `enforcer` | the thread that forces others out of blocks that ignore their deadline |
 //! | [`stop`] | the ladder from asking to hard stop |
-//! | [`work`] | leases: work that a stopped worker gives back |
+//! | [`work`] | leases: work that a stopped worker gives back, in memory or (feature `file`) in a file |
 //!
 //! ```
 //! use std::time::Duration;

@@ -365,7 +365,7 @@ where
             (Some(Err(panic)), None) => (Back::Failed, Some(Note::Panicked(message(&*panic)))),
         };
         if self.queue.give_back(id, epoch, back, note) == Ok(Returned::Requeued) {
-            task.amend(|record| record.requeued.push(id));
+            task.amend(|record| record.requeued.push(id.into()));
         }
         task.over().set();
     }
@@ -386,9 +386,9 @@ where
             let note = Some(Note::Stopped(cause));
             let returned = self.queue.give_back(id, epoch, Back::AtOnce, note);
             task.amend(|record| {
-                record.fenced.push(id);
+                record.fenced.push(id.into());
                 if returned == Ok(Returned::Requeued) {
-                    record.requeued.push(id);
+                    record.requeued.push(id.into());
                 }
             });
             seat.over.set();

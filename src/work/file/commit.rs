@@ -50,7 +50,24 @@ impl Done {
 pub(super) struct Committer {
     line: Mutex<Line>,
     /// Locked by the one who is at the file, and nobody waits for it. `None`: closed.
-    db: Mutex<Option<Connection>>,
+    db: Mutex<Option<Db>>,
+}
+
+struct Db {
+    connection: Connection,
+    /// Each commit is on the disk when it returns.
+    syncs: bool,
+}
+
+impl Db {
+    fn sync(&mut self, each_commit: bool) -> Result<(), FileError> {
+        if self.syncs != each_commit {
+            let level = if each_commit { "FULL" } else { "NORMAL" };
+            self.connection.pragma_update(None, "synchronous", level)?;
+            self.syncs = each_commit;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Default)]
@@ -61,7 +78,11 @@ struct Line {
 }
 
 impl Committer {
-    pub(super) fn new(db: Connection) -> Committer {
+    pub(super) fn new(connection: Connection) -> Committer {
+        let db = Db {
+            connection,
+            syncs: false,
+        };
         Committer {
             line: Mutex::default(),
             db: Mutex::new(Some(db)),
@@ -149,7 +170,7 @@ impl Committer {
 }
 
 fn do_all(
-    db: Option<&mut Connection>,
+    db: Option<&mut Db>,
     batch: &mut [Request],
     changed: &dyn Fn(&Changed),
 ) -> Vec<Result<(), FileError>> {
@@ -173,21 +194,15 @@ fn do_all(
 
 /// All of them, or none.
 fn transact(
-    db: &Connection,
+    db: &mut Db,
     batch: &mut [Request],
     changed: &dyn Fn(&Changed),
 ) -> Result<(), FileError> {
-    let durable = batch.iter().any(|request| request.durable);
-    if durable {
-        db.execute_batch("PRAGMA synchronous = FULL")?;
-    }
-    let done = attempt(db, batch);
+    db.sync(batch.iter().any(|request| request.durable))?;
+    let done = attempt(&db.connection, batch);
     // SQLite may have taken it back itself; otherwise it is still open.
-    if done.is_err() && !db.is_autocommit() {
-        db.execute_batch("ROLLBACK")?;
-    }
-    if durable {
-        db.execute_batch("PRAGMA synchronous = NORMAL")?;
+    if done.is_err() && !db.connection.is_autocommit() {
+        db.connection.execute_batch("ROLLBACK")?;
     }
     changed(&done?);
     Ok(())
@@ -209,4 +224,82 @@ fn attempt(db: &Connection, batch: &mut [Request]) -> Result<Changed, FileError>
     db.prepare_cached("COMMIT")?.execute([])?;
     changed.ready = meta.count_ready();
     Ok(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::clock::Time;
+    use crate::work::{FileOptions, FileQueue, PutOptions};
+
+    #[test]
+    fn an_operation_that_fails_takes_no_other_with_it() {
+        const PAST: Time = Time::from_nanos(1);
+        let path = std::env::temp_dir().join(format!("desist-commit-{}.db", std::process::id()));
+        let queue = FileQueue::open(&path, FileOptions::default()).unwrap();
+        let shared = queue.shared();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let put = || queue.put(*b"item", PutOptions::default(), PAST);
+        let marked = Terms {
+            owner: -1,
+            ..shared.terms()
+        };
+        // The keeper may be in the line, too.
+        let are_there = |line: &Line| {
+            let is_put = |request: &&Request| request.durable;
+            line.requests.iter().filter(is_put).count() == 2
+                && line
+                    .requests
+                    .iter()
+                    .any(|request| request.terms.owner == -1)
+        };
+        let fail = || {
+            let runs = runs.clone();
+            shared.run(false, marked, move |_| {
+                runs.fetch_add(1, Ordering::Relaxed);
+                Err::<(), _>(FileError::NoSpace)
+            })
+        };
+        std::thread::scope(|threads| {
+            // The one at the file waits until the others are in the line: they are one batch.
+            let (theirs, (arrived, is_there)) = (queue.clone(), std::sync::mpsc::channel());
+            let first = threads.spawn(move || {
+                let at_the_file = theirs.clone();
+                theirs
+                    .shared()
+                    .run(false, theirs.shared().terms(), move |_| {
+                        let _ = arrived.send(());
+                        while !are_there(&at_the_file.shared().committer.line.lock()) {
+                            std::thread::yield_now();
+                        }
+                        Ok(())
+                    })
+            });
+            is_there.recv().unwrap();
+            let others = [threads.spawn(put), threads.spawn(put)];
+            let failing = threads.spawn(fail);
+            assert_eq!(first.join().unwrap(), Ok(()));
+            let mut put = others.map(|put| put.join().unwrap().unwrap().unwrap());
+            put.sort_unstable();
+            assert_eq!(put, [1, 2], "and no number is left out");
+            assert_eq!(failing.join().unwrap(), Err(FileError::NoSpace));
+        });
+        assert_eq!(queue.counts().unwrap().ready, 2);
+        assert_eq!(
+            runs.load(Ordering::Relaxed),
+            2,
+            "with the others, and alone"
+        );
+        drop(queue);
+        remove(&path);
+    }
+
+    fn remove(path: &Path) {
+        for ending in ["", "-wake"] {
+            std::fs::remove_file(super::super::schema::beside(path, ending)).unwrap();
+        }
+    }
 }
