@@ -18,6 +18,12 @@ impl From<u64> for ItemId {
     }
 }
 
+impl PartialEq<u64> for ItemId {
+    fn eq(&self, number: &u64) -> bool {
+        matches!(self, Self::Number(mine) if mine == number)
+    }
+}
+
 impl fmt::Display for ItemId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

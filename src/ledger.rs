@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::atomics::Mutex;
 use crate::cause::Cause;
 use crate::fork;
+use crate::stack::Stack;
 
 /// Something that can be held.
 pub(crate) trait Held: Send + Sync {
@@ -44,7 +45,7 @@ pub struct Death {
     /// Why it was killed.
     pub cause: Cause,
     /// Where it was, in the host's words.
-    pub stack: Option<Arc<str>>,
+    pub stack: Option<Stack>,
 }
 
 /// Who gives it back in the normal course of things.

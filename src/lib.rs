@@ -9,6 +9,7 @@
 //! | `item` | what a piece of work is known by |
 //! | [`fork`], [`host`] | what the process and the runtime around it do to threads |
 //! | `park` | the one place where a thread blocks |
+//! | `stack` | where code was when it was stopped |
 //! | [`token`] | sources that may cancel, tokens that may look, callbacks |
 //! | `deadline` | the thread that notices deadlines nobody is waiting for |
 //! | [`scope`] | blocks of code that can be cancelled: timeouts, shields, clean-up zones |
@@ -43,6 +44,7 @@ pub mod fork;
 pub mod host;
 mod item;
 mod park;
+mod stack;
 pub mod token;
 
 mod deadline;
@@ -69,5 +71,6 @@ pub use cause::{Cause, CauseKind};
 pub use clock::Time;
 pub use error::{DeadlineExceeded, ScopeMisuse, Stop};
 pub use scope::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield};
+pub use stack::Stack;
 pub use token::{CancelSource, CancelToken, Registration};
 pub use wait::{checkpoint, sleep, sleep_until};

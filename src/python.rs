@@ -32,6 +32,7 @@ mod scope;
 mod seconds;
 mod semaphore;
 mod shortcut;
+mod stack;
 mod stop;
 mod task;
 mod testing;

@@ -26,6 +26,7 @@ use crate::error::{DeadlineExceeded, MayStop, ScopeMisuse, Stop};
 use crate::host;
 use crate::ledger::{End, Ledger};
 use crate::park::Waiter;
+use crate::stack::Stack;
 use crate::task::{Force, Left, Task};
 use crate::token::tree::NodeRef;
 use crate::token::{CancelToken, Registration};
@@ -253,7 +254,7 @@ pub(crate) fn enter_forced(
 pub(crate) fn exit_forced(
     node: &NodeRef,
     unwinding: Unwinding,
-    stack: impl FnOnce() -> Option<Arc<str>>,
+    stack: impl FnOnce() -> Option<Stack>,
 ) -> Result<ForcedExit, ScopeMisuse> {
     let found = CONTEXT.with(|context| {
         let frames = context.frames.borrow();

@@ -13,6 +13,7 @@ use crate::clock::Time;
 use crate::item::ItemId;
 use crate::ledger::Death;
 use crate::scope;
+use crate::stack::Stack;
 use crate::task::{Progress, Task};
 
 /// A step of the ladder, and how a killed task ended.
@@ -81,7 +82,7 @@ pub struct KillReport {
     /// Ids of items whose lease the task still believes to hold.
     pub fenced: Vec<ItemId>,
     /// Where it was stopped, or where it is now.
-    pub stack: Option<Arc<str>>,
+    pub stack: Option<Stack>,
     /// The call, the last of `stack`, that has not come back in all the time in which force was
     /// used: foreign code, which no rung can end.
     pub blocked: Option<Arc<str>>,
@@ -111,13 +112,9 @@ pub fn kill(
     policy: &StopPolicy,
     on_abandon: &mut dyn FnMut(),
 ) -> Result<KillReport, KillError> {
-    if scope::current_task().is_some_and(|current| Arc::ptr_eq(&current, task)) {
-        return Err(KillError::Itself);
-    }
-    #[cfg(not(loom))]
-    return crate::testing::outside(|| climb(task, reason, policy, on_abandon));
-    #[cfg(loom)]
-    climb(task, reason, policy, on_abandon)
+    let mut kill = Kill::new(task, reason, policy)?;
+    kill.begin();
+    kill.climb(on_abandon)
 }
 
 /// The report where there is nobody to kill.
@@ -135,84 +132,166 @@ pub(crate) fn nothing_to_kill() -> KillReport {
     }
 }
 
-/// Rung by rung, in real time: simulated time would stand still while the task runs.
-fn climb(
-    task: &Arc<Task>,
-    reason: Option<Arc<str>>,
-    policy: &StopPolicy,
-    on_abandon: &mut dyn FnMut(),
-) -> Result<KillReport, KillError> {
-    let began = Time::now();
-    match task.progress() {
-        Progress::Fresh => return Err(KillError::NotStarted),
-        Progress::Over | Progress::Abandoned if task.over().is_set() || task.is_left_behind() => {
-            return Ok(report(task, Some(Rung::AlreadyDone), began));
-        }
-        _ => {}
-    }
-    let cause = Cause::now(CauseKind::Explicit, reason, None);
-    task.node().cancel(cause.clone());
-    if over(task, policy.cooperative)? {
-        return Ok(report(task, None, began));
-    }
-    let respects_locks_until = Time::now() + policy.defer;
-    let rungs = [
-        (Rung::AtWait, policy.at_wait),
-        (Rung::AsyncExc, policy.async_exc),
-        (Rung::Trace, policy.trace),
-    ];
-    let allowed = |(rung, time): (Rung, Option<Duration>)| Some((rung, time?));
-    for (rung, time) in rungs.into_iter().filter_map(allowed) {
-        task.order(&cause, respects_locks_until);
-        if press(task, rung, time)? {
-            return Ok(report(task, None, began));
-        }
-    }
-    let place = task.place();
-    let stack = place.as_ref().map(|place| place.stack.clone());
-    let blocked = place.and_then(|place| place.blocked);
-    if policy.abandon {
-        if task.abandon(Death {
-            task: task.name().clone(),
-            cause,
-            stack: stack.clone(),
-        }) {
-            on_abandon();
-            task.amend(|record| {
-                record.killed_at = Some(Rung::Abandoned);
-                record.stack = stack;
-                record.blocked = blocked;
-            });
-            task.over().set();
-        } else {
-            over(task, Duration::MAX)?; // its boundary has begun to close
-        }
-        return Ok(report(task, None, began));
-    }
-    if task.progress() == Progress::Over {
-        over(task, Duration::MAX)?; // its boundary has begun to close
-        return Ok(report(task, None, began));
-    }
-    let mut unfinished = report(task, None, began);
-    unfinished.outcome = None;
-    unfinished.stack = stack;
-    unfinished.blocked = blocked;
-    Ok(unfinished)
+/// Act in real time: simulated time would stand still while the task runs.
+fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
+    #[cfg(not(loom))]
+    return crate::testing::outside(act);
+    #[cfg(loom)]
+    act()
 }
 
-/// Stay on one rung: strike again and again until the task is over (true), or the rung's time is
-/// up. The time counts from when a strike is not held off any more.
-fn press(task: &Arc<Task>, rung: Rung, time: Duration) -> Result<bool, KillError> {
+/// One kill, on its way up the ladder.
+pub(crate) struct Kill<'a> {
+    task: &'a Arc<Task>,
+    policy: &'a StopPolicy,
+    cause: Cause,
+    began: Time,
+    /// It was over before.
+    is_over: bool,
+    /// The rung on which [`Kill::begin`] has struck.
+    struck: Option<Rung>,
+}
+
+impl<'a> Kill<'a> {
+    pub(crate) fn new(
+        task: &'a Arc<Task>,
+        reason: Option<Arc<str>>,
+        policy: &'a StopPolicy,
+    ) -> Result<Kill<'a>, KillError> {
+        if scope::current_task().is_some_and(|current| Arc::ptr_eq(&current, task)) {
+            return Err(KillError::Itself);
+        }
+        let is_over = match task.progress() {
+            Progress::Fresh => return Err(KillError::NotStarted),
+            Progress::Over | Progress::Abandoned => task.over().is_set() || task.is_left_behind(),
+            _ => false,
+        };
+        let (cause, began) =
+            in_real_time(|| (Cause::now(CauseKind::Explicit, reason, None), Time::now()));
+        Ok(Kill {
+            task,
+            policy,
+            cause,
+            began,
+            is_over,
+            struck: None,
+        })
+    }
+
+    /// The policy wants force at once.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.policy.cooperative.is_zero()
+    }
+
+    /// What comes before the first wait. A host in which one thread runs at a time has an urgent
+    /// kill do this before it lets others run, or it would wait until the task lets it run again.
+    pub(crate) fn begin(&mut self) {
+        if self.is_over {
+            return;
+        }
+        in_real_time(|| {
+            self.task.node().cancel(self.cause.clone());
+            let first = self.rungs().find(|(_, time)| !time.is_zero());
+            let Some((rung, _)) = first.filter(|_| self.is_urgent()) else {
+                return;
+            };
+            self.task.order(&self.cause, self.began + self.policy.defer);
+            self.struck = strike(self.task, rung).then_some(rung);
+        });
+    }
+
+    /// Rung by rung, behind [`Kill::begin`].
+    pub(crate) fn climb(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
+        in_real_time(|| self.climb_now(on_abandon))
+    }
+
+    /// The rungs with force that are allowed.
+    fn rungs(&self) -> impl Iterator<Item = (Rung, Duration)> + use<> {
+        let rungs = [
+            (Rung::AtWait, self.policy.at_wait),
+            (Rung::AsyncExc, self.policy.async_exc),
+            (Rung::Trace, self.policy.trace),
+        ];
+        let allowed = |(rung, time): (Rung, Option<Duration>)| Some((rung, time?));
+        rungs.into_iter().filter_map(allowed)
+    }
+
+    fn climb_now(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
+        let (task, policy, began) = (self.task, self.policy, self.began);
+        if self.is_over {
+            return Ok(report(task, Some(Rung::AlreadyDone), began));
+        }
+        if !self.is_urgent() && over(task, policy.cooperative)? {
+            return Ok(report(task, None, began));
+        }
+        let respects_locks_until = Time::now() + policy.defer;
+        for (rung, time) in self.rungs() {
+            task.order(&self.cause, respects_locks_until);
+            if press(task, rung, time, self.struck == Some(rung))? {
+                return Ok(report(task, None, began));
+            }
+        }
+        self.give_up(on_abandon)
+    }
+
+    /// No rung has ended it.
+    fn give_up(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
+        let (task, policy, began) = (self.task, self.policy, self.began);
+        let place = task.place();
+        let stack = place.as_ref().map(|place| place.stack.clone());
+        let blocked = place.and_then(|place| place.blocked);
+        if policy.abandon {
+            if task.abandon(Death {
+                task: task.name().clone(),
+                cause: self.cause,
+                stack: stack.clone(),
+            }) {
+                on_abandon();
+                task.amend(|record| {
+                    record.killed_at = Some(Rung::Abandoned);
+                    record.stack = stack;
+                    record.blocked = blocked;
+                });
+                task.over().set();
+            } else {
+                over(task, Duration::MAX)?; // its boundary has begun to close
+            }
+            return Ok(report(task, None, began));
+        }
+        if task.progress() == Progress::Over {
+            over(task, Duration::MAX)?; // its boundary has begun to close
+            return Ok(report(task, None, began));
+        }
+        let mut unfinished = report(task, None, began);
+        unfinished.outcome = None;
+        unfinished.stack = stack;
+        unfinished.blocked = blocked;
+        Ok(unfinished)
+    }
+}
+
+/// Strike once, as this rung does. False: there is no such force.
+fn strike(task: &Arc<Task>, rung: Rung) -> bool {
+    task.strike_wait();
+    match rung {
+        Rung::AsyncExc => task.strike_async(),
+        Rung::Trace => task.strike_by_trace(),
+        _ => true,
+    }
+}
+
+/// Stay on one rung: it is struck again and again until the task is over (true), or the rung's time is
+/// up. The time counts from when a strike is not held off any more. `struck`: once already.
+fn press(
+    task: &Arc<Task>,
+    rung: Rung,
+    time: Duration,
+    mut struck: bool,
+) -> Result<bool, KillError> {
     let mut end = Time::after(time);
     let mut pause = FIRST_PAUSE;
     while Time::now() < end {
-        task.strike_wait();
-        let has_force = match rung {
-            Rung::AsyncExc => task.strike_async(),
-            Rung::Trace => task.strike_by_trace(),
-            _ => true,
-        };
-        if !has_force {
+        if !std::mem::take(&mut struck) && !strike(task, rung) {
             break;
         }
         if over(task, pause)? {

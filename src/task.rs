@@ -35,6 +35,7 @@ pub use crate::ledger::Death;
 use crate::ledger::{End, Ledger, Swept};
 use crate::park::{Outcome, Waiter};
 use crate::scope::{self, Outer};
+use crate::stack::Stack;
 use crate::stop::Rung;
 use crate::sync::Latch;
 use crate::token::tree::NodeRef;
@@ -184,7 +185,7 @@ pub(crate) struct Record {
     pub(crate) killed_at: Option<Rung>,
     /// `Cancelled` came out of the body.
     pub(crate) cancelled: bool,
-    pub(crate) stack: Option<Arc<str>>,
+    pub(crate) stack: Option<Stack>,
     pub(crate) blocked: Option<Arc<str>>,
 }
 
@@ -198,7 +199,7 @@ pub enum Arrival {
 
 /// Where a body is.
 pub(crate) struct Place {
-    pub(crate) stack: Arc<str>,
+    pub(crate) stack: Stack,
     /// The innermost call, if it is known to have been there all the time it was struck.
     pub(crate) blocked: Option<Arc<str>>,
 }
@@ -322,7 +323,7 @@ impl Task {
         fork::outside(|| force.at_a_safe_moment(&mut || calls = force.stack()));
         let calls = calls?;
         Some(Place {
-            stack: calls.concat().into(),
+            stack: calls.concat().as_str().into(),
             blocked: calls
                 .last()
                 .filter(|_| unanswered)
@@ -575,9 +576,15 @@ impl Task {
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
     /// such force.
     pub(crate) fn strike_async(&self) -> bool {
+        let is_time = |control: &Control| {
+            let again = |last| Time::now() - last >= RESEND_AFTER;
+            control.last_strike.is_none_or(again) && self.may_strike(control)
+        };
         let force = {
             let control = self.control.lock();
             match (&control.force, control.phase) {
+                // Whoever waits for a safe moment keeps the body from running.
+                (Some(_), _) if !is_time(&control) => return true,
                 (Some(force), _) => force.clone(),
                 (None, Phase::Launched) => return true, // it will come
                 (None, _) => return false,
@@ -586,13 +593,9 @@ impl Task {
         fork::outside(|| {
             force.at_a_safe_moment(&mut || {
                 let mut control = self.control.lock();
-                let now = Time::now();
-                let again = control
-                    .last_strike
-                    .is_none_or(|last| now - last >= RESEND_AFTER);
-                if again && self.may_strike(&control) {
+                if is_time(&control) {
                     control.post(&*force);
-                    control.last_strike = Some(now);
+                    control.last_strike = Some(Time::now());
                 }
             });
         });
@@ -657,7 +660,7 @@ impl Task {
 
     /// Who dies, for what it holds as this entry of its ledger. `None`: no kill has reached the
     /// body, or is just about to, or a block of it in which that was taken.
-    pub(crate) fn death(&self, number: Option<u64>, stack: Option<Arc<str>>) -> Option<Death> {
+    pub(crate) fn death(&self, number: Option<u64>, stack: Option<Stack>) -> Option<Death> {
         let control = self.control.lock();
         let order = control.order.as_ref();
         match order.filter(|_| control.delivered.is_some() || control.posted) {
@@ -734,7 +737,7 @@ pub enum BodyEnd {
     /// It returned, failed or was cancelled, and unwound.
     Unwound,
     /// `Killed` came out of it, from here.
-    Killed(Option<Arc<str>>),
+    Killed(Option<Stack>),
 }
 
 /// The task's body is running on this thread, between `enter` and `leave`.

@@ -170,14 +170,3 @@ impl Force for AsyncException {
         .ok()
     }
 }
-
-/// Where an exception was raised, as text.
-pub(super) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Arc<str>> {
-    let lines = py
-        .import("traceback")
-        .and_then(|module| module.call_method1("format_tb", (raised.traceback(py),)));
-    lines
-        .and_then(|lines| lines.extract::<Vec<String>>())
-        .ok()
-        .map(|lines| lines.concat().into())
-}

@@ -16,7 +16,7 @@ use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::wait::{checkpoint, perform};
-use crate::python::{error, hard_stop, hint, seconds};
+use crate::python::{error, hard_stop, hint, seconds, stack};
 use crate::scope;
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 use crate::task::{Death, Task};
@@ -154,8 +154,8 @@ impl Killing {
             return None;
         }
         let task = scope::current_task()?;
-        let stack = hard_stop::stack_of(py, &PyErr::from_value(unwinding.clone()));
-        let death = task.death(entry, stack)?;
+        let place = stack::stack_of(py, &PyErr::from_value(unwinding.clone()));
+        let death = task.death(entry, place)?;
         Some((Killing { task }, death))
     }
 

@@ -18,6 +18,7 @@ use crate::python::hard_stop;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
+use crate::python::stack;
 use crate::python::token::{CancelToken, cancel_node};
 use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding, Ward};
 use crate::task::Force;
@@ -352,7 +353,7 @@ fn exit_forced(
     value: &Bound<'_, PyAny>,
 ) -> Result<ForcedExit, ScopeMisuse> {
     scope::exit_forced(node, unwinding, || match unwinding {
-        Unwinding::Killed => hard_stop::stack_of(py, &PyErr::from_value(value.clone())),
+        Unwinding::Killed => stack::stack_of(py, &PyErr::from_value(value.clone())),
         _ => None,
     })
 }

@@ -121,7 +121,9 @@ impl StopPolicy {
     }
 }
 
-/// Kill, with the interpreter let go.
+/// Kill, with the interpreter let go; if it is urgent, when the first strike has been made: a thread
+/// that never lets go by itself would have this one wait for its switch interval. Callbacks that hear
+/// of the cancellation may let it go, as other code of Python's may.
 pub(super) fn kill(
     py: Python<'_>,
     task: &Arc<task::Task>,
@@ -130,10 +132,20 @@ pub(super) fn kill(
     on_abandon: &mut (dyn FnMut() + Send),
 ) -> PyResult<KillReport> {
     let policy = policy.map_or_else(stop::StopPolicy::default, |policy| policy.policy);
-    let report = detached(py, || {
-        stop::kill(task, reason.map(Into::into), &policy, &mut *on_abandon)
-    });
-    report.map(KillReport::from).map_err(|refusal| match refusal {
+    let mut climb = || {
+        let mut kill = stop::Kill::new(task, reason.map(Into::into), &policy)?;
+        let urgent = kill.is_urgent();
+        if urgent {
+            kill.begin();
+        }
+        detached(py, || {
+            if !urgent {
+                kill.begin();
+            }
+            kill.climb(&mut *on_abandon)
+        })
+    };
+    climb().map(KillReport::from).map_err(|refusal| match refusal {
         KillError::Itself => PyRuntimeError::new_err(
             "a thread cannot kill itself; to end it, return from its function or raise an exception",
         ),

@@ -19,7 +19,7 @@ use crate::python::seconds::Seconds;
 use crate::python::stop::{self, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
-use crate::python::{error, hard_stop, seconds};
+use crate::python::{error, hard_stop, seconds, stack};
 use crate::scope;
 use crate::stop::Rung;
 use crate::task::{self, BodyEnd, Boundary, Progress};
@@ -57,7 +57,7 @@ pub(super) fn run<R>(
         Err(_) => Ended::Failed,
     };
     let end = match &result {
-        Err(raised) if ended == Ended::Killed => BodyEnd::Killed(hard_stop::stack_of(py, raised)),
+        Err(raised) if ended == Ended::Killed => BodyEnd::Killed(stack::stack_of(py, raised)),
         _ => BodyEnd::Unwound,
     };
     task.amend(|record| record.cancelled = ended == Ended::Cancelled);

@@ -17,6 +17,7 @@ use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
 use crate::ledger::Ledger;
+use crate::stack::Stack;
 use crate::stop::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
 use crate::token::tree::NodeRef;
 
@@ -388,7 +389,7 @@ impl Task {
         &self,
         control: &Control,
         number: Option<u64>,
-        stack: Option<Arc<str>>,
+        stack: Option<Stack>,
     ) -> Option<Death> {
         let number = number?;
         let around = |block: &&Block| block.struck && block.recorded <= number;
@@ -397,7 +398,7 @@ impl Task {
     }
 
     /// A death of this task's, or of a block of its.
-    pub(crate) fn dies(&self, cause: Cause, stack: Option<Arc<str>>) -> Death {
+    pub(crate) fn dies(&self, cause: Cause, stack: Option<Stack>) -> Death {
         Death {
             task: self.name.clone(),
             cause,

@@ -1,9 +1,12 @@
 //! What a lease queue in a file promises, as a model.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use desist::work::{Back, Counts, Fenced, Returned};
 use proptest::prelude::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Clone)]
 pub(crate) enum Step {

@@ -1,0 +1,75 @@
+//! Where an exception was raised, for reports.
+
+use std::time::Duration;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTraceback};
+
+use crate::python::mask::Mask;
+use crate::stack::Stack;
+
+/// One call: what is needed to say where it was, and nothing that keeps its variables alive.
+struct Call {
+    code: Py<PyAny>,
+    line: Option<u32>,
+    /// The instruction, in bytes of code.
+    at: usize,
+}
+
+/// To be put into words when somebody reads it: the sources are read for that.
+pub(super) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Stack> {
+    let calls = calls(py, raised.traceback(py)).ok()?;
+    Some(Stack::new(move || {
+        // The one who reads it may be killed meanwhile; what it gets is cached.
+        let _mask = Mask::open(Duration::from_secs(5));
+        Python::try_attach(|py| words(py, &calls).unwrap_or_default()).unwrap_or_default()
+    }))
+}
+
+fn calls(py: Python<'_>, traceback: Option<Bound<'_, PyTraceback>>) -> PyResult<Vec<Call>> {
+    let mut calls = Vec::new();
+    let mut next = traceback.map(Bound::into_any);
+    while let Some(here) = next {
+        let frame = here.getattr(intern!(py, "tb_frame"))?;
+        let at: i64 = here.getattr(intern!(py, "tb_lasti"))?.extract()?;
+        calls.push(Call {
+            code: frame.getattr(intern!(py, "f_code"))?.unbind(),
+            line: here.getattr(intern!(py, "tb_lineno"))?.extract()?,
+            at: usize::try_from(at).unwrap_or(0),
+        });
+        let behind = here.getattr(intern!(py, "tb_next"))?;
+        next = (!behind.is_none()).then_some(behind);
+    }
+    Ok(calls)
+}
+
+/// As traceback.format_tb() has it.
+fn words(py: Python<'_>, calls: &[Call]) -> PyResult<String> {
+    let traceback = py.import("traceback")?;
+    let (summary, lines) = (traceback.getattr("FrameSummary")?, py.import("linecache")?);
+    let summaries = PyList::empty(py);
+    for call in calls {
+        let code = call.code.bind(py);
+        let file = code.getattr("co_filename")?;
+        lines.call_method1("checkcache", (&file,))?;
+        let more = PyDict::new(py);
+        more.set_item("lookup_line", false)?;
+        if let Some(all) = code.getattr_opt("co_positions")? {
+            // Two bytes each; not before 3.11.
+            if let Some(place) = all.call0()?.try_iter()?.nth(call.at / 2) {
+                let (_, end_line, column, end_column): Place = place?.extract()?;
+                more.set_item("end_lineno", end_line)?;
+                more.set_item("colno", column)?;
+                more.set_item("end_colno", end_column)?;
+            }
+        }
+        let name = code.getattr("co_name")?;
+        summaries.append(summary.call((file, call.line, name), Some(&more))?)?;
+    }
+    let lines = traceback.call_method1("format_list", (summaries,))?;
+    Ok(lines.extract::<Vec<String>>()?.concat())
+}
+
+/// A line and its end, a column and its end; what is not known is None.
+type Place = (Option<u32>, Option<u32>, Option<u32>, Option<u32>);
