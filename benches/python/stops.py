@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import distribution
 from pathlib import Path
 from statistics import median
@@ -43,9 +44,10 @@ def spin(ready: Callable[[], None]) -> None:
 
 
 def wait(ready: Callable[[], None]) -> None:
-    """A desist wait."""
-    ready()
-    desist.sleep_forever()
+    """A desist wait that does not hear when it is asked to end."""
+    with desist.shield(60):
+        ready()
+        desist.sleep_forever()
 
 
 def swallow(ready: Callable[[], None]) -> None:
@@ -60,7 +62,7 @@ def swallow(ready: Callable[[], None]) -> None:
 
 
 def latencies() -> Iterator[Row]:
-    """From kill() to the swept boundary, against a bare exception to the end of the function."""
+    """Until the killer knows that the code has ended, against a bare exception and join()."""
     bare: list[float] = []
     sides: list[tuple[str, Callable[[Any], None], desist.StopPolicy, list[float]]] = [
         ("async exception, in a loop", spin, ANYWHERE, []),
@@ -75,7 +77,7 @@ def latencies() -> Iterator[Row]:
     traced = [killed(swallow, BY_TRACE) for _ in range(TRACED)]
     sides.append(("by tracing, in a loop that swallows", swallow, BY_TRACE, traced))
     for part in (0.5, 0.99):
-        floor = ("bare SetAsyncExc", of_batches(bare, part))
+        floor = ("bare SetAsyncExc and join()", of_batches(bare, part))
         for name, _, _, found in sides:
             work = f"kill() {name}, p{round(part * 100)}"
             yield Row(work, "us", of_batches(found, part), floor)
@@ -89,15 +91,17 @@ def of_batches(figures: list[float], part: float) -> float:
 
 
 def killed(body: Callable[[Callable[[], None]], None], policy: desist.StopPolicy) -> float:
-    """Microseconds that kill() takes, of which its report tells."""
+    """Microseconds that kill() takes: what the thread held has been given back by then."""
     ready = threading.Event()
     thread = desist.Thread(target=body, args=(ready.set,))
     thread.start()
     ready.wait()
     time.sleep(0.0005)  # it is where it is to be struck
-    report = thread.kill(policy=policy)
+    begin = time.perf_counter_ns()
+    thread.kill(policy=policy)
+    end = time.perf_counter_ns()
     thread.join()
-    return report.elapsed * 1e6
+    return (end - begin) / 1e3
 
 
 class Struck(BaseException):
@@ -105,17 +109,12 @@ class Struck(BaseException):
 
 
 def struck() -> float:
-    """Microseconds until the exception has come out of the function."""
-    ready, over = threading.Event(), threading.Lock()
-    left: list[int] = []
-    over.acquire()
+    """Microseconds until the thread is known to have ended, which only join() tells."""
+    ready = threading.Event()
 
     def target() -> None:
-        try:
+        with suppress(Struck):
             spin(ready.set)
-        except Struck:
-            left.append(time.perf_counter_ns())
-            over.release()
 
     thread = threading.Thread(target=target)
     thread.start()
@@ -125,9 +124,8 @@ def struck() -> float:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Struck)
     )
-    over.acquire()
     thread.join()
-    return (left[0] - begin) / 1e3
+    return (time.perf_counter_ns() - begin) / 1e3
 
 
 # --- nothing armed --------------------------------------------------------------------------------

@@ -63,7 +63,12 @@ pub(super) fn run<R>(
     task.amend(|record| record.cancelled = ended == Ended::Cancelled);
     let ours = detached(py, || boundary.leave(end));
     let settled = ours.then(|| settle(result, ended));
-    task.over().set();
+    if ended == Ended::Killed {
+        // Who killed it is to find the interpreter free.
+        detached(py, || task.over().set());
+    } else {
+        task.over().set();
+    }
     Ok(settled)
 }
 
