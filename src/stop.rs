@@ -323,3 +323,7 @@ fn report(task: &Task, known: Option<Rung>, began: Time) -> KillReport {
         blocked: record.blocked,
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "../tests/rust/urgent.rs"]
+mod tests;

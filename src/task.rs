@@ -576,15 +576,15 @@ impl Task {
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
     /// such force.
     pub(crate) fn strike_async(&self) -> bool {
-        let is_time = |control: &Control| {
+        let again = |control: &Control| {
             let again = |last| Time::now() - last >= RESEND_AFTER;
-            control.last_strike.is_none_or(again) && self.may_strike(control)
+            control.last_strike.is_none_or(again)
         };
         let force = {
             let control = self.control.lock();
             match (&control.force, control.phase) {
                 // Whoever waits for a safe moment keeps the body from running.
-                (Some(_), _) if !is_time(&control) => return true,
+                (Some(_), _) if !again(&control) => return true,
                 (Some(force), _) => force.clone(),
                 (None, Phase::Launched) => return true, // it will come
                 (None, _) => return false,
@@ -593,7 +593,7 @@ impl Task {
         fork::outside(|| {
             force.at_a_safe_moment(&mut || {
                 let mut control = self.control.lock();
-                if is_time(&control) {
+                if again(&control) && self.may_strike(&control) {
                     control.post(&*force);
                     control.last_strike = Some(Time::now());
                 }
