@@ -13,9 +13,11 @@ use crate::clock::Time;
 use crate::python::cause::CancelCause;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
+use crate::python::mask::Mask;
 use crate::python::seconds::Seconds;
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop, seconds};
+use crate::scope::DEFAULT_GRACE;
 use crate::token::tree::{Flag, Hook};
 use crate::{park, token};
 
@@ -152,8 +154,9 @@ impl CancelToken {
     /// Call `fn(cause)` once when the token is cancelled; at once if it is already.
     ///
     /// It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
-    /// waiters have been woken. What it raises goes to sys.unraisablehook. It stays registered
-    /// as long as the token lives, whether or not what is returned here is kept.
+    /// waiters have been woken. What it raises goes to sys.unraisablehook. A kill of who cancels
+    /// waits for its end, for 5 seconds at most. It stays registered as long as the token lives,
+    /// whether or not what is returned here is kept.
     #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
     fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> PyResult<Registration> {
         if !r#fn.bind(py).is_callable() {
@@ -165,6 +168,7 @@ impl CancelToken {
         let call = move |cause: &crate::Cause| {
             // None once the interpreter is shutting down: there is nobody to call.
             Python::try_attach(|py| {
+                let _mask = Mask::open(DEFAULT_GRACE); // who cancels may be killed
                 let called = Py::new(py, CancelCause::from(cause.clone()))
                     .and_then(|cause| PyTuple::new(py, [cause]))
                     .and_then(|cause| hard_stop::call(r#fn.bind(py), &cause));

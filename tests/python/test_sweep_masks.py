@@ -61,6 +61,28 @@ def a_mask_around_a_lock(first: Callable[[], None], second: Callable[[], None], 
         second()
 
 
+def a_cancel_callback(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    def callback(_cause: desist.CancelCause) -> None:
+        first()
+        second()
+
+    source = desist.CancelSource()
+    source.token.on_cancel(callback)
+    source.cancel()
+    desist.checkpoint()
+
+
+def a_late_callback(first: Callable[[], None], second: Callable[[], None], _: Lock) -> None:
+    def callback(_cause: desist.CancelCause) -> None:
+        first()
+        second()
+
+    source = desist.CancelSource()
+    source.cancel()
+    source.token.on_cancel(callback)
+    desist.checkpoint()
+
+
 MASKED = [
     one_mask,
     a_mask_around_a_loop,
@@ -68,6 +90,8 @@ MASKED = [
     a_mask_in_a_generator,
     a_mask_in_a_lock,
     a_mask_around_a_lock,
+    a_cancel_callback,
+    a_late_callback,
 ]
 
 
