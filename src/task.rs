@@ -59,6 +59,10 @@ pub trait Force: Send + Sync {
         true
     }
 
+    /// A block swallows what is posted: have its thread call [`Task::strike_here`] in front of its
+    /// every step, from the next [`Force::post`] on. Without effect for a host that cannot.
+    fn climb(&self) {}
+
     /// Have the body's thread call [`Task::stepped`] in front of every step of the body from now
     /// on, and raise `Killed` there if it says so. Called again and again, at a safe moment: the
     /// body may be elsewhere by now. Without effect for a host that cannot.

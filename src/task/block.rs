@@ -21,6 +21,9 @@ use crate::stack::Stack;
 use crate::stop::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
 use crate::token::tree::NodeRef;
 
+/// So long a block may swallow `Killed` before its every step is struck: as the ladder's default.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// One open block that can be ended by force.
 pub(super) struct Block {
     id: u64,
@@ -35,8 +38,8 @@ pub(super) struct Block {
     order: Option<Order>,
     /// Something is, or may be, on its way by force.
     posted: bool,
-    /// `Killed` was raised inside.
-    struck: bool,
+    /// When `Killed` was first raised inside.
+    struck: Option<Time>,
     last_strike: Option<Time>,
     /// Until it is struck again.
     pause: Duration,
@@ -58,6 +61,17 @@ impl Block {
         if at < self.masks {
             self.masks -= 1;
         }
+    }
+
+    /// `Killed` was raised inside.
+    fn hit(&mut self) {
+        self.struck.get_or_insert_with(Time::now);
+    }
+
+    /// It has swallowed that for so long that its every step is to be struck, if the host can.
+    fn is_deaf(&self) -> bool {
+        self.struck
+            .is_some_and(|first| Time::now() - first >= PATIENCE)
     }
 
     fn cause(&self) -> Option<Cause> {
@@ -135,7 +149,7 @@ impl Control {
     pub(super) fn strike_block(&mut self, index: usize) -> Option<Cause> {
         let block = self.blocks.get_mut(index)?;
         block.posted = false;
-        block.struck = true;
+        block.hit();
         block.last_strike = Some(Time::now());
         block.cause()
     }
@@ -143,13 +157,17 @@ impl Control {
     /// A kill is raised in the block, at a wait: what was posted is about to be taken back.
     pub(super) fn raised_in_block(&mut self, index: usize) -> Option<Cause> {
         let block = self.blocks.get_mut(index)?;
-        block.struck = true;
+        block.hit();
         block.cause()
     }
 
     /// At a wait, as [`Control::strike_at_wait`]: the first time, clean-up code gets its time.
     pub(super) fn strike_block_at_wait(&mut self, index: usize) {
-        if let Some(block) = self.blocks.get_mut(index).filter(|block| !block.struck) {
+        if let Some(block) = self
+            .blocks
+            .get_mut(index)
+            .filter(|block| block.struck.is_none())
+        {
             block.last_strike = Some(Time::now());
         }
     }
@@ -214,7 +232,7 @@ impl Task {
             force,
             order: None,
             posted: false,
-            struck: false,
+            struck: None,
             last_strike: None,
             pause: FIRST_PAUSE,
         });
@@ -239,7 +257,7 @@ impl Task {
             self.note_orders(&control);
             let left = Left {
                 absorbs: closed[0].order.is_some() && !wider,
-                struck: closed[0].cause().filter(|_| closed[0].struck),
+                struck: closed[0].cause().filter(|_| closed[0].struck.is_some()),
             };
             (left, closed, posted)
         };
@@ -303,7 +321,6 @@ impl Task {
         let cause = node.cause().filter(|_| node.is_cancelled_itself());
         let cause = cause.unwrap_or_else(|| Cause::deadline(node.own_deadline()));
         self.order_block(id, &cause, now + StopPolicy::default().defer);
-        // A rung above the asynchronous exception would have its place behind these two.
         self.strike_wait();
         self.strike_async_block(id);
         let mut control = self.control.lock();
@@ -328,13 +345,17 @@ impl Task {
 
     /// Strike the block by force, if it may be struck now, and not again too soon.
     pub(crate) fn strike_async_block(&self, id: u64) {
-        let force = {
+        let (force, is_deaf) = {
             let control = self.control.lock();
             let Some(index) = control.find(id) else {
                 return;
             };
-            control.blocks[index].force.clone()
+            let block = &control.blocks[index];
+            (block.force.clone(), block.is_deaf())
         };
+        if is_deaf {
+            force.climb();
+        }
         fork::outside(|| {
             force.at_a_safe_moment(&mut || {
                 let mut control = self.control.lock();
@@ -378,8 +399,14 @@ impl Task {
             return None;
         }
         // Since then only this thread could have left the block, or opened a mask.
-        let cause = self.control.lock().strike_block(index);
-        force.take_back();
+        let mut control = self.control.lock();
+        let cause = control.strike_block(index);
+        let block = &mut control.blocks[index];
+        block.posted = block.is_deaf();
+        if !block.posted {
+            drop(control);
+            force.take_back();
+        }
         cause
     }
 
@@ -392,7 +419,7 @@ impl Task {
         stack: Option<Stack>,
     ) -> Option<Death> {
         let number = number?;
-        let around = |block: &&Block| block.struck && block.recorded <= number;
+        let around = |block: &&Block| block.struck.is_some() && block.recorded <= number;
         let cause = control.blocks.iter().find(around)?.cause()?;
         Some(self.dies(cause, stack))
     }

@@ -12,6 +12,7 @@ import threading
 import time
 import types
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -196,6 +197,64 @@ def test_i23_a_swallowed_kill_is_sent_again(place: Callable[..., str]) -> None:
         return "by itself"
 
     assert place(body) == "by itself"
+
+
+def swallow_all() -> None:
+    while True:
+        try:
+            while True:
+                pass
+        except BaseException:  # noqa: BLE001, PERF203, S110 (what a victim does)
+            pass
+
+
+def swallow_in_calls() -> None:
+    while True:
+        with suppress(BaseException):
+            try:
+                count()
+            except BaseException:  # noqa: BLE001
+                len("")
+
+
+def swallow_at_waits() -> None:
+    while True:
+        with suppress(BaseException):
+            desist.sleep_forever()
+
+
+DEAF = pytest.mark.parametrize("body", [swallow_all, swallow_in_calls, swallow_at_waits])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="nothing there strikes every step")
+@pytest.mark.parametrize("decorated", [False, True], ids=["with", "decorator"])
+@DEAF
+@PLACES
+def test_i23_a_block_that_swallows_everything_cannot_go_on(
+    place: Callable[..., str], body: Callable[[], None], *, decorated: bool
+) -> None:
+    lock = Lock()
+
+    @desist.deadline(0, kill_after=0)
+    def in_a_call() -> None:
+        lock.acquire(blocking=False)  # no checkpoint
+        body()
+
+    def run() -> str:
+        try:
+            if decorated:
+                in_a_call()
+            else:
+                with desist.fail_after(0, kill_after=0):
+                    lock.acquire(blocking=False)
+                    body()
+        except desist.DeadlineExceeded as late:
+            assert isinstance(late.__cause__, Killed)
+            for _ in range(1000):
+                pass  # nothing comes behind it
+        return f"locked: {lock.locked()}"
+
+    assert place(run) == "locked: False"
 
 
 def test_an_error_of_the_block_passes() -> None:

@@ -46,17 +46,17 @@ impl Force for Counted {
 
 /// A body that runs until it is told, and that no wait of ours is in.
 fn body(force: &Arc<Counted>) -> (Arc<Task>, impl FnOnce() -> JoinHandle<()>) {
-    let (task, (begin, begun)) = (Task::new("body", None), channel());
+    let (task, (ready, is_ready)) = (Task::new("body", None), channel());
     let (end, ended): (_, Receiver<()>) = channel();
     let (theirs, force) = (task.clone(), force.clone());
     let thread = thread::spawn(move || {
         let boundary = Boundary::enter(&theirs, Some(force));
-        begin.send(()).expect("the test waits");
+        ready.send(()).expect("the test waits");
         ended.recv().expect("the test ends it");
         boundary.leave(BodyEnd::Unwound);
         theirs.over().set();
     });
-    begun.recv().expect("the body begins");
+    is_ready.recv().expect("the body begins");
     (task, move || {
         end.send(()).expect("the body waits");
         thread

@@ -11,7 +11,8 @@
 //! On the main thread a signal breaks what blocks in the system. Its handler looks in the same way.
 //!
 //! A block that is one native call needs none of this: there is no code of Python's between the
-//! function and the block's end, so wherever it is struck, it ends there.
+//! function and the block's end, so wherever it is struck, it ends there. It is observed only when
+//! it swallows what is posted. What is observed and swallows is struck at its every instruction.
 #![allow(unsafe_code)] // calls of the C API, and two of the system's
 
 use std::collections::HashSet;
@@ -36,9 +37,13 @@ struct InBlock {
     thread: AsyncException,
     /// Where the block is, if it is one of Python's.
     with: Option<With>,
+    /// Who has entered it, if it is one native call: not one of Python's that is in it.
+    caller: Option<Py<PyAny>>,
     signal: Option<Signal>,
-    /// Is its code observed? Otherwise it is struck by an asynchronous exception.
+    /// Can its code be observed? Otherwise it is struck by an asynchronous exception.
     observes: OnceLock<bool>,
+    /// It swallows what strikes it: a native call is observed, too.
+    climbs: AtomicBool,
     /// It was ordered to strike, and will when it has let the order's lock go.
     ordered: AtomicBool,
     observed: Mutex<Observed>,
@@ -70,20 +75,22 @@ pub(in crate::python) fn for_this_block(py: Python<'_>) -> PyResult<Arc<dyn Forc
         }),
         None => None, // entered by a program that embeds Python
     };
-    make(py, with)
+    make(py, with, None)
 }
 
 /// The force for a block that is one native call.
 pub(in crate::python) fn for_this_call(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
-    make(py, None)
+    make(py, None, frame(py).map(Bound::unbind))
 }
 
-fn make(py: Python<'_>, with: Option<With>) -> PyResult<Arc<dyn Force>> {
+fn make(py: Python<'_>, with: Option<With>, caller: Option<Py<PyAny>>) -> PyResult<Arc<dyn Force>> {
     Ok(Arc::new(InBlock {
         thread: this_thread(py)?,
         with,
+        caller,
         signal: Signal::to_this_thread(py)?,
         observes: OnceLock::new(),
+        climbs: AtomicBool::new(false),
         ordered: AtomicBool::new(false),
         observed: Mutex::default(),
     }))
@@ -91,8 +98,9 @@ fn make(py: Python<'_>, with: Option<With>) -> PyResult<Arc<dyn Force>> {
 
 impl InBlock {
     fn observes(&self, py: Python<'_>) -> bool {
-        let can = || self.with.is_some() && matches!(monitoring(py), Ok(Some(_)));
-        *self.observes.get_or_init(can)
+        let wants = self.with.is_some() || self.climbs.load(Ordering::Relaxed);
+        let can = || matches!(monitoring(py), Ok(Some(_)));
+        wants && *self.observes.get_or_init(can)
     }
 
     /// By an asynchronous exception?
@@ -102,14 +110,19 @@ impl InBlock {
 
     /// Have the thread look where it is, at its next instruction of code that it is in now.
     fn observe(&self, py: Python<'_>) -> PyResult<()> {
-        let (Some(monitoring), Some(with)) = (monitoring(py)?, &self.with) else {
+        let Some(monitoring) = monitoring(py)? else {
             return Ok(());
         };
         let frames = py.import("sys")?.call_method0("_current_frames")?;
         let mut next = frames.get_item(self.thread.thread).ok();
-        let mut codes = vec![with.frame.bind(py).getattr(intern!(py, "f_code"))?];
+        let mut codes = Vec::new();
+        if let Some(with) = &self.with {
+            codes.push(with.frame.bind(py).getattr(intern!(py, "f_code"))?);
+        }
+        let around = self.with.as_ref().map(|with| &with.frame);
+        let around = around.or(self.caller.as_ref());
         while let Some(frame) = next {
-            if frame.is(&with.frame) {
+            if around.is_some_and(|around| frame.is(around)) {
                 break;
             }
             codes.push(frame.getattr(intern!(py, "f_code"))?);
@@ -196,27 +209,34 @@ impl Force for InBlock {
     }
 
     fn post(&self) {
-        // `at_a_safe_moment` has attached, and asked whether it posts.
-        if *self.observes.get().unwrap_or(&false) || self.signal.is_some() {
-            self.ordered.store(true, Ordering::Relaxed);
-        } else {
-            self.thread.post();
-        }
+        // `at_a_safe_moment` has attached.
+        Python::try_attach(|py| {
+            if self.posts(py) {
+                self.thread.post();
+            } else {
+                self.ordered.store(true, Ordering::Relaxed);
+            }
+        });
     }
 
     fn take_back(&self) {
         Python::try_attach(|py| {
-            if self.posts(py) {
+            // Nothing refuses that; and if it did, what is observed would merely be slow.
+            let _ = self.stop_observing(py);
+            // What was posted before it climbed may still be there. Where nothing ever is, what a
+            // signal handler raises is not to be lost in this.
+            if self.with.is_none() && self.signal.is_none() || self.posts(py) {
                 self.thread.take_back();
-            } else {
-                // Nothing refuses that; and if it did, what is observed would merely be slow.
-                let _ = self.stop_observing(py);
             }
         });
     }
 
     fn may_strike_at(&self, place: Option<u32>) -> bool {
         Python::try_attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
+    }
+
+    fn climb(&self) {
+        self.climbs.store(true, Ordering::Relaxed);
     }
 
     fn stack(&self) -> Option<Vec<String>> {
