@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32};
 
 use super::*;
 use crate::cause::CauseKind;
+use crate::clock::testing;
 use crate::error::{ScopeMisuse, Stop};
 use crate::scope::{self, ForcedExit, Unwinding};
 use crate::sync::{Acquire, Lock};
@@ -20,6 +21,7 @@ const AT_ONCE: Time = Time::from_nanos(0);
 struct Slot {
     posted: AtomicI32,
     refuses: AtomicBool,
+    climbs: AtomicBool,
 }
 
 impl Slot {
@@ -43,6 +45,10 @@ impl Force for Slot {
 
     fn may_strike_at(&self, place: Option<u32>) -> bool {
         !self.refuses.load(Ordering::Relaxed) && place.is_some()
+    }
+
+    fn climb(&self) {
+        self.climbs.store(true, Ordering::Relaxed);
     }
 
     fn stack(&self) -> Option<Vec<String>> {
@@ -251,6 +257,40 @@ fn a_host_that_can_choose_raises_where_it_may_and_once() {
     assert_eq!(block.task.strike_here(Some(1)), None);
     assert_eq!((block.slot.posted(), block.strike()), (0, 0), "too soon");
     assert!(absorbed(block.leave(Unwinding::Killed)));
+}
+
+#[test]
+fn i23_i24_a_block_that_swallows_for_long_is_struck_at_every_step_but_where_it_is_held_off() {
+    let clock = testing::freeze();
+    let block = open();
+    block.kill(AT_ONCE);
+    assert_eq!(block.strike(), 1);
+    assert!(block.task.strike_here(Some(1)).is_some());
+    clock.advance(PATIENCE - RESEND_AFTER / 2);
+    assert_eq!(block.strike(), 1);
+    assert!(block.task.strike_here(Some(1)).is_some());
+    assert_eq!(block.task.strike_here(Some(1)), None);
+    assert!(!block.slot.climbs.load(Ordering::Relaxed));
+
+    clock.advance(RESEND_AFTER);
+    assert_eq!(block.strike(), 1);
+    assert!(block.slot.climbs.load(Ordering::Relaxed));
+    for _ in 0..3 {
+        assert!(block.task.strike_here(Some(1)).is_some());
+    }
+    assert_eq!(block.slot.posted(), 1, "it stays");
+    let mask = block.task.mask(Time::NEVER);
+    assert_eq!(block.slot.posted(), 0);
+    clock.advance(RESEND_AFTER);
+    assert_eq!(block.strike(), 0);
+    assert_eq!(block.task.strike_here(Some(1)), None, "masked");
+    block.task.unmask(mask);
+    assert_eq!(block.strike(), 1);
+    assert!(block.task.strike_here(Some(1)).is_some());
+
+    let (task, slot) = (block.task.clone(), block.slot.clone());
+    assert!(absorbed(block.leave(Unwinding::Killed)));
+    assert_eq!((task.strike_here(Some(1)), slot.posted()), (None, 0));
 }
 
 #[test]
