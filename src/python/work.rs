@@ -121,6 +121,9 @@ fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Py
     Ok(Py::new(py, CancelCause::from(cause))?.into_any())
 }
 
+/// A dead item: its id, itself, and all that went wrong.
+type Dead<F> = (u64, Py<PyAny>, Vec<F>);
+
 /// The counts, as Python is told.
 fn counts(py: Python<'_>, counts: work::Counts) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);

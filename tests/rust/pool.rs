@@ -193,7 +193,10 @@ fn i29_i31_a_worker_that_swallows_everything_is_given_up_and_replaced_as_often_a
     assert_eq!(begins.recv(), Ok(1));
     let report = pool.kill_worker(0, None, &impatient()).unwrap();
     assert_eq!(report.outcome, Some(Rung::Abandoned));
-    assert_eq!((report.requeued, report.fenced), (vec![id.into()], vec![id.into()]));
+    assert_eq!(
+        (report.requeued, report.fenced),
+        (vec![id.into()], vec![id.into()])
+    );
     assert_eq!(begins.recv(), Ok(2), "by another worker");
     assert_eq!(pool.workers_alive(), 1);
     match pool.kill_worker(0, None, &impatient()) {

@@ -25,9 +25,9 @@ impl Codec {
     }
 
     /// TypeError: it cannot be kept.
-    pub(super) fn encode(&self, py: Python<'_>, item: &Py<PyAny>) -> PyResult<Bytes> {
-        let bytes = self.encode.call1(py, (item,))?;
-        Ok(bytes.extract::<&[u8]>(py)?.into())
+    pub(super) fn encode(&self, item: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+        let bytes = self.encode.bind(item.py()).call1((item,))?;
+        Ok(bytes.extract::<&[u8]>()?.into())
     }
 
     pub(super) fn decode(&self, py: Python<'_>, bytes: &[u8]) -> PyResult<Py<PyAny>> {

@@ -13,7 +13,7 @@ use super::codec::Codec;
 use super::engine::{Delivery, Engine, Hold, Told};
 use super::options::{self, Terms};
 use super::promises::Promises;
-use super::{Lease, RetryPolicy, counts, earliest, failure, not_dead};
+use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::CauseKind;
 use crate::clock::Time;
 use crate::python::host::detached;
@@ -114,7 +114,7 @@ impl FileQueue {
     fn put(
         &self,
         py: Python<'_>,
-        item: Py<PyAny>,
+        item: &Bound<'_, PyAny>,
         key: Option<&str>,
         priority: i64,
         delay: Option<Seconds<'_, '_>>,
@@ -122,7 +122,7 @@ impl FileQueue {
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
         let terms = options::of_put(key, priority, delay, expires, timeout)?;
-        let item = self.engine.codec.encode(py, &item)?;
+        let item = self.engine.codec.encode(item)?;
         self.engine.put(py, item, terms)
     }
 
@@ -142,7 +142,7 @@ impl FileQueue {
         let codec = &self.engine.codec;
         let items = items
             .try_iter()?
-            .map(|item| Ok((codec.encode(py, &item?.unbind())?, terms.options.clone())))
+            .map(|item| Ok((codec.encode(&item?)?, terms.options.clone())))
             .collect::<PyResult<Vec<_>>>()?;
         let queue = &self.engine.queue;
         let put = detached(py, || queue.put_many(items, terms.until));
@@ -156,8 +156,8 @@ impl FileQueue {
     fn _submit(
         &self,
         py: Python<'_>,
-        item: Py<PyAny>,
-        future: Py<PyAny>,
+        item: &Bound<'_, PyAny>,
+        future: &Bound<'_, PyAny>,
         key: Option<&str>,
         priority: i64,
         delay: Option<Seconds<'_, '_>>,
@@ -165,10 +165,10 @@ impl FileQueue {
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
         let terms = options::of_put(key, priority, delay, expires, timeout)?;
-        let item = self.engine.codec.encode(py, &item)?;
+        let item = self.engine.codec.encode(item)?;
         self.engine
             .promises
-            .keep(py, future, || self.engine.put(py, item, terms))
+            .keep(future, || self.engine.put(py, item, terms))
     }
 
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None). As
@@ -187,7 +187,7 @@ impl FileQueue {
 
     /// The dead items: id, item, and all that went wrong, as text.
     #[pyo3(signature = () -> "list[tuple[int, _T, list[str]]]")]
-    fn dead(&self, py: Python<'_>) -> PyResult<Vec<(u64, Py<PyAny>, Vec<String>)>> {
+    fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<String>>> {
         let dead = self.engine.run(py, work::FileQueue::dead)?;
         let show = |(id, item, failures): work::Dead<Bytes, work::Failure>| {
             let item = self.engine.codec.decode(py, &item)?;
@@ -259,7 +259,7 @@ impl File {
     fn deliver(
         self: &Arc<Self>,
         py: Python<'_>,
-        lease: work::Lease<Bytes, Bytes>,
+        lease: &work::Lease<Bytes, Bytes>,
     ) -> PyResult<Option<Delivery>> {
         let item = self.codec.decode(py, &lease.item);
         let progress = lease
@@ -297,7 +297,7 @@ impl File {
 impl Engine for Arc<File> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
         while let Some(lease) = self.run(py, |queue| queue.lease(until))? {
-            if let Some(delivery) = self.deliver(py, lease)? {
+            if let Some(delivery) = self.deliver(py, &lease)? {
                 return Ok(Some(delivery));
             }
         }
@@ -325,7 +325,7 @@ impl Hold for Held {
     }
 
     fn extend(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Time> {
-        let progress = progress.map(|progress| self.file.codec.encode(py, &progress));
+        let progress = progress.map(|progress| self.file.codec.encode(progress.bind(py)));
         let progress = progress.transpose()?;
         let file = &self.file;
         let until = file.run(py, |queue| queue.extend(self.id, self.epoch, progress))?;
@@ -333,7 +333,7 @@ impl Hold for Held {
     }
 
     fn tell(&self, py: Python<'_>, told: Told) {
-        self.file.promises.tell(py, self.id, told);
+        self.file.promises.tell(py, self.id, &told);
     }
 }
 

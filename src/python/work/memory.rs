@@ -9,7 +9,7 @@ use pyo3::types::{PyDict, PyGenericAlias, PyType};
 use super::engine::{Delivery, Engine, Hold, Told};
 use super::options::{self, Terms};
 use super::promises::Promises;
-use super::{Lease, RetryPolicy, counts, earliest, failure, not_dead};
+use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::clock::Time;
 use crate::python::cause::CancelCause;
 use crate::python::seconds::Seconds;
@@ -140,7 +140,7 @@ impl LeaseQueue {
         &self,
         py: Python<'_>,
         item: Py<PyAny>,
-        future: Py<PyAny>,
+        future: &Bound<'_, PyAny>,
         key: Option<&str>,
         priority: i64,
         delay: Option<Seconds<'_, '_>>,
@@ -150,7 +150,7 @@ impl LeaseQueue {
         let terms = options::of_put(key, priority, delay, expires, timeout)?;
         let memory = self.check_process()?;
         let promises = &memory.promises;
-        promises.keep(py, future, || memory.put(py, item, &terms))
+        promises.keep(future, || memory.put(py, item, &terms))
     }
 
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None).
@@ -173,7 +173,7 @@ impl LeaseQueue {
 
     /// The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
     #[pyo3(signature = () -> "list[tuple[int, _T, list[BaseException | CancelCause]]]")]
-    fn dead(&self, py: Python<'_>) -> PyResult<Vec<(u64, Py<PyAny>, Vec<Py<PyAny>>)>> {
+    fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<Py<PyAny>>>> {
         let show = |(id, item, failures): work::Dead<Item, Note>| {
             let failures = failures.iter().map(|failure| failure.to_object(py));
             Ok((id, item.clone_ref(py), failures.collect::<PyResult<_>>()?))
@@ -306,6 +306,6 @@ impl Hold for Held {
     }
 
     fn tell(&self, py: Python<'_>, told: Told) {
-        self.memory.promises.tell(py, self.id, told);
+        self.memory.promises.tell(py, self.id, &told);
     }
 }

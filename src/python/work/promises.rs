@@ -29,10 +29,10 @@ impl Promises {
     /// Put an item, and have the future told what becomes of it.
     pub(super) fn keep(
         &self,
-        py: Python<'_>,
-        future: Py<PyAny>,
+        future: &Bound<'_, PyAny>,
         put: impl FnOnce() -> PyResult<u64>,
     ) -> PyResult<u64> {
+        let (py, future) = (future.py(), future.as_unbound());
         self.state.lock().underway += 1;
         let number = put();
         let mut state = self.state.lock();
@@ -57,13 +57,13 @@ impl Promises {
         }
         drop(state); // what follows is the user's code, or lets go of his objects
         if let Some(told) = told {
-            told.to(py, &future);
+            told.to(py, future);
         }
         number
     }
 
     /// Tell the item's futures.
-    pub(super) fn tell(&self, py: Python<'_>, number: u64, told: Told) {
+    pub(super) fn tell(&self, py: Python<'_>, number: u64, told: &Told) {
         let futures = {
             let mut state = self.state.lock();
             let futures = state.futures.remove(&number);
@@ -81,7 +81,7 @@ impl Promises {
     /// killed: not inside a future's own locks.
     pub(super) fn tell_off(&self, py: Python<'_>, number: u64, failure: Py<PyAny>) {
         let mask = Mask::open(LONGEST_COMMIT);
-        self.tell(py, number, Told::Failed(failure));
+        self.tell(py, number, &Told::Failed(failure));
         drop(mask);
     }
 

@@ -117,11 +117,11 @@ fn i29_a_lease_that_is_not_extended_in_time_is_over() {
     let lease = queue.lease(PAST).unwrap().unwrap();
     clock.set(86 * SECOND, 0);
     let progress = Some(Bytes::from(*b"half"));
-    assert_eq!(queue.extend(id, lease.epoch, progress.clone()), Ok(()));
+    assert_eq!(queue.extend(id, lease.epoch, progress.clone()), Ok(None));
     let look = || keeper::look(queue.shared()).unwrap().1.unsigned_abs();
     clock.set(96 * SECOND - 1, 0);
     assert_eq!(look(), 96 * SECOND);
-    assert_eq!(queue.extend(id, lease.epoch, None), Ok(()));
+    assert_eq!(queue.extend(id, lease.epoch, None), Ok(None));
     clock.set(106 * SECOND, 0);
     assert_eq!(look(), i64::MAX.unsigned_abs());
     assert_eq!(queue.extend(id, lease.epoch, None), Err(FileError::Fenced));
