@@ -502,6 +502,17 @@ fn a_file_that_was_cut_off_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn a_file_that_was_written_over_is_an_error_and_left_as_it_is() {
+    let folder = Folder::new();
+    put(&folder.open(), "item");
+    let mut content = fs::read(folder.file()).unwrap();
+    content[4096..].fill(0xff);
+    fs::write(folder.file(), &content).unwrap();
+    let error = refused(&folder);
+    assert!(matches!(error, FileError::Damaged(_)), "{error:?}");
+}
+
+#[test]
 fn a_file_with_nothing_in_it_becomes_a_queue() {
     let folder = Folder::new();
     fs::write(folder.file(), "").unwrap();

@@ -47,7 +47,7 @@ impl Bell {
         own.set_nonblocking(true)?;
         keeper.set_nonblocking(true)?;
         Ok(Bell {
-            ears: Ears::listen(&path)?,
+            ears: Ears::listen(&path),
             file,
             own,
             keeper,
@@ -120,7 +120,7 @@ fn keep(shared: &Shared) {
             patience = shared.until(next);
         }
         shared.stir();
-        if !Ears::HEAR || watched.iter().any(|(_, fd)| fd.is_none()) {
+        if !bell.ears.hear_all() || watched.iter().any(|(_, fd)| fd.is_none()) {
             patience = Some(patience.map_or(INTERVAL, |patience| patience.min(INTERVAL)));
         }
         let mut fds = vec![bell.keeper.as_raw_fd()];
@@ -177,14 +177,21 @@ fn sleep(fds: &[RawFd], patience: Option<Duration>) {
 
 /// Hears when the file is written to.
 #[cfg(target_os = "linux")]
-struct Ears(OwnedFd);
+struct Ears(Option<OwnedFd>);
 
 #[cfg(target_os = "linux")]
 impl Ears {
-    const HEAR: bool = true;
+    /// Deaf where there is no inotify left to have: a user has 128.
+    fn listen(path: &Path) -> Ears {
+        Ears(Ears::watch(path).ok())
+    }
+
+    fn hear_all(&self) -> bool {
+        self.0.is_some()
+    }
 
     #[allow(unsafe_code)] // two system calls
-    fn listen(path: &Path) -> io::Result<Ears> {
+    fn watch(path: &Path) -> io::Result<OwnedFd> {
         use std::ffi::CString;
         use std::os::fd::FromRawFd;
         use std::os::unix::ffi::OsStrExt;
@@ -195,26 +202,24 @@ impl Ears {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: it was made just now, for nobody else.
-        let ears = Ears(unsafe { OwnedFd::from_raw_fd(fd) });
+        let watch = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: the path ends with a zero, and is only read.
         if unsafe { libc::inotify_add_watch(fd, path.as_ptr(), libc::IN_MODIFY) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(ears)
+        Ok(watch)
     }
 
-    #[allow(clippy::unnecessary_wraps)] // other systems have none
     fn fd(&self) -> Option<RawFd> {
-        Some(self.0.as_raw_fd())
+        self.0.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Forget what was heard: all of it is one reason to look.
     #[allow(unsafe_code)] // one system call
     fn hear(&self, heard: &mut [u8]) {
+        let Some(fd) = self.fd() else { return };
         // SAFETY: the place is as long as it says.
-        while unsafe { libc::read(self.0.as_raw_fd(), heard.as_mut_ptr().cast(), heard.len()) } > 0
-        {
-        }
+        while unsafe { libc::read(fd, heard.as_mut_ptr().cast(), heard.len()) } > 0 {}
     }
 }
 
@@ -222,12 +227,14 @@ impl Ears {
 struct Ears;
 
 #[cfg(not(target_os = "linux"))]
-#[allow(clippy::unused_self, clippy::unnecessary_wraps)]
+#[allow(clippy::unused_self)]
 impl Ears {
-    const HEAR: bool = false;
+    fn listen(_path: &Path) -> Ears {
+        Ears
+    }
 
-    fn listen(_path: &Path) -> io::Result<Ears> {
-        Ok(Ears)
+    fn hear_all(&self) -> bool {
+        false
     }
 
     fn fd(&self) -> Option<RawFd> {

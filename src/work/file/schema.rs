@@ -4,6 +4,7 @@
 //! The tables are made in one transaction with the file's mark, and only then WAL mode is turned
 //! on, so that the mark is in the file itself from its first byte on.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
@@ -21,11 +22,7 @@ const MARK: i64 = 0x6465_7369;
 const VERSION: i64 = 1;
 
 /// How long another program may keep the file locked.
-const PATIENCE: Duration = if cfg!(test) {
-    Duration::from_millis(20)
-} else {
-    Duration::from_secs(10)
-};
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// WAL pages after which they are written back to the file, with two syncs: 16 MB.
 const CHECKPOINT_PAGES: u32 = 4000;
@@ -211,7 +208,9 @@ fn use_wal(db: &Connection) -> Result<(), FileError> {
 }
 
 thread_local! {
-    static WAITING_SINCE: std::cell::Cell<Option<Instant>> = const { std::cell::Cell::new(None) };
+    static WAITING_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// How long the calling thread bears with a lock.
+    pub(super) static BEARS: Cell<Duration> = const { Cell::new(PATIENCE) };
 }
 
 /// The file is locked, for the `attempt`th time: false: that was long enough. Others of our kind
@@ -223,7 +222,7 @@ fn wait_for_others(attempt: i32) -> bool {
     }
     if WAITING_SINCE
         .get()
-        .is_some_and(|since| since.elapsed() > PATIENCE)
+        .is_some_and(|since| since.elapsed() > BEARS.get())
     {
         return false;
     }
