@@ -3,16 +3,18 @@
 //! Each can run twice, see `commit`. The counts stand in `meta` and change with the items, in the
 //! same transaction: they add up at every instant (I28), and nobody counts a million rows.
 
+mod looking;
+mod owning;
+
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::clock::{Due, Now};
 use super::error::FileError;
-use super::owners::Process;
 use super::{Bytes, Failure};
 use crate::clock::Time;
-use crate::work::{Back, Counts, Dead, Fenced, Lease, PutOptions, RetryPolicy, Returned};
+use crate::work::{Back, Fenced, Lease, PutOptions, RetryPolicy, Returned};
 
 type Result<T> = std::result::Result<T, FileError>;
 
@@ -524,226 +526,6 @@ impl<'a> Tables<'a> {
         )?;
         let until = until.map(|until| self.terms.now.time_of(until));
         Ok(if found == 0 { Err(Fenced) } else { Ok(until) })
-    }
-
-    // ------------------------------------------------------------------ items are given up
-
-    /// See [`FileQueue::cancel`](super::FileQueue::cancel).
-    pub(super) fn cancel(&mut self, id: u64, note: &Bytes) -> Result<Option<bool>> {
-        let id = row_id(id);
-        let state = self.find("SELECT state FROM items WHERE id = ?", [id], |row| {
-            row.get::<_, i64>(0)
-        })?;
-        match state {
-            Some(0) => self.meta.ready -= 1,
-            Some(1) => {
-                self.execute(
-                    "UPDATE items SET unwanted = coalesce(unwanted, ?) WHERE id = ?",
-                    params![&**note, id],
-                )?;
-                return Ok(Some(false));
-            }
-            Some(2) => self.meta.delayed -= 1,
-            _ => return Ok(None),
-        }
-        self.changed.room += 1;
-        self.fail(id, &Failure::Noted(note.clone()))?;
-        self.bury(id)?;
-        Ok(Some(true))
-    }
-
-    /// All that is ready, then all that is delayed, is dead now.
-    pub(super) fn give_up(&mut self, note: &Bytes) -> Result<Vec<Bytes>> {
-        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
-        let mut given_up = self.all(
-            "SELECT id, item FROM items WHERE state = 0 ORDER BY priority, turn",
-            [],
-            read,
-        )?;
-        given_up.extend(self.all(
-            "SELECT id, item FROM items WHERE state = 2 ORDER BY due, id",
-            [],
-            read,
-        )?);
-        let mut items = Vec::with_capacity(given_up.len());
-        for (id, item) in given_up {
-            self.fail(id, &Failure::Noted(note.clone()))?;
-            self.bury(id)?;
-            items.push(item);
-        }
-        self.changed.room += items.len();
-        (self.meta.ready, self.meta.delayed) = (0, 0);
-        Ok(items)
-    }
-
-    /// Give a dead item all its attempts, and all its time, again. False: it is not dead.
-    pub(super) fn revive(&mut self, id: u64) -> Result<bool> {
-        let id = row_id(id);
-        let found = self.find(
-            "SELECT timeout FROM items WHERE id = ? AND state = 3",
-            [id],
-            |row| row.get::<_, Option<i64>>(0),
-        )?;
-        let Some(timeout) = found else {
-            return Ok(false);
-        };
-        let turn = self.last_turn();
-        self.make_ready(id, turn)?;
-        let expires = timeout.map(|timeout| {
-            let timeout = Duration::from_millis(u64::try_from(timeout).unwrap_or(0));
-            self.terms.now.after(timeout)
-        });
-        self.execute(
-            "UPDATE items SET attempt = 0, expires = ?, expires_wall = ? WHERE id = ?",
-            params![expires.map(|at| at.at), expires.map(|at| at.wall), id],
-        )?;
-        self.meta.dead -= 1;
-        Ok(true)
-    }
-
-    // ------------------------------------------------------------------ looking
-
-    pub(super) fn counts(&self) -> Counts {
-        Counts {
-            ready: count(self.meta.ready),
-            leased: count(self.meta.leased),
-            delayed: count(self.meta.delayed),
-            done: number(self.meta.done),
-            dead: count(self.meta.dead),
-        }
-    }
-
-    /// Whether nothing is left to do; if not, the end is awaited.
-    pub(super) fn is_drained(&mut self) -> bool {
-        let is_drained = self.meta.is_drained();
-        if !is_drained {
-            self.meta.awaited |= END;
-        }
-        is_drained
-    }
-
-    pub(super) fn item(&self, id: u64) -> Result<Option<Bytes>> {
-        self.find("SELECT item FROM items WHERE id = ?", [row_id(id)], |row| {
-            row.get(0)
-        })
-    }
-
-    pub(super) fn dead(&self) -> Result<Vec<Dead<Bytes, Failure>>> {
-        let dead = self.all(
-            "SELECT id, item FROM items WHERE state = 3 ORDER BY turn",
-            [],
-            |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)),
-        )?;
-        dead.into_iter()
-            .map(|(id, item)| Ok((number(id), item, self.failures(id)?)))
-            .collect()
-    }
-
-    fn failures(&self, id: i64) -> Result<Vec<Failure>> {
-        self.all(
-            "SELECT kind, pid, note FROM failures WHERE item = ? ORDER BY number",
-            [id],
-            |row| {
-                let kind: String = row.get(0)?;
-                Ok(match kind.as_str() {
-                    "owner died" => Failure::OwnerDied { pid: row.get(1)? },
-                    "lease timed out" => Failure::LeaseTimedOut,
-                    "item timed out" => Failure::ItemTimedOut,
-                    _ => Failure::Noted(row.get(2)?),
-                })
-            },
-        )
-    }
-
-    // ------------------------------------------------------------------ owners
-
-    /// Become an owner; returns which.
-    pub(super) fn join(&mut self, own: &Process) -> Result<i64> {
-        self.count_time_from(&own.machine)?;
-        self.meta.last_owner += 1;
-        let id = self.meta.last_owner;
-        self.execute(
-            "INSERT INTO owners VALUES (?, ?, ?, ?, ?)",
-            params![id, own.pid, own.started, &*own.machine, own.space],
-        )?;
-        self.meta.owners += 1;
-        self.changed.tell = self.meta.owners > 1; // who is there watches who comes
-        Ok(id)
-    }
-
-    /// All owners but the operation's own.
-    pub(super) fn others(&self) -> Result<Vec<(i64, Process)>> {
-        self.all(
-            "SELECT id, pid, started, machine_start, pid_space FROM owners WHERE id <> ?",
-            [self.terms.owner],
-            |row| {
-                let machine: String = row.get(3)?;
-                let process = Process {
-                    pid: row.get(1)?,
-                    started: row.get(2)?,
-                    machine: machine.into(),
-                    space: row.get(4)?,
-                };
-                Ok((row.get(0)?, process))
-            },
-        )
-    }
-
-    /// An owner is gone, and its leases are over; it may have died, as this process.
-    pub(super) fn part(&mut self, owner: i64, died: Option<u32>) -> Result<()> {
-        if self.execute("DELETE FROM owners WHERE id = ?", [owner])? == 0 {
-            return Ok(()); // somebody else was quicker
-        }
-        self.meta.owners -= 1;
-        let endings = self.all(
-            "SELECT id, attempt, unwanted FROM items WHERE state = 1 AND owner = ? \
-             ORDER BY epoch DESC",
-            [owner],
-            Ending::read,
-        )?;
-        for ending in endings {
-            let failure = died.map(|pid| Failure::OwnerDied { pid });
-            self.end(ending, Duration::ZERO, failure.as_ref())?;
-        }
-        Ok(())
-    }
-
-    /// End the leases that nobody has extended in time; returns when the next one ends.
-    pub(super) fn end_leases(&mut self) -> Result<i64> {
-        let endings = self.all(
-            "SELECT id, attempt, unwanted FROM items WHERE state = 1 AND lease_until <= ? \
-             ORDER BY epoch DESC",
-            [self.terms.now.machine()],
-            Ending::read,
-        )?;
-        for ending in endings {
-            self.end(ending, Duration::ZERO, Some(&Failure::LeaseTimedOut))?;
-        }
-        let next = "SELECT min(lease_until) FROM items WHERE state = 1";
-        let next = self.find(next, [], |row| row.get::<_, Option<i64>>(0))?;
-        Ok(next.flatten().unwrap_or(i64::MAX))
-    }
-
-    /// After another start of the machine: what was left of each pause, as the wall has it.
-    fn count_time_from(&mut self, start: &str) -> Result<()> {
-        let now = self.terms.now;
-        let before = self.find("SELECT machine_start FROM meta", [], |row| {
-            row.get::<_, String>(0)
-        })?;
-        if before.as_deref() == Some(start) {
-            return Ok(());
-        }
-        self.execute(
-            "UPDATE items SET due = ?1 + max(0, min(delay, due_wall - ?2)) WHERE state = 2",
-            [now.machine(), now.wall],
-        )?;
-        self.execute(
-            "UPDATE items SET expires = ?1 + max(0, min(timeout, expires_wall - ?2)) \
-             WHERE expires IS NOT NULL",
-            [now.machine(), now.wall],
-        )?;
-        self.execute("UPDATE meta SET machine_start = ?", [start])?;
-        Ok(())
     }
 }
 

@@ -1,0 +1,136 @@
+//! What is given up, and what is there.
+
+use std::time::Duration;
+
+use rusqlite::{Row, params};
+
+use super::{END, Failure, Result, Tables, count, number, row_id};
+use crate::work::file::Bytes;
+use crate::work::{Counts, Dead};
+
+impl Tables<'_> {
+    /// See [`FileQueue::cancel`](crate::work::FileQueue::cancel).
+    pub(in super::super) fn cancel(&mut self, id: u64, note: &Bytes) -> Result<Option<bool>> {
+        let id = row_id(id);
+        let state = self.find("SELECT state FROM items WHERE id = ?", [id], |row| {
+            row.get::<_, i64>(0)
+        })?;
+        match state {
+            Some(0) => self.meta.ready -= 1,
+            Some(1) => {
+                self.execute(
+                    "UPDATE items SET unwanted = coalesce(unwanted, ?) WHERE id = ?",
+                    params![&**note, id],
+                )?;
+                return Ok(Some(false));
+            }
+            Some(2) => self.meta.delayed -= 1,
+            _ => return Ok(None),
+        }
+        self.changed.room += 1;
+        self.fail(id, &Failure::Noted(note.clone()))?;
+        self.bury(id)?;
+        Ok(Some(true))
+    }
+
+    /// All that is ready, then all that is delayed, is dead now.
+    pub(in super::super) fn give_up(&mut self, note: &Bytes) -> Result<Vec<Bytes>> {
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
+        let mut given_up = self.all(
+            "SELECT id, item FROM items WHERE state = 0 ORDER BY priority, turn",
+            [],
+            read,
+        )?;
+        given_up.extend(self.all(
+            "SELECT id, item FROM items WHERE state = 2 ORDER BY due, id",
+            [],
+            read,
+        )?);
+        let mut items = Vec::with_capacity(given_up.len());
+        for (id, item) in given_up {
+            self.fail(id, &Failure::Noted(note.clone()))?;
+            self.bury(id)?;
+            items.push(item);
+        }
+        self.changed.room += items.len();
+        (self.meta.ready, self.meta.delayed) = (0, 0);
+        Ok(items)
+    }
+
+    /// Give a dead item all its attempts, and all its time, again. False: it is not dead.
+    pub(in super::super) fn revive(&mut self, id: u64) -> Result<bool> {
+        let id = row_id(id);
+        let found = self.find(
+            "SELECT timeout FROM items WHERE id = ? AND state = 3",
+            [id],
+            |row| row.get::<_, Option<i64>>(0),
+        )?;
+        let Some(timeout) = found else {
+            return Ok(false);
+        };
+        let turn = self.last_turn();
+        self.make_ready(id, turn)?;
+        let expires = timeout.map(|timeout| {
+            let timeout = Duration::from_millis(u64::try_from(timeout).unwrap_or(0));
+            self.terms.now.after(timeout)
+        });
+        self.execute(
+            "UPDATE items SET attempt = 0, expires = ?, expires_wall = ? WHERE id = ?",
+            params![expires.map(|at| at.at), expires.map(|at| at.wall), id],
+        )?;
+        self.meta.dead -= 1;
+        Ok(true)
+    }
+
+    pub(in super::super) fn counts(&self) -> Counts {
+        Counts {
+            ready: count(self.meta.ready),
+            leased: count(self.meta.leased),
+            delayed: count(self.meta.delayed),
+            done: number(self.meta.done),
+            dead: count(self.meta.dead),
+        }
+    }
+
+    /// Whether nothing is left to do; if not, the end is awaited.
+    pub(in super::super) fn is_drained(&mut self) -> bool {
+        let is_drained = self.meta.is_drained();
+        if !is_drained {
+            self.meta.awaited |= END;
+        }
+        is_drained
+    }
+
+    pub(in super::super) fn item(&self, id: u64) -> Result<Option<Bytes>> {
+        self.find("SELECT item FROM items WHERE id = ?", [row_id(id)], |row| {
+            row.get(0)
+        })
+    }
+
+    pub(in super::super) fn dead(&self) -> Result<Vec<Dead<Bytes, Failure>>> {
+        let dead = self.all(
+            "SELECT id, item FROM items WHERE state = 3 ORDER BY turn",
+            [],
+            |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)),
+        )?;
+        dead.into_iter()
+            .map(|(id, item)| Ok((number(id), item, self.failures(id)?)))
+            .collect()
+    }
+
+    fn failures(&self, id: i64) -> Result<Vec<Failure>> {
+        self.all(
+            "SELECT kind, pid, note FROM failures WHERE item = ? ORDER BY number",
+            [id],
+            |row| {
+                let kind: String = row.get(0)?;
+                Ok(match kind.as_str() {
+                    "owner died" => Failure::OwnerDied { pid: row.get(1)? },
+                    "lease timed out" => Failure::LeaseTimedOut,
+                    "item timed out" => Failure::ItemTimedOut,
+                    _ => Failure::Noted(row.get(2)?),
+                })
+            },
+        )
+    }
+}
