@@ -11,6 +11,7 @@
 mod attached;
 mod barrier;
 mod cause;
+mod child;
 mod condition;
 mod enums;
 mod error;
@@ -25,6 +26,8 @@ mod host;
 mod io;
 mod lock;
 mod mask;
+#[cfg(unix)]
+mod mirror;
 #[cfg(unix)]
 mod ops;
 mod queue;
@@ -53,6 +56,8 @@ mod _core {
     #[pymodule_export]
     use super::cause::CancelCause;
     #[pymodule_export]
+    use super::child::ChildProcess;
+    #[pymodule_export]
     use super::condition::Condition;
     #[pymodule_export]
     use super::error::{Cancelled, Killed};
@@ -73,6 +78,9 @@ mod _core {
     use super::lock::{Lock, RLock, Released};
     #[pymodule_export]
     use super::mask::{Masked, defer_kill, hold_off};
+    #[cfg(unix)]
+    #[pymodule_export]
+    use super::mirror::Mirror;
     #[cfg(unix)]
     #[pymodule_export]
     use super::ops::{

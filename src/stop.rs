@@ -2,7 +2,8 @@
 //!
 //! Each rung has its own time, and the next begins only when the one before did not end the
 //! body (I23): ask (cancel), raise at desist waits, raise anywhere in the body, raise in front of
-//! its every step, give up. "Ended" means that the task's boundary has said so, never that
+//! its every step, give up; for a body in a process of its own: ask, terminate the process, kill it,
+//! give up. "Ended" means that the task's boundary has said so, never that
 //! something was sent.
 
 use std::sync::Arc;
@@ -30,6 +31,10 @@ pub enum Rung {
     AsyncExc,
     /// `Killed` was raised in front of every step of the body, so that it could not go on.
     Trace,
+    /// Its process was told to terminate, and the body raised `Killed` there.
+    Sigterm,
+    /// Its process was killed.
+    Sigkill,
     /// Nothing ended it: it was given up and may still run.
     Abandoned,
 }
@@ -46,6 +51,11 @@ pub struct StopPolicy {
     pub async_exc: Option<Duration>,
     /// How long to trace it, and raise in front of its every step.
     pub trace: Option<Duration>,
+    /// For a body in a process of its own, in the place of the three before: how long to keep
+    /// telling that to terminate.
+    pub sigterm: Option<Duration>,
+    /// And kill that process in the end?
+    pub sigkill: bool,
     /// How long locks that it holds may hold a kill off.
     pub defer: Duration,
     /// Give it up in the end?
@@ -60,6 +70,8 @@ impl Default for StopPolicy {
             at_wait: Some(second),
             async_exc: Some(second),
             trace: Some(second),
+            sigterm: Some(2 * second),
+            sigkill: true,
             defer: second,
             abandon: true,
         }
@@ -102,6 +114,10 @@ pub enum KillError {
 /// Struck again this soon at first, then ever more slowly: whoever swallows a kill gets another.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(1);
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+/// A process is told again this soon: what it has told its body may have been swallowed.
+const TELL_AGAIN: Duration = Duration::from_millis(50);
+/// A process that was killed is gone so soon, unless the system keeps it.
+const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// Kill a task, and wait for its end. Blocks for the time of the policy's rungs at most, plus what
 /// open masks hold it off; not interrupted by the caller's own cancellation. `on_abandon` runs
@@ -192,7 +208,8 @@ impl<'a> Kill<'a> {
         in_real_time(|| {
             self.task.node().cancel(self.cause.clone());
             let first = self.rungs().find(|(_, time)| !time.is_zero());
-            let Some((rung, _)) = first.filter(|_| self.is_urgent()) else {
+            let urgent = self.is_urgent() && !self.task.is_elsewhere();
+            let Some((rung, _)) = first.filter(|_| urgent) else {
                 return;
             };
             self.task.order(&self.cause, self.began + self.policy.defer);
@@ -224,20 +241,37 @@ impl<'a> Kill<'a> {
         if !self.is_urgent() && over(task, policy.cooperative)? {
             return Ok(report(task, None, began));
         }
-        let respects_locks_until = Time::now() + policy.defer;
-        for (rung, time) in self.rungs() {
-            task.order(&self.cause, respects_locks_until);
-            if press(task, rung, time, self.struck == Some(rung))? {
-                return Ok(report(task, None, began));
-            }
+        let ended = if task.is_elsewhere() {
+            climb_elsewhere(task, policy)?
+        } else {
+            self.climb_here()?
+        };
+        if ended {
+            return Ok(report(task, None, began));
         }
         self.give_up(on_abandon)
+    }
+
+    /// The rungs that raise something in the body. True: one of them has ended it.
+    fn climb_here(&self) -> Result<bool, KillError> {
+        let respects_locks_until = Time::now() + self.policy.defer;
+        for (rung, time) in self.rungs() {
+            self.task.order(&self.cause, respects_locks_until);
+            if press(self.task, rung, time, self.struck == Some(rung))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// No rung has ended it.
     fn give_up(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         let (task, policy, began) = (self.task, self.policy, self.began);
-        let place = task.place();
+        let place = if task.is_elsewhere() {
+            None
+        } else {
+            task.place()
+        };
         let stack = place.as_ref().map(|place| place.stack.clone());
         let blocked = place.and_then(|place| place.blocked);
         if policy.abandon {
@@ -268,6 +302,25 @@ impl<'a> Kill<'a> {
         unfinished.blocked = blocked;
         Ok(unfinished)
     }
+}
+
+/// The rungs for a body in a process of its own.
+fn climb_elsewhere(task: &Task, policy: &StopPolicy) -> Result<bool, KillError> {
+    let rungs = [
+        (Rung::Sigterm, policy.sigterm),
+        (Rung::Sigkill, policy.sigkill.then_some(LAST_WAIT)),
+    ];
+    let allowed = |(rung, time): (Rung, Option<Duration>)| Some((rung, time?));
+    for (rung, time) in rungs.into_iter().filter_map(allowed) {
+        let mut end = Time::after(time);
+        while Time::now() < end {
+            end = end.max(task.strike_elsewhere(rung) + time);
+            if over(task, TELL_AGAIN.min(end - Time::now()))? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Strike once, as this rung does. False: there is no such force.

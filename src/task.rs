@@ -8,12 +8,14 @@
 //! While the body is in a mask (clean-up, a commit) or holds a lock of ours, a kill waits,
 //! bounded, and is delivered on the way out (I24).
 //!
-//! A kill can also be addressed to one block of the body, see `block`.
+//! A kill can also be addressed to one block of the body, see `block`; and a body may run in
+//! another process, see `elsewhere`.
 //!
 //! Lock order: the interpreter's own lock if any, then `control`. Nothing is called under
-//! `control` but [`Force::post`].
+//! `control` but [`Force::post`] and [`Elsewhere::strike`].
 
 mod block;
+mod elsewhere;
 mod thrown;
 
 use std::fmt;
@@ -23,6 +25,7 @@ use std::time::Duration;
 
 pub(crate) use block::Left;
 use block::{Block, Target};
+pub use elsewhere::Elsewhere;
 use thrown::Throw;
 pub use thrown::Thrown;
 
@@ -117,6 +120,8 @@ struct Control {
     /// What the body has others do when it is struck, see [`Task::on_strike`].
     hooks: Vec<Weak<CancelSource>>,
     force: Option<Arc<dyn Force>>,
+    /// Where the body runs, if its thread only waits for it.
+    elsewhere: Option<Arc<dyn Elsewhere>>,
     /// Something is, or may be, in the host's slot for this thread.
     posted: bool,
     /// The host has been told to trace the body.
@@ -833,8 +838,8 @@ impl Boundary {
             task.amend(|record| {
                 record.swept.released.extend(swept.released);
                 record.swept.poisoned.extend(swept.poisoned);
-                record.killed_at = rung;
-                record.stack = stack;
+                record.killed_at = rung.or(record.killed_at);
+                record.stack = stack.or(record.stack.take());
             });
         }
         !abandoned

@@ -84,6 +84,7 @@ from desist._exceptions import (
     ShutDown,
     TaskAborted,
     TaskCancelled,
+    WorkerDied,
 )
 from desist._future import Future
 from desist._group import Task, TaskGroup, race
@@ -167,6 +168,7 @@ __all__ = [
     "Timeout",
     "Timer",
     "WorkEvent",
+    "WorkerDied",
     "WorkerPool",
     "acquire_op",
     "after_op",

@@ -32,6 +32,7 @@ __all__ = [
     "ShutDown",
     "TaskAborted",
     "TaskCancelled",
+    "WorkerDied",
 ]
 
 if TYPE_CHECKING or sys.version_info >= (3, 11):
@@ -86,6 +87,18 @@ class Fenced(RuntimeError):
 
 class PoolExhausted(RuntimeError):
     """So many workers had to be given up that the pool starts no more."""
+
+
+class WorkerDied(RuntimeError):
+    """The process in which a handler was called has ended before the handler did.
+
+    `exitcode` is negative for the signal that it died of; None: somebody else was told.
+    """
+
+    def __init__(self, message: str, exitcode: int | None = None) -> None:
+        """Keep how."""
+        super().__init__(message)
+        self.exitcode = exitcode
 
 
 class TaskCancelled(concurrent.futures.CancelledError):

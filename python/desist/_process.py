@@ -56,7 +56,7 @@ def wait(process: subprocess.Popen[Any], timeout: float | None = None) -> int:
     # Not poll(): it takes a child of another process for one that ended with 0.
     if process.returncode is not None:
         return int(process.returncode)
-    end = _End()
+    end = End()
     opening, closing = cleanup(), cleanup()
     try:
         with opening:
@@ -141,7 +141,7 @@ def run(
     return subprocess.CompletedProcess(process.args, code, stdout, stderr)
 
 
-class _End:
+class End:
     """Tells of the end of a child, without taking its status, so that its number stays its own."""
 
     def __init__(self) -> None:
@@ -268,7 +268,7 @@ class _Child:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[Any] | None = None
-        self._end = _End()
+        self._end = End()
         self._talk: Aside[Any] | None = None
         self._token = current_token()
         self._leads_group = False

@@ -54,6 +54,12 @@ impl CancelCause {
     }
 }
 
+impl CancelCause {
+    pub(super) fn core(&self) -> &Cause {
+        &self.cause
+    }
+}
+
 impl From<Cause> for CancelCause {
     fn from(cause: Cause) -> Self {
         Self { cause }

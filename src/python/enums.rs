@@ -62,6 +62,8 @@ members!(
     AtWait is "AT_WAIT",
     AsyncExc is "ASYNC_EXC",
     Trace is "TRACE",
+    Sigterm is "SIGTERM",
+    Sigkill is "SIGKILL",
     Abandoned is "ABANDONED",
 );
 

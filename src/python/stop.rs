@@ -18,7 +18,8 @@ use crate::task;
 /// `async_exc`: Killed is raised anywhere in the body, again and again. `trace`: it is raised in
 /// front of every step of the body, so that code which swallows everything cannot go on; only now
 /// is it traced, and other threads that run the same code are slower meanwhile. None: that rung is
-/// not allowed. `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
+/// not allowed. In a worker process, instead of these: `sigterm`, SIGTERM raises Killed there, again and
+/// again; `sigkill`, may SIGKILL end it after that? `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
 /// lock poisoned. `abandon`: in the end, may it be given up while it still runs? A kill takes at
 /// most the sum, and as long as clean-up and commit blocks that are open hold it off.
 #[pyclass(frozen, eq, module = "desist")]
@@ -44,7 +45,10 @@ impl StopPolicy {
         trace: "float | None" = 1.0,
         defer: "float" = 1.0,
         abandon = true,
+        sigterm: "float | None" = 2.0,
+        sigkill = true,
     ))]
+    #[allow(clippy::too_many_arguments)] // named ones, each a line of the ladder
     fn new(
         cooperative: f64,
         at_wait: Option<f64>,
@@ -52,6 +56,8 @@ impl StopPolicy {
         trace: Option<f64>,
         defer: f64,
         abandon: bool,
+        sigterm: Option<f64>,
+        sigkill: bool,
     ) -> PyResult<Self> {
         let rung = |seconds: Option<f64>, name| {
             seconds
@@ -64,6 +70,8 @@ impl StopPolicy {
                 at_wait: rung(at_wait, "at_wait")?,
                 async_exc: rung(async_exc, "async_exc")?,
                 trace: rung(trace, "trace")?,
+                sigterm: rung(sigterm, "sigterm")?,
+                sigkill,
                 defer: seconds::checked_span(defer, "defer")?,
                 abandon,
             },
@@ -94,6 +102,18 @@ impl StopPolicy {
         self.policy.trace.map(|span| span.as_secs_f64())
     }
 
+    /// Seconds in which a worker process is told to terminate; None: it is not.
+    #[getter]
+    fn sigterm(&self) -> Option<f64> {
+        self.policy.sigterm.map(|span| span.as_secs_f64())
+    }
+
+    /// May a worker process be killed after that?
+    #[getter]
+    fn sigkill(&self) -> bool {
+        self.policy.sigkill
+    }
+
     /// Seconds for which a held desist lock holds a kill off.
     #[getter]
     fn defer(&self) -> f64 {
@@ -107,16 +127,19 @@ impl StopPolicy {
     }
 
     fn __repr__(&self) -> String {
+        let truth = |flag| if flag { "True" } else { "False" };
         let rung =
             |seconds: Option<f64>| seconds.map_or("None".into(), |seconds| format!("{seconds:?}"));
         format!(
-            "StopPolicy(cooperative={:?}, at_wait={}, async_exc={}, trace={}, defer={:?}, abandon={})",
+            "StopPolicy(cooperative={:?}, at_wait={}, async_exc={}, trace={}, defer={:?}, abandon={}, sigterm={}, sigkill={})",
             self.cooperative(),
             rung(self.at_wait()),
             rung(self.async_exc()),
             rung(self.trace()),
             self.defer(),
-            if self.abandon() { "True" } else { "False" },
+            truth(self.abandon()),
+            rung(self.sigterm()),
+            truth(self.sigkill()),
         )
     }
 }

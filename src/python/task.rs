@@ -97,9 +97,12 @@ impl Task {
 
 #[pymethods]
 impl Task {
+    /// A task, cancelled with `parent` if there is one.
     #[new]
-    fn new(name: &str) -> Self {
-        Self::of(task::Task::new(name, None))
+    #[pyo3(signature = (name, parent = None))]
+    fn new(name: &str, parent: Option<&Bound<'_, CancelToken>>) -> Self {
+        let parent = parent.map(|parent| parent.get().inner());
+        Self::of(task::Task::new(name, parent))
     }
 
     /// Its number; never used again.

@@ -22,6 +22,8 @@ const GIVE_UP: StopPolicy = StopPolicy {
     trace: None,
     defer: Duration::ZERO,
     abandon: true,
+    sigterm: None,
+    sigkill: false,
 };
 
 fn held_by_me() -> Lock {

@@ -27,6 +27,8 @@ const NO_RUNG: StopPolicy = StopPolicy {
     trace: None,
     defer: Duration::ZERO,
     abandon: false,
+    sigterm: None,
+    sigkill: false,
 };
 
 fn end_of<T>(result: &Result<T, Stop>) -> BodyEnd {

@@ -1,0 +1,383 @@
+"""The handler of a pool's worker, called in a process of its own.
+
+The worker's thread stays here, and only waits. It is never struck itself: a kill strikes the
+process. Whatever ends the process, the thread is told, nothing of it is left, and another takes its
+place before the next item.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from desist import _worker
+from desist._channel import CODE, Channel, Verb, pack_exception, pickled, unpack_exception
+from desist._core import (
+    CancelToken,
+    ChildProcess,
+    Latch,
+    cancelled_op,
+    checkpoint,
+    defer_kill,
+    readable_op,
+    shield,
+    wait_any,
+    writable_op,
+)
+from desist._exceptions import WorkerDied
+from desist._future import BRIEFLY
+from desist._process import End
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from desist._core import Lease, Masked, Op, Seat, StopPolicy
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_GRACE = 2.0
+"""Seconds for a process to end that is let go, where the policy does not say."""
+_LAST_WAIT = 1.0
+"""Seconds in which a process should be gone that got SIGKILL, or has closed all it had."""
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+
+
+def pickled_item(item: object) -> bytes:
+    """An item as it goes to a worker process. TypeError: it cannot."""
+    return pickled(item, "the item", "put something that can be pickled, or what tells where it is")
+
+
+class ChildHandler(Generic[T, R]):
+    """Calls a handler in a process, which is started at once; TypeError if it cannot be sent.
+
+    An instance is for one seat of a pool, and for its thread.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[Lease[T]], R],
+        policy: StopPolicy,
+        pool: CancelToken,
+        seat: Seat,
+    ) -> None:
+        self.gone = Latch()
+        self.seat = seat
+        self._process = ChildProcess()
+        self._handler = handler
+        self._policy = policy
+        self._pool = pool
+        self._owner = os.getpid()
+        self._child: _Child | None = self._start()
+
+    def _start(self) -> _Child:
+        return _Child(self._handler, self._policy, self._process)
+
+    def work(self, name: str) -> None:
+        """The body of the seat's thread. At its end there is no process."""
+        try:
+            self.seat.work(name, self, self._process)
+        finally:
+            try:
+                if self._child is not None:
+                    self._child.retire(_grace(self._policy))
+            finally:
+                self.gone.set()
+
+    def dismiss(self) -> None:
+        """Let the process go: it ends by itself, in short time. Never blocks."""
+        if os.getpid() == self._owner:
+            self._process.dismiss()
+
+    def __call__(self, lease: Lease[T]) -> R:
+        """Have it called. What comes out of it comes out here; WorkerDied if the process died."""
+        work = _Work(lease)
+        checkpoint()
+        with shield(math.inf):
+            ended = self._have_done(work)
+        if ended is None:
+            if work.died is not None:
+                raise work.died
+            checkpoint()  # it was struck, or let go, because of what is raised here
+            raise WorkerDied("the worker process was stopped")
+        verb, payload = ended
+        if verb is Verb.CANCELLED:
+            checkpoint()
+            raise RuntimeError("the handler was cancelled in its process, and not here")
+        if verb is Verb.RAISED:
+            raise unpack_exception(payload)
+        return _unpickled(payload)  # type: ignore[no-any-return]
+
+    def _have_done(self, work: _Work) -> tuple[Verb, bytes] | None:
+        """What came of it; None: the process died, or was killed."""
+        child = self._child or self._replace()
+        try:
+            ended = self._try(child, work)
+        except _NotBegunError:
+            # It had died before, at no work.
+            ended = self._try(self._replace(), work)
+        return ended
+
+    def _try(self, child: _Child, work: _Work) -> tuple[Verb, bytes] | None:
+        self._process.begin(child.pid)
+        ended: tuple[Verb, bytes] | None = None
+        try:
+            ended = child.do(work)
+        finally:
+            work.close()
+            struck = self._process.end(died=ended is None, stack=work.stack)
+            if ended is None or struck is not None:
+                self._child = None
+                code = child.bury()
+                if struck is None and not self._process.dismissed:
+                    work.died = work.obituary(child, code)
+                if not self._pool.cancelled:
+                    with suppress(OSError):  # the next item will say it
+                        self._replace()
+        return ended
+
+    def _replace(self) -> _Child:
+        self._child = None
+        self._child = child = self._start()
+        return child
+
+
+def _unpickled(payload: bytes) -> Any:
+    try:
+        return pickle.loads(payload)  # noqa: S301 (of our own worker)
+    except Exception as failure:
+        message = f"the result cannot be unpickled here ({failure}); return something that can"
+        raise TypeError(message) from failure
+
+
+def _grace(policy: StopPolicy) -> float:
+    return _GRACE if policy.sigterm is None else policy.sigterm
+
+
+class _NotBegunError(Exception):
+    """The process had died before it was given the work."""
+
+
+class _Work:
+    """One item on its way through a process."""
+
+    def __init__(self, lease: Lease[Any]) -> None:
+        self.token = lease.token
+        self.stack: str | None = None
+        self._lease = lease
+        self._commit: Masked | None = None
+        self.died: WorkerDied | None = None
+        self.payload = self._pickled()
+
+    def _pickled(self) -> bytes:
+        lease = self._lease
+        about = (lease.id, lease.attempt, lease.epoch, getattr(lease, "progress", None))
+        whole = (lease.item, self.token.remaining(), about)
+        try:
+            return pickle.dumps(whole, CODE)
+        except Exception:  # noqa: BLE001 (whatever the item's class does)
+            return pickled_item(whole)  # which says it better
+
+    def close(self) -> None:
+        """A commit that was not left holds nothing off any more."""
+        commit, self._commit = self._commit, None
+        if commit is not None:
+            commit.__exit__(None, None, None)
+
+    def answer(self, verb: Verb, payload: bytes) -> tuple[Verb, bytes]:
+        """What the handler is told."""
+        try:
+            self._obey(verb, payload)
+        except Exception as refusal:  # noqa: BLE001 (it is raised over there)
+            return Verb.REFUSED, pack_exception(refusal)
+        return Verb.OK, b""
+
+    def _obey(self, verb: Verb, payload: bytes) -> None:
+        if verb is Verb.COMMIT:
+            # From here on the last rung waits for its end. If that has struck, it will not begin.
+            commit = defer_kill(BRIEFLY)
+            commit.__enter__()
+            self._commit = commit
+        elif verb is Verb.COMMITTED:
+            self.close()
+        elif verb is Verb.ACK:
+            self._lease.ack(_unpickled(payload))
+        elif verb is Verb.NACK:
+            delay, reason = pickle.loads(payload)  # noqa: S301 (of our own worker)
+            self._lease.nack(delay=delay, reason=reason)
+        else:
+            heartbeat: Callable[[Any], None] = self._lease.heartbeat  # type: ignore[attr-defined]
+            heartbeat(_unpickled(payload))
+
+    def obituary(self, child: _Child, code: int | None) -> WorkerDied:
+        """Why it has no result: the process has ended with this code; None: nobody knows."""
+        how, advice = _how(child, code)
+        if self.stack is not None:
+            how, advice = "was terminated", f"somebody has sent it SIGTERM, here:\n{self.stack}"
+        item = self._lease.id
+        message = f"worker process {child.pid} {how} while it worked on item {item}: {advice}"
+        return WorkerDied(message, code)
+
+
+def _how(child: _Child, code: int | None) -> tuple[str, str]:
+    """How a process has ended, and what to do about it."""
+    if code is None:
+        how = "ended, and somebody else was told how"
+    elif code >= 0:
+        how = f"ended with exit code {code}"
+    else:
+        try:
+            how = f"died of {signal.Signals(-code).name}"
+        except ValueError:
+            how = f"died of signal {-code}"
+    if not child.ready:
+        advice = (
+            "it could not start; what is on stderr says why. The main module is imported there: "
+            'code that is to run once belongs behind if __name__ == "__main__"'
+        )
+    elif code is not None and -code in _CRASHES:
+        advice = "that is a crash in C code; set PYTHONFAULTHANDLER=1 to see where"
+    elif code == -signal.SIGKILL:
+        advice = "that may have been the system, out of memory; its log says so"
+    else:
+        advice = "a handler that fails should raise an exception instead"
+    return how, advice
+
+
+class _Child:
+    """One process, from its start until nothing of it is left."""
+
+    def __init__(
+        self, handler: Callable[[Any], object], policy: StopPolicy, process: ChildProcess
+    ) -> None:
+        self.ready = False
+        self._process = process
+        self._round = 0
+        # Not "fork": this process has threads. Not "forkserver": then it is not our child, and its
+        # number may be another's when we strike.
+        context = multiprocessing.get_context("spawn")
+        self._socket, theirs = context.Pipe()
+        line, ours = context.Pipe(duplex=False)
+        times = (_grace(policy), policy.defer)
+        new = context.Process(
+            target=_worker.main,
+            args=(handler, theirs, line, os.getpid(), times),
+            name="desist-worker",
+        )
+        self._end = End()
+        try:
+            # Not start(), by which multiprocessing would wait for it at exit, and might take its
+            # status before we do.
+            self._popen = new._Popen(new)  # type: ignore[attr-defined] # noqa: SLF001
+        except (pickle.PicklingError, TypeError, AttributeError) as failure:
+            self._socket.close()
+            message = (
+                f"the handler cannot be sent to a worker process ({failure}): a function at the "
+                "top level of a module can, a lambda or one within another function cannot"
+            )
+            raise TypeError(message) from failure
+        finally:
+            theirs.close()
+            line.close()
+            writer = os.dup(ours.fileno())
+            ours.close()
+            process.connect(writer)
+        self.pid: int = self._popen.pid
+        try:
+            self._end.open(self._popen)
+        except OSError:  # there are no descriptors left
+            os.kill(self.pid, signal.SIGKILL)
+            self._popen.wait()
+            raise
+        os.set_blocking(self._socket.fileno(), False)
+        self._channel = Channel(self._socket.fileno())
+        self._incoming = readable_op(self._socket)
+        self._outgoing = writable_op(self._socket)
+
+    # ------------------------------------------------------------------ work
+
+    def do(self, work: _Work) -> tuple[Verb, bytes] | None:
+        """Have it done. None: the process is no more, or will be in a moment."""
+        self._round += 1
+        try:
+            self._write(Verb.WORK, work.payload)
+        except BrokenPipeError as gone:
+            if not self.ready:
+                self._has_ended()
+                return None
+            raise _NotBegunError from gone
+        try:
+            return self._converse(work)
+        except (EOFError, BrokenPipeError):
+            self._has_ended()
+            return None
+
+    def _converse(self, work: _Work) -> tuple[Verb, bytes] | None:
+        cancelled: list[Op[Any]] = [cancelled_op(work.token)]
+        ended = self._end.op()
+        over = False
+        while True:
+            message = self._channel.read()
+            if message is None:
+                if over:
+                    return None
+                done = wait_any(self._incoming, ended, *cancelled)
+                assert done is not None  # noqa: S101 (for the type checker: there is no timeout)
+                which, cause = done
+                over = which == 1  # what it has said before comes first
+                if which == 2:  # noqa: PLR2004 (the third of them)
+                    self._process.cancel(self._round, cause)
+                    cancelled = []
+                continue
+            verb, payload = message
+            if verb is Verb.READY:
+                self.ready = True
+            elif verb is Verb.KILLED:
+                work.stack = pickle.loads(payload)  # noqa: S301 (of our own worker)
+            elif verb < Verb.ACK:
+                return message
+            else:
+                self._write(*work.answer(verb, payload))
+
+    def _write(self, verb: Verb, payload: bytes) -> None:
+        self._channel.write(verb, payload, self._until_writable)
+
+    def _until_writable(self) -> None:
+        done = wait_any(self._outgoing, self._end.op())
+        if done is not None and done[0] == 1:
+            raise BrokenPipeError("the worker process has died")
+
+    def _has_ended(self) -> None:
+        wait_any(self._end.op(), timeout=_LAST_WAIT)
+
+    # ------------------------------------------------------------------ the end
+
+    def retire(self, grace: float) -> None:
+        """There is no more work for it."""
+        self._socket.close()
+        try:
+            wait_any(self._end.op(), timeout=grace)
+        finally:
+            self.bury()
+
+    def bury(self) -> int | None:
+        """Nothing of it is left. Returns its exit code; None: somebody else was told."""
+        try:
+            if self._end.is_ours():
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)  # if it has not come to have a group
+            self._end.has_come_within(_LAST_WAIT)
+            code: int | None = self._popen.poll()
+            return code
+        finally:
+            self._process.disconnect()
+            self._socket.close()
+            self._end.close()
+            self._popen.close()

@@ -1,0 +1,218 @@
+"""What runs in a worker process: the handler, for one item after the other.
+
+It runs on the main thread, behind the boundary of a task of its own, whose token is cancelled when
+the item's in the parent is. SIGTERM raises Killed in it, wherever nothing holds a kill off, also in
+calls that the system breaks for a signal; then the process ends. Nothing that it has started stays
+when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import pickle
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from desist._channel import CODE, Channel, Verb, pack_exception, pickled, unpack_exception
+from desist._core import (
+    Cancelled,
+    CancelSource,
+    CancelToken,
+    Killed,
+    Mirror,
+    Task,
+    checkpoint,
+    defer_kill,
+    hold_off,
+)
+from desist._future import BRIEFLY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+    from types import FrameType, TracebackType
+
+    from desist._core import Masked
+
+T = TypeVar("T")
+
+_RESULT_ADVICE = "return something that can be pickled, or nothing"
+
+
+class ChildLease(Generic[T]):
+    """A Lease, as the handler in a worker process has it; what it is told goes to the parent."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        token: CancelToken,
+        item: T,
+        about: tuple[int | str, int, int, object],
+    ) -> None:
+        self.token = token
+        self.item = item
+        self.id, self.attempt, self.epoch, self.progress = about
+        self._channel = channel
+
+    def ack(self, result: object = None) -> None:
+        """As Lease.ack(). TypeError: the result cannot be pickled, and nothing was acknowledged."""
+        self._ask(Verb.ACK, pickled(result, "the result", _RESULT_ADVICE))
+
+    def nack(self, *, delay: float | None = None, reason: str | None = None) -> None:
+        """As Lease.nack()."""
+        self._ask(Verb.NACK, pickle.dumps((delay, reason), CODE))
+
+    def heartbeat(self, progress: object = None) -> None:
+        """As Lease.heartbeat()."""
+        checkpoint()
+        advice = "give something that can be pickled"
+        self._ask(Verb.HEARTBEAT, pickled(progress, "the progress", advice))
+
+    def commit(self) -> Commit:
+        """As Lease.commit(). The parent knows of it, and SIGKILL waits for its end, too."""
+        return Commit(self)
+
+    def _ask(self, verb: Verb, payload: bytes = b"") -> None:
+        # A kill in the middle would leave half a message.
+        verb, payload = hold_off(self._channel.ask, verb, payload)
+        if verb is Verb.REFUSED:
+            raise unpack_exception(payload)
+
+    def __repr__(self) -> str:
+        return f"<Lease of item {self.id} attempt {self.attempt}>"
+
+
+class Commit:
+    """The block of ChildLease.commit(): either the parent has agreed to it, or it never begins."""
+
+    def __init__(self, lease: ChildLease[Any]) -> None:
+        self._lease = lease
+        self._masked: Masked = defer_kill(BRIEFLY)
+
+    def __enter__(self) -> None:
+        checkpoint()
+        self._masked.__enter__()
+        try:
+            self._lease._ask(Verb.COMMIT)  # noqa: SLF001 (its own module)
+        except BaseException:
+            self._masked.__exit__(None, None, None)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        try:
+            self._lease._ask(Verb.COMMITTED)  # noqa: SLF001
+        finally:
+            self._masked.__exit__(kind, value, traceback)
+
+
+class Worker:
+    """The loop of the process."""
+
+    def __init__(
+        self,
+        handler: Callable[[Any], object],
+        channel: Channel,
+        mirror: Mirror,
+        defer: float,
+    ) -> None:
+        self._handler = handler
+        self._channel = channel
+        self._mirror = mirror
+        self._defer = defer
+        self._process = os.getpid()
+        self._idle = False
+        self._leaves = False
+        self._round = 0
+
+    def on_sigterm(self, number: int, _frame: FrameType | None) -> None:
+        """Stop what is being done, and leave."""
+        if os.getpid() != self._process:
+            os._exit(128 + number)  # forked by the handler
+        self._leaves = True
+        if self._idle:
+            sys.exit()
+        self._mirror.strike(self._defer)
+
+    def run(self) -> None:
+        """Until the parent has no more, or this is to leave."""
+        with suppress(EOFError, BrokenPipeError):
+            self._channel.write(Verb.READY, b"")
+            while not self._leaves:
+                self._idle = True
+                message = self._channel.read()
+                self._idle = False
+                assert message is not None  # noqa: S101 (for the type checker: it blocks)
+                self._round += 1
+                self._channel.write(*self._work(message[1]))
+
+    def _work(self, payload: bytes) -> tuple[Verb, bytes]:
+        """What came of it."""
+        try:
+            item, remaining, about = pickle.loads(payload)  # noqa: S301 (of our own parent)
+        except Exception as failure:  # noqa: BLE001 (whatever the item's class does)
+            return Verb.RAISED, pack_exception(failure)
+        bound = None if remaining == math.inf else CancelSource(timeout=remaining)
+        task = Task(f"item {about[0]}", bound and bound.token)
+        lease = ChildLease(self._channel, task.token, item, about)
+        outcome: list[Any] = []
+        self._mirror.begin(self._round, task)
+        task.run(partial(self._handler, lease), lambda *ended: outcome.extend(ended))
+        if os.getpid() != self._process:
+            os._exit(0)  # forked by the handler: the original says what came of it
+        self._mirror.end()
+        return self._told(*outcome)
+
+    def _told(self, result: object, raised: BaseException | None) -> tuple[Verb, bytes]:
+        if raised is None:
+            try:
+                return Verb.DONE, pickled(result, "the handler's result", _RESULT_ADVICE)
+            except TypeError as failure:
+                return Verb.RAISED, pack_exception(failure)
+        if isinstance(raised, Killed):
+            self._leaves = True
+            stack = "".join(traceback.format_tb(raised.__traceback__))
+            return Verb.KILLED, pickle.dumps(stack, CODE)
+        if isinstance(raised, Cancelled):
+            return Verb.CANCELLED, b""
+        if isinstance(raised, (SystemExit, KeyboardInterrupt)):
+            raise raised  # it has asked for the end of the process
+        return Verb.RAISED, pack_exception(raised)
+
+
+def main(
+    handler: Callable[[Any], object],
+    channel: Connection[Any, Any],
+    line: Connection[Any, Any],
+    parent: int,
+    times: tuple[float, float],
+) -> None:
+    """The target of the process. `times`: how long it may go on when it is let go; see Worker."""
+    with suppress(OSError):
+        os.setpgid(0, 0)  # Ctrl-C is for the parent; and what this one starts ends with it
+    grace, defer = times
+    mirror = Mirror(os.dup(line.fileno()), parent, grace)
+    line.close()
+    if os.getppid() != parent:
+        return
+    atexit.register(_leave_nothing, mirror, parent)
+    worker = Worker(handler, Channel(channel.fileno()), mirror, defer)
+    signal.signal(signal.SIGTERM, worker.on_sigterm)
+    worker.run()
+
+
+def _leave_nothing(mirror: Mirror, parent: int) -> None:
+    """Else the parent does that."""
+    if (mirror.dismissed or os.getppid() != parent) and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)

@@ -1,0 +1,203 @@
+//! `ChildProcess`: a worker process, as its parent may strike it.
+#![allow(unsafe_code)] // one system call
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+
+use crate::cause::{Cause, CauseKind};
+use crate::python::cause::CancelCause;
+use crate::scope;
+use crate::stop::Rung;
+use crate::task::Elsewhere;
+
+// ---------------------------------------------------------------------- what it is told
+
+/// A record in the pipe to a `Mirror`: its first byte, the number of the work, the kind of the cause, when, the
+/// grace in nanoseconds or the greatest number, the lengths of the two texts that follow.
+pub(super) const HEAD: usize = 1 + 8 + 1 + 8 + 8 + 2 + 2;
+/// That byte, of a cancel.
+pub(super) const CANCEL: u8 = b'c';
+/// Written whole or not at all, whoever else writes.
+pub(super) const LONGEST_TEXT: usize = 1000;
+pub(super) const KINDS: [CauseKind; 6] = [
+    CauseKind::Explicit,
+    CauseKind::Deadline,
+    CauseKind::SiblingFailed,
+    CauseKind::ScopeExited,
+    CauseKind::Shutdown,
+    CauseKind::Forked,
+];
+
+/// That byte, when the process is let go.
+const DISMISSED: u8 = b'd';
+
+/// See [`HEAD`].
+pub(super) fn encoded(round: u64, cause: &Cause) -> Vec<u8> {
+    let kind = KINDS.iter().position(|kind| *kind == cause.kind);
+    let grace = cause.grace.map_or(u64::MAX, |grace| {
+        u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX - 1)
+    });
+    let texts = [&cause.reason, &cause.by_thread].map(|text| text.as_deref().map_or("", cut));
+    let mut record = vec![CANCEL];
+    record.extend(round.to_le_bytes());
+    record.push(kind.and_then(|kind| u8::try_from(kind).ok()).unwrap_or(0));
+    record.extend(cause.at.as_nanos().to_le_bytes());
+    record.extend(grace.to_le_bytes());
+    for text in texts {
+        let length = u16::try_from(text.len()).unwrap_or(0); // of `cut`
+        record.extend(length.to_le_bytes());
+    }
+    texts.iter().for_each(|text| record.extend(text.as_bytes()));
+    record
+}
+
+pub(super) fn cut(text: &str) -> &str {
+    let ends = (0..=text.len().min(LONGEST_TEXT)).rev();
+    ends.into_iter()
+        .find_map(|end| text.get(..end))
+        .unwrap_or_default()
+}
+
+// ---------------------------------------------------------------------- the process
+
+/// The process in which a worker has its handler called; another one after each that has died.
+///
+/// It is struck only between begin() and end(): an idle process, and one that is at the next item
+/// already, is never hit by what was meant for the item before (I22).
+#[pyclass(frozen, module = "desist._core")]
+pub(super) struct ChildProcess {
+    shared: Arc<Shared>,
+    line: Mutex<Line>,
+}
+
+/// The pipe to its mirror.
+#[derive(Default)]
+struct Line {
+    pipe: Option<File>,
+    dismissed: bool,
+}
+
+impl Line {
+    fn tell(&mut self, record: &[u8]) {
+        if let Some(pipe) = &mut self.pipe {
+            let _ = pipe.write_all(record); // it may have died
+        }
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    at_work: Mutex<Option<AtWork>>,
+}
+
+struct AtWork {
+    /// Not taken from it before the end: its number means nobody else.
+    pid: i32,
+    task: u64,
+    struck: Option<Rung>,
+}
+
+impl ChildProcess {
+    pub(super) fn elsewhere(&self) -> Arc<dyn Elsewhere> {
+        self.shared.clone()
+    }
+}
+
+impl Elsewhere for Shared {
+    fn strike(&self, task: u64, rung: Rung) {
+        let mut at_work = self.at_work.lock();
+        if let Some(at_work) = at_work.as_mut().filter(|at_work| at_work.task == task) {
+            at_work.struck = Some(rung);
+            signal(at_work.pid, rung);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn signal(pid: i32, rung: Rung) {
+    let number = if rung == Rung::Sigterm {
+        libc::SIGTERM
+    } else {
+        libc::SIGKILL
+    };
+    // SAFETY: no memory is involved; the process is a child whose status has not been taken.
+    unsafe { libc::kill(pid, number) };
+}
+
+#[cfg(not(unix))]
+fn signal(_pid: i32, _rung: Rung) {}
+
+#[pymethods]
+impl ChildProcess {
+    #[new]
+    fn new() -> Self {
+        Self {
+            shared: Arc::default(),
+            line: Mutex::default(),
+        }
+    }
+
+    /// A process was started; this pipe to it is nobody else's from now on.
+    #[cfg(unix)]
+    fn connect(&self, pipe: std::os::fd::RawFd) {
+        use std::os::fd::FromRawFd;
+        let mut line = self.line.lock();
+        // SAFETY: the caller has said that it is nobody else's.
+        line.pipe = Some(unsafe { File::from_raw_fd(pipe) });
+        if line.dismissed {
+            line.tell(&[DISMISSED]);
+        }
+    }
+
+    /// It is gone.
+    fn disconnect(&self) {
+        self.line.lock().pipe = None;
+    }
+
+    /// The work with this number was cancelled.
+    fn cancel(&self, round: u64, cause: &CancelCause) {
+        let record = encoded(round, cause.core());
+        self.line.lock().tell(&record);
+    }
+
+    /// Let it go, and any that is started later: it stops what it does, in short time by force, and
+    /// ends. Never blocks.
+    fn dismiss(&self) {
+        let mut line = self.line.lock();
+        line.dismissed = true;
+        line.tell(&[DISMISSED]);
+    }
+
+    /// Was it let go?
+    #[getter]
+    fn dismissed(&self) -> bool {
+        self.line.lock().dismissed
+    }
+
+    /// The calling task's body is about to run in this process.
+    fn begin(&self, pid: i32) {
+        *self.shared.at_work.lock() = scope::current_task().map(|task| AtWork {
+            pid,
+            task: task.id(),
+            struck: None,
+        });
+    }
+
+    /// It runs there no more, and the process is not struck from now on. Returns the rung with
+    /// which it was; that is what ended the body, if the process has `died`, at `stack`.
+    #[pyo3(signature = (*, died, stack = None))]
+    fn end(&self, died: bool, stack: Option<&str>) -> Option<Rung> {
+        let struck = self.shared.at_work.lock().take()?.struck?;
+        if let Some(task) = scope::current_task().filter(|_| died) {
+            task.amend(|record| {
+                record.killed_at = Some(struck);
+                record.stack = stack.map(Into::into);
+            });
+        }
+        Some(struck)
+    }
+}

@@ -1,0 +1,67 @@
+//! Bodies that run in another process.
+//!
+//! The task's own thread only waits for such a body, and is never struck itself: the rungs that
+//! raise something in it are left out, and the process is struck instead, by signals. Whoever
+//! strikes asks under the same lock under which a mask is opened, so that the last rung, which
+//! nothing over there can hold off, either comes before a commit begins or waits for its end (I32).
+
+use std::sync::Arc;
+
+use super::{Control, Mask, Phase, Task};
+use crate::cause::Cause;
+use crate::clock::Time;
+use crate::stop::Rung;
+
+/// How the host strikes a body that runs elsewhere.
+pub trait Elsewhere: Send + Sync {
+    /// Strike with this rung, if it is at the body of this task, and of no other (I22). Called
+    /// under a lock of the task.
+    fn strike(&self, task: u64, rung: Rung);
+}
+
+impl Task {
+    /// Its body will run elsewhere. To be said before it begins.
+    pub fn runs_elsewhere(&self, elsewhere: Arc<dyn Elsewhere>) {
+        self.control.lock().elsewhere = Some(elsewhere);
+    }
+
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.control.lock().elsewhere.is_some()
+    }
+
+    /// Strike it over there. Returns until when that is held off; the past if it is not.
+    pub(crate) fn strike_elsewhere(&self, rung: Rung) -> Time {
+        let control = self.control.lock();
+        let held_off_until = control.masked_until();
+        // What is softer is held off over there.
+        let now = rung != Rung::Sigkill || held_off_until <= Time::now();
+        if now && control.phase == Phase::Running {
+            if let Some(elsewhere) = &control.elsewhere {
+                elsewhere.strike(self.id, rung);
+            }
+        }
+        held_off_until
+    }
+
+    /// A kill that comes on the body's own thread, in the middle of it: out of a signal handler.
+    /// The cause, if that is to raise it there; else a wait does, or what holds it off.
+    pub fn kill_here(&self, cause: &Cause, respects_locks_until: Time) -> Option<Cause> {
+        if !self.order(cause, respects_locks_until) {
+            return None;
+        }
+        self.node().cancel(cause.clone());
+        self.strike_wait();
+        let waits = self.control.lock().waiter.is_some();
+        (!waits).then(|| self.kill_due()).flatten()
+    }
+}
+
+impl Control {
+    fn masked_until(&self) -> Time {
+        let ends = self.masks.iter().map(|mask| match mask {
+            Mask::Until(end, _) => *end,
+            Mask::Zone(_) => Time::from_nanos(0), // of the thread, which is not what is struck
+        });
+        ends.fold(Time::from_nanos(0), Time::max)
+    }
+}

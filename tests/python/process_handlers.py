@@ -1,0 +1,254 @@
+"""Handlers for test_pool_process.py: worker processes import them, and nothing of pytest."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import desist
+
+if TYPE_CHECKING:
+    from desist import Lease
+
+
+def tell(path: str, *what: object) -> None:
+    """Write a line, whole, into a pipe or a file that is there."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.write(fd, (" ".join(map(str, what)) + "\n").encode())
+    os.close(fd)
+
+
+def until_told(path: str) -> None:
+    """Wait for a line, in C, through signals."""
+    fd = os.open(path, os.O_RDONLY)
+    os.read(fd, 1)
+    os.close(fd)
+
+
+def double(lease: Lease[int]) -> int:
+    return lease.item * 2
+
+
+def pid(_: Lease[object]) -> int:
+    return os.getpid()
+
+
+def attempt(lease: Lease[object]) -> int:
+    return lease.attempt
+
+
+def same(lease: Lease[Any]) -> Any:
+    return lease.item
+
+
+def fail(lease: Lease[str]) -> NoReturn:
+    raise ZeroDivisionError(lease.attempt)
+
+
+class OnlyHereError(Exception):
+    """Its pickle cannot be loaded."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__("cannot be made again")
+        self.sum = one + other
+
+
+def fail_in_a_way_of_its_own(_: Lease[object]) -> NoReturn:
+    raise OnlyHereError(1, 2)
+
+
+class Unreadable:
+    """Its pickle cannot be loaded."""
+
+    def __reduce__(self) -> Any:
+        return int, ("not a number",)
+
+
+def unreadable(_: Lease[object]) -> Unreadable:
+    return Unreadable()
+
+
+def function(_: Lease[object]) -> Any:
+    return lambda: None
+
+
+def face(lease: Lease[Any]) -> Any:
+    return lease.item, lease.id, lease.attempt, lease.epoch, lease.token.cancelled, repr(lease)
+
+
+def acknowledge(lease: Lease[int]) -> int:
+    with lease.commit():
+        lease.ack(lease.item + 1)
+    try:
+        lease.ack()
+    except desist.Fenced as fenced:
+        assert isinstance(fenced.__cause__, Exception)
+        return -1
+    return -2
+
+
+def hand_back(lease: Lease[int]) -> int:
+    if lease.attempt < 3:
+        lease.nack(reason="not now")
+    return lease.attempt
+
+
+def effective_deadline(_: Lease[object]) -> float:
+    return desist.current_effective_deadline()
+
+
+# --- ends of the process --------------------------------------------------------------------------
+
+
+def exit_at_once(lease: Lease[int]) -> int:
+    if lease.attempt == 1:
+        os._exit(lease.item)
+    return lease.attempt
+
+
+def exit_by_exception(lease: Lease[int]) -> int:
+    if lease.attempt == 1:
+        sys.exit(lease.item)
+    return lease.attempt
+
+
+def crash(lease: Lease[int]) -> int:
+    if lease.attempt == 1:
+        ctypes.string_at(0)
+    return lease.attempt
+
+
+def signal_itself(lease: Lease[int]) -> int:
+    if lease.attempt == 1:
+        os.kill(os.getpid(), lease.item)
+        until_struck()
+    return lease.attempt
+
+
+def until_struck() -> NoReturn:
+    while True:
+        time.sleep(1000)
+
+
+def always_dies(lease: Lease[int]) -> NoReturn:
+    os._exit(lease.attempt)
+
+
+def fork(lease: Lease[str]) -> int:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return os.getpid()
+
+
+# --- what is stopped ------------------------------------------------------------------------------
+
+
+def sleep(lease: Lease[str]) -> int:
+    """In a system call, which a signal breaks."""
+    if lease.attempt == 1:
+        tell(lease.item, os.getpid())
+        until_struck()
+    return lease.attempt
+
+
+def sleep_with_finally(lease: Lease[str]) -> int:
+    if lease.attempt == 1:
+        try:
+            tell(lease.item, os.getpid())
+            until_struck()
+        finally:
+            tell(lease.item, "cleaned")
+    return lease.attempt
+
+
+def wait(lease: Lease[str]) -> int:
+    """In a wait of desist's."""
+    if lease.attempt == 1:
+        tell(lease.item, os.getpid())
+        try:
+            desist.sleep_forever()
+        except desist.Cancelled as cancelled:
+            tell(lease.item, cancelled.cause.kind.name, cancelled.cause.reason)
+            raise
+    return lease.attempt
+
+
+def wait_shielded(lease: Lease[str]) -> int:
+    if lease.attempt == 1:
+        with desist.shield(float("inf")):
+            tell(lease.item, os.getpid())
+            desist.sleep_forever()
+    return lease.attempt
+
+
+def look(lease: Lease[str]) -> int:
+    """Busy, with a look at the token now and then."""
+    if lease.attempt == 1:
+        tell(lease.item, os.getpid())
+        token = lease.token
+        while not token.cancelled:
+            pass
+        token.check()
+    return lease.attempt
+
+
+def swallow(lease: Lease[str]) -> int:
+    if lease.attempt > 1:
+        return lease.attempt
+    telling = True
+    while True:
+        try:
+            if telling:
+                telling = False
+                tell(lease.item, os.getpid())
+            while True:
+                try:
+                    until_struck()
+                except BaseException:
+                    pass
+        except BaseException:
+            pass
+
+
+def block(lease: Lease[str]) -> int:
+    """In C code that does not return, and keeps the interpreter."""
+    if lease.attempt == 1:
+        mutex = ctypes.create_string_buffer(64)
+        library = ctypes.PyDLL(None)
+        library.pthread_mutex_lock(mutex)
+        with desist.defer_kill(math.inf):  # SIGTERM does not come before that
+            tell(lease.item, os.getpid())
+            library.pthread_mutex_lock(mutex)
+    return lease.attempt
+
+
+def start_others(lease: Lease[str]) -> int:
+    if lease.attempt == 1:
+        other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+        tell(lease.item, os.getpid(), other.pid)
+        until_struck()
+    return lease.attempt
+
+
+def commit_slowly(lease: Lease[tuple[str, str]]) -> int:
+    """Waits in its commit for word that it may end."""
+    there, here = lease.item
+    with lease.commit():
+        tell(there, os.getpid(), lease.attempt)
+        until_told(here)
+        lease.ack(lease.attempt)
+    until_struck()
+
+
+def append(lease: Lease[tuple[str, str, int]]) -> None:
+    """An effect, then the end."""
+    effects, told, number = lease.item
+    tell(effects, number, lease.attempt)
+    tell(told, os.getpid())
