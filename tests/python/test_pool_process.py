@@ -1,0 +1,549 @@
+from __future__ import annotations
+
+import collections
+import gc
+import math
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+import process_handlers as handlers
+from desist import (
+    CauseKind,
+    LeaseQueue,
+    Outcome,
+    RetryPolicy,
+    StopPolicy,
+    TaskCancelled,
+    WorkerDied,
+    WorkerPool,
+)
+from support import NEVER, Victim, in_child, until_asleep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux and its pidfd")
+
+HERE = Path(__file__).parent
+AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
+TERMINATE = StopPolicy(cooperative=0, sigterm=NEVER, sigkill=False)
+KILL = StopPolicy(cooperative=0, sigterm=0)
+
+
+def pool_of(
+    handler: Callable[[Any], Any], *, workers: int = 1, policy: StopPolicy = TERMINATE
+) -> WorkerPool[Any, Any]:
+    queue: LeaseQueue[Any] = LeaseQueue(retry=AT_ONCE)
+    return WorkerPool(handler, workers=workers, queue=queue, isolation="process", policy=policy)
+
+
+class Told:
+    """What handlers tell, line by line."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = str(path)
+        # Open for writing, too: it has no end.
+        self._lines = os.fdopen(os.open(path, os.O_RDWR))
+
+    def line(self) -> str:
+        return self._lines.readline().strip()
+
+    def pid(self) -> int:
+        return int(self.line())
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Told]:
+    told = Told(tmp_path / "told")
+    yield told
+    told.close()
+
+
+class Process:
+    """A process of which one knows when it is no more."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    def has_gone(self) -> bool:
+        """Wait for its end."""
+        desist.wait_readable(self._fd, NEVER)
+        os.close(self._fd)
+        return True
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_futures_tell_what_the_handler_returned() -> None:
+    with pool_of(handlers.double, workers=2) as pool:
+        futures = [pool.submit(item) for item in range(20)]
+        assert [future.result() for future in futures] == [item * 2 for item in range(20)]
+    assert pool.queue.counts()["done"] == 20
+
+
+def test_the_handler_runs_in_a_process_that_stays() -> None:
+    with pool_of(handlers.pid) as pool:
+        pids = {pool.submit(None).result() for _ in range(5)}
+    assert len(pids) == 1
+    assert os.getpid() not in pids
+
+
+def test_a_lease_has_the_same_face() -> None:
+    with pool_of(handlers.face) as pool:
+        future = pool.submit("it")
+        item, number, attempt, epoch, cancelled, text = future.result()
+    assert (item, number, attempt, cancelled) == ("it", future.item_id, 1, False)
+    assert epoch > 0
+    assert text == f"<Lease of item {number} attempt 1>"
+
+
+def test_a_handler_may_acknowledge_and_a_second_time_is_fenced() -> None:
+    with pool_of(handlers.acknowledge) as pool:
+        assert pool.submit(1).result() == 2
+
+
+def test_a_handler_may_give_its_lease_back() -> None:
+    with pool_of(handlers.hand_back) as pool:
+        assert pool.submit(1).result() == 3
+
+
+def test_an_exception_comes_with_its_traceback_over_there() -> None:
+    with pool_of(handlers.fail) as pool:
+        with pytest.raises(ZeroDivisionError, match="3") as raised:
+            pool.submit(1).result()
+        assert "in fail" in str(raised.value.__cause__)
+    [(_, _, failures)] = pool.queue.dead()
+    assert [str(failure) for failure in failures] == ["1", "2", "3"]
+
+
+def test_an_exception_that_cannot_be_pickled_is_told_in_words() -> None:
+    with pool_of(handlers.fail_in_a_way_of_its_own) as pool:
+        with pytest.raises(RuntimeError, match="OnlyHereError: cannot be made again") as raised:
+            pool.submit(1).result()
+        assert "in fail_in_a_way_of_its_own" in str(raised.value.__cause__)
+
+
+@pytest.mark.parametrize("size", [0, 1_000_000])
+def test_large_items_and_results_pass(size: int) -> None:
+    with pool_of(handlers.same) as pool:
+        assert pool.submit(bytes(size)).result() == bytes(size)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_a_handler_that_cannot_be_pickled_is_refused_with_advice() -> None:
+    with pytest.raises(TypeError, match="top level of a module"):
+        pool_of(lambda lease: lease.item)
+
+
+def test_an_item_that_cannot_be_pickled_is_refused_at_once() -> None:
+    with pool_of(handlers.same) as pool:
+        with pytest.raises(TypeError, match="the item cannot be sent to another process"):
+            pool.submit(lambda: None)
+        assert pool.submit(1).result() == 1
+
+
+def test_an_item_that_cannot_be_pickled_and_was_put_is_dead_with_the_reason() -> None:
+    with pool_of(handlers.same) as pool:
+        pool.queue.put(lambda: None)
+    [(_, _, failures)] = pool.queue.dead()
+    assert all("the item cannot be sent" in str(failure) for failure in failures)
+
+
+def test_an_item_that_cannot_be_unpickled_over_there_fails() -> None:
+    with pool_of(handlers.same) as pool, pytest.raises(ValueError, match="not a number"):
+        pool.submit(handlers.Unreadable()).result()
+
+
+def test_a_result_that_cannot_be_pickled_fails_with_advice() -> None:
+    with pool_of(handlers.function) as pool, pytest.raises(TypeError, match="return something"):
+        pool.submit(1).result()
+
+
+def test_a_result_that_cannot_be_unpickled_here_fails_with_advice() -> None:
+    with pool_of(handlers.unreadable) as pool, pytest.raises(TypeError, match="unpickled here"):
+        pool.submit(1).result()
+
+
+def test_another_isolation_is_refused() -> None:
+    with pytest.raises(ValueError, match='"thread" or "process"'):
+        WorkerPool(handlers.same, isolation="subinterpreter")  # type: ignore[arg-type]
+
+
+def test_a_handler_that_forks_has_one_result() -> None:
+    with pool_of(handlers.fork) as pool:
+        pids = {pool.submit(1).result() for _ in range(3)}
+        assert len(pids) == 1
+
+
+def alone(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        timeout=50,
+    )
+
+
+def test_a_main_module_that_cannot_be_imported_twice_is_explained(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import desist, process_handlers\n"
+        "retry = desist.RetryPolicy(max_attempts=1)\n"
+        "queue = desist.LeaseQueue(retry=retry)\n"
+        "with desist.WorkerPool(process_handlers.same, workers=1, queue=queue,\n"
+        "                       isolation='process') as pool:\n"
+        "    print(pool.submit(1).exception())\n"
+    )
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        timeout=50,
+    )
+    assert "could not start" in run.stdout
+    assert "__main__" in run.stdout
+    assert run.returncode == 0, run.stderr
+
+
+# --- processes that die ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("handler", "item", "code", "says"),
+    [
+        (handlers.exit_at_once, 7, 7, "exit code 7"),
+        (handlers.exit_by_exception, 7, 7, "exit code 7"),
+        (handlers.crash, 0, -signal.SIGSEGV, "PYTHONFAULTHANDLER"),
+        (handlers.signal_itself, int(signal.SIGKILL), -signal.SIGKILL, "out of memory"),
+        (handlers.signal_itself, int(signal.SIGTERM), 0, "somebody has sent it SIGTERM"),
+    ],
+)
+def test_i31_the_item_of_a_process_that_dies_is_tried_again(
+    handler: Callable[[Any], int], item: int, code: int, says: str
+) -> None:
+    died = dead_of(handler, item)
+    assert died.exitcode == code
+    assert says in str(died)
+    with pool_of(handler) as pool:
+        assert pool.submit(item).result() == 2
+    assert pool.queue.counts()["done"] == 1
+
+
+def dead_of(handler: Callable[[Any], int], item: int) -> WorkerDied:
+    queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=1))
+    with WorkerPool(handler, workers=1, queue=queue, isolation="process") as pool:
+        died = pool.submit(item).exception()
+    assert isinstance(died, WorkerDied)
+    return died
+
+
+def test_i30_an_item_whose_process_always_dies_is_dead_in_the_end() -> None:
+    with pool_of(handlers.always_dies) as pool, pytest.raises(WorkerDied, match="exit code 3"):
+        pool.submit(1).result()
+    [(_, _, failures)] = pool.queue.dead()
+    codes = [failure.exitcode for failure in failures if isinstance(failure, WorkerDied)]
+    assert codes == [1, 2, 3]
+
+
+def test_a_process_that_dies_at_no_work_costs_no_attempt() -> None:
+    with pool_of(handlers.face) as pool:
+        pool.submit(1).result()
+        [child] = pool._children
+        assert child._child is not None
+        process = Process(child._child.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.has_gone()
+        assert pool.submit(1).result()[2] == 1
+
+
+def test_what_is_told_of_a_death_can_be_pickled() -> None:
+    died = pickle.loads(pickle.dumps(WorkerDied("so", -9)))
+    assert (str(died), died.exitcode) == ("so", -9)
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("handler", "policy", "outcome"),
+    [
+        (handlers.wait, StopPolicy(cooperative=NEVER), Outcome.COOPERATIVE),
+        (handlers.look, StopPolicy(cooperative=NEVER), Outcome.COOPERATIVE),
+        (handlers.wait_shielded, TERMINATE, Outcome.SIGTERM),
+        (handlers.sleep, TERMINATE, Outcome.SIGTERM),
+        (handlers.swallow, StopPolicy(cooperative=0, sigterm=0.2), Outcome.SIGKILL),
+        (handlers.block, StopPolicy(cooperative=0, sigterm=0.2), Outcome.SIGKILL),
+        (handlers.sleep, KILL, Outcome.SIGKILL),
+        (handlers.sleep, StopPolicy(cooperative=0, sigterm=None), Outcome.SIGKILL),
+    ],
+)
+def test_i31_the_item_of_a_killed_process_is_leased_again(
+    told: Told, handler: Callable[[Any], int], policy: StopPolicy, outcome: Outcome
+) -> None:
+    with pool_of(handler, policy=policy) as pool:
+        future = pool.submit(told.path)
+        process = Process(told.pid())
+        report = pool.kill_worker(0, "enough")
+        assert report.outcome is outcome
+        assert report.requeued == [future.item_id]
+        assert outcome is Outcome.COOPERATIVE or process.has_gone()
+        assert future.result() == 2
+        assert pool.workers_alive() == 1
+
+
+def test_the_report_says_where_sigterm_has_met_the_handler(told: Told) -> None:
+    with pool_of(handlers.sleep) as pool:
+        pool.submit(told.path)
+        told.pid()
+        assert ", in sleep\n" in str(pool.kill_worker(0).stack)
+
+
+def test_clean_up_code_runs_on_sigterm(told: Told) -> None:
+    with pool_of(handlers.sleep_with_finally) as pool:
+        pool.submit(told.path)
+        told.pid()
+        assert pool.kill_worker(0).outcome is Outcome.SIGTERM
+        assert told.line() == "cleaned"
+
+
+def test_what_the_handler_has_started_is_killed_with_it(told: Told) -> None:
+    with pool_of(handlers.start_others, policy=KILL) as pool:
+        pool.submit(told.path)
+        processes = [Process(int(pid)) for pid in told.line().split()]
+        assert pool.kill_worker(0).outcome is Outcome.SIGKILL
+        assert all(process.has_gone() for process in processes)
+
+
+def test_an_idle_worker_has_nothing_to_kill() -> None:
+    with pool_of(handlers.pid) as pool:
+        before = pool.submit(1).result()
+        while pool.queue.counts()["leased"]:
+            os.sched_yield()
+        assert pool.kill_worker(0).outcome in (Outcome.ALREADY_DONE, Outcome.COOPERATIVE)
+        assert pool.submit(1).result() == before
+
+
+def test_a_process_that_may_not_be_killed_is_given_up_and_ends_with_the_pool(told: Told) -> None:
+    policy = StopPolicy(cooperative=0, sigterm=0.05, sigkill=False)
+    with pool_of(handlers.block, policy=policy) as pool:
+        future = pool.submit(told.path)
+        process = Process(told.pid())
+        report = pool.kill_worker(0)
+        assert report.outcome is Outcome.ABANDONED
+        assert report.fenced == [future.item_id]
+        assert future.result() == 2
+    assert process.has_gone()
+
+
+def test_i32_a_kill_waits_for_a_commit_and_what_was_committed_is_done(
+    told: Told, tmp_path: Path
+) -> None:
+    go_on = Told(tmp_path / "go on")
+    with pool_of(handlers.commit_slowly, policy=KILL) as pool:
+        future = pool.submit((told.path, go_on.path))
+        told.line()
+        with Victim(lambda ready: (ready(), pool.kill_worker(0))) as killer:
+            until_asleep(killer)
+            handlers.tell(go_on.path)
+        [(_, report)] = killer.results
+        assert report.outcome is Outcome.SIGKILL
+        assert report.requeued == []
+        assert future.result() == 1
+        assert pool.queue.counts()["done"] == 1
+    go_on.close()
+
+
+def test_i22_a_kill_never_hits_the_next_item() -> None:
+    with pool_of(handlers.attempt, policy=KILL) as pool:
+        futures = [pool.submit(item) for item in range(400)]
+        requeued = 0
+        for future in futures[::20]:
+            future.result()
+            requeued += len(pool.kill_worker(0).requeued)
+        attempts = [future.result() for future in futures]
+    assert sum(attempts) == len(attempts) + requeued
+
+
+# --- unwanted work --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("handler", [handlers.wait, handlers.look])
+def test_i31_cancelled_work_is_stopped_over_there_and_not_tried_again(
+    told: Told, handler: Callable[[Any], int]
+) -> None:
+    with pool_of(handler) as pool:
+        future = pool.submit(told.path)
+        process = told.pid()
+        assert pool.cancel_item(future.item_id, "unwanted")
+        with pytest.raises(TaskCancelled, match="unwanted") as raised:
+            future.result()
+        assert raised.value.cause.kind is CauseKind.EXPLICIT
+        if handler is handlers.wait:
+            assert told.line() == "EXPLICIT unwanted"
+        again = pool.submit(told.path)
+        assert told.pid() == process
+        again.cancel()
+    assert pool.queue.counts()["dead"] == 2
+
+
+def test_there_is_no_deadline_where_there_is_none_here() -> None:
+    with pool_of(handlers.effective_deadline) as pool:
+        assert pool.submit(1).result() == math.inf
+
+
+# --- nobody is left -------------------------------------------------------------------------------
+
+
+def test_stop_leaves_no_process(told: Told) -> None:
+    pool = pool_of(handlers.block, workers=2, policy=KILL)
+    pool.submit(told.path)
+    pool.submit(told.path)
+    processes = [Process(told.pid()) for _ in range(2)]
+    pool.stop()
+    assert all(process.has_gone() for process in processes)
+    assert pool.queue.counts()["ready"] == 2
+
+
+def test_a_pool_that_nobody_has_leaves_no_process(told: Told) -> None:
+    pool = pool_of(handlers.block, policy=StopPolicy(sigterm=0.1))
+    queue = pool.queue
+    queue.put(told.path)  # a future would keep the pool
+    process = Process(told.pid())
+    del pool
+    gc.collect()
+    assert process.has_gone()
+    assert queue.dead() == []
+
+
+PARENT = """
+import sys, desist, process_handlers as handlers
+pool = desist.WorkerPool(
+    handlers.{handler}, workers=1, isolation="process", policy=desist.StopPolicy(sigterm=0.1)
+)
+pool.submit(sys.argv[1])
+{then}
+"""
+
+
+def test_a_process_that_exits_leaves_none(told: Told) -> None:
+    then = "process_handlers = None\nhandlers.until_told(sys.argv[2])"
+    go_on = Told(Path(told.path).with_name("go on"))
+    parent = start(PARENT.format(handler="start_others", then=then), told.path, go_on.path)
+    processes = [Process(int(pid)) for pid in told.line().split()]
+    handlers.tell(go_on.path)
+    assert parent.wait(NEVER) == 0
+    assert all(process.has_gone() for process in processes)
+    go_on.close()
+
+
+@pytest.mark.parametrize("handler", ["start_others", "block", "swallow"])
+def test_i33_a_process_that_is_killed_leaves_none(told: Told, handler: str) -> None:
+    parent = start(PARENT.format(handler=handler, then="pool.drain()"), told.path)
+    processes = [Process(int(pid)) for pid in told.line().split()]
+    parent.kill()
+    assert parent.wait(NEVER) == -signal.SIGKILL
+    assert all(process.has_gone() for process in processes)
+
+
+def test_i33_also_if_a_fork_of_it_keeps_its_descriptors(told: Told) -> None:
+    then = (
+        "import os\n"
+        "if os.fork() == 0: handlers.tell(sys.argv[1], os.getpid()); handlers.until_struck()\n"
+        "pool.drain()"
+    )
+    parent = start(PARENT.format(handler="block", then=then), told.path)
+    pids = [told.pid(), told.pid()]
+    [forked] = [pid for pid in pids if parent_of(pid) == parent.pid and same_program(pid, parent)]
+    [worker] = [pid for pid in pids if pid != forked]
+    process = Process(worker)
+    parent.kill()
+    parent.wait(NEVER)
+    assert process.has_gone()
+    os.kill(forked, signal.SIGKILL)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def same_program(pid: int, parent: subprocess.Popen[bytes]) -> bool:
+    lines = [Path(f"/proc/{one}/cmdline").read_bytes() for one in (pid, parent.pid)]
+    return lines[0] == lines[1]
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(HERE)})
+
+
+def test_i37_a_forked_child_leaves_the_parents_processes_alone() -> None:
+    with pool_of(handlers.pid) as pool:
+        before = pool.submit(1).result()
+
+        def child() -> object:
+            pool.stop()
+            for one in pool._children:
+                one.dismiss()
+            with pytest.raises(RuntimeError, match="make a new pool after a fork"):
+                pool.submit(1)
+            with pool_of(handlers.pid) as own:
+                return own.submit(1).result() != before
+
+        assert in_child(child) == "True"
+        assert pool.submit(1).result() == before
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+def test_i33_nothing_is_lost_when_processes_are_killed_at_random(
+    told: Told, tmp_path: Path
+) -> None:
+    items, kills, workers = 3000, 60, 3
+    chance = random.Random(33)
+    effects = tmp_path / "effects"
+    effects.touch()
+    queue: LeaseQueue[Any] = LeaseQueue(retry=RetryPolicy(max_attempts=kills + 1, backoff=0))
+    killed: set[int] = set()
+    with WorkerPool(handlers.append, workers=workers, queue=queue, isolation="process") as pool:
+        for number in range(items):
+            queue.put((str(effects), told.path, number))
+        # Each item says who is at it.
+        while len(killed) < kills:
+            for _ in range(chance.randint(1, 20)):
+                pid = told.pid()
+            while pid in killed:
+                pid = told.pid()
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+    attempts = collections.defaultdict(list)
+    for line in effects.read_text().splitlines():
+        number, attempt = map(int, line.split())
+        attempts[number].append(attempt)
+    assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": items, "dead": 0}
+    assert sorted(attempts) == list(range(items))
+    assert all(one == sorted(set(one)) for one in attempts.values())
+    assert len(killed) >= 50
+    assert sum(max(one) - 1 for one in attempts.values()) <= len(killed)
