@@ -61,14 +61,15 @@ class Channel:
             raise BrokenPipeError("the last message was left in the middle")
         self._torn = True
         left = memoryview(_HEAD.pack(len(payload), verb) + payload)
-        while left:
-            try:
-                left = left[os.write(self._fd, left) :]
-            except BlockingIOError:
-                assert wait is not None  # noqa: S101 (for the type checker)
-                wait()
-            except ConnectionResetError as gone:
-                raise BrokenPipeError("nobody is at the other end") from gone
+        try:
+            while left:
+                try:
+                    left = left[os.write(self._fd, left) :]
+                except BlockingIOError:  # noqa: PERF203 (that is where it may come)
+                    assert wait is not None  # noqa: S101 (for the type checker)
+                    wait()
+        except ConnectionResetError as gone:
+            raise BrokenPipeError("nobody is at the other end") from gone
         self._torn = False
 
     def read(self) -> tuple[Verb, bytes] | None:
@@ -157,5 +158,6 @@ def unpack_exception(payload: bytes) -> BaseException:
         raised = None
     if not isinstance(raised, BaseException):
         raised = RuntimeError(f"{summary} (raised in a worker process; it cannot be pickled)")
-    raised.__cause__ = RemoteTraceback(text)
-    return raised
+    failure: BaseException = raised
+    failure.__cause__ = RemoteTraceback(text)
+    return failure

@@ -273,7 +273,7 @@ class _Child:
         try:
             # Not start(), by which multiprocessing would wait for it at exit, and might take its
             # status before we do.
-            self._popen = new._Popen(new)  # type: ignore[attr-defined] # noqa: SLF001
+            popen: Any = new._Popen(new)  # noqa: SLF001
         except (pickle.PicklingError, TypeError, AttributeError) as failure:
             self._socket.close()
             message = (
@@ -287,12 +287,13 @@ class _Child:
             writer = os.dup(ours.fileno())
             ours.close()
             process.connect(writer)
-        self.pid: int = self._popen.pid
+        self._popen = popen
+        self.pid: int = popen.pid
         try:
-            self._end.open(self._popen)
+            self._end.open(popen)
         except OSError:  # there are no descriptors left
             os.kill(self.pid, signal.SIGKILL)
-            self._popen.wait()
+            popen.wait()
             raise
         os.set_blocking(self._socket.fileno(), False)
         self._channel = Channel(self._socket.fileno())

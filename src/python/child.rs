@@ -51,7 +51,7 @@ pub(super) fn encoded(round: u64, cause: &Cause) -> Vec<u8> {
         let length = u16::try_from(text.len()).unwrap_or(0); // of `cut`
         record.extend(length.to_le_bytes());
     }
-    texts.iter().for_each(|text| record.extend(text.as_bytes()));
+    record.extend(texts.concat().as_bytes());
     record
 }
 

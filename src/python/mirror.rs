@@ -180,7 +180,7 @@ fn listen(mut pipe: File, parent: Option<&OwnedFd>, shared: &Mutex<Shared>) {
             }
         };
         if let Some(task) = task {
-            cancel(task, cause);
+            cancel(&task, &cause);
         }
     }
 }
@@ -203,17 +203,16 @@ fn wait(pipe: &File, parent: Option<&OwnedFd>) -> bool {
 }
 
 /// On a thread of its own, for callbacks may take their time.
-fn cancel(task: Arc<task::Task>, cause: Cause) {
-    // If there is no thread to be had, this one is better than none.
-    let node = task.clone();
-    let aside = cause.clone();
-    let started = thread::Builder::new().spawn(move || {
-        let _inside = fork::inside();
-        node.source().node().cancel(aside);
-    });
-    if started.is_err() {
-        let _inside = fork::inside();
-        task.source().node().cancel(cause);
+fn cancel(task: &Arc<task::Task>, cause: &Cause) {
+    let act = {
+        let (task, cause) = (task.clone(), cause.clone());
+        move || {
+            let _inside = fork::inside();
+            task.source().node().cancel(cause);
+        }
+    };
+    if thread::Builder::new().spawn(act.clone()).is_err() {
+        act(); // there is no thread to be had
     }
 }
 
@@ -234,7 +233,7 @@ fn go(shared: &Mutex<Shared>, grace: Duration) {
         shared.task.clone()
     };
     if let Some(task) = task {
-        cancel(task, cause);
+        cancel(&task, &cause);
     }
     // SAFETY: these have no memory to do with.
     unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };

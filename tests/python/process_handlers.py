@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -82,15 +82,18 @@ def face(lease: Lease[Any]) -> Any:
     return lease.item, lease.id, lease.attempt, lease.epoch, lease.token.cancelled, repr(lease)
 
 
-def acknowledge(lease: Lease[int]) -> int:
+def acknowledge(lease: Lease[int]) -> None:
     with lease.commit():
         lease.ack(lease.item + 1)
+
+
+def acknowledge_twice(lease: Lease[object]) -> str:
+    lease.ack()
     try:
         lease.ack()
     except desist.Fenced as fenced:
-        assert isinstance(fenced.__cause__, Exception)
-        return -1
-    return -2
+        return str(fenced)
+    return "not fenced"
 
 
 def hand_back(lease: Lease[int]) -> int:
@@ -140,7 +143,7 @@ def always_dies(lease: Lease[int]) -> NoReturn:
     os._exit(lease.attempt)
 
 
-def fork(lease: Lease[str]) -> int:
+def fork(_: Lease[object]) -> int:
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -204,17 +207,13 @@ def swallow(lease: Lease[str]) -> int:
         return lease.attempt
     telling = True
     while True:
-        try:
+        with contextlib.suppress(BaseException):
             if telling:
                 telling = False
                 tell(lease.item, os.getpid())
             while True:
-                try:
+                with contextlib.suppress(BaseException):
                     until_struck()
-                except BaseException:
-                    pass
-        except BaseException:
-            pass
 
 
 def block(lease: Lease[str]) -> int:

@@ -30,9 +30,11 @@ def output_of(*arguments: str | Path) -> str:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_of_a_page_prints_what_it_says(block: str) -> None:
+def test_a_block_of_a_page_prints_what_it_says(block: str, tmp_path: Path) -> None:
     shown = [match["output"] for match in SHOWN.finditer(block)]
-    assert output_of("-c", block).splitlines() == shown
+    script = tmp_path / "block.py"  # a file, for what worker processes import again
+    script.write_text(block, encoding="utf-8")
+    assert output_of(script).splitlines() == shown
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

@@ -18,6 +18,7 @@ import desist
 import process_handlers as handlers
 from desist import (
     CauseKind,
+    KillReport,
     LeaseQueue,
     Outcome,
     RetryPolicy,
@@ -112,9 +113,14 @@ def test_a_lease_has_the_same_face() -> None:
     assert text == f"<Lease of item {number} attempt 1>"
 
 
-def test_a_handler_may_acknowledge_and_a_second_time_is_fenced() -> None:
+def test_a_handler_may_say_what_the_result_is() -> None:
     with pool_of(handlers.acknowledge) as pool:
         assert pool.submit(1).result() == 2
+
+
+def test_i29_a_second_acknowledgement_is_fenced_over_there() -> None:
+    with pool_of(handlers.acknowledge_twice) as pool:
+        assert "lease is over" in pool.submit(1).result()
 
 
 def test_a_handler_may_give_its_lease_back() -> None:
@@ -364,10 +370,16 @@ def test_i32_a_kill_waits_for_a_commit_and_what_was_committed_is_done(
     with pool_of(handlers.commit_slowly, policy=KILL) as pool:
         future = pool.submit((told.path, go_on.path))
         told.line()
-        with Victim(lambda ready: (ready(), pool.kill_worker(0))) as killer:
+
+        def kill(ready: Callable[[], None]) -> object:
+            ready()
+            return pool.kill_worker(0)
+
+        with Victim(kill) as killer:
             until_asleep(killer)
             handlers.tell(go_on.path)
-        [(_, report)] = killer.results
+        [report] = killer.results
+        assert isinstance(report, KillReport)
         assert report.outcome is Outcome.SIGKILL
         assert report.requeued == []
         assert future.result() == 1
@@ -527,13 +539,14 @@ def test_i33_nothing_is_lost_when_processes_are_killed_at_random(
     effects.touch()
     queue: LeaseQueue[Any] = LeaseQueue(retry=RetryPolicy(max_attempts=kills + 1, backoff=0))
     killed: set[int] = set()
-    with WorkerPool(handlers.append, workers=workers, queue=queue, isolation="process") as pool:
+    with WorkerPool(handlers.append, workers=workers, queue=queue, isolation="process"):
         for number in range(items):
             queue.put((str(effects), told.path, number))
         # Each item says who is at it.
         while len(killed) < kills:
-            for _ in range(chance.randint(1, 20)):
-                pid = told.pid()
+            for _ in range(chance.randint(0, 20)):
+                told.pid()
+            pid = told.pid()
             while pid in killed:
                 pid = told.pid()
             killed.add(pid)
