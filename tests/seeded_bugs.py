@@ -716,15 +716,6 @@ BUGS = (
         ),
     ),
     bug(
-        "who gives up waiting for room takes it along",
-        "work/memory.rs",
-        "lease",
-        (
-            "while let Some(request) = self.putting.pop_front()",
-            "if let Some(request) = self.putting.pop_front()",
-        ),
-    ),
-    bug(
         "a putter does not look for room that came before it queued",
         "work/memory/waits.rs",
         "lease",

@@ -65,6 +65,7 @@ class ChildHandler(Generic[T, R]):
         policy: StopPolicy,
         pool: CancelToken,
         seat: Seat,
+        could_not_start: Callable[[str], object],
     ) -> None:
         self.gone = Latch()
         self.seat = seat
@@ -72,16 +73,17 @@ class ChildHandler(Generic[T, R]):
         self._handler = handler
         self._policy = policy
         self._pool = pool
+        self._could_not_start = could_not_start
         self._owner = os.getpid()
         self._child: _Child | None = self._start()
 
     def _start(self) -> _Child:
         return _Child(self._handler, self._policy, self._process)
 
-    def work(self, name: str) -> None:
+    def work(self) -> None:
         """The body of the seat's thread. At its end there is no process."""
         try:
-            self.seat.work(name, self, self._process)
+            self.seat.work(self, self._process)
         finally:
             try:
                 if self._child is not None:
@@ -136,6 +138,8 @@ class ChildHandler(Generic[T, R]):
                 code = child.bury()
                 if struck is None and not self._process.dismissed:
                     work.died = work.obituary(child, code)
+                    if not child.ready:
+                        self._could_not_start(str(work.died))
                 if not self._pool.cancelled:
                     with suppress(OSError):  # the next item will say it
                         self._replace()
@@ -176,7 +180,7 @@ class _Work:
 
     def _pickled(self) -> bytes:
         lease = self._lease
-        about = (lease.id, lease.attempt, lease.epoch, getattr(lease, "progress", None))
+        about = (lease.id, lease.attempt, lease.epoch, lease.progress)
         whole = (lease.item, self.token.remaining(), about)
         try:
             return pickle.dumps(whole, CODE)
@@ -211,8 +215,7 @@ class _Work:
             delay, reason = pickle.loads(payload)  # noqa: S301 (of our own worker)
             self._lease.nack(delay=delay, reason=reason)
         else:
-            heartbeat: Callable[[Any], None] = self._lease.heartbeat  # type: ignore[attr-defined]
-            heartbeat(_unpickled(payload))
+            self._lease.heartbeat(_unpickled(payload))
 
     def obituary(self, child: _Child, code: int | None) -> WorkerDied:
         """Why it has no result: the process has ended with this code; None: nobody knows."""

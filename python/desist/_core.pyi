@@ -2,7 +2,8 @@
 Native core of desist.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, Literal, SupportsFloat, SupportsIndex, TypeVar, final, overload
 
@@ -26,6 +27,7 @@ __all__ = [
     "Condition",
     "Crew",
     "Event",
+    "FileQueue",
     "Guarded",
     "GuardedValue",
     "Hand",
@@ -50,6 +52,7 @@ __all__ = [
     "Simulation",
     "StopPolicy",
     "Strike",
+    "Tally",
     "Task",
     "Timeout",
     "_Injector",
@@ -320,8 +323,9 @@ class CancelToken:
         Call `fn(cause)` once when the token is cancelled; at once if it is already.
 
         It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
-        waiters have been woken. What it raises goes to sys.unraisablehook. It stays registered
-        as long as the token lives, whether or not what is returned here is kept.
+        waiters have been woken. What it raises goes to sys.unraisablehook. A kill of who cancels
+        waits for its end, for 5 seconds at most. It stays registered as long as the token lives,
+        whether or not what is returned here is kept.
         """
     def remaining(self, /) -> float:
         """
@@ -557,6 +561,110 @@ class Event:
         """
 
 @final
+class FileQueue(Generic[_T]):
+    """
+    A LeaseQueue in a file.
+
+    put() returns when the item is on the disk. What is leased when its process dies, of SIGKILL or
+    a crash, is leased again by another process that has the file open, or by the next that opens
+    it, and the attempt counts. After a loss of power, items may be done again whose end was not on
+    the disk yet. Any number of processes may have the same file open.
+
+    The file is a SQLite database that can be read with the sqlite3 program: its view `queue` is
+    made for that. Never open it with the sqlite3 module in a process that has it open as a
+    FileQueue: when that closes the file, the locks of both are gone.
+
+    Items are kept with pickle, or as JSON with `codec="json"`; what goes wrong is kept as text.
+    `retry`, `maxsize` and `lease_timeout` are as with LeaseQueue; each process has its own.
+
+    All methods may block for as long as the disk takes, or another process's transaction; only
+    those with a timeout are checkpoints. QueueFileError, an OSError: the file cannot be used, or is
+    something else; it is left as it is then.
+    """
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __new__(
+        cls,
+        /,
+        path: str | os.PathLike[str],
+        *,
+        retry: RetryPolicy | None = None,
+        maxsize: SupportsIndex = 0,
+        lease_timeout: float | None = None,
+        codec: Literal["pickle", "json"] = "pickle",
+    ) -> FileQueue[_T]: ...
+    def __repr__(self, /) -> str: ...
+    def _cancel(self, /, item_id: int, reason: str | None = None) -> bool | None:
+        """
+        As LeaseQueue._cancel(). For WorkerPool.
+        """
+    def _drain(self, /, timeout: float | None = None) -> bool:
+        """
+        Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+        """
+    def _submit(
+        self,
+        item: _T,
+        future: object,
+        /,
+        *,
+        key: str | None = None,
+        priority: SupportsIndex = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """
+        As put(); `future` is told how the work ended. For WorkerPool.
+        """
+    def counts(self, /) -> dict[Literal["ready", "leased", "delayed", "done", "dead"], int]:
+        """
+        How many items are in each state, at one instant. `done` counts from the file's beginning.
+        """
+    def dead(self, /) -> list[tuple[int, _T, list[str]]]:
+        """
+        The dead items: id, item, and all that went wrong, as text.
+        """
+    def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
+        """
+        Lease the next item; waits for one, at most for `timeout` seconds (then None). As
+        LeaseQueue.lease().
+        """
+    def put(
+        self,
+        item: _T,
+        /,
+        *,
+        key: str | None = None,
+        priority: SupportsIndex = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """
+        Add an item; returns its id, when the item is on the disk. As LeaseQueue.put(). TypeError:
+        the codec cannot write it.
+        """
+    def put_many(
+        self,
+        items: Iterable[_T],
+        /,
+        *,
+        priority: SupportsIndex = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> list[int]:
+        """
+        Add many items; returns their ids, in order. All of them or none, and much quicker than one
+        by one. As put().
+        """
+    def revive(self, item_id: int, /) -> None:
+        """
+        Give a dead item all its attempts again. ValueError if it is not dead.
+        """
+
+@final
 class Guarded(Generic[_T]):
     """
     A value that is reached only while its lock is held: `with guarded.lock() as held:` and then
@@ -682,7 +790,7 @@ class KillReport:
         Seconds from the call to the end, when everything had been given back.
         """
     @property
-    def fenced(self, /) -> list[int]:
+    def fenced(self, /) -> list[int | str]:
         """
         Ids of the items whose old lease is fenced off, for its worker was given up.
         """
@@ -702,7 +810,7 @@ class KillReport:
         Names of the locks that were given back.
         """
     @property
-    def requeued(self, /) -> list[int]:
+    def requeued(self, /) -> list[int | str]:
         """
         Ids of the items that will be leased again.
         """
@@ -777,8 +885,14 @@ class Lease(Generic[_T]):
         """
         The lease's number; a later lease of any item has a greater one.
         """
+    def heartbeat(self, /, progress: object = None) -> None:
+        """
+        The work goes on: where the queue has a lease_timeout, it begins anew. `progress` is what
+        the next attempt finds if this one does not come to its end. A checkpoint. Fenced if the
+        lease is over: somebody else has the item.
+        """
     @property
-    def id(self, /) -> int:
+    def id(self, /) -> int | str:
         """
         The item's id.
         """
@@ -792,6 +906,11 @@ class Lease(Generic[_T]):
         Give it back: to be leased again after `delay` seconds. Fenced if the lease is over.
         """
     @property
+    def progress(self, /) -> Any | None:
+        """
+        What an earlier attempt has said with heartbeat(); None if none has.
+        """
+    @property
     def token(self, /) -> CancelToken:
         """
         The token of the code that works on it: cancelled when that is to stop.
@@ -802,10 +921,22 @@ class LeaseQueue(Generic[_T]):
     """
     Items that are leased to workers, in memory. Each is in one state at any time: ready, leased,
     delayed, done or dead. What a worker does not acknowledge is leased again.
+
+    `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
+    put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
+    extended with its heartbeat() for so long is lost, and the item leased anew; without, a lease
+    lasts until it is settled.
     """
     @classmethod
     def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
-    def __new__(cls, /, *, retry: RetryPolicy | None = None) -> LeaseQueue[_T]: ...
+    def __new__(
+        cls,
+        /,
+        *,
+        retry: RetryPolicy | None = None,
+        maxsize: SupportsIndex = 0,
+        lease_timeout: float | None = None,
+    ) -> LeaseQueue[_T]: ...
     def __repr__(self, /) -> str: ...
     def _cancel(self, /, item_id: int, reason: str | None = None) -> bool | None:
         """
@@ -818,9 +949,20 @@ class LeaseQueue(Generic[_T]):
         """
     def _give_up(self, /, reason: str | None = None) -> None:
         """
-        Nobody will work on what is ready or delayed: it is dead now. For WorkerPool.
+        Nobody will work on what is here: it is dead now. For a WorkerPool whose workers have ended.
         """
-    def _submit(self, /, item: _T, future: object) -> int:
+    def _submit(
+        self,
+        item: _T,
+        future: object,
+        /,
+        *,
+        key: str | None = None,
+        priority: SupportsIndex = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> int:
         """
         As put(); `future` is told how the work ended. For WorkerPool.
         """
@@ -839,9 +981,27 @@ class LeaseQueue(Generic[_T]):
         A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
         acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
         """
-    def put(self, item: _T, /) -> int:
+    def put(
+        self,
+        item: _T,
+        /,
+        *,
+        key: str | None = None,
+        priority: SupportsIndex = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> int:
         """
-        Add an item; returns its id. Never blocks.
+        Add an item; returns its id.
+
+        `key`: as long as an item with that key is there, dead or alive, its id is returned and
+        nothing is added. `priority`: of the ready items one with the least is leased first, then
+        the oldest. `delay`: seconds before it is leased. `expires`: seconds after which nobody wants
+        the work any more; then it is dead, and code at work on it is asked to stop.
+
+        Where there is a maxsize it waits for room, at most for `timeout` seconds (then Full). A
+        checkpoint: Cancelled and Killed mean that nothing was added.
         """
     def revive(self, item_id: int, /) -> None:
         """
@@ -1243,13 +1403,20 @@ class Seat:
     """
     A worker's place in its pool: what it is doing now can be cancelled and killed there.
     """
-    def __new__(cls, /, queue: LeaseQueue[_T], pool: CancelToken) -> Seat: ...
+    def __new__(
+        cls, /, name: str, queue: LeaseQueue[Any] | FileQueue[Any], pool: CancelToken, tally: Tally
+    ) -> Seat: ...
     @property
     def abandoned(self, /) -> bool:
         """
         Given up?
         """
-    def cancel(self, /, item_id: int, reason: str | None = None) -> bool:
+    @property
+    def busy(self, /) -> bool:
+        """
+        Is it working on something? Not if it was given up at that.
+        """
+    def cancel(self, /, item_id: int | str, reason: str | None = None) -> bool:
         """
         Ask what is being worked on to stop, if it is this item.
         """
@@ -1258,7 +1425,7 @@ class Seat:
         Kill what is being worked on; its item is leased again, by the same worker or another. An
         idle worker has nothing to kill.
         """
-    def launch(self, /, name: str) -> None:
+    def launch(self, /) -> None:
         """
         Its thread is being started.
         """
@@ -1267,15 +1434,12 @@ class Seat:
         Block until the worker has left its loop or was given up. A checkpoint.
         """
     def work(
-        self,
-        /,
-        name: str,
-        handler: Callable[[Lease[_T]], object],
-        process: ChildProcess | None = None,
+        self, /, handler: Callable[[Lease[Any]], object], process: ChildProcess | None = None
     ) -> None:
         """
         Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
-        kill strikes; if that only waits for a process, it strikes there.
+        kill strikes; if that only waits for a process, it strikes there. What the queue raises,
+        other than Cancelled, is raised.
         """
 
 @disjoint_base
@@ -1449,6 +1613,18 @@ class Strike:
     def __new__(cls, /) -> Strike: ...
     @property
     def token(self, /) -> CancelToken: ...
+
+@final
+class Tally:
+    """
+    Counts what happens in a pool, and tells `observer(kind, item_id, attempt, worker, failure)`,
+    if there is one, on the worker's thread, where no kill strikes.
+    """
+    def __new__(cls, /, observer: Callable[..., object] | None = None) -> Tally: ...
+    def counts(self, /) -> dict[str, int]:
+        """
+        How often each has happened.
+        """
 
 @final
 class Task:

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from desist._aside import Aside
@@ -31,6 +32,8 @@ from desist._future import Future
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from desist._child import ChildHandler
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -87,7 +90,9 @@ class Restart(NamedTuple):
     """How often workers are replaced before their pool gives up, as a supervisor's in Erlang."""
 
     intensity: int = 3
-    """So many within `period` are borne; with the next one the pool gives up."""
+    """So many within `period` are borne; with the next one the pool gives up. Counted are threads
+    that were given up, and worker processes that could not start; a process that dies at work
+    counts as an attempt of its item."""
     period: float = 5.0
     """Seconds."""
     max_abandoned: int = 2
@@ -135,6 +140,10 @@ class PoolStats(NamedTuple):
 class WorkerPool(Generic[T, R]):
     """Threads that call `handler(lease)` for every item of a queue.
 
+    With `isolation="process"` each has a child process, in which the handler is called: a kill ends
+    also what blocks in C, and a crash of it loses one attempt, not the program. Handler, items and
+    results are pickled, and the main module is imported over there (see docs/processes.md).
+
     What the handler returns is the item's result, unless it has called lease.ack() itself; an
     exception gives the item back, to be tried again as the queue's RetryPolicy says. A worker
     that is killed goes on with the next item, and the one that it had is leased again.
@@ -153,11 +162,14 @@ class WorkerPool(Generic[T, R]):
         *,
         workers: int = 4,
         queue: LeaseQueue[T] | FileQueue[T] | str | os.PathLike[str] | None = None,
+        isolation: Literal["thread", "process"] = "thread",
         policy: StopPolicy | None = None,
         restart: Restart | None = None,
         on_event: Callable[[WorkEvent], object] | None = None,
     ) -> None:
-        """Start `workers` threads.
+        """Start `workers` threads, and a process for each if these are to be isolated so.
+
+        TypeError: the handler cannot be pickled, for those processes.
 
         `queue` is where the items are; a path means the FileQueue in that file. Without, the pool
         has a LeaseQueue of its own, and what is left in it when the pool stops is dead.
@@ -168,15 +180,17 @@ class WorkerPool(Generic[T, R]):
         where no kill strikes: it should be quick. What it raises goes to sys.unraisablehook.
         """
         restart = Restart() if restart is None else restart
-        _check(handler, workers, restart)
+        _check(handler, workers, restart, isolation)
         self.queue = _opened(queue)
         self._owns_queue = queue is None
         self._handler = handler
         self._policy = StopPolicy() if policy is None else policy
         self._tally = Tally(_observer(on_event))
         self._source = CancelSource()
+        self._isolated = isolation == "process"
+        self._children: list[ChildHandler[T, R]] = []
         # A pool that nobody has any more, or that is still there at exit, stops working.
-        weakref.finalize(self, self._source.cancel, "nobody has the pool any more")
+        weakref.finalize(self, _let_go, self._source, self._children)
         self._process = os.getpid()
         self._stopped = False
         self._supervisor = _Supervisor(restart, self._source)
@@ -186,11 +200,24 @@ class WorkerPool(Generic[T, R]):
         name = f"desist-worker-{index}"
         seat = Seat(name, self.queue, self._source.token, self._tally)
         seat.launch()
+        work = partial(seat.work, self._handler)
+        if self._isolated:
+            # Here, so that who makes the pool is told what is wrong with the handler.
+            work = partial(hold_off(self._new_child, seat).work)
         thread = threading.Thread(
-            target=_work, args=(seat, self._handler, self._supervisor), name=name, daemon=True
+            target=_work, args=(work, self._supervisor), name=name, daemon=True
         )
         hold_off(thread.start)  # a kill in it would leave locks of threading held
         return seat
+
+    def _new_child(self, seat: Seat) -> ChildHandler[T, R]:
+        from desist._child import ChildHandler  # few need it, and it is heavy
+
+        child = ChildHandler(
+            self._handler, self._policy, self._source.token, seat, self._supervisor.restart
+        )
+        self._children.append(child)
+        return child
 
     def _check_usable(self) -> None:
         if os.getpid() != self._process:
@@ -217,6 +244,10 @@ class WorkerPool(Generic[T, R]):
         """
         self._check_usable()
         self._supervisor.check()
+        if self._isolated:
+            from desist._child import pickled_item
+
+            pickled_item(item)  # told now, not by its worker later
         future: ItemFuture[R] = ItemFuture()
         future.item_id = item_id = self.queue._submit(  # noqa: SLF001 (the core's own door)
             item,
@@ -311,6 +342,11 @@ class WorkerPool(Generic[T, R]):
             kill.result()
         for seat in self._seats:
             seat.wait()
+        for child in self._children:
+            if child.seat.abandoned:
+                child.dismiss()
+            else:
+                child.gone.wait()
         if self._owns_queue and isinstance(self.queue, LeaseQueue):
             self.queue._give_up("the pool has stopped")  # noqa: SLF001
 
@@ -348,10 +384,13 @@ def _opened(
     return queue
 
 
-def _check(handler: object, workers: int, restart: Restart) -> None:
+def _check(handler: object, workers: int, restart: Restart, isolation: str) -> None:
     _check_callable("handler", handler)
     if workers < 1:
         message = f"workers must be at least 1, not {workers}"
+        raise ValueError(message)
+    if isolation not in ("thread", "process"):
+        message = f'isolation must be "thread" or "process", not {isolation!r}'
         raise ValueError(message)
     for name, value in restart._asdict().items():
         if not value >= 0:
@@ -372,12 +411,18 @@ def _observer(on_event: Callable[[WorkEvent], object] | None) -> Callable[..., o
     return lambda *event: on_event(WorkEvent(*event))
 
 
-def _work(seat: Seat, handler: Callable[[Lease[Any]], object], supervisor: _Supervisor) -> None:
+def _work(work: Callable[[], None], supervisor: _Supervisor) -> None:
     """What a worker's thread does."""
     try:
-        seat.work(handler)
+        work()
     except BaseException as failure:  # noqa: BLE001 (it is raised where the pool is used)
         supervisor.give_up("the queue failed", failure)
+
+
+def _let_go(source: CancelSource, children: list[ChildHandler[T, R]]) -> None:
+    source.cancel("nobody has the pool any more")
+    for child in children:
+        child.dismiss()
 
 
 class _Supervisor:
@@ -402,6 +447,7 @@ class _Supervisor:
         """A thread is left behind, and another is to take its place; or PoolExhausted."""
         hold_off(self._count_left_behind, what)
         self.restart(what)
+        self.check()
 
     def _count_left_behind(self, what: str) -> None:
         with self._lock:
@@ -411,9 +457,8 @@ class _Supervisor:
                 self._give_up(f"{what}, and {limit} threads are left behind already", None)
 
     def restart(self, what: str) -> None:
-        """A worker is to be replaced; or PoolExhausted."""
+        """A worker is to be replaced, unless that has happened too often."""
         hold_off(self._count_restart, what)
-        self.check()
 
     def _count_restart(self, what: str) -> None:
         now = time.monotonic()

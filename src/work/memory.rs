@@ -86,8 +86,10 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// Add an item, waiting for room if the queue is bounded; returns its number. A checkpoint;
     /// `Err` means that it was not added.
     pub fn put(&self, value: T) -> Result<u64, Stop> {
-        let id = self.put_with(value, &PutOptions::default(), Time::NEVER)?;
-        id.ok_or(Stop::Interrupted) // never: it waits for ever
+        match self.put_with(value, &PutOptions::default(), Time::NEVER)? {
+            Some(id) => Ok(id),
+            None => unreachable!("never has come"),
+        }
     }
 
     /// Add an item, waiting for room until `until` at most; then `None`. Returns its number, or

@@ -17,6 +17,7 @@ use crate::CauseKind;
 use crate::clock::Time;
 use crate::fork;
 use crate::item::ItemId;
+use crate::python::child::ChildProcess;
 use crate::python::error::Cancelled;
 use crate::python::host::detached;
 use crate::python::mask::Mask;
@@ -82,14 +83,20 @@ impl Seat {
     }
 
     /// Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
-    /// kill strikes. What the queue raises, other than Cancelled, is raised.
-    #[pyo3(signature = (handler: "Callable[[Lease[Any]], object]"))]
-    fn work(&self, py: Python<'_>, handler: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// kill strikes; if that only waits for a process, it strikes there. What the queue raises,
+    /// other than Cancelled, is raised.
+    #[pyo3(signature = (handler: "Callable[[Lease[Any]], object]", process = None))]
+    fn work(
+        &self,
+        py: Python<'_>,
+        handler: &Bound<'_, PyAny>,
+        process: Option<&ChildProcess>,
+    ) -> PyResult<()> {
         let enrolment = self.enrolment.lock().take();
         let enrolled = detached(py, || enrolment.map(Enrolment::begin));
         let worker = Task::new(&self.name, Some(self.pool.get().inner()));
         let boundary = Boundary::enter(&worker, None);
-        let result = self.work_on_all(py, handler);
+        let result = self.work_on_all(py, handler, process);
         detached(py, || boundary.leave(BodyEnd::Unwound));
         self.over.set();
         detached(py, || drop(enrolled));
@@ -158,10 +165,15 @@ impl Seat {
 }
 
 impl Seat {
-    fn work_on_all(&self, py: Python<'_>, handler: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn work_on_all(
+        &self,
+        py: Python<'_>,
+        handler: &Bound<'_, PyAny>,
+        process: Option<&ChildProcess>,
+    ) -> PyResult<()> {
         while !self.abandoned.load(Ordering::Acquire) {
             match self.engine.lease(py, Time::NEVER) {
-                Ok(Some(delivery)) => self.work_on(py, delivery, handler)?,
+                Ok(Some(delivery)) => self.work_on(py, delivery, handler, process)?,
                 Ok(None) => break,
                 Err(stopped) if stopped.is_instance_of::<Cancelled>(py) => break,
                 Err(broken) => return Err(broken),
@@ -176,9 +188,13 @@ impl Seat {
         py: Python<'_>,
         delivery: Delivery,
         handler: &Bound<'_, PyAny>,
+        process: Option<&ChildProcess>,
     ) -> PyResult<()> {
         let name = format!("{} item {}", self.name, delivery.id);
         let task = Task::new(&name, Some(self.pool.get().inner()));
+        if let Some(process) = process {
+            task.runs_elsewhere(process.elsewhere());
+        }
         let lease = Bound::new(py, Lease::of_task(delivery, task.clone()))?;
         let arguments = PyTuple::new(py, [&lease])?;
         self.note(py, Event::Started, lease.get(), None);
