@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
+import tempfile
 import threading
+import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
 
 import desist
-from desist import LeaseQueue, Lock, RetryPolicy, StopPolicy, WorkerPool
+from desist import FileQueue, LeaseQueue, Lock, RetryPolicy, StopPolicy, WorkerPool
 from desist._core import Seat, Tally
 from desist.testing import sweep_cancels, sweep_kills
 from support import NEVER, tell
@@ -27,12 +30,15 @@ class Office:
     """A seat works through a queue of two items, and is killed somewhere."""
 
     def __init__(self) -> None:
-        self.queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=3))
+        self.queue = self.open()
         self.written: list[str] = []
         self.starts: list[str] = []
         self.lock = Lock(on_kill="release")
         for item in "ab":
             self.queue.put(item)
+
+    def open(self) -> LeaseQueue[str] | FileQueue[str]:
+        return LeaseQueue(retry=RetryPolicy(max_attempts=3))
 
     def work(self, handler: Callable[[Lease[str]], object]) -> None:
         with desist.CancelSource() as source:
@@ -72,36 +78,55 @@ class Office:
         assert len(self.written) == 2
 
 
+class FileOffice(Office):
+    """... whose queue is in a file."""
+
+    def open(self) -> FileQueue[str]:
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder)
+        return FileQueue(f"{folder}/jobs.db", retry=RetryPolicy(max_attempts=3))
+
+
+offices = pytest.mark.parametrize("kind", [Office, FileOffice])
+
+
+@offices
 @pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
-def test_i32_a_commit_that_is_killed_anywhere_happens_once(*, defer: bool) -> None:
+def test_i32_a_commit_that_is_killed_anywhere_happens_once(
+    kind: type[Office], *, defer: bool
+) -> None:
     report = sweep_kills(
         lambda office: office.work(office.commit),
         Office.check_written_once,
-        setup=Office,
+        setup=kind,
         victims="started",
         defer=defer,
     )
-    tell("work: commit" + ", deferred" * defer, report)
+    tell(f"work: commit, {kind.__name__}" + ", deferred" * defer, report)
     assert report.points > 40
     assert report.stopped > 10
 
 
-def test_i32_a_commit_that_is_cancelled_anywhere_happens_once() -> None:
+@offices
+def test_i32_a_commit_that_is_cancelled_anywhere_happens_once(kind: type[Office]) -> None:
     report = sweep_cancels(
         lambda office: office.work(office.commit),
         Office.check_written_once,
-        setup=Office,
+        setup=kind,
         victims="started",
     )
-    tell("work: commit, cancelled", report)
+    tell(f"work: commit, {kind.__name__}, cancelled", report)
     assert report.stopped > 10
 
 
-def test_i28_an_item_whose_worker_is_killed_anywhere_is_done_in_the_end() -> None:
+@offices
+def test_i28_an_item_whose_worker_is_killed_anywhere_is_done_in_the_end(
+    kind: type[Office],
+) -> None:
     report = sweep_kills(
-        lambda office: office.work(office.write), Office.check, setup=Office, victims="started"
+        lambda office: office.work(office.write), Office.check, setup=kind, victims="started"
     )
-    tell("work: handler", report)
+    tell(f"work: handler, {kind.__name__}", report)
     assert report.points > 30
     assert report.stopped > 10
 

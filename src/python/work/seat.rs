@@ -203,6 +203,9 @@ impl Seat {
                 task: task.clone(),
                 lease: lease.clone().unbind(),
             });
+            // Whoever stops the pool first cancels, then looks who is busy: one of the two is seen.
+            let pool = self.pool.get().inner();
+            pool.check().map_err(|stop| error::from_stop(py, stop))?;
             hard_stop::call(handler, &arguments).map(Bound::unbind)
         };
         let settled = task::run(py, &task, body, |result, ended| {
