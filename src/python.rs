@@ -113,7 +113,7 @@ mod _core {
     #[pymodule_export]
     use super::work::FileQueue;
     #[pymodule_export]
-    use super::work::{Lease, LeaseQueue, RetryPolicy, Seat, Tally};
+    use super::work::{Lease, LeaseQueue, RetryPolicy, Seat, Tally, Working, lease_of};
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {

@@ -156,7 +156,7 @@ pub type Dead<T, N> = (u64, T, Vec<N>);
 impl RetryPolicy {
     /// How long failed work rests after that attempt. Exponential, with jitter so that what failed
     /// together does not come back together; `random` is between 0 and 1.
-    fn pause(&self, attempt: u32, random: f64) -> Duration {
+    pub(crate) fn pause(&self, attempt: u32, random: f64) -> Duration {
         let doubled = self
             .backoff
             .saturating_mul(1 << attempt.saturating_sub(1).min(30))

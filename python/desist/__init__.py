@@ -97,6 +97,7 @@ from desist._thread import Thread, Timer, kill
 
 if _typing.TYPE_CHECKING:
     from desist import compat as compat
+    from desist import engines as engines
     from desist import socket as socket
     from desist import ssl as ssl
     from desist._executor import TaskFuture, ThreadPoolExecutor
@@ -214,6 +215,7 @@ _LAZY = {
     "TaskFuture": "_executor",
     "ThreadPoolExecutor": "_executor",
     "compat": "compat",
+    "engines": "engines",
     "run": "_process",
     "socket": "socket",
     "ssl": "ssl",
@@ -234,4 +236,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "compat", "socket", "ssl"})
+    return sorted({*globals(), *__all__, "compat", "engines", "socket", "ssl"})

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from desist._core import CancelCause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_PROTOCOL = 5  # what the oldest Python that we run on understands
 _LONGEST = 8_000
 """Characters of a failure's text: its end says what it was."""
 
 
-def codec(name: str) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
-    """The functions that make bytes of an item, and an item of bytes."""
+class Codec(NamedTuple):
+    """Both ways."""
+
+    encode: Callable[[Any], bytes]
+    """TypeError: it cannot."""
+    decode: Callable[[bytes], Any]
+    """Raises whatever it raises."""
+
+
+def codec(name: str) -> Codec:
+    """ValueError: there is none of that name."""
     if name == "pickle":
         import pickle
 
-        return _saying_what_to_do(pickle.dumps, name), pickle.loads
+        def to_pickle(item: object) -> bytes:
+            return pickle.dumps(item, _PROTOCOL)
+
+        return Codec(_saying_what_to_do(to_pickle, name), pickle.loads)
     if name == "json":
         import json
 
         def to_bytes(item: object) -> bytes:
-            return json.dumps(item, ensure_ascii=False, allow_nan=False).encode()
+            return json.dumps(
+                item, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+            ).encode()
 
-        return _saying_what_to_do(to_bytes, name), json.loads
+        return Codec(_saying_what_to_do(to_bytes, name), json.loads)
     message = f"codec must be 'pickle' or 'json', not {name!r}"
     raise ValueError(message)
 

@@ -55,6 +55,7 @@ __all__ = [
     "Tally",
     "Task",
     "Timeout",
+    "Working",
     "_Injector",
     "acquire_op",
     "after_op",
@@ -73,6 +74,7 @@ __all__ = [
     "get_op",
     "hold_off",
     "latch_op",
+    "lease_of",
     "move_on_after",
     "move_on_at",
     "notify_closing",
@@ -601,6 +603,11 @@ class FileQueue(Generic[_T]):
     def _drain(self, /, timeout: float | None = None) -> bool:
         """
         Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+        """
+    def _give_up(self, /, reason: str | None = None) -> None:
+        """
+        The pool that has opened it is done with it. What is in it is for others, who will not tell
+        the futures. For WorkerPool.
         """
     def _submit(
         self,
@@ -1377,6 +1384,10 @@ class RetryPolicy:
         max_backoff: float = 60.0,
         jitter: float = 0.2,
     ) -> RetryPolicy: ...
+    def _pause(self, /, attempt: SupportsIndex, random: SupportsFloat | SupportsIndex) -> float:
+        """
+        Seconds of the pause after that attempt; `random` is between 0 and 1.
+        """
     @property
     def backoff(self, /) -> float:
         """
@@ -1403,9 +1414,7 @@ class Seat:
     """
     A worker's place in its pool: what it is doing now can be cancelled and killed there.
     """
-    def __new__(
-        cls, /, name: str, queue: LeaseQueue[Any] | FileQueue[Any], pool: CancelToken, tally: Tally
-    ) -> Seat: ...
+    def __new__(cls, /, name: str, queue: object, pool: CancelToken, tally: Tally) -> Seat: ...
     @property
     def abandoned(self, /) -> bool:
         """
@@ -1756,6 +1765,16 @@ class Timeout:
         """
 
 @final
+class Working:
+    """
+    The code that works on a lease.
+    """
+    def cancel(self, /, reason: str | None = None) -> bool:
+        """
+        Ask it to stop. True: nobody has before.
+        """
+
+@final
 class _Injector:
     """
     Stops a task in front of a bytecode of choice.
@@ -1951,6 +1970,11 @@ def hold_off(fn: Callable[..., _T], *arguments: object) -> _T:
 def latch_op(latch: Latch, value: _T, /) -> Op[_T]:
     """
     Wait until a latch is set; yields `value`.
+    """
+
+def lease_of(delivered: Any) -> Lease[Any]:
+    """
+    A lease of what `_deliver()` has returned.
     """
 
 def move_on_after(

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections import deque
 from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from desist._aside import Aside
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from desist._child import ChildHandler
+    from desist.engines import EngineQueue
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,7 +49,7 @@ class ItemFuture(Future[R]):
         super().__init__()
         self._cancel_item: Callable[[], bool | None] = bool
         self._expiry: Registration | None = None
-        self.item_id: int = 0
+        self.item_id: int | str = 0
 
     def cancel(self) -> bool:
         """The item is unwanted: as WorkerPool.cancel_item().
@@ -73,7 +75,9 @@ class ItemFuture(Future[R]):
         self.set_running_or_notify_cancel()
         self.set_exception(TaskCancelled(failure) if isinstance(failure, CancelCause) else failure)
 
-    def _expire_after(self, seconds: float, cancel: Callable[[int, str], bool | None]) -> None:
+    def _expire_after(
+        self, seconds: float, cancel: Callable[[int | str, str], bool | None]
+    ) -> None:
         """Nobody may look at the queue when its time is over: look then."""
         item_id = self.item_id
         source = CancelSource(timeout=seconds)
@@ -161,7 +165,7 @@ class WorkerPool(Generic[T, R]):
         handler: Callable[[Lease[T]], R],
         *,
         workers: int = 4,
-        queue: LeaseQueue[T] | FileQueue[T] | str | os.PathLike[str] | None = None,
+        queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] | str | PathLike[str] | None = None,
         isolation: Literal["thread", "process"] = "thread",
         policy: StopPolicy | None = None,
         restart: Restart | None = None,
@@ -171,8 +175,9 @@ class WorkerPool(Generic[T, R]):
 
         TypeError: the handler cannot be pickled, for those processes.
 
-        `queue` is where the items are; a path means the FileQueue in that file. Without, the pool
-        has a LeaseQueue of its own, and what is left in it when the pool stops is dead.
+        `queue` is where the items are: a queue; a path, for the FileQueue in that file; or a URL
+        that desist.engines.open_queue() takes. Without, the pool has a LeaseQueue of its own, and
+        what is left in it when the pool stops is dead; elsewhere it stays.
 
         `policy` is for killing workers. A worker that no rung ends is given up and replaced.
 
@@ -181,8 +186,8 @@ class WorkerPool(Generic[T, R]):
         """
         restart = Restart() if restart is None else restart
         _check(handler, workers, restart, isolation)
-        self.queue = _opened(queue)
-        self._owns_queue = queue is None
+        self._owns_queue = queue is None or isinstance(queue, (str, PathLike))
+        self.queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] = _opened(queue)
         self._handler = handler
         self._policy = StopPolicy() if policy is None else policy
         self._tally = Tally(_observer(on_event))
@@ -263,7 +268,7 @@ class WorkerPool(Generic[T, R]):
             future._expire_after(expires, self._cancel)  # noqa: SLF001 (its own module)
         return future
 
-    def cancel_item(self, item_id: int, reason: str | None = None) -> bool:
+    def cancel_item(self, item_id: int | str, reason: str | None = None) -> bool:
         """The work is unwanted: it is never leased again, and code at work on it is asked to stop.
 
         False if it had ended before.
@@ -271,8 +276,9 @@ class WorkerPool(Generic[T, R]):
         self._check_usable()
         return self._cancel(item_id, reason) is not None
 
-    def _cancel(self, item_id: int, reason: str | None) -> bool | None:
-        dead = self.queue._cancel(item_id, reason)  # noqa: SLF001 (the core's own door)
+    def _cancel(self, item_id: int | str, reason: str | None) -> bool | None:
+        queue: Any = self.queue  # numbers its items, or names them
+        dead: bool | None = queue._cancel(item_id, reason)  # noqa: SLF001 (the core's own door)
         if dead is False:
             for seat in self._seats:
                 seat.cancel(item_id, reason)
@@ -347,7 +353,7 @@ class WorkerPool(Generic[T, R]):
                 child.dismiss()
             else:
                 child.gone.wait()
-        if self._owns_queue and isinstance(self.queue, LeaseQueue):
+        if self._owns_queue:
             self.queue._give_up("the pool has stopped")  # noqa: SLF001
 
     def _kill_aside(self, seat: Seat) -> Aside[KillReport]:
@@ -374,14 +380,16 @@ class WorkerPool(Generic[T, R]):
             self.stop()
 
 
-def _opened(
-    queue: LeaseQueue[T] | FileQueue[T] | str | os.PathLike[str] | None,
-) -> LeaseQueue[T] | FileQueue[T]:
+def _opened(queue: Any) -> Any:
     if queue is None:
         return LeaseQueue()
-    if isinstance(queue, (str, os.PathLike)):
-        return FileQueue(queue)
-    return queue
+    if not isinstance(queue, (str, PathLike)):
+        return queue
+    if isinstance(queue, str) and "://" in queue:
+        from desist.engines import open_queue
+
+        return open_queue(queue)
+    return FileQueue(queue)
 
 
 def _check(handler: object, workers: int, restart: Restart, isolation: str) -> None:

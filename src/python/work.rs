@@ -7,6 +7,7 @@
 //! | `file`, `codec` | `FileQueue`: in a file, as bytes |
 //! | `options` | what is said of a queue, and of an item |
 //! | `promises` | who waits for what becomes of an item |
+//! | `foreign` | what is written in Python: other people's engines |
 //! | `lease` | `Lease`: one delivery, in its handler's hands |
 //! | `seat` | `Seat`: a worker's place in its pool, and its loop |
 //! | `tally` | `Tally`: what a pool has done so far, and who is told of it |
@@ -15,6 +16,7 @@ mod codec;
 mod engine;
 #[cfg(unix)]
 mod file;
+mod foreign;
 mod lease;
 mod memory;
 mod options;
@@ -30,6 +32,7 @@ use pyo3::types::PyDict;
 
 #[cfg(unix)]
 pub(super) use file::FileQueue;
+pub(super) use foreign::{Working, lease_of};
 pub(super) use lease::Lease;
 pub(super) use memory::LeaseQueue;
 pub(super) use seat::Seat;
@@ -88,6 +91,11 @@ impl RetryPolicy {
                 jitter,
             },
         })
+    }
+
+    /// Seconds of the pause after that attempt; `random` is between 0 and 1.
+    fn _pause(&self, attempt: u32, random: f64) -> f64 {
+        self.retry.pause(attempt, random).as_secs_f64()
     }
 
     /// After so many leases an item is dead.

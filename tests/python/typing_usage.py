@@ -160,7 +160,10 @@ def length(lease: desist.Lease[str]) -> int:
 def a_pool_takes_its_types_from_the_handler() -> None:
     with desist.WorkerPool(length, workers=2) as pool:
         assert_type(pool, desist.WorkerPool[str, int])
-        assert_type(pool.queue, desist.LeaseQueue[str] | desist.FileQueue[str])
+        assert_type(
+            pool.queue,
+            desist.LeaseQueue[str] | desist.FileQueue[str] | desist.engines.EngineQueue[str],
+        )
         future = pool.submit("page")
         assert_type(future, desist.ItemFuture[int])
         assert_type(future.result(timeout=1), int)

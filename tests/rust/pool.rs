@@ -37,6 +37,8 @@ fn impatient() -> StopPolicy {
         cooperative: Duration::ZERO,
         at_wait: None,
         async_exc: None,
+        sigterm: None,
+        sigkill: false,
         trace: None,
         defer: Duration::ZERO,
         abandon: true,

@@ -81,6 +81,8 @@ const AT_ONCE: StopPolicy = StopPolicy {
     cooperative: Duration::ZERO,
     at_wait: Some(Duration::ZERO),
     async_exc: Some(HOUR),
+    sigterm: None,
+    sigkill: false,
     trace: None,
     defer: HOUR,
     abandon: false,

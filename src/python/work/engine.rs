@@ -4,8 +4,13 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
+#[cfg(unix)]
+use super::FileQueue;
+use super::LeaseQueue;
+use super::foreign::Foreign;
 use crate::clock::Time;
 use crate::item::ItemId;
+use crate::task::Task;
 use crate::work::{Back, Returned};
 
 /// Where leases come from.
@@ -13,6 +18,18 @@ pub(super) trait Engine: Send + Sync {
     /// Lease the next item, waiting until `until` at most. `None`: none came, or none will.
     /// `Cancelled` and `Killed` mean that nothing was leased.
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>>;
+}
+
+/// Where a queue's leases come from.
+pub(super) fn of(queue: &Bound<'_, PyAny>) -> Arc<dyn Engine> {
+    if let Ok(memory) = queue.cast::<LeaseQueue>() {
+        return memory.get().engine();
+    }
+    #[cfg(unix)]
+    if let Ok(file) = queue.cast::<FileQueue>() {
+        return file.get().engine();
+    }
+    Arc::new(Foreign::new(queue.clone().unbind()))
 }
 
 /// One delivery of one item, as Python sees it.
@@ -30,6 +47,11 @@ pub(super) struct Delivery {
 
 /// What can be done with an item that is leased, and who waits for it.
 pub(super) trait Hold: Send + Sync {
+    /// A worker is about to begin with it: who finds out that the lease is lost can tell the task.
+    fn begun(&self, _py: Python<'_>, _task: &Arc<Task>) -> PyResult<()> {
+        Ok(())
+    }
+
     /// The work is done. `Fenced`: the lease is over.
     fn ack(&self, py: Python<'_>) -> PyResult<()>;
 

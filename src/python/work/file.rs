@@ -222,6 +222,15 @@ impl FileQueue {
         Ok(dead)
     }
 
+    /// The pool that has opened it is done with it. What is in it is for others, who will not tell
+    /// the futures. For WorkerPool.
+    #[pyo3(signature = (reason = None))]
+    fn _give_up(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
+        let failure = failure(py, CauseKind::Shutdown, reason)?;
+        self.engine.promises.tell_off_all(py, &failure);
+        Ok(())
+    }
+
     /// Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
     #[pyo3(signature = (timeout = None))]
     fn _drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {

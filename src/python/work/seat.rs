@@ -7,12 +7,10 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-#[cfg(unix)]
-use super::FileQueue;
-use super::engine::{Delivery, Engine, Told};
+use super::engine::{self, Delivery, Engine, Told};
 use super::lease::Settled;
 use super::tally::Event;
-use super::{LONGEST_COMMIT, Lease, LeaseQueue, Tally, failure};
+use super::{LONGEST_COMMIT, Lease, Tally, failure};
 use crate::CauseKind;
 use crate::clock::Time;
 use crate::fork;
@@ -58,23 +56,23 @@ pub(in crate::python) struct Seat {
 #[pymethods]
 impl Seat {
     #[new]
-    #[pyo3(signature = (name, queue: "LeaseQueue[Any] | FileQueue[Any]", pool, tally))]
+    #[pyo3(signature = (name, queue: "object", pool, tally))]
     fn new(
         name: String,
         queue: &Bound<'_, PyAny>,
         pool: Py<CancelToken>,
         tally: Py<Tally>,
-    ) -> PyResult<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             name,
-            engine: engine_of(queue)?,
+            engine: engine::of(queue),
             pool,
             tally,
             current: Mutex::new(None),
             abandoned: AtomicBool::new(false),
             over: Latch::new(),
             enrolment: Mutex::new(None),
-        })
+        }
     }
 
     /// Its thread is being started.
@@ -197,6 +195,7 @@ impl Seat {
         }
         let lease = Bound::new(py, Lease::of_task(delivery, task.clone()))?;
         let arguments = PyTuple::new(py, [&lease])?;
+        lease.get().hold().begun(py, &task)?;
         self.note(py, Event::Started, lease.get(), None);
         let body = || {
             *self.current.lock() = Some(Current {
@@ -306,14 +305,6 @@ impl Seat {
         let tally = self.tally.get();
         tally.note(py, event, lease.which(), &self.name, failure);
     }
-}
-
-fn engine_of(queue: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Engine>> {
-    #[cfg(unix)]
-    if let Ok(queue) = queue.cast::<FileQueue>() {
-        return Ok(queue.get().engine());
-    }
-    Ok(queue.cast::<LeaseQueue>()?.get().engine())
 }
 
 /// `None`: the lease was over already, and what became of its item is somebody else's to say.

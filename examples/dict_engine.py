@@ -1,0 +1,117 @@
+"""An engine of your own behind a queue: here a dict is what for others is a server.
+
+It keeps what every engine has to promise: an item is in one state, a lease that nobody extends runs
+out, and who has lost one is told so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import desist
+from desist.engines import Delivery, Engine, EngineQueue
+
+
+@dataclass
+class Item:
+    body: bytes
+    due: float  # when it may be leased: it is delayed until then, or leased
+    state: str = "ready"
+    attempt: int = 0
+    epoch: int = 0
+    progress: bytes | None = None
+
+
+class DictEngine(Engine):
+    def __init__(self, lease_timeout: float = 30.0) -> None:
+        self.lease_timeout = lease_timeout
+        self.items: dict[str, Item] = {}
+        self.changed = desist.Condition()
+        self.epochs = itertools.count(1)
+        self.done = 0
+
+    def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
+        if key is not None:
+            raise NotImplementedError("a dict of items knows no keys")
+        with self.changed:
+            self.items.setdefault(item_id, Item(body, desist.current_time() + delay))
+            self.changed.notify_all()
+        return item_id
+
+    def lease(self, timeout: float) -> Delivery | None:
+        end = desist.current_time() + timeout
+        with self.changed:
+            while True:
+                now = desist.current_time()
+                alive = [(item.due, i) for i, item in self.items.items() if item.state != "dead"]
+                due, item_id = min(alive, default=(end, ""))
+                if item_id and due <= now:
+                    return self.deliver(item_id, self.items[item_id])
+                if end <= now:
+                    return None
+                self.changed.wait(min(due, end) - now)  # a wait of desist: it can be cancelled
+
+    def deliver(self, item_id: str, item: Item) -> Delivery:
+        item.state = "leased"
+        item.attempt += 1
+        item.epoch = next(self.epochs)
+        item.due = desist.current_time() + self.lease_timeout
+        return Delivery(item_id, item.epoch, item.attempt, item.body, item.progress)
+
+    def leased(self, delivery: Delivery) -> Item:
+        item = self.items.get(delivery.id)
+        if item is None or item.state != "leased" or item.epoch != delivery.epoch:
+            raise desist.Fenced("this lease is over; nothing was changed")
+        self.changed.notify_all()
+        return item
+
+    def ack(self, delivery: Delivery) -> None:
+        with self.changed:
+            self.leased(delivery)
+            del self.items[delivery.id]
+            self.done += 1
+
+    def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
+        with self.changed:
+            item = self.leased(delivery)
+            item.state = "ready"
+            item.due = desist.current_time() + delay
+        return True
+
+    def reject(self, delivery: Delivery, failure: str) -> None:
+        with self.changed:
+            self.leased(delivery).state = "dead"
+
+    def extend(self, delivery: Delivery, progress: bytes | None) -> None:
+        with self.changed:
+            item = self.leased(delivery)
+            item.due = desist.current_time() + self.lease_timeout
+            item.progress = item.progress if progress is None else progress
+
+    def counts(self) -> dict[str, int]:
+        counts = dict.fromkeys(("ready", "leased", "delayed", "dead"), 0) | {"done": self.done}
+        with self.changed:
+            for item in self.items.values():
+                delayed = item.state == "ready" and item.due > desist.current_time()
+                counts["delayed" if delayed else item.state] += 1
+        return counts
+
+
+def shout(lease: desist.Lease[str]) -> str:
+    if lease.attempt == 1:
+        raise ValueError("not yet")
+    return lease.item.upper()
+
+
+def main() -> None:
+    at_once = desist.RetryPolicy(backoff=0)
+    queue: EngineQueue[str] = EngineQueue(DictEngine(), retry=at_once)
+    with queue, desist.WorkerPool(shout, queue=queue) as pool:
+        assert pool.submit("hello").result() == "HELLO"
+        pool.drain()
+        print(queue.counts())  # {'ready': 0, 'leased': 0, 'delayed': 0, 'dead': 0, 'done': 1}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,429 @@
+"""EngineQueue: a queue of leases that somebody else's engine keeps."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import uuid
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from desist._codec import codec as codec_named
+from desist._codec import describe
+from desist._core import (
+    CancelCause,
+    Cancelled,
+    CancelSource,
+    Condition,
+    Lease,
+    RetryPolicy,
+    Working,
+    cancel_scope,
+    checkpoint,
+    cleanup,
+    current_time,
+    hold_off,
+    lease_of,
+    sleep,
+)
+from desist._exceptions import Fenced
+from desist.engines._keeper import RECONNECT, Keeper
+
+if TYPE_CHECKING:
+    import concurrent.futures
+    from collections.abc import Callable, Mapping
+
+    from desist._pool import ItemFuture
+    from desist.engines._port import Delivery, Engine
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_LOST = "its worker was lost at the last attempt, and nobody knows why"
+_OVER = "this lease is over: the item was acknowledged or given back; nothing was changed"
+
+
+class EngineQueue(Generic[T]):
+    """Items that are leased to workers of any process and host, kept by an `Engine`.
+
+    At least once: what a worker does not acknowledge is leased again, also when its process or
+    host is lost, as soon as nobody has extended the lease for the engine's `lease_timeout`. As long
+    as this process lives, a thread of it extends the leases that are in its hands. Who loses one
+    nevertheless (the server was away for too long, the process stood still) has its handler's token
+    cancelled, and ack() raises Fenced.
+
+    While the server cannot be reached, workers wait for it, and what they have done is
+    acknowledged when it is back, unless the lease has run out by then. put() and those who look
+    (counts, dead, revive) raise ConnectionError.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        retry: RetryPolicy | None = None,
+        codec: Literal["pickle", "json"] = "pickle",
+    ) -> None:
+        """Never blocks; the server is asked for at the first call that needs it.
+
+        With `codec="pickle"`, who can write to the server can run code in the workers.
+        """
+        self.engine = engine
+        self._retry = RetryPolicy() if retry is None else retry
+        self._codec = codec_named(codec)
+        self._process = os.getpid()
+        self._closed = False
+        self._closing = CancelSource()
+        self._futures: dict[str, ItemFuture[Any]] = {}
+        self._changed = changed = _Changed()
+        self._keeper = Keeper(engine, changed)
+        self._stop_keeper = weakref.finalize(self, self._keeper.stop)
+
+    def put(self, item: T, /, *, key: str | None = None, delay: float = 0.0) -> str:
+        """Add an item; returns its id. It is with the server when this returns.
+
+        `delay`: seconds before which it is not leased. `key`: as long as an item with this key is
+        there, dead or alive, it stands for this one too, and its id is returned.
+
+        TypeError: the codec cannot write it.
+        ConnectionError: the server is away, and may or may not have it; with a key it does no harm
+        to put it again.
+        """
+        return self._put(uuid.uuid4().hex, item, key, delay)
+
+    def _put(self, item_id: str, item: T, key: str | None, delay: float) -> str:
+        self._check_usable()
+        if not 0 <= delay < float("inf"):
+            raise ValueError(f"delay must not be negative, and not endless, but is {delay}")
+        body = self._codec.encode(item)
+        return hold_off(lambda: self.engine.put(item_id, body, key=key, delay=delay))
+
+    def _submit(
+        self,
+        item: T,
+        future: ItemFuture[Any],
+        /,
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002 (there is always room)
+    ) -> str:
+        """As put(); `future` is told how the work ended, if it ends here. For WorkerPool."""
+        if priority or expires is not None:
+            raise ValueError("this queue's engine knows neither priority nor expires")
+        item_id = uuid.uuid4().hex
+        self._futures[item_id] = future
+        try:
+            known = self._put(item_id, item, key, delay or 0.0)
+        except BaseException:
+            self._futures.pop(item_id, None)
+            raise
+        if known != item_id:
+            del self._futures[item_id]
+            self._follow(known, future)
+        return known
+
+    def _follow(self, item_id: str, future: ItemFuture[Any]) -> None:
+        """Another item stands for the one that was submitted."""
+        first = self._futures.setdefault(item_id, future)
+        if first is not future:
+
+            def tell(first: concurrent.futures.Future[Any]) -> None:
+                failure = first.exception()
+                if failure is None:
+                    future._finish(first.result())  # noqa: SLF001 (the queues' own door)
+                else:
+                    future._fail(failure)  # noqa: SLF001
+
+            first.add_done_callback(tell)
+
+    def lease(self, timeout: float | None = None) -> Lease[T] | None:
+        """Lease the next item; waits for one, at most for `timeout` seconds (then None).
+
+        A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
+        acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
+        """
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must not be negative, but is {timeout}")
+        held = self._deliver(timeout)
+        return None if held is None else lease_of(held)
+
+    def _deliver(self, timeout: float | None) -> Held | None:
+        """As lease(). For the worker's loop."""
+        self._check_usable()
+        hold_off(self._keeper.start)
+        end = math.inf if timeout is None else current_time() + timeout
+        first = True
+        while first or current_time() < end:
+            first = False
+            if self._keeper.failure is not None:
+                raise self._keeper.failure
+            delivery = None
+            with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
+                delivery = insist(lambda: self._lease(end), end)
+            self._check_usable()
+            held = None if delivery is None else hold_off(self._accept, delivery)
+            if held is not None:
+                return held
+        return None
+
+    def _lease(self, end: float) -> Delivery | None:
+        checkpoint()
+        left = max(end - current_time(), 0.0)
+        return self.engine.lease(min(left, self._keeper.period))
+
+    def _accept(self, delivery: Delivery) -> Held | None:
+        """None: it is not for any handler, and settled."""
+        held = Held(self, delivery)
+        if delivery.attempt > self._retry.max_attempts:
+            held.settle(lambda: self.engine.reject(delivery, _LOST))
+            self._tell_off(delivery.id, RuntimeError(_LOST))
+            return None
+        try:
+            held.item = self._codec.decode(delivery.body)
+        except Exception as failure:  # noqa: BLE001 (it is kept with the item)
+            why = f"its bytes could not be decoded: {describe(failure)}"
+            held.settle(lambda: self.engine.reject(delivery, why))
+            self._tell_off(delivery.id, failure)
+            return None
+        self._keeper.take(held)
+        return held
+
+    def counts(self) -> Mapping[str, int]:
+        """How many items are in each state, at one instant: in all hosts' hands."""
+        self._check_usable()
+        return hold_off(self.engine.counts)
+
+    def dead(self) -> list[tuple[str, T | bytes, list[str]]]:
+        """The dead items: id, item (its bytes, if they say nothing), and all that went wrong."""
+        self._check_usable()
+        return [
+            (dead.id, self._decode_dead(dead.body), dead.failures)
+            for dead in hold_off(self.engine.dead)
+        ]
+
+    def _decode_dead(self, body: bytes) -> T | bytes:
+        try:
+            return self._codec.decode(body)  # type: ignore[no-any-return]
+        except Exception:  # noqa: BLE001 (it may be what it died of)
+            return body
+
+    def revive(self, item_id: str, /) -> None:
+        """Give a dead item all its attempts again. ValueError if it is not dead."""
+        self._check_usable()
+        if not hold_off(self.engine.revive, item_id):
+            raise ValueError(f"item {item_id} is not dead; dead() lists those that are")
+
+    def _cancel(self, item_id: str, reason: str | None) -> bool | None:
+        """As LeaseQueue's. For WorkerPool."""
+        self._check_usable()
+        cause = _cause(reason)
+        dead = hold_off(self.engine.cancel, item_id, str(cause))
+        if dead:
+            self._tell_off(item_id, cause)
+            self._changed()
+        return dead
+
+    def _drain(self, timeout: float | None) -> bool:
+        """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""
+        self._check_usable()
+        hold_off(self._keeper.start)
+        end = math.inf if timeout is None else current_time() + timeout
+        while True:
+            seen = self._changed.times
+            if self._keeper.failure is not None:
+                raise self._keeper.failure
+            counts = insist(lambda: hold_off(self.engine.counts), end)
+            if not counts["ready"] + counts["leased"] + counts["delayed"]:
+                return True
+            if not self._changed.wait(seen, end - current_time()):
+                return False
+
+    def _give_up(self, reason: str | None) -> None:
+        """The pool that has opened it is done with it. What is in it is for others."""
+        self.close()
+        cause = _cause(reason)
+        for item_id in list(self._futures):
+            self._tell_off(item_id, cause)
+
+    def close(self) -> None:
+        """Let the server go. Leases in hand run out; what is in the queue stays. Idempotent.
+
+        Waits until the thread that extends leases has ended. A checkpoint.
+        """
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        self._closing.cancel("the queue is closed")
+        self._stop_keeper()
+        try:
+            self._keeper.join()
+        finally:
+            hold_off(self.engine.close)
+
+    def __enter__(self) -> EngineQueue[T]:
+        """Give the queue itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<EngineQueue of {self.engine!r}>"
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this queue's connections belong to the parent process; open it again after a fork"
+            )
+        if self._closed:
+            raise RuntimeError("this queue is closed; open it again")
+
+    def _tell_off(self, item_id: str, failure: BaseException | CancelCause) -> None:
+        future = self._futures.pop(item_id, None)
+        if future is not None:
+            hold_off(future._fail, failure)  # noqa: SLF001 (the queues' own door)
+
+
+class Held:
+    """One lease in this process's hands. For Lease, and the Keeper."""
+
+    def __init__(self, queue: EngineQueue[Any], delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.id = delivery.id
+        self.epoch = delivery.epoch
+        self.attempt = delivery.attempt
+        self.item: Any = None
+        self.until = current_time() + queue.engine.lease_timeout
+        """When the lease has run out, if nobody extends it, as far as is known here."""
+        self._queue = queue
+        self._over = False
+        self._lost: str | None = None
+        self._working: Working | None = None
+
+    def settle(self, call: Callable[[], R]) -> R:
+        """Say what has become of it. Fenced: it is over, or the server was away until it was.
+
+        It is done also by code that has been cancelled: within the time for clean-up.
+        """
+        self._check()
+        try:
+            with cleanup():
+                result = self._reach(call)
+        except Cancelled as stopped:
+            raise Fenced(
+                "the queue's server was away for longer than clean-up may take; this lease runs out"
+            ) from stopped
+        self._over = True
+        self._queue._keeper.let_go(self)  # noqa: SLF001 (its own module)
+        return result
+
+    def _check(self) -> None:
+        if self._over:
+            raise Fenced(_OVER)
+        if self._lost is not None:
+            raise Fenced(f"this lease was lost: {self._lost}; nothing was changed")
+
+    def _reach(self, call: Callable[[], R]) -> R:
+        try:
+            return insist(call, self.until)
+        except ConnectionError as away:
+            raise Fenced("the queue's server was away until this lease had run out") from away
+
+    def lose(self, why: str) -> None:
+        """Somebody else has the item, or will have it soon: its handler is to stop."""
+        self._lost = why
+        self._queue._keeper.let_go(self)  # noqa: SLF001
+        if self._working is not None:
+            self._working.cancel(why)
+
+    # Called by the core, where no kill strikes.
+
+    def _begun(self, working: Working) -> None:
+        self._working = working
+        if self._lost is not None:
+            working.cancel(self._lost)
+
+    @property
+    def progress(self) -> Any:
+        """What the attempt before has left behind; None: nothing."""
+        progress = self.delivery.progress
+        return None if progress is None else self._queue._codec.decode(progress)  # noqa: SLF001
+
+    def _heartbeat(self, progress: object) -> None:
+        """Extend the lease now. Fenced: it is over."""
+        queue = self._queue
+        left = None if progress is None else queue._codec.encode(progress)  # noqa: SLF001
+        self._check()
+        asked = current_time()
+        self._reach(lambda: queue.engine.extend(self.delivery, left))
+        self.until = asked + queue.engine.lease_timeout
+
+    def _ack(self) -> None:
+        self.settle(lambda: self._queue.engine.ack(self.delivery))
+        self._tell_drainers()
+
+    def _give_back(self, pause: float | None, failure: BaseException | CancelCause) -> bool:
+        queue, delivery = self._queue, self.delivery
+        retry = queue._retry  # noqa: SLF001
+        why = describe(failure)
+        if delivery.attempt >= retry.max_attempts:
+            self.settle(lambda: queue.engine.reject(delivery, why))
+            self._tell_drainers()
+            return False
+        delay = retry._pause(delivery.attempt, random.random()) if pause is None else pause  # noqa: S311, SLF001
+        requeued = self.settle(lambda: queue.engine.nack(delivery, delay, why))
+        if not requeued:
+            self._tell_drainers()
+        return requeued
+
+    def _future(self) -> ItemFuture[Any] | None:
+        return self._queue._futures.pop(self.id, None)  # noqa: SLF001
+
+    def _tell_drainers(self) -> None:
+        if self._queue._keeper.idle:  # noqa: SLF001
+            self._queue._changed()  # noqa: SLF001
+
+
+class _Changed:
+    """Counts how often there may have been news, and wakes who waits for the next."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self._condition = Condition()
+
+    def __call__(self) -> None:
+        with self._condition:
+            self.times += 1
+            self._condition.notify_all()
+
+    def wait(self, seen: int, timeout: float) -> bool:
+        """Until there are more than were seen; False: not in time."""
+        with self._condition:
+            patience = None if timeout == math.inf else max(timeout, 0.0)
+            return self._condition.wait_for(lambda: self.times != seen, patience)
+
+
+def insist(call: Callable[[], R], end: float) -> R:
+    """Call it until the server can be reached; ConnectionError: not before `end`."""
+    pause, longest = RECONNECT
+    while True:
+        try:
+            return call()
+        except ConnectionError:
+            if current_time() + pause >= end:
+                raise
+        sleep(pause)
+        pause = min(2 * pause, longest)
+
+
+def _cause(reason: str | None) -> CancelCause:
+    source = CancelSource()
+    source.cancel(reason)
+    cause = source.token.cause
+    assert cause is not None  # noqa: S101 (for the type checker: it has just been cancelled)
+    return cause

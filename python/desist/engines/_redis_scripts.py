@@ -1,0 +1,270 @@
+"""What RedisEngine has the server do: Lua scripts, each one step that nobody sees half done.
+
+KEYS[1] is the stream; all other keys begin with its name.
+"""
+
+import re
+
+GROUP = "desist"
+
+# What a settlement answers. Below 0: the lease was over, and this has become of the item.
+DEAD = 2
+THERE, GONE, BURIED = -1, -2, -3
+
+_COMMON = """
+local S, G = KEYS[1], '@GROUP'
+local function key_of(id) return S .. ':item:' .. id end
+
+-- The server's clock; nobody else's counts.
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function nudge() redis.call('XADD', S .. ':news', 'MAXLEN', 1, '*', 'look', 'again') end
+
+local function make_ready(id)
+  redis.call('HSET', key_of(id), 'entry', redis.call('XADD', S, '*', 'id', id))
+end
+
+local function make_delayed(id, ms)
+  local due = now() + ms
+  local first = redis.call('ZRANGE', S .. ':delayed', 0, 0, 'WITHSCORES')
+  redis.call('ZADD', S .. ':delayed', due, id)
+  if not first[2] or due < tonumber(first[2]) then nudge() end
+end
+
+local function again(id, ms)
+  if tonumber(ms) > 0 then make_delayed(id, tonumber(ms)) else make_ready(id) end
+end
+
+local function note(id, failure)
+  local number = redis.call('HINCRBY', key_of(id), 'failures', 1)
+  redis.call('HSET', key_of(id), 'failure:' .. number, failure)
+end
+
+local function nudge_if_all_is_done()
+  if redis.call('XLEN', S) == 0 and redis.call('ZCARD', S .. ':delayed') == 0 then nudge() end
+end
+
+local function bury(id)
+  local fields = redis.call('HGETALL', key_of(id))
+  local grave = redis.call('XADD', S .. ':dead', '*', 'id', id, unpack(fields))
+  redis.call('HSET', S .. ':graves', id, grave)
+  redis.call('DEL', key_of(id))
+  nudge_if_all_is_done()
+end
+
+-- The entry's id and fields; nil if it was deleted by hand.
+local function read(entry)
+  local found = redis.call('XRANGE', S, entry, entry)
+  if not found[1] then return nil end
+  local fields = {}
+  for at = 1, #found[1][2], 2 do fields[found[1][2][at]] = found[1][2][at + 1] end
+  return fields.id or entry, found[1][2], fields
+end
+
+-- True: it was a lease until now.
+local function take_away(entry)
+  local pending = redis.call('XACK', S, G, entry) == 1
+  if pending then redis.call('XDEL', S, entry) end
+  return pending
+end
+
+-- An entry that no handler has seen.
+local function put_back(entry)
+  local id, fields, named = read(entry)
+  if not take_away(entry) or not id then return end
+  if named.id then make_ready(id) else redis.call('XADD', S, '*', unpack(fields)) end
+end
+
+local function make_group() redis.pcall('XGROUP', 'CREATE', S, G, '0', 'MKSTREAM') end
+
+-- With the group made first, if it is not there.
+local function in_group(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then
+    if not string.find(reply.err, 'NOGROUP') then error(reply.err) end
+    make_group()
+    reply = redis.call(...)
+  end
+  return reply
+end
+
+-- What has become of an item whose lease is over.
+local function whereabouts(id)
+  if redis.call('EXISTS', key_of(id)) == 1 then return @THERE end
+  if redis.call('HEXISTS', S .. ':graves', id) == 1 then return @BURIED end
+  return @GONE
+end
+
+-- The first thing that is done with an entry that was read.
+local function begin(entry, list)
+  local fields = {}
+  for at = 1, #list, 2 do fields[list[at]] = list[at + 1] end
+  local id = fields.id
+  if not id then -- added by another program
+    id = entry
+    redis.call('HSET', key_of(id), 'body', fields.body or '', 'entry', entry)
+  elseif redis.call('EXISTS', key_of(id)) == 0 then -- deleted by hand
+    take_away(entry)
+    return false
+  end
+  local attempt = redis.call('HINCRBY', key_of(id), 'attempt', 1)
+  redis.call('HSET', key_of(id), 'begun', entry)
+  local body = redis.call('HMGET', key_of(id), 'body', 'progress')
+  return {id, entry, attempt, redis.call('INCR', S .. ':epoch'), body[1], body[2]}
+end
+"""
+
+_SCRIPTS = {
+    "put": """
+local id, body, ms, key = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if key then
+  local known = redis.call('HGET', S .. ':keys', key)
+  if known then return known end
+end
+if whereabouts(id) ~= @GONE then return id end
+redis.call('HSET', key_of(id), 'body', body)
+if key then
+  redis.call('HSET', key_of(id), 'key', key)
+  redis.call('HSET', S .. ':keys', key, id)
+end
+again(id, ms)
+return id
+""",
+    "take": """
+local reply = in_group(
+  'XREADGROUP', 'GROUP', G, ARGV[1], 'COUNT', 1, 'STREAMS', S, '>')
+if not reply then return false end
+return begin(reply[1][2][1][1], reply[1][2][1][2])
+""",
+    "begin": """
+local fields = {}
+for at = 2, #ARGV do fields[at - 1] = ARGV[at] end
+return begin(ARGV[1], fields)
+""",
+    "put_back": "put_back(ARGV[1])",
+    "ack": """
+local entry, id = ARGV[1], ARGV[2]
+if not take_away(entry) then return whereabouts(id) end
+local key = redis.call('HGET', key_of(id), 'key')
+if key then redis.call('HDEL', S .. ':keys', key) end
+redis.call('DEL', key_of(id))
+redis.call('INCR', S .. ':done')
+nudge_if_all_is_done()
+return 1
+""",
+    "nack": """
+local entry, id, ms, failure = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if not take_away(entry) then return whereabouts(id) end
+note(id, failure)
+local unwanted = redis.call('HGET', key_of(id), 'unwanted')
+if unwanted then
+  note(id, unwanted)
+  bury(id)
+  return @DEAD
+end
+again(id, ms)
+return 1
+""",
+    "reject": """
+local entry, id, failure = ARGV[1], ARGV[2], ARGV[3]
+if not take_away(entry) then return whereabouts(id) end
+note(id, failure)
+bury(id)
+return 1
+""",
+    "extend": """
+local entry, id, consumer, progress = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local claimed = redis.call('XCLAIM', S, G, consumer, 0, entry, 'JUSTID')
+if not claimed[1] then return 0 end
+if progress then redis.call('HSET', key_of(id), 'progress', progress) end
+return 1
+""",
+    "counts": """
+local pending = in_group('XPENDING', S, G)[1]
+return {
+  redis.call('XLEN', S) - pending, pending, redis.call('ZCARD', S .. ':delayed'),
+  tonumber(redis.call('GET', S .. ':done') or 0), redis.call('XLEN', S .. ':dead')}
+""",
+    # Answers after how many milliseconds the next delayed item is due (-1: there is none), and the
+    # latest news.
+    "tend": """
+local consumer, lease_ms = ARGV[1], ARGV[2]
+for _, id in ipairs(redis.call(
+    'ZRANGEBYSCORE', S .. ':delayed', '-inf', now(), 'LIMIT', 0, 100)) do
+  redis.call('ZREM', S .. ':delayed', id)
+  make_ready(id)
+end
+for _, entry in ipairs(in_group(
+    'XAUTOCLAIM', S, G, consumer, lease_ms, '0-0', 'COUNT', 100, 'JUSTID')[2]) do
+  local id = read(entry)
+  if not id then
+    take_away(entry)
+  elseif redis.call('HGET', key_of(id), 'begun') ~= entry then
+    put_back(entry)
+  else
+    take_away(entry)
+    note(id, 'its worker was lost: nobody has extended the lease in time')
+    local unwanted = redis.call('HGET', key_of(id), 'unwanted')
+    if unwanted then
+      note(id, unwanted)
+      bury(id)
+    else
+      make_ready(id)
+    end
+  end
+end
+for _, one in ipairs(redis.call('XINFO', 'CONSUMERS', S, G)) do
+  -- name, pending, idle: those of processes that are gone
+  if one[4] == 0 and one[6] > tonumber(lease_ms) and one[2] ~= consumer then
+    redis.call('XGROUP', 'DELCONSUMER', S, G, one[2])
+  end
+end
+local first = redis.call('ZRANGE', S .. ':delayed', 0, 0, 'WITHSCORES')
+local news = redis.call('XREVRANGE', S .. ':news', '+', '-', 'COUNT', 1)
+return {
+  first[2] and math.max(tonumber(first[2]) - now(), 0) or -1, news[1] and news[1][1] or '0-0'}
+""",
+    "revive": """
+local id = ARGV[1]
+local grave = redis.call('HGET', S .. ':graves', id)
+if not grave then return 0 end
+local list = redis.call('XRANGE', S .. ':dead', grave, grave)[1][2]
+local fields = {}
+for at = 1, #list, 2 do fields[list[at]] = list[at + 1] end
+redis.call('HSET', key_of(id), 'body', fields.body)
+for _, name in ipairs({'key', 'progress'}) do
+  if fields[name] then redis.call('HSET', key_of(id), name, fields[name]) end
+end
+redis.call('XDEL', S .. ':dead', grave)
+redis.call('HDEL', S .. ':graves', id)
+make_ready(id)
+return 1
+""",
+    "cancel": """
+local id, failure = ARGV[1], ARGV[2]
+local entry = redis.call('HGET', key_of(id), 'entry')
+if redis.call('ZREM', S .. ':delayed', id) == 0 then
+  if not entry then return 0 end
+  if #in_group('XPENDING', S, G, entry, entry, 1) > 0 then
+    redis.call('HSETNX', key_of(id), 'unwanted', failure)
+    return 2
+  end
+  redis.call('XDEL', S, entry)
+end
+note(id, failure)
+bury(id)
+return 1
+""",
+}
+
+_NAMES = {"GROUP": GROUP, "DEAD": DEAD, "THERE": THERE, "GONE": GONE, "BURIED": BURIED}
+
+
+def _with_names(source: str) -> str:
+    return re.sub("@([A-Z]+)", lambda match: str(_NAMES[match[1]]), source)
+
+
+ALL = {name: _with_names(_COMMON + source) for name, source in _SCRIPTS.items()}

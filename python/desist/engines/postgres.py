@@ -1,0 +1,336 @@
+"""A table in PostgreSQL, through psycopg 3 (`pip install desist[postgres]`).
+
+The table is `desist_items`: a row for each item that is not done. A lease is a row's `epoch`, and
+`due`, when it runs out; whoever leases the item next gives it a new one, and that is the fence.
+Leasing is one UPDATE of a row that nobody else has locked (SKIP LOCKED); who waits is woken by
+NOTIFY. All times are the server's.
+
+The table may be looked at, joined, and filled by others; `put` shows how.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+
+from desist._core import current_time, hold_off, wait_readable
+from desist._exceptions import Fenced
+from desist.engines._port import DeadItem, Delivery, Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    _Connection = psycopg.Connection[Any]
+
+_T = TypeVar("_T")
+
+_TABLES = """
+SELECT pg_advisory_xact_lock(7234021);
+CREATE SEQUENCE IF NOT EXISTS desist_epoch;
+CREATE TABLE IF NOT EXISTS desist_items (
+    queue text NOT NULL, id text NOT NULL, key text, number bigserial,
+    state text NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'leased', 'dead')),
+    due timestamptz NOT NULL DEFAULT now(), attempt integer NOT NULL DEFAULT 0,
+    epoch bigint NOT NULL DEFAULT 0, body bytea NOT NULL, progress bytea,
+    failures text[] NOT NULL DEFAULT '{}', unwanted text,
+    PRIMARY KEY (queue, id), UNIQUE (queue, key));
+CREATE INDEX IF NOT EXISTS desist_next ON desist_items (queue, due, number) WHERE state <> 'dead';
+CREATE TABLE IF NOT EXISTS desist_done (
+    queue text, backend integer, done bigint NOT NULL, PRIMARY KEY (queue, backend));
+"""
+
+_MINE = "queue = %(queue)s AND id = %(id)s AND epoch = %(epoch)s AND state = 'leased'"
+_LOST = "its worker was lost: nobody has extended the lease in time"
+_SQL = {
+    # An item that is delayed, or leased, is not yet due.
+    "lease": f"""
+        UPDATE desist_items AS item SET
+            attempt = item.attempt + 1, epoch = nextval('desist_epoch'), state = 'leased',
+            failures = CASE item.state WHEN 'leased' THEN item.failures || '{_LOST}'::text
+                                       ELSE item.failures END,
+            due = now() + make_interval(secs => %(lease_timeout)s)
+        FROM (SELECT queue, id FROM desist_items
+              WHERE queue = %(queue)s AND state <> 'dead' AND due <= now() AND unwanted IS NULL
+              ORDER BY due, number LIMIT 1 FOR UPDATE SKIP LOCKED) AS next
+        WHERE item.queue = next.queue AND item.id = next.id
+        RETURNING item.id, item.epoch, item.attempt, item.body, item.progress""",
+    "next_due": """
+        SELECT extract(epoch FROM min(due) - now())::float FROM desist_items
+        WHERE queue = %(queue)s AND state <> 'dead'""",
+    "put": """
+        INSERT INTO desist_items (queue, id, key, body, due)
+        VALUES (%(queue)s, %(id)s, %(key)s, %(body)s, now() + make_interval(secs => %(delay)s))
+        ON CONFLICT DO NOTHING RETURNING id, pg_notify('desist', '')""",
+    "known": """
+        SELECT id FROM desist_items WHERE queue = %(queue)s AND (id = %(id)s OR key = %(key)s)
+        ORDER BY key = %(key)s DESC NULLS LAST LIMIT 1""",
+    # Each connection counts by itself, so that none waits for another.
+    "ack": f"""
+        WITH gone AS (DELETE FROM desist_items WHERE {_MINE} RETURNING queue)
+        INSERT INTO desist_done SELECT queue, pg_backend_pid(), 1 FROM gone
+        ON CONFLICT (queue, backend) DO UPDATE SET done = desist_done.done + 1
+        RETURNING 'done'""",
+    "nack": f"""
+        UPDATE desist_items SET
+            state = CASE WHEN unwanted IS NULL THEN 'ready' ELSE 'dead' END,
+            failures = failures || array_remove(ARRAY[%(failure)s, unwanted], NULL),
+            due = now() + make_interval(secs => %(delay)s)
+        WHERE {_MINE} RETURNING state, pg_notify('desist', '')""",
+    "reject": f"""
+        UPDATE desist_items SET state = 'dead', failures = failures || %(failure)s::text
+        WHERE {_MINE} RETURNING state""",
+    "state": "SELECT state FROM desist_items WHERE queue = %(queue)s AND id = %(id)s",
+    "extend": f"""
+        UPDATE desist_items SET due = now() + make_interval(secs => %(lease_timeout)s),
+            progress = coalesce(%(progress)s, progress)
+        WHERE {_MINE} RETURNING id""",
+    "counts": """
+        SELECT count(*) FILTER (WHERE state <> 'dead' AND due <= now()),
+            count(*) FILTER (WHERE state = 'leased' AND due > now()),
+            count(*) FILTER (WHERE state = 'ready' AND due > now()),
+            (SELECT coalesce(sum(done), 0)::bigint FROM desist_done WHERE queue = %(queue)s),
+            count(*) FILTER (WHERE state = 'dead')
+        FROM desist_items WHERE queue = %(queue)s""",
+    "tell_if_all_is_done": """
+        SELECT pg_notify('desist', '') WHERE NOT EXISTS (
+            SELECT FROM desist_items WHERE queue = %(queue)s AND state <> 'dead')""",
+    "bury_unwanted": f"""
+        UPDATE desist_items SET state = 'dead', failures = failures || ARRAY['{_LOST}', unwanted]
+        WHERE queue = %(queue)s AND state = 'leased' AND due <= now() AND unwanted IS NOT NULL""",
+    "dead": """
+        SELECT id, body, failures FROM desist_items
+        WHERE queue = %(queue)s AND state = 'dead' ORDER BY number""",
+    "revive": """
+        UPDATE desist_items SET state = 'ready', due = now(), attempt = 0, failures = '{}',
+            unwanted = NULL
+        WHERE queue = %(queue)s AND id = %(id)s AND state = 'dead'
+        RETURNING pg_notify('desist', '')""",
+    "cancel": """
+        UPDATE desist_items SET
+            state = CASE WHEN state = 'leased' AND due > now() THEN 'leased' ELSE 'dead' END,
+            unwanted = %(failure)s,
+            failures = CASE WHEN state = 'leased' AND due > now() THEN failures
+                            ELSE failures || %(failure)s::text END
+        WHERE queue = %(queue)s AND id = %(id)s AND state <> 'dead' RETURNING state""",
+}
+
+_OUR_DOING = {"ack": (None,), "nack": ("ready", "dead"), "reject": ("dead",)}
+"""The state in which a settlement whose answer was lost leaves an item."""
+
+
+class PostgresEngine(Engine):
+    """Items in a table of PostgreSQL.
+
+    postgresql://user@host/database?queue=jobs&lease_timeout=30. Other parameters are libpq's.
+    """
+
+    def __init__(self, url: str, *, queue: str = "desist", lease_timeout: float = 30.0) -> None:
+        """Never blocks; connections, and the tables, are made when they are needed."""
+        if not lease_timeout > 0:
+            raise ValueError(f"lease_timeout must be positive, but is {lease_timeout}")
+        self.lease_timeout = lease_timeout
+        self.queue = queue
+        self._options: dict[str, Any] = {
+            "connect_timeout": 5,
+            "tcp_user_timeout": 5000,
+            **conninfo_to_dict(url),
+        }
+        self._idle: list[_Connection] = []
+        self._closed = False
+        self._has_tables = False
+        # Leases (their epochs) of which it is not known whether a settlement has arrived.
+        self._in_doubt: set[int] = set()
+
+    @classmethod
+    def from_url(cls, url: str) -> PostgresEngine:
+        """As the class."""
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query))
+        queue = query.pop("queue", "desist")
+        lease_timeout = float(query.pop("lease_timeout", 30.0))
+        rest = urlunsplit(parts._replace(query=urlencode(query)))
+        return cls(rest, queue=queue, lease_timeout=lease_timeout)
+
+    def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
+        """One round trip, if the item is new."""
+        values = {"id": item_id, "body": body, "key": key, "delay": delay}
+        while True:  # what stands in the way may be gone before it is seen
+            row = self._run("put", values) or self._run("known", values)
+            if row:
+                return str(row[0])
+
+    def lease(self, timeout: float) -> Delivery | None:
+        """One round trip if an item is ready; else some more, and a wait."""
+        row = hold_off(self._run, "lease")
+        if row is None and timeout > 0:
+            row = self._listen(timeout, self._look_for_an_item)
+        return None if row is None else Delivery(*row)
+
+    def _look_for_an_item(self, connection: _Connection) -> Any:
+        # Else it would be due, and never leased.
+        self._execute(connection, "bury_unwanted")
+        return self._execute(connection, "lease")
+
+    def ack(self, delivery: Delivery) -> None:
+        """Two round trips."""
+        self._settle("ack", delivery)
+        self._tell_if_all_is_done()
+
+    def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
+        """One round trip."""
+        return bool(self._settle("nack", delivery, failure=failure, delay=delay) != "dead")
+
+    def reject(self, delivery: Delivery, failure: str) -> None:
+        """Two round trips."""
+        self._settle("reject", delivery, failure=failure)
+        self._tell_if_all_is_done()
+
+    def _settle(self, name: str, delivery: Delivery, **values: Any) -> Any:
+        values |= {"id": delivery.id, "epoch": delivery.epoch}
+        if "failure" in values:
+            values["failure"] = values["failure"].replace("\0", "\\0")
+        in_doubt = delivery.epoch in self._in_doubt
+        try:
+            row = self._run(name, values)
+            if row is None and in_doubt:
+                state = (self._run("state", values) or [None])[0]
+                row = [state] if state in _OUR_DOING[name] else None
+        except ConnectionError:
+            self._in_doubt.add(delivery.epoch)
+            raise
+        self._in_doubt.discard(delivery.epoch)
+        if row is None:
+            raise Fenced(_FENCED)
+        return row[0]
+
+    def _tell_if_all_is_done(self) -> None:
+        with suppress(ConnectionError):  # who waits for that looks now and then
+            self._run("tell_if_all_is_done")
+
+    def extend(self, delivery: Delivery, progress: bytes | None) -> None:
+        """One round trip."""
+        values = {"id": delivery.id, "epoch": delivery.epoch, "progress": progress}
+        if self._run("extend", values) is None:
+            raise Fenced(_FENCED)
+
+    def counts(self) -> dict[str, int]:
+        """One round trip."""
+        states = ("ready", "leased", "delayed", "done", "dead")
+        return dict(zip(states, self._run("counts"), strict=True))
+
+    def tend(self, timeout: float) -> None:
+        """What is unwanted, and whose worker is lost, is dead. Returns when there was news."""
+        looks = iter([None])
+
+        def look(connection: _Connection) -> bool | None:
+            self._execute(connection, "bury_unwanted")
+            return next(looks, True)
+
+        self._listen(timeout, look)
+
+    def dead(self) -> list[DeadItem]:
+        """One round trip."""
+        with self._connection() as connection:
+            rows = connection.execute(_SQL["dead"], {"queue": self.queue}).fetchall()
+        return [DeadItem(*row) for row in rows]
+
+    def revive(self, item_id: str) -> bool:
+        """One round trip."""
+        return self._run("revive", {"id": item_id}) is not None
+
+    def cancel(self, item_id: str, failure: str) -> bool | None:
+        """One round trip."""
+        row = self._run("cancel", {"id": item_id, "failure": failure})
+        return None if row is None else bool(row[0] == "dead")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def __repr__(self) -> str:
+        return f"<PostgresEngine {self.queue}>"
+
+    def _listen(self, timeout: float, look: Callable[[_Connection], _T | None]) -> _T | None:
+        """What `look()` finds, which is asked again at any news, and when something is due."""
+        end = current_time() + timeout
+        news: list[Any] = []
+        with self._connection() as connection:
+            connection.add_notify_handler(news.append)
+            try:
+                hold_off(connection.execute, "LISTEN desist")
+                while True:
+                    news.clear()
+                    found = hold_off(look, connection)
+                    left = end - current_time()
+                    if found is not None or left <= 0:
+                        return found
+                    [due] = hold_off(self._execute, connection, "next_due")
+                    left = left if due is None else min(left, max(due, 0))
+                    # What came with an answer has been read already.
+                    if not news:
+                        wait_readable(connection.fileno(), left)
+            finally:
+                hold_off(_stop_listening, connection, news.append)
+
+    def _run(self, name: str, values: dict[str, Any] | None = None) -> Any:
+        with self._connection() as connection:
+            return self._execute(connection, name, values)
+
+    def _execute(
+        self, connection: _Connection, name: str, values: dict[str, Any] | None = None
+    ) -> Any:
+        always = {"queue": self.queue, "lease_timeout": self.lease_timeout}
+        cursor = connection.execute(_SQL[name], always | (values or {}))
+        return cursor.fetchone() if cursor.description else None
+
+    @contextmanager
+    def _connection(self) -> Iterator[_Connection]:
+        """One that nobody else uses meanwhile. A server that is away is a ConnectionError."""
+        connection: _Connection | None = None
+        try:
+            connection = hold_off(self._borrow)
+            yield connection
+        except (psycopg.OperationalError, psycopg.InterfaceError) as gone:
+            raise ConnectionError(str(gone)) from gone
+        finally:
+            if connection is not None:
+                hold_off(self._give_back, connection)
+
+    def _give_back(self, connection: _Connection) -> None:
+        usable = connection.info.transaction_status == TransactionStatus.IDLE
+        if usable and not self._closed:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _borrow(self) -> _Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        connection = psycopg.connect(**self._options, autocommit=True)
+        if not self._has_tables:
+            connection.execute(_TABLES)
+            self._has_tables = True
+        return connection
+
+
+def _stop_listening(connection: _Connection, handler: Callable[[Any], None]) -> None:
+    connection.remove_notify_handler(handler)
+    try:
+        connection.execute("UNLISTEN desist")
+    except psycopg.Error:
+        connection.close()
+
+
+_FENCED = (
+    "this lease is over: the item was acknowledged or given back, or nobody has extended the lease "
+    "in time and the item was leased anew; nothing was changed"
+)

@@ -1,0 +1,311 @@
+"""Redis Streams, through redis-py (`pip install desist[redis]`), for Redis 6.2 and newer.
+
+What is kept, for a stream `jobs`; with Redis Cluster, name it `{jobs}`, so that all of it is in one
+place:
+
+| key | what |
+|---|---|
+| `jobs` | the stream: an entry `id ...` for each item that is ready or leased |
+| `jobs:item:...` | a hash for each item that is not done: body, attempt, progress, failures |
+| `jobs:delayed` | a sorted set: when delayed items are ready, by the server's clock |
+| `jobs:dead` | a second stream: the dead items, with all that went wrong |
+| `jobs:graves` | a hash: where in it each of them is |
+| `jobs:keys` | a hash: which item has which key |
+| `jobs:epoch`, `jobs:done` | counters |
+| `jobs:news` | a stream of one entry, for those who wait for what the stream does not tell |
+
+A lease is a pending entry of the consumer group. An item gets a new entry whenever it becomes ready
+again, so an entry that is not pending any more was somebody's who has lost it: that is the fence.
+Every step is one Lua script, so that no death of a worker, and no reply that is lost, leaves half
+of it behind.
+
+Another program may add an item by itself: `XADD jobs * body ...`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import uuid
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import redis
+import redis.exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from desist._core import cleanup, current_time, hold_off, wait_readable
+from desist._exceptions import Fenced
+from desist.engines import _redis_scripts as scripts
+from desist.engines._port import DeadItem, Delivery, Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_GONE = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,  # a replica now, and we are on our way to the new master
+)
+_ANSWER = 5.0
+"""Seconds within which a server answers that is there."""
+
+
+class RedisEngine(Engine):
+    """Items in a Redis stream, leased through a consumer group.
+
+    redis://host:port/db?stream=jobs&lease_timeout=30. Other parameters are redis-py's.
+    """
+
+    def __init__(
+        self, url: str = "redis://localhost", *, stream: str = "desist", lease_timeout: float = 30.0
+    ) -> None:
+        """Never blocks; connections are made when they are needed."""
+        if not lease_timeout > 0:
+            raise ValueError(f"lease_timeout must be positive, but is {lease_timeout}")
+        self.lease_timeout = lease_timeout
+        self.stream = stream
+        self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        # What is tried again is said by us, in waits that can be cancelled.
+        self._client = redis.Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=_ANSWER,
+            socket_connect_timeout=_ANSWER,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._scripts = {
+            name: self._client.register_script(source) for name, source in scripts.ALL.items()
+        }
+        self._news = b"0-0"
+        # Leases of which it is not known whether a settlement has arrived.
+        self._in_doubt: set[bytes] = set()
+
+    @classmethod
+    def from_url(cls, url: str) -> RedisEngine:
+        """As the class."""
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query))
+        stream = query.pop("stream", "desist")
+        lease_timeout = float(query.pop("lease_timeout", 30.0))
+        rest = urlunsplit(parts._replace(query=urlencode(query)))
+        return cls(rest, stream=stream, lease_timeout=lease_timeout)
+
+    def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
+        """One round trip."""
+        known: bytes = self._run("put", item_id, body, _ms(delay), *([] if key is None else [key]))
+        return known.decode()
+
+    def lease(self, timeout: float) -> Delivery | None:
+        """One round trip if an item is ready; else two more, and a wait on the server."""
+        found = hold_off(self._run, "take", self.consumer)
+        if not found and timeout > 0:
+            command = ("XREADGROUP", "GROUP", scripts.GROUP, self.consumer, "COUNT", 1)
+            reply = self._blocked(timeout, command, self.stream, ">", self._put_back)
+            found = reply and hold_off(self._begin, reply)
+        if not found:
+            return None
+        item_id, entry, attempt, epoch, body, progress = found
+        return Delivery(item_id.decode(), epoch, attempt, body, progress, entry)
+
+    def _begin(self, reply: Any) -> Any:
+        entry, fields = _only_entry(reply)
+        return self._run("begin", entry, *fields)
+
+    def _put_back(self, reply: Any) -> None:
+        self._run("put_back", _only_entry(reply)[0])
+
+    def ack(self, delivery: Delivery) -> None:
+        """One round trip."""
+        self._settle("ack", delivery)
+
+    def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
+        """One round trip."""
+        state = self._settle("nack", delivery, _ms(delay), failure)
+        return state not in (scripts.BURIED, scripts.DEAD)
+
+    def reject(self, delivery: Delivery, failure: str) -> None:
+        """One round trip."""
+        self._settle("reject", delivery, failure)
+
+    def _settle(self, name: str, delivery: Delivery, *arguments: str | int) -> int:
+        in_doubt = delivery.tag in self._in_doubt
+        try:
+            state: int = self._run(name, delivery.tag, delivery.id, *arguments)
+        except ConnectionError:
+            self._in_doubt.add(delivery.tag)
+            raise
+        self._in_doubt.discard(delivery.tag)
+        # A lease whose end nobody here has seen may have been ended by the call before.
+        if state < 0 and not (in_doubt and state in _OUR_DOING[name]):
+            raise Fenced(_FENCED)
+        return state
+
+    def extend(self, delivery: Delivery, progress: bytes | None) -> None:
+        """One round trip."""
+        rest = [] if progress is None else [progress]
+        if not self._run("extend", delivery.tag, delivery.id, self.consumer, *rest):
+            raise Fenced(_FENCED)
+
+    def counts(self) -> dict[str, int]:
+        """One round trip."""
+        states = ("ready", "leased", "delayed", "done", "dead")
+        return dict(zip(states, self._run("counts"), strict=True))
+
+    def tend(self, timeout: float) -> None:
+        """Make ready what is due, and what lost workers have had; then wait for the next, or news.
+
+        Returns when there was news.
+        """
+        end = current_time() + timeout
+        while True:
+            due, self._news = hold_off(self._run, "tend", self.consumer, _ms(self.lease_timeout))
+            left = end - current_time()
+            if left <= 0:
+                return
+            pause = left if due < 0 else min(left, due / 1000)
+            if pause > 0:
+                command = ("XREAD", "COUNT", 1)
+                if self._blocked(pause, command, f"{self.stream}:news", self._news, _nothing):
+                    return
+
+    def dead(self) -> list[DeadItem]:
+        """One round trip. The dead stream can be read by others, too."""
+        with _translated():
+            entries: Any = self._client.xrange(f"{self.stream}:dead")
+        return [_dead_item(fields) for _, fields in entries]
+
+    def revive(self, item_id: str) -> bool:
+        """One round trip."""
+        return bool(self._run("revive", item_id))
+
+    def cancel(self, item_id: str, failure: str) -> bool | None:
+        """One round trip."""
+        return {0: None, 1: True, 2: False}[self._run("cancel", item_id, failure)]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+    def __repr__(self) -> str:
+        return f"<RedisEngine {self.stream}>"
+
+    def _run(self, name: str, *arguments: Any) -> Any:
+        with _translated():
+            return self._scripts[name](keys=[self.stream], args=arguments)
+
+    def _blocked(
+        self,
+        seconds: float,
+        command: tuple[str | int, ...],
+        stream: str,
+        after: str | bytes,
+        undo: Callable[[Any], object],
+    ) -> Any:
+        """What a stream has after an entry, as soon as it has it; None: not within the seconds.
+
+        Cancelled and Killed end the server's wait; `undo(reply)` gets what was read nevertheless.
+        """
+        pool = self._client.connection_pool
+        connection = hold_off(self._connection)
+        try:
+            block = max(_ms(seconds), 1)
+            number = hold_off(
+                _begin_to_read, connection, (*command, "BLOCK", block, "STREAMS", stream, after)
+            )
+            try:
+                # The answer may have been read together with the number.
+                there = hold_off(_has_more, connection) or wait_readable(
+                    connection._sock,  # noqa: SLF001
+                    seconds + _ANSWER,
+                )
+            except BaseException:
+                with cleanup():
+                    self._unblock(connection, number, undo)
+                raise
+            return hold_off(_answer if there else _no_answer, connection)
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+    def _connection(self) -> Any:
+        with _translated():
+            return self._client.connection_pool.get_connection()
+
+    def _unblock(self, connection: Any, number: int, undo: Callable[[Any], object]) -> None:
+        # If the server is away now, what was read is pending, and its lease runs out.
+        with suppress(ConnectionError):
+            with _translated():
+                self._client.client_unblock(number)
+            reply = _answer(connection)
+            if reply:
+                undo(reply)
+
+
+def _begin_to_read(connection: Any, command: tuple[str | int | bytes, ...]) -> int:
+    """Send a command that blocks; the connection's number, by which it can be unblocked."""
+    with _translated():
+        connection.send_command("CLIENT", "ID")
+        connection.send_command(*command)
+        number: int = connection.read_response()
+    return number
+
+
+def _has_more(connection: Any) -> bool:
+    with _translated():
+        return bool(connection.can_read())
+
+
+def _answer(connection: Any) -> Any:
+    with _translated():
+        return connection.read_response()
+
+
+def _no_answer(connection: Any) -> NoReturn:
+    raise ConnectionError(f"{connection!r} has been silent for too long")
+
+
+def _only_entry(reply: Any) -> tuple[bytes, list[bytes]]:
+    [[_stream, [(entry, fields)]]] = reply
+    return entry, fields
+
+
+def _dead_item(fields: dict[bytes, bytes]) -> DeadItem:
+    numbers = range(1, int(fields.get(b"failures", 0)) + 1)
+    failures = [fields[b"failure:%d" % number].decode() for number in numbers]
+    return DeadItem(fields[b"id"].decode(), fields[b"body"], failures)
+
+
+def _nothing(_: object) -> None:
+    """Reading news takes nothing away."""
+
+
+def _ms(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """A server that is away is a ConnectionError of Python's."""
+    try:
+        yield
+    except _GONE as gone:
+        raise ConnectionError(str(gone)) from gone
+
+
+_FENCED = (
+    "this lease is over: the item was acknowledged or given back, or nobody has extended the lease "
+    "in time and the item was leased anew; nothing was changed"
+)
+_OUR_DOING = {
+    "ack": {scripts.GONE},
+    "nack": {scripts.THERE, scripts.BURIED},
+    "reject": {scripts.BURIED},
+}
+"""What a settlement whose answer was lost leaves behind."""

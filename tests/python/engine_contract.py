@@ -1,0 +1,566 @@
+"""What every engine promises, as tests; and what they need.
+
+A module of tests has a class of `Contract`, and a fixture `engines` that opens more engines of the
+same queue, as other processes would.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import crash_host
+import desist
+from desist import Fenced, RetryPolicy, WorkerPool
+from desist.engines import Delivery, Engine, EngineQueue, open_queue
+from support import GIVE_UP, NEVER, Victim, in_its_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from desist import Lease
+
+    Engines = Callable[..., Engine]
+
+SHORT = 0.05
+"""Seconds of a lease that nobody extends."""
+LONG = 1000.0
+"""Seconds of a lease that no test outlives."""
+AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
+
+
+def counts(**expected: int) -> dict[str, int]:
+    return {"ready": 0, "leased": 0, "delayed": 0, "done": 0, "dead": 0} | expected
+
+
+def put(engine: Engine, item_id: str = "a", key: str | None = None, delay: float = 0.0) -> str:
+    return engine.put(item_id, b"\0body\xff", key=key, delay=delay)
+
+
+def lease(engine: Engine) -> Delivery:
+    delivery = engine.lease(0)
+    assert delivery is not None
+    return delivery
+
+
+def lease_what_is_due(engine: Engine) -> Delivery:
+    while True:
+        engine.tend(0.01)
+        delivery = engine.lease(0)
+        if delivery is not None:
+            return delivery
+
+
+def leased(queue: EngineQueue[Any]) -> Lease[Any]:
+    found = queue.lease(NEVER)
+    assert found is not None
+    return found
+
+
+def lose_an_answer(engine: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> list[Any]:
+    """The server does what it is asked for, but its answer does not arrive, once."""
+    real = engine._run
+    lost: list[Any] = []
+
+    def run(name: str, *arguments: Any) -> Any:
+        answer = real(name, *arguments)
+        if name == what and not lost:
+            lost.append(answer)
+            raise ConnectionError("the answer is lost")
+        return answer
+
+    monkeypatch.setattr(engine, "_run", run)
+    return lost
+
+
+class Model:
+    """What an engine should know: which state each item is in, and its leases and attempts."""
+
+    STEPS = ("put", "put", "lease", "lease", "ack", "nack", "later", "reject", "revive", "cancel")
+
+    def __init__(self) -> None:
+        self.states: dict[str, str] = {}
+        self.attempts: dict[str, int] = {}
+        self.leases: dict[str, Delivery] = {}
+        self.unwanted: set[str] = set()
+
+    def put(self, engine: Engine, lot: random.Random, item_id: str) -> None:
+        delay = lot.choice([0.0, 0.0, 0.0, NEVER])
+        put(engine, item_id, delay=delay)
+        self.states[item_id] = "delayed" if delay else "ready"
+        self.attempts[item_id] = 0
+
+    def lease(self, engine: Engine, _: random.Random, __: str) -> None:
+        delivery = engine.lease(0)
+        assert (delivery is None) == ("ready" not in self.states.values())
+        if delivery is not None:
+            assert self.states[delivery.id] == "ready"
+            self.states[delivery.id] = "leased"
+            self.attempts[delivery.id] += 1
+            assert delivery.attempt == self.attempts[delivery.id]
+            assert all(delivery.epoch > other.epoch for other in self.leases.values())
+            self.leases[delivery.id] = delivery
+
+    def ack(self, engine: Engine, lot: random.Random, _: str) -> None:
+        self._settle(engine.ack, lot, "done")
+
+    def nack(self, engine: Engine, lot: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.nack(delivery, 0, "no"), lot, "ready")
+
+    def later(self, engine: Engine, lot: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.nack(delivery, NEVER, "no"), lot, "delayed")
+
+    def reject(self, engine: Engine, lot: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.reject(delivery, "bad"), lot, "dead")
+
+    def _settle(self, settle: Callable[[Delivery], object], lot: random.Random, state: str) -> None:
+        """Any lease that there has ever been."""
+        if not self.leases:
+            return
+        delivery = self.leases[lot.choice(list(self.leases))]
+        if self.states[delivery.id] != "leased":
+            with pytest.raises(Fenced):
+                settle(delivery)
+            return
+        settle(delivery)
+        unwanted = delivery.id in self.unwanted and state != "done"
+        self.states[delivery.id] = "dead" if unwanted else state
+
+    def revive(self, engine: Engine, lot: random.Random, _: str) -> None:
+        item_id = lot.choice([*self.states, "nobody"])
+        dead = self.states.get(item_id) == "dead"
+        assert engine.revive(item_id) is dead
+        if dead:
+            self.states[item_id] = "ready"
+            self.attempts[item_id] = 0
+            self.unwanted.discard(item_id)
+
+    def cancel(self, engine: Engine, lot: random.Random, _: str) -> None:
+        item_id = lot.choice([*self.states, "nobody"])
+        answers = {"ready": True, "delayed": True, "leased": False}
+        expected = answers.get(self.states.get(item_id, "none"))
+        assert engine.cancel(item_id, "unwanted") is expected
+        if expected is not None:
+            self.unwanted.add(item_id)
+        if expected:
+            self.states[item_id] = "dead"
+
+
+class Contract:
+    """Of one engine; a fixture `engines(lease_timeout=...)` opens another of the same queue."""
+
+    def test_an_item_is_in_one_state_at_a_time(self, engines: Engines) -> None:
+        engine = engines()
+        assert engine.counts() == counts()
+        assert engine.lease(0) is None
+        assert put(engine) == "a"
+        assert engine.counts() == counts(ready=1)
+        first = lease(engine)
+        assert (first.id, first.body, first.attempt) == ("a", b"\0body\xff", 1)
+        assert engine.counts() == counts(leased=1)
+        assert engine.nack(first, NEVER, "no")
+        assert engine.counts() == counts(delayed=1)
+        put(engine, "b")
+        engine.ack(lease(engine))
+        put(engine, "c")
+        engine.reject(lease(engine), "bad")
+        assert engine.counts() == counts(delayed=1, done=1, dead=1)
+
+    def test_what_is_put_first_is_leased_first(self, engines: Engines) -> None:
+        engine = engines()
+        for item_id in "abc":
+            put(engine, item_id)
+        assert [lease(engine).id for _ in "abc"] == ["a", "b", "c"]
+
+    def test_i29_a_lease_is_settled_once(self, engines: Engines) -> None:
+        engine, other = engines(), engines()
+        put(engine)
+        stale = lease(engine)
+        assert engine.nack(stale, 0, "no")
+        current = lease(other)
+        assert (current.id, current.attempt) == ("a", 2)
+        assert current.epoch > stale.epoch
+        before = engine.counts()
+        settlements: list[Callable[[], object]] = [
+            lambda: engine.ack(stale),
+            lambda: engine.nack(stale, 0, "late"),
+            lambda: engine.reject(stale, "late"),
+            lambda: engine.extend(stale, b"late"),
+        ]
+        for settle in settlements:
+            with pytest.raises(Fenced):
+                settle()
+        assert engine.counts() == before == counts(leased=1)
+        other.ack(current)
+        with pytest.raises(Fenced):
+            other.ack(current)
+        assert engine.counts() == counts(done=1)
+
+    def test_i29_who_lost_its_lease_is_fenced_off(self, engines: Engines) -> None:
+        lost, other = engines(lease_timeout=SHORT), engines(lease_timeout=SHORT)
+        put(lost)
+        stale = lease(lost)
+        current = lease_what_is_due(other)
+        assert (current.id, current.attempt) == ("a", 2)
+        assert current.epoch > stale.epoch
+        with pytest.raises(Fenced):
+            lost.extend(stale, None)
+        with pytest.raises(Fenced):
+            lost.ack(stale)
+        with pytest.raises(Fenced):
+            lost.nack(stale, 0, "late")
+        other.reject(current, "bad")
+        [dead] = other.dead()
+        assert dead[:2] == ("a", b"\0body\xff")
+        assert len(dead.failures) == 2
+        assert "lost" in dead.failures[0]
+        assert dead.failures[1] == "bad"
+
+    def test_an_item_waits_until_it_is_due(self, engines: Engines) -> None:
+        engine, other = engines(), engines()
+        put(engine, delay=0.05)
+        assert engine.counts() == counts(delayed=1)
+        assert engine.lease(0) is None
+        assert lease_what_is_due(other).attempt == 1
+
+    def test_progress_is_for_the_next_attempt(self, engines: Engines) -> None:
+        engine = engines()
+        put(engine)
+        first = lease(engine)
+        assert first.progress is None
+        engine.extend(first, b"\0half")
+        engine.extend(first, None)
+        engine.nack(first, 0, "no")
+        assert lease(engine).progress == b"\0half"
+
+    def test_the_same_key_twice_is_there_once(self, engines: Engines) -> None:
+        engine, other = engines(), engines()
+        assert put(engine, "a", key="k") == "a"
+        assert put(other, "b", key="k") == "a"
+        assert put(other, "c", key="other") == "c"
+        assert engine.counts() == counts(ready=2)
+        engine.reject(lease(engine), "bad")
+        assert put(other, "d", key="k") == "a"
+        assert engine.revive("a")
+        engine.ack(lease(engine))
+        engine.ack(lease(engine))
+        assert put(other, "e", key="k") == "e"
+        assert engine.counts() == counts(ready=1, done=2)
+
+    def test_to_put_an_item_again_does_no_harm(self, engines: Engines) -> None:
+        engine = engines()
+        put(engine)
+        put(engine)
+        put(engine, delay=NEVER)
+        assert engine.counts() == counts(ready=1)
+        engine.reject(lease(engine), "bad")
+        put(engine)
+        assert engine.counts() == counts(dead=1)
+
+    def test_a_dead_item_can_be_revived(self, engines: Engines) -> None:
+        engine = engines()
+        put(engine)
+        engine.nack(lease(engine), 0, "one")
+        engine.reject(lease(engine), "two")
+        [dead] = engine.dead()
+        assert dead == ("a", b"\0body\xff", ["one", "two"])
+        assert engine.revive("a")
+        assert not engine.revive("a")
+        again = lease(engine)
+        assert (again.attempt, again.body) == (1, b"\0body\xff")
+        assert engine.dead() == []
+
+    def test_i31_unwanted_work_is_not_leased_again(self, engines: Engines) -> None:
+        engine, other = engines(), engines(lease_timeout=SHORT)
+        for item_id, delay in (("a", 0.0), ("b", NEVER), ("c", 0.0), ("d", 0.0)):
+            put(engine, item_id, delay=delay)
+        assert engine.cancel("a", "unwanted") is True
+        assert engine.cancel("b", "unwanted") is True
+        leased = lease(engine)
+        assert engine.cancel(leased.id, "unwanted") is False
+        assert engine.nack(leased, 0, "no") is False
+        lease(other)  # and is lost
+        assert engine.cancel("d", "unwanted") is False
+        while engine.counts() != counts(dead=4):
+            other.tend(0.01)
+        assert engine.cancel("d", "unwanted") is None
+        assert engine.cancel("nobody", "unwanted") is None
+        dead = {one.id: one.failures for one in engine.dead()}
+        assert dead["a"] == dead["b"] == ["unwanted"]
+        assert dead["c"] == ["no", "unwanted"]
+        assert dead["d"][1:] == ["unwanted"]
+
+    @pytest.mark.parametrize("settlement", ["ack", "nack", "reject"])
+    def test_an_answer_that_is_lost_makes_no_difference(
+        self, engines: Engines, monkeypatch: pytest.MonkeyPatch, settlement: str
+    ) -> None:
+        with EngineQueue[str](engines()) as queue:
+            queue.put("a")
+            if settlement == "reject":
+                queue._retry = RetryPolicy(max_attempts=1)
+            found = leased(queue)
+            lost = lose_an_answer(queue.engine, monkeypatch, settlement)
+            if settlement == "ack":
+                found.ack()
+            else:
+                found.nack()
+            assert lost
+            expected = {"ack": "done", "nack": "ready", "reject": "dead"}[settlement]
+            assert queue.counts() == counts(**{expected: 1})
+
+    def test_i28_counts_add_up_whatever_is_done(self, engines: Engines) -> None:
+        engine, lot = engines(), random.Random(28)
+        model = Model()
+        for step in range(300):
+            getattr(model, lot.choice(Model.STEPS))(engine, lot, str(step))
+            assert engine.counts() == counts(**Counter(model.states.values()))
+
+    def test_i38_the_clocks_of_hosts_do_not_matter(
+        self, engines: Engines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, other = engines(), engines()
+        put(engine)
+        put(engine, "b", delay=NEVER)
+        monkeypatch.setattr(time, "time", lambda: 4e9)
+        other.tend(0)
+        assert engine.counts() == counts(ready=1, delayed=1)
+        lease(engine)
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        put(other, "c", delay=0.01)
+        other.tend(0)
+        assert engine.counts()["leased"] == 1
+        assert lease_what_is_due(other).id == "c"
+
+    # --- behind a queue, and a pool ---------------------------------------------------------------
+
+    def test_who_waits_gets_the_next_item(self, engines: Engines) -> None:
+        with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:
+            with in_its_wait(lambda: leased(queue).item) as victim:
+                other.put("a")
+            assert victim.results == ["a"]
+
+    def test_who_waits_gets_a_delayed_item_in_time(self, engines: Engines) -> None:
+        with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:
+            other.put("b", delay=NEVER)
+            with in_its_wait(lambda: leased(queue).item) as victim:
+                other.put("a", delay=0.05)
+            assert victim.results == ["a"]
+
+    def test_a_wait_that_is_cancelled_has_leased_nothing(self, engines: Engines) -> None:
+        with EngineQueue[str](engines()) as queue:
+            with in_its_wait(queue.lease) as victim:
+                victim.cancel()
+            assert isinstance(victim.raised, desist.Cancelled)
+            queue.put("a")
+            with desist.move_on_after(0):
+                queue.lease()
+            assert queue.counts() == counts(ready=1)
+            assert leased(queue).attempt == 1
+
+    def test_no_item_is_lost_between_a_delivery_and_a_cancel(self, engines: Engines) -> None:
+        with EngineQueue[int](engines()) as queue, EngineQueue[int](engines()) as other:
+            got: list[Lease[int]] = []
+            for item in range(60):
+
+                def body(ready: Callable[[], None]) -> None:
+                    ready()
+                    got.append(leased(queue))
+
+                with Victim(body) as victim:
+                    other.put(item)
+                    victim.cancel()
+            assert queue.counts() == counts(leased=len(got), ready=60 - len(got))
+            assert {one.attempt for one in got} <= {1}
+
+    def test_a_pool_works_on_it(self, engines: Engines) -> None:
+        def handler(lease: Lease[int]) -> int:
+            if lease.item == 3 and lease.attempt < 3:
+                raise ZeroDivisionError
+            return lease.item * 2
+
+        with EngineQueue[int](engines(), retry=AT_ONCE) as queue:
+            with WorkerPool(handler, queue=queue, workers=2) as pool:
+                futures = [pool.submit(item) for item in range(20)]
+                assert [future.result() for future in futures] == [item * 2 for item in range(20)]
+            assert queue.counts() == counts(done=20)
+            assert pool.stats().requeued == 2
+
+    def test_i30_after_its_last_attempt_an_item_is_dead_with_all_its_causes(
+        self, engines: Engines
+    ) -> None:
+        def handler(lease: Lease[str]) -> None:
+            raise ZeroDivisionError(str(lease.attempt))
+
+        with EngineQueue[str](engines(), retry=AT_ONCE) as queue:
+            with WorkerPool(handler, queue=queue) as pool, pytest.raises(ZeroDivisionError):
+                pool.submit("a").result()
+            [(_, item, failures)] = queue.dead()
+            assert item == "a"
+            last = [failure.splitlines()[-1] for failure in failures]
+            assert last == [f"ZeroDivisionError: {attempt}" for attempt in (1, 2, 3)]
+
+    def test_i30_workers_that_are_lost_count_as_attempts(self, engines: Engines) -> None:
+        lost = engines(lease_timeout=SHORT)
+        policy = RetryPolicy(max_attempts=2)
+        with EngineQueue[str](engines(), retry=policy) as queue:
+            queue.put("a")
+            assert lease(lost).attempt == 1
+            assert lease_what_is_due(lost).attempt == 2
+            while lost.counts()["leased"]:
+                lost.tend(0.01)
+            assert queue.lease(0) is None
+            assert queue.counts() == counts(dead=1)
+            [(_, item, failures)] = queue.dead()
+            assert (item, len(failures)) == ("a", 3)
+
+    def test_a_killed_worker_gives_its_item_back(self, engines: Engines) -> None:
+        begun, attempts = threading.Semaphore(0), []
+
+        def handler(lease: Lease[str]) -> str:
+            attempts.append(lease.attempt)
+            if lease.attempt == 1:
+                begun.release()
+                desist.sleep_forever()
+            return lease.item
+
+        with (
+            EngineQueue[str](engines()) as queue,
+            WorkerPool(handler, queue=queue, workers=1) as pool,
+        ):
+            future = pool.submit("a")
+            begun.acquire()
+            report = pool.kill_worker(0)
+            assert report.requeued == [future.item_id]
+            assert future.result() == "a"
+        assert attempts == [1, 2]
+
+    def test_who_was_given_up_is_fenced_off(self, engines: Engines) -> None:
+        begun, go_on = threading.Semaphore(0), threading.Event()
+        late: list[BaseException] = []
+
+        def handler(lease: Lease[str]) -> int:
+            if lease.attempt == 1:
+                begun.release()
+                go_on.wait()
+                try:
+                    lease.ack()
+                except Fenced as fenced:
+                    late.append(fenced)
+                over.set()
+            return lease.attempt
+
+        over = threading.Event()
+        with (
+            EngineQueue[str](engines()) as queue,
+            WorkerPool(handler, queue=queue, workers=1, policy=GIVE_UP) as pool,
+        ):
+            future = pool.submit("a")
+            begun.acquire()
+            assert pool.kill_worker(0).fenced == [future.item_id]
+            assert future.result() == 2
+            go_on.set()
+            assert over.wait(NEVER)
+            assert queue.counts() == counts(done=1)
+        assert len(late) == 1
+
+    def test_a_queue_that_is_closed_leases_no_more(self, engines: Engines) -> None:
+        queue: EngineQueue[str] = EngineQueue(engines())
+        with in_its_wait(queue.lease) as victim:
+            queue.close()
+        assert "closed" in str(victim.raised)
+
+    def test_an_item_that_is_cancelled_stops_its_handler(self, engines: Engines) -> None:
+        begun = threading.Semaphore(0)
+
+        def handler(_: Lease[str]) -> None:
+            begun.release()
+            desist.sleep_forever()
+
+        with EngineQueue[str](engines()) as queue:
+            with WorkerPool(handler, queue=queue, workers=1) as pool:
+                future = pool.submit("a")
+                begun.acquire()
+                waiting = pool.submit("b")
+                assert waiting.cancel()
+                assert not future.cancel()
+                for one in (future, waiting):
+                    with pytest.raises(desist.TaskCancelled):
+                        one.result()
+            assert queue.counts() == counts(dead=2)
+
+    def test_who_drains_waits_for_other_hosts(self, engines: Engines) -> None:
+        with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:
+            queue.put("a")
+            far = leased(other)
+            assert not queue._drain(0)
+            with in_its_wait(lambda: queue._drain(None)) as victim:
+                far.ack()
+            assert victim.results == [True]
+
+
+def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
+    """I33: workers on three hosts are killed at random until all is done, and nothing is lost."""
+    lot = random.Random(33)
+    effects = folder / "effects"
+    command = [sys.executable, crash_host.__file__, f"{url}&lease_timeout=3", str(effects)]
+    with ExitStack() as stack:
+        queue = stack.enter_context(open_queue(url))
+        hosts = [
+            stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(3)
+        ]
+        for item in range(items):
+            queue.put(item)
+        processes = [start_process(host) for host in hosts]
+        killed = 0
+        while killed < kills:
+            time.sleep(lot.random() * 0.05)  # a random moment is what it is about
+            which = lot.randrange(len(hosts))
+            os.kill(processes[which], signal.SIGKILL)
+            processes[which] = start_process(hosts[which])
+            killed += 1
+            while queue.counts()["ready"] < items // 10:
+                for _ in range(items // 10):
+                    queue.put(items)
+                    items += 1
+        assert queue._drain(NEVER)
+        assert queue.counts() == counts(done=items)
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+    check_effects(effects, items, killed)
+
+
+def start_process(host: subprocess.Popen[str]) -> int:
+    assert host.stdin is not None
+    assert host.stdout is not None
+    host.stdin.write("\n")
+    host.stdin.flush()
+    return int(host.stdout.readline())
+
+
+def check_effects(effects: Path, items: int, killed: int) -> None:
+    attempts: dict[int, list[int]] = {}
+    for line in effects.read_text(encoding="utf-8").splitlines():
+        item, attempt = map(int, line.split())
+        attempts.setdefault(item, []).append(attempt)
+    assert attempts.keys() == set(range(items)), "lost"
+    for of_item in attempts.values():
+        assert of_item == sorted(set(of_item)), "an attempt that was not counted"
+    reruns = sum(len(of_item) - 1 for of_item in attempts.values())
+    in_vain = sum(of_item[-1] - 1 for of_item in attempts.values())
+    figures = f"{items} items, {killed} kills, {in_vain} attempts in vain, {reruns} effects twice"
+    sys.stdout.write(f"{figures}\n")  # for `pytest -rP`
+    assert reruns <= in_vain <= killed * crash_host.WORKERS

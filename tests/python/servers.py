@@ -1,0 +1,219 @@
+"""Real servers for tests: their programs, wherever they are to be had, and a private instance.
+
+A program is taken from PATH (or where Debian hides it), else from a Debian package, which is
+unpacked into target/servers without being installed. Who can have neither skips.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CACHE = Path(__file__).parents[2] / "target" / "servers"
+SOON = 20.0
+"""Seconds within which a server has started, or stopped."""
+
+
+class Program:
+    """An executable, and the environment it needs."""
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path = path
+        libraries = [] if root is None else sorted({str(p.parent) for p in root.rglob("*.so*")})
+        self.environment = os.environ | ({"LD_LIBRARY_PATH": ":".join(libraries)} if root else {})
+
+
+def find_program(name: str, package: str, hidden: str = "") -> Program:
+    """An executable; skips the test if there is none to be had.
+
+    `hidden`: where it may be that is not in PATH, as a pattern below the root folder.
+    """
+    if found := shutil.which(name):
+        return Program(Path(found))
+    for place in sorted(Path("/").glob(hidden or f"usr/sbin/{name}")):
+        return Program(place)
+    root = _unpacked(package)
+    for place in sorted(root.rglob(f"bin/{name}")):
+        if os.access(place, os.X_OK):
+            return Program(place, root)
+    pytest.skip(f"{package} has no {name}")
+
+
+def _unpacked(package: str) -> Path:
+    root = CACHE / package
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of other interpreters may run at once
+        if not root.is_dir():
+            if not (shutil.which("apt-get") and shutil.which("dpkg")):
+                pytest.skip(f"there is no {package} here, nor apt-get to get it with")
+            with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+                _unpack(package, Path(scratch))
+                (Path(scratch) / "root").rename(root)
+    return root
+
+
+def _unpack(package: str, scratch: Path) -> None:
+    """With all that it depends on and that is not installed, and without asking for any right."""
+    archives, lists = scratch / "archives", scratch / "lists"
+    for folder in (archives, lists):
+        (folder / "partial").mkdir(parents=True)
+    own = ["-o", f"Dir::Cache={scratch}", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User="]
+    get = ["apt-get", "-y", "-qq", "--no-install-recommends", "--download-only", *own]
+    tries: list[list[list[str]]] = [
+        [[*get, "install", package]],
+        [
+            ["apt-get", "-qq", *own, "-o", f"Dir::State::lists={lists}", "update"],
+            [*get, "-o", f"Dir::State::lists={lists}", "install", package],
+        ],
+    ]
+    why = ""
+    for commands in tries:
+        for command in commands:
+            run = subprocess.run(command, check=False, capture_output=True, text=True)
+            why = run.stderr.strip().rpartition("\n")[2]
+        debs = sorted(archives.glob("*.deb"))
+        if debs:
+            for deb in debs:
+                subprocess.run(["dpkg", "-x", deb, scratch / "root"], check=True)
+            return
+    pytest.skip(f"there is no {package} here, and apt-get cannot get it: {why}")
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return int(server.getsockname()[1])
+
+
+class Server:
+    """A process that is there when a port answers; to be stopped and started again."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        program: Program,
+        port: int,
+        who: dict[str, Any] | None = None,
+    ) -> None:
+        self._command = command
+        self._program = program
+        self.port = port
+        self._who = who or {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._program.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            **self._who,
+        )
+        until = time.monotonic() + SOON
+        while not self._answers():
+            assert self._process.poll() is None, "the server has ended"
+            assert time.monotonic() < until, "the server does not answer"
+            time.sleep(0.01)  # it tells nobody
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait(SOON)
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[Server]:
+    """One that keeps what it has when it is stopped and started."""
+    program = find_program("redis-server", "redis-server")
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    server = Server([program.path, *options, "--appendonly", "yes", "--save", ""], program, port)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(signal.SIGKILL)
+
+
+class PostgresServer(Server):
+    """Its port answers before it does."""
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(host="127.0.0.1", port=self.port, user="postgres").close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[Server]:
+    """One with a database and a user `postgres`, whom it trusts."""
+    hidden = "usr/lib/postgresql/*/bin/{}"
+    package = "postgresql"
+    initdb = find_program("initdb", package, hidden.format("initdb"))
+    postgres = find_program("postgres", package, hidden.format("postgres"))
+    with _owned_by_who_may_run_it(folder) as (data, who):
+        subprocess.run(
+            [
+                *(initdb.path, "-D", data, "-U", "postgres", "--auth=trust"),
+                *("--encoding=UTF8", "--locale=C", "--no-sync"),
+            ],
+            check=True,
+            capture_output=True,
+            env=initdb.environment,
+            **who,
+        )
+        port = free_port()
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": port,
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "max_connections": 200,
+        }
+        settings = [f"--{name}={value}" for name, value in options.items()]
+        server = PostgresServer([postgres.path, "-D", data, *settings], postgres, port, who)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop(signal.SIGINT)
+
+
+@contextmanager
+def _owned_by_who_may_run_it(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """PostgreSQL refuses to run as root, and nobody else may look into a folder of root's."""
+    if os.geteuid() != 0:
+        yield folder, {}
+        return
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as theirs:
+        os.chown(theirs, nobody.pw_uid, nobody.pw_gid)
+        who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": [], "cwd": theirs}
+        yield Path(theirs), who

@@ -1,0 +1,419 @@
+"""What is the same for all engines, held against one that is a dict, mostly in simulated time."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import desist
+from desist import Fenced, PoolExhausted, RetryPolicy, WorkerPool, testing
+from desist.engines import Delivery, Engine, EngineQueue, open_queue
+from engine_contract import leased
+from support import in_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from desist import Lease
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_dict_engine() -> Any:
+    spec = importlib.util.spec_from_file_location("dict_engine", ROOT / "examples/dict_engine.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dict_engine"] = module
+    spec.loader.exec_module(module)
+    return module.DictEngine
+
+
+DictEngine = load_dict_engine()
+
+
+class Away(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
+    """It cannot be reached for a while."""
+
+    def __init__(self, begin: float, end: float, lease_timeout: float = 30.0) -> None:
+        super().__init__(lease_timeout)
+        now = desist.current_time()
+        self.begin, self.end = now + begin, now + end
+        self.refused = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        method = super().__getattribute__(name)
+        if name in {"put", "lease", "ack", "nack", "reject", "extend", "counts", "tend"}:
+            return lambda *args, **named: self.reach(method, *args, **named)
+        return method
+
+    def reach(self, method: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        if self.begin <= desist.current_time() < self.end:
+            self.refused += 1
+            raise ConnectionError("away")
+        return method(*args, **named)
+
+
+def simulated(test: Callable[[], Any]) -> None:
+    """In simulated time, as it comes, and in some other orders."""
+    for seed in (None, 1, 2, 3):
+        testing.run(test, seed=seed)
+
+
+# --- leases are kept ------------------------------------------------------------------------------
+
+
+def test_a_handler_may_take_longer_than_a_lease_lasts() -> None:
+    def run() -> None:
+        attempts: list[int] = []
+
+        def handler(lease: Lease[str]) -> None:
+            attempts.append(lease.attempt)
+            begun.set()
+            desist.sleep(1000)
+
+        begun, engine = desist.Event(), DictEngine()
+        with EngineQueue[str](engine) as queue, EngineQueue[str](engine) as other:
+            with WorkerPool(handler, queue=queue, workers=1) as pool:
+                pool.submit("a")
+                begun.wait()
+                assert other.lease(500) is None
+            assert queue.counts()["done"] == 1
+        assert attempts == [1]
+
+    simulated(run)
+
+
+def test_a_lease_that_is_thrown_away_runs_out() -> None:
+    def run() -> None:
+        with EngineQueue[str](DictEngine()) as queue:
+            queue.put("a")
+            begin = desist.current_time()
+            leased(queue)
+            assert leased(queue).attempt == 2
+            assert desist.current_time() - begin == pytest.approx(30)
+
+    simulated(run)
+
+
+def test_who_loses_a_lease_is_told_so() -> None:
+    def run() -> None:
+        reasons: list[str | None] = []
+
+        def handler(lease: Lease[str]) -> None:
+            if lease.attempt > 1:
+                return
+            engine.items[lease.id].epoch = 0  # somebody else's now
+            try:
+                desist.sleep_forever()
+            finally:
+                reasons.append(lease.token.cause and lease.token.cause.reason)
+                with desist.cleanup(), pytest.raises(Fenced, match="lost"):
+                    lease.ack()
+
+        engine = DictEngine()
+        with EngineQueue[str](engine) as queue, WorkerPool(handler, queue=queue) as pool:
+            pool.submit("a")
+        assert engine.counts()["done"] == 1
+        assert reasons == ["its lease is over, and somebody else has the item"]
+
+    simulated(run)
+
+
+def test_a_heartbeat_leaves_progress_for_the_next_attempt() -> None:
+    with EngineQueue[str](DictEngine(), codec="json") as queue:
+        queue.put("a")
+        held = queue._deliver(0)
+        assert held is not None
+        assert held.progress is None
+        held._heartbeat({"page": 3})
+        held._heartbeat(None)
+        held._give_back(0.0, ValueError("no"))
+        with pytest.raises(Fenced):
+            held._heartbeat(None)
+        again = queue._deliver(0)
+        assert again is not None
+        assert again.progress == {"page": 3}
+
+
+# --- a server that is away ------------------------------------------------------------------------
+
+
+def test_a_pool_goes_on_when_the_server_was_away_for_ten_seconds() -> None:
+    def run() -> None:
+        attempts: list[int] = []
+
+        def handler(lease: Lease[int]) -> int:
+            attempts.append(lease.attempt)
+            desist.sleep(1)
+            return lease.item
+
+        engine = Away(4.5, 14.5)
+        with EngineQueue[int](engine) as queue, WorkerPool(handler, queue=queue) as pool:
+            futures = [pool.submit(item) for item in range(40)]
+            assert [future.result() for future in futures] == list(range(40))
+        assert engine.refused
+        assert attempts == [1] * 40
+
+    simulated(run)
+
+
+def test_what_takes_longer_than_a_lease_to_acknowledge_is_done_again() -> None:
+    def run() -> None:
+        attempts: list[int] = []
+
+        def handler(lease: Lease[str]) -> None:
+            attempts.append(lease.attempt)
+            desist.sleep(5)
+
+        engine = Away(1, 60)
+        with EngineQueue[str](engine) as queue, WorkerPool(handler, queue=queue) as pool:
+            pool.submit("a").result()
+        assert attempts == [1, 2]
+
+    simulated(run)
+
+
+def test_a_pool_that_waits_for_a_server_can_be_stopped() -> None:
+    def run() -> None:
+        engine = Away(1, 1000, lease_timeout=100)
+        with EngineQueue[str](engine) as queue:
+            pool = WorkerPool[str, None](lambda _: desist.sleep(5), queue=queue, workers=2)
+            pool.submit("a")
+            desist.sleep(10)  # one waits to acknowledge, one for an item
+            begin = desist.current_time()
+            pool.stop()
+            assert desist.current_time() - begin <= 5.01  # the time for clean-up
+
+    simulated(run)
+
+
+def test_put_says_that_the_server_is_away() -> None:
+    engine = Away(0, 1000)
+    with EngineQueue[str](engine) as queue, pytest.raises(ConnectionError):
+        queue.put("a")
+
+
+# --- an engine that fails -------------------------------------------------------------------------
+
+
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("method", ["lease", "ack", "nack"])
+def test_a_pool_gives_up_loudly_when_its_engine_fails(method: str) -> None:
+    def handler(lease: Lease[str]) -> None:
+        if method == "nack":
+            raise ValueError(lease.item)
+
+    def work() -> None:
+        with WorkerPool(handler, queue=queue) as pool:
+            pool.submit("a")
+
+    engine = DictEngine()
+    setattr(engine, method, fail)
+    with EngineQueue[str](engine) as queue:
+        with pytest.raises(PoolExhausted, match="the queue failed") as raised:
+            work()
+        assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("method", ["tend", "extend"])
+@pytest.mark.parametrize("wait", ["lease", "_drain"])
+def test_who_waits_is_told_when_leases_are_not_extended_any_more(method: str, wait: str) -> None:
+    def run() -> None:
+        engine = DictEngine()
+        setattr(engine, method, fail)
+        with EngineQueue[str](engine) as queue:
+            queue.put("a")
+            _held = leased(queue)
+            with pytest.raises(ZeroDivisionError):
+                getattr(queue, wait)(1000)
+
+    simulated(run)
+
+
+# --- items as bytes -------------------------------------------------------------------------------
+
+
+def test_an_item_that_cannot_be_made_into_bytes_is_refused_at_once() -> None:
+    engine = DictEngine()
+    with EngineQueue[Any](engine) as queue:
+        with pytest.raises(TypeError, match="function cannot be put"):
+            queue.put(lambda: None)
+        endless: list[Any] = []
+        for _ in range(100_000):
+            endless = [endless]
+        with pytest.raises(TypeError, match="list cannot be put"):
+            queue.put(endless)
+        while endless:
+            [endless] = endless
+    with EngineQueue[Any](engine, codec="json") as queue:
+        with pytest.raises(TypeError, match="set cannot be put into this queue, for json"):
+            queue.put({1})
+        assert queue.counts()["ready"] == 0
+    with pytest.raises(ValueError, match="'pickle' or 'json', not 'xml'"):
+        EngineQueue(engine, codec="xml")  # type: ignore[arg-type]
+
+
+def test_json_is_for_others_to_read() -> None:
+    engine = DictEngine()
+    with EngineQueue[Any](engine, codec="json") as queue:
+        item_id = queue.put({"page": 3, "of": "ä"})
+        assert engine.items[item_id].body == '{"page":3,"of":"ä"}'.encode()
+        assert leased(queue).item == {"page": 3, "of": "ä"}
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_what_cannot_be_decoded_is_dead_and_does_not_stop_others(codec: Any) -> None:
+    why: list[str] = []
+
+    class Watched(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
+        def reject(self, delivery: Delivery, failure: str) -> None:
+            super().reject(delivery, failure)
+            why.append(failure)
+
+    engine = Watched()
+    with EngineQueue[str](engine, codec=codec) as queue:
+        engine.put("bad", b"\xff nonsense", key=None, delay=0)
+        queue.put("good")
+        with WorkerPool[str, str](lambda lease: lease.item, queue=queue) as pool:
+            assert pool.submit("x").result() == "x"
+        assert {name: n for name, n in queue.counts().items() if n} == {"dead": 1, "done": 2}
+    assert len(why) == 1
+    assert "could not be decoded" in why[0]
+
+
+# --- misuse ---------------------------------------------------------------------------------------
+
+
+def test_a_queue_that_is_closed_says_so() -> None:
+    queue: EngineQueue[str] = EngineQueue(DictEngine())
+    queue.close()
+    queue.close()
+    calls: list[Callable[[], object]] = [lambda: queue.put("a"), queue.lease, queue.counts]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+
+
+def test_i37_a_queue_is_not_used_in_a_forked_child() -> None:
+    with EngineQueue[str](DictEngine()) as queue:
+        queue.put("a")
+        assert "open it again after a fork" in in_child(lambda: queue.lease(0))
+        assert leased(queue).item == "a"
+
+
+@pytest.mark.parametrize(
+    ("delay", "failure"),
+    [(-1.0, ValueError), (float("nan"), ValueError), (float("inf"), ValueError)],
+)
+def test_a_delay_is_a_number_of_seconds(delay: float, failure: type[Exception]) -> None:
+    with EngineQueue[str](DictEngine()) as queue, pytest.raises(failure):
+        queue.put("a", delay=delay)
+
+
+def test_what_an_engine_cannot_do_it_says() -> None:
+    with EngineQueue[str](DictEngine()) as queue:
+        for call in (queue.dead, lambda: queue.revive("a"), lambda: queue._cancel("a", None)):
+            with pytest.raises(NotImplementedError, match="DictEngine cannot"):
+                call()
+
+
+@pytest.mark.parametrize("where", ["", "jobs", "amqp://localhost", "http://[", "redis:/x"])
+def test_a_name_of_no_queue_is_refused_with_advice(where: str) -> None:
+    with pytest.raises(ValueError, match=r"redis://|Invalid"):
+        open_queue(where)
+    if "://" in where:
+        with pytest.raises(ValueError, match=r"redis://|Invalid"):
+            WorkerPool(print, queue=where)
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "extra"),
+    [("redis://", "redis", "redis"), ("postgresql://", "psycopg", "postgres")],
+)
+def test_a_package_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, url: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"desist.engines.{extra}", raising=False)
+    with pytest.raises(ImportError, match=rf"desist\[{extra}\]"):
+        open_queue(url)
+
+
+def test_futures_of_a_pool_that_is_stopped_are_told_so() -> None:
+    class Never(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
+        def lease(self, timeout: float) -> None:
+            desist.sleep(timeout)
+
+    queue: EngineQueue[str] = EngineQueue(Never())
+    pool = WorkerPool[str, None](lambda _: None, queue=queue)
+    future = pool.submit("a")
+    pool._owns_queue = True
+    pool.stop()
+    with pytest.raises(desist.TaskCancelled):
+        future.result()
+
+
+def test_workers_that_are_lost_are_not_tried_for_ever() -> None:
+    def run() -> None:
+        engine = DictEngine()
+        with EngineQueue[str](engine, retry=RetryPolicy(max_attempts=2)) as queue:
+            queue.put("a")
+            for attempt in (1, 2):
+                assert leased(queue).attempt == attempt
+            assert queue.lease(100) is None
+            assert engine.counts()["dead"] == 1
+
+    simulated(run)
+
+
+def test_an_engine_has_to_be_able_to_do_all_of_it() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Engine()  # type: ignore[abstract]
+
+
+# --- what a pool says of an item ------------------------------------------------------------------
+
+
+def test_futures_of_one_key_are_all_told() -> None:
+    gate = threading.Event()
+
+    def handler(lease: Lease[int]) -> int:
+        gate.wait()
+        return lease.item
+
+    with EngineQueue[int](DictEngine()) as queue, WorkerPool(handler, queue=queue) as pool:
+        futures = [pool.submit(item, key="k") for item in (1, 2, 3)]
+        assert len({future.item_id for future in futures}) == 1
+        gate.set()
+        assert [future.result() for future in futures] == [1, 1, 1]
+
+
+def test_progress_reaches_the_next_attempt_by_way_of_the_lease() -> None:
+    seen: list[object] = []
+
+    def handler(lease: Lease[str]) -> None:
+        seen.append(lease.progress)
+        lease.heartbeat(lease.attempt)
+        if lease.attempt == 1:
+            raise ZeroDivisionError
+
+    queue = EngineQueue[str](DictEngine(), retry=desist.RetryPolicy(backoff=0))
+    with queue, WorkerPool(handler, queue=queue) as pool:
+        pool.submit("a").result()
+    assert seen == [None, 1]
+
+
+def test_what_the_engine_does_not_know_is_refused() -> None:
+    with EngineQueue[int](DictEngine()) as queue, WorkerPool[int, None](print, queue=queue) as pool:
+        for more in ({"priority": 1}, {"expires": 1.0}):
+            with pytest.raises(ValueError, match="neither priority nor expires"):
+                pool.submit(1, **more)
