@@ -6,28 +6,22 @@ same queue, as other processes would.
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import crash_host
 import desist
 from desist import Fenced, RetryPolicy, WorkerPool
-from desist.engines import Delivery, Engine, EngineQueue, open_queue
+from desist.engines import Delivery, Engine, EngineQueue
+from engine_model import Model, counts, put
 from support import GIVE_UP, NEVER, Victim, in_its_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from desist import Lease
 
@@ -38,14 +32,6 @@ SHORT = 0.05
 LONG = 1000.0
 """Seconds of a lease that no test outlives."""
 AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
-
-
-def counts(**expected: int) -> dict[str, int]:
-    return {"ready": 0, "leased": 0, "delayed": 0, "done": 0, "dead": 0} | expected
-
-
-def put(engine: Engine, item_id: str = "a", key: str | None = None, delay: float = 0.0) -> str:
-    return engine.put(item_id, b"\0body\xff", key=key, delay=delay)
 
 
 def lease(engine: Engine) -> Delivery:
@@ -82,79 +68,6 @@ def lose_an_answer(engine: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> l
 
     monkeypatch.setattr(engine, "_run", run)
     return lost
-
-
-class Model:
-    """What an engine should know: which state each item is in, and its leases and attempts."""
-
-    STEPS = ("put", "put", "lease", "lease", "ack", "nack", "later", "reject", "revive", "cancel")
-
-    def __init__(self) -> None:
-        self.states: dict[str, str] = {}
-        self.attempts: dict[str, int] = {}
-        self.leases: dict[str, Delivery] = {}
-        self.unwanted: set[str] = set()
-
-    def put(self, engine: Engine, lot: random.Random, item_id: str) -> None:
-        delay = lot.choice([0.0, 0.0, 0.0, NEVER])
-        put(engine, item_id, delay=delay)
-        self.states[item_id] = "delayed" if delay else "ready"
-        self.attempts[item_id] = 0
-
-    def lease(self, engine: Engine, _: random.Random, __: str) -> None:
-        delivery = engine.lease(0)
-        assert (delivery is None) == ("ready" not in self.states.values())
-        if delivery is not None:
-            assert self.states[delivery.id] == "ready"
-            self.states[delivery.id] = "leased"
-            self.attempts[delivery.id] += 1
-            assert delivery.attempt == self.attempts[delivery.id]
-            assert all(delivery.epoch > other.epoch for other in self.leases.values())
-            self.leases[delivery.id] = delivery
-
-    def ack(self, engine: Engine, lot: random.Random, _: str) -> None:
-        self._settle(engine.ack, lot, "done")
-
-    def nack(self, engine: Engine, lot: random.Random, _: str) -> None:
-        self._settle(lambda delivery: engine.nack(delivery, 0, "no"), lot, "ready")
-
-    def later(self, engine: Engine, lot: random.Random, _: str) -> None:
-        self._settle(lambda delivery: engine.nack(delivery, NEVER, "no"), lot, "delayed")
-
-    def reject(self, engine: Engine, lot: random.Random, _: str) -> None:
-        self._settle(lambda delivery: engine.reject(delivery, "bad"), lot, "dead")
-
-    def _settle(self, settle: Callable[[Delivery], object], lot: random.Random, state: str) -> None:
-        """Any lease that there has ever been."""
-        if not self.leases:
-            return
-        delivery = self.leases[lot.choice(list(self.leases))]
-        if self.states[delivery.id] != "leased":
-            with pytest.raises(Fenced):
-                settle(delivery)
-            return
-        settle(delivery)
-        unwanted = delivery.id in self.unwanted and state != "done"
-        self.states[delivery.id] = "dead" if unwanted else state
-
-    def revive(self, engine: Engine, lot: random.Random, _: str) -> None:
-        item_id = lot.choice([*self.states, "nobody"])
-        dead = self.states.get(item_id) == "dead"
-        assert engine.revive(item_id) is dead
-        if dead:
-            self.states[item_id] = "ready"
-            self.attempts[item_id] = 0
-            self.unwanted.discard(item_id)
-
-    def cancel(self, engine: Engine, lot: random.Random, _: str) -> None:
-        item_id = lot.choice([*self.states, "nobody"])
-        answers = {"ready": True, "delayed": True, "leased": False}
-        expected = answers.get(self.states.get(item_id, "none"))
-        assert engine.cancel(item_id, "unwanted") is expected
-        if expected is not None:
-            self.unwanted.add(item_id)
-        if expected:
-            self.states[item_id] = "dead"
 
 
 class Contract:
@@ -507,60 +420,3 @@ class Contract:
             with in_its_wait(lambda: queue._drain(None)) as victim:
                 far.ack()
             assert victim.results == [True]
-
-
-def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
-    """I33: workers on three hosts are killed at random until all is done, and nothing is lost."""
-    lot = random.Random(33)
-    effects = folder / "effects"
-    command = [sys.executable, crash_host.__file__, f"{url}&lease_timeout=3", str(effects)]
-    with ExitStack() as stack:
-        queue = stack.enter_context(open_queue(url))
-        hosts = [
-            stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            for _ in range(3)
-        ]
-        for item in range(items):
-            queue.put(item)
-        processes = [start_process(host) for host in hosts]
-        killed = 0
-        while killed < kills:
-            time.sleep(lot.random() * 0.05)  # a random moment is what it is about
-            which = lot.randrange(len(hosts))
-            os.kill(processes[which], signal.SIGKILL)
-            processes[which] = start_process(hosts[which])
-            killed += 1
-            while queue.counts()["ready"] < items // 10:
-                for _ in range(items // 10):
-                    queue.put(items)
-                    items += 1
-        assert queue._drain(NEVER)
-        assert queue.counts() == counts(done=items)
-        for process in processes:
-            os.kill(process, signal.SIGKILL)
-    check_effects(effects, items, killed)
-
-
-def start_process(host: subprocess.Popen[str]) -> int:
-    assert host.stdin is not None
-    assert host.stdout is not None
-    host.stdin.write("\n")
-    host.stdin.flush()
-    return int(host.stdout.readline())
-
-
-def check_effects(effects: Path, items: int, killed: int) -> None:
-    attempts: dict[int, list[int]] = {}
-    for line in effects.read_text(encoding="utf-8").splitlines():
-        item, attempt = map(int, line.split())
-        attempts.setdefault(item, []).append(attempt)
-    assert attempts.keys() == set(range(items)), "lost"
-    for of_item in attempts.values():
-        assert of_item == sorted(set(of_item)), "an attempt that was not counted"
-    reruns = sum(len(of_item) - 1 for of_item in attempts.values())
-    in_vain = sum(of_item[-1] - 1 for of_item in attempts.values())
-    figures = f"{items} items, {killed} kills, {in_vain} attempts in vain, {reruns} effects twice"
-    sys.stdout.write(f"{figures}\n")  # for `pytest -rP`
-    assert reruns <= in_vain <= killed * crash_host.WORKERS

@@ -8,7 +8,9 @@ import pytest
 
 from desist import WorkerPool
 from desist.engines import EngineQueue, open_queue
-from engine_contract import LONG, Contract, counts, crash
+from engine_contract import LONG, Contract
+from engine_crash import crash
+from engine_model import counts
 from servers import Server, postgres_server
 
 if TYPE_CHECKING:

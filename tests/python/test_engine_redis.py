@@ -10,7 +10,9 @@ import desist
 from desist import WorkerPool, wait_readable
 from desist.engines import EngineQueue, open_queue
 from desist.engines.redis import RedisEngine
-from engine_contract import LONG, Contract, counts, crash, lease, leased
+from engine_contract import LONG, Contract, lease, leased
+from engine_crash import crash
+from engine_model import counts
 from servers import Server, redis_server
 from support import NEVER
 

@@ -1,0 +1,97 @@
+"""A model of what any engine should know, to hold one against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from desist import Fenced
+from support import NEVER
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from desist.engines import Delivery, Engine
+
+
+def counts(**expected: int) -> dict[str, int]:
+    return {"ready": 0, "leased": 0, "delayed": 0, "done": 0, "dead": 0} | expected
+
+
+def put(engine: Engine, item_id: str = "a", key: str | None = None, delay: float = 0.0) -> str:
+    return engine.put(item_id, b"\0body\xff", key=key, delay=delay)
+
+
+class Model:
+    """What an engine should know: which state each item is in, and its leases and attempts."""
+
+    STEPS = ("put", "put", "lease", "lease", "ack", "nack", "later", "reject", "revive", "cancel")
+
+    def __init__(self) -> None:
+        self.states: dict[str, str] = {}
+        self.attempts: dict[str, int] = {}
+        self.leases: dict[str, Delivery] = {}
+        self.unwanted: set[str] = set()
+
+    def put(self, engine: Engine, lot: random.Random, item_id: str) -> None:
+        delay = lot.choice([0.0, 0.0, 0.0, NEVER])
+        put(engine, item_id, delay=delay)
+        self.states[item_id] = "delayed" if delay else "ready"
+        self.attempts[item_id] = 0
+
+    def lease(self, engine: Engine, _: random.Random, __: str) -> None:
+        delivery = engine.lease(0)
+        assert (delivery is None) == ("ready" not in self.states.values())
+        if delivery is not None:
+            assert self.states[delivery.id] == "ready"
+            self.states[delivery.id] = "leased"
+            self.attempts[delivery.id] += 1
+            assert delivery.attempt == self.attempts[delivery.id]
+            assert all(delivery.epoch > other.epoch for other in self.leases.values())
+            self.leases[delivery.id] = delivery
+
+    def ack(self, engine: Engine, lot: random.Random, _: str) -> None:
+        self._settle(engine.ack, lot, "done")
+
+    def nack(self, engine: Engine, lot: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.nack(delivery, 0, "no"), lot, "ready")
+
+    def later(self, engine: Engine, lot: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.nack(delivery, NEVER, "no"), lot, "delayed")
+
+    def reject(self, engine: Engine, lot: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.reject(delivery, "bad"), lot, "dead")
+
+    def _settle(self, settle: Callable[[Delivery], object], lot: random.Random, state: str) -> None:
+        """Any lease that there has ever been."""
+        if not self.leases:
+            return
+        delivery = self.leases[lot.choice(list(self.leases))]
+        if self.states[delivery.id] != "leased":
+            with pytest.raises(Fenced):
+                settle(delivery)
+            return
+        settle(delivery)
+        unwanted = delivery.id in self.unwanted and state != "done"
+        self.states[delivery.id] = "dead" if unwanted else state
+
+    def revive(self, engine: Engine, lot: random.Random, _: str) -> None:
+        item_id = lot.choice([*self.states, "nobody"])
+        dead = self.states.get(item_id) == "dead"
+        assert engine.revive(item_id) is dead
+        if dead:
+            self.states[item_id] = "ready"
+            self.attempts[item_id] = 0
+            self.unwanted.discard(item_id)
+
+    def cancel(self, engine: Engine, lot: random.Random, _: str) -> None:
+        item_id = lot.choice([*self.states, "nobody"])
+        answers = {"ready": True, "delayed": True, "leased": False}
+        expected = answers.get(self.states.get(item_id, "none"))
+        assert engine.cancel(item_id, "unwanted") is expected
+        if expected is not None:
+            self.unwanted.add(item_id)
+        if expected:
+            self.states[item_id] = "dead"
