@@ -23,7 +23,7 @@ WORKERS = 2
 POLICY = RetryPolicy(max_attempts=1000)
 
 
-def work(url: str, file: str) -> NoReturn:
+def work(url: str, file: str, alive: int) -> NoReturn:
     effects = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def handler(lease: Lease[int]) -> None:
@@ -32,17 +32,19 @@ def work(url: str, file: str) -> NoReturn:
         desist.sleep(0.002)
 
     _pool = WorkerPool(handler, queue=open_queue(url, retry=POLICY), workers=WORKERS)
-    while True:
-        signal.pause()
+    os.read(alive, 1)  # until this process's host is gone
+    os._exit(0)
 
 
 def main(url: str, file: str) -> None:
     open_queue(url).close()  # imports what it takes
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    alive, host = os.pipe()
     for _ in sys.stdin:
         child = os.fork()
         if child == 0:
-            work(url, file)
+            os.close(host)
+            work(url, file, alive)
         sys.stdout.write(f"{child}\n")
         sys.stdout.flush()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
     """I33: workers on three hosts are killed at random until all is done, and nothing is lost."""
-    lot = random.Random(33)
+    lot, more = random.Random(33), items // 10
     effects = folder / "effects"
     command = [sys.executable, crash_host.__file__, f"{url}&lease_timeout=3", str(effects)]
     with ExitStack() as stack:
@@ -43,14 +43,12 @@ def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
             os.kill(processes[which], signal.SIGKILL)
             processes[which] = start_process(hosts[which])
             killed += 1
-            while queue.counts()["ready"] < items // 10:
-                for _ in range(items // 10):
+            if queue.counts()["ready"] < more:
+                for _ in range(more):
                     queue.put(items)
                     items += 1
         assert queue._drain(NEVER)
         assert queue.counts() == counts(done=items)
-        for process in processes:
-            os.kill(process, signal.SIGKILL)
     check_effects(effects, items, killed)
 
 

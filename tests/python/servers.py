@@ -6,6 +6,7 @@ unpacked into target/servers without being installed. Who can have neither skips
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pwd
@@ -100,6 +101,15 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+_LIBC = ctypes.CDLL(None)
+
+
+def _die_with_the_test() -> None:
+    """A run that hangs is ended without any clean-up."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Server:
     """A process that is there when a port answers; to be stopped and started again."""
 
@@ -123,6 +133,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_die_with_the_test,
             **self._who,
         )
         until = time.monotonic() + SOON

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from desist.engines import Engine
     from engine_contract import Engines
 
-pytestmark = pytest.mark.timeout(25)  # the first may have to download the server
+pytestmark = pytest.mark.timeout(300)  # the first may have to download the server
 
 NUMBERS = itertools.count(1)
 
