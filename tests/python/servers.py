@@ -133,7 +133,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_die_with_the_test,
+            preexec_fn=_die_with_the_test,  # noqa: PLW1509 (one system call, no lock)
             **self._who,
         )
         until = time.monotonic() + SOON
