@@ -80,10 +80,10 @@ class ChildHandler(Generic[T, R]):
     def _start(self) -> _Child:
         return _Child(self._handler, self._policy, self._process)
 
-    def work(self) -> None:
+    def work(self, failed: Callable[[BaseException], object]) -> None:
         """The body of the seat's thread. At its end there is no process."""
         try:
-            self.seat.work(self, self._process)
+            self.seat.work(self, failed, self._process)
         finally:
             try:
                 if self._child is not None:

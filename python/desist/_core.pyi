@@ -1443,12 +1443,16 @@ class Seat:
         Block until the worker has left its loop or was given up. A checkpoint.
         """
     def work(
-        self, /, handler: Callable[[Lease[Any]], object], process: ChildProcess | None = None
+        self,
+        /,
+        handler: Callable[[Lease[Any]], object],
+        failed: Callable[[BaseException], object],
+        process: ChildProcess | None = None,
     ) -> None:
         """
         Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
         kill strikes; if that only waits for a process, it strikes there. What the queue raises,
-        other than Cancelled, is raised.
+        other than Cancelled, ends it, and is passed to `failed(exception)`.
         """
 
 @disjoint_base

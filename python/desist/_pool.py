@@ -205,13 +205,11 @@ class WorkerPool(Generic[T, R]):
         name = f"desist-worker-{index}"
         seat = Seat(name, self.queue, self._source.token, self._tally)
         seat.launch()
-        work = partial(seat.work, self._handler)
+        work, failed = partial(seat.work, self._handler), self._supervisor.queue_failed
         if self._isolated:
             # Here, so that who makes the pool is told what is wrong with the handler.
             work = partial(hold_off(self._new_child, seat).work)
-        thread = threading.Thread(
-            target=_work, args=(work, self._supervisor), name=name, daemon=True
-        )
+        thread = threading.Thread(target=work, args=(failed,), name=name, daemon=True)
         hold_off(thread.start)  # a kill in it would leave locks of threading held
         return seat
 
@@ -419,14 +417,6 @@ def _observer(on_event: Callable[[WorkEvent], object] | None) -> Callable[..., o
     return lambda *event: on_event(WorkEvent(*event))
 
 
-def _work(work: Callable[[], None], supervisor: _Supervisor) -> None:
-    """What a worker's thread does."""
-    try:
-        work()
-    except BaseException as failure:  # noqa: BLE001 (it is raised where the pool is used)
-        supervisor.give_up("the queue failed", failure)
-
-
 def _let_go(source: CancelSource, children: list[ChildHandler[T, R]]) -> None:
     source.cancel("nobody has the pool any more")
     for child in children:
@@ -480,11 +470,12 @@ class _Supervisor:
             if self._why is None:
                 self.restarts += 1
 
-    def give_up(self, why: str, failure: BaseException | None) -> None:
-        """The pool gives up, for good."""
-        hold_off(self._give_up, why, failure)
+    def queue_failed(self, failure: BaseException) -> None:
+        """A worker has left, because its queue raised this."""
+        hold_off(self._give_up, "the queue failed", failure)
 
     def _give_up(self, why: str, failure: BaseException | None) -> None:
+        """For good."""
         if self._why is None:
             self._why = (why, failure)
         self._source.cancel(why)

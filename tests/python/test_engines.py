@@ -212,16 +212,17 @@ def test_a_pool_gives_up_loudly_when_its_engine_fails(method: str) -> None:
         if method == "nack":
             raise ValueError(lease.item)
 
-    def work() -> None:
-        with WorkerPool(handler, queue=queue) as pool:
+    def run() -> None:
+        engine = DictEngine()
+        setattr(engine, method, fail)
+        with EngineQueue[str](engine) as queue:
+            pool = WorkerPool(handler, queue=queue)
             pool.submit("a")
+            with pytest.raises(PoolExhausted, match="the queue failed") as raised, pool:
+                pass
+            assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
-    engine = DictEngine()
-    setattr(engine, method, fail)
-    with EngineQueue[str](engine) as queue:
-        with pytest.raises(PoolExhausted, match="the queue failed") as raised:
-            work()
-        assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    simulated(run)
 
 
 @pytest.mark.parametrize("method", ["tend", "extend"])

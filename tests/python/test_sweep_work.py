@@ -49,7 +49,7 @@ class Office:
 
             stopper = threading.Thread(target=finish)
             stopper.start()
-            Seat("worker", self.queue, source.token, Tally()).work(handler)
+            Seat("worker", self.queue, source.token, Tally()).work(handler, print)
             stopper.join()
 
     def begin(self, lease: Lease[str]) -> None:

@@ -82,19 +82,26 @@ impl Seat {
 
     /// Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
     /// kill strikes; if that only waits for a process, it strikes there. What the queue raises,
-    /// other than Cancelled, is raised.
-    #[pyo3(signature = (handler: "Callable[[Lease[Any]], object]", process = None))]
+    /// other than Cancelled, ends it, and is passed to `failed(exception)`.
+    #[pyo3(signature = (
+        handler: "Callable[[Lease[Any]], object]",
+        failed: "Callable[[BaseException], object]",
+        process = None,
+    ))]
     fn work(
         &self,
         py: Python<'_>,
         handler: &Bound<'_, PyAny>,
+        failed: &Bound<'_, PyAny>,
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
         let enrolment = self.enrolment.lock().take();
         let enrolled = detached(py, || enrolment.map(Enrolment::begin));
         let worker = Task::new(&self.name, Some(self.pool.get().inner()));
         let boundary = Boundary::enter(&worker, None);
-        let result = self.work_on_all(py, handler, process);
+        let result = self
+            .work_on_all(py, handler, process)
+            .or_else(|failure| failed.call1((failure.into_value(py),)).map(drop));
         detached(py, || boundary.leave(BodyEnd::Unwound));
         self.over.set();
         detached(py, || drop(enrolled));
