@@ -422,3 +422,40 @@ def test_read_only_files_are_refused(path: Path) -> None:
         pytest.skip("root may write everything")
     with pytest.raises(QueueFileError, match="cannot be written"):
         FileQueue(path)
+
+
+def recurse(lease: Lease[str]) -> None:
+    recurse(lease)
+
+
+def leave(_: Lease[str]) -> None:
+    sys.exit(3)
+
+
+def fork(lease: Lease[str]) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            lease.ack()
+        except RuntimeError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    raise ChildProcessError
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("handler", "error"),
+    [(recurse, RecursionError), (leave, SystemExit), (fork, ChildProcessError)],
+)
+def test_handlers_that_leave_in_strange_ways_have_failed(
+    path: Path, handler: Any, error: type[BaseException]
+) -> None:
+    queue: FileQueue[str] = FileQueue(path, retry=AT_ONCE)
+    with WorkerPool(handler, queue=queue, workers=2) as pool:
+        with pytest.raises(error):
+            pool.submit("a").result()
+        assert pool.workers_alive() == 2
+    [(_, _, why)] = queue.dead()
+    assert [error.__name__ in text for text in why] == [True] * 3
