@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ from desist._core import (
     Tally,
     cancel_scope,
     hold_off,
+    shield,
 )
 from desist._enums import Outcome
 from desist._exceptions import PoolExhausted, TaskCancelled
@@ -334,25 +336,26 @@ class WorkerPool(Generic[T, R]):
         If the queue is the pool's own, nobody will work on what is left in it: it is dead, and
         its futures raise TaskCancelled. A queue that was passed in keeps it for other pools.
 
-        Blocks until each has ended or was given up, as the pool's policy says; they are killed
-        side by side.
+        Blocks until each has ended or was given up, as the pool's policy says, also in a block that
+        is cancelled; they are killed side by side.
         """
         if self._stopped or os.getpid() != self._process:
             return
         self._stopped = True
         self._source.cancel("the pool is stopping")
-        kills = [self._kill_aside(seat) for seat in self._seats if seat.busy]
-        for kill in kills:
-            kill.result()
-        for seat in self._seats:
-            seat.wait()
-        for child in self._children:
-            if child.seat.abandoned:
-                child.dismiss()
-            else:
-                child.gone.wait()
-        if self._owns_queue:
-            self.queue._give_up("the pool has stopped")  # noqa: SLF001
+        with shield(math.inf):  # whoever is cancelled leaves no worker behind either
+            kills = [self._kill_aside(seat) for seat in self._seats if seat.busy]
+            for kill in kills:
+                kill.result()
+            for seat in self._seats:
+                seat.wait()
+            for child in self._children:
+                if child.seat.abandoned:
+                    child.dismiss()
+                else:
+                    child.gone.wait()
+            if self._owns_queue:
+                self.queue._give_up("the pool has stopped")  # noqa: SLF001
 
     def _kill_aside(self, seat: Seat) -> Aside[KillReport]:
         return Aside(

@@ -206,6 +206,19 @@ def test_hung_workers_are_stopped_side_by_side() -> None:
     assert (pool.stats().killed, all_killed.broken) == (3, False)
 
 
+def test_a_pool_in_a_block_that_is_cancelled_leaves_no_worker_behind() -> None:
+    queue: LeaseQueue[int] = LeaseQueue()
+    deaf = Deaf()
+    with desist.cancel_scope() as scope, WorkerPool(deaf, workers=2, queue=queue) as pool:
+        pool.submit(1)
+        deaf.begun.acquire()
+        threading.Timer(0.05, deaf.go_on.set).start()  # later than a look at the cancelled scope
+        scope.cancel()
+        pool.drain()
+    assert scope.cancelled_caught
+    assert (pool.workers_alive(), queue.counts()["leased"]) == (0, 0)
+
+
 # --- signals --------------------------------------------------------------------------------------
 
 PROGRAM = """
