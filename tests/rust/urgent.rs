@@ -84,6 +84,8 @@ const AT_ONCE: StopPolicy = StopPolicy {
     sigterm: None,
     sigkill: false,
     trace: None,
+    sigterm: None,
+    sigkill: false,
     defer: HOUR,
     abandon: false,
 };
