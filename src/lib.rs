@@ -67,6 +67,10 @@ mod python;
 #[cfg(all(test, loom))]
 mod models;
 
+// By this name the unit tests' share of `tests/rust` calls it.
+#[cfg(test)]
+extern crate self as desist;
+
 pub use cause::{Cause, CauseKind};
 pub use clock::Time;
 pub use error::{DeadlineExceeded, ScopeMisuse, Stop};

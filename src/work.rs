@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(all(feature = "file", unix, not(loom)))]
-pub use file::{Bytes, Failure, FileError, FileOptions, FileQueue};
+pub use file::{Bytes, Failure, FileError, FileQueue};
 pub use memory::LeaseQueue;
 #[cfg(not(loom))]
 pub use pool::{Job, Note, PoolError, PoolOptions, WorkerPool};
@@ -166,20 +166,21 @@ impl RetryPolicy {
     }
 }
 
+const UNWANTED: &str = "nobody wants the work any more";
+const LEASE_LOST: &str = "its lease was not extended in time";
+
 /// What is noted of an item whose own deadline has passed.
 fn unwanted_since(deadline: Time) -> Cause {
-    let reason = "nobody wants the work any more";
     Cause {
-        reason: Some(reason.into()),
+        reason: Some(UNWANTED.into()),
         ..Cause::deadline(deadline)
     }
 }
 
 /// What is noted of an item whose lease was not extended in time.
 fn lease_lost(until: Time) -> Cause {
-    let reason = "its lease was not extended in time";
     Cause {
-        reason: Some(reason.into()),
+        reason: Some(LEASE_LOST.into()),
         ..Cause::deadline(until)
     }
 }

@@ -32,7 +32,9 @@ use crate::clock::Time;
 use crate::fork;
 use crate::park::Ticket;
 use crate::wait;
-use crate::work::{Back, Counts, Dead, Lease, Lot, PutOptions, RetryPolicy, Returned};
+use crate::work::{
+    Back, Counts, Dead, LEASE_LOST, Lease, Lot, PutOptions, QueueOptions, Returned, UNWANTED,
+};
 use clock::{Clock, Machine};
 use commit::Committer;
 pub use error::FileError;
@@ -56,7 +58,7 @@ pub enum Failure {
     },
     /// Its lease was not extended in time.
     LeaseTimedOut,
-    /// Its own time was over before it was leased (again).
+    /// Its own time has passed: nobody wants the work any more.
     ItemTimedOut,
 }
 
@@ -67,22 +69,10 @@ impl fmt::Display for Failure {
             Failure::OwnerDied { pid } => {
                 write!(f, "the process that worked on it, number {pid}, died")
             }
-            Failure::LeaseTimedOut => f.write_str("its lease was not extended in time"),
-            Failure::ItemTimedOut => f.write_str("its time was over before it was done"),
+            Failure::LeaseTimedOut => f.write_str(LEASE_LOST),
+            Failure::ItemTimedOut => f.write_str(UNWANTED),
         }
     }
-}
-
-/// How a file is used. Each process that opens it has its own.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct FileOptions {
-    /// How often, and how soon, failed work is tried again.
-    pub retry: RetryPolicy,
-    /// While so many items wait to be leased, `put` waits. `None`: never.
-    pub maxsize: Option<usize>,
-    /// A lease that has not been extended for so long is over. `None`: it is good as long as its
-    /// process lives.
-    pub lease_timeout: Option<Duration>,
 }
 
 /// A queue of leases, in a file. Cloning gives another handle; when the last one is dropped, what
@@ -103,7 +93,7 @@ struct Handle {
 
 struct Shared {
     path: PathBuf,
-    options: FileOptions,
+    options: QueueOptions,
     lot: Lot,
     clock: Arc<dyn Clock>,
     own: Process,
@@ -116,14 +106,18 @@ struct Shared {
 
 impl FileQueue {
     /// Open the queue in this file; if there is none, it is made. Takes milliseconds, however
-    /// many items there are.
-    pub fn open(path: impl AsRef<Path>, options: FileOptions) -> Result<FileQueue, FileError> {
-        FileQueue::open_by(path.as_ref(), options, Arc::new(Machine))
+    /// many items there are, unless time has changed many meanwhile. Each process that opens the
+    /// file has its own options.
+    pub fn open(
+        path: impl AsRef<Path>,
+        options: impl Into<QueueOptions>,
+    ) -> Result<FileQueue, FileError> {
+        FileQueue::open_by(path.as_ref(), options.into(), Arc::new(Machine))
     }
 
     fn open_by(
         path: &Path,
-        options: FileOptions,
+        options: QueueOptions,
         clock: Arc<dyn Clock>,
     ) -> Result<FileQueue, FileError> {
         // A fork in the middle would leave SQLite's own locks held in the child.
@@ -143,7 +137,7 @@ impl FileQueue {
             lines: Mutex::default(),
         };
         let (own, opening) = (shared.own.clone(), shared.opening.clone());
-        shared.owner = shared.run(false, shared.terms(), move |tables| {
+        shared.owner = shared.commit(false, shared.terms(), move |tables| {
             let owner = tables.join(&own)?;
             opening.add(owner); // at once: the keepers of others in this process look for it
             Ok(owner)
@@ -166,7 +160,7 @@ impl FileQueue {
 
     /// Add an item; returns its number, or that of the item which is there with its key. It is on
     /// the disk then. Where there is a `maxsize` it waits for room, until `until` at most (then
-    /// `None`), and is a checkpoint; `Err` means that nothing was put.
+    /// `None`). A checkpoint; `Err` means that nothing was put.
     pub fn put(
         &self,
         item: impl Into<Bytes>,
@@ -178,16 +172,13 @@ impl FileQueue {
     }
 
     /// [`FileQueue::put`] for many at once: all or none are put. It waits for room for all of
-    /// them, or until nothing else is waiting to be leased.
+    /// them, or until nothing else is ready, leased or delayed.
     pub fn put_many(
         &self,
         items: impl IntoIterator<Item = (Bytes, PutOptions)>,
         until: Time,
     ) -> Result<Option<Vec<u64>>, FileError> {
         let mut putting = Putting::new(self.shared(), items.into_iter().collect());
-        if self.shared().options.maxsize.is_none() {
-            return wait::Op::attempt(&mut putting);
-        }
         wait::perform(&mut putting, until)
     }
 
@@ -245,7 +236,8 @@ impl FileQueue {
         self.run(move |tables| tables.item(id))
     }
 
-    /// Give a dead item all its attempts, and all its time, again. False: it is not dead.
+    /// Give a dead item all its attempts again, and as much time as it needs, whether there is
+    /// room or not. False: it is not dead.
     pub fn revive(&self, id: u64) -> Result<bool, FileError> {
         self.run(move |tables| tables.revive(id))
     }
@@ -267,7 +259,8 @@ impl FileQueue {
         Ok(drained.is_some())
     }
 
-    /// From now on `lease` returns `None` at once, in this process. Items stay where they are.
+    /// From now on `lease` returns `None` at once, here and with all clones of this queue; others
+    /// that have the file open go on. Items stay where they are, and more can be put.
     pub fn close(&self) {
         self.shared().lines.lock().closed = true;
         self.shared().stir();
@@ -300,7 +293,20 @@ impl Shared {
         self.own.pid == std::process::id()
     }
 
+    /// Do it in a transaction, after all that is due.
     fn run<R: Send + 'static>(
+        &self,
+        durable: bool,
+        terms: Terms,
+        mut work: impl FnMut(&mut Tables<'_>) -> Result<R, FileError> + Send + 'static,
+    ) -> Result<R, FileError> {
+        self.commit(durable, terms, move |tables| {
+            tables.catch_up()?;
+            work(tables)
+        })
+    }
+
+    fn commit<R: Send + 'static>(
         &self,
         durable: bool,
         terms: Terms,
@@ -319,7 +325,7 @@ impl Shared {
             let wake = self.lines.lock().change(changed);
             wake.iter().for_each(Ticket::wake);
         }
-        if let Some(end) = changed.lease_until {
+        if let Some(end) = changed.ends {
             self.bell.by(end);
         }
         if changed.tell {

@@ -1,5 +1,5 @@
-//! The queue in a file: as the one in memory, and what a file adds. See also `file_queue_crash.rs`
-//! and `file_queue_power.rs`.
+//! The queue in a file: who waits for it, and what a file adds. See also `file_queue_crash.rs` and
+//! `file_queue_power.rs`; that it does what the one in memory does, the unit tests of it see.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use desist::work::{
-    Back, Bytes, Failure, FileError, FileOptions, FileQueue, Lease, PutOptions, RetryPolicy,
+    Back, Bytes, Failure, FileError, FileQueue, Lease, PutOptions, QueueOptions, RetryPolicy,
     Returned,
 };
-use desist::{Time, move_on_after};
-use proptest::prelude::*;
+use desist::{Scope, Time, move_on_after};
 
-use crate::file_model::{Model, Step, Where, steps};
 use crate::support::{PAST, Parker, far};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -37,10 +35,10 @@ impl Folder {
     }
 
     fn open(&self) -> FileQueue {
-        FileQueue::open(self.file(), FileOptions::default()).unwrap()
+        FileQueue::open(self.file(), QueueOptions::default()).unwrap()
     }
 
-    fn open_with(&self, options: FileOptions) -> FileQueue {
+    fn open_with(&self, options: QueueOptions) -> FileQueue {
         FileQueue::open(self.file(), options).unwrap()
     }
 }
@@ -70,85 +68,15 @@ fn lease(queue: &FileQueue) -> Option<Lease<Bytes, Bytes>> {
     queue.lease(PAST).unwrap()
 }
 
-fn policy(max_attempts: u32) -> FileOptions {
-    FileOptions {
+fn policy(max_attempts: u32) -> QueueOptions {
+    QueueOptions {
         retry: RetryPolicy {
             max_attempts,
             backoff: HOUR,
             max_backoff: HOUR,
             jitter: 0.5,
         },
-        ..FileOptions::default()
-    }
-}
-
-// ---------------------------------------------------------------------- against the model
-
-/// What becomes of the leases when their process ends in order.
-fn reopen(model: &mut Model) {
-    let mut leased: Vec<_> = model
-        .items
-        .iter()
-        .filter_map(|(id, item)| match item.place {
-            Where::Leased(epoch) => Some((epoch, *id)),
-            _ => None,
-        })
-        .collect();
-    leased.sort_unstable_by(|one, other| other.cmp(one));
-    for (epoch, id) in leased {
-        model.give_back(id, epoch, Back::AtOnce, None).unwrap();
-    }
-    model.closed = false;
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 48, ..ProptestConfig::default() })]
-
-    #[test]
-    fn i28_i29_i30_i31_i34_the_file_does_what_the_model_does(
-        max_attempts in 1..4u32,
-        steps in steps(),
-        reopened in prop::collection::vec(0..12u32, 60),
-    ) {
-        let folder = Folder::new();
-        let mut queue = folder.open_with(policy(max_attempts));
-        let mut model = Model { max_attempts, ..Model::default() };
-        let mut leases: Vec<Lease<Bytes, Bytes>> = Vec::new();
-        for ((number, step), reopened) in (0u32..).zip(&steps).zip(reopened) {
-            if reopened == 0 {
-                drop(queue);
-                queue = folder.open_with(policy(max_attempts));
-                reopen(&mut model);
-            }
-            let recent = |back: usize| leases.iter().rev().nth(back).map(|lease| (lease.id, lease.epoch));
-            let fenced = |error| match error { FileError::Fenced => desist::work::Fenced, other => panic!("{other}") };
-            match step {
-                Step::Put => prop_assert_eq!(put(&queue, "item"), model.put()),
-                Step::Lease => {
-                    let lease = lease(&queue);
-                    prop_assert_eq!(lease.as_ref().map(|lease| (lease.id, lease.epoch, lease.attempt)), model.lease());
-                    leases.extend(lease);
-                }
-                Step::Ack(back) => {
-                    let Some((id, epoch)) = recent(*back) else { continue };
-                    prop_assert_eq!(queue.ack(id, epoch).map_err(fenced), model.ack(id, epoch));
-                }
-                Step::GiveBack(back, how, failed) => {
-                    let Some((id, epoch)) = recent(*back) else { continue };
-                    let failure = failed.then_some(number);
-                    let given = queue.give_back(id, epoch, *how, failure.map(note)).map_err(fenced);
-                    prop_assert_eq!(given, model.give_back(id, epoch, *how, failure));
-                }
-                Step::Cancel(id) => prop_assert_eq!(queue.cancel(*id, note(number)).unwrap(), model.cancel(*id, number)),
-                Step::Revive(id) => prop_assert_eq!(queue.revive(*id).unwrap(), model.revive(*id)),
-                Step::Close => (queue.close(), model.closed = true).1,
-            }
-            prop_assert_eq!(queue.counts().unwrap(), model.counts());
-            let dead: Vec<_> = queue.dead().unwrap().into_iter().map(|(id, _, failures)| (id, failures)).collect();
-            let noted = |failures: &Vec<u32>| failures.iter().map(|failure| Failure::Noted(note(*failure))).collect::<Vec<_>>();
-            let expected: Vec<_> = model.dead.iter().map(|id| (*id, noted(&model.items[id].failures))).collect();
-            prop_assert_eq!(dead, expected);
-        }
+        ..QueueOptions::default()
     }
 }
 
@@ -222,9 +150,9 @@ fn an_earlier_pause_wakes_who_waits_for_a_later_one() {
 #[test]
 fn a_put_waits_for_room_and_can_be_cancelled() {
     let folder = Folder::new();
-    let queue = folder.open_with(FileOptions {
-        maxsize: Some(1),
-        ..FileOptions::default()
+    let queue = folder.open_with(QueueOptions {
+        maxsize: 1,
+        ..QueueOptions::default()
     });
     put(&queue, "one");
     let try_put = |until| queue.put(bytes("two"), PutOptions::default(), until);
@@ -236,9 +164,45 @@ fn a_put_waits_for_room_and_can_be_cancelled() {
     let theirs = queue.clone();
     let putter =
         Parker::spawn_parked(move || theirs.put(bytes("two"), PutOptions::default(), Time::NEVER));
-    lease(&queue).unwrap();
+    let lease = lease(&queue).unwrap();
+    assert_eq!(try_put(PAST), Ok(None), "what is leased takes room, too");
+    queue.ack(lease.id, lease.epoch).unwrap();
     assert_eq!(putter.join(), Ok(Some(2)));
     assert_eq!(queue.counts().unwrap().ready, 1);
+}
+
+#[test]
+fn i12_an_item_that_nobody_wants_any_more_makes_room_and_is_the_end() {
+    let folder = Folder::new();
+    let queue = folder.open_with(QueueOptions {
+        maxsize: 1,
+        ..QueueOptions::default()
+    });
+    let put = |delay, timeout, until| {
+        let options = PutOptions {
+            delay,
+            timeout: Some(timeout),
+            ..PutOptions::default()
+        };
+        queue.put(bytes("item"), options, until)
+    };
+    let soon = Duration::from_millis(1);
+    // Ready, or delayed for longer than it is wanted.
+    for delay in [Duration::ZERO, HOUR] {
+        assert!(put(delay, soon, far()).unwrap().is_some());
+        assert!(put(delay, soon, far()).unwrap().is_some());
+        assert_eq!(queue.drain(far()), Ok(true));
+    }
+    assert_eq!(queue.counts().unwrap().dead, 4);
+}
+
+#[test]
+fn i15_a_put_in_a_cancelled_scope_puts_nothing() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    let put = |_: &Scope| queue.put(bytes("item"), PutOptions::default(), far());
+    assert_eq!(move_on_after(Duration::ZERO, put), Ok(None));
+    assert_eq!(queue.counts().unwrap().ready, 0);
 }
 
 /// A different number for each pair, and the same in each run.
@@ -250,15 +214,15 @@ fn dice(worker: usize, turn: usize) -> usize {
 fn i12_i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
     const ITEMS: usize = 200;
     let folder = Folder::new();
-    let options = FileOptions {
+    let options = QueueOptions {
         retry: RetryPolicy {
             max_attempts: 3,
             backoff: Duration::from_micros(50),
             max_backoff: Duration::from_micros(200),
             jitter: 0.5,
         },
-        maxsize: Some(20),
-        ..FileOptions::default()
+        maxsize: 20,
+        ..QueueOptions::default()
     };
     // Two queues, as in two processes: they hear of each other by the file alone.
     let queues = [folder.open_with(options), folder.open_with(options)];
@@ -390,14 +354,19 @@ fn what_is_said_of_progress_the_next_attempt_finds_in_any_process() {
 #[test]
 fn many_items_are_put_all_or_none() {
     let folder = Folder::new();
-    let queue = folder.open_with(FileOptions {
-        maxsize: Some(3),
-        ..FileOptions::default()
+    let queue = folder.open_with(QueueOptions {
+        maxsize: 3,
+        ..QueueOptions::default()
     });
     let many = |count| (0..count).map(|number| (note(number), PutOptions::default()));
     assert_eq!(queue.put_many(many(2), PAST), Ok(Some(vec![1, 2])));
     assert_eq!(queue.put_many(many(2), PAST), Ok(None), "not one of them");
     assert_eq!(queue.counts().unwrap().ready, 2);
+    let first = lease(&queue).unwrap();
+    assert_eq!(queue.put_many(many(2), PAST), Ok(None), "it has not ended");
+    queue
+        .give_back(first.id, first.epoch, Back::AtOnce, None)
+        .unwrap();
     let given_up = queue.give_up(bytes("shutdown")).unwrap();
     assert_eq!(given_up, [note(0), note(1)]);
     assert_eq!(
@@ -440,7 +409,7 @@ fn content(folder: &Folder) -> Vec<(PathBuf, Vec<u8>)> {
 /// The file is refused, and left as it is.
 fn refused(folder: &Folder) -> FileError {
     let before = content(folder);
-    let error = FileQueue::open(folder.file(), FileOptions::default()).unwrap_err();
+    let error = FileQueue::open(folder.file(), QueueOptions::default()).unwrap_err();
     assert!(content(folder) == before, "{error}: and was changed");
     error
 }
@@ -466,7 +435,7 @@ fn a_foreign_file_is_refused_and_left_as_it_is() {
     }
     let folder = Folder::new();
     fs::create_dir(folder.file()).unwrap();
-    let error = FileQueue::open(folder.file(), FileOptions::default()).unwrap_err();
+    let error = FileQueue::open(folder.file(), QueueOptions::default()).unwrap_err();
     assert_eq!(error, FileError::Foreign);
 }
 
@@ -532,7 +501,7 @@ fn a_file_that_must_not_be_written_is_an_error() {
         move || {
             // SAFETY: the bare system call changes who this one thread is. Root may do anything.
             unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
-            FileQueue::open(file, FileOptions::default()).map(|_| ())
+            FileQueue::open(file, QueueOptions::default()).map(|_| ())
         }
     });
     assert_eq!(opened.join().unwrap(), Err(FileError::ReadOnly));
@@ -542,7 +511,7 @@ fn a_file_that_must_not_be_written_is_an_error() {
 
 #[test]
 fn a_folder_that_is_not_there_is_an_error() {
-    let error = FileQueue::open("/nowhere/jobs.db", FileOptions::default()).unwrap_err();
+    let error = FileQueue::open("/nowhere/jobs.db", QueueOptions::default()).unwrap_err();
     assert!(error.to_string().contains("No such file"), "{error}");
 }
 

@@ -10,20 +10,20 @@ use std::sync::Arc;
 use std::thread;
 
 use desist::Time;
-use desist::work::{Bytes, Failure, FileError, FileOptions, FileQueue, PutOptions, RetryPolicy};
+use desist::work::{Bytes, Failure, FileError, FileQueue, PutOptions, QueueOptions, RetryPolicy};
 
 use crate::file_queue::Folder;
 use crate::support::{PAST, Parker};
 
 const WORKERS: usize = 2;
 
-fn options(max_attempts: u32) -> FileOptions {
-    FileOptions {
+fn options(max_attempts: u32) -> QueueOptions {
+    QueueOptions {
         retry: RetryPolicy {
             max_attempts,
             ..RetryPolicy::default()
         },
-        ..FileOptions::default()
+        ..QueueOptions::default()
     }
 }
 

@@ -17,7 +17,7 @@ use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use desist::work::{Bytes, FileError, FileOptions, FileQueue, PutOptions};
+use desist::work::{Bytes, FileError, FileQueue, PutOptions, QueueOptions};
 use rusqlite::ffi;
 
 use crate::file_queue::Folder;
@@ -259,7 +259,7 @@ fn child() {
 fn fill_the_disk() {
     install();
     let folder = Folder::new();
-    let queue = FileQueue::open(folder.file(), FileOptions::default()).unwrap();
+    let queue = FileQueue::open(folder.file(), QueueOptions::default()).unwrap();
     let put = || queue.put(*b"item", PutOptions::default(), PAST);
     assert_eq!(put(), Ok(Some(1)));
     let lease = queue.lease(PAST).unwrap().unwrap();
@@ -301,7 +301,7 @@ fn lose_power() {
 /// deleted and begun anew.
 fn work(path: &Path) {
     for round in 0..2 {
-        let queue = FileQueue::open(path, FileOptions::default()).unwrap();
+        let queue = FileQueue::open(path, QueueOptions::default()).unwrap();
         for number in 0..3 {
             let item: Bytes = vec![number; 200 + 5000 * usize::from(number)].into();
             let id = queue
@@ -380,7 +380,7 @@ fn check(events: &[Event], files: &Files) {
     for (name, content) in files {
         fs::write(folder.file().with_file_name(name), content).unwrap();
     }
-    let queue = FileQueue::open(folder.file(), FileOptions::default());
+    let queue = FileQueue::open(folder.file(), QueueOptions::default());
     let queue = queue.unwrap_or_else(|error| panic!("{error}, after {} events", events.len()));
     let (mut put, mut acking) = (BTreeSet::new(), BTreeSet::new());
     for event in events {

@@ -11,8 +11,6 @@ mod condition;
 mod event;
 mod examples;
 #[cfg(feature = "file")]
-mod file_model;
-#[cfg(feature = "file")]
 mod file_queue;
 #[cfg(feature = "file")]
 mod file_queue_crash;

@@ -40,6 +40,8 @@ fn impatient() -> StopPolicy {
         sigterm: None,
         sigkill: false,
         trace: None,
+        sigterm: None,
+        sigkill: false,
         defer: Duration::ZERO,
         abandon: true,
     }

@@ -5,14 +5,29 @@ use std::time::Duration;
 use desist::task::{BodyEnd, Boundary, Task};
 use desist::work::{Back, Fenced, LeaseQueue, PutOptions, QueueOptions, RetryPolicy, Returned};
 use desist::{CancelSource, Cause, Time, move_on_after, sleep, testing};
+use proptest::prelude::*;
 
 use crate::support::{PAST, Parker, allocated_by, far};
-use crate::work_model::Note;
+use crate::work_model::{Note, check, queue_options, steps};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 type Queue = LeaseQueue<&'static str, Note>;
+
+// ---------------------------------------------------------------------- against the model
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn i28_i29_i30_i31_i34_the_queue_in_memory_does_what_the_model_does(
+        options in queue_options(),
+        steps in steps(),
+    ) {
+        testing::run(None, || check(&mut LeaseQueue::new(options), options, &steps)).unwrap()?;
+    }
+}
 
 // ---------------------------------------------------------------------- many threads
 

@@ -1,6 +1,7 @@
 //! What a lease queue promises, as a model that any of them can be held against.
 //!
-//! The model is for one thread. Time passes only between its steps, by a simulated clock.
+//! The model is for one thread. Time passes only between its steps, by a simulated clock. `work.rs`
+//! has the queue in memory do what it does, and the unit tests the one in a file.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,11 +9,10 @@ use std::time::Duration;
 use desist::work::{
     Back, Counts, Fenced, Lease, LeaseQueue, PutOptions, QueueOptions, RetryPolicy, Returned,
 };
-use desist::{Cause, Time, sleep, testing};
+use desist::{Cause, Time, sleep};
 use proptest::prelude::*;
 
-use crate::support::PAST;
-
+const PAST: Time = Time::from_nanos(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What is kept of a failure, or of progress.
@@ -30,7 +30,7 @@ impl From<Cause> for Note {
 }
 
 /// A queue as the model sees it.
-pub(crate) trait Queue: Clone {
+pub(crate) trait Queue {
     /// `None`: there is no room.
     fn put(&self, item: u32, options: &PutOptions) -> Option<u64>;
     /// `None`: none is ready, or it is closed.
@@ -51,6 +51,8 @@ pub(crate) trait Queue: Clone {
     fn close(&self);
     fn counts(&self) -> Counts;
     fn dead(&self) -> Vec<(u64, u32, Vec<Note>)>;
+    /// Let go of it, and open it again. False: it is only here.
+    fn reopen(&mut self) -> bool;
 }
 
 impl Queue for LeaseQueue<u32, Note> {
@@ -111,6 +113,10 @@ impl Queue for LeaseQueue<u32, Note> {
 
     fn dead(&self) -> Vec<(u64, u32, Vec<Note>)> {
         self.dead()
+    }
+
+    fn reopen(&mut self) -> bool {
+        false
     }
 }
 
@@ -320,6 +326,20 @@ impl Model {
         }
     }
 
+    /// Whoever has leased anything is stopped: the first that was leased is the next again.
+    fn reopen(&mut self) {
+        let leased = |(id, item): (&u64, &Item)| match item.place {
+            Where::Leased(epoch) => Some((epoch, *id)),
+            _ => None,
+        };
+        let mut leased: Vec<_> = self.items.iter().filter_map(leased).collect();
+        leased.sort_unstable();
+        for (_, id) in leased.into_iter().rev() {
+            self.end_lease(id, None, Duration::ZERO);
+        }
+        self.closed = false;
+    }
+
     fn cancel(&mut self, id: u64, failure: Note) -> Option<bool> {
         let item = self.items.get_mut(&id)?;
         match item.place {
@@ -411,6 +431,7 @@ pub(crate) enum Step {
     GiveUp,
     Pass(Duration),
     Close,
+    Reopen,
 }
 
 fn seconds(within: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
@@ -449,6 +470,7 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::GiveUp),
         40 => seconds(1..8).prop_map(Step::Pass),
         1 => Just(Step::Close),
+        20 => Just(Step::Reopen),
     ];
     prop::collection::vec(step, 1..80)
 }
@@ -472,7 +494,7 @@ pub(crate) fn queue_options() -> impl Strategy<Value = QueueOptions> {
 
 /// Have the queue and a model with the same options take these steps.
 pub(crate) fn check<Q: Queue>(
-    queue: &Q,
+    queue: &mut Q,
     options: QueueOptions,
     steps: &[Step],
 ) -> Result<(), TestCaseError> {
@@ -530,6 +552,11 @@ pub(crate) fn check<Q: Queue>(
                 queue.close();
                 model.closed = true;
             }
+            Step::Reopen => {
+                if queue.reopen() {
+                    model.reopen();
+                }
+            }
         }
         model.catch_up();
         prop_assert_eq!(queue.counts(), model.counts());
@@ -539,16 +566,4 @@ pub(crate) fn check<Q: Queue>(
         }
     }
     Ok(())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() })]
-
-    #[test]
-    fn i28_i29_i30_i31_i34_the_queue_in_memory_does_what_the_model_does(
-        options in queue_options(),
-        steps in steps(),
-    ) {
-        testing::run(None, || check(&LeaseQueue::new(options), options, &steps)).unwrap()?;
-    }
 }

@@ -19,7 +19,7 @@ use crate::clock::Time;
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::{error, seconds};
-use crate::work::{self, Back, Bytes, FileError, FileOptions, Returned};
+use crate::work::{self, Back, Bytes, FileError, Returned};
 
 /// A LeaseQueue in a file.
 ///
@@ -69,16 +69,7 @@ impl FileQueue {
         codec: &str,
     ) -> PyResult<Self> {
         let codec = Codec::named(py, codec)?;
-        let work::QueueOptions {
-            retry,
-            maxsize,
-            lease_timeout,
-        } = options::of_queue(retry, maxsize, lease_timeout)?;
-        let options = FileOptions {
-            retry,
-            maxsize: (maxsize > 0).then_some(maxsize),
-            lease_timeout,
-        };
+        let options = options::of_queue(retry, maxsize, lease_timeout)?;
         let queue = detached(py, || work::FileQueue::open(path, options));
         Ok(Self {
             engine: Arc::new(File {

@@ -217,7 +217,7 @@ fn attempt(db: &Connection, batch: &mut [Request]) -> Result<Changed, FileError>
         let mut tables = Tables::new(db, &request.terms, &mut meta, &mut changed);
         (request.run)(&mut tables)?;
     }
-    meta.tell(before, &mut changed);
+    meta.tell(&mut changed);
     if meta != before {
         meta.write(db)?;
     }
@@ -233,13 +233,13 @@ mod tests {
 
     use super::*;
     use crate::clock::Time;
-    use crate::work::{FileOptions, FileQueue, PutOptions};
+    use crate::work::{FileQueue, PutOptions, QueueOptions};
 
     #[test]
     fn an_operation_that_fails_takes_no_other_with_it() {
         const PAST: Time = Time::from_nanos(1);
         let path = std::env::temp_dir().join(format!("desist-commit-{}.db", std::process::id()));
-        let queue = FileQueue::open(&path, FileOptions::default()).unwrap();
+        let queue = FileQueue::open(&path, QueueOptions::default()).unwrap();
         let shared = queue.shared();
         let runs = Arc::new(AtomicUsize::new(0));
         let put = || queue.put(*b"item", PutOptions::default(), PAST);

@@ -1,7 +1,7 @@
 //! The thread that hears of other processes: what they changed, and that they died.
 //!
-//! It sleeps until the file beside the queue's is written to, an owner's process ends, or a lease
-//! does. Nobody looks at intervals, except where the system cannot tell.
+//! It sleeps until the file beside the queue's is written to, an owner's process ends, or time
+//! changes an item. Nobody looks at intervals, except where the system cannot tell.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -62,7 +62,7 @@ impl Bell {
         let _ = self.file.write_all_at(b"!", 0);
     }
 
-    /// A lease of this process ends then.
+    /// Time changes an item of this process's then.
     pub(super) fn by(&self, end: i64) {
         if end < self.next.load(Ordering::SeqCst) {
             self.nudge();
@@ -136,11 +136,11 @@ fn keep(shared: &Shared) {
 
 type Owners = Vec<(i64, Process)>;
 
-/// End the leases of those who died, and those that nobody extended. Returns who else is there,
-/// and when the next lease ends.
+/// End the leases of those who died, and do what is due. Returns who else is there, and when the
+/// next is.
 pub(super) fn look(shared: &Shared) -> Result<(Owners, i64), FileError> {
     let (own, opening) = (shared.own.clone(), shared.opening.clone());
-    shared.run(false, shared.terms(), move |tables| {
+    shared.commit(false, shared.terms(), move |tables| {
         let mut others = tables.others()?;
         let is_alive = |id: i64, process: &Process| {
             if (process.pid, process.space) == (own.pid, own.space) {
@@ -155,7 +155,8 @@ pub(super) fn look(shared: &Shared) -> Result<(Owners, i64), FileError> {
             }
         }
         others.retain(|(id, process)| is_alive(*id, process));
-        Ok((others, tables.end_leases()?))
+        tables.catch_up()?;
+        Ok((others, tables.next_change()?))
     })
 }
 

@@ -43,6 +43,10 @@ CREATE TABLE items (
     expires INTEGER,                -- nobody wants it any more
     expires_wall INTEGER,
     timeout INTEGER,
+    changes INTEGER AS (            -- when time changes its state
+        CASE state WHEN 0 THEN expires WHEN 1 THEN lease_until
+        WHEN 2 THEN min(due, coalesce(expires, due)) END
+    ),
     put_wall INTEGER NOT NULL,      -- ..._wall: milliseconds since 1970; others: since the start
     key TEXT,
     unwanted BLOB,                  -- why it was cancelled, while it was leased
@@ -53,6 +57,7 @@ CREATE INDEX ready ON items (priority, turn) WHERE state = 0;
 CREATE INDEX leased ON items (owner) WHERE state = 1;
 CREATE INDEX delayed ON items (due) WHERE state = 2;
 CREATE INDEX dead ON items (turn) WHERE state = 3;
+CREATE INDEX changing ON items (changes) WHERE changes IS NOT NULL;
 CREATE UNIQUE INDEX keys ON items (key) WHERE key IS NOT NULL;
 
 CREATE TABLE failures (

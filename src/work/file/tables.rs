@@ -5,6 +5,7 @@
 
 mod looking;
 mod owning;
+mod passing;
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub(super) struct Terms {
     pub(super) now: Now,
     pub(super) owner: i64,
     pub(super) retry: RetryPolicy,
-    pub(super) maxsize: Option<usize>,
+    pub(super) maxsize: usize,
     pub(super) lease_timeout: Option<Duration>,
 }
 
@@ -42,12 +43,12 @@ pub(super) struct Changed {
     pub(super) ready: usize,
     /// An item is delayed until then.
     pub(super) due: Option<i64>,
-    /// So many items have left the line.
+    /// So many items are done or dead.
     pub(super) room: usize,
-    /// Nothing is left to do, and before there was.
+    /// Nothing was left to do, at an instant, and before there was.
     pub(super) drained: bool,
-    /// A lease is good until then.
-    pub(super) lease_until: Option<i64>,
+    /// A lease is lost then, or nobody wants an item any more.
+    pub(super) ends: Option<i64>,
     /// Other processes wait for what has changed.
     pub(super) tell: bool,
 }
@@ -127,13 +128,16 @@ impl Meta {
         count(self.ready)
     }
 
+    fn unfinished(&self) -> i64 {
+        self.ready + self.leased + self.delayed
+    }
+
     fn is_drained(&self) -> bool {
-        self.ready + self.leased + self.delayed == 0
+        self.unfinished() == 0
     }
 
     /// See whom the change concerns. What others wait for is told once, and then they ask again.
-    pub(super) fn tell(&mut self, before: Meta, changed: &mut Changed) {
-        changed.drained = self.is_drained() && !before.is_drained();
+    pub(super) fn tell(&mut self, changed: &mut Changed) {
         if self.owners < 2 {
             return;
         }
@@ -160,19 +164,22 @@ pub(super) struct Tables<'a> {
     changed: &'a mut Changed,
 }
 
-/// A lease that ends.
-struct Ending {
+/// What a rule asks of an item that leaves its state.
+struct Standing {
     id: i64,
     attempt: i64,
     unwanted: Option<Bytes>,
+    expires: Option<i64>,
 }
 
-impl Ending {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Ending> {
-        Ok(Ending {
+impl Standing {
+    /// Of the columns id, attempt, unwanted, expires.
+    fn read(row: &Row<'_>) -> rusqlite::Result<Standing> {
+        Ok(Standing {
             id: row.get(0)?,
             attempt: row.get(1)?,
             unwanted: row.get(2)?,
+            expires: row.get(3)?,
         })
     }
 }
@@ -241,11 +248,12 @@ impl<'a> Tables<'a> {
             };
             known += usize::from(id.is_some());
         }
-        let waiting = count(self.meta.ready + self.meta.delayed);
+        let unfinished = count(self.meta.unfinished());
+        let most = self.terms.maxsize;
         let new = items.len() - known;
         // More than fits at all is let in where nothing else is.
-        let is_full = |most| waiting > 0 && waiting + new > most;
-        if new > 0 && self.terms.maxsize.is_some_and(is_full) {
+        let is_full = most > 0 && unfinished > 0 && unfinished + new > most;
+        if new > 0 && is_full {
             self.meta.awaited |= ROOM;
             return Ok(None);
         }
@@ -300,6 +308,7 @@ impl<'a> Tables<'a> {
             Some(due) => self.has_delayed(due),
             None => self.has_readied(),
         }
+        self.ends_at(expires.map(|expires| expires.at));
         Ok(id)
     }
 
@@ -319,51 +328,22 @@ impl<'a> Tables<'a> {
         self.changed.due = Some(earliest);
     }
 
+    fn ends_at(&mut self, at: Option<i64>) {
+        self.changed.ends = [self.changed.ends, at].into_iter().flatten().min();
+    }
+
+    /// An item that has been counted out of where it was is done or dead.
+    fn has_ended(&mut self) {
+        self.changed.room += 1;
+        self.changed.drained |= self.meta.is_drained();
+    }
+
     // ------------------------------------------------------------------ items are worked on
 
     /// Lease the next item, if there is one.
     pub(super) fn take(&mut self) -> Result<Taken> {
-        let now = self.terms.now;
-        if self.meta.delayed > 0 {
-            self.ready_due()?;
-        }
-        while self.meta.ready > 0 {
-            self.meta.last_epoch += 1;
-            let epoch = self.meta.last_epoch;
-            let until = self.lease_until();
-            let found = self.find(
-                "UPDATE items SET state = 1, attempt = attempt + 1, epoch = ?, owner = ?, \
-                 lease_until = ? WHERE id = \
-                 (SELECT id FROM items WHERE state = 0 ORDER BY priority, turn LIMIT 1) \
-                 RETURNING id, attempt, item, progress, expires",
-                params![epoch, self.terms.owner, until],
-                |row| {
-                    let lease = Lease {
-                        id: number(row.get(0)?),
-                        epoch: number(epoch),
-                        attempt: attempts(row.get(1)?),
-                        item: row.get(2)?,
-                        progress: row.get(3)?,
-                        deadline: None,
-                        until: until.map(|until| now.time_of(until)),
-                    };
-                    Ok((lease, row.get::<_, Option<i64>>(4)?))
-                },
-            )?;
-            let (mut lease, expires) =
-                found.ok_or_else(|| FileError::Damaged("it has less than it says".into()))?;
-            self.meta.ready -= 1;
-            self.changed.room += 1;
-            if expires.is_some_and(|expires| expires <= now.machine()) {
-                let id = row_id(lease.id);
-                self.execute("UPDATE items SET attempt = attempt - 1 WHERE id = ?", [id])?;
-                self.fail(id, &Failure::ItemTimedOut)?;
-                self.bury(id)?;
-                continue;
-            }
-            self.meta.leased += 1;
-            lease.deadline = expires.map(|expires| now.time_of(expires));
-            return Ok(Taken::Lease(lease));
+        if self.meta.ready > 0 {
+            return self.take_first().map(Taken::Lease);
         }
         self.meta.awaited |= ITEMS;
         let next = "SELECT min(due) FROM items WHERE state = 2";
@@ -373,29 +353,40 @@ impl<'a> Tables<'a> {
         })
     }
 
-    fn lease_until(&mut self) -> Option<i64> {
-        let until = self
-            .terms
-            .lease_timeout
-            .map(|timeout| self.terms.now.after(timeout).at);
-        let earlier = |at: i64| until.map_or(at, |until| until.min(at));
-        self.changed.lease_until = self.changed.lease_until.map(earlier).or(until);
-        until
+    fn take_first(&mut self) -> Result<Lease<Bytes, Bytes>> {
+        let now = self.terms.now;
+        self.meta.last_epoch += 1;
+        let epoch = self.meta.last_epoch;
+        let until = self.lease_until();
+        let found = self.find(
+            "UPDATE items SET state = 1, attempt = attempt + 1, epoch = ?, owner = ?, \
+             lease_until = ? WHERE id = \
+             (SELECT id FROM items WHERE state = 0 ORDER BY priority, turn LIMIT 1) \
+             RETURNING id, attempt, item, progress, expires",
+            params![epoch, self.terms.owner, until],
+            |row| {
+                let expires = row.get::<_, Option<i64>>(4)?;
+                Ok(Lease {
+                    id: number(row.get(0)?),
+                    epoch: number(epoch),
+                    attempt: attempts(row.get(1)?),
+                    item: row.get(2)?,
+                    progress: row.get(3)?,
+                    deadline: expires.map(|expires| now.time_of(expires)),
+                    until: until.map(|until| now.time_of(until)),
+                })
+            },
+        )?;
+        self.meta.ready -= 1;
+        self.meta.leased += 1;
+        found.ok_or_else(|| FileError::Damaged("it has less than it says".into()))
     }
 
-    /// What is due joins the line, at its end.
-    fn ready_due(&mut self) -> Result<()> {
-        let due: Vec<i64> = self.all(
-            "SELECT id FROM items WHERE state = 2 AND due <= ? ORDER BY due, id",
-            [self.terms.now.machine()],
-            |row| row.get(0),
-        )?;
-        for id in due {
-            let turn = self.last_turn();
-            self.make_ready(id, turn)?;
-            self.meta.delayed -= 1;
-        }
-        Ok(())
+    fn lease_until(&mut self) -> Option<i64> {
+        let until = self.terms.lease_timeout;
+        let until = until.map(|timeout| self.terms.now.after(timeout).at);
+        self.ends_at(until);
+        until
     }
 
     fn make_ready(&mut self, id: i64, turn: i64) -> Result<()> {
@@ -417,6 +408,7 @@ impl<'a> Tables<'a> {
             [turn, id],
         )?;
         self.meta.dead += 1;
+        self.has_ended();
         Ok(())
     }
 
@@ -448,6 +440,7 @@ impl<'a> Tables<'a> {
         self.execute("DELETE FROM failures WHERE item = ?", [id])?;
         self.meta.leased -= 1;
         self.meta.done += 1;
+        self.has_ended();
         Ok(Ok(()))
     }
 
@@ -461,41 +454,48 @@ impl<'a> Tables<'a> {
         random: f64,
     ) -> Result<std::result::Result<Returned, Fenced>> {
         let found = self.find(
-            "SELECT id, attempt, unwanted FROM items WHERE id = ? AND state = 1 AND epoch = ?",
+            "SELECT id, attempt, unwanted, expires FROM items \
+             WHERE id = ? AND state = 1 AND epoch = ?",
             [row_id(id), row_id(epoch)],
-            Ending::read,
+            Standing::read,
         )?;
-        let Some(ending) = found else {
+        let Some(leased) = found else {
             return Ok(Err(Fenced));
         };
         let pause = match back {
-            Back::Failed => self.terms.retry.pause(attempts(ending.attempt), random),
+            Back::Failed => self.terms.retry.pause(attempts(leased.attempt), random),
             Back::After(pause) => pause,
             Back::AtOnce => Duration::ZERO,
         };
-        self.end(ending, pause, failure).map(Ok)
+        self.end(&leased, pause, failure).map(Ok)
     }
 
+    /// The lease of this item is over, and the work is not done.
     fn end(
         &mut self,
-        ending: Ending,
+        leased: &Standing,
         pause: Duration,
         failure: Option<&Failure>,
     ) -> Result<Returned> {
-        let id = ending.id;
+        let id = leased.id;
         if let Some(failure) = failure {
             self.fail(id, failure)?;
         }
         self.meta.leased -= 1;
-        let is_last = attempts(ending.attempt) >= self.terms.retry.max_attempts;
-        let is_unwanted = ending.unwanted.is_some();
-        if let Some(note) = ending.unwanted {
-            self.fail(id, &Failure::Noted(note))?;
+        let mut is_last = attempts(leased.attempt) >= self.terms.retry.max_attempts;
+        if let Some(note) = &leased.unwanted {
+            self.fail(id, &Failure::Noted(note.clone()))?;
+            is_last = true;
         }
-        if is_last || is_unwanted {
+        if !is_last && self.is_expired(leased) {
+            self.fail(id, &Failure::ItemTimedOut)?;
+            is_last = true;
+        }
+        if is_last {
             self.bury(id)?;
             return Ok(Returned::Dead);
         }
+        self.ends_at(leased.expires);
         if pause.is_zero() {
             self.meta.first_turn -= 1;
             self.make_ready(id, self.meta.first_turn)?;

@@ -4,8 +4,17 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use desist::sleep_until;
+use proptest::prelude::*;
+
 use super::clock::testing::Set;
 use super::*;
+use crate::testing;
+use crate::work::Fenced;
+use model::{Note, Queue, check, queue_options, steps};
+
+#[path = "../../../tests/rust/work_model.rs"]
+mod model;
 
 const PAST: Time = Time::from_nanos(1);
 const SECOND: u64 = 1000;
@@ -23,10 +32,10 @@ impl Folder {
     }
 
     fn open(&self, clock: &Arc<Set>) -> FileQueue {
-        self.open_with(clock, FileOptions::default())
+        self.open_with(clock, QueueOptions::default())
     }
 
-    fn open_with(&self, clock: &Arc<Set>, options: FileOptions) -> FileQueue {
+    fn open_with(&self, clock: &Arc<Set>, options: QueueOptions) -> FileQueue {
         FileQueue::open_by(&self.0.join("jobs.db"), options, clock.clone()).unwrap()
     }
 }
@@ -99,30 +108,34 @@ fn i38_an_items_own_time_goes_by_the_same_clock() {
         dead,
         [(two, Bytes::from(*b"item"), vec![Failure::ItemTimedOut])]
     );
-    // It has all its time again.
+    // It has as much time as it needs.
     assert_eq!(queue.revive(two), Ok(true));
-    clock.set(16 * SECOND - 1, 0);
-    assert_eq!(queue.lease(PAST).unwrap().unwrap().attempt, 1);
+    clock.set(999 * SECOND, 0);
+    let again = queue.lease(PAST).unwrap().unwrap();
+    assert_eq!((again.attempt, again.deadline), (1, None));
 }
 
 #[test]
 fn i29_a_lease_that_is_not_extended_in_time_is_over() {
     let (folder, clock) = (Folder::new(), Set::to(77 * SECOND, 0, "a"));
-    let options = FileOptions {
+    let options = QueueOptions {
         lease_timeout: Some(Duration::from_secs(10)),
-        ..FileOptions::default()
+        ..QueueOptions::default()
     };
     let queue = folder.open_with(&clock, options);
     let id = put(&queue, 0, None);
     let lease = queue.lease(PAST).unwrap().unwrap();
     clock.set(86 * SECOND, 0);
     let progress = Some(Bytes::from(*b"half"));
-    let extended = queue.extend(id, lease.epoch, progress.clone());
-    assert!(extended.is_ok_and(|until| until > lease.until));
+    let until = |at| Ok(Some(Time::from_nanos(at * 1_000_000)));
+    assert_eq!(
+        queue.extend(id, lease.epoch, progress.clone()),
+        until(96 * SECOND)
+    );
     let look = || keeper::look(queue.shared()).unwrap().1.unsigned_abs();
     clock.set(96 * SECOND - 1, 0);
     assert_eq!(look(), 96 * SECOND);
-    assert!(queue.extend(id, lease.epoch, None).is_ok());
+    assert_eq!(queue.extend(id, lease.epoch, None), until(106 * SECOND - 1));
     clock.set(106 * SECOND, 0);
     assert_eq!(look(), i64::MAX.unsigned_abs());
     assert_eq!(queue.extend(id, lease.epoch, None), Err(FileError::Fenced));
@@ -156,4 +169,147 @@ fn a_file_that_another_program_has_locked_is_an_error_and_then_goes_on() {
     schema::BEARS.set(Duration::from_secs(10));
     assert_eq!(put_one(), Ok(Some(1)));
     assert!(is_there(&queue));
+}
+
+// ---------------------------------------------------------------------- against the model
+
+/// A queue in a file, by the clock of the simulation that the calling thread runs under.
+struct Simulated {
+    folder: Folder,
+    options: QueueOptions,
+    /// The keeper's, too, which has no part in the simulation.
+    clock: Arc<Set>,
+    queue: Option<FileQueue>,
+}
+
+impl Simulated {
+    fn new(options: QueueOptions) -> Simulated {
+        // The file counts in milliseconds: from a whole one on, for the model's steps are whole.
+        let rest = Time::now().as_nanos() % 1_000_000;
+        sleep_until(Time::after(Duration::from_nanos(1_000_000 - rest))).unwrap();
+        let mut simulated = Simulated {
+            folder: Folder::new(),
+            options,
+            clock: Set::to(0, 0, "a"),
+            queue: None,
+        };
+        simulated.reopen();
+        simulated
+    }
+
+    fn queue(&self) -> &FileQueue {
+        self.clock.set(Time::now().as_nanos() / 1_000_000, 0);
+        self.queue.as_ref().unwrap()
+    }
+}
+
+fn written(note: &Note) -> Bytes {
+    match note {
+        Note::Said(number) => number.to_string().into_bytes().into(),
+        Note::Noted(reason) => panic!("{reason}: by the queue alone"),
+    }
+}
+
+fn read(bytes: &Bytes) -> u32 {
+    std::str::from_utf8(bytes).unwrap().parse().unwrap()
+}
+
+fn fenced<T>(result: Result<T, FileError>) -> Result<T, Fenced> {
+    result.map_err(|error| match error {
+        FileError::Fenced => Fenced,
+        other => panic!("{other}"),
+    })
+}
+
+impl Queue for Simulated {
+    fn put(&self, item: u32, options: &PutOptions) -> Option<u64> {
+        let item = written(&Note::Said(item));
+        self.queue().put(item, options.clone(), PAST).unwrap()
+    }
+
+    fn lease(&self) -> Option<Lease<u32, Note>> {
+        let lease = self.queue().lease(PAST).unwrap()?;
+        Some(Lease {
+            id: lease.id,
+            epoch: lease.epoch,
+            attempt: lease.attempt,
+            item: read(&lease.item),
+            progress: lease.progress.as_ref().map(read).map(Note::Said),
+            deadline: lease.deadline,
+            until: lease.until,
+        })
+    }
+
+    fn ack(&self, id: u64, epoch: u64) -> Result<(), Fenced> {
+        fenced(self.queue().ack(id, epoch))
+    }
+
+    fn extend(&self, id: u64, epoch: u64, progress: Option<Note>) -> Result<Option<Time>, Fenced> {
+        let progress = progress.as_ref().map(written);
+        fenced(self.queue().extend(id, epoch, progress))
+    }
+
+    fn give_back(
+        &self,
+        id: u64,
+        epoch: u64,
+        back: Back,
+        failure: Option<Note>,
+    ) -> Result<Returned, Fenced> {
+        let failure = failure.as_ref().map(written);
+        fenced(self.queue().give_back(id, epoch, back, failure))
+    }
+
+    fn cancel(&self, id: u64, failure: Note) -> Option<bool> {
+        self.queue().cancel(id, written(&failure)).unwrap()
+    }
+
+    fn give_up(&self, failure: &Note) -> Vec<u32> {
+        let items = self.queue().give_up(written(failure)).unwrap();
+        items.iter().map(read).collect()
+    }
+
+    fn revive(&self, id: u64) -> bool {
+        self.queue().revive(id).unwrap()
+    }
+
+    fn item(&self, id: u64) -> Option<u32> {
+        self.queue().item(id).unwrap().as_ref().map(read)
+    }
+
+    fn close(&self) {
+        self.queue().close();
+    }
+
+    fn counts(&self) -> Counts {
+        self.queue().counts().unwrap()
+    }
+
+    fn dead(&self) -> Vec<(u64, u32, Vec<Note>)> {
+        let noted = |failure: &Failure| match failure {
+            Failure::Noted(note) => Note::Said(read(note)),
+            other => Note::Noted(other.to_string()),
+        };
+        let dead = self.queue().dead().unwrap().into_iter();
+        dead.map(|(id, item, failures)| (id, read(&item), failures.iter().map(noted).collect()))
+            .collect()
+    }
+
+    fn reopen(&mut self) -> bool {
+        drop(self.queue.take());
+        self.queue = Some(self.folder.open_with(&self.clock, self.options));
+        true
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn i28_i29_i30_i31_i34_the_queue_in_a_file_does_what_the_model_does(
+        options in queue_options(),
+        steps in steps(),
+    ) {
+        testing::run(None, || check(&mut Simulated::new(options), options, &steps)).unwrap()?;
+    }
 }

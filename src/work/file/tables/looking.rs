@@ -1,7 +1,5 @@
 //! What is given up, and what is there.
 
-use std::time::Duration;
-
 use rusqlite::{Row, params};
 
 use super::{END, Failure, Result, Tables, count, number, row_id};
@@ -27,7 +25,6 @@ impl Tables<'_> {
             Some(2) => self.meta.delayed -= 1,
             _ => return Ok(None),
         }
-        self.changed.room += 1;
         self.fail(id, &Failure::Noted(note.clone()))?;
         self.bury(id)?;
         Ok(Some(true))
@@ -42,43 +39,33 @@ impl Tables<'_> {
             read,
         )?;
         given_up.extend(self.all(
-            "SELECT id, item FROM items WHERE state = 2 ORDER BY due, id",
+            "SELECT id, item FROM items WHERE state = 2 ORDER BY changes, id",
             [],
             read,
         )?);
+        (self.meta.ready, self.meta.delayed) = (0, 0);
         let mut items = Vec::with_capacity(given_up.len());
         for (id, item) in given_up {
             self.fail(id, &Failure::Noted(note.clone()))?;
             self.bury(id)?;
             items.push(item);
         }
-        self.changed.room += items.len();
-        (self.meta.ready, self.meta.delayed) = (0, 0);
         Ok(items)
     }
 
-    /// Give a dead item all its attempts, and all its time, again. False: it is not dead.
+    /// See [`FileQueue::revive`](crate::work::FileQueue::revive).
     pub(in super::super) fn revive(&mut self, id: u64) -> Result<bool> {
-        let id = row_id(id);
-        let found = self.find(
-            "SELECT timeout FROM items WHERE id = ? AND state = 3",
-            [id],
-            |row| row.get::<_, Option<i64>>(0),
+        let found = self.execute(
+            "UPDATE items SET attempt = 0, expires = NULL, expires_wall = NULL, timeout = NULL \
+             WHERE id = ? AND state = 3",
+            [row_id(id)],
         )?;
-        let Some(timeout) = found else {
+        if found == 0 {
             return Ok(false);
-        };
-        let turn = self.last_turn();
-        self.make_ready(id, turn)?;
-        let expires = timeout.map(|timeout| {
-            let timeout = Duration::from_millis(u64::try_from(timeout).unwrap_or(0));
-            self.terms.now.after(timeout)
-        });
-        self.execute(
-            "UPDATE items SET attempt = 0, expires = ?, expires_wall = ? WHERE id = ?",
-            params![expires.map(|at| at.at), expires.map(|at| at.wall), id],
-        )?;
+        }
         self.meta.dead -= 1;
+        let turn = self.last_turn();
+        self.make_ready(row_id(id), turn)?;
         Ok(true)
     }
 

@@ -1,10 +1,10 @@
-//! Who holds leases, and those that are over because their holder is gone or late.
+//! Who holds leases, and those that are over because their holder is gone.
 
 use std::time::Duration;
 
 use rusqlite::params;
 
-use super::{Ending, Failure, Result, Tables};
+use super::{Failure, Result, Standing, Tables};
 use crate::work::file::owners::Process;
 
 impl Tables<'_> {
@@ -46,54 +46,17 @@ impl Tables<'_> {
             return Ok(()); // somebody else was quicker
         }
         self.meta.owners -= 1;
-        let endings = self.all(
-            "SELECT id, attempt, unwanted FROM items WHERE state = 1 AND owner = ? \
+        self.changed.tell |= self.meta.owners > 0; // who stays watches the times alone
+        let leased = self.all(
+            "SELECT id, attempt, unwanted, expires FROM items WHERE state = 1 AND owner = ? \
              ORDER BY epoch DESC",
             [owner],
-            Ending::read,
+            Standing::read,
         )?;
-        for ending in endings {
+        for leased in leased {
             let failure = died.map(|pid| Failure::OwnerDied { pid });
-            self.end(ending, Duration::ZERO, failure.as_ref())?;
+            self.end(&leased, Duration::ZERO, failure.as_ref())?;
         }
-        Ok(())
-    }
-
-    /// End the leases that nobody has extended in time; returns when the next one ends.
-    pub(in super::super) fn end_leases(&mut self) -> Result<i64> {
-        let endings = self.all(
-            "SELECT id, attempt, unwanted FROM items WHERE state = 1 AND lease_until <= ? \
-             ORDER BY epoch DESC",
-            [self.terms.now.machine()],
-            Ending::read,
-        )?;
-        for ending in endings {
-            self.end(ending, Duration::ZERO, Some(&Failure::LeaseTimedOut))?;
-        }
-        let next = "SELECT min(lease_until) FROM items WHERE state = 1";
-        let next = self.find(next, [], |row| row.get::<_, Option<i64>>(0))?;
-        Ok(next.flatten().unwrap_or(i64::MAX))
-    }
-
-    /// After another start of the machine: what was left of each pause, as the wall has it.
-    fn count_time_from(&mut self, start: &str) -> Result<()> {
-        let now = self.terms.now;
-        let before = self.find("SELECT machine_start FROM meta", [], |row| {
-            row.get::<_, String>(0)
-        })?;
-        if before.as_deref() == Some(start) {
-            return Ok(());
-        }
-        self.execute(
-            "UPDATE items SET due = ?1 + max(0, min(delay, due_wall - ?2)) WHERE state = 2",
-            [now.machine(), now.wall],
-        )?;
-        self.execute(
-            "UPDATE items SET expires = ?1 + max(0, min(timeout, expires_wall - ?2)) \
-             WHERE expires IS NOT NULL",
-            [now.machine(), now.wall],
-        )?;
-        self.execute("UPDATE meta SET machine_start = ?", [start])?;
         Ok(())
     }
 }
