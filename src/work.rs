@@ -4,6 +4,11 @@
 //! delivery of one item; it is settled at most once, by the number (epoch) it was given, which only
 //! grows (I29, I34). Each lease counts as an attempt; after [`RetryPolicy::max_attempts`] the item
 //! is dead, with all that went wrong (I30).
+//!
+//! The queues keep their items in memory or in a file, and do the same. Whatever time changes is
+//! changed when anybody looks, in the order of the times: an item that is delayed becomes ready, as
+//! the last of its priority; a lease that was not extended is lost, and its item the first; what
+//! nobody wants any more is dead, unless a worker has it.
 
 #[cfg(all(feature = "file", unix, not(loom)))]
 mod file;

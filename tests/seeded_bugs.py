@@ -290,7 +290,10 @@ BUGS = (
         "a released lock stays in its holder's ledger",
         "sync/lock.rs",
         "lock",
-        ("entry = holder.strike_out(Arc::as_ptr(self).cast());", "entry = None::<Arc<dyn Held>>;"),
+        (
+            "entry = holder.strike_out(Arc::as_ptr(self).cast());",
+            "entry = None::<(Arc<dyn Held>, Hold)>;",
+        ),
     ),
     bug(
         "a waiter that was told that the lock is free believes to hold it",

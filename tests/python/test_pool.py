@@ -194,6 +194,13 @@ def test_work_that_is_cancelled_before_it_begins_never_does() -> None:
     assert len(gate.attempts) == 1
 
 
+def test_the_future_of_work_that_nobody_wants_in_time_is_told() -> None:
+    with WorkerPool[str, str](lambda lease: lease.item) as pool:
+        future = pool.submit("a", delay=NEVER, expires=0.01)
+        with pytest.raises(desist.TaskCancelled, match="its time was over"):
+            future.result()
+
+
 # --- unwanted workers -----------------------------------------------------------------------------
 
 

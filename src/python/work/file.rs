@@ -206,8 +206,11 @@ impl FileQueue {
     ) -> PyResult<Option<bool>> {
         let failure = failure(py, CauseKind::Explicit, reason)?;
         let note = self.engine.codec.describe(py, &failure);
-        let dead = self.engine.run(py, |queue| queue.cancel(item_id, note))?;
-        if dead == Some(true) {
+        let (dead, item) = self.engine.run(py, |queue| {
+            Ok((queue.cancel(item_id, note)?, queue.item(item_id)?))
+        })?;
+        // What is there though it had ended is dead: its time may have passed just now.
+        if dead == Some(true) || dead.is_none() && item.is_some() {
             self.engine.promises.tell_off(py, item_id, failure);
         }
         Ok(dead)

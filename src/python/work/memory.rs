@@ -203,7 +203,8 @@ impl LeaseQueue {
         let failure = failure(py, CauseKind::Explicit, reason)?;
         let note = Note::said(failure.clone_ref(py));
         let dead = memory.queue.cancel(item_id, note);
-        if dead == Some(true) {
+        // What is there though it had ended is dead: its time may have passed just now.
+        if dead == Some(true) || dead.is_none() && memory.queue.item(item_id).is_some() {
             memory.promises.tell_off(py, item_id, failure);
         }
         Ok(dead)

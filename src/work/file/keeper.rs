@@ -79,10 +79,11 @@ impl Bell {
         let _ = (&self.own).write(b"!"); // full: it is on its way
     }
 
-    fn hear(&self) {
+    /// Whether others may have changed something.
+    fn hear(&self) -> bool {
         let mut heard = [0; 4096];
         while matches!((&self.keeper).read(&mut heard), Ok(1..)) {}
-        self.ears.hear(&mut heard);
+        self.ears.hear(&mut heard)
     }
 }
 
@@ -102,7 +103,7 @@ fn keep(shared: &Shared) {
     let mut watched: Vec<(i64, Option<OwnedFd>)> = Vec::new();
     loop {
         bell.next.store(i64::MAX, Ordering::SeqCst);
-        bell.hear();
+        let heard = bell.hear();
         if bell.over.load(Ordering::Acquire) {
             return;
         }
@@ -119,7 +120,10 @@ fn keep(shared: &Shared) {
             bell.next.store(next, Ordering::SeqCst);
             patience = shared.until(next);
         }
-        shared.stir();
+        // What the look itself has changed, its commit has told.
+        if heard {
+            shared.stir();
+        }
         if !bell.ears.hear_all() || watched.iter().any(|(_, fd)| fd.is_none()) {
             patience = Some(patience.map_or(INTERVAL, |patience| patience.min(INTERVAL)));
         }
@@ -215,12 +219,15 @@ impl Ears {
         self.0.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// Forget what was heard: all of it is one reason to look.
+    /// Forget what was heard: all of it is one reason to look. Deaf ears may have missed anything.
     #[allow(unsafe_code)] // one system call
-    fn hear(&self, heard: &mut [u8]) {
-        let Some(fd) = self.fd() else { return };
+    fn hear(&self, heard: &mut [u8]) -> bool {
+        let Some(fd) = self.fd() else { return true };
         // SAFETY: the place is as long as it says.
-        while unsafe { libc::read(fd, heard.as_mut_ptr().cast(), heard.len()) } > 0 {}
+        let mut read = || unsafe { libc::read(fd, heard.as_mut_ptr().cast(), heard.len()) };
+        let any = read() > 0;
+        while any && read() > 0 {}
+        any
     }
 }
 
@@ -242,5 +249,7 @@ impl Ears {
         None
     }
 
-    fn hear(&self, _heard: &mut [u8]) {}
+    fn hear(&self, _heard: &mut [u8]) -> bool {
+        true
+    }
 }
