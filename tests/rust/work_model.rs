@@ -470,7 +470,7 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::GiveUp),
         40 => seconds(1..8).prop_map(Step::Pass),
         1 => Just(Step::Close),
-        20 => Just(Step::Reopen),
+        8 => Just(Step::Reopen),
     ];
     prop::collection::vec(step, 1..80)
 }

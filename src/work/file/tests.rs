@@ -148,6 +148,18 @@ fn i29_a_lease_that_is_not_extended_in_time_is_over() {
 }
 
 #[test]
+fn i31_what_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
+    let (folder, clock) = (Folder::new(), Set::to(77 * SECOND, 0, "a"));
+    let queue = folder.open(&clock);
+    let id = put(&queue, 0, Some(10 * SECOND));
+    let lease = queue.lease(PAST).unwrap().unwrap();
+    clock.set(87 * SECOND, 0);
+    let given = queue.give_back(id, lease.epoch, Back::AtOnce, None);
+    assert_eq!(given, Ok(Returned::Dead));
+    assert_eq!(queue.dead().unwrap()[0].2, [Failure::ItemTimedOut]);
+}
+
+#[test]
 fn leases_of_another_start_of_the_machine_are_over() {
     let (folder, clock) = (Folder::new(), Set::to(0, 0, "a"));
     let queue = folder.open(&clock);
@@ -306,7 +318,7 @@ impl Queue for Simulated {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn i28_i29_i30_i31_i34_the_queue_in_a_file_does_what_the_model_does(
