@@ -1,10 +1,11 @@
-//! desist against tokio-util's `CancellationToken` and against the floor that the machine sets,
-//! all in one run.
+//! desist against tokio-util's `CancellationToken`, against crossbeam's channel and against the floor
+//! that the machine sets, all in one run.
 //!
 //! `cargo run --release --manifest-path benches/rust/Cargo.toml [-- FILTER...]`, on Linux. A
 //! filter picks the rows whose subject contains it. A bench is no test: the exit status is 0
 //! whatever the figures are.
 
+mod jobs;
 mod measure;
 mod memory;
 mod stall;
@@ -26,6 +27,7 @@ fn main() {
         memory::BENCHES,
         wake::BENCHES,
         timer::BENCHES,
+        jobs::BENCHES,
     ]
     .concat();
 
