@@ -158,18 +158,29 @@ pub(crate) trait Op: Waitable {
 
 /// Do it, waiting until `until` at most; then `None`. A checkpoint; `Err` means that nothing was
 /// done.
+#[inline]
 pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output>, O::Refusal> {
     perform_by(op, until, |park| park())
 }
 
 /// [`perform`], where `sleep` runs the sleeping, see [`block_by`].
+#[inline]
 pub(crate) fn perform_by<O: Op>(
     op: &mut O,
     until: Time,
     sleep: impl Fn(&mut Park<'_>) -> Outcome,
 ) -> Result<Option<O::Output>, O::Refusal> {
-    let done = perform_first(&mut [op], until, |_| Ok(Waiter::new()), sleep)?;
-    Ok(done.map(|(_, done)| done))
+    // Mostly there is nothing to wait for: that alone is compiled into each caller.
+    checkpoint()?;
+    let done = match op.attempt()? {
+        Some(done) => Some(done),
+        None => wait_and_do_first(&mut [op], until, |_| Ok(Waiter::new()), sleep)?
+            .map(|(_, done)| done),
+    };
+    if done.is_some() {
+        scope::hold_off_kill();
+    }
+    Ok(done)
 }
 
 /// Do one of them, the first that is possible, waiting until `until` at most; then `None`. Tells
@@ -183,32 +194,37 @@ pub(crate) fn perform_any<O: Op + ?Sized>(
 where
     O::Refusal: From<io::Error>,
 {
-    perform_first(ops, until, |ops| Ok(waiter_for(ops)?), sleep)
+    checkpoint()?;
+    let done = match do_first(ops, None)? {
+        Some(done) => Some(done),
+        None => wait_and_do_first(ops, until, |ops| Ok(waiter_for(ops)?), sleep)?,
+    };
+    if done.is_some() {
+        scope::hold_off_kill();
+    }
+    Ok(done)
 }
 
-fn perform_first<O: Op + ?Sized>(
+/// None is possible yet: wait, and do the first that is.
+#[cold]
+fn wait_and_do_first<O: Op + ?Sized>(
     ops: &mut [&mut O],
     until: Time,
     new_waiter: impl Fn(&[&mut O]) -> Result<Arc<Waiter>, O::Refusal>,
     sleep: impl Fn(&mut Park<'_>) -> Outcome,
 ) -> Result<Option<(usize, O::Output)>, O::Refusal> {
-    checkpoint()?;
-    let mut granted = None;
-    let done = loop {
-        if let Some(done) = do_first(ops, granted)? {
-            break done;
-        }
+    loop {
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
         }
-        granted = block_by(&new_waiter(ops)?, until, ops, &sleep)?;
-    };
-    scope::hold_off_kill();
-    Ok(Some(done))
+        let granted = block_by(&new_waiter(ops)?, until, ops, &sleep)?;
+        if let Some(done) = do_first(ops, granted)? {
+            return Ok(Some(done));
+        }
+    }
 }
 
 /// Do the first that is possible without waiting, after one of them may have been granted.
-#[inline]
 fn do_first<O: Op + ?Sized>(
     ops: &mut [&mut O],
     granted: Option<usize>,

@@ -30,21 +30,6 @@ pub(super) fn perform<O: Op>(
     op: &mut O,
     until: Time,
 ) -> Result<Option<O::Output>, O::Refusal> {
-    // Mostly there is nothing to wait for: that alone is compiled into each caller.
-    wait::checkpoint()?;
-    if let Some(done) = op.attempt()? {
-        scope::hold_off_kill();
-        return Ok(Some(done));
-    }
-    wait_and_perform(py, op, until)
-}
-
-#[cold]
-fn wait_and_perform<O: Op>(
-    py: Python<'_>,
-    op: &mut O,
-    until: Time,
-) -> Result<Option<O::Output>, O::Refusal> {
     wait::perform_by(op, until, asleep(py))
 }
 

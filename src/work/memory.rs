@@ -8,13 +8,14 @@
 
 mod books;
 mod state;
+mod table;
 mod waits;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::atomics::Mutex;
+use crate::atomics::{Exclusion, Mutex, MutexBy, RawMutex};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
@@ -22,15 +23,17 @@ use crate::park::Ticket;
 use crate::wait;
 use crate::work::{Back, Counts, Dead, Fenced, Lease, PutOptions, QueueOptions, Returned};
 use state::State;
-use waits::{Draining, Leasing, Putting};
+pub(crate) use waits::{Draining, Leasing, Putting};
 
 /// A queue of leases, in memory. `T` is an item; `N` is a note: what is kept of a failure, or of
 /// progress. Both are cloned under the queue's lock and should be cheap handles. Cloning gives
 /// another handle.
 ///
 /// The queue itself notes by a [`Cause`] that an item's time has passed, or a lease's.
-pub struct LeaseQueue<T, N> {
-    shared: Arc<Mutex<Shared<T, N>>>,
+///
+/// `R`: what keeps its threads apart, where a host has something cheaper than a mutex.
+pub struct LeaseQueue<T, N, R = RawMutex> {
+    shared: Arc<MutexBy<R, Shared<T, N>>>,
 }
 
 struct Shared<T, N> {
@@ -72,8 +75,15 @@ enum Entrance<T> {
 impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// An empty queue.
     pub fn new(options: impl Into<QueueOptions>) -> Self {
+        Self::by(options)
+    }
+}
+
+impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
+    /// [`LeaseQueue::new`], with the exclusion of a host.
+    pub(crate) fn by(options: impl Into<QueueOptions>) -> Self {
         Self {
-            shared: Arc::new(Mutex::new(Shared {
+            shared: Arc::new(MutexBy::new(Shared {
                 state: State::new(options.into()),
                 closed: false,
                 leasing: Line::new(),
@@ -102,17 +112,20 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         until: Time,
     ) -> Result<Option<u64>, Stop> {
         wait::checkpoint()?;
-        let value = match self.try_put(value, options) {
-            Ok(id) => return Ok(Some(id)),
-            Err(value) => value,
-        };
-        let mut putting = Putting {
+        match self.try_put(value, options) {
+            Ok(id) => Ok(Some(id)),
+            Err(value) => wait::perform(&mut self.putting(value, options), until),
+        }
+    }
+
+    /// Putting, for a host that sleeps in its own way.
+    pub(crate) fn putting(&self, value: T, options: &PutOptions) -> Putting<'_, T, N, R> {
+        Putting {
             queue: self,
             item: Entrance::Outside(value, options.clone()),
             slot: None,
             bound: Time::NEVER,
-        };
-        wait::perform(&mut putting, until)
+        }
     }
 
     /// [`LeaseQueue::put_with`] if there is room, else the item is given back; not a checkpoint,
@@ -129,12 +142,22 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// The next is one of the least priority; among those, what a stopped worker gave back comes
     /// first, then what has been ready for the longest time.
     pub fn lease(&self, until: Time) -> Result<Option<Lease<T, N>>, Stop> {
-        let mut leasing = Leasing {
+        wait::perform(&mut self.leasing(), until).map(Option::flatten)
+    }
+
+    /// Lease the next item, if one is there to be had; not a checkpoint, never blocks.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn try_lease(&self) -> Option<Lease<T, N>> {
+        self.change(Shared::lease)
+    }
+
+    /// Leasing, for a host that sleeps in its own way.
+    pub(crate) fn leasing(&self) -> Leasing<'_, T, N, R> {
+        Leasing {
             queue: self,
             slot: None,
             bound: Time::NEVER,
-        };
-        wait::perform(&mut leasing, until).map(Option::flatten)
+        }
     }
 
     /// The work is done. At most one call succeeds for an item (I29).
@@ -204,12 +227,16 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// Wait until nothing is ready, leased or delayed, or until `until` (then false). A
     /// checkpoint.
     pub fn drain(&self, until: Time) -> Result<bool, Stop> {
-        let mut draining = Draining {
+        wait::perform(&mut self.draining(), until).map(|drained| drained.is_some())
+    }
+
+    /// Draining, for a host that sleeps in its own way.
+    pub(crate) fn draining(&self) -> Draining<'_, T, N, R> {
+        Draining {
             queue: self,
             slot: None,
             bound: Time::NEVER,
-        };
-        wait::perform(&mut draining, until).map(|drained| drained.is_some())
+        }
     }
 
     /// From now on `lease` returns `None` at once. Items stay where they are, and more can be put.
@@ -219,18 +246,15 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
 
     /// Change the state, then hand out what can be handed out and wake who has to know.
     #[inline]
-    fn change<R>(&self, change: impl FnOnce(&mut Shared<T, N>) -> R) -> R {
-        let mut wake = Vec::new();
-        let result = {
-            let mut shared = self.shared.lock();
-            shared.state.catch_up();
-            let result = change(&mut shared);
-            if !shared.is_alone() {
-                shared.settle(&mut wake);
-            }
-            result
-        };
-        wake.iter().for_each(Ticket::wake);
+    fn change<C>(&self, change: impl FnOnce(&mut Shared<T, N>) -> C) -> C {
+        let mut shared = self.shared.lock();
+        shared.state.catch_up();
+        let result = change(&mut shared);
+        if !shared.is_alone() {
+            let wake = shared.settle();
+            drop(shared);
+            wake.iter().for_each(Ticket::wake);
+        }
         result
     }
 }
@@ -250,8 +274,10 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
         self.leasing.is_empty() && self.putting.is_empty() && self.draining.is_empty()
     }
 
-    /// Give those who wait what they wait for, as far as it is there.
-    fn settle(&mut self, wake: &mut Vec<Ticket>) {
+    /// Give those who wait what they wait for, as far as it is there. Returns whom to wake.
+    #[cold]
+    fn settle(&mut self) -> Vec<Ticket> {
+        let mut wake = Vec::new();
         while let Some(granted) = self.admit() {
             wake.push(granted);
         }
@@ -268,7 +294,8 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
                 }
             }
         }
-        self.keep_watch(wake);
+        self.keep_watch(&mut wake);
+        wake
     }
 
     /// Put the item of the first who waits for room, if there is room. Returns whom to wake.
@@ -353,7 +380,7 @@ impl<T: Clone> Entrance<T> {
     }
 }
 
-impl<T, N> Clone for LeaseQueue<T, N> {
+impl<T, N, R> Clone for LeaseQueue<T, N, R> {
     fn clone(&self) -> Self {
         Self {
             shared: self.shared.clone(),
@@ -361,7 +388,7 @@ impl<T, N> Clone for LeaseQueue<T, N> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> fmt::Debug for LeaseQueue<T, N> {
+impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> fmt::Debug for LeaseQueue<T, N, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeaseQueue")
             .field("counts", &self.counts())

@@ -38,15 +38,26 @@ pub(super) enum Phase {
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) counts: Counts,
-    /// What is ready, by priority: entry and item. An item that left otherwise than by being
-    /// leased leaves its entry behind, which nobody else has.
-    pub(super) lines: BTreeMap<i64, VecDeque<(u64, u64)>>,
+    /// What is ready. An item that left otherwise than by being leased leaves its entry behind,
+    /// which nobody else has.
+    pub(super) lines: Lines,
     /// How many entries were left behind.
     pub(super) left_behind: usize,
     pub(super) dead: BTreeMap<u64, u64>,
     pub(super) due: BTreeSet<(Time, u64)>,
     /// The last entry, or place.
     last: u64,
+}
+
+/// An entry, and its item.
+type Entry = (u64, u64);
+
+/// What is to be leased, by priority, and in order.
+#[derive(Default)]
+pub(super) struct Lines {
+    /// Those of priority 0: most.
+    usual: VecDeque<Entry>,
+    others: BTreeMap<i64, VecDeque<Entry>>,
 }
 
 /// Which end of its line a ready item goes to.
@@ -87,7 +98,7 @@ impl Books {
     pub(super) fn line_up(&mut self, id: u64, standing: &mut Standing, end: End) {
         self.last += 1;
         let entry = self.last;
-        let line = self.lines.entry(standing.priority).or_default();
+        let line = self.lines.of(standing.priority);
         match end {
             End::Back => line.push_back((entry, id)),
             End::Front => line.push_front((entry, id)),
@@ -102,14 +113,7 @@ impl Books {
         if self.counts.ready == 0 {
             return None;
         }
-        loop {
-            // A line that has run dry is kept until the next one's turn has come.
-            let mut line = self.lines.first_entry()?;
-            if let Some(next) = line.get_mut().pop_front() {
-                return Some(next);
-            }
-            line.remove();
-        }
+        self.lines.next()
     }
 
     /// It is leased; its entry has been taken.
@@ -120,9 +124,11 @@ impl Books {
         epoch: u64,
         until: Option<Time>,
     ) {
-        self.leave(id, standing);
-        self.left_behind -= 1;
+        self.counts.ready -= 1;
         self.counts.leased += 1;
+        if !standing.due.is_never() {
+            self.due.remove(&(standing.due, id));
+        }
         standing.phase = Phase::Leased { epoch };
         self.fall_due(id, standing, until.unwrap_or(Time::NEVER));
     }
@@ -141,5 +147,54 @@ impl Books {
         self.dead.insert(place, id);
         standing.phase = Phase::Dead { place };
         standing.due = Time::NEVER;
+    }
+}
+
+impl Lines {
+    #[inline]
+    fn of(&mut self, priority: i64) -> &mut VecDeque<Entry> {
+        if priority == 0 {
+            &mut self.usual
+        } else {
+            self.others.entry(priority).or_default()
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Entry> {
+        if self.others.is_empty() {
+            return self.usual.pop_front();
+        }
+        self.next_of_all()
+    }
+
+    fn next_of_all(&mut self) -> Option<Entry> {
+        // A line that has run dry is kept until the next one's turn has come.
+        while let Some(mut line) = self.others.first_entry() {
+            if *line.key() > 0 && !self.usual.is_empty() {
+                break;
+            }
+            if let Some(next) = line.get_mut().pop_front() {
+                return Some(next);
+            }
+            line.remove();
+        }
+        self.usual.pop_front()
+    }
+
+    /// Take all, in order.
+    pub(super) fn take(&mut self) -> impl Iterator<Item = Entry> + use<> {
+        let mut before = std::mem::take(&mut self.others);
+        let after = before.split_off(&0);
+        let usual = std::mem::take(&mut self.usual);
+        let before = before.into_values().flatten();
+        before.chain(usual).chain(after.into_values().flatten())
+    }
+
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
+        self.usual.retain(&mut keep);
+        for line in self.others.values_mut() {
+            line.retain(&mut keep);
+        }
     }
 }

@@ -5,14 +5,13 @@
 //! to the caller.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::work::memory::books::{Books, End, Phase, Standing};
+use crate::work::memory::table::Table;
 use crate::work::{
     Back, Counts, Dead, Fenced, Lease, Lot, PutOptions, QueueOptions, Returned, lease_lost,
     unwanted_since,
@@ -21,11 +20,10 @@ use crate::work::{
 pub(super) struct State<T, N> {
     options: QueueOptions,
     lot: Lot,
-    items: HashMap<u64, Item<T, N>, BuildHasherDefault<InOrder>>,
+    items: Table<Item<T, N>>,
     /// Of all items that are not done.
     keys: HashMap<Arc<str>, u64>,
     books: Books,
-    last_id: u64,
     last_epoch: u64,
 }
 
@@ -49,10 +47,9 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         Self {
             options,
             lot: Lot::default(),
-            items: HashMap::default(),
+            items: Table::new(),
             keys: HashMap::new(),
             books: Books::default(),
-            last_id: 0,
             last_epoch: 0,
         }
     }
@@ -94,11 +91,14 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     // ------------------------------------------------------------------ what time does
 
     /// Do what is due.
+    #[inline]
     pub(super) fn catch_up(&mut self) {
-        if self.books.due.is_empty() {
-            return;
+        if !self.books.due.is_empty() {
+            self.catch_up_by(Time::now());
         }
-        let now = Time::now();
+    }
+
+    fn catch_up_by(&mut self, now: Time) {
         while let Some(&(at, id)) = self.books.due.first() {
             if at > now {
                 break;
@@ -110,7 +110,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     fn come_due(&mut self, id: u64, at: Time, now: Time) {
-        let Some(item) = self.items.get_mut(&id) else {
+        let Some(item) = self.items.get_mut(id) else {
             return;
         };
         match item.standing.phase {
@@ -140,8 +140,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         if let Some(id) = self.find(options) {
             return Ok((id, Some(value)));
         }
-        self.last_id += 1;
-        let id = self.last_id;
+        let id = self.items.next();
         let mut item = Item {
             value,
             standing: Standing {
@@ -162,7 +161,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         } else {
             self.books.delay(id, &mut item.standing, options.delay);
         }
-        self.items.insert(id, item);
+        self.items.push(item);
         Ok((id, None))
     }
 
@@ -170,7 +169,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     pub(super) fn lease(&mut self) -> Option<Lease<T, N>> {
         let (id, item) = loop {
             let (entry, id) = self.books.next_in_line()?;
-            match self.items.get_mut(&id) {
+            match self.items.get_mut(id) {
                 Some(item) if item.standing.phase == (Phase::Ready { entry }) => break (id, item),
                 _ => self.books.left_behind -= 1,
             }
@@ -194,13 +193,8 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
 
     /// The work is done. Returns what is left of the item, to be dropped where no lock is held.
     pub(super) fn ack(&mut self, id: u64, epoch: u64) -> Result<impl Sized + use<T, N>, Fenced> {
-        let Entry::Occupied(entry) = self.items.entry(id) else {
-            return Err(Fenced);
-        };
-        if entry.get().standing.phase != (Phase::Leased { epoch }) {
-            return Err(Fenced);
-        }
-        let item = entry.remove();
+        self.check(id, epoch)?;
+        let item = self.items.remove(id).ok_or(Fenced)?;
         self.books.leave(id, &item.standing);
         self.books.counts.done += 1;
         if let Some(key) = item.rest.as_ref().and_then(|rest| rest.key.as_ref()) {
@@ -212,7 +206,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     /// The item, if this lease of it is the current one.
     fn check(&mut self, id: u64, epoch: u64) -> Result<&mut Item<T, N>, Fenced> {
         self.items
-            .get_mut(&id)
+            .get_mut(id)
             .filter(|item| item.standing.phase == Phase::Leased { epoch })
             .ok_or(Fenced)
     }
@@ -255,7 +249,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
 
     /// The lease of this item is over, and the work is not done.
     fn end_lease(&mut self, id: u64, failure: &mut Option<N>, pause: Duration) -> Returned {
-        let Some(item) = self.items.get_mut(&id) else {
+        let Some(item) = self.items.get_mut(id) else {
             return Returned::Dead;
         };
         let mut last = item.standing.attempt >= self.options.retry.max_attempts;
@@ -290,7 +284,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     // ------------------------------------------------------------------ the unwanted and the dead
 
     pub(super) fn cancel(&mut self, id: u64, failure: &mut Option<N>) -> Option<bool> {
-        let item = self.items.get_mut(&id)?;
+        let item = self.items.get_mut(id)?;
         match item.standing.phase {
             Phase::Dead { .. } => None,
             Phase::Leased { .. } => {
@@ -311,14 +305,12 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     pub(super) fn give_up(&mut self, failure: &N) -> Vec<T> {
-        let lines = std::mem::take(&mut self.books.lines);
-        let ready = lines.into_values().flatten();
-        let ready = ready.map(|(entry, id)| (Phase::Ready { entry }, id));
+        let ready = self.books.lines.take().map(|(entry, id)| (Phase::Ready { entry }, id));
         let delayed = self.books.due.iter().map(|(_, id)| (Phase::Delayed, *id));
         let unleased: Vec<_> = ready.chain(delayed).collect();
         let mut values = Vec::new();
         for (phase, id) in unleased {
-            let item = self.items.get_mut(&id);
+            let item = self.items.get_mut(id);
             if let Some(item) = item.filter(|item| item.standing.phase == phase) {
                 item.rest_mut().failures.push(failure.clone());
                 self.books.leave(id, &item.standing);
@@ -332,7 +324,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
 
     /// What is not kept of it any more is left in `unneeded`.
     pub(super) fn revive(&mut self, id: u64, unneeded: &mut Option<N>) -> bool {
-        let Some(item) = self.items.get_mut(&id) else {
+        let Some(item) = self.items.get_mut(id) else {
             return false;
         };
         if !matches!(item.standing.phase, Phase::Dead { .. }) {
@@ -349,12 +341,12 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     pub(super) fn item(&self, id: u64) -> Option<T> {
-        self.items.get(&id).map(|item| item.value.clone())
+        self.items.get(id).map(|item| item.value.clone())
     }
 
     pub(super) fn dead(&self) -> Vec<Dead<T, N>> {
         let dead = |id: &u64| {
-            let item = self.items.get(id)?;
+            let item = self.items.get(*id)?;
             let failures = item.rest.as_ref().map(|rest| rest.failures.clone());
             Some((*id, item.value.clone(), failures.unwrap_or_default()))
         };
@@ -367,12 +359,10 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         if books.left_behind <= 64 + books.counts.ready {
             return;
         }
-        for line in books.lines.values_mut() {
-            line.retain(|(entry, id)| {
-                let item = self.items.get(id);
+        books.lines.retain(|(entry, id)| {
+                let item = self.items.get(*id);
                 item.is_some_and(|item| item.standing.phase == (Phase::Ready { entry: *entry }))
             });
-        }
         books.left_behind = 0;
     }
 }
@@ -387,26 +377,5 @@ impl<T, N> Item<T, N> {
                 unwanted: None,
             })
         })
-    }
-}
-
-/// Hashes numbers that are given out in order so that neighbours are neighbours.
-#[derive(Default)]
-struct InOrder(u64);
-
-impl Hasher for InOrder {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(self.0 << 8 | u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The table goes by the lower bits, and tells neighbours by the upper ones.
-        self.0 = number ^ number.rotate_right(7);
     }
 }

@@ -1,5 +1,6 @@
 //! Waiting at a queue in memory: for an item, for room, for the end of the work.
 
+use crate::atomics::Exclusion;
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
@@ -9,13 +10,13 @@ use crate::work::Lease;
 use crate::work::memory::{Entrance, LeaseQueue, Line, Request, Shared, Slot};
 
 /// One call of [`LeaseQueue::lease`].
-pub(super) struct Leasing<'a, T, N> {
-    pub(super) queue: &'a LeaseQueue<T, N>,
+pub(crate) struct Leasing<'a, T, N, R> {
+    pub(super) queue: &'a LeaseQueue<T, N, R>,
     pub(super) slot: Option<Slot<Option<Lease<T, N>>>>,
     pub(super) bound: Time,
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Waitable for Leasing<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Leasing<'_, T, N, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
         // Something may have come, or gone, since the look.
@@ -42,7 +43,7 @@ impl<T: Clone, N: Clone + From<Cause>> Waitable for Leasing<'_, T, N> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Op for Leasing<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Leasing<'_, T, N, R> {
     /// `None`: the queue is closed.
     type Output = Option<Lease<T, N>>;
     type Refusal = Stop;
@@ -63,15 +64,15 @@ impl<T: Clone, N: Clone + From<Cause>> Op for Leasing<'_, T, N> {
 }
 
 /// One call of [`LeaseQueue::put_with`].
-pub(super) struct Putting<'a, T, N> {
-    pub(super) queue: &'a LeaseQueue<T, N>,
+pub(crate) struct Putting<'a, T, N, R> {
+    pub(super) queue: &'a LeaseQueue<T, N, R>,
     /// The item, while it is not in line.
     pub(super) item: Entrance<T>,
     pub(super) slot: Option<Slot<Entrance<T>>>,
     pub(super) bound: Time,
 }
 
-impl<T, N> Putting<'_, T, N> {
+impl<T, N, R> Putting<'_, T, N, R> {
     /// The item comes back from the line.
     fn fetch(&mut self) {
         if let (Entrance::Elsewhere, Some(slot)) = (&self.item, &self.slot) {
@@ -80,7 +81,7 @@ impl<T, N> Putting<'_, T, N> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Waitable for Putting<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Putting<'_, T, N, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
         let Entrance::Outside(_, options) = &self.item else {
@@ -112,7 +113,7 @@ impl<T: Clone, N: Clone + From<Cause>> Waitable for Putting<'_, T, N> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Op for Putting<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Putting<'_, T, N, R> {
     type Output = u64;
     type Refusal = Stop;
 
@@ -132,13 +133,13 @@ impl<T: Clone, N: Clone + From<Cause>> Op for Putting<'_, T, N> {
 }
 
 /// One call of [`LeaseQueue::drain`].
-pub(super) struct Draining<'a, T, N> {
-    pub(super) queue: &'a LeaseQueue<T, N>,
+pub(crate) struct Draining<'a, T, N, R> {
+    pub(super) queue: &'a LeaseQueue<T, N, R>,
     pub(super) slot: Option<Slot<bool>>,
     pub(super) bound: Time,
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Waitable for Draining<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Draining<'_, T, N, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
         if shared.state.is_drained() || shared.is_behind() {
@@ -164,7 +165,7 @@ impl<T: Clone, N: Clone + From<Cause>> Waitable for Draining<'_, T, N> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Op for Draining<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Draining<'_, T, N, R> {
     type Output = ();
     type Refusal = Stop;
 
