@@ -20,7 +20,7 @@ use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::Ticket;
-use crate::wait;
+use crate::{scope, wait};
 use crate::work::{Back, Counts, Dead, Fenced, Lease, PutOptions, QueueOptions, Returned};
 use state::State;
 pub(crate) use waits::{Draining, Leasing, Putting};
@@ -95,6 +95,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
 
     /// Add an item, waiting for room if the queue is bounded; returns its number. A checkpoint;
     /// `Err` means that it was not added.
+    #[inline]
     pub fn put(&self, value: T) -> Result<u64, Stop> {
         match self.put_with(value, &PutOptions::default(), Time::NEVER)? {
             Some(id) => Ok(id),
@@ -105,6 +106,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     /// Add an item, waiting for room until `until` at most; then `None`. Returns its number, or
     /// that of the item that has its key, which then stands for it. A checkpoint; `Err` means that
     /// it was not added.
+    #[inline]
     pub fn put_with(
         &self,
         value: T,
@@ -130,6 +132,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
 
     /// [`LeaseQueue::put_with`] if there is room, else the item is given back; not a checkpoint,
     /// never blocks.
+    #[inline]
     pub fn try_put(&self, value: T, options: &PutOptions) -> Result<u64, T> {
         let (id, unneeded) = self.change(|shared| shared.state.put(value, options))?;
         drop(unneeded); // unlocked: it is the user's
@@ -141,12 +144,20 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     ///
     /// The next is one of the least priority; among those, what a stopped worker gave back comes
     /// first, then what has been ready for the longest time.
+    #[inline]
     pub fn lease(&self, until: Time) -> Result<Option<Lease<T, N>>, Stop> {
-        wait::perform(&mut self.leasing(), until).map(Option::flatten)
+        wait::checkpoint()?;
+        match self.try_lease() {
+            Some(lease) => {
+                scope::hold_off_kill();
+                Ok(Some(lease))
+            }
+            None => wait::perform(&mut self.leasing(), until).map(Option::flatten),
+        }
     }
 
     /// Lease the next item, if one is there to be had; not a checkpoint, never blocks.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[inline]
     pub(crate) fn try_lease(&self) -> Option<Lease<T, N>> {
         self.change(Shared::lease)
     }
@@ -161,6 +172,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     }
 
     /// The work is done. At most one call succeeds for an item (I29).
+    #[inline]
     pub fn ack(&self, id: u64, epoch: u64) -> Result<(), Fenced> {
         let item = self.change(|shared| shared.state.ack(id, epoch))?;
         drop(item); // unlocked: it is the user's
@@ -261,6 +273,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
 
 impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
     /// Lease the next item, if there is one and it is to be had.
+    #[inline]
     fn lease(&mut self) -> Option<Lease<T, N>> {
         if self.closed {
             None

@@ -70,6 +70,7 @@ pub(super) enum End {
 
 impl Books {
     /// The item leaves the phase that it is in; the caller sees to the next.
+    #[inline]
     pub(super) fn leave(&mut self, id: u64, standing: &Standing) {
         match standing.phase {
             Phase::Ready { .. } => {
@@ -88,6 +89,7 @@ impl Books {
         }
     }
 
+    #[inline]
     fn fall_due(&mut self, id: u64, standing: &mut Standing, at: Time) {
         standing.due = at;
         if !at.is_never() {
@@ -95,6 +97,7 @@ impl Books {
         }
     }
 
+    #[inline]
     pub(super) fn line_up(&mut self, id: u64, standing: &mut Standing, end: End) {
         self.last += 1;
         let entry = self.last;
@@ -109,6 +112,7 @@ impl Books {
     }
 
     /// Take the next entry, of an item or left behind, if any item is ready.
+    #[inline]
     pub(super) fn next_in_line(&mut self) -> Option<(u64, u64)> {
         if self.counts.ready == 0 {
             return None;
@@ -117,6 +121,7 @@ impl Books {
     }
 
     /// It is leased; its entry has been taken.
+    #[inline]
     pub(super) fn lease(
         &mut self,
         id: u64,

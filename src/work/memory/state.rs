@@ -73,12 +73,14 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     /// Can an item with these options be put now?
+    #[inline]
     pub(super) fn has_room(&self, options: &PutOptions) -> bool {
         let maxsize = self.options.maxsize;
         maxsize == 0 || self.unfinished() < maxsize || self.find(options).is_some()
     }
 
     /// The item that stands for one with these options.
+    #[inline]
     fn find(&self, options: &PutOptions) -> Option<u64> {
         self.keys.get(options.key.as_ref()?).copied()
     }
@@ -133,6 +135,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     // ------------------------------------------------------------------ in and out
 
     /// Put an item: its number, and the value if another stands for it. `Err`: there is no room.
+    #[inline]
     pub(super) fn put(&mut self, value: T, options: &PutOptions) -> Result<(u64, Option<T>), T> {
         if !self.has_room(options) {
             return Err(value);
@@ -166,6 +169,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     /// Lease the next item, if there is one.
+    #[inline]
     pub(super) fn lease(&mut self) -> Option<Lease<T, N>> {
         let (id, item) = loop {
             let (entry, id) = self.books.next_in_line()?;
@@ -192,6 +196,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     /// The work is done. Returns what is left of the item, to be dropped where no lock is held.
+    #[inline]
     pub(super) fn ack(&mut self, id: u64, epoch: u64) -> Result<impl Sized + use<T, N>, Fenced> {
         self.check(id, epoch)?;
         let item = self.items.remove(id).ok_or(Fenced)?;
@@ -200,10 +205,11 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         if let Some(key) = item.rest.as_ref().and_then(|rest| rest.key.as_ref()) {
             self.keys.remove(key);
         }
-        Ok(item)
+        Ok((item.value, item.rest))
     }
 
     /// The item, if this lease of it is the current one.
+    #[inline]
     fn check(&mut self, id: u64, epoch: u64) -> Result<&mut Item<T, N>, Fenced> {
         self.items
             .get_mut(id)
