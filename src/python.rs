@@ -48,7 +48,7 @@ use pyo3::prelude::*;
 /// Native core of desist.
 #[pymodule(gil_used = false)]
 mod _core {
-    use super::{host, queue};
+    use super::{host, queue, work};
     use pyo3::prelude::*;
 
     #[pymodule_export]
@@ -118,6 +118,7 @@ mod _core {
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {
         queue::shorten(py)?;
+        work::shorten(py)?;
         host::install(py)
     }
 }

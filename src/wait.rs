@@ -174,8 +174,9 @@ pub(crate) fn perform_by<O: Op>(
     checkpoint()?;
     let done = match op.attempt()? {
         Some(done) => Some(done),
-        None => wait_and_do_first(&mut [op], until, |_| Ok(Waiter::new()), sleep)?
-            .map(|(_, done)| done),
+        None => {
+            wait_and_do_first(&mut [op], until, |_| Ok(Waiter::new()), sleep)?.map(|(_, done)| done)
+        }
     };
     if done.is_some() {
         scope::hold_off_kill();

@@ -20,8 +20,8 @@ use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::Ticket;
-use crate::{scope, wait};
 use crate::work::{Back, Counts, Dead, Fenced, Lease, PutOptions, QueueOptions, Returned};
+use crate::{scope, wait};
 use state::State;
 pub(crate) use waits::{Draining, Leasing, Putting};
 

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
 use super::codec::Codec;
-use super::engine::{Delivery, Engine, Hold, Told};
+use super::engine::{Delivery, Engine, Grip, Hold, Told};
 use super::options::{self, Terms};
 use super::promises::Promises;
 use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
@@ -292,7 +292,7 @@ impl File {
             item,
             progress,
             ends: lease.ends(),
-            hold: Arc::new(hold),
+            hold: Grip::Other(Arc::new(hold)),
         }))
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::engine::{Delivery, Engine, Hold, Told};
+use super::engine::{Delivery, Engine, Grip, Hold, Told};
 use super::{LONGEST_COMMIT, Lease};
 use crate::clock::Time;
 use crate::item::ItemId;
@@ -66,7 +66,7 @@ fn delivery(delivered: Bound<'_, PyAny>) -> PyResult<Delivery> {
         item: delivered.getattr(intern!(py, "item"))?.unbind(),
         progress: delivered.getattr(intern!(py, "progress"))?.extract()?,
         ends: Time::NEVER, // who extends it in its stead says when it is lost
-        hold: Arc::new(Delivered(delivered.unbind())),
+        hold: Grip::Other(Arc::new(Delivered(delivered.unbind()))),
     })
 }
 

@@ -1,21 +1,24 @@
 //! `Lease`: one delivery of one item, in the hands of its handler.
 
+use std::ffi::CStr;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::{PyGenericAlias, PyType};
+use pyo3::types::{PyGenericAlias, PyNone, PyType};
 
-use super::engine::{Delivery, Hold};
+use super::engine::{Delivery, Grip, Hold};
 use super::{LONGEST_COMMIT, failure};
 use crate::CauseKind;
+use crate::atomics::MutexBy;
 use crate::clock::Time;
 use crate::deadline;
 use crate::item::ItemId;
+use crate::python::attached::Attached;
 use crate::python::hint::Item;
 use crate::python::mask::{Beginning, Masked};
 use crate::python::seconds;
 use crate::python::seconds::Seconds;
+use crate::python::shortcut::{self, Shortcut, Usual};
 use crate::python::token::CancelToken;
 use crate::python::wait;
 use crate::scope;
@@ -28,7 +31,7 @@ pub(in crate::python) struct Lease {
     delivery: Delivery,
     /// In which a worker calls its handler.
     task: Option<Arc<Task>>,
-    settled: Mutex<Settled>,
+    settled: MutexBy<Attached, Settled>,
 }
 
 /// What became of a lease, if its handler said so itself.
@@ -44,7 +47,7 @@ impl Lease {
         Self {
             delivery,
             task: None,
-            settled: Mutex::new(Settled::NotYet),
+            settled: MutexBy::new(Settled::NotYet),
         }
     }
 
@@ -77,7 +80,12 @@ impl Lease {
 
     /// What its handler has said of it, if anything.
     pub(super) fn settled(&self) -> Settled {
-        std::mem::replace(&mut *self.settled.lock(), Settled::NotYet)
+        self.settle(Settled::NotYet)
+    }
+
+    /// Returns what was said before, to be dropped where no lock is held.
+    fn settle(&self, settled: Settled) -> Settled {
+        std::mem::replace(&mut *self.settled.lock(), settled)
     }
 }
 
@@ -145,7 +153,7 @@ impl Lease {
     #[pyo3(signature = (result: "object" = None))]
     fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
         self.hold().ack(py)?;
-        *self.settled.lock() = Settled::Acked(result);
+        self.settle(Settled::Acked(result));
         Ok(())
     }
 
@@ -162,7 +170,7 @@ impl Lease {
         let returned = self
             .hold()
             .give_back(py, Back::After(delay), failure.clone_ref(py))?;
-        *self.settled.lock() = Settled::Nacked(returned, failure);
+        self.settle(Settled::Nacked(returned, failure));
         Ok(())
     }
 
@@ -179,5 +187,41 @@ impl Lease {
             "<Lease of item {} attempt {}>",
             self.delivery.id, self.delivery.attempt
         )
+    }
+}
+
+// ---------------------------------------------------------------------- a shortcut
+
+/// Most leases are valid when they are acknowledged.
+pub(super) fn shorten(py: Python<'_>) -> PyResult<()> {
+    shortcut::install::<Ack>(py)
+}
+
+/// `ack()`.
+struct Ack;
+
+impl Shortcut for Ack {
+    type Class = Lease;
+    const NAME: &'static CStr = c"ack";
+    const TAKES: usize = 0;
+
+    fn usual() -> &'static Usual {
+        static USUAL: Usual = Usual::new();
+        &USUAL
+    }
+
+    fn attempt<'py>(
+        py: Python<'py>,
+        this: &Lease,
+        _: &[Borrowed<'_, 'py, PyAny>],
+    ) -> Option<Bound<'py, PyAny>> {
+        let Grip::InMemory(held) = &this.delivery.hold else {
+            return None;
+        };
+        if !held.try_ack() {
+            return None;
+        }
+        this.settle(Settled::Acked(None));
+        Some(PyNone::get(py).to_owned().into_any())
     }
 }

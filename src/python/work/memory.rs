@@ -1,34 +1,36 @@
 //! `LeaseQueue`: items that are kept in memory, as they are.
 
+use std::ffi::CStr;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyGenericAlias, PyType};
+use pyo3::types::{PyDict, PyGenericAlias, PyInt, PyType};
 
-use super::engine::{Delivery, Engine, Hold, Told};
+use super::engine::{Delivery, Engine, Grip, Hold, Told};
+use super::object::Object;
 use super::options::{self, Terms};
 use super::promises::Promises;
 use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::clock::Time;
+use crate::python::attached::Attached;
 use crate::python::cause::CancelCause;
 use crate::python::seconds::Seconds;
-use crate::python::wait::blocking;
+use crate::python::shortcut::{self, Shortcut, Usual};
+use crate::python::wait::{checkpoint, perform};
 use crate::python::{error, seconds};
-use crate::work::{self, Back, Returned};
-use crate::{Cause, CauseKind, fork};
+use crate::work::{self, Back, PutOptions, Returned};
+use crate::{Cause, CauseKind, fork, scope};
 
-/// An item; cloned without the interpreter.
-type Item = Arc<Py<PyAny>>;
-
-type Queue = work::LeaseQueue<Item, Note>;
+/// Whoever is here is attached to the interpreter; only the sleeping is done without.
+type Queue = work::LeaseQueue<Object, Note, Attached>;
 
 /// What the queue keeps of a failure, or of progress.
 #[derive(Clone)]
 enum Note {
     /// An exception, a CancelCause, or whatever progress is.
-    Said(Arc<Py<PyAny>>),
-    /// By the queue itself, without the interpreter.
+    Said(Object),
+    /// By the queue itself, which makes no objects.
     Noted(Cause),
 }
 
@@ -40,12 +42,12 @@ impl From<Cause> for Note {
 
 impl Note {
     fn said(object: Py<PyAny>) -> Self {
-        Note::Said(Arc::new(object))
+        Note::Said(Object::new(object))
     }
 
     fn to_object(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self {
-            Note::Said(object) => Ok(object.clone_ref(py)),
+            Note::Said(object) => Ok(object.to_object(py)),
             Note::Noted(cause) => Ok(Py::new(py, CancelCause::from(cause.clone()))?.into_any()),
         }
     }
@@ -92,7 +94,7 @@ impl LeaseQueue {
         let options = options::of_queue(retry, maxsize, lease_timeout)?;
         Ok(Self {
             engine: Arc::new(Memory {
-                queue: Queue::new(options),
+                queue: Queue::by(options),
                 promises: Promises::default(),
             }),
             generation: fork::generation(),
@@ -174,9 +176,9 @@ impl LeaseQueue {
     /// The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
     #[pyo3(signature = () -> "list[tuple[int, _T, list[BaseException | CancelCause]]]")]
     fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<Py<PyAny>>>> {
-        let show = |(id, item, failures): work::Dead<Item, Note>| {
+        let show = |(id, item, failures): work::Dead<Object, Note>| {
             let failures = failures.iter().map(|failure| failure.to_object(py));
-            Ok((id, item.clone_ref(py), failures.collect::<PyResult<_>>()?))
+            Ok((id, item.to_object(py), failures.collect::<PyResult<_>>()?))
         };
         self.engine.queue.dead().into_iter().map(show).collect()
     }
@@ -226,7 +228,10 @@ impl LeaseQueue {
     fn _drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         let queue = &self.check_process()?.queue;
-        blocking(py, || queue.drain(until))
+        let drained = perform(py, &mut queue.draining(), until);
+        Ok(drained
+            .map_err(|stop| error::from_stop(py, stop))?
+            .is_some())
     }
 
     fn __repr__(&self) -> String {
@@ -246,43 +251,62 @@ struct Memory {
 
 impl Memory {
     fn put(&self, py: Python<'_>, item: Py<PyAny>, terms: &Terms) -> PyResult<u64> {
-        let item = Arc::new(item);
-        let put = blocking(py, || {
-            self.queue.put_with(item, &terms.options, terms.until)
-        })?;
-        put.ok_or_else(|| error::ordinary(py, "Full", &""))
+        checkpoint(py)?;
+        match self.queue.try_put(Object::new(item), &terms.options) {
+            Ok(id) => Ok(id),
+            Err(item) => {
+                let mut putting = self.queue.putting(item, &terms.options);
+                let put = perform(py, &mut putting, terms.until);
+                put.map_err(|stop| error::from_stop(py, stop))?
+                    .ok_or_else(|| error::ordinary(py, "Full", &""))
+            }
+        }
     }
-}
 
-impl Engine for Arc<Memory> {
-    fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
-        let Some(lease) = blocking(py, || self.queue.lease(until))? else {
-            return Ok(None);
-        };
+    fn deliver(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        lease: &work::Lease<Object, Note>,
+    ) -> PyResult<Delivery> {
         let progress = lease.progress.as_ref().map(|note| note.to_object(py));
-        Ok(Some(Delivery {
+        Ok(Delivery {
             id: lease.id.into(),
             epoch: lease.epoch,
             attempt: lease.attempt,
-            item: lease.item.clone_ref(py),
+            item: lease.item.to_object(py),
             progress: progress.transpose()?,
             ends: lease.ends(),
-            hold: Arc::new(Held {
+            hold: Grip::InMemory(Held {
                 memory: self.clone(),
                 id: lease.id,
                 epoch: lease.epoch,
                 deadline: lease.deadline,
             }),
-        }))
+        })
+    }
+}
+
+impl Engine for Arc<Memory> {
+    fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
+        let lease = perform(py, &mut self.queue.leasing(), until);
+        let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
+        lease.map(|lease| self.deliver(py, &lease)).transpose()
     }
 }
 
 /// A leased item of a LeaseQueue.
-struct Held {
+pub(super) struct Held {
     memory: Arc<Memory>,
     id: u64,
     epoch: u64,
     deadline: Option<Time>,
+}
+
+impl Held {
+    /// The work is done. False: the lease is over.
+    pub(super) fn try_ack(&self) -> bool {
+        self.memory.queue.ack(self.id, self.epoch).is_ok()
+    }
 }
 
 impl Hold for Held {
@@ -308,5 +332,76 @@ impl Hold for Held {
 
     fn tell(&self, py: Python<'_>, told: Told) {
         self.memory.promises.tell(py, self.id, &told);
+    }
+}
+
+// ---------------------------------------------------------------------- shortcuts
+
+/// Most items are put without a word, most leases find an item, and nobody wants the caller to
+/// stop.
+pub(super) fn shorten(py: Python<'_>) -> PyResult<()> {
+    shortcut::install::<Put>(py)?;
+    shortcut::install::<Take>(py)
+}
+
+/// `put(item)`.
+struct Put;
+
+impl Shortcut for Put {
+    type Class = LeaseQueue;
+    const NAME: &'static CStr = c"put";
+    const TAKES: usize = 1;
+
+    fn usual() -> &'static Usual {
+        static USUAL: Usual = Usual::new();
+        &USUAL
+    }
+
+    fn attempt<'py>(
+        py: Python<'py>,
+        this: &LeaseQueue,
+        given: &[Borrowed<'_, 'py, PyAny>],
+    ) -> Option<Bound<'py, PyAny>> {
+        if !scope::at_ease() || this.generation != fork::generation() {
+            return None;
+        }
+        let item = Object::new(Bound::clone(given.first()?).unbind());
+        let id = this.engine.queue.try_put(item, &PutOptions::default());
+        Some(PyInt::new(py, id.ok()?).into_any())
+    }
+}
+
+/// `lease()`.
+struct Take;
+
+impl Shortcut for Take {
+    type Class = LeaseQueue;
+    const NAME: &'static CStr = c"lease";
+    const TAKES: usize = 0;
+
+    fn usual() -> &'static Usual {
+        static USUAL: Usual = Usual::new();
+        &USUAL
+    }
+
+    fn attempt<'py>(
+        py: Python<'py>,
+        this: &LeaseQueue,
+        _: &[Borrowed<'_, 'py, PyAny>],
+    ) -> Option<Bound<'py, PyAny>> {
+        if !scope::at_ease() || this.generation != fork::generation() {
+            return None;
+        }
+        let lease = this.engine.queue.try_lease()?;
+        let delivery = this.engine.deliver(py, &lease);
+        match delivery.and_then(|delivery| Bound::new(py, Lease::new(delivery))) {
+            Ok(lease) => Some(lease.into_any()),
+            Err(_) => {
+                // No memory for it. What the usual function makes of that is raised.
+                let queue = &this.engine.queue;
+                let _ = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
+                None
+            }
+        }
     }
 }

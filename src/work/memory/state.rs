@@ -311,7 +311,11 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     pub(super) fn give_up(&mut self, failure: &N) -> Vec<T> {
-        let ready = self.books.lines.take().map(|(entry, id)| (Phase::Ready { entry }, id));
+        let ready = self
+            .books
+            .lines
+            .take()
+            .map(|(entry, id)| (Phase::Ready { entry }, id));
         let delayed = self.books.due.iter().map(|(_, id)| (Phase::Delayed, *id));
         let unleased: Vec<_> = ready.chain(delayed).collect();
         let mut values = Vec::new();
@@ -366,9 +370,9 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
             return;
         }
         books.lines.retain(|(entry, id)| {
-                let item = self.items.get(*id);
-                item.is_some_and(|item| item.standing.phase == (Phase::Ready { entry: *entry }))
-            });
+            let item = self.items.get(*id);
+            item.is_some_and(|item| item.standing.phase == (Phase::Ready { entry: *entry }))
+        });
         books.left_behind = 0;
     }
 }
