@@ -18,8 +18,18 @@ from pathlib import Path
 
 from table import print_head, print_row
 
-SUBJECTS = ("tokens", "scopes", "locks", "queues", "crowds", "wake", "stops", "imports")
-PEERS = ("aiologic", "anyio", "cantok", "culsans", "gevent", "stopit", "trio")
+SUBJECTS = ("tokens", "scopes", "locks", "queues", "jobs", "crowds", "wake", "stops", "imports")
+PEERS = (
+    "aiologic",
+    "anyio",
+    "cantok",
+    "culsans",
+    "gevent",
+    "persist-queue",
+    "redis",
+    "stopit",
+    "trio",
+)
 METHOD = """\
 The sides take turns; a figure is the median of its rounds, in CPU time without the loop around it;
 for the wake-ups it is time on the clock, and for the imports the CPU time of fresh processes,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 
 use crate::fork;
 use crate::host::{self, Host};
@@ -48,7 +49,9 @@ impl Host for Interpreter {
             // As threading.current_thread() does, but without running Python code, in which what a
             // signal handler raises would be lost. A thread that threading does not know has no
             // name, and does not get one here.
-            let threading = py.import(intern!(py, "threading"))?;
+            static THREADING: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+            let import = || py.import("threading").map(Bound::unbind);
+            let threading = THREADING.get_or_try_init(py, import)?.bind(py);
             let ident = threading.call_method0(intern!(py, "get_ident"))?;
             let active = threading.getattr(intern!(py, "_active"))?;
             let thread = active.get_item(ident)?;

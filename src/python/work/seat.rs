@@ -1,5 +1,6 @@
 //! `Seat`: a worker's place in its pool, and the loop in which it works.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,6 +30,9 @@ use crate::sync::Latch;
 use crate::task::{BodyEnd, Boundary, Task};
 use crate::testing::{self, Enrolment};
 use crate::work::{Back, Returned};
+
+/// Bytes that " item " and most numbers take.
+const NUMBERED: usize = 26;
 
 /// What a worker is working on.
 struct Current {
@@ -195,7 +199,8 @@ impl Seat {
         handler: &Bound<'_, PyAny>,
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
-        let name = format!("{} item {}", self.name, delivery.id);
+        let mut name = String::with_capacity(self.name.len() + NUMBERED);
+        let _ = write!(name, "{} item {}", self.name, delivery.id);
         let task = Task::new(&name, Some(self.pool.get().inner()));
         if let Some(process) = process {
             task.runs_elsewhere(process.elsewhere());
