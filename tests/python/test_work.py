@@ -42,6 +42,22 @@ def test_an_item_is_in_one_state_at_a_time() -> None:
     assert queue.counts() == counts(delayed=1, done=1)
 
 
+def test_what_is_done_with_is_let_go_of_at_once() -> None:
+    class Thing:
+        pass
+
+    queue: LeaseQueue[Thing] = LeaseQueue()
+    queue.put(thing := Thing())
+    leased = queue.lease()
+    assert leased is not None
+    gone = weakref.ref(thing)
+    del thing
+    leased.ack()
+    assert gone() is leased.item
+    del leased
+    assert gone() is None
+
+
 def test_epochs_only_grow() -> None:
     queue: LeaseQueue[str] = LeaseQueue(retry=AT_ONCE)
     queue.put("a")

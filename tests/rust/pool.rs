@@ -37,8 +37,6 @@ fn impatient() -> StopPolicy {
         cooperative: Duration::ZERO,
         at_wait: None,
         async_exc: None,
-        sigterm: None,
-        sigkill: false,
         trace: None,
         sigterm: None,
         sigkill: false,

@@ -81,8 +81,6 @@ const AT_ONCE: StopPolicy = StopPolicy {
     cooperative: Duration::ZERO,
     at_wait: Some(Duration::ZERO),
     async_exc: Some(HOUR),
-    sigterm: None,
-    sigkill: false,
     trace: None,
     sigterm: None,
     sigkill: false,

@@ -43,7 +43,9 @@ fn row(subject: &'static str, floor: Option<f64>, desist: f64) -> Row {
 fn lease_and_ack(queue: &Queue) {
     let lease = queue.lease(Time::NEVER).expect("nobody stops it");
     let lease = lease.expect("there is one");
-    queue.ack(lease.id, lease.epoch).expect("nobody else has it");
+    queue
+        .ack(lease.id, lease.epoch)
+        .expect("nobody else has it");
 }
 
 fn one_by_one(queue: &Queue, item: &Item) {
@@ -129,13 +131,19 @@ fn in_file() -> Vec<Row> {
     let [mut puts, mut leases] = [const { Vec::new() }; 2];
     for _ in 0..FILE_ROUNDS {
         puts.push(together(FILE_THREADS, FILE_ITEMS, || {
-            let put = queue.put(item.clone(), desist::work::PutOptions::default(), Time::NEVER);
+            let put = queue.put(
+                item.clone(),
+                desist::work::PutOptions::default(),
+                Time::NEVER,
+            );
             put.expect("the disk has room");
         }));
         leases.push(together(FILE_THREADS, FILE_ITEMS, || {
             let lease = queue.lease(Time::NEVER).expect("the disk has room");
             let lease = lease.expect("there is one");
-            queue.ack(lease.id, lease.epoch).expect("nobody else has it");
+            queue
+                .ack(lease.id, lease.epoch)
+                .expect("nobody else has it");
         }));
     }
     drop(queue);
