@@ -11,7 +11,8 @@ use parking_lot::lock_api;
 use pyo3::ffi;
 
 /// A mutex for what only attached threads reach, and what none of them has locked while it lets the
-/// interpreter go or touches an object, which might. With a global lock it does nothing.
+/// interpreter go or touches an object, which might; but references may be counted. With a global
+/// lock it does nothing.
 pub(super) struct Attached {
     mutex: RawMutex,
 }

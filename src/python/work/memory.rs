@@ -394,14 +394,12 @@ impl Shortcut for Take {
         }
         let lease = this.engine.queue.try_lease()?;
         let delivery = this.engine.deliver(py, &lease);
-        match delivery.and_then(|delivery| Bound::new(py, Lease::new(delivery))) {
-            Ok(lease) => Some(lease.into_any()),
-            Err(_) => {
-                // No memory for it. What the usual function makes of that is raised.
-                let queue = &this.engine.queue;
-                let _ = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
-                None
-            }
+        if let Ok(lease) = delivery.and_then(|delivery| Bound::new(py, Lease::new(delivery))) {
+            return Some(lease.into_any());
         }
+        // There is no memory for it. What the usual function makes of that is raised.
+        let queue = &this.engine.queue;
+        let _ = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
+        None
     }
 }
