@@ -62,7 +62,7 @@ pub trait Force: Send + Sync {
         true
     }
 
-    /// A block swallows what is posted: have its thread call [`Task::strike_here`] in front of its
+    /// A block swallows what is posted: have its thread call `Task::strike_here` in front of its
     /// every step, from the next [`Force::post`] on. Without effect for a host that cannot.
     fn climb(&self) {}
 

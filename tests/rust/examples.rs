@@ -4,6 +4,7 @@
 mod cancel_tree;
 #[path = "../../examples/timeout.rs"]
 mod timeout;
+#[cfg(not(loom))]
 #[path = "../../examples/worker.rs"]
 mod worker;
 
@@ -17,6 +18,7 @@ fn cancelling_goes_down_the_tree() {
     cancel_tree::main();
 }
 
+#[cfg(not(loom))]
 #[test]
 fn a_stopped_worker_gives_its_work_back() {
     worker::main();

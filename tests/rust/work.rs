@@ -443,7 +443,7 @@ fn wanted_for(timeout: Duration) -> PutOptions {
 }
 
 #[test]
-fn i16_a_lease_that_is_not_extended_is_anothers_in_that_instant() {
+fn i16_a_lease_that_is_not_extended_is_for_others_in_that_instant() {
     let passed = testing::run(None, || {
         let queue = losing_leases(10 * SECOND);
         queue.put("item").unwrap();
