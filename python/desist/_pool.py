@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
@@ -69,11 +70,15 @@ class ItemFuture(Future[R]):
 
     def _finish(self, result: R) -> None:
         self._forget_expiry()
+        if self.done():
+            return  # its pool has stopped meanwhile
         self.set_running_or_notify_cancel()
         self.set_result(result)
 
     def _fail(self, failure: BaseException | CancelCause) -> None:
         self._forget_expiry()
+        if self.done():
+            return
         self.set_running_or_notify_cancel()
         self.set_exception(TaskCancelled(failure) if isinstance(failure, CancelCause) else failure)
 
@@ -192,6 +197,9 @@ class WorkerPool(Generic[T, R]):
         self.queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] = _opened(queue)
         self._handler = handler
         self._policy = StopPolicy() if policy is None else policy
+        if not isinstance(self._policy, StopPolicy):
+            message = f"policy must be a StopPolicy, not {type(policy).__name__}"  # type: ignore[unreachable]
+            raise TypeError(message)
         self._tally = Tally(_observer(on_event))
         self._source = CancelSource()
         self._isolated = isolation == "process"
@@ -200,7 +208,9 @@ class WorkerPool(Generic[T, R]):
         weakref.finalize(self, _let_go, self._source, self._children)
         self._process = os.getpid()
         self._stopped = False
-        self._supervisor = _Supervisor(restart, self._source)
+        self._futures: set[ItemFuture[R]] = set()
+        self._supervisor = _Supervisor(restart, self._source, self._futures)
+        self._threads: list[threading.Thread] = []
         self._seats = [self._start_worker(index) for index in range(workers)]
 
     def _start_worker(self, index: int) -> Seat:
@@ -213,6 +223,7 @@ class WorkerPool(Generic[T, R]):
             work = partial(hold_off(self._new_child, seat).work)
         thread = threading.Thread(target=work, args=(failed,), name=name, daemon=True)
         hold_off(thread.start)  # a kill in it would leave locks of threading held
+        self._threads.append(thread)
         return seat
 
     def _new_child(self, seat: Seat) -> ChildHandler[T, R]:
@@ -266,7 +277,25 @@ class WorkerPool(Generic[T, R]):
         future._cancel_item = lambda: self._cancel(item_id, None)  # noqa: SLF001 (its own module)
         if expires is not None:
             future._expire_after(expires, self._cancel)  # noqa: SLF001 (its own module)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        if key is not None:
+            self._tell_if_dead(future)
+        if self._supervisor.gave_up.cancelled:  # while this item was put
+            self._supervisor.tell(future)
         return future
+
+    def _tell_if_dead(self, future: ItemFuture[R]) -> None:
+        """Nobody will work on the item that stands for this one."""
+        if not self.queue.counts()["dead"]:
+            return
+        with suppress(NotImplementedError):  # by an engine
+            for item_id, _, failures in self.queue.dead():
+                if item_id == future.item_id:
+                    why = failures[-1] if failures else None
+                    if not isinstance(why, (BaseException, CancelCause)):
+                        why = RuntimeError(f"item {item_id}, which has this key, is dead: {why}")
+                    future._fail(why)  # noqa: SLF001 (its own module)
 
     def cancel_item(self, item_id: int | str, reason: str | None = None) -> bool:
         """The work is unwanted: it is never leased again, and code at work on it is asked to stop.
@@ -333,14 +362,21 @@ class WorkerPool(Generic[T, R]):
     def stop(self) -> None:
         """Stop the workers; what they were working on is ready again. Idempotent.
 
-        If the queue is the pool's own, nobody will work on what is left in it: it is dead, and
-        its futures raise TaskCancelled. A queue that was passed in keeps it for other pools.
+        If the queue is the pool's own, nobody will work on what is left in it: it is dead. A queue
+        that was passed in keeps it for other pools. Futures of what was not done raise
+        TaskCancelled. RuntimeError in a worker of this pool, which cannot wait for itself.
 
         Blocks until each has ended or was given up, as the pool's policy says, also in a block that
         is cancelled; they are killed side by side.
         """
-        if self._stopped or os.getpid() != self._process:
+        if os.getpid() != self._process:
             return
+        if threading.current_thread() in self._threads:
+            message = (
+                "a worker cannot wait for its own end: stop the pool from another thread, or raise "
+                "something that the code around the pool acts on"
+            )
+            raise RuntimeError(message)
         self._stopped = True
         self._source.cancel("the pool is stopping")
         with shield(math.inf):  # whoever is cancelled leaves no worker behind either
@@ -356,6 +392,9 @@ class WorkerPool(Generic[T, R]):
                     child.gone.wait()
             if self._owns_queue:
                 self.queue._give_up("the pool has stopped")  # noqa: SLF001
+            stopped = _cause("the pool has stopped")
+            for future in list(self._futures):
+                future._fail(stopped)  # noqa: SLF001 (its own module)
 
     def _kill_aside(self, seat: Seat) -> Aside[KillReport]:
         return Aside(
@@ -384,8 +423,11 @@ class WorkerPool(Generic[T, R]):
 def _opened(queue: Any) -> Any:
     if queue is None:
         return LeaseQueue()
-    if not isinstance(queue, (str, PathLike)):
+    if hasattr(queue, "_submit"):
         return queue
+    if not isinstance(queue, (str, PathLike)):
+        message = f"queue must be a queue of leases, a path or a URL, not {type(queue).__name__}"
+        raise TypeError(message)
     if isinstance(queue, str) and "://" in queue:
         from desist.engines import open_queue
 
@@ -395,6 +437,9 @@ def _opened(queue: Any) -> Any:
 
 def _check(handler: object, workers: int, restart: Restart, isolation: str) -> None:
     _check_callable("handler", handler)
+    if not isinstance(restart, Restart):
+        message = f"restart must be a Restart, not {type(restart).__name__}"  # type: ignore[unreachable]
+        raise TypeError(message)
     if workers < 1:
         message = f"workers must be at least 1, not {workers}"
         raise ValueError(message)
@@ -420,6 +465,14 @@ def _observer(on_event: Callable[[WorkEvent], object] | None) -> Callable[..., o
     return lambda *event: on_event(WorkEvent(*event))
 
 
+def _cause(reason: str) -> CancelCause:
+    source = CancelSource()
+    source.cancel(reason)
+    cause = source.token.cause
+    assert cause is not None  # noqa: S101 (for the type checker: it has just been cancelled)
+    return cause
+
+
 def _let_go(source: CancelSource, children: list[ChildHandler[T, R]]) -> None:
     source.cancel("nobody has the pool any more")
     for child in children:
@@ -433,9 +486,10 @@ class _Supervisor:
     under it is not killed.
     """
 
-    def __init__(self, restart: Restart, pool: CancelSource) -> None:
+    def __init__(self, restart: Restart, pool: CancelSource, futures: set[ItemFuture[Any]]) -> None:
         self._restart = restart
         self._pool = pool
+        self._futures = futures
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()
         self._source = CancelSource()
@@ -483,6 +537,15 @@ class _Supervisor:
             self._why = (why, failure)
         self._source.cancel(why)
         self._pool.cancel(why)
+        for future in list(self._futures):
+            self.tell(future)
+
+    def tell(self, future: ItemFuture[Any]) -> None:
+        """Nobody of this pool will do the work."""
+        try:
+            self.check()
+        except PoolExhausted as given_up:
+            future._fail(given_up)  # noqa: SLF001 (its own module)
 
     def check(self) -> None:
         """PoolExhausted if the pool has given up."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ("points", "stopped", "swallowed", "finished", "missed")
@@ -51,3 +55,13 @@ def refuse(why: str) -> NoReturn:
     """End the run before it starts."""
     advice = f"{why}. Run `make test`, which builds first."
     pytest.exit(advice, returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _no_tracer_is_left() -> Iterator[None]:
+    """On CPython 3.11 traced threads can spin for ever, and the test that spins is not to blame."""
+    yield
+    left = threading.gettrace(), threading.getprofile()
+    threading.settrace(None)
+    threading.setprofile(None)
+    assert left == (None, None)

@@ -286,6 +286,9 @@ def test_a_retry_policy_that_makes_no_sense_is_refused(
     [
         (None, {}, TypeError, "handler must be callable, not NoneType"),
         (print, {"workers": 0}, ValueError, "workers must be at least 1, not 0"),
+        (print, {"queue": 5}, TypeError, "queue must be a queue of leases, a path or a URL"),
+        (print, {"policy": 3}, TypeError, "policy must be a StopPolicy, not int"),
+        (print, {"restart": 3}, TypeError, "restart must be a Restart, not int"),
         (print, {"on_event": 3}, TypeError, "on_event must be callable, not int"),
         (print, {"restart": Restart(-1)}, ValueError, "intensity of Restart must not be negative"),
         (print, {"restart": Restart(1, math.nan)}, ValueError, "period of Restart must not be"),

@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import LeaseQueue, PoolExhausted, Restart, RetryPolicy, StopPolicy, WorkerPool
+from desist import (
+    FileQueue,
+    LeaseQueue,
+    PoolExhausted,
+    Restart,
+    RetryPolicy,
+    StopPolicy,
+    WorkerPool,
+)
 from support import NEVER, in_thread
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from desist import Lease, WorkEvent
 
 GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
@@ -181,6 +191,82 @@ def test_i36_a_pool_that_gives_up_asks_all_its_workers_to_stop_and_ends_a_drain(
         pool.drain()
     deaf.go_on.set()
     pool.stop()
+
+
+def test_the_futures_of_a_pool_that_gives_up_say_so() -> None:
+    deaf = Deaf()
+    pool = WorkerPool(deaf, workers=1, policy=GIVE_UP, restart=Restart(max_abandoned=0))
+    futures = [pool.submit(item) for item in range(2)]
+    deaf.begun.acquire()
+    with pytest.raises(PoolExhausted):
+        pool.kill_worker(0)
+    for future in futures:
+        with pytest.raises(PoolExhausted, match="could not be ended"):
+            future.result()
+    deaf.go_on.set()
+    pool.stop()
+
+
+def test_a_stop_that_was_interrupted_can_be_gone_on_with() -> None:
+    deaf = Deaf()
+    pool = WorkerPool(deaf, workers=1, policy=StopPolicy(cooperative=NEVER))
+    busy, waiting = pool.submit(1), pool.submit(2)
+    deaf.begun.acquire()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            pool.stop()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    deaf.go_on.set()
+    pool.stop()
+    assert pool.workers_alive() == 0
+    assert busy.result() is None
+    with pytest.raises(desist.TaskCancelled, match="the pool has stopped"):
+        waiting.result()
+
+
+def test_a_worker_does_not_wait_for_its_own_end() -> None:
+    pool: WorkerPool[int, None] = WorkerPool(lambda _: pool.stop(), workers=1)
+    with pool, pytest.raises(RuntimeError, match="cannot wait for its own end"):
+        pool.submit(1).result()
+
+
+@pytest.mark.parametrize("path", [None, "jobs.db"])
+def test_an_item_that_is_dead_stands_for_none(path: str | None, tmp_path: Path) -> None:
+    def handler(_: Lease[int]) -> None:
+        raise ZeroDivisionError("no luck")
+
+    retry = RetryPolicy(max_attempts=1)
+    queue: LeaseQueue[int] | FileQueue[int] = (
+        LeaseQueue(retry=retry) if path is None else FileQueue(tmp_path / path, retry=retry)
+    )
+    with WorkerPool(handler, queue=queue) as pool:
+        for _ in range(2):
+            with pytest.raises((ZeroDivisionError, RuntimeError), match="no luck"):
+                pool.submit(1, key="k").result()
+
+
+def test_futures_of_what_is_left_in_a_queue_that_was_passed_in_are_told() -> None:
+    queue: LeaseQueue[int] = LeaseQueue()
+    deaf = Deaf()
+    pool = WorkerPool(deaf, workers=1, queue=queue)
+    pool.submit(1)
+    deaf.begun.acquire()
+    left = pool.submit(2)
+    threading.Timer(0.05, deaf.go_on.set).start()
+    pool.stop()
+    with pytest.raises(desist.TaskCancelled, match="the pool has stopped"):
+        left.result()
+    assert queue.counts()["ready"] == 1
+    with WorkerPool[int, None](lambda _: None, queue=queue):
+        pass
+    assert queue.counts()["done"] == 2
 
 
 def test_hung_workers_are_stopped_side_by_side() -> None:

@@ -262,7 +262,10 @@ impl Seat {
                 let value = raised.into_value(py).into_any();
                 let (event, back, failure) = match ended {
                     Ended::Failed => (Event::Failed, Back::Failed, value),
-                    Ended::Killed => (Event::Killed, Back::AtOnce, cause_of(py, &value)),
+                    // A body in a process of its own is killed there, and cancelled here.
+                    _ if ended == Ended::Killed || task.record().killed_at.is_some() => {
+                        (Event::Killed, Back::AtOnce, cause_of(py, &value))
+                    }
                     _ => (Event::Cancelled, Back::AtOnce, cause_of(py, &value)),
                 };
                 self.note(py, event, lease, Some(&failure));
