@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use desist::Time;
-use desist::work::{FileOptions, FileQueue, LeaseQueue, QueueOptions};
+use desist::work::{FileQueue, LeaseQueue, QueueOptions};
 
 use crate::measure::{medians, nanos, once};
 use crate::table::{Bench, Row, Target, Unit};
@@ -125,7 +125,7 @@ fn in_file() -> Vec<Row> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/jobs");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("it can be written to");
-    let queue = FileQueue::open(folder.join("jobs.db"), FileOptions::default());
+    let queue = FileQueue::open(folder.join("jobs.db"), QueueOptions::default());
     let queue = queue.expect("the file is new");
     let item: Arc<[u8]> = Arc::from([7; 200]);
     let [mut puts, mut leases] = [const { Vec::new() }; 2];
