@@ -43,7 +43,15 @@ pub(super) fn checked_span(seconds: f64, what: &str) -> PyResult<Duration> {
             "{what} must not be negative, but is {seconds}"
         )));
     }
-    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    Ok(rounded_up(seconds))
+}
+
+/// Never shorter than was asked for, as in `time.sleep`: who sleeps for what is left until some
+/// time, and then looks whether that has come, is not to find it a part of a nanosecond away.
+fn rounded_up(seconds: f64) -> Duration {
+    let nearest = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    let short = nearest.as_secs_f64() < seconds;
+    nearest.saturating_add(Duration::from_nanos(short.into()))
 }
 
 /// As `span`, where `None` means that there is no bound.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import Cancelled
+from desist import Cancelled, testing
 from desist._core import Latch
 from support import NEVER, Victim, ends_with_the_deadline_of_its_block, looks_before_it_begins
 
@@ -123,3 +123,13 @@ def test_a_latch_once_set_stays_so() -> None:
     latch.set()
     assert latch.is_set()
     assert latch.wait()
+
+
+def test_a_sleep_is_never_shorter_than_was_asked_for() -> None:
+    def run() -> None:
+        for seconds in (1e-12, 1e-10, 1.4e-9, 1 / 3, 0.1):
+            before = desist.current_time()
+            desist.sleep(seconds)
+            assert desist.current_time() > before
+
+    testing.run(run)
