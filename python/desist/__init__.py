@@ -90,9 +90,7 @@ from desist._future import Future
 from desist._group import Task, TaskGroup, race
 from desist._interruptible import interruptible
 from desist._ops import done_op
-from desist._pool import ItemFuture, PoolStats, Restart, WorkerPool, WorkEvent
 from desist._queue import LifoQueue, PriorityQueue
-from desist._signals import cancel_on_signal
 from desist._thread import Thread, Timer, kill
 
 if _typing.TYPE_CHECKING:
@@ -101,7 +99,9 @@ if _typing.TYPE_CHECKING:
     from desist import socket as socket
     from desist import ssl as ssl
     from desist._executor import TaskFuture, ThreadPoolExecutor
+    from desist._pool import ItemFuture, PoolStats, Restart, WorkerPool, WorkEvent
     from desist._process import run, wait
+    from desist._signals import cancel_on_signal
 
 
 def get_include() -> str:
@@ -212,14 +212,20 @@ __all__ = [
 
 
 _LAZY = {
-    "TaskFuture": "_executor",
-    "ThreadPoolExecutor": "_executor",
+    "cancel_on_signal": "_signals",
     "compat": "compat",
     "engines": "engines",
+    "ItemFuture": "_pool",
+    "PoolStats": "_pool",
+    "Restart": "_pool",
     "run": "_process",
     "socket": "socket",
     "ssl": "ssl",
+    "TaskFuture": "_executor",
+    "ThreadPoolExecutor": "_executor",
     "wait": "_process",
+    "WorkerPool": "_pool",
+    "WorkEvent": "_pool",
 }
 
 
