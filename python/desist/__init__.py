@@ -67,7 +67,6 @@ from desist._core import (
     wait_writable,
     writable_op,
 )
-from desist._deadline import deadline
 from desist._enums import CauseKind, Outcome, TaskState
 from desist._exceptions import (
     BrokenBarrierError,
@@ -87,8 +86,6 @@ from desist._exceptions import (
     WorkerDied,
 )
 from desist._future import Future
-from desist._group import Task, TaskGroup, race
-from desist._interruptible import interruptible
 from desist._ops import done_op
 from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer, kill
@@ -98,7 +95,10 @@ if _typing.TYPE_CHECKING:
     from desist import engines as engines
     from desist import socket as socket
     from desist import ssl as ssl
+    from desist._deadline import deadline
     from desist._executor import TaskFuture, ThreadPoolExecutor
+    from desist._group import Task, TaskGroup, race
+    from desist._interruptible import interruptible
     from desist._pool import ItemFuture, PoolStats, Restart, WorkerPool, WorkEvent
     from desist._process import run, wait
     from desist._signals import cancel_on_signal
@@ -214,14 +214,19 @@ __all__ = [
 _LAZY = {
     "cancel_on_signal": "_signals",
     "compat": "compat",
+    "deadline": "_deadline",
     "engines": "engines",
+    "interruptible": "_interruptible",
     "ItemFuture": "_pool",
     "PoolStats": "_pool",
+    "race": "_group",
     "Restart": "_pool",
     "run": "_process",
     "socket": "socket",
     "ssl": "ssl",
+    "Task": "_group",
     "TaskFuture": "_executor",
+    "TaskGroup": "_group",
     "ThreadPoolExecutor": "_executor",
     "wait": "_process",
     "WorkerPool": "_pool",
