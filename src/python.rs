@@ -35,6 +35,7 @@ mod scope;
 mod seconds;
 mod semaphore;
 mod shortcut;
+mod spare;
 mod stack;
 mod stop;
 mod task;

@@ -42,6 +42,13 @@ pub struct Lease<T, N> {
     pub attempt: u32,
     /// The item.
     pub item: T,
+    /// What most leases do without, which are small for that.
+    pub details: Option<Box<Details<N>>>,
+}
+
+/// What few leases have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Details<N> {
     /// How far an earlier attempt has come, if it said so.
     pub progress: Option<N>,
     /// Nobody wants the work any more after that.
@@ -50,10 +57,35 @@ pub struct Lease<T, N> {
     pub until: Option<Time>,
 }
 
+impl<N> Details<N> {
+    /// For [`Lease::details`].
+    #[inline]
+    pub fn if_any(self) -> Option<Box<Self>> {
+        let any = self.progress.is_some() || self.deadline.is_some() || self.until.is_some();
+        any.then(|| Box::new(self))
+    }
+}
+
 impl<T, N> Lease<T, N> {
+    /// [`Details::progress`].
+    pub fn progress(&self) -> Option<&N> {
+        self.details.as_ref()?.progress.as_ref()
+    }
+
+    /// [`Details::deadline`].
+    pub fn deadline(&self) -> Option<Time> {
+        self.details.as_ref()?.deadline
+    }
+
+    /// [`Details::until`].
+    pub fn until(&self) -> Option<Time> {
+        self.details.as_ref()?.until
+    }
+
     /// When whoever works on it is to stop.
+    #[inline]
     pub fn ends(&self) -> Time {
-        let ends = [self.deadline, self.until].into_iter().flatten().min();
+        let ends = [self.deadline(), self.until()].into_iter().flatten().min();
         ends.unwrap_or(Time::NEVER)
     }
 }

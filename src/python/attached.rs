@@ -18,7 +18,7 @@ pub(super) struct Attached {
 }
 
 /// In doubt, as in an interpreter that traces its objects, there is a mutex too many.
-const ONE_AT_A_TIME: bool = size_of::<ffi::PyObject>() == 2 * size_of::<usize>();
+pub(super) const ONE_AT_A_TIME: bool = size_of::<ffi::PyObject>() == 2 * size_of::<usize>();
 
 // SAFETY: either the mutex keeps threads apart, or the interpreter does: whoever is here is
 // attached, and stays so until it has unlocked, as the rules in `python` have it.

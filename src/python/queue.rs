@@ -467,14 +467,14 @@ impl<C: Holder> Shortcut for Put<C> {
 
     fn attempt<'py>(
         py: Python<'py>,
-        this: &C,
+        this: &Bound<'py, C>,
         given: &[Borrowed<'_, 'py, PyAny>],
     ) -> Option<Bound<'py, PyAny>> {
         if C::PUT_WAITS && !scope::at_ease() {
             return None;
         }
         let item = Bound::clone(given.first()?);
-        match this.items().offer(item.unbind()) {
+        match this.get().items().offer(item.unbind()) {
             Ok(()) => Some(PyNone::get(py).to_owned().into_any()),
             Err(item) => {
                 drop(item.into_bound(py));
@@ -498,12 +498,12 @@ impl<C: Holder> Shortcut for Get<C> {
 
     fn attempt<'py>(
         py: Python<'py>,
-        this: &C,
+        this: &Bound<'py, C>,
         _: &[Borrowed<'_, 'py, PyAny>],
     ) -> Option<Bound<'py, PyAny>> {
         if !scope::at_ease() {
             return None;
         }
-        this.items().take().map(|item| item.into_bound(py))
+        this.get().items().take().map(|item| item.into_bound(py))
     }
 }

@@ -41,7 +41,7 @@ pub(super) trait Shortcut {
     /// when it is dropped, and a panic ends the process.
     fn attempt<'py>(
         py: Python<'py>,
-        this: &Self::Class,
+        this: &Bound<'py, Self::Class>,
         given: &[Borrowed<'_, 'py, PyAny>],
     ) -> Option<Bound<'py, PyAny>>;
 }
@@ -92,7 +92,7 @@ unsafe extern "C" fn enter<S: Shortcut>(
             } else {
                 std::slice::from_raw_parts(arguments.cast(), S::TAKES)
             };
-            S::attempt(py, this.cast_unchecked::<S::Class>().get(), given)
+            S::attempt(py, &this.cast_unchecked::<S::Class>(), given)
         };
         if let Some(done) = done {
             return done.into_ptr();

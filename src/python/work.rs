@@ -156,7 +156,7 @@ fn not_dead(item_id: u64) -> PyErr {
     PyValueError::new_err(message)
 }
 
-fn earliest(deadline: Option<Time>, until: Option<Time>) -> Time {
-    let ends = [deadline, until].into_iter().flatten().min();
-    ends.unwrap_or(Time::NEVER)
+/// When work is to end whose lease lasts until then.
+fn earliest(deadline: Time, until: Option<Time>) -> Time {
+    until.map_or(deadline, |until| until.min(deadline))
 }

@@ -13,6 +13,7 @@ mod waits;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use crate::atomics::{Exclusion, Mutex, MutexBy, RawMutex};
@@ -116,8 +117,13 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
         wait::checkpoint()?;
         match self.try_put(value, options) {
             Ok(id) => Ok(Some(id)),
-            Err(value) => wait::perform(&mut self.putting(value, options), until),
+            Err(value) => self.wait_and_put(value, options, until),
         }
+    }
+
+    #[cold]
+    fn wait_and_put(&self, value: T, options: &PutOptions, until: Time) -> Result<Option<u64>, Stop> {
+        wait::perform(&mut self.putting(value, options), until)
     }
 
     /// Putting, for a host that sleeps in its own way.
@@ -152,8 +158,13 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
                 scope::hold_off_kill();
                 Ok(Some(lease))
             }
-            None => wait::perform(&mut self.leasing(), until).map(Option::flatten),
+            None => self.wait_and_lease(until),
         }
+    }
+
+    #[cold]
+    fn wait_and_lease(&self, until: Time) -> Result<Option<Lease<T, N>>, Stop> {
+        wait::perform(&mut self.leasing(), until).map(Option::flatten)
     }
 
     /// Lease the next item, if one is there to be had; not a checkpoint, never blocks.
@@ -174,9 +185,14 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     /// The work is done. At most one call succeeds for an item (I29).
     #[inline]
     pub fn ack(&self, id: u64, epoch: u64) -> Result<(), Fenced> {
-        let item = self.change(|shared| shared.state.ack(id, epoch))?;
-        drop(item); // unlocked: it is the user's
-        Ok(())
+        self.finish(id, epoch).map(drop)
+    }
+
+    /// [`LeaseQueue::ack`]; returns the item, which is the user's, and not to be dropped locked.
+    #[inline]
+    pub(crate) fn finish(&self, id: u64, epoch: u64) -> Result<Option<T>, Fenced> {
+        let (item, _rest) = self.change(|shared| shared.state.ack(id, epoch))?;
+        Ok(item)
     }
 
     /// Keep the lease for another `lease_timeout`, and the progress, if it is said, for the next
@@ -261,13 +277,15 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     fn change<C>(&self, change: impl FnOnce(&mut Shared<T, N>) -> C) -> C {
         let mut shared = self.shared.lock();
         shared.state.catch_up();
-        let result = change(&mut shared);
-        if !shared.is_alone() {
+        let result = ManuallyDrop::new(change(&mut shared));
+        if shared.is_alone() {
+            drop(shared);
+        } else {
             let wake = shared.settle();
             drop(shared);
             wake.iter().for_each(Ticket::wake);
         }
-        result
+        ManuallyDrop::into_inner(result)
     }
 }
 

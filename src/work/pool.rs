@@ -420,7 +420,7 @@ impl<T: Clone, E: Clone, P: Clone> Job<'_, T, E, P> {
         let progress = Some(Note::Progress(progress));
         match self.queue.extend(self.lease.id, self.lease.epoch, progress) {
             Ok(Some(until)) => {
-                let unwanted = self.lease.deadline.unwrap_or(Time::NEVER);
+                let unwanted = self.lease.deadline().unwrap_or(Time::NEVER);
                 deadline::set(self.source.node(), until.min(unwanted));
             }
             Ok(None) => {}

@@ -341,13 +341,13 @@ fn what_is_said_of_progress_the_next_attempt_finds_in_any_process() {
     let queue = folder.open();
     let id = put(&queue, "item");
     let first = lease(&queue).unwrap();
-    assert_eq!(first.progress, None);
+    assert_eq!(first.progress(), None);
     queue.extend(id, first.epoch, Some(bytes("half"))).unwrap();
     queue.extend(id, first.epoch, None).unwrap();
     drop(queue);
     let queue = folder.open();
     let again = lease(&queue).unwrap();
-    assert_eq!(again.progress, Some(bytes("half")));
+    assert_eq!(again.progress(), Some(&bytes("half")));
     assert_eq!(queue.extend(id, first.epoch, None), Err(FileError::Fenced));
 }
 

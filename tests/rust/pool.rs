@@ -304,7 +304,7 @@ fn i31_a_handler_has_until_its_lease_ends_which_a_heartbeat_puts_off() {
         let began = Time::now();
         let (ended, ends) = channel();
         let pool = pool(&queue, 1, 0, move |job| {
-            if let Some(progress) = &job.progress {
+            if let Some(progress) = job.progress() {
                 assert_eq!(*progress, Note::Progress(4));
                 return Ok(());
             }

@@ -457,7 +457,7 @@ fn i16_a_lease_that_is_not_extended_is_for_others_in_that_instant() {
         let (took, new) = other.join().unwrap();
         let new = new.unwrap().unwrap();
         assert_eq!(took, 14 * SECOND);
-        assert_eq!((new.attempt, new.progress), (2, Some(Note::Said(4))));
+        assert_eq!((new.attempt, new.progress()), (2, Some(&Note::Said(4))));
         for late in [
             queue.ack(old.id, old.epoch),
             queue.extend(old.id, old.epoch, None).map(|_| ()),
@@ -519,7 +519,7 @@ fn i31_work_that_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
         queue.try_put("item", &wanted_for(SECOND)).unwrap();
         let lease = queue.lease(PAST).unwrap().unwrap();
         let deadline = Time::after(SECOND);
-        assert_eq!((lease.deadline, lease.ends()), (Some(deadline), deadline));
+        assert_eq!((lease.deadline(), lease.ends()), (Some(deadline), deadline));
         sleep(SECOND).unwrap();
         assert_eq!(queue.counts().leased, 1, "it is with its worker");
         let given = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
@@ -527,7 +527,7 @@ fn i31_work_that_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
         let note = Note::Noted("nobody wants the work any more".into());
         assert_eq!(queue.dead(), [(lease.id, "item", vec![note])]);
         assert!(queue.revive(lease.id), "somebody does");
-        assert_eq!(queue.lease(PAST).unwrap().unwrap().deadline, None);
+        assert_eq!(queue.lease(PAST).unwrap().unwrap().deadline(), None);
     });
     assert_eq!(passed, Ok(()));
 }

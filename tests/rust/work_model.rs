@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use desist::work::{
-    Back, Counts, Fenced, Lease, LeaseQueue, PutOptions, QueueOptions, RetryPolicy, Returned,
+    Back, Counts, Details, Fenced, Lease, LeaseQueue, PutOptions, QueueOptions, RetryPolicy, Returned,
 };
 use desist::{Cause, Time, sleep};
 use proptest::prelude::*;
@@ -257,9 +257,12 @@ impl Model {
             epoch: self.last_epoch,
             attempt: item.attempt,
             item: item.value,
-            progress: item.progress.clone(),
-            deadline: Some(item.deadline).filter(|deadline| !deadline.is_never()),
-            until,
+            details: Details {
+                progress: item.progress.clone(),
+                deadline: Some(item.deadline).filter(|deadline| !deadline.is_never()),
+                until,
+            }
+            .if_any(),
         })
     }
 

@@ -24,7 +24,7 @@ pub(super) trait Engine: Send + Sync {
 /// Where a queue's leases come from.
 pub(super) fn of(queue: &Bound<'_, PyAny>) -> Arc<dyn Engine> {
     if let Ok(memory) = queue.cast::<LeaseQueue>() {
-        return memory.get().engine();
+        return Arc::new(memory.clone().unbind());
     }
     #[cfg(unix)]
     if let Ok(file) = queue.cast::<FileQueue>() {
@@ -35,7 +35,6 @@ pub(super) fn of(queue: &Bound<'_, PyAny>) -> Arc<dyn Engine> {
 
 /// One delivery of one item, as Python sees it.
 pub(super) struct Delivery {
-    pub(super) id: ItemId,
     pub(super) epoch: u64,
     pub(super) attempt: u32,
     pub(super) item: Py<PyAny>,
@@ -66,6 +65,9 @@ impl Deref for Grip {
 
 /// What can be done with an item that is leased, and who waits for it.
 pub(super) trait Hold: Send + Sync {
+    /// Which item it is.
+    fn id(&self) -> ItemId;
+
     /// A worker is about to begin with it: who finds out that the lease is lost can tell the task.
     fn begun(&self, _py: Python<'_>, _task: &Arc<Task>) -> PyResult<()> {
         Ok(())

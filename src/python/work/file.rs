@@ -16,6 +16,7 @@ use super::promises::Promises;
 use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::CauseKind;
 use crate::clock::Time;
+use crate::item::ItemId;
 use crate::python::host::detached;
 use crate::python::seconds::Seconds;
 use crate::python::{error, seconds};
@@ -165,9 +166,16 @@ impl FileQueue {
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None). As
     /// LeaseQueue.lease().
     #[pyo3(signature = (timeout = None) -> "Lease[_T] | None")]
-    fn lease(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<Option<Lease>> {
+    fn lease<'py>(
+        &self,
+        py: Python<'py>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Option<Bound<'py, Lease>>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        Ok(self.engine.lease(py, until)?.map(Lease::new))
+        let delivery = self.engine.lease(py, until)?;
+        delivery
+            .map(|delivery| Lease::new(py, delivery))
+            .transpose()
     }
 
     /// How many items are in each state, at one instant. `done` counts from the file's beginning.
@@ -266,14 +274,13 @@ impl File {
     ) -> PyResult<Option<Delivery>> {
         let item = self.codec.decode(py, &lease.item);
         let progress = lease
-            .progress
-            .as_ref()
+            .progress()
             .map(|progress| self.codec.decode(py, progress));
         let hold = Held {
             file: self.clone(),
             id: lease.id,
             epoch: lease.epoch,
-            deadline: lease.deadline,
+            deadline: lease.deadline().unwrap_or(Time::NEVER),
         };
         let (item, progress) = match (item, progress.transpose()) {
             (Ok(item), Ok(progress)) => (item, progress),
@@ -286,7 +293,6 @@ impl File {
             }
         };
         Ok(Some(Delivery {
-            id: lease.id.into(),
             epoch: lease.epoch,
             attempt: lease.attempt,
             item,
@@ -313,10 +319,14 @@ struct Held {
     file: Arc<File>,
     id: u64,
     epoch: u64,
-    deadline: Option<Time>,
+    deadline: Time,
 }
 
 impl Hold for Held {
+    fn id(&self) -> ItemId {
+        self.id.into()
+    }
+
     fn ack(&self, py: Python<'_>) -> PyResult<()> {
         self.file.run(py, |queue| queue.ack(self.id, self.epoch))
     }

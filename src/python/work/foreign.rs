@@ -48,43 +48,50 @@ impl Engine for Foreign {
 /// A lease of what `_deliver()` has returned.
 #[pyfunction]
 #[pyo3(signature = (delivered) -> "Lease[Any]")]
-pub(in crate::python) fn lease_of(delivered: Bound<'_, PyAny>) -> PyResult<Lease> {
-    delivery(delivered).map(Lease::new)
+pub(in crate::python) fn lease_of(delivered: Bound<'_, PyAny>) -> PyResult<Bound<'_, Lease>> {
+    let py = delivered.py();
+    Lease::new(py, delivery(delivered)?)
 }
 
 fn delivery(delivered: Bound<'_, PyAny>) -> PyResult<Delivery> {
     let py = delivered.py();
+    let id: String = delivered.getattr(intern!(py, "id"))?.extract()?;
     Ok(Delivery {
-        id: ItemId::Name(
-            delivered
-                .getattr(intern!(py, "id"))?
-                .extract::<String>()?
-                .into(),
-        ),
         epoch: delivered.getattr(intern!(py, "epoch"))?.extract()?,
         attempt: delivered.getattr(intern!(py, "attempt"))?.extract()?,
         item: delivered.getattr(intern!(py, "item"))?.unbind(),
         progress: delivered.getattr(intern!(py, "progress"))?.extract()?,
         ends: Time::NEVER, // who extends it in its stead says when it is lost
-        hold: Grip::Other(Arc::new(Delivered(delivered.unbind()))),
+        hold: Grip::Other(Arc::new(Delivered {
+            delivered: delivered.unbind(),
+            id: id.into(),
+        })),
     })
 }
 
 /// What was delivered. What is done with it goes to a server, and may take its time; no kill tears
 /// it apart.
-struct Delivered(Py<PyAny>);
+struct Delivered {
+    delivered: Py<PyAny>,
+    id: Arc<str>,
+}
 
 impl Hold for Delivered {
+    fn id(&self) -> ItemId {
+        ItemId::Name(self.id.clone())
+    }
+
     fn begun(&self, py: Python<'_>, task: &Arc<Task>) -> PyResult<()> {
         let working = Working { task: task.clone() };
-        self.0
+        self.delivered
             .call_method1(py, intern!(py, "_begun"), (working,))
             .map(drop)
     }
 
     fn ack(&self, py: Python<'_>) -> PyResult<()> {
         let _mask = Mask::open(LONGEST_COMMIT);
-        self.0.call_method0(py, intern!(py, "_ack")).map(drop)
+        self.delivered
+            .call_method0(py, intern!(py, "_ack")).map(drop)
     }
 
     fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned> {
@@ -95,7 +102,7 @@ impl Hold for Delivered {
         };
         let _mask = Mask::open(LONGEST_COMMIT);
         let requeued = self
-            .0
+            .delivered
             .call_method1(py, intern!(py, "_give_back"), (pause, failure))?;
         Ok(if requeued.is_truthy(py)? {
             Returned::Requeued
@@ -106,16 +113,16 @@ impl Hold for Delivered {
 
     fn extend(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Time> {
         let _mask = Mask::open(LONGEST_COMMIT);
-        self.0
+        self.delivered
             .call_method1(py, intern!(py, "_heartbeat"), (progress,))?;
         Ok(Time::NEVER)
     }
 
     fn tell(&self, py: Python<'_>, told: Told) {
-        match self.0.call_method0(py, intern!(py, "_future")) {
+        match self.delivered.call_method0(py, intern!(py, "_future")) {
             Ok(future) if future.is_none(py) => {}
             Ok(future) => told.to(py, &future),
-            Err(raised) => raised.write_unraisable(py, Some(self.0.bind(py))),
+            Err(raised) => raised.write_unraisable(py, Some(self.delivered.bind(py))),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `Lease`: one delivery of one item, in the hands of its handler.
 
 use std::ffi::CStr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -19,6 +20,7 @@ use crate::python::mask::{Beginning, Masked};
 use crate::python::seconds;
 use crate::python::seconds::Seconds;
 use crate::python::shortcut::{self, Shortcut, Usual};
+use crate::python::spare::{self, Contents, Spared, Spares};
 use crate::python::token::CancelToken;
 use crate::python::wait;
 use crate::scope;
@@ -27,7 +29,10 @@ use crate::work::{Back, Returned};
 
 /// One delivery of one item to one worker.
 #[pyclass(frozen, module = "desist")]
-pub(in crate::python) struct Lease {
+pub(in crate::python) struct Lease(Contents<Leased>);
+
+/// What is in a [`Lease`].
+pub(in crate::python) struct Leased {
     delivery: Delivery,
     /// In which a worker calls its handler.
     task: Option<Arc<Task>>,
@@ -41,24 +46,45 @@ pub(super) enum Settled {
     Nacked(Returned, Py<PyAny>),
 }
 
+impl Deref for Lease {
+    type Target = Leased;
+
+    #[inline]
+    fn deref(&self) -> &Leased {
+        &self.0
+    }
+}
+
 impl Lease {
     /// In the hands of who has asked for it.
-    pub(super) fn new(delivery: Delivery) -> Self {
-        Self {
-            delivery,
-            task: None,
-            settled: MutexBy::new(Settled::NotYet),
-        }
+    #[inline]
+    pub(super) fn new(py: Python<'_>, delivery: Delivery) -> PyResult<Bound<'_, Self>> {
+        Self::with(py, delivery, None)
     }
 
     /// In the hands of a worker's handler, which is asked to stop when it ends.
-    pub(super) fn of_task(delivery: Delivery, task: Arc<Task>) -> Self {
-        let lease = Self {
-            task: Some(task),
-            ..Self::new(delivery)
+    pub(super) fn of_task(
+        py: Python<'_>,
+        delivery: Delivery,
+        task: Arc<Task>,
+    ) -> PyResult<Bound<'_, Self>> {
+        let lease = Self::with(py, delivery, Some(task))?;
+        lease.get().stop_at(lease.get().delivery.ends);
+        Ok(lease)
+    }
+
+    #[inline]
+    fn with(
+        py: Python<'_>,
+        delivery: Delivery,
+        task: Option<Arc<Task>>,
+    ) -> PyResult<Bound<'_, Self>> {
+        let leased = Leased {
+            delivery,
+            task,
+            settled: MutexBy::new(Settled::NotYet),
         };
-        lease.stop_at(lease.delivery.ends);
-        lease
+        spare::object(py, leased)
     }
 
     fn stop_at(&self, ends: Time) {
@@ -74,8 +100,8 @@ impl Lease {
     }
 
     /// Which item it is, and which attempt.
-    pub(super) fn which(&self) -> (&ItemId, u32) {
-        (&self.delivery.id, self.delivery.attempt)
+    pub(super) fn which(&self) -> (ItemId, u32) {
+        (self.hold().id(), self.delivery.attempt)
     }
 
     /// What its handler has said of it, if anything.
@@ -86,6 +112,43 @@ impl Lease {
     /// Returns what was said before, to be dropped where no lock is held.
     fn settle(&self, settled: Settled) -> Settled {
         std::mem::replace(&mut *self.settled.lock(), settled)
+    }
+}
+
+/// Most leases are no worker's, and of a queue in memory: those are short.
+impl Spared for Lease {
+    type Contents = Leased;
+
+    fn make(py: Python<'_>, contents: Contents<Leased>) -> PyResult<Bound<'_, Self>> {
+        Bound::new(py, Self(contents))
+    }
+
+    fn contents(&self) -> &Contents<Leased> {
+        &self.0
+    }
+
+    #[inline]
+    fn is_usual(leased: &Leased) -> bool {
+        leased.task.is_none() && matches!(leased.delivery.hold, Grip::InMemory(_))
+    }
+
+    #[inline]
+    fn let_go(leased: Leased, py: Python<'_>) {
+        drop(leased.delivery.item.into_bound(py));
+        drop(leased.delivery.progress.map(|object| object.into_bound(py)));
+        if let Grip::InMemory(held) = leased.delivery.hold {
+            held.let_go(py);
+        }
+        match leased.settled.into_inner() {
+            Settled::NotYet => {}
+            Settled::Acked(result) => drop(result.map(|object| object.into_bound(py))),
+            Settled::Nacked(_, failure) => drop(failure.into_bound(py)),
+        }
+    }
+
+    fn spares() -> &'static Spares {
+        static SPARES: Spares = Spares::new();
+        &SPARES
     }
 }
 
@@ -108,8 +171,8 @@ impl Lease {
 
     /// The item's id.
     #[getter]
-    fn id(&self) -> &ItemId {
-        &self.delivery.id
+    fn id(&self) -> ItemId {
+        self.hold().id()
     }
 
     /// How often the item has been leased, this time included.
@@ -185,16 +248,18 @@ impl Lease {
     fn __repr__(&self) -> String {
         format!(
             "<Lease of item {} attempt {}>",
-            self.delivery.id, self.delivery.attempt
+            self.hold().id(),
+            self.delivery.attempt
         )
     }
 }
 
 // ---------------------------------------------------------------------- a shortcut
 
-/// Most leases are valid when they are acknowledged.
+/// Most leases are valid when they are acknowledged, and let go of soon.
 pub(super) fn shorten(py: Python<'_>) -> PyResult<()> {
-    shortcut::install::<Ack>(py)
+    shortcut::install::<Ack>(py)?;
+    spare::install::<Lease>(py)
 }
 
 /// `ack()`.
@@ -212,16 +277,17 @@ impl Shortcut for Ack {
 
     fn attempt<'py>(
         py: Python<'py>,
-        this: &Lease,
+        this: &Bound<'py, Lease>,
         _: &[Borrowed<'_, 'py, PyAny>],
     ) -> Option<Bound<'py, PyAny>> {
-        let Grip::InMemory(held) = &this.delivery.hold else {
+        let lease = this.get();
+        let Grip::InMemory(held) = &lease.delivery.hold else {
             return None;
         };
-        if !held.try_ack() {
+        if !held.try_ack(py) {
             return None;
         }
-        this.settle(Settled::Acked(None));
+        lease.settle(Settled::Acked(None));
         Some(PyNone::get(py).to_owned().into_any())
     }
 }

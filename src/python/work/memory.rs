@@ -1,7 +1,6 @@
 //! `LeaseQueue`: items that are kept in memory, as they are.
 
 use std::ffi::CStr;
-use std::sync::Arc;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -13,6 +12,7 @@ use super::options::{self, Terms};
 use super::promises::Promises;
 use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::clock::Time;
+use crate::item::ItemId;
 use crate::python::attached::Attached;
 use crate::python::cause::CancelCause;
 use crate::python::seconds::Seconds;
@@ -62,22 +62,36 @@ impl Note {
 /// lasts until it is settled.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(in crate::python) struct LeaseQueue {
-    engine: Arc<Memory>,
+    queue: Queue,
+    promises: Promises,
     generation: u32,
 }
 
 impl LeaseQueue {
-    pub(super) fn engine(&self) -> Arc<dyn Engine> {
-        Arc::new(self.engine.clone())
+    fn is_of_this_process(&self) -> bool {
+        self.generation == fork::generation()
     }
 
     /// In a forked child the items are the parent's to work on.
-    fn check_process(&self) -> PyResult<&Memory> {
-        if self.generation == fork::generation() {
-            Ok(&self.engine)
+    fn check_process(&self) -> PyResult<()> {
+        if self.is_of_this_process() {
+            Ok(())
         } else {
             let message = "this queue and its items belong to the parent process; make a new queue after a fork";
             Err(PyRuntimeError::new_err(message))
+        }
+    }
+
+    fn put_by(&self, py: Python<'_>, item: Py<PyAny>, terms: &Terms) -> PyResult<u64> {
+        checkpoint(py)?;
+        match self.queue.try_put(Object::new(item), &terms.options) {
+            Ok(id) => Ok(id),
+            Err(item) => {
+                let mut putting = self.queue.putting(item, &terms.options);
+                let put = perform(py, &mut putting, terms.until);
+                put.map_err(|stop| error::from_stop(py, stop))?
+                    .ok_or_else(|| error::ordinary(py, "Full", &""))
+            }
         }
     }
 }
@@ -93,10 +107,8 @@ impl LeaseQueue {
     ) -> PyResult<Self> {
         let options = options::of_queue(retry, maxsize, lease_timeout)?;
         Ok(Self {
-            engine: Arc::new(Memory {
-                queue: Queue::by(options),
-                promises: Promises::default(),
-            }),
+            queue: Queue::by(options),
+            promises: Promises::default(),
             generation: fork::generation(),
         })
     }
@@ -132,7 +144,8 @@ impl LeaseQueue {
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
         let terms = options::of_put(key, priority, delay, expires, timeout)?;
-        self.check_process()?.put(py, item, &terms)
+        self.check_process()?;
+        self.put_by(py, item, &terms)
     }
 
     /// As put(); `future` is told how the work ended. For WorkerPool.
@@ -150,9 +163,9 @@ impl LeaseQueue {
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
         let terms = options::of_put(key, priority, delay, expires, timeout)?;
-        let memory = self.check_process()?;
-        let promises = &memory.promises;
-        promises.keep(future, || memory.put(py, item, &terms))
+        self.check_process()?;
+        self.promises
+            .keep(future, || self.put_by(py, item, &terms))
     }
 
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None).
@@ -160,17 +173,22 @@ impl LeaseQueue {
     /// A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
     /// acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
     #[pyo3(signature = (timeout = None) -> "Lease[_T] | None")]
-    fn lease(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<Option<Lease>> {
+    fn lease<'py>(
+        slf: &Bound<'py, Self>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Option<Bound<'py, Lease>>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        self.check_process()?;
-        let delivery = self.engine.lease(py, until)?;
-        Ok(delivery.map(Lease::new))
+        slf.get().check_process()?;
+        let delivery = slf.as_unbound().lease(slf.py(), until)?;
+        delivery
+            .map(|delivery| Lease::new(slf.py(), delivery))
+            .transpose()
     }
 
     /// How many items are in each state, at one instant.
     #[pyo3(signature = () -> "dict[Literal['ready', 'leased', 'delayed', 'done', 'dead'], int]")]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        counts(py, self.engine.queue.counts())
+        counts(py, self.queue.counts())
     }
 
     /// The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
@@ -180,13 +198,14 @@ impl LeaseQueue {
             let failures = failures.iter().map(|failure| failure.to_object(py));
             Ok((id, item.to_object(py), failures.collect::<PyResult<_>>()?))
         };
-        self.engine.queue.dead().into_iter().map(show).collect()
+        self.queue.dead().into_iter().map(show).collect()
     }
 
     /// Give a dead item all its attempts again. ValueError if it is not dead.
     #[pyo3(signature = (item_id: "int", /))]
     fn revive(&self, item_id: u64) -> PyResult<()> {
-        if self.check_process()?.queue.revive(item_id) {
+        self.check_process()?;
+        if self.queue.revive(item_id) {
             return Ok(());
         }
         Err(not_dead(item_id))
@@ -201,13 +220,13 @@ impl LeaseQueue {
         item_id: u64,
         reason: Option<&str>,
     ) -> PyResult<Option<bool>> {
-        let memory = self.check_process()?;
+        self.check_process()?;
         let failure = failure(py, CauseKind::Explicit, reason)?;
         let note = Note::said(failure.clone_ref(py));
-        let dead = memory.queue.cancel(item_id, note);
+        let dead = self.queue.cancel(item_id, note);
         // What is there though it had ended is dead: its time may have passed just now.
-        if dead == Some(true) || dead.is_none() && memory.queue.item(item_id).is_some() {
-            memory.promises.tell_off(py, item_id, failure);
+        if dead == Some(true) || dead.is_none() && self.queue.item(item_id).is_some() {
+            self.promises.tell_off(py, item_id, failure);
         }
         Ok(dead)
     }
@@ -215,11 +234,11 @@ impl LeaseQueue {
     /// Nobody will work on what is here: it is dead now. For a WorkerPool whose workers have ended.
     #[pyo3(signature = (reason = None))]
     fn _give_up(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
-        let memory = self.check_process()?;
+        self.check_process()?;
         let failure = failure(py, CauseKind::Shutdown, reason)?;
-        let items = memory.queue.give_up(&Note::said(failure.clone_ref(py)));
+        let items = self.queue.give_up(&Note::said(failure.clone_ref(py)));
         drop(items);
-        memory.promises.tell_off_all(py, &failure);
+        self.promises.tell_off_all(py, &failure);
         Ok(())
     }
 
@@ -227,15 +246,15 @@ impl LeaseQueue {
     #[pyo3(signature = (timeout = None))]
     fn _drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        let queue = &self.check_process()?.queue;
-        let drained = perform(py, &mut queue.draining(), until);
+        self.check_process()?;
+        let drained = perform(py, &mut self.queue.draining(), until);
         Ok(drained
             .map_err(|stop| error::from_stop(py, stop))?
             .is_some())
     }
 
     fn __repr__(&self) -> String {
-        let counts = self.engine.queue.counts();
+        let counts = self.queue.counts();
         format!(
             "<LeaseQueue ready={} leased={} delayed={} done={} dead={}>",
             counts.ready, counts.leased, counts.delayed, counts.done, counts.dead
@@ -243,95 +262,91 @@ impl LeaseQueue {
     }
 }
 
-/// What a LeaseQueue is for those who work.
-struct Memory {
-    queue: Queue,
-    promises: Promises,
-}
-
-impl Memory {
-    fn put(&self, py: Python<'_>, item: Py<PyAny>, terms: &Terms) -> PyResult<u64> {
-        checkpoint(py)?;
-        match self.queue.try_put(Object::new(item), &terms.options) {
-            Ok(id) => Ok(id),
-            Err(item) => {
-                let mut putting = self.queue.putting(item, &terms.options);
-                let put = perform(py, &mut putting, terms.until);
-                put.map_err(|stop| error::from_stop(py, stop))?
-                    .ok_or_else(|| error::ordinary(py, "Full", &""))
-            }
-        }
-    }
-
-    fn deliver(
-        self: &Arc<Self>,
-        py: Python<'_>,
-        lease: &work::Lease<Object, Note>,
-    ) -> PyResult<Delivery> {
-        let progress = lease.progress.as_ref().map(|note| note.to_object(py));
-        Ok(Delivery {
-            id: lease.id.into(),
+#[inline]
+fn deliver(
+    queue: &Bound<'_, LeaseQueue>,
+    lease: work::Lease<Object, Note>,
+) -> PyResult<Delivery> {
+    let py = queue.py();
+    let progress = lease.progress().map(|note| note.to_object(py));
+    Ok(Delivery {
+        epoch: lease.epoch,
+        attempt: lease.attempt,
+        progress: progress.transpose()?,
+        ends: lease.ends(),
+        hold: Grip::InMemory(Held {
+            queue: queue.clone().unbind(),
+            id: lease.id,
             epoch: lease.epoch,
-            attempt: lease.attempt,
-            item: lease.item.to_object(py),
-            progress: progress.transpose()?,
-            ends: lease.ends(),
-            hold: Grip::InMemory(Held {
-                memory: self.clone(),
-                id: lease.id,
-                epoch: lease.epoch,
-                deadline: lease.deadline,
-            }),
-        })
-    }
+            deadline: lease.deadline().unwrap_or(Time::NEVER),
+        }),
+        item: lease.item.into_bound(py).unbind(),
+    })
 }
 
-impl Engine for Arc<Memory> {
+impl Engine for Py<LeaseQueue> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
-        let lease = perform(py, &mut self.queue.leasing(), until);
+        let lease = perform(py, &mut self.get().queue.leasing(), until);
         let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
-        lease.map(|lease| self.deliver(py, &lease)).transpose()
+        lease
+            .map(|lease| deliver(self.bind(py), lease))
+            .transpose()
     }
 }
 
 /// A leased item of a LeaseQueue.
 pub(super) struct Held {
-    memory: Arc<Memory>,
+    queue: Py<LeaseQueue>,
     id: u64,
     epoch: u64,
-    deadline: Option<Time>,
+    deadline: Time,
 }
 
 impl Held {
+    fn core(&self) -> &Queue {
+        &self.queue.get().queue
+    }
+
     /// The work is done. False: the lease is over.
-    pub(super) fn try_ack(&self) -> bool {
-        self.memory.queue.ack(self.id, self.epoch).is_ok()
+    pub(super) fn try_ack(&self, py: Python<'_>) -> bool {
+        let Ok(item) = self.core().finish(self.id, self.epoch) else {
+            return false;
+        };
+        drop(item.map(|item| item.into_bound(py)));
+        true
+    }
+
+    pub(super) fn let_go(self, py: Python<'_>) {
+        drop(self.queue.into_bound(py));
     }
 }
 
 impl Hold for Held {
+    fn id(&self) -> ItemId {
+        self.id.into()
+    }
+
     fn ack(&self, py: Python<'_>) -> PyResult<()> {
-        let acked = self.memory.queue.ack(self.id, self.epoch);
+        let acked = self.core().ack(self.id, self.epoch);
         acked.map_err(|fenced| error::fenced(py, &fenced))
     }
 
     fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned> {
         let failure = Some(Note::said(failure));
-        let queue = &self.memory.queue;
-        queue
+        self.core()
             .give_back(self.id, self.epoch, back, failure)
             .map_err(|fenced| error::fenced(py, &fenced))
     }
 
     fn extend(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Time> {
         let progress = progress.map(Note::said);
-        let until = self.memory.queue.extend(self.id, self.epoch, progress);
+        let until = self.core().extend(self.id, self.epoch, progress);
         let until = until.map_err(|fenced| error::fenced(py, &fenced))?;
         Ok(earliest(self.deadline, until))
     }
 
     fn tell(&self, py: Python<'_>, told: Told) {
-        self.memory.promises.tell(py, self.id, &told);
+        self.queue.get().promises.tell(py, self.id, &told);
     }
 }
 
@@ -359,14 +374,15 @@ impl Shortcut for Put {
 
     fn attempt<'py>(
         py: Python<'py>,
-        this: &LeaseQueue,
+        this: &Bound<'py, LeaseQueue>,
         given: &[Borrowed<'_, 'py, PyAny>],
     ) -> Option<Bound<'py, PyAny>> {
-        if !scope::at_ease() || this.generation != fork::generation() {
+        let queue = this.get();
+        if !scope::at_ease() || !queue.is_of_this_process() {
             return None;
         }
         let item = Object::new(Bound::clone(given.first()?).unbind());
-        let id = this.engine.queue.try_put(item, &PutOptions::default());
+        let id = queue.queue.try_put(item, &PutOptions::default());
         Some(PyInt::new(py, id.ok()?).into_any())
     }
 }
@@ -386,20 +402,21 @@ impl Shortcut for Take {
 
     fn attempt<'py>(
         py: Python<'py>,
-        this: &LeaseQueue,
+        this: &Bound<'py, LeaseQueue>,
         _: &[Borrowed<'_, 'py, PyAny>],
     ) -> Option<Bound<'py, PyAny>> {
-        if !scope::at_ease() || this.generation != fork::generation() {
+        let queue = this.get();
+        if !scope::at_ease() || !queue.is_of_this_process() {
             return None;
         }
-        let lease = this.engine.queue.try_lease()?;
-        let delivery = this.engine.deliver(py, &lease);
-        if let Ok(lease) = delivery.and_then(|delivery| Bound::new(py, Lease::new(delivery))) {
+        let lease = queue.queue.try_lease()?;
+        let (id, epoch) = (lease.id, lease.epoch);
+        let delivery = deliver(this, lease);
+        if let Ok(lease) = delivery.and_then(|delivery| Lease::new(py, delivery)) {
             return Some(lease.into_any());
         }
         // There is no memory for it. What the usual function makes of that is raised.
-        let queue = &this.engine.queue;
-        let _ = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
+        let _ = queue.queue.give_back(id, epoch, Back::AtOnce, None);
         None
     }
 }

@@ -26,6 +26,13 @@ impl Object {
     }
 
     #[inline]
+    pub(super) fn into_bound(self, py: Python<'_>) -> Bound<'_, PyAny> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: it is not used again.
+        unsafe { ManuallyDrop::take(&mut this.0) }.into_bound(py)
+    }
+
+    #[inline]
     pub(super) fn to_object(&self, py: Python<'_>) -> Py<PyAny> {
         self.0.clone_ref(py)
     }

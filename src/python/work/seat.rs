@@ -147,7 +147,7 @@ impl Seat {
             let current = self.current.lock();
             current
                 .as_ref()
-                .filter(|current| *current.lease.get().which().0 == item_id)
+                .filter(|current| current.lease.get().which().0 == item_id)
                 .map(|current| current.task.clone())
         };
         task.is_some_and(|task| token::cancel_node(py, task.source().node(), reason, None))
@@ -200,12 +200,12 @@ impl Seat {
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
         let mut name = String::with_capacity(self.name.len() + NUMBERED);
-        let _ = write!(name, "{} item {}", self.name, delivery.id);
+        let _ = write!(name, "{} item {}", self.name, delivery.hold.id());
         let task = Task::new(&name, Some(self.pool.get().inner()));
         if let Some(process) = process {
             task.runs_elsewhere(process.elsewhere());
         }
-        let lease = Bound::new(py, Lease::of_task(delivery, task.clone()))?;
+        let lease = Lease::of_task(py, delivery, task.clone())?;
         let arguments = PyTuple::new(py, [&lease])?;
         lease.get().hold().begun(py, &task)?;
         self.note(py, Event::Started, lease.get(), None);
@@ -272,7 +272,7 @@ impl Seat {
                 let given_back = hold.give_back(py, back, failure.clone_ref(py));
                 if let Some(returned) = unless_fenced(py, given_back)? {
                     if returned == Returned::Requeued {
-                        task.amend(|record| record.requeued.push(lease.which().0.clone()));
+                        task.amend(|record| record.requeued.push(lease.which().0));
                     }
                     self.not_done(py, lease, returned, failure);
                 }

@@ -77,7 +77,7 @@ impl Tally {
         &self,
         py: Python<'_>,
         event: Event,
-        (id, attempt): (&ItemId, u32),
+        (id, attempt): (ItemId, u32),
         worker: &str,
         failure: Option<&Py<PyAny>>,
     ) {

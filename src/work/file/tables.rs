@@ -15,7 +15,7 @@ use super::clock::{Due, Now};
 use super::error::FileError;
 use super::{Bytes, Failure};
 use crate::clock::Time;
-use crate::work::{Back, Fenced, Lease, PutOptions, RetryPolicy, Returned};
+use crate::work::{Back, Details, Fenced, Lease, PutOptions, RetryPolicy, Returned};
 
 type Result<T> = std::result::Result<T, FileError>;
 
@@ -371,9 +371,12 @@ impl<'a> Tables<'a> {
                     epoch: number(epoch),
                     attempt: attempts(row.get(1)?),
                     item: row.get(2)?,
-                    progress: row.get(3)?,
-                    deadline: expires.map(|expires| now.time_of(expires)),
-                    until: until.map(|until| now.time_of(until)),
+                    details: Details {
+                        progress: row.get(3)?,
+                        deadline: expires.map(|expires| now.time_of(expires)),
+                        until: until.map(|until| now.time_of(until)),
+                    }
+                    .if_any(),
                 })
             },
         )?;

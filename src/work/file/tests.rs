@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::clock::testing::Set;
 use super::*;
 use crate::testing;
-use crate::work::Fenced;
+use crate::work::{Details, Fenced};
 use model::{Note, Queue, check, queue_options, steps};
 
 #[path = "../../../tests/rust/work_model.rs"]
@@ -99,7 +99,7 @@ fn i38_an_items_own_time_goes_by_the_same_clock() {
     let [one, two] = [(), ()].map(|()| put(&queue, 0, Some(10 * SECOND)));
     clock.set(86 * SECOND, 0);
     let lease = queue.lease(PAST).unwrap().unwrap();
-    assert_eq!(lease.deadline, Some(Time::from_nanos(87_000_000_000)));
+    assert_eq!(lease.deadline(), Some(Time::from_nanos(87_000_000_000)));
     queue.ack(one, lease.epoch).unwrap();
     drop(queue);
     let clock = Set::to(0, 1_004_000, "b");
@@ -115,7 +115,7 @@ fn i38_an_items_own_time_goes_by_the_same_clock() {
     assert_eq!(queue.revive(two), Ok(true));
     clock.set(999 * SECOND, 0);
     let again = queue.lease(PAST).unwrap().unwrap();
-    assert_eq!((again.attempt, again.deadline), (1, None));
+    assert_eq!((again.attempt, again.deadline()), (1, None));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn i29_a_lease_that_is_not_extended_in_time_is_over() {
     assert_eq!(queue.extend(id, lease.epoch, None), Err(FileError::Fenced));
     assert_eq!(queue.ack(id, lease.epoch), Err(FileError::Fenced));
     let again = queue.lease(PAST).unwrap().unwrap();
-    assert_eq!((again.attempt, again.progress), (2, progress));
+    assert_eq!((again.attempt, again.progress()), (2, progress.as_ref()));
 }
 
 #[test]
@@ -249,9 +249,12 @@ impl Queue for Simulated {
             epoch: lease.epoch,
             attempt: lease.attempt,
             item: read(&lease.item),
-            progress: lease.progress.as_ref().map(read).map(Note::Said),
-            deadline: lease.deadline,
-            until: lease.until,
+            details: Details {
+                progress: lease.progress().map(read).map(Note::Said),
+                deadline: lease.deadline(),
+                until: lease.until(),
+            }
+            .if_any(),
         })
     }
 

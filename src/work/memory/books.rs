@@ -1,7 +1,7 @@
 //! Which item of a queue in memory is in which state.
 //!
-//! An item is in one state, which its [`Standing`] says. [`Books`] keeps what follows from that for
-//! all of them: the counts, who is next, what is due when (I28).
+//! An item is in one state, which its [`Place`] says. [`Books`] keeps what follows from that for all
+//! of them: the counts, who is next, what is due when (I28).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -9,12 +9,9 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::work::Counts;
 
-pub(super) struct Standing {
+/// Where an item is.
+pub(super) struct Place {
     pub(super) phase: Phase,
-    pub(super) priority: i64,
-    pub(super) attempt: u32,
-    /// Nobody wants the work any more after that.
-    pub(super) deadline: Time,
     /// When it leaves its phase by itself.
     pub(super) due: Time,
 }
@@ -29,10 +26,33 @@ pub(super) enum Phase {
         epoch: u64,
     },
     Delayed,
-    /// With its place among the dead.
+    /// With its number among the dead.
     Dead {
-        place: u64,
+        tomb: u64,
     },
+}
+
+impl Place {
+    pub(super) const NOWHERE: Place = Place {
+        phase: Phase::Delayed,
+        due: Time::NEVER,
+    };
+}
+
+/// What was said of an item when it was put.
+#[derive(Clone, Copy)]
+pub(super) struct Wish {
+    pub(super) priority: i64,
+    /// Nobody wants the work any more after that.
+    pub(super) deadline: Time,
+}
+
+impl Wish {
+    /// Of most items.
+    pub(super) const NONE: Wish = Wish {
+        priority: 0,
+        deadline: Time::NEVER,
+    };
 }
 
 #[derive(Default)]
@@ -45,7 +65,7 @@ pub(super) struct Books {
     pub(super) left_behind: usize,
     pub(super) dead: BTreeMap<u64, u64>,
     pub(super) due: BTreeSet<(Time, u64)>,
-    /// The last entry, or place.
+    /// The last entry, or tomb.
     last: u64,
 }
 
@@ -69,46 +89,56 @@ pub(super) enum End {
 }
 
 impl Books {
-    /// The item leaves the phase that it is in; the caller sees to the next.
+    /// The item leaves the place that it is in; the caller sees to the next.
     #[inline]
-    pub(super) fn leave(&mut self, id: u64, standing: &Standing) {
-        match standing.phase {
+    pub(super) fn leave(&mut self, id: u64, place: &Place) {
+        match place.phase {
             Phase::Ready { .. } => {
                 self.counts.ready -= 1;
                 self.left_behind += 1;
             }
             Phase::Leased { .. } => self.counts.leased -= 1,
             Phase::Delayed => self.counts.delayed -= 1,
-            Phase::Dead { place } => {
+            Phase::Dead { tomb } => {
                 self.counts.dead -= 1;
-                self.dead.remove(&place);
+                self.dead.remove(&tomb);
             }
         }
-        if !standing.due.is_never() || standing.phase == Phase::Delayed {
-            self.due.remove(&(standing.due, id));
+        if !place.due.is_never() || place.phase == Phase::Delayed {
+            self.unwatch(place.due, id);
         }
     }
 
     #[inline]
-    fn fall_due(&mut self, id: u64, standing: &mut Standing, at: Time) {
-        standing.due = at;
+    fn fall_due(&mut self, id: u64, place: &mut Place, at: Time) {
+        place.due = at;
         if !at.is_never() {
-            self.due.insert((at, id));
+            self.watch(at, id);
         }
     }
 
+    #[cold]
+    fn watch(&mut self, at: Time, id: u64) {
+        self.due.insert((at, id));
+    }
+
+    #[cold]
+    fn unwatch(&mut self, at: Time, id: u64) {
+        self.due.remove(&(at, id));
+    }
+
     #[inline]
-    pub(super) fn line_up(&mut self, id: u64, standing: &mut Standing, end: End) {
+    pub(super) fn line_up(&mut self, id: u64, place: &mut Place, wish: Wish, end: End) {
         self.last += 1;
         let entry = self.last;
-        let line = self.lines.of(standing.priority);
+        let line = self.lines.of(wish.priority);
         match end {
             End::Back => line.push_back((entry, id)),
             End::Front => line.push_front((entry, id)),
         }
         self.counts.ready += 1;
-        standing.phase = Phase::Ready { entry };
-        self.fall_due(id, standing, standing.deadline);
+        place.phase = Phase::Ready { entry };
+        self.fall_due(id, place, wish.deadline);
     }
 
     /// Take the next entry, of an item or left behind, if any item is ready.
@@ -122,36 +152,47 @@ impl Books {
 
     /// It is leased; its entry has been taken.
     #[inline]
-    pub(super) fn lease(
-        &mut self,
-        id: u64,
-        standing: &mut Standing,
-        epoch: u64,
-        until: Option<Time>,
-    ) {
+    pub(super) fn lease(&mut self, id: u64, place: &mut Place, epoch: u64, until: Time) {
         self.counts.ready -= 1;
         self.counts.leased += 1;
-        if !standing.due.is_never() {
-            self.due.remove(&(standing.due, id));
+        if !place.due.is_never() {
+            self.unwatch(place.due, id);
         }
-        standing.phase = Phase::Leased { epoch };
-        self.fall_due(id, standing, until.unwrap_or(Time::NEVER));
+        place.phase = Phase::Leased { epoch };
+        self.fall_due(id, place, until);
     }
 
-    pub(super) fn delay(&mut self, id: u64, standing: &mut Standing, pause: Duration) {
+    /// The work is done, in its lease.
+    #[inline]
+    pub(super) fn done(&mut self, id: u64, place: &Place) {
+        self.counts.leased -= 1;
+        self.counts.done += 1;
+        if !place.due.is_never() {
+            self.unwatch(place.due, id);
+        }
+    }
+
+    /// Its lease lasts until then.
+    pub(super) fn extend(&mut self, id: u64, place: &mut Place, until: Time) {
+        let before = std::mem::replace(&mut place.due, until);
+        self.due.remove(&(before, id));
+        self.due.insert((until, id));
+    }
+
+    pub(super) fn delay(&mut self, id: u64, place: &mut Place, wish: Wish, pause: Duration) {
         self.counts.delayed += 1;
-        standing.phase = Phase::Delayed;
-        standing.due = Time::after(pause).min(standing.deadline);
-        self.due.insert((standing.due, id)); // even if that is never: so it can be found
+        place.phase = Phase::Delayed;
+        place.due = Time::after(pause).min(wish.deadline);
+        self.due.insert((place.due, id)); // even if that is never: so it can be found
     }
 
-    pub(super) fn bury(&mut self, id: u64, standing: &mut Standing) {
+    pub(super) fn bury(&mut self, id: u64, place: &mut Place) {
         self.last += 1;
-        let place = self.last;
+        let tomb = self.last;
         self.counts.dead += 1;
-        self.dead.insert(place, id);
-        standing.phase = Phase::Dead { place };
-        standing.due = Time::NEVER;
+        self.dead.insert(tomb, id);
+        place.phase = Phase::Dead { tomb };
+        place.due = Time::NEVER;
     }
 }
 
@@ -161,8 +202,13 @@ impl Lines {
         if priority == 0 {
             &mut self.usual
         } else {
-            self.others.entry(priority).or_default()
+            self.other(priority)
         }
+    }
+
+    #[cold]
+    fn other(&mut self, priority: i64) -> &mut VecDeque<Entry> {
+        self.others.entry(priority).or_default()
     }
 
     #[inline]
@@ -173,6 +219,7 @@ impl Lines {
         self.next_of_all()
     }
 
+    #[cold]
     fn next_of_all(&mut self) -> Option<Entry> {
         // A line that has run dry is kept until the next one's turn has come.
         while let Some(mut line) = self.others.first_entry() {

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::clock::Time;
-use crate::work::memory::books::{Books, End, Phase, Standing};
-use crate::work::memory::table::Table;
+use crate::work::memory::books::{Books, End, Phase, Place, Wish};
+use crate::work::memory::table::{Member, Table};
 use crate::work::{
-    Back, Counts, Dead, Fenced, Lease, Lot, PutOptions, QueueOptions, Returned, lease_lost,
+    Back, Counts, Dead, Details, Fenced, Lease, Lot, PutOptions, QueueOptions, Returned, lease_lost,
     unwanted_since,
 };
 
@@ -28,13 +28,16 @@ pub(super) struct State<T, N> {
 }
 
 struct Item<T, N> {
-    value: T,
-    standing: Standing,
+    /// `None` when it has left.
+    value: Option<T>,
+    place: Place,
+    attempt: u32,
     /// What most items do not have, so that they stay small.
     rest: Option<Box<Rest<N>>>,
 }
 
 struct Rest<N> {
+    wish: Wish,
     key: Option<Arc<str>>,
     progress: Option<N>,
     failures: Vec<N>,
@@ -82,7 +85,12 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     /// The item that stands for one with these options.
     #[inline]
     fn find(&self, options: &PutOptions) -> Option<u64> {
-        self.keys.get(options.key.as_ref()?).copied()
+        self.with_key(options.key.as_ref()?)
+    }
+
+    #[cold]
+    fn with_key(&self, key: &Arc<str>) -> Option<u64> {
+        self.keys.get(key).copied()
     }
 
     /// When the next item changes its state by itself.
@@ -115,20 +123,17 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         let Some(item) = self.items.get_mut(id) else {
             return;
         };
-        match item.standing.phase {
-            Phase::Leased { .. } => {
-                self.end_lease(id, &mut Some(lease_lost(at).into()), Duration::ZERO);
-            }
-            _ if item.standing.deadline <= now => {
-                let note = N::from(unwanted_since(item.standing.deadline));
-                item.rest_mut().failures.push(note);
-                self.books.leave(id, &item.standing);
-                self.books.bury(id, &mut item.standing);
-            }
-            _ => {
-                self.books.leave(id, &item.standing);
-                self.books.line_up(id, &mut item.standing, End::Back);
-            }
+        let deadline = item.wish().deadline;
+        if let Phase::Leased { .. } = item.place.phase {
+            self.end_lease(id, &mut Some(lease_lost(at).into()), Duration::ZERO);
+        } else if deadline <= now {
+            item.rest_mut().failures.push(unwanted_since(deadline).into());
+            self.books.leave(id, &item.place);
+            self.books.bury(id, &mut item.place);
+        } else {
+            self.books.leave(id, &item.place);
+            let wish = item.wish();
+            self.books.line_up(id, &mut item.place, wish, End::Back);
         }
     }
 
@@ -144,27 +149,19 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
             return Ok((id, Some(value)));
         }
         let id = self.items.next();
-        let mut item = Item {
-            value,
-            standing: Standing {
-                phase: Phase::Delayed,
-                priority: options.priority,
-                attempt: 0,
-                deadline: options.timeout.map_or(Time::NEVER, Time::after),
-                due: Time::NEVER,
-            },
-            rest: None,
-        };
         if let Some(key) = &options.key {
             self.keys.insert(key.clone(), id);
-            item.rest_mut().key = Some(key.clone());
         }
+        let item = self.items.push();
+        item.value = Some(value);
+        item.attempt = 0;
+        item.rest = Rest::of(options);
+        let wish = item.wish();
         if options.delay.is_zero() {
-            self.books.line_up(id, &mut item.standing, End::Back);
+            self.books.line_up(id, &mut item.place, wish, End::Back);
         } else {
-            self.books.delay(id, &mut item.standing, options.delay);
+            self.books.delay(id, &mut item.place, wish, options.delay);
         }
-        self.items.push(item);
         Ok((id, None))
     }
 
@@ -174,46 +171,53 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         let (id, item) = loop {
             let (entry, id) = self.books.next_in_line()?;
             match self.items.get_mut(id) {
-                Some(item) if item.standing.phase == (Phase::Ready { entry }) => break (id, item),
+                Some(item) if item.place.phase == (Phase::Ready { entry }) => break (id, item),
                 _ => self.books.left_behind -= 1,
             }
         };
+        let value = item.value.clone()?;
         self.last_epoch += 1;
+        let epoch = self.last_epoch;
         let until = self.options.lease_timeout.map(Time::after);
-        item.standing.attempt += 1;
-        self.books
-            .lease(id, &mut item.standing, self.last_epoch, until);
-        let rest = item.rest.as_ref();
+        item.attempt += 1;
+        let ends = until.unwrap_or(Time::NEVER);
+        self.books.lease(id, &mut item.place, epoch, ends);
         Some(Lease {
             id,
-            epoch: self.last_epoch,
-            attempt: item.standing.attempt,
-            item: item.value.clone(),
-            progress: rest.and_then(|rest| rest.progress.clone()),
-            deadline: Some(item.standing.deadline).filter(|deadline| !deadline.is_never()),
-            until,
+            epoch,
+            attempt: item.attempt,
+            item: value,
+            details: item.details(until),
         })
     }
 
     /// The work is done. Returns what is left of the item, to be dropped where no lock is held.
     #[inline]
-    pub(super) fn ack(&mut self, id: u64, epoch: u64) -> Result<impl Sized + use<T, N>, Fenced> {
-        self.check(id, epoch)?;
-        let item = self.items.remove(id).ok_or(Fenced)?;
-        self.books.leave(id, &item.standing);
-        self.books.counts.done += 1;
-        if let Some(key) = item.rest.as_ref().and_then(|rest| rest.key.as_ref()) {
+    pub(super) fn ack(&mut self, id: u64, epoch: u64) -> Result<(Option<T>, impl Sized + use<T, N>), Fenced> {
+        let left = self.items.take(id, |item| {
+            if item.place.phase != (Phase::Leased { epoch }) {
+                return None;
+            }
+            self.books.done(id, &item.place);
+            Some((item.value.take(), item.rest.take()))
+        });
+        let left = left.ok_or(Fenced)?;
+        if let Some(key) = left.1.as_ref().and_then(|rest| rest.key.as_ref()) {
             self.keys.remove(key);
         }
-        Ok((item.value, item.rest))
+        Ok(left)
     }
 
     /// The item, if this lease of it is the current one.
     #[inline]
-    fn check(&mut self, id: u64, epoch: u64) -> Result<&mut Item<T, N>, Fenced> {
-        self.items
+    fn check(
+        items: &mut Table<Item<T, N>>,
+        id: u64,
+        epoch: u64,
+    ) -> Result<&mut Item<T, N>, Fenced> {
+        items
             .get_mut(id)
-            .filter(|item| item.standing.phase == Phase::Leased { epoch })
+            .filter(|item| item.place.phase == Phase::Leased { epoch })
             .ok_or(Fenced)
     }
 
@@ -225,14 +229,12 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         progress: &mut Option<N>,
     ) -> Result<Option<Time>, Fenced> {
         let until = self.options.lease_timeout.map(Time::after);
-        let item = self.check(id, epoch)?;
+        let item = Self::check(&mut self.items, id, epoch)?;
         if progress.is_some() {
             std::mem::swap(&mut item.rest_mut().progress, progress);
         }
         if let Some(until) = until {
-            let before = std::mem::replace(&mut item.standing.due, until);
-            self.books.due.remove(&(before, id));
-            self.books.due.insert((until, id));
+            self.books.extend(id, &mut item.place, until);
         }
         Ok(until)
     }
@@ -244,7 +246,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         back: Back,
         failure: &mut Option<N>,
     ) -> Result<Returned, Fenced> {
-        let attempt = self.check(id, epoch)?.standing.attempt;
+        let attempt = Self::check(&mut self.items, id, epoch)?.attempt;
         let pause = match back {
             Back::Failed => self.options.retry.pause(attempt, self.lot.draw(epoch)),
             Back::After(pause) => pause,
@@ -258,7 +260,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         let Some(item) = self.items.get_mut(id) else {
             return Returned::Dead;
         };
-        let mut last = item.standing.attempt >= self.options.retry.max_attempts;
+        let mut last = item.attempt >= self.options.retry.max_attempts;
         if failure.is_some() {
             item.rest_mut().failures.extend(failure.take());
         }
@@ -267,22 +269,23 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
             item.rest_mut().failures.push(unwanted);
             last = true;
         }
-        let deadline = item.standing.deadline;
+        let deadline = item.wish().deadline;
         if !last && !deadline.is_never() && deadline <= Time::now() {
             item.rest_mut()
                 .failures
                 .push(unwanted_since(deadline).into());
             last = true;
         }
-        self.books.leave(id, &item.standing);
+        self.books.leave(id, &item.place);
         if last {
-            self.books.bury(id, &mut item.standing);
+            self.books.bury(id, &mut item.place);
             return Returned::Dead;
         }
+        let wish = item.wish();
         if pause.is_zero() {
-            self.books.line_up(id, &mut item.standing, End::Front);
+            self.books.line_up(id, &mut item.place, wish, End::Front);
         } else {
-            self.books.delay(id, &mut item.standing, pause);
+            self.books.delay(id, &mut item.place, wish, pause);
         }
         Returned::Requeued
     }
@@ -291,7 +294,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
 
     pub(super) fn cancel(&mut self, id: u64, failure: &mut Option<N>) -> Option<bool> {
         let item = self.items.get_mut(id)?;
-        match item.standing.phase {
+        match item.place.phase {
             Phase::Dead { .. } => None,
             Phase::Leased { .. } => {
                 let unwanted = &mut item.rest_mut().unwanted;
@@ -302,8 +305,8 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
             }
             Phase::Ready { .. } | Phase::Delayed => {
                 item.rest_mut().failures.extend(failure.take());
-                self.books.leave(id, &item.standing);
-                self.books.bury(id, &mut item.standing);
+                self.books.leave(id, &item.place);
+                self.books.bury(id, &mut item.place);
                 self.tidy();
                 Some(true)
             }
@@ -321,11 +324,11 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         let mut values = Vec::new();
         for (phase, id) in unleased {
             let item = self.items.get_mut(id);
-            if let Some(item) = item.filter(|item| item.standing.phase == phase) {
+            if let Some(item) = item.filter(|item| item.place.phase == phase) {
                 item.rest_mut().failures.push(failure.clone());
-                self.books.leave(id, &item.standing);
-                self.books.bury(id, &mut item.standing);
-                values.push(item.value.clone());
+                self.books.leave(id, &item.place);
+                self.books.bury(id, &mut item.place);
+                values.extend(item.value.clone());
             }
         }
         self.books.left_behind = 0;
@@ -337,28 +340,29 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         let Some(item) = self.items.get_mut(id) else {
             return false;
         };
-        if !matches!(item.standing.phase, Phase::Dead { .. }) {
+        if !matches!(item.place.phase, Phase::Dead { .. }) {
             return false;
         }
         if let Some(rest) = &mut item.rest {
             *unneeded = rest.unwanted.take();
+            rest.wish.deadline = Time::NEVER;
         }
-        item.standing.attempt = 0;
-        item.standing.deadline = Time::NEVER;
-        self.books.leave(id, &item.standing);
-        self.books.line_up(id, &mut item.standing, End::Back);
+        item.attempt = 0;
+        self.books.leave(id, &item.place);
+        let wish = item.wish();
+        self.books.line_up(id, &mut item.place, wish, End::Back);
         true
     }
 
     pub(super) fn item(&self, id: u64) -> Option<T> {
-        self.items.get(id).map(|item| item.value.clone())
+        self.items.get(id)?.value.clone()
     }
 
     pub(super) fn dead(&self) -> Vec<Dead<T, N>> {
         let dead = |id: &u64| {
             let item = self.items.get(*id)?;
             let failures = item.rest.as_ref().map(|rest| rest.failures.clone());
-            Some((*id, item.value.clone(), failures.unwrap_or_default()))
+            Some((*id, item.value.clone()?, failures.unwrap_or_default()))
         };
         self.books.dead.values().filter_map(dead).collect()
     }
@@ -371,21 +375,90 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         }
         books.lines.retain(|(entry, id)| {
             let item = self.items.get(*id);
-            item.is_some_and(|item| item.standing.phase == (Phase::Ready { entry: *entry }))
+            item.is_some_and(|item| item.place.phase == (Phase::Ready { entry: *entry }))
         });
         books.left_behind = 0;
     }
 }
 
-impl<T, N> Item<T, N> {
+impl<T, N> Default for Item<T, N> {
+    #[inline]
+    fn default() -> Self {
+        Self {
+            value: None,
+            place: Place::NOWHERE,
+            attempt: 0,
+            rest: None,
+        }
+    }
+}
+
+impl<T, N> Member for Item<T, N> {
+    #[inline]
+    fn has_left(&self) -> bool {
+        self.value.is_none()
+    }
+}
+
+impl<T, N: Clone> Item<T, N> {
+    #[inline]
+    fn wish(&self) -> Wish {
+        self.rest.as_ref().map_or(Wish::NONE, |rest| rest.wish)
+    }
+
     fn rest_mut(&mut self) -> &mut Rest<N> {
-        self.rest.get_or_insert_with(|| {
-            Box::new(Rest {
-                key: None,
-                progress: None,
-                failures: Vec::new(),
-                unwanted: None,
-            })
+        self.rest.get_or_insert_with(|| Box::new(Rest::empty()))
+    }
+
+    /// What there is to say of a lease that lasts until then.
+    #[inline]
+    fn details(&self, until: Option<Time>) -> Option<Box<Details<N>>> {
+        if self.rest.is_none() && until.is_none() {
+            return None;
+        }
+        self.all_details(until)
+    }
+
+    #[cold]
+    fn all_details(&self, until: Option<Time>) -> Option<Box<Details<N>>> {
+        let rest = self.rest.as_ref();
+        let deadline = self.wish().deadline;
+        let details = Details {
+            progress: rest.and_then(|rest| rest.progress.clone()),
+            deadline: Some(deadline).filter(|deadline| !deadline.is_never()),
+            until,
+        };
+        details.if_any()
+    }
+}
+
+impl<N> Rest<N> {
+    fn empty() -> Self {
+        Self {
+            wish: Wish::NONE,
+            key: None,
+            progress: None,
+            failures: Vec::new(),
+            unwanted: None,
+        }
+    }
+
+    /// Of an item that is put like this.
+    #[inline]
+    fn of(options: &PutOptions) -> Option<Box<Self>> {
+        let is_usual = options.key.is_none() && options.priority == 0 && options.timeout.is_none();
+        (!is_usual).then(|| Self::of_unusual(options))
+    }
+
+    #[cold]
+    fn of_unusual(options: &PutOptions) -> Box<Self> {
+        Box::new(Self {
+            wish: Wish {
+                priority: options.priority,
+                deadline: options.timeout.map_or(Time::NEVER, Time::after),
+            },
+            key: options.key.clone(),
+            ..Self::empty()
         })
     }
 }

@@ -2,29 +2,37 @@
 //!
 //! Numbers are given out in order and most items leave in about that order, so that neighbours lie
 //! side by side and a number says where. What stays when most around it have left is moved to where
-//! it keeps no place for them: the table takes room for about as many as are in it.
+//! it keeps no place for them: the table takes room for about as many as are in it. Whoever comes
+//! sees to that, for then it would grow.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// What can have a place of its own, or have left it; then it is as by default.
+pub(super) trait Member: Default {
+    fn has_left(&self) -> bool;
+}
 
 pub(super) struct Table<V> {
-    row: VecDeque<Option<V>>,
-    /// The number of the first place in the row.
-    first: u64,
-    /// How many places in the row are empty.
-    empty: usize,
+    /// A ring, of a power of two of places: a number's last bits are its place.
+    places: Vec<V>,
+    /// The numbers that have a place in it.
+    here: Range<u64>,
+    /// How many of them have left.
+    empty: u64,
     stayed: HashMap<u64, V>,
 }
 
 /// So many places are kept for those who have left.
-const SPARE: usize = 64;
-/// So many are moved at a time: nobody waits for all of them.
+const SPARE: u64 = 64;
+/// So many are let go of at a time: nobody waits for all of them.
 const MOVED: usize = 4;
 
-impl<V> Table<V> {
+impl<V: Member> Table<V> {
     pub(super) fn new() -> Self {
         Self {
-            row: VecDeque::new(),
-            first: 1,
+            places: vec![V::default()],
+            here: 1..1,
             empty: 0,
             stayed: HashMap::new(),
         }
@@ -33,71 +41,123 @@ impl<V> Table<V> {
     /// The number of the next that comes.
     #[inline]
     pub(super) fn next(&self) -> u64 {
-        self.first + self.row.len() as u64
+        self.here.end
     }
 
-    /// Add it, under the next number.
+    /// Add one, under the next number. The caller makes it of one that has left.
     #[inline]
-    pub(super) fn push(&mut self, value: V) {
-        self.row.push_back(Some(value));
+    pub(super) fn push(&mut self) -> &mut V {
+        self.close_up();
+        if self.len() == self.places.len() as u64 {
+            self.grow();
+        }
+        let place = self.place(self.here.end);
+        self.here.end += 1;
+        &mut self.places[place]
     }
 
     #[inline]
-    fn place(&self, number: u64) -> Option<usize> {
-        usize::try_from(number.checked_sub(self.first)?).ok()
+    fn len(&self) -> u64 {
+        self.here.end - self.here.start
+    }
+
+    #[inline]
+    fn place(&self, number: u64) -> usize {
+        last_bits(number) & (self.places.len() - 1)
+    }
+
+    /// Twice the places, where it is full: a number goes by one more bit.
+    #[cold]
+    fn grow(&mut self) {
+        let half = self.places.len();
+        self.places.resize_with(2 * half, V::default);
+        for number in self.here.clone() {
+            let place = self.place(number);
+            if place >= half {
+                self.places.swap(place - half, place);
+            }
+        }
     }
 
     #[inline]
     pub(super) fn get(&self, number: u64) -> Option<&V> {
-        match self.place(number) {
-            Some(place) => self.row.get(place)?.as_ref(),
-            None => self.stayed.get(&number),
+        if self.here.contains(&number) {
+            let value = &self.places[self.place(number)];
+            (!value.has_left()).then_some(value)
+        } else {
+            self.stayed.get(&number)
         }
     }
 
     #[inline]
     pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut V> {
-        match self.place(number) {
-            Some(place) => self.row.get_mut(place)?.as_mut(),
-            None => self.stayed.get_mut(&number),
-        }
-    }
-
-    /// Take it out.
-    #[inline]
-    pub(super) fn remove(&mut self, number: u64) -> Option<V> {
-        let Some(place) = self.place(number) else {
-            return self.stayed.remove(&number);
-        };
-        let value = self.row.get_mut(place)?.take()?;
-        self.empty += 1;
-        self.close_up();
-        if self.empty > SPARE + self.row.len() / 2 {
-            self.move_some();
-        }
-        Some(value)
-    }
-
-    /// Let go of the places at the front that are empty.
-    #[inline]
-    fn close_up(&mut self) {
-        while let Some(None) = self.row.front() {
-            self.row.pop_front();
-            self.first += 1;
-            self.empty -= 1;
+        if self.here.contains(&number) {
+            let place = self.place(number);
+            let value = &mut self.places[place];
+            (!value.has_left()).then_some(value)
+        } else {
+            self.stayed_mut(number)
         }
     }
 
     #[cold]
-    fn move_some(&mut self) {
+    fn stayed_mut(&mut self, number: u64) -> Option<&mut V> {
+        self.stayed.get_mut(&number)
+    }
+
+    /// Let it go, if `leave` says so: then it has left. Returns what `leave` says.
+    #[inline]
+    pub(super) fn take<R>(
+        &mut self,
+        number: u64,
+        leave: impl FnOnce(&mut V) -> Option<R>,
+    ) -> Option<R> {
+        let value = self.get_mut(number)?;
+        let left = leave(value)?;
+        debug_assert!(value.has_left());
+        if number < self.here.start {
+            self.forget(number);
+        } else {
+            self.empty += 1;
+        }
+        Some(left)
+    }
+
+    #[cold]
+    fn forget(&mut self, number: u64) {
+        self.stayed.remove(&number);
+    }
+
+    /// Let go of some of the first places: those who were there have left, or are moved.
+    #[inline]
+    fn close_up(&mut self) {
         for _ in 0..MOVED {
-            if let Some(value) = self.row.pop_front().flatten() {
-                self.stayed.insert(self.first, value);
-                self.first += 1;
+            if self.here.is_empty() {
+                break;
             }
-            self.close_up();
+            if self.places[self.place(self.here.start)].has_left() {
+                self.empty -= 1;
+            } else if self.empty > SPARE + self.len() / 2 {
+                self.move_first();
+            } else {
+                break;
+            }
+            self.here.start += 1;
         }
     }
+
+    #[cold]
+    fn move_first(&mut self) {
+        let number = self.here.start;
+        let place = self.place(number);
+        self.stayed.insert(number, std::mem::take(&mut self.places[place]));
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // so it is
+#[inline]
+fn last_bits(number: u64) -> usize {
+    number as usize
 }
 
 #[cfg(all(test, not(loom)))]
@@ -111,7 +171,7 @@ mod tests {
         let mut table = Table::new();
         for number in 1..=100_000 {
             assert_eq!(table.next(), number);
-            table.push(number);
+            table.push(|| number);
             if number % 1_000 != 0 {
                 assert_eq!(table.remove(number), Some(number));
             }
@@ -133,7 +193,8 @@ mod tests {
                 match step {
                     0 | 1 => {
                         model.insert(table.next(), table.next());
-                        table.push(table.next());
+                        let next = table.next();
+                        table.push(|| next);
                     }
                     _ => prop_assert_eq!(table.remove(number), model.remove(&number)),
                 }
