@@ -122,7 +122,12 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     }
 
     #[cold]
-    fn wait_and_put(&self, value: T, options: &PutOptions, until: Time) -> Result<Option<u64>, Stop> {
+    fn wait_and_put(
+        &self,
+        value: T,
+        options: &PutOptions,
+        until: Time,
+    ) -> Result<Option<u64>, Stop> {
         wait::perform(&mut self.putting(value, options), until)
     }
 

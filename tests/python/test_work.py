@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import sysconfig
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,88 @@ def test_what_is_done_with_is_let_go_of_at_once() -> None:
     before = sys.getrefcount(thing)
     leased.ack()
     assert sys.getrefcount(thing) == before - 1
+
+
+PARALLEL = sysconfig.get_config_var("Py_GIL_DISABLED") == 1
+
+
+@pytest.mark.skipif(PARALLEL, reason="where threads run in parallel, no lease is kept")
+def test_a_lease_is_used_again() -> None:
+    queue: LeaseQueue[str] = LeaseQueue()
+    for number in range(100):
+        queue.put(str(number))
+    first = lease(queue)
+    address = id(first)
+    first.ack()
+    del first
+    again = lease(queue)
+    assert (id(again), again.item, again.attempt, again.progress) == (address, "1", 1, None)
+    others = [lease(queue) for _ in range(98)]
+    assert len({id(other) for other in [again, *others]}) == 99
+    assert [other.item for other in others] == [str(number) for number in range(2, 100)]
+    del again, others
+    assert queue.counts() == counts(done=1, leased=99)
+
+
+@pytest.mark.skipif(PARALLEL, reason="where threads run in parallel, no lease is kept")
+def test_the_collector_has_no_lease() -> None:
+    queue: LeaseQueue[str] = LeaseQueue()
+    queue.put("a")
+    first = lease(queue)
+    assert not gc.is_tracked(first)
+    del first
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is Lease]
+
+
+class Thing:
+    """Can be watched."""
+
+
+@pytest.mark.parametrize("settle", ["ack", "nack", "result", "progress", "nothing"])
+def test_what_was_in_a_lease_goes_with_it(settle: str) -> None:
+    queue: LeaseQueue[Thing] = LeaseQueue(retry=AT_ONCE)
+    thing, said = Thing(), Thing()
+    queue.put(thing)
+    leased = queue.lease()
+    assert leased is not None
+    match settle:
+        case "ack":
+            leased.ack()
+        case "result":
+            leased.ack(said)
+        case "nack":
+            leased.nack()
+        case "progress":
+            leased.heartbeat(said)
+            leased.nack()
+            leased = queue.lease()
+            assert leased is not None
+            assert leased.progress is said
+            leased.ack()
+    gone = [weakref.ref(queue), weakref.ref(thing), weakref.ref(said)]
+    del queue, thing, said
+    assert gone[0]() is not None
+    del leased
+    assert [gone_by_now() for gone_by_now in gone] == [None, None, None]
+
+
+def test_who_leases_while_a_lease_goes_gets_another() -> None:
+    queue: LeaseQueue[object] = LeaseQueue()
+    leases = []
+
+    class Last:
+        def __del__(self) -> None:
+            leases.append(queue.lease(0))
+
+    queue.put(Last())
+    queue.put("a")
+    first = queue.lease()
+    assert first is not None
+    first.ack()
+    del first
+    assert [leased.item for leased in leases if leased] == ["a"]
+    assert queue.counts() == counts(done=1, leased=1)
 
 
 def test_epochs_only_grow() -> None:

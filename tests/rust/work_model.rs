@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use desist::work::{
-    Back, Counts, Details, Fenced, Lease, LeaseQueue, PutOptions, QueueOptions, RetryPolicy, Returned,
+    Back, Counts, Details, Fenced, Lease, LeaseQueue, PutOptions, QueueOptions, RetryPolicy,
+    Returned,
 };
 use desist::{Cause, Time, sleep};
 use proptest::prelude::*;

@@ -91,7 +91,8 @@ impl Hold for Delivered {
     fn ack(&self, py: Python<'_>) -> PyResult<()> {
         let _mask = Mask::open(LONGEST_COMMIT);
         self.delivered
-            .call_method0(py, intern!(py, "_ack")).map(drop)
+            .call_method0(py, intern!(py, "_ack"))
+            .map(drop)
     }
 
     fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned> {
@@ -101,9 +102,9 @@ impl Hold for Delivered {
             Back::AtOnce => Some(0.0),
         };
         let _mask = Mask::open(LONGEST_COMMIT);
-        let requeued = self
-            .delivered
-            .call_method1(py, intern!(py, "_give_back"), (pause, failure))?;
+        let requeued =
+            self.delivered
+                .call_method1(py, intern!(py, "_give_back"), (pause, failure))?;
         Ok(if requeued.is_truthy(py)? {
             Returned::Requeued
         } else {

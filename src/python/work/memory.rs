@@ -164,8 +164,7 @@ impl LeaseQueue {
     ) -> PyResult<u64> {
         let terms = options::of_put(key, priority, delay, expires, timeout)?;
         self.check_process()?;
-        self.promises
-            .keep(future, || self.put_by(py, item, &terms))
+        self.promises.keep(future, || self.put_by(py, item, &terms))
     }
 
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None).
@@ -263,24 +262,32 @@ impl LeaseQueue {
 }
 
 #[inline]
-fn deliver(
-    queue: &Bound<'_, LeaseQueue>,
-    lease: work::Lease<Object, Note>,
-) -> PyResult<Delivery> {
+fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> PyResult<Delivery> {
     let py = queue.py();
-    let progress = lease.progress().map(|note| note.to_object(py));
+    let (progress, deadline, ends) = match lease.details {
+        None => (None, Time::NEVER, Time::NEVER),
+        Some(details) => {
+            let progress = details.progress.as_ref().map(|note| note.to_object(py));
+            let deadline = details.deadline.unwrap_or(Time::NEVER);
+            (
+                progress.transpose()?,
+                deadline,
+                earliest(deadline, details.until),
+            )
+        }
+    };
     Ok(Delivery {
         epoch: lease.epoch,
         attempt: lease.attempt,
-        progress: progress.transpose()?,
-        ends: lease.ends(),
+        item: lease.item.into_bound(py).unbind(),
+        progress,
+        ends,
         hold: Grip::InMemory(Held {
             queue: queue.clone().unbind(),
             id: lease.id,
             epoch: lease.epoch,
-            deadline: lease.deadline().unwrap_or(Time::NEVER),
+            deadline,
         }),
-        item: lease.item.into_bound(py).unbind(),
     })
 }
 
@@ -288,9 +295,7 @@ impl Engine for Py<LeaseQueue> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
         let lease = perform(py, &mut self.get().queue.leasing(), until);
         let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
-        lease
-            .map(|lease| deliver(self.bind(py), lease))
-            .transpose()
+        lease.map(|lease| deliver(self.bind(py), lease)).transpose()
     }
 }
 

@@ -76,8 +76,17 @@ type Entry = (u64, u64);
 #[derive(Default)]
 pub(super) struct Lines {
     /// Those of priority 0: most.
-    usual: VecDeque<Entry>,
-    others: BTreeMap<i64, VecDeque<Entry>>,
+    usual: Line,
+    others: BTreeMap<i64, Line>,
+}
+
+/// Entries in order. Most follow upon each other with their items, and one run says it of all.
+#[derive(Default)]
+struct Line(VecDeque<Run>);
+
+struct Run {
+    first: Entry,
+    length: u64,
 }
 
 /// Which end of its line a ready item goes to.
@@ -198,7 +207,7 @@ impl Books {
 
 impl Lines {
     #[inline]
-    fn of(&mut self, priority: i64) -> &mut VecDeque<Entry> {
+    fn of(&mut self, priority: i64) -> &mut Line {
         if priority == 0 {
             &mut self.usual
         } else {
@@ -207,7 +216,7 @@ impl Lines {
     }
 
     #[cold]
-    fn other(&mut self, priority: i64) -> &mut VecDeque<Entry> {
+    fn other(&mut self, priority: i64) -> &mut Line {
         self.others.entry(priority).or_default()
     }
 
@@ -223,7 +232,7 @@ impl Lines {
     fn next_of_all(&mut self) -> Option<Entry> {
         // A line that has run dry is kept until the next one's turn has come.
         while let Some(mut line) = self.others.first_entry() {
-            if *line.key() > 0 && !self.usual.is_empty() {
+            if *line.key() > 0 && !self.usual.0.is_empty() {
                 break;
             }
             if let Some(next) = line.get_mut().pop_front() {
@@ -239,14 +248,71 @@ impl Lines {
         let mut before = std::mem::take(&mut self.others);
         let after = before.split_off(&0);
         let usual = std::mem::take(&mut self.usual);
-        let before = before.into_values().flatten();
-        before.chain(usual).chain(after.into_values().flatten())
+        let lines = before.into_values().chain([usual]);
+        lines
+            .chain(after.into_values())
+            .flat_map(Line::into_entries)
     }
 
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
-        self.usual.retain(&mut keep);
+    pub(super) fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
+        self.usual.retain(&keep);
         for line in self.others.values_mut() {
-            line.retain(&mut keep);
+            line.retain(&keep);
         }
+    }
+}
+
+impl Line {
+    #[inline]
+    fn push_back(&mut self, entry: Entry) {
+        if let Some(last) = self.0.back_mut()
+            && last.at(last.length) == entry
+        {
+            last.length += 1;
+        } else {
+            self.0.push_back(Run::of(entry));
+        }
+    }
+
+    fn push_front(&mut self, entry: Entry) {
+        self.0.push_front(Run::of(entry));
+    }
+
+    #[inline]
+    fn pop_front(&mut self) -> Option<Entry> {
+        let run = self.0.front_mut()?;
+        let entry = run.first;
+        if run.length == 1 {
+            self.0.pop_front();
+        } else {
+            run.first = run.at(1);
+            run.length -= 1;
+        }
+        Some(entry)
+    }
+
+    fn into_entries(self) -> impl Iterator<Item = Entry> {
+        let entries = |run: Run| (0..run.length).map(move |place| run.at(place));
+        self.0.into_iter().flat_map(entries)
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
+        let before = std::mem::take(self);
+        before
+            .into_entries()
+            .filter(keep)
+            .for_each(|entry| self.push_back(entry));
+    }
+}
+
+impl Run {
+    #[inline]
+    fn of(first: Entry) -> Self {
+        Self { first, length: 1 }
+    }
+
+    #[inline]
+    fn at(&self, place: u64) -> Entry {
+        (self.first.0 + place, self.first.1 + place)
     }
 }

@@ -13,8 +13,8 @@ use crate::clock::Time;
 use crate::work::memory::books::{Books, End, Phase, Place, Wish};
 use crate::work::memory::table::{Member, Table};
 use crate::work::{
-    Back, Counts, Dead, Details, Fenced, Lease, Lot, PutOptions, QueueOptions, Returned, lease_lost,
-    unwanted_since,
+    Back, Counts, Dead, Details, Fenced, Lease, Lot, PutOptions, QueueOptions, Returned,
+    lease_lost, unwanted_since,
 };
 
 pub(super) struct State<T, N> {
@@ -127,7 +127,9 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         if let Phase::Leased { .. } = item.place.phase {
             self.end_lease(id, &mut Some(lease_lost(at).into()), Duration::ZERO);
         } else if deadline <= now {
-            item.rest_mut().failures.push(unwanted_since(deadline).into());
+            item.rest_mut()
+                .failures
+                .push(unwanted_since(deadline).into());
             self.books.leave(id, &item.place);
             self.books.bury(id, &mut item.place);
         } else {
@@ -166,7 +168,8 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     /// Lease the next item, if there is one.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // a lease that is moved takes as long as all this
     pub(super) fn lease(&mut self) -> Option<Lease<T, N>> {
         let (id, item) = loop {
             let (entry, id) = self.books.next_in_line()?;
@@ -193,7 +196,11 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
 
     /// The work is done. Returns what is left of the item, to be dropped where no lock is held.
     #[inline]
-    pub(super) fn ack(&mut self, id: u64, epoch: u64) -> Result<(Option<T>, impl Sized + use<T, N>), Fenced> {
+    pub(super) fn ack(
+        &mut self,
+        id: u64,
+        epoch: u64,
+    ) -> Result<(Option<T>, impl Sized + use<T, N>), Fenced> {
         let left = self.items.take(id, |item| {
             if item.place.phase != (Phase::Leased { epoch }) {
                 return None;
@@ -447,18 +454,18 @@ impl<N> Rest<N> {
     #[inline]
     fn of(options: &PutOptions) -> Option<Box<Self>> {
         let is_usual = options.key.is_none() && options.priority == 0 && options.timeout.is_none();
-        (!is_usual).then(|| Self::of_unusual(options))
+        (!is_usual).then(|| Box::new(Self::of_unusual(options)))
     }
 
     #[cold]
-    fn of_unusual(options: &PutOptions) -> Box<Self> {
-        Box::new(Self {
+    fn of_unusual(options: &PutOptions) -> Self {
+        Self {
             wish: Wish {
                 priority: options.priority,
                 deadline: options.timeout.map_or(Time::NEVER, Time::after),
             },
             key: options.key.clone(),
             ..Self::empty()
-        })
+        }
     }
 }
