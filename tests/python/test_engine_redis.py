@@ -168,6 +168,33 @@ def test_what_was_done_while_the_server_was_away_is_acknowledged(
     assert attempts == [1, 1, 1]
 
 
+def test_nothing_is_lost_when_the_server_is_away_for_ten_seconds_in_the_middle(
+    server: Server, engines: Engines
+) -> None:
+    done: list[int] = []
+    half = threading.Event()
+
+    def handler(lease: Lease[int]) -> int:
+        done.append(lease.item)
+        if len(done) == 500:
+            half.set()
+        return lease.item
+
+    with (
+        EngineQueue[int](engines(lease_timeout=5)) as queue,
+        WorkerPool(handler, queue=queue, workers=4) as pool,
+    ):
+        futures = [pool.submit(item) for item in range(1000)]
+        assert half.wait(NEVER)
+        server.stop()
+        assert len(done) < 1000
+        desist.sleep(10)  # no wait for anything: so long it is away, twice as long as a lease lasts
+        server.start()
+        assert [future.result() for future in futures] == list(range(1000))
+    assert set(done) == set(range(1000))
+    assert len(done) <= 1000 + 4  # each worker's item of that moment, at most
+
+
 def test_a_lease_that_runs_out_while_the_server_is_away_is_lost(
     server: Server, engines: Engines
 ) -> None:
