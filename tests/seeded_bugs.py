@@ -696,8 +696,12 @@ BUGS = (
         "work/memory/state.rs",
         "lease",
         (
-            "entry.get().standing.phase != (Phase::Leased { epoch })",
-            "epoch == 0 || !matches!(entry.get().standing.phase, Phase::Leased { .. })",
+            "item.place.phase != (Phase::Leased { epoch })",
+            "epoch == 0 || !matches!(item.place.phase, Phase::Leased { .. })",
+        ),
+        (
+            ".filter(|item| item.place.phase == Phase::Leased { epoch })",
+            ".filter(|item| epoch != 0 && matches!(item.place.phase, Phase::Leased { .. }))",
         ),
     ),
     bug(
