@@ -220,7 +220,10 @@ BUGS = (
         "a sleeper does not say that it sleeps",
         "park.rs",
         "park",
-        ("compare_exchange(WAITING, ASLEEP,", "compare_exchange(WAITING, WAITING,"),
+        (
+            "compare_exchange(WAITING, ASLEEP, Ordering::AcqRel, Ordering::Acquire) .is_err()",
+            "compare_exchange(WAITING, WAITING, Ordering::AcqRel, Ordering::Acquire) .is_err()",
+        ),
         ("sys::wait(&self.word, ASLEEP, until)", "sys::wait(&self.word, WAITING, until)"),
     ),
     bug(
@@ -389,7 +392,7 @@ BUGS = (
         "a lock that was let go for a while is held once afterwards",
         "sync/lock.rs",
         "lock",
-        ("holds.len() } }; state.holder", "1 } }; state.holder"),
+        ("holds.len() }", "1 }"),
     ),
     # --- the semaphore
     bug(
@@ -746,8 +749,8 @@ BUGS = (
         "task.rs",
         "task",
         (
-            "if self.may_strike(&control) { // No need to wake",
-            "if control.posted { // No need to wake",
+            "control.due(&self.ledger) { // No need to wake",
+            "control.due(&self.ledger).filter(|_| control.posted) { // No need to wake",
         ),
     ),
     bug(
@@ -761,15 +764,15 @@ BUGS = (
     ),
     bug(
         "masks do not hold a kill off",
-        "task.rs",
+        "task/block.rs",
         "task",
-        ("mask.end(order) <= now)", "mask.end(order) <= now || !control.posted)"),
+        ("mask.end(order) <= now)", "mask.end(order) <= now || !self.posted)"),
     ),
     bug(
         "held locks do not hold a kill off",
-        "task.rs",
+        "task/block.rs",
         "task",
-        ("|| self.ledger.len() == 0)", "|| self.ledger.len() < 9)"),
+        ("|| !ledger.holds_since(recorded))", "|| ledger.len() < 9)"),
     ),
 )
 
