@@ -112,11 +112,11 @@ def test_what_was_in_a_lease_goes_with_it(settle: str) -> None:
             assert leased is not None
             assert leased.progress is said
             leased.ack()
-    gone = [weakref.ref(queue), weakref.ref(thing), weakref.ref(said)]
+    watched = weakref.WeakSet[object]([queue, thing, said])
     del queue, thing, said
-    assert gone[0]() is not None
+    assert watched
     del leased
-    assert [gone_by_now() for gone_by_now in gone] == [None, None, None]
+    assert not watched
 
 
 def test_who_leases_while_a_lease_goes_gets_another() -> None:
