@@ -9,7 +9,6 @@ Code is asked to stop, what it held is given back, and force is the last rung.
 """
 
 import importlib as _importlib
-import typing as _typing
 
 from desist._core import (
     Barrier,
@@ -86,11 +85,12 @@ from desist._exceptions import (
     WorkerDied,
 )
 from desist._future import Future
-from desist._ops import done_op
 from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer, kill
 
-if _typing.TYPE_CHECKING:
+# What takes more time to import than all this, typing too, is imported when it is asked for.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
     from desist import compat as compat
     from desist import engines as engines
     from desist import socket as socket
@@ -99,6 +99,7 @@ if _typing.TYPE_CHECKING:
     from desist._executor import TaskFuture, ThreadPoolExecutor
     from desist._group import Task, TaskGroup, race
     from desist._interruptible import interruptible
+    from desist._ops import done_op
     from desist._pool import ItemFuture, PoolStats, Restart, WorkerPool, WorkEvent
     from desist._process import run, wait
     from desist._signals import cancel_on_signal
@@ -215,6 +216,7 @@ _LAZY = {
     "cancel_on_signal": "_signals",
     "compat": "compat",
     "deadline": "_deadline",
+    "done_op": "_ops",
     "engines": "engines",
     "interruptible": "_interruptible",
     "ItemFuture": "_pool",
@@ -247,4 +249,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "compat", "engines", "socket", "ssl"})
+    here = {*globals(), *__all__, "compat", "engines", "socket", "ssl"}
+    return sorted(here - {"TYPE_CHECKING"})

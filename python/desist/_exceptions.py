@@ -9,10 +9,10 @@ import concurrent.futures
 import sys
 from queue import Empty, Full
 from threading import BrokenBarrierError
-from typing import TYPE_CHECKING
 
 from desist._enums import Outcome
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from desist._core import CancelCause
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
-from typing import TYPE_CHECKING, TypeVar
 
 from desist._core import Latch, defer_kill
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
 
-R = TypeVar("R")
+    _R = TypeVar("_R")
 
 BRIEFLY = 5.0
 """Seconds: a bound for steps that take moments, and must all be done, or none."""
@@ -19,7 +20,7 @@ _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 _ENDED = (*_CANCELLED, "FINISHED")
 
 
-class Future(concurrent.futures.Future[R]):
+class Future(concurrent.futures.Future["_R"]):
     """What will become of something that was submitted.
 
     result() and exception() are desist waits: they can be cancelled. No kill of a desist thread
@@ -33,7 +34,7 @@ class Future(concurrent.futures.Future[R]):
         # The first of the callbacks, so that none of them keeps waiters waiting.
         super().add_done_callback(lambda _: settled.set())
 
-    def result(self, timeout: float | None = None) -> R:
+    def result(self, timeout: float | None = None) -> _R:
         """Wait for the result, at most for `timeout` seconds.
 
         Raises what the code raised; TaskCancelled if it was cancelled, TaskAborted if it was
@@ -80,7 +81,7 @@ class Future(concurrent.futures.Future[R]):
         """As concurrent.futures.Future.done()."""
         return self._state in _ENDED
 
-    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[R]], object]) -> None:
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[_R]], object]) -> None:
         """As concurrent.futures.Future.add_done_callback()."""
         with defer_kill(BRIEFLY):
             super().add_done_callback(fn)

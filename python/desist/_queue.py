@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist._core import Condition, Lock, Queue, checkpoint, current_time, hold_off, shield
 from desist._exceptions import Empty, Full, ShutDown
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, TypeVar
 
-_T = TypeVar("_T")
+    _T = TypeVar("_T")
+
 _FOREVER = float("inf")  # math is another library to load
 
 
@@ -187,7 +189,7 @@ def adopt(cls: type[Queue[Any]]) -> None:
             setattr(cls, name, method)
 
 
-class LifoQueue(Queue[_T], native=True):
+class LifoQueue(Queue["_T"], native=True):
     """A Queue in which the item that was put last is got first."""
 
     queue: list[_T]
@@ -200,7 +202,7 @@ class LifoQueue(Queue[_T], native=True):
         return self.queue.pop()
 
 
-class PriorityQueue(Queue[_T]):
+class PriorityQueue(Queue["_T"]):
     """A Queue in which the least item is got first."""
 
     queue: list[Any]

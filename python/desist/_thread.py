@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
 
 from desist._core import CancelToken, Event, KillReport, StopPolicy, Task, hold_off
 from desist._enums import TaskState
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
 
 
 class Thread(threading.Thread):
