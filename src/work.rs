@@ -102,6 +102,17 @@ pub struct QueueOptions {
     pub lease_timeout: Option<Duration>,
 }
 
+/// A lease that lasts for centuries lasts until it is settled.
+const CENTURIES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+impl QueueOptions {
+    /// As a queue keeps them.
+    fn kept(mut self) -> Self {
+        self.lease_timeout = self.lease_timeout.filter(|timeout| *timeout < CENTURIES);
+        self
+    }
+}
+
 impl From<RetryPolicy> for QueueOptions {
     fn from(retry: RetryPolicy) -> Self {
         Self {

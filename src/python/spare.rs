@@ -28,7 +28,7 @@ use crate::python::attached::{Attached, ONE_AT_A_TIME};
 /// So many are kept.
 const MOST: usize = 16;
 
-/// What is in an object whose class is [`Spared`].
+/// What is in an object whose class is [`Spared`]; nothing in one that is kept, or [`Vacant`].
 pub(super) struct Contents<T>(UnsafeCell<Option<T>>);
 
 // SAFETY: it changes only while one thread alone has the object, so others share it as it is.
@@ -42,7 +42,7 @@ impl<T> Deref for Contents<T> {
         // SAFETY: whoever has the object at all has no part in changing it.
         match unsafe { &*self.0.get() } {
             Some(contents) => contents,
-            None => unreachable!("an object that is kept is nobody's"),
+            None => unreachable!("whoever has the object has filled it"),
         }
     }
 }
@@ -82,27 +82,39 @@ impl Spares {
     }
 }
 
-/// An object with these contents.
-#[inline]
-pub(super) fn object<C: Spared>(py: Python<'_>, contents: C::Contents) -> PyResult<Bound<'_, C>> {
-    let spare = C::spares().kept.lock().pop();
-    let Some(spare) = spare else {
-        return new_object(py, contents);
-    };
-    // SAFETY: only such ones are kept.
-    let object = unsafe { spare.into_bound(py).cast_into_unchecked::<C>() };
-    // SAFETY: nobody else has had it since it was emptied.
-    unsafe { *object.get().contents().0.get() = Some(contents) };
-    Ok(object)
-}
+/// An object that is to be filled: with what must not be lost for want of memory for it.
+pub(super) struct Vacant<'py, C>(Bound<'py, C>);
 
-#[cold]
-fn new_object<C: Spared>(py: Python<'_>, contents: C::Contents) -> PyResult<Bound<'_, C>> {
-    let object = C::make(py, Contents(UnsafeCell::new(Some(contents))))?;
-    // SAFETY: it is live. What it refers to does not go in circles as far as the collector knows:
-    // its class has nothing that shows it more.
-    unsafe { ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) };
-    Ok(object)
+impl<'py, C: Spared> Vacant<'py, C> {
+    /// One that was kept, or else a new one.
+    #[inline]
+    pub(super) fn new(py: Python<'py>) -> PyResult<Self> {
+        if !ONE_AT_A_TIME {
+            return Self::made(py);
+        }
+        let kept = C::spares().kept.lock().pop();
+        match kept {
+            // SAFETY: only such ones are kept.
+            Some(spare) => Ok(Self(unsafe { spare.into_bound(py).cast_into_unchecked() })),
+            None => Self::made(py),
+        }
+    }
+
+    #[cold]
+    fn made(py: Python<'py>) -> PyResult<Self> {
+        let object = C::make(py, Contents(UnsafeCell::new(None)))?;
+        // SAFETY: it is live. What it refers to does not go in circles as far as the collector
+        // knows: its class has nothing that shows it more.
+        unsafe { ffi::PyObject_GC_UnTrack(object.as_ptr().cast()) };
+        Ok(Self(object))
+    }
+
+    #[inline]
+    pub(super) fn fill(self, contents: C::Contents) -> Bound<'py, C> {
+        // SAFETY: nobody else has it yet.
+        unsafe { *self.0.get().contents().0.get() = Some(contents) };
+        self.0
+    }
 }
 
 /// Have a class's objects used again, from now on.
@@ -130,12 +142,13 @@ unsafe extern "C" fn dealloc<C: Spared>(object: *mut ffi::PyObject) {
         let this = (&raw const object).cast::<Borrowed<'_, '_, C>>();
         let contents = (*this).get().contents().0.get();
         let mut kept = C::spares().kept.lock();
-        if kept.len() < MOST
-            && let Some(before) = (*contents).take_if(|contents| C::is_usual(contents))
-        {
+        if kept.len() < MOST && (*contents).as_ref().is_none_or(C::is_usual) {
             kept.push(Bound::from_borrowed_ptr(py, object).unbind()); // its reference
+            let before = (*contents).take();
             drop(kept);
-            C::let_go(before, py);
+            if let Some(before) = before {
+                C::let_go(before, py);
+            }
             return;
         }
         drop(kept);

@@ -127,7 +127,7 @@ impl FileQueue {
         let mut shared = Shared {
             bell: Bell::hang(&path)?, // before others know of this owner, and ring for it
             path,
-            options,
+            options: options.kept(),
             lot: Lot::default(),
             clock,
             own,

@@ -85,7 +85,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     pub(crate) fn by(options: impl Into<QueueOptions>) -> Self {
         Self {
             shared: Arc::new(MutexBy::new(Shared {
-                state: State::new(options.into()),
+                state: State::new(options.into().kept()),
                 closed: false,
                 leasing: Line::new(),
                 putting: Line::new(),

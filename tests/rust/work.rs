@@ -559,3 +559,63 @@ fn an_item_that_is_cancelled_and_revived_again_and_again_takes_no_more_room() {
         assert_eq!(queue.lease(PAST).unwrap().unwrap().id, next);
     }
 }
+
+/// What a queue of its own keeps of 10,000 items that came and went like this.
+fn kept_of(options: QueueOptions, come_and_go: impl Fn(&LeaseQueue<(), Nothing>, i64)) -> isize {
+    let queue = LeaseQueue::<(), Nothing>::new(options);
+    come_and_go(&queue, 0);
+    let (left, ()) = allocated_by(|| (1..=10_000).for_each(|turn| come_and_go(&queue, turn)));
+    left.bytes
+}
+
+fn work_off(queue: &LeaseQueue<(), Nothing>) {
+    let lease = queue.lease(PAST).unwrap().unwrap();
+    queue.ack(lease.id, lease.epoch).unwrap();
+}
+
+#[test]
+fn no_line_is_kept_for_a_priority_that_nothing_has_any_more() {
+    for sign in [-1, 1] {
+        let kept = kept_of(QueueOptions::default(), |queue, turn| {
+            let options = PutOptions {
+                priority: sign * turn,
+                ..PutOptions::default()
+            };
+            queue.try_put((), &options).unwrap();
+            work_off(queue);
+        });
+        assert!(kept < 2_000, "{kept}");
+    }
+}
+
+#[test]
+fn of_a_lease_that_was_extended_nothing_is_kept() {
+    for timeout in [Duration::MAX, HOUR] {
+        let options = QueueOptions {
+            lease_timeout: Some(timeout),
+            ..QueueOptions::default()
+        };
+        let kept = kept_of(options, |queue, _| {
+            queue.put(()).unwrap();
+            let lease = queue.lease(PAST).unwrap().unwrap();
+            queue.extend(lease.id, lease.epoch, None).unwrap();
+            queue.ack(lease.id, lease.epoch).unwrap();
+        });
+        assert!(kept < 2_000, "{timeout:?} {kept}");
+    }
+}
+
+#[test]
+fn a_queue_that_was_long_once_gives_back_what_it_took() {
+    let queue = LeaseQueue::<(), Nothing>::new(QueueOptions::default());
+    let (left, ()) = allocated_by(|| {
+        (0..100_000).for_each(|_| drop(queue.put(()).unwrap()));
+        (0..100_000).for_each(|_| work_off(&queue));
+        // What was there is let go of little by little.
+        for _ in 0..50_000 {
+            queue.put(()).unwrap();
+            work_off(&queue);
+        }
+    });
+    assert!(left.bytes < 20_000, "{left:?}");
+}

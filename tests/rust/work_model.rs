@@ -248,7 +248,7 @@ impl Model {
         let first = self.ready.iter().position(|id| priority(id) == least);
         let id = self.ready.remove(first.unwrap());
         self.last_epoch += 1;
-        let until = self.options.lease_timeout.map(Time::after);
+        let until = self.lease_until();
         let item = self.items.get_mut(&id).unwrap();
         item.attempt += 1;
         item.place = Where::Leased(self.last_epoch);
@@ -265,6 +265,12 @@ impl Model {
             }
             .if_any(),
         })
+    }
+
+    /// One that lasts for ever does not end.
+    fn lease_until(&self) -> Option<Time> {
+        let until = self.options.lease_timeout.map(Time::after);
+        until.filter(|until| !until.is_never())
     }
 
     fn leased(&mut self, id: u64, epoch: u64) -> Result<&mut Item, Fenced> {
@@ -286,7 +292,7 @@ impl Model {
         epoch: u64,
         progress: Option<Note>,
     ) -> Result<Option<Time>, Fenced> {
-        let until = self.options.lease_timeout.map(Time::after);
+        let until = self.lease_until();
         let item = self.leased(id, epoch)?;
         item.progress = progress.or(item.progress.take());
         item.due = until.unwrap_or(Time::NEVER);
@@ -480,7 +486,8 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 pub(crate) fn queue_options() -> impl Strategy<Value = QueueOptions> {
-    let lease_timeout = prop::option::of(seconds(1..8));
+    let for_ever = Just(Duration::MAX);
+    let lease_timeout = prop::option::of(prop_oneof![4 => seconds(1..8), 1 => for_ever]);
     (1..4u32, 0..5usize, lease_timeout).prop_map(|(max_attempts, maxsize, lease_timeout)| {
         QueueOptions {
             // Without jitter, so that the model can tell when a pause is over.

@@ -11,6 +11,7 @@ use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
 use super::codec::Codec;
 use super::engine::{Delivery, Engine, Grip, Hold, Told};
+use super::lease::Blank;
 use super::options::{self, Terms};
 use super::promises::Promises;
 use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
@@ -172,10 +173,9 @@ impl FileQueue {
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Option<Bound<'py, Lease>>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        let blank = Blank::new(py)?;
         let delivery = self.engine.lease(py, until)?;
-        delivery
-            .map(|delivery| Lease::new(py, delivery))
-            .transpose()
+        Ok(delivery.map(|delivery| blank.of(delivery)))
     }
 
     /// How many items are in each state, at one instant. `done` counts from the file's beginning.

@@ -8,6 +8,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::engine::{Delivery, Engine, Grip, Hold, Told};
+use super::lease::Blank;
 use super::{LONGEST_COMMIT, Lease};
 use crate::clock::Time;
 use crate::item::ItemId;
@@ -50,7 +51,7 @@ impl Engine for Foreign {
 #[pyo3(signature = (delivered) -> "Lease[Any]")]
 pub(in crate::python) fn lease_of(delivered: Bound<'_, PyAny>) -> PyResult<Bound<'_, Lease>> {
     let py = delivered.py();
-    Lease::new(py, delivery(delivered)?)
+    Ok(Blank::new(py)?.of(delivery(delivered)?))
 }
 
 fn delivery(delivered: Bound<'_, PyAny>) -> PyResult<Delivery> {

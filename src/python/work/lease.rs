@@ -20,7 +20,7 @@ use crate::python::mask::{Beginning, Masked};
 use crate::python::seconds;
 use crate::python::seconds::Seconds;
 use crate::python::shortcut::{self, Shortcut, Usual};
-use crate::python::spare::{self, Contents, Spared, Spares};
+use crate::python::spare::{self, Contents, Spared, Spares, Vacant};
 use crate::python::token::CancelToken;
 use crate::python::wait;
 use crate::scope;
@@ -55,38 +55,40 @@ impl Deref for Lease {
     }
 }
 
-impl Lease {
+/// A lease that has not been taken yet. There is one before the queue is asked: what is leased then
+/// is not lost for want of memory.
+pub(super) struct Blank<'py>(Vacant<'py, Lease>);
+
+impl<'py> Blank<'py> {
+    #[inline]
+    pub(super) fn new(py: Python<'py>) -> PyResult<Self> {
+        Vacant::new(py).map(Self)
+    }
+
     /// In the hands of who has asked for it.
     #[inline]
-    pub(super) fn new(py: Python<'_>, delivery: Delivery) -> PyResult<Bound<'_, Self>> {
-        Self::with(py, delivery, None)
+    pub(super) fn of(self, delivery: Delivery) -> Bound<'py, Lease> {
+        self.fill(delivery, None)
     }
 
     /// In the hands of a worker's handler, which is asked to stop when it ends.
-    pub(super) fn of_task(
-        py: Python<'_>,
-        delivery: Delivery,
-        task: Arc<Task>,
-    ) -> PyResult<Bound<'_, Self>> {
-        let lease = Self::with(py, delivery, Some(task))?;
+    pub(super) fn of_task(self, delivery: Delivery, task: Arc<Task>) -> Bound<'py, Lease> {
+        let lease = self.fill(delivery, Some(task));
         lease.get().stop_at(lease.get().delivery.ends);
-        Ok(lease)
+        lease
     }
 
     #[inline]
-    fn with(
-        py: Python<'_>,
-        delivery: Delivery,
-        task: Option<Arc<Task>>,
-    ) -> PyResult<Bound<'_, Self>> {
-        let leased = Leased {
+    fn fill(self, delivery: Delivery, task: Option<Arc<Task>>) -> Bound<'py, Lease> {
+        self.0.fill(Leased {
             delivery,
             task,
             settled: MutexBy::new(Settled::NotYet),
-        };
-        spare::object(py, leased)
+        })
     }
+}
 
+impl Lease {
     fn stop_at(&self, ends: Time) {
         if let Some(task) = &self.task
             && !ends.is_never()

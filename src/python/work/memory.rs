@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyInt, PyType};
 
 use super::engine::{Delivery, Engine, Grip, Hold, Told};
+use super::lease::Blank;
 use super::object::Object;
 use super::options::{self, Terms};
 use super::promises::Promises;
@@ -49,6 +50,14 @@ impl Note {
         match self {
             Note::Said(object) => Ok(object.to_object(py)),
             Note::Noted(cause) => Ok(Py::new(py, CancelCause::from(cause.clone()))?.into_any()),
+        }
+    }
+
+    /// What somebody has said: all that progress can be.
+    fn into_said(self, py: Python<'_>) -> Option<Py<PyAny>> {
+        match self {
+            Note::Said(object) => Some(object.into_bound(py).unbind()),
+            Note::Noted(_) => None,
         }
     }
 }
@@ -178,10 +187,9 @@ impl LeaseQueue {
     ) -> PyResult<Option<Bound<'py, Lease>>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         slf.get().check_process()?;
+        let blank = Blank::new(slf.py())?;
         let delivery = slf.as_unbound().lease(slf.py(), until)?;
-        delivery
-            .map(|delivery| Lease::new(slf.py(), delivery))
-            .transpose()
+        Ok(delivery.map(|delivery| blank.of(delivery)))
     }
 
     /// How many items are in each state, at one instant.
@@ -262,21 +270,17 @@ impl LeaseQueue {
 }
 
 #[inline]
-fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> PyResult<Delivery> {
+fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> Delivery {
     let py = queue.py();
     let (progress, deadline, ends) = match lease.details {
         None => (None, Time::NEVER, Time::NEVER),
         Some(details) => {
-            let progress = details.progress.as_ref().map(|note| note.to_object(py));
+            let progress = details.progress.and_then(|note| note.into_said(py));
             let deadline = details.deadline.unwrap_or(Time::NEVER);
-            (
-                progress.transpose()?,
-                deadline,
-                earliest(deadline, details.until),
-            )
+            (progress, deadline, earliest(deadline, details.until))
         }
     };
-    Ok(Delivery {
+    Delivery {
         epoch: lease.epoch,
         attempt: lease.attempt,
         item: lease.item.into_bound(py).unbind(),
@@ -288,14 +292,14 @@ fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> P
             epoch: lease.epoch,
             deadline,
         }),
-    })
+    }
 }
 
 impl Engine for Py<LeaseQueue> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
         let lease = perform(py, &mut self.get().queue.leasing(), until);
         let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
-        lease.map(|lease| deliver(self.bind(py), lease)).transpose()
+        Ok(lease.map(|lease| deliver(self.bind(py), lease)))
     }
 }
 
@@ -414,14 +418,8 @@ impl Shortcut for Take {
         if !scope::at_ease() || !queue.is_of_this_process() {
             return None;
         }
+        let blank = Blank::new(py).ok()?;
         let lease = queue.queue.try_lease()?;
-        let (id, epoch) = (lease.id, lease.epoch);
-        let delivery = deliver(this, lease);
-        if let Ok(lease) = delivery.and_then(|delivery| Lease::new(py, delivery)) {
-            return Some(lease.into_any());
-        }
-        // There is no memory for it. What the usual function makes of that is raised.
-        let _ = queue.queue.give_back(id, epoch, Back::AtOnce, None);
-        None
+        Some(blank.of(deliver(this, lease)).into_any())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
-//! | the interpreter tells whether the calling thread is attached, also one that PyO3 did not let in | 3.10-3.15 | `test_what_is_done_with_is_let_go_of_at_once` |
+//! | the interpreter tells whether the calling thread is attached, also one that PyO3 did not let in | 3.10-3.15 | `test_what_was_in_a_lease_goes_with_it` |
 #![allow(unsafe_code)] // two looks at the interpreter, which PyO3 would do at greater length
 
 use std::mem::ManuallyDrop;

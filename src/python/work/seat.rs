@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::engine::{self, Delivery, Engine, Told};
-use super::lease::Settled;
+use super::lease::{Blank, Settled};
 use super::tally::Event;
 use super::{LONGEST_COMMIT, Lease, Tally, failure};
 use crate::CauseKind;
@@ -181,8 +181,9 @@ impl Seat {
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
         while !self.abandoned.load(Ordering::Acquire) {
+            let blank = Blank::new(py)?;
             match self.engine.lease(py, Time::NEVER) {
-                Ok(Some(delivery)) => self.work_on(py, delivery, handler, process)?,
+                Ok(Some(delivery)) => self.work_on(py, delivery, blank, handler, process)?,
                 Ok(None) => break,
                 Err(stopped) if stopped.is_instance_of::<Cancelled>(py) => break,
                 Err(broken) => return Err(broken),
@@ -196,6 +197,7 @@ impl Seat {
         &self,
         py: Python<'_>,
         delivery: Delivery,
+        blank: Blank<'_>,
         handler: &Bound<'_, PyAny>,
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
@@ -205,9 +207,13 @@ impl Seat {
         if let Some(process) = process {
             task.runs_elsewhere(process.elsewhere());
         }
-        let lease = Lease::of_task(py, delivery, task.clone())?;
-        let arguments = PyTuple::new(py, [&lease])?;
-        lease.get().hold().begun(py, &task)?;
+        let lease = blank.of_task(delivery, task.clone());
+        let begun = lease.get().hold().begun(py, &task);
+        let arguments = begun.and_then(|()| PyTuple::new(py, [&lease]));
+        let arguments = arguments.inspect_err(|broken| {
+            let failure = broken.value(py).clone().into_any().unbind();
+            let _ = lease.get().hold().give_back(py, Back::AtOnce, failure);
+        })?;
         self.note(py, Event::Started, lease.get(), None);
         let body = || {
             *self.current.lock() = Some(Current {

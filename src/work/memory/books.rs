@@ -183,9 +183,8 @@ impl Books {
 
     /// Its lease lasts until then.
     pub(super) fn extend(&mut self, id: u64, place: &mut Place, until: Time) {
-        let before = std::mem::replace(&mut place.due, until);
-        self.due.remove(&(before, id));
-        self.due.insert((until, id));
+        self.unwatch(place.due, id);
+        self.fall_due(id, place, until);
     }
 
     pub(super) fn delay(&mut self, id: u64, place: &mut Place, wish: Wish, pause: Duration) {
@@ -230,15 +229,19 @@ impl Lines {
 
     #[cold]
     fn next_of_all(&mut self) -> Option<Entry> {
-        // A line that has run dry is kept until the next one's turn has come.
+        // A line that has run dry is kept as long as it is the only one.
+        let several = self.others.len() > 1;
         while let Some(mut line) = self.others.first_entry() {
             if *line.key() > 0 && !self.usual.0.is_empty() {
                 break;
             }
-            if let Some(next) = line.get_mut().pop_front() {
-                return Some(next);
+            let next = line.get_mut().pop_front();
+            if next.is_none() || several && line.get().0.is_empty() {
+                line.remove();
             }
-            line.remove();
+            if next.is_some() {
+                return next;
+            }
         }
         self.usual.pop_front()
     }
@@ -256,9 +259,10 @@ impl Lines {
 
     pub(super) fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
         self.usual.retain(&keep);
-        for line in self.others.values_mut() {
+        self.others.retain(|_, line| {
             line.retain(&keep);
-        }
+            !line.0.is_empty()
+        });
     }
 }
 

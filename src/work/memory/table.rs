@@ -2,8 +2,9 @@
 //!
 //! Numbers are given out in order and most items leave in about that order, so that neighbours lie
 //! side by side and a number says where. What stays when most around it have left is moved to where
-//! it keeps no place for them: the table takes room for about as many as are in it. Whoever comes
-//! sees to that, for then it would grow.
+//! it keeps no place for them: the table takes room for about as many as are in it at a time.
+//! Whoever comes sees to that, for then it would grow; and who comes when nobody is left gives back
+//! what many had.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,6 +26,8 @@ pub(super) struct Table<V> {
 
 /// So many places are kept for those who have left.
 const SPARE: u64 = 64;
+/// So many places are kept when nobody is left.
+const FEW: usize = 1024;
 /// So many are let go of at a time: nobody waits for all of them.
 const MOVED: usize = 4;
 
@@ -48,7 +51,9 @@ impl<V: Member> Table<V> {
     #[inline]
     pub(super) fn push(&mut self) -> &mut V {
         self.close_up();
-        if self.len() == self.places.len() as u64 {
+        if self.here.is_empty() && self.places.len() > FEW {
+            self.places = vec![V::default()];
+        } else if self.len() == self.places.len() as u64 {
             self.grow();
         }
         let place = self.place(self.here.end);
@@ -222,12 +227,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_map(steps in prop::collection::vec((0..3u8, any::<prop::sample::Index>()), 0..1_000)) {
+        fn it_is_a_map(
+            steps in prop::collection::vec((0..3u8, any::<prop::sample::Index>()), 0..1_000),
+            recent in 1..200usize,
+            puts in 1..3u8,
+        ) {
             let (mut table, mut model) = (Table::new(), BTreeMap::new());
             for (step, which) in steps {
-                let number = 1 + which.index(1 + usize::try_from(table.next()).unwrap()) as u64;
+                // Mostly one of the last, so that some stay when most around them have left.
+                let next = usize::try_from(table.next()).unwrap();
+                let back = which.index(if which.index(8) == 0 { 1 + next } else { recent });
+                let number = next.saturating_sub(back) as u64;
                 match step {
-                    0 | 1 => {
+                    step if step < puts => {
                         model.insert(table.next(), table.next());
                         table.push_its_number();
                     }
