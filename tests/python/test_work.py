@@ -76,7 +76,6 @@ def test_a_lease_is_used_again() -> None:
     assert queue.counts() == counts(done=1, leased=99)
 
 
-@pytest.mark.skipif(PARALLEL, reason="where threads run in parallel, no lease is kept")
 def test_the_collector_has_no_lease() -> None:
     queue: LeaseQueue[str] = LeaseQueue()
     queue.put("a")
@@ -135,6 +134,46 @@ def test_who_leases_while_a_lease_goes_gets_another() -> None:
     del first
     assert [leased.item for leased in leases if leased] == ["a"]
     assert queue.counts() == counts(done=1, leased=1)
+
+
+@pytest.mark.parametrize("timeout", [(), (0,)], ids=["bare", "with a timeout"])
+def test_nothing_is_leased_for_which_there_is_no_memory(timeout: tuple[float, ...]) -> None:
+    testcapi = pytest.importorskip("_testcapi", reason="some distributions leave it out")
+    queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=1))
+    for number in range(31):
+        queue.put(str(number))
+    leases = [lease(queue) for _ in range(30)]  # none is left over to be used again
+    raised = False
+    testcapi.set_nomemory(0, 40)
+    try:
+        queue.lease(*timeout)
+    except MemoryError:
+        raised = True
+    finally:
+        testcapi.remove_mem_hooks()
+    assert raised
+    assert queue.counts() == counts(ready=1, leased=len(leases))
+    assert lease(queue).item == "30"
+
+
+def test_leases_that_come_and_go_in_several_threads_are_apart() -> None:
+    queue: LeaseQueue[tuple[int, int]] = LeaseQueue()
+
+    def work(thread: int) -> None:
+        for number in range(2_000):
+            queue.put((thread, number))
+            leases = [leased for _ in range(3) if (leased := queue.lease(0))]
+            items = [leased.item for leased in leases]
+            assert len({leased.epoch for leased in leases}) == len(leases)
+            desist.sleep(0)
+            assert [leased.item for leased in leases] == items
+            for leased in leases:
+                leased.ack()
+
+    with desist.TaskGroup() as group:
+        for thread in range(4):
+            group.start_soon(work, thread)
+    assert queue.counts() == counts(done=8_000)
 
 
 def test_epochs_only_grow() -> None:
