@@ -609,7 +609,9 @@ fn of_a_lease_that_was_extended_nothing_is_kept() {
 fn a_queue_that_was_long_once_gives_back_what_it_took() {
     let queue = LeaseQueue::<(), Nothing>::new(QueueOptions::default());
     let (left, ()) = allocated_by(|| {
-        (0..100_000).for_each(|_| drop(queue.put(()).unwrap()));
+        for _ in 0..100_000 {
+            queue.put(()).unwrap();
+        }
         (0..100_000).for_each(|_| work_off(&queue));
         // What was there is let go of little by little.
         for _ in 0..50_000 {
