@@ -43,6 +43,7 @@ pub struct CancelToken {
 
 impl CancelSource {
     /// A source without a parent.
+    #[inline]
     pub fn new() -> CancelSource {
         CancelSource {
             node: NodeRef::root(None),

@@ -120,6 +120,7 @@ impl Node {
 
 impl NodeRef {
     /// A node without a parent. `deadline`: `None` means that it will never have one.
+    #[inline]
     pub(crate) fn root(deadline: Option<Time>) -> NodeRef {
         Self::alloc(None, 0, deadline)
     }
@@ -143,6 +144,7 @@ impl NodeRef {
         child
     }
 
+    #[inline]
     fn alloc(parent: Option<NodeRef>, above: u32, deadline: Option<Time>) -> NodeRef {
         let timed = if deadline.is_some() { TIMED } else { 0 };
         let node = Box::new(Node {
@@ -634,6 +636,7 @@ impl Weak {
 }
 
 impl Clone for NodeRef {
+    #[inline]
     fn clone(&self) -> NodeRef {
         self.node().refs.fetch_add(1, Ordering::Relaxed);
         NodeRef(self.0)
@@ -651,6 +654,7 @@ impl Drop for NodeRef {
 }
 
 /// Give back a count. True: it was the last, and nobody can find the node any more.
+#[inline]
 fn release(node: *const Node) -> bool {
     // SAFETY: the caller hands over a count of `node`.
     let this = unsafe { &*node };
@@ -685,6 +689,7 @@ fn release(node: *const Node) -> bool {
 
 /// Free a node that nobody can find, and those above it whose last count it had. A loop, not
 /// recursion: a chain of a million nodes goes in this frame.
+#[inline]
 fn free_upwards(mut node: *const Node) {
     let mut linked = Vec::new(); // nodes that freed ones were linked to
     loop {
@@ -704,6 +709,7 @@ fn free_upwards(mut node: *const Node) {
 
 /// Free a node that nobody can find. Returns the parent, whose count is then the caller's; counts
 /// of nodes it was linked to are added to `linked`.
+#[inline]
 fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
     // SAFETY: by the caller's word not freed.
     let this = unsafe { &*node };
