@@ -338,7 +338,11 @@ class WorkerPool(Generic[T, R]):
         return sum(not seat.wait(0) for seat in self._seats)
 
     def stats(self) -> PoolStats:
-        """What the pool has done so far, and how it is. Never blocks."""
+        """What the pool has done so far, and how it is. Never blocks.
+
+        A worker tells of the end of an item when the queue knows of it: drain() may be over an
+        instant before that.
+        """
         return PoolStats(
             workers=len(self._seats),
             alive=self.workers_alive(),

@@ -49,17 +49,24 @@ class Deaf:
 
 def test_who_listens_is_told_what_becomes_of_each_attempt_and_item() -> None:
     events: list[WorkEvent] = []
+    dead = threading.Event()
 
     def handler(lease: Lease[str]) -> str:
         if lease.item == "bad":
             raise ZeroDivisionError(lease.attempt)
         return lease.item
 
+    def listen(event: WorkEvent) -> None:
+        events.append(event)
+        if event.kind == "dead":
+            dead.set()
+
     queue: LeaseQueue[str] = LeaseQueue(retry=AT_ONCE)
-    with WorkerPool(handler, workers=1, queue=queue, on_event=events.append) as pool:
+    with WorkerPool(handler, workers=1, queue=queue, on_event=listen) as pool:
         good = pool.submit("good").item_id
         bad = pool.submit("bad").item_id
         pool.drain()
+        assert dead.wait(NEVER)  # its worker says so after the queue knows
         assert pool.stats() == (1, 1, 0, 0, 0, 3, 1, 2, 0, 0, 1, 1)
     assert [(event.kind, event.item_id, event.attempt) for event in events] == [
         ("started", good, 1),
