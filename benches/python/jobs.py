@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -72,20 +73,13 @@ def in_memory() -> Iterator[Row]:
     yield Row("LeaseQueue: put, lease, ack", "ns", ours, ("SimpleQueue: put, get", floor))
     figures: dict[str, list[float]] = {"ours": [], "floor": []}
     for _ in range(ROUNDS):
-        simple, leases = plain_queue(), desist.LeaseQueue[bytes]()
+        simple, leases = SimpleQueue(), desist.LeaseQueue[bytes]()
         figures["floor"].append(together(4, ITEMS, lambda count, q=simple: pass_on(q, count)))
         figures["ours"].append(together(4, ITEMS, lambda count, q=leases: work_off(q, count)))
     floor, ours = median(figures["floor"]), median(figures["ours"])
     yield Row(
         "LeaseQueue: put, lease, ack, 4 threads", "ns", ours, ("SimpleQueue: put, get", floor)
     )
-
-
-def plain_queue() -> Any:
-    """The floor."""
-    import queue
-
-    return queue.SimpleQueue()
 
 
 def pass_on(queue: Any, count: int) -> None:
@@ -120,7 +114,7 @@ def in_a_pool() -> Row:
         pass
 
     def bare(count: int) -> float:
-        items = plain_queue()
+        items = SimpleQueue()
         for _ in range(count):
             items.put(ITEM)
 
@@ -284,7 +278,7 @@ def many(folder: Path) -> Iterator[Row]:
         "FileQueue: put 100,000 items, 8 threads", "s", one_by_one, ("put_many, once", at_once)
     )
     held = together(1, PUT, lambda count: put(desist.LeaseQueue[bytes](), count)) * PUT / 1e6
-    simple = together(1, PUT, lambda count: put(plain_queue(), count)) * PUT / 1e6
+    simple = together(1, PUT, lambda count: put(SimpleQueue(), count)) * PUT / 1e6
     yield Row("LeaseQueue: put 100,000 items", "ms", held, ("SimpleQueue", simple))
     folder.joinpath("put.db").unlink()
 

@@ -368,6 +368,13 @@ pub(super) fn shorten(py: Python<'_>) -> PyResult<()> {
     shortcut::install::<Take>(py)
 }
 
+/// The queue, for who may use it and is not to stop.
+#[inline]
+fn at_hand<'a>(this: &'a Bound<'_, LeaseQueue>) -> Option<&'a Queue> {
+    let queue = this.get();
+    (scope::at_ease() && queue.is_of_this_process()).then_some(&queue.queue)
+}
+
 /// `put(item)`.
 struct Put;
 
@@ -386,12 +393,9 @@ impl Shortcut for Put {
         this: &Bound<'py, LeaseQueue>,
         given: &[Borrowed<'_, 'py, PyAny>],
     ) -> Option<Bound<'py, PyAny>> {
-        let queue = this.get();
-        if !scope::at_ease() || !queue.is_of_this_process() {
-            return None;
-        }
+        let core = at_hand(this)?;
         let item = Object::new(Bound::clone(given.first()?).unbind());
-        let id = queue.queue.try_put(item, &PutOptions::default());
+        let id = core.try_put(item, &PutOptions::default());
         Some(PyInt::new(py, id.ok()?).into_any())
     }
 }
@@ -414,12 +418,9 @@ impl Shortcut for Take {
         this: &Bound<'py, LeaseQueue>,
         _: &[Borrowed<'_, 'py, PyAny>],
     ) -> Option<Bound<'py, PyAny>> {
-        let queue = this.get();
-        if !scope::at_ease() || !queue.is_of_this_process() {
-            return None;
-        }
+        let core = at_hand(this)?;
         let blank = Blank::new(py).ok()?;
-        let lease = queue.queue.try_lease()?;
+        let lease = core.try_lease()?;
         Some(blank.of(deliver(this, lease)).into_any())
     }
 }

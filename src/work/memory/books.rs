@@ -171,7 +171,8 @@ impl Books {
         self.fall_due(id, place, until);
     }
 
-    /// The work is done, in its lease.
+    /// The work is done, in its lease. [`Books::leave`] would ask again which phase it leaves: a
+    /// good part of an `ack`.
     #[inline]
     pub(super) fn done(&mut self, id: u64, place: &Place) {
         self.counts.leased -= 1;
