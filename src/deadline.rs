@@ -6,12 +6,11 @@
 //!
 //! Guarantees: never early; entries leave with their node, so there are as many as armed nodes;
 //! the thread sleeps until the earliest deadline and is woken only for an earlier one. A callback
-//! never delays a deadline: callbacks run on a second thread.
+//! never delays a deadline: it is handed over to the thread in `callbacks`.
 
 use std::collections::BTreeSet;
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
 use once_cell::sync::OnceCell;
 
 use crate::atomics::{Arc, ForkMutex};
@@ -20,7 +19,7 @@ use crate::fork;
 use crate::park::{Outcome, Waiter};
 #[cfg(not(loom))]
 use crate::testing;
-use crate::token::tree::{Callbacks, NodeRef, Weak};
+use crate::token::tree::{NodeRef, Weak};
 
 struct Timer {
     /// Held across forks. In a child nobody who waits for it in the parent is there any more, so
@@ -38,14 +37,6 @@ struct State {
 }
 
 static TIMER: OnceCell<Timer> = OnceCell::new();
-static CALLBACKS: OnceCell<ForkMutex<Channel>> = OnceCell::new();
-
-/// To the callbacks' thread.
-struct Channel {
-    sender: Sender<Callbacks>,
-    /// For what is still queued when the process is forked.
-    receiver: Receiver<Callbacks>,
-}
 
 /// Tell the timer of a node's deadline, if it does not know yet.
 pub(crate) fn arm(node: &NodeRef) {
@@ -80,43 +71,6 @@ pub(crate) fn forget(node: Weak, deadline: Time) {
     }
 }
 
-/// Run a passed deadline's callbacks, on their own thread.
-pub(crate) fn hand_over(callbacks: Callbacks) {
-    if callbacks.is_empty() {
-        return;
-    }
-    #[cfg(not(loom))]
-    if testing::current().is_some() {
-        return run_safely(callbacks); // another thread would run out of turn
-    }
-    let channel = CALLBACKS.get_or_init(|| ForkMutex::new(Channel::start()));
-    let sent = channel.lock().sender.send(callbacks);
-    if let Err(unsent) = sent {
-        unsent.into_inner().run();
-    }
-}
-
-impl Channel {
-    fn start() -> Channel {
-        let (sender, receiver) = unbounded();
-        let taken = receiver.clone();
-        spawn("desist-callbacks", move || run_callbacks(&taken));
-        Channel { sender, receiver }
-    }
-}
-
-fn run_callbacks(receiver: &Receiver<Callbacks>) {
-    for callbacks in receiver {
-        let _inside = fork::inside();
-        run_safely(callbacks);
-    }
-}
-
-/// A panic was reported by the panic hook; it must not end this thread.
-fn run_safely(callbacks: Callbacks) {
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callbacks.run()));
-}
-
 /// How many deadlines the timer knows.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn armed() -> usize {
@@ -131,24 +85,15 @@ pub(crate) fn armed() -> usize {
 
 /// Around a fork: no other thread may be inside the timer. The guard is held from before the fork
 /// until after it, in both processes.
-pub(crate) fn hold_for_fork() -> impl Sized {
-    let timer = TIMER.get().map(|timer| timer.state.lock());
-    let channel = CALLBACKS.get().map(ForkMutex::lock);
-    (timer, channel)
+pub(crate) fn hold_for_fork() -> Option<impl Sized> {
+    TIMER.get().map(|timer| timer.state.lock())
 }
 
 /// In a forked child, which has only the thread that forked.
 pub(crate) fn restart_in_child() {
     if let Some(timer) = TIMER.get() {
         timer.state.lock().asleep = None;
-        spawn("desist-timer", move || timer.serve());
-    }
-    // In the channel the parent's thread may be waiting, which would be woken in place of a new one.
-    if let Some(channel) = CALLBACKS.get() {
-        let former = std::mem::replace(&mut *channel.lock(), Channel::start());
-        for queued in former.receiver.try_iter() {
-            hand_over(queued);
-        }
+        start_thread(|| timer.serve());
     }
 }
 
@@ -205,7 +150,7 @@ impl State {
 
 impl Timer {
     fn start() -> Timer {
-        spawn("desist-timer", || TIMER.wait().serve());
+        start_thread(|| TIMER.wait().serve());
         Timer {
             state: ForkMutex::new(State {
                 entries: BTreeSet::new(),
@@ -269,9 +214,9 @@ impl Timer {
 }
 
 #[allow(clippy::expect_used)]
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) {
+fn start_thread(serve: impl FnOnce() + Send + 'static) {
     thread::Builder::new()
-        .name(name.into())
-        .spawn(run)
+        .name("desist-timer".into())
+        .spawn(serve)
         .expect("the system refuses to start a thread for deadlines");
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{deadline, enforcer, scope};
+use crate::{callbacks, deadline, enforcer, scope};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
@@ -96,7 +96,11 @@ pub fn before() {
     while INSIDE.load(Ordering::Acquire) & !FORKING > ours && began.elapsed() < PATIENCE {
         thread::yield_now();
     }
-    let guards = (deadline::hold_for_fork(), enforcer::hold_for_fork());
+    let guards = (
+        deadline::hold_for_fork(),
+        callbacks::hold_for_fork(),
+        enforcer::hold_for_fork(),
+    );
     HELD.with(|held| *held.borrow_mut() = Some(Box::new(guards)));
 }
 
@@ -114,6 +118,7 @@ pub fn after_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     scope::current_ledger().survive_fork();
     deadline::restart_in_child();
+    callbacks::restart_in_child();
     enforcer::forget_in_child();
     scope::forget_force();
 }

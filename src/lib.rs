@@ -47,6 +47,7 @@ mod park;
 mod stack;
 pub mod token;
 
+mod callbacks;
 mod deadline;
 mod enforcer;
 #[cfg(all(unix, not(loom)))]

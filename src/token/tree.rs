@@ -353,7 +353,7 @@ impl NodeRef {
     /// are handed to their own thread: whoever notices a deadline has other work to do.
     pub(crate) fn expire(&self, at: Time) {
         if let (Some(before), _) = self.claim(Cause::deadline(at), 0) {
-            crate::deadline::hand_over(flag_below(self, before, at));
+            crate::callbacks::hand_over(flag_below(self, before, at));
         }
     }
 
