@@ -168,6 +168,7 @@ fn listen(mut pipe: File, parent: Option<&OwnedFd>, shared: &Mutex<Shared>) {
         let Ok(Some((round, cause))) = decoded(&mut pipe) else {
             return;
         };
+        let _inside = fork::inside();
         let task = {
             let mut shared = shared.lock();
             match &shared.task {
@@ -227,13 +228,16 @@ fn go(shared: &Mutex<Shared>, grace: Duration) {
         grace: None,
         by_thread: None,
     };
-    let task = {
-        let mut shared = shared.lock();
-        shared.dismissed = Some(cause.clone());
-        shared.task.clone()
-    };
-    if let Some(task) = task {
-        cancel(&task, &cause);
+    {
+        let _inside = fork::inside();
+        let task = {
+            let mut shared = shared.lock();
+            shared.dismissed = Some(cause.clone());
+            shared.task.clone()
+        };
+        if let Some(task) = task {
+            cancel(&task, &cause);
+        }
     }
     // SAFETY: these have no memory to do with.
     unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
