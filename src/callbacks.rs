@@ -15,6 +15,7 @@ use once_cell::sync::OnceCell;
 use crate::atomics::{Arc, ForkMutex};
 use crate::clock::Time;
 use crate::fork;
+use crate::host;
 use crate::park::{Outcome, Waiter};
 #[cfg(not(loom))]
 use crate::testing;
@@ -89,6 +90,7 @@ impl Runner {
 
     fn serve(&self) -> ! {
         let _inside = fork::inside();
+        host::join();
         loop {
             let next = {
                 let mut state = self.state.lock();

@@ -15,6 +15,7 @@ use once_cell::sync::OnceCell;
 use crate::atomics::{self, ForkMutex};
 use crate::clock::Time;
 use crate::fork;
+use crate::host;
 use crate::park::{Outcome, Waiter};
 use crate::task::Task;
 
@@ -133,6 +134,7 @@ impl Enforcer {
 
     fn serve(&self) -> ! {
         let _inside = fork::inside();
+        host::join();
         loop {
             let (due, until, waiter) = {
                 let mut state = self.state.lock();

@@ -24,6 +24,10 @@ pub trait Host: Sync {
     /// The calling thread's name.
     fn thread_name(&self) -> Option<Arc<str>>;
 
+    /// A thread of the core's own begins. It calls the host now and then, as long as the process
+    /// lives.
+    fn joined(&self) {}
+
     /// In a simulation, nobody can go on: the wait of the calling thread is about to end as
     /// interrupted, and the host keeps what it wants raised.
     fn stuck(&self) {}
@@ -52,6 +56,12 @@ pub(crate) fn interrupted() -> ControlFlow<()> {
 
 pub(crate) fn slice() -> Option<Duration> {
     HOST.get().and_then(|host| host.slice())
+}
+
+pub(crate) fn join() {
+    if let Some(host) = HOST.get() {
+        fork::outside(|| host.joined());
+    }
 }
 
 pub(crate) fn stuck() {

@@ -4,11 +4,12 @@
 //! - The interpreter is let go (`detach`) before anything that may block or run callbacks.
 //! - No Python object is touched while a lock of the core is held, for touching one may run any
 //!   code at all; the core's own critical sections are short and never wait for the interpreter.
-//! - What touches CPython's internals is in `attached`, `hard_stop`, `shortcut`, `spare` and
+//! - What touches CPython's internals is in `attach`, `attached`, `hard_stop`, `shortcut`, `spare` and
 //!   `work::object`, and only there.
 // What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
+mod attach;
 mod attached;
 mod barrier;
 mod cause;

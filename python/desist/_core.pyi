@@ -324,10 +324,10 @@ class CancelToken:
         """
         Call `fn(cause)` once when the token is cancelled; at once if it is already.
 
-        It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
-        waiters have been woken. What it raises goes to sys.unraisablehook. A kill of who cancels
-        waits for its end, for 5 seconds at most. It stays registered as long as the token lives,
-        whether or not what is returned here is kept.
+        It runs on the thread that cancels, or for a deadline on a thread of desist's, in an empty
+        context (contextvars), after all waiters have been woken. What it raises goes to
+        sys.unraisablehook. A kill of who cancels waits for its end, for 5 seconds at most. It stays
+        registered as long as the token lives, whether or not what is returned here is kept.
         """
     def remaining(self, /) -> float:
         """

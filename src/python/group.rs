@@ -20,6 +20,7 @@ use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
 use crate::fork;
+use crate::python::attach::attach;
 use crate::python::error::{self, Cancelled, Killed};
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::{self, detached};
@@ -225,7 +226,7 @@ impl Crew {
                     });
                 });
             });
-            let _ = fork::outside(|| Python::try_attach(|_| drop(deaf)));
+            let _ = fork::outside(|| attach(|_| drop(deaf)));
         });
     }
 
@@ -293,7 +294,7 @@ impl Child {
 
     fn given_up(&self) {
         fork::outside(|| {
-            Python::try_attach(|py| {
+            attach(|py| {
                 if let Err(raised) = self.task.call_method0(py, "_given_up") {
                     raised.write_unraisable(py, None);
                 }
@@ -323,7 +324,7 @@ struct Forsaken(Mutex<Option<Py<Crew>>>);
 impl Ward for Forsaken {
     fn forsaken(&self) {
         fork::outside(|| {
-            Python::try_attach(|py| {
+            attach(|py| {
                 let Some(crew) = self.0.lock().take() else {
                     return;
                 };

@@ -31,6 +31,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
+use crate::python::attach::attach;
 use crate::python::error::Killed;
 use crate::task::{Force, Task};
 
@@ -127,12 +128,12 @@ fn nothing(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 impl Force for AsyncException {
     fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
         // Not while the interpreter shuts down: its threads are stopping anyway.
-        Python::try_attach(|_| then());
+        attach(|_| then());
     }
 
     fn post(&self) {
         // `at_a_safe_moment` has attached.
-        Python::try_attach(|py| {
+        attach(|py| {
             let class = PyType::new::<Killed>(py);
             // PyO3 declares the argument signed, C has it unsigned; the bits are what counts.
             #[allow(clippy::cast_possible_wrap)]
@@ -144,7 +145,7 @@ impl Force for AsyncException {
     }
 
     fn take_back(&self) {
-        Python::try_attach(|py| {
+        attach(|py| {
             // What is raised here is what is taken back; if it was raised before, nothing is.
             let _ = nothing(py).and_then(PyAnyMethods::call0);
         });
@@ -152,15 +153,15 @@ impl Force for AsyncException {
 
     fn trace(&self, task: &Arc<Task>) {
         // `at_a_safe_moment` has attached.
-        Python::try_attach(|py| trace::begin(py, task, self.thread, self));
+        attach(|py| trace::begin(py, task, self.thread, self));
     }
 
     fn end_trace(&self, task: &Task) {
-        Python::try_attach(|py| trace::end(py, task));
+        attach(|py| trace::end(py, task));
     }
 
     fn stack(&self) -> Option<Vec<String>> {
-        Python::try_attach(|py| {
+        attach(|py| {
             let frames = py.import("sys")?.call_method0("_current_frames")?;
             let frame = frames.get_item(self.thread)?;
             py.import("traceback")?

@@ -11,6 +11,7 @@ use pyo3::sync::PyOnceLock;
 
 use crate::fork;
 use crate::host::{self, Host};
+use crate::python::attach::{self, attach};
 use crate::python::error;
 use crate::testing;
 
@@ -31,7 +32,7 @@ impl Host for Interpreter {
             return ControlFlow::Continue(()); // Python runs its handlers on the main thread only
         }
         #[allow(clippy::redundant_closure_for_method_calls)] // the path is not general enough
-        match Python::try_attach(|py| py.check_signals()) {
+        match attach(|py| py.check_signals()) {
             Some(Err(raised)) => {
                 RAISED.with(|slot| *slot.borrow_mut() = Some(raised));
                 ControlFlow::Break(())
@@ -45,7 +46,7 @@ impl Host for Interpreter {
     }
 
     fn thread_name(&self) -> Option<Arc<str>> {
-        Python::try_attach(|py| {
+        attach(|py| {
             // As threading.current_thread() does, but without running Python code, in which what a
             // signal handler raises would be lost. A thread that threading does not know has no
             // name, and does not get one here.
@@ -61,8 +62,12 @@ impl Host for Interpreter {
         .ok()
     }
 
+    fn joined(&self) {
+        attach::stay();
+    }
+
     fn stuck(&self) {
-        let raised = Python::try_attach(|py| match testing::current() {
+        let raised = attach(|py| match testing::current() {
             Some(simulation) => error::ordinary(py, "Deadlock", &simulation.stuck()),
             None => error::ordinary(py, "Deadlock", &"every thread waits"),
         });
@@ -71,7 +76,7 @@ impl Host for Interpreter {
 
     fn swallowed(&self, raised: u32) {
         if raised == 2 {
-            Python::try_attach(error::warn_swallowed);
+            attach(error::warn_swallowed);
         }
     }
 }

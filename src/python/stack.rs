@@ -6,6 +6,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTraceback};
 
+use crate::python::attach::attach;
 use crate::python::mask::Mask;
 use crate::stack::Stack;
 
@@ -23,7 +24,7 @@ pub(super) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Stack> {
     Some(Stack::new(move || {
         // The one who reads it may be killed meanwhile; what it gets is cached.
         let _mask = Mask::open(Duration::from_secs(5));
-        Python::try_attach(|py| words(py, &calls).unwrap_or_default()).unwrap_or_default()
+        attach(|py| words(py, &calls).unwrap_or_default()).unwrap_or_default()
     }))
 }
 

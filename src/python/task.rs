@@ -11,6 +11,7 @@ use pyo3::types::PyTuple;
 use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::fork;
+use crate::python::attach::attach;
 use crate::python::enums::TaskState;
 use crate::python::error::{Cancelled, Killed};
 use crate::python::host::detached;
@@ -233,7 +234,7 @@ impl Task {
             let Some(given_up) = &given_up else { return };
             let _mask = Mask::open(Duration::from_secs(5)); // who kills may be killed
             fork::outside(|| {
-                Python::try_attach(|py| {
+                attach(|py| {
                     if let Err(raised) = given_up.call0(py) {
                         raised.write_unraisable(py, None);
                     }

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyTuple};
 
 use crate::clock::Time;
+use crate::python::attach::attach;
 use crate::python::cause::CancelCause;
 use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
 use crate::python::host::detached;
@@ -153,10 +154,10 @@ impl CancelToken {
 
     /// Call `fn(cause)` once when the token is cancelled; at once if it is already.
     ///
-    /// It runs on the thread that cancels, or on a thread of desist's for a deadline, after all
-    /// waiters have been woken. What it raises goes to sys.unraisablehook. A kill of who cancels
-    /// waits for its end, for 5 seconds at most. It stays registered as long as the token lives,
-    /// whether or not what is returned here is kept.
+    /// It runs on the thread that cancels, or for a deadline on a thread of desist's, in an empty
+    /// context (contextvars), after all waiters have been woken. What it raises goes to
+    /// sys.unraisablehook. A kill of who cancels waits for its end, for 5 seconds at most. It stays
+    /// registered as long as the token lives, whether or not what is returned here is kept.
     #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
     fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> PyResult<Registration> {
         if !r#fn.bind(py).is_callable() {
@@ -166,8 +167,9 @@ impl CancelToken {
             )));
         }
         let call = move |cause: &crate::Cause| {
-            // None once the interpreter is shutting down: there is nobody to call.
-            Python::try_attach(|py| {
+            // None once the interpreter is shutting down: there is nobody to call. The callback is
+            // moved in, to be dropped attached: PyO3's list of what was dropped detached has a lock.
+            attach(move |py| {
                 let _mask = Mask::open(DEFAULT_GRACE); // who cancels may be killed
                 let called = Py::new(py, CancelCause::from(cause.clone()))
                     .and_then(|cause| PyTuple::new(py, [cause]))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -212,6 +215,49 @@ def test_a_fork_while_others_cancel_and_wait_hangs_nobody() -> None:
         for _ in range(20):
             assert in_child(lambda: CancelSource(timeout=0.001).token.wait(NEVER)) == "True"
         go_on.set()
+
+
+@pytest.mark.parametrize(
+    "forks", [500, pytest.param(20_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+)
+def test_i37_a_fork_never_falls_into_a_threads_coming(forks: int) -> None:
+    """The callbacks' thread falls asleep, wakes up and comes to the interpreter all the time."""
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            sources = [CancelSource(timeout=i * 1e-5) for i in range(10)]
+            for source in sources:
+                source.token.on_cancel(lambda _: None)
+            sources[-1].token.wait()
+
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        hung = [number for number in range(forks) if not ends_when_forked()]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not hung
+
+
+def ends_when_forked() -> bool:
+    """Fork a child that ends at once; false: it hangs."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12+: this process has threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.close(writer)
+    ended, _, _ = select.select([reader], [], [], 20)
+    os.close(reader)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return bool(ended)
 
 
 def test_a_child_can_use_everything_whatever_others_were_doing_when_it_was_forked() -> None:

@@ -28,6 +28,7 @@ use pyo3::sync::{MutexExt, PyOnceLock};
 use pyo3::types::PyBytes;
 
 use super::{AsyncException, this_thread};
+use crate::python::attach::attach;
 use crate::python::{error, host};
 use crate::scope;
 use crate::task::Force;
@@ -191,7 +192,7 @@ impl With {
 
 impl Force for InBlock {
     fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
-        Python::try_attach(|py| {
+        attach(|py| {
             if self.posts(py) && !self.is_running(py).unwrap_or(false) {
                 return;
             }
@@ -210,7 +211,7 @@ impl Force for InBlock {
 
     fn post(&self) {
         // `at_a_safe_moment` has attached.
-        Python::try_attach(|py| {
+        attach(|py| {
             if self.posts(py) {
                 self.thread.post();
             } else {
@@ -220,7 +221,7 @@ impl Force for InBlock {
     }
 
     fn take_back(&self) {
-        Python::try_attach(|py| {
+        attach(|py| {
             // Nothing refuses that; and if it did, what is observed would merely be slow.
             let _ = self.stop_observing(py);
             // What was posted before it climbed may still be there. Where nothing ever is, what a
@@ -232,7 +233,7 @@ impl Force for InBlock {
     }
 
     fn may_strike_at(&self, place: Option<u32>) -> bool {
-        Python::try_attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
+        attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
     }
 
     fn climb(&self) {

@@ -16,6 +16,7 @@ use crate::CauseKind;
 use crate::clock::Time;
 use crate::fork;
 use crate::item::ItemId;
+use crate::python::attach::attach;
 use crate::python::child::ChildProcess;
 use crate::python::error::Cancelled;
 use crate::python::host::detached;
@@ -133,7 +134,7 @@ impl Seat {
             self.abandoned.store(true, Ordering::Release);
             let _mask = Mask::open(LONGEST_COMMIT); // who kills may be killed
             fork::outside(|| {
-                Python::try_attach(|py| self.take_from(py, &task, lease.get(), &cause));
+                attach(|py| self.take_from(py, &task, lease.get(), &cause));
             });
             self.over.set();
         })

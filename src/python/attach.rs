@@ -1,0 +1,108 @@
+//! How a thread comes to the interpreter, if it may not be one of Python's.
+//!
+//! | fact relied on | versions | test that fails when it changes |
+//! |---|---|---|
+//! | a thread state may be made without being attached, and is then the one with which its thread attaches | 3.10-3.15 | `test_a_thread_of_the_system_comes_and_leaves_no_state_behind` |
+//! | the list of states is changed meanwhile, under a lock which up to 3.12 no fork waits for: the child hangs, or finds the list broken (python/cpython#112275) | 3.10-3.12 | `test_i37_a_fork_never_falls_into_a_threads_coming` |
+//! | of threads that make and drop states all the time, one may end up in an endless loop in the allocator (microsoft/mimalloc#759) | 3.13t | the same |
+//! | a new state has no context, and gets an empty one | 3.10-3.15 | `test_what_a_callback_sets_in_its_context_is_its_own` |
+#![allow(unsafe_code)] // calls of the C API
+
+use std::cell::Cell;
+use std::ptr::NonNull;
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+use crate::fork;
+
+thread_local! {
+    /// The thread's state was made here, and stays.
+    static STAYS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Do something attached. `None`: the interpreter is not there any more, or not to be entered now.
+///
+/// What is called on a thread of ours has a context of its own.
+pub(super) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+    // SAFETY: both may be called at any time.
+    let (known, attached) = unsafe {
+        let known = !ffi::PyGILState_GetThisThreadState().is_null();
+        (known, ffi::PyGILState_Check() == 1)
+    };
+    let _passing = if known { None } else { Some(Passing::new()?) };
+    #[allow(clippy::disallowed_methods)] // the thread has a state by now
+    Python::try_attach(|py| {
+        let _context = (STAYS.get() && !attached).then(|| Context::enter(py));
+        act(py)
+    })
+}
+
+/// The calling thread will attach again and again: it gets a state that stays.
+pub(super) fn stay() {
+    if new_state().is_some() {
+        STAYS.set(true);
+    }
+}
+
+/// A state for this thread, which has none. It is *inside* meanwhile, as in [`fork`].
+fn new_state() -> Option<NonNull<ffi::PyThreadState>> {
+    let _inside = fork::inside();
+    // SAFETY: the main interpreter is there as long as any; neither function is for attached
+    // threads only.
+    unsafe {
+        if ffi::Py_IsInitialized() == 0 {
+            return None;
+        }
+        NonNull::new(ffi::PyThreadState_New(ffi::PyInterpreterState_Main()))
+    }
+}
+
+/// Attached, with a state that ends with this.
+struct Passing(NonNull<ffi::PyThreadState>);
+
+impl Passing {
+    fn new() -> Option<Self> {
+        let state = new_state()?;
+        // SAFETY: it is this thread's, which is not attached.
+        unsafe { ffi::PyEval_RestoreThread(state.as_ptr()) };
+        Some(Self(state))
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        // SAFETY: this thread is attached with it, and nobody else knows it.
+        unsafe {
+            ffi::PyThreadState_Clear(self.0.as_ptr());
+            ffi::PyThreadState_DeleteCurrent();
+        }
+    }
+}
+
+/// An empty context of `contextvars`, until this is dropped.
+struct Context<'py>(Option<Bound<'py, PyAny>>);
+
+impl<'py> Context<'py> {
+    fn enter(py: Python<'py>) -> Self {
+        // SAFETY: attached; what is returned is ours, or null with an exception.
+        let made = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New()) };
+        // Without memory for it there is one context for all.
+        let context = made.ok();
+        if let Some(context) = &context {
+            // SAFETY: a context that was just made has not been entered: nothing is refused.
+            unsafe { ffi::PyContext_Enter(context.as_ptr()) };
+        }
+        Self(context)
+    }
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        if let Some(context) = &self.0 {
+            // SAFETY: attached, as `Bound` shows; it is the innermost one of this thread, for
+            // whoever enters another one leaves it again.
+            unsafe { ffi::PyContext_Exit(context.as_ptr()) };
+        }
+    }
+}

@@ -1,0 +1,105 @@
+"""How threads of desist's own come to the interpreter: src/python/attach.rs."""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import threading
+from typing import TYPE_CHECKING
+
+from desist import CancelSource, TaskGroup
+from support import FORCE, NEVER, Victim, in_thread, spin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from desist import CancelCause
+
+
+def when_passed(callback: Callable[[CancelCause], object]) -> None:
+    """Run a callback for a passed deadline, and wait for its end."""
+    over = threading.Event()
+
+    def call(cause: CancelCause) -> None:
+        callback(cause)
+        over.set()
+
+    source = CancelSource(timeout=0.001)
+    source.token.on_cancel(call)
+    assert over.wait(NEVER)
+
+
+def group_of_a_killed_one() -> None:
+    """A killed thread's group has its tasks killed, each by a thread of its own."""
+
+    def body(ready: Callable[[], None]) -> None:
+        with TaskGroup(policy=FORCE) as group:
+            ready_too = threading.Event()
+            group.start_soon(spin, ready_too.set)
+            ready_too.wait()
+            ready()
+            while True:
+                pass
+
+    with Victim(body) as victim:
+        victim.kill(policy=FORCE)
+
+
+def thread_states() -> int:
+    """How many the interpreter has."""
+    api = ctypes.pythonapi
+    for function in (api.PyInterpreterState_ThreadHead, api.PyThreadState_Next):
+        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+    api.PyInterpreterState_Get.restype = ctypes.c_void_p
+    state = api.PyInterpreterState_ThreadHead(api.PyInterpreterState_Get())
+    count = 0
+    while state:
+        state = api.PyThreadState_Next(state)
+        count += 1
+    return count
+
+
+def test_a_thread_of_the_system_comes_and_leaves_no_state_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # which is told of each kill
+    came: list[int] = []
+    when_passed(lambda _: came.append(threading.get_ident()))  # its thread is there from now on
+    group_of_a_killed_one()
+    before = thread_states()
+    for _ in range(20):
+        when_passed(lambda _: came.append(threading.get_ident()))
+        group_of_a_killed_one()
+    assert len(set(came)) == 1
+    assert came[0] != threading.get_ident()
+    assert thread_states() <= before + 1  # the last one may be on its way out
+
+
+def test_what_a_callback_sets_in_its_context_is_its_own() -> None:
+    variable = contextvars.ContextVar("variable", default="nobody's")
+    seen: list[str] = []
+
+    def callback(_: CancelCause) -> None:
+        seen.append(variable.get())
+        variable.set("the callback's")
+        seen.append(variable.get())
+
+    for _ in range(2):
+        when_passed(callback)
+    assert seen == ["nobody's", "the callback's"] * 2
+
+
+def test_a_callback_of_who_cancels_has_the_context_of_who_cancels() -> None:
+    variable = contextvars.ContextVar("variable", default="nobody's")
+    seen: list[str] = []
+
+    def cancel() -> None:
+        variable.set("who cancels")
+        source = CancelSource()
+        source.token.on_cancel(lambda _: seen.append(variable.get()))
+        source.cancel()
+
+    in_thread(cancel)
+    assert seen == ["who cancels"]
