@@ -34,6 +34,7 @@ const FORKING: u32 = 1 << 31;
 /// Whoever is inside leaves at once. If one does not, a fork that may hang later is better than one
 /// that hangs now.
 const PATIENCE: Duration = Duration::from_secs(1);
+static HURRIED: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
     /// How often the calling thread is inside.
@@ -93,7 +94,11 @@ pub fn before() {
     INSIDE.fetch_or(FORKING, Ordering::Acquire);
     let ours = u32::from(DEPTH.get() > 0);
     let began = Instant::now();
-    while INSIDE.load(Ordering::Acquire) & !FORKING > ours && began.elapsed() < PATIENCE {
+    while INSIDE.load(Ordering::Acquire) & !FORKING > ours {
+        if began.elapsed() > PATIENCE {
+            HURRIED.fetch_add(1, Ordering::Relaxed);
+            break;
+        }
         thread::yield_now();
     }
     let guards = (
@@ -102,6 +107,12 @@ pub fn before() {
         enforcer::hold_for_fork(),
     );
     HELD.with(|held| *held.borrow_mut() = Some(Box::new(guards)));
+}
+
+/// How many forks of this process have lost patience with a thread that did not leave: none, where
+/// all goes well.
+pub fn hurried() -> u32 {
+    HURRIED.load(Ordering::Relaxed)
 }
 
 /// Call it after the fork in the parent, or if there was none after all.

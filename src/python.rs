@@ -104,7 +104,7 @@ mod _core {
     #[pymodule_export]
     use super::task::{Strike, Task};
     #[pymodule_export]
-    use super::testing::{Simulation, census};
+    use super::testing::{Simulation, census, hurried_forks};
     #[pymodule_export]
     use super::token::{CancelSource, CancelToken, Registration};
     #[pymodule_export]

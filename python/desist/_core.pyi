@@ -73,6 +73,7 @@ __all__ = [
     "fail_at",
     "get_op",
     "hold_off",
+    "hurried_forks",
     "latch_op",
     "lease_of",
     "move_on_after",
@@ -1969,6 +1970,11 @@ def hold_off(fn: Callable[..., _T], *arguments: object) -> _T:
     """
     Call something that a kill must not tear apart; it is to be short. What it returns is returned,
     even if a kill came meanwhile: that one is raised at the next checkpoint, or sent again.
+    """
+
+def hurried_forks() -> int:
+    """
+    How many forks have not waited any longer for a thread of desist's that was in their way.
     """
 
 def latch_op(latch: Latch, value: _T, /) -> Op[_T]:

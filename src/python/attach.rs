@@ -3,13 +3,15 @@
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
 //! | a thread state may be made without being attached, and is then the one with which its thread attaches | 3.10-3.15 | `test_a_thread_of_the_system_comes_and_leaves_no_state_behind` |
-//! | the list of states is changed meanwhile, under a lock which up to 3.12 no fork waits for: the child hangs, or finds the list broken (python/cpython#112275) | 3.10-3.12 | `test_i37_a_fork_never_falls_into_a_threads_coming` |
-//! | of threads that make and drop states all the time, one may end up in an endless loop in the allocator (microsoft/mimalloc#759) | 3.13t | the same |
+//! | a lock is held meanwhile, for which a fork does not wait: the child hangs, or finds the list of states broken (python/cpython#112275) | 3.10-3.12 | `test_i37_a_fork_never_falls_into_a_threads_coming` |
+//! | a fork holds that lock, and may wait for us with it in its hand (python/cpython#116607) | 3.13-3.15 | the same |
+//! | of threads that make and drop states all the time, one may end up in an endless loop in the allocator (microsoft/mimalloc#759) | 3.13t | `test_i37_a_fork_never_falls_into_the_hand_over_of_callbacks` |
 //! | a new state has no context, and gets an empty one | 3.10-3.15 | `test_what_a_callback_sets_in_its_context_is_its_own` |
 #![allow(unsafe_code)] // calls of the C API
 
 use std::cell::Cell;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -19,6 +21,13 @@ use crate::fork;
 thread_local! {
     /// The thread's state was made here, and stays.
     static STAYS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Python holds forks off itself while it makes a thread state.
+static FORKS_WAIT: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn install(py: Python<'_>) {
+    FORKS_WAIT.store(py.version_info() >= (3, 13), Ordering::Relaxed);
 }
 
 /// Do something attached. `None`: the interpreter is not there any more, or not to be entered now.
@@ -45,9 +54,9 @@ pub(super) fn stay() {
     }
 }
 
-/// A state for this thread, which has none. It is *inside* meanwhile, as in [`fork`].
+/// A state for this thread, which has none. A fork waits meanwhile, for Python or for us.
 fn new_state() -> Option<NonNull<ffi::PyThreadState>> {
-    let _inside = fork::inside();
+    let _inside = (!FORKS_WAIT.load(Ordering::Relaxed)).then(fork::inside);
     // SAFETY: the main interpreter is there as long as any; neither function is for attached
     // threads only.
     unsafe {

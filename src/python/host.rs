@@ -107,6 +107,7 @@ pub(super) fn is_main_thread() -> bool {
 }
 
 pub(super) fn install(py: Python<'_>) -> PyResult<()> {
+    attach::install(py);
     host::install(&Interpreter);
     let os = py.import("os")?;
     if os.hasattr("register_at_fork")? {

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use crate::python::error;
 use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
-use crate::{deadline, enforcer, scope, task, testing};
+use crate::{deadline, enforcer, fork, scope, task, testing};
 
 /// A clock that jumps, and the threads that go by it.
 #[pyclass(frozen, module = "desist._core")]
@@ -64,4 +64,10 @@ pub(super) fn census() -> (usize, usize, usize, usize) {
         scope::current_ledger().len(),
         scope::depth(),
     )
+}
+
+/// How many forks have not waited any longer for a thread of desist's that was in their way.
+#[pyfunction]
+pub(super) fn hurried_forks() -> u32 {
+    fork::hurried()
 }

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import desist
-from desist import CancelSource, LeaseQueue, Lock, Outcome, OwnerLost, TaskState, WorkerPool
-from support import INSIST, NEVER, Victim, held, in_child, spin
+from desist import CancelSource, LeaseQueue, Lock, Outcome, OwnerLost, TaskState, WorkerPool, _core
+from support import FORCE, INSIST, NEVER, Victim, held, in_child, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,8 +179,6 @@ def test_a_pool_of_the_parent_is_refused_in_the_child_and_a_new_one_works() -> N
 
 def test_threads_can_be_started_and_killed_in_the_child() -> None:
     def child() -> object:
-        from support import FORCE, spin
-
         with Victim(spin) as victim:
             return victim.kill(policy=FORCE).outcome
 
@@ -217,30 +216,79 @@ def test_a_fork_while_others_cancel_and_wait_hangs_nobody() -> None:
         go_on.set()
 
 
-@pytest.mark.parametrize(
-    "forks", [500, pytest.param(20_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+FEW_OR_MANY = pytest.mark.parametrize(
+    "forks", [1_000, pytest.param(20_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
 )
-def test_i37_a_fork_never_falls_into_a_threads_coming(forks: int) -> None:
-    """The callbacks' thread falls asleep, wakes up and comes to the interpreter all the time."""
-    stop = threading.Event()
+
+
+@FEW_OR_MANY
+def test_i37_a_fork_never_falls_into_the_hand_over_of_callbacks(forks: int) -> None:
+    """Their thread falls asleep, wakes up and calls all the time."""
 
     def churn() -> None:
-        while not stop.is_set():
-            sources = [CancelSource(timeout=i * 1e-5) for i in range(10)]
-            for source in sources:
-                source.token.on_cancel(lambda _: None)
-            sources[-1].token.wait()
+        sources = [CancelSource(timeout=i * 1e-5) for i in range(10)]
+        for source in sources:
+            source.token.on_cancel(lambda _: None)
+        sources[-1].token.wait()
 
-    threads = [threading.Thread(target=churn) for _ in range(2)]
+    assert hung_child(forks, churn, churn) is None
+
+
+@FEW_OR_MANY
+@pytest.mark.skipif(not hasattr(_core, "Mirror"), reason="no worker processes here")
+def test_i37_a_fork_never_falls_into_a_threads_coming(forks: int) -> None:
+    """A worker process has what its parent cancels cancelled by a thread each, which comes to the
+    interpreter for the first time, and goes."""
+    script = """if True:
+        import os, sys, threading
+        from desist import CancelSource
+        from desist._core import ChildProcess, Mirror, Task
+        from test_fork import hung_child
+
+        reader, writer = os.pipe()
+        parent, mirror = ChildProcess(), Mirror(reader, os.getppid(), 1000.0)
+        parent.connect(writer)
+        source = CancelSource()
+        source.cancel()
+        rounds = iter(range(sys.maxsize))
+
+        def churn():
+            number, task, called = next(rounds), Task("task"), threading.Event()
+            task.token.on_cancel(lambda _: called.set())
+            mirror.begin(number, task)
+            parent.cancel(number, source.token.cause)
+            called.wait()
+            mirror.end()
+
+        print(hung_child(int(sys.argv[1]), churn), flush=True)
+        os._exit(0)  # nobody lets this process go
+    """
+    command = [sys.executable, "-W", "ignore", "-c", script, str(forks)]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    assert (ran.stdout, ran.stderr) == ("None\n", "")
+
+
+def hung_child(forks: int, *churns: Callable[[], None]) -> int | None:
+    """Fork again and again while threads do these all the time; the number of one that hung."""
+    stop, hurried = threading.Event(), _core.hurried_forks()
+
+    def again_and_again(churn: Callable[[], None]) -> None:
+        while not stop.is_set():
+            churn()
+
+    threads = [threading.Thread(target=again_and_again, args=[churn]) for churn in churns]
     for thread in threads:
         thread.start()
     try:
-        hung = [number for number in range(forks) if not ends_when_forked()]
+        hung = next((number for number in range(forks) if not ends_when_forked()), None)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    assert not hung
+    assert _core.hurried_forks() == hurried
+    return hung
 
 
 def ends_when_forked() -> bool:
