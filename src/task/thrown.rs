@@ -47,6 +47,7 @@ impl Task {
     /// Does not wait for it. False: the body is not there, yet or any more.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub fn throw(&self, what: Thrown) -> bool {
+        let cause = Cause::now(CauseKind::Explicit, None, None); // unlocked: it asks the host
         let former = {
             let mut control = self.control.lock();
             if !matches!(control.phase, Phase::Launched | Phase::Running) {
@@ -55,7 +56,7 @@ impl Task {
             let former = control.throw.replace(Throw {
                 what,
                 order: Some(Order {
-                    cause: Cause::now(CauseKind::Explicit, None, None),
+                    cause,
                     respects_locks_until: Time::NEVER,
                 }),
                 posted: false,
@@ -81,7 +82,8 @@ impl Task {
                 if control.due(&self.ledger) != Some(Target::Thrown) {
                     return;
                 }
-                if let Some(throw) = control.throw.as_mut().filter(|throw| !throw.posted) {
+                let waiting = |throw: &&mut Throw| !throw.posted && !throw.raised;
+                if let Some(throw) = control.throw.as_mut().filter(waiting) {
                     force.post();
                     throw.posted = true;
                 }
@@ -95,9 +97,17 @@ impl Task {
         if !self.is_ordered() {
             return None;
         }
-        let mut control = self.control.lock();
-        let throw = control.throw.take_if(|throw| throw.raised)?;
-        self.note_orders(&control);
+        let (throw, posted) = {
+            let mut control = self.control.lock();
+            let throw = control.throw.take_if(|throw| throw.raised)?;
+            self.note_orders(&control);
+            // Posted between the wait's end and now. A kill in the same slot is to stay there.
+            let posted = throw.posted && !control.posted;
+            (throw, control.force.clone().filter(|_| posted))
+        };
+        if let Some(force) = posted {
+            fork::outside(|| force.take_back());
+        }
         Some(throw.what)
     }
 }

@@ -129,3 +129,26 @@ fn what_is_thrown_before_the_body_begins_is_raised_in_it() {
     assert_eq!(slot.posted(), 1);
     boundary.leave(BodyEnd::Unwound);
 }
+
+#[test]
+fn i22_it_is_raised_once_though_it_was_posted_at_the_end_of_a_wait() {
+    for during in [true, false] {
+        let (task, slot, boundary) = begin();
+        if during {
+            assert!(task.throw(something()));
+            assert_eq!(slot.posted(), 1);
+        } else {
+            let lock = Lock::default();
+            assert!(lock.try_acquire(Acquire::Block).is_ok());
+            assert!(task.throw(something()));
+            assert!(lock.release().is_ok());
+        }
+        // The wait has ended, and what is to be raised is not yet taken; who throws comes by.
+        assert!(task.kill_due().is_some());
+        task.strike_with_thrown();
+        assert!(is_something(task.take_thrown()));
+        assert_eq!(slot.posted(), 0, "it would strike again");
+        assert!(checkpoint().is_ok());
+        boundary.leave(BodyEnd::Unwound);
+    }
+}
