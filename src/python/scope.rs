@@ -261,14 +261,15 @@ impl Block {
     }
 
     fn cancel(&self, py: Python<'_>, reason: Option<&str>, grace: Option<Duration>) -> bool {
+        let is_fresh = matches!(&*self.state.lock(), State::Fresh { .. });
+        // Unlocked: it asks the interpreter for the thread's name.
+        let early = is_fresh
+            .then(|| Cause::now(CauseKind::Explicit, reason.map(Into::into), grace))
+            .map(Box::new);
         let node = match &mut *self.state.lock() {
             State::Open { node, .. } => node.clone(),
             State::Fresh { cancelled, .. } if cancelled.is_none() => {
-                *cancelled = Some(Box::new(Cause::now(
-                    CauseKind::Explicit,
-                    reason.map(Into::into),
-                    grace,
-                )));
+                *cancelled = early;
                 return true;
             }
             _ => return false,
