@@ -1,8 +1,10 @@
 //! What a fork leaves of threads: only the one that forked.
 //!
 //! A runtime that forks calls [`before`], and then [`after_in_parent`] or [`after_in_child`] on the
-//! same thread. In the child the timer runs again, and what belonged to threads that are gone is
-//! told apart by its [`generation`]: a lock that one of them held is lost, not held for ever.
+//! same thread, in the child before any other thread is started; and, as soon as it can have
+//! threads there, [`restart_in_child`]. In the child the timer runs again, and what belonged to
+//! threads that are gone is told apart by its [`generation`]: a lock that one of them held is lost,
+//! not held for ever.
 //!
 //! The core's own locks are held for moments, but a fork may fall into one, and then nobody would
 //! ever release it in the child (I37). So a thread that the forking one cannot keep from running is
@@ -18,6 +20,8 @@ use std::time::{Duration, Instant};
 use crate::{callbacks, deadline, enforcer, scope};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// The one that was restarted last.
+static RESTARTED: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
     static HELD: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
@@ -128,6 +132,13 @@ pub fn after_in_child() {
     INSIDE.store(u32::from(DEPTH.get() > 0), Ordering::Release);
     GENERATION.fetch_add(1, Ordering::Relaxed);
     scope::current_ledger().survive_fork();
+}
+
+/// Call it in the child after [`after_in_child`], where threads may be started; once is enough.
+pub fn restart_in_child() {
+    if RESTARTED.swap(generation(), Ordering::Relaxed) == generation() {
+        return;
+    }
     deadline::restart_in_child();
     callbacks::restart_in_child();
     enforcer::forget_in_child();

@@ -135,15 +135,18 @@ fn hold_the_timer_during_forks() {
     extern "C" fn before() {
         fork::before();
     }
-    extern "C" fn after() {
-        fork::after_in_parent(); // and in the child: it only lets the timer go
+    extern "C" fn in_parent() {
+        fork::after_in_parent();
+    }
+    extern "C" fn in_child() {
+        fork::after_in_child();
     }
     static ONCE: std::sync::Once = std::sync::Once::new();
     // A subinterpreter initializes the module again. A second `before` would wait for the first.
     // SAFETY: the functions live as long as this module, which is never unloaded; none calls
     // Python or panics.
     ONCE.call_once(|| unsafe {
-        pthread_atfork(before, after, after);
+        pthread_atfork(before, in_parent, in_child);
     });
 }
 
@@ -152,5 +155,5 @@ fn hold_the_timer_during_forks() {}
 
 #[pyfunction]
 fn after_fork_in_child() {
-    fork::after_in_child();
+    fork::restart_in_child();
 }
