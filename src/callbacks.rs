@@ -1,7 +1,8 @@
 //! Who runs the callbacks of passed deadlines: one thread, so that they never delay a deadline.
 //!
 //! Guarantees: one after another, in the order of their deadlines' passing; a panic ends the
-//! callback, not the thread; in a forked child what was still queued is run there, too.
+//! callback, not the thread; in a forked child what was still queued is run there, too. What had
+//! begun is the parent's.
 //!
 //! They are queued under one lock that a fork can hold, and not in a channel: its receiver takes
 //! locks on its way to sleep and back, and a child that was forked in that moment would find them
@@ -66,7 +67,7 @@ pub(crate) fn restart_in_child() {
         state.runs
     };
     if start {
-        start_thread(runner);
+        runner.start();
     }
 }
 
@@ -84,7 +85,20 @@ impl Runner {
             }
         }
         if start {
-            start_thread(self);
+            self.start();
+        }
+    }
+
+    fn start(&'static self) {
+        let thread = thread::Builder::new().name("desist-callbacks".into());
+        if thread.spawn(|| self.serve()).is_err() {
+            // There is no thread to be had, now; and nobody else would run them.
+            let queued = {
+                let mut state = self.state.lock();
+                state.runs = false;
+                std::mem::take(&mut state.queued)
+            };
+            queued.into_iter().for_each(run_safely);
         }
     }
 
@@ -108,12 +122,4 @@ impl Runner {
 /// A panic was reported by the panic hook; it must not end this thread.
 fn run_safely(callbacks: Callbacks) {
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callbacks.run()));
-}
-
-#[allow(clippy::expect_used)]
-fn start_thread(runner: &'static Runner) {
-    thread::Builder::new()
-        .name("desist-callbacks".into())
-        .spawn(|| runner.serve())
-        .expect("the system refuses to start a thread for callbacks");
 }

@@ -23,6 +23,7 @@ use crate::clock::Time;
 use crate::deadline;
 use crate::enforcer::Watch;
 use crate::error::{DeadlineExceeded, MayStop, ScopeMisuse, Stop};
+use crate::fork;
 use crate::host;
 use crate::ledger::{End, Ledger};
 use crate::park::Waiter;
@@ -429,6 +430,7 @@ fn shorten_with(zone: &NodeRef, frame: &Frame) -> Registration {
     let zone = zone.clone();
     let own = frame.grace.unwrap_or_else(|| default_grace(frame.kind));
     CancelToken::from_unarmed(frame.node.clone()).on_cancel(move |cause| {
+        let _inside = fork::inside(); // it is not the host's code
         let end = cause.at + cause.grace.unwrap_or(own);
         if end < zone.own_deadline() {
             deadline::set(&zone, end);

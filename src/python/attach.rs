@@ -19,8 +19,16 @@ use pyo3::prelude::*;
 use crate::fork;
 
 thread_local! {
-    /// The thread's state was made here, and stays.
-    static STAYS: Cell<bool> = const { Cell::new(false) };
+    static STAYS: Cell<Stays> = const { Cell::new(Stays::Not) };
+}
+
+/// Was the thread's state made here, to stay?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stays {
+    Not,
+    Idle,
+    /// In the middle of [`attach`].
+    Calls,
 }
 
 /// Python holds forks off itself while it makes a thread state.
@@ -32,17 +40,14 @@ pub(super) fn install(py: Python<'_>) {
 
 /// Do something attached. `None`: the interpreter is not there any more, or not to be entered now.
 ///
-/// What is called on a thread of ours has a context of its own.
+/// What is called on a thread of ours has a context of its own, and so has all that it calls.
 pub(super) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
-    // SAFETY: both may be called at any time.
-    let (known, attached) = unsafe {
-        let known = !ffi::PyGILState_GetThisThreadState().is_null();
-        (known, ffi::PyGILState_Check() == 1)
-    };
+    // SAFETY: it may be called at any time.
+    let known = unsafe { !ffi::PyGILState_GetThisThreadState().is_null() };
     let _passing = if known { None } else { Some(Passing::new()?) };
     #[allow(clippy::disallowed_methods)] // the thread has a state by now
     Python::try_attach(|py| {
-        let _context = (STAYS.get() && !attached).then(|| Context::enter(py));
+        let _context = (STAYS.get() == Stays::Idle).then(|| Context::enter(py));
         act(py)
     })
 }
@@ -50,7 +55,7 @@ pub(super) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
 /// The calling thread will attach again and again: it gets a state that stays.
 pub(super) fn stay() {
     if new_state().is_some() {
-        STAYS.set(true);
+        STAYS.set(Stays::Idle);
     }
 }
 
@@ -89,11 +94,12 @@ impl Drop for Passing {
     }
 }
 
-/// An empty context of `contextvars`, until this is dropped.
+/// An empty context of `contextvars` on a thread that stays, until this is dropped.
 struct Context<'py>(Option<Bound<'py, PyAny>>);
 
 impl<'py> Context<'py> {
     fn enter(py: Python<'py>) -> Self {
+        STAYS.set(Stays::Calls);
         // SAFETY: attached; what is returned is ours, or null with an exception.
         let made = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New()) };
         // Without memory for it there is one context for all.
@@ -108,6 +114,7 @@ impl<'py> Context<'py> {
 
 impl Drop for Context<'_> {
     fn drop(&mut self) {
+        STAYS.set(Stays::Idle);
         if let Some(context) = &self.0 {
             // SAFETY: attached, as `Bound` shows; it is the innermost one of this thread, for
             // whoever enters another one leaves it again.

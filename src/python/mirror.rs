@@ -209,6 +209,7 @@ fn cancel(task: &Arc<task::Task>, cause: &Cause) {
         let (task, cause) = (task.clone(), cause.clone());
         move || {
             let _inside = fork::inside();
+            let task = task; // dropped inside, too
             task.source().node().cancel(cause);
         }
     };

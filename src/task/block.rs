@@ -373,11 +373,12 @@ impl Task {
                     block.last_strike = Some(now);
                 }
             });
-            // What the host prepares outside of the lock may have come too late.
-            if self.control.lock().find(id).is_none() {
-                force.take_back();
-            }
         });
+        // What the host prepares outside of the lock may have come too late.
+        let gone = self.control.lock().find(id).is_none();
+        if gone {
+            fork::outside(|| force.take_back());
+        }
     }
 
     /// On the thread itself, where the host can still choose not to raise: the cause, if a kill of a

@@ -25,6 +25,8 @@ pub(crate) struct Callback {
 
 struct Progress {
     phase: Phase,
+    /// The process in which it runs, see [`fork::generation`]: in a child of that nobody ends it.
+    generation: u32,
     /// Threads in `close` that wait for the end of the run.
     waiting: Vec<Arc<Waiter>>,
 }
@@ -47,6 +49,7 @@ impl Callback {
             function: Mutex::new(Some(function)),
             progress: Mutex::new(Progress {
                 phase: Phase::Registered,
+                generation: 0,
                 waiting: Vec::new(),
             }),
         })
@@ -54,7 +57,9 @@ impl Callback {
 
     /// From now on `close` waits. Called by whoever took the callback out of its node's list.
     pub(crate) fn begin(&self) {
-        self.progress.lock().phase = Phase::Running;
+        let mut progress = self.progress.lock();
+        progress.phase = Phase::Running;
+        progress.generation = fork::generation();
     }
 
     /// Run the function; whatever it does, the run is over after it.
@@ -87,7 +92,7 @@ impl Callback {
     fn wait_until_over(&self, until: Time) -> bool {
         let waiter = {
             let mut progress = self.progress.lock();
-            if progress.phase != Phase::Running {
+            if progress.phase != Phase::Running || progress.generation != fork::generation() {
                 return true;
             }
             let waiter = Waiter::new();

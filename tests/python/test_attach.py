@@ -91,6 +91,20 @@ def test_what_a_callback_sets_in_its_context_is_its_own() -> None:
     assert seen == ["nobody's", "the callback's"] * 2
 
 
+def test_a_callback_of_a_callback_has_that_ones_context() -> None:
+    variable = contextvars.ContextVar("variable", default="nobody's")
+    seen: list[str] = []
+
+    def callback(_: CancelCause) -> None:
+        variable.set("the first one's")
+        other = CancelSource()
+        other.token.on_cancel(lambda _: seen.append(variable.get()))
+        other.cancel()
+
+    when_passed(callback)
+    assert seen == ["the first one's"]
+
+
 def test_a_callback_of_who_cancels_has_the_context_of_who_cancels() -> None:
     variable = contextvars.ContextVar("variable", default="nobody's")
     seen: list[str] = []

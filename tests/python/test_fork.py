@@ -177,6 +177,20 @@ def test_a_pool_of_the_parent_is_refused_in_the_child_and_a_new_one_works() -> N
         assert pool.submit(1).result(NEVER) == 1
 
 
+def test_i37_a_callback_that_runs_in_the_parent_is_not_waited_for_in_the_child() -> None:
+    called, go_on = threading.Event(), threading.Event()
+    source = CancelSource(timeout=0.001)
+
+    def callback(_: object) -> None:
+        called.set()
+        go_on.wait()
+
+    with source.token.on_cancel(callback) as registration:
+        called.wait()
+        assert in_child(registration.close) == "None"
+        go_on.set()
+
+
 def test_threads_can_be_started_and_killed_in_the_child() -> None:
     def child() -> object:
         with Victim(spin) as victim:
