@@ -183,12 +183,17 @@ def in_thread(body: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
+def fork() -> int:
+    """Fork though this process has threads, of which 3.12+ warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def in_child(body: Callable[[], object]) -> str:
     """Fork; what `body` returns in the child, as text, or what it raises."""
     reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12+: this process has threads
-        child = os.fork()
+    child = fork()
     if child == 0:
         try:
             answer = str(body())

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import pytest
 
 import desist
 from desist import CancelSource, LeaseQueue, Lock, Outcome, OwnerLost, TaskState, WorkerPool, _core
-from support import FORCE, INSIST, NEVER, Victim, held, in_child, spin
+from support import FORCE, INSIST, NEVER, Victim, fork, held, in_child, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -308,9 +307,7 @@ def hung_child(forks: int, *churns: Callable[[], None]) -> int | None:
 def ends_when_forked() -> bool:
     """Fork a child that ends at once; false: it hangs."""
     reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12+: this process has threads
-        child = os.fork()
+    child = fork()
     if child == 0:
         os._exit(0)
     os.close(writer)

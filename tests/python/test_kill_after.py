@@ -11,7 +11,6 @@ import textwrap
 import threading
 import time
 import types
-import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ import pytest
 import desist
 from desist import Cancelled, DeadlineExceeded, Killed, Lock, TaskState, testing
 from desist.testing import sweep_kills
-from support import FORCE, NEVER, Victim, in_thread, tell
+from support import FORCE, NEVER, Victim, fork, in_thread, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -806,9 +805,7 @@ def test_i37_in_a_forked_child_nothing_is_left_armed() -> None:
 
     with desist.cancel_scope(kill_after=0.02) as scope:
         reader, writer = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12+: this process has threads
-            pid = os.fork()
+        pid = fork()
         if pid == 0:
             scope.cancel()
             try:
