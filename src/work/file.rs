@@ -13,13 +13,13 @@
 mod clock;
 mod commit;
 mod error;
-mod keeper;
-mod owners;
+mod process;
 mod schema;
 mod tables;
 #[cfg(test)]
 mod tests;
 mod waits;
+mod watcher;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -38,10 +38,10 @@ use crate::work::{
 use clock::{Clock, Machine};
 use commit::Committer;
 pub use error::FileError;
-use keeper::Bell;
-use owners::{Opening, Process};
+use process::{Opening, Process};
 use tables::{Changed, Tables, Terms};
 use waits::{Draining, Leasing, Lines, Putting};
+use watcher::Bell;
 
 /// What the file keeps of an item, a failure, a progress.
 pub type Bytes = Arc<[u8]>;
@@ -146,8 +146,8 @@ impl FileQueue {
             shared: Arc::new(shared),
             keeper: None,
         };
-        keeper::look(&handle.shared)?;
-        handle.keeper = Some(keeper::start(handle.shared.clone())?);
+        watcher::look(&handle.shared)?;
+        handle.keeper = Some(watcher::start(handle.shared.clone())?);
         Ok(FileQueue {
             handle: Arc::new(handle),
         })

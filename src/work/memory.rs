@@ -6,7 +6,7 @@
 //! done at the beginning of each call, and no thread of the queue's own watches the clock: of those
 //! who wait for anything here one at least sleeps no longer than until the next change.
 
-mod books;
+mod index;
 mod state;
 mod table;
 mod waits;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::FileError;
-use super::owners::Opening;
+use super::process::Opening;
 use crate::fork;
 
 /// "desi": what SQLite calls the application's id.

@@ -3,9 +3,9 @@
 //! Each can run twice, see `commit`. The counts stand in `meta` and change with the items, in the
 //! same transaction: they add up at every instant (I28), and nobody counts a million rows.
 
-mod looking;
-mod owning;
-mod passing;
+mod admin;
+mod owners;
+mod transitions;
 
 use std::time::Duration;
 

@@ -135,7 +135,7 @@ fn i29_a_lease_that_is_not_extended_in_time_is_over() {
         queue.extend(id, lease.epoch, progress.clone()),
         until(96 * SECOND)
     );
-    let look = || keeper::look(queue.shared()).unwrap().1.unsigned_abs();
+    let look = || watcher::look(queue.shared()).unwrap().1.unsigned_abs();
     clock.set(96 * SECOND - 1, 0);
     assert_eq!(look(), 96 * SECOND);
     assert_eq!(queue.extend(id, lease.epoch, None), until(106 * SECOND - 1));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::clock::Time;
-use crate::work::memory::books::{Books, End, Phase, Place, Wish};
+use crate::work::memory::index::{Books, End, Phase, Place, Wish};
 use crate::work::memory::table::{Member, Table};
 use crate::work::{
     Back, Counts, Dead, Details, Fenced, Lease, Lot, PutOptions, QueueOptions, Returned,

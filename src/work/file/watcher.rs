@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::Shared;
 use super::error::FileError;
-use super::owners::Process;
+use super::process::Process;
 use super::schema::beside;
 use crate::fork;
 

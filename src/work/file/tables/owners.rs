@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::params;
 
 use super::{Failure, Result, Standing, Tables};
-use crate::work::file::owners::Process;
+use crate::work::file::process::Process;
 
 impl Tables<'_> {
     /// Become an owner; returns which.
