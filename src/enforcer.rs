@@ -20,7 +20,7 @@ use crate::park::{Outcome, Waiter};
 use crate::task::Task;
 
 struct Enforcer {
-    /// Held across forks, see `deadline`.
+    /// Held across forks, see `timer`.
     state: ForkMutex<State>,
 }
 

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{callbacks, deadline, enforcer, scope};
+use crate::token::{callback_thread, timer};
+use crate::{enforcer, scope};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// The one that was restarted last.
@@ -106,8 +107,8 @@ pub fn before() {
         thread::yield_now();
     }
     let guards = (
-        deadline::hold_for_fork(),
-        callbacks::hold_for_fork(),
+        timer::hold_for_fork(),
+        callback_thread::hold_for_fork(),
         enforcer::hold_for_fork(),
     );
     HELD.with(|held| *held.borrow_mut() = Some(Box::new(guards)));
@@ -139,8 +140,8 @@ pub fn restart_in_child() {
     if RESTARTED.swap(generation(), Ordering::Relaxed) == generation() {
         return;
     }
-    deadline::restart_in_child();
-    callbacks::restart_in_child();
+    timer::restart_in_child();
+    callback_thread::restart_in_child();
     enforcer::forget_in_child();
     scope::forget_force();
 }

@@ -10,8 +10,7 @@
 //! | [`fork`], [`host`] | what the process and the runtime around it do to threads |
 //! | `park` | the one place where a thread blocks |
 //! | `stack` | where code was when it was stopped |
-//! | [`token`] | sources that may cancel, tokens that may look, callbacks |
-//! | `deadline` | the thread that notices deadlines nobody is waiting for |
+//! | [`token`] | sources that may cancel, tokens that may look, callbacks; its timer cancels at deadlines |
 //! | [`scope`] | blocks of code that can be cancelled: timeouts, shields, clean-up zones |
 //! | `ledger` | who holds what, so that it can be given back |
 //! | [`task`] | the boundary around a body |
@@ -47,8 +46,6 @@ mod park;
 mod stack;
 pub mod token;
 
-mod callbacks;
-mod deadline;
 mod enforcer;
 #[cfg(all(unix, not(loom)))]
 pub mod io;

@@ -20,7 +20,6 @@ use std::time::Duration;
 use crate::atomics::thread_local;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::deadline;
 use crate::enforcer::Watch;
 use crate::error::{DeadlineExceeded, MayStop, ScopeMisuse, Stop};
 use crate::fork;
@@ -29,6 +28,7 @@ use crate::ledger::{End, Ledger};
 use crate::park::Waiter;
 use crate::stack::Stack;
 use crate::task::{Force, Left, Task};
+use crate::token::timer;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelToken, Registration};
 
@@ -401,7 +401,7 @@ fn meet_outer_zones(frames: &[Frame]) {
             .filter(|outer| outer.kind == Kind::Cleanup && outer.node.poll(now));
         if let Some(end) = ended.map(cutoff).min() {
             if end < zone.node.own_deadline() {
-                deadline::set(&zone.node, end);
+                timer::set(&zone.node, end);
             }
         }
     }
@@ -433,7 +433,7 @@ fn shorten_with(zone: &NodeRef, frame: &Frame) -> Registration {
         let _inside = fork::inside(); // it is not the host's code
         let end = cause.at + cause.grace.unwrap_or(own);
         if end < zone.own_deadline() {
-            deadline::set(&zone, end);
+            timer::set(&zone, end);
         }
     })
 }
@@ -665,7 +665,7 @@ impl Scope {
 
     /// Move the block's deadline.
     pub fn set_deadline(&self, deadline: Time) {
-        deadline::set(self.token.node(), deadline);
+        timer::set(self.token.node(), deadline);
     }
 }
 

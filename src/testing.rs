@@ -35,9 +35,9 @@ use std::time::Duration;
 use crate::atomics::{self, Mutex};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::deadline;
 use crate::park::{self, Interests, Outcome, Waiter};
 use crate::task::{BodyEnd, Boundary, Task};
+use crate::token::timer;
 use crate::token::tree::NodeRef;
 
 /// A clock that jumps, and the threads that go by it. There is one at a time.
@@ -211,7 +211,7 @@ impl Simulation {
             let idle = self.pass(&mut state, next) && state.running.is_none();
             let turn = if idle { state.choose() } else { None };
             drop(state);
-            deadline::expire_simulated(next);
+            timer::expire_simulated(next);
             wake(turn);
             give_way();
             if next >= until {
@@ -382,7 +382,7 @@ impl Simulation {
             }
             self.pass(&mut state, next);
             drop(state);
-            deadline::expire_simulated(next);
+            timer::expire_simulated(next);
         }
     }
 
@@ -446,7 +446,7 @@ impl State {
         self.parked
             .iter()
             .map(|parked| parked.until)
-            .fold(deadline::next_simulated(), Time::min)
+            .fold(timer::next_simulated(), Time::min)
     }
 
     fn interests(&self) -> Interests {

@@ -16,6 +16,8 @@
 //! ```
 
 pub(crate) mod callback;
+pub(crate) mod callback_thread;
+pub(crate) mod timer;
 pub(crate) mod tree;
 
 use std::fmt;
@@ -24,7 +26,6 @@ use std::time::Duration;
 
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::deadline;
 use crate::error::Stop;
 use crate::wait;
 pub use callback::Registration;
@@ -56,7 +57,7 @@ impl CancelSource {
     }
 
     fn timed(node: NodeRef) -> CancelSource {
-        deadline::arm(&node);
+        timer::arm(&node);
         CancelSource { node }
     }
 
@@ -126,7 +127,7 @@ impl Default for CancelSource {
 impl CancelToken {
     pub(crate) fn from_node(node: NodeRef) -> CancelToken {
         // Whoever only polls learns of deadlines from the timer.
-        deadline::arm_path(&node);
+        timer::arm_path(&node);
         CancelToken { node }
     }
 
@@ -162,7 +163,7 @@ impl CancelToken {
     /// clone of it, lives.
     #[cfg(not(loom))]
     pub fn flag(&self) -> *const std::sync::atomic::AtomicU32 {
-        deadline::arm_path(&self.node);
+        timer::arm_path(&self.node);
         self.node.flag()
     }
 

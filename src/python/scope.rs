@@ -22,8 +22,9 @@ use crate::python::stack;
 use crate::python::token::{CancelToken, cancel_node};
 use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding, Ward};
 use crate::task::Force;
+use crate::token::timer;
 use crate::token::tree::NodeRef;
-use crate::{deadline, testing, token};
+use crate::{testing, token};
 
 /// When a block is to end.
 #[derive(Clone, Copy)]
@@ -309,7 +310,7 @@ impl Block {
             State::Open { node, .. } => node.clone(),
             State::Left { .. } => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
         };
-        deadline::set(&node, new);
+        timer::set(&node, new);
         self.look_again();
         Ok(())
     }

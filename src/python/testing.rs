@@ -8,7 +8,8 @@ use pyo3::prelude::*;
 use crate::python::error;
 use crate::python::host::detached;
 use crate::python::seconds::{self, Seconds};
-use crate::{deadline, enforcer, fork, scope, task, testing};
+use crate::token::timer;
+use crate::{enforcer, fork, scope, task, testing};
 
 /// A clock that jumps, and the threads that go by it.
 #[pyclass(frozen, module = "desist._core")]
@@ -60,7 +61,7 @@ impl Simulation {
 pub(super) fn census() -> (usize, usize, usize, usize) {
     (
         task::unfinished(),
-        deadline::armed() + enforcer::watched(),
+        timer::armed() + enforcer::watched(),
         scope::current_ledger().len(),
         scope::depth(),
     )

@@ -353,7 +353,7 @@ impl NodeRef {
     /// are handed to their own thread: whoever notices a deadline has other work to do.
     pub(crate) fn expire(&self, at: Time) {
         if let (Some(before), _) = self.claim(Cause::deadline(at), 0) {
-            crate::callbacks::hand_over(flag_below(self, before, at));
+            crate::token::callback_thread::hand_over(flag_below(self, before, at));
         }
     }
 
@@ -715,7 +715,7 @@ fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
     let this = unsafe { &*node };
     let state = this.state.load(Ordering::Relaxed);
     if state & ARMED != 0 {
-        crate::deadline::forget(
+        crate::token::timer::forget(
             Weak(node),
             Time::from_nanos(this.deadline.load(Ordering::Relaxed)),
         );

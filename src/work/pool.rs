@@ -16,13 +16,13 @@ use std::{fmt, thread};
 use crate::atomics::Mutex;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::deadline;
 use crate::error::{MayStop, Stop};
 use crate::stop::{self, KillError, KillReport, Rung, StopPolicy};
 use crate::sync::Latch;
 use crate::task::{BodyEnd, Boundary, Task};
 use crate::testing::{self, Enrolment};
 use crate::token::CancelSource;
+use crate::token::timer;
 use crate::wait;
 use crate::work::{Back, Lease, LeaseQueue, Returned};
 
@@ -421,7 +421,7 @@ impl<T: Clone, E: Clone, P: Clone> Job<'_, T, E, P> {
         match self.queue.extend(self.lease.id, self.lease.epoch, progress) {
             Ok(Some(until)) => {
                 let unwanted = self.lease.deadline().unwrap_or(Time::NEVER);
-                deadline::set(self.source.node(), until.min(unwanted));
+                timer::set(self.source.node(), until.min(unwanted));
             }
             Ok(None) => {}
             Err(_) => _ = self.source.cancel_because("its lease is over"),

@@ -12,7 +12,6 @@ use super::{LONGEST_COMMIT, failure};
 use crate::CauseKind;
 use crate::atomics::MutexBy;
 use crate::clock::Time;
-use crate::deadline;
 use crate::item::ItemId;
 use crate::python::attached::Attached;
 use crate::python::hint::Item;
@@ -25,6 +24,7 @@ use crate::python::token::CancelToken;
 use crate::python::wait;
 use crate::scope;
 use crate::task::Task;
+use crate::token::timer;
 use crate::work::{Back, Returned};
 
 /// One delivery of one item to one worker.
@@ -93,7 +93,7 @@ impl Lease {
         if let Some(task) = &self.task
             && !ends.is_never()
         {
-            deadline::set(task.node(), ends);
+            timer::set(task.node(), ends);
         }
     }
 

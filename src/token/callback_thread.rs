@@ -23,7 +23,7 @@ use crate::testing;
 use crate::token::tree::Callbacks;
 
 struct Runner {
-    /// Held across forks, see `deadline`.
+    /// Held across forks, see `timer`.
     state: ForkMutex<State>,
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Guarantees: never early; entries leave with their node, so there are as many as armed nodes;
 //! the thread sleeps until the earliest deadline and is woken only for an earlier one. A callback
-//! never delays a deadline: it is handed over to the thread in `callbacks`.
+//! never delays a deadline: it is handed over to the thread in `callback_thread`.
 
 use std::collections::BTreeSet;
 use std::thread;
