@@ -12,6 +12,7 @@
 
 #[cfg(all(unix, not(loom)))]
 mod alarm;
+mod latch;
 #[cfg_attr(loom, path = "park/model.rs")]
 #[cfg_attr(all(target_os = "linux", not(loom)), path = "park/futex.rs")]
 #[cfg_attr(all(not(target_os = "linux"), not(loom)), path = "park/queue.rs")]
@@ -32,6 +33,7 @@ use crate::testing::{self, Simulation};
 pub use alarm::Readiness;
 #[cfg(all(unix, not(loom)))]
 pub(crate) use alarm::{any_ready, is_ready, wait_for_any};
+pub use latch::{Interrupted, Latch};
 
 /// How a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

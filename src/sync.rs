@@ -4,16 +4,15 @@
 mod barrier;
 mod condition;
 mod event;
-mod latch;
 mod lock;
 mod mutex;
 mod queue;
 mod semaphore;
 
+pub use crate::park::{Interrupted, Latch};
 pub use barrier::{Arrival, Barrier, BarrierError, Opening};
 pub use condition::{Condition, WaitError};
 pub use event::Event;
-pub use latch::{Interrupted, Latch};
 #[cfg(feature = "python")]
 pub(crate) use lock::Holds;
 pub use lock::{Acquire, Fenced, Lock, LockError, LockGuard, OnKill, ReleaseError};

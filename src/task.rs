@@ -36,11 +36,10 @@ use crate::fork;
 use crate::item::ItemId;
 pub use crate::ledger::Death;
 use crate::ledger::{End, Ledger, Swept};
-use crate::park::{Outcome, Waiter};
+use crate::park::{Latch, Outcome, Waiter};
 use crate::scope::{self, Outer};
 use crate::stack::Stack;
 use crate::stop::Rung;
-use crate::sync::Latch;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelSource, CancelToken};
 

@@ -27,7 +27,6 @@ use std::time::Duration;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::wait;
 pub use callback::Registration;
 use tree::NodeRef;
 
@@ -195,13 +194,6 @@ impl CancelToken {
     /// A source that is cancelled with this token, and at `deadline` at the latest.
     pub fn child_with_deadline(&self, deadline: Time) -> CancelSource {
         CancelSource::timed(self.node.child(Some(deadline)))
-    }
-
-    /// Block until the token is cancelled, or until `until` (then false).
-    ///
-    /// A checkpoint: `Err` if the calling thread's own scope or task is to stop.
-    pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
-        wait::until_cancelled(&self.node, until)
     }
 
     /// Run `callback` when the token is cancelled, on the thread that cancels, or on a thread of

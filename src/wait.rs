@@ -16,8 +16,9 @@ use crate::clock::Time;
 use crate::error::Stop;
 #[cfg(all(unix, not(loom)))]
 use crate::park::Readiness;
-use crate::park::{Outcome, Ticket, Waiter};
+use crate::park::{Latch, Outcome, Ticket, Waiter};
 use crate::scope;
+use crate::token::CancelToken;
 use crate::token::tree::{Hook, HookId, NodeRef};
 
 /// `Err` if the calling thread has been cancelled or is being killed; never blocks.
@@ -59,11 +60,6 @@ pub fn sleep(duration: Duration) -> Result<(), Stop> {
 pub fn sleep_until(until: Time) -> Result<(), Stop> {
     let nothing: &mut [&mut dyn Waitable] = &mut [];
     block(&Waiter::new(), until, nothing).map(|_| ())
-}
-
-/// Wait for another node to be cancelled, or for `until` (then false).
-pub(crate) fn until_cancelled(node: &NodeRef, until: Time) -> Result<bool, Stop> {
-    perform(&mut Cancellation::of(node), until).map(|cancelled| cancelled.is_some())
 }
 
 /// Waiting for a node to be cancelled.
@@ -113,6 +109,42 @@ impl Op for Cancellation<'_> {
         // The canceller may be about to take the hook out: not behind this wait's back.
         self.hook.take().map(|id| self.node.unhook(id));
         self.attempt()
+    }
+}
+
+impl CancelToken {
+    /// Block until the token is cancelled, or until `until` (then false).
+    ///
+    /// A checkpoint: `Err` if the calling thread's own scope or task is to stop.
+    pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
+        perform(&mut Cancellation::of(self.node()), until).map(|cancelled| cancelled.is_some())
+    }
+}
+
+impl Waitable for &Latch {
+    fn enqueue(&mut self, ticket: Ticket) {
+        Latch::enqueue(self, ticket);
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        Latch::dequeue(self, ticket);
+        false
+    }
+}
+
+impl Op for &Latch {
+    type Output = ();
+    type Refusal = Stop;
+
+    fn attempt(&mut self) -> Result<Option<()>, Stop> {
+        Ok(self.is_set().then_some(()))
+    }
+}
+
+impl Latch {
+    /// Block until it is set, or until `until` (then false). A checkpoint.
+    pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
+        perform(&mut &*self, until).map(|set| set.is_some())
     }
 }
 

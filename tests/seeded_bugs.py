@@ -263,12 +263,12 @@ BUGS = (
         "wait",
         ("what[..in_line].iter_mut()", "what[..in_line.min(1)].iter_mut()"),
     ),
-    # --- the latch, which is an event
+    # --- the latch
     bug(
-        "who waits for a latch in vain stays in its line",
-        "sync/latch.rs",
+        "a waiter that times out at a latch stays in its queue",
+        "park/latch.rs",
         "latch",
-        ("if outcome != Outcome::Granted { event.dequeue", "if false { event.dequeue"),
+        ("if outcome != Outcome::Granted { self.dequeue", "if false { self.dequeue"),
     ),
     # --- the lock
     bug(

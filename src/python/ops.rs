@@ -293,8 +293,8 @@ impl Op {
                 adapted(queue.get().core().putting(item), plain)
             }
             Kind::Set(event) => adapted(event.get().core(), plain),
-            Kind::Latched(latch, _) => adapted(latch.get().core().as_event(), plain),
-            Kind::Over(task, _) => adapted(task.get().core().over().as_event(), plain),
+            Kind::Latched(latch, _) => adapted(latch.get().core(), plain),
+            Kind::Over(task, _) => adapted(task.get().core().over(), plain),
             Kind::Cancelled(_) => match token {
                 Some(token) => adapted(Cancellation::of(token.node()), plain),
                 None => adapted(Until(Time::NEVER), plain),
