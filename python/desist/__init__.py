@@ -99,10 +99,12 @@ if TYPE_CHECKING:
     from desist._executor import TaskFuture, ThreadPoolExecutor
     from desist._group import Task, TaskGroup, race
     from desist._interruptible import interruptible
+    from desist._item_future import ItemFuture
     from desist._ops import done_op
-    from desist._pool import ItemFuture, PoolStats, Restart, WorkerPool, WorkEvent
+    from desist._pool import PoolStats, WorkerPool, WorkEvent
     from desist._process import run, wait
     from desist._signals import cancel_on_signal
+    from desist._supervisor import Restart
 
 
 def get_include() -> str:
@@ -219,10 +221,10 @@ _LAZY = {
     "done_op": "_ops",
     "engines": "engines",
     "interruptible": "_interruptible",
-    "ItemFuture": "_pool",
+    "ItemFuture": "_item_future",
     "PoolStats": "_pool",
     "race": "_group",
-    "Restart": "_pool",
+    "Restart": "_supervisor",
     "run": "_process",
     "socket": "socket",
     "ssl": "ssl",

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 import weakref
-from collections import deque
 from contextlib import suppress
 from functools import partial
 from os import PathLike
@@ -21,7 +19,6 @@ from desist._core import (
     KillReport,
     Lease,
     LeaseQueue,
-    Registration,
     Seat,
     StopPolicy,
     Tally,
@@ -30,8 +27,8 @@ from desist._core import (
     shield,
 )
 from desist._enums import Outcome
-from desist._exceptions import PoolExhausted, TaskCancelled
-from desist._future import Future
+from desist._item_future import ItemFuture
+from desist._supervisor import Restart, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,72 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class ItemFuture(Future[R]):
-    """What will become of an item of a WorkerPool."""
-
-    def __init__(self) -> None:
-        """For WorkerPool.submit()."""
-        super().__init__()
-        self._cancel_item: Callable[[], bool | None] = bool
-        self._expiry: Registration | None = None
-        self.item_id: int | str = 0
-
-    def cancel(self) -> bool:
-        """The item is unwanted: as WorkerPool.cancel_item().
-
-        True if it has not been started and never will be. False if code is at work on it, which is
-        asked to stop, or if it had ended.
-        """
-        return not self._settled.is_set() and self._cancel_item() is True
-
-    def cancelled(self) -> bool:
-        """Was it cancelled, before or while it was worked on?"""
-        return isinstance(self._exception, TaskCancelled)
-
-    # Called by the core, on the worker's thread, when no kill can strike it.
-
-    def _finish(self, result: R) -> None:
-        self._forget_expiry()
-        if self.done():
-            return  # its pool has stopped meanwhile
-        self.set_running_or_notify_cancel()
-        self.set_result(result)
-
-    def _fail(self, failure: BaseException | CancelCause) -> None:
-        self._forget_expiry()
-        if self.done():
-            return
-        self.set_running_or_notify_cancel()
-        self.set_exception(TaskCancelled(failure) if isinstance(failure, CancelCause) else failure)
-
-    def _expire_after(
-        self, seconds: float, cancel: Callable[[int | str, str], bool | None]
-    ) -> None:
-        """Nobody may look at the queue when its time is over: look then."""
-        item_id = self.item_id
-        source = CancelSource(timeout=seconds)
-        self._expiry = source.token.on_cancel(lambda _: cancel(item_id, "its time was over"))
-        if self._settled.is_set():
-            self._forget_expiry()
-
-    def _forget_expiry(self) -> None:
-        if self._expiry is not None:
-            self._expiry.unregister()
-
-
-class Restart(NamedTuple):
-    """How often workers are replaced before their pool gives up, as a supervisor's in Erlang."""
-
-    intensity: int = 3
-    """So many within `period` are borne; with the next one the pool gives up. Counted are threads
-    that were given up, and worker processes that could not start; a process that dies at work
-    counts as an attempt of its item."""
-    period: float = 5.0
-    """Seconds."""
-    max_abandoned: int = 2
-    """So many threads that nothing ends may be left behind in all."""
 
 
 class WorkEvent(NamedTuple):
@@ -209,7 +140,7 @@ class WorkerPool(Generic[T, R]):
         self._process = os.getpid()
         self._stopped = False
         self._futures: set[ItemFuture[R]] = set()
-        self._supervisor = _Supervisor(restart, self._source, self._futures)
+        self._supervisor = Supervisor(restart, self._source, self._futures)
         self._threads: list[threading.Thread] = []
         self._seats = [self._start_worker(index) for index in range(workers)]
 
@@ -274,9 +205,9 @@ class WorkerPool(Generic[T, R]):
             expires=expires,
             timeout=timeout,
         )
-        future._cancel_item = lambda: self._cancel(item_id, None)  # noqa: SLF001 (its own module)
+        future._cancel_item = lambda: self._cancel(item_id, None)  # noqa: SLF001 (the pool settles it)
         if expires is not None:
-            future._expire_after(expires, self._cancel)  # noqa: SLF001 (its own module)
+            future._expire_after(expires, self._cancel)  # noqa: SLF001 (the pool settles it)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         if key is not None:
@@ -295,7 +226,7 @@ class WorkerPool(Generic[T, R]):
                     why = failures[-1] if failures else None
                     if not isinstance(why, (BaseException, CancelCause)):
                         why = RuntimeError(f"item {item_id}, which has this key, is dead: {why}")
-                    future._fail(why)  # noqa: SLF001 (its own module)
+                    future._fail(why)  # noqa: SLF001 (the pool settles it)
 
     def cancel_item(self, item_id: int | str, reason: str | None = None) -> bool:
         """The work is unwanted: it is never leased again, and code at work on it is asked to stop.
@@ -398,7 +329,7 @@ class WorkerPool(Generic[T, R]):
                 self.queue._give_up("the pool has stopped")  # noqa: SLF001
             stopped = _cause("the pool has stopped")
             for future in list(self._futures):
-                future._fail(stopped)  # noqa: SLF001 (its own module)
+                future._fail(stopped)  # noqa: SLF001 (the pool settles it)
 
     def _kill_aside(self, seat: Seat) -> Aside[KillReport]:
         return Aside(
@@ -481,79 +412,3 @@ def _let_go(source: CancelSource, children: list[ChildHandler[T, R]]) -> None:
     source.cancel("nobody has the pool any more")
     for child in children:
         child.dismiss()
-
-
-class _Supervisor:
-    """Counts how often workers are replaced, and says when it is too often.
-
-    Its lock is the standard library's, so that no cancel keeps it from counting; what is done
-    under it is not killed.
-    """
-
-    def __init__(self, restart: Restart, pool: CancelSource, futures: set[ItemFuture[Any]]) -> None:
-        self._restart = restart
-        self._pool = pool
-        self._futures = futures
-        self._recent: deque[float] = deque()
-        self._lock = threading.Lock()
-        self._source = CancelSource()
-        self._why: tuple[str, BaseException | None] | None = None
-        self.gave_up = self._source.token
-        self.restarts = 0
-        self.abandoned = 0
-
-    def leave_behind(self, what: str) -> None:
-        """A thread is left behind, and another is to take its place; or PoolExhausted."""
-        hold_off(self._count_left_behind, what)
-        self.restart(what)
-        self.check()
-
-    def _count_left_behind(self, what: str) -> None:
-        with self._lock:
-            self.abandoned += 1
-            limit = self._restart.max_abandoned
-            if self.abandoned > limit:
-                self._give_up(f"{what}, and {limit} threads are left behind already", None)
-
-    def restart(self, what: str) -> None:
-        """A worker is to be replaced, unless that has happened too often."""
-        hold_off(self._count_restart, what)
-
-    def _count_restart(self, what: str) -> None:
-        now = time.monotonic()
-        intensity, period, _ = self._restart
-        with self._lock:
-            self._recent.append(now)
-            while now - self._recent[0] > period:
-                self._recent.popleft()
-            if len(self._recent) > intensity:
-                self._give_up(f"{what}, and {intensity} were replaced in {period} s already", None)
-            if self._why is None:
-                self.restarts += 1
-
-    def queue_failed(self, failure: BaseException) -> None:
-        """A worker has left, because its queue raised this."""
-        hold_off(self._give_up, "the queue failed", failure)
-
-    def _give_up(self, why: str, failure: BaseException | None) -> None:
-        """For good."""
-        if self._why is None:
-            self._why = (why, failure)
-        self._source.cancel(why)
-        self._pool.cancel(why)
-        for future in list(self._futures):
-            self.tell(future)
-
-    def tell(self, future: ItemFuture[Any]) -> None:
-        """Nobody of this pool will do the work."""
-        try:
-            self.check()
-        except PoolExhausted as given_up:
-            future._fail(given_up)  # noqa: SLF001 (its own module)
-
-    def check(self) -> None:
-        """PoolExhausted if the pool has given up."""
-        if self._why is not None:
-            why, failure = self._why
-            message = f"the pool has given up: {why}; what was not done is still in its queue"
-            raise PoolExhausted(message) from failure

@@ -120,7 +120,7 @@ def test_who_loses_a_lease_is_told_so() -> None:
         with EngineQueue[str](engine) as queue, WorkerPool(handler, queue=queue) as pool:
             pool.submit("a")
         assert engine.counts()["done"] == 1
-        assert reasons == ["its lease is over, and somebody else has the item"]
+        assert reasons == ["its lease is over, and another worker has the item"]
 
     simulated(run)
 

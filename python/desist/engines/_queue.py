@@ -1,10 +1,9 @@
-"""EngineQueue: a queue of leases that somebody else's engine keeps."""
+"""EngineQueue: a queue of leases that an engine on a server keeps."""
 
 from __future__ import annotations
 
 import math
 import os
-import random
 import uuid
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -13,35 +12,30 @@ from desist._codec import codec as codec_named
 from desist._codec import describe
 from desist._core import (
     CancelCause,
-    Cancelled,
     CancelSource,
     Condition,
     Lease,
     RetryPolicy,
-    Working,
     cancel_scope,
     checkpoint,
-    cleanup,
     current_time,
     hold_off,
     lease_of,
-    sleep,
 )
-from desist._exceptions import Fenced
-from desist.engines._keeper import RECONNECT, Keeper
+from desist.engines._heartbeat import HeartbeatThread
+from desist.engines._held import HeldLease, retry_until_connected
 
 if TYPE_CHECKING:
     import concurrent.futures
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from desist._pool import ItemFuture
+    from desist._item_future import ItemFuture
     from desist.engines._port import Delivery, Engine
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LOST = "its worker was lost at the last attempt, and nobody knows why"
-_OVER = "this lease is over: the item was acknowledged or given back; nothing was changed"
+_LOST = "its worker was lost at the last attempt, for an unknown reason"
 
 
 class EngineQueue(Generic[T]):
@@ -77,8 +71,8 @@ class EngineQueue(Generic[T]):
         self._closing = CancelSource()
         self._futures: dict[str, ItemFuture[Any]] = {}
         self._changed = changed = _Changed()
-        self._keeper = Keeper(engine, changed)
-        self._stop_keeper = weakref.finalize(self, self._keeper.stop)
+        self._heartbeat = HeartbeatThread(engine, changed)
+        self._stop_heartbeat = weakref.finalize(self, self._heartbeat.stop)
 
     def put(self, item: T, /, *, key: str | None = None, delay: float = 0.0) -> str:
         """Add an item; returns its id. It is with the server when this returns.
@@ -151,19 +145,19 @@ class EngineQueue(Generic[T]):
         held = self._deliver(timeout)
         return None if held is None else lease_of(held)
 
-    def _deliver(self, timeout: float | None) -> Held | None:
+    def _deliver(self, timeout: float | None) -> HeldLease | None:
         """As lease(). For the worker's loop."""
         self._check_usable()
-        hold_off(self._keeper.start)
+        hold_off(self._heartbeat.start)
         end = math.inf if timeout is None else current_time() + timeout
         first = True
         while first or current_time() < end:
             first = False
-            if self._keeper.failure is not None:
-                raise self._keeper.failure
+            if self._heartbeat.failure is not None:
+                raise self._heartbeat.failure
             delivery = None
             with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
-                delivery = insist(lambda: self._lease(end), end)
+                delivery = retry_until_connected(lambda: self._lease(end), end)
             self._check_usable()
             held = None if delivery is None else hold_off(self._accept, delivery)
             if held is not None:
@@ -173,11 +167,19 @@ class EngineQueue(Generic[T]):
     def _lease(self, end: float) -> Delivery | None:
         checkpoint()
         left = max(end - current_time(), 0.0)
-        return self.engine.lease(min(left, self._keeper.period))
+        return self.engine.lease(min(left, self._heartbeat.period))
 
-    def _accept(self, delivery: Delivery) -> Held | None:
+    def _accept(self, delivery: Delivery) -> HeldLease | None:
         """None: it is not for any handler, and settled."""
-        held = Held(self, delivery)
+        held = HeldLease(
+            delivery,
+            self.engine,
+            self._codec,
+            self._retry,
+            on_release=self._heartbeat.remove,
+            on_end=self._item_ended,
+            take_future=self._take_future,
+        )
         if delivery.attempt > self._retry.max_attempts:
             held.settle(lambda: self.engine.reject(delivery, _LOST))
             self._tell_off(delivery.id, RuntimeError(_LOST))
@@ -189,7 +191,7 @@ class EngineQueue(Generic[T]):
             held.settle(lambda: self.engine.reject(delivery, why))
             self._tell_off(delivery.id, failure)
             return None
-        self._keeper.take(held)
+        self._heartbeat.add(held)
         return held
 
     def counts(self) -> Mapping[str, int]:
@@ -230,13 +232,13 @@ class EngineQueue(Generic[T]):
     def _drain(self, timeout: float | None) -> bool:
         """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""
         self._check_usable()
-        hold_off(self._keeper.start)
+        hold_off(self._heartbeat.start)
         end = math.inf if timeout is None else current_time() + timeout
         while True:
             seen = self._changed.times
-            if self._keeper.failure is not None:
-                raise self._keeper.failure
-            counts = insist(lambda: hold_off(self.engine.counts), end)
+            if self._heartbeat.failure is not None:
+                raise self._heartbeat.failure
+            counts = retry_until_connected(lambda: hold_off(self.engine.counts), end)
             if not counts["ready"] + counts["leased"] + counts["delayed"]:
                 return True
             if not self._changed.wait(seen, end - current_time()):
@@ -258,9 +260,9 @@ class EngineQueue(Generic[T]):
             return
         self._closed = True
         self._closing.cancel("the queue is closed")
-        self._stop_keeper()
+        self._stop_heartbeat()
         try:
-            self._keeper.join()
+            self._heartbeat.join()
         finally:
             hold_off(self.engine.close)
 
@@ -283,110 +285,19 @@ class EngineQueue(Generic[T]):
         if self._closed:
             raise RuntimeError("this queue is closed; open it again")
 
+    def _item_ended(self) -> None:
+        """An item left the queue for good: drain() looks again, if no lease is held here."""
+        if self._heartbeat.idle:
+            self._changed()
+
+    def _take_future(self, item_id: str) -> ItemFuture[Any] | None:
+        """Take the future of an item out, to settle it."""
+        return self._futures.pop(item_id, None)
+
     def _tell_off(self, item_id: str, failure: BaseException | CancelCause) -> None:
-        future = self._futures.pop(item_id, None)
+        future = self._take_future(item_id)
         if future is not None:
             hold_off(future._fail, failure)  # noqa: SLF001 (the queues' own door)
-
-
-class Held:
-    """One lease in this process's hands. For Lease, and the Keeper."""
-
-    def __init__(self, queue: EngineQueue[Any], delivery: Delivery) -> None:
-        self.delivery = delivery
-        self.id = delivery.id
-        self.epoch = delivery.epoch
-        self.attempt = delivery.attempt
-        self.item: Any = None
-        self.until = current_time() + queue.engine.lease_timeout
-        """When the lease has run out, if nobody extends it, as far as is known here."""
-        self._queue = queue
-        self._over = False
-        self._lost: str | None = None
-        self._working: Working | None = None
-
-    def settle(self, call: Callable[[], R]) -> R:
-        """Say what has become of it. Fenced: it is over, or the server was away until it was.
-
-        It is done also by code that has been cancelled: within the time for clean-up.
-        """
-        self._check()
-        try:
-            with cleanup():
-                result = self._reach(call)
-        except Cancelled as stopped:
-            raise Fenced(
-                "the queue's server was away for longer than clean-up may take; this lease runs out"
-            ) from stopped
-        self._over = True
-        self._queue._keeper.let_go(self)  # noqa: SLF001 (its own module)
-        return result
-
-    def _check(self) -> None:
-        if self._over:
-            raise Fenced(_OVER)
-        if self._lost is not None:
-            raise Fenced(f"this lease was lost: {self._lost}; nothing was changed")
-
-    def _reach(self, call: Callable[[], R]) -> R:
-        try:
-            return insist(call, self.until)
-        except ConnectionError as away:
-            raise Fenced("the queue's server was away until this lease had run out") from away
-
-    def lose(self, why: str) -> None:
-        """Somebody else has the item, or will have it soon: its handler is to stop."""
-        self._lost = why
-        self._queue._keeper.let_go(self)  # noqa: SLF001
-        if self._working is not None:
-            self._working.cancel(why)
-
-    # Called by the core, where no kill strikes.
-
-    def _begun(self, working: Working) -> None:
-        self._working = working
-        if self._lost is not None:
-            working.cancel(self._lost)
-
-    @property
-    def progress(self) -> Any:
-        """What the attempt before has left behind; None: nothing."""
-        progress = self.delivery.progress
-        return None if progress is None else self._queue._codec.decode(progress)  # noqa: SLF001
-
-    def _heartbeat(self, progress: object) -> None:
-        """Extend the lease now. Fenced: it is over."""
-        queue = self._queue
-        left = None if progress is None else queue._codec.encode(progress)  # noqa: SLF001
-        self._check()
-        asked = current_time()
-        self._reach(lambda: queue.engine.extend(self.delivery, left))
-        self.until = asked + queue.engine.lease_timeout
-
-    def _ack(self) -> None:
-        self.settle(lambda: self._queue.engine.ack(self.delivery))
-        self._tell_drainers()
-
-    def _give_back(self, pause: float | None, failure: BaseException | CancelCause) -> bool:
-        queue, delivery = self._queue, self.delivery
-        retry = queue._retry  # noqa: SLF001
-        why = describe(failure)
-        if delivery.attempt >= retry.max_attempts:
-            self.settle(lambda: queue.engine.reject(delivery, why))
-            self._tell_drainers()
-            return False
-        delay = retry._pause(delivery.attempt, random.random()) if pause is None else pause  # noqa: S311, SLF001
-        requeued = self.settle(lambda: queue.engine.nack(delivery, delay, why))
-        if not requeued:
-            self._tell_drainers()
-        return requeued
-
-    def _future(self) -> ItemFuture[Any] | None:
-        return self._queue._futures.pop(self.id, None)  # noqa: SLF001
-
-    def _tell_drainers(self) -> None:
-        if self._queue._keeper.idle:  # noqa: SLF001
-            self._queue._changed()  # noqa: SLF001
 
 
 class _Changed:
@@ -406,19 +317,6 @@ class _Changed:
         with self._condition:
             patience = None if timeout == math.inf else max(timeout, 0.0)
             return self._condition.wait_for(lambda: self.times != seen, patience)
-
-
-def insist(call: Callable[[], R], end: float) -> R:
-    """Call it until the server can be reached; ConnectionError: not before `end`."""
-    pause, longest = RECONNECT
-    while True:
-        try:
-            return call()
-        except ConnectionError:
-            if current_time() + pause >= end:
-                raise
-        sleep(pause)
-        pause = min(2 * pause, longest)
 
 
 def _cause(reason: str | None) -> CancelCause:

@@ -1,0 +1,165 @@
+"""HeldLease: one lease that this process holds, and how it is settled with the engine.
+
+Guarantees:
+
+- A lease is settled once. A second settlement, and one after the lease was lost, raises Fenced
+  and changes nothing.
+- A settlement is repeated while the server is away, until the lease has run out.
+
+The handler's thread settles; the heartbeat thread calls `lose` and moves `until` on. It relies on
+`Engine` to raise Fenced when another worker has the item, and knows neither the queue nor the pool.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from desist._codec import describe
+from desist._core import Cancelled, Working, cleanup, current_time, sleep
+from desist._exceptions import Fenced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from desist._codec import Codec
+    from desist._core import CancelCause, RetryPolicy
+    from desist._item_future import ItemFuture
+    from desist.engines._port import Delivery, Engine
+
+R = TypeVar("R")
+
+RECONNECT = 0.05, 2.0
+"""Seconds between tries to reach an engine that is away: at first, and at most."""
+
+_OVER = "this lease is over: the item was acknowledged or given back; nothing was changed"
+
+
+class HeldLease:
+    """One lease that this process holds; the core's `Lease` calls it."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        engine: Engine,
+        codec: Codec,
+        retry: RetryPolicy,
+        *,
+        on_release: Callable[[HeldLease], object],
+        on_end: Callable[[], object],
+        take_future: Callable[[str], ItemFuture[Any] | None],
+    ) -> None:
+        """`engine`, `codec` and `retry` are the queue's.
+
+        `on_release(self)` is called when the lease is settled or lost, and need not be extended any
+        more; `on_end()` when its item has left the queue for good. `take_future(item_id)` gives the
+        future of the item once, if it was submitted here.
+        """
+        self.delivery = delivery
+        self.id = delivery.id
+        self.epoch = delivery.epoch
+        self.attempt = delivery.attempt
+        self.item: Any = None
+        self.until = current_time() + engine.lease_timeout
+        """When the lease runs out by this host's clock, unless it is extended before.
+
+        Written by the thread that has extended it: the heartbeat's or the handler's."""
+        self._engine = engine
+        self._codec = codec
+        self._retry = retry
+        self._on_release = on_release
+        self._on_end = on_end
+        self._take_future = take_future
+        self._over = False
+        self._lost: str | None = None
+        self._working: Working | None = None
+
+    def settle(self, call: Callable[[], R]) -> R:
+        """End the lease by `call`, in a clean-up zone: code that was cancelled can settle its item.
+
+        Fenced: the lease is over, or the server was away until the lease had run out.
+        """
+        self._check()
+        try:
+            with cleanup():
+                result = self._reach(call)
+        except Cancelled as stopped:
+            raise Fenced(
+                "the queue's server was away for longer than clean-up may take; this lease runs out"
+            ) from stopped
+        self._over = True
+        self._on_release(self)
+        return result
+
+    def _check(self) -> None:
+        if self._over:
+            raise Fenced(_OVER)
+        if self._lost is not None:
+            raise Fenced(f"this lease was lost: {self._lost}; nothing was changed")
+
+    def _reach(self, call: Callable[[], R]) -> R:
+        try:
+            return retry_until_connected(call, self.until)
+        except ConnectionError as away:
+            raise Fenced("the queue's server was away until this lease had run out") from away
+
+    def lose(self, why: str) -> None:
+        """Mark the lease as lost to another worker, and cancel the token of its handler."""
+        self._lost = why
+        self._on_release(self)
+        if self._working is not None:
+            self._working.cancel(why)
+
+    # Called by the core, with kills held off.
+
+    def _begun(self, working: Working) -> None:
+        self._working = working
+        if self._lost is not None:
+            working.cancel(self._lost)
+
+    @property
+    def progress(self) -> Any:
+        """The progress that an earlier attempt has stored with the item; None if there is none."""
+        progress = self.delivery.progress
+        return None if progress is None else self._codec.decode(progress)
+
+    def _heartbeat(self, progress: object) -> None:
+        """Extend the lease now. Fenced: it is over."""
+        stored = None if progress is None else self._codec.encode(progress)
+        self._check()
+        asked = current_time()
+        self._reach(lambda: self._engine.extend(self.delivery, stored))
+        self.until = asked + self._engine.lease_timeout
+
+    def _ack(self) -> None:
+        self.settle(lambda: self._engine.ack(self.delivery))
+        self._on_end()
+
+    def _give_back(self, pause: float | None, failure: BaseException | CancelCause) -> bool:
+        delivery, retry = self.delivery, self._retry
+        why = describe(failure)
+        if delivery.attempt >= retry.max_attempts:
+            self.settle(lambda: self._engine.reject(delivery, why))
+            self._on_end()
+            return False
+        delay = retry._pause(delivery.attempt, random.random()) if pause is None else pause  # noqa: S311, SLF001
+        requeued = self.settle(lambda: self._engine.nack(delivery, delay, why))
+        if not requeued:
+            self._on_end()
+        return requeued
+
+    def _future(self) -> ItemFuture[Any] | None:
+        return self._take_future(self.id)
+
+
+def retry_until_connected(call: Callable[[], R], end: float) -> R:
+    """Call it again until the server answers; ConnectionError if it does not before `end`."""
+    pause, longest = RECONNECT
+    while True:
+        try:
+            return call()
+        except ConnectionError:
+            if current_time() + pause >= end:
+                raise
+        sleep(pause)
+        pause = min(2 * pause, longest)
