@@ -9,37 +9,16 @@
 // What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
-mod attach;
-mod attached;
-mod barrier;
+mod binding;
 mod cause;
-mod child;
-mod condition;
-mod enums;
 mod error;
-mod event;
-mod group;
-mod guard;
-mod guarded;
 mod hard_stop;
-mod hint;
-mod host;
 #[cfg(unix)]
 mod io;
-mod lock;
-mod mask;
-#[cfg(unix)]
-mod mirror;
 #[cfg(unix)]
 mod ops;
-mod queue;
 mod scope;
-mod seconds;
-mod semaphore;
-mod shortcut;
-mod spare;
-mod stack;
-mod stop;
+mod sync;
 mod task;
 mod testing;
 mod token;
@@ -51,39 +30,20 @@ use pyo3::prelude::*;
 /// Native core of desist.
 #[pymodule(gil_used = false)]
 mod _core {
-    use super::{host, queue, work};
+    use super::binding::host;
+    use super::sync::queue;
+    use super::work;
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::barrier::Barrier;
-    #[pymodule_export]
     use super::cause::CancelCause;
-    #[pymodule_export]
-    use super::child::ChildProcess;
-    #[pymodule_export]
-    use super::condition::Condition;
     #[pymodule_export]
     use super::error::{Cancelled, Killed};
     #[pymodule_export]
-    use super::event::Event;
-    #[pymodule_export]
-    use super::group::{Crew, Hand};
-    #[pymodule_export]
-    use super::guard::LockGuard;
-    #[pymodule_export]
-    use super::guarded::{Guarded, GuardedValue};
-    #[pymodule_export]
-    use super::hard_stop::injector::Injector;
+    use super::hard_stop::mask::{Masked, defer_kill, hold_off};
     #[cfg(unix)]
     #[pymodule_export]
     use super::io::{notify_closing, wait_readable, wait_writable};
-    #[pymodule_export]
-    use super::lock::{Lock, RLock, Released};
-    #[pymodule_export]
-    use super::mask::{Masked, defer_kill, hold_off};
-    #[cfg(unix)]
-    #[pymodule_export]
-    use super::mirror::Mirror;
     #[cfg(unix)]
     #[pymodule_export]
     use super::ops::{
@@ -91,18 +51,34 @@ mod _core {
         set_op, wait_any, writable_op,
     };
     #[pymodule_export]
-    use super::queue::{Queue, SimpleQueue};
-    #[pymodule_export]
     use super::scope::{
         CancelScope, Timeout, call_within, cancel_scope, cleanup, fail_after, fail_at,
         move_on_after, move_on_at, shield,
     };
     #[pymodule_export]
-    use super::semaphore::{BoundedSemaphore, Semaphore};
+    use super::sync::barrier::Barrier;
     #[pymodule_export]
-    use super::stop::{KillReport, StopPolicy};
+    use super::sync::condition::Condition;
+    #[pymodule_export]
+    use super::sync::event::Event;
+    #[pymodule_export]
+    use super::sync::guarded::{Guarded, GuardedValue};
+    #[pymodule_export]
+    use super::sync::lock::guard::LockGuard;
+    #[pymodule_export]
+    use super::sync::lock::{Lock, RLock, Released};
+    #[pymodule_export]
+    use super::sync::queue::{Queue, SimpleQueue};
+    #[pymodule_export]
+    use super::sync::semaphore::{BoundedSemaphore, Semaphore};
+    #[pymodule_export]
+    use super::task::group::{Crew, Hand};
+    #[pymodule_export]
+    use super::task::stop::{KillReport, StopPolicy};
     #[pymodule_export]
     use super::task::{Strike, Task};
+    #[pymodule_export]
+    use super::testing::injector::Injector;
     #[pymodule_export]
     use super::testing::{Simulation, census, hurried_forks};
     #[pymodule_export]
@@ -115,6 +91,11 @@ mod _core {
     #[cfg(unix)]
     #[pymodule_export]
     use super::work::FileQueue;
+    #[pymodule_export]
+    use super::work::child::ChildProcess;
+    #[cfg(unix)]
+    #[pymodule_export]
+    use super::work::mirror::Mirror;
     #[pymodule_export]
     use super::work::{Lease, LeaseQueue, RetryPolicy, Seat, Tally, Working, lease_of};
 

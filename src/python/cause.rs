@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 
 use crate::cause::{Cause, CauseKind};
-use crate::python::seconds;
+use crate::python::binding::seconds;
 
 /// Why something was cancelled. Immutable; the first cause recorded is final.
 #[pyclass(frozen, module = "desist")]

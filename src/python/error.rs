@@ -10,8 +10,9 @@ use pyo3::types::PyType;
 
 use crate::cause::Cause;
 use crate::error::{ScopeMisuse, Stop};
+use crate::python::binding::host;
 use crate::python::cause::CancelCause;
-use crate::python::{hard_stop, host};
+use crate::python::hard_stop;
 use crate::scope;
 use crate::sync::LockError;
 use crate::task::{Arrival, Thrown};

@@ -19,7 +19,8 @@
 #![allow(unsafe_code)] // calls of the C API
 
 mod block;
-pub(super) mod injector;
+pub(super) mod mask;
+pub(super) mod stack;
 pub(super) mod trace;
 
 use std::ffi::{CString, c_long, c_ulong};
@@ -31,7 +32,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
-use crate::python::attach::attach;
+use crate::python::binding::attach::attach;
 use crate::python::error::Killed;
 use crate::task::{Force, Task};
 

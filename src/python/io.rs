@@ -7,10 +7,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::io::{self, Readiness, ReadyError};
+use crate::python::binding::host::detached;
+use crate::python::binding::lazy_arg::GivenFile;
+use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
-use crate::python::hint::GivenFile;
-use crate::python::host::detached;
-use crate::python::seconds::{self, Seconds};
 
 pub(super) fn failed(py: Python<'_>, failure: ReadyError) -> PyErr {
     match failure {

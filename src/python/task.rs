@@ -1,5 +1,8 @@
 //! `Task`: one run of a Python callable, behind the boundary.
 
+pub(super) mod group;
+pub(super) mod stop;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -11,16 +14,18 @@ use pyo3::types::PyTuple;
 use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::fork;
-use crate::python::attach::attach;
-use crate::python::enums::TaskState;
+use crate::python::binding::attach::attach;
+use crate::python::binding::enums::TaskState;
+use crate::python::binding::host::detached;
+use crate::python::binding::seconds;
+use crate::python::binding::seconds::Seconds;
 use crate::python::error::{Cancelled, Killed};
-use crate::python::host::detached;
-use crate::python::mask::Mask;
-use crate::python::seconds::Seconds;
-use crate::python::stop::{self, KillReport, StopPolicy};
+use crate::python::hard_stop::mask::Mask;
+use crate::python::hard_stop::stack;
+use crate::python::task::stop::{KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
-use crate::python::{error, hard_stop, seconds, stack};
+use crate::python::{error, hard_stop};
 use crate::scope;
 use crate::stop::Rung;
 use crate::task::{self, BodyEnd, Boundary, Progress};

@@ -1,13 +1,15 @@
 //! What `desist.testing` is made of.
 
+pub(super) mod injector;
+
 use std::sync::Arc;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
+use crate::python::binding::host::detached;
+use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
-use crate::python::host::detached;
-use crate::python::seconds::{self, Seconds};
 use crate::token::timer;
 use crate::{enforcer, fork, scope, task, testing};
 

@@ -7,10 +7,11 @@ use pyo3::prelude::*;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::Outcome;
-use crate::python::host::detached;
-use crate::python::seconds::Seconds;
+use crate::python::binding::host::detached;
+use crate::python::binding::seconds;
+use crate::python::binding::seconds::Seconds;
+use crate::python::error;
 use crate::python::token::CancelToken;
-use crate::python::{error, seconds};
 use crate::wait::{Op, Park};
 use crate::{scope, sync, wait};
 

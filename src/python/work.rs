@@ -13,6 +13,7 @@
 //! | `seat` | `Seat`: a worker's place in its pool, and its loop |
 //! | `tally` | `Tally`: what a pool has done so far, and who is told of it |
 
+pub(super) mod child;
 mod codec;
 mod engine;
 #[cfg(unix)]
@@ -20,6 +21,8 @@ mod file;
 mod foreign;
 mod lease;
 mod memory;
+#[cfg(unix)]
+pub(super) mod mirror;
 mod object;
 mod options;
 mod promises;
@@ -41,8 +44,8 @@ pub(super) use seat::Seat;
 pub(super) use tally::Tally;
 
 use crate::clock::Time;
+use crate::python::binding::seconds;
 use crate::python::cause::CancelCause;
-use crate::python::seconds;
 use crate::{Cause, CauseKind, work};
 
 /// A commit block is meant for one write and its acknowledgement.

@@ -1,4 +1,4 @@
-"""How threads of desist's own come to the interpreter: src/python/attach.rs."""
+"""How threads of desist's own come to the interpreter: src/python/binding/attach.rs."""
 
 from __future__ import annotations
 

@@ -28,8 +28,9 @@ use pyo3::sync::{MutexExt, PyOnceLock};
 use pyo3::types::PyBytes;
 
 use super::{AsyncException, this_thread};
-use crate::python::attach::attach;
-use crate::python::{error, host};
+use crate::python::binding::attach::attach;
+use crate::python::binding::host;
+use crate::python::error;
 use crate::scope;
 use crate::task::Force;
 

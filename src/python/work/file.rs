@@ -18,9 +18,10 @@ use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::CauseKind;
 use crate::clock::Time;
 use crate::item::ItemId;
-use crate::python::host::detached;
-use crate::python::seconds::Seconds;
-use crate::python::{error, seconds};
+use crate::python::binding::host::detached;
+use crate::python::binding::seconds;
+use crate::python::binding::seconds::Seconds;
+use crate::python::error;
 use crate::work::{self, Back, Bytes, FileError, Returned};
 
 /// A LeaseQueue in a file.

@@ -12,7 +12,7 @@ use super::lease::Blank;
 use super::{LONGEST_COMMIT, Lease};
 use crate::clock::Time;
 use crate::item::ItemId;
-use crate::python::mask::Mask;
+use crate::python::hard_stop::mask::Mask;
 use crate::python::token;
 use crate::task::Task;
 use crate::work::{Back, Returned};

@@ -14,12 +14,13 @@ use super::promises::Promises;
 use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
-use crate::python::attached::Attached;
+use crate::python::binding::attached::Attached;
+use crate::python::binding::seconds;
+use crate::python::binding::seconds::Seconds;
+use crate::python::binding::shortcut::{self, Shortcut, Usual};
 use crate::python::cause::CancelCause;
-use crate::python::seconds::Seconds;
-use crate::python::shortcut::{self, Shortcut, Usual};
+use crate::python::error;
 use crate::python::wait::{checkpoint, perform};
-use crate::python::{error, seconds};
 use crate::work::{self, Back, PutOptions, Returned};
 use crate::{Cause, CauseKind, fork, scope};
 

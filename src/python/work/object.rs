@@ -10,7 +10,7 @@ use std::mem::ManuallyDrop;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-/// Behind a [shortcut](crate::python::shortcut) PyO3 does not know that the thread is attached, and
+/// Behind a [shortcut](crate::python::binding::shortcut) PyO3 does not know that the thread is attached, and
 /// would put off what is dropped. This does not.
 pub(super) struct Object(ManuallyDrop<Py<PyAny>>);
 

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::RetryPolicy;
 use crate::clock::Time;
-use crate::python::seconds::{self, Seconds};
+use crate::python::binding::seconds::{self, Seconds};
 use crate::work::{PutOptions, QueueOptions};
 
 /// The options of a queue, checked.

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::LONGEST_COMMIT;
 use super::engine::Told;
-use crate::python::mask::Mask;
+use crate::python::hard_stop::mask::Mask;
 
 /// Futures of items that were submitted here, by the items' numbers.
 #[derive(Default)]

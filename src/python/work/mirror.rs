@@ -22,9 +22,10 @@ use pyo3::prelude::*;
 
 use crate::clock::Time;
 use crate::fork;
-use crate::python::child::{CANCEL, HEAD, KINDS};
+use crate::python::binding::seconds;
+use crate::python::error;
 use crate::python::task::Task;
-use crate::python::{error, seconds};
+use crate::python::work::child::{CANCEL, HEAD, KINDS};
 use crate::{Cause, CauseKind, task};
 
 /// The next record; `None`: the parent lets this process go.
@@ -65,7 +66,7 @@ fn decoded(pipe: &mut impl Read) -> io::Result<Option<(u64, Cause)>> {
 /// In a worker process: cancels what it works on when the parent's side is cancelled, and ends it
 /// when the parent lets it go.
 #[pyclass(frozen, module = "desist._core")]
-pub(super) struct Mirror {
+pub(in crate::python) struct Mirror {
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -264,7 +265,7 @@ fn kill_group() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::python::child::{LONGEST_TEXT, cut, encoded};
+    use crate::python::work::child::{LONGEST_TEXT, cut, encoded};
 
     #[test]
     fn a_cause_is_the_same_at_the_other_end() {

@@ -21,10 +21,10 @@ use pyo3::prelude::*;
 use pyo3::pyclass::boolean_struct::True;
 
 /// The function that was in a method before, which takes arguments by position and by name.
-pub(super) type Usual = OnceLock<ffi::PyCFunctionFastWithKeywords>;
+pub(in crate::python) type Usual = OnceLock<ffi::PyCFunctionFastWithKeywords>;
 
 /// The common case of a method.
-pub(super) trait Shortcut {
+pub(in crate::python) trait Shortcut {
     /// The class that has the method.
     type Class: PyClass<Frozen = True> + Sync;
     /// The method's name.
@@ -47,7 +47,7 @@ pub(super) trait Shortcut {
 }
 
 /// Put it in front of the method, once.
-pub(super) fn install<S: Shortcut>(py: Python<'_>) -> PyResult<()> {
+pub(in crate::python) fn install<S: Shortcut>(py: Python<'_>) -> PyResult<()> {
     if S::usual().get().is_some() {
         return Ok(()); // the module is made again, of the same classes
     }

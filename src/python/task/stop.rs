@@ -7,8 +7,9 @@ use pyo3::prelude::*;
 
 use crate::error::Stop;
 use crate::item::ItemId;
-use crate::python::host::detached;
-use crate::python::{error, seconds};
+use crate::python::binding::host::detached;
+use crate::python::binding::seconds;
+use crate::python::error;
 use crate::stop::{self, KillError, Rung};
 use crate::task;
 
@@ -24,12 +25,12 @@ use crate::task;
 /// most the sum, and as long as clean-up and commit blocks that are open hold it off.
 #[pyclass(frozen, eq, module = "desist")]
 #[derive(Clone, PartialEq)]
-pub(super) struct StopPolicy {
+pub(in crate::python) struct StopPolicy {
     policy: stop::StopPolicy,
 }
 
 impl StopPolicy {
-    pub(super) fn core(&self) -> stop::StopPolicy {
+    pub(in crate::python) fn core(&self) -> stop::StopPolicy {
         self.policy
     }
 }
@@ -147,7 +148,7 @@ impl StopPolicy {
 /// Kill, with the interpreter let go; if it is urgent, when the first strike has been made: a thread
 /// that never lets go by itself would have this one wait for its switch interval. Callbacks that hear
 /// of the cancellation may let it go, as other code of Python's may.
-pub(super) fn kill(
+pub(in crate::python) fn kill(
     py: Python<'_>,
     task: &Arc<task::Task>,
     reason: Option<&str>,
@@ -179,7 +180,7 @@ pub(super) fn kill(
 
 /// What a kill came to.
 #[pyclass(frozen, module = "desist")]
-pub(super) struct KillReport {
+pub(in crate::python) struct KillReport {
     report: stop::KillReport,
 }
 
@@ -191,7 +192,7 @@ impl From<stop::KillReport> for KillReport {
 
 impl KillReport {
     /// Nothing was running.
-    pub(super) fn nothing() -> Self {
+    pub(in crate::python) fn nothing() -> Self {
         let report = stop::KillReport {
             outcome: Some(Rung::AlreadyDone),
             elapsed: std::time::Duration::ZERO,

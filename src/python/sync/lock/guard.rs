@@ -8,9 +8,9 @@ use pyo3::prelude::*;
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
+use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
 use crate::python::error;
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
-use crate::python::lock::{Killing, Lock, unwinding};
+use crate::python::sync::lock::{Killing, Lock, unwinding};
 use crate::sync::{Acquire, Holding};
 
 /// A block that holds a lock; made by Lock.guard() and Lock.repair(), and used in a `with`
@@ -20,7 +20,7 @@ use crate::sync::{Acquire, Holding};
 /// other: not when it was given up while another has the lock, nor when it ends late, as a suspended
 /// generator does that is thrown away.
 #[pyclass(frozen, weakref, module = "desist")]
-pub(super) struct LockGuard {
+pub(in crate::python) struct LockGuard {
     lock: Py<Lock>,
     acquire: Acquire,
     entered: AtomicBool,
@@ -30,7 +30,7 @@ pub(super) struct LockGuard {
 }
 
 impl LockGuard {
-    pub(super) const fn new(lock: Py<Lock>, acquire: Acquire) -> Self {
+    pub(in crate::python) const fn new(lock: Py<Lock>, acquire: Acquire) -> Self {
         Self {
             lock,
             acquire,
@@ -40,7 +40,7 @@ impl LockGuard {
         }
     }
 
-    pub(super) fn enter(&self, py: Python<'_>) -> PyResult<()> {
+    pub(in crate::python) fn enter(&self, py: Python<'_>) -> PyResult<()> {
         if self.entered.swap(true, Ordering::Relaxed) {
             return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
         }
@@ -56,7 +56,7 @@ impl LockGuard {
     }
 
     /// End it, while `unwinding`, if anything, is on its way.
-    pub(super) fn exit(
+    pub(in crate::python) fn exit(
         &self,
         py: Python<'_>,
         unwinding: Option<&Bound<'_, PyAny>>,

@@ -6,8 +6,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTraceback};
 
-use crate::python::attach::attach;
-use crate::python::mask::Mask;
+use crate::python::binding::attach::attach;
+use crate::python::hard_stop::mask::Mask;
 use crate::stack::Stack;
 
 /// One call: what is needed to say where it was, and nothing that keeps its variables alive.
@@ -19,7 +19,7 @@ struct Call {
 }
 
 /// To be put into words when somebody reads it: the sources are read for that.
-pub(super) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Stack> {
+pub(in crate::python) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Stack> {
     let calls = calls(py, raised.traceback(py)).ok()?;
     Some(Stack::new(move || {
         // The one who reads it may be killed meanwhile; what it gets is cached.

@@ -7,10 +7,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
-use crate::python::seconds::{self, Seconds};
+use crate::python::binding::lazy_arg;
+use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::seconds::{self, Seconds};
+use crate::python::error;
 use crate::python::wait::perform;
-use crate::python::{error, hint};
 use crate::sync;
 
 /// A counter like threading.Semaphore, whose waits can be cancelled.
@@ -18,17 +19,17 @@ use crate::sync;
 /// A permit that a `with` block acquired comes back however the block ends, also if the thread is
 /// killed there. One that acquire() took belongs to nobody: any thread may release it.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
-pub(super) struct Semaphore {
+pub(in crate::python) struct Semaphore {
     /// Made by `__init__`.
     semaphore: OnceLock<sync::Semaphore>,
 }
 
 /// A semaphore like threading.BoundedSemaphore: releasing more often than acquiring is an error.
 #[pyclass(frozen, weakref, subclass, extends = Semaphore, module = "desist")]
-pub(super) struct BoundedSemaphore;
+pub(in crate::python) struct BoundedSemaphore;
 
 impl Semaphore {
-    pub(super) fn core(&self) -> &sync::Semaphore {
+    pub(in crate::python) fn core(&self) -> &sync::Semaphore {
         self.semaphore.get_or_init(|| sync::Semaphore::new(1))
     }
 
@@ -69,7 +70,7 @@ impl Semaphore {
     fn acquire(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = hint::truth)] blocking: bool,
+        #[pyo3(from_py_with = lazy_arg::truth)] blocking: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
         if !blocking {

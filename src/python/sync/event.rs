@@ -3,19 +3,19 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
-use crate::python::seconds::{self, Seconds};
 use crate::python::wait::perform;
 use crate::sync;
 
 /// A flag like threading.Event, whose waits can be cancelled.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
-pub(super) struct Event {
+pub(in crate::python) struct Event {
     event: sync::Event,
 }
 
 impl Event {
-    pub(super) fn core(&self) -> &sync::Event {
+    pub(in crate::python) fn core(&self) -> &sync::Event {
         &self.event
     }
 }

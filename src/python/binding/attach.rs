@@ -34,14 +34,14 @@ enum Stays {
 /// Python holds forks off itself while it makes a thread state.
 static FORKS_WAIT: AtomicBool = AtomicBool::new(false);
 
-pub(super) fn install(py: Python<'_>) {
+pub(in crate::python) fn install(py: Python<'_>) {
     FORKS_WAIT.store(py.version_info() >= (3, 13), Ordering::Relaxed);
 }
 
 /// Do something attached. `None`: the interpreter is not there any more, or not to be entered now.
 ///
 /// What is called on a thread of ours has a context of its own, and so has all that it calls.
-pub(super) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+pub(in crate::python) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
     // SAFETY: it may be called at any time.
     let known = unsafe { !ffi::PyGILState_GetThisThreadState().is_null() };
     let _passing = if known { None } else { Some(Passing::new()?) };
@@ -53,7 +53,7 @@ pub(super) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
 }
 
 /// The calling thread will attach again and again: it gets a state that stays.
-pub(super) fn stay() {
+pub(in crate::python) fn stay() {
     if new_state().is_some() {
         STAYS.set(Stays::Idle);
     }

@@ -18,12 +18,12 @@ use crate::task::Elsewhere;
 
 /// A record in the pipe to a `Mirror`: its first byte, the number of the work, the kind of the cause, when, the
 /// grace in nanoseconds or the greatest number, the lengths of the two texts that follow.
-pub(super) const HEAD: usize = 1 + 8 + 1 + 8 + 8 + 2 + 2;
+pub(in crate::python) const HEAD: usize = 1 + 8 + 1 + 8 + 8 + 2 + 2;
 /// That byte, of a cancel.
-pub(super) const CANCEL: u8 = b'c';
+pub(in crate::python) const CANCEL: u8 = b'c';
 /// Written whole or not at all, whoever else writes.
-pub(super) const LONGEST_TEXT: usize = 1000;
-pub(super) const KINDS: [CauseKind; 6] = [
+pub(in crate::python) const LONGEST_TEXT: usize = 1000;
+pub(in crate::python) const KINDS: [CauseKind; 6] = [
     CauseKind::Explicit,
     CauseKind::Deadline,
     CauseKind::SiblingFailed,
@@ -36,7 +36,7 @@ pub(super) const KINDS: [CauseKind; 6] = [
 const DISMISSED: u8 = b'd';
 
 /// See [`HEAD`].
-pub(super) fn encoded(round: u64, cause: &Cause) -> Vec<u8> {
+pub(in crate::python) fn encoded(round: u64, cause: &Cause) -> Vec<u8> {
     let kind = KINDS.iter().position(|kind| *kind == cause.kind);
     let grace = cause.grace.map_or(u64::MAX, |grace| {
         u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX - 1)
@@ -55,7 +55,7 @@ pub(super) fn encoded(round: u64, cause: &Cause) -> Vec<u8> {
     record
 }
 
-pub(super) fn cut(text: &str) -> &str {
+pub(in crate::python) fn cut(text: &str) -> &str {
     let ends = (0..=text.len().min(LONGEST_TEXT)).rev();
     ends.into_iter()
         .find_map(|end| text.get(..end))
@@ -69,7 +69,7 @@ pub(super) fn cut(text: &str) -> &str {
 /// It is struck only between begin() and end(): an idle process, and one that is at the next item
 /// already, is never hit by what was meant for the item before (I22).
 #[pyclass(frozen, module = "desist._core")]
-pub(super) struct ChildProcess {
+pub(in crate::python) struct ChildProcess {
     shared: Arc<Shared>,
     line: Mutex<Line>,
 }
@@ -102,7 +102,7 @@ struct AtWork {
 }
 
 impl ChildProcess {
-    pub(super) fn elsewhere(&self) -> Arc<dyn Elsewhere> {
+    pub(in crate::python) fn elsewhere(&self) -> Arc<dyn Elsewhere> {
         self.shared.clone()
     }
 }

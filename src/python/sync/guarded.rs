@@ -16,8 +16,8 @@ use pyo3::types::{PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback, Item};
-use crate::python::lock::{self, Killing};
+use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback, Item};
+use crate::python::sync::lock::{self, Killing};
 use crate::python::{error, hard_stop};
 use crate::sync::{self, Acquire, Holding, OnKill, Undo};
 
@@ -76,7 +76,7 @@ impl Undo for Cell {
 ///
 /// `name` is for reports.
 #[pyclass(frozen, weakref, module = "desist")]
-pub(super) struct Guarded {
+pub(in crate::python) struct Guarded {
     lock: sync::Lock,
     cell: Arc<Cell>,
     rollback: Option<Py<PyAny>>,
@@ -191,7 +191,7 @@ impl Guarded {
 /// A block that has a guarded value; made by Guarded.lock() and Guarded.repair(), and used in a
 /// `with` statement, once.
 #[pyclass(frozen, weakref, module = "desist")]
-pub(super) struct GuardedValue {
+pub(in crate::python) struct GuardedValue {
     guarded: Py<Guarded>,
     acquire: Acquire,
     entered: AtomicBool,

@@ -6,10 +6,10 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::clock::Time;
-use crate::python::hint::{Float, Given};
+use crate::python::binding::lazy_arg::{Float, Given};
 
 /// A number of seconds, as given.
-pub(super) type Seconds<'a, 'py> = Given<'a, 'py, Float>;
+pub(in crate::python) type Seconds<'a, 'py> = Given<'a, 'py, Float>;
 
 /// A real number, with an error that names what it was for.
 fn number(value: Seconds<'_, '_>, what: &str) -> PyResult<f64> {
@@ -32,11 +32,11 @@ fn not_nan(seconds: f64, what: &str) -> PyResult<f64> {
 }
 
 /// How long: not negative; infinity is `Duration::MAX`.
-pub(super) fn span(value: Seconds<'_, '_>, what: &str) -> PyResult<Duration> {
+pub(in crate::python) fn span(value: Seconds<'_, '_>, what: &str) -> PyResult<Duration> {
     checked_span(number(value, what)?, what)
 }
 
-pub(super) fn checked_span(seconds: f64, what: &str) -> PyResult<Duration> {
+pub(in crate::python) fn checked_span(seconds: f64, what: &str) -> PyResult<Duration> {
     let seconds = not_nan(seconds, what)?;
     if seconds < 0.0 {
         return Err(PyValueError::new_err(format!(
@@ -55,7 +55,7 @@ fn rounded_up(seconds: f64) -> Duration {
 }
 
 /// As `span`, where `None` means that there is no bound.
-pub(super) fn optional_span(
+pub(in crate::python) fn optional_span(
     value: Option<Seconds<'_, '_>>,
     what: &str,
 ) -> PyResult<Option<Duration>> {
@@ -63,7 +63,7 @@ pub(super) fn optional_span(
 }
 
 /// When a wait ends, as the classes of `threading` take it: a negative timeout has passed.
-pub(super) fn patience(timeout: Option<Seconds<'_, '_>>) -> PyResult<Time> {
+pub(in crate::python) fn patience(timeout: Option<Seconds<'_, '_>>) -> PyResult<Time> {
     let seconds = timeout
         .map(|timeout| number(timeout, "timeout"))
         .transpose()?;
@@ -72,19 +72,19 @@ pub(super) fn patience(timeout: Option<Seconds<'_, '_>>) -> PyResult<Time> {
 }
 
 /// An instant of `current_time()`; infinity is never, the past is allowed.
-pub(super) fn instant(value: Seconds<'_, '_>, what: &str) -> PyResult<Time> {
+pub(in crate::python) fn instant(value: Seconds<'_, '_>, what: &str) -> PyResult<Time> {
     let seconds = number(value, what)?.max(0.0);
     Ok(Time::from_nanos(0) + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
 /// When a wait ends that may take this long.
-pub(super) fn until(timeout: Option<Duration>) -> Time {
+pub(in crate::python) fn until(timeout: Option<Duration>) -> Time {
     timeout.map_or(Time::NEVER, Time::after)
 }
 
 /// The other way: seconds of `current_time()`.
 #[allow(clippy::cast_precision_loss)] // as exact as time.monotonic() is
-pub(super) fn from_time(time: Time) -> f64 {
+pub(in crate::python) fn from_time(time: Time) -> f64 {
     if time.is_never() {
         f64::INFINITY
     } else {
@@ -93,4 +93,4 @@ pub(super) fn from_time(time: Time) -> f64 {
 }
 
 /// The longest timeout of a lock, in seconds: what `threading.TIMEOUT_MAX` is on Linux.
-pub(super) const LONGEST_TIMEOUT: u64 = 9_223_372_036;
+pub(in crate::python) const LONGEST_TIMEOUT: u64 = 9_223_372_036;

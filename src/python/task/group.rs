@@ -20,14 +20,14 @@ use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
 use crate::fork;
-use crate::python::attach::attach;
+use crate::python::binding::attach::attach;
+use crate::python::binding::host::{self, detached};
+use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
 use crate::python::error::{self, Cancelled, Killed};
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
-use crate::python::host::{self, detached};
-use crate::python::mask::Mask;
+use crate::python::hard_stop::mask::Mask;
 use crate::python::scope::{CancelScope, deadline_exceeded};
-use crate::python::stop::StopPolicy;
 use crate::python::task::Task;
+use crate::python::task::stop::StopPolicy;
 use crate::python::wait::blocking;
 use crate::scope::{self, Kind, Ward};
 use crate::stop;
@@ -42,7 +42,7 @@ const BRIEFLY: Duration = Duration::from_secs(5);
 
 /// The children of a TaskGroup, and the block that they are joined at. For TaskGroup.
 #[pyclass(frozen, subclass, weakref, module = "desist._core")]
-pub(super) struct Crew {
+pub(in crate::python) struct Crew {
     scope: Py<CancelScope>,
     /// What cancels the children: below the block's scope. Made when the block is entered.
     brood: OnceLock<CancelSource>,
@@ -562,7 +562,7 @@ fn not_open(phase: Phase) -> PyErr {
 
 /// A thread that works for others: no kill strikes what it does between two tasks.
 #[pyclass(frozen, module = "desist._core")]
-pub(super) struct Hand {
+pub(in crate::python) struct Hand {
     worker: Arc<task::Task>,
     claimed: AtomicBool,
     /// Its place in a simulation, on the way to it.

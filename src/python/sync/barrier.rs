@@ -6,8 +6,8 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::python::host::detached;
-use crate::python::seconds::{self, Seconds};
+use crate::python::binding::host::detached;
+use crate::python::binding::seconds::{self, Seconds};
 use crate::python::{error, hard_stop};
 use crate::sync::{self, Arrival, BarrierError};
 
@@ -16,7 +16,7 @@ use crate::sync::{self, Arrival, BarrierError};
 /// The last of `parties` threads to arrive calls `action`, if there is one, before all go.
 /// `timeout` is in seconds and counts for each wait() that is given none.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
-pub(super) struct Barrier {
+pub(in crate::python) struct Barrier {
     /// Made by `__init__`.
     made: OnceLock<Made>,
 }

@@ -13,12 +13,13 @@ use pyo3::ffi;
 /// A mutex for what only attached threads reach, and what none of them has locked while it lets the
 /// interpreter go or touches an object, which might; but references may be counted. With a global
 /// lock it does nothing.
-pub(super) struct Attached {
+pub(in crate::python) struct Attached {
     mutex: RawMutex,
 }
 
 /// In doubt, as in an interpreter that traces its objects, there is a mutex too many.
-pub(super) const ONE_AT_A_TIME: bool = size_of::<ffi::PyObject>() == 2 * size_of::<usize>();
+pub(in crate::python) const ONE_AT_A_TIME: bool =
+    size_of::<ffi::PyObject>() == 2 * size_of::<usize>();
 
 // SAFETY: either the mutex keeps threads apart, or the interpreter does: whoever is here is
 // attached, and stays so until it has unlocked, as the rules in `python` have it.

@@ -6,19 +6,20 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
-use crate::python::host::detached;
-use crate::python::lock::{Lock, RLock, Released};
-use crate::python::mask::let_in;
-use crate::python::seconds::{self, Seconds};
-use crate::python::{error, hard_stop, hint};
+use crate::python::binding::host::detached;
+use crate::python::binding::lazy_arg;
+use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::seconds::{self, Seconds};
+use crate::python::hard_stop::mask::let_in;
+use crate::python::sync::lock::{Lock, RLock, Released};
+use crate::python::{error, hard_stop};
 use crate::sync::{self, WaitError};
 
 /// A condition variable like threading.Condition, whose waits can be cancelled.
 ///
 /// `lock` is a desist Lock or RLock; an RLock of its own if none is given.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
-pub(super) struct Condition {
+pub(in crate::python) struct Condition {
     /// Made by `__init__`.
     made: OnceLock<Made>,
 }
@@ -35,7 +36,7 @@ impl Condition {
             .ok_or_else(|| PyRuntimeError::new_err("Condition.__init__() was not called"))
     }
 
-    pub(super) fn core(&self) -> PyResult<&sync::Condition> {
+    pub(in crate::python) fn core(&self) -> PyResult<&sync::Condition> {
         Ok(&self.made()?.condition)
     }
 
@@ -106,7 +107,7 @@ impl Condition {
     fn acquire(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = hint::truth)] blocking: bool,
+        #[pyo3(from_py_with = lazy_arg::truth)] blocking: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
         self.lock()?.acquire(py, blocking, timeout)

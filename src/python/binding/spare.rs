@@ -23,13 +23,13 @@ use pyo3::prelude::*;
 use pyo3::pyclass::boolean_struct::True;
 
 use crate::atomics::{Exclusion, MutexBy};
-use crate::python::attached::{Attached, ONE_AT_A_TIME};
+use crate::python::binding::attached::{Attached, ONE_AT_A_TIME};
 
 /// So many are kept.
 const MOST: usize = 16;
 
 /// What is in an object whose class is [`Spared`]; nothing in one that is kept, or [`Vacant`].
-pub(super) struct Contents<T>(UnsafeCell<Option<T>>);
+pub(in crate::python) struct Contents<T>(UnsafeCell<Option<T>>);
 
 // SAFETY: it changes only while one thread alone has the object, so others share it as it is.
 unsafe impl<T: Send + Sync> Sync for Contents<T> {}
@@ -48,7 +48,7 @@ impl<T> Deref for Contents<T> {
 }
 
 /// A class whose objects are used again. It has no subclasses.
-pub(super) trait Spared: PyClass<Frozen = True> + Sync {
+pub(in crate::python) trait Spared: PyClass<Frozen = True> + Sync {
     type Contents;
 
     /// A new object.
@@ -67,14 +67,14 @@ pub(super) trait Spared: PyClass<Frozen = True> + Sync {
 }
 
 /// Those of a class that are kept.
-pub(super) struct Spares {
+pub(in crate::python) struct Spares {
     kept: MutexBy<Attached, Vec<Py<PyAny>>>,
     /// What was in the class's slot.
     dealloc: OnceLock<ffi::destructor>,
 }
 
 impl Spares {
-    pub(super) const fn new() -> Self {
+    pub(in crate::python) const fn new() -> Self {
         Self {
             kept: MutexBy::const_new(<Attached as Exclusion>::INIT, Vec::new()),
             dealloc: OnceLock::new(),
@@ -83,12 +83,12 @@ impl Spares {
 }
 
 /// An object that is to be filled: with what must not be lost for want of memory for it.
-pub(super) struct Vacant<'py, C>(Bound<'py, C>);
+pub(in crate::python) struct Vacant<'py, C>(Bound<'py, C>);
 
 impl<'py, C: Spared> Vacant<'py, C> {
     /// One that was kept, or else a new one.
     #[inline]
-    pub(super) fn new(py: Python<'py>) -> PyResult<Self> {
+    pub(in crate::python) fn new(py: Python<'py>) -> PyResult<Self> {
         if !ONE_AT_A_TIME {
             return Self::made(py);
         }
@@ -110,7 +110,7 @@ impl<'py, C: Spared> Vacant<'py, C> {
     }
 
     #[inline]
-    pub(super) fn fill(self, contents: C::Contents) -> Bound<'py, C> {
+    pub(in crate::python) fn fill(self, contents: C::Contents) -> Bound<'py, C> {
         // SAFETY: nobody else has it yet.
         unsafe { *self.0.get().contents().0.get() = Some(contents) };
         self.0
@@ -118,7 +118,7 @@ impl<'py, C: Spared> Vacant<'py, C> {
 }
 
 /// Have a class's objects used again, from now on.
-pub(super) fn install<C: Spared>(py: Python<'_>) -> PyResult<()> {
+pub(in crate::python) fn install<C: Spared>(py: Python<'_>) -> PyResult<()> {
     if !ONE_AT_A_TIME || C::spares().dealloc.get().is_some() {
         return Ok(()); // or the module is made again, of the same classes
     }

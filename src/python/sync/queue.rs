@@ -13,17 +13,18 @@ use pyo3::types::{PyDict, PyGenericAlias, PyNone, PyTuple, PyType};
 use pyo3::{PyClass, PyTraverseError};
 
 use crate::clock::Time;
-use crate::python::attached::Attached;
-use crate::python::seconds::{self, Seconds};
-use crate::python::shortcut::{self, Shortcut, Usual};
+use crate::python::binding::attached::Attached;
+use crate::python::binding::lazy_arg;
+use crate::python::binding::seconds::{self, Seconds};
+use crate::python::binding::shortcut::{self, Shortcut, Usual};
+use crate::python::error;
 use crate::python::wait::{checkpoint, perform};
-use crate::python::{error, hint};
 use crate::scope;
 use crate::sync::{self, Order, QueueError};
 
 type Items = sync::Queue<Py<PyAny>, Attached>;
 
-pub(super) fn failed(py: Python<'_>, failure: QueueError) -> PyErr {
+pub(in crate::python) fn failed(py: Python<'_>, failure: QueueError) -> PyErr {
     match failure {
         QueueError::Stop(stop) => error::from_stop(py, stop),
         QueueError::ShutDown => error::ordinary(py, "ShutDown", &failure),
@@ -87,13 +88,13 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
 /// `maxsize`: how many items it may have; any number if that is zero or less. A subclass may
 /// override the hooks `_init`, `_qsize`, `_put` and `_get`, as it may with queue.Queue.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
-pub(super) struct Queue {
+pub(in crate::python) struct Queue {
     items: Items,
     maxsize: AtomicIsize,
 }
 
 impl Queue {
-    pub(super) fn core(&self) -> &Items {
+    pub(in crate::python) fn core(&self) -> &Items {
         &self.items
     }
 }
@@ -211,7 +212,7 @@ impl Queue {
         &self,
         py: Python<'_>,
         item: Py<PyAny>,
-        #[pyo3(from_py_with = hint::truth)] block: bool,
+        #[pyo3(from_py_with = lazy_arg::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<()> {
         put(py, &self.items, item, patience(block, timeout)?)
@@ -231,7 +232,7 @@ impl Queue {
     fn get(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = hint::truth)] block: bool,
+        #[pyo3(from_py_with = lazy_arg::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Py<PyAny>> {
         get(py, &self.items, patience(block, timeout)?)
@@ -265,7 +266,7 @@ impl Queue {
     /// From now on put() raises ShutDown, and get() once the queue is empty, also in those who
     /// wait. `immediate`: it is emptied at once, and what was in it counts as done.
     #[pyo3(signature = (immediate: "bool" = false))]
-    fn shutdown(&self, #[pyo3(from_py_with = hint::truth)] immediate: bool) {
+    fn shutdown(&self, #[pyo3(from_py_with = lazy_arg::truth)] immediate: bool) {
         drop(self.items.shut_down(immediate));
     }
 
@@ -307,12 +308,12 @@ impl Queue {
 
 /// An unbounded queue like queue.SimpleQueue, whose waits can be cancelled.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
-pub(super) struct SimpleQueue {
+pub(in crate::python) struct SimpleQueue {
     items: Items,
 }
 
 impl SimpleQueue {
-    pub(super) fn core(&self) -> &Items {
+    pub(in crate::python) fn core(&self) -> &Items {
         &self.items
     }
 }
@@ -347,7 +348,7 @@ impl SimpleQueue {
         &self,
         py: Python<'_>,
         item: Py<PyAny>,
-        #[pyo3(from_py_with = hint::truth)] block: bool,
+        #[pyo3(from_py_with = lazy_arg::truth)] block: bool,
         timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let _ = (block, timeout);
@@ -365,7 +366,7 @@ impl SimpleQueue {
     fn get(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = hint::truth)] block: bool,
+        #[pyo3(from_py_with = lazy_arg::truth)] block: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Py<PyAny>> {
         get(py, &self.items, patience(block, timeout)?)
@@ -409,7 +410,7 @@ fn traverse(items: &Items, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
 // ---------------------------------------------------------------------- shortcuts
 
 /// Most calls find a place, or an item, and nobody wants the caller to stop.
-pub(super) fn shorten(py: Python<'_>) -> PyResult<()> {
+pub(in crate::python) fn shorten(py: Python<'_>) -> PyResult<()> {
     shortcut::install::<Put<Queue>>(py)?;
     shortcut::install::<Get<Queue>>(py)?;
     shortcut::install::<Put<SimpleQueue>>(py)?;

@@ -12,18 +12,18 @@ use pyo3::{PyTypeInfo, type_hint_identifier, type_hint_subscript, type_hint_unio
 use crate::item::ItemId;
 
 /// `from_py_with` for what `threading` and `queue` take as true or false: anything, as `if` does.
-pub(super) fn truth(given: &Bound<'_, PyAny>) -> PyResult<bool> {
+pub(in crate::python) fn truth(given: &Bound<'_, PyAny>) -> PyResult<bool> {
     given.is_truthy()
 }
 
 /// A type, in the stub's words.
-pub(super) trait Hint {
+pub(in crate::python) trait Hint {
     const TYPE: PyStaticExpr;
 }
 
 /// An argument as it was given. Taking it cannot fail, whatever it is.
 #[derive(Clone, Copy)]
-pub(super) struct Given<'a, 'py, H>(Borrowed<'a, 'py, PyAny>, PhantomData<H>);
+pub(in crate::python) struct Given<'a, 'py, H>(Borrowed<'a, 'py, PyAny>, PhantomData<H>);
 
 impl<'a, 'py, H: Hint> FromPyObject<'a, 'py> for Given<'a, 'py, H> {
     type Error = Infallible;
@@ -43,7 +43,7 @@ impl<'py, H> Deref for Given<'_, 'py, H> {
 }
 
 /// What the class is generic in.
-pub(super) struct Item(pub(super) Py<PyAny>);
+pub(in crate::python) struct Item(pub(in crate::python) Py<PyAny>);
 
 impl<'py> IntoPyObject<'py> for Item {
     type Target = PyAny;
@@ -66,7 +66,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Item {
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Float {}
+pub(in crate::python) enum Float {}
 
 impl Hint for Float {
     const TYPE: PyStaticExpr = type_hint_identifier!("builtins", "float");
@@ -74,13 +74,13 @@ impl Hint for Float {
 
 /// A descriptor, or an object that has one.
 #[derive(Clone, Copy)]
-pub(super) enum File {}
+pub(in crate::python) enum File {}
 
 impl Hint for File {
     const TYPE: PyStaticExpr = type_hint_identifier!("_typeshed", "FileDescriptorLike");
 }
 
-pub(super) type GivenFile<'a, 'py> = Given<'a, 'py, File>;
+pub(in crate::python) type GivenFile<'a, 'py> = Given<'a, 'py, File>;
 
 // What `__exit__` is called with; for a block that ends by itself these are three times None. An
 // `__exit__` that refused one of them would leave its block open.
@@ -89,7 +89,7 @@ const NONE: PyStaticExpr = PyNone::TYPE_HINT;
 const EXCEPTION: PyStaticExpr = type_hint_identifier!("builtins", "BaseException");
 
 #[derive(Clone, Copy)]
-pub(super) enum ExceptionClass {}
+pub(in crate::python) enum ExceptionClass {}
 
 impl Hint for ExceptionClass {
     const TYPE: PyStaticExpr = type_hint_union!(
@@ -99,23 +99,23 @@ impl Hint for ExceptionClass {
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Exception {}
+pub(in crate::python) enum Exception {}
 
 impl Hint for Exception {
     const TYPE: PyStaticExpr = type_hint_union!(EXCEPTION, NONE);
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Traceback {}
+pub(in crate::python) enum Traceback {}
 
 impl Hint for Traceback {
     const TYPE: PyStaticExpr =
         type_hint_union!(type_hint_identifier!("types", "TracebackType"), NONE);
 }
 
-pub(super) type GivenClass<'a, 'py> = Given<'a, 'py, ExceptionClass>;
-pub(super) type GivenException<'a, 'py> = Given<'a, 'py, Exception>;
-pub(super) type GivenTraceback<'a, 'py> = Given<'a, 'py, Traceback>;
+pub(in crate::python) type GivenClass<'a, 'py> = Given<'a, 'py, ExceptionClass>;
+pub(in crate::python) type GivenException<'a, 'py> = Given<'a, 'py, Exception>;
+pub(in crate::python) type GivenTraceback<'a, 'py> = Given<'a, 'py, Traceback>;
 
 impl<'py> IntoPyObject<'py> for &ItemId {
     type Target = PyAny;

@@ -11,22 +11,23 @@ use pyo3::types::PyTuple;
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
+use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::seconds;
+use crate::python::binding::seconds::Seconds;
 use crate::python::error::Killed;
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
-use crate::python::seconds::Seconds;
-use crate::python::{error, hard_stop, seconds, wait};
+use crate::python::{error, hard_stop, wait};
 use crate::scope;
 use crate::task::{MaskNumber, Task};
 
 /// A mask of one task, for as long as this lives. Whoever drops it closes this one and no other.
-pub(super) struct Mask {
+pub(in crate::python) struct Mask {
     task: Arc<Task>,
     number: MaskNumber,
 }
 
 impl Mask {
     /// For the task of the calling code; outside any there is nothing to hold off.
-    pub(super) fn open(at_most: Duration) -> Option<Mask> {
+    pub(in crate::python) fn open(at_most: Duration) -> Option<Mask> {
         let task = scope::current_task()?;
         let number = task.mask(Time::after(at_most));
         Some(Mask { task, number })
@@ -51,7 +52,7 @@ thread_local! {
 /// even if a kill came meanwhile: that one is raised at the next checkpoint, or sent again.
 #[pyfunction]
 #[pyo3(signature = (r#fn: "Callable[..., _T]", *arguments: "object") -> "_T")]
-pub(super) fn hold_off<'py>(
+pub(in crate::python) fn hold_off<'py>(
     r#fn: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
 ) -> PyResult<Bound<'py, PyAny>> {
@@ -62,7 +63,7 @@ pub(super) fn hold_off<'py>(
 }
 
 /// Do something that blocks, in what [`hold_off`] calls: meanwhile kills are not held off.
-pub(super) fn let_in<R>(wait: impl FnOnce() -> R) -> R {
+pub(in crate::python) fn let_in<R>(wait: impl FnOnce() -> R) -> R {
     let masked = HELD_OFF.take().is_some();
     let result = wait();
     if masked {
@@ -73,7 +74,7 @@ pub(super) fn let_in<R>(wait: impl FnOnce() -> R) -> R {
 
 /// How a masked block begins.
 #[derive(Clone, Copy)]
-pub(super) enum Beginning {
+pub(in crate::python) enum Beginning {
     /// With a look for kills.
     UnlessKilled,
     /// With a checkpoint.
@@ -87,7 +88,7 @@ pub(super) enum Beginning {
 /// generator is that is thrown away, and closes nobody else's. If it is never left, its mask goes
 /// with it.
 #[pyclass(frozen, module = "desist._core")]
-pub(super) struct Masked {
+pub(in crate::python) struct Masked {
     at_most: Duration,
     beginning: Beginning,
     entered: AtomicBool,
@@ -95,7 +96,7 @@ pub(super) struct Masked {
 }
 
 impl Masked {
-    pub(super) const fn new(at_most: Duration, beginning: Beginning) -> Self {
+    pub(in crate::python) const fn new(at_most: Duration, beginning: Beginning) -> Self {
         Self {
             at_most,
             beginning,
@@ -160,7 +161,7 @@ impl Masked {
 /// To undo things while a kill is on its way through, use cleanup().
 #[pyfunction]
 #[pyo3(signature = (seconds, /))]
-pub(super) fn defer_kill(seconds: Seconds<'_, '_>) -> PyResult<Masked> {
+pub(in crate::python) fn defer_kill(seconds: Seconds<'_, '_>) -> PyResult<Masked> {
     let at_most = seconds::span(seconds, "the time to hold a kill off")?;
     Ok(Masked::new(at_most, Beginning::UnlessKilled))
 }

@@ -9,7 +9,7 @@ use crate::cause::CauseKind;
 use crate::stop::Rung;
 
 /// Where a task is in its life, as Python is told.
-pub(super) enum TaskState {
+pub(in crate::python) enum TaskState {
     Pending,
     Running,
     Cancelling,

@@ -11,7 +11,7 @@ use pyo3::sync::PyOnceLock;
 
 use crate::fork;
 use crate::host::{self, Host};
-use crate::python::attach::{self, attach};
+use crate::python::binding::attach::{self, attach};
 use crate::python::error;
 use crate::testing;
 
@@ -82,7 +82,7 @@ impl Host for Interpreter {
 }
 
 /// Let the interpreter go, and use the core, where the call may block.
-pub(super) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() -> T + Send) -> T {
+pub(in crate::python) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() -> T + Send) -> T {
     py.detach(|| {
         let _inside = fork::inside();
         act()
@@ -90,23 +90,23 @@ pub(super) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() -> T + Send) 
 }
 
 /// The exception that ended a wait with `Stop::Interrupted`.
-pub(super) fn take_raised() -> Option<PyErr> {
+pub(in crate::python) fn take_raised() -> Option<PyErr> {
     RAISED.with(|slot| slot.borrow_mut().take())
 }
 
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)] // two system calls
-pub(super) fn is_main_thread() -> bool {
+pub(in crate::python) fn is_main_thread() -> bool {
     // SAFETY: neither call has a precondition.
     unsafe { libc::gettid() == libc::getpid() }
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn is_main_thread() -> bool {
+pub(in crate::python) fn is_main_thread() -> bool {
     true // an idle slice costs little; a deaf main thread costs more
 }
 
-pub(super) fn install(py: Python<'_>) -> PyResult<()> {
+pub(in crate::python) fn install(py: Python<'_>) -> PyResult<()> {
     attach::install(py);
     host::install(&Interpreter);
     let os = py.import("os")?;

@@ -1,5 +1,7 @@
 //! `Lock` and `RLock`.
 
+pub(in crate::python) mod guard;
+
 use std::sync::{Arc, OnceLock};
 
 use pyo3::exceptions::{
@@ -10,13 +12,15 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
+use crate::python::binding::host::detached;
+use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::seconds::Seconds;
+use crate::python::binding::{lazy_arg, seconds};
 use crate::python::error::Killed;
-use crate::python::guard::LockGuard;
-use crate::python::hint::{GivenClass, GivenException, GivenTraceback};
-use crate::python::host::detached;
-use crate::python::seconds::Seconds;
+use crate::python::hard_stop::stack;
+use crate::python::sync::lock::guard::LockGuard;
 use crate::python::wait::{checkpoint, perform};
-use crate::python::{error, hard_stop, hint, seconds, stack};
+use crate::python::{error, hard_stop};
 use crate::scope;
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 use crate::task::{Death, Task};
@@ -32,7 +36,7 @@ use crate::task::{Death, Task};
 /// `fenced` lock goes on to the next instead, as after a kill; with guard() the stale holder can be
 /// told from later ones. Only its holder, or the guard, releases it.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
-pub(super) struct Lock {
+pub(in crate::python) struct Lock {
     /// Made by `__init__`.
     lock: OnceLock<sync::Lock>,
     reentrant: bool,
@@ -44,10 +48,10 @@ pub(super) struct Lock {
 /// Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
 /// often. `name`, `on_kill` and `fenced` are as with Lock.
 #[pyclass(frozen, weakref, subclass, extends = Lock, module = "desist")]
-pub(super) struct RLock;
+pub(in crate::python) struct RLock;
 
 impl Lock {
-    pub(super) fn core(&self) -> &sync::Lock {
+    pub(in crate::python) fn core(&self) -> &sync::Lock {
         self.lock
             .get_or_init(|| self.made(None, OnKill::default(), false))
     }
@@ -68,7 +72,12 @@ impl Lock {
         if fenced { lock.fenced() } else { lock }
     }
 
-    pub(super) fn take(&self, py: Python<'_>, acquire: Acquire, until: Time) -> PyResult<bool> {
+    pub(in crate::python) fn take(
+        &self,
+        py: Python<'_>,
+        acquire: Acquire,
+        until: Time,
+    ) -> PyResult<bool> {
         take(py, self.core(), acquire, until)
     }
 
@@ -109,7 +118,7 @@ impl Lock {
 }
 
 /// Acquire a lock, waiting until `until` at most (then false). A checkpoint.
-pub(super) fn take(
+pub(in crate::python) fn take(
     py: Python<'_>,
     lock: &sync::Lock,
     acquire: Acquire,
@@ -138,13 +147,13 @@ fn wait_and_take(
 }
 
 /// The calling task unwinds because it was stopped hard.
-pub(super) struct Killing {
+pub(in crate::python) struct Killing {
     task: Arc<Task>,
 }
 
 impl Killing {
     /// `entry`: of what is held, in the ledger. `unwinding`: the exception that is on its way.
-    pub(super) fn of(
+    pub(in crate::python) fn of(
         py: Python<'_>,
         entry: Option<u64>,
         unwinding: &Bound<'_, PyAny>,
@@ -160,7 +169,7 @@ impl Killing {
     }
 
     /// For the report: a lock was released.
-    pub(super) fn record(&self, name: &Arc<str>, poisoned: bool) {
+    pub(in crate::python) fn record(&self, name: &Arc<str>, poisoned: bool) {
         self.task.amend(|record| {
             let names = if poisoned {
                 &mut record.swept.poisoned
@@ -174,7 +183,10 @@ impl Killing {
 
 /// What is on its way through the code that calls to release something: in a `finally` it is the
 /// exception that is being handled. `entry`: of what is to be released, in the ledger.
-pub(super) fn unwinding(py: Python<'_>, entry: Option<u64>) -> PyResult<Option<Bound<'_, PyAny>>> {
+pub(in crate::python) fn unwinding(
+    py: Python<'_>,
+    entry: Option<u64>,
+) -> PyResult<Option<Bound<'_, PyAny>>> {
     // Nobody else can be the victim of a kill than a task that has been told of one.
     if scope::current_task().is_none_or(|task| task.death(entry, None).is_none()) {
         return Ok(None);
@@ -187,13 +199,13 @@ pub(super) fn unwinding(py: Python<'_>, entry: Option<u64>) -> PyResult<Option<B
 }
 
 /// Who holds it, for reports.
-pub(super) fn owner(lock: &sync::Lock) -> Option<String> {
+pub(in crate::python) fn owner(lock: &sync::Lock) -> Option<String> {
     let name = lock.owner()?;
     Some(name.map_or_else(|| "a thread".into(), |name| name.to_string()))
 }
 
 /// For its representation.
-pub(super) fn state(lock: &sync::Lock) -> &'static str {
+pub(in crate::python) fn state(lock: &sync::Lock) -> &'static str {
     match (lock.is_poisoned(), lock.is_locked()) {
         (true, _) => "poisoned",
         (false, true) => "locked",
@@ -242,10 +254,10 @@ impl Lock {
     /// it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
     /// given up and may still be inside. Held until it is released, or the task ends.
     #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
-    pub(super) fn acquire(
+    pub(in crate::python) fn acquire(
         &self,
         py: Python<'_>,
-        #[pyo3(from_py_with = hint::truth)] blocking: bool,
+        #[pyo3(from_py_with = lazy_arg::truth)] blocking: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
         // As in threading, -1 is how to say "no timeout" by value.
@@ -274,7 +286,7 @@ impl Lock {
     /// it. Fenced: it is a fenced lock that the calling code has lost, for it was given up itself.
     ///
     /// A kill that the lock held off is raised here.
-    pub(super) fn release(&self, py: Python<'_>) -> PyResult<()> {
+    pub(in crate::python) fn release(&self, py: Python<'_>) -> PyResult<()> {
         match unwinding(py, self.core().entry())? {
             None => self.give_back(py, false),
             Some(unwinding) => self.give_up(py, false, &unwinding),
@@ -339,12 +351,12 @@ impl Lock {
         owner(self.core())
     }
 
-    pub(super) fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
+    pub(in crate::python) fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
         self.take(py, Acquire::Block, Time::NEVER)
     }
 
     #[pyo3(signature = (_type, value, _traceback, /))]
-    pub(super) fn __exit__(
+    pub(in crate::python) fn __exit__(
         &self,
         py: Python<'_>,
         _type: GivenClass<'_, '_>,
@@ -426,19 +438,19 @@ impl RLock {
 
 /// What RLock._release_save() returns.
 #[pyclass(frozen, module = "desist._core")]
-pub(super) struct Released {
+pub(in crate::python) struct Released {
     holds: sync::Holds,
 }
 
 impl Released {
-    pub(super) fn take(lock: &sync::Lock) -> PyResult<Self> {
+    pub(in crate::python) fn take(lock: &sync::Lock) -> PyResult<Self> {
         let holds = lock.let_go();
         holds
             .map(|holds| Self { holds })
             .map_err(|failure| PyRuntimeError::new_err(failure.to_string()))
     }
 
-    pub(super) fn give_back(&self, py: Python<'_>, lock: &sync::Lock) -> PyResult<()> {
+    pub(in crate::python) fn give_back(&self, py: Python<'_>, lock: &sync::Lock) -> PyResult<()> {
         let holds = self.holds.clone();
         detached(py, || lock.take_back(holds)).map_err(|failure| error::from_lock(py, failure))
     }

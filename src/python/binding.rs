@@ -1,0 +1,11 @@
+//! What the binding itself is made of: attaching to the interpreter and detaching from it, and the
+//! conversion of arguments and results.
+
+pub(super) mod attach;
+pub(super) mod attached;
+pub(super) mod enums;
+pub(super) mod host;
+pub(super) mod lazy_arg;
+pub(super) mod seconds;
+pub(super) mod shortcut;
+pub(super) mod spare;
