@@ -1,53 +1,88 @@
-//! Workers that can be killed: the item that one was at is leased again, and nothing is lost.
+//! A worker over a lease queue: the item of a killed handler is leased again, and nothing is lost.
 
-use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread;
 use std::time::Duration;
 
-use desist::stop::StopPolicy;
-use desist::work::{Job, LeaseQueue, Note, PoolOptions, QueueOptions, WorkerPool};
-use desist::{Stop, Time, sleep};
+use desist::stop::{StopPolicy, kill};
+use desist::task::{BodyEnd, Boundary, Task};
+use desist::work::{Back, Lease, LeaseQueue, RetryPolicy};
+use desist::{CancelSource, Cause, Stop, Time, sleep};
 
-type Queue = LeaseQueue<&'static str, Note<Stop>>;
+/// What went wrong with an item is noted as the cause of the stop.
+type Queue = LeaseQueue<&'static str, Cause>;
+type Delivery = Lease<&'static str, Cause>;
 
-/// Deliver an item; the first attempt at the parcel takes far too long.
-fn deliver(job: &Job<'_, &'static str, Stop>, begun: &Sender<u64>) -> Result<(), Stop> {
-    begun.send(job.id).expect("main waits for it");
-    if job.item == "parcel" && job.attempt == 1 {
-        sleep(Duration::from_secs(3600))?; // ends as soon as the worker is to stop
+/// The first attempt at the parcel takes far too long.
+fn deliver(lease: &Delivery) -> Result<(), Stop> {
+    if lease.item == "parcel" && lease.attempt == 1 {
+        sleep(Duration::from_secs(3600))?; // returns `Err` as soon as the task is killed
     }
-    println!("{}: delivered at attempt {}", job.item, job.attempt);
+    println!("{}: delivered at attempt {}", lease.item, lease.attempt);
     Ok(())
 }
 
+/// Work until the queue is closed. Each lease is a task of its own, so that a kill ends one
+/// handler and the worker goes on with the next item.
+fn work(queue: &Queue, begun: &Sender<(Delivery, Arc<Task>)>) {
+    while let Ok(Some(lease)) = queue.lease(Time::NEVER) {
+        let source = CancelSource::with_deadline(lease.ends());
+        let task = Task::new(lease.item, Some(&source.token()));
+        let boundary = Boundary::enter(&task, None);
+        begun
+            .send((lease.clone(), task.clone()))
+            .expect("main listens");
+        let result = deliver(&lease);
+        let end = match result {
+            Err(Stop::Killed(_)) => BodyEnd::Killed(None),
+            _ => BodyEnd::Unwound,
+        };
+        if !boundary.leave(end) {
+            return; // abandoned: the killing thread has requeued the item
+        }
+        // `Err(Fenced)` would mean that the lease has timed out, and the item is leased elsewhere.
+        let settled = if result.is_ok() {
+            queue.ack(lease.id, lease.epoch)
+        } else {
+            let cause = task.source().token().cause();
+            queue
+                .give_back(lease.id, lease.epoch, Back::AtOnce, cause)
+                .map(drop)
+        };
+        settled.expect("this lease has no time limit");
+        task.over().set(); // after the settlement: `kill` returns when this is set
+    }
+}
+
 pub(crate) fn main() {
-    // Whoever puts a third item waits until there is room.
-    let queue = Queue::new(QueueOptions {
-        maxsize: 2,
-        ..QueueOptions::default()
-    });
+    let queue = Queue::new(RetryPolicy::default());
     let (begun, begins) = channel();
-    let options = PoolOptions {
-        workers: NonZeroUsize::MIN,
-        ..PoolOptions::default()
+    let worker = thread::spawn({
+        let queue = queue.clone();
+        move || work(&queue, &begun)
+    });
+    queue.put("parcel").expect("this thread is not cancelled");
+    queue.put("letter").expect("this thread is not cancelled");
+
+    let (lease, task) = begins.recv().expect("the worker runs");
+    let mut requeue_for_abandoned = || {
+        let _ = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
     };
-    let pool = WorkerPool::new(queue.clone(), options, move |job| deliver(job, &begun))
-        .expect("the system has a thread");
-
-    let parcel = queue.put("parcel").expect("nothing stops this thread");
-    assert_eq!(begins.recv(), Ok(parcel)); // it is being worked on
-    queue.put("letter").expect("nothing stops this thread");
-
-    let policy = StopPolicy::default();
-    let report = pool
-        .kill_worker(0, Some("too slow"), &policy)
-        .expect("there is a worker");
+    let report = kill(
+        &task,
+        Some("too slow".into()),
+        &StopPolicy::default(),
+        &mut requeue_for_abandoned,
+    );
+    let report = report.expect("the worker is another thread");
     println!("killed: {:?} after {:?}", report.outcome, report.elapsed);
-    assert_eq!(report.requeued, [parcel]);
 
-    // The worker goes on, with the parcel first.
-    assert_eq!(pool.drain(Time::NEVER), Ok(true));
-    assert_eq!(begins.recv(), Ok(parcel));
+    // The parcel is leased again, before the letter.
+    let order: Vec<_> = begins.iter().take(2).map(|(lease, _)| lease.item).collect();
+    assert_eq!(order, ["parcel", "letter"]);
+    assert_eq!(queue.drain(Time::NEVER), Ok(true));
     assert_eq!(queue.counts().done, 2);
-    pool.stop(&policy).expect("this is no handler");
+    queue.close();
+    worker.join().expect("the worker does not panic");
 }

@@ -133,21 +133,6 @@ pub fn kill(
     kill.climb(on_abandon)
 }
 
-/// The report where there is nobody to kill.
-#[cfg(not(loom))]
-pub(crate) fn nothing_to_kill() -> KillReport {
-    KillReport {
-        outcome: Some(Rung::AlreadyDone),
-        elapsed: Duration::ZERO,
-        released: Vec::new(),
-        poisoned: Vec::new(),
-        requeued: Vec::new(),
-        fenced: Vec::new(),
-        stack: None,
-        blocked: None,
-    }
-}
-
 /// Act in real time: simulated time would stand still while the task runs.
 fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
     #[cfg(not(loom))]

@@ -13,8 +13,6 @@
 #[cfg(all(feature = "file", unix, not(loom)))]
 mod file;
 mod memory;
-#[cfg(not(loom))]
-mod pool;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -24,8 +22,6 @@ use std::time::Duration;
 #[cfg(all(feature = "file", unix, not(loom)))]
 pub use file::{Bytes, Failure, FileError, FileQueue};
 pub use memory::LeaseQueue;
-#[cfg(not(loom))]
-pub use pool::{Job, Note, PoolError, PoolOptions, WorkerPool};
 
 use crate::cause::Cause;
 use crate::clock::Time;

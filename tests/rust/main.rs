@@ -18,8 +18,6 @@ mod file_queue_crash;
 mod file_queue_power;
 mod lock;
 mod mutex;
-#[cfg(not(loom))]
-mod pool;
 mod queue;
 mod scope;
 mod semaphore;
