@@ -17,29 +17,34 @@ use crate::fork;
 use crate::stack::Stack;
 
 /// Something that can be held.
-pub(crate) trait Held: Send + Sync {
+pub(crate) trait Resource: Send + Sync {
     /// Its name, for reports.
     fn name(&self) -> Arc<str>;
 
     /// Take one hold of it from `holder`, which is done with it in the given way. `None` if
     /// `holder` does not hold it any more. True: it is poisoned now.
-    fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, end: &End) -> Option<bool>;
+    fn reclaim(
+        self: Arc<Self>,
+        holder: &Arc<Ledger>,
+        hold: Hold,
+        end: &Termination,
+    ) -> Option<bool>;
 }
 
 /// How a holder came to its end, as far as what it holds is concerned.
 #[derive(Debug, Clone)]
-pub(crate) enum End {
+pub(crate) enum Termination {
     /// It ran to an end: returned, failed, or was cancelled and unwound.
     Unwound,
     /// It was stopped hard, in the middle of whatever it did.
-    Killed(Arc<Death>),
+    Killed(Arc<KillInfo>),
     /// It was given up while it still runs, and may go on to use what it holds.
-    Abandoned(Arc<Death>),
+    Abandoned(Arc<KillInfo>),
 }
 
 /// Who died how; kept with what it held.
 #[derive(Debug)]
-pub struct Death {
+pub struct KillInfo {
     /// The task's name.
     pub task: Arc<str>,
     /// Why it was killed.
@@ -50,7 +55,7 @@ pub struct Death {
 
 /// Who gives it back in the normal course of things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keeper {
+pub(crate) enum HoldKind {
     /// A `with` block: the scope around takes it back if the block did not.
     Block,
     /// As a block, but its end knows this very hold, and takes no other.
@@ -65,20 +70,20 @@ pub(crate) enum Keeper {
 /// One entry of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hold {
-    pub(crate) keeper: Keeper,
+    pub(crate) kind: HoldKind,
     /// Which of all entries that were ever made.
-    number: u64,
+    seq: u64,
 }
 
 impl Hold {
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
-    pub(crate) fn number(self) -> u64 {
-        self.number
+    pub(crate) fn seq(self) -> u64 {
+        self.seq
     }
 }
 
 struct Entry {
-    held: Arc<dyn Held>,
+    held: Arc<dyn Resource>,
     hold: Hold,
 }
 
@@ -86,7 +91,7 @@ struct Entry {
 struct Entries {
     /// In the order of their numbers.
     list: Vec<Entry>,
-    made: u64,
+    next_seq: u64,
 }
 
 /// What one task, or one thread outside any task, holds.
@@ -127,24 +132,24 @@ impl Ledger {
         self.generation.store(fork::generation(), Ordering::Relaxed);
     }
 
-    pub(crate) fn record(&self, held: Arc<dyn Held>, keeper: Keeper) {
+    pub(crate) fn record(&self, held: Arc<dyn Resource>, kind: HoldKind) {
         let mut entries = self.entries.lock();
-        let number = entries.made;
-        entries.made += 1;
-        let hold = Hold { keeper, number };
+        let seq = entries.next_seq;
+        entries.next_seq += 1;
+        let hold = Hold { kind, seq };
         entries.list.push(Entry { held, hold });
     }
 
-    /// Put an entry back that was struck out for a while, in its old place.
-    pub(crate) fn restore(&self, held: Arc<dyn Held>, hold: Hold) {
+    /// Put an entry back that was removed for a while, in its old place.
+    pub(crate) fn restore(&self, held: Arc<dyn Resource>, hold: Hold) {
         let entries = &mut self.entries.lock().list;
-        let at = entries.partition_point(|entry| entry.hold.number < hold.number);
+        let at = entries.partition_point(|entry| entry.hold.seq < hold.seq);
         entries.insert(at, Entry { held, hold });
     }
 
     /// Forget one entry, the latest of this thing. What was held is given out so that its last
     /// count is dropped unlocked.
-    pub(crate) fn strike_out(&self, held: *const ()) -> Option<(Arc<dyn Held>, Hold)> {
+    pub(crate) fn remove_latest(&self, held: *const ()) -> Option<(Arc<dyn Resource>, Hold)> {
         let entries = &mut self.entries.lock().list;
         let at = entries
             .iter()
@@ -154,10 +159,10 @@ impl Ledger {
     }
 
     /// Forget this very hold.
-    pub(crate) fn strike(&self, held: *const (), hold: Hold) -> Option<Arc<dyn Held>> {
+    pub(crate) fn remove(&self, held: *const (), hold: Hold) -> Option<Arc<dyn Resource>> {
         let entries = &mut self.entries.lock().list;
         let at = entries
-            .binary_search_by_key(&hold.number, |entry| entry.hold.number)
+            .binary_search_by_key(&hold.seq, |entry| entry.hold.seq)
             .ok()?;
         let same = Arc::as_ptr(&entries[at].held).cast::<()>() == held;
         same.then(|| entries.remove(at).held)
@@ -166,8 +171,8 @@ impl Ledger {
     /// Is this very hold in it?
     pub(crate) fn has(&self, hold: Hold) -> bool {
         let entries = &self.entries.lock().list;
-        let number = |entry: &Entry| entry.hold.number;
-        entries.binary_search_by_key(&hold.number, number).is_ok()
+        let seq = |entry: &Entry| entry.hold.seq;
+        entries.binary_search_by_key(&hold.seq, seq).is_ok()
     }
 
     /// The latest hold of this thing.
@@ -182,9 +187,7 @@ impl Ledger {
     /// Is anything held of the entries from this one on?
     pub(crate) fn holds_since(&self, first: u64) -> bool {
         let entries = &self.entries.lock().list;
-        entries
-            .last()
-            .is_some_and(|entry| entry.hold.number >= first)
+        entries.last().is_some_and(|entry| entry.hold.seq >= first)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -192,37 +195,42 @@ impl Ledger {
     }
 
     /// How many entries have been made: those that come later have this number or a greater one.
-    pub(crate) fn made(&self) -> u64 {
-        self.entries.lock().made
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.entries.lock().next_seq
     }
 
     /// Take back everything, the latest first (I20).
-    pub(crate) fn sweep(self: &Arc<Self>, end: &End) -> Swept {
-        let abandoned = matches!(end, End::Abandoned(_));
-        self.take_back(0, end, |keeper| abandoned || keeper != Keeper::Guard)
+    pub(crate) fn sweep(self: &Arc<Self>, end: &Termination) -> Swept {
+        let abandoned = matches!(end, Termination::Abandoned(_));
+        self.reclaim_since(0, end, |kind| abandoned || kind != HoldKind::Guard)
     }
 
     /// Take back everything from entry `first` on, as [`Ledger::sweep`] does.
-    pub(crate) fn sweep_since(self: &Arc<Self>, first: u64, end: &End) -> Swept {
-        self.take_back(first, end, |keeper| keeper != Keeper::Guard)
+    pub(crate) fn sweep_since(self: &Arc<Self>, first: u64, end: &Termination) -> Swept {
+        self.reclaim_since(first, end, |kind| kind != HoldKind::Guard)
     }
 
     /// Take back what blocks took from entry `first` on and did not give back.
-    pub(crate) fn sweep_blocks(self: &Arc<Self>, first: u64, end: &End) -> Swept {
-        self.take_back(first, end, |keeper| {
-            matches!(keeper, Keeper::Block | Keeper::Known)
+    pub(crate) fn sweep_blocks(self: &Arc<Self>, first: u64, end: &Termination) -> Swept {
+        self.reclaim_since(first, end, |kind| {
+            matches!(kind, HoldKind::Block | HoldKind::Known)
         })
     }
 
-    fn take_back(self: &Arc<Self>, first: u64, end: &End, which: impl Fn(Keeper) -> bool) -> Swept {
-        let late: Vec<(Arc<dyn Held>, Hold)> = {
+    fn reclaim_since(
+        self: &Arc<Self>,
+        first: u64,
+        end: &Termination,
+        which: impl Fn(HoldKind) -> bool,
+    ) -> Swept {
+        let late: Vec<(Arc<dyn Resource>, Hold)> = {
             let entries = self.entries.lock();
             let late = entries
                 .list
                 .iter()
                 .rev()
-                .take_while(|entry| entry.hold.number >= first);
-            late.filter(|entry| which(entry.hold.keeper))
+                .take_while(|entry| entry.hold.seq >= first);
+            late.filter(|entry| which(entry.hold.kind))
                 .map(|entry| (entry.held.clone(), entry.hold))
                 .collect()
         };
@@ -230,7 +238,7 @@ impl Ledger {
         let mut swept = Swept::default();
         for (held, hold) in late {
             let name = held.name();
-            match held.take_back(self, hold, end) {
+            match held.reclaim(self, hold, end) {
                 Some(true) => swept.poisoned.push(name),
                 Some(false) => swept.released.push(name),
                 None => {}

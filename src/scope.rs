@@ -24,7 +24,7 @@ use crate::enforcer::Watch;
 use crate::error::{DeadlineExceeded, MayStop, ScopeMisuse, Stop};
 use crate::fork;
 use crate::host;
-use crate::ledger::{End, Ledger};
+use crate::ledger::{Ledger, Termination};
 use crate::park::Waiter;
 use crate::stack::Stack;
 use crate::task::{Force, Left, Task};
@@ -149,7 +149,7 @@ fn open(
             .ledger
             .borrow()
             .as_ref()
-            .map_or(0, |ledger| ledger.made());
+            .map_or(0, |ledger| ledger.next_seq());
         frames.push(Frame {
             node: node.clone(),
             kind,
@@ -190,12 +190,12 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
             .ledger
             .borrow()
             .as_ref()
-            .filter(|ledger| ledger.made() > frame.recorded)
+            .filter(|ledger| ledger.next_seq() > frame.recorded)
             .cloned();
         Ok((frame, exit, ledger))
     })?;
     if let Some(ledger) = ledger {
-        ledger.sweep_blocks(frame.recorded, &End::Unwound);
+        ledger.sweep_blocks(frame.recorded, &Termination::Unwound);
     }
     Ok(exit)
 }
@@ -269,8 +269,9 @@ pub(crate) fn exit_forced(
     };
     if let (Some(task), Some(cause)) = (&task, left.struck) {
         // Also what was not taken by a block: whoever was to release it may have been struck.
-        let death = Arc::new(task.dies(cause, stack()));
-        task.ledger().sweep_since(recorded, &End::Killed(death));
+        let kill = Arc::new(task.kill_info_of(cause, stack()));
+        task.ledger()
+            .sweep_since(recorded, &Termination::Killed(kill));
     }
     let absorbs = unwinding == Unwinding::Killed && left.absorbs;
     let exit = exit(node, absorbs || unwinding == Unwinding::Cancelled);

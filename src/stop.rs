@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::item::ItemId;
-use crate::ledger::Death;
+use crate::ledger::KillInfo;
 use crate::scope;
 use crate::stack::Stack;
 use crate::task::{Progress, Task};
@@ -260,7 +260,7 @@ impl<'a> Kill<'a> {
         let stack = place.as_ref().map(|place| place.stack.clone());
         let blocked = place.and_then(|place| place.blocked);
         if policy.abandon {
-            if task.abandon(Death {
+            if task.abandon(KillInfo {
                 task: task.name().clone(),
                 cause: self.cause,
                 stack: stack.clone(),

@@ -34,8 +34,8 @@ use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
 use crate::item::ItemId;
-pub use crate::ledger::Death;
-use crate::ledger::{End, Ledger, Swept};
+pub use crate::ledger::KillInfo;
+use crate::ledger::{Ledger, Swept, Termination};
 use crate::park::{Latch, Outcome, Waiter};
 use crate::scope::{self, Outer};
 use crate::stack::Stack;
@@ -648,7 +648,7 @@ impl Task {
 
     /// Give the body up: its leases are fenced, what it holds is lost to all others. False: it
     /// came to its end in time.
-    pub(crate) fn abandon(&self, death: Death) -> bool {
+    pub(crate) fn abandon(&self, kill: KillInfo) -> bool {
         let traced = {
             let mut control = self.control.lock();
             if control.phase != Phase::Running {
@@ -661,19 +661,19 @@ impl Task {
         if let Some(force) = traced {
             fork::outside(|| force.at_a_safe_moment(&mut || force.end_trace(self)));
         }
-        let swept = self.ledger.sweep(&End::Abandoned(Arc::new(death)));
+        let swept = self.ledger.sweep(&Termination::Abandoned(Arc::new(kill)));
         self.amend(|record| record.swept = swept);
         true
     }
 
     /// Who dies, for what it holds as this entry of its ledger. `None`: no kill has reached the
     /// body, or is just about to, or a block of it in which that was taken.
-    pub(crate) fn death(&self, number: Option<u64>, stack: Option<Stack>) -> Option<Death> {
+    pub(crate) fn kill_info(&self, number: Option<u64>, stack: Option<Stack>) -> Option<KillInfo> {
         let control = self.control.lock();
         let order = control.order.as_ref();
         match order.filter(|_| control.delivered.is_some() || control.posted) {
-            Some(order) => Some(self.dies(order.cause.clone(), stack)),
-            None => self.death_in_block(&control, number, stack),
+            Some(order) => Some(self.kill_info_of(order.cause.clone(), stack)),
+            None => self.kill_info_in_block(&control, number, stack),
         }
     }
 
@@ -818,16 +818,16 @@ impl Boundary {
         };
         let (end, stack) = match (end, cause) {
             (BodyEnd::Killed(stack), Some(cause)) => {
-                let death = Death {
+                let kill = KillInfo {
                     task: task.name.clone(),
                     cause,
                     stack: stack.clone(),
                 };
-                (End::Killed(Arc::new(death)), stack)
+                (Termination::Killed(Arc::new(kill)), stack)
             }
-            _ => (End::Unwound, None),
+            _ => (Termination::Unwound, None),
         };
-        let killed = matches!(end, End::Killed(_));
+        let killed = matches!(end, Termination::Killed(_));
         let swept = task.ledger.sweep(&end);
         scope::end_task(outer);
         task.source.close();

@@ -294,8 +294,8 @@ BUGS = (
         "sync/lock.rs",
         "lock",
         (
-            "entry = holder.strike_out(Arc::as_ptr(self).cast());",
-            "entry = None::<(Arc<dyn Held>, Hold)>;",
+            "entry = holder.remove_latest(Arc::as_ptr(self).cast());",
+            "entry = None::<(Arc<dyn Resource>, Hold)>;",
         ),
     ),
     bug(
@@ -442,8 +442,8 @@ BUGS = (
         "sync/semaphore.rs",
         "semaphore",
         (
-            "strike(Arc::as_ptr(&self).cast(), hold)?;",
-            "strike(Arc::as_ptr(&self).cast(), hold);",
+            "remove(Arc::as_ptr(&self).cast(), hold)?;",
+            "remove(Arc::as_ptr(&self).cast(), hold);",
         ),
     ),
     # --- the event

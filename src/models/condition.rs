@@ -7,7 +7,7 @@ use super::{
 };
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::ledger::{Death, End};
+use crate::ledger::{KillInfo, Termination};
 use crate::scope;
 use crate::sync::{Acquire, Condition, Lock, LockError, OnKill, WaitError};
 use crate::task::Task;
@@ -210,12 +210,12 @@ fn loom_i21_a_waiter_does_not_get_a_lock_back_that_was_poisoned_meanwhile() {
                 assert!(acquired.unwrap());
                 permits.number.set(1); // and it would have gone on
                 permits.changed.notify(1);
-                let death = Death {
+                let kill = KillInfo {
                     task: "holder".into(),
                     cause: because("kill"),
                     stack: None,
                 };
-                scope::current_ledger().sweep(&End::Killed(Arc::new(death)))
+                scope::current_ledger().sweep(&Termination::Killed(Arc::new(kill)))
             })
         };
         assert_eq!(end(killed).poisoned.len(), 1);

@@ -12,7 +12,7 @@ use super::{
 use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::ledger::{Death, End, Ledger};
+use crate::ledger::{KillInfo, Ledger, Termination};
 use crate::scope;
 use crate::sync::{Acquire, Holding, Lock, LockError, OnKill, Undo};
 use crate::task::Task;
@@ -89,8 +89,8 @@ impl Protected {
     }
 }
 
-fn end_of_holder() -> Arc<Death> {
-    Arc::new(Death {
+fn kill_of_holder() -> Arc<KillInfo> {
+    Arc::new(KillInfo {
         task: "holder".into(),
         cause: because("for a test"),
         stack: None,
@@ -327,7 +327,7 @@ fn loom_i21_a_killed_holders_lock_is_poisoned_before_anyone_else_has_it() {
             let data = protected.data.clone();
             move || {
                 data.touch(); // the holder's last use
-                ledger.sweep(&End::Killed(end_of_holder()))
+                ledger.sweep(&Termination::Killed(kill_of_holder()))
             }
         });
         let waiters = [(); 2].map(|()| {
@@ -346,7 +346,7 @@ fn loom_i21_a_killed_holders_lock_is_poisoned_before_anyone_else_has_it() {
 fn loom_i21_a_waiter_that_was_refused_does_not_hold_the_lock_after_its_repair() {
     explore(TWICE, || {
         let (protected, ledger) = Protected::held();
-        let killer = spawn(move || ledger.sweep(&End::Killed(end_of_holder())));
+        let killer = spawn(move || ledger.sweep(&Termination::Killed(kill_of_holder())));
         let waiter = {
             let protected = protected.clone();
             spawn(move || protected.cycle())
@@ -386,7 +386,7 @@ fn loom_i21_a_lock_is_released_or_lost_with_its_abandoned_holder() {
         };
         let abandoner = {
             let ledger = ledger.clone();
-            spawn(move || ledger.sweep(&End::Abandoned(end_of_holder())))
+            spawn(move || ledger.sweep(&Termination::Abandoned(kill_of_holder())))
         };
         let waiter = {
             let protected = protected.clone();
@@ -412,7 +412,7 @@ fn overtaken_by_one_who_is_killed() {
             protected.release();
             if protected.lock.try_acquire(Acquire::Block).unwrap() {
                 protected.data.touch();
-                scope::current_ledger().sweep(&End::Killed(end_of_holder()));
+                scope::current_ledger().sweep(&Termination::Killed(kill_of_holder()));
                 return true;
             }
             false
@@ -455,7 +455,7 @@ fn given_up_while_it_ends() {
     let (protected, ledger, stale) = held_fenced();
     let first = stale.epoch();
     let holder = spawn(move || stale.release(None).is_ok());
-    let abandoner = spawn(move || ledger.sweep(&End::Abandoned(end_of_holder())));
+    let abandoner = spawn(move || ledger.sweep(&Termination::Abandoned(kill_of_holder())));
     let next = {
         let protected = protected.clone();
         spawn(move || {
@@ -522,7 +522,7 @@ fn loom_i21_nobody_sees_a_half_changed_value_of_a_holder_that_was_given_up() {
                 done.and_then(|()| holding.release(None)).is_ok()
             })
         };
-        let abandoner = spawn(move || ledger.sweep(&End::Abandoned(end_of_holder())));
+        let abandoner = spawn(move || ledger.sweep(&Termination::Abandoned(kill_of_holder())));
         let next = {
             let (lock, steps) = (lock.clone(), steps.clone());
             spawn(move || {

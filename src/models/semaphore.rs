@@ -7,7 +7,7 @@ use super::{
 };
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::ledger::{Death, End};
+use crate::ledger::{KillInfo, Termination};
 use crate::scope;
 use crate::sync::Semaphore;
 use crate::task::Task;
@@ -165,12 +165,12 @@ fn loom_i20_a_permit_that_a_block_and_a_sweep_give_back_at_once_comes_back_once(
         let abandoner = {
             let task = task.clone();
             spawn(move || {
-                let death = Death {
+                let kill = KillInfo {
                     task: task.name().clone(),
                     cause: because("kill"),
                     stack: None,
                 };
-                task.ledger().sweep(&End::Abandoned(Arc::new(death)))
+                task.ledger().sweep(&Termination::Abandoned(Arc::new(kill)))
             })
         };
         let waiter = {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{THRICE, TWICE, because, end, explore, run_as, spawn};
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::ledger::Death;
+use crate::ledger::KillInfo;
 use crate::sync::{Acquire, Latch, Lock, LockError};
 use crate::task::{BodyEnd, Boundary, Task};
 use crate::wait;
@@ -143,7 +143,7 @@ fn loom_i27_a_body_ends_or_is_abandoned_and_its_lock_is_given_back_or_lost() {
         let abandoner = {
             let task = task.clone();
             spawn(move || {
-                task.abandon(Death {
+                task.abandon(KillInfo {
                     task: task.name().clone(),
                     cause: because("kill"),
                     stack: None,

@@ -157,14 +157,14 @@ pub(super) fn fenced(py: Python<'_>, what: &impl ToString) -> PyErr {
 
 pub(super) fn from_lock(py: Python<'_>, error: LockError) -> PyErr {
     let message = error.to_string();
-    let (name, death) = match error {
+    let (name, kill) = match error {
         LockError::Stop(stop) => return from_stop(py, stop),
-        LockError::Poisoned(death) => ("LockPoisoned", death),
-        LockError::OwnerLost(death) => ("OwnerLost", death),
+        LockError::Poisoned(kill) => ("LockPoisoned", kill),
+        LockError::OwnerLost(kill) => ("OwnerLost", kill),
     };
     let make = || -> PyResult<PyErr> {
-        let cause = Py::new(py, CancelCause::from(death.cause.clone()))?;
-        let arguments = (message, death.task.as_ref(), cause, death.stack.as_deref());
+        let cause = Py::new(py, CancelCause::from(kill.cause.clone()))?;
+        let arguments = (message, kill.task.as_ref(), cause, kill.stack.as_deref());
         Ok(PyErr::from_value(class(py, name)?.call1(arguments)?))
     };
     make().unwrap_or_else(|failure| failure)

@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::atomics::Mutex;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::ledger::{Death, End, Held, Hold, Keeper, Ledger};
+use crate::ledger::{Hold, HoldKind, KillInfo, Ledger, Resource, Termination};
 use crate::park::Ticket;
 use crate::task::{Progress, Task};
 use crate::wait::{self, Op, Waitable};
@@ -108,9 +108,9 @@ pub(crate) type Holds = Vec<Hold>;
 #[derive(Clone)]
 enum Poison {
     /// The holder is dead; the data may be half changed.
-    Killed(Arc<Death>),
+    Killed(Arc<KillInfo>),
     /// The holder was given up and may still be using it.
-    OwnerLost(Arc<Death>),
+    OwnerLost(Arc<KillInfo>),
 }
 
 /// What happens to a lock whose holder is stopped hard.
@@ -227,16 +227,16 @@ impl Lock {
 
     /// Give it up in the middle of a kill: its holder, the calling task, unwinds because it was
     /// stopped hard, and what the lock protects may be half changed. True: it is poisoned now.
-    pub(crate) fn release_killed(&self, death: Death) -> Result<bool, ReleaseError> {
+    pub(crate) fn release_killed(&self, kill: KillInfo) -> Result<bool, ReleaseError> {
         self.core
-            .give_up(false, Some(&End::Killed(Arc::new(death))))
+            .give_up(false, Some(&Termination::Killed(Arc::new(kill))))
     }
 
     /// Which entry of the ledger of the calling task, or thread, its latest hold is.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn entry(&self) -> Option<u64> {
         let hold = scope::with_ledger(|mine| mine.latest(Arc::as_ptr(&self.core).cast()));
-        hold.map(Hold::number)
+        hold.map(Hold::seq)
     }
 
     /// May its holder take it again?
@@ -264,18 +264,18 @@ impl Lock {
     /// Give it up for a while, however often it is held; for [`Lock::take_back`].
     pub(crate) fn let_go(&self) -> Result<Holds, ReleaseError> {
         let ledger = scope::current_ledger();
-        let (wake, struck) = {
+        let (wake, removed) = {
             let mut state = self.core.state.lock();
             // A plain lock may be used by one thread on behalf of another.
             let holder = state.holder.clone().ok_or(ReleaseError::NotHeld)?;
             if self.core.reentrant && !Arc::ptr_eq(&holder, &ledger) {
                 return Err(ReleaseError::NotHolder);
             }
-            let struck = self.core.strike_out_all(&holder);
-            (self.core.free(&mut state), struck)
+            let removed = self.core.remove_all_holds(&holder);
+            (self.core.free(&mut state), removed)
         };
         wake.iter().for_each(Ticket::wake);
-        Ok(struck.iter().map(|(_, hold)| *hold).collect())
+        Ok(removed.iter().map(|(_, hold)| *hold).collect())
     }
 
     /// Take it back as it was before [`Lock::let_go`], however long that takes: only a signal
@@ -284,7 +284,7 @@ impl Lock {
     pub(crate) fn take_back(&self, holds: Holds) -> Result<(), LockError> {
         let blocks = holds
             .iter()
-            .filter(|hold| hold.keeper == Keeper::Block)
+            .filter(|hold| hold.kind == HoldKind::Block)
             .count();
         let taken = wait::perform_uncancelled(&mut Acquiring::new(&self.core, Taking::Back(holds)));
         if taken.is_err() {
@@ -301,26 +301,27 @@ impl Lock {
 
     /// As [`Lock::end_block`], in the middle of a kill; see [`Lock::release_killed`].
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
-    pub(crate) fn end_block_killed(&self, death: Death) -> Result<bool, ReleaseError> {
-        self.core.give_up(true, Some(&End::Killed(Arc::new(death))))
+    pub(crate) fn end_block_killed(&self, kill: KillInfo) -> Result<bool, ReleaseError> {
+        self.core
+            .give_up(true, Some(&Termination::Killed(Arc::new(kill))))
     }
 
     /// Make it as new, for the only thread of a forked child.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn reinitialize(&self) {
-        let (holder, struck) = {
+        let (holder, removed) = {
             let mut state = self.core.state.lock();
             let holder = state.holder.take();
-            let struck = holder
+            let removed = holder
                 .as_ref()
-                .map(|holder| self.core.strike_out_all(holder));
+                .map(|holder| self.core.remove_all_holds(holder));
             *state = State {
                 epoch: state.epoch,
                 ..State::default()
             };
-            (holder, struck)
+            (holder, removed)
         };
-        drop((holder, struck));
+        drop((holder, removed));
     }
 
     /// How often its holder, whoever that is, holds it.
@@ -329,7 +330,7 @@ impl Lock {
         self.core.state.lock().depth
     }
 
-    /// Held by anyone?
+    /// Resource by anyone?
     pub fn is_locked(&self) -> bool {
         self.core.state.lock().holder.is_some()
     }
@@ -397,7 +398,7 @@ impl Core {
             return;
         };
         state.depth = 0;
-        let death = Arc::new(Death {
+        let kill = Arc::new(KillInfo {
             task: "a thread of the parent process".into(),
             cause: Cause {
                 kind: CauseKind::Forked,
@@ -409,7 +410,7 @@ impl Core {
             stack: None,
         });
         let hold = holder.latest(std::ptr::from_ref(self).cast());
-        self.lament(state, &death, self.bars_others(hold));
+        self.lament(state, &kill, self.bars_others(hold));
     }
 
     /// Make `ledger` the holder: the one place where the lock and a ledger change together.
@@ -420,13 +421,13 @@ impl Core {
         }
         state.depth += match taking {
             Taking::New(acquire) => {
-                let keeper = match acquire {
-                    Acquire::Block => Keeper::Block,
-                    Acquire::Known | Acquire::Repair => Keeper::Known,
-                    Acquire::Task => Keeper::Task,
-                    Acquire::Guard => Keeper::Guard,
+                let kind = match acquire {
+                    Acquire::Block => HoldKind::Block,
+                    Acquire::Known | Acquire::Repair => HoldKind::Known,
+                    Acquire::Task => HoldKind::Task,
+                    Acquire::Guard => HoldKind::Guard,
                 };
-                ledger.record(self.clone(), keeper);
+                ledger.record(self.clone(), kind);
                 1
             }
             Taking::Back(holds) => {
@@ -440,7 +441,11 @@ impl Core {
 
     /// Release it, or one hold of it, whoever the holder is; `block`: unless the block at whose end
     /// this is has been swept. Returns whether it is poisoned now.
-    fn give_up(self: &Arc<Self>, block: bool, end: Option<&End>) -> Result<bool, ReleaseError> {
+    fn give_up(
+        self: &Arc<Self>,
+        block: bool,
+        end: Option<&Termination>,
+    ) -> Result<bool, ReleaseError> {
         let given_up = scope::with_ledger(|mine| {
             let mut state = self.state.lock();
             let is_mine = state.is_held_by(mine);
@@ -458,7 +463,7 @@ impl Core {
                 _ => state.holder.clone(),
             };
             let holder = holder.ok_or(ReleaseError::NotHeld)?;
-            let entry = holder.strike_out(Arc::as_ptr(self).cast());
+            let entry = holder.remove_latest(Arc::as_ptr(self).cast());
             let hold = entry.as_ref().map(|(_, hold)| *hold);
             let wake = self.lose_one(&mut state, end, hold);
             let poisoned = state.poison.is_some();
@@ -486,14 +491,14 @@ impl Core {
         self: &Arc<Self>,
         holder: &Arc<Ledger>,
         hold: Hold,
-        end: Option<&End>,
+        end: Option<&Termination>,
     ) -> Option<bool> {
         let mut state = self.state.lock();
         if !state.is_held_by(holder) {
             return None;
         }
-        let entry = holder.strike(Arc::as_ptr(self).cast(), hold)?;
-        if end.is_some() && hold.keeper == Keeper::Block {
+        let entry = holder.remove(Arc::as_ptr(self).cast(), hold)?;
+        if end.is_some() && hold.kind == HoldKind::Block {
             state.orphans += 1;
         }
         let wake = self.lose_one(&mut state, end, Some(hold));
@@ -508,13 +513,13 @@ impl Core {
     fn lose_one(
         self: &Arc<Self>,
         state: &mut State,
-        end: Option<&End>,
+        end: Option<&Termination>,
         hold: Option<Hold>,
     ) -> Vec<Ticket> {
         match end {
-            Some(End::Killed(death)) => self.lament(state, death, false),
-            Some(End::Abandoned(death)) => self.lament(state, death, self.bars_others(hold)),
-            Some(End::Unwound) | None => {}
+            Some(Termination::Killed(kill)) => self.lament(state, kill, false),
+            Some(Termination::Abandoned(kill)) => self.lament(state, kill, self.bars_others(hold)),
+            Some(Termination::Unwound) | None => {}
         }
         state.depth -= 1;
         if state.depth == 0 {
@@ -525,13 +530,13 @@ impl Core {
     }
 
     /// Strike out all its holds of it, the latest first; to be dropped unlocked.
-    fn strike_out_all(self: &Arc<Self>, holder: &Ledger) -> Vec<(Arc<dyn Held>, Hold)> {
-        let next = || holder.strike_out(Arc::as_ptr(self).cast());
+    fn remove_all_holds(self: &Arc<Self>, holder: &Ledger) -> Vec<(Arc<dyn Resource>, Hold)> {
+        let next = || holder.remove_latest(Arc::as_ptr(self).cast());
         std::iter::from_fn(next).collect()
     }
 
     /// After [`Core::lose_one`], with nothing locked.
-    fn tell(&self, wake: &[Ticket], end: Option<&End>) {
+    fn tell(&self, wake: &[Ticket], end: Option<&Termination>) {
         wake.iter().for_each(Ticket::wake);
         if let (Some(_), Some(undo)) = (end, &self.undo) {
             undo.discard();
@@ -541,19 +546,19 @@ impl Core {
     /// Does who has this hold, and runs on when it is given up, bar all others for good?
     fn bars_others(&self, hold: Option<Hold>) -> bool {
         // A guard of the language reaches the data for as long as it lives.
-        !self.fenced || hold.is_none_or(|hold| hold.keeper == Keeper::Guard)
+        !self.fenced || hold.is_none_or(|hold| hold.kind == HoldKind::Guard)
     }
 
     /// Its holder was stopped in the middle; `lost`: nobody gets it any more.
     #[cold]
-    fn lament(&self, state: &mut State, death: &Arc<Death>, lost: bool) {
+    fn lament(&self, state: &mut State, kill: &Arc<KillInfo>, lost: bool) {
         if self.undo.as_ref().is_some_and(|undo| undo.undo()) {
             return;
         }
         if lost {
-            state.poison = Some(Poison::OwnerLost(death.clone()));
+            state.poison = Some(Poison::OwnerLost(kill.clone()));
         } else if self.on_kill == OnKill::Poison {
-            state.poison = Some(Poison::Killed(death.clone()));
+            state.poison = Some(Poison::Killed(kill.clone()));
         }
     }
 
@@ -606,18 +611,23 @@ impl State {
     fn check_poison(&self, taking: &Taking) -> Result<(), LockError> {
         match (&self.poison, taking) {
             (None, _) | (Some(Poison::Killed(_)), Taking::New(Acquire::Repair)) => Ok(()),
-            (Some(Poison::OwnerLost(death)), _) => Err(LockError::OwnerLost(death.clone())),
-            (Some(Poison::Killed(death)), _) => Err(LockError::Poisoned(death.clone())),
+            (Some(Poison::OwnerLost(kill)), _) => Err(LockError::OwnerLost(kill.clone())),
+            (Some(Poison::Killed(kill)), _) => Err(LockError::Poisoned(kill.clone())),
         }
     }
 }
 
-impl Held for Core {
+impl Resource for Core {
     fn name(&self) -> Arc<str> {
         self.name.clone()
     }
 
-    fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, end: &End) -> Option<bool> {
+    fn reclaim(
+        self: Arc<Self>,
+        holder: &Arc<Ledger>,
+        hold: Hold,
+        end: &Termination,
+    ) -> Option<bool> {
         self.take_from(holder, hold, Some(end))
     }
 }

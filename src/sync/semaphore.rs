@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::ledger::{End, Held, Hold, Keeper, Ledger};
+use crate::ledger::{Hold, HoldKind, Ledger, Resource, Termination};
 use crate::park::Ticket;
 use crate::scope;
 use crate::wait::{self, Op, Waitable};
@@ -111,11 +111,11 @@ impl Semaphore {
             return false;
         }
         let holder = state.holders.remove(at);
-        let struck = holder.strike_out(Arc::as_ptr(&self.core).cast());
+        let removed = holder.remove_latest(Arc::as_ptr(&self.core).cast());
         let wake = self.core.put(&mut state, 1);
         drop(state);
         wake.iter().for_each(Ticket::wake);
-        drop(struck); // may be the last count of this semaphore
+        drop(removed); // may be the last count of this semaphore
         true
     }
 
@@ -176,7 +176,7 @@ impl Core {
 
     fn record(self: &Arc<Self>, state: &mut State, ledger: Option<&Arc<Ledger>>) {
         if let Some(ledger) = ledger {
-            ledger.record(self.clone(), Keeper::Block);
+            ledger.record(self.clone(), HoldKind::Block);
             state.holders.push(ledger.clone());
         }
     }
@@ -196,14 +196,14 @@ impl Core {
     }
 }
 
-impl Held for Core {
+impl Resource for Core {
     fn name(&self) -> Arc<str> {
         "semaphore".into()
     }
 
-    fn take_back(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, _: &End) -> Option<bool> {
+    fn reclaim(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, _: &Termination) -> Option<bool> {
         let mut state = self.state.lock();
-        let entry = holder.strike(Arc::as_ptr(&self).cast(), hold)?;
+        let entry = holder.remove(Arc::as_ptr(&self).cast(), hold)?;
         let same = |other: &Arc<Ledger>| Arc::ptr_eq(other, holder);
         if let Some(at) = state.holders.iter().rposition(same) {
             state.holders.remove(at);

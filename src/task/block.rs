@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Control, Death, Force, Order, Phase, RESEND_AFTER, Task};
+use super::{Control, Force, KillInfo, Order, Phase, RESEND_AFTER, Task};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
@@ -413,21 +413,21 @@ impl Task {
 
     /// Who dies in the middle of a block, for what was taken there as this entry of the ledger.
     /// `None`: no kill has reached a block around it.
-    pub(super) fn death_in_block(
+    pub(super) fn kill_info_in_block(
         &self,
         control: &Control,
         number: Option<u64>,
         stack: Option<Stack>,
-    ) -> Option<Death> {
+    ) -> Option<KillInfo> {
         let number = number?;
         let around = |block: &&Block| block.struck.is_some() && block.recorded <= number;
         let cause = control.blocks.iter().find(around)?.cause()?;
-        Some(self.dies(cause, stack))
+        Some(self.kill_info_of(cause, stack))
     }
 
     /// A death of this task's, or of a block of its.
-    pub(crate) fn dies(&self, cause: Cause, stack: Option<Stack>) -> Death {
-        Death {
+    pub(crate) fn kill_info_of(&self, cause: Cause, stack: Option<Stack>) -> KillInfo {
+        KillInfo {
             task: self.name.clone(),
             cause,
             stack,

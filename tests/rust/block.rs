@@ -224,8 +224,8 @@ fn i21_what_a_struck_block_still_holds_is_poisoned_and_what_was_held_before_is_n
     block.kill(AT_ONCE);
     assert!(killed());
     let (theirs, ours) = (before.entry(), inside.entry());
-    assert!(block.task.death(theirs, None).is_none());
-    assert!(block.task.death(ours, None).is_some());
+    assert!(block.task.kill_info(theirs, None).is_none());
+    assert!(block.task.kill_info(ours, None).is_some());
     block.leave(Unwinding::Nothing).unwrap();
     assert!(inside.is_poisoned() && !inside.is_locked());
     assert!(before.is_locked() && !before.is_poisoned());

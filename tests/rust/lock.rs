@@ -264,14 +264,14 @@ fn i21_after_a_kill_inside_it_is_poisoned_before_anyone_else_gets_it() {
     assert_eq!(report.poisoned, ["accounts".into()]);
     assert!(report.released.is_empty());
     assert_eq!(report.stack.as_deref(), Some("in the middle"));
-    let Err(LockError::Poisoned(death)) = lock.acquire(Acquire::Block, far()) else {
+    let Err(LockError::Poisoned(kill)) = lock.acquire(Acquire::Block, far()) else {
         panic!("not poisoned")
     };
     assert_eq!(
-        (&*death.task, death.stack.as_deref()),
+        (&*kill.task, kill.stack.as_deref()),
         ("holder", Some("in the middle"))
     );
-    assert_eq!(death.cause.reason.as_deref(), Some("a test"));
+    assert_eq!(kill.cause.reason.as_deref(), Some("a test"));
     assert!(matches!(
         lock.try_acquire(Acquire::Task),
         Err(LockError::Poisoned(_))

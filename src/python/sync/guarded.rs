@@ -267,9 +267,9 @@ impl GuardedValue {
         }
         let guarded = self.guarded.get();
         let killing = unwinding.and_then(|raised| Killing::of(py, guarded.lock.entry(), raised));
-        if let Some((killing, death)) = killing {
+        if let Some((killing, kill)) = killing {
             self.left.store(true, Ordering::Relaxed);
-            if let Ok(poisoned) = holding.release(Some(death)) {
+            if let Ok(poisoned) = holding.release(Some(kill)) {
                 killing.record(guarded.lock.name(), poisoned);
             }
             return Ok(());

@@ -23,7 +23,7 @@ use crate::python::wait::{checkpoint, perform};
 use crate::python::{error, hard_stop};
 use crate::scope;
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
-use crate::task::{Death, Task};
+use crate::task::{KillInfo, Task};
 
 /// A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
 /// however it ends.
@@ -98,11 +98,11 @@ impl Lock {
     /// lock learns that its holder was stopped inside.
     fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
         let released = match Killing::of(py, self.core().entry(), unwinding) {
-            Some((killing, death)) => {
+            Some((killing, kill)) => {
                 let released = if block {
-                    self.core().end_block_killed(death)
+                    self.core().end_block_killed(kill)
                 } else {
-                    self.core().release_killed(death)
+                    self.core().release_killed(kill)
                 };
                 released.map(|poisoned| killing.record(self.core().name(), poisoned))
             }
@@ -157,15 +157,15 @@ impl Killing {
         py: Python<'_>,
         entry: Option<u64>,
         unwinding: &Bound<'_, PyAny>,
-    ) -> Option<(Killing, Death)> {
+    ) -> Option<(Killing, KillInfo)> {
         // A suspended generator that the unwinding throws away gets GeneratorExit instead.
         if !unwinding.is_instance_of::<Killed>() && !unwinding.is_instance_of::<PyGeneratorExit>() {
             return None;
         }
         let task = scope::current_task()?;
         let place = stack::stack_of(py, &PyErr::from_value(unwinding.clone()));
-        let death = task.death(entry, place)?;
-        Some((Killing { task }, death))
+        let kill = task.kill_info(entry, place)?;
+        Some((Killing { task }, kill))
     }
 
     /// For the report: a lock was released.
@@ -188,7 +188,7 @@ pub(in crate::python) fn unwinding(
     entry: Option<u64>,
 ) -> PyResult<Option<Bound<'_, PyAny>>> {
     // Nobody else can be the victim of a kill than a task that has been told of one.
-    if scope::current_task().is_none_or(|task| task.death(entry, None).is_none()) {
+    if scope::current_task().is_none_or(|task| task.kill_info(entry, None).is_none()) {
         return Ok(None);
     }
     let handled = py

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Fenced;
 use crate::error::Stop;
-use crate::ledger::Death;
+use crate::ledger::KillInfo;
 
 /// Why a lock was not acquired. It is not held.
 #[derive(Debug, Clone)]
@@ -13,9 +13,9 @@ pub enum LockError {
     /// The calling thread is to stop.
     Stop(Stop),
     /// The last holder was killed inside.
-    Poisoned(Arc<Death>),
+    Poisoned(Arc<KillInfo>),
     /// The holder was abandoned, and may still be inside.
-    OwnerLost(Arc<Death>),
+    OwnerLost(Arc<KillInfo>),
 }
 
 /// Why a lock was not released.
@@ -41,17 +41,17 @@ impl fmt::Display for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LockError::Stop(stop) => stop.fmt(f),
-            LockError::Poisoned(death) => write!(
+            LockError::Poisoned(kill) => write!(
                 f,
                 "{} was killed while it held this lock ({}), so what the lock protects may be half \
                  changed: set it right inside repair()",
-                death.task, death.cause
+                kill.task, kill.cause
             ),
-            LockError::OwnerLost(death) => write!(
+            LockError::OwnerLost(kill) => write!(
                 f,
                 "{} was given up while it held this lock ({}) and may still be using what it \
                  protects; the lock cannot be had any more: use a new one",
-                death.task, death.cause
+                kill.task, kill.cause
             ),
         }
     }

@@ -8,9 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Acquire, Core, End, Lock, LockError};
+use super::{Acquire, Core, Lock, LockError, Termination};
 use crate::clock::Time;
-use crate::ledger::{Death, Hold, Ledger};
+use crate::ledger::{Hold, KillInfo, Ledger};
 use crate::scope;
 
 /// One hold of a lock, as far as it has not ended.
@@ -104,10 +104,10 @@ impl Holding {
         Ok(())
     }
 
-    /// End it. `death`: in the middle of a kill, see [`Lock::release_killed`]. Returns whether the
+    /// Termination it. `death`: in the middle of a kill, see [`Lock::release_killed`]. Returns whether the
     /// lock is poisoned now.
-    pub(crate) fn release(&self, death: Option<Death>) -> Result<bool, Fenced> {
-        let end = death.map(|death| End::Killed(Arc::new(death)));
+    pub(crate) fn release(&self, kill: Option<KillInfo>) -> Result<bool, Fenced> {
+        let end = kill.map(|kill| Termination::Killed(Arc::new(kill)));
         let hold = self.hold.ok_or(Fenced)?;
         self.core
             .take_from(&self.ledger, hold, end.as_ref())

@@ -85,8 +85,8 @@ impl LockGuard {
         };
         // Whether it still had the lock or not: the exception goes on.
         match Killing::of(py, self.lock.get().core().entry(), unwinding) {
-            Some((killing, death)) => {
-                if let Ok(poisoned) = holding.release(Some(death)) {
+            Some((killing, kill)) => {
+                if let Ok(poisoned) = holding.release(Some(kill)) {
                     killing.record(self.lock.get().core().name(), poisoned);
                 }
             }
