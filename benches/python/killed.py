@@ -165,7 +165,7 @@ class Desist(Side):
         self.lock = desist.Lock(on_kill="release")
         self.queue: Any = desist.LeaseQueue(retry=desist.RetryPolicy(max_attempts=1_000_000))
         policy = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=60, defer=0)
-        self.nobody = desist.Outcome.ALREADY_DONE
+        self.nobody = desist.KillOutcome.ALREADY_DONE
         self.pool: Any = desist.WorkerPool(
             self.handle, workers=WORKERS, queue=self.queue, policy=policy
         )

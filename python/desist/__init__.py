@@ -66,7 +66,7 @@ from desist._core import (
     wait_writable,
     writable_op,
 )
-from desist._enums import CauseKind, Outcome, TaskState
+from desist._enums import CauseKind, KillOutcome, TaskState
 from desist._exceptions import (
     BrokenBarrierError,
     CancelledSwallowedWarning,
@@ -136,6 +136,7 @@ __all__ = [
     "Guarded",
     "GuardedValue",
     "ItemFuture",
+    "KillOutcome",
     "KillReport",
     "Killed",
     "Lease",
@@ -145,7 +146,6 @@ __all__ = [
     "LockGuard",
     "LockPoisoned",
     "Op",
-    "Outcome",
     "OwnerLost",
     "PoolExhausted",
     "PoolStats",

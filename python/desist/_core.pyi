@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, SupportsFloat, SupportsIndex, TypeVar,
 from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
 
-from desist._enums import CauseKind, Outcome, TaskState
+from desist._enums import CauseKind, KillOutcome, TaskState
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
@@ -389,7 +389,7 @@ class ChildProcess:
         """
         Was it let go?
         """
-    def end(self, /, *, died: bool, stack: str | None = None) -> Outcome | None:
+    def end(self, /, *, died: bool, stack: str | None = None) -> KillOutcome | None:
         """
         It runs there no more, and the process is not struck from now on. Returns the rung with
         which it was; that is what ended the body, if the process has `died`, at `stack`.
@@ -803,7 +803,7 @@ class KillReport:
         Ids of the items whose old lease is fenced off, for its worker was given up.
         """
     @property
-    def outcome(self, /) -> Outcome | None:
+    def outcome(self, /) -> KillOutcome | None:
         """
         The rung of the ladder at which it ended; None: it has not, and was not to be given up.
         """
@@ -1680,7 +1680,7 @@ class Task:
         `given_up()` is called if it is given up, before anybody is told.
         """
     @property
-    def killed_at(self, /) -> Outcome | None:
+    def killed_at(self, /) -> KillOutcome | None:
         """
         The rung of the ladder at which it was killed; None: it was not, or not yet.
         """

@@ -41,7 +41,7 @@ class TaskState(enum.Enum):
     """It was given up, and may still run."""
 
 
-class Outcome(enum.Enum):
+class KillOutcome(enum.Enum):
     """How a kill ended: the rung of the ladder that it took."""
 
     ALREADY_DONE = "already_done"

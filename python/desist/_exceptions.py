@@ -10,7 +10,7 @@ import sys
 from queue import Empty, Full
 from threading import BrokenBarrierError
 
-from desist._enums import Outcome
+from desist._enums import KillOutcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ class TaskAborted(Exception):
     `outcome` is the rung of the ladder that ended it; ABANDONED: none did.
     """
 
-    def __init__(self, name: str, outcome: Outcome, cause: CancelCause) -> None:
+    def __init__(self, name: str, outcome: KillOutcome, cause: CancelCause) -> None:
         """Keep how, and why."""
-        how = "was given up and may still run" if outcome is Outcome.ABANDONED else "was killed"
+        how = "was given up and may still run" if outcome is KillOutcome.ABANDONED else "was killed"
         super().__init__(f"{name} {how} ({cause})")
         self.outcome = outcome
         self.cause = cause

@@ -23,7 +23,7 @@ from desist._core import (
     checkpoint,
     defer_kill,
 )
-from desist._enums import Outcome, TaskState
+from desist._enums import KillOutcome, TaskState
 from desist._exceptions import Empty, PoolExhausted, TaskAborted, TaskCancelled
 from desist._future import BRIEFLY, Future
 
@@ -130,7 +130,7 @@ class TaskFuture(Future[R]):
         executor, self._executor = self._executor, None
         thread, self._thread = self._thread, None
         with suppress(InvalidStateError):
-            self.set_exception(TaskAborted(self._task.name, Outcome.ABANDONED, self._cause()))
+            self.set_exception(TaskAborted(self._task.name, KillOutcome.ABANDONED, self._cause()))
         if executor is not None and thread is not None:
             executor._replace(thread)
 

@@ -22,7 +22,7 @@ from desist._core import (
     checkpoint,
     defer_kill,
 )
-from desist._enums import Outcome, TaskState
+from desist._enums import KillOutcome, TaskState
 from desist._exceptions import TaskAborted, TaskCancelled
 from desist._future import BRIEFLY
 
@@ -145,7 +145,7 @@ class Task(Generic[T_co]):
     def _given_up(self) -> None:
         cause = self.token.cause
         assert cause is not None  # noqa: S101 (for the type checker: a kill cancels)
-        self._failure = TaskAborted(self.name, Outcome.ABANDONED, cause)
+        self._failure = TaskAborted(self.name, KillOutcome.ABANDONED, cause)
         group = self._group
         self._tell_group()
         if group is not None:

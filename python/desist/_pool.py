@@ -26,7 +26,7 @@ from desist._core import (
     hold_off,
     shield,
 )
-from desist._enums import Outcome
+from desist._enums import KillOutcome
 from desist._item_future import ItemFuture
 from desist._supervisor import Restart, Supervisor
 
@@ -259,7 +259,7 @@ class WorkerPool(Generic[T, R]):
             raise IndexError(message)
         seat = self._seats[index]
         report = seat.kill(reason, self._policy)
-        if report.outcome is Outcome.ABANDONED:
+        if report.outcome is KillOutcome.ABANDONED:
             self._supervisor.leave_behind(f"worker {index} could not be ended")
             self._seats[index] = self._start_worker(index)
         return report

@@ -9,7 +9,7 @@ import pytest
 
 import desist
 import recipes
-from desist import Killed, LeaseQueue, Lock, Outcome, TaskState, WorkerPool
+from desist import Killed, KillOutcome, LeaseQueue, Lock, TaskState, WorkerPool
 from desist.compat import KThread
 from desist.testing import sweep_kills
 from support import LINUX, NEVER, Victim, until_asleep
@@ -112,7 +112,7 @@ def test_a_kill_is_sent_until_it_has_ended_the_thread() -> None:
 
     with Killable(body) as victim:
         report = victim.kill()
-    assert report.outcome in (Outcome.ASYNC_EXC, Outcome.TRACE)
+    assert report.outcome in (KillOutcome.ASYNC_EXC, KillOutcome.TRACE)
     assert victim.state is TaskState.KILLED
 
 
@@ -153,7 +153,7 @@ def test_a_kill_ends_a_wait(name: str) -> None:
     with Killable(body) as victim:
         until_asleep(victim)
         report = victim.kill("enough")
-    assert report.outcome in (Outcome.AT_WAIT, Outcome.ASYNC_EXC)
+    assert report.outcome in (KillOutcome.AT_WAIT, KillOutcome.ASYNC_EXC)
     assert isinstance(victim.raised, Killed)
     assert victim.raised.cause.reason == "enough"
     lock.release()
@@ -186,8 +186,8 @@ def test_kthread_knows_that_it_was_killed_and_says_how() -> None:
     with victim:
         report = victim.kill(policy=desist.StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER))
     assert victim.killed
-    assert report.outcome is Outcome.ASYNC_EXC
-    assert victim.kill().outcome is Outcome.ALREADY_DONE
+    assert report.outcome is KillOutcome.ASYNC_EXC
+    assert victim.kill().outcome is KillOutcome.ALREADY_DONE
     with pytest.raises(RuntimeError, match="start"):
         KThread().kill()
 

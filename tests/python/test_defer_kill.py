@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Killed, Outcome, ScopeMisuse, TaskState, defer_kill
+from desist import Killed, KillOutcome, ScopeMisuse, TaskState, defer_kill
 from desist._core import Task
 from support import AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, in_thread, spin
 
@@ -148,7 +148,7 @@ def test_i25_a_kill_is_held_off_no_longer_than_the_block_asks_for() -> None:
 
     with Victim(body) as victim:
         report = victim.kill(policy=INSIST)
-    assert report.outcome is Outcome.ASYNC_EXC
+    assert report.outcome is KillOutcome.ASYNC_EXC
     assert isinstance(victim.raised, Killed)
 
 
@@ -164,7 +164,7 @@ def test_i25_a_block_is_not_given_up_before_its_time() -> None:
     policy = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=0.01, defer=0)
     with victim:
         before = desist.current_time()
-        assert victim.kill(policy=policy).outcome is Outcome.ABANDONED
+        assert victim.kill(policy=policy).outcome is KillOutcome.ABANDONED
         assert desist.current_time() - before > 0.04
         end.set()
     threading.Thread.join(victim)
@@ -179,7 +179,7 @@ def test_i26_threads_that_are_started_inside_can_be_killed() -> None:
 
     with Victim(body):
         inner._ready.wait()
-        assert inner.kill(policy=INSIST).outcome is Outcome.ASYNC_EXC
+        assert inner.kill(policy=INSIST).outcome is KillOutcome.ASYNC_EXC
 
 
 def test_i26_a_task_inside_the_block_of_another_has_no_mask() -> None:
@@ -256,7 +256,7 @@ def test_a_block_that_is_never_left_goes_with_its_object() -> None:
         spin(ready)
 
     with Victim(body) as victim:
-        assert victim.kill(policy=INSIST).outcome is Outcome.ASYNC_EXC
+        assert victim.kill(policy=INSIST).outcome is KillOutcome.ASYNC_EXC
 
 
 def test_a_generator_that_is_never_resumed_holds_a_kill_off_for_its_time_only() -> None:
@@ -268,7 +268,7 @@ def test_a_generator_that_is_never_resumed_holds_a_kill_off_for_its_time_only() 
         spin(ready)
 
     with Victim(body) as victim:
-        assert victim.kill(policy=INSIST).outcome is Outcome.ASYNC_EXC
+        assert victim.kill(policy=INSIST).outcome is KillOutcome.ASYNC_EXC
     masks[0].close()
 
 
@@ -310,7 +310,7 @@ def test_what_is_given_up_may_still_leave_its_block() -> None:
 
     victim = Victim(body)
     with victim:
-        assert victim.kill(policy=GIVE_UP).outcome is Outcome.ABANDONED
+        assert victim.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
         end.set()
     threading.Thread.join(victim)
     assert victim.raised is None

@@ -93,7 +93,7 @@ def test_a_kill_strikes_in_a_call_that_need_not_wait(name: str) -> None:
     inside = [""]  # also get_nowait() does not take an item along into a kill
     with Victim(body) as victim:
         report = victim.kill(policy=AT_WAIT)
-    assert report.outcome is desist.Outcome.AT_WAIT
+    assert report.outcome is desist.KillOutcome.AT_WAIT
     assert items.qsize() == (0 if inside == ["put"] else 1), "something was done"
 
 

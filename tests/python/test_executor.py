@@ -16,7 +16,7 @@ import pytest
 import desist
 from desist import (
     Cancelled,
-    Outcome,
+    KillOutcome,
     PoolExhausted,
     TaskAborted,
     TaskCancelled,
@@ -85,7 +85,7 @@ def test_what_has_not_begun_never_does() -> None:
         assert second.cancel()
         assert second.cancel()
         assert second.cancelled()
-        assert third.kill("unwanted").outcome is Outcome.ALREADY_DONE
+        assert third.kill("unwanted").outcome is KillOutcome.ALREADY_DONE
         with pytest.raises(TaskCancelled, match="unwanted"):
             third.result()
         with pytest.raises(concurrent.futures.CancelledError):
@@ -175,13 +175,13 @@ def test_a_kill_ends_the_function_and_not_the_thread() -> None:
         future: TaskFuture[Any] = executor.submit(int)
         for number in range(20):
             future = running(executor, spin)
-            assert future.kill(str(number)).outcome is Outcome.ASYNC_EXC
+            assert future.kill(str(number)).outcome is KillOutcome.ASYNC_EXC
             failure = future.exception()
             assert isinstance(failure, TaskAborted)
-            assert failure.outcome is Outcome.ASYNC_EXC
+            assert failure.outcome is KillOutcome.ASYNC_EXC
             assert failure.cause.reason == str(number)
             assert executor.submit(threading.current_thread).result() is thread
-        assert future.kill().outcome is Outcome.ALREADY_DONE
+        assert future.kill().outcome is KillOutcome.ALREADY_DONE
 
 
 def test_i27_a_future_is_not_done_while_its_function_cleans_up() -> None:
@@ -228,10 +228,10 @@ def test_a_thread_that_is_given_up_is_replaced_until_that_is_enough() -> None:
     for number, end in enumerate(ends):
         stuck = running(executor, partial(end.wait, NEVER))
         waiting = executor.submit(int, "7")
-        assert stuck.kill(policy=GIVE_UP).outcome is Outcome.ABANDONED
+        assert stuck.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
         failure = stuck.exception(NEVER)
         assert isinstance(failure, TaskAborted)
-        assert failure.outcome is Outcome.ABANDONED
+        assert failure.outcome is KillOutcome.ABANDONED
         if number == 0:
             assert waiting.result(NEVER) == 7
         else:

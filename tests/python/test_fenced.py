@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Fenced, Lock, LockGuard, LockPoisoned, Outcome, OwnerLost, RLock, ScopeMisuse
+from desist import Fenced, KillOutcome, Lock, LockGuard, LockPoisoned, OwnerLost, RLock, ScopeMisuse
 from desist._core import Task
 from support import GIVE_UP, INSIST, NEVER, Victim, held, in_thread, spin
 
@@ -35,7 +35,7 @@ def given_up(
 
     victim = Victim(body)
     with victim:
-        assert victim.kill("enough", policy=GIVE_UP).outcome is Outcome.ABANDONED
+        assert victim.kill("enough", policy=GIVE_UP).outcome is KillOutcome.ABANDONED
         yield victim
         go_on.set()
     threading.Thread.join(victim)

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import CancelSource, LeaseQueue, Lock, Outcome, OwnerLost, TaskState, WorkerPool, _core
+from desist import (
+    CancelSource,
+    KillOutcome,
+    LeaseQueue,
+    Lock,
+    OwnerLost,
+    TaskState,
+    WorkerPool,
+    _core,
+)
 from support import FORCE, INSIST, NEVER, Victim, fork, held, in_child, spin
 
 if TYPE_CHECKING:
@@ -195,7 +204,7 @@ def test_threads_can_be_started_and_killed_in_the_child() -> None:
         with Victim(spin) as victim:
             return victim.kill(policy=FORCE).outcome
 
-    assert in_child(child) == "Outcome.ASYNC_EXC"
+    assert in_child(child) == "KillOutcome.ASYNC_EXC"
 
 
 def test_a_thread_that_was_left_in_the_parent_is_no_more_in_the_child() -> None:
@@ -208,7 +217,7 @@ def test_a_thread_that_was_left_in_the_parent_is_no_more_in_the_child() -> None:
         answer = in_child(child)
         assert victim.state is TaskState.RUNNING
         victim.kill(policy=INSIST)
-    assert answer == str((Outcome.ALREADY_DONE, TaskState.ABANDONED, False))
+    assert answer == str((KillOutcome.ALREADY_DONE, TaskState.ABANDONED, False))
 
 
 def test_a_fork_while_others_cancel_and_wait_hangs_nobody() -> None:

@@ -18,7 +18,7 @@ import desist
 from desist import (
     CancelSource,
     CauseKind,
-    Outcome,
+    KillOutcome,
     StopPolicy,
     Task,
     TaskAborted,
@@ -402,7 +402,7 @@ def test_a_task_in_the_line_that_is_cancelled_ends_at_once() -> None:
         assert second.stack() is None
         second.cancel("unwanted")
         assert second.state.name == "CANCELLED"
-        assert third.kill(policy=ASK).outcome is Outcome.ALREADY_DONE
+        assert third.kill(policy=ASK).outcome is KillOutcome.ALREADY_DONE
         assert third.state.name == "CANCELLED"
         assert [next(group.as_completed()) for _ in range(2)] == [second, third]
         first.cancel()
@@ -441,11 +441,11 @@ def test_i35_a_task_that_is_killed_has_failed() -> None:
         stack = spins.stack()
         assert stack is not None
         assert "in spin" in stack
-        assert spins.kill("stuck", policy=FORCE).outcome is Outcome.ASYNC_EXC
+        assert spins.kill("stuck", policy=FORCE).outcome is KillOutcome.ASYNC_EXC
         desist.sleep_forever()
     (aborted,) = parts
     assert str(aborted).startswith("running.<locals>.body was killed (")
-    assert aborted.outcome is Outcome.ASYNC_EXC
+    assert aborted.outcome is KillOutcome.ASYNC_EXC
     assert aborted.cause.reason == "stuck"
     assert spins.state is TaskState.KILLED
     assert waits.state is TaskState.CANCELLED
@@ -455,17 +455,17 @@ def test_i35_a_task_that_is_killed_has_failed() -> None:
 
 def test_a_task_that_stops_when_asked_has_not_failed_though_it_was_to_be_killed() -> None:
     with TaskGroup() as group:
-        assert running(group).kill(policy=ASK).outcome is Outcome.COOPERATIVE
+        assert running(group).kill(policy=ASK).outcome is KillOutcome.COOPERATIVE
 
 
 def test_i35_a_task_that_is_given_up_has_failed_and_is_not_waited_for() -> None:
     end = threading.Event()
     with fails_with(TaskAborted) as parts, TaskGroup(on_error="continue") as group:
         stuck = running(group, deaf(end))
-        assert stuck.kill(policy=GIVE_UP).outcome is Outcome.ABANDONED
+        assert stuck.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
         assert next(group.as_completed()) is stuck
     (aborted,) = parts
-    assert aborted.outcome is Outcome.ABANDONED
+    assert aborted.outcome is KillOutcome.ABANDONED
     assert "was given up" in str(aborted)
     assert stuck.state is TaskState.ABANDONED
     end.set()
@@ -492,7 +492,7 @@ def test_i35_the_tasks_of_a_group_whose_thread_is_killed_end_with_it(policy: Sto
 
     with Victim(body) as victim:
         report = victim.kill(policy=policy)
-    assert report.outcome is not Outcome.ABANDONED
+    assert report.outcome is not KillOutcome.ABANDONED
     assert [task.state for task in tasks] == [TaskState.CANCELLED] * 3
 
 
@@ -513,7 +513,7 @@ def test_i35_tasks_that_ignore_it_are_killed_when_the_groups_thread_is(
 
     with Victim(body) as victim:
         report = victim.kill(policy=INSIST)
-    assert report.outcome is not Outcome.ABANDONED
+    assert report.outcome is not KillOutcome.ABANDONED
     assert victim.state.name in ("KILLED", "CANCELLED")
     assert [task.state for task in tasks] == [TaskState.KILLED] * 3
     assert hooked == [TaskAborted] * 3

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Fenced, Guarded, LockPoisoned, Outcome, OwnerLost, ScopeMisuse
+from desist import Fenced, Guarded, KillOutcome, LockPoisoned, OwnerLost, ScopeMisuse
 from desist._core import Task
 from support import GIVE_UP, INSIST, NEVER, Victim, in_thread, spin
 
@@ -237,7 +237,7 @@ def given_up(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], threading.
 
     victim = Victim(body)
     with victim:
-        assert victim.kill(policy=GIVE_UP).outcome is Outcome.ABANDONED
+        assert victim.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
     return victim, end
 
 

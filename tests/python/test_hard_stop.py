@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import Killed, Outcome, TaskState
+from desist import Killed, KillOutcome, TaskState
 from desist._core import Task, _Injector
 from support import INSIST, Victim, spin
 
@@ -63,7 +63,7 @@ def test_the_constructor_runs_in_the_struck_thread() -> None:
     with pytest.raises(TypeError, match="by hand"):
         Killed()
     with Victim(spin) as victim:
-        assert victim.kill("enough", policy=INSIST).outcome is Outcome.ASYNC_EXC
+        assert victim.kill("enough", policy=INSIST).outcome is KillOutcome.ASYNC_EXC
     assert isinstance(victim.raised, Killed)
     assert victim.raised.cause.reason == "enough"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import Cancelled, CancelSource, Killed, Outcome, interruptible
+from desist import Cancelled, CancelSource, Killed, KillOutcome, interruptible
 from desist.testing import sweep_cancels, sweep_kills
 from support import AT_WAIT, FORCE, NEVER, Victim, in_its_wait, tell
 from test_signals import talk
@@ -241,7 +241,7 @@ def test_a_kill_wakes_it_through_a_shield() -> None:
 
     with in_its_wait(shielded) as victim:
         report = victim.kill(policy=AT_WAIT)
-    assert report.outcome is Outcome.AT_WAIT
+    assert report.outcome is KillOutcome.AT_WAIT
     assert isinstance(victim.raised, Killed)
     assert len(foreign.wakers) == 1
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Cancelled, Killed, Outcome, StopPolicy, TaskState
+from desist import Cancelled, Killed, KillOutcome, StopPolicy, TaskState
 from support import ASK, AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, spin
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def test_who_stops_when_asked_is_not_forced() -> None:
 
     with Victim(body) as victim:
         report = victim.kill("enough", policy=ASK)
-    assert report.outcome is Outcome.COOPERATIVE
+    assert report.outcome is KillOutcome.COOPERATIVE
     assert isinstance(victim.raised, Cancelled)
     assert victim.raised.cause.reason == "enough"
     assert victim.state is TaskState.CANCELLED
@@ -40,7 +40,7 @@ def test_a_shield_does_not_hold_at_a_wait() -> None:
 
     with Victim(body) as victim:
         report = victim.kill("enough", policy=AT_WAIT)
-    assert report.outcome is Outcome.AT_WAIT
+    assert report.outcome is KillOutcome.AT_WAIT
     assert isinstance(victim.raised, Killed)
     assert victim.raised.cause.reason == "enough"
     assert str(victim.raised) == "killed (cancelled by MainThread: enough)"
@@ -52,7 +52,7 @@ def test_a_shield_does_not_hold_at_a_wait() -> None:
 def test_code_that_does_not_wait_is_struck_anywhere() -> None:
     with Victim(spin) as victim:
         report = victim.kill("enough", policy=FORCE)
-    assert report.outcome is Outcome.ASYNC_EXC
+    assert report.outcome is KillOutcome.ASYNC_EXC
     assert isinstance(victim.raised, Killed)
     assert victim.raised.cause.reason == "enough"
     assert victim.state is TaskState.KILLED
@@ -71,7 +71,7 @@ def test_what_nothing_ends_is_given_up() -> None:
     with victim:
         policy = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=0.02, defer=0)
         report = victim.kill(policy=policy)
-        assert report.outcome is Outcome.ABANDONED
+        assert report.outcome is KillOutcome.ABANDONED
         assert victim.state is TaskState.ABANDONED
         assert victim.is_alive()
         assert report.stack is not None
@@ -104,7 +104,7 @@ def test_what_is_not_to_be_given_up_goes_on() -> None:
 def test_what_has_ended_cannot_be_killed() -> None:
     with Victim(lambda ready: ready()) as victim:
         pass
-    assert victim.kill(policy=INSIST).outcome is Outcome.ALREADY_DONE
+    assert victim.kill(policy=INSIST).outcome is KillOutcome.ALREADY_DONE
     assert victim.state is TaskState.DONE
 
 
@@ -113,7 +113,7 @@ def test_a_thread_is_killed_by_itself_or_by_its_ident(ident: bool) -> None:
     with Victim(spin) as victim:
         assert victim.ident is not None
         report = desist.kill(victim.ident if ident else victim, "enough", policy=FORCE)
-    assert report.outcome is Outcome.ASYNC_EXC
+    assert report.outcome is KillOutcome.ASYNC_EXC
     assert isinstance(victim.raised, Killed)
     assert victim.raised.cause.reason == "enough"
 
@@ -123,7 +123,7 @@ def test_a_thread_may_be_killed_as_soon_as_it_is_started() -> None:
         victim = desist.Thread(target=lambda: spin(lambda: None), daemon=True)
         victim.start()
         report = victim.kill(policy=INSIST)
-        assert report.outcome in (Outcome.ASYNC_EXC, Outcome.AT_WAIT)
+        assert report.outcome in (KillOutcome.ASYNC_EXC, KillOutcome.AT_WAIT)
         victim.join()
 
 
@@ -138,7 +138,10 @@ def test_several_killers_hear_of_the_same_end() -> None:
             killer.start()
         for killer in killers:
             killer.join()
-    assert {report.outcome for report in reports} <= {Outcome.ASYNC_EXC, Outcome.ALREADY_DONE}
+    assert {report.outcome for report in reports} <= {
+        KillOutcome.ASYNC_EXC,
+        KillOutcome.ALREADY_DONE,
+    }
     assert victim.state is TaskState.KILLED
 
 
@@ -243,7 +246,7 @@ def test_a_clean_up_zone_holds_a_kill_off_no_longer_than_its_grace() -> None:
     with Victim(body) as victim:
         victim.cancel(grace=0.01)
         report = victim.kill(policy=INSIST)
-    assert report.outcome is Outcome.ASYNC_EXC
+    assert report.outcome is KillOutcome.ASYNC_EXC
     assert isinstance(victim.raised, Killed)
 
 
@@ -302,7 +305,7 @@ def test_masks_are_not_inherited_by_threads_started_inside() -> None:
 
     with Victim(body):
         inner._ready.wait()
-        assert inner.kill(policy=INSIST).outcome is Outcome.ASYNC_EXC
+        assert inner.kill(policy=INSIST).outcome is KillOutcome.ASYNC_EXC
 
 
 # --- who swallows ---------------------------------------------------------------------------------
@@ -325,7 +328,7 @@ def test_a_kill_that_is_swallowed_is_sent_again() -> None:
     with Victim(body) as victim:
         report = victim.kill(policy=INSIST)
     assert [type(one) for one in swallowed] == [Killed] * 3
-    assert report.outcome is Outcome.ASYNC_EXC
+    assert report.outcome is KillOutcome.ASYNC_EXC
     assert isinstance(victim.raised, Killed)
 
 
@@ -364,7 +367,7 @@ def test_code_that_swallows_for_ever_is_given_up_in_time() -> None:
         )
         end.set()
     threading.Thread.join(victim)
-    assert report.outcome is Outcome.ABANDONED
+    assert report.outcome is KillOutcome.ABANDONED
     assert 0.1 < report.elapsed < NEVER
 
 
@@ -378,7 +381,7 @@ def test_a_body_that_returns_after_it_has_swallowed_its_kill_is_done() -> None:
         report = victim.kill(policy=INSIST)
     assert victim.results == [1]
     assert victim.state is TaskState.DONE
-    assert report.outcome is Outcome.COOPERATIVE
+    assert report.outcome is KillOutcome.COOPERATIVE
 
 
 # --- reports and policies -------------------------------------------------------------------------
@@ -395,13 +398,13 @@ def test_a_report_names_what_was_given_back() -> None:
         report = victim.kill(policy=INSIST)
     assert (report.poisoned, report.released) == (["first"], ["second"])
     assert (report.requeued, report.fenced) == ([], [])
-    assert repr(report).startswith("<KillReport Outcome.ASYNC_EXC after ")
+    assert repr(report).startswith("<KillReport KillOutcome.ASYNC_EXC after ")
 
 
 def test_a_killer_that_is_cancelled_itself_goes_on_with_its_kill() -> None:
     with Victim(spin) as victim, desist.move_on_after(0):
         report = victim.kill(policy=INSIST)
-        assert report.outcome is Outcome.ASYNC_EXC
+        assert report.outcome is KillOutcome.ASYNC_EXC
 
 
 def test_policies_are_values() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import Cancelled, Killed, Lock, LockPoisoned, Outcome, OwnerLost, TaskState
+from desist import Cancelled, Killed, KillOutcome, Lock, LockPoisoned, OwnerLost, TaskState
 from desist._core import Task
 from support import AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, held, in_thread, spin
 
@@ -178,7 +178,7 @@ def test_a_lock_whose_holder_was_killed_inside_is_poisoned_until_it_is_repaired(
     lock = Lock(name="accounts")
     with victim_inside(lock) as victim:
         report = victim.kill("enough", policy=INSIST)
-    assert report.outcome is Outcome.ASYNC_EXC
+    assert report.outcome is KillOutcome.ASYNC_EXC
     assert report.poisoned == ["accounts"]
     assert (lock.poisoned, lock.locked()) == (True, False)
     with pytest.raises(LockPoisoned, match="set it right inside repair") as raised:
@@ -279,7 +279,7 @@ def test_a_wait_inside_a_held_lock_is_struck_when_the_time_is_up() -> None:
     at_wait = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0.01)
     with Victim(body) as victim:
         report = victim.kill(policy=at_wait)
-    assert report.outcome is Outcome.AT_WAIT
+    assert report.outcome is KillOutcome.AT_WAIT
     assert lock.poisoned
 
 
@@ -293,7 +293,7 @@ def test_a_waiter_that_is_killed_has_not_taken_it() -> None:
 
     with held(lock), Victim(body) as victim:
         report = victim.kill(policy=AT_WAIT)
-    assert report.outcome is Outcome.AT_WAIT
+    assert report.outcome is KillOutcome.AT_WAIT
     assert isinstance(victim.raised, Killed)
     assert not lock.locked()
     assert not lock.poisoned
@@ -313,7 +313,7 @@ def test_a_lock_whose_holder_was_given_up_is_lost_at_once() -> None:
     victim = Victim(body)
     with victim:
         report = victim.kill(policy=GIVE_UP)
-        assert report.outcome is Outcome.ABANDONED
+        assert report.outcome is KillOutcome.ABANDONED
         assert report.poisoned == ["accounts"]
         assert victim.state is TaskState.ABANDONED
         with pytest.raises(OwnerLost, match="use a new one") as raised:

@@ -13,8 +13,8 @@ import desist
 from desist import (
     Cancelled,
     CauseKind,
+    KillOutcome,
     LeaseQueue,
-    Outcome,
     PoolExhausted,
     Restart,
     RetryPolicy,
@@ -210,7 +210,7 @@ def test_the_item_of_a_killed_worker_is_leased_again() -> None:
         future = pool.submit(1)
         gate.begun.acquire()
         report = pool.kill_worker(0, "enough")
-        assert report.outcome is Outcome.ASYNC_EXC
+        assert report.outcome is KillOutcome.ASYNC_EXC
         assert report.requeued == [future.item_id]
         gate.begun.acquire()
         gate.go_on.set()
@@ -221,7 +221,7 @@ def test_the_item_of_a_killed_worker_is_leased_again() -> None:
 
 def test_an_idle_worker_has_nothing_to_kill() -> None:
     with WorkerPool(double, workers=1, policy=INSIST) as pool:
-        assert pool.kill_worker(0).outcome is Outcome.ALREADY_DONE
+        assert pool.kill_worker(0).outcome is KillOutcome.ALREADY_DONE
         assert pool.submit(1).result() == 2
 
 
@@ -243,7 +243,7 @@ def test_a_worker_that_is_given_up_is_replaced_and_its_late_result_is_refused() 
         future = pool.submit(1)
         gate.begun.acquire()
         report = pool.kill_worker(0)
-        assert report.outcome is Outcome.ABANDONED
+        assert report.outcome is KillOutcome.ABANDONED
         assert (report.requeued, report.fenced) == ([future.item_id], [future.item_id])
         assert future.result() == 2
         assert pool.workers_alive() == 1

@@ -18,9 +18,9 @@ import desist
 import process_handlers as handlers
 from desist import (
     CauseKind,
+    KillOutcome,
     KillReport,
     LeaseQueue,
-    Outcome,
     RetryPolicy,
     StopPolicy,
     TaskCancelled,
@@ -295,18 +295,18 @@ def test_what_is_told_of_a_death_can_be_pickled() -> None:
 @pytest.mark.parametrize(
     ("handler", "policy", "outcome"),
     [
-        (handlers.wait, StopPolicy(cooperative=NEVER), Outcome.COOPERATIVE),
-        (handlers.look, StopPolicy(cooperative=NEVER), Outcome.COOPERATIVE),
-        (handlers.wait_shielded, TERMINATE, Outcome.SIGTERM),
-        (handlers.sleep, TERMINATE, Outcome.SIGTERM),
-        (handlers.swallow, StopPolicy(cooperative=0, sigterm=0.2), Outcome.SIGKILL),
-        (handlers.block, StopPolicy(cooperative=0, sigterm=0.2), Outcome.SIGKILL),
-        (handlers.sleep, KILL, Outcome.SIGKILL),
-        (handlers.sleep, StopPolicy(cooperative=0, sigterm=None), Outcome.SIGKILL),
+        (handlers.wait, StopPolicy(cooperative=NEVER), KillOutcome.COOPERATIVE),
+        (handlers.look, StopPolicy(cooperative=NEVER), KillOutcome.COOPERATIVE),
+        (handlers.wait_shielded, TERMINATE, KillOutcome.SIGTERM),
+        (handlers.sleep, TERMINATE, KillOutcome.SIGTERM),
+        (handlers.swallow, StopPolicy(cooperative=0, sigterm=0.2), KillOutcome.SIGKILL),
+        (handlers.block, StopPolicy(cooperative=0, sigterm=0.2), KillOutcome.SIGKILL),
+        (handlers.sleep, KILL, KillOutcome.SIGKILL),
+        (handlers.sleep, StopPolicy(cooperative=0, sigterm=None), KillOutcome.SIGKILL),
     ],
 )
 def test_i31_the_item_of_a_killed_process_is_leased_again(
-    told: Told, handler: Callable[[Any], int], policy: StopPolicy, outcome: Outcome
+    told: Told, handler: Callable[[Any], int], policy: StopPolicy, outcome: KillOutcome
 ) -> None:
     with pool_of(handler, policy=policy) as pool:
         future = pool.submit(told.path)
@@ -314,7 +314,7 @@ def test_i31_the_item_of_a_killed_process_is_leased_again(
         report = pool.kill_worker(0, "enough")
         assert report.outcome is outcome
         assert report.requeued == [future.item_id]
-        assert outcome is Outcome.COOPERATIVE or process.has_gone()
+        assert outcome is KillOutcome.COOPERATIVE or process.has_gone()
         assert future.result() == 2
         assert pool.workers_alive() == 1
 
@@ -330,7 +330,7 @@ def test_clean_up_code_runs_on_sigterm(told: Told) -> None:
     with pool_of(handlers.sleep_with_finally) as pool:
         pool.submit(told.path)
         told.pid()
-        assert pool.kill_worker(0).outcome is Outcome.SIGTERM
+        assert pool.kill_worker(0).outcome is KillOutcome.SIGTERM
         assert told.line() == "cleaned"
 
 
@@ -338,7 +338,7 @@ def test_what_the_handler_has_started_is_killed_with_it(told: Told) -> None:
     with pool_of(handlers.start_others, policy=KILL) as pool:
         pool.submit(told.path)
         processes = [Process(int(pid)) for pid in told.line().split()]
-        assert pool.kill_worker(0).outcome is Outcome.SIGKILL
+        assert pool.kill_worker(0).outcome is KillOutcome.SIGKILL
         assert all(process.has_gone() for process in processes)
 
 
@@ -347,7 +347,7 @@ def test_an_idle_worker_has_nothing_to_kill() -> None:
         before = pool.submit(1).result()
         while pool.queue.counts()["leased"]:
             os.sched_yield()
-        assert pool.kill_worker(0).outcome in (Outcome.ALREADY_DONE, Outcome.COOPERATIVE)
+        assert pool.kill_worker(0).outcome in (KillOutcome.ALREADY_DONE, KillOutcome.COOPERATIVE)
         assert pool.submit(1).result() == before
 
 
@@ -357,7 +357,7 @@ def test_a_process_that_may_not_be_killed_is_given_up_and_ends_with_the_pool(tol
         future = pool.submit(told.path)
         process = Process(told.pid())
         report = pool.kill_worker(0)
-        assert report.outcome is Outcome.ABANDONED
+        assert report.outcome is KillOutcome.ABANDONED
         assert report.fenced == [future.item_id]
         assert future.result() == 2
     assert process.has_gone()
@@ -380,7 +380,7 @@ def test_i32_a_kill_waits_for_a_commit_and_what_was_committed_is_done(
             handlers.tell(go_on.path)
         [report] = killer.results
         assert isinstance(report, KillReport)
-        assert report.outcome is Outcome.SIGKILL
+        assert report.outcome is KillOutcome.SIGKILL
         assert report.requeued == []
         assert future.result() == 1
         assert pool.queue.counts()["done"] == 1

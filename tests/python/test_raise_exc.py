@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Outcome, TaskState
+from desist import KillOutcome, TaskState
 from support import INSIST, NEVER, Victim, spin
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def test_a_kill_goes_before() -> None:
     with Victim(spin) as victim, desist.Lock():
         victim.raise_exc(KeyError)
         report = victim.kill(policy=INSIST)
-    assert report.outcome is not Outcome.ABANDONED
+    assert report.outcome is not KillOutcome.ABANDONED
     assert victim.raised is not None
 
 

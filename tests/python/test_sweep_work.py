@@ -183,7 +183,7 @@ def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
             lease.ack()
 
     dice = random.Random(1)
-    rungs = dict.fromkeys(desist.Outcome, 0)
+    rungs = dict.fromkeys(desist.KillOutcome, 0)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -194,7 +194,7 @@ def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
                 report = pool.kill_worker(dice.randrange(4))
                 assert report.outcome is not None
                 rungs[report.outcome] += 1
-                if report.outcome is not desist.Outcome.ALREADY_DONE:
+                if report.outcome is not desist.KillOutcome.ALREADY_DONE:
                     kills -= 1
                     starts.get()
             enough.set()
@@ -207,5 +207,5 @@ def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
         sys.setswitchinterval(before)
     assert sorted(effects) == list(range(items + 8))
     assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": items + 8, "dead": 0}
-    assert rungs[desist.Outcome.ASYNC_EXC] > 50
+    assert rungs[desist.KillOutcome.ASYNC_EXC] > 50
     assert not lock.locked()

@@ -162,7 +162,7 @@ def test_a_thread_can_be_killed_in_simulated_time() -> None:
         thread = desist.Thread(target=desist.sleep_forever)
         thread.start()
         desist.sleep(5)
-        assert thread.kill().outcome is desist.Outcome.COOPERATIVE
+        assert thread.kill().outcome is desist.KillOutcome.COOPERATIVE
         return thread.state
 
     assert testing.run(body) is desist.TaskState.CANCELLED

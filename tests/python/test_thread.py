@@ -185,7 +185,7 @@ def test_a_token_of_a_thread_outlives_it() -> None:
     assert thread.token.cause is not None
     assert thread.token.cause.kind is desist.CauseKind.SCOPE_EXITED
     assert not thread.cancel("too late")
-    assert thread.kill("too late").outcome is desist.Outcome.ALREADY_DONE
+    assert thread.kill("too late").outcome is desist.KillOutcome.ALREADY_DONE
     assert thread.token.wait(NEVER)
 
 

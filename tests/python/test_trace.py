@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Outcome, StopPolicy, TaskState
+from desist import KillOutcome, StopPolicy, TaskState
 from support import NEVER, TRACE, Victim
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ SWALLOWERS = [
 def test_i23_what_swallows_a_kill_cannot_go_on(body: Callable[[Callable[[], None]], None]) -> None:
     with Victim(body) as victim:
         report = victim.kill(policy=TRACE)
-    assert report.outcome in (Outcome.ASYNC_EXC, Outcome.TRACE)
+    assert report.outcome in (KillOutcome.ASYNC_EXC, KillOutcome.TRACE)
     assert report.blocked is None
     assert victim.state is TaskState.KILLED
     assert nobody_is_watched()
@@ -200,12 +200,12 @@ def test_the_outcome_names_the_rung() -> None:
     for _ in range(20):
         with Victim(retries) as victim:
             outcomes.add(victim.kill(policy=TRACE).outcome)
-    assert Outcome.TRACE in outcomes
+    assert KillOutcome.TRACE in outcomes
 
 
 def test_tracing_alone_is_enough() -> None:
     with Victim(a_loop_in_a_try) as victim:
-        assert victim.kill(policy=TRACE_ALONE).outcome is Outcome.TRACE
+        assert victim.kill(policy=TRACE_ALONE).outcome is KillOutcome.TRACE
 
 
 def test_i24_a_mask_holds_off_tracing_too() -> None:
@@ -329,7 +329,7 @@ def test_who_comes_back_from_c_after_it_was_given_up_is_not_traced_any_more() ->
     policy = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=0.02, defer=0)
     with Victim(body) as victim:
         report = victim.kill(policy=policy)
-        assert report.outcome is Outcome.ABANDONED
+        assert report.outcome is KillOutcome.ABANDONED
         assert report.blocked is not None
         end.set()
     threading.Thread.join(victim)

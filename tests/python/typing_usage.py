@@ -196,7 +196,7 @@ def threads() -> None:
 
 
 def reports(report: desist.KillReport) -> None:
-    assert_type(report.outcome, desist.Outcome | None)
+    assert_type(report.outcome, desist.KillOutcome | None)
     assert_type(report.elapsed, float)
     assert_type(report.released, list[str])
     assert_type(report.poisoned, list[str])

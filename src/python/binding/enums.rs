@@ -56,7 +56,7 @@ members!(
 );
 
 members!(
-    Rung as "Outcome",
+    Rung as "KillOutcome",
     AlreadyDone is "ALREADY_DONE",
     Cooperative is "COOPERATIVE",
     AtWait is "AT_WAIT",
