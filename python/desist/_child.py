@@ -15,7 +15,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from desist import _worker
+from desist import _child_loop
 from desist._channel import CODE, Channel, Verb, pack_exception, pickled, unpack_exception
 from desist._core import (
     CancelToken,
@@ -268,7 +268,7 @@ class _Child:
         line, ours = context.Pipe(duplex=False)
         times = (_grace(policy), policy.defer)
         new = context.Process(
-            target=_worker.main,
+            target=_child_loop.main,
             args=(handler, theirs, line, os.getpid(), times),
             name="desist-worker",
         )

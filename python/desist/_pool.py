@@ -11,7 +11,6 @@ from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
-from desist._aside import Aside
 from desist._core import (
     CancelCause,
     CancelSource,
@@ -28,6 +27,7 @@ from desist._core import (
 )
 from desist._enums import KillOutcome
 from desist._item_future import ItemFuture
+from desist._offload import Offloaded
 from desist._supervisor import Restart, Supervisor
 
 if TYPE_CHECKING:
@@ -331,8 +331,8 @@ class WorkerPool(Generic[T, R]):
             for future in list(self._futures):
                 future._fail(stopped)  # noqa: SLF001 (the pool settles it)
 
-    def _kill_aside(self, seat: Seat) -> Aside[KillReport]:
-        return Aside(
+    def _kill_aside(self, seat: Seat) -> Offloaded[KillReport]:
+        return Offloaded(
             lambda: seat.kill("the pool is stopping", self._policy), "desist-pool-stopping"
         )
 

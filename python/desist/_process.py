@@ -13,7 +13,6 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist._aside import Aside
 from desist._core import (
     Latch,
     checkpoint,
@@ -26,6 +25,7 @@ from desist._core import (
     wait_any,
     writable_op,
 )
+from desist._offload import Offloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,7 +269,7 @@ class _Child:
     def __init__(self) -> None:
         self.process: subprocess.Popen[Any] | None = None
         self._end = End()
-        self._talk: Aside[Any] | None = None
+        self._talk: Offloaded[Any] | None = None
         self._token = current_token()
         self._leads_group = False
         self.over = False
@@ -358,7 +358,7 @@ class _Child:
         self, process: subprocess.Popen[Any], data: Any, timeout: float | None
     ) -> tuple[Any, Any]:
         """Where pipes cannot be waited for: a thread talks, and ends when the child does."""
-        self._talk = talk = Aside(lambda: process.communicate(data), "desist-communicate")
+        self._talk = talk = Offloaded(lambda: process.communicate(data), "desist-communicate")
         if not talk.latch.wait(timeout):
             assert timeout is not None  # noqa: S101 (for the type checker)
             raise subprocess.TimeoutExpired(process.args, timeout)

@@ -25,7 +25,6 @@ import socket as _std
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist._aside import Aside
 from desist._core import (
     Latch,
     checkpoint,
@@ -38,6 +37,7 @@ from desist._core import (
     wait_any,
     writable_op,
 )
+from desist._offload import Offloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -503,7 +503,7 @@ def getaddrinfo(  # noqa: PLR0917 (as it is there)
 
     if host is None or host in ("", b"") or (isinstance(host, str) and _is_numeric(host)):
         return resolve()
-    return Aside(resolve, "desist-getaddrinfo").result()
+    return Offloaded(resolve, "desist-getaddrinfo").result()
 
 
 def _is_numeric(host: str) -> bool:

@@ -21,9 +21,9 @@ import desist
 LAYERS = (
     "_core",
     "_enums",
-    "_exceptions _codec _aside _channel",
+    "_exceptions _codec _offload _channel",
     "_deadline _future _interruptible _process _queue _signals _sweep _thread",
-    "_executor _group _item_future _worker",
+    "_executor _group _item_future _child_loop",
     "_child _ops _supervisor",
     "engines._port engines._redis_scripts",
     "engines._held engines.postgres engines.redis",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class Aside(Generic[_T]):
+class Offloaded(Generic[_T]):
     """One call, on a daemon thread of its own, which begins at once.
 
     `latch` is set when it is over. Who stops waiting leaves the thread behind: it runs on until

@@ -117,7 +117,7 @@ class Commit:
             self._masked.__exit__(kind, value, traceback)
 
 
-class Worker:
+class ChildLoop:
     """The loop of the process."""
 
     def __init__(
@@ -198,7 +198,7 @@ def main(
     parent: int,
     times: tuple[float, float],
 ) -> None:
-    """The target of the process. `times`: how long it may go on when it is let go; see Worker."""
+    """The target of the process. `times`: how long it may go on when it is let go; see ChildLoop."""
     with suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C is for the parent; and what this one starts ends with it
     grace, defer = times
@@ -207,9 +207,9 @@ def main(
     if os.getppid() != parent:
         return
     atexit.register(_leave_nothing, mirror, parent)
-    worker = Worker(handler, Channel(channel.fileno()), mirror, defer)
-    signal.signal(signal.SIGTERM, worker.on_sigterm)
-    worker.run()
+    loop = ChildLoop(handler, Channel(channel.fileno()), mirror, defer)
+    signal.signal(signal.SIGTERM, loop.on_sigterm)
+    loop.run()
 
 
 def _leave_nothing(mirror: Mirror, parent: int) -> None:
