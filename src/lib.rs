@@ -35,6 +35,7 @@
 
 #![cfg_attr(not(feature = "python"), allow(dead_code))] // `python` uses more
 
+pub mod at_fork;
 mod atomics;
 pub mod cause;
 pub mod clock;

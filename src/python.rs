@@ -80,7 +80,7 @@ mod _core {
     #[pymodule_export]
     use super::testing::injector::Injector;
     #[pymodule_export]
-    use super::testing::{Simulation, census, hurried_forks};
+    use super::testing::{Simulation, census, fork_timeouts};
     #[pymodule_export]
     use super::token::{CancelSource, CancelToken, Registration};
     #[pymodule_export]

@@ -71,9 +71,9 @@ __all__ = [
     "defer_kill",
     "fail_after",
     "fail_at",
+    "fork_timeouts",
     "get_op",
     "hold_off",
-    "hurried_forks",
     "latch_op",
     "lease_of",
     "move_on_after",
@@ -1961,6 +1961,11 @@ def fail_at(
     cancel_scope().
     """
 
+def fork_timeouts() -> int:
+    """
+    Number of forks that timed out waiting for a thread to leave the core.
+    """
+
 def get_op(queue: Queue[_T] | SimpleQueue[_T], /) -> Op[_T]:
     """
     Get an item from a queue; yields it. TypeError: not a desist queue.
@@ -1970,11 +1975,6 @@ def hold_off(fn: Callable[..., _T], *arguments: object) -> _T:
     """
     Call something that a kill must not tear apart; it is to be short. What it returns is returned,
     even if a kill came meanwhile: that one is raised at the next checkpoint, or sent again.
-    """
-
-def hurried_forks() -> int:
-    """
-    How many forks have not waited any longer for a thread of desist's that was in their way.
     """
 
 def latch_op(latch: Latch, value: _T, /) -> Op[_T]:

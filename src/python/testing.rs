@@ -11,7 +11,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
 use crate::token::timer;
-use crate::{enforcer, fork, scope, task, testing};
+use crate::{at_fork, enforcer, scope, task, testing};
 
 /// A clock that jumps, and the threads that go by it.
 #[pyclass(frozen, module = "desist._core")]
@@ -69,8 +69,8 @@ pub(super) fn census() -> (usize, usize, usize, usize) {
     )
 }
 
-/// How many forks have not waited any longer for a thread of desist's that was in their way.
+/// Number of forks that timed out waiting for a thread to leave the core.
 #[pyfunction]
-pub(super) fn hurried_forks() -> u32 {
-    fork::hurried()
+pub(super) fn fork_timeouts() -> u32 {
+    at_fork::fork_timeouts()
 }

@@ -294,7 +294,7 @@ def test_i37_a_fork_never_falls_into_a_threads_coming(forks: int) -> None:
 
 def hung_child(forks: int, *churns: Callable[[], None]) -> int | None:
     """Fork again and again while threads do these all the time; the number of one that hung."""
-    stop, hurried = threading.Event(), _core.hurried_forks()
+    stop, timeouts = threading.Event(), _core.fork_timeouts()
 
     def again_and_again(churn: Callable[[], None]) -> None:
         while not stop.is_set():
@@ -309,7 +309,7 @@ def hung_child(forks: int, *churns: Callable[[], None]) -> int | None:
         stop.set()
         for thread in threads:
             thread.join()
-    assert _core.hurried_forks() == hurried
+    assert _core.fork_timeouts() == timeouts
     return hung
 
 

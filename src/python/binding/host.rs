@@ -9,6 +9,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use crate::at_fork;
 use crate::fork;
 use crate::host::{self, Host};
 use crate::python::binding::attach::{self, attach};
@@ -133,13 +134,13 @@ fn hold_the_timer_during_forks() {
         ) -> i32;
     }
     extern "C" fn before() {
-        fork::before();
+        at_fork::before();
     }
     extern "C" fn in_parent() {
-        fork::after_in_parent();
+        at_fork::after_in_parent();
     }
     extern "C" fn in_child() {
-        fork::after_in_child();
+        at_fork::after_in_child();
     }
     static ONCE: std::sync::Once = std::sync::Once::new();
     // A subinterpreter initializes the module again. A second `before` would wait for the first.
@@ -155,5 +156,5 @@ fn hold_the_timer_during_forks() {}
 
 #[pyfunction]
 fn after_fork_in_child() {
-    fork::restart_in_child();
+    at_fork::restart_in_child();
 }
