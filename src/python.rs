@@ -38,9 +38,11 @@ mod _core {
     #[pymodule_export]
     use super::cause::CancelCause;
     #[pymodule_export]
-    use super::error::{Cancelled, Killed};
+    use super::error::Cancelled;
     #[pymodule_export]
-    use super::hard_stop::mask::{Masked, defer_kill, hold_off};
+    use super::hard_stop::killed::Killed;
+    #[pymodule_export]
+    use super::hard_stop::mask::hold_off;
     #[cfg(unix)]
     #[pymodule_export]
     use super::io::{notify_closing, wait_readable, wait_writable};
@@ -72,6 +74,8 @@ mod _core {
     #[pymodule_export]
     use super::sync::semaphore::{BoundedSemaphore, Semaphore};
     #[pymodule_export]
+    use super::task::defer::{Masked, defer_kill};
+    #[pymodule_export]
     use super::task::group::{Crew, Hand};
     #[pymodule_export]
     use super::task::stop::{KillReport, StopPolicy};
@@ -82,11 +86,11 @@ mod _core {
     #[pymodule_export]
     use super::testing::{Simulation, census, fork_timeouts};
     #[pymodule_export]
-    use super::token::{CancelSource, CancelToken, Registration};
+    use super::token::{CancelSource, CancelToken, Registration, current_token};
     #[pymodule_export]
     use super::wait::{
-        Latch, checkpoint, current_effective_deadline, current_time, current_token, sleep,
-        sleep_forever, sleep_until,
+        Latch, checkpoint, current_effective_deadline, current_time, sleep, sleep_forever,
+        sleep_until,
     };
     #[cfg(unix)]
     #[pymodule_export]

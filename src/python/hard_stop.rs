@@ -19,6 +19,7 @@
 #![allow(unsafe_code)] // calls of the C API
 
 mod block;
+pub(super) mod killed;
 pub(super) mod mask;
 pub(super) mod stack;
 pub(super) mod trace;
@@ -32,8 +33,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
+use self::killed::Killed;
 use crate::python::binding::attach::attach;
-use crate::python::error::Killed;
 use crate::task::{Force, Task};
 
 /// Raises in one thread, asynchronously.

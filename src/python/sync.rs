@@ -7,3 +7,4 @@ pub(super) mod guarded;
 pub(super) mod lock;
 pub(super) mod queue;
 pub(super) mod semaphore;
+pub(super) mod unwinding;

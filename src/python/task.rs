@@ -1,5 +1,6 @@
 //! `Task`: one run of a Python callable, behind the boundary.
 
+pub(super) mod defer;
 pub(super) mod group;
 pub(super) mod stop;
 
@@ -19,7 +20,8 @@ use crate::python::binding::enums::TaskState;
 use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
-use crate::python::error::{Cancelled, Killed};
+use crate::python::error::Cancelled;
+use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::hard_stop::stack;
 use crate::python::task::stop::{KillReport, StopPolicy};

@@ -19,7 +19,7 @@ use crate::python::cause::CancelCause;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
-use crate::scope::DEFAULT_GRACE;
+use crate::scope::{self, DEFAULT_GRACE};
 use crate::token::tree::{Flag, Hook};
 use crate::{park, token};
 
@@ -387,4 +387,12 @@ impl Registration {
     ) {
         self.close_until(py, Time::NEVER);
     }
+}
+
+/// The token that the calling code is under: of the innermost scope, else of the task.
+///
+/// Outside both, a token that is never cancelled.
+#[pyfunction]
+pub(super) fn current_token(py: Python<'_>) -> PyResult<Py<CancelToken>> {
+    CancelToken::wrap(py, scope::current_token())
 }

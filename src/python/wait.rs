@@ -11,7 +11,6 @@ use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
-use crate::python::token::CancelToken;
 use crate::wait::{Op, Park};
 use crate::{scope, sync, wait};
 
@@ -89,14 +88,6 @@ pub(super) fn current_time() -> f64 {
 #[pyfunction]
 pub(super) fn current_effective_deadline() -> f64 {
     seconds::from_time(scope::current_effective_deadline())
-}
-
-/// The token that the calling code is under: of the innermost scope, else of the task.
-///
-/// Outside both, a token that is never cancelled.
-#[pyfunction]
-pub(super) fn current_token(py: Python<'_>) -> PyResult<Py<CancelToken>> {
-    CancelToken::wrap(py, scope::current_token())
 }
 
 /// A flag that is set once.

@@ -1,6 +1,5 @@
 //! What the interpreter lends the core: signals, thread names, warnings, forks.
 
-use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use crate::at_fork;
 use crate::fork;
 use crate::host::{self, Host};
 use crate::python::binding::attach::{self, attach};
-use crate::python::error;
+use crate::python::binding::{exceptions, raised};
 use crate::testing;
 
 struct Interpreter;
@@ -21,11 +20,6 @@ struct Interpreter;
 /// A Python-level signal handler may be tripped between the check and the system call, and then
 /// the main thread would sleep on. `time.sleep` has the same race; here it is bounded.
 const MAIN_THREAD_SLICE: Duration = Duration::from_millis(500);
-
-thread_local! {
-    /// What a signal handler raised during a wait, for whoever made the wait.
-    static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
-}
 
 impl Host for Interpreter {
     fn interrupted(&self) -> ControlFlow<()> {
@@ -35,7 +29,7 @@ impl Host for Interpreter {
         #[allow(clippy::redundant_closure_for_method_calls)] // the path is not general enough
         match attach(|py| py.check_signals()) {
             Some(Err(raised)) => {
-                RAISED.with(|slot| *slot.borrow_mut() = Some(raised));
+                raised::keep(raised);
                 ControlFlow::Break(())
             }
             _ => ControlFlow::Continue(()),
@@ -68,16 +62,17 @@ impl Host for Interpreter {
     }
 
     fn stuck(&self) {
-        let raised = attach(|py| match testing::current() {
-            Some(simulation) => error::ordinary(py, "Deadlock", &simulation.stuck()),
-            None => error::ordinary(py, "Deadlock", &"every thread waits"),
+        attach(|py| {
+            raised::keep(match testing::current() {
+                Some(simulation) => exceptions::ordinary(py, "Deadlock", &simulation.stuck()),
+                None => exceptions::ordinary(py, "Deadlock", &"every thread waits"),
+            });
         });
-        RAISED.with(|slot| *slot.borrow_mut() = raised);
     }
 
     fn swallowed(&self, raised: u32) {
         if raised == 2 {
-            attach(error::warn_swallowed);
+            attach(exceptions::warn_swallowed);
         }
     }
 }
@@ -88,11 +83,6 @@ pub(in crate::python) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() ->
         let _inside = fork::inside();
         act()
     })
-}
-
-/// The exception that ended a wait with `Stop::Interrupted`.
-pub(in crate::python) fn take_raised() -> Option<PyErr> {
-    RAISED.with(|slot| slot.borrow_mut().take())
 }
 
 #[cfg(target_os = "linux")]

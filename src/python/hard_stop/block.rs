@@ -27,10 +27,10 @@ use pyo3::prelude::*;
 use pyo3::sync::{MutexExt, PyOnceLock};
 use pyo3::types::PyBytes;
 
+use super::killed::killed;
 use super::{AsyncException, this_thread};
 use crate::python::binding::attach::attach;
 use crate::python::binding::host;
-use crate::python::error;
 use crate::scope;
 use crate::task::Force;
 
@@ -274,7 +274,7 @@ impl InBlock {
 /// Raise, if the calling thread is in a block that is being killed, and `at` is a place for it.
 fn strike_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
     match scope::current_task().and_then(|task| task.strike_here(at)) {
-        Some(cause) => Err(error::killed(py, cause)),
+        Some(cause) => Err(killed(py, cause)),
         None => Ok(()),
     }
 }

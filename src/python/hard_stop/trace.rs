@@ -22,7 +22,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyCode, PyTuple};
 
-use crate::python::error;
+use super::killed::killed;
 use crate::scope;
 use crate::task::{Force, Task};
 
@@ -232,7 +232,7 @@ fn running(py: Python<'_>, thread: u64) -> PyResult<Vec<Bound<'_, PyCode>>> {
 #[pyo3(signature = (*_event))]
 fn step(py: Python<'_>, _event: &Bound<'_, PyTuple>) -> PyResult<()> {
     let struck = scope::current_task().and_then(|task| task.stepped());
-    struck.map_or(Ok(()), |cause| Err(error::killed(py, cause)))
+    struck.map_or(Ok(()), |cause| Err(killed(py, cause)))
 }
 
 // ---------------------------------------------------------------------- a trace function
@@ -281,7 +281,7 @@ extern "C" fn on_step(
     let py = unsafe { Python::assume_attached() };
     let task = scope::current_task();
     if let Some(cause) = task.as_ref().and_then(|task| task.stepped()) {
-        error::killed(py, cause).restore(py);
+        killed(py, cause).restore(py);
         return -1;
     }
     if !task.is_some_and(|task| task.is_traced()) {

@@ -17,7 +17,8 @@ use pyo3::types::{PyGenericAlias, PyTuple, PyType};
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
 use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback, Item};
-use crate::python::sync::lock::{self, Killing};
+use crate::python::sync::lock;
+use crate::python::sync::unwinding::Killing;
 use crate::python::{error, hard_stop};
 use crate::sync::{self, Acquire, Holding, OnKill, Undo};
 

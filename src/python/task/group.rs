@@ -21,9 +21,11 @@ use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
 use crate::fork;
 use crate::python::binding::attach::attach;
-use crate::python::binding::host::{self, detached};
+use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
-use crate::python::error::{self, Cancelled, Killed};
+use crate::python::binding::raised;
+use crate::python::error::{self, Cancelled};
+use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::scope::{CancelScope, deadline_exceeded};
 use crate::python::task::Task;
@@ -200,7 +202,7 @@ impl Crew {
                 match child.core.over().wait_uncancelled(asked_until) {
                     Ok(over) => return !over,
                     // One more Ctrl-C adds nothing.
-                    Err(Interrupted) => drop(host::take_raised()),
+                    Err(Interrupted) => drop(raised::take()),
                 }
             };
             let deaf: Vec<Child> = alive.into_iter().filter(deaf).collect();

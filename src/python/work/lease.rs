@@ -19,7 +19,7 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::binding::shortcut::{self, Shortcut, Usual};
 use crate::python::binding::spare::{self, Contents, Spared, Spares, Vacant};
-use crate::python::hard_stop::mask::{Beginning, Masked};
+use crate::python::task::defer::{Beginning, Masked};
 use crate::python::token::CancelToken;
 use crate::python::wait;
 use crate::scope;

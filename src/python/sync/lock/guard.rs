@@ -10,7 +10,8 @@ use crate::clock::Time;
 use crate::error::ScopeMisuse;
 use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
 use crate::python::error;
-use crate::python::sync::lock::{Killing, Lock, unwinding};
+use crate::python::sync::lock::Lock;
+use crate::python::sync::unwinding::{Killing, unwinding};
 use crate::sync::{Acquire, Holding};
 
 /// A block that holds a lock; made by Lock.guard() and Lock.repair(), and used in a `with`

@@ -1,0 +1,58 @@
+//! The exceptions and warnings of `desist._exceptions`, which are written in Python.
+
+use std::ffi::CStr;
+
+use pyo3::exceptions::PyDeprecationWarning;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use crate::error::ScopeMisuse;
+
+/// A class of `desist._exceptions`, where the ordinary exceptions are.
+pub(in crate::python) fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
+    static EXCEPTIONS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let exceptions =
+        EXCEPTIONS.get_or_try_init(py, || py.import("desist._exceptions").map(Bound::unbind))?;
+    Ok(exceptions.bind(py).getattr(name)?.cast_into()?)
+}
+
+pub(in crate::python) fn ordinary(py: Python<'_>, name: &str, message: &impl ToString) -> PyErr {
+    match class(py, name) {
+        Ok(class) => PyErr::from_type(class, message.to_string()),
+        Err(failure) => failure,
+    }
+}
+
+/// Is it one of those, or a subclass?
+pub(in crate::python) fn is(py: Python<'_>, error: &PyErr, name: &str) -> bool {
+    class(py, name).is_ok_and(|class| error.is_instance(py, &class))
+}
+
+pub(in crate::python) fn misuse(py: Python<'_>, misuse: ScopeMisuse) -> PyErr {
+    ordinary(py, "ScopeMisuse", &misuse)
+}
+
+pub(in crate::python) fn fenced(py: Python<'_>, what: &impl ToString) -> PyErr {
+    ordinary(py, "Fenced", what)
+}
+
+pub(in crate::python) fn warn_deprecated(py: Python<'_>, message: &CStr) -> PyResult<()> {
+    let category = py.get_type::<PyDeprecationWarning>();
+    PyErr::warn(py, &category, message, 1)
+}
+
+pub(in crate::python) fn warn_swallowed(py: Python<'_>) {
+    let warn = || -> PyResult<()> {
+        let category = class(py, "CancelledSwallowedWarning")?;
+        let message =
+            c"this code was told before that it is cancelled, and went on: do not catch Cancelled \
+            (a bare `except:` or `except BaseException:` does) without raising it again; code that \
+            has to wait while it cleans up belongs into `with desist.cleanup():`";
+        PyErr::warn(py, &category, message, 1)
+    };
+    if let Err(error) = warn() {
+        // Warnings are errors here, but the thread is about to raise Cancelled.
+        error.write_unraisable(py, None);
+    }
+}

@@ -1,0 +1,86 @@
+//! `Killed`: the class whose call is the delivery of a kill.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::{PyBaseException, PyTypeError};
+use pyo3::prelude::*;
+
+use super::trace;
+use crate::cause::Cause;
+use crate::python::cause::CancelCause;
+use crate::scope;
+use crate::task::{Arrival, Thrown};
+
+/// Raised in code that is being killed. Do not catch it: only the task's end absorbs it, or that of
+/// the block with `kill_after` that is being killed.
+#[pyclass(extends = PyBaseException, frozen, module = "desist")]
+pub(in crate::python) struct Killed {
+    /// Who killed, why and when.
+    #[pyo3(get)]
+    cause: Py<CancelCause>,
+}
+
+#[pymethods]
+impl Killed {
+    /// CPython makes the instance of an asynchronous exception by calling its class in the thread
+    /// that it strikes, so this is where a kill learns that it has arrived.
+    #[new]
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        let task = scope::current_task();
+        let arrived = task.as_ref().and_then(|task| task.arrived());
+        if let Some(task) = &task {
+            trace::arrived(py, task);
+        }
+        let cause = match arrived {
+            Some(Arrival::Thrown(thrown)) => return Err(self::thrown(py, &thrown)),
+            Some(Arrival::Kill(cause)) => Some(cause),
+            None => None,
+        };
+        let cause = cause.ok_or_else(|| {
+            PyTypeError::new_err(
+                "Killed cannot be made by hand; use Thread.kill() or WorkerPool.kill_worker()",
+            )
+        })?;
+        Ok(Self {
+            cause: Py::new(py, CancelCause::from(cause))?,
+        })
+    }
+
+    fn __str__(&self) -> String {
+        format!("killed ({})", self.cause.get().__str__())
+    }
+}
+
+pub(in crate::python) fn killed(py: Python<'_>, cause: Cause) -> PyErr {
+    Py::new(py, CancelCause::from(cause))
+        .and_then(|cause| Bound::new(py, Killed { cause }))
+        .map_or_else(
+            |failure| failure,
+            |value| PyErr::from_value(value.into_any()),
+        )
+}
+
+/// What a wait or a checkpoint raises that says that its task is killed.
+pub(in crate::python) fn killed_or_thrown(py: Python<'_>, cause: Cause) -> PyErr {
+    match scope::current_task().and_then(|task| task.take_thrown()) {
+        Some(thrown) => self::thrown(py, &thrown),
+        None => killed(py, cause),
+    }
+}
+
+/// An exception, ready to be thrown.
+pub(in crate::python) fn throwable(exception: Bound<'_, PyBaseException>) -> Thrown {
+    Arc::new(exception.unbind())
+}
+
+fn thrown(py: Python<'_>, thrown: &Thrown) -> PyErr {
+    match thrown.downcast_ref::<Py<PyBaseException>>() {
+        Some(exception) => PyErr::from_value(exception.bind(py).clone().into_any()),
+        None => PyTypeError::new_err("what was thrown is no exception"), // never: see throwable()
+    }
+}
+
+/// Raise a kill that was held off and may arrive now.
+pub(in crate::python) fn check_kill(py: Python<'_>) -> PyResult<()> {
+    scope::kill_due().map_or(Ok(()), |cause| Err(killed_or_thrown(py, cause)))
+}
