@@ -15,74 +15,15 @@ use crate::item::ItemId;
 use crate::ledger::KillInfo;
 use crate::scope;
 use crate::stack::Stack;
+use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE};
+pub use crate::task::policy::{KillOutcome, StopPolicy};
 use crate::task::{Progress, Task};
-
-/// A step of the ladder, and how a killed task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Rung {
-    /// It was over before the kill.
-    AlreadyDone,
-    /// It came to an end by itself, or because it was asked to.
-    Cooperative,
-    /// `Killed` was raised at a desist wait, or where a kill had been held off.
-    AtWait,
-    /// `Killed` was raised by force, anywhere in the body.
-    AsyncExc,
-    /// `Killed` was raised in front of every step of the body, so that it could not go on.
-    Trace,
-    /// Its process was told to terminate, and the body raised `Killed` there.
-    Sigterm,
-    /// Its process was killed.
-    Sigkill,
-    /// Nothing ended it: it was given up and may still run.
-    Abandoned,
-}
-
-/// Seconds per rung; `None`: the rung is not allowed. A kill takes at most their sum, and as
-/// long as clean-up zones and commits that are open hold it off.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StopPolicy {
-    /// How long the body may take to stop when asked.
-    pub cooperative: Duration,
-    /// How long it may take to reach a desist wait.
-    pub at_wait: Option<Duration>,
-    /// How long to keep raising in it.
-    pub async_exc: Option<Duration>,
-    /// How long to trace it, and raise in front of its every step.
-    pub trace: Option<Duration>,
-    /// For a body in a process of its own, in the place of the three before: how long to keep
-    /// telling that to terminate.
-    pub sigterm: Option<Duration>,
-    /// And kill that process in the end?
-    pub sigkill: bool,
-    /// How long locks that it holds may hold a kill off.
-    pub defer: Duration,
-    /// Give it up in the end?
-    pub abandon: bool,
-}
-
-impl Default for StopPolicy {
-    fn default() -> Self {
-        let second = Duration::from_secs(1);
-        Self {
-            cooperative: 5 * second,
-            at_wait: Some(second),
-            async_exc: Some(second),
-            trace: Some(second),
-            sigterm: Some(2 * second),
-            sigkill: true,
-            defer: second,
-            abandon: true,
-        }
-    }
-}
 
 /// What a kill came to.
 #[derive(Debug, Clone)]
 pub struct KillReport {
     /// How the task ended; `None`: it has not, and the policy does not allow to give it up.
-    pub outcome: Option<Rung>,
+    pub outcome: Option<KillOutcome>,
     /// Seconds from the call to the swept boundary.
     pub elapsed: Duration,
     /// Names of locks that were given back.
@@ -111,9 +52,6 @@ pub enum KillError {
     Interrupted,
 }
 
-/// Struck again this soon at first, then ever more slowly: whoever swallows a kill gets another.
-pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(1);
-pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// A process is told again this soon: what it has told its body may have been swallowed.
 const TELL_AGAIN: Duration = Duration::from_millis(50);
 /// A process that was killed is gone so soon, unless the system keeps it.
@@ -150,7 +88,7 @@ pub(crate) struct Kill<'a> {
     /// It was over before.
     is_over: bool,
     /// The rung on which [`Kill::begin`] has struck.
-    struck: Option<Rung>,
+    struck: Option<KillOutcome>,
 }
 
 impl<'a> Kill<'a> {
@@ -202,26 +140,26 @@ impl<'a> Kill<'a> {
         });
     }
 
-    /// Rung by rung, behind [`Kill::begin`].
+    /// KillOutcome by rung, behind [`Kill::begin`].
     pub(crate) fn climb(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         in_real_time(|| self.climb_now(on_abandon))
     }
 
     /// The rungs with force that are allowed.
-    fn rungs(&self) -> impl Iterator<Item = (Rung, Duration)> + use<> {
+    fn rungs(&self) -> impl Iterator<Item = (KillOutcome, Duration)> + use<> {
         let rungs = [
-            (Rung::AtWait, self.policy.at_wait),
-            (Rung::AsyncExc, self.policy.async_exc),
-            (Rung::Trace, self.policy.trace),
+            (KillOutcome::AtWait, self.policy.at_wait),
+            (KillOutcome::AsyncExc, self.policy.async_exc),
+            (KillOutcome::Trace, self.policy.trace),
         ];
-        let allowed = |(rung, time): (Rung, Option<Duration>)| Some((rung, time?));
+        let allowed = |(rung, time): (KillOutcome, Option<Duration>)| Some((rung, time?));
         rungs.into_iter().filter_map(allowed)
     }
 
     fn climb_now(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         let (task, policy, began) = (self.task, self.policy, self.began);
         if self.is_over {
-            return Ok(report(task, Some(Rung::AlreadyDone), began));
+            return Ok(report(task, Some(KillOutcome::AlreadyDone), began));
         }
         if !self.is_urgent() && over(task, policy.cooperative)? {
             return Ok(report(task, None, began));
@@ -267,7 +205,7 @@ impl<'a> Kill<'a> {
             }) {
                 on_abandon();
                 task.amend(|record| {
-                    record.killed_at = Some(Rung::Abandoned);
+                    record.killed_at = Some(KillOutcome::Abandoned);
                     record.stack = stack;
                     record.blocked = blocked;
                 });
@@ -292,10 +230,10 @@ impl<'a> Kill<'a> {
 /// The rungs for a body in a process of its own.
 fn climb_elsewhere(task: &Task, policy: &StopPolicy) -> Result<bool, KillError> {
     let rungs = [
-        (Rung::Sigterm, policy.sigterm),
-        (Rung::Sigkill, policy.sigkill.then_some(LAST_WAIT)),
+        (KillOutcome::Sigterm, policy.sigterm),
+        (KillOutcome::Sigkill, policy.sigkill.then_some(LAST_WAIT)),
     ];
-    let allowed = |(rung, time): (Rung, Option<Duration>)| Some((rung, time?));
+    let allowed = |(rung, time): (KillOutcome, Option<Duration>)| Some((rung, time?));
     for (rung, time) in rungs.into_iter().filter_map(allowed) {
         let mut end = Time::after(time);
         while Time::now() < end {
@@ -309,11 +247,11 @@ fn climb_elsewhere(task: &Task, policy: &StopPolicy) -> Result<bool, KillError> 
 }
 
 /// Strike once, as this rung does. False: there is no such force.
-fn strike(task: &Arc<Task>, rung: Rung) -> bool {
+fn strike(task: &Arc<Task>, rung: KillOutcome) -> bool {
     task.strike_wait();
     match rung {
-        Rung::AsyncExc => task.strike_async(),
-        Rung::Trace => task.strike_by_trace(),
+        KillOutcome::AsyncExc => task.strike_async(),
+        KillOutcome::Trace => task.strike_by_trace(),
         _ => true,
     }
 }
@@ -322,7 +260,7 @@ fn strike(task: &Arc<Task>, rung: Rung) -> bool {
 /// up. The time counts from when a strike is not held off any more. `struck`: once already.
 fn press(
     task: &Arc<Task>,
-    rung: Rung,
+    rung: KillOutcome,
     time: Duration,
     mut struck: bool,
 ) -> Result<bool, KillError> {
@@ -348,10 +286,12 @@ fn over(task: &Task, at_most: Duration) -> Result<bool, KillError> {
         .map_err(|_| KillError::Interrupted)
 }
 
-fn report(task: &Task, known: Option<Rung>, began: Time) -> KillReport {
+fn report(task: &Task, known: Option<KillOutcome>, began: Time) -> KillReport {
     let record = task.record();
     KillReport {
-        outcome: known.or(record.killed_at).or(Some(Rung::Cooperative)),
+        outcome: known
+            .or(record.killed_at)
+            .or(Some(KillOutcome::Cooperative)),
         elapsed: Time::now() - began,
         released: record.swept.released,
         poisoned: record.swept.poisoned,

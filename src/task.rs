@@ -16,6 +16,7 @@
 
 mod block;
 mod elsewhere;
+pub(crate) mod policy;
 mod thrown;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub(crate) use block::Left;
 use block::{Block, Target};
 pub use elsewhere::Elsewhere;
+use policy::KillOutcome;
 use thrown::Throw;
 pub use thrown::Thrown;
 
@@ -39,7 +41,6 @@ use crate::ledger::{Ledger, Swept, Termination};
 use crate::park::{Latch, Outcome, Waiter};
 use crate::scope::{self, Outer};
 use crate::stack::Stack;
-use crate::stop::Rung;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelSource, CancelToken};
 
@@ -130,7 +131,7 @@ struct Control {
     /// When a kill was last posted or arrived.
     last_strike: Option<Time>,
     /// The rung whose `Killed` reached the body.
-    delivered: Option<Rung>,
+    delivered: Option<KillOutcome>,
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
@@ -190,7 +191,7 @@ pub(crate) struct Record {
     pub(crate) swept: Swept,
     pub(crate) requeued: Vec<ItemId>,
     pub(crate) fenced: Vec<ItemId>,
-    pub(crate) killed_at: Option<Rung>,
+    pub(crate) killed_at: Option<KillOutcome>,
     /// `Cancelled` came out of the body.
     pub(crate) cancelled: bool,
     pub(crate) stack: Option<Stack>,
@@ -401,7 +402,7 @@ impl Task {
                 let cause = control.order.as_ref()?.cause.clone();
                 // What is being taken back is raised, too, but not in the body.
                 if std::mem::take(&mut control.posted) {
-                    control.delivered = Some(Rung::AsyncExc);
+                    control.delivered = Some(KillOutcome::AsyncExc);
                 }
                 control.unanswered = false;
                 control.last_strike = Some(Time::now());
@@ -425,7 +426,7 @@ impl Task {
         if !self.may_strike(&control) {
             return None;
         }
-        control.delivered = Some(Rung::Trace);
+        control.delivered = Some(KillOutcome::Trace);
         control.order.as_ref().map(|order| order.cause.clone())
     }
 
@@ -677,7 +678,7 @@ impl Task {
         }
     }
 
-    pub(crate) fn delivered(&self) -> Option<Rung> {
+    pub(crate) fn delivered(&self) -> Option<KillOutcome> {
         self.control.lock().delivered
     }
 }
@@ -710,7 +711,7 @@ impl Control {
     fn raised_at_wait(&mut self, target: Target) -> Option<Cause> {
         match target {
             Target::Body => {
-                self.delivered.get_or_insert(Rung::AtWait);
+                self.delivered.get_or_insert(KillOutcome::AtWait);
                 self.order.as_ref().map(|order| order.cause.clone())
             }
             Target::Thrown => self.raise_thrown(),

@@ -29,7 +29,7 @@ use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
 use crate::scope;
-use crate::stop::Rung;
+use crate::stop::KillOutcome;
 use crate::task::{self, BodyEnd, Boundary, Progress};
 use crate::testing::{self, Enrolment};
 use crate::token;
@@ -252,7 +252,7 @@ impl Task {
 
     /// The rung of the ladder at which it was killed; None: it was not, or not yet.
     #[getter]
-    fn killed_at(&self) -> Option<Rung> {
+    fn killed_at(&self) -> Option<KillOutcome> {
         self.core.record().killed_at
     }
 

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::policy::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
 use super::{Control, Force, KillInfo, Order, Phase, RESEND_AFTER, Task};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
 use crate::ledger::Ledger;
 use crate::stack::Stack;
-use crate::stop::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
 use crate::token::tree::NodeRef;
 
 /// So long a block may swallow `Killed` before its every step is struck: as the ladder's default.

@@ -7,16 +7,16 @@
 
 use std::sync::Arc;
 
+use super::policy::KillOutcome;
 use super::{Control, Mask, Phase, Task};
 use crate::cause::Cause;
 use crate::clock::Time;
-use crate::stop::Rung;
 
 /// How the host strikes a body that runs elsewhere.
 pub trait Elsewhere: Send + Sync {
     /// Strike with this rung, if it is at the body of this task, and of no other (I22). Called
     /// under a lock of the task.
-    fn strike(&self, task: u64, rung: Rung);
+    fn strike(&self, task: u64, rung: KillOutcome);
 }
 
 impl Task {
@@ -30,11 +30,11 @@ impl Task {
     }
 
     /// Strike it over there. Returns until when that is held off; the past if it is not.
-    pub(crate) fn strike_elsewhere(&self, rung: Rung) -> Time {
+    pub(crate) fn strike_elsewhere(&self, rung: KillOutcome) -> Time {
         let control = self.control.lock();
         let held_off_until = control.masked_until();
         // What is softer is held off over there.
-        let now = rung != Rung::Sigkill || held_off_until <= Time::now();
+        let now = rung != KillOutcome::Sigkill || held_off_until <= Time::now();
         if now && control.phase == Phase::Running {
             if let Some(elsewhere) = &control.elsewhere {
                 elsewhere.strike(self.id, rung);

@@ -3,7 +3,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use desist::stop::Rung;
+use desist::stop::KillOutcome;
 use desist::sync::{Acquire, Condition, Lock, LockError, OnKill, ReleaseError, WaitError};
 use desist::task::{BodyEnd, Boundary, Task};
 use desist::{Stop, Time, checkpoint, move_on_after};
@@ -206,7 +206,7 @@ fn kill_in_a_wait(body: impl FnOnce() -> bool + Send + 'static) {
         killed
     });
     let report = kill_in_its_wait(&task, None);
-    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.outcome, Some(KillOutcome::AtWait));
     assert!(killed.join());
 }
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use desist::stop::{KillReport, Rung, StopPolicy, kill};
+use desist::stop::{KillOutcome, KillReport, StopPolicy, kill};
 use desist::sync::{Acquire, Lock, LockError, OnKill, ReleaseError};
 use desist::task::{BodyEnd, Boundary, Task};
 use desist::{Stop, Time, move_on_after, shield, sleep};
@@ -260,7 +260,7 @@ fn i13_under_contention_with_cancels_exactly_one_holds_it_at_a_time() {
 fn i21_after_a_kill_inside_it_is_poisoned_before_anyone_else_gets_it() {
     let lock = Lock::new("accounts", OnKill::Poison);
     let report = kill_a_holder(&[&lock], Acquire::Block);
-    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.outcome, Some(KillOutcome::AtWait));
     assert_eq!(report.poisoned, ["accounts".into()]);
     assert!(report.released.is_empty());
     assert_eq!(report.stack.as_deref(), Some("in the middle"));
@@ -391,7 +391,7 @@ fn a_lock_whose_holder_was_abandoned_is_lost_to_all_even_to_repairers() {
     let report = kill(&task, None, &GIVE_UP, &mut || ()).unwrap();
     assert_eq!(
         (report.outcome, &report.poisoned[..]),
-        (Some(Rung::Abandoned), &["accounts".into()][..])
+        (Some(KillOutcome::Abandoned), &["accounts".into()][..])
     );
     assert!(matches!(waiter.join(), Err(LockError::OwnerLost(_))));
     assert!(matches!(
@@ -555,7 +555,7 @@ fn given_up(
     });
     let epoch = begun.recv().unwrap();
     let report = kill(&task, None, &GIVE_UP, &mut || ()).unwrap();
-    assert_eq!(report.outcome, Some(Rung::Abandoned));
+    assert_eq!(report.outcome, Some(KillOutcome::Abandoned));
     (epoch, finish, holder)
 }
 
@@ -620,7 +620,7 @@ fn a_guard_of_the_language_bars_all_others_though_the_lock_is_fenced() {
     assert!(lock.acquire(Acquire::Guard, Time::NEVER).unwrap());
     let theirs = task.clone();
     let killer = thread::spawn(move || kill(&theirs, None, &GIVE_UP, &mut || ()).unwrap());
-    assert_eq!(killer.join().unwrap().outcome, Some(Rung::Abandoned));
+    assert_eq!(killer.join().unwrap().outcome, Some(KillOutcome::Abandoned));
     boundary.leave(BodyEnd::Unwound);
     let refused = lock.acquire(Acquire::Block, Time::NEVER);
     assert!(matches!(refused, Err(LockError::OwnerLost(_))));

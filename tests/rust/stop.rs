@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use desist::stop::{KillError, KillReport, Rung, StopPolicy, kill};
+use desist::stop::{KillError, KillOutcome, KillReport, StopPolicy, kill};
 use desist::sync::{Acquire, Latch, Lock, LockError};
 use desist::task::{BodyEnd, Boundary, Force, Progress, Task};
 use desist::{
@@ -82,7 +82,7 @@ fn a_body_that_stops_when_it_is_asked_is_not_killed() {
             ..NO_RUNG
         },
     );
-    assert_eq!(report.outcome, Some(Rung::Cooperative));
+    assert_eq!(report.outcome, Some(KillOutcome::Cooperative));
     assert!(matches!(body.join(), Err(Stop::Cancelled(_))));
     assert_eq!(task.progress(), Progress::Over);
 }
@@ -112,7 +112,7 @@ fn a_kill_ends_a_wait_and_no_shield_or_scope_holds_it() {
             ..NO_RUNG
         },
     );
-    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.outcome, Some(KillOutcome::AtWait));
     assert_eq!(report.stack.as_deref(), Some("here"));
     assert!(killed(&body.join()));
 }
@@ -141,7 +141,7 @@ fn a_body_that_swallows_every_cancel_is_killed_at_its_next_checkpoint() {
             ..NO_RUNG
         },
     );
-    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.outcome, Some(KillOutcome::AtWait));
     assert!(killed(&body.join().unwrap()));
 }
 
@@ -207,7 +207,7 @@ fn what_nothing_ends_is_abandoned_and_told_so_when_it_comes_back() {
     });
     assert_eq!(
         report.unwrap().outcome,
-        Some(Rung::Abandoned),
+        Some(KillOutcome::Abandoned),
         "at once: there is no force to wait for"
     );
     assert_eq!((fenced, task.progress()), (1, Progress::Abandoned));
@@ -235,7 +235,7 @@ fn a_second_kill_reports_that_it_was_over() {
     let task = Task::new("body", None);
     run(&task, None, || Ok(())).unwrap();
     let report = kill_with(&task, &StopPolicy::default());
-    assert_eq!(report.outcome, Some(Rung::AlreadyDone));
+    assert_eq!(report.outcome, Some(KillOutcome::AlreadyDone));
     let cause = task.source().token().cause().unwrap();
     assert_eq!(
         cause.kind,
@@ -272,7 +272,7 @@ fn a_body_that_panics_is_over_and_its_locks_are_free() {
     assert!(!lock.is_locked());
     assert_eq!(
         kill_with(&task, &StopPolicy::default()).outcome,
-        Some(Rung::AlreadyDone)
+        Some(KillOutcome::AlreadyDone)
     );
 }
 
@@ -286,7 +286,7 @@ fn the_killer_is_not_interrupted_by_its_own_cancellation() {
         ..NO_RUNG
     };
     let report = run(&killer, None, || Ok(kill_with(&task, &policy)));
-    assert_eq!(report.unwrap().outcome, Some(Rung::AtWait));
+    assert_eq!(report.unwrap().outcome, Some(KillOutcome::AtWait));
     assert!(killed(&body.join()));
 }
 
@@ -305,7 +305,10 @@ fn two_killers_share_the_first_cause_and_both_return() {
     let [first, second] = [kill_it(), kill_it()].map(|killer| killer.join().unwrap());
     for outcome in [first, second] {
         assert!(
-            matches!(outcome, Some(Rung::AtWait | Rung::AlreadyDone)),
+            matches!(
+                outcome,
+                Some(KillOutcome::AtWait | KillOutcome::AlreadyDone)
+            ),
             "{outcome:?}"
         );
     }
@@ -423,7 +426,7 @@ fn i23_a_swallowed_kill_is_posted_again_until_the_boundary_confirms() {
         }
         BodyEnd::Killed(Some("the fourth would be too many".into()))
     });
-    assert_eq!(report.outcome, Some(Rung::AsyncExc));
+    assert_eq!(report.outcome, Some(KillOutcome::AsyncExc));
     assert_eq!(
         report.stack.as_deref(),
         Some("the fourth would be too many")
@@ -440,7 +443,7 @@ fn i22_what_was_posted_and_did_not_arrive_is_taken_back_at_the_boundary() {
     });
     assert_eq!(
         report.outcome,
-        Some(Rung::Cooperative),
+        Some(KillOutcome::Cooperative),
         "it came to an end by itself"
     );
     assert_eq!(fake.counted().1, 1);
@@ -506,7 +509,10 @@ fn i22_a_kill_that_was_on_its_way_when_the_body_left_is_not_posted() {
         theirs.over().set();
     });
     assert_eq!(begun.wait_until(Time::NEVER), Ok(true));
-    assert_eq!(kill_with(&task, &BY_FORCE).outcome, Some(Rung::Cooperative));
+    assert_eq!(
+        kill_with(&task, &BY_FORCE).outcome,
+        Some(KillOutcome::Cooperative)
+    );
     body.join().unwrap();
 }
 
@@ -533,7 +539,7 @@ fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
     });
     assert_eq!(
         report.outcome,
-        Some(Rung::AtWait),
+        Some(KillOutcome::AtWait),
         "where it had been held off"
     );
 }
@@ -558,7 +564,7 @@ fn i24_a_mask_closes_itself_and_no_other_also_out_of_order_and_from_another_thre
         assert!(task.kill_due().is_some());
         BodyEnd::Killed(None)
     });
-    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.outcome, Some(KillOutcome::AtWait));
 }
 
 #[test]
@@ -573,7 +579,7 @@ fn i24_a_mask_holds_a_kill_off_no_longer_than_it_may() {
         task.arrived().unwrap();
         BodyEnd::Killed(None)
     });
-    assert_eq!(report.outcome, Some(Rung::AsyncExc));
+    assert_eq!(report.outcome, Some(KillOutcome::AsyncExc));
 }
 
 #[test]
@@ -594,7 +600,7 @@ fn i24_a_mask_that_opens_under_a_posted_kill_takes_it_back_and_delivers_it_when_
     });
     assert_eq!(
         report.outcome,
-        Some(Rung::AtWait),
+        Some(KillOutcome::AtWait),
         "where it had been held off"
     );
 }
@@ -610,7 +616,7 @@ fn i24_a_clean_up_zone_that_opens_under_a_posted_kill_takes_it_back() {
         assert!(task.kill_due().is_some());
         BodyEnd::Killed(None)
     });
-    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.outcome, Some(KillOutcome::AtWait));
 }
 
 #[test]
@@ -633,7 +639,7 @@ fn i25_a_clean_up_zone_holds_a_kill_off_until_its_end() {
         assert!(task.kill_due().is_some());
         BodyEnd::Killed(None)
     });
-    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.outcome, Some(KillOutcome::AtWait));
 }
 
 #[test]
@@ -662,7 +668,7 @@ fn i24_a_kill_waits_for_a_held_lock_and_is_due_when_it_is_released() {
     );
     assert_eq!(
         report.outcome,
-        Some(Rung::AtWait),
+        Some(KillOutcome::AtWait),
         "where it had been held off"
     );
     assert!(report.poisoned.is_empty() && !lock.is_poisoned());
@@ -684,7 +690,7 @@ fn i21_a_lock_that_holds_a_kill_off_for_too_long_is_poisoned() {
     });
     assert_eq!(
         (report.outcome, report.poisoned.len()),
-        (Some(Rung::AsyncExc), 1)
+        (Some(KillOutcome::AsyncExc), 1)
     );
     assert!(lock.is_poisoned() && !lock.is_locked());
 }
@@ -711,7 +717,7 @@ fn a_forced_body_that_does_not_come_back_is_abandoned_and_the_report_says_where_
     let report = kill_with(&task, &policy);
     assert_eq!(
         (report.outcome, report.stack.as_deref()),
-        (Some(Rung::Abandoned), Some("stack of the fake"))
+        (Some(KillOutcome::Abandoned), Some("stack of the fake"))
     );
     let before = fake.counted().0;
     assert!(before >= 1);
@@ -746,7 +752,7 @@ fn a_wait_under_a_held_lock_is_killed_without_force_when_the_lock_has_held_it_of
         let report = kill_with(&task, &policy);
         assert_eq!(
             (report.outcome, report.poisoned.len()),
-            (Some(Rung::AtWait), 1)
+            (Some(KillOutcome::AtWait), 1)
         );
         assert!(killed(&body.join()));
         assert!(lock.is_poisoned());
@@ -780,6 +786,6 @@ fn i25_a_masked_body_is_not_given_up_without_force_before_its_mask_is_over() {
         ..NO_RUNG
     };
     let report = kill_with(&task, &policy);
-    assert_eq!(report.outcome, Some(Rung::AtWait));
+    assert_eq!(report.outcome, Some(KillOutcome::AtWait));
     assert!(killed(&body.join().unwrap()));
 }

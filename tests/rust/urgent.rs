@@ -64,7 +64,7 @@ fn body(force: &Arc<Counted>) -> (Arc<Task>, impl FnOnce() -> JoinHandle<()>) {
 }
 
 /// Posted and traced when `begin` returns; and what the kill came to when the body ended then.
-fn begun_with(policy: &StopPolicy) -> ((usize, usize), Option<Rung>) {
+fn begun_with(policy: &StopPolicy) -> ((usize, usize), Option<KillOutcome>) {
     let force = Arc::new(Counted::default());
     let (task, end) = body(&force);
     let mut kill = Kill::new(&task, None, policy).expect("it runs");
@@ -90,13 +90,19 @@ const AT_ONCE: StopPolicy = StopPolicy {
 
 #[test]
 fn i23_an_urgent_kill_strikes_before_it_waits() {
-    assert_eq!(begun_with(&AT_ONCE), ((1, 0), Some(Rung::Cooperative)));
+    assert_eq!(
+        begun_with(&AT_ONCE),
+        ((1, 0), Some(KillOutcome::Cooperative))
+    );
     let by_trace = StopPolicy {
         async_exc: Some(Duration::ZERO),
         trace: Some(HOUR),
         ..AT_ONCE
     };
-    assert_eq!(begun_with(&by_trace), ((0, 1), Some(Rung::Cooperative)));
+    assert_eq!(
+        begun_with(&by_trace),
+        ((0, 1), Some(KillOutcome::Cooperative))
+    );
 }
 
 #[test]
@@ -105,10 +111,13 @@ fn i23_a_kill_that_gives_time_uses_no_force_before_it_waits() {
         cooperative: HOUR,
         ..AT_ONCE
     };
-    assert_eq!(begun_with(&asks), ((0, 0), Some(Rung::Cooperative)));
+    assert_eq!(begun_with(&asks), ((0, 0), Some(KillOutcome::Cooperative)));
     let at_waits = StopPolicy {
         at_wait: Some(HOUR),
         ..AT_ONCE
     };
-    assert_eq!(begun_with(&at_waits), ((0, 0), Some(Rung::Cooperative)));
+    assert_eq!(
+        begun_with(&at_waits),
+        ((0, 0), Some(KillOutcome::Cooperative))
+    );
 }

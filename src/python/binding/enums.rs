@@ -6,7 +6,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::type_hint_identifier;
 
 use crate::cause::CauseKind;
-use crate::stop::Rung;
+use crate::stop::KillOutcome;
 
 /// Where a task is in its life, as Python is told.
 pub(in crate::python) enum TaskState {
@@ -56,7 +56,7 @@ members!(
 );
 
 members!(
-    Rung as "KillOutcome",
+    KillOutcome as "KillOutcome",
     AlreadyDone is "ALREADY_DONE",
     Cooperative is "COOPERATIVE",
     AtWait is "AT_WAIT",

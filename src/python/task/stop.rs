@@ -10,7 +10,7 @@ use crate::item::ItemId;
 use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::error;
-use crate::stop::{self, KillError, Rung};
+use crate::stop::{self, KillError, KillOutcome};
 use crate::task;
 
 /// How far a kill goes, and how long each rung of the ladder takes, in seconds.
@@ -194,7 +194,7 @@ impl KillReport {
     /// Nothing was running.
     pub(in crate::python) fn nothing() -> Self {
         let report = stop::KillReport {
-            outcome: Some(Rung::AlreadyDone),
+            outcome: Some(KillOutcome::AlreadyDone),
             elapsed: std::time::Duration::ZERO,
             released: Vec::new(),
             poisoned: Vec::new(),
@@ -215,7 +215,7 @@ fn strings(names: &[Arc<str>]) -> Vec<String> {
 impl KillReport {
     /// The rung of the ladder at which it ended; None: it has not, and was not to be given up.
     #[getter]
-    fn outcome(&self) -> Option<Rung> {
+    fn outcome(&self) -> Option<KillOutcome> {
         self.report.outcome
     }
 

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use crate::cause::{Cause, CauseKind};
 use crate::python::cause::CancelCause;
 use crate::scope;
-use crate::stop::Rung;
+use crate::stop::KillOutcome;
 use crate::task::Elsewhere;
 
 // ---------------------------------------------------------------------- what it is told
@@ -98,7 +98,7 @@ struct AtWork {
     /// Not taken from it before the end: its number means nobody else.
     pid: i32,
     task: u64,
-    struck: Option<Rung>,
+    struck: Option<KillOutcome>,
 }
 
 impl ChildProcess {
@@ -108,7 +108,7 @@ impl ChildProcess {
 }
 
 impl Elsewhere for Shared {
-    fn strike(&self, task: u64, rung: Rung) {
+    fn strike(&self, task: u64, rung: KillOutcome) {
         let mut at_work = self.at_work.lock();
         if let Some(at_work) = at_work.as_mut().filter(|at_work| at_work.task == task) {
             at_work.struck = Some(rung);
@@ -118,8 +118,8 @@ impl Elsewhere for Shared {
 }
 
 #[cfg(unix)]
-fn signal(pid: i32, rung: Rung) {
-    let number = if rung == Rung::Sigterm {
+fn signal(pid: i32, rung: KillOutcome) {
+    let number = if rung == KillOutcome::Sigterm {
         libc::SIGTERM
     } else {
         libc::SIGKILL
@@ -129,7 +129,7 @@ fn signal(pid: i32, rung: Rung) {
 }
 
 #[cfg(not(unix))]
-fn signal(_pid: i32, _rung: Rung) {}
+fn signal(_pid: i32, _rung: KillOutcome) {}
 
 #[pymethods]
 impl ChildProcess {
@@ -190,7 +190,7 @@ impl ChildProcess {
     /// It runs there no more, and the process is not struck from now on. Returns the rung with
     /// which it was; that is what ended the body, if the process has `died`, at `stack`.
     #[pyo3(signature = (*, died, stack = None))]
-    fn end(&self, died: bool, stack: Option<&str>) -> Option<Rung> {
+    fn end(&self, died: bool, stack: Option<&str>) -> Option<KillOutcome> {
         let struck = self.shared.at_work.lock().take()?.struck?;
         if let Some(task) = scope::current_task().filter(|_| died) {
             task.amend(|record| {
