@@ -77,6 +77,7 @@ from desist._exceptions import (
     LockPoisoned,
     OwnerLost,
     PoolExhausted,
+    PoolFailed,
     QueueFileError,
     ScopeMisuse,
     ShutDown,
@@ -104,7 +105,7 @@ if TYPE_CHECKING:
     from desist._pool import PoolStats, WorkerPool, WorkEvent
     from desist._process import run, wait
     from desist._signals import cancel_on_signal
-    from desist._supervisor import Restart
+    from desist._supervisor import RestartPolicy
 
 
 def get_include() -> str:
@@ -148,13 +149,14 @@ __all__ = [
     "Op",
     "OwnerLost",
     "PoolExhausted",
+    "PoolFailed",
     "PoolStats",
     "PriorityQueue",
     "Queue",
     "QueueFileError",
     "RLock",
     "Registration",
-    "Restart",
+    "RestartPolicy",
     "RetryPolicy",
     "ScopeMisuse",
     "Semaphore",
@@ -224,7 +226,7 @@ _LAZY = {
     "ItemFuture": "_item_future",
     "PoolStats": "_pool",
     "race": "_group",
-    "Restart": "_supervisor",
+    "RestartPolicy": "_supervisor",
     "run": "_process",
     "socket": "socket",
     "ssl": "ssl",

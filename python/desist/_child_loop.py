@@ -198,7 +198,15 @@ def main(
     parent: int,
     times: tuple[float, float],
 ) -> None:
-    """The target of the process. `times`: how long it may go on when it is let go; see ChildLoop."""
+    """Run a worker process.
+
+    Args:
+        handler: What is called for each item.
+        channel: The socket to the pool's thread.
+        line: The pipe from which cancellations are read.
+        parent: The pid of the pool's process.
+        times: Seconds that the process may go on once it is dismissed, and the policy's `defer`.
+    """
     with suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C is for the parent; and what this one starts ends with it
     grace, defer = times

@@ -28,6 +28,7 @@ __all__ = [
     "LockPoisoned",
     "OwnerLost",
     "PoolExhausted",
+    "PoolFailed",
     "ScopeMisuse",
     "ShutDown",
     "TaskAborted",
@@ -86,7 +87,17 @@ class Fenced(RuntimeError):
 
 
 class PoolExhausted(RuntimeError):
-    """So many workers had to be given up that the pool starts no more."""
+    """The pool has stopped: its workers had to be replaced more often than its limits allow.
+
+    Find out what the workers block in (KillReport.blocked), or raise the limits.
+    """
+
+
+class PoolFailed(RuntimeError):
+    """The pool has stopped because its queue failed; `__cause__` is what the queue raised.
+
+    Unfinished items are still in the queue: make a new pool for it once it works again.
+    """
 
 
 class WorkerDied(RuntimeError):

@@ -158,8 +158,9 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     executor. A kill strikes the submitted function and nothing else of its thread.
 
     `inherit_context`: functions run in a copy of the context (contextvars) of who submits them.
-    `max_abandoned`: so many threads that no kill could end are replaced; when none is left, what
-    waits fails with PoolExhausted, and so does submit(). `policy` is for TaskFuture.kill().
+    `max_abandoned`: at most this many abandoned threads are replaced; with one more the executor is
+    exhausted: submitted calls that have not begun fail with PoolExhausted, and submit() raises it.
+    `policy` is for TaskFuture.kill().
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Have `fn(*args, **kwargs)` called by a thread of the pool. Never waits for it.
 
-        RuntimeError: after shutdown(). PoolExhausted: all threads were given up.
+        RuntimeError: after shutdown(). PoolExhausted: more threads than `max_abandoned` were.
         """
         call: Callable[[], R] = partial(fn, *args, **kwargs)
         if self._inherit_context:
@@ -251,11 +252,12 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             if hand is not None:
                 hand.give_up()
             stdlib._threads_queues.pop(thread, None)  # noqa: SLF001
-            if self._may_abandon > 0:
+            replaced = self._may_abandon > 0
+            if replaced:
                 self._may_abandon -= 1
                 with suppress(RuntimeError):  # the interpreter is at its end
                     self._start_worker()
-            if not self._threads:
+            if not (replaced and self._threads):
                 self._exhausted = True
                 self._fail_waiting(PoolExhausted(_EXHAUSTED))
 
@@ -300,7 +302,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
 
 _logger = logging.getLogger("concurrent.futures")
-_EXHAUSTED = "all threads of this pool were given up; make a new one"
+_EXHAUSTED = "more threads than max_abandoned of this executor were abandoned; make a new executor"
 
 
 def _worker(

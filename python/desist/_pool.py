@@ -28,7 +28,7 @@ from desist._core import (
 from desist._enums import KillOutcome
 from desist._item_future import ItemFuture
 from desist._offload import Offloaded
-from desist._supervisor import Restart, Supervisor
+from desist._supervisor import RestartPolicy, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,9 +93,10 @@ class WorkerPool(Generic[T, R]):
     Leaving the `with` block waits until all work has ended, then stops the workers; if an
     exception leaves it, they are stopped at once.
 
-    The pool gives up when workers have to be replaced more often than `restart` bears, or when
-    the queue fails: it stops, and submit(), drain() and the end of the `with` block raise
-    PoolExhausted, whose cause says why. What was not done stays in the queue.
+    The pool stops by itself when workers have to be replaced more often than `restart` allows, or
+    when the queue fails. Then submit(), drain(), the end of the `with` block and the futures raise
+    PoolExhausted, or PoolFailed with the queue's exception as its `__cause__`. Unfinished items
+    stay in the queue.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class WorkerPool(Generic[T, R]):
         queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] | str | PathLike[str] | None = None,
         isolation: Literal["thread", "process"] = "thread",
         policy: StopPolicy | None = None,
-        restart: Restart | None = None,
+        restart: RestartPolicy | None = None,
         on_event: Callable[[WorkEvent], object] | None = None,
     ) -> None:
         """Start `workers` threads, and a process for each if these are to be isolated so.
@@ -122,7 +123,7 @@ class WorkerPool(Generic[T, R]):
         `on_event(event)` is called for whatever happens to an item, on the worker's own thread,
         where no kill strikes: it should be quick. What it raises goes to sys.unraisablehook.
         """
-        restart = Restart() if restart is None else restart
+        restart = RestartPolicy() if restart is None else restart
         _check(handler, workers, restart, isolation)
         self._owns_queue = queue is None or isinstance(queue, (str, PathLike))
         self.queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] = _opened(queue)
@@ -161,7 +162,7 @@ class WorkerPool(Generic[T, R]):
         from desist._child import ChildHandler  # few need it, and it is heavy
 
         child = ChildHandler(
-            self._handler, self._policy, self._source.token, seat, self._supervisor.restart
+            self._handler, self._policy, self._source.token, seat, self._supervisor.count_restart
         )
         self._children.append(child)
         return child
@@ -212,8 +213,8 @@ class WorkerPool(Generic[T, R]):
         future.add_done_callback(self._futures.discard)
         if key is not None:
             self._tell_if_dead(future)
-        if self._supervisor.gave_up.cancelled:  # while this item was put
-            self._supervisor.tell(future)
+        if self._supervisor.ended.cancelled:  # while this item was put
+            self._supervisor.fail(future)
         return future
 
     def _tell_if_dead(self, future: ItemFuture[R]) -> None:
@@ -260,7 +261,7 @@ class WorkerPool(Generic[T, R]):
         seat = self._seats[index]
         report = seat.kill(reason, self._policy)
         if report.outcome is KillOutcome.ABANDONED:
-            self._supervisor.leave_behind(f"worker {index} could not be ended")
+            self._supervisor.count_abandoned(f"worker {index} could not be ended")
             self._seats[index] = self._start_worker(index)
         return report
 
@@ -286,10 +287,11 @@ class WorkerPool(Generic[T, R]):
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until all work has ended (True), at most for `timeout` seconds. A checkpoint.
 
-        PoolExhausted: the pool has given up.
+        Raises:
+            PoolExhausted, PoolFailed: the pool has stopped by itself.
         """
         self._check_usable()
-        with cancel_scope() as scope, self._supervisor.gave_up.on_cancel(lambda _: scope.cancel()):
+        with cancel_scope() as scope, self._supervisor.ended.on_cancel(lambda _: scope.cancel()):
             return self.queue._drain(timeout)  # noqa: SLF001
         self._supervisor.check()
         return False
@@ -370,10 +372,10 @@ def _opened(queue: Any) -> Any:
     return FileQueue(queue)
 
 
-def _check(handler: object, workers: int, restart: Restart, isolation: str) -> None:
+def _check(handler: object, workers: int, restart: RestartPolicy, isolation: str) -> None:
     _check_callable("handler", handler)
-    if not isinstance(restart, Restart):
-        message = f"restart must be a Restart, not {type(restart).__name__}"  # type: ignore[unreachable]
+    if not isinstance(restart, RestartPolicy):
+        message = f"restart must be a RestartPolicy, not {type(restart).__name__}"  # type: ignore[unreachable]
         raise TypeError(message)
     if workers < 1:
         message = f"workers must be at least 1, not {workers}"
@@ -383,7 +385,7 @@ def _check(handler: object, workers: int, restart: Restart, isolation: str) -> N
         raise ValueError(message)
     for name, value in restart._asdict().items():
         if not value >= 0:
-            message = f"{name} of Restart must not be negative, but is {value}"
+            message = f"{name} of RestartPolicy must not be negative, but is {value}"
             raise ValueError(message)
 
 

@@ -1,7 +1,14 @@
 """Supervisor: counts how often a pool's workers are replaced, and ends the pool beyond a limit.
 
-`WorkerPool` asks it before it replaces a worker, and tells it when its queue has failed. Everything
-it counts is written under its one lock; `gave_up` is cancelled once, when the pool is given up.
+`WorkerPool` asks the supervisor before it replaces a worker, and reports a failed queue to it. What
+it guarantees: once it has ended the pool, the pool's token is cancelled, and every future that the
+pool has made fails with the same reason.
+
+How: `restarts`, `abandoned` and `_recent` are written under `_lock`, and only there. `_ended_by` is
+written once, before `ended` is cancelled and the futures fail; a thread that adds a future looks at
+`ended` afterwards, so that one of the two settles it. The lock is the standard library's, so that
+no cancellation keeps the supervisor from counting, and it is only held inside `hold_off()`, so that
+no kill leaves it held.
 """
 
 from __future__ import annotations
@@ -12,96 +19,110 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from desist._core import CancelSource, hold_off
-from desist._exceptions import PoolExhausted
+from desist._exceptions import PoolExhausted, PoolFailed
 
 if TYPE_CHECKING:
     from desist._item_future import ItemFuture
 
 
-class Restart(NamedTuple):
-    """How often workers are replaced before their pool gives up, as a supervisor's in Erlang."""
+class RestartPolicy(NamedTuple):
+    """How often a WorkerPool replaces workers before it stops with PoolExhausted."""
 
     intensity: int = 3
-    """So many within `period` are borne; with the next one the pool gives up. Counted are threads
-    that were given up, and worker processes that could not start; a process that dies at work
-    counts as an attempt of its item."""
+    """At most this many replacements within `period`; one more ends the pool. Abandoned threads and
+    worker processes that could not start count; a process that dies while it works counts as an
+    attempt of its item."""
     period: float = 5.0
-    """Seconds."""
+    """Seconds over which replacements are counted."""
     max_abandoned: int = 2
-    """So many threads that nothing ends may be left behind in all."""
+    """At most this many abandoned threads are replaced; with one more the pool is exhausted."""
 
 
 class Supervisor:
-    """Counts how often workers are replaced, and says when it is too often.
+    """Counts the replacements of one pool's workers; see the module's text."""
 
-    Its lock is the standard library's, so that no cancel keeps it from counting; what is done
-    under it is not killed.
-    """
-
-    def __init__(self, restart: Restart, pool: CancelSource, futures: set[ItemFuture[Any]]) -> None:
-        self._restart = restart
+    def __init__(
+        self, policy: RestartPolicy, pool: CancelSource, futures: set[ItemFuture[Any]]
+    ) -> None:
+        self._policy = policy
+        # Cancels the pool's workers.
         self._pool = pool
+        # The pool's futures that are not settled; the pool adds and removes them.
         self._futures = futures
+        # When workers were replaced within the last `period`, oldest first.
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()
         self._source = CancelSource()
-        self._why: tuple[str, BaseException | None] | None = None
-        self.gave_up = self._source.token
+        # Why the pool has ended, and what its queue raised if it was that.
+        self._ended_by: tuple[str, BaseException | None] | None = None
+        # Cancelled when the supervisor has ended the pool.
+        self.ended = self._source.token
         self.restarts = 0
         self.abandoned = 0
 
-    def leave_behind(self, what: str) -> None:
-        """A thread is left behind, and another is to take its place; or PoolExhausted."""
-        hold_off(self._count_left_behind, what)
-        self.restart(what)
+    def count_abandoned(self, what: str) -> None:
+        """Count a thread that was abandoned, and its replacement.
+
+        Raises:
+            PoolExhausted: the thread is not to be replaced.
+            PoolFailed: the queue has failed, so that nothing is replaced any more.
+        """
+        hold_off(self._count_abandoned, what)
+        self.count_restart(what)
         self.check()
 
-    def _count_left_behind(self, what: str) -> None:
+    def _count_abandoned(self, what: str) -> None:
         with self._lock:
             self.abandoned += 1
-            limit = self._restart.max_abandoned
+            limit = self._policy.max_abandoned
             if self.abandoned > limit:
-                self._give_up(f"{what}, and {limit} threads are left behind already", None)
+                self._end(f"{what}, and {limit} threads have been abandoned already", None)
 
-    def restart(self, what: str) -> None:
-        """A worker is to be replaced, unless that has happened too often."""
+    def count_restart(self, what: str) -> None:
+        """Count a worker that is replaced; ends the pool if that has happened too often."""
         hold_off(self._count_restart, what)
 
     def _count_restart(self, what: str) -> None:
         now = time.monotonic()
-        intensity, period, _ = self._restart
+        intensity, period, _ = self._policy
         with self._lock:
             self._recent.append(now)
             while now - self._recent[0] > period:
                 self._recent.popleft()
             if len(self._recent) > intensity:
-                self._give_up(f"{what}, and {intensity} were replaced in {period} s already", None)
-            if self._why is None:
+                self._end(f"{what}, and {intensity} were replaced in {period} s already", None)
+            if self._ended_by is None:
                 self.restarts += 1
 
     def queue_failed(self, failure: BaseException) -> None:
-        """A worker has left, because its queue raised this."""
-        hold_off(self._give_up, "the queue failed", failure)
+        """End the pool: a worker has left its loop because the queue raised `failure`."""
+        hold_off(self._end, "the queue failed", failure)
 
-    def _give_up(self, why: str, failure: BaseException | None) -> None:
-        """For good."""
-        if self._why is None:
-            self._why = (why, failure)
+    def _end(self, why: str, failure: BaseException | None) -> None:
+        if self._ended_by is None:
+            self._ended_by = (why, failure)
         self._source.cancel(why)
         self._pool.cancel(why)
         for future in list(self._futures):
-            self.tell(future)
+            self.fail(future)
 
-    def tell(self, future: ItemFuture[Any]) -> None:
-        """Nobody of this pool will do the work."""
+    def fail(self, future: ItemFuture[Any]) -> None:
+        """Settle a future of the pool, if the pool has ended."""
         try:
             self.check()
-        except PoolExhausted as given_up:
-            future._fail(given_up)  # noqa: SLF001 (the pool's own future)
+        except (PoolExhausted, PoolFailed) as ended:
+            future._fail(ended)  # noqa: SLF001 (the pool's own future)
 
     def check(self) -> None:
-        """PoolExhausted if the pool has given up."""
-        if self._why is not None:
-            why, failure = self._why
-            message = f"the pool has given up: {why}; what was not done is still in its queue"
-            raise PoolExhausted(message) from failure
+        """Raise if the pool has ended.
+
+        Raises:
+            PoolExhausted: workers had to be replaced too often.
+            PoolFailed: the queue has failed, with the failure as `__cause__`.
+        """
+        if self._ended_by is not None:
+            why, failure = self._ended_by
+            message = f"the pool has stopped: {why}; unfinished items are still in its queue"
+            if failure is not None:
+                raise PoolFailed(message) from failure
+            raise PoolExhausted(message)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Fenced, PoolExhausted, RetryPolicy, WorkerPool, testing
+from desist import Fenced, PoolFailed, RetryPolicy, WorkerPool, testing
 from desist.engines import Delivery, Engine, EngineQueue, open_queue
 from engine_contract import leased
 from support import in_child
@@ -218,7 +218,7 @@ def test_a_pool_gives_up_loudly_when_its_engine_fails(method: str) -> None:
         with EngineQueue[str](engine) as queue:
             pool = WorkerPool(handler, queue=queue)
             pool.submit("a")
-            with pytest.raises(PoolExhausted, match="the queue failed") as raised, pool:
+            with pytest.raises(PoolFailed, match="the queue failed") as raised, pool:
                 pass
             assert isinstance(raised.value.__cause__, ZeroDivisionError)
 

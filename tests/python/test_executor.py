@@ -244,6 +244,22 @@ def test_a_thread_that_is_given_up_is_replaced_until_that_is_enough() -> None:
         end.set()
 
 
+def test_an_executor_is_exhausted_by_one_thread_more_than_it_may_abandon() -> None:
+    end = threading.Event()
+    executor = ThreadPoolExecutor(2, max_abandoned=0)
+    stuck, busy = running(executor, partial(end.wait, NEVER)), running(executor)
+    waiting = executor.submit(int, "7")
+    assert stuck.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
+    with pytest.raises(PoolExhausted, match="max_abandoned"):
+        waiting.result(NEVER)
+    assert busy.running()  # what has begun goes on
+    with pytest.raises(PoolExhausted):
+        executor.submit(spin)
+    busy.cancel()
+    executor.shutdown()
+    end.set()
+
+
 # --- waiting --------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from desist import (
     KillOutcome,
     LeaseQueue,
     PoolExhausted,
-    Restart,
+    RestartPolicy,
     RetryPolicy,
     StopPolicy,
     TaskCancelled,
@@ -258,17 +258,17 @@ def test_a_pool_that_has_given_up_too_many_says_so_loudly() -> None:
     gate = Gate()
     queue: LeaseQueue[int] = LeaseQueue()
     pool = WorkerPool(
-        gate.deaf, workers=1, queue=queue, policy=GIVE_UP, restart=Restart(max_abandoned=0)
+        gate.deaf, workers=1, queue=queue, policy=GIVE_UP, restart=RestartPolicy(max_abandoned=0)
     )
     pool.submit(1)
     gate.begun.acquire()
-    with pytest.raises(PoolExhausted, match="could not be ended, and 0 threads"):
+    with pytest.raises(PoolExhausted, match="could not be ended, and 0 threads have been"):
         pool.kill_worker(0)
-    with pytest.raises(PoolExhausted, match="has given up"):
+    with pytest.raises(PoolExhausted, match="the pool has stopped"):
         pool.submit(2)
     assert (pool.stats().alive, pool.stats().abandoned) == (0, 1)
     gate.go_on.set()
-    with pytest.raises(PoolExhausted, match="what was not done is still in its queue"), pool:
+    with pytest.raises(PoolExhausted, match="unfinished items are still in its queue"), pool:
         pass
     assert queue.counts()["ready"] == 1
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import desist
-from desist import FileQueue, LeaseQueue, Restart, RetryPolicy, StopPolicy, WorkerPool
+from desist import FileQueue, LeaseQueue, RestartPolicy, RetryPolicy, StopPolicy, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 POLICY = StopPolicy(cooperative=0, at_wait=0.01, async_exc=0.03, trace=0.1)
 RETRY = RetryPolicy(max_attempts=3, backoff=0)
-NO_LIMIT = Restart(intensity=10**6, max_abandoned=10**6)
+NO_LIMIT = RestartPolicy(intensity=10**6, max_abandoned=10**6)
 
 
 class Hangs:

@@ -16,7 +16,7 @@ from desist import (
     FileQueue,
     LeaseQueue,
     PoolExhausted,
-    Restart,
+    RestartPolicy,
     RetryPolicy,
     StopPolicy,
     WorkerPool,
@@ -146,7 +146,7 @@ def test_figures_say_who_is_busy() -> None:
 def test_i36_so_many_replacements_in_a_period_are_borne_and_no_more() -> None:
     deaf = Deaf()
     queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=100))
-    restart = Restart(intensity=2, period=NEVER, max_abandoned=100)
+    restart = RestartPolicy(intensity=2, period=NEVER, max_abandoned=100)
     pool = WorkerPool(deaf, workers=1, queue=queue, policy=GIVE_UP, restart=restart)
     pool.submit(1)
     for replaced in range(2):
@@ -184,7 +184,7 @@ def test_i36_a_pool_that_gives_up_asks_all_its_workers_to_stop_and_ends_a_drain(
         handler,
         workers=2,
         policy=GIVE_UP,
-        restart=Restart(max_abandoned=0),
+        restart=RestartPolicy(max_abandoned=0),
         on_event=lambda event: started.append(event.worker),
     )
     pool.submit(0)
@@ -202,7 +202,7 @@ def test_i36_a_pool_that_gives_up_asks_all_its_workers_to_stop_and_ends_a_drain(
 
 def test_the_futures_of_a_pool_that_gives_up_say_so() -> None:
     deaf = Deaf()
-    pool = WorkerPool(deaf, workers=1, policy=GIVE_UP, restart=Restart(max_abandoned=0))
+    pool = WorkerPool(deaf, workers=1, policy=GIVE_UP, restart=RestartPolicy(max_abandoned=0))
     futures = [pool.submit(item) for item in range(2)]
     deaf.begun.acquire()
     with pytest.raises(PoolExhausted):
