@@ -27,7 +27,7 @@ pub(crate) trait Resource: Send + Sync {
         self: Arc<Self>,
         holder: &Arc<Ledger>,
         hold: Hold,
-        end: &Termination,
+        termination: &Termination,
     ) -> Option<bool>;
 }
 
@@ -200,19 +200,19 @@ impl Ledger {
     }
 
     /// Take back everything, the latest first (I20).
-    pub(crate) fn sweep(self: &Arc<Self>, end: &Termination) -> Swept {
-        let abandoned = matches!(end, Termination::Abandoned(_));
-        self.reclaim_since(0, end, |kind| abandoned || kind != HoldKind::Guard)
+    pub(crate) fn sweep(self: &Arc<Self>, termination: &Termination) -> Swept {
+        let abandoned = matches!(termination, Termination::Abandoned(_));
+        self.reclaim_since(0, termination, |kind| abandoned || kind != HoldKind::Guard)
     }
 
     /// Take back everything from entry `first` on, as [`Ledger::sweep`] does.
-    pub(crate) fn sweep_since(self: &Arc<Self>, first: u64, end: &Termination) -> Swept {
-        self.reclaim_since(first, end, |kind| kind != HoldKind::Guard)
+    pub(crate) fn sweep_since(self: &Arc<Self>, first: u64, termination: &Termination) -> Swept {
+        self.reclaim_since(first, termination, |kind| kind != HoldKind::Guard)
     }
 
     /// Take back what blocks took from entry `first` on and did not give back.
-    pub(crate) fn sweep_blocks(self: &Arc<Self>, first: u64, end: &Termination) -> Swept {
-        self.reclaim_since(first, end, |kind| {
+    pub(crate) fn sweep_blocks(self: &Arc<Self>, first: u64, termination: &Termination) -> Swept {
+        self.reclaim_since(first, termination, |kind| {
             matches!(kind, HoldKind::Block | HoldKind::Known)
         })
     }
@@ -220,7 +220,7 @@ impl Ledger {
     fn reclaim_since(
         self: &Arc<Self>,
         first: u64,
-        end: &Termination,
+        termination: &Termination,
         which: impl Fn(HoldKind) -> bool,
     ) -> Swept {
         let late: Vec<(Arc<dyn Resource>, Hold)> = {
@@ -238,7 +238,7 @@ impl Ledger {
         let mut swept = Swept::default();
         for (held, hold) in late {
             let name = held.name();
-            match held.reclaim(self, hold, end) {
+            match held.reclaim(self, hold, termination) {
                 Some(true) => swept.poisoned.push(name),
                 Some(false) => swept.released.push(name),
                 None => {}

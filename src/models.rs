@@ -84,19 +84,19 @@ fn explore(preemptions: Option<usize>, model: fn()) {
 }
 
 thread_local! {
-    static IMPATIENT: Cell<bool> = const { Cell::new(false) };
+    static OVERDUE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Have been waiting for too long, those who wait for a lock?
-pub(crate) fn impatient() -> bool {
-    IMPATIENT.get()
+/// Has every waiter of a lock waited past its hand-over limit?
+pub(crate) fn overdue() -> bool {
+    OVERDUE.get()
 }
 
-/// [`explore`], where whoever waits for a lock has been waiting for too long.
-fn explore_impatient(preemptions: Option<usize>, model: fn()) {
-    IMPATIENT.set(true);
+/// [`explore`], where every waiter of a lock is past its hand-over limit.
+fn explore_overdue(preemptions: Option<usize>, model: fn()) {
+    OVERDUE.set(true);
     explore(preemptions, model);
-    IMPATIENT.set(false);
+    OVERDUE.set(false);
 }
 
 /// An actor. What it returns is for [`end`].

@@ -285,8 +285,8 @@ BUGS = (
         "sync/lock.rs",
         "lock",
         (
-            "match self.core.is_free(&mut state, &self.ledger, &self.taking) {",
-            "match self.core.is_free(&mut state, &self.ledger, &self.taking).map(|_| false) {",
+            "match self.core.is_free_for(&mut state, &self.ledger, &self.acquisition) {",
+            "match self.core.is_free_for(&mut state, &self.ledger, &self.acquisition).map(|_| false) {",
         ),
     ),
     bug(
@@ -303,15 +303,15 @@ BUGS = (
         "sync/lock.rs",
         "lock",
         (
-            "state.nudged = None; let taken = self.core.take_if_free(&mut state, &self.ledger, &self.taking)?;",
-            "state.nudged = None; let taken = self.core.take_if_free(&mut state, &self.ledger, &self.taking)? || true;",
+            "state.notified = None; let taken = self.core.take_if_free(&mut state, &self.ledger, &self.acquisition)?;",
+            "state.notified = None; let taken = self.core.take_if_free(&mut state, &self.ledger, &self.acquisition)? || true;",
         ),
     ),
     bug(
         "a waiter that has looked for the lock does not say so",
         "sync/lock.rs",
         "lock",
-        ("state.nudged = None;", ""),
+        ("state.notified = None;", ""),
     ),
     bug(
         "a waiter that has waited for too long is only told that the lock is free",
@@ -324,7 +324,7 @@ BUGS = (
         "sync/lock.rs",
         "lock",
         (
-            "self.give(state, &request.ledger, &request.taking);",
+            "self.assign(state, &request.ledger, &request.acquisition);",
             "state.depth = 1; state.holder = Some(request.ledger.clone());",
         ),
     ),
@@ -333,8 +333,8 @@ BUGS = (
         "sync/lock.rs",
         "lock",
         (
-            "if state.depth == 0 { self.free(state)",
-            "if state.depth == 0 { let poison = state.poison.take(); let wake = self.free(state); state.poison = poison; wake",
+            "if state.depth == 0 { self.mark_free(state)",
+            "if state.depth == 0 { let poison = state.poison.take(); let wake = self.mark_free(state); state.poison = poison; wake",
         ),
     ),
     bug(
@@ -348,8 +348,8 @@ BUGS = (
         "sync/lock/guard.rs",
         "lock",
         (
-            "self.core.take_from(&self.ledger, hold, end.as_ref()).ok_or(Fenced)",
-            "self.core.give_up(false, end.as_ref().filter(|_| hold == hold)).map_err(|_| Fenced)",
+            "self.core.release_hold(&self.ledger, hold, termination.as_ref()).ok_or(Fenced)",
+            "self.core.release(false, termination.as_ref().filter(|_| hold == hold)).map_err(|_| Fenced)",
         ),
     ),
     bug(
@@ -386,7 +386,7 @@ BUGS = (
         "a lock that was taken twice is free when it was released once",
         "sync/lock.rs",
         "lock",
-        ("if state.depth == 0 { self.free(state)", "if state.depth < 2 { self.free(state)"),
+        ("if state.depth == 0 { self.mark_free(state)", "if state.depth < 2 { self.mark_free(state)"),
     ),
     bug(
         "a lock that was let go for a while is held once afterwards",
@@ -474,8 +474,8 @@ BUGS = (
         "sync/condition.rs",
         "condition",
         (
-            "self.condition.waiting.lock().push(ticket.clone()); let let_go = self.condition.lock.let_go();",
-            "let let_go = self.condition.lock.let_go(); self.condition.waiting.lock().push(ticket.clone());",
+            "self.condition.waiting.lock().push(ticket.clone()); let released = self.condition.lock.release_all();",
+            "let released = self.condition.lock.release_all(); self.condition.waiting.lock().push(ticket.clone());",
         ),
     ),
     bug(

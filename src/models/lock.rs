@@ -1,4 +1,4 @@
-//! The lock: nudged for, handed over, taken again, given up, poisoned, fenced.
+//! The lock: notified for, handed over, taken again, given up, poisoned, fenced.
 //!
 //! Those who wait are patient, and only told that it is free, or have been waiting for too long,
 //! and it is handed over to them. Where that makes a difference, a model runs both ways.
@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{
-    Exclusive, ONCE, THRICE, TWICE, because, canceller, end, explore, explore_impatient, spawn,
+    Exclusive, ONCE, THRICE, TWICE, because, canceller, end, explore, explore_overdue, spawn,
     spawn_as,
 };
 use crate::atomics::Mutex;
@@ -120,8 +120,8 @@ fn loom_i12_three_threads_have_the_lock_in_turn() {
 }
 
 #[test]
-fn loom_i12_three_impatient_threads_have_the_lock_in_turn() {
-    explore_impatient(TWICE, three_threads);
+fn loom_i12_three_overdue_threads_get_the_lock_in_turn() {
+    explore_overdue(TWICE, three_threads);
 }
 
 #[test]
@@ -151,8 +151,8 @@ fn loom_i12_two_waiters_that_are_overtaken_are_told_again() {
 }
 
 #[test]
-fn loom_i12_an_impatient_waiter_is_not_overtaken() {
-    explore_impatient(THRICE, || {
+fn loom_i12_an_overdue_waiter_is_not_overtaken() {
+    explore_overdue(THRICE, || {
         let (protected, _) = Protected::held();
         let waiter = {
             let protected = protected.clone();
@@ -206,7 +206,7 @@ fn loom_i11_a_waiter_that_is_cancelled_during_a_release_holds_the_lock_or_has_no
 
 #[test]
 fn loom_i11_a_waiter_that_is_cancelled_during_a_hand_over_holds_the_lock_or_has_not_taken_it() {
-    explore_impatient(TWICE, cancelled_during_a_release);
+    explore_overdue(TWICE, cancelled_during_a_release);
 }
 
 fn cancelled_and_next() {
@@ -234,7 +234,7 @@ fn loom_i11_i12_a_cancelled_waiter_is_skipped_and_the_next_gets_the_lock() {
 
 #[test]
 fn loom_i11_i12_a_cancelled_waiter_is_skipped_and_the_lock_handed_over_to_the_next() {
-    explore_impatient(ONCE, cancelled_and_next);
+    explore_overdue(ONCE, cancelled_and_next);
 }
 
 // ---------------------------------------------------------------------- taken again
@@ -283,7 +283,7 @@ fn loom_i11_i12_a_lock_that_is_taken_again_is_free_when_it_was_released_as_often
 
 #[test]
 fn loom_i11_i12_a_lock_that_is_taken_again_is_handed_over_when_it_was_released_as_often() {
-    explore_impatient(TWICE, taken_again);
+    explore_overdue(TWICE, taken_again);
 }
 
 #[test]
@@ -298,9 +298,9 @@ fn loom_i12_a_lock_that_is_let_go_for_a_while_is_had_by_another_and_taken_back()
                     assert!(lock.acquire(Acquire::Block, Time::NEVER).unwrap());
                 }
                 data.touch();
-                let holds = lock.let_go().unwrap();
+                let holds = lock.release_all().unwrap();
                 assert_eq!((lock.depth(), scope::current_ledger().len()), (0, 0));
-                lock.take_back(holds).unwrap();
+                lock.reacquire(holds).unwrap();
                 assert_eq!((lock.depth(), scope::current_ledger().len()), (2, 2));
                 data.touch();
                 lock.release().unwrap();
@@ -483,7 +483,7 @@ fn loom_i34_a_fenced_lock_goes_on_and_its_stale_holder_frees_nobody_elses() {
 
 #[test]
 fn loom_i34_a_fenced_lock_is_handed_over_and_its_stale_holder_frees_nobody_elses() {
-    explore_impatient(TWICE, given_up_while_it_ends);
+    explore_overdue(TWICE, given_up_while_it_ends);
 }
 
 /// A value that takes two steps, and the way back.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Exclusive, ONCE, TWICE, canceller, end, explore, explore_impatient, spawn, spawn_as};
+use super::{Exclusive, ONCE, TWICE, canceller, end, explore, explore_overdue, spawn, spawn_as};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::Waiter;
@@ -196,5 +196,5 @@ fn loom_i11_i14_who_has_an_item_has_not_taken_the_lock_nor_the_nudge() {
 
 #[test]
 fn loom_i11_i14_who_has_an_item_is_not_handed_the_lock() {
-    explore_impatient(ONCE, lock_or_item);
+    explore_overdue(ONCE, lock_or_item);
 }

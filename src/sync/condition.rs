@@ -50,11 +50,11 @@ impl Condition {
         wait::checkpoint().map_err(LockError::Stop)?;
         let mut waiting = Waiting {
             condition: self,
-            let_go: None,
+            released: None,
         };
         let notified = wait::block(&Waiter::new(), until, &mut [&mut waiting]);
-        match waiting.let_go {
-            Some(Ok(holds)) => self.lock.take_back(holds).map_err(WaitError::Lock)?,
+        match waiting.released {
+            Some(Ok(holds)) => self.lock.reacquire(holds).map_err(WaitError::Lock)?,
             Some(Err(not_held)) => return Err(WaitError::NotHeld(not_held)),
             None => {}
         }
@@ -97,19 +97,19 @@ impl Condition {
 struct Waiting<'a> {
     condition: &'a Condition,
     /// What became of the lock when the wait began.
-    let_go: Option<Result<Holds, ReleaseError>>,
+    released: Option<Result<Holds, ReleaseError>>,
 }
 
 impl Waitable for Waiting<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         // In line first: whoever has the lock next may notify.
         self.condition.waiting.lock().push(ticket.clone());
-        let let_go = self.condition.lock.let_go();
-        if let_go.is_err() {
+        let released = self.condition.lock.release_all();
+        if released.is_err() {
             self.condition.waiting.lock().remove(&ticket);
             ticket.grant();
         }
-        self.let_go = Some(let_go);
+        self.released = Some(released);
     }
 
     fn dequeue(&mut self, ticket: &Ticket) -> bool {

@@ -6,7 +6,7 @@
 //! 2. After its holder was stopped hard it is poisoned before anyone else gets it (I21).
 //! 3. If it is free and somebody waits for it, somebody is awake who will take it (I12): whoever
 //!    releases it nudges the first in line, and another nudge is due only when that one has looked.
-//! 4. Whoever has waited for [`PATIENCE`] gets it at the next release: it is handed over.
+//! 4. Whoever has waited for [`HANDOVER_AFTER`] gets it at the next release: it is handed over.
 //! 5. Its epoch rises whenever it comes to a new holder. A fenced lock outlives a holder that was
 //!    given up, which by the epoch is told from those that come after it.
 //!
@@ -38,7 +38,7 @@ pub use guard::{Fenced, LockGuard};
 
 /// How long a waiter may be overtaken.
 #[cfg_attr(all(loom, test), allow(dead_code))]
-const PATIENCE: Duration = Duration::from_millis(1);
+const HANDOVER_AFTER: Duration = Duration::from_millis(1);
 
 /// A mutual exclusion lock whose waits can be cancelled, and which a stopped task gives back.
 ///
@@ -82,7 +82,7 @@ struct State {
     orphans: usize,
     queue: VecDeque<Request>,
     /// Somebody, in the process of this generation, was told that it is free, and has not looked.
-    nudged: Option<u32>,
+    notified: Option<u32>,
     /// Set: nobody gets it until it is repaired.
     poison: Option<Poison>,
 }
@@ -90,13 +90,13 @@ struct State {
 struct Request {
     ticket: Ticket,
     ledger: Arc<Ledger>,
-    taking: Taking,
+    acquisition: Acquisition,
     since: Time,
 }
 
 /// What is entered in the ledger of who gets it.
 #[derive(Debug, Clone)]
-enum Taking {
+enum Acquisition {
     New(Acquire),
     /// It was given up for a while.
     Back(Holds),
@@ -204,7 +204,7 @@ impl Lock {
 
     /// Acquiring it, as one of several things to wait for.
     pub(crate) fn acquiring(&self, acquire: Acquire) -> Acquiring<'_> {
-        Acquiring::new(&self.core, Taking::New(acquire))
+        Acquiring::new(&self.core, Acquisition::New(acquire))
     }
 
     /// Acquire it if it is free; not a checkpoint, never blocks.
@@ -212,7 +212,7 @@ impl Lock {
         let taken = scope::with_ledger(|ledger| {
             let mut state = self.core.state.lock();
             self.core
-                .take_if_free(&mut state, ledger, &Taking::New(acquire))
+                .take_if_free(&mut state, ledger, &Acquisition::New(acquire))
         })?;
         if taken {
             scope::hold_off_kill();
@@ -222,7 +222,7 @@ impl Lock {
 
     /// Give it to the next in line.
     pub fn release(&self) -> Result<(), ReleaseError> {
-        self.core.give_up(false, None).map(|_| ())
+        self.core.release(false, None).map(|_| ())
     }
 
     /// Give it up in the middle of a kill: its holder, the calling task, unwinds because it was
@@ -234,7 +234,7 @@ impl Lock {
 
     /// Which entry of the ledger of the calling task, or thread, its latest hold is.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
-    pub(crate) fn entry(&self) -> Option<u64> {
+    pub(crate) fn hold_seq(&self) -> Option<u64> {
         let hold = scope::with_ledger(|mine| mine.latest(Arc::as_ptr(&self.core).cast()));
         hold.map(Hold::seq)
     }
@@ -261,8 +261,8 @@ impl Lock {
         }
     }
 
-    /// Give it up for a while, however often it is held; for [`Lock::take_back`].
-    pub(crate) fn let_go(&self) -> Result<Holds, ReleaseError> {
+    /// Give it up for a while, however often it is held; for [`Lock::reacquire`].
+    pub(crate) fn release_all(&self) -> Result<Holds, ReleaseError> {
         let ledger = scope::current_ledger();
         let (wake, removed) = {
             let mut state = self.core.state.lock();
@@ -272,21 +272,21 @@ impl Lock {
                 return Err(ReleaseError::NotHolder);
             }
             let removed = self.core.remove_all_holds(&holder);
-            (self.core.free(&mut state), removed)
+            (self.core.mark_free(&mut state), removed)
         };
         wake.iter().for_each(Ticket::wake);
         Ok(removed.iter().map(|(_, hold)| *hold).collect())
     }
 
-    /// Take it back as it was before [`Lock::let_go`], however long that takes: only a signal
+    /// Take it back as it was before [`Lock::release_all`], however long that takes: only a signal
     /// handler of the host that raises ends the wait. `Err`: it is not held, and the block that
     /// took it need not release it.
-    pub(crate) fn take_back(&self, holds: Holds) -> Result<(), LockError> {
+    pub(crate) fn reacquire(&self, holds: Holds) -> Result<(), LockError> {
         let blocks = holds
             .iter()
             .filter(|hold| hold.kind == HoldKind::Block)
             .count();
-        let taken = wait::perform_uncancelled(&mut Acquiring::new(&self.core, Taking::Back(holds)));
+        let taken = wait::perform_uncancelled(&mut Acquiring::new(&self.core, Acquisition::Again(holds)));
         if taken.is_err() {
             self.core.state.lock().orphans += blocks;
         }
@@ -296,7 +296,7 @@ impl Lock {
     /// A block that took it ends: release it, unless that was done by a sweep.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn end_block(&self) -> Result<(), ReleaseError> {
-        self.core.give_up(true, None).map(|_| ())
+        self.core.release(true, None).map(|_| ())
     }
 
     /// As [`Lock::end_block`], in the middle of a kill; see [`Lock::release_killed`].
@@ -363,37 +363,37 @@ impl Core {
         self: &Arc<Self>,
         state: &mut State,
         ledger: &Arc<Ledger>,
-        taking: &Taking,
+        acquisition: &Acquisition,
     ) -> Result<bool, LockError> {
-        let free = self.is_free(state, ledger, taking)?;
+        let free = self.is_free_for(state, ledger, acquisition)?;
         if free {
-            self.give(state, ledger, taking);
+            self.assign(state, ledger, acquisition);
         }
         Ok(free)
     }
 
     /// Free for this one?
-    fn is_free(
+    fn is_free_for(
         &self,
         state: &mut State,
         ledger: &Arc<Ledger>,
-        taking: &Taking,
+        acquisition: &Acquisition,
     ) -> Result<bool, LockError> {
         if let Some(holder) = &state.holder {
             if self.reentrant && Arc::ptr_eq(holder, ledger) {
                 return Ok(true);
             }
             if holder.is_lost_in_fork() {
-                self.mourn_parent(state);
+                self.recover_after_fork(state);
             }
         }
-        state.check_poison(taking)?;
+        state.check_poison(acquisition)?;
         Ok(state.holder.is_none())
     }
 
     /// Its holder was left behind in the parent process, and goes on there with a lock of its own.
     #[cold]
-    fn mourn_parent(&self, state: &mut State) {
+    fn recover_after_fork(&self, state: &mut State) {
         let Some(holder) = state.holder.take() else {
             return;
         };
@@ -410,17 +410,17 @@ impl Core {
             stack: None,
         });
         let hold = holder.latest(std::ptr::from_ref(self).cast());
-        self.lament(state, &kill, self.bars_others(hold));
+        self.poison_after_death(state, &kill, self.is_unrecoverable(hold));
     }
 
     /// Make `ledger` the holder: the one place where the lock and a ledger change together.
-    fn give(self: &Arc<Self>, state: &mut State, ledger: &Arc<Ledger>, taking: &Taking) {
+    fn assign(self: &Arc<Self>, state: &mut State, ledger: &Arc<Ledger>, acquisition: &Acquisition) {
         if state.holder.is_none() {
             state.holder = Some(ledger.clone());
             state.epoch += 1;
         }
-        state.depth += match taking {
-            Taking::New(acquire) => {
+        state.depth += match acquisition {
+            Acquisition::New(acquire) => {
                 let kind = match acquire {
                     Acquire::Block => HoldKind::Block,
                     Acquire::Known | Acquire::Repair => HoldKind::Known,
@@ -430,7 +430,7 @@ impl Core {
                 ledger.record(self.clone(), kind);
                 1
             }
-            Taking::Back(holds) => {
+            Acquisition::Again(holds) => {
                 for hold in holds {
                     ledger.restore(self.clone(), *hold);
                 }
@@ -441,12 +441,12 @@ impl Core {
 
     /// Release it, or one hold of it, whoever the holder is; `block`: unless the block at whose end
     /// this is has been swept. Returns whether it is poisoned now.
-    fn give_up(
+    fn release(
         self: &Arc<Self>,
         block: bool,
-        end: Option<&Termination>,
+        termination: Option<&Termination>,
     ) -> Result<bool, ReleaseError> {
-        let given_up = scope::with_ledger(|mine| {
+        let released = scope::with_ledger(|mine| {
             let mut state = self.state.lock();
             let is_mine = state.is_held_by(mine);
             if block && state.orphans > 0 && !is_mine {
@@ -465,21 +465,21 @@ impl Core {
             let holder = holder.ok_or(ReleaseError::NotHeld)?;
             let entry = holder.remove_latest(Arc::as_ptr(self).cast());
             let hold = entry.as_ref().map(|(_, hold)| *hold);
-            let wake = self.lose_one(&mut state, end, hold);
+            let wake = self.drop_hold(&mut state, termination, hold);
             let poisoned = state.poison.is_some();
             drop(state);
-            self.tell(&wake, end);
+            self.wake_and_discard(&wake, termination);
             drop(entry); // may be the last count of this lock
             Ok(poisoned)
         });
-        given_up.map_err(|failure| self.because_fenced(failure))
+        released.map_err(|failure| self.or_fenced(failure))
     }
 
     /// The calling task may have been given up while it held the lock, which is another's now.
     #[cold]
-    fn because_fenced(&self, failure: ReleaseError) -> ReleaseError {
-        let given_up = |task: Arc<Task>| task.progress() == Progress::Abandoned;
-        if self.fenced && scope::current_task().is_some_and(given_up) {
+    fn or_fenced(&self, failure: ReleaseError) -> ReleaseError {
+        let abandoned = |task: Arc<Task>| task.progress() == Progress::Abandoned;
+        if self.fenced && scope::current_task().is_some_and(abandoned) {
             ReleaseError::Fenced
         } else {
             failure
@@ -487,43 +487,43 @@ impl Core {
     }
 
     /// Take this very hold from `holder`. `None` if it does not have it any more.
-    fn take_from(
+    fn release_hold(
         self: &Arc<Self>,
         holder: &Arc<Ledger>,
         hold: Hold,
-        end: Option<&Termination>,
+        termination: Option<&Termination>,
     ) -> Option<bool> {
         let mut state = self.state.lock();
         if !state.is_held_by(holder) {
             return None;
         }
         let entry = holder.remove(Arc::as_ptr(self).cast(), hold)?;
-        if end.is_some() && hold.kind == HoldKind::Block {
+        if termination.is_some() && hold.kind == HoldKind::Block {
             state.orphans += 1;
         }
-        let wake = self.lose_one(&mut state, end, Some(hold));
+        let wake = self.drop_hold(&mut state, termination, Some(hold));
         let poisoned = state.poison.is_some();
         drop(state);
-        self.tell(&wake, end);
+        self.wake_and_discard(&wake, termination);
         drop(entry); // may be the last count of this lock but ours
         Some(poisoned)
     }
 
     /// The holder has one hold less, and ended so. Returns whom to wake.
-    fn lose_one(
+    fn drop_hold(
         self: &Arc<Self>,
         state: &mut State,
-        end: Option<&Termination>,
+        termination: Option<&Termination>,
         hold: Option<Hold>,
     ) -> Vec<Ticket> {
-        match end {
-            Some(Termination::Killed(kill)) => self.lament(state, kill, false),
-            Some(Termination::Abandoned(kill)) => self.lament(state, kill, self.bars_others(hold)),
+        match termination {
+            Some(Termination::Killed(kill)) => self.poison_after_death(state, kill, false),
+            Some(Termination::Abandoned(kill)) => self.poison_after_death(state, kill, self.is_unrecoverable(hold)),
             Some(Termination::Unwound) | None => {}
         }
         state.depth -= 1;
         if state.depth == 0 {
-            self.free(state)
+            self.mark_free(state)
         } else {
             Vec::new()
         }
@@ -535,23 +535,23 @@ impl Core {
         std::iter::from_fn(next).collect()
     }
 
-    /// After [`Core::lose_one`], with nothing locked.
-    fn tell(&self, wake: &[Ticket], end: Option<&Termination>) {
+    /// After [`Core::drop_hold`], with nothing locked.
+    fn wake_and_discard(&self, wake: &[Ticket], termination: Option<&Termination>) {
         wake.iter().for_each(Ticket::wake);
-        if let (Some(_), Some(undo)) = (end, &self.undo) {
+        if let (Some(_), Some(undo)) = (termination, &self.undo) {
             undo.discard();
         }
     }
 
     /// Does who has this hold, and runs on when it is given up, bar all others for good?
-    fn bars_others(&self, hold: Option<Hold>) -> bool {
+    fn is_unrecoverable(&self, hold: Option<Hold>) -> bool {
         // A guard of the language reaches the data for as long as it lives.
         !self.fenced || hold.is_none_or(|hold| hold.kind == HoldKind::Guard)
     }
 
     /// Its holder was stopped in the middle; `lost`: nobody gets it any more.
     #[cold]
-    fn lament(&self, state: &mut State, kill: &Arc<KillInfo>, lost: bool) {
+    fn poison_after_death(&self, state: &mut State, kill: &Arc<KillInfo>, lost: bool) {
         if self.undo.as_ref().is_some_and(|undo| undo.undo()) {
             return;
         }
@@ -563,7 +563,7 @@ impl Core {
     }
 
     /// Nobody holds it any more: tell whom it concerns. Returns whom to wake.
-    fn free(self: &Arc<Self>, state: &mut State) -> Vec<Ticket> {
+    fn mark_free(self: &Arc<Self>, state: &mut State) -> Vec<Ticket> {
         state.holder = None;
         state.depth = 0;
         let mut wake = Vec::new();
@@ -572,13 +572,13 @@ impl Core {
             let queue = std::mem::take(&mut state.queue);
             wake.extend(queue.into_iter().map(|request| request.ticket));
             wake.retain(Ticket::grant);
-        } else if !state.queue.is_empty() && !state.is_nudged() {
+        } else if !state.queue.is_empty() && !state.is_notified() {
             let first = std::iter::from_fn(|| state.queue.pop_front());
             if let Some(request) = first.into_iter().find(|request| request.ticket.grant()) {
                 if is_overdue(request.since) {
-                    self.give(state, &request.ledger, &request.taking);
+                    self.assign(state, &request.ledger, &request.acquisition);
                 } else {
-                    state.nudged = Some(fork::generation());
+                    state.notified = Some(fork::generation());
                 }
                 wake.push(request.ticket);
             }
@@ -589,13 +589,13 @@ impl Core {
 
 #[cfg(not(all(loom, test)))]
 fn is_overdue(since: Time) -> bool {
-    since + PATIENCE <= Time::now()
+    since + HANDOVER_AFTER <= Time::now()
 }
 
 /// A model has no clock: it says whether its threads are patient.
 #[cfg(all(loom, test))]
 fn is_overdue(_since: Time) -> bool {
-    crate::models::impatient()
+    crate::models::overdue()
 }
 
 impl State {
@@ -604,13 +604,13 @@ impl State {
         self.holder.as_ref().is_some_and(same)
     }
 
-    fn is_nudged(&self) -> bool {
-        self.nudged == Some(fork::generation())
+    fn is_notified(&self) -> bool {
+        self.notified == Some(fork::generation())
     }
 
-    fn check_poison(&self, taking: &Taking) -> Result<(), LockError> {
-        match (&self.poison, taking) {
-            (None, _) | (Some(Poison::Killed(_)), Taking::New(Acquire::Repair)) => Ok(()),
+    fn check_poison(&self, acquisition: &Acquisition) -> Result<(), LockError> {
+        match (&self.poison, acquisition) {
+            (None, _) | (Some(Poison::Killed(_)), Acquisition::New(Acquire::Repair)) => Ok(()),
             (Some(Poison::OwnerLost(kill)), _) => Err(LockError::OwnerLost(kill.clone())),
             (Some(Poison::Killed(kill)), _) => Err(LockError::Poisoned(kill.clone())),
         }
@@ -626,9 +626,9 @@ impl Resource for Core {
         self: Arc<Self>,
         holder: &Arc<Ledger>,
         hold: Hold,
-        end: &Termination,
+        termination: &Termination,
     ) -> Option<bool> {
-        self.take_from(holder, hold, Some(end))
+        self.release_hold(holder, hold, Some(termination))
     }
 }
 
@@ -636,17 +636,17 @@ impl Resource for Core {
 pub(crate) struct Acquiring<'a> {
     core: &'a Arc<Core>,
     ledger: Arc<Ledger>,
-    taking: Taking,
+    acquisition: Acquisition,
     /// When it got in line first.
     since: Option<Time>,
 }
 
 impl<'a> Acquiring<'a> {
-    fn new(core: &'a Arc<Core>, taking: Taking) -> Acquiring<'a> {
+    fn new(core: &'a Arc<Core>, acquisition: Acquisition) -> Acquiring<'a> {
         Acquiring {
             core,
             ledger: scope::current_ledger(),
-            taking,
+            acquisition,
             since: None,
         }
     }
@@ -655,13 +655,13 @@ impl<'a> Acquiring<'a> {
 impl Waitable for Acquiring<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.core.state.lock();
-        match self.core.is_free(&mut state, &self.ledger, &self.taking) {
+        match self.core.is_free_for(&mut state, &self.ledger, &self.acquisition) {
             Ok(false) => {
                 let again = self.since.is_some();
                 let request = Request {
                     ticket,
                     ledger: self.ledger.clone(),
-                    taking: self.taking.clone(),
+                    acquisition: self.acquisition.clone(),
                     since: *self.since.get_or_insert_with(Time::now),
                 };
                 if again {
@@ -672,7 +672,7 @@ impl Waitable for Acquiring<'_> {
             }
             Ok(true) => {
                 if ticket.grant() {
-                    self.core.give(&mut state, &self.ledger, &self.taking);
+                    self.core.assign(&mut state, &self.ledger, &self.acquisition);
                 }
             }
             Err(_) => _ = ticket.grant(), // to be told
@@ -694,7 +694,7 @@ impl Op for Acquiring<'_> {
         let mut state = self.core.state.lock();
         let taken = self
             .core
-            .take_if_free(&mut state, &self.ledger, &self.taking)?;
+            .take_if_free(&mut state, &self.ledger, &self.acquisition)?;
         Ok(taken.then_some(()))
     }
 
@@ -704,10 +704,10 @@ impl Op for Acquiring<'_> {
         if state.is_held_by(&self.ledger) {
             return Ok(Some(()));
         }
-        state.nudged = None;
+        state.notified = None;
         let taken = self
             .core
-            .take_if_free(&mut state, &self.ledger, &self.taking)?;
+            .take_if_free(&mut state, &self.ledger, &self.acquisition)?;
         Ok(taken.then_some(()))
     }
 }

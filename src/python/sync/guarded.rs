@@ -267,7 +267,7 @@ impl GuardedValue {
             return Ok(());
         }
         let guarded = self.guarded.get();
-        let killing = unwinding.and_then(|raised| Killing::of(py, guarded.lock.entry(), raised));
+        let killing = unwinding.and_then(|raised| Killing::of(py, guarded.lock.hold_seq(), raised));
         if let Some((killing, kill)) = killing {
             self.left.store(true, Ordering::Relaxed);
             if let Ok(poisoned) = holding.release(Some(kill)) {

@@ -91,7 +91,7 @@ impl Lock {
     /// Unwinding runs the blocks' ends before the task's boundary is reached, so it is here that a
     /// lock learns that its holder was stopped inside.
     fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
-        let released = match Killing::of(py, self.core().entry(), unwinding) {
+        let released = match Killing::of(py, self.core().hold_seq(), unwinding) {
             Some((killing, kill)) => {
                 let released = if block {
                     self.core().end_block_killed(kill)
@@ -229,7 +229,7 @@ impl Lock {
     ///
     /// A kill that the lock held off is raised here.
     pub(in crate::python) fn release(&self, py: Python<'_>) -> PyResult<()> {
-        match unwinding(py, self.core().entry())? {
+        match unwinding(py, self.core().hold_seq())? {
             None => self.give_back(py, false),
             Some(unwinding) => self.give_up(py, false, &unwinding),
         }
@@ -386,7 +386,7 @@ pub(in crate::python) struct Released {
 
 impl Released {
     pub(in crate::python) fn take(lock: &sync::Lock) -> PyResult<Self> {
-        let holds = lock.let_go();
+        let holds = lock.release_all();
         holds
             .map(|holds| Self { holds })
             .map_err(|failure| PyRuntimeError::new_err(failure.to_string()))
@@ -394,6 +394,6 @@ impl Released {
 
     pub(in crate::python) fn give_back(&self, py: Python<'_>, lock: &sync::Lock) -> PyResult<()> {
         let holds = self.holds.clone();
-        detached(py, || lock.take_back(holds)).map_err(|failure| error::from_lock(py, failure))
+        detached(py, || lock.reacquire(holds)).map_err(|failure| error::from_lock(py, failure))
     }
 }

@@ -107,10 +107,10 @@ impl Holding {
     /// Termination it. `death`: in the middle of a kill, see [`Lock::release_killed`]. Returns whether the
     /// lock is poisoned now.
     pub(crate) fn release(&self, kill: Option<KillInfo>) -> Result<bool, Fenced> {
-        let end = kill.map(|kill| Termination::Killed(Arc::new(kill)));
+        let termination = kill.map(|kill| Termination::Killed(Arc::new(kill)));
         let hold = self.hold.ok_or(Fenced)?;
         self.core
-            .take_from(&self.ledger, hold, end.as_ref())
+            .release_hold(&self.ledger, hold, termination.as_ref())
             .ok_or(Fenced)
     }
 }

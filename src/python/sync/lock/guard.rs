@@ -85,7 +85,7 @@ impl LockGuard {
             return error::check_kill(py);
         };
         // Whether it still had the lock or not: the exception goes on.
-        match Killing::of(py, self.lock.get().core().entry(), unwinding) {
+        match Killing::of(py, self.lock.get().core().hold_seq(), unwinding) {
             Some((killing, kill)) => {
                 if let Ok(poisoned) = holding.release(Some(kill)) {
                     killing.record(self.lock.get().core().name(), poisoned);
@@ -126,7 +126,7 @@ impl LockGuard {
     /// that the lock held off is raised here.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
         let holding = self.holding(py)?;
-        let unwinding = unwinding(py, self.lock.get().core().entry())?;
+        let unwinding = unwinding(py, self.lock.get().core().hold_seq())?;
         if self.released.swap(true, Ordering::Relaxed) {
             let message = "this guard was released before";
             return Err(PyRuntimeError::new_err(message));
