@@ -16,7 +16,7 @@ use crate::atomics::{self, ForkMutex};
 use crate::clock::Time;
 use crate::fork;
 use crate::host;
-use crate::park::{Outcome, Waiter};
+use crate::park::{WaitOutcome, Waiter};
 use crate::task::Task;
 
 struct Enforcer {
@@ -123,9 +123,7 @@ impl Enforcer {
             (!std::mem::replace(&mut state.runs, true), woken)
         };
         if let Some((_, waiter)) = woken {
-            if waiter.settle(Outcome::Granted) {
-                waiter.wake();
-            }
+            waiter.settle_and_wake(WaitOutcome::Granted);
         }
         if start {
             start_thread(self);

@@ -107,7 +107,7 @@ impl Waitable for Watching {
 
 impl Op for Watching {
     type Output = ();
-    type Refusal = ReadyError;
+    type Error = ReadyError;
 
     fn attempt(&mut self) -> Result<Option<()>, ReadyError> {
         if self.closed.load(Ordering::Acquire) {

@@ -10,13 +10,13 @@
 //! Settling and waking are two steps, so that a lock held while settling can be dropped before
 //! the system call.
 
-#[cfg(all(unix, not(loom)))]
-mod alarm;
 mod latch;
 #[cfg_attr(loom, path = "park/model.rs")]
 #[cfg_attr(all(target_os = "linux", not(loom)), path = "park/futex.rs")]
 #[cfg_attr(all(not(target_os = "linux"), not(loom)), path = "park/queue.rs")]
 mod sys;
+#[cfg(all(unix, not(loom)))]
+mod waker;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -29,16 +29,16 @@ use crate::fork;
 use crate::host;
 #[cfg(not(loom))]
 use crate::testing::{self, Simulation};
-#[cfg(all(unix, not(loom)))]
-pub use alarm::Readiness;
-#[cfg(all(unix, not(loom)))]
-pub(crate) use alarm::{any_ready, is_ready, wait_for_any};
 pub use latch::{Interrupted, Latch};
+#[cfg(all(unix, not(loom)))]
+pub use waker::Readiness;
+#[cfg(all(unix, not(loom)))]
+pub(crate) use waker::{any_ready, is_ready, wait_for_any};
 
 /// How a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum Outcome {
+pub(crate) enum WaitOutcome {
     /// What was waited for was handed over.
     Granted = 1,
     Cancelled = 2,
@@ -66,13 +66,13 @@ pub(crate) struct Waiter {
     simulation: Option<std::sync::Arc<Simulation>>,
     /// It polls these beside its word.
     #[cfg(all(unix, not(loom)))]
-    polls: Option<Polls>,
+    polls: Option<PollSet>,
 }
 
 #[cfg(all(unix, not(loom)))]
 #[derive(Debug)]
-struct Polls {
-    alarm: std::sync::Arc<alarm::Alarm>,
+struct PollSet {
+    waker: std::sync::Arc<waker::Waker>,
     interests: Interests,
     /// For which of the things waited for each interest stands.
     which: Vec<usize>,
@@ -116,11 +116,11 @@ impl Waiter {
     pub(crate) fn polling(
         interests: &[(usize, std::os::fd::RawFd, Readiness)],
     ) -> std::io::Result<Arc<Waiter>> {
-        let alarm = alarm::Alarm::get()?;
+        let waker = waker::Waker::get()?;
         Ok(Arc::new(Waiter {
             simulation: testing::current(),
-            polls: Some(Polls {
-                alarm,
+            polls: Some(PollSet {
+                waker,
                 which: interests.iter().map(|(which, _, _)| *which).collect(),
                 interests: interests.iter().map(|(_, fd, what)| (*fd, *what)).collect(),
             }),
@@ -129,13 +129,21 @@ impl Waiter {
     }
 
     /// Try to decide the wait. True: it is decided so, and the caller must [`Waiter::wake`].
-    pub(crate) fn settle(&self, outcome: Outcome) -> bool {
+    pub(crate) fn settle(&self, outcome: WaitOutcome) -> bool {
         self.settle_to(outcome as u32)
+    }
+
+    /// [`Waiter::settle`], then [`Waiter::wake`] if this call decided the wait. For callers that
+    /// hold no lock; where the waiter is settled under one, the two steps stay apart.
+    pub(crate) fn settle_and_wake(&self, outcome: WaitOutcome) {
+        if self.settle(outcome) {
+            self.wake();
+        }
     }
 
     #[allow(clippy::cast_possible_truncation)] // nobody waits for so many things
     fn grant(&self, which: usize) -> bool {
-        self.settle_to(Outcome::Granted as u32 | (which as u32) << WHICH)
+        self.settle_to(WaitOutcome::Granted as u32 | (which as u32) << WHICH)
     }
 
     fn settle_to(&self, outcome: u32) -> bool {
@@ -166,20 +174,20 @@ impl Waiter {
         }
         #[cfg(all(unix, not(loom)))]
         if let Some(polls) = &self.polls {
-            return polls.alarm.ring();
+            return polls.waker.wake();
         }
         sys::wake(&self.word);
     }
 
     /// The outcome, if there is one yet.
-    pub(crate) fn outcome(&self) -> Option<Outcome> {
+    pub(crate) fn outcome(&self) -> Option<WaitOutcome> {
         match self.word.load(Ordering::Acquire) & (ASLEEP - 1) {
             WAITING => None,
-            1 => Some(Outcome::Granted),
-            2 => Some(Outcome::Cancelled),
-            3 => Some(Outcome::Killed),
-            4 => Some(Outcome::TimedOut),
-            _ => Some(Outcome::Interrupted),
+            1 => Some(WaitOutcome::Granted),
+            2 => Some(WaitOutcome::Cancelled),
+            3 => Some(WaitOutcome::Killed),
+            4 => Some(WaitOutcome::TimedOut),
+            _ => Some(WaitOutcome::Interrupted),
         }
     }
 
@@ -190,7 +198,7 @@ impl Waiter {
 
     /// Block until the wait is decided or the clock shows `until`; then `None`, and the wait is
     /// still open. Only the host's signals interrupt it.
-    pub(crate) fn park(&self, until: Time) -> Option<Outcome> {
+    pub(crate) fn park(&self, until: Time) -> Option<WaitOutcome> {
         // Slices of simulated time are no use to anybody.
         let slice = if self.is_simulated() {
             None
@@ -223,7 +231,7 @@ impl Waiter {
             }
             self.word.fetch_and(!ASLEEP, Ordering::AcqRel);
             if signalled && host::interrupted() == ControlFlow::Break(()) {
-                self.settle(Outcome::Interrupted);
+                self.settle(WaitOutcome::Interrupted);
             }
         }
     }
@@ -231,7 +239,7 @@ impl Waiter {
     /// Block until the wait is decided, deaf to the host's signals: for what does not take long.
     #[cfg(all(unix, not(loom)))]
     #[cfg_attr(not(feature = "file"), allow(dead_code))]
-    pub(crate) fn finish_deaf(&self) {
+    pub(crate) fn wait_uninterruptible(&self) {
         while self.outcome().is_none() {
             if self
                 .word
@@ -253,10 +261,10 @@ impl Waiter {
         }
         #[cfg(all(unix, not(loom)))]
         if let Some(polls) = &self.polls {
-            return match polls.alarm.sleep(&polls.interests, until) {
-                alarm::Slept::Woken => false,
-                alarm::Slept::Signalled => true,
-                alarm::Slept::Ready(index) => {
+            return match polls.waker.sleep(&polls.interests, until) {
+                waker::Slept::Woken => false,
+                waker::Slept::Signalled => true,
+                waker::Slept::Ready(index) => {
                     self.grant(polls.which[index]);
                     false
                 }
@@ -285,11 +293,11 @@ impl Waiter {
         let interests = None;
         if !simulation.park(self, until, interests.unwrap_or_default()) {
             host::stuck();
-            self.settle(Outcome::Interrupted);
+            self.settle(WaitOutcome::Interrupted);
         }
         #[cfg(unix)]
         if let Some(polls) = &self.polls {
-            let ready = |(fd, what): &(_, _)| alarm::is_ready(*fd, *what).unwrap_or(true);
+            let ready = |(fd, what): &(_, _)| waker::is_ready(*fd, *what).unwrap_or(true);
             if let Some(index) = polls.interests.iter().position(ready) {
                 self.grant(polls.which[index]);
             }
@@ -297,21 +305,21 @@ impl Waiter {
     }
 
     /// [`Waiter::park`], and then the wait is decided: `TimedOut` if nothing else was quicker.
-    pub(crate) fn finish(&self, until: Time) -> Outcome {
+    pub(crate) fn finish(&self, until: Time) -> WaitOutcome {
         loop {
             match self.park(until) {
                 Some(outcome) => return outcome,
-                None => self.settle(Outcome::TimedOut),
+                None => self.settle(WaitOutcome::TimedOut),
             };
         }
     }
 }
 
 #[cfg(all(unix, not(loom)))]
-impl Drop for Polls {
+impl Drop for PollSet {
     fn drop(&mut self) {
         // A ring that comes late is noticed by the next wait, and taken for nothing.
-        alarm::Alarm::keep(self.alarm.clone());
+        waker::Waker::keep(self.waker.clone());
     }
 }
 
@@ -354,9 +362,9 @@ impl PartialEq for Ticket {
 
 /// Those who wait for one thing, in the order in which they came.
 #[derive(Debug, Default)]
-pub(crate) struct Line(VecDeque<Ticket>);
+pub(crate) struct WaitQueue(VecDeque<Ticket>);
 
-impl Line {
+impl WaitQueue {
     pub(crate) fn push(&mut self, ticket: Ticket) {
         self.0.push_back(ticket);
     }
@@ -383,12 +391,12 @@ impl Line {
 }
 
 thread_local! {
-    /// Whom the calling thread has woken last, for [`make_way`].
+    /// Whom the calling thread has woken last, for [`yield_to_woken`].
     static WOKEN: Cell<Option<Arc<Waiter>>> = const { Cell::new(None) };
 }
 
-/// The calling thread has woken this one; for [`make_way`].
-pub(crate) fn woke(waiter: Arc<Waiter>) {
+/// The calling thread has woken this one; for [`yield_to_woken`].
+pub(crate) fn note_woken(waiter: Arc<Waiter>) {
     // At the thread's own end there is no place to keep it, and nobody to make way.
     let _ = WOKEN.try_with(|woken| woken.set(Some(waiter)));
 }
@@ -397,7 +405,7 @@ pub(crate) fn woke(waiter: Arc<Waiter>) {
 /// an interpreter's lock, say, which goes round only every few milliseconds. Waits for the
 /// system's scheduler and for none of that thread's code, and at most so long.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
-pub(crate) fn make_way(longest: Duration) {
+pub(crate) fn yield_to_woken(longest: Duration) {
     #[cfg(not(loom))]
     if testing::current().is_some() {
         return; // one thread runs at a time
@@ -410,7 +418,7 @@ pub(crate) fn make_way(longest: Duration) {
     while Arc::strong_count(&woken) > 1 && Time::now() < until {
         std::thread::yield_now();
     }
-    let until = Time::after(LAST_STEPS);
+    let until = Time::after(HANDOFF_SPIN);
     while Time::now() < until {
         std::thread::yield_now();
     }
@@ -418,7 +426,7 @@ pub(crate) fn make_way(longest: Duration) {
 
 /// What a thread takes from its wait to what it needs next, cold caches and all.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
-const LAST_STEPS: Duration = Duration::from_micros(3);
+const HANDOFF_SPIN: Duration = Duration::from_micros(3);
 
 #[cfg(all(not(unix), not(loom)))]
 pub(crate) fn any_ready(_interests: &Interests) -> bool {

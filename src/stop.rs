@@ -282,7 +282,7 @@ fn press(
 /// Wait for the task's end. Not interrupted by the caller's own cancellation.
 fn over(task: &Task, at_most: Duration) -> Result<bool, KillError> {
     task.over()
-        .wait_uncancelled(Time::after(at_most))
+        .wait_shielded(Time::after(at_most))
         .map_err(|_| KillError::Interrupted)
 }
 

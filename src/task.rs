@@ -38,7 +38,7 @@ use crate::fork;
 use crate::item::ItemId;
 pub use crate::ledger::KillInfo;
 use crate::ledger::{Ledger, Swept, Termination};
-use crate::park::{Latch, Outcome, Waiter};
+use crate::park::{Latch, WaitOutcome, Waiter};
 use crate::scope::{self, Outer};
 use crate::stack::Stack;
 use crate::token::tree::NodeRef;
@@ -355,7 +355,7 @@ impl Task {
         let mut control = self.control.lock();
         if let Some(target) = control.due(&self.ledger) {
             // No need to wake: its thread has not parked.
-            waiter.settle(Outcome::Killed);
+            waiter.settle(WaitOutcome::Killed);
             control.strike_at_wait(target);
         }
         control.waiter = Some(waiter.clone());
@@ -554,7 +554,7 @@ impl Task {
             let mut control = self.control.lock();
             let due = control.due(&self.ledger);
             let waiter = control.waiter.clone().zip(due);
-            let struck = waiter.filter(|(waiter, _)| waiter.settle(Outcome::Killed));
+            let struck = waiter.filter(|(waiter, _)| waiter.settle(WaitOutcome::Killed));
             if let Some((_, target)) = &struck {
                 control.strike_at_wait(*target);
             }

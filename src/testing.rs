@@ -35,7 +35,7 @@ use std::time::Duration;
 use crate::atomics::{self, Mutex};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::park::{self, Interests, Outcome, Waiter};
+use crate::park::{self, Interests, WaitOutcome, Waiter};
 use crate::task::{BodyEnd, Boundary, Task};
 use crate::token::timer;
 use crate::token::tree::NodeRef;
@@ -490,8 +490,7 @@ impl State {
 
 fn wake(turn: Option<atomics::Arc<Waiter>>) {
     if let Some(turn) = turn {
-        turn.settle(Outcome::Granted);
-        turn.wake();
+        turn.settle_and_wake(WaitOutcome::Granted);
     }
 }
 

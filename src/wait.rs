@@ -16,7 +16,7 @@ use crate::clock::Time;
 use crate::error::Stop;
 #[cfg(all(unix, not(loom)))]
 use crate::park::Readiness;
-use crate::park::{Latch, Outcome, Ticket, Waiter};
+use crate::park::{Latch, Ticket, WaitOutcome, Waiter};
 use crate::scope;
 use crate::token::CancelToken;
 use crate::token::tree::{Hook, HookId, NodeRef};
@@ -44,7 +44,7 @@ impl Waitable for Until {
 
 impl Op for Until {
     type Output = ();
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
         Ok((Time::now() >= self.0).then_some(()))
@@ -99,7 +99,7 @@ impl Waitable for Cancellation<'_> {
 
 impl Op for Cancellation<'_> {
     type Output = ();
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
         Ok(self.node.is_cancelled_by_now().then_some(()))
@@ -134,7 +134,7 @@ impl Waitable for &Latch {
 
 impl Op for &Latch {
     type Output = ();
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
         Ok(self.is_set().then_some(()))
@@ -176,14 +176,14 @@ pub(crate) trait Op: Waitable {
     /// What it yields.
     type Output;
     /// How it can fail. It has not happened then.
-    type Refusal: From<Stop>;
+    type Error: From<Stop>;
 
     /// Do it now, if that is possible without waiting.
-    fn attempt(&mut self) -> Result<Option<Self::Output>, Self::Refusal>;
+    fn attempt(&mut self) -> Result<Option<Self::Output>, Self::Error>;
 
     /// It was granted: fetch what was handed over. `None`: the grant only said that it is worth
     /// another try, and somebody else was quicker.
-    fn collect(&mut self) -> Result<Option<Self::Output>, Self::Refusal> {
+    fn collect(&mut self) -> Result<Option<Self::Output>, Self::Error> {
         self.attempt()
     }
 }
@@ -191,7 +191,7 @@ pub(crate) trait Op: Waitable {
 /// Do it, waiting until `until` at most; then `None`. A checkpoint; `Err` means that nothing was
 /// done.
 #[inline]
-pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output>, O::Refusal> {
+pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output>, O::Error> {
     perform_by(op, until, |park| park())
 }
 
@@ -200,8 +200,8 @@ pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output
 pub(crate) fn perform_by<O: Op>(
     op: &mut O,
     until: Time,
-    sleep: impl Fn(&mut Park<'_>) -> Outcome,
-) -> Result<Option<O::Output>, O::Refusal> {
+    sleep: impl Fn(&mut Park<'_>) -> WaitOutcome,
+) -> Result<Option<O::Output>, O::Error> {
     // Mostly there is nothing to wait for: that alone is compiled into each caller.
     checkpoint()?;
     let done = match op.attempt()? {
@@ -222,10 +222,10 @@ pub(crate) fn perform_by<O: Op>(
 pub(crate) fn perform_any<O: Op + ?Sized>(
     ops: &mut [&mut O],
     until: Time,
-    sleep: impl Fn(&mut Park<'_>) -> Outcome,
-) -> Result<Option<(usize, O::Output)>, O::Refusal>
+    sleep: impl Fn(&mut Park<'_>) -> WaitOutcome,
+) -> Result<Option<(usize, O::Output)>, O::Error>
 where
-    O::Refusal: From<io::Error>,
+    O::Error: From<io::Error>,
 {
     checkpoint()?;
     let done = match do_first(ops, None)? {
@@ -243,9 +243,9 @@ where
 fn wait_and_do_first<O: Op + ?Sized>(
     ops: &mut [&mut O],
     until: Time,
-    new_waiter: impl Fn(&[&mut O]) -> Result<Arc<Waiter>, O::Refusal>,
-    sleep: impl Fn(&mut Park<'_>) -> Outcome,
-) -> Result<Option<(usize, O::Output)>, O::Refusal> {
+    new_waiter: impl Fn(&[&mut O]) -> Result<Arc<Waiter>, O::Error>,
+    sleep: impl Fn(&mut Park<'_>) -> WaitOutcome,
+) -> Result<Option<(usize, O::Output)>, O::Error> {
     loop {
         if !until.is_never() && Time::now() >= until {
             return Ok(None);
@@ -261,7 +261,7 @@ fn wait_and_do_first<O: Op + ?Sized>(
 fn do_first<O: Op + ?Sized>(
     ops: &mut [&mut O],
     granted: Option<usize>,
-) -> Result<Option<(usize, O::Output)>, O::Refusal> {
+) -> Result<Option<(usize, O::Output)>, O::Error> {
     if let Some(which) = granted {
         if let Some(done) = ops[which].collect()? {
             return Ok(Some((which, done)));
@@ -292,7 +292,7 @@ fn waiter_for<W: Waitable + ?Sized>(what: &[&mut W]) -> io::Result<Arc<Waiter>> 
 }
 
 /// Do it, however long it takes. Only a signal handler of the host that raises ends the wait.
-pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Refusal> {
+pub(crate) fn perform_shielded<O: Op>(op: &mut O) -> Result<O::Output, O::Error> {
     let done = loop {
         if let Some(done) = op.attempt()? {
             break done;
@@ -300,7 +300,7 @@ pub(crate) fn perform_uncancelled<O: Op>(op: &mut O) -> Result<O::Output, O::Ref
         let waiter = Waiter::new();
         let ticket = Ticket::new(&waiter, 0);
         op.enqueue(ticket.clone());
-        if waiter.finish(Time::NEVER) != Outcome::Granted {
+        if waiter.finish(Time::NEVER) != WaitOutcome::Granted {
             op.dequeue(&ticket);
             return Err(Stop::Interrupted.into());
         }
@@ -324,7 +324,7 @@ pub(crate) fn block<W: Waitable + ?Sized>(
 }
 
 /// The part of a wait in which the thread sleeps.
-pub(crate) type Park<'a> = dyn FnMut() -> Outcome + Send + 'a;
+pub(crate) type Park<'a> = dyn FnMut() -> WaitOutcome + Send + 'a;
 
 /// [`block`], where `sleep` runs the sleeping itself: so a host can let go of what a sleeper must
 /// not hold, and have it for everything else.
@@ -332,7 +332,7 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
     waiter: &Arc<Waiter>,
     until: Time,
     what: &mut [&mut W],
-    sleep: impl FnOnce(&mut Park<'_>) -> Outcome,
+    sleep: impl FnOnce(&mut Park<'_>) -> WaitOutcome,
 ) -> Result<Option<usize>, Stop> {
     checkpoint()?;
     let task = scope::current_task();
@@ -352,15 +352,15 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
         in_line += 1;
     }
     let mut outcome = sleep(&mut || park_under(node.as_ref(), waiter, until));
-    let mut granted = (outcome == Outcome::Granted).then(|| waiter.which());
+    let mut granted = (outcome == WaitOutcome::Granted).then(|| waiter.which());
     for (which, waitable) in what[..in_line].iter_mut().enumerate() {
         if granted != Some(which) && waitable.dequeue(&Ticket::new(waiter, which)) {
             granted = Some(which);
         }
     }
     // What a signal handler raised must not be lost, whatever was granted.
-    if granted.is_some() && outcome != Outcome::Interrupted {
-        outcome = Outcome::Granted;
+    if granted.is_some() && outcome != WaitOutcome::Interrupted {
+        outcome = WaitOutcome::Granted;
     }
     if let Some(task) = &task {
         task.end_wait();
@@ -369,20 +369,20 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
         node.unhook(id);
     }
     match outcome {
-        Outcome::Granted => Ok(granted),
-        Outcome::TimedOut => Ok(None),
-        Outcome::Interrupted => Err(Stop::Interrupted),
-        Outcome::Cancelled => Err(stopped(
+        WaitOutcome::Granted => Ok(granted),
+        WaitOutcome::TimedOut => Ok(None),
+        WaitOutcome::Interrupted => Err(Stop::Interrupted),
+        WaitOutcome::Cancelled => Err(stopped(
             node.and_then(|node| node.cause()).map(Stop::Cancelled),
         )),
-        Outcome::Killed => Err(stopped(
+        WaitOutcome::Killed => Err(stopped(
             task.and_then(|task| task.kill_cause()).map(Stop::Killed),
         )),
     }
 }
 
 /// Park until the wait is decided, noticing the deadlines that the thread is under.
-fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> Outcome {
+fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> WaitOutcome {
     let timed = node.filter(|node| node.may_expire());
     loop {
         let scopes = timed.map_or(Time::NEVER, NodeRef::effective_deadline);
@@ -393,9 +393,9 @@ fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> Outcome {
         // The scope's deadline first: it came first, or at the same time. Its cancellation
         // settles this waiter through the hook, unless the deadline has been moved meanwhile.
         if scopes <= until && timed.is_some_and(|node| node.poll(now)) {
-            waiter.settle(Outcome::Cancelled);
+            waiter.settle(WaitOutcome::Cancelled);
         } else if now >= until {
-            waiter.settle(Outcome::TimedOut);
+            waiter.settle(WaitOutcome::TimedOut);
         }
     }
 }
@@ -404,7 +404,7 @@ fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> Outcome {
 fn hook_or_settle(node: &NodeRef, waiter: &Arc<Waiter>) -> Option<HookId> {
     let hooked = node.hook(Hook::Wake(waiter.clone())).ok();
     if hooked.is_none() {
-        waiter.settle(Outcome::Cancelled);
+        waiter.settle(WaitOutcome::Cancelled);
     }
     hooked
 }
@@ -484,9 +484,9 @@ mod tests {
         }
     }
 
-    impl<A: Op<Output = (), Refusal = LockError>> Op for Late<'_, A> {
+    impl<A: Op<Output = (), Error = LockError>> Op for Late<'_, A> {
         type Output = ();
-        type Refusal = Failed;
+        type Error = Failed;
 
         fn attempt(&mut self) -> Result<Option<()>, Failed> {
             if let Some(kill) = self.kill.take() {
@@ -534,7 +534,7 @@ mod tests {
         fn late<'a>(
             lock: &'a Lock,
             kill: &'a dyn Fn(),
-        ) -> Late<'a, impl Op<Output = (), Refusal = LockError>> {
+        ) -> Late<'a, impl Op<Output = (), Error = LockError>> {
             Late {
                 acquiring: lock.acquiring(Acquire::Block),
                 kill: Some(kill),
@@ -547,7 +547,7 @@ mod tests {
             perform_any(&mut [&mut late(lock, kill)], Time::NEVER, |park| park()).unwrap();
         });
         acquire_while_killed(|lock, kill| {
-            perform_uncancelled(&mut late(lock, kill)).unwrap();
+            perform_shielded(&mut late(lock, kill)).unwrap();
         });
         acquire_while_killed(|lock, kill| {
             kill();

@@ -178,8 +178,8 @@ BUGS = (
         "token/callback.rs",
         "callback",
         (
-            "if waiter.settle(Outcome::Granted) { waiter.wake(); }",
-            "waiter.settle(Outcome::Granted);",
+            "waiter.settle_and_wake(WaitOutcome::Granted);",
+            "waiter.settle(WaitOutcome::Granted);",
         ),
     ),
     bug(
@@ -230,7 +230,7 @@ BUGS = (
         "a wait in a scope that is cancelled meanwhile is not settled",
         "wait.rs",
         "park",
-        ("if hooked.is_none() { waiter.settle(Outcome::Cancelled); }", ""),
+        ("if hooked.is_none() { waiter.settle(WaitOutcome::Cancelled); }", ""),
     ),
     bug(
         "a cancelled wait for a token leaves its hook there",
@@ -268,7 +268,7 @@ BUGS = (
         "a waiter that times out at a latch stays in its queue",
         "park/latch.rs",
         "latch",
-        ("if outcome != Outcome::Granted { self.dequeue", "if false { self.dequeue"),
+        ("if outcome != WaitOutcome::Granted { self.dequeue", "if false { self.dequeue"),
     ),
     # --- the lock
     bug(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{ALL, Exclusive, ONCE, THRICE, TWICE, canceller, end, explore, spawn, spawn_as};
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Outcome, Ticket, Waiter};
+use crate::park::{Ticket, WaitOutcome, Waiter};
 use crate::sync::Event;
 use crate::task::Task;
 use crate::wait::{Op, Waitable};
@@ -50,7 +50,7 @@ fn loom_i12_who_waits_when_it_is_set_wakes_though_it_is_cleared_at_once() {
         let parked = {
             let (event, waiter) = (event.clone(), waiter.clone());
             spawn(move || {
-                assert_eq!(waiter.finish(Time::NEVER), Outcome::Granted);
+                assert_eq!(waiter.finish(Time::NEVER), WaitOutcome::Granted);
                 (&mut &*event).collect()
             })
         };

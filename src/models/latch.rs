@@ -29,7 +29,7 @@ fn loom_i12_all_who_wait_for_a_latch_wake_and_see_what_was_done_before() {
         };
         let uncancelled = {
             let latch = latch.clone();
-            spawn(move || latch.wait_uncancelled(Time::NEVER).is_ok_and(|set| set))
+            spawn(move || latch.wait_shielded(Time::NEVER).is_ok_and(|set| set))
         };
         end(setter);
         end(checkpointed);

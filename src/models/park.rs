@@ -4,13 +4,13 @@ use super::{ALL, Exclusive, ONCE, TWICE, because, end, explore, run_as, spawn};
 use crate::atomics::{Arc, Mutex};
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Outcome, Ticket, Waiter};
+use crate::park::{Ticket, WaitOutcome, Waiter};
 use crate::task::Task;
 use crate::token::CancelToken;
 use crate::token::tree::{Hook, NodeRef};
 use crate::wait::{self, Waitable};
 
-fn settler(waiter: &Arc<Waiter>, outcome: Outcome) -> loom::thread::JoinHandle<bool> {
+fn settler(waiter: &Arc<Waiter>, outcome: WaitOutcome) -> loom::thread::JoinHandle<bool> {
     let waiter = waiter.clone();
     spawn(move || {
         let won = waiter.settle(outcome);
@@ -25,19 +25,19 @@ fn settler(waiter: &Arc<Waiter>, outcome: Outcome) -> loom::thread::JoinHandle<b
 fn loom_i11_i12_grant_cancel_and_timeout_race_and_one_wakes_the_waiter() {
     explore(TWICE, || {
         let waiter = Waiter::new();
-        let grant = settler(&waiter, Outcome::Granted);
-        let cancel = settler(&waiter, Outcome::Cancelled);
-        let timeout = settler(&waiter, Outcome::TimedOut);
+        let grant = settler(&waiter, WaitOutcome::Granted);
+        let cancel = settler(&waiter, WaitOutcome::Cancelled);
+        let timeout = settler(&waiter, WaitOutcome::TimedOut);
         let parked = {
             let waiter = waiter.clone();
             spawn(move || waiter.finish(Time::NEVER))
         };
         let won = [
-            (end(grant), Outcome::Granted),
-            (end(cancel), Outcome::Cancelled),
-            (end(timeout), Outcome::TimedOut),
+            (end(grant), WaitOutcome::Granted),
+            (end(cancel), WaitOutcome::Cancelled),
+            (end(timeout), WaitOutcome::TimedOut),
         ];
-        let winners: Vec<Outcome> = won
+        let winners: Vec<WaitOutcome> = won
             .iter()
             .filter(|(won, _)| *won)
             .map(|(_, outcome)| *outcome)
@@ -56,7 +56,7 @@ fn loom_i12_what_was_done_before_the_grant_is_seen_after_the_wait() {
             let (waiter, data) = (waiter.clone(), data.clone());
             spawn(move || {
                 data.touch();
-                assert!(waiter.settle(Outcome::Granted));
+                assert!(waiter.settle(WaitOutcome::Granted));
                 waiter.wake();
             })
         };
@@ -82,7 +82,7 @@ fn loom_i12_a_hooked_waiter_is_woken_by_a_cancel_or_the_hook_is_refused() {
             let waiter = Waiter::new();
             match child.hook(Hook::Wake(waiter.clone())) {
                 Ok(id) => {
-                    assert_eq!(waiter.finish(Time::NEVER), Outcome::Cancelled);
+                    assert_eq!(waiter.finish(Time::NEVER), WaitOutcome::Cancelled);
                     assert!(child.unhook(id).is_none(), "it has happened");
                 }
                 Err(_) => assert!(child.is_cancelled()),

@@ -1,6 +1,6 @@
 //! A flag that is set once, and waited for.
 
-use super::{Line, Outcome, Ticket, Waiter};
+use super::{Ticket, WaitOutcome, WaitQueue, Waiter};
 use crate::atomics::Mutex;
 use crate::clock::Time;
 
@@ -13,7 +13,7 @@ pub struct Latch {
 #[derive(Debug, Default)]
 struct State {
     set: bool,
-    waiting: Line,
+    waiting: WaitQueue,
 }
 
 /// A signal handler of the host raised during a wait that nothing else may interrupt.
@@ -42,17 +42,17 @@ impl Latch {
     }
 
     /// Block until it is set, or until `until` (then false). Only the host's signals end it early.
-    pub fn wait_uncancelled(&self, until: Time) -> Result<bool, Interrupted> {
+    pub fn wait_shielded(&self, until: Time) -> Result<bool, Interrupted> {
         let waiter = Waiter::new();
         let ticket = Ticket::new(&waiter, 0);
         self.enqueue(ticket.clone());
         let outcome = waiter.finish(until);
-        if outcome != Outcome::Granted {
+        if outcome != WaitOutcome::Granted {
             self.dequeue(&ticket);
         }
         match outcome {
-            Outcome::Interrupted => Err(Interrupted),
-            outcome => Ok(outcome == Outcome::Granted),
+            WaitOutcome::Interrupted => Err(Interrupted),
+            outcome => Ok(outcome == WaitOutcome::Granted),
         }
     }
 

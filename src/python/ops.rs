@@ -177,7 +177,7 @@ pub(super) fn wait_any<'py>(
     let ops: Vec<Py<Op>> = ops.into_iter().map(Bound::unbind).collect();
     let tokens: Vec<Option<crate::token::CancelToken>> =
         ops.iter().map(|op| op.get().token()).collect();
-    let mut waiting: Vec<Box<dyn CoreOp<Output = Yield, Refusal = Failure> + '_>> = ops
+    let mut waiting: Vec<Box<dyn CoreOp<Output = Yield, Error = Failure> + '_>> = ops
         .iter()
         .zip(&tokens)
         .map(|(op, token)| op.get().start(py, token.as_ref()))
@@ -277,7 +277,7 @@ impl Op {
         &'a self,
         py: Python<'_>,
         token: Option<&'a crate::token::CancelToken>,
-    ) -> Box<dyn CoreOp<Output = Yield, Refusal = Failure> + 'a> {
+    ) -> Box<dyn CoreOp<Output = Yield, Error = Failure> + 'a> {
         let plain = |()| Yield::Plain;
         match &self.kind {
             Kind::Acquire(lock) => adapted(lock.get().core().acquiring(Acquire::Task), plain),
@@ -311,11 +311,11 @@ struct Adapted<O, F> {
     output: F,
 }
 
-fn adapted<'a, O, F>(op: O, output: F) -> Box<dyn CoreOp<Output = Yield, Refusal = Failure> + 'a>
+fn adapted<'a, O, F>(op: O, output: F) -> Box<dyn CoreOp<Output = Yield, Error = Failure> + 'a>
 where
     O: CoreOp + 'a,
     F: Fn(O::Output) -> Yield + 'a,
-    Failure: From<O::Refusal>,
+    Failure: From<O::Error>,
 {
     Box::new(Adapted { op, output })
 }
@@ -340,10 +340,10 @@ impl<O: Waitable, F> Waitable for Adapted<O, F> {
 
 impl<O: CoreOp, F: Fn(O::Output) -> Yield> CoreOp for Adapted<O, F>
 where
-    Failure: From<O::Refusal>,
+    Failure: From<O::Error>,
 {
     type Output = Yield;
-    type Refusal = Failure;
+    type Error = Failure;
 
     fn attempt(&mut self) -> Result<Option<Yield>, Failure> {
         Ok(self.op.attempt()?.map(&self.output))
@@ -379,7 +379,7 @@ impl Waitable for GettingHooked<'_> {
 
 impl CoreOp for GettingHooked<'_> {
     type Output = Yield;
-    type Refusal = Failure;
+    type Error = Failure;
 
     fn attempt(&mut self) -> Result<Option<Yield>, Failure> {
         Python::attach(|py| match self.queue.call_method0(py, "get_nowait") {

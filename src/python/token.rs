@@ -303,7 +303,7 @@ pub(super) fn cancel_node(
         let first = node.cancel(cause);
         // Else the woken thread would wait for the interpreter until this one, if it has more to
         // do, is made to let go of it: 5 ms.
-        park::make_way(WAKES_UP_IN);
+        park::yield_to_woken(WAKES_UP_IN);
         first
     })
 }

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::Outcome;
+use crate::park::WaitOutcome;
 use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
@@ -29,12 +29,12 @@ pub(super) fn perform<O: Op>(
     py: Python<'_>,
     op: &mut O,
     until: Time,
-) -> Result<Option<O::Output>, O::Refusal> {
+) -> Result<Option<O::Output>, O::Error> {
     wait::perform_by(op, until, asleep(py))
 }
 
 /// Sleep without the interpreter.
-pub(super) fn asleep(py: Python<'_>) -> impl Fn(&mut Park<'_>) -> Outcome {
+pub(super) fn asleep(py: Python<'_>) -> impl Fn(&mut Park<'_>) -> WaitOutcome {
     move |park| detached(py, park)
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Line, Ticket};
+use crate::park::{Ticket, WaitQueue};
 use crate::wait::{self, Op, Waitable};
 
 /// A meeting point of a fixed number of threads, round after round.
@@ -26,7 +26,7 @@ struct State {
     arrived: usize,
     /// The parties of the round, but the last; or, while that one opens, also early ones of the
     /// next.
-    waiting: Line,
+    waiting: WaitQueue,
     broken: bool,
 }
 
@@ -85,7 +85,7 @@ impl Barrier {
             state: Mutex::new(State {
                 round: Arc::default(),
                 arrived: 0,
-                waiting: Line::default(),
+                waiting: WaitQueue::default(),
                 broken: false,
             }),
         }
@@ -224,7 +224,7 @@ impl Waitable for Arriving<'_> {
 
 impl<'a> Op for Arriving<'a> {
     type Output = Arrival<'a>;
-    type Refusal = BarrierError;
+    type Error = BarrierError;
 
     fn attempt(&mut self) -> Result<Option<Arrival<'a>>, BarrierError> {
         let mut state = self.barrier.state.lock();
@@ -242,7 +242,7 @@ impl<'a> Op for Arriving<'a> {
             barrier: self.barrier,
             round,
         };
-        wait::perform_uncancelled(&mut passing)?;
+        wait::perform_shielded(&mut passing)?;
         Ok(Some(Arrival::Passed(round.index(*before))))
     }
 }
@@ -271,7 +271,7 @@ impl Waitable for Passing<'_> {
 
 impl Op for Passing<'_> {
     type Output = ();
-    type Refusal = BarrierError;
+    type Error = BarrierError;
 
     fn attempt(&mut self) -> Result<Option<()>, BarrierError> {
         match self.round.fate() {

@@ -6,7 +6,7 @@
 
 use crate::atomics::Mutex;
 use crate::clock::Time;
-use crate::park::{Line, Ticket, Waiter};
+use crate::park::{Ticket, WaitQueue, Waiter};
 use crate::sync::lock::{Holds, Lock, LockError, ReleaseError};
 use crate::wait::{self, Waitable};
 
@@ -14,7 +14,7 @@ use crate::wait::{self, Waitable};
 #[derive(Debug)]
 pub struct Condition {
     lock: Lock,
-    waiting: Mutex<Line>,
+    waiting: Mutex<WaitQueue>,
 }
 
 /// Why a wait for a condition ended without a notify.

@@ -3,7 +3,7 @@
 use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Line, Ticket};
+use crate::park::{Ticket, WaitQueue};
 use crate::wait::{self, Op, Waitable};
 
 /// A flag. A wait for it ends when it is set, and also if it is cleared again right after.
@@ -15,7 +15,7 @@ pub struct Event {
 #[derive(Debug, Default)]
 struct State {
     set: bool,
-    waiting: Line,
+    waiting: WaitQueue,
 }
 
 impl Event {
@@ -73,7 +73,7 @@ impl Waitable for &Event {
 
 impl Op for &Event {
     type Output = ();
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
         Ok(self.is_set().then_some(()))

@@ -99,7 +99,7 @@ struct Request {
 enum Acquisition {
     New(Acquire),
     /// It was given up for a while.
-    Back(Holds),
+    Again(Holds),
 }
 
 /// A holder's holds, the latest first.
@@ -229,7 +229,7 @@ impl Lock {
     /// stopped hard, and what the lock protects may be half changed. True: it is poisoned now.
     pub(crate) fn release_killed(&self, kill: KillInfo) -> Result<bool, ReleaseError> {
         self.core
-            .give_up(false, Some(&Termination::Killed(Arc::new(kill))))
+            .release(false, Some(&Termination::Killed(Arc::new(kill))))
     }
 
     /// Which entry of the ledger of the calling task, or thread, its latest hold is.
@@ -286,7 +286,8 @@ impl Lock {
             .iter()
             .filter(|hold| hold.kind == HoldKind::Block)
             .count();
-        let taken = wait::perform_uncancelled(&mut Acquiring::new(&self.core, Acquisition::Again(holds)));
+        let taken =
+            wait::perform_shielded(&mut Acquiring::new(&self.core, Acquisition::Again(holds)));
         if taken.is_err() {
             self.core.state.lock().orphans += blocks;
         }
@@ -303,7 +304,7 @@ impl Lock {
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn end_block_killed(&self, kill: KillInfo) -> Result<bool, ReleaseError> {
         self.core
-            .give_up(true, Some(&Termination::Killed(Arc::new(kill))))
+            .release(true, Some(&Termination::Killed(Arc::new(kill))))
     }
 
     /// Make it as new, for the only thread of a forked child.
@@ -414,7 +415,12 @@ impl Core {
     }
 
     /// Make `ledger` the holder: the one place where the lock and a ledger change together.
-    fn assign(self: &Arc<Self>, state: &mut State, ledger: &Arc<Ledger>, acquisition: &Acquisition) {
+    fn assign(
+        self: &Arc<Self>,
+        state: &mut State,
+        ledger: &Arc<Ledger>,
+        acquisition: &Acquisition,
+    ) {
         if state.holder.is_none() {
             state.holder = Some(ledger.clone());
             state.epoch += 1;
@@ -518,7 +524,9 @@ impl Core {
     ) -> Vec<Ticket> {
         match termination {
             Some(Termination::Killed(kill)) => self.poison_after_death(state, kill, false),
-            Some(Termination::Abandoned(kill)) => self.poison_after_death(state, kill, self.is_unrecoverable(hold)),
+            Some(Termination::Abandoned(kill)) => {
+                self.poison_after_death(state, kill, self.is_unrecoverable(hold));
+            }
             Some(Termination::Unwound) | None => {}
         }
         state.depth -= 1;
@@ -655,7 +663,10 @@ impl<'a> Acquiring<'a> {
 impl Waitable for Acquiring<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.core.state.lock();
-        match self.core.is_free_for(&mut state, &self.ledger, &self.acquisition) {
+        match self
+            .core
+            .is_free_for(&mut state, &self.ledger, &self.acquisition)
+        {
             Ok(false) => {
                 let again = self.since.is_some();
                 let request = Request {
@@ -672,7 +683,8 @@ impl Waitable for Acquiring<'_> {
             }
             Ok(true) => {
                 if ticket.grant() {
-                    self.core.assign(&mut state, &self.ledger, &self.acquisition);
+                    self.core
+                        .assign(&mut state, &self.ledger, &self.acquisition);
                 }
             }
             Err(_) => _ = ticket.grant(), // to be told
@@ -688,7 +700,7 @@ impl Waitable for Acquiring<'_> {
 
 impl Op for Acquiring<'_> {
     type Output = ();
-    type Refusal = LockError;
+    type Error = LockError;
 
     fn attempt(&mut self) -> Result<Option<()>, LockError> {
         let mut state = self.core.state.lock();

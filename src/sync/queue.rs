@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::atomics::{Exclusion, Mutex, MutexBy, RawMutex};
 use crate::clock::Time;
 use crate::error::Stop;
-use crate::park::{Line, Ticket};
+use crate::park::{Ticket, WaitQueue};
 use crate::wait::{self, Op, Waitable};
 
 /// A queue of any number of items, or of a bounded one. Waits on it can be cancelled.
@@ -41,7 +41,7 @@ struct State<T> {
     /// Put, and not yet counted as done.
     unfinished: usize,
     /// Those who wait until all is done.
-    joining: Line,
+    joining: WaitQueue,
     shut: bool,
 }
 
@@ -92,7 +92,7 @@ impl<T, R: Exclusion> Queue<T, R> {
                 getters: VecDeque::new(),
                 putters: VecDeque::new(),
                 unfinished: 0,
-                joining: Line::default(),
+                joining: WaitQueue::default(),
                 shut: false,
             }),
         }
@@ -425,7 +425,7 @@ impl<T, R: Exclusion> Putting<'_, T, R> {
 
 impl<T, R: Exclusion> Op for Putting<'_, T, R> {
     type Output = ();
-    type Refusal = QueueError;
+    type Error = QueueError;
 
     fn attempt(&mut self) -> Result<Option<()>, QueueError> {
         if let Some(item) = self.item.take() {
@@ -469,7 +469,7 @@ impl<T, R: Exclusion> Waitable for Getting<'_, T, R> {
 
 impl<T, R: Exclusion> Op for Getting<'_, T, R> {
     type Output = T;
-    type Refusal = QueueError;
+    type Error = QueueError;
 
     fn attempt(&mut self) -> Result<Option<T>, QueueError> {
         self.queue.try_get()
@@ -505,7 +505,7 @@ impl<T, R: Exclusion> Waitable for Joining<'_, T, R> {
 
 impl<T, R: Exclusion> Op for Joining<'_, T, R> {
     type Output = ();
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
         Ok((self.0.unfinished() == 0).then_some(()))

@@ -243,7 +243,7 @@ impl Waitable for Acquiring<'_> {
 
 impl Op for Acquiring<'_> {
     type Output = ();
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
         let mut state = self.core.state.lock();

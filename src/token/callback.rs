@@ -12,7 +12,7 @@ use crate::atomics::{Arc, Mutex, thread_local};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
-use crate::park::{Outcome, Waiter};
+use crate::park::{WaitOutcome, Waiter};
 use crate::token::tree::{Hook, HookId, NodeRef};
 
 type Function = Box<dyn FnOnce(&Cause) + Send>;
@@ -74,9 +74,7 @@ impl Callback {
                     std::mem::take(&mut progress.waiting)
                 };
                 for waiter in waiting {
-                    if waiter.settle(Outcome::Granted) {
-                        waiter.wake();
-                    }
+                    waiter.settle_and_wake(WaitOutcome::Granted);
                 }
             }
         }
@@ -99,7 +97,7 @@ impl Callback {
             progress.waiting.push(waiter.clone());
             waiter
         };
-        waiter.finish(until) == Outcome::Granted
+        waiter.finish(until) == WaitOutcome::Granted
     }
 }
 

@@ -17,7 +17,7 @@ use crate::atomics::{Arc, ForkMutex};
 use crate::clock::Time;
 use crate::fork;
 use crate::host;
-use crate::park::{Outcome, Waiter};
+use crate::park::{WaitOutcome, Waiter};
 #[cfg(not(loom))]
 use crate::testing;
 use crate::token::tree::Callbacks;
@@ -80,9 +80,7 @@ impl Runner {
             (start, state.asleep.take())
         };
         if let Some(waiter) = woken {
-            if waiter.settle(Outcome::Granted) {
-                waiter.wake();
-            }
+            waiter.settle_and_wake(WaitOutcome::Granted);
         }
         if start {
             self.start();

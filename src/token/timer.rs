@@ -16,7 +16,7 @@ use once_cell::sync::OnceCell;
 use crate::atomics::{Arc, ForkMutex};
 use crate::clock::Time;
 use crate::fork;
-use crate::park::{Outcome, Waiter};
+use crate::park::{WaitOutcome, Waiter};
 #[cfg(not(loom))]
 use crate::testing;
 use crate::token::tree::{NodeRef, Weak};
@@ -183,9 +183,7 @@ impl Timer {
             }
         };
         if let Some((_, waiter)) = woken {
-            if waiter.settle(Outcome::Granted) {
-                waiter.wake();
-            }
+            waiter.settle_and_wake(WaitOutcome::Granted);
         }
     }
 

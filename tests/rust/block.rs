@@ -223,7 +223,7 @@ fn i21_what_a_struck_block_still_holds_is_poisoned_and_what_was_held_before_is_n
     assert!(inside.try_acquire(Acquire::Task).unwrap());
     block.kill(AT_ONCE);
     assert!(killed());
-    let (theirs, ours) = (before.entry(), inside.entry());
+    let (theirs, ours) = (before.hold_seq(), inside.hold_seq());
     assert!(block.task.kill_info(theirs, None).is_none());
     assert!(block.task.kill_info(ours, None).is_some());
     block.leave(Unwinding::Nothing).unwrap();

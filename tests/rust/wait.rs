@@ -123,7 +123,7 @@ fn a_wait_that_ended_otherwise_leaves_nothing_behind_in_what_it_waited_for() {
     let give_up = || {
         let soon = || Time::after(Duration::from_micros(20));
         assert_eq!(latch.wait_until(soon()), Ok(false));
-        assert_eq!(latch.wait_uncancelled(soon()), Ok(false));
+        assert_eq!(latch.wait_shielded(soon()), Ok(false));
         assert!(!lock.acquire(Acquire::Block, soon()).unwrap());
         assert_eq!(queue.lease(soon()), Ok(None));
         queue.put(()).unwrap();
@@ -279,12 +279,12 @@ fn a_grant_that_won_is_returned_and_the_next_checkpoint_raises() {
 fn an_uncancelled_wait_is_ended_by_nothing_but_what_it_waits_for() {
     let latch = Arc::new(Latch::new());
     let theirs = latch.clone();
-    let (task, waiter) = parked_task(move || theirs.wait_uncancelled(Time::NEVER));
+    let (task, waiter) = parked_task(move || theirs.wait_shielded(Time::NEVER));
     task.source().cancel();
     latch.set();
     assert_eq!(waiter.join(), Ok(true));
-    assert_eq!(latch.wait_uncancelled(PAST), Ok(true));
-    assert_eq!(Latch::new().wait_uncancelled(PAST), Ok(false));
+    assert_eq!(latch.wait_shielded(PAST), Ok(true));
+    assert_eq!(Latch::new().wait_shielded(PAST), Ok(false));
 }
 
 #[test]

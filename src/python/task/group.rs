@@ -199,7 +199,7 @@ impl Crew {
         detached(py, || {
             let asked_until = Time::after(policy.cooperative);
             let deaf = |child: &Child| loop {
-                match child.core.over().wait_uncancelled(asked_until) {
+                match child.core.over().wait_shielded(asked_until) {
                     Ok(over) => return !over,
                     // One more Ctrl-C adds nothing.
                     Err(Interrupted) => drop(raised::take()),

@@ -7,7 +7,7 @@
 
 use super::{NodeRef, Weak};
 use crate::atomics::Arc;
-use crate::park::{self, Outcome, Ticket, Waiter};
+use crate::park::{self, Ticket, WaitOutcome, Waiter};
 use crate::token::callback::Callback;
 
 /// What happens at a node when it is cancelled. All but calls happen at once, under the node's
@@ -79,7 +79,7 @@ impl Hooks {
         let mut all = true;
         for (_, hook) in &self.list {
             match hook {
-                Hook::Wake(waiter) => _ = waiter.settle(Outcome::Cancelled),
+                Hook::Wake(waiter) => _ = waiter.settle(WaitOutcome::Cancelled),
                 Hook::Grant(ticket) => _ = ticket.grant(),
                 // SAFETY: `place` is valid while it is hooked, and the lock is held.
                 Hook::Raise(flag) => unsafe { (flag.raise)(flag.place) },
@@ -142,7 +142,7 @@ impl Fired {
                 _ => continue,
             };
             waiter.wake();
-            park::woke(waiter);
+            park::note_woken(waiter);
         }
         self.linked
     }

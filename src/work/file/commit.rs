@@ -16,7 +16,7 @@ use super::error::FileError;
 use super::tables::{Changed, Meta, Tables, Terms};
 use crate::atomics::Mutex;
 use crate::fork;
-use crate::park::{Outcome, Waiter};
+use crate::park::{WaitOutcome, Waiter};
 
 /// How often one thread serves the others before one of them takes over.
 const ROUNDS: usize = 8;
@@ -40,9 +40,7 @@ struct Done {
 impl Done {
     /// Wake whoever waits: with an outcome, or to take over.
     fn wake(&self) {
-        if self.waiter.settle(Outcome::Granted) {
-            self.waiter.wake();
-        }
+        self.waiter.settle_and_wake(WaitOutcome::Granted);
     }
 }
 
@@ -121,7 +119,7 @@ impl Committer {
             std::mem::replace(&mut line.served, true)
         };
         if is_served {
-            done.waiter.finish_deaf();
+            done.waiter.wait_uninterruptible();
         }
         let outcome = done.outcome.lock().take();
         let outcome = outcome.unwrap_or_else(|| {

@@ -13,7 +13,7 @@ use super::error::FileError;
 use super::tables::{Changed, Taken};
 use super::{Bytes, Shared};
 use crate::clock::Time;
-use crate::park::{Line, Ticket};
+use crate::park::{Ticket, WaitQueue};
 use crate::wait::{Op, Waitable};
 use crate::work::{Lease, PutOptions};
 
@@ -27,7 +27,7 @@ pub(super) struct Lines {
     /// For the end; the flag says that it has come.
     draining: Vec<(Ticket, Arc<AtomicBool>)>,
     /// For room.
-    putting: Line,
+    putting: WaitQueue,
 }
 
 impl Lines {
@@ -113,7 +113,7 @@ impl Waitable for Leasing<'_> {
 impl Op for Leasing<'_> {
     /// `None`: the queue is closed.
     type Output = Option<Lease<Bytes, Bytes>>;
-    type Refusal = FileError;
+    type Error = FileError;
 
     fn attempt(&mut self) -> Result<Option<Self::Output>, FileError> {
         {
@@ -174,7 +174,7 @@ impl Waitable for Putting<'_> {
 
 impl Op for Putting<'_> {
     type Output = Vec<u64>;
-    type Refusal = FileError;
+    type Error = FileError;
 
     fn attempt(&mut self) -> Result<Option<Vec<u64>>, FileError> {
         self.seen = self.shared.lines.lock().version;
@@ -222,7 +222,7 @@ impl Waitable for Draining<'_> {
 
 impl Op for Draining<'_> {
     type Output = ();
-    type Refusal = FileError;
+    type Error = FileError;
 
     fn attempt(&mut self) -> Result<Option<()>, FileError> {
         self.seen = self.shared.lines.lock().version;

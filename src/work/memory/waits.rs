@@ -46,7 +46,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Leasing<'_, T,
 impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Leasing<'_, T, N, R> {
     /// `None`: the queue is closed.
     type Output = Option<Lease<T, N>>;
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<Self::Output>, Stop> {
         let lease = |shared: &mut Shared<T, N>| (shared.closed, shared.lease());
@@ -115,7 +115,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Putting<'_, T,
 
 impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Putting<'_, T, N, R> {
     type Output = u64;
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<u64>, Stop> {
         let item = &mut self.item;
@@ -167,7 +167,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Draining<'_, T
 
 impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Draining<'_, T, N, R> {
     type Output = ();
-    type Refusal = Stop;
+    type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
         let drained = self.queue.change(|shared| shared.state.is_drained());

@@ -22,7 +22,7 @@ pub enum Readiness {
 
 /// A pipe that a sleeping thread polls; kept by the thread from one wait to the next.
 #[derive(Debug)]
-pub(super) struct Alarm {
+pub(super) struct Waker {
     /// Both ends do not block. The writing one is the same on systems with event descriptors.
     reader: File,
     writer: Option<File>,
@@ -31,32 +31,32 @@ pub(super) struct Alarm {
 }
 
 thread_local! {
-    static KEPT: Cell<Option<Arc<Alarm>>> = const { Cell::new(None) };
+    static CACHED: Cell<Option<Arc<Waker>>> = const { Cell::new(None) };
 }
 
-impl Alarm {
+impl Waker {
     /// The calling thread's.
-    pub(super) fn get() -> io::Result<Arc<Alarm>> {
-        let kept = KEPT.try_with(Cell::take).ok().flatten();
+    pub(super) fn get() -> io::Result<Arc<Waker>> {
+        let kept = CACHED.try_with(Cell::take).ok().flatten();
         match kept.filter(|kept| kept.generation == fork::generation()) {
             Some(kept) => Ok(kept),
-            None => Alarm::new().map(Arc::new),
+            None => Waker::new().map(Arc::new),
         }
     }
 
     /// Keep it for the next wait.
-    pub(super) fn keep(alarm: Arc<Alarm>) {
-        let _ = KEPT.try_with(|kept| kept.set(Some(alarm)));
+    pub(super) fn keep(waker: Arc<Waker>) {
+        let _ = CACHED.try_with(|kept| kept.set(Some(waker)));
     }
 
     #[cfg(target_os = "linux")]
-    fn new() -> io::Result<Alarm> {
+    fn new() -> io::Result<Waker> {
         // SAFETY: no preconditions.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd == -1 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Alarm {
+        Ok(Waker {
             // SAFETY: it was just opened, and nobody else knows it.
             reader: unsafe { File::from_raw_fd(fd) },
             writer: None,
@@ -65,7 +65,7 @@ impl Alarm {
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn new() -> io::Result<Alarm> {
+    fn new() -> io::Result<Waker> {
         let (reader, writer) = io::pipe()?;
         for end in [reader.as_raw_fd(), writer.as_raw_fd()] {
             // SAFETY: an open descriptor; the flag takes an integer.
@@ -73,7 +73,7 @@ impl Alarm {
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(Alarm {
+        Ok(Waker {
             reader: File::from(std::os::fd::OwnedFd::from(reader)),
             writer: Some(File::from(std::os::fd::OwnedFd::from(writer))),
             generation: fork::generation(),
@@ -81,7 +81,7 @@ impl Alarm {
     }
 
     /// Make the poll return, now or when it comes.
-    pub(super) fn ring(&self) {
+    pub(super) fn wake(&self) {
         // Full means that it rings already.
         let _ = self
             .writer
