@@ -1,16 +1,18 @@
 # `make` lists the targets. Needs GNU make 3.81 or newer, Rust, and Python 3.10 or newer.
 
-# Whom to build and test for: `make test PYTHON=python3.13`. Each interpreter has an environment
-# and a build folder of its own, so that they live side by side.
+# The interpreter to build and test for: `make test PYTHON=python3.13`. Each has an environment and a
+# build folder of its own, so that several can be used side by side.
 PYTHON ?= python3
 # More arguments for the program at the end: `make demo ARGS=--help`, `make test-python ARGS='-k lock'`.
 ARGS ?=
+# More interpreters for `make matrix`, beside those on PATH and in pyenv.
+PYTHONS ?=
 
 SHELL := /bin/sh
 .SUFFIXES:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-core test-loom test-python sweep soak seeded-bugs lint stubs bench bench-kills clean
+.PHONY: help demo test test-core test-loom test-python matrix sweep soak seeded-bugs lint stubs bench bench-kills clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.13] [ARGS=...]"
@@ -18,7 +20,7 @@ help: ## list the targets
 
 # --- the interpreter ------------------------------------------------------------------------------
 
-ifneq (,$(filter-out help clean,$(MAKECMDGOALS)))
+ifneq (,$(filter-out help clean matrix,$(MAKECMDGOALS)))
   about := $(shell $(PYTHON) -ISc 'import sys, os, importlib.machinery as m; print(\
     sys.version_info >= (3, 10) and "%d.%d%s" % (sys.version_info[:2] + (sys.abiflags,)),\
     m.EXTENSION_SUFFIXES[0],\
@@ -48,7 +50,7 @@ export PYO3_PYTHON := $(CURDIR)/$(venv)/bin/python
 export PATH := $(CURDIR)/$(venv)/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH
 ifeq (3.13t,$(version))
-  # Pyo3 has given it up; a pass there is evidence, not support.
+  # PyO3 does not support it any more: a pass there is evidence, not support.
   export UNSAFE_PYO3_SKIP_VERSION_CHECK := 1
 endif
 
@@ -153,6 +155,9 @@ test-loom: ## ... every interleaving of the core's hand-offs
 test-python: $(extension) $(venv)/group-test ## ... of the Python package
 	@echo "== CPython $(version): pytest"
 	@$(venv)/bin/python -m pytest -q $(ARGS)
+
+matrix: ## ... on every CPython that is found, 3.10 or newer, with a table at the end
+	@$(PYTHON) tools/matrix.py $(addprefix --python=,$(PYTHONS)) -- $(ARGS)
 
 sweep: $(extension) $(venv)/group-test ## ... the sweeps alone, and how many points each has
 	@$(venv)/bin/python -m pytest $(wildcard tests/python/test_sweep*.py) $(ARGS)
