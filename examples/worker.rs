@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use desist::stop::{StopPolicy, kill};
 use desist::task::{BodyEnd, Boundary, Task};
-use desist::work::{Back, Lease, LeaseQueue, RetryPolicy};
+use desist::work::{Lease, LeaseQueue, Nack, RetryPolicy};
 use desist::{CancelSource, Cause, Stop, Time, sleep};
 
 /// What went wrong with an item is noted as the cause of the stop.
@@ -47,7 +47,7 @@ fn work(queue: &Queue, begun: &Sender<(Delivery, Arc<Task>)>) {
         } else {
             let cause = task.source().token().cause();
             queue
-                .give_back(lease.id, lease.epoch, Back::AtOnce, cause)
+                .nack(lease.id, lease.epoch, Nack::AtOnce, cause)
                 .map(drop)
         };
         settled.expect("this lease has no time limit");
@@ -67,7 +67,7 @@ pub(crate) fn main() {
 
     let (lease, task) = begins.recv().expect("the worker runs");
     let mut requeue_for_abandoned = || {
-        let _ = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
+        let _ = queue.nack(lease.id, lease.epoch, Nack::AtOnce, None);
     };
     let report = kill(
         &task,

@@ -163,16 +163,16 @@ pub struct Fenced;
 
 /// What became of a lease that was given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Returned {
+pub enum NackOutcome {
     /// It will be leased again.
     Requeued,
-    /// It was the last attempt, or nobody wants the work any more.
+    /// It was the last attempt, or the item expired.
     Dead,
 }
 
 /// How a lease ended, if not well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Back {
+pub enum Nack {
     /// The work failed: again after the policy's pause.
     Failed,
     /// Again after this pause.
@@ -190,8 +190,8 @@ pub struct PutOptions {
     pub priority: i64,
     /// It is not leased before so long has passed.
     pub delay: Duration,
-    /// After so long nobody wants the work any more, begun or not.
-    pub timeout: Option<Duration>,
+    /// After so long the item expired, begun or not.
+    pub expires: Option<Duration>,
 }
 
 /// A dead item: its number, itself, all that went wrong.
@@ -210,13 +210,13 @@ impl RetryPolicy {
     }
 }
 
-const UNWANTED: &str = "nobody wants the work any more";
+const EXPIRED: &str = "the item expired";
 const LEASE_LOST: &str = "its lease was not extended in time";
 
 /// What is noted of an item whose own deadline has passed.
-fn unwanted_since(deadline: Time) -> Cause {
+fn expired(deadline: Time) -> Cause {
     Cause {
-        reason: Some(UNWANTED.into()),
+        reason: Some(EXPIRED.into()),
         ..Cause::deadline(deadline)
     }
 }

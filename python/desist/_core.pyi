@@ -667,7 +667,7 @@ class FileQueue(Generic[_T]):
         Add many items; returns their ids, in order. All of them or none, and much quicker than one
         by one. As put().
         """
-    def revive(self, item_id: int, /) -> None:
+    def retry(self, item_id: int, /) -> None:
         """
         Give a dead item all its attempts again. ValueError if it is not dead.
         """
@@ -1011,7 +1011,7 @@ class LeaseQueue(Generic[_T]):
         Where there is a maxsize it waits for room, at most for `timeout` seconds (then Full). A
         checkpoint: Cancelled and Killed mean that nothing was added.
         """
-    def revive(self, item_id: int, /) -> None:
+    def retry(self, item_id: int, /) -> None:
         """
         Give a dead item all its attempts again. ValueError if it is not dead.
         """

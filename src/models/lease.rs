@@ -5,7 +5,7 @@ use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::task::Task;
-use crate::work::{Back, Counts, Lease, LeaseQueue, PutOptions, QueueOptions, RetryPolicy};
+use crate::work::{Counts, Lease, LeaseQueue, Nack, PutOptions, QueueOptions, RetryPolicy};
 
 type Queue = LeaseQueue<u32, Note>;
 
@@ -98,7 +98,7 @@ fn loom_i13_a_cancelled_leaser_is_skipped_and_the_next_gets_the_item() {
                 if let Ok(Some(lease)) = lease {
                     // Worked on and given back: the other gets it then.
                     queue
-                        .give_back(lease.id, lease.epoch, Back::AtOnce, None)
+                        .nack(lease.id, lease.epoch, Nack::AtOnce, None)
                         .unwrap();
                 }
             })
@@ -217,7 +217,7 @@ fn loom_i28_i29_a_lease_is_settled_once_and_what_was_given_back_is_leased_anew()
         let giver = {
             let queue = queue.clone();
             spawn(move || {
-                let given = queue.give_back(id, epoch, Back::AtOnce, None).is_ok();
+                let given = queue.nack(id, epoch, Nack::AtOnce, None).is_ok();
                 queue.close(); // or the leaser would wait for ever where the item is done
                 given
             })
@@ -266,7 +266,7 @@ fn loom_i31_an_item_that_is_cancelled_while_it_is_leased_is_not_leased_again() {
                 let lease = queue.lease(Time::from_nanos(0)).unwrap();
                 if let Some(lease) = &lease {
                     queue
-                        .give_back(lease.id, lease.epoch, Back::AtOnce, None)
+                        .nack(lease.id, lease.epoch, Nack::AtOnce, None)
                         .unwrap();
                 }
                 lease.is_some()

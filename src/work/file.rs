@@ -33,7 +33,7 @@ use crate::fork;
 use crate::park::Ticket;
 use crate::wait;
 use crate::work::{
-    Back, Counts, Dead, LEASE_LOST, Lease, Lot, PutOptions, QueueOptions, Returned, UNWANTED,
+    Counts, Dead, EXPIRED, LEASE_LOST, Lease, Lot, Nack, NackOutcome, PutOptions, QueueOptions,
 };
 use clock::{Clock, Machine};
 use commit::Committer;
@@ -59,7 +59,7 @@ pub enum Failure {
     /// Its lease was not extended in time.
     LeaseTimedOut,
     /// Its own time has passed: nobody wants the work any more.
-    ItemTimedOut,
+    ItemExpired,
 }
 
 impl fmt::Display for Failure {
@@ -70,7 +70,7 @@ impl fmt::Display for Failure {
                 write!(f, "the process that worked on it, number {pid}, died")
             }
             Failure::LeaseTimedOut => f.write_str(LEASE_LOST),
-            Failure::ItemTimedOut => f.write_str(UNWANTED),
+            Failure::ItemExpired => f.write_str(EXPIRED),
         }
     }
 }
@@ -194,17 +194,17 @@ impl FileQueue {
     }
 
     /// Give a lease back, with what went wrong, if anything did.
-    pub fn give_back(
+    pub fn nack(
         &self,
         id: u64,
         epoch: u64,
-        back: Back,
+        nack: Nack,
         failure: Option<Bytes>,
-    ) -> Result<Returned, FileError> {
+    ) -> Result<NackOutcome, FileError> {
         let random = self.shared().lot.draw(epoch);
         let failure = failure.map(Failure::Noted);
         let given =
-            self.run(move |tables| tables.give_back(id, epoch, back, failure.as_ref(), random))?;
+            self.run(move |tables| tables.nack(id, epoch, nack, failure.as_ref(), random))?;
         Ok(given?)
     }
 
@@ -227,8 +227,8 @@ impl FileQueue {
     }
 
     /// Nobody will work on what is here: all that is ready or delayed is dead now. Returns it.
-    pub fn give_up(&self, failure: Bytes) -> Result<Vec<Bytes>, FileError> {
-        self.run(move |tables| tables.give_up(&failure))
+    pub fn dead_letter_all(&self, failure: Bytes) -> Result<Vec<Bytes>, FileError> {
+        self.run(move |tables| tables.dead_letter_all(&failure))
     }
 
     /// An item that has not been acknowledged.
@@ -238,8 +238,8 @@ impl FileQueue {
 
     /// Give a dead item all its attempts again, and as much time as it needs, whether there is
     /// room or not. False: it is not dead.
-    pub fn revive(&self, id: u64) -> Result<bool, FileError> {
-        self.run(move |tables| tables.revive(id))
+    pub fn retry(&self, id: u64) -> Result<bool, FileError> {
+        self.run(move |tables| tables.retry(id))
     }
 
     /// How many items are in each state, at one instant.

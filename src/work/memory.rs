@@ -21,7 +21,7 @@ use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::Ticket;
-use crate::work::{Back, Counts, Dead, Fenced, Lease, PutOptions, QueueOptions, Returned};
+use crate::work::{Counts, Dead, Fenced, Lease, Nack, NackOutcome, PutOptions, QueueOptions};
 use crate::{scope, wait};
 use state::State;
 pub(crate) use waits::{Draining, Leasing, Putting};
@@ -213,14 +213,14 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     }
 
     /// Give a lease back, with what went wrong, if anything did.
-    pub fn give_back(
+    pub fn nack(
         &self,
         id: u64,
         epoch: u64,
-        back: Back,
+        nack: Nack,
         mut failure: Option<N>,
-    ) -> Result<Returned, Fenced> {
-        self.change(|shared| shared.state.give_back(id, epoch, back, &mut failure))
+    ) -> Result<NackOutcome, Fenced> {
+        self.change(|shared| shared.state.nack(id, epoch, nack, &mut failure))
     }
 
     /// The work is unwanted: it will not be leased again (I31). `Some(true)`: it is dead now.
@@ -232,8 +232,8 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     }
 
     /// Nobody will work on what is here: all that is ready or delayed is dead now. Returns it.
-    pub fn give_up(&self, failure: &N) -> Vec<T> {
-        self.change(|shared| shared.state.give_up(failure))
+    pub fn dead_letter_all(&self, failure: &N) -> Vec<T> {
+        self.change(|shared| shared.state.dead_letter_all(failure))
     }
 
     /// An item that has not been acknowledged.
@@ -243,9 +243,9 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
 
     /// Give a dead item all its attempts again, and as much time as it needs, whether there is
     /// room or not. False: it is not dead.
-    pub fn revive(&self, id: u64) -> bool {
+    pub fn retry(&self, id: u64) -> bool {
         let mut unneeded = None; // by now
-        self.change(|shared| shared.state.revive(id, &mut unneeded))
+        self.change(|shared| shared.state.retry(id, &mut unneeded))
     }
 
     /// How many items are in each state, at one instant.

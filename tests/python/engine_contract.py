@@ -165,7 +165,7 @@ class Contract:
         assert engine.counts() == counts(ready=2)
         engine.reject(lease(engine), "bad")
         assert put(other, "d", key="k") == "a"
-        assert engine.revive("a")
+        assert engine.retry("a")
         engine.ack(lease(engine))
         engine.ack(lease(engine))
         assert put(other, "e", key="k") == "e"
@@ -188,8 +188,8 @@ class Contract:
         engine.reject(lease(engine), "two")
         [dead] = engine.dead()
         assert dead == ("a", b"\0body\xff", ["one", "two"])
-        assert engine.revive("a")
-        assert not engine.revive("a")
+        assert engine.retry("a")
+        assert not engine.retry("a")
         again = lease(engine)
         assert (again.attempt, again.body) == (1, b"\0body\xff")
         assert engine.dead() == []

@@ -27,7 +27,7 @@ def put(engine: Engine, item_id: str = "a", key: str | None = None, delay: float
 class Model:
     """What an engine should know: which state each item is in, and its leases and attempts."""
 
-    STEPS = ("put", "put", "lease", "lease", "ack", "nack", "later", "reject", "revive", "cancel")
+    STEPS = ("put", "put", "lease", "lease", "ack", "nack", "later", "reject", "retry", "cancel")
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
@@ -77,10 +77,10 @@ class Model:
         unwanted = delivery.id in self.unwanted and state != "done"
         self.states[delivery.id] = "dead" if unwanted else state
 
-    def revive(self, engine: Engine, lot: random.Random, _: str) -> None:
+    def retry(self, engine: Engine, lot: random.Random, _: str) -> None:
         item_id = lot.choice([*self.states, "nobody"])
         dead = self.states.get(item_id) == "dead"
-        assert engine.revive(item_id) is dead
+        assert engine.retry(item_id) is dead
         if dead:
             self.states[item_id] = "ready"
             self.attempts[item_id] = 0

@@ -259,9 +259,9 @@ def test_only_the_dead_can_be_revived() -> None:
     queue: LeaseQueue[int] = LeaseQueue()
     item_id = queue.put(1)
     with pytest.raises(ValueError, match=r"is not dead; dead\(\) lists"):
-        queue.revive(item_id)
+        queue.retry(item_id)
     with pytest.raises(ValueError, match=r"is not dead; dead\(\) lists"):
-        queue.revive(99)
+        queue.retry(99)
     assert queue.counts()["ready"] == 1
 
 

@@ -322,7 +322,7 @@ def test_a_delay_is_a_number_of_seconds(delay: float, failure: type[Exception]) 
 
 def test_what_an_engine_cannot_do_it_says() -> None:
     with EngineQueue[str](DictEngine()) as queue:
-        for call in (queue.dead, lambda: queue.revive("a"), lambda: queue._cancel("a", None)):
+        for call in (queue.dead, lambda: queue.retry("a"), lambda: queue._cancel("a", None)):
             with pytest.raises(NotImplementedError, match="DictEngine cannot"):
                 call()
 

@@ -158,10 +158,10 @@ def test_the_dead_say_why_and_can_be_revived(path: Path) -> None:
     assert (item, len(why)) == ("a", 3)
     assert "ZeroDivisionError: no luck" in why[0]
     assert "in handler" in why[0]
-    queue.revive(item_id)
+    queue.retry(item_id)
     assert queue.counts()["ready"] == 1
     with pytest.raises(ValueError, match="is not dead"):
-        queue.revive(item_id)
+        queue.retry(item_id)
 
 
 def test_two_futures_of_one_key_are_both_told(path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_queue_of_the_parent_is_refused_in_the_child() -> None:
     uses: list[Callable[[], object]] = [
         lambda: queue.put(1),
         lambda: queue.lease(0),
-        lambda: queue.revive(1),
+        lambda: queue.retry(1),
         queue._drain,
     ]
     for use in uses:

@@ -221,7 +221,7 @@ def test_a_dead_item_can_be_revived() -> None:
     queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=1))
     item_id = queue.put("a")
     lease(queue).nack()
-    queue.revive(item_id)
+    queue.retry(item_id)
     assert queue.counts() == counts(ready=1)
     assert lease(queue).attempt == 1
 

@@ -150,7 +150,7 @@ def a_queue_has_items_of_one_type() -> None:
     for item_id, item, failures in queue.dead():
         assert_type(item, str)
         assert_type(failures, list[BaseException | desist.CancelCause])
-        queue.revive(item_id)
+        queue.retry(item_id)
 
 
 def length(lease: desist.Lease[str]) -> int:

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use desist::work::{
-    Back, Bytes, Failure, FileError, FileQueue, Lease, PutOptions, QueueOptions, RetryPolicy,
-    Returned,
+    Bytes, Failure, FileError, FileQueue, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
+    RetryPolicy,
 };
 use desist::{Scope, Time, move_on_after};
 
@@ -138,12 +138,12 @@ fn an_earlier_pause_wakes_who_waits_for_a_later_one() {
         lease(&queue).unwrap()
     });
     queue
-        .give_back(late.id, late.epoch, Back::After(HOUR), None)
+        .nack(late.id, late.epoch, Nack::After(HOUR), None)
         .unwrap();
     let theirs = queue.clone();
     let worker = Parker::spawn_parked(move || theirs.lease(Time::NEVER).unwrap().unwrap().item);
-    let pause = Back::After(Duration::from_millis(1));
-    queue.give_back(soon.id, soon.epoch, pause, None).unwrap();
+    let pause = Nack::After(Duration::from_millis(1));
+    queue.nack(soon.id, soon.epoch, pause, None).unwrap();
     assert_eq!(worker.join(), bytes("soon"));
 }
 
@@ -181,7 +181,7 @@ fn i12_an_item_that_nobody_wants_any_more_makes_room_and_is_the_end() {
     let put = |delay, timeout, until| {
         let options = PutOptions {
             delay,
-            timeout: Some(timeout),
+            expires: Some(timeout),
             ..PutOptions::default()
         };
         queue.put(bytes("item"), options, until)
@@ -244,16 +244,12 @@ fn i12_i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
             let (id, epoch) = (lease.id, lease.epoch);
             let item: usize = std::str::from_utf8(&lease.item).unwrap().parse().unwrap();
             match dice(worker + 1, turn) {
-                0 => assert!(queue.give_back(id, epoch, Back::AtOnce, None).is_ok()),
-                1 | 2 => assert!(
-                    queue
-                        .give_back(id, epoch, Back::Failed, Some(note(1)))
-                        .is_ok()
-                ),
+                0 => assert!(queue.nack(id, epoch, Nack::AtOnce, None).is_ok()),
+                1 | 2 => assert!(queue.nack(id, epoch, Nack::Failed, Some(note(1))).is_ok()),
                 3 => {
                     assert_eq!(queue.cancel(id, note(2)), Ok(Some(false)));
-                    let given = queue.give_back(id, epoch, Back::AtOnce, None);
-                    assert_eq!(given, Ok(Returned::Dead));
+                    let given = queue.nack(id, epoch, Nack::AtOnce, None);
+                    assert_eq!(given, Ok(NackOutcome::Dead));
                 }
                 _ => {
                     assert_eq!(queue.ack(id, epoch), Ok(()));
@@ -305,12 +301,10 @@ fn an_item_with_a_known_key_is_the_one_that_is_there() {
     assert_eq!(put(), id);
     let first = lease(&queue).unwrap();
     assert_eq!(put(), id, "leased");
-    queue
-        .give_back(id, first.epoch, Back::Failed, None)
-        .unwrap();
+    queue.nack(id, first.epoch, Nack::Failed, None).unwrap();
     assert_eq!(queue.counts().unwrap().dead, 1);
     assert_eq!(put(), id, "dead");
-    queue.revive(id).unwrap();
+    queue.retry(id).unwrap();
     let again = lease(&queue).unwrap();
     queue.ack(id, again.epoch).unwrap();
     assert_ne!(put(), id, "done");
@@ -330,7 +324,7 @@ fn the_least_priority_comes_first_then_what_came_first() {
     let a = lease(&queue).unwrap();
     let b = lease(&queue).unwrap();
     assert_eq!((a.item, b.item), (bytes("a"), bytes("b")));
-    queue.give_back(b.id, b.epoch, Back::AtOnce, None).unwrap();
+    queue.nack(b.id, b.epoch, Nack::AtOnce, None).unwrap();
     let rest = [(); 3].map(|()| lease(&queue).unwrap().item);
     assert_eq!(rest, ["b", "c", "d"].map(bytes));
 }
@@ -365,9 +359,9 @@ fn many_items_are_put_all_or_none() {
     let first = lease(&queue).unwrap();
     assert_eq!(queue.put_many(many(2), PAST), Ok(None), "it has not ended");
     queue
-        .give_back(first.id, first.epoch, Back::AtOnce, None)
+        .nack(first.id, first.epoch, Nack::AtOnce, None)
         .unwrap();
-    let given_up = queue.give_up(bytes("shutdown")).unwrap();
+    let given_up = queue.dead_letter_all(bytes("shutdown")).unwrap();
     assert_eq!(given_up, [note(0), note(1)]);
     assert_eq!(
         queue.dead().unwrap()[0].2,

@@ -259,7 +259,7 @@ fn i30_i33_an_item_that_kills_its_process_is_dead_in_the_end() {
         .unwrap();
     let first = queue.lease(PAST).unwrap().unwrap();
     queue
-        .give_back(id, first.epoch, desist::work::Back::AtOnce, None)
+        .nack(id, first.epoch, desist::work::Nack::AtOnce, None)
         .unwrap();
     let mut child = start("hold", &folder.file());
     assert!(hear(&mut child, 1));

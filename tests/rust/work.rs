@@ -3,7 +3,7 @@ use std::thread;
 use std::time::Duration;
 
 use desist::task::{BodyEnd, Boundary, Task};
-use desist::work::{Back, Fenced, LeaseQueue, PutOptions, QueueOptions, RetryPolicy, Returned};
+use desist::work::{Fenced, LeaseQueue, Nack, NackOutcome, PutOptions, QueueOptions, RetryPolicy};
 use desist::{CancelSource, Cause, Time, move_on_after, sleep, testing};
 use proptest::prelude::*;
 
@@ -66,13 +66,13 @@ fn i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
             };
             let (id, epoch) = (lease.id, lease.epoch);
             match dice(worker + 1, turn) {
-                0 => _ = queue.give_back(id, epoch, Back::AtOnce, None),
-                1 | 2 => _ = queue.give_back(id, epoch, Back::Failed, Some(Note::Said(0))),
+                0 => _ = queue.nack(id, epoch, Nack::AtOnce, None),
+                1 | 2 => _ = queue.nack(id, epoch, Nack::Failed, Some(Note::Said(0))),
                 3 => {
                     assert_eq!(queue.cancel(id, Note::Said(0)), Some(false));
                     assert_eq!(
-                        queue.give_back(id, epoch, Back::AtOnce, None),
-                        Ok(Returned::Dead)
+                        queue.nack(id, epoch, Nack::AtOnce, None),
+                        Ok(NackOutcome::Dead)
                     );
                 }
                 _ => {
@@ -162,8 +162,8 @@ fn what_a_stopped_worker_gives_back_comes_before_other_work() {
     queue.put("second").unwrap();
     let lease = queue.lease(PAST).unwrap().unwrap();
     assert_eq!(
-        queue.give_back(lease.id, lease.epoch, Back::AtOnce, None),
-        Ok(Returned::Requeued)
+        queue.nack(lease.id, lease.epoch, Nack::AtOnce, None),
+        Ok(NackOutcome::Requeued)
     );
     let again = queue.lease(PAST).unwrap().unwrap();
     assert_eq!((again.item, again.attempt), ("first", 2));
@@ -192,21 +192,21 @@ fn failed_work_comes_back_after_a_pause_that_doubles_up_to_a_bound() {
         Duration::from_micros(3750),
     ] {
         let lease = queue.lease(Time::NEVER).unwrap().unwrap();
-        let given_back = Time::now();
+        let nacked = Time::now();
         queue
-            .give_back(lease.id, lease.epoch, Back::Failed, Some(Note::Said(1)))
+            .nack(lease.id, lease.epoch, Nack::Failed, Some(Note::Said(1)))
             .unwrap();
         assert_eq!(queue.counts().delayed, 1);
         let again = queue.lease(Time::after(HOUR)).unwrap().unwrap();
         assert!(
-            Time::now() - given_back >= least,
+            Time::now() - nacked >= least,
             "too early by the jitter that is allowed"
         );
         queue
-            .give_back(again.id, again.epoch, Back::AtOnce, None)
+            .nack(again.id, again.epoch, Nack::AtOnce, None)
             .unwrap();
         // The attempt in between counts, but there was no pause: as if it had been the worker's.
-        queue.revive(again.id);
+        queue.retry(again.id);
         if least > Duration::from_millis(3) {
             break;
         }
@@ -225,8 +225,8 @@ fn an_extreme_policy_is_a_long_pause_and_no_panic() {
         queue.put("item").unwrap();
         let lease = queue.lease(PAST).unwrap().unwrap();
         assert_eq!(
-            queue.give_back(lease.id, lease.epoch, Back::Failed, None),
-            Ok(Returned::Requeued)
+            queue.nack(lease.id, lease.epoch, Nack::Failed, None),
+            Ok(NackOutcome::Requeued)
         );
         assert_eq!(queue.counts().ready + queue.counts().delayed, 1);
     }
@@ -240,15 +240,15 @@ fn an_earlier_pause_wakes_who_waits_for_a_later_one() {
         queue.lease(PAST).unwrap().unwrap()
     });
     queue
-        .give_back(late.id, late.epoch, Back::After(HOUR), None)
+        .nack(late.id, late.epoch, Nack::After(HOUR), None)
         .unwrap();
     let theirs = queue.clone();
     let worker = Parker::spawn_parked(move || theirs.lease(Time::NEVER).unwrap().unwrap().item);
     queue
-        .give_back(
+        .nack(
             soon.id,
             soon.epoch,
-            Back::After(Duration::from_millis(1)),
+            Nack::After(Duration::from_millis(1)),
             None,
         )
         .unwrap();
@@ -263,11 +263,11 @@ fn i30_after_the_last_attempt_it_is_dead_with_all_that_went_wrong_and_may_be_rev
         ..RetryPolicy::default()
     });
     let id = queue.put("poison").unwrap();
-    for (attempt, becomes) in [(1, Returned::Requeued), (2, Returned::Dead)] {
+    for (attempt, becomes) in [(1, NackOutcome::Requeued), (2, NackOutcome::Dead)] {
         let lease = queue.lease(PAST).unwrap().unwrap();
         assert_eq!(lease.attempt, attempt);
         assert_eq!(
-            queue.give_back(id, lease.epoch, Back::Failed, Some(Note::Said(attempt))),
+            queue.nack(id, lease.epoch, Nack::Failed, Some(Note::Said(attempt))),
             Ok(becomes)
         );
     }
@@ -276,8 +276,8 @@ fn i30_after_the_last_attempt_it_is_dead_with_all_that_went_wrong_and_may_be_rev
         [(id, "poison", vec![Note::Said(1), Note::Said(2)])]
     );
     assert_eq!(queue.lease(PAST), Ok(None));
-    assert!(queue.revive(id));
-    assert!(!queue.revive(id));
+    assert!(queue.retry(id));
+    assert!(!queue.retry(id));
     assert_eq!(queue.lease(PAST).unwrap().unwrap().attempt, 1);
 }
 
@@ -437,7 +437,7 @@ fn losing_leases(after: Duration) -> Queue {
 
 fn wanted_for(timeout: Duration) -> PutOptions {
     PutOptions {
-        timeout: Some(timeout),
+        expires: Some(timeout),
         ..PutOptions::default()
     }
 }
@@ -522,11 +522,11 @@ fn i31_work_that_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
         assert_eq!((lease.deadline(), lease.ends()), (Some(deadline), deadline));
         sleep(SECOND).unwrap();
         assert_eq!(queue.counts().leased, 1, "it is with its worker");
-        let given = queue.give_back(lease.id, lease.epoch, Back::AtOnce, None);
-        assert_eq!(given, Ok(Returned::Dead));
-        let note = Note::Noted("nobody wants the work any more".into());
+        let given = queue.nack(lease.id, lease.epoch, Nack::AtOnce, None);
+        assert_eq!(given, Ok(NackOutcome::Dead));
+        let note = Note::Noted("the item expired".into());
         assert_eq!(queue.dead(), [(lease.id, "item", vec![note])]);
-        assert!(queue.revive(lease.id), "somebody does");
+        assert!(queue.retry(lease.id), "somebody does");
         assert_eq!(queue.lease(PAST).unwrap().unwrap().deadline(), None);
     });
     assert_eq!(passed, Ok(()));
@@ -551,7 +551,7 @@ fn an_item_that_is_cancelled_and_revived_again_and_again_takes_no_more_room() {
     let (left, ()) = allocated_by(|| {
         for _ in 0..10_000 {
             assert_eq!(queue.cancel(id, Nothing), Some(true));
-            assert!(queue.revive(id));
+            assert!(queue.retry(id));
         }
     });
     assert!(left.bytes < 10_000, "{left:?}");

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use desist::work::{
-    Back, Counts, Details, Fenced, Lease, LeaseQueue, PutOptions, QueueOptions, RetryPolicy,
-    Returned,
+    Counts, Details, Fenced, Lease, LeaseQueue, Nack, NackOutcome, PutOptions, QueueOptions,
+    RetryPolicy,
 };
 use desist::{Cause, Time, sleep};
 use proptest::prelude::*;
@@ -38,16 +38,16 @@ pub(crate) trait Queue {
     fn lease(&self) -> Option<Lease<u32, Note>>;
     fn ack(&self, id: u64, epoch: u64) -> Result<(), Fenced>;
     fn extend(&self, id: u64, epoch: u64, progress: Option<Note>) -> Result<Option<Time>, Fenced>;
-    fn give_back(
+    fn nack(
         &self,
         id: u64,
         epoch: u64,
-        back: Back,
+        nack: Nack,
         failure: Option<Note>,
-    ) -> Result<Returned, Fenced>;
+    ) -> Result<NackOutcome, Fenced>;
     fn cancel(&self, id: u64, failure: Note) -> Option<bool>;
-    fn give_up(&self, failure: &Note) -> Vec<u32>;
-    fn revive(&self, id: u64) -> bool;
+    fn dead_letter_all(&self, failure: &Note) -> Vec<u32>;
+    fn retry(&self, id: u64) -> bool;
     fn item(&self, id: u64) -> Option<u32>;
     fn close(&self);
     fn counts(&self) -> Counts;
@@ -78,26 +78,26 @@ impl Queue for LeaseQueue<u32, Note> {
         self.extend(id, epoch, progress)
     }
 
-    fn give_back(
+    fn nack(
         &self,
         id: u64,
         epoch: u64,
-        back: Back,
+        nack: Nack,
         failure: Option<Note>,
-    ) -> Result<Returned, Fenced> {
-        self.give_back(id, epoch, back, failure)
+    ) -> Result<NackOutcome, Fenced> {
+        self.nack(id, epoch, nack, failure)
     }
 
     fn cancel(&self, id: u64, failure: Note) -> Option<bool> {
         self.cancel(id, failure)
     }
 
-    fn give_up(&self, failure: &Note) -> Vec<u32> {
-        self.give_up(failure)
+    fn dead_letter_all(&self, failure: &Note) -> Vec<u32> {
+        self.dead_letter_all(failure)
     }
 
-    fn revive(&self, id: u64) -> bool {
-        self.revive(id)
+    fn retry(&self, id: u64) -> bool {
+        self.retry(id)
     }
 
     fn item(&self, id: u64) -> Option<u32> {
@@ -223,7 +223,7 @@ impl Model {
                 value,
                 place: Where::Ready,
                 options: options.clone(),
-                deadline: options.timeout.map_or(Time::NEVER, Time::after),
+                deadline: options.expires.map_or(Time::NEVER, Time::after),
                 due: Time::NEVER,
                 attempt: 0,
                 progress: None,
@@ -299,40 +299,40 @@ impl Model {
         Ok(until)
     }
 
-    fn give_back(
+    fn nack(
         &mut self,
         id: u64,
         epoch: u64,
-        back: Back,
+        nack: Nack,
         failure: Option<Note>,
-    ) -> Result<Returned, Fenced> {
+    ) -> Result<NackOutcome, Fenced> {
         let retry = self.options.retry;
         let item = self.leased(id, epoch)?;
-        let pause = match back {
-            Back::AtOnce => Duration::ZERO,
-            Back::After(pause) => pause,
-            Back::Failed => (retry.backoff * 2u32.pow(item.attempt - 1)).min(retry.max_backoff),
+        let pause = match nack {
+            Nack::AtOnce => Duration::ZERO,
+            Nack::After(pause) => pause,
+            Nack::Failed => (retry.backoff * 2u32.pow(item.attempt - 1)).min(retry.max_backoff),
         };
         Ok(self.end_lease(id, failure, pause))
     }
 
-    fn end_lease(&mut self, id: u64, failure: Option<Note>, pause: Duration) -> Returned {
+    fn end_lease(&mut self, id: u64, failure: Option<Note>, pause: Duration) -> NackOutcome {
         let max_attempts = self.options.retry.max_attempts;
         let item = self.items.get_mut(&id).unwrap();
         item.failures.extend(failure);
         if item.unwanted.is_some() || item.attempt >= max_attempts {
             let unwanted = item.unwanted.clone();
             self.die(id, unwanted);
-            Returned::Dead
+            NackOutcome::Dead
         } else if item.deadline <= Time::now() {
             self.die(id, Some(overdue()));
-            Returned::Dead
+            NackOutcome::Dead
         } else if pause.is_zero() {
             self.line_up(id, true);
-            Returned::Requeued
+            NackOutcome::Requeued
         } else {
             self.delay(id, pause);
-            Returned::Requeued
+            NackOutcome::Requeued
         }
     }
 
@@ -365,7 +365,7 @@ impl Model {
         }
     }
 
-    fn give_up(&mut self, failure: &Note) -> Vec<u32> {
+    fn dead_letter_all(&mut self, failure: &Note) -> Vec<u32> {
         let mut ready = self.ready.clone();
         ready.sort_by_key(|id| self.items[id].options.priority);
         let delayed = |(_, item): &(&u64, &Item)| item.place == Where::Delayed;
@@ -383,7 +383,7 @@ impl Model {
         ready.iter().map(|id| self.items[id].value).collect()
     }
 
-    fn revive(&mut self, id: u64) -> bool {
+    fn retry(&mut self, id: u64) -> bool {
         let dead = self.dead.iter().position(|other| *other == id);
         let Some(at) = dead else {
             return false;
@@ -422,7 +422,7 @@ impl Model {
 }
 
 fn overdue() -> Note {
-    Note::Noted("nobody wants the work any more".into())
+    Note::Noted("the item expired".into())
 }
 
 // ---------------------------------------------------------------------- side by side
@@ -434,10 +434,10 @@ pub(crate) enum Step {
     /// Of any lease that was ever handed out, also a stale one.
     Ack(usize),
     Extend(usize, bool),
-    GiveBack(usize, Back, bool),
+    Nack(usize, Nack, bool),
     /// Of any item, also one that never was.
     Cancel(u64),
-    Revive(u64),
+    Retry(u64),
     GiveUp,
     Pass(Duration),
     Close,
@@ -451,12 +451,12 @@ fn seconds(within: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
 fn put_options() -> impl Strategy<Value = PutOptions> {
     let key = prop::option::weighted(0.2, (0..3u32).prop_map(|key| format!("{key}").into()));
     let delay = prop_oneof![3 => Just(Duration::ZERO), 1 => seconds(1..6)];
-    let timeout = prop::option::weighted(0.3, seconds(0..9));
-    (key, -1..2i64, delay, timeout).prop_map(|(key, priority, delay, timeout)| PutOptions {
+    let expires = prop::option::weighted(0.3, seconds(0..9));
+    (key, -1..2i64, delay, expires).prop_map(|(key, priority, delay, expires)| PutOptions {
         key,
         priority,
         delay,
-        timeout,
+        expires,
     })
 }
 
@@ -464,19 +464,19 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let lease = 0..6usize;
     let id = 1..12u64;
     let back = prop_oneof![
-        Just(Back::AtOnce),
-        Just(Back::Failed),
-        seconds(0..8).prop_map(Back::After),
-        Just(Back::After(Duration::MAX)),
+        Just(Nack::AtOnce),
+        Just(Nack::Failed),
+        seconds(0..8).prop_map(Nack::After),
+        Just(Nack::After(Duration::MAX)),
     ];
     let step = prop_oneof![
         80 => put_options().prop_map(Step::Put),
         80 => Just(Step::Lease),
         40 => lease.clone().prop_map(Step::Ack),
         40 => (lease.clone(), any::<bool>()).prop_map(|(lease, says)| Step::Extend(lease, says)),
-        60 => (lease, back, any::<bool>()).prop_map(|(lease, back, why)| Step::GiveBack(lease, back, why)),
+        60 => (lease, back, any::<bool>()).prop_map(|(lease, back, why)| Step::Nack(lease, back, why)),
         30 => id.clone().prop_map(Step::Cancel),
-        30 => id.prop_map(Step::Revive),
+        30 => id.prop_map(Step::Retry),
         4 => Just(Step::GiveUp),
         40 => seconds(1..8).prop_map(Step::Pass),
         1 => Just(Step::Close),
@@ -540,21 +540,24 @@ pub(crate) fn check<Q: Queue>(
                 let until = queue.extend(id, epoch, note(says));
                 prop_assert_eq!(until, model.extend(id, epoch, note(says)));
             }
-            Step::GiveBack(back, how, failed) => {
+            Step::Nack(back, how, failed) => {
                 let Some((id, epoch)) = recent(back) else {
                     continue;
                 };
-                let given = queue.give_back(id, epoch, *how, note(failed));
-                prop_assert_eq!(given, model.give_back(id, epoch, *how, note(failed)));
+                let given = queue.nack(id, epoch, *how, note(failed));
+                prop_assert_eq!(given, model.nack(id, epoch, *how, note(failed)));
             }
             Step::Cancel(id) => {
                 let cancelled = queue.cancel(*id, Note::Said(number));
                 prop_assert_eq!(cancelled, model.cancel(*id, Note::Said(number)));
             }
-            Step::Revive(id) => prop_assert_eq!(queue.revive(*id), model.revive(*id)),
+            Step::Retry(id) => prop_assert_eq!(queue.retry(*id), model.retry(*id)),
             Step::GiveUp => {
                 let failure = Note::Said(number);
-                prop_assert_eq!(queue.give_up(&failure), model.give_up(&failure));
+                prop_assert_eq!(
+                    queue.dead_letter_all(&failure),
+                    model.dead_letter_all(&failure)
+                );
             }
             Step::Pass(time) => {
                 prop_assert_eq!(sleep(*time), Ok(()));

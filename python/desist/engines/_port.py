@@ -106,9 +106,9 @@ class Engine(ABC):
         """The dead items."""
         raise self._cannot("list dead items")
 
-    def revive(self, item_id: str) -> bool:  # noqa: ARG002 (for who can)
+    def retry(self, item_id: str) -> bool:  # noqa: ARG002 (for who can)
         """Give a dead item all its attempts again. False: it is not dead."""
-        raise self._cannot("revive dead items")
+        raise self._cannot("retry dead items")
 
     def cancel(self, item_id: str, failure: str) -> bool | None:  # noqa: ARG002 (for who can)
         """Nobody wants the item any more, it is not to be leased again.

@@ -49,7 +49,7 @@ class EngineQueue(Generic[T]):
 
     While the server cannot be reached, workers wait for it, and what they have done is
     acknowledged when it is back, unless the lease has run out by then. put() and those who look
-    (counts, dead, revive) raise ConnectionError.
+    (counts, dead, retry) raise ConnectionError.
     """
 
     def __init__(
@@ -213,10 +213,10 @@ class EngineQueue(Generic[T]):
         except Exception:  # noqa: BLE001 (it may be what it died of)
             return body
 
-    def revive(self, item_id: str, /) -> None:
+    def retry(self, item_id: str, /) -> None:
         """Give a dead item all its attempts again. ValueError if it is not dead."""
         self._check_usable()
-        if not hold_off(self.engine.revive, item_id):
+        if not hold_off(self.engine.retry, item_id):
             raise ValueError(f"item {item_id} is not dead; dead() lists those that are")
 
     def _cancel(self, item_id: str, reason: str | None) -> bool | None:

@@ -227,7 +227,7 @@ local news = redis.call('XREVRANGE', S .. ':news', '+', '-', 'COUNT', 1)
 return {
   first[2] and math.max(tonumber(first[2]) - now(), 0) or -1, news[1] and news[1][1] or '0-0'}
 """,
-    "revive": """
+    "retry": """
 local id = ARGV[1]
 local grave = redis.call('HGET', S .. ':graves', id)
 if not grave then return 0 end

@@ -105,7 +105,7 @@ _SQL = {
     "dead": """
         SELECT id, body, failures FROM desist_items
         WHERE queue = %(queue)s AND state = 'dead' ORDER BY number""",
-    "revive": """
+    "retry": """
         UPDATE desist_items SET state = 'ready', due = now(), attempt = 0, failures = '{}',
             unwanted = NULL
         WHERE queue = %(queue)s AND id = %(id)s AND state = 'dead'
@@ -239,9 +239,9 @@ class PostgresEngine(Engine):
             rows = connection.execute(_SQL["dead"], {"queue": self.queue}).fetchall()
         return [DeadItem(*row) for row in rows]
 
-    def revive(self, item_id: str) -> bool:
+    def retry(self, item_id: str) -> bool:
         """One round trip."""
-        return self._run("revive", {"id": item_id}) is not None
+        return self._run("retry", {"id": item_id}) is not None
 
     def cancel(self, item_id: str, failure: str) -> bool | None:
         """One round trip."""

@@ -178,9 +178,9 @@ class RedisEngine(Engine):
             entries: Any = self._client.xrange(f"{self.stream}:dead")
         return [_dead_item(fields) for _, fields in entries]
 
-    def revive(self, item_id: str) -> bool:
+    def retry(self, item_id: str) -> bool:
         """One round trip."""
-        return bool(self._run("revive", item_id))
+        return bool(self._run("retry", item_id))
 
     def cancel(self, item_id: str, failure: str) -> bool | None:
         """One round trip."""

@@ -12,7 +12,7 @@ use super::{LeaseQueue, memory};
 use crate::clock::Time;
 use crate::item::ItemId;
 use crate::task::Task;
-use crate::work::{Back, Returned};
+use crate::work::{Nack, NackOutcome};
 
 /// Where leases come from.
 pub(super) trait Engine: Send + Sync {
@@ -77,7 +77,7 @@ pub(super) trait Hold: Send + Sync {
     fn ack(&self, py: Python<'_>) -> PyResult<()>;
 
     /// It was not done, because of this. `Fenced`: the lease is over.
-    fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned>;
+    fn nack(&self, py: Python<'_>, nack: Nack, failure: Py<PyAny>) -> PyResult<NackOutcome>;
 
     /// The work goes on, and has come so far. Returns when it is to stop now. `Fenced`: the lease
     /// is over.

@@ -22,7 +22,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
-use crate::work::{self, Back, Bytes, FileError, Returned};
+use crate::work::{self, Bytes, FileError, Nack, NackOutcome};
 
 /// A LeaseQueue in a file.
 ///
@@ -198,8 +198,8 @@ impl FileQueue {
 
     /// Give a dead item all its attempts again. ValueError if it is not dead.
     #[pyo3(signature = (item_id: "int", /))]
-    fn revive(&self, py: Python<'_>, item_id: u64) -> PyResult<()> {
-        if self.engine.run(py, |queue| queue.revive(item_id))? {
+    fn retry(&self, py: Python<'_>, item_id: u64) -> PyResult<()> {
+        if self.engine.run(py, |queue| queue.retry(item_id))? {
             return Ok(());
         }
         Err(not_dead(item_id))
@@ -287,7 +287,7 @@ impl File {
             (Ok(item), Ok(progress)) => (item, progress),
             (Err(unreadable), _) | (_, Err(unreadable)) => {
                 let failure = unreadable.into_value(py).into_any();
-                if hold.give_back(py, Back::Failed, failure.clone_ref(py))? == Returned::Dead {
+                if hold.nack(py, Nack::Failed, failure.clone_ref(py))? == NackOutcome::Dead {
                     hold.tell(py, Told::Failed(failure));
                 }
                 return Ok(None);
@@ -332,10 +332,10 @@ impl Hold for Held {
         self.file.run(py, |queue| queue.ack(self.id, self.epoch))
     }
 
-    fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned> {
+    fn nack(&self, py: Python<'_>, nack: Nack, failure: Py<PyAny>) -> PyResult<NackOutcome> {
         let note = Some(self.file.codec.describe(py, &failure));
         self.file
-            .run(py, |queue| queue.give_back(self.id, self.epoch, back, note))
+            .run(py, |queue| queue.nack(self.id, self.epoch, nack, note))
     }
 
     fn extend(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Time> {

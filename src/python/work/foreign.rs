@@ -15,7 +15,7 @@ use crate::item::ItemId;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::token;
 use crate::task::Task;
-use crate::work::{Back, Returned};
+use crate::work::{Nack, NackOutcome};
 
 /// A queue that leases by `_deliver(timeout)`, which returns a delivery, or None.
 ///
@@ -96,20 +96,20 @@ impl Hold for Delivered {
             .map(drop)
     }
 
-    fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned> {
-        let pause = match back {
-            Back::Failed => None,
-            Back::After(pause) => Some(pause.as_secs_f64()),
-            Back::AtOnce => Some(0.0),
+    fn nack(&self, py: Python<'_>, nack: Nack, failure: Py<PyAny>) -> PyResult<NackOutcome> {
+        let pause = match nack {
+            Nack::Failed => None,
+            Nack::After(pause) => Some(pause.as_secs_f64()),
+            Nack::AtOnce => Some(0.0),
         };
         let _mask = Mask::open(LONGEST_COMMIT);
         let requeued =
             self.delivered
                 .call_method1(py, intern!(py, "_give_back"), (pause, failure))?;
         Ok(if requeued.is_truthy(py)? {
-            Returned::Requeued
+            NackOutcome::Requeued
         } else {
-            Returned::Dead
+            NackOutcome::Dead
         })
     }
 

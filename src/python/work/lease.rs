@@ -25,7 +25,7 @@ use crate::python::wait;
 use crate::scope;
 use crate::task::Task;
 use crate::token::timer;
-use crate::work::{Back, Returned};
+use crate::work::{Nack, NackOutcome};
 
 /// One delivery of one item to one worker.
 #[pyclass(frozen, module = "desist")]
@@ -43,7 +43,7 @@ pub(in crate::python) struct Leased {
 pub(super) enum Settled {
     NotYet,
     Acked(Option<Py<PyAny>>),
-    Nacked(Returned, Py<PyAny>),
+    Nacked(NackOutcome, Py<PyAny>),
 }
 
 impl Deref for Lease {
@@ -234,7 +234,7 @@ impl Lease {
         let failure = failure(py, CauseKind::Explicit, reason)?;
         let returned = self
             .hold()
-            .give_back(py, Back::After(delay), failure.clone_ref(py))?;
+            .nack(py, Nack::After(delay), failure.clone_ref(py))?;
         self.settle(Settled::Nacked(returned, failure));
         Ok(())
     }

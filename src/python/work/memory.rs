@@ -21,7 +21,7 @@ use crate::python::binding::shortcut::{self, Shortcut, Usual};
 use crate::python::cause::CancelCause;
 use crate::python::error;
 use crate::python::wait::{checkpoint, perform};
-use crate::work::{self, Back, PutOptions, Returned};
+use crate::work::{self, Nack, NackOutcome, PutOptions};
 use crate::{Cause, CauseKind, fork, scope};
 
 /// Whoever is here is attached to the interpreter; only the sleeping is done without.
@@ -211,9 +211,9 @@ impl LeaseQueue {
 
     /// Give a dead item all its attempts again. ValueError if it is not dead.
     #[pyo3(signature = (item_id: "int", /))]
-    fn revive(&self, item_id: u64) -> PyResult<()> {
+    fn retry(&self, item_id: u64) -> PyResult<()> {
         self.check_process()?;
-        if self.queue.revive(item_id) {
+        if self.queue.retry(item_id) {
             return Ok(());
         }
         Err(not_dead(item_id))
@@ -244,7 +244,9 @@ impl LeaseQueue {
     fn _give_up(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
         self.check_process()?;
         let failure = failure(py, CauseKind::Shutdown, reason)?;
-        let items = self.queue.give_up(&Note::said(failure.clone_ref(py)));
+        let items = self
+            .queue
+            .dead_letter_all(&Note::said(failure.clone_ref(py)));
         drop(items);
         self.promises.tell_off_all(py, &failure);
         Ok(())
@@ -341,10 +343,10 @@ impl Hold for Held {
         acked.map_err(|fenced| error::fenced(py, &fenced))
     }
 
-    fn give_back(&self, py: Python<'_>, back: Back, failure: Py<PyAny>) -> PyResult<Returned> {
+    fn nack(&self, py: Python<'_>, nack: Nack, failure: Py<PyAny>) -> PyResult<NackOutcome> {
         let failure = Some(Note::said(failure));
         self.core()
-            .give_back(self.id, self.epoch, back, failure)
+            .nack(self.id, self.epoch, nack, failure)
             .map_err(|fenced| error::fenced(py, &fenced))
     }
 

@@ -48,7 +48,7 @@ pub(super) fn of_put(
             key: key.map(Into::into),
             priority,
             delay: seconds::optional_span(delay, "delay")?.unwrap_or(Duration::ZERO),
-            timeout: seconds::optional_span(expires, "expires")?,
+            expires: seconds::optional_span(expires, "expires")?,
         },
         until: seconds::until(seconds::optional_span(timeout, "timeout")?),
     })

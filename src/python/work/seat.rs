@@ -31,7 +31,7 @@ use crate::python::{error, hard_stop, token};
 use crate::sync::Latch;
 use crate::task::{BodyEnd, Boundary, Task};
 use crate::testing::{self, Enrolment};
-use crate::work::{Back, Returned};
+use crate::work::{Nack, NackOutcome};
 
 /// Bytes that " item " and most numbers take.
 const NUMBERED: usize = 26;
@@ -214,7 +214,7 @@ impl Seat {
         let arguments = begun.and_then(|()| PyTuple::new(py, [&lease]));
         let arguments = arguments.inspect_err(|broken| {
             let failure = broken.value(py).clone().into_any().unbind();
-            let _ = lease.get().hold().give_back(py, Back::AtOnce, failure);
+            let _ = lease.get().hold().nack(py, Nack::AtOnce, failure);
         })?;
         self.note(py, Event::Started, lease.get(), None);
         let body = || {
@@ -268,18 +268,18 @@ impl Seat {
             }
             (Settled::NotYet, Err(raised)) => {
                 let value = raised.into_value(py).into_any();
-                let (event, back, failure) = match ended {
-                    Ended::Failed => (Event::Failed, Back::Failed, value),
+                let (event, nack, failure) = match ended {
+                    Ended::Failed => (Event::Failed, Nack::Failed, value),
                     // A body in a process of its own is killed there, and cancelled here.
                     _ if ended == Ended::Killed || task.record().killed_at.is_some() => {
-                        (Event::Killed, Back::AtOnce, cause_of(py, &value))
+                        (Event::Killed, Nack::AtOnce, cause_of(py, &value))
                     }
-                    _ => (Event::Cancelled, Back::AtOnce, cause_of(py, &value)),
+                    _ => (Event::Cancelled, Nack::AtOnce, cause_of(py, &value)),
                 };
                 self.note(py, event, lease, Some(&failure));
-                let given_back = hold.give_back(py, back, failure.clone_ref(py));
-                if let Some(returned) = unless_fenced(py, given_back)? {
-                    if returned == Returned::Requeued {
+                let nacked = hold.nack(py, nack, failure.clone_ref(py));
+                if let Some(returned) = unless_fenced(py, nacked)? {
+                    if returned == NackOutcome::Requeued {
                         task.amend(|record| record.requeued.push(lease.which().0));
                     }
                     self.not_done(py, lease, returned, failure);
@@ -294,12 +294,9 @@ impl Seat {
         let id = lease.which().0;
         self.note(py, Event::Killed, lease, Some(cause));
         task.amend(|record| record.fenced.push(id.clone()));
-        match lease
-            .hold()
-            .give_back(py, Back::AtOnce, cause.clone_ref(py))
-        {
+        match lease.hold().nack(py, Nack::AtOnce, cause.clone_ref(py)) {
             Ok(returned) => {
-                if returned == Returned::Requeued {
+                if returned == NackOutcome::Requeued {
                     task.amend(|record| record.requeued.push(id.clone()));
                 }
                 self.not_done(py, lease, returned, cause.clone_ref(py));
@@ -314,10 +311,10 @@ impl Seat {
         lease.hold().tell(py, Told::Finished(value));
     }
 
-    fn not_done(&self, py: Python<'_>, lease: &Lease, returned: Returned, failure: Py<PyAny>) {
+    fn not_done(&self, py: Python<'_>, lease: &Lease, returned: NackOutcome, failure: Py<PyAny>) {
         match returned {
-            Returned::Requeued => self.note(py, Event::Requeued, lease, None),
-            Returned::Dead => {
+            NackOutcome::Requeued => self.note(py, Event::Requeued, lease, None),
+            NackOutcome::Dead => {
                 self.note(py, Event::Dead, lease, Some(&failure));
                 lease.hold().tell(py, Told::Failed(failure));
             }

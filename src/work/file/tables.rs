@@ -15,7 +15,7 @@ use super::clock::{Due, Now};
 use super::error::FileError;
 use super::{Bytes, Failure};
 use crate::clock::Time;
-use crate::work::{Back, Details, Fenced, Lease, PutOptions, RetryPolicy, Returned};
+use crate::work::{Details, Fenced, Lease, Nack, NackOutcome, PutOptions, RetryPolicy};
 
 type Result<T> = std::result::Result<T, FileError>;
 
@@ -280,7 +280,7 @@ impl<'a> Tables<'a> {
     fn add(&mut self, item: &[u8], options: &PutOptions) -> Result<i64> {
         let now = self.terms.now;
         let due = (!options.delay.is_zero()).then(|| now.after(options.delay));
-        let expires = options.timeout.map(|timeout| now.after(timeout));
+        let expires = options.expires.map(|expires| now.after(expires));
         self.meta.last_id += 1;
         let id = self.meta.last_id;
         let turn = self.last_turn();
@@ -420,7 +420,7 @@ impl<'a> Tables<'a> {
             Failure::Noted(note) => ("noted", None, Some(&**note)),
             Failure::OwnerDied { pid } => ("owner died", Some(*pid), None),
             Failure::LeaseTimedOut => ("lease timed out", None, None),
-            Failure::ItemTimedOut => ("item timed out", None, None),
+            Failure::ItemExpired => ("item timed out", None, None),
         };
         self.execute(
             "INSERT INTO failures SELECT ?1, 1 + coalesce(max(number), 0), ?2, ?3, ?4 \
@@ -448,14 +448,14 @@ impl<'a> Tables<'a> {
     }
 
     /// A lease is given back; `random` is between 0 and 1.
-    pub(super) fn give_back(
+    pub(super) fn nack(
         &mut self,
         id: u64,
         epoch: u64,
-        back: Back,
+        nack: Nack,
         failure: Option<&Failure>,
         random: f64,
-    ) -> Result<std::result::Result<Returned, Fenced>> {
+    ) -> Result<std::result::Result<NackOutcome, Fenced>> {
         let found = self.find(
             "SELECT id, attempt, unwanted, expires FROM items \
              WHERE id = ? AND state = 1 AND epoch = ?",
@@ -465,10 +465,10 @@ impl<'a> Tables<'a> {
         let Some(leased) = found else {
             return Ok(Err(Fenced));
         };
-        let pause = match back {
-            Back::Failed => self.terms.retry.pause(attempts(leased.attempt), random),
-            Back::After(pause) => pause,
-            Back::AtOnce => Duration::ZERO,
+        let pause = match nack {
+            Nack::Failed => self.terms.retry.pause(attempts(leased.attempt), random),
+            Nack::After(pause) => pause,
+            Nack::AtOnce => Duration::ZERO,
         };
         self.end(&leased, pause, failure).map(Ok)
     }
@@ -479,7 +479,7 @@ impl<'a> Tables<'a> {
         leased: &Standing,
         pause: Duration,
         failure: Option<&Failure>,
-    ) -> Result<Returned> {
+    ) -> Result<NackOutcome> {
         let id = leased.id;
         if let Some(failure) = failure {
             self.fail(id, failure)?;
@@ -491,12 +491,12 @@ impl<'a> Tables<'a> {
             is_last = true;
         }
         if !is_last && self.is_expired(leased) {
-            self.fail(id, &Failure::ItemTimedOut)?;
+            self.fail(id, &Failure::ItemExpired)?;
             is_last = true;
         }
         if is_last {
             self.bury(id)?;
-            return Ok(Returned::Dead);
+            return Ok(NackOutcome::Dead);
         }
         self.ends_at(leased.expires);
         if pause.is_zero() {
@@ -511,7 +511,7 @@ impl<'a> Tables<'a> {
             )?;
             self.has_delayed(due);
         }
-        Ok(Returned::Requeued)
+        Ok(NackOutcome::Requeued)
     }
 
     /// The lease is good for longer, and the work has come so far.

@@ -52,7 +52,7 @@ impl Drop for Folder {
 fn put(queue: &FileQueue, delay: u64, timeout: Option<u64>) -> u64 {
     let options = PutOptions {
         delay: Duration::from_millis(delay),
-        timeout: timeout.map(Duration::from_millis),
+        expires: timeout.map(Duration::from_millis),
         ..PutOptions::default()
     };
     queue.put(*b"item", options, PAST).unwrap().unwrap()
@@ -109,10 +109,10 @@ fn i38_an_items_own_time_goes_by_the_same_clock() {
     let dead = queue.dead().unwrap();
     assert_eq!(
         dead,
-        [(two, Bytes::from(*b"item"), vec![Failure::ItemTimedOut])]
+        [(two, Bytes::from(*b"item"), vec![Failure::ItemExpired])]
     );
     // It has as much time as it needs.
-    assert_eq!(queue.revive(two), Ok(true));
+    assert_eq!(queue.retry(two), Ok(true));
     clock.set(999 * SECOND, 0);
     let again = queue.lease(PAST).unwrap().unwrap();
     assert_eq!((again.attempt, again.deadline()), (1, None));
@@ -154,9 +154,9 @@ fn i31_what_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
     let id = put(&queue, 0, Some(10 * SECOND));
     let lease = queue.lease(PAST).unwrap().unwrap();
     clock.set(87 * SECOND, 0);
-    let given = queue.give_back(id, lease.epoch, Back::AtOnce, None);
-    assert_eq!(given, Ok(Returned::Dead));
-    assert_eq!(queue.dead().unwrap()[0].2, [Failure::ItemTimedOut]);
+    let given = queue.nack(id, lease.epoch, Nack::AtOnce, None);
+    assert_eq!(given, Ok(NackOutcome::Dead));
+    assert_eq!(queue.dead().unwrap()[0].2, [Failure::ItemExpired]);
 }
 
 #[test]
@@ -267,28 +267,28 @@ impl Queue for Simulated {
         fenced(self.queue().extend(id, epoch, progress))
     }
 
-    fn give_back(
+    fn nack(
         &self,
         id: u64,
         epoch: u64,
-        back: Back,
+        nack: Nack,
         failure: Option<Note>,
-    ) -> Result<Returned, Fenced> {
+    ) -> Result<NackOutcome, Fenced> {
         let failure = failure.as_ref().map(written);
-        fenced(self.queue().give_back(id, epoch, back, failure))
+        fenced(self.queue().nack(id, epoch, nack, failure))
     }
 
     fn cancel(&self, id: u64, failure: Note) -> Option<bool> {
         self.queue().cancel(id, written(&failure)).unwrap()
     }
 
-    fn give_up(&self, failure: &Note) -> Vec<u32> {
-        let items = self.queue().give_up(written(failure)).unwrap();
+    fn dead_letter_all(&self, failure: &Note) -> Vec<u32> {
+        let items = self.queue().dead_letter_all(written(failure)).unwrap();
         items.iter().map(read).collect()
     }
 
-    fn revive(&self, id: u64) -> bool {
-        self.queue().revive(id).unwrap()
+    fn retry(&self, id: u64) -> bool {
+        self.queue().retry(id).unwrap()
     }
 
     fn item(&self, id: u64) -> Option<u32> {

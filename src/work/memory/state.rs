@@ -13,8 +13,8 @@ use crate::clock::Time;
 use crate::work::memory::index::{Books, End, Phase, Place, Wish};
 use crate::work::memory::table::{Member, Table};
 use crate::work::{
-    Back, Counts, Dead, Details, Fenced, Lease, Lot, PutOptions, QueueOptions, Returned,
-    lease_lost, unwanted_since,
+    Counts, Dead, Details, Fenced, Lease, Lot, Nack, NackOutcome, PutOptions, QueueOptions,
+    expired, lease_lost,
 };
 
 pub(super) struct State<T, N> {
@@ -127,9 +127,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         if let Phase::Leased { .. } = item.place.phase {
             self.end_lease(id, &mut Some(lease_lost(at).into()), Duration::ZERO);
         } else if deadline <= now {
-            item.rest_mut()
-                .failures
-                .push(unwanted_since(deadline).into());
+            item.rest_mut().failures.push(expired(deadline).into());
             self.books.leave(id, &item.place);
             self.books.bury(id, &mut item.place);
         } else {
@@ -246,26 +244,26 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         Ok(until)
     }
 
-    pub(super) fn give_back(
+    pub(super) fn nack(
         &mut self,
         id: u64,
         epoch: u64,
-        back: Back,
+        nack: Nack,
         failure: &mut Option<N>,
-    ) -> Result<Returned, Fenced> {
+    ) -> Result<NackOutcome, Fenced> {
         let attempt = Self::check(&mut self.items, id, epoch)?.attempt;
-        let pause = match back {
-            Back::Failed => self.options.retry.pause(attempt, self.lot.draw(epoch)),
-            Back::After(pause) => pause,
-            Back::AtOnce => Duration::ZERO,
+        let pause = match nack {
+            Nack::Failed => self.options.retry.pause(attempt, self.lot.draw(epoch)),
+            Nack::After(pause) => pause,
+            Nack::AtOnce => Duration::ZERO,
         };
         Ok(self.end_lease(id, failure, pause))
     }
 
     /// The lease of this item is over, and the work is not done.
-    fn end_lease(&mut self, id: u64, failure: &mut Option<N>, pause: Duration) -> Returned {
+    fn end_lease(&mut self, id: u64, failure: &mut Option<N>, pause: Duration) -> NackOutcome {
         let Some(item) = self.items.get_mut(id) else {
-            return Returned::Dead;
+            return NackOutcome::Dead;
         };
         let mut last = item.attempt >= self.options.retry.max_attempts;
         if failure.is_some() {
@@ -278,15 +276,13 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         }
         let deadline = item.wish().deadline;
         if !last && !deadline.is_never() && deadline <= Time::now() {
-            item.rest_mut()
-                .failures
-                .push(unwanted_since(deadline).into());
+            item.rest_mut().failures.push(expired(deadline).into());
             last = true;
         }
         self.books.leave(id, &item.place);
         if last {
             self.books.bury(id, &mut item.place);
-            return Returned::Dead;
+            return NackOutcome::Dead;
         }
         let wish = item.wish();
         if pause.is_zero() {
@@ -294,7 +290,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         } else {
             self.books.delay(id, &mut item.place, wish, pause);
         }
-        Returned::Requeued
+        NackOutcome::Requeued
     }
 
     // ------------------------------------------------------------------ the unwanted and the dead
@@ -320,7 +316,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         }
     }
 
-    pub(super) fn give_up(&mut self, failure: &N) -> Vec<T> {
+    pub(super) fn dead_letter_all(&mut self, failure: &N) -> Vec<T> {
         let ready = self
             .books
             .lines
@@ -343,7 +339,7 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     }
 
     /// What is not kept of it any more is left in `unneeded`.
-    pub(super) fn revive(&mut self, id: u64, unneeded: &mut Option<N>) -> bool {
+    pub(super) fn retry(&mut self, id: u64, unneeded: &mut Option<N>) -> bool {
         let Some(item) = self.items.get_mut(id) else {
             return false;
         };
@@ -453,7 +449,7 @@ impl<N> Rest<N> {
     /// Of an item that is put like this.
     #[inline]
     fn of(options: &PutOptions) -> Option<Box<Self>> {
-        let is_usual = options.key.is_none() && options.priority == 0 && options.timeout.is_none();
+        let is_usual = options.key.is_none() && options.priority == 0 && options.expires.is_none();
         (!is_usual).then(|| Box::new(Self::of_unusual(options)))
     }
 
@@ -462,7 +458,7 @@ impl<N> Rest<N> {
         Self {
             wish: Wish {
                 priority: options.priority,
-                deadline: options.timeout.map_or(Time::NEVER, Time::after),
+                deadline: options.expires.map_or(Time::NEVER, Time::after),
             },
             key: options.key.clone(),
             ..Self::empty()

@@ -31,7 +31,7 @@ impl Tables<'_> {
     }
 
     /// All that is ready, then all that is delayed, is dead now.
-    pub(in super::super) fn give_up(&mut self, note: &Bytes) -> Result<Vec<Bytes>> {
+    pub(in super::super) fn dead_letter_all(&mut self, note: &Bytes) -> Result<Vec<Bytes>> {
         let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
         let mut given_up = self.all(
             "SELECT id, item FROM items WHERE state = 0 ORDER BY priority, turn",
@@ -53,8 +53,8 @@ impl Tables<'_> {
         Ok(items)
     }
 
-    /// See [`FileQueue::revive`](crate::work::FileQueue::revive).
-    pub(in super::super) fn revive(&mut self, id: u64) -> Result<bool> {
+    /// See [`FileQueue::retry`](crate::work::FileQueue::retry).
+    pub(in super::super) fn retry(&mut self, id: u64) -> Result<bool> {
         let found = self.execute(
             "UPDATE items SET attempt = 0, expires = NULL, expires_wall = NULL, timeout = NULL \
              WHERE id = ? AND state = 3",
@@ -114,7 +114,7 @@ impl Tables<'_> {
                 Ok(match kind.as_str() {
                     "owner died" => Failure::OwnerDied { pid: row.get(1)? },
                     "lease timed out" => Failure::LeaseTimedOut,
-                    "item timed out" => Failure::ItemTimedOut,
+                    "item timed out" => Failure::ItemExpired,
                     _ => Failure::Noted(row.get(2)?),
                 })
             },

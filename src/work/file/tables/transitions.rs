@@ -28,7 +28,7 @@ impl Tables<'_> {
             _ => self.meta.delayed -= 1,
         }
         if self.is_expired(item) {
-            self.fail(item.id, &Failure::ItemTimedOut)?;
+            self.fail(item.id, &Failure::ItemExpired)?;
             return self.bury(item.id);
         }
         let turn = self.last_turn();
