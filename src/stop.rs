@@ -140,7 +140,7 @@ impl<'a> Kill<'a> {
         });
     }
 
-    /// KillOutcome by rung, behind [`Kill::begin`].
+    /// Rung by rung, behind [`Kill::begin`].
     pub(crate) fn climb(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         in_real_time(|| self.climb_now(on_abandon))
     }

@@ -519,7 +519,7 @@ mod tests {
                 .join()
                 .unwrap()
                 .unwrap();
-            let mut acquiring = lock.acquiring(Acquire::Block);
+            let mut acquiring = lock.acquire_op(Acquire::Block);
             perform_by(&mut acquiring, Time::NEVER, |park| {
                 lock.release().unwrap(); // the nudge; nobody holds it until this thread looks
                 kill();
@@ -536,7 +536,7 @@ mod tests {
             kill: &'a dyn Fn(),
         ) -> Late<'a, impl Op<Output = (), Error = LockError>> {
             Late {
-                acquiring: lock.acquiring(Acquire::Block),
+                acquiring: lock.acquire_op(Acquire::Block),
                 kill: Some(kill),
             }
         }

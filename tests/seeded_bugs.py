@@ -508,8 +508,8 @@ BUGS = (
         "sync/barrier.rs",
         "barrier",
         (
-            "if round.fate() != Fate::Filling { return true; }",
-            "if round.fate() != Fate::Filling { return false; }",
+            "if round.phase() != RoundPhase::Filling { return true; }",
+            "if round.phase() != RoundPhase::Filling { return false; }",
         ),
     ),
     bug(
@@ -556,7 +556,7 @@ BUGS = (
         "sync/barrier.rs",
         "barrier",
         (
-            "if self.round.fate() == Fate::Opening { state.end_round(Fate::Broken, true); }",
+            "if self.round.phase() == RoundPhase::Opening { state.end_round(RoundPhase::Broken, true); }",
             "state.broken = true;",
         ),
     ),

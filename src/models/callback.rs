@@ -111,13 +111,14 @@ fn loom_i17_the_closer_may_use_what_the_callback_used() {
 }
 
 /// A place for a registration that a callback reaches into.
-type Place = atomics::Arc<atomics::Mutex<Option<atomics::Arc<Registration>>>>;
+type SharedRegistration = atomics::Arc<atomics::Mutex<Option<atomics::Arc<Registration>>>>;
 
 #[test]
 fn loom_i18_callbacks_that_close_each_other_do_not_deadlock() {
     explore(THRICE, || {
         let nodes = [NodeRef::root(None), NodeRef::root(None)];
-        let places: [Place; 2] = [Place::default(), Place::default()];
+        let places: [SharedRegistration; 2] =
+            [SharedRegistration::default(), SharedRegistration::default()];
         let ran = Arc::new(AtomicUsize::new(0));
         for (mine, others) in [(0, 1), (1, 0)] {
             let (others, ran) = (places[others].clone(), ran.clone());
@@ -150,7 +151,7 @@ fn loom_i18_callbacks_that_close_each_other_do_not_deadlock() {
 fn loom_i18_a_callback_that_closes_itself_while_another_closes_it_does_not_deadlock() {
     explore(THRICE, || {
         let node = NodeRef::root(None);
-        let place = Place::default();
+        let place = SharedRegistration::default();
         let own = place.clone();
         let registration = Registration::new(
             &node,

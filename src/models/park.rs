@@ -99,9 +99,9 @@ fn loom_i12_a_hooked_waiter_is_woken_by_a_cancel_or_the_hook_is_refused() {
 
 /// A place for one who waits.
 #[derive(Clone, Default)]
-struct Place(Arc<Mutex<Option<Ticket>>>);
+struct PlaceOp(Arc<Mutex<Option<Ticket>>>);
 
-impl Place {
+impl PlaceOp {
     /// Grant whoever waits there. False: nobody does, any more.
     fn grant(&self) -> bool {
         let ticket = self.0.lock().take();
@@ -117,7 +117,7 @@ impl Place {
     }
 }
 
-impl Waitable for Place {
+impl Waitable for PlaceOp {
     fn enqueue(&mut self, ticket: Ticket) {
         *self.0.lock() = Some(ticket);
     }
@@ -132,7 +132,7 @@ impl Waitable for Place {
 fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
     explore(TWICE, || {
         let task = Task::new("waits", None);
-        let place = Place::default();
+        let place = PlaceOp::default();
         let waiter = {
             let (task, mut place) = (task.clone(), place.clone());
             spawn(move || {

@@ -60,7 +60,7 @@ impl Both {
     }
 
     fn either(&self) -> Result<Done<u32, ()>, Stop> {
-        either(&mut self.queue.getting(), &mut self.semaphore.acquiring())
+        either(&mut self.queue.get_op(), &mut self.semaphore.acquire_op())
     }
 
     fn putter(&self) -> loom::thread::JoinHandle<()> {
@@ -150,7 +150,7 @@ fn lock_or_item() {
     let waiter = {
         let (lock, data, queue) = (lock.clone(), data.clone(), queue.clone());
         spawn(move || {
-            let done = either(&mut lock.acquiring(Acquire::Task), &mut queue.getting());
+            let done = either(&mut lock.acquire_op(Acquire::Task), &mut queue.get_op());
             if done == Ok(Done::First(())) {
                 data.touch();
                 lock.release().unwrap();

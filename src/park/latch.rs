@@ -7,11 +7,11 @@ use crate::clock::Time;
 /// Set once; a wait for it ends then. Cancelled waiters leave nothing behind.
 #[derive(Debug, Default)]
 pub struct Latch {
-    state: Mutex<State>,
+    state: Mutex<LatchState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LatchState {
     set: bool,
     waiting: WaitQueue,
 }

@@ -280,17 +280,17 @@ impl Op {
     ) -> Box<dyn CoreOp<Output = Yield, Error = Failure> + 'a> {
         let plain = |()| Yield::Plain;
         match &self.kind {
-            Kind::Acquire(lock) => adapted(lock.get().core().acquiring(Acquire::Task), plain),
-            Kind::Permit(semaphore) => adapted(semaphore.get().core().acquiring(), plain),
-            Kind::Get(queue) => adapted(queue.get().core().getting(), Yield::Object),
-            Kind::GetSimple(queue) => adapted(queue.get().core().getting(), Yield::Object),
+            Kind::Acquire(lock) => adapted(lock.get().core().acquire_op(Acquire::Task), plain),
+            Kind::Permit(semaphore) => adapted(semaphore.get().core().acquire_op(), plain),
+            Kind::Get(queue) => adapted(queue.get().core().get_op(), Yield::Object),
+            Kind::GetSimple(queue) => adapted(queue.get().core().get_op(), Yield::Object),
             Kind::GetHooked(queue, condition) => match condition.get().core() {
                 Ok(condition) => Box::new(GettingHooked { queue, condition }),
                 Err(_) => adapted(Until(Time::NEVER), plain), // get_op() has looked
             },
             Kind::Put(queue, item) => {
                 let item = item.clone_ref(py);
-                adapted(queue.get().core().putting(item), plain)
+                adapted(queue.get().core().put_op(item), plain)
             }
             Kind::Set(event) => adapted(event.get().core(), plain),
             Kind::Latched(latch, _) => adapted(latch.get().core(), plain),

@@ -17,11 +17,11 @@ use crate::wait::{self, Op, Waitable};
 #[derive(Debug)]
 pub struct Barrier {
     parties: usize,
-    state: Mutex<State>,
+    state: Mutex<BarrierState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct BarrierState {
     round: Arc<Round>,
     arrived: usize,
     /// The parties of the round, but the last; or, while that one opens, also early ones of the
@@ -36,13 +36,13 @@ struct Round(Mutex<Parties>);
 
 #[derive(Debug, Default)]
 struct Parties {
-    fate: Fate,
+    phase: RoundPhase,
     /// Those who came and gave up: how many had come before them, these included.
     left: Vec<usize>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum RoundPhase {
     /// Not all are there.
     #[default]
     Filling,
@@ -82,7 +82,7 @@ impl Barrier {
     pub fn new(parties: usize) -> Barrier {
         Barrier {
             parties: parties.max(1),
-            state: Mutex::new(State {
+            state: Mutex::new(BarrierState {
                 round: Arc::default(),
                 arrived: 0,
                 waiting: WaitQueue::default(),
@@ -102,7 +102,7 @@ impl Barrier {
 
     /// [`Barrier::wait_until`], but the last to arrive may do something before all go.
     pub fn arrive(&self, until: Time) -> Result<Arrival<'_>, BarrierError> {
-        let mut arriving = Arriving {
+        let mut arriving = ArriveOp {
             barrier: self,
             joined: None,
         };
@@ -110,29 +110,29 @@ impl Barrier {
             return Ok(arrival);
         }
         let mut state = self.state.lock();
-        if state.round.fate() == Fate::Opening {
+        if state.round.phase() == RoundPhase::Opening {
             // Too early for the next round: this one is complete, and does not wait for it.
             state.broken = true;
         } else {
-            state.end_round(Fate::Broken, true);
+            state.end_round(RoundPhase::Broken, true);
         }
         Err(BarrierError::Broken)
     }
 
     /// Break it: whoever waits, or comes, is told so.
     pub fn abort(&self) {
-        self.state.lock().end_round(Fate::Broken, true);
+        self.state.lock().end_round(RoundPhase::Broken, true);
     }
 
     /// Make it as new; whoever waits is told that it is broken.
     pub fn reset(&self) {
         let mut state = self.state.lock();
-        let fate = if state.arrived > 0 {
-            Fate::Broken
+        let phase = if state.arrived > 0 {
+            RoundPhase::Broken
         } else {
-            Fate::Passed
+            RoundPhase::Passed
         };
-        state.end_round(fate, false);
+        state.end_round(phase, false);
     }
 
     /// How many threads it is for.
@@ -143,8 +143,8 @@ impl Barrier {
     /// How many wait in it.
     pub fn waiting(&self) -> usize {
         let state = self.state.lock();
-        match state.round.fate() {
-            Fate::Filling => state.arrived,
+        match state.round.phase() {
+            RoundPhase::Filling => state.arrived,
             _ => 0,
         }
     }
@@ -155,9 +155,9 @@ impl Barrier {
     }
 }
 
-impl State {
-    fn end_round(&mut self, fate: Fate, broken: bool) {
-        self.round.decide(fate);
+impl BarrierState {
+    fn end_round(&mut self, phase: RoundPhase, broken: bool) {
+        self.round.decide(phase);
         self.round = Arc::default();
         self.arrived = 0;
         self.broken = broken;
@@ -167,21 +167,21 @@ impl State {
 }
 
 /// One call of [`Barrier::arrive`].
-struct Arriving<'a> {
+struct ArriveOp<'a> {
     barrier: &'a Barrier,
     /// The round it is a party of, and how many had come before, those who have left included.
     joined: Option<(Arc<Round>, usize)>,
 }
 
-impl<'a> Arriving<'a> {
+impl<'a> ArriveOp<'a> {
     /// Be the last party of the round that is filling, if that is so.
-    fn complete(&self, state: &mut State) -> Option<Arrival<'a>> {
+    fn complete(&self, state: &mut BarrierState) -> Option<Arrival<'a>> {
         let last = state.arrived + 1 == self.barrier.parties;
-        if !last || state.round.fate() != Fate::Filling {
+        if !last || state.round.phase() != RoundPhase::Filling {
             return None;
         }
         state.arrived += 1;
-        state.round.decide(Fate::Opening);
+        state.round.decide(RoundPhase::Opening);
         Some(Arrival::Last(Opening {
             barrier: self.barrier,
             round: state.round.clone(),
@@ -189,10 +189,10 @@ impl<'a> Arriving<'a> {
     }
 }
 
-impl Waitable for Arriving<'_> {
+impl Waitable for ArriveOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.barrier.state.lock();
-        let filling = state.round.fate() == Fate::Filling;
+        let filling = state.round.phase() == RoundPhase::Filling;
         // Changed since the last look: look again.
         if state.broken || filling && state.arrived + 1 == self.barrier.parties {
             ticket.grant();
@@ -212,7 +212,7 @@ impl Waitable for Arriving<'_> {
         let Some((round, before)) = &self.joined else {
             return false;
         };
-        if round.fate() != Fate::Filling {
+        if round.phase() != RoundPhase::Filling {
             return true;
         }
         state.arrived -= 1;
@@ -222,7 +222,7 @@ impl Waitable for Arriving<'_> {
     }
 }
 
-impl<'a> Op for Arriving<'a> {
+impl<'a> Op for ArriveOp<'a> {
     type Output = Arrival<'a>;
     type Error = BarrierError;
 
@@ -238,7 +238,7 @@ impl<'a> Op for Arriving<'a> {
         let Some((round, before)) = &self.joined else {
             return self.attempt();
         };
-        let mut passing = Passing {
+        let mut passing = PassOp {
             barrier: self.barrier,
             round,
         };
@@ -248,15 +248,15 @@ impl<'a> Op for Arriving<'a> {
 }
 
 /// A party of a complete round waits until the last one has let all go.
-struct Passing<'a> {
+struct PassOp<'a> {
     barrier: &'a Barrier,
     round: &'a Round,
 }
 
-impl Waitable for Passing<'_> {
+impl Waitable for PassOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.barrier.state.lock();
-        if self.round.fate() == Fate::Opening {
+        if self.round.phase() == RoundPhase::Opening {
             state.waiting.push(ticket);
         } else {
             ticket.grant();
@@ -269,26 +269,26 @@ impl Waitable for Passing<'_> {
     }
 }
 
-impl Op for Passing<'_> {
+impl Op for PassOp<'_> {
     type Output = ();
     type Error = BarrierError;
 
     fn attempt(&mut self) -> Result<Option<()>, BarrierError> {
-        match self.round.fate() {
-            Fate::Passed => Ok(Some(())),
-            Fate::Broken => Err(BarrierError::Broken),
-            Fate::Filling | Fate::Opening => Ok(None),
+        match self.round.phase() {
+            RoundPhase::Passed => Ok(Some(())),
+            RoundPhase::Broken => Err(BarrierError::Broken),
+            RoundPhase::Filling | RoundPhase::Opening => Ok(None),
         }
     }
 }
 
 impl Round {
-    fn fate(&self) -> Fate {
-        self.0.lock().fate
+    fn phase(&self) -> RoundPhase {
+        self.0.lock().phase
     }
 
-    fn decide(&self, fate: Fate) {
-        self.0.lock().fate = fate;
+    fn decide(&self, phase: RoundPhase) {
+        self.0.lock().phase = phase;
     }
 
     /// How many of those who were there to the end had come before, once nobody leaves any more.
@@ -307,11 +307,11 @@ impl Opening<'_> {
     /// Let all go.
     pub fn open(self) -> Result<usize, BarrierError> {
         let mut state = self.barrier.state.lock();
-        if self.round.fate() != Fate::Opening {
+        if self.round.phase() != RoundPhase::Opening {
             return Err(BarrierError::Broken); // meanwhile, by somebody else
         }
         let broken = state.broken; // for the next round
-        state.end_round(Fate::Passed, broken);
+        state.end_round(RoundPhase::Passed, broken);
         drop(state);
         Ok(self.index())
     }
@@ -320,8 +320,8 @@ impl Opening<'_> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         let mut state = self.barrier.state.lock();
-        if self.round.fate() == Fate::Opening {
-            state.end_round(Fate::Broken, true);
+        if self.round.phase() == RoundPhase::Opening {
+            state.end_round(RoundPhase::Broken, true);
         }
     }
 }

@@ -9,11 +9,11 @@ use crate::wait::{self, Op, Waitable};
 /// A flag. A wait for it ends when it is set, and also if it is cleared again right after.
 #[derive(Debug, Default)]
 pub struct Event {
-    state: Mutex<State>,
+    state: Mutex<EventState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct EventState {
     set: bool,
     waiting: WaitQueue,
 }

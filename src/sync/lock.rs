@@ -46,10 +46,10 @@ const HANDOVER_AFTER: Duration = Duration::from_millis(1);
 /// [reentrant](Lock::reentrant). Cloning gives another handle of the same lock.
 #[derive(Clone)]
 pub struct Lock {
-    core: Arc<Core>,
+    core: Arc<LockCore>,
 }
 
-struct Core {
+struct LockCore {
     name: Arc<str>,
     on_kill: OnKill,
     /// Its holder may take it again.
@@ -57,7 +57,7 @@ struct Core {
     /// Others get it when its holder is given up.
     fenced: bool,
     undo: Option<Arc<dyn Undo>>,
-    state: Mutex<State>,
+    state: Mutex<LockState>,
 }
 
 /// Takes back what a holder has half done that was stopped in the middle.
@@ -71,7 +71,7 @@ pub(crate) trait Undo: Send + Sync {
 }
 
 #[derive(Default)]
-struct State {
+struct LockState {
     holder: Option<Arc<Ledger>>,
     /// How often it has come to a new holder.
     epoch: u64,
@@ -80,14 +80,14 @@ struct State {
     /// Holds of blocks that a sweep has taken back, and whose block's end has not come, and may
     /// never.
     orphans: usize,
-    queue: VecDeque<Request>,
+    queue: VecDeque<LockRequest>,
     /// Somebody, in the process of this generation, was told that it is free, and has not looked.
     notified: Option<u32>,
     /// Set: nobody gets it until it is repaired.
     poison: Option<Poison>,
 }
 
-struct Request {
+struct LockRequest {
     ticket: Ticket,
     ledger: Arc<Ledger>,
     acquisition: Acquisition,
@@ -152,7 +152,7 @@ impl Lock {
 
     fn with(name: &str, on_kill: OnKill, reentrant: bool) -> Lock {
         Lock {
-            core: Arc::new(Core {
+            core: Arc::new(LockCore {
                 name: name.into(),
                 on_kill,
                 reentrant,
@@ -178,8 +178,8 @@ impl Lock {
         self.changed(|core| core.undo = Some(undo))
     }
 
-    fn changed(&self, change: impl FnOnce(&mut Core)) -> Lock {
-        let mut core = Core {
+    fn changed(&self, change: impl FnOnce(&mut LockCore)) -> Lock {
+        let mut core = LockCore {
             name: self.core.name.clone(),
             state: Mutex::default(),
             undo: self.core.undo.clone(),
@@ -199,12 +199,12 @@ impl Lock {
     /// Acquire it, waiting until `until` at most (then false). A checkpoint on entry, even if it
     /// is free.
     pub fn acquire(&self, acquire: Acquire, until: Time) -> Result<bool, LockError> {
-        wait::perform(&mut self.acquiring(acquire), until).map(|acquired| acquired.is_some())
+        wait::perform(&mut self.acquire_op(acquire), until).map(|acquired| acquired.is_some())
     }
 
     /// Acquiring it, as one of several things to wait for.
-    pub(crate) fn acquiring(&self, acquire: Acquire) -> Acquiring<'_> {
-        Acquiring::new(&self.core, Acquisition::New(acquire))
+    pub(crate) fn acquire_op(&self, acquire: Acquire) -> AcquireOp<'_> {
+        AcquireOp::new(&self.core, Acquisition::New(acquire))
     }
 
     /// Acquire it if it is free; not a checkpoint, never blocks.
@@ -287,7 +287,7 @@ impl Lock {
             .filter(|hold| hold.kind == HoldKind::Block)
             .count();
         let taken =
-            wait::perform_shielded(&mut Acquiring::new(&self.core, Acquisition::Again(holds)));
+            wait::perform_shielded(&mut AcquireOp::new(&self.core, Acquisition::Again(holds)));
         if taken.is_err() {
             self.core.state.lock().orphans += blocks;
         }
@@ -316,9 +316,9 @@ impl Lock {
             let removed = holder
                 .as_ref()
                 .map(|holder| self.core.remove_all_holds(holder));
-            *state = State {
+            *state = LockState {
                 epoch: state.epoch,
-                ..State::default()
+                ..LockState::default()
             };
             (holder, removed)
         };
@@ -359,10 +359,10 @@ impl Lock {
     }
 }
 
-impl Core {
+impl LockCore {
     fn take_if_free(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut LockState,
         ledger: &Arc<Ledger>,
         acquisition: &Acquisition,
     ) -> Result<bool, LockError> {
@@ -376,7 +376,7 @@ impl Core {
     /// Free for this one?
     fn is_free_for(
         &self,
-        state: &mut State,
+        state: &mut LockState,
         ledger: &Arc<Ledger>,
         acquisition: &Acquisition,
     ) -> Result<bool, LockError> {
@@ -394,7 +394,7 @@ impl Core {
 
     /// Its holder was left behind in the parent process, and goes on there with a lock of its own.
     #[cold]
-    fn recover_after_fork(&self, state: &mut State) {
+    fn recover_after_fork(&self, state: &mut LockState) {
         let Some(holder) = state.holder.take() else {
             return;
         };
@@ -417,7 +417,7 @@ impl Core {
     /// Make `ledger` the holder: the one place where the lock and a ledger change together.
     fn assign(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut LockState,
         ledger: &Arc<Ledger>,
         acquisition: &Acquisition,
     ) {
@@ -518,7 +518,7 @@ impl Core {
     /// The holder has one hold less, and ended so. Returns whom to wake.
     fn drop_hold(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut LockState,
         termination: Option<&Termination>,
         hold: Option<Hold>,
     ) -> Vec<Ticket> {
@@ -543,7 +543,7 @@ impl Core {
         std::iter::from_fn(next).collect()
     }
 
-    /// After [`Core::drop_hold`], with nothing locked.
+    /// After [`LockCore::drop_hold`], with nothing locked.
     fn wake_and_discard(&self, wake: &[Ticket], termination: Option<&Termination>) {
         wake.iter().for_each(Ticket::wake);
         if let (Some(_), Some(undo)) = (termination, &self.undo) {
@@ -559,7 +559,7 @@ impl Core {
 
     /// Its holder was stopped in the middle; `lost`: nobody gets it any more.
     #[cold]
-    fn poison_after_death(&self, state: &mut State, kill: &Arc<KillInfo>, lost: bool) {
+    fn poison_after_death(&self, state: &mut LockState, kill: &Arc<KillInfo>, lost: bool) {
         if self.undo.as_ref().is_some_and(|undo| undo.undo()) {
             return;
         }
@@ -571,7 +571,7 @@ impl Core {
     }
 
     /// Nobody holds it any more: tell whom it concerns. Returns whom to wake.
-    fn mark_free(self: &Arc<Self>, state: &mut State) -> Vec<Ticket> {
+    fn mark_free(self: &Arc<Self>, state: &mut LockState) -> Vec<Ticket> {
         state.holder = None;
         state.depth = 0;
         let mut wake = Vec::new();
@@ -606,7 +606,7 @@ fn is_overdue(_since: Time) -> bool {
     crate::models::overdue()
 }
 
-impl State {
+impl LockState {
     fn is_held_by(&self, ledger: &Arc<Ledger>) -> bool {
         let same = |holder| Arc::ptr_eq(holder, ledger);
         self.holder.as_ref().is_some_and(same)
@@ -625,7 +625,7 @@ impl State {
     }
 }
 
-impl Resource for Core {
+impl Resource for LockCore {
     fn name(&self) -> Arc<str> {
         self.name.clone()
     }
@@ -641,17 +641,17 @@ impl Resource for Core {
 }
 
 /// One call of [`Lock::acquire`].
-pub(crate) struct Acquiring<'a> {
-    core: &'a Arc<Core>,
+pub(crate) struct AcquireOp<'a> {
+    core: &'a Arc<LockCore>,
     ledger: Arc<Ledger>,
     acquisition: Acquisition,
     /// When it got in line first.
     since: Option<Time>,
 }
 
-impl<'a> Acquiring<'a> {
-    fn new(core: &'a Arc<Core>, acquisition: Acquisition) -> Acquiring<'a> {
-        Acquiring {
+impl<'a> AcquireOp<'a> {
+    fn new(core: &'a Arc<LockCore>, acquisition: Acquisition) -> AcquireOp<'a> {
+        AcquireOp {
             core,
             ledger: scope::current_ledger(),
             acquisition,
@@ -660,7 +660,7 @@ impl<'a> Acquiring<'a> {
     }
 }
 
-impl Waitable for Acquiring<'_> {
+impl Waitable for AcquireOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.core.state.lock();
         match self
@@ -669,7 +669,7 @@ impl Waitable for Acquiring<'_> {
         {
             Ok(false) => {
                 let again = self.since.is_some();
-                let request = Request {
+                let request = LockRequest {
                     ticket,
                     ledger: self.ledger.clone(),
                     acquisition: self.acquisition.clone(),
@@ -698,7 +698,7 @@ impl Waitable for Acquiring<'_> {
     }
 }
 
-impl Op for Acquiring<'_> {
+impl Op for AcquireOp<'_> {
     type Output = ();
     type Error = LockError;
 

@@ -19,7 +19,7 @@ use crate::wait::{self, Op, Waitable};
 /// It has the manners of Python's: items may be counted as done, and a queue shut down.
 /// `R`: what keeps its threads apart, where a host has something cheaper than a mutex.
 pub struct Queue<T, R = RawMutex> {
-    state: MutexBy<R, State<T>>,
+    state: MutexBy<R, QueueState<T>>,
 }
 
 /// Which item is got next.
@@ -32,7 +32,7 @@ pub enum Order {
     Lifo,
 }
 
-struct State<T> {
+struct QueueState<T> {
     items: VecDeque<T>,
     order: Order,
     capacity: usize,
@@ -47,18 +47,18 @@ struct State<T> {
 
 /// What a waiter is given, or gives; locked before its ticket is granted, so that the waiter finds
 /// it settled.
-type Slot<T> = Arc<Mutex<Option<T>>>;
+type ItemSlot<T> = Arc<Mutex<Option<T>>>;
 
 struct Getter<T> {
     ticket: Ticket,
     /// Filled with the item. Empty: look again.
-    slot: Slot<T>,
+    slot: ItemSlot<T>,
 }
 
 struct Putter<T> {
     ticket: Ticket,
     /// Its item is taken from here. Still there: look again.
-    slot: Slot<T>,
+    slot: ItemSlot<T>,
 }
 
 /// Why an item was not put or got.
@@ -85,7 +85,7 @@ impl<T, R: Exclusion> Queue<T, R> {
     /// [`Queue::new`], with the exclusion of a host.
     pub(crate) fn by(order: Order, capacity: usize) -> Queue<T, R> {
         Queue {
-            state: MutexBy::new(State {
+            state: MutexBy::new(QueueState {
                 items: VecDeque::new(),
                 order,
                 capacity: bound(capacity),
@@ -126,7 +126,7 @@ impl<T, R: Exclusion> Queue<T, R> {
     /// Put an item, waiting for a place until `until` at most; then it is given back. A
     /// checkpoint; `Err` means that it was not put.
     pub fn put(&self, item: T, until: Time) -> Result<Option<T>, QueueError> {
-        let mut putting = self.putting(item);
+        let mut putting = self.put_op(item);
         let put = wait::perform(&mut putting, until)?;
         Ok(if put.is_some() { None } else { putting.item })
     }
@@ -156,7 +156,7 @@ impl<T, R: Exclusion> Queue<T, R> {
     /// Get an item, waiting until `until` at most; then `None`. A checkpoint; `Err` means that
     /// nothing was got.
     pub fn get(&self, until: Time) -> Result<Option<T>, QueueError> {
-        wait::perform(&mut self.getting(), until)
+        wait::perform(&mut self.get_op(), until)
     }
 
     /// Get an item if there is one; not a checkpoint, never blocks.
@@ -182,9 +182,9 @@ impl<T, R: Exclusion> Queue<T, R> {
         Some(item)
     }
 
-    /// Putting, as one of several things to wait for.
-    pub(crate) fn putting(&self, item: T) -> Putting<'_, T, R> {
-        Putting {
+    /// Putting `item`, as one of several things to wait for.
+    pub(crate) fn put_op(&self, item: T) -> PutOp<'_, T, R> {
+        PutOp {
             queue: self,
             item: Some(item),
             slot: None,
@@ -192,8 +192,8 @@ impl<T, R: Exclusion> Queue<T, R> {
     }
 
     /// Getting, as one of several things to wait for.
-    pub(crate) fn getting(&self) -> Getting<'_, T, R> {
-        Getting {
+    pub(crate) fn get_op(&self) -> GetOp<'_, T, R> {
+        GetOp {
             queue: self,
             slot: None,
         }
@@ -213,12 +213,12 @@ impl<T, R: Exclusion> Queue<T, R> {
     /// Wait until as many items have been counted as done as were put, or until `until` (then
     /// false). A checkpoint.
     pub fn join(&self, until: Time) -> Result<bool, Stop> {
-        wait::perform(&mut self.joining(), until).map(|joined| joined.is_some())
+        wait::perform(&mut self.join_op(), until).map(|joined| joined.is_some())
     }
 
     /// Joining, for a host that sleeps in its own way.
-    pub(crate) fn joining(&self) -> Joining<'_, T, R> {
-        Joining(self)
+    pub(crate) fn join_op(&self) -> JoinOp<'_, T, R> {
+        JoinOp(self)
     }
 
     /// From now on nothing is put, and nothing is got once it is empty: who waits is told. With
@@ -308,7 +308,7 @@ fn bound(capacity: usize) -> usize {
     if capacity == 0 { usize::MAX } else { capacity }
 }
 
-impl<T> State<T> {
+impl<T> QueueState<T> {
     /// Returns those to wake who wait until all is done, if it is.
     fn joined(&mut self) -> Vec<Ticket> {
         if self.unfinished == 0 {
@@ -381,14 +381,14 @@ impl<T> State<T> {
 }
 
 /// One call of [`Queue::put`].
-pub(crate) struct Putting<'a, T, R> {
+pub(crate) struct PutOp<'a, T, R> {
     queue: &'a Queue<T, R>,
     /// The item, while it is not in line.
     item: Option<T>,
-    slot: Option<Slot<T>>,
+    slot: Option<ItemSlot<T>>,
 }
 
-impl<T, R: Exclusion> Waitable for Putting<'_, T, R> {
+impl<T, R: Exclusion> Waitable for PutOp<'_, T, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
         if state.shut || !state.is_full() {
@@ -408,7 +408,7 @@ impl<T, R: Exclusion> Waitable for Putting<'_, T, R> {
     }
 }
 
-impl<T, R: Exclusion> Putting<'_, T, R> {
+impl<T, R: Exclusion> PutOp<'_, T, R> {
     /// The item, if it was not put.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn into_item(self) -> Option<T> {
@@ -423,7 +423,7 @@ impl<T, R: Exclusion> Putting<'_, T, R> {
     }
 }
 
-impl<T, R: Exclusion> Op for Putting<'_, T, R> {
+impl<T, R: Exclusion> Op for PutOp<'_, T, R> {
     type Output = ();
     type Error = QueueError;
 
@@ -444,12 +444,12 @@ impl<T, R: Exclusion> Op for Putting<'_, T, R> {
 }
 
 /// One call of [`Queue::get`].
-pub(crate) struct Getting<'a, T, R> {
+pub(crate) struct GetOp<'a, T, R> {
     queue: &'a Queue<T, R>,
-    slot: Option<Slot<T>>,
+    slot: Option<ItemSlot<T>>,
 }
 
-impl<T, R: Exclusion> Waitable for Getting<'_, T, R> {
+impl<T, R: Exclusion> Waitable for GetOp<'_, T, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
         if state.shut || !state.items.is_empty() {
@@ -467,7 +467,7 @@ impl<T, R: Exclusion> Waitable for Getting<'_, T, R> {
     }
 }
 
-impl<T, R: Exclusion> Op for Getting<'_, T, R> {
+impl<T, R: Exclusion> Op for GetOp<'_, T, R> {
     type Output = T;
     type Error = QueueError;
 
@@ -485,9 +485,9 @@ impl<T, R: Exclusion> Op for Getting<'_, T, R> {
 }
 
 /// One call of [`Queue::join`].
-pub(crate) struct Joining<'a, T, R>(&'a Queue<T, R>);
+pub(crate) struct JoinOp<'a, T, R>(&'a Queue<T, R>);
 
-impl<T, R: Exclusion> Waitable for Joining<'_, T, R> {
+impl<T, R: Exclusion> Waitable for JoinOp<'_, T, R> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.0.state.lock();
         if state.unfinished == 0 {
@@ -503,7 +503,7 @@ impl<T, R: Exclusion> Waitable for Joining<'_, T, R> {
     }
 }
 
-impl<T, R: Exclusion> Op for Joining<'_, T, R> {
+impl<T, R: Exclusion> Op for JoinOp<'_, T, R> {
     type Output = ();
     type Error = Stop;
 

@@ -23,18 +23,18 @@ use crate::wait::{self, Op, Waitable};
 /// it. Only one that was acquired for a block is given back by the scope or task around it.
 #[derive(Clone)]
 pub struct Semaphore {
-    core: Arc<Core>,
+    core: Arc<SemaphoreCore>,
 }
 
-struct Core {
+struct SemaphoreCore {
     /// No more permits than this are ever free.
     bound: usize,
-    state: Mutex<State>,
+    state: Mutex<SemaphoreState>,
 }
 
-struct State {
+struct SemaphoreState {
     free: usize,
-    queue: VecDeque<Request>,
+    queue: VecDeque<PermitRequest>,
     /// Who holds a permit for a block, once for each.
     holders: Vec<Arc<Ledger>>,
     /// Permits of blocks that a sweep has taken back, and whose block's end has not come, and may
@@ -42,7 +42,7 @@ struct State {
     orphans: usize,
 }
 
-struct Request {
+struct PermitRequest {
     ticket: Ticket,
     /// Where the permit is recorded; `None` if it belongs to nobody.
     ledger: Option<Arc<Ledger>>,
@@ -65,9 +65,9 @@ impl Semaphore {
 
     fn with(free: usize, bound: usize) -> Semaphore {
         Semaphore {
-            core: Arc::new(Core {
+            core: Arc::new(SemaphoreCore {
                 bound,
-                state: Mutex::new(State {
+                state: Mutex::new(SemaphoreState {
                     free,
                     queue: VecDeque::new(),
                     holders: Vec::new(),
@@ -80,7 +80,7 @@ impl Semaphore {
     /// Acquire a permit, waiting until `until` at most (then false). A checkpoint on entry, even
     /// if one is free; `Err` means that none was taken.
     pub fn acquire(&self, until: Time) -> Result<bool, Stop> {
-        wait::perform(&mut self.acquiring(), until).map(|acquired| acquired.is_some())
+        wait::perform(&mut self.acquire_op(), until).map(|acquired| acquired.is_some())
     }
 
     /// Acquire a permit if one is free; not a checkpoint, never blocks.
@@ -90,7 +90,7 @@ impl Semaphore {
 
     #[cfg(test)]
     pub(crate) fn acquire_for_block(&self) -> Result<(), Stop> {
-        wait::perform(&mut self.acquiring_for_block(), Time::NEVER).map(|_| ())
+        wait::perform(&mut self.acquire_op_for_block(), Time::NEVER).map(|_| ())
     }
 
     /// A block that took a permit ends. False: a sweep has given it back before.
@@ -120,16 +120,16 @@ impl Semaphore {
     }
 
     /// Acquiring a permit, as one of several things to wait for.
-    pub(crate) fn acquiring(&self) -> Acquiring<'_> {
-        Acquiring {
+    pub(crate) fn acquire_op(&self) -> PermitOp<'_> {
+        PermitOp {
             core: &self.core,
             ledger: None,
         }
     }
 
     /// Acquiring a permit for a block, which gives it back by [`Semaphore::end_block`].
-    pub(crate) fn acquiring_for_block(&self) -> Acquiring<'_> {
-        Acquiring {
+    pub(crate) fn acquire_op_for_block(&self) -> PermitOp<'_> {
+        PermitOp {
             core: &self.core,
             ledger: Some(scope::current_ledger()),
         }
@@ -164,8 +164,8 @@ impl Semaphore {
     }
 }
 
-impl Core {
-    fn take(self: &Arc<Self>, state: &mut State, ledger: Option<&Arc<Ledger>>) -> bool {
+impl SemaphoreCore {
+    fn take(self: &Arc<Self>, state: &mut SemaphoreState, ledger: Option<&Arc<Ledger>>) -> bool {
         if state.free == 0 {
             return false;
         }
@@ -174,7 +174,7 @@ impl Core {
         true
     }
 
-    fn record(self: &Arc<Self>, state: &mut State, ledger: Option<&Arc<Ledger>>) {
+    fn record(self: &Arc<Self>, state: &mut SemaphoreState, ledger: Option<&Arc<Ledger>>) {
         if let Some(ledger) = ledger {
             ledger.record(self.clone(), HoldKind::Block);
             state.holders.push(ledger.clone());
@@ -182,7 +182,7 @@ impl Core {
     }
 
     /// Returns whom to wake.
-    fn put(self: &Arc<Self>, state: &mut State, permits: usize) -> Vec<Ticket> {
+    fn put(self: &Arc<Self>, state: &mut SemaphoreState, permits: usize) -> Vec<Ticket> {
         let mut wake = Vec::new();
         for _ in 0..permits {
             let next = std::iter::from_fn(|| state.queue.pop_front())
@@ -196,7 +196,7 @@ impl Core {
     }
 }
 
-impl Resource for Core {
+impl Resource for SemaphoreCore {
     fn name(&self) -> Arc<str> {
         "semaphore".into()
     }
@@ -218,17 +218,17 @@ impl Resource for Core {
 }
 
 /// One call of [`Semaphore::acquire`].
-pub(crate) struct Acquiring<'a> {
-    core: &'a Arc<Core>,
+pub(crate) struct PermitOp<'a> {
+    core: &'a Arc<SemaphoreCore>,
     ledger: Option<Arc<Ledger>>,
 }
 
-impl Waitable for Acquiring<'_> {
+impl Waitable for PermitOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.core.state.lock();
         if state.free == 0 {
             let ledger = self.ledger.clone();
-            state.queue.push_back(Request { ticket, ledger });
+            state.queue.push_back(PermitRequest { ticket, ledger });
         } else if ticket.grant() {
             self.core.take(&mut state, self.ledger.as_ref());
         }
@@ -241,7 +241,7 @@ impl Waitable for Acquiring<'_> {
     }
 }
 
-impl Op for Acquiring<'_> {
+impl Op for PermitOp<'_> {
     type Output = ();
     type Error = Stop;
 

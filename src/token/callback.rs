@@ -20,11 +20,11 @@ type Function = Box<dyn FnOnce(&Cause) + Send>;
 pub(crate) struct Callback {
     /// Taken by the run.
     function: Mutex<Option<Function>>,
-    progress: Mutex<Progress>,
+    status: Mutex<RunStatus>,
 }
 
-struct Progress {
-    phase: Phase,
+struct RunStatus {
+    phase: RunPhase,
     /// The process in which it runs, see [`fork::generation`]: in a child of that nobody ends it.
     generation: u32,
     /// Threads in `close` that wait for the end of the run.
@@ -32,7 +32,7 @@ struct Progress {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum RunPhase {
     Registered,
     Running,
     Over,
@@ -47,8 +47,8 @@ impl Callback {
     fn new(function: Function) -> Arc<Callback> {
         Arc::new(Callback {
             function: Mutex::new(Some(function)),
-            progress: Mutex::new(Progress {
-                phase: Phase::Registered,
+            status: Mutex::new(RunStatus {
+                phase: RunPhase::Registered,
                 generation: 0,
                 waiting: Vec::new(),
             }),
@@ -57,9 +57,9 @@ impl Callback {
 
     /// From now on `close` waits. Called by whoever took the callback out of its node's list.
     pub(crate) fn begin(&self) {
-        let mut progress = self.progress.lock();
-        progress.phase = Phase::Running;
-        progress.generation = fork::generation();
+        let mut status = self.status.lock();
+        status.phase = RunPhase::Running;
+        status.generation = fork::generation();
     }
 
     /// Run the function; whatever it does, the run is over after it.
@@ -69,9 +69,9 @@ impl Callback {
             fn drop(&mut self) {
                 INSIDE.with(|inside| inside.set(inside.get() - 1));
                 let waiting = {
-                    let mut progress = self.0.progress.lock();
-                    progress.phase = Phase::Over;
-                    std::mem::take(&mut progress.waiting)
+                    let mut status = self.0.status.lock();
+                    status.phase = RunPhase::Over;
+                    std::mem::take(&mut status.waiting)
                 };
                 for waiter in waiting {
                     waiter.settle_and_wake(WaitOutcome::Granted);
@@ -86,15 +86,15 @@ impl Callback {
         }
     }
 
-    /// Wait for the end of a run in progress. False: `until` came first.
+    /// Wait for the end of a run in status. False: `until` came first.
     fn wait_until_over(&self, until: Time) -> bool {
         let waiter = {
-            let mut progress = self.progress.lock();
-            if progress.phase != Phase::Running || progress.generation != fork::generation() {
+            let mut status = self.status.lock();
+            if status.phase != RunPhase::Running || status.generation != fork::generation() {
                 return true;
             }
             let waiter = Waiter::new();
-            progress.waiting.push(waiter.clone());
+            status.waiting.push(waiter.clone());
             waiter
         };
         waiter.finish(until) == WaitOutcome::Granted

@@ -34,7 +34,7 @@ use std::ptr::{self, NonNull};
 use crate::atomics::{AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use children::{Children, Links, Stack};
+use children::{Children, Links, NodeStack};
 #[cfg(feature = "python")]
 pub(crate) use hooks::Flag;
 use hooks::Hooks;
@@ -105,7 +105,7 @@ unsafe impl Send for Weak {}
 #[must_use]
 pub(crate) struct Callbacks {
     /// Nodes below the roots.
-    below: Stack,
+    below: NodeStack,
     /// The node that was cancelled, and nodes linked to what is below it, if they have callbacks.
     /// They stay in their parents' lists, so their links are not ours to thread.
     roots: Vec<NodeRef>,
@@ -457,7 +457,7 @@ impl NodeRef {
 /// Flag everything below `root`, which is flagged, and wake. `before`: its state until then.
 fn flag_below(root: &NodeRef, before: u32, at: Time) -> Callbacks {
     let mut callbacks = Callbacks {
-        below: Stack::EMPTY,
+        below: NodeStack::EMPTY,
         roots: Vec::new(),
     };
     let mut linked = Vec::new();
@@ -478,10 +478,10 @@ fn flag_tree(
     root: &NodeRef,
     before: u32,
     at: Time,
-    below: &mut Stack,
+    below: &mut NodeStack,
     linked: &mut Vec<(NodeRef, u32)>,
 ) -> bool {
-    let mut to_visit = Stack::EMPTY;
+    let mut to_visit = NodeStack::EMPTY;
     let root_calls = visit(root, before, at, &mut to_visit, linked);
     while let Some(node) = to_visit.pop() {
         if visit(&node, node.node().state(), at, &mut to_visit, linked) {
@@ -520,7 +520,7 @@ fn visit(
     node: &NodeRef,
     state: u32,
     at: Time,
-    to_visit: &mut Stack,
+    to_visit: &mut NodeStack,
     linked: &mut Vec<(NodeRef, u32)>,
 ) -> bool {
     if state & HAS_CHILDREN != 0 {
@@ -530,7 +530,7 @@ fn visit(
 }
 
 /// Flag one batch of children. True: there are more.
-fn flag_children(node: &Node, at: Time, to_visit: &mut Stack) -> bool {
+fn flag_children(node: &Node, at: Time, to_visit: &mut NodeStack) -> bool {
     let flag = |child: &Node| {
         let Some(before) = flag_child(child, at) else {
             return false;

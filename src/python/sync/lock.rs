@@ -135,7 +135,7 @@ fn wait_and_take(
     acquire: Acquire,
     until: Time,
 ) -> Result<bool, LockError> {
-    let mut acquiring = lock.acquiring(acquire);
+    let mut acquiring = lock.acquire_op(acquire);
     let taken = perform(py, &mut acquiring, until);
     taken.map(|taken| taken.is_some())
 }

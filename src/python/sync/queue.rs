@@ -55,7 +55,7 @@ fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> P
     }
     let mut left = items.try_put(item).map_err(|failure| failed(py, failure))?;
     if let (Some(item), Some(until)) = (left.take_if(|_| until.is_some()), until) {
-        let mut putting = items.putting(item);
+        let mut putting = items.put_op(item);
         let put = perform(py, &mut putting, until).map_err(|failure| failed(py, failure))?;
         left = putting.into_item().filter(|_| put.is_none());
     }
@@ -74,7 +74,7 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
     }
     let mut got = items.try_get();
     if let (Ok(None), Some(until)) = (&got, until) {
-        got = perform(py, &mut items.getting(), until);
+        got = perform(py, &mut items.get_op(), until);
     }
     match got {
         Ok(Some(item)) => Ok(item),
@@ -257,7 +257,7 @@ impl Queue {
     fn join(&self, py: Python<'_>) -> PyResult<()> {
         checkpoint(py)?;
         if self.items.unfinished() > 0 {
-            perform(py, &mut self.items.joining(), Time::NEVER)
+            perform(py, &mut self.items.join_op(), Time::NEVER)
                 .map_err(|stop| error::from_stop(py, stop))?;
         }
         Ok(())

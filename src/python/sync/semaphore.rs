@@ -82,7 +82,7 @@ impl Semaphore {
             return Ok(self.core().try_acquire());
         }
         let until = seconds::patience(timeout)?;
-        let acquired = perform(py, &mut self.core().acquiring(), until);
+        let acquired = perform(py, &mut self.core().acquire_op(), until);
         acquired
             .map(|acquired| acquired.is_some())
             .map_err(|stop| error::from_stop(py, stop))
@@ -107,7 +107,7 @@ impl Semaphore {
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
-        let acquired = perform(py, &mut self.core().acquiring_for_block(), Time::NEVER);
+        let acquired = perform(py, &mut self.core().acquire_op_for_block(), Time::NEVER);
         acquired
             .map(|_| true)
             .map_err(|stop| error::from_stop(py, stop))

@@ -8,14 +8,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Acquire, Core, Lock, LockError, Termination};
+use super::{Acquire, Lock, LockCore, LockError, Termination};
 use crate::clock::Time;
 use crate::ledger::{Hold, KillInfo, Ledger};
 use crate::scope;
 
 /// One hold of a lock, as far as it has not ended.
 pub(crate) struct Holding {
-    core: Arc<Core>,
+    core: Arc<LockCore>,
     ledger: Arc<Ledger>,
     /// `None`: it had ended before anybody looked.
     hold: Option<Hold>,

@@ -150,15 +150,15 @@ fn fetch_ahead(child: *const Node, next: *const Node) {
 
 /// Nodes that a canceller has taken out of their lists.
 #[must_use]
-pub(super) struct Stack {
+pub(super) struct NodeStack {
     top: *const Node,
 }
 
 // SAFETY: counts of nodes, which are Send.
-unsafe impl Send for Stack {}
+unsafe impl Send for NodeStack {}
 
-impl Stack {
-    pub(super) const EMPTY: Stack = Stack { top: ptr::null() };
+impl NodeStack {
+    pub(super) const EMPTY: NodeStack = NodeStack { top: ptr::null() };
 
     pub(super) fn is_empty(&self) -> bool {
         self.top.is_null()
@@ -188,7 +188,7 @@ impl Stack {
     }
 }
 
-impl Drop for Stack {
+impl Drop for NodeStack {
     fn drop(&mut self) {
         while self.pop().is_some() {}
     }
