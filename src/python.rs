@@ -54,8 +54,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::scope::{
-        CancelScope, Timeout, call_within, cancel_scope, cleanup, fail_after, fail_at,
-        move_on_after, move_on_at, shield,
+        CancelScope, FailScope, call_within, cancel_scope, cleanup, fail_after, move_on_after,
+        shield,
     };
     #[pymodule_export]
     use super::sync::barrier::Barrier;

@@ -20,6 +20,7 @@ from desist._core import (
     CancelToken,
     Condition,
     Event,
+    FailScope,
     FileQueue,
     Guarded,
     GuardedValue,
@@ -37,7 +38,6 @@ from desist._core import (
     Semaphore,
     SimpleQueue,
     StopPolicy,
-    Timeout,
     acquire_op,
     after_op,
     cancel_scope,
@@ -49,10 +49,8 @@ from desist._core import (
     current_token,
     defer_kill,
     fail_after,
-    fail_at,
     get_op,
     move_on_after,
-    move_on_at,
     notify_closing,
     put_op,
     readable_op,
@@ -113,8 +111,6 @@ def get_include() -> str:
     return __path__[0] + "/include"
 
 
-timeout = fail_after  # asyncio's name for it
-
 __all__ = [
     "Barrier",
     "BoundedSemaphore",
@@ -130,6 +126,7 @@ __all__ = [
     "DeadlineExceeded",
     "Empty",
     "Event",
+    "FailScope",
     "Fenced",
     "FileQueue",
     "Full",
@@ -171,7 +168,6 @@ __all__ = [
     "TaskState",
     "Thread",
     "ThreadPoolExecutor",
-    "Timeout",
     "Timer",
     "WorkEvent",
     "WorkerDied",
@@ -190,13 +186,11 @@ __all__ = [
     "defer_kill",
     "done_op",
     "fail_after",
-    "fail_at",
     "get_include",
     "get_op",
     "interruptible",
     "kill",
     "move_on_after",
-    "move_on_at",
     "notify_closing",
     "put_op",
     "race",
@@ -207,7 +201,6 @@ __all__ = [
     "sleep",
     "sleep_forever",
     "sleep_until",
-    "timeout",
     "wait",
     "wait_any",
     "wait_readable",

@@ -1,4 +1,4 @@
-"""deadline(): a function that has to be done in time."""
+"""deadline(): a decorator that limits the time of each call of a function."""
 
 from __future__ import annotations
 
@@ -15,27 +15,31 @@ _R = TypeVar("_R")
 
 
 def deadline(
-    seconds: float, *, grace: float | None = None, kill_after: float | None = None
+    timeout: float | None, *, grace: float | None = None, kill_after: float | None = None
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Give each call of a function so many seconds, and raise DeadlineExceeded (a TimeoutError).
+    """Limit each call of a function to `timeout` seconds.
 
-    Each call is a block of its own, as that of fail_after(): its desist waits end in time, and
-    `grace` is how many seconds clean-up zones inside may take. `kill_after`: if the function still
-    runs so many seconds after its deadline, Killed is raised in it by force, wherever it is, until
-    it returns, and never afterwards; see cancel_scope(). ValueError or TypeError: a time that is
-    negative, NaN or not a number.
+    Each call is a block of its own, as that of fail_after(): its desist waits end in time.
+    `timeout`: seconds from the call; None: no deadline. `grace`: seconds that clean-up blocks
+    inside may take after the deadline. `kill_after`: if the function still runs so many seconds
+    after its deadline, Killed is raised in it by force, wherever it is, until it returns, and never
+    afterwards; see cancel_scope().
 
-    A generator or coroutine function would be done before its code has begun, and is refused with a
-    TypeError.
+    On timeout: the call raises DeadlineExceeded (a TimeoutError).
+
+    Raises:
+        TypeError: a time that is not a number, or a generator or coroutine function, whose call
+            returns before its code runs.
+        ValueError: a time that is negative or NaN.
     """
-    fail_after(seconds, grace=grace, kill_after=kill_after)  # refuses what makes no sense
+    fail_after(timeout, grace=grace, kill_after=kill_after)  # raises for a time that is not valid
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         refuse(function)
 
         @functools.wraps(function)
         def within(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            return call_within(function, args, kwargs, seconds, grace=grace, kill_after=kill_after)
+            return call_within(function, args, kwargs, timeout, grace=grace, kill_after=kill_after)
 
         return within
 
@@ -43,7 +47,7 @@ def deadline(
 
 
 def refuse(function: Callable[..., object]) -> None:
-    """Only what is done when it returns can be given a time."""
+    """Raise TypeError unless the function's code has run when its call returns."""
     import inspect
 
     can_be_called: bool = callable(function)

@@ -1,10 +1,9 @@
-//! `CancelScope`, `Timeout` and the functions that make them.
+//! `CancelScope`, `FailScope` and the functions that make them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -20,7 +19,7 @@ use crate::python::error::{self, Cancelled};
 use crate::python::hard_stop;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::stack;
-use crate::python::token::{CancelToken, cancel_node};
+use crate::python::token::{CancelToken, cancel_node, timeout_and_deadline};
 use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding, Ward};
 use crate::task::Force;
 use crate::token::timer;
@@ -372,8 +371,8 @@ pub(super) fn deadline_exceeded(py: Python<'_>, cancelled: &Bound<'_, PyAny>) ->
     error
 }
 
-/// A block that can be cancelled; made by cancel_scope(), move_on_after(), move_on_at(), shield()
-/// and cleanup(), and used in a `with` statement, once, by one thread.
+/// A block that can be cancelled; made by cancel_scope(), move_on_after(), shield() and
+/// cleanup(), and used in a `with` statement, once, by one thread.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(super) struct CancelScope {
     block: Block,
@@ -493,16 +492,17 @@ impl CancelScope {
     }
 }
 
-/// A block with a deadline that is an error; made by fail_after() and fail_at().
+/// A block whose deadline is an error; made by fail_after(), and used in a `with` statement, once,
+/// by one thread.
 ///
 /// It has no cancel(): it never leaves a block quietly.
 #[pyclass(frozen, weakref, module = "desist")]
-pub(super) struct Timeout {
+pub(super) struct FailScope {
     block: Block,
 }
 
 #[pymethods]
-impl Timeout {
+impl FailScope {
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         slf.get().block.enter_with(slf.py())?;
         Ok(slf)
@@ -548,10 +548,17 @@ impl Timeout {
 
 /// A block with options as given.
 fn block(
-    limit: Limit,
+    timeout: Option<Seconds<'_, '_>>,
+    deadline: Option<Seconds<'_, '_>>,
     grace: Option<Seconds<'_, '_>>,
     kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<Block> {
+    let limit = match (timeout, deadline) {
+        (None, None) => Limit::None,
+        (Some(timeout), None) => after(timeout)?,
+        (None, Some(deadline)) => Limit::At(seconds::instant(deadline, "deadline")?),
+        (Some(_), Some(_)) => return Err(timeout_and_deadline()),
+    };
     let grace = seconds::optional_span(grace, "grace")?;
     let kill_after = seconds::optional_span(kill_after, "kill_after")?;
     Ok(Block::new(Kind::Plain, limit, grace, kill_after))
@@ -569,28 +576,32 @@ fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
     seconds::span(seconds, "timeout").map(Limit::After)
 }
 
-fn at(deadline: Seconds<'_, '_>) -> PyResult<Limit> {
-    seconds::instant(deadline, "deadline").map(Limit::At)
-}
-
-/// A block that can be cancelled, with a timeout in seconds (or a deadline on the clock of
-/// current_time()) if one is given.
+/// A block that can be cancelled, and whose deadline, if it has one, is an error.
 ///
-/// Every desist wait inside ends in time. If the block's own deadline passes, DeadlineExceeded (a
-/// TimeoutError) leaves it; if its cancel() is called, it is left quietly, and `cancelled_caught`
-/// is true. `grace`: seconds that clean-up zones inside may take after the deadline.
+/// If the deadline passes, DeadlineExceeded (a TimeoutError) leaves the block. If the scope's
+/// cancel() is called, the block is left quietly, and `cancelled_caught` is true.
+///
+/// `timeout`: seconds from when the block is entered; None: no deadline. `deadline`: the time
+/// itself instead, on the clock of current_time(). `grace`: seconds that clean-up blocks inside may
+/// take after the deadline.
 ///
 /// `kill_after`: if the block still runs so many seconds after its deadline, or its cancel(), Killed
 /// is raised in it by force, again and again until it is left, and never after it: at desist waits,
-/// through shields, and anywhere in its code. What leaves the block is the same as without force,
-/// with Killed as the `__cause__` of DeadlineExceeded. Clean-up and commit blocks inside hold it off,
-/// and so do, for a second, desist locks that were taken inside; afterwards they are poisoned.
-/// Whatever the block still holds when it has been struck is given back at its end.
+/// through shields, and anywhere in its code. The exception that leaves the block is the same as
+/// without force, with Killed as the `__cause__` of DeadlineExceeded. Clean-up and commit blocks
+/// inside defer it, and so do, for a second, desist locks that were taken inside; afterwards they
+/// are poisoned. At its end a killed block's locks and leases are released.
 ///
-/// On the main thread (Linux) also what blocks in the system is ended, by a real-time signal; on
-/// other threads it is noticed when it returns. The block has to be one of a `with` statement
-/// itself: force waits while the statement's function is suspended, as a generator is, or has
-/// returned, as ExitStack.enter_context() has. In simulated time kill_after is not in force.
+/// On the main thread (Linux) a blocking system call is interrupted as well, by a real-time signal;
+/// on other threads Killed is raised when the call returns. The block has to be one of a `with`
+/// statement itself: force waits while the statement's function is suspended, as a generator is, or
+/// has returned, as ExitStack.enter_context() has. In simulated time kill_after is not in force.
+///
+/// Blocks: never; every desist wait inside ends in time.
+///
+/// Raises:
+///     TypeError: a time that is not a number, or both a timeout and a deadline.
+///     ValueError: a time that is NaN, or a negative number of seconds.
 #[pyfunction]
 #[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None))]
 pub(super) fn cancel_scope(
@@ -599,97 +610,60 @@ pub(super) fn cancel_scope(
     grace: Option<Seconds<'_, '_>>,
     kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<CancelScope> {
-    let limit = match (timeout, deadline) {
-        (None, None) => Limit::None,
-        (Some(timeout), None) => after(timeout)?,
-        (None, Some(deadline)) => at(deadline)?,
-        (Some(_), Some(_)) => {
-            return Err(PyValueError::new_err(
-                "give a timeout or a deadline, not both",
-            ));
-        }
-    };
-    let block = block(limit, grace, kill_after)?;
     Ok(CancelScope {
-        block,
+        block: block(timeout, deadline, grace, kill_after)?,
         raises: true,
     })
 }
 
 /// Call a function as a block of its own, which DeadlineExceeded leaves after the given seconds.
 #[pyfunction]
-#[pyo3(signature = (function: "Callable[..., _T]", arguments: "tuple[object, ...]", named: "dict[str, object]", seconds, *, grace = None, kill_after = None) -> "_T")]
+#[pyo3(signature = (function: "Callable[..., _T]", arguments: "tuple[object, ...]", named: "dict[str, object]", timeout, *, grace = None, kill_after = None) -> "_T")]
 pub(super) fn call_within<'py>(
     function: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
     named: &Bound<'py, PyDict>,
-    seconds: Seconds<'_, '_>,
+    timeout: Option<Seconds<'_, '_>>,
     grace: Option<Seconds<'_, '_>>,
     kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let block = block(after(seconds)?, grace, kill_after)?;
+    let block = block(timeout, None, grace, kill_after)?;
     block.call(function, arguments, Some(named))
 }
 
-/// A block that is left quietly after the given seconds, or when its cancel() is called.
-/// `kill_after`: by force, if it ignores that for so many seconds; see cancel_scope().
+/// A block that is left quietly when its deadline has passed, or its cancel() is called.
+///
+/// `cancelled_caught` says afterwards whether it was. `timeout`: seconds from when the block is
+/// entered; None: no deadline. `deadline`, `grace`, `kill_after` and the errors are those of
+/// cancel_scope().
 #[pyfunction]
-#[pyo3(signature = (seconds, *, grace = None, kill_after = None))]
+#[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None))]
 pub(super) fn move_on_after(
-    seconds: Seconds<'_, '_>,
+    timeout: Option<Seconds<'_, '_>>,
+    deadline: Option<Seconds<'_, '_>>,
     grace: Option<Seconds<'_, '_>>,
     kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<CancelScope> {
-    let block = block(after(seconds)?, grace, kill_after)?;
     Ok(CancelScope {
-        block,
+        block: block(timeout, deadline, grace, kill_after)?,
         raises: false,
     })
 }
 
-/// A block that is left quietly at the deadline, on the clock of current_time(), or when its
-/// cancel() is called. `kill_after`: by force, if it ignores that for so many seconds; see
-/// cancel_scope().
+/// A block that DeadlineExceeded (a TimeoutError) leaves when its deadline has passed.
+///
+/// `timeout`: seconds from when the block is entered; None: no deadline. `deadline`, `grace`,
+/// `kill_after` and the errors are those of cancel_scope().
 #[pyfunction]
-#[pyo3(signature = (deadline, *, grace = None, kill_after = None))]
-pub(super) fn move_on_at(
-    deadline: Seconds<'_, '_>,
-    grace: Option<Seconds<'_, '_>>,
-    kill_after: Option<Seconds<'_, '_>>,
-) -> PyResult<CancelScope> {
-    let block = block(at(deadline)?, grace, kill_after)?;
-    Ok(CancelScope {
-        block,
-        raises: false,
-    })
-}
-
-/// A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds. `kill_after`: by
-/// force, if it ignores that for so many seconds; see cancel_scope().
-#[pyfunction]
-#[pyo3(signature = (seconds, *, grace = None, kill_after = None))]
+#[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None))]
 pub(super) fn fail_after(
-    seconds: Seconds<'_, '_>,
+    timeout: Option<Seconds<'_, '_>>,
+    deadline: Option<Seconds<'_, '_>>,
     grace: Option<Seconds<'_, '_>>,
     kill_after: Option<Seconds<'_, '_>>,
-) -> PyResult<Timeout> {
-    Ok(Timeout {
-        block: block(after(seconds)?, grace, kill_after)?,
-    })
-}
-
-/// A block that DeadlineExceeded (a TimeoutError) leaves at the deadline, on the clock of
-/// current_time(). `kill_after`: by force, if it ignores that for so many seconds; see
-/// cancel_scope().
-#[pyfunction]
-#[pyo3(signature = (deadline, *, grace = None, kill_after = None))]
-pub(super) fn fail_at(
-    deadline: Seconds<'_, '_>,
-    grace: Option<Seconds<'_, '_>>,
-    kill_after: Option<Seconds<'_, '_>>,
-) -> PyResult<Timeout> {
-    Ok(Timeout {
-        block: block(at(deadline)?, grace, kill_after)?,
+) -> PyResult<FailScope> {
+    Ok(FailScope {
+        block: block(timeout, deadline, grace, kill_after)?,
     })
 }
 

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyTuple};
@@ -322,10 +322,13 @@ pub(super) fn deadline_of(
         (None, Some(timeout)) => {
             seconds::span(timeout, "timeout").map(|span| Some(Time::after(span)))
         }
-        (Some(_), Some(_)) => Err(PyValueError::new_err(
-            "give a timeout or a deadline, not both",
-        )),
+        (Some(_), Some(_)) => Err(timeout_and_deadline()),
     }
+}
+
+/// Both ways were used.
+pub(super) fn timeout_and_deadline() -> PyErr {
+    PyTypeError::new_err("give a timeout or a deadline, not both")
 }
 
 /// A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.

@@ -85,7 +85,7 @@ def loop_below() -> None:
 
 def loop_in_a_generator() -> None:
     def numbers() -> Iterator[int]:
-        with desist.fail_at(desist.current_time(), kill_after=0):
+        with desist.fail_after(deadline=desist.current_time(), kill_after=0):
             yield 1
             count()
 
@@ -141,7 +141,7 @@ def test_a_cancel_that_is_ignored_is_enforced_and_quiet(place: Callable[..., Non
         with desist.move_on_after(0, kill_after=0.001) as scope:
             count()
         assert scope.cancelled_caught
-        with desist.move_on_at(0, kill_after=0.001) as scope:
+        with desist.move_on_after(deadline=0, kill_after=0.001) as scope:
             count()
         assert scope.cancelled_caught
 

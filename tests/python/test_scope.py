@@ -45,7 +45,7 @@ def test_a_cancel_is_a_decision() -> None:
 def test_move_on_is_quiet_in_both_cases() -> None:
     with desist.move_on_after(0) as after:
         desist.checkpoint()
-    with desist.move_on_at(desist.current_time()) as at:
+    with desist.move_on_after(deadline=desist.current_time()) as at:
         desist.checkpoint()
     with desist.move_on_after(NEVER) as cancelled:
         cancelled.cancel()
@@ -59,16 +59,24 @@ def test_move_on_is_quiet_in_both_cases() -> None:
     "make",
     [
         lambda: desist.fail_after(0),
-        lambda: desist.timeout(0),
-        lambda: desist.fail_at(desist.current_time()),
+        lambda: desist.fail_after(deadline=desist.current_time()),
     ],
 )
-def test_fail_raises(make: Callable[[], desist.Timeout]) -> None:
+def test_fail_raises(make: Callable[[], desist.FailScope]) -> None:
     scope = make()
     with pytest.raises(DeadlineExceeded), scope:
         desist.checkpoint()
     assert scope.expired
     assert not hasattr(scope, "cancel")
+
+
+@pytest.mark.parametrize("make", [desist.cancel_scope, desist.move_on_after, desist.fail_after])
+def test_none_and_infinity_are_no_limit(make: Callable[..., Any]) -> None:
+    for scope in (make(None), make(), make(deadline=None), make(math.inf), make(deadline=math.inf)):
+        with scope:
+            assert scope.deadline == math.inf
+            assert desist.current_effective_deadline() == math.inf
+            desist.checkpoint()
 
 
 def test_a_block_that_ends_in_time_is_left_as_it_ends() -> None:

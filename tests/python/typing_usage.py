@@ -21,9 +21,9 @@ def a_block_that_fails_after_a_time_always_returns_or_raises() -> int:
     # No `return` here: such a block never swallows.
 
 
-def its_other_names_say_the_same() -> int:
-    with desist.fail_at(desist.current_time() + 1), desist.timeout(1, grace=0.5) as block:
-        assert_type(block, desist.Timeout)
+def a_deadline_says_the_same(limit: float | None) -> int:
+    with desist.fail_after(deadline=0.0), desist.fail_after(limit, grace=0.5) as block:
+        assert_type(block, desist.FailScope)
         return 1
 
 
@@ -36,7 +36,9 @@ def a_block_that_may_be_left_quietly_goes_on_behind_it() -> str:
 
 
 def every_quiet_block_may_be_left(answer: int) -> int | None:
-    with desist.move_on_at(0.0), desist.cancel_scope(timeout=1), desist.shield(1), desist.cleanup():
+    with desist.move_on_after(deadline=0.0), desist.cancel_scope(timeout=1):
+        return answer
+    with desist.shield(1), desist.cleanup():
         return answer
     return None
 
@@ -85,7 +87,8 @@ def seconds_are_numbers() -> None:
     desist.sleep(1)
     desist.sleep(0.5)
     desist.sleep("1")  # type: ignore[arg-type]
-    desist.fail_after(None)  # type: ignore[arg-type]
+    desist.fail_after("1")  # type: ignore[arg-type]
+    desist.move_on_after(None)
     desist.cancel_scope(None, deadline=None)
 
 
