@@ -27,6 +27,7 @@ __all__ = [
     "Condition",
     "Crew",
     "Event",
+    "FailScope",
     "FileQueue",
     "Guarded",
     "GuardedValue",
@@ -54,7 +55,6 @@ __all__ = [
     "Strike",
     "Tally",
     "Task",
-    "Timeout",
     "Working",
     "_Injector",
     "acquire_op",
@@ -70,14 +70,12 @@ __all__ = [
     "current_token",
     "defer_kill",
     "fail_after",
-    "fail_at",
     "fork_timeouts",
     "get_op",
     "hold_off",
     "latch_op",
     "lease_of",
     "move_on_after",
-    "move_on_at",
     "notify_closing",
     "over_op",
     "put_op",
@@ -181,8 +179,8 @@ class CancelCause:
 @final
 class CancelScope:
     """
-    A block that can be cancelled; made by cancel_scope(), move_on_after(), move_on_at(), shield()
-    and cleanup(), and used in a `with` statement, once, by one thread.
+    A block that can be cancelled; made by cancel_scope(), move_on_after(), shield() and
+    cleanup(), and used in a `with` statement, once, by one thread.
     """
     def __enter__(self, /) -> CancelScope: ...
     def __exit__(
@@ -561,6 +559,43 @@ class Event:
         Block until the flag is set (True), or the seconds have passed (False).
 
         A checkpoint, even if it is set.
+        """
+
+@final
+class FailScope:
+    """
+    A block whose deadline is an error; made by fail_after(), and used in a `with` statement, once,
+    by one thread.
+
+    It has no cancel(): it never leaves a block quietly.
+    """
+    def __enter__(self, /) -> FailScope: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """
+        Raises DeadlineExceeded where the block was left because of its deadline.
+        """
+    @property
+    def deadline(self, /) -> float:
+        """
+        When the block is to end, on the clock of current_time(). It can be moved.
+        """
+    @deadline.setter
+    def deadline(self, /, value: float) -> None: ...
+    @property
+    def expired(self, /) -> bool:
+        """
+        Was the block left because of its deadline?
+        """
+    @property
+    def token(self, /) -> CancelToken:
+        """
+        The block's token, to hand out to other threads. The block must be open.
         """
 
 @final
@@ -1734,42 +1769,6 @@ class Task:
         """
 
 @final
-class Timeout:
-    """
-    A block with a deadline that is an error; made by fail_after() and fail_at().
-
-    It has no cancel(): it never leaves a block quietly.
-    """
-    def __enter__(self, /) -> Timeout: ...
-    def __exit__(
-        self,
-        type: type[BaseException] | None,
-        value: BaseException | None,
-        _traceback: TracebackType | None,
-        /,
-    ) -> None:
-        """
-        Raises DeadlineExceeded where the block was left because of its deadline.
-        """
-    @property
-    def deadline(self, /) -> float:
-        """
-        When the block is to end, on the clock of current_time(). It can be moved.
-        """
-    @deadline.setter
-    def deadline(self, /, value: float) -> None: ...
-    @property
-    def expired(self, /) -> bool:
-        """
-        Was the block left because of its deadline?
-        """
-    @property
-    def token(self, /) -> CancelToken:
-        """
-        The block's token, to hand out to other threads. The block must be open.
-        """
-
-@final
 class Working:
     """
     The code that works on a lease.
@@ -1849,7 +1848,7 @@ def call_within(
     function: Callable[..., _T],
     arguments: tuple[object, ...],
     named: dict[str, object],
-    seconds: float,
+    timeout: float | None,
     *,
     grace: float | None = None,
     kill_after: float | None = None,
@@ -1866,24 +1865,32 @@ def cancel_scope(
     kill_after: float | None = None,
 ) -> CancelScope:
     """
-    A block that can be cancelled, with a timeout in seconds (or a deadline on the clock of
-    current_time()) if one is given.
+    A block that can be cancelled, and whose deadline, if it has one, is an error.
 
-    Every desist wait inside ends in time. If the block's own deadline passes, DeadlineExceeded (a
-    TimeoutError) leaves it; if its cancel() is called, it is left quietly, and `cancelled_caught`
-    is true. `grace`: seconds that clean-up zones inside may take after the deadline.
+    If the deadline passes, DeadlineExceeded (a TimeoutError) leaves the block. If the scope's
+    cancel() is called, the block is left quietly, and `cancelled_caught` is true.
+
+    `timeout`: seconds from when the block is entered; None: no deadline. `deadline`: the time
+    itself instead, on the clock of current_time(). `grace`: seconds that clean-up blocks inside may
+    take after the deadline.
 
     `kill_after`: if the block still runs so many seconds after its deadline, or its cancel(), Killed
     is raised in it by force, again and again until it is left, and never after it: at desist waits,
-    through shields, and anywhere in its code. What leaves the block is the same as without force,
-    with Killed as the `__cause__` of DeadlineExceeded. Clean-up and commit blocks inside hold it off,
-    and so do, for a second, desist locks that were taken inside; afterwards they are poisoned.
-    Whatever the block still holds when it has been struck is given back at its end.
+    through shields, and anywhere in its code. The exception that leaves the block is the same as
+    without force, with Killed as the `__cause__` of DeadlineExceeded. Clean-up and commit blocks
+    inside defer it, and so do, for a second, desist locks that were taken inside; afterwards they
+    are poisoned. At its end a killed block's locks and leases are released.
 
-    On the main thread (Linux) also what blocks in the system is ended, by a real-time signal; on
-    other threads it is noticed when it returns. The block has to be one of a `with` statement
-    itself: force waits while the statement's function is suspended, as a generator is, or has
-    returned, as ExitStack.enter_context() has. In simulated time kill_after is not in force.
+    On the main thread (Linux) a blocking system call is interrupted as well, by a real-time signal;
+    on other threads Killed is raised when the call returns. The block has to be one of a `with`
+    statement itself: force waits while the statement's function is suspended, as a generator is, or
+    has returned, as ExitStack.enter_context() has. In simulated time kill_after is not in force.
+
+    Blocks: never; every desist wait inside ends in time.
+
+    Raises:
+        TypeError: a time that is not a number, or both a timeout and a deadline.
+        ValueError: a time that is NaN, or a negative number of seconds.
     """
 
 def cancelled_op(token: CancelToken, /) -> Op[CancelCause]:
@@ -1945,20 +1952,17 @@ def defer_kill(seconds: float, /) -> Masked:
     """
 
 def fail_after(
-    seconds: float, *, grace: float | None = None, kill_after: float | None = None
-) -> Timeout:
+    timeout: float | None = None,
+    *,
+    deadline: float | None = None,
+    grace: float | None = None,
+    kill_after: float | None = None,
+) -> FailScope:
     """
-    A block that DeadlineExceeded (a TimeoutError) leaves after the given seconds. `kill_after`: by
-    force, if it ignores that for so many seconds; see cancel_scope().
-    """
+    A block that DeadlineExceeded (a TimeoutError) leaves when its deadline has passed.
 
-def fail_at(
-    deadline: float, *, grace: float | None = None, kill_after: float | None = None
-) -> Timeout:
-    """
-    A block that DeadlineExceeded (a TimeoutError) leaves at the deadline, on the clock of
-    current_time(). `kill_after`: by force, if it ignores that for so many seconds; see
-    cancel_scope().
+    `timeout`: seconds from when the block is entered; None: no deadline. `deadline`, `grace`,
+    `kill_after` and the errors are those of cancel_scope().
     """
 
 def fork_timeouts() -> int:
@@ -1988,19 +1992,17 @@ def lease_of(delivered: Any) -> Lease[Any]:
     """
 
 def move_on_after(
-    seconds: float, *, grace: float | None = None, kill_after: float | None = None
+    timeout: float | None = None,
+    *,
+    deadline: float | None = None,
+    grace: float | None = None,
+    kill_after: float | None = None,
 ) -> CancelScope:
     """
-    A block that is left quietly after the given seconds, or when its cancel() is called.
-    `kill_after`: by force, if it ignores that for so many seconds; see cancel_scope().
-    """
+    A block that is left quietly when its deadline has passed, or its cancel() is called.
 
-def move_on_at(
-    deadline: float, *, grace: float | None = None, kill_after: float | None = None
-) -> CancelScope:
-    """
-    A block that is left quietly at the deadline, on the clock of current_time(), or when its
-    cancel() is called. `kill_after`: by force, if it ignores that for so many seconds; see
+    `cancelled_caught` says afterwards whether it was. `timeout`: seconds from when the block is
+    entered; None: no deadline. `deadline`, `grace`, `kill_after` and the errors are those of
     cancel_scope().
     """
 
