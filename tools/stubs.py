@@ -1,8 +1,8 @@
 """Write the stub of the extension: `python tools/stubs.py python/desist/_core.pyi`.
 
-PyO3 leaves in the extension what its Rust source says of types, and maturin makes a stub of it.
-What PyO3 has no words for is put in here. Then ruff takes the quotes off annotations, sorts the
-imports, sees to it that every name is defined, and formats.
+PyO3 stores the types of its Rust source in the extension, and maturin writes a stub from them. This
+script adds what PyO3 cannot express. Then ruff takes the quotes off annotations, sorts the imports,
+checks that every name is defined, and formats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 MISSING = {
-    # Names of annotations that PyO3 takes for builtins, or as text.
+    # Imports for annotations that PyO3 takes for builtins, or as text.
     "\n__all__ = [": (
         "\nimport os"
         "\nfrom collections.abc import Callable, Iterable"
@@ -28,7 +28,7 @@ MISSING = {
         "\n"
         "\n__all__ = ["
     ),
-    # That a class is generic.
+    # The base that makes a class generic.
     "\nclass FileQueue:\n": "\nclass FileQueue(Generic[_T]):\n",
     "\nclass Guarded:\n": "\nclass Guarded(Generic[_T]):\n",
     "\nclass GuardedValue:\n": "\nclass GuardedValue(Generic[_T]):\n",
@@ -37,7 +37,7 @@ MISSING = {
     "\nclass Op:\n": "\nclass Op(Generic[_T_co]):\n",
     "\nclass Queue:\n": "\nclass Queue(Generic[_T]):\n",
     "\nclass SimpleQueue:\n": "\nclass SimpleQueue(Generic[_T]):\n",
-    # What is returned depends on what is given.
+    # A return type that depends on the argument.
     """
     def repair(self, fn: "Callable[[], object] | None" = None, /) -> "LockGuard | None":
 """: """
@@ -47,11 +47,11 @@ MISSING = {
     def repair(self, fn: Callable[[], object], /) -> None:
 """,
 }
-"""What the generated stub must have exactly once, and what takes its place."""
+"""Pieces that the generated stub must have exactly once, and their replacements."""
 
 
 def generate() -> str:
-    """Have maturin make the stub, out of the build that `make` uses."""
+    """Have maturin write the stub, from the build that `make` uses."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}{sys.abiflags}"
     with tempfile.TemporaryDirectory() as folder:
         run(
@@ -67,16 +67,36 @@ def generate() -> str:
 LENIENT = re.compile(
     r"    def __new__\(cls, /, \*_args: .?object.?, \*\*_kwargs: .?object.?\) -> .*\n"
 )
-"""A constructor that leaves arguments to `__init__`, which says what they are."""
+"""A constructor that accepts any arguments, because `__init__` declares and checks them."""
 
 
 def complete(stub: str) -> str:
-    """Put in what is missing."""
+    """Replace the pieces of MISSING, and drop the lenient constructors."""
     for before, after in MISSING.items():
         if stub.count(before) != 1:
             sys.exit(f"the generated stub has {before!r} {stub.count(before)} times, not once")
         stub = stub.replace(before, after)
     return LENIENT.sub("", stub)
+
+
+NEW_IN_TYPING = {"disjoint_base"}
+"""Names that the `typing` of a newer Python has, and that of the oldest supported one has not."""
+
+
+def portable(stub: str) -> str:
+    """Import those from typing_extensions, so that every version of Python writes the same stub."""
+
+    def split(line: re.Match[str]) -> str:
+        names = set(line[1].split(", "))
+        imports = (
+            ("typing", names - NEW_IN_TYPING),
+            ("typing_extensions", names & NEW_IN_TYPING),
+        )
+        return "\n".join(
+            f"from {module} import {', '.join(sorted(part))}" for module, part in imports if part
+        )
+
+    return re.sub(r"^from typing import (.+)$", split, stub, flags=re.MULTILINE)
 
 
 def tidy(stub: str) -> str:
@@ -88,7 +108,7 @@ def tidy(stub: str) -> str:
 
 
 def run(*command: str, stdin: str = "") -> str:
-    """Run a command at the root of the project; what it prints. If it fails, that is the end."""
+    """Run a command at the root of the project and return its output; exit if it fails."""
     done = subprocess.run(
         command,
         check=False,
@@ -103,4 +123,4 @@ def run(*command: str, stdin: str = "") -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(tidy(complete(generate())), encoding="utf-8")
+    Path(sys.argv[1]).write_text(tidy(portable(complete(generate()))), encoding="utf-8")
