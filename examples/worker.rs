@@ -5,8 +5,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use desist::boundary::{BodyEnd, Boundary};
 use desist::stop::{StopPolicy, kill};
-use desist::task::{BodyEnd, Boundary, Task};
+use desist::task::Task;
 use desist::work::{Lease, LeaseQueue, Nack, RetryPolicy};
 use desist::{CancelSource, Cause, Stop, Time, sleep};
 

@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::host;
 
+/// How long clean-up zones may go on where neither the canceller nor the scope says otherwise.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
+
 /// What kind of event cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

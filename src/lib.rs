@@ -37,6 +37,7 @@
 
 pub mod at_fork;
 mod atomics;
+pub mod boundary;
 pub mod cause;
 pub mod clock;
 pub mod error;

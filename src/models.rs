@@ -38,8 +38,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::{Cause, CauseKind};
-use crate::task::{BodyEnd, Boundary, Task};
+use crate::task::Task;
 use crate::token::tree::live;
 
 /// All orders there are.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::atomics::thread_local;
-use crate::cause::{Cause, CauseKind};
+use crate::cause::{Cause, CauseKind, DEFAULT_GRACE};
 use crate::clock::Time;
 use crate::enforcer::Watch;
 use crate::error::{DeadlineExceeded, MayStop, ScopeMisuse, Stop};
@@ -31,9 +31,6 @@ use crate::task::{Force, Left, Task};
 use crate::token::timer;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelToken, Registration};
-
-/// The time that clean-up zones get where nobody said otherwise.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 
 /// From this raise on in one scope, a swallowing loop is slowed down.
 const BRAKE_FROM: u32 = 10;

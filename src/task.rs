@@ -1,9 +1,8 @@
-//! A task: one run of one body on one thread, and the boundary around it.
+//! A task: one run of one body on one thread.
 //!
-//! The boundary is the only door. A kill is addressed to a task, never to a thread: before
-//! [`Boundary::enter`] and after [`Boundary::leave`] the task refuses it, under the same lock
-//! under which it would be posted, so no kill is seen by other code of the thread (I22). What the
-//! body still holds when it is over is swept there (I20).
+//! A kill is addressed to a task, never to a thread: before [`Task::open`] and after
+//! [`Task::shut`], which only the [boundary](crate::boundary) calls, the task refuses it, under the
+//! same lock under which it would be posted, so no kill is seen by other code of the thread (I22).
 //!
 //! While the body is in a mask (clean-up, a commit) or holds a lock of ours, a kill waits,
 //! bounded, and is delivered on the way out (I24).
@@ -32,14 +31,13 @@ use thrown::Throw;
 pub use thrown::Thrown;
 
 use crate::atomics::{self, AtomicBool, Mutex};
-use crate::cause::Cause;
+use crate::cause::{Cause, DEFAULT_GRACE};
 use crate::clock::Time;
 use crate::fork;
 use crate::item::ItemId;
 pub use crate::ledger::KillInfo;
 use crate::ledger::{Ledger, Swept, Termination};
 use crate::park::{Latch, WaitOutcome, Waiter};
-use crate::scope::{self, Outer};
 use crate::stack::Stack;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelSource, CancelToken};
@@ -167,7 +165,7 @@ impl Mask {
         };
         // A zone inside a shield does not hear of the kill's own cancellation.
         if end.is_never() {
-            order.cause.at + scope::DEFAULT_GRACE
+            order.cause.at + DEFAULT_GRACE
         } else {
             end
         }
@@ -683,6 +681,61 @@ impl Task {
     }
 }
 
+impl Task {
+    // ------------------------------------------------------------------ the boundary's side
+
+    /// The body begins on the calling thread: from here kills are taken. What was thrown before is
+    /// delivered now.
+    pub(crate) fn open(&self, force: Option<Arc<dyn Force>>) {
+        let thrown = {
+            let mut control = self.control.lock();
+            if control.phase != Phase::Launched {
+                UNFINISHED.fetch_add(1, Ordering::Relaxed);
+            }
+            control.phase = Phase::Running;
+            control.force = force;
+            control.throw.is_some()
+        };
+        if thrown {
+            self.strike_with_thrown();
+        }
+    }
+
+    /// The body's last instruction has run: from here kills are refused, and what was posted and
+    /// not yet raised is retracted. Idempotent. One critical section decides (I22): a kill is
+    /// posted before it, and withdrawn here, or finds the task closed.
+    pub(crate) fn shut(&self) {
+        let (blocks, posted, traced) = {
+            let mut control = self.control.lock();
+            if control.phase == Phase::Running {
+                control.phase = Phase::Closed;
+            }
+            let posted = control.unpost();
+            let traced = std::mem::take(&mut control.traced);
+            let force = control.force.take().filter(|_| traced);
+            (std::mem::take(&mut control.blocks), posted, force)
+        };
+        drop(blocks); // unlocked: a node may be the last of it
+        block::take_back(posted);
+        if let Some(force) = traced {
+            fork::outside(|| force.end_trace(self));
+        }
+    }
+
+    /// After [`Task::shut`]: was it abandoned before, and why was it to be killed, if it was?
+    pub(crate) fn fate(&self) -> (bool, Option<Cause>) {
+        let control = self.control.lock();
+        let cause = control.order.as_ref().map(|order| order.cause.clone());
+        (control.phase == Phase::Abandoned, cause)
+    }
+
+    /// The last step of a body that [`Task::open`] has begun: it is not unfinished any more.
+    pub(crate) fn conclude(&self) {
+        self.source.close();
+        UNFINISHED.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Control {
     fn close_mask(&mut self, at: usize) -> Mask {
         self.blocks
@@ -736,129 +789,6 @@ impl fmt::Debug for Task {
         f.debug_struct("Task")
             .field("id", &self.id)
             .field("name", &self.name)
-            .finish_non_exhaustive()
-    }
-}
-
-/// How a body came to its end.
-#[derive(Debug)]
-pub enum BodyEnd {
-    /// It returned, failed or was cancelled, and unwound.
-    Unwound,
-    /// `Killed` came out of it, from here.
-    Killed(Option<Stack>),
-}
-
-/// The task's body is running on this thread, between `enter` and `leave`.
-pub struct Boundary {
-    task: Arc<Task>,
-    outer: Option<Outer>,
-}
-
-impl Boundary {
-    /// The body begins: from here kills are taken.
-    pub fn enter(task: &Arc<Task>, force: Option<Arc<dyn Force>>) -> Boundary {
-        let outer = scope::begin_task(task);
-        let mut control = task.control.lock();
-        if control.phase != Phase::Launched {
-            UNFINISHED.fetch_add(1, Ordering::Relaxed);
-        }
-        control.phase = Phase::Running;
-        control.force = force;
-        let thrown = control.throw.is_some();
-        drop(control);
-        if thrown {
-            task.strike_with_thrown();
-        }
-        Boundary {
-            task: task.clone(),
-            outer: Some(outer),
-        }
-    }
-
-    /// The body is over: sweeps what it holds. False: the task had been abandoned, and whoever did
-    /// that has taken care of what it was working on.
-    ///
-    /// The caller then settles what the body worked on and calls [`Task::over`]`.set()`.
-    pub fn leave(mut self, end: BodyEnd) -> bool {
-        self.close(end)
-    }
-
-    /// The body's last instruction has run: from here kills are refused, and what was posted and
-    /// not yet raised is taken back. [`Boundary::leave`] does it if it was not done.
-    pub fn shut(&mut self) {
-        let (blocks, posted, traced) = {
-            let mut control = self.task.control.lock();
-            if control.phase == Phase::Running {
-                control.phase = Phase::Closed;
-            }
-            let posted = control.unpost();
-            let traced = std::mem::take(&mut control.traced);
-            let force = control.force.take().filter(|_| traced);
-            (std::mem::take(&mut control.blocks), posted, force)
-        };
-        drop(blocks); // unlocked: a node may be the last of it
-        block::take_back(posted);
-        if let Some(force) = traced {
-            fork::outside(|| force.end_trace(&self.task));
-        }
-    }
-
-    fn close(&mut self, end: BodyEnd) -> bool {
-        let Some(outer) = self.outer.take() else {
-            return true;
-        };
-        self.shut();
-        let task = &self.task;
-        let (abandoned, cause) = {
-            let control = task.control.lock();
-            (
-                control.phase == Phase::Abandoned,
-                control.order.as_ref().map(|order| order.cause.clone()),
-            )
-        };
-        let (end, stack) = match (end, cause) {
-            (BodyEnd::Killed(stack), Some(cause)) => {
-                let kill = KillInfo {
-                    task: task.name.clone(),
-                    cause,
-                    stack: stack.clone(),
-                };
-                (Termination::Killed(Arc::new(kill)), stack)
-            }
-            _ => (Termination::Unwound, None),
-        };
-        let killed = matches!(end, Termination::Killed(_));
-        let swept = task.ledger.sweep(&end);
-        scope::end_task(outer);
-        task.source.close();
-        UNFINISHED.fetch_sub(1, Ordering::Relaxed);
-        if !abandoned {
-            let rung = killed.then(|| task.delivered()).flatten();
-            task.amend(|record| {
-                record.swept.released.extend(swept.released);
-                record.swept.poisoned.extend(swept.poisoned);
-                record.killed_at = rung.or(record.killed_at);
-                record.stack = stack.or(record.stack.take());
-            });
-        }
-        !abandoned
-    }
-}
-
-impl Drop for Boundary {
-    fn drop(&mut self) {
-        // Not left: the body panicked, and nobody is there to settle anything.
-        if self.outer.is_some() && self.close(BodyEnd::Unwound) {
-            self.task.over.set();
-        }
-    }
-}
-
-impl fmt::Debug for Boundary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Boundary")
-            .field("task", &self.task)
             .finish_non_exhaustive()
     }
 }

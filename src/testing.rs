@@ -33,10 +33,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::atomics::{self, Mutex};
+use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::park::{self, Interests, WaitOutcome, Waiter};
-use crate::task::{BodyEnd, Boundary, Task};
+use crate::task::Task;
 use crate::token::timer;
 use crate::token::tree::NodeRef;
 

@@ -420,9 +420,10 @@ mod tests {
     use std::sync::atomic::{AtomicI32, Ordering};
 
     use super::*;
+    use crate::boundary::{BodyEnd, Boundary};
     use crate::cause::{Cause, CauseKind};
     use crate::sync::{Acquire, Lock, LockError};
-    use crate::task::{BodyEnd, Boundary, Force, Task};
+    use crate::task::{Force, Task};
 
     /// Counts what is in the slot of the body's thread.
     #[derive(Default)]

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::{THRICE, TWICE, because, end, explore, run_as, spawn};
+use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::ledger::KillInfo;
 use crate::sync::{Acquire, Latch, Lock, LockError};
-use crate::task::{BodyEnd, Boundary, Task};
+use crate::task::Task;
 use crate::wait;
 
 /// Locks do not hold such a kill off.

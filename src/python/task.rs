@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::atomics::Mutex;
+use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
 use crate::fork;
 use crate::python::binding::attach::attach;
@@ -30,7 +31,7 @@ use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
 use crate::scope;
 use crate::stop::KillOutcome;
-use crate::task::{self, BodyEnd, Boundary, Progress};
+use crate::task::{self, Progress};
 use crate::testing::{self, Enrolment};
 use crate::token;
 

@@ -9,6 +9,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyTuple};
 
+use crate::cause::DEFAULT_GRACE;
 use crate::clock::Time;
 use crate::python::binding::attach::attach;
 use crate::python::binding::host::detached;
@@ -19,7 +20,7 @@ use crate::python::cause::CancelCause;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
-use crate::scope::{self, DEFAULT_GRACE};
+use crate::scope;
 use crate::token::tree::{Flag, Hook};
 use crate::{park, token};
 

@@ -277,8 +277,9 @@ impl std::error::Error for TooManyReleases {}
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::boundary::{BodyEnd, Boundary};
     use crate::cause::{Cause, CauseKind};
-    use crate::task::{BodyEnd, Boundary, Task};
+    use crate::task::Task;
     use crate::{move_on_after, wait};
     use std::time::Duration;
 

@@ -5,12 +5,12 @@
 use std::sync::atomic::{AtomicBool, AtomicI32};
 
 use super::*;
+use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::CauseKind;
 use crate::clock::testing;
 use crate::error::{ScopeMisuse, Stop};
 use crate::scope::{self, ForcedExit, Unwinding};
 use crate::sync::{Acquire, Lock};
-use crate::task::{BodyEnd, Boundary};
 use crate::wait::checkpoint;
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -3,9 +3,10 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use desist::boundary::{BodyEnd, Boundary};
 use desist::stop::KillOutcome;
 use desist::sync::{Acquire, Condition, Lock, LockError, OnKill, ReleaseError, WaitError};
-use desist::task::{BodyEnd, Boundary, Task};
+use desist::task::Task;
 use desist::{Stop, Time, checkpoint, move_on_after};
 
 use crate::support::{Feeble, PAST, Parker, far, kill_in_its_wait, parked_task};

@@ -5,9 +5,10 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use desist::boundary::{BodyEnd, Boundary};
 use desist::stop::{KillOutcome, KillReport, StopPolicy, kill};
 use desist::sync::{Acquire, Lock, LockError, OnKill, ReleaseError};
-use desist::task::{BodyEnd, Boundary, Task};
+use desist::task::Task;
 use desist::{Stop, Time, move_on_after, shield, sleep};
 
 use crate::support::{Feeble, PAST, Parker, far, kill_in_its_wait};

@@ -2,8 +2,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use desist::boundary::{BodyEnd, Boundary};
 use desist::sync::{LockError, Mutex};
-use desist::task::{BodyEnd, Boundary, Task};
+use desist::task::Task;
 use desist::{Stop, Time, move_on_after};
 
 use crate::support::{PAST, Parker};

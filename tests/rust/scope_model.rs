@@ -14,10 +14,11 @@ use super::{
     Scope, cancel_scope, cleanup, current_effective_deadline, current_node, fail_after,
     move_on_after, shield,
 };
+use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::CauseKind;
 use crate::clock::{Time, testing};
 use crate::error::{DeadlineExceeded, MayStop, Stop};
-use crate::task::{BodyEnd, Boundary, Task};
+use crate::task::Task;
 
 /// All times of a program are whole seconds from its start.
 type Seconds = u64;

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use desist::boundary::{BodyEnd, Boundary};
 use desist::stop::{KillError, KillOutcome, KillReport, StopPolicy, kill};
 use desist::sync::{Acquire, Latch, Lock, LockError};
-use desist::task::{BodyEnd, Boundary, Force, Progress, Task};
+use desist::task::{Force, Progress, Task};
 use desist::{
     CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, move_on_after, shield, sleep,
 };

@@ -10,9 +10,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use desist::Time;
+use desist::boundary::{BodyEnd, Boundary};
 use desist::host::{self, Host};
 use desist::stop::{KillReport, StopPolicy, kill};
-use desist::task::{BodyEnd, Boundary, Force, Task};
+use desist::task::{Force, Task};
 
 /// A time that no test reaches.
 pub(crate) fn far() -> Time {

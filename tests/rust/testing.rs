@@ -101,8 +101,9 @@ mod descriptors {
     use std::thread;
 
     use desist::CancelSource;
+    use desist::boundary::{BodyEnd, Boundary};
     use desist::io::{Readiness, ReadyError, closing, wait_ready};
-    use desist::task::{BodyEnd, Boundary, Task};
+    use desist::task::Task;
 
     use super::*;
 

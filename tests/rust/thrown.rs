@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::sync::{Acquire, Lock};
-use crate::task::{Arrival, BodyEnd, Boundary, Force, Task, Thrown};
+use crate::task::{Arrival, Force, Task, Thrown};
 use crate::wait::{checkpoint, sleep_until};
 
 /// Counts what is in the slot of the body's thread.

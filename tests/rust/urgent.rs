@@ -7,7 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::*;
-use crate::task::{BodyEnd, Boundary, Force};
+use crate::boundary::{BodyEnd, Boundary};
+use crate::task::Force;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

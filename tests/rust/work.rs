@@ -2,7 +2,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use desist::task::{BodyEnd, Boundary, Task};
+use desist::boundary::{BodyEnd, Boundary};
+use desist::task::Task;
 use desist::work::{Fenced, LeaseQueue, Nack, NackOutcome, PutOptions, QueueOptions, RetryPolicy};
 use desist::{CancelSource, Cause, Time, move_on_after, sleep, testing};
 use proptest::prelude::*;

@@ -16,7 +16,8 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::cause::{Cause, CauseKind};
+use crate::boundary::{BodyEnd, Boundary};
+use crate::cause::{Cause, CauseKind, DEFAULT_GRACE};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
 use crate::fork;
@@ -34,7 +35,7 @@ use crate::python::wait::blocking;
 use crate::scope::{self, Kind, Ward};
 use crate::stop;
 use crate::sync::Interrupted;
-use crate::task::{self, BodyEnd, Boundary};
+use crate::task::{self};
 use crate::testing::{self, Enrolment};
 use crate::token::{CancelSource, CancelToken};
 use crate::wait;
@@ -309,7 +310,7 @@ impl Child {
 fn longest(policy: &stop::StopPolicy) -> Duration {
     let rungs = [policy.at_wait, policy.async_exc, policy.trace];
     let rungs: Duration = rungs.into_iter().flatten().sum();
-    policy.cooperative + rungs + policy.defer + scope::DEFAULT_GRACE
+    policy.cooperative + rungs + policy.defer + DEFAULT_GRACE
 }
 
 /// Do not hear of cancellations, but of kills.

@@ -13,6 +13,7 @@ use super::lease::{Blank, Settled};
 use super::tally::Event;
 use super::{LONGEST_COMMIT, Lease, Tally, failure};
 use crate::CauseKind;
+use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
 use crate::fork;
 use crate::item::ItemId;
@@ -29,7 +30,7 @@ use crate::python::wait::blocking;
 use crate::python::work::child::ChildProcess;
 use crate::python::{error, hard_stop, token};
 use crate::sync::Latch;
-use crate::task::{BodyEnd, Boundary, Task};
+use crate::task::Task;
 use crate::testing::{self, Enrolment};
 use crate::work::{Nack, NackOutcome};
 
