@@ -3,8 +3,7 @@
 
 #[cfg(not(loom))]
 mod chosen {
-    pub(crate) use parking_lot::lock_api::{Mutex as MutexBy, RawMutex as Exclusion};
-    pub(crate) use parking_lot::{Mutex, RawMutex};
+    pub(crate) use parking_lot::Mutex;
     pub(crate) use std::sync::Arc;
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
     pub(crate) use std::thread_local;
@@ -40,29 +39,6 @@ mod chosen {
         ($($plain:tt)*) => { loom::thread_local! { $($plain)* } };
     }
     pub(crate) use of_model as thread_local;
-
-    /// What keeps threads apart: always loom.
-    #[doc(hidden)]
-    pub trait Exclusion {}
-
-    #[doc(hidden)]
-    #[derive(Debug)]
-    pub struct RawMutex;
-
-    impl Exclusion for RawMutex {}
-
-    /// A [`Mutex`], whatever `R` is.
-    pub(crate) struct MutexBy<R, T>(Mutex<T>, std::marker::PhantomData<R>);
-
-    impl<R, T> MutexBy<R, T> {
-        pub(crate) fn new(value: T) -> Self {
-            Self(Mutex::new(value), std::marker::PhantomData)
-        }
-
-        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock()
-        }
-    }
 
     /// loom's mutex with `parking_lot`'s signature: a model has no poisoning.
     #[derive(Debug, Default)]

@@ -4,8 +4,7 @@
 //! - The interpreter is let go (`detach`) before anything that may block or run callbacks.
 //! - No Python object is touched while a lock of the core is held, for touching one may run any
 //!   code at all; the core's own critical sections are short and never wait for the interpreter.
-//! - What touches CPython's internals is in `attach`, `attached`, `hard_stop`, `shortcut`, `spare` and
-//!   `work::object`, and only there.
+//! - Calls of CPython that PyO3 has no safe form of are in `binding::attach`, `hard_stop` and `token`.
 // What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
@@ -31,8 +30,6 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     use super::binding::host;
-    use super::sync::queue;
-    use super::work;
     use pyo3::prelude::*;
 
     #[pymodule_export]
@@ -105,8 +102,6 @@ mod _core {
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {
-        queue::shorten(py)?;
-        work::shorten(py)?;
         host::install(py)
     }
 }

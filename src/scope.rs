@@ -561,18 +561,6 @@ fn cancelled(frames: &[Frame]) -> Option<&NodeRef> {
     node.is_cancelled_by_now().then_some(node)
 }
 
-/// Would a checkpoint let the calling thread pass? Says no if it takes a checkpoint to know.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
-#[inline]
-pub(crate) fn at_ease() -> bool {
-    !OPEN.with(Cell::get)
-        || CONTEXT.with(|context| {
-            let ordered = |task: &Arc<Task>| task.is_ordered();
-            !context.task.borrow().as_ref().is_some_and(ordered)
-                && cancelled(&context.frames.borrow()).is_none()
-        })
-}
-
 /// Every stop passes here on its way to the user's code, so that swallowing is noticed.
 pub(crate) fn raising(stop: Stop) -> Stop {
     if let (Stop::Killed(_), Some(task)) = (&stop, current_task()) {

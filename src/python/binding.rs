@@ -2,12 +2,9 @@
 //! conversion of arguments and results.
 
 pub(super) mod attach;
-pub(super) mod attached;
 pub(super) mod enums;
 pub(super) mod exceptions;
 pub(super) mod host;
 pub(super) mod lazy_arg;
 pub(super) mod raised;
 pub(super) mod seconds;
-pub(super) mod shortcut;
-pub(super) mod spare;

@@ -5,7 +5,6 @@
 //! | `engine` | what a worker needs of a queue |
 //! | `memory` | `LeaseQueue`: in memory |
 //! | `file`, `codec` | `FileQueue`: in a file, as bytes |
-//! | `object` | an object that is kept in memory |
 //! | `options` | what is said of a queue, and of an item |
 //! | `promises` | who waits for what becomes of an item |
 //! | `foreign` | what is written in Python: other people's engines |
@@ -23,7 +22,6 @@ mod lease;
 mod memory;
 #[cfg(unix)]
 pub(super) mod mirror;
-mod object;
 mod options;
 mod promises;
 mod seat;
@@ -126,12 +124,6 @@ impl RetryPolicy {
     fn jitter(&self) -> f64 {
         self.retry.jitter
     }
-}
-
-/// The common cases of what is called for each item.
-pub(super) fn shorten(py: Python<'_>) -> PyResult<()> {
-    memory::shorten(py)?;
-    lease::shorten(py)
 }
 
 /// What is kept of work that was not done because of this.

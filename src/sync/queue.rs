@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::atomics::{Exclusion, Mutex, MutexBy, RawMutex};
+use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::{Ticket, WaitQueue};
@@ -17,9 +17,8 @@ use crate::wait::{self, Op, Waitable};
 /// A queue of any number of items, or of a bounded one. Waits on it can be cancelled.
 ///
 /// It has the manners of Python's: items may be counted as done, and a queue shut down.
-/// `R`: what keeps its threads apart, where a host has something cheaper than a mutex.
-pub struct Queue<T, R = RawMutex> {
-    state: MutexBy<R, QueueState<T>>,
+pub struct Queue<T> {
+    state: Mutex<QueueState<T>>,
 }
 
 /// Which item is got next.
@@ -77,15 +76,8 @@ pub struct NothingUnfinished;
 impl<T> Queue<T> {
     /// An empty queue for `capacity` items at most; zero means any number.
     pub fn new(order: Order, capacity: usize) -> Queue<T> {
-        Queue::by(order, capacity)
-    }
-}
-
-impl<T, R: Exclusion> Queue<T, R> {
-    /// [`Queue::new`], with the exclusion of a host.
-    pub(crate) fn by(order: Order, capacity: usize) -> Queue<T, R> {
         Queue {
-            state: MutexBy::new(QueueState {
+            state: Mutex::new(QueueState {
                 items: VecDeque::new(),
                 order,
                 capacity: bound(capacity),
@@ -183,7 +175,7 @@ impl<T, R: Exclusion> Queue<T, R> {
     }
 
     /// Putting `item`, as one of several things to wait for.
-    pub(crate) fn put_op(&self, item: T) -> PutOp<'_, T, R> {
+    pub(crate) fn put_op(&self, item: T) -> PutOp<'_, T> {
         PutOp {
             queue: self,
             item: Some(item),
@@ -192,7 +184,7 @@ impl<T, R: Exclusion> Queue<T, R> {
     }
 
     /// Getting, as one of several things to wait for.
-    pub(crate) fn get_op(&self) -> GetOp<'_, T, R> {
+    pub(crate) fn get_op(&self) -> GetOp<'_, T> {
         GetOp {
             queue: self,
             slot: None,
@@ -217,7 +209,7 @@ impl<T, R: Exclusion> Queue<T, R> {
     }
 
     /// Joining, for a host that sleeps in its own way.
-    pub(crate) fn join_op(&self) -> JoinOp<'_, T, R> {
+    pub(crate) fn join_op(&self) -> JoinOp<'_, T> {
         JoinOp(self)
     }
 
@@ -381,14 +373,14 @@ impl<T> QueueState<T> {
 }
 
 /// One call of [`Queue::put`].
-pub(crate) struct PutOp<'a, T, R> {
-    queue: &'a Queue<T, R>,
+pub(crate) struct PutOp<'a, T> {
+    queue: &'a Queue<T>,
     /// The item, while it is not in line.
     item: Option<T>,
     slot: Option<ItemSlot<T>>,
 }
 
-impl<T, R: Exclusion> Waitable for PutOp<'_, T, R> {
+impl<T> Waitable for PutOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
         if state.shut || !state.is_full() {
@@ -408,7 +400,7 @@ impl<T, R: Exclusion> Waitable for PutOp<'_, T, R> {
     }
 }
 
-impl<T, R: Exclusion> PutOp<'_, T, R> {
+impl<T> PutOp<'_, T> {
     /// The item, if it was not put.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn into_item(self) -> Option<T> {
@@ -423,7 +415,7 @@ impl<T, R: Exclusion> PutOp<'_, T, R> {
     }
 }
 
-impl<T, R: Exclusion> Op for PutOp<'_, T, R> {
+impl<T> Op for PutOp<'_, T> {
     type Output = ();
     type Error = QueueError;
 
@@ -444,12 +436,12 @@ impl<T, R: Exclusion> Op for PutOp<'_, T, R> {
 }
 
 /// One call of [`Queue::get`].
-pub(crate) struct GetOp<'a, T, R> {
-    queue: &'a Queue<T, R>,
+pub(crate) struct GetOp<'a, T> {
+    queue: &'a Queue<T>,
     slot: Option<ItemSlot<T>>,
 }
 
-impl<T, R: Exclusion> Waitable for GetOp<'_, T, R> {
+impl<T> Waitable for GetOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
         if state.shut || !state.items.is_empty() {
@@ -467,7 +459,7 @@ impl<T, R: Exclusion> Waitable for GetOp<'_, T, R> {
     }
 }
 
-impl<T, R: Exclusion> Op for GetOp<'_, T, R> {
+impl<T> Op for GetOp<'_, T> {
     type Output = T;
     type Error = QueueError;
 
@@ -485,9 +477,9 @@ impl<T, R: Exclusion> Op for GetOp<'_, T, R> {
 }
 
 /// One call of [`Queue::join`].
-pub(crate) struct JoinOp<'a, T, R>(&'a Queue<T, R>);
+pub(crate) struct JoinOp<'a, T>(&'a Queue<T>);
 
-impl<T, R: Exclusion> Waitable for JoinOp<'_, T, R> {
+impl<T> Waitable for JoinOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.0.state.lock();
         if state.unfinished == 0 {
@@ -503,7 +495,7 @@ impl<T, R: Exclusion> Waitable for JoinOp<'_, T, R> {
     }
 }
 
-impl<T, R: Exclusion> Op for JoinOp<'_, T, R> {
+impl<T> Op for JoinOp<'_, T> {
     type Output = ();
     type Error = Stop;
 
@@ -542,7 +534,7 @@ impl fmt::Display for NothingUnfinished {
 
 impl std::error::Error for NothingUnfinished {}
 
-impl<T, R: Exclusion> fmt::Debug for Queue<T, R> {
+impl<T> fmt::Debug for Queue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue")
             .field("len", &self.len())

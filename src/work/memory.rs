@@ -16,7 +16,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use crate::atomics::{Exclusion, Mutex, MutexBy, RawMutex};
+use crate::atomics::Mutex;
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
@@ -31,10 +31,8 @@ pub(crate) use waits::{Draining, Leasing, Putting};
 /// another handle.
 ///
 /// The queue itself notes by a [`Cause`] that an item's time has passed, or a lease's.
-///
-/// `R`: what keeps its threads apart, where a host has something cheaper than a mutex.
-pub struct LeaseQueue<T, N, R = RawMutex> {
-    shared: Arc<MutexBy<R, Shared<T, N>>>,
+pub struct LeaseQueue<T, N> {
+    shared: Arc<Mutex<Shared<T, N>>>,
 }
 
 struct Shared<T, N> {
@@ -76,15 +74,8 @@ enum Entrance<T> {
 impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// An empty queue.
     pub fn new(options: impl Into<QueueOptions>) -> Self {
-        Self::by(options)
-    }
-}
-
-impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
-    /// [`LeaseQueue::new`], with the exclusion of a host.
-    pub(crate) fn by(options: impl Into<QueueOptions>) -> Self {
         Self {
-            shared: Arc::new(MutexBy::new(Shared {
+            shared: Arc::new(Mutex::new(Shared {
                 state: State::new(options.into().kept()),
                 closed: false,
                 leasing: Line::new(),
@@ -132,7 +123,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     }
 
     /// Putting, for a host that sleeps in its own way.
-    pub(crate) fn putting(&self, value: T, options: &PutOptions) -> Putting<'_, T, N, R> {
+    pub(crate) fn putting(&self, value: T, options: &PutOptions) -> Putting<'_, T, N> {
         Putting {
             queue: self,
             item: Entrance::Outside(value, options.clone()),
@@ -180,7 +171,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     }
 
     /// Leasing, for a host that sleeps in its own way.
-    pub(crate) fn leasing(&self) -> Leasing<'_, T, N, R> {
+    pub(crate) fn leasing(&self) -> Leasing<'_, T, N> {
         Leasing {
             queue: self,
             slot: None,
@@ -265,7 +256,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> LeaseQueue<T, N, R> {
     }
 
     /// Draining, for a host that sleeps in its own way.
-    pub(crate) fn draining(&self) -> Draining<'_, T, N, R> {
+    pub(crate) fn draining(&self) -> Draining<'_, T, N> {
         Draining {
             queue: self,
             slot: None,
@@ -418,7 +409,7 @@ impl<T: Clone> Entrance<T> {
     }
 }
 
-impl<T, N, R> Clone for LeaseQueue<T, N, R> {
+impl<T, N> Clone for LeaseQueue<T, N> {
     fn clone(&self) -> Self {
         Self {
             shared: self.shared.clone(),
@@ -426,7 +417,7 @@ impl<T, N, R> Clone for LeaseQueue<T, N, R> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> fmt::Debug for LeaseQueue<T, N, R> {
+impl<T: Clone, N: Clone + From<Cause>> fmt::Debug for LeaseQueue<T, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeaseQueue")
             .field("counts", &self.counts())

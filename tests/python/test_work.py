@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import sysconfig
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -53,37 +52,6 @@ def test_what_is_done_with_is_let_go_of_at_once() -> None:
     before = sys.getrefcount(thing)
     leased.ack()
     assert sys.getrefcount(thing) == before - 1
-
-
-PARALLEL = sysconfig.get_config_var("Py_GIL_DISABLED") == 1
-
-
-@pytest.mark.skipif(PARALLEL, reason="where threads run in parallel, no lease is kept")
-def test_a_lease_is_used_again() -> None:
-    queue: LeaseQueue[str] = LeaseQueue()
-    for number in range(100):
-        queue.put(str(number))
-    first = lease(queue)
-    address = id(first)
-    first.ack()
-    del first
-    again = lease(queue)
-    assert (id(again), again.item, again.attempt, again.progress) == (address, "1", 1, None)
-    others = [lease(queue) for _ in range(98)]
-    assert len({id(other) for other in [again, *others]}) == 99
-    assert [other.item for other in others] == [str(number) for number in range(2, 100)]
-    del again, others
-    assert queue.counts() == counts(done=1, leased=99)
-
-
-def test_the_collector_has_no_lease() -> None:
-    queue: LeaseQueue[str] = LeaseQueue()
-    queue.put("a")
-    first = lease(queue)
-    assert not gc.is_tracked(first)
-    del first
-    gc.collect()
-    assert not [thing for thing in gc.get_objects() if type(thing) is Lease]
 
 
 class Thing:

@@ -1,28 +1,22 @@
 //! `Queue`, `LifoQueue` and `SimpleQueue`.
 
-use std::ffi::CStr;
-use std::marker::PhantomData;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
+use pyo3::PyTraverseError;
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::PyVisit;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::pyclass::boolean_struct::True;
-use pyo3::types::{PyDict, PyGenericAlias, PyNone, PyTuple, PyType};
-use pyo3::{PyClass, PyTraverseError};
+use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
-use crate::python::binding::attached::Attached;
 use crate::python::binding::lazy_arg;
 use crate::python::binding::seconds::{self, Seconds};
-use crate::python::binding::shortcut::{self, Shortcut, Usual};
 use crate::python::error;
 use crate::python::wait::{checkpoint, perform};
-use crate::scope;
 use crate::sync::{self, Order, QueueError};
 
-type Items = sync::Queue<Py<PyAny>, Attached>;
+type Items = sync::Queue<Py<PyAny>>;
 
 pub(in crate::python) fn failed(py: Python<'_>, failure: QueueError) -> PyErr {
     match failure {
@@ -106,7 +100,7 @@ impl Queue {
     #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "Queue[_T]", text_signature = "(maxsize=0)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
-            items: Items::by(Order::Fifo, 0),
+            items: Items::new(Order::Fifo, 0),
             maxsize: AtomicIsize::new(0),
         }
     }
@@ -325,7 +319,7 @@ impl SimpleQueue {
     #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "SimpleQueue[_T]", text_signature = "()")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
-            items: Items::by(Order::Fifo, 0),
+            items: Items::new(Order::Fifo, 0),
         }
     }
 
@@ -405,106 +399,4 @@ fn traverse(items: &Items, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         }
     });
     visited
-}
-
-// ---------------------------------------------------------------------- shortcuts
-
-/// Most calls find a place, or an item, and nobody wants the caller to stop.
-pub(in crate::python) fn shorten(py: Python<'_>) -> PyResult<()> {
-    shortcut::install::<Put<Queue>>(py)?;
-    shortcut::install::<Get<Queue>>(py)?;
-    shortcut::install::<Put<SimpleQueue>>(py)?;
-    shortcut::install::<Get<SimpleQueue>>(py)
-}
-
-/// A class that has items.
-trait Holder: PyClass<Frozen = True> + Sync {
-    /// May its put() wait? Then it is a checkpoint.
-    const PUT_WAITS: bool;
-
-    fn items(&self) -> &Items;
-
-    /// Of put() and get().
-    fn usual() -> &'static [Usual; 2];
-}
-
-impl Holder for Queue {
-    const PUT_WAITS: bool = true;
-
-    fn items(&self) -> &Items {
-        &self.items
-    }
-
-    fn usual() -> &'static [Usual; 2] {
-        static USUAL: [Usual; 2] = [Usual::new(), Usual::new()];
-        &USUAL
-    }
-}
-
-impl Holder for SimpleQueue {
-    const PUT_WAITS: bool = false;
-
-    fn items(&self) -> &Items {
-        &self.items
-    }
-
-    fn usual() -> &'static [Usual; 2] {
-        static USUAL: [Usual; 2] = [Usual::new(), Usual::new()];
-        &USUAL
-    }
-}
-
-/// `put(item)`.
-struct Put<C>(PhantomData<C>);
-
-impl<C: Holder> Shortcut for Put<C> {
-    type Class = C;
-    const NAME: &'static CStr = c"put";
-    const TAKES: usize = 1;
-
-    fn usual() -> &'static Usual {
-        &C::usual()[0]
-    }
-
-    fn attempt<'py>(
-        py: Python<'py>,
-        this: &Bound<'py, C>,
-        given: &[Borrowed<'_, 'py, PyAny>],
-    ) -> Option<Bound<'py, PyAny>> {
-        if C::PUT_WAITS && !scope::at_ease() {
-            return None;
-        }
-        let item = Bound::clone(given.first()?);
-        match this.get().items().offer(item.unbind()) {
-            Ok(()) => Some(PyNone::get(py).to_owned().into_any()),
-            Err(item) => {
-                drop(item.into_bound(py));
-                None
-            }
-        }
-    }
-}
-
-/// `get()`.
-struct Get<C>(PhantomData<C>);
-
-impl<C: Holder> Shortcut for Get<C> {
-    type Class = C;
-    const NAME: &'static CStr = c"get";
-    const TAKES: usize = 0;
-
-    fn usual() -> &'static Usual {
-        &C::usual()[1]
-    }
-
-    fn attempt<'py>(
-        py: Python<'py>,
-        this: &Bound<'py, C>,
-        _: &[Borrowed<'_, 'py, PyAny>],
-    ) -> Option<Bound<'py, PyAny>> {
-        if !scope::at_ease() {
-            return None;
-        }
-        this.get().items().take().map(|item| item.into_bound(py))
-    }
 }

@@ -1,14 +1,13 @@
 //! What a worker's loop, and a lease in a handler's hands, need of the queue they come from.
 
-use std::ops::Deref;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 
 #[cfg(unix)]
 use super::FileQueue;
+use super::LeaseQueue;
 use super::foreign::Foreign;
-use super::{LeaseQueue, memory};
 use crate::clock::Time;
 use crate::item::ItemId;
 use crate::task::Task;
@@ -42,25 +41,7 @@ pub(super) struct Delivery {
     pub(super) progress: Option<Py<PyAny>>,
     /// When whoever works on it is to stop: nobody wants the work any more, or the lease is lost.
     pub(super) ends: Time,
-    pub(super) hold: Grip,
-}
-
-/// What holds a leased item.
-pub(super) enum Grip {
-    /// Most leases are of a `LeaseQueue`, and too short for an allocation.
-    InMemory(memory::Held),
-    Other(Arc<dyn Hold>),
-}
-
-impl Deref for Grip {
-    type Target = dyn Hold;
-
-    fn deref(&self) -> &Self::Target {
-        match self {
-            Grip::InMemory(held) => held,
-            Grip::Other(hold) => &**hold,
-        }
-    }
+    pub(super) hold: Box<dyn Hold>,
 }
 
 /// What can be done with an item that is leased, and who waits for it.

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
 use super::codec::Codec;
-use super::engine::{Delivery, Engine, Grip, Hold, Told};
+use super::engine::{Delivery, Engine, Hold, Told};
 use super::lease::Blank;
 use super::options::{self, Terms};
 use super::promises::Promises;
@@ -299,7 +299,7 @@ impl File {
             item,
             progress,
             ends: lease.ends(),
-            hold: Grip::Other(Arc::new(hold)),
+            hold: Box::new(hold),
         }))
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::engine::{Delivery, Engine, Grip, Hold, Told};
+use super::engine::{Delivery, Engine, Hold, Told};
 use super::lease::Blank;
 use super::{LONGEST_COMMIT, Lease};
 use crate::clock::Time;
@@ -63,10 +63,10 @@ fn delivery(delivered: Bound<'_, PyAny>) -> PyResult<Delivery> {
         item: delivered.getattr(intern!(py, "item"))?.unbind(),
         progress: delivered.getattr(intern!(py, "progress"))?.extract()?,
         ends: Time::NEVER, // who extends it in its stead says when it is lost
-        hold: Grip::Other(Arc::new(Delivered {
+        hold: Box::new(Delivered {
             delivered: delivered.unbind(),
             id: id.into(),
-        })),
+        }),
     })
 }
 

@@ -1,24 +1,20 @@
 //! `Lease`: one delivery of one item, in the hands of its handler.
 
-use std::ffi::CStr;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::{PyGenericAlias, PyNone, PyType};
+use pyo3::types::{PyGenericAlias, PyType};
 
-use super::engine::{Delivery, Grip, Hold};
+use super::engine::{Delivery, Hold};
 use super::{LONGEST_COMMIT, failure};
 use crate::CauseKind;
-use crate::atomics::MutexBy;
 use crate::clock::Time;
 use crate::item::ItemId;
-use crate::python::binding::attached::Attached;
 use crate::python::binding::lazy_arg::Item;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
-use crate::python::binding::shortcut::{self, Shortcut, Usual};
-use crate::python::binding::spare::{self, Contents, Spared, Spares, Vacant};
 use crate::python::task::defer::{Beginning, Masked};
 use crate::python::token::CancelToken;
 use crate::python::wait;
@@ -29,14 +25,14 @@ use crate::work::{Nack, NackOutcome};
 
 /// One delivery of one item to one worker.
 #[pyclass(frozen, module = "desist")]
-pub(in crate::python) struct Lease(Contents<Leased>);
+pub(in crate::python) struct Lease(OnceLock<Leased>);
 
 /// What is in a [`Lease`].
 pub(in crate::python) struct Leased {
     delivery: Delivery,
     /// In which a worker calls its handler.
     task: Option<Arc<Task>>,
-    settled: MutexBy<Attached, Settled>,
+    settled: Mutex<Settled>,
 }
 
 /// What became of a lease, if its handler said so itself.
@@ -51,18 +47,21 @@ impl Deref for Lease {
 
     #[inline]
     fn deref(&self) -> &Leased {
-        &self.0
+        match self.0.get() {
+            Some(leased) => leased,
+            None => unreachable!("a lease is filled before any code has it"),
+        }
     }
 }
 
 /// A lease that has not been taken yet. There is one before the queue is asked: what is leased then
 /// is not lost for want of memory.
-pub(super) struct Blank<'py>(Vacant<'py, Lease>);
+pub(super) struct Blank<'py>(Bound<'py, Lease>);
 
 impl<'py> Blank<'py> {
     #[inline]
     pub(super) fn new(py: Python<'py>) -> PyResult<Self> {
-        Vacant::new(py).map(Self)
+        Bound::new(py, Lease(OnceLock::new())).map(Self)
     }
 
     /// In the hands of who has asked for it.
@@ -80,11 +79,12 @@ impl<'py> Blank<'py> {
 
     #[inline]
     fn fill(self, delivery: Delivery, task: Option<Arc<Task>>) -> Bound<'py, Lease> {
-        self.0.fill(Leased {
+        self.0.get().0.get_or_init(|| Leased {
             delivery,
             task,
-            settled: MutexBy::new(Settled::NotYet),
-        })
+            settled: Mutex::new(Settled::NotYet),
+        });
+        self.0
     }
 }
 
@@ -114,43 +114,6 @@ impl Lease {
     /// Returns what was said before, to be dropped where no lock is held.
     fn settle(&self, settled: Settled) -> Settled {
         std::mem::replace(&mut *self.settled.lock(), settled)
-    }
-}
-
-/// Most leases are no worker's, and of a queue in memory: those are short.
-impl Spared for Lease {
-    type Contents = Leased;
-
-    fn make(py: Python<'_>, contents: Contents<Leased>) -> PyResult<Bound<'_, Self>> {
-        Bound::new(py, Self(contents))
-    }
-
-    fn contents(&self) -> &Contents<Leased> {
-        &self.0
-    }
-
-    #[inline]
-    fn is_usual(leased: &Leased) -> bool {
-        leased.task.is_none() && matches!(leased.delivery.hold, Grip::InMemory(_))
-    }
-
-    #[inline]
-    fn let_go(leased: Leased, py: Python<'_>) {
-        drop(leased.delivery.item.into_bound(py));
-        drop(leased.delivery.progress.map(|object| object.into_bound(py)));
-        if let Grip::InMemory(held) = leased.delivery.hold {
-            held.let_go(py);
-        }
-        match leased.settled.into_inner() {
-            Settled::NotYet => {}
-            Settled::Acked(result) => drop(result.map(|object| object.into_bound(py))),
-            Settled::Nacked(_, failure) => drop(failure.into_bound(py)),
-        }
-    }
-
-    fn spares() -> &'static Spares {
-        static SPARES: Spares = Spares::new();
-        &SPARES
     }
 }
 
@@ -253,43 +216,5 @@ impl Lease {
             self.hold().id(),
             self.delivery.attempt
         )
-    }
-}
-
-// ---------------------------------------------------------------------- a shortcut
-
-/// Most leases are valid when they are acknowledged, and let go of soon.
-pub(super) fn shorten(py: Python<'_>) -> PyResult<()> {
-    shortcut::install::<Ack>(py)?;
-    spare::install::<Lease>(py)
-}
-
-/// `ack()`.
-struct Ack;
-
-impl Shortcut for Ack {
-    type Class = Lease;
-    const NAME: &'static CStr = c"ack";
-    const TAKES: usize = 0;
-
-    fn usual() -> &'static Usual {
-        static USUAL: Usual = Usual::new();
-        &USUAL
-    }
-
-    fn attempt<'py>(
-        py: Python<'py>,
-        this: &Bound<'py, Lease>,
-        _: &[Borrowed<'_, 'py, PyAny>],
-    ) -> Option<Bound<'py, PyAny>> {
-        let lease = this.get();
-        let Grip::InMemory(held) = &lease.delivery.hold else {
-            return None;
-        };
-        if !held.try_ack(py) {
-            return None;
-        }
-        lease.settle(Settled::Acked(None));
-        Some(PyNone::get(py).to_owned().into_any())
     }
 }

@@ -1,31 +1,38 @@
 //! `LeaseQueue`: items that are kept in memory, as they are.
 
-use std::ffi::CStr;
-
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyGenericAlias, PyInt, PyType};
+use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
-use super::engine::{Delivery, Engine, Grip, Hold, Told};
+use super::engine::{Delivery, Engine, Hold, Told};
 use super::lease::Blank;
-use super::object::Object;
 use super::options::{self, Terms};
 use super::promises::Promises;
 use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
-use crate::python::binding::attached::Attached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
-use crate::python::binding::shortcut::{self, Shortcut, Usual};
 use crate::python::cause::CancelCause;
 use crate::python::error;
 use crate::python::wait::{checkpoint, perform};
-use crate::work::{self, Nack, NackOutcome, PutOptions};
+use crate::work::{self, Nack, NackOutcome};
 use crate::{Cause, CauseKind, fork, scope};
 
-/// Whoever is here is attached to the interpreter; only the sleeping is done without.
-type Queue = work::LeaseQueue<Object, Note, Attached>;
+/// All calls are made attached; only the sleeping is done detached.
+type Queue = work::LeaseQueue<Object, Note>;
+
+/// An object that the queue keeps, and gives another reference of to the code that leases it.
+struct Object(Py<PyAny>);
+
+impl Clone for Object {
+    /// Counting a reference runs no code, so it may be done under the queue's lock.
+    #[inline]
+    fn clone(&self) -> Self {
+        #[allow(clippy::disallowed_methods)] // the thread is attached: see `Queue`
+        Python::attach(|py| Self(self.0.clone_ref(py)))
+    }
+}
 
 /// What the queue keeps of a failure, or of progress.
 #[derive(Clone)]
@@ -44,20 +51,20 @@ impl From<Cause> for Note {
 
 impl Note {
     fn said(object: Py<PyAny>) -> Self {
-        Note::Said(Object::new(object))
+        Note::Said(Object(object))
     }
 
     fn to_object(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self {
-            Note::Said(object) => Ok(object.to_object(py)),
+            Note::Said(object) => Ok(object.0.clone_ref(py)),
             Note::Noted(cause) => Ok(Py::new(py, CancelCause::from(cause.clone()))?.into_any()),
         }
     }
 
     /// What somebody has said: all that progress can be.
-    fn into_said(self, py: Python<'_>) -> Option<Py<PyAny>> {
+    fn into_said(self) -> Option<Py<PyAny>> {
         match self {
-            Note::Said(object) => Some(object.into_bound(py).unbind()),
+            Note::Said(object) => Some(object.0),
             Note::Noted(_) => None,
         }
     }
@@ -94,7 +101,7 @@ impl LeaseQueue {
 
     fn put_by(&self, py: Python<'_>, item: Py<PyAny>, terms: &Terms) -> PyResult<u64> {
         checkpoint(py)?;
-        match self.queue.try_put(Object::new(item), &terms.options) {
+        match self.queue.try_put(Object(item), &terms.options) {
             Ok(id) => Ok(id),
             Err(item) => {
                 let mut putting = self.queue.putting(item, &terms.options);
@@ -117,7 +124,7 @@ impl LeaseQueue {
     ) -> PyResult<Self> {
         let options = options::of_queue(retry, maxsize, lease_timeout)?;
         Ok(Self {
-            queue: Queue::by(options),
+            queue: Queue::new(options),
             promises: Promises::default(),
             generation: fork::generation(),
         })
@@ -204,7 +211,7 @@ impl LeaseQueue {
     fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<Py<PyAny>>>> {
         let show = |(id, item, failures): work::Dead<Object, Note>| {
             let failures = failures.iter().map(|failure| failure.to_object(py));
-            Ok((id, item.to_object(py), failures.collect::<PyResult<_>>()?))
+            Ok((id, item.0.clone_ref(py), failures.collect::<PyResult<_>>()?))
         };
         self.queue.dead().into_iter().map(show).collect()
     }
@@ -274,11 +281,10 @@ impl LeaseQueue {
 
 #[inline]
 fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> Delivery {
-    let py = queue.py();
     let (progress, deadline, ends) = match lease.details {
         None => (None, Time::NEVER, Time::NEVER),
         Some(details) => {
-            let progress = details.progress.and_then(|note| note.into_said(py));
+            let progress = details.progress.and_then(|note| note.into_said());
             let deadline = details.deadline.unwrap_or(Time::NEVER);
             (progress, deadline, earliest(deadline, details.until))
         }
@@ -286,10 +292,10 @@ fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> D
     Delivery {
         epoch: lease.epoch,
         attempt: lease.attempt,
-        item: lease.item.into_bound(py).unbind(),
+        item: lease.item.0,
         progress,
         ends,
-        hold: Grip::InMemory(Held {
+        hold: Box::new(Held {
             queue: queue.clone().unbind(),
             id: lease.id,
             epoch: lease.epoch,
@@ -300,7 +306,13 @@ fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> D
 
 impl Engine for Py<LeaseQueue> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
-        let lease = perform(py, &mut self.get().queue.leasing(), until);
+        checkpoint(py)?;
+        let queue = &self.get().queue;
+        if let Some(lease) = queue.try_lease() {
+            scope::hold_off_kill(); // raised behind the call, it would take the lease along
+            return Ok(Some(deliver(self.bind(py), lease)));
+        }
+        let lease = perform(py, &mut queue.leasing(), until);
         let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
         Ok(lease.map(|lease| deliver(self.bind(py), lease)))
     }
@@ -317,19 +329,6 @@ pub(super) struct Held {
 impl Held {
     fn core(&self) -> &Queue {
         &self.queue.get().queue
-    }
-
-    /// The work is done. False: the lease is over.
-    pub(super) fn try_ack(&self, py: Python<'_>) -> bool {
-        let Ok(item) = self.core().finish(self.id, self.epoch) else {
-            return false;
-        };
-        drop(item.map(|item| item.into_bound(py)));
-        true
-    }
-
-    pub(super) fn let_go(self, py: Python<'_>) {
-        drop(self.queue.into_bound(py));
     }
 }
 
@@ -359,71 +358,5 @@ impl Hold for Held {
 
     fn tell(&self, py: Python<'_>, told: Told) {
         self.queue.get().promises.tell(py, self.id, &told);
-    }
-}
-
-// ---------------------------------------------------------------------- shortcuts
-
-/// Most items are put without a word, most leases find an item, and nobody wants the caller to
-/// stop.
-pub(super) fn shorten(py: Python<'_>) -> PyResult<()> {
-    shortcut::install::<Put>(py)?;
-    shortcut::install::<Take>(py)
-}
-
-/// The queue, for who may use it and is not to stop.
-#[inline]
-fn at_hand<'a>(this: &'a Bound<'_, LeaseQueue>) -> Option<&'a Queue> {
-    let queue = this.get();
-    (scope::at_ease() && queue.is_of_this_process()).then_some(&queue.queue)
-}
-
-/// `put(item)`.
-struct Put;
-
-impl Shortcut for Put {
-    type Class = LeaseQueue;
-    const NAME: &'static CStr = c"put";
-    const TAKES: usize = 1;
-
-    fn usual() -> &'static Usual {
-        static USUAL: Usual = Usual::new();
-        &USUAL
-    }
-
-    fn attempt<'py>(
-        py: Python<'py>,
-        this: &Bound<'py, LeaseQueue>,
-        given: &[Borrowed<'_, 'py, PyAny>],
-    ) -> Option<Bound<'py, PyAny>> {
-        let core = at_hand(this)?;
-        let item = Object::new(Bound::clone(given.first()?).unbind());
-        let id = core.try_put(item, &PutOptions::default());
-        Some(PyInt::new(py, id.ok()?).into_any())
-    }
-}
-
-/// `lease()`.
-struct Take;
-
-impl Shortcut for Take {
-    type Class = LeaseQueue;
-    const NAME: &'static CStr = c"lease";
-    const TAKES: usize = 0;
-
-    fn usual() -> &'static Usual {
-        static USUAL: Usual = Usual::new();
-        &USUAL
-    }
-
-    fn attempt<'py>(
-        py: Python<'py>,
-        this: &Bound<'py, LeaseQueue>,
-        _: &[Borrowed<'_, 'py, PyAny>],
-    ) -> Option<Bound<'py, PyAny>> {
-        let core = at_hand(this)?;
-        let blank = Blank::new(py).ok()?;
-        let lease = core.try_lease()?;
-        Some(blank.of(deliver(this, lease)).into_any())
     }
 }

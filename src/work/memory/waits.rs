@@ -1,6 +1,5 @@
 //! Waiting at a queue in memory: for an item, for room, for the end of the work.
 
-use crate::atomics::Exclusion;
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
@@ -10,13 +9,13 @@ use crate::work::Lease;
 use crate::work::memory::{Entrance, LeaseQueue, Line, Request, Shared, Slot};
 
 /// One call of [`LeaseQueue::lease`].
-pub(crate) struct Leasing<'a, T, N, R> {
-    pub(super) queue: &'a LeaseQueue<T, N, R>,
+pub(crate) struct Leasing<'a, T, N> {
+    pub(super) queue: &'a LeaseQueue<T, N>,
     pub(super) slot: Option<Slot<Option<Lease<T, N>>>>,
     pub(super) bound: Time,
 }
 
-impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Leasing<'_, T, N, R> {
+impl<T: Clone, N: Clone + From<Cause>> Waitable for Leasing<'_, T, N> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
         // Something may have come, or gone, since the look.
@@ -43,7 +42,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Leasing<'_, T,
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Leasing<'_, T, N, R> {
+impl<T: Clone, N: Clone + From<Cause>> Op for Leasing<'_, T, N> {
     /// `None`: the queue is closed.
     type Output = Option<Lease<T, N>>;
     type Error = Stop;
@@ -64,15 +63,15 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Leasing<'_, T, N, R>
 }
 
 /// One call of [`LeaseQueue::put_with`].
-pub(crate) struct Putting<'a, T, N, R> {
-    pub(super) queue: &'a LeaseQueue<T, N, R>,
+pub(crate) struct Putting<'a, T, N> {
+    pub(super) queue: &'a LeaseQueue<T, N>,
     /// The item, while it is not in line.
     pub(super) item: Entrance<T>,
     pub(super) slot: Option<Slot<Entrance<T>>>,
     pub(super) bound: Time,
 }
 
-impl<T, N, R> Putting<'_, T, N, R> {
+impl<T, N> Putting<'_, T, N> {
     /// The item comes back from the line.
     fn fetch(&mut self) {
         if let (Entrance::Elsewhere, Some(slot)) = (&self.item, &self.slot) {
@@ -81,7 +80,7 @@ impl<T, N, R> Putting<'_, T, N, R> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Putting<'_, T, N, R> {
+impl<T: Clone, N: Clone + From<Cause>> Waitable for Putting<'_, T, N> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
         let Entrance::Outside(_, options) = &self.item else {
@@ -113,7 +112,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Putting<'_, T,
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Putting<'_, T, N, R> {
+impl<T: Clone, N: Clone + From<Cause>> Op for Putting<'_, T, N> {
     type Output = u64;
     type Error = Stop;
 
@@ -133,13 +132,13 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Putting<'_, T, N, R>
 }
 
 /// One call of [`LeaseQueue::drain`].
-pub(crate) struct Draining<'a, T, N, R> {
-    pub(super) queue: &'a LeaseQueue<T, N, R>,
+pub(crate) struct Draining<'a, T, N> {
+    pub(super) queue: &'a LeaseQueue<T, N>,
     pub(super) slot: Option<Slot<bool>>,
     pub(super) bound: Time,
 }
 
-impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Draining<'_, T, N, R> {
+impl<T: Clone, N: Clone + From<Cause>> Waitable for Draining<'_, T, N> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
         if shared.state.is_drained() || shared.is_behind() {
@@ -165,7 +164,7 @@ impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Waitable for Draining<'_, T
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>, R: Exclusion> Op for Draining<'_, T, N, R> {
+impl<T: Clone, N: Clone + From<Cause>> Op for Draining<'_, T, N> {
     type Output = ();
     type Error = Stop;
 
