@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HELD, BROKE, UNABLE, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses. argparse, too, ends with 2 when it cannot do what it was asked."""
+INTACT, DAMAGED, UNABLE, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses. argparse uses 2 for arguments that it refuses."""
 
-
-MINUTE = 60_000
+LONGEST = 60_000
 """Milliseconds."""
 
 
@@ -22,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: The arguments; those of the process if it is None.
+        argv: The arguments; None means those of the process.
 
     Returns:
         The exit status.
@@ -41,7 +40,7 @@ def _version() -> int:
     from importlib.metadata import version
 
     print(f"desist {version('desist')}")
-    return HELD
+    return INTACT
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -58,7 +57,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     try:
-        return HELD if compare(options) else BROKE
+        return INTACT if compare(options) else DAMAGED
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -71,12 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
-        help="kill busy workers all the time, and see what is left of their work",
+        help="kill random workers all the time, and compare what is left of their work",
         description=(
-            "Counts lines and functions in every file of the standard library, while"
-            " a saboteur kills a random worker every few milliseconds: once with"
-            " workers built with desist, once with threading.Lock, queue.Queue and"
-            " PyThreadState_SetAsyncExc. Exits with 0 if and only if desist held."
+            "Count lines and functions in every file of the standard library, while a random worker"
+            " is killed every few milliseconds: once with workers built with desist, once with"
+            " threading.Lock, queue.Queue and PyThreadState_SetAsyncExc. The exit status is 0 if"
+            " and only if the work done with desist is complete and correct."
         ),
     )
     demo.add_argument("--workers", type=count, default=4, metavar="N", help="default: %(default)s")
@@ -85,26 +84,26 @@ def _parser() -> argparse.ArgumentParser:
         type=milliseconds,
         default=3.0,
         metavar="MS",
-        help="rest between two kills, in milliseconds (default: %(default)s)",
+        help="time between two kills, in milliseconds (default: %(default)s)",
     )
-    demo.add_argument("--limit", type=count, metavar="N", help="take N files only (default: all)")
+    demo.add_argument("--limit", type=count, metavar="N", help="use N files only (default: all)")
     demo.add_argument(
         "--tests",
         action="store_true",
-        help="take CPython's own test files too: three times the work",
+        help="use CPython's own test files too: three times the work",
     )
     demo.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="decides who is killed (default: %(default)s)",
+        help="decides which workers are killed (default: %(default)s)",
     )
     return parser
 
 
 def count(text: str) -> int:
-    """Read a number of things (argparse puts the name into its message)."""
+    """Parse a number of things; argparse uses the name of the function in its message."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -112,10 +111,10 @@ def count(text: str) -> int:
 
 
 def milliseconds(text: str) -> float:
-    """Read a time of up to a minute."""
+    """Parse a time of up to a minute."""
     number = float(text)
-    if not 0 < number <= MINUTE:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to {MINUTE}")
+    if not 0 < number <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to {LONGEST}")
     return number
 
 

@@ -13,13 +13,11 @@ from desist.__main__ import main
 
 pytest.importorskip("rich")
 
-from desist._demo.job import Row, standard_library, study
-from desist._demo.naive import NaiveWorkers
-from desist._demo.report import cells, damage, sentence
-from desist._demo.saboteur import Saboteur
-from desist._demo.safe import SafeWorkers
-from desist._demo.tally import Tally
-from desist._demo.watchdog import Watchdog
+from desist._demo.measure import RandomKills, RunStats, Watchdog
+from desist._demo.report import cells, damage, summary
+from desist._demo.with_desist import DesistWorkers
+from desist._demo.with_threading import ThreadingWorkers
+from desist._demo.work import Row, standard_library, study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,13 +35,13 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def tally(files: list[Path]) -> Iterator[Tally]:
-    tally = Tally(len(files), workers=3)
-    with closing(tally.store):
-        yield tally
+def stats(files: list[Path]) -> Iterator[RunStats]:
+    stats = RunStats(len(files), workers=3)
+    with closing(stats.store):
+        yield stats
 
 
-def ignore(_: Tally) -> None:
+def ignore(_: RunStats) -> None:
     pass
 
 
@@ -63,7 +61,7 @@ def test_a_file_that_does_not_parse_has_a_row_too(tmp_path: Path) -> None:
     assert study(tmp_path / "none.py").error == "FileNotFoundError"
 
 
-def test_the_standard_library_comes_in_order_and_without_what_others_installed() -> None:
+def test_the_standard_library_is_sorted_and_without_installed_packages() -> None:
     found = standard_library()
     assert found == sorted(found)
     assert ast.__file__ in map(str, found)
@@ -71,7 +69,7 @@ def test_the_standard_library_comes_in_order_and_without_what_others_installed()
     assert set(found) <= set(standard_library(tests=True))
 
 
-def test_a_limit_takes_files_from_everywhere() -> None:
+def test_a_limit_spreads_over_all_files() -> None:
     few = standard_library(limit=10)
     assert len(set(few)) == 10
     assert few[0] == standard_library()[0]
@@ -81,31 +79,31 @@ def test_a_limit_takes_files_from_everywhere() -> None:
 # --- what is measured -----------------------------------------------------------------------------
 
 
-def test_work_that_nobody_disturbs_passes_the_audit(files: list[Path], tally: Tally) -> None:
+def test_undisturbed_work_passes_the_audit(files: list[Path], stats: RunStats) -> None:
     rows = [study(file) for file in files]
     for row in rows:
-        tally.store.add(row)
-    tally.alive = tally.workers
-    tally.audit(sorted(rows))
-    assert tally.held_up
-    assert not list(damage(tally))
+        stats.store.add(row)
+    stats.alive = stats.workers
+    stats.audit(sorted(rows))
+    assert stats.intact
+    assert not list(damage(stats))
 
 
-def test_lost_doubled_and_torn_rows_are_noticed(files: list[Path], tally: Tally) -> None:
+def test_lost_doubled_and_torn_rows_are_noticed(files: list[Path], stats: RunStats) -> None:
     rows = [study(file) for file in files]
     for row in [*rows[2:], rows[2]]:
-        tally.store.add(row)
-    tally.store.totals.lines += 1
-    tally.audit(sorted(rows))
-    assert (tally.lost, tally.twice, tally.torn, tally.same) == (2, 1, True, False)
-    assert not tally.held_up
+        stats.store.add(row)
+    stats.store.totals.lines += 1
+    stats.audit(sorted(rows))
+    assert (stats.lost, stats.twice, stats.torn, stats.same) == (2, 1, True, False)
+    assert not stats.intact
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"hung": "why"},
-        {"held": ["a lock"]},
+        {"locks_held": ["a lock"]},
         {"queued": {"an item"}},
         {"unacked": 1},
         {"acked_twice": 1},
@@ -118,21 +116,23 @@ def test_lost_doubled_and_torn_rows_are_noticed(files: list[Path], tally: Tally)
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_anything_wrong_is_no_success_and_stands_red_in_the_table(
-    tally: Tally, wrong: dict[str, object]
+def test_any_damage_is_a_failure_and_red_in_the_table(
+    stats: RunStats, wrong: dict[str, object]
 ) -> None:
-    tally.alive, tally.same = tally.workers, True
-    before = tally.held_up
+    stats.alive, stats.same = stats.workers, True
+    before = stats.intact
     for name, value in wrong.items():
-        setattr(tally, name, value)
-    assert (before, tally.held_up) == (True, False)
-    assert sum(cell.good is False for _, cell in cells(tally, ())) == 1
-    assert "did NOT hold" in sentence(tally, tally, tally)
+        setattr(stats, name, value)
+    assert (before, stats.intact) == (True, False)
+    assert sum(cell.good is False for _, cell in cells(stats, ())) == 1
+    assert "did NOT hold" in summary(stats, stats, stats)
 
 
-def test_the_watchdog_bears_with_a_standstill_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_reports_a_standstill_longer_than_its_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 100.0
-    monkeypatch.setattr("desist._demo.watchdog.time.monotonic", lambda: now)
+    monkeypatch.setattr("desist._demo.measure.time.monotonic", lambda: now)
     watchdog = Watchdog(patience=1.0)
     assert not watchdog.stuck(1)
     now += 1.0
@@ -142,7 +142,7 @@ def test_the_watchdog_bears_with_a_standstill_for_a_while(monkeypatch: pytest.Mo
     assert not watchdog.stuck(2)
 
 
-def test_a_kill_that_fails_is_not_kept_secret() -> None:
+def test_the_exception_of_a_failed_kill_is_raised() -> None:
     tried = threading.Event()
 
     def kill(_: int) -> str:
@@ -151,7 +151,7 @@ def test_a_kill_that_fails_is_not_kept_secret() -> None:
 
     with (
         pytest.raises(ZeroDivisionError),
-        Saboteur(kill, workers=1, every=0.001, seed=0),
+        RandomKills(kill, workers=1, every=0.001, seed=0),
     ):
         tried.wait()
 
@@ -159,43 +159,45 @@ def test_a_kill_that_fails_is_not_kept_secret() -> None:
 # --- the two kinds of workers ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [SafeWorkers, NaiveWorkers])
-def test_both_kinds_do_the_work_if_nobody_is_killed(
-    workers: type[SafeWorkers | NaiveWorkers], files: list[Path], tally: Tally
+@pytest.mark.parametrize("workers", [DesistWorkers, ThreadingWorkers])
+def test_both_kinds_of_workers_do_the_work_without_kills(
+    workers: type[DesistWorkers | ThreadingWorkers], files: list[Path], stats: RunStats
 ) -> None:
-    workers(tally).run(files, every=NEVER, seed=0, watch=ignore)
-    tally.audit(sorted(study(file) for file in files))
-    assert tally.held_up
-    assert tally.starts == len(files)
+    workers(stats).run(files, every=NEVER, seed=0, watch=ignore)
+    stats.audit(sorted(study(file) for file in files))
+    assert stats.intact
+    assert stats.starts == len(files)
 
 
-def test_desist_holds_when_workers_are_killed_as_quickly_as_can_be(
-    files: list[Path], tally: Tally
+def test_desist_is_intact_when_workers_are_killed_without_a_pause(
+    files: list[Path], stats: RunStats
 ) -> None:
-    SafeWorkers(tally).run(files, every=0.0001, seed=0, watch=ignore)
-    tally.audit(sorted(study(file) for file in files))
-    assert tally.held_up
-    assert tally.kills
+    DesistWorkers(stats).run(files, every=0.0001, seed=0, watch=ignore)
+    stats.audit(sorted(study(file) for file in files))
+    assert stats.intact
+    assert stats.kills
 
 
-def test_a_lock_that_nobody_gives_back_ends_the_naive_run(files: list[Path], tally: Tally) -> None:
-    naive = NaiveWorkers(tally)
-    with naive.lock:  # as if a killed worker had left it so
-        naive.run(files, every=NEVER, seed=0, watch=ignore)
-        tally.audit(sorted(study(file) for file in files))
-    for thread in naive.threads:
+def test_a_lock_that_is_never_released_ends_the_threading_run(
+    files: list[Path], stats: RunStats
+) -> None:
+    workers = ThreadingWorkers(stats)
+    with workers.lock:  # as if a killed worker had left it so
+        workers.run(files, every=NEVER, seed=0, watch=ignore)
+        stats.audit(sorted(study(file) for file in files))
+    for thread in workers.threads:
         thread.join()
-    assert tally.hung == "no worker moves any more"
-    assert tally.held == ["the store's"]
-    assert tally.alive == 0
-    assert tally.lost == tally.workers
-    assert len(tally.queued) == len(files) - tally.workers
+    assert stats.hung == "no worker executes anything any more"
+    assert stats.locks_held == ["the store's"]
+    assert stats.alive == 0
+    assert stats.lost == stats.workers
+    assert len(stats.queued) == len(files) - stats.workers
 
 
 # --- the command line -----------------------------------------------------------------------------
 
 
-def test_the_demo_ends_with_a_table_and_says_whether_desist_held() -> None:
+def test_the_demo_ends_with_a_table_and_a_summary() -> None:
     command = [sys.executable, "-m", "desist", "demo", "--limit", "40", "--kill-every", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     assert (done.returncode, done.stderr) == (0, "")
@@ -211,7 +213,7 @@ def test_without_rich_it_says_what_to_install(
     assert "pip install 'desist[demo]'" in capsys.readouterr().err
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("desist 0.")
 

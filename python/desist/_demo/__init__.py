@@ -1,13 +1,13 @@
-"""`desist demo`: the same work, the same saboteur, two ways to build the workers.
+"""`desist demo`: the same work under the same random kills, by workers built in two ways.
 
-`job`       the work: one file of the standard library in, one row out
-`store`     where rows and running totals go; shared, so it needs a lock
-`safe`      the workers built with desist: read this one first
-`naive`     the workers built with threading, queue and a borrowed recipe
-`saboteur`  kills a random worker every few milliseconds
-`watchdog`  notices that a run does not get on any more
-`tally`     what a run measured, and whether it held
-`compare`   runs all of it
-`show`      progress while it runs
-`report`    the table at its end
+Read it in this order:
+
+`with_desist`     the workers built with desist: how the library is meant to be used
+`with_threading`  the workers built with `threading`, `queue` and the usual recipe for a kill
+`work`            the work: one file of the standard library in, one row out, and where rows go
+`measure`         the random kills, what a run has measured, and when it counts as hung
+`compare`         the three runs, one after the other
+`report`          progress on the terminal, and the table at the end
+
+Of desist, all of it uses the public names only.
 """

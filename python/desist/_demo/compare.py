@@ -1,4 +1,4 @@
-"""Runs the work three times, undisturbed and under both saboteurs, and judges."""
+"""The three runs: undisturbed, with desist, and with threading."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from desist._demo.job import standard_library, study
-from desist._demo.naive import NaiveWorkers
-from desist._demo.report import report
-from desist._demo.safe import SafeWorkers
-from desist._demo.show import Board
-from desist._demo.tally import Tally
+from desist._demo.measure import RunStats
+from desist._demo.report import Board, report
+from desist._demo.with_desist import DesistWorkers
+from desist._demo.with_threading import ThreadingWorkers
+from desist._demo.work import standard_library, study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What can be asked for on the command line."""
+    """The options of the command line."""
 
     workers: int = 4
     every: float = 0.003
@@ -39,43 +38,42 @@ class Options:
 def compare(options: Options) -> bool:
     """Run the demo and print its table.
 
-    Args:
-        options: How large, how fierce.
-
     Returns:
-        Whether the workers built with desist held.
+        Whether the work done with desist is intact.
     """
     console = Console()
     files = standard_library(tests=options.tests, limit=options.limit)
-    undisturbed = Tally(len(files), workers=1)
-    safe, naive = (Tally(len(files), options.workers) for _ in range(2))
+    undisturbed = RunStats(len(files), workers=1)
+    ours, theirs = (RunStats(len(files), options.workers) for _ in range(2))
     with ExitStack() as stack:
-        for tally in (undisturbed, safe, naive):
-            stack.enter_context(closing(tally.store))
-        # Some files have warnings in them, and warning is not part of the work.
+        for stats in (undisturbed, ours, theirs):
+            stack.enter_context(closing(stats.store))
+        # Parsing some of the files warns; the warnings are no part of the work.
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         with Board(console) as board:
             work_undisturbed(files, undisturbed, board.line("no kills", undisturbed))
-            for title, tally, workers in (
-                ("desist", safe, SafeWorkers),
-                ("naive", naive, NaiveWorkers),
+            for title, stats, workers in (
+                ("desist", ours, DesistWorkers),
+                ("threading", theirs, ThreadingWorkers),
             ):
-                workers(tally).run(
+                workers(stats).run(
                     files,
                     every=options.every,
                     seed=options.seed,
-                    watch=board.line(title, tally),
+                    watch=board.line(title, stats),
                 )
-                tally.audit(undisturbed.store.rows())
-        report(console, undisturbed=undisturbed, safe=safe, naive=naive)
-    return safe.held_up
+                stats.audit(undisturbed.store.rows())
+        report(console, undisturbed=undisturbed, ours=ours, theirs=theirs)
+    return ours.intact
 
 
-def work_undisturbed(files: Sequence[Path], tally: Tally, watch: Callable[[Tally], object]) -> None:
-    """Do the work in this thread, in order, with nobody killing anybody."""
+def work_undisturbed(
+    files: Sequence[Path], stats: RunStats, watch: Callable[[RunStats], object]
+) -> None:
+    """Do the work in this thread, in order and without kills."""
     started = time.monotonic()
-    for tally.starts, file in enumerate(files, start=1):
-        tally.store.add(study(file))
-        tally.seconds = time.monotonic() - started
-        watch(tally)
+    for stats.starts, file in enumerate(files, start=1):
+        stats.store.add(study(file))
+        stats.seconds = time.monotonic() - started
+        watch(stats)
