@@ -1,8 +1,31 @@
 //! A place where threads wait for each other.
 //!
-//! Guarantees: all parties of a round pass it, or none does; one who gives up before the last has
-//! come has not been there, and the others wait on; who gives up later passes with them. Which it
-//! is, is decided under one lock. The numbers of a round's parties are 0, 1, 2 and so on, each once.
+//! Guarantees:
+//! 1. All parties of a round pass it, or none does.
+//! 2. A party that is cancelled before the last one arrives is not counted, and the others wait on. A
+//!    party that is cancelled later passes with the others; its next checkpoint raises. Which of the
+//!    two it is, is decided under the barrier's mutex.
+//! 3. The indices of a round's parties are 0, 1, 2 and so on, each once.
+//!
+//! Protocol. [`BarrierState`] belongs to its mutex. A round is an object of its own, since its parties
+//! may look at it when the barrier is in the next round; it is changed under the barrier's mutex only,
+//! and has a mutex of its own so that a party can read it without the barrier's.
+//!
+//! | round's phase | event                                         | becomes                           |
+//! |---------------|-----------------------------------------------|-----------------------------------|
+//! | Filling       | a party arrives, not the last                 | Filling, arrived + 1              |
+//! | Filling       | a party is cancelled                          | Filling, arrived - 1              |
+//! | Filling       | the last party arrives                        | Opening; its [`Opening`] is made  |
+//! | Filling       | a party times out, `abort`, `reset`           | Broken                            |
+//! | Opening       | a party is cancelled or times out             | Opening: it passes                |
+//! | Opening       | [`Opening::open`]                             | Passed                            |
+//! | Opening       | the [`Opening`] is dropped, `abort`, `reset`  | Broken                            |
+//!
+//! Leaving Filling or Opening for Passed or Broken is [`BarrierState::end_round`], which also begins
+//! the next round and wakes every waiter: the parties of the round that ended, and early ones of the
+//! next, which queue while the last party has not opened and now arrive.
+//!
+//! Lock order: `state`, then a round's mutex, then the waiters' words.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,69 +39,82 @@ use crate::wait::{self, Op, Waitable};
 /// A meeting point of a fixed number of threads, round after round.
 #[derive(Debug)]
 pub struct Barrier {
+    /// How many threads a round takes; at least 1, never changed.
     parties: usize,
+    /// See the table above.
     state: Mutex<BarrierState>,
 }
 
+/// What the barrier's mutex protects.
 #[derive(Debug)]
 struct BarrierState {
+    /// The current round: Filling or Opening. Replaced when it has ended.
     round: Arc<Round>,
+    /// Parties of the current round that have arrived and not been cancelled, the last included.
     arrived: usize,
-    /// The parties of the round, but the last; or, while that one opens, also early ones of the
-    /// next.
+    /// The parties of the round, but the last; while that one opens, also early ones of the next.
     waiting: WaitQueue,
+    /// Arriving is an error until `reset`. Set by `abort`, a timeout, or a dropped [`Opening`].
     broken: bool,
 }
 
-/// One round, shared by its parties; changed under the barrier's lock.
+/// One round, shared by its parties. Written with the barrier's mutex locked.
 #[derive(Debug, Default)]
 struct Round(Mutex<Parties>);
 
+/// What a round's mutex protects.
 #[derive(Debug, Default)]
 struct Parties {
+    /// Ends at Passed or Broken, and is not changed afterwards.
     phase: RoundPhase,
-    /// Those who came and gave up: how many had come before them, these included.
+    /// The arrival numbers of parties that were cancelled while the round was filling: how many had
+    /// arrived before each, cancelled ones included. Final once the phase is not Filling.
     left: Vec<usize>,
 }
 
+/// See the table above.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum RoundPhase {
-    /// Not all are there.
+    /// Parties are missing.
     #[default]
     Filling,
-    /// All are there, and the last one does what is to be done before they go.
+    /// All parties are there, and the last one runs its action before they pass.
     Opening,
+    /// All parties pass.
     Passed,
+    /// No party passes.
     Broken,
 }
 
 /// Why a thread did not pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BarrierError {
-    /// The calling thread is to stop; it has not been there.
+    /// The calling thread is to stop, and does not count as a party.
     Stop(Stop),
-    /// Somebody broke the barrier, or waited for too long.
+    /// The barrier is broken: by `abort`, by a party that timed out, or by the last party, which
+    /// failed to open.
     Broken,
 }
 
-/// How a thread came through.
+/// The place of a thread in the round that it passes.
 #[derive(Debug)]
 pub enum Arrival<'a> {
-    /// With the others; the number of those who had come before it.
+    /// It has passed with the others, of which so many had arrived before it.
     Passed(usize),
-    /// As the last one: it lets the others go.
+    /// It is the last party, and opens the barrier for the others.
     Last(Opening<'a>),
 }
 
-/// Held by the last to arrive. Dropped without [`Opening::open`], it breaks the barrier.
+/// Given to the last party. Dropped without [`Opening::open`], it breaks the barrier.
 #[derive(Debug)]
 pub struct Opening<'a> {
     barrier: &'a Barrier,
+    /// The round that it opens, which `abort` or `reset` may have ended meanwhile.
     round: Arc<Round>,
 }
 
 impl Barrier {
-    /// For so many threads, one at least.
+    /// A barrier for so many threads; at least one.
     pub fn new(parties: usize) -> Barrier {
         Barrier {
             parties: parties.max(1),
@@ -91,8 +127,17 @@ impl Barrier {
         }
     }
 
-    /// Wait for the others and pass with them; yields the number of those who had come before.
-    /// Whoever waits until `until` in vain breaks the barrier. A checkpoint.
+    /// Wait for the other parties and pass with them; yields how many had arrived before.
+    ///
+    /// # Blocking
+    /// Blocks until all parties have arrived. A party that waits until `until` in vain breaks the
+    /// barrier for all.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry. A cancelled party is not counted; once all have arrived it passes.
+    ///
+    /// # Errors
+    /// The thread is to stop, or the barrier is broken.
     pub fn wait_until(&self, until: Time) -> Result<usize, BarrierError> {
         match self.arrive(until)? {
             Arrival::Passed(index) => Ok(index),
@@ -100,7 +145,10 @@ impl Barrier {
         }
     }
 
-    /// [`Barrier::wait_until`], but the last to arrive may do something before all go.
+    /// As [`Barrier::wait_until`], but the last party may run an action before all parties pass.
+    ///
+    /// # Errors
+    /// As [`Barrier::wait_until`].
     pub fn arrive(&self, until: Time) -> Result<Arrival<'_>, BarrierError> {
         let mut arriving = ArriveOp {
             barrier: self,
@@ -111,7 +159,7 @@ impl Barrier {
         }
         let mut state = self.state.lock();
         if state.round.phase() == RoundPhase::Opening {
-            // Too early for the next round: this one is complete, and does not wait for it.
+            // This thread is early for the next round; the current one is complete and still passes.
             state.broken = true;
         } else {
             state.end_round(RoundPhase::Broken, true);
@@ -119,12 +167,13 @@ impl Barrier {
         Err(BarrierError::Broken)
     }
 
-    /// Break it: whoever waits, or comes, is told so.
+    /// Break it: the parties that wait, and those that arrive until `reset`, get an error. Never
+    /// blocks.
     pub fn abort(&self) {
         self.state.lock().end_round(RoundPhase::Broken, true);
     }
 
-    /// Make it as new; whoever waits is told that it is broken.
+    /// Make it usable again. Parties that wait get the error that it is broken. Never blocks.
     pub fn reset(&self) {
         let mut state = self.state.lock();
         let phase = if state.arrived > 0 {
@@ -135,12 +184,12 @@ impl Barrier {
         state.end_round(phase, false);
     }
 
-    /// How many threads it is for.
+    /// How many threads a round takes.
     pub fn parties(&self) -> usize {
         self.parties
     }
 
-    /// How many wait in it.
+    /// How many parties wait for the others. 0 while the last one opens.
     pub fn waiting(&self) -> usize {
         let state = self.state.lock();
         match state.round.phase() {
@@ -149,32 +198,35 @@ impl Barrier {
         }
     }
 
-    /// Broken?
+    /// True if it is broken, until `reset`.
     pub fn is_broken(&self) -> bool {
         self.state.lock().broken
     }
 }
 
 impl BarrierState {
+    /// End the current round in `phase`, begin the next, and wake all waiters.
     fn end_round(&mut self, phase: RoundPhase, broken: bool) {
         self.round.decide(phase);
         self.round = Arc::default();
         self.arrived = 0;
         self.broken = broken;
-        // Under the lock, for so little; all of them but those who gave up are asleep.
+        // Woken with the mutex locked, unlike elsewhere: a barrier has few parties, and a round ends
+        // once.
         self.waiting.grant_all().iter().for_each(Ticket::wake);
     }
 }
 
-/// One call of [`Barrier::arrive`].
+/// One call of [`Barrier::arrive`]: the operation that the wait performs.
 struct ArriveOp<'a> {
     barrier: &'a Barrier,
-    /// The round it is a party of, and how many had come before, those who have left included.
+    /// The round it is a party of, and its arrival number there: how many had arrived before,
+    /// cancelled ones included. `None` until it has queued in a round that is filling.
     joined: Option<(Arc<Round>, usize)>,
 }
 
 impl<'a> ArriveOp<'a> {
-    /// Be the last party of the round that is filling, if that is so.
+    /// Become the last party of the round that is filling, if one party is missing.
     fn complete(&self, state: &mut BarrierState) -> Option<Arrival<'a>> {
         let last = state.arrived + 1 == self.barrier.parties;
         if !last || state.round.phase() != RoundPhase::Filling {
@@ -193,7 +245,7 @@ impl Waitable for ArriveOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.barrier.state.lock();
         let filling = state.round.phase() == RoundPhase::Filling;
-        // Changed since the last look: look again.
+        // Changed since `attempt`: this party is the last now, or the barrier is broken.
         if state.broken || filling && state.arrived + 1 == self.barrier.parties {
             ticket.grant();
             return;
@@ -213,6 +265,7 @@ impl Waitable for ArriveOp<'_> {
             return false;
         };
         if round.phase() != RoundPhase::Filling {
+            // All parties have arrived, this one included: it passes, whatever ended its wait.
             return true;
         }
         state.arrived -= 1;
@@ -242,14 +295,16 @@ impl<'a> Op for ArriveOp<'a> {
             barrier: self.barrier,
             round,
         };
+        // The round is complete. The last party runs its action; this one cannot leave any more.
         wait::perform_shielded(&mut passing)?;
         Ok(Some(Arrival::Passed(round.index(*before))))
     }
 }
 
-/// A party of a complete round waits until the last one has let all go.
+/// The wait of a party of a complete round until the last party has opened, or failed to.
 struct PassOp<'a> {
     barrier: &'a Barrier,
+    /// The complete round, which may be the barrier's last one by now.
     round: &'a Round,
 }
 
@@ -283,15 +338,18 @@ impl Op for PassOp<'_> {
 }
 
 impl Round {
+    /// Its phase. Lasting only while the barrier's mutex is locked, unless it is Passed or Broken.
     fn phase(&self) -> RoundPhase {
         self.0.lock().phase
     }
 
+    /// Called with the barrier's mutex locked.
     fn decide(&self, phase: RoundPhase) {
         self.0.lock().phase = phase;
     }
 
-    /// How many of those who were there to the end had come before, once nobody leaves any more.
+    /// The index of the party with arrival number `before`: cancelled parties do not count. Called
+    /// when the round is complete and no party leaves any more.
     fn index(&self, before: usize) -> usize {
         let left = &self.0.lock().left;
         before - left.iter().filter(|earlier| **earlier < before).count()
@@ -299,18 +357,21 @@ impl Round {
 }
 
 impl Opening<'_> {
-    /// How many came before: all others.
+    /// How many had arrived before: all other parties.
     pub fn index(&self) -> usize {
         self.barrier.parties - 1
     }
 
-    /// Let all go.
+    /// Let all parties pass, this one included; yields its index. Never blocks.
+    ///
+    /// # Errors
+    /// The barrier was aborted or reset meanwhile, and no party passes.
     pub fn open(self) -> Result<usize, BarrierError> {
         let mut state = self.barrier.state.lock();
         if self.round.phase() != RoundPhase::Opening {
-            return Err(BarrierError::Broken); // meanwhile, by somebody else
+            return Err(BarrierError::Broken); // meanwhile, by another thread
         }
-        let broken = state.broken; // for the next round
+        let broken = state.broken; // set by an early party that timed out: for the next round
         state.end_round(RoundPhase::Passed, broken);
         drop(state);
         Ok(self.index())
@@ -337,7 +398,7 @@ impl fmt::Display for BarrierError {
         match self {
             BarrierError::Stop(stop) => stop.fmt(f),
             BarrierError::Broken => f.write_str(
-                "the barrier is broken: a party gave up or broke it; reset() makes it usable again",
+                "the barrier is broken: a party timed out or aborted it; reset() makes it usable again",
             ),
         }
     }

@@ -1,8 +1,18 @@
-//! Waiting for something that a lock protects to change.
+//! Waiting for a change of what a lock protects.
 //!
-//! Guarantees: giving up the lock and standing in line are one step as far as a notifier can
-//! tell; a notify goes to somebody who is still waiting, or to nobody (I11); whatever ends the
-//! wait, the lock is held again, as often as before, when it is over.
+//! Guarantees:
+//! 1. Releasing the lock and queuing are one step as far as a notifier can tell: a notify made with
+//!    the lock held after the release finds the waiter in the queue.
+//! 2. A notify goes to a thread that is still waiting, or to none; it is not lost with a waiter that
+//!    was cancelled or timed out (I11).
+//! 3. However the wait ends, the lock is held again, as often as before, when it is over; unless a
+//!    signal handler raises during the reacquisition, or the lock was poisoned meanwhile.
+//!
+//! Protocol. The waiter queues its ticket first and releases the lock then, both in `enqueue`; no
+//! thread can hold the lock, and so notify for the change, between the two. After the wait it
+//! reacquires the lock uncancelled, and only then reports how the wait ended.
+//!
+//! Lock order: `waiting` is locked alone, never together with the lock's state.
 
 use crate::atomics::Mutex;
 use crate::clock::Time;
@@ -10,20 +20,22 @@ use crate::park::{Ticket, WaitQueue, Waiter};
 use crate::sync::lock::{Holds, Lock, LockError, ReleaseError};
 use crate::wait::{self, Waitable};
 
-/// A condition variable. Its lock is held while one waits for it, or notifies.
+/// A condition variable of a [`Lock`], which its user holds to wait and to notify.
 #[derive(Debug)]
 pub struct Condition {
     lock: Lock,
+    /// The waiters, in the order of their arrival. Pushed and removed by the waiter, popped by a
+    /// notifier.
     waiting: Mutex<WaitQueue>,
 }
 
 /// Why a wait for a condition ended without a notify.
 #[derive(Debug, Clone)]
 pub enum WaitError {
-    /// The lock is not held, so there is nothing to wait with.
+    /// The calling thread does not hold the lock.
     NotHeld(ReleaseError),
-    /// The thread is to stop, and holds the lock; or the lock could not be had again, and it does
-    /// not hold it.
+    /// The thread is to stop, and holds the lock. Or, for any error but [`LockError::Stop`], the lock
+    /// could not be reacquired and is not held.
     Lock(LockError),
 }
 
@@ -36,16 +48,26 @@ impl Condition {
         }
     }
 
-    /// Its lock.
+    /// The lock it was made with.
     pub fn lock(&self) -> &Lock {
         &self.lock
     }
 
-    /// Give up the lock, block until a notify or until `until` (then false), and take the lock
-    /// again. A checkpoint; the lock is held again before `Err`, too.
+    /// Release the lock, wait for a notify or until `until` (then false), and reacquire the lock.
+    ///
+    /// # Blocking
+    /// Blocks until a notify, and then until the lock is free.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, before the lock is released. A cancelled wait reacquires the lock before
+    /// it returns `Err`; the reacquisition itself cannot be cancelled.
+    ///
+    /// # Errors
+    /// The lock is not held, the thread is to stop, or the lock was poisoned meanwhile.
     pub fn wait_until(&self, until: Time) -> Result<bool, WaitError> {
         if !self.lock.is_locked() {
-            return Err(WaitError::NotHeld(ReleaseError::NotHeld)); // and no notify is for it
+            // Before it queues: a thread without the lock must not take a notify from a waiter.
+            return Err(WaitError::NotHeld(ReleaseError::NotHeld));
         }
         wait::checkpoint().map_err(LockError::Stop)?;
         let mut waiting = Waiting {
@@ -64,7 +86,8 @@ impl Condition {
         }
     }
 
-    /// Wake so many of those who wait, the longest waiting first.
+    /// Wake at most `count` waiters, the longest waiting first. Never blocks, and is no checkpoint. The
+    /// caller holds the lock, or a waiter may miss it that has looked and not yet queued.
     pub fn notify(&self, count: usize) {
         let woken: Vec<Ticket> = {
             let mut waiting = self.waiting.lock();
@@ -75,39 +98,41 @@ impl Condition {
         woken.iter().for_each(Ticket::wake);
     }
 
-    /// Stand in line without giving up the lock, for one who looks after what it protects anew
-    /// once it is in line, and when it is granted.
+    /// Queue without releasing the lock: for a waiter that checks what the lock protects after it has
+    /// queued, and again when it is granted.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn join(&self, ticket: Ticket) {
         self.waiting.lock().push(ticket);
     }
 
-    /// Leave the line.
+    /// Leave the queue, if the ticket is still there.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn leave(&self, ticket: &Ticket) {
         self.waiting.lock().remove(ticket);
     }
 
-    /// How many wait.
+    /// How many threads wait.
     pub fn waiting(&self) -> usize {
         self.waiting.lock().len()
     }
 }
 
+/// One call of [`Condition::wait_until`], in the waiter's thread.
 struct Waiting<'a> {
     condition: &'a Condition,
-    /// What became of the lock when the wait began.
+    /// What releasing the lock gave: the holds to restore, or that the thread did not hold it. `None`:
+    /// the wait was decided before it queued, so the lock was not released.
     released: Option<Result<Holds, ReleaseError>>,
 }
 
 impl Waitable for Waiting<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
-        // In line first: whoever has the lock next may notify.
+        // Queue first: the next holder of the lock may notify at once.
         self.condition.waiting.lock().push(ticket.clone());
         let released = self.condition.lock.release_all();
         if released.is_err() {
             self.condition.waiting.lock().remove(&ticket);
-            ticket.grant();
+            ticket.grant(); // end the wait; `wait_until` reports the error
         }
         self.released = Some(released);
     }

@@ -1,4 +1,13 @@
 //! A flag that is set and cleared, and waited for.
+//!
+//! Guarantees:
+//! 1. A wait that begins before `set`, or while the flag is set, ends; it ends even if the flag is
+//!    cleared before the waiter runs, since the grant itself is the answer.
+//! 2. A wait that was cancelled or timed out has left the queue when it returns (I14).
+//!
+//! Protocol. [`EventState`] belongs to its mutex. `set` raises the flag and empties the queue in one
+//! critical section, and a waiter looks at the flag and queues in one; so it either sees the flag or
+//! is in the queue that is emptied (I12). Tickets are woken after the mutex is unlocked.
 
 use crate::atomics::Mutex;
 use crate::clock::Time;
@@ -9,12 +18,16 @@ use crate::wait::{self, Op, Waitable};
 /// A flag. A wait for it ends when it is set, and also if it is cleared again right after.
 #[derive(Debug, Default)]
 pub struct Event {
+    /// Locked for a few instructions, never while a thread is woken.
     state: Mutex<EventState>,
 }
 
+/// What the event's mutex protects.
 #[derive(Debug, Default)]
 struct EventState {
+    /// Written by `set` and `clear`, in any thread.
     set: bool,
+    /// Empty while `set` is true.
     waiting: WaitQueue,
 }
 
@@ -24,7 +37,7 @@ impl Event {
         Event::default()
     }
 
-    /// Set it and wake all who wait. Idempotent.
+    /// Set it and wake all waiters. Idempotent; never blocks, and is no checkpoint.
     pub fn set(&self) {
         let waiting = {
             let mut state = self.state.lock();
@@ -34,17 +47,26 @@ impl Event {
         waiting.iter().for_each(Ticket::wake);
     }
 
-    /// From now on a wait for it blocks.
+    /// Clear it: from now on a wait for it blocks. Waits that `set` has granted end all the same.
     pub fn clear(&self) {
         self.state.lock().set = false;
     }
 
-    /// Set?
+    /// True if it is set.
     pub fn is_set(&self) -> bool {
         self.state.lock().set
     }
 
-    /// Block until it is set, or until `until` (then false). A checkpoint, even if it is set.
+    /// Wait until it is set, or until `until`; then false.
+    ///
+    /// # Blocking
+    /// Blocks while the event is not set.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, even if it is set.
+    ///
+    /// # Errors
+    /// The calling thread is to stop.
     pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
         wait::perform(&mut &*self, until).map(|set| set.is_some())
     }
@@ -56,6 +78,7 @@ impl Event {
 }
 
 impl Waitable for &Event {
+    // The event may have been set since `attempt`: look again under the mutex.
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.state.lock();
         if state.set {
@@ -79,7 +102,7 @@ impl Op for &Event {
         Ok(self.is_set().then_some(()))
     }
 
-    // It was set, whatever has become of it since.
+    // Granted by `set`: the wait has succeeded, even if the flag was cleared since.
     fn collect(&mut self) -> Result<Option<()>, Stop> {
         Ok(Some(()))
     }

@@ -1,18 +1,52 @@
 //! A lock that knows its holder.
 //!
 //! Guarantees:
-//! 1. Changing hands and changing ledgers is one critical section, so that nothing is ever held
-//!    and not recorded. A wait that ends with an error has not taken it (I11).
-//! 2. After its holder was stopped hard it is poisoned before anyone else gets it (I21).
-//! 3. If it is free and somebody waits for it, somebody is awake who will take it (I12): whoever
-//!    releases it nudges the first in line, and another nudge is due only when that one has looked.
-//! 4. Whoever has waited for [`HANDOVER_AFTER`] gets it at the next release: it is handed over.
-//! 5. Its epoch rises whenever it comes to a new holder. A fenced lock outlives a holder that was
-//!    given up, which by the epoch is told from those that come after it.
+//! 1. Changing hands and changing ledgers is one critical section, so the lock is never held without
+//!    being recorded. A wait that ends with an error has not acquired it (I11).
+//! 2. After its holder was killed it is poisoned before any other thread can acquire it (I21).
+//! 3. If it is free and has waiters, one of them is awake and will look at it (I12): a release
+//!    notifies the first waiter, and the next notification is due only when that one has looked.
+//! 4. A waiter that has waited for [`HANDOVER_AFTER`] gets the lock at the next release: it is handed
+//!    over, so that overtaking is bounded.
+//! 5. The epoch rises with every new holder. A fenced lock survives the abandonment of its holder,
+//!    which is told from later holders by the epoch.
 //!
-//! A nudge and not a hand-over in the normal case, for a lock that is handed over waits, held by
-//! a thread that has yet to wake up: where a lock is taken often, all who want it would then
-//! queue up, and each turn cost a wake-up.
+//! Notification, not hand-over, in the normal case: a lock that is handed over is held by a thread
+//! that has yet to wake up. Where a lock is taken often, every thread would then queue, and each
+//! turn would cost a wake-up.
+//!
+//! State. All of [`LockState`] belongs to the mutex `state`; any thread that acquires, releases or
+//! sweeps writes it. `poison` is independent of `holder`: a repairing holder has both.
+//!
+//! | from                    | event                                        | to                       |
+//! |-------------------------|----------------------------------------------|--------------------------|
+//! | free                    | acquire                                      | held, epoch + 1          |
+//! | held                    | acquire by the holder, reentrant             | held, depth + 1          |
+//! | held, depth > 1         | release                                      | held, depth - 1          |
+//! | held                    | release, no waiter, or one notified          | free                     |
+//! | held                    | release, first waiter waits a short time     | free, notified           |
+//! | held                    | release, first waiter is overdue             | held by it, epoch + 1    |
+//! | free, notified          | the notified waiter looks                    | held by it               |
+//! | held by another         | the notified waiter looks (it was overtaken) | it queues again, in front |
+//! | held                    | holder unwound without releasing: sweep      | as release               |
+//! | held                    | holder killed; undone, or `OnKill::Release`  | as release               |
+//! | held                    | holder killed, `OnKill::Poison`              | poisoned                 |
+//! | held                    | holder abandoned                             | unrecoverable            |
+//! | held, fenced            | holder abandoned                             | as if it had been killed |
+//! | held by a parent's thread | first look in a forked child               | as if it was abandoned   |
+//! | poisoned                | acquire with [`Acquire::Repair`]             | held, still poisoned     |
+//! | held, still poisoned    | `mark_consistent`                            | held                     |
+//! | held, still poisoned    | release                                      | poisoned                 |
+//!
+//! "Poisoned" is no holder and [`Poison::Killed`]; "unrecoverable" is [`Poison::OwnerLost`], which
+//! no transition leaves but [`Lock::reinitialize`]. Entering either wakes every waiter, so that each
+//! returns the error.
+//!
+//! Lock order: `state`, then a ledger's entries, then the waiter's word (an atomic). Tickets are
+//! granted under `state` and woken after it is unlocked; `undo` runs under it, its `discard` and the
+//! drop of a ledger's count do not, since they may be the last reference to data of the host.
+//!
+//! This file decides; `guard` is the handle of one hold, `error` the reasons of a refusal.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -36,116 +70,140 @@ pub use error::{LockError, ReleaseError};
 pub(crate) use guard::Holding;
 pub use guard::{Fenced, LockGuard};
 
-/// How long a waiter may be overtaken.
+/// How long a waiter may be overtaken before a release hands the lock over to it. Long enough that a
+/// lock under normal load is never handed over, short against what a user notices.
 #[cfg_attr(all(loom, test), allow(dead_code))]
 const HANDOVER_AFTER: Duration = Duration::from_millis(1);
 
-/// A mutual exclusion lock whose waits can be cancelled, and which a stopped task gives back.
+/// A mutual exclusion lock whose waits can be cancelled, and which is released when the task that
+/// holds it ends, however it ends.
 ///
 /// May be released by another thread than the one that acquired it, unless it is
 /// [reentrant](Lock::reentrant). Cloning gives another handle of the same lock.
 #[derive(Clone)]
 pub struct Lock {
+    /// Shared with all clones, and with each ledger in which a hold of it is recorded.
     core: Arc<LockCore>,
 }
 
+/// The lock itself. All fields but `state` are fixed when it is made.
 struct LockCore {
+    /// For reports and messages; need not be unique.
     name: Arc<str>,
+    /// What becomes of the lock when its holder is killed and nothing was undone.
     on_kill: OnKill,
-    /// Its holder may take it again.
+    /// The holder may acquire it again, and only the holder may release it.
     reentrant: bool,
-    /// Others get it when its holder is given up.
+    /// It stays usable when its holder is abandoned; only the holder may release it.
     fenced: bool,
+    /// Rolls back what a killed holder has half done, if that is possible.
     undo: Option<Arc<dyn Undo>>,
+    /// See the table above.
     state: Mutex<LockState>,
 }
 
-/// Takes back what a holder has half done that was stopped in the middle.
+/// Rolls back a partial update after the holder was killed.
 pub(crate) trait Undo: Send + Sync {
-    /// Nobody holds the lock now, and nobody gets it before this has returned. True: what it
-    /// protects is as it was before the holder had it. Must not run code of the host.
+    /// Called with the lock's state locked, so no thread can acquire it before this returns. True:
+    /// what the lock protects is as it was before the holder acquired it, so there is nothing to
+    /// poison. Must not run code of the host, which may take any lock.
     fn undo(&self) -> bool;
 
-    /// Drop what [`Undo::undo`] has taken out; no lock is held.
+    /// Drop the values that [`Undo::undo`] has replaced. Called with no lock held, for it may run a
+    /// destructor of the host.
     fn discard(&self);
 }
 
+/// What the lock's mutex protects.
 #[derive(Default)]
 struct LockState {
+    /// The ledger of the task or thread that holds the lock, with which it has `depth` entries.
+    /// `None` exactly when `depth` is 0.
     holder: Option<Arc<Ledger>>,
-    /// How often it has come to a new holder.
+    /// How many holders there have been; raised when `holder` is set, and never lowered.
     epoch: u64,
-    /// How often the holder has taken it.
+    /// How often the holder has acquired it: at most 1, unless it is reentrant.
     depth: usize,
-    /// Holds of blocks that a sweep has taken back, and whose block's end has not come, and may
-    /// never.
+    /// Holds of [`HoldKind::Block`] that a sweep has reclaimed and whose block has not ended yet; it
+    /// may never end. The block's end finds the count and leaves the lock alone.
     orphans: usize,
+    /// The waiters, in the order of their arrival; one that was overtaken goes to the front.
     queue: VecDeque<LockRequest>,
-    /// Somebody, in the process of this generation, was told that it is free, and has not looked.
+    /// Set by a release that granted a waiter a look, cleared when a granted waiter looks. The value
+    /// is the fork generation: a thread of the parent process never looks, so another value than
+    /// this process's counts as `None`.
     notified: Option<u32>,
-    /// Set: nobody gets it until it is repaired.
+    /// Why the lock is unavailable. Written before the holder is cleared, in one critical section.
     poison: Option<Poison>,
 }
 
+/// A place in the lock's queue. Written by its waiter, which also removes it when the wait ends
+/// otherwise; a release pops it.
 struct LockRequest {
+    /// Granted to tell the waiter to look, or that it is the holder now.
     ticket: Ticket,
+    /// Becomes the holder if the lock is handed over.
     ledger: Arc<Ledger>,
+    /// What is recorded in that case.
     acquisition: Acquisition,
+    /// When the waiter queued for the first time, however often it was overtaken since.
     since: Time,
 }
 
-/// What is entered in the ledger of who gets it.
+/// What is entered in the new holder's ledger.
 #[derive(Debug, Clone)]
 enum Acquisition {
+    /// One new hold.
     New(Acquire),
-    /// It was given up for a while.
+    /// The holds that [`Lock::release_all`] removed, in their old places.
     Again(Holds),
 }
 
 /// A holder's holds, the latest first.
 pub(crate) type Holds = Vec<Hold>;
 
+/// Why a lock that has no holder cannot be acquired.
 #[derive(Clone)]
 enum Poison {
-    /// The holder is dead; the data may be half changed.
+    /// The holder was killed inside; the data may be half changed. [`Acquire::Repair`] is admitted.
     Killed(Arc<KillInfo>),
-    /// The holder was given up and may still be using it.
+    /// The holder was abandoned and may still be using the data. No thread is ever admitted.
     OwnerLost(Arc<KillInfo>),
 }
 
-/// What happens to a lock whose holder is stopped hard.
+/// What happens to a lock whose holder is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnKill {
-    /// The next to acquire it gets an error until somebody repairs it.
+    /// Acquiring it is an error until it is repaired, see [`Acquire::Repair`].
     #[default]
     Poison,
     /// It is free again.
     Release,
 }
 
-/// For whom a lock is acquired.
+/// What a lock is acquired for: it decides what releases it if the holder does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquire {
-    /// A block: the scope or task around it takes it back if the block did not.
+    /// A block: reclaimed with the scope or task around it, if the block's end did not run.
     Block,
-    /// The task: held until somebody releases it, or the task ends.
+    /// The task: held until a call of [`Lock::release`], or the end of the task.
     Task,
-    /// A guard that gives access for as long as it lives.
+    /// A Rust guard that gives access for as long as it lives; reclaimed by no sweep.
     Guard,
-    /// A block that knows its own hold of it: its end takes no other.
+    /// A block that names its own hold: its end releases this hold and no other.
     Known,
-    /// As [`Acquire::Known`], to set right what it protects: also if it is poisoned.
+    /// As [`Acquire::Known`], and also admitted while the lock is poisoned, to repair the data.
     Repair,
 }
 
 impl Lock {
-    /// A free lock; the name is for reports.
+    /// A free lock. `name` appears in reports and error messages.
     pub fn new(name: &str, on_kill: OnKill) -> Lock {
         Lock::with(name, on_kill, false)
     }
 
-    /// A free lock that its holder may take again, and releases as often. Only the holder, which
-    /// is a task or a thread outside any, may release it.
+    /// A free lock that its holder may acquire again, and must release as often. Only the holder,
+    /// which is a task or a thread outside any, may release it.
     pub fn reentrant(name: &str, on_kill: OnKill) -> Lock {
         Lock::with(name, on_kill, true)
     }
@@ -163,21 +221,23 @@ impl Lock {
         }
     }
 
-    /// A fenced lock like this one, which is free. When its holder is given up while it still runs,
-    /// others can have the lock: those who use what it protects compare epochs, see
-    /// [`LockGuard::epoch`]. Only its holder, or a guard, releases it.
+    /// A fenced lock with the same properties; free, and unrelated to this one.
+    ///
+    /// When its holder is abandoned while it still runs, other tasks can acquire the lock: what it
+    /// protects compares epochs to refuse the stale holder, see [`LockGuard::epoch`]. Only its
+    /// holder, or a guard, releases it.
     #[must_use]
     pub fn fenced(self) -> Lock {
         self.changed(|core| core.fenced = true)
     }
 
-    /// One like this whose holders, if they are stopped in the middle, leave what it protects as it
-    /// was.
+    /// A lock with the same properties that rolls back the partial update of a killed holder.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn with_undo(self, undo: Arc<dyn Undo>) -> Lock {
         self.changed(|core| core.undo = Some(undo))
     }
 
+    /// A new, free lock with this one's properties, after `change`.
     fn changed(&self, change: impl FnOnce(&mut LockCore)) -> Lock {
         let mut core = LockCore {
             name: self.core.name.clone(),
@@ -191,23 +251,42 @@ impl Lock {
         }
     }
 
-    /// Its name.
+    /// The name it was made with.
     pub fn name(&self) -> &Arc<str> {
         &self.core.name
     }
 
-    /// Acquire it, waiting until `until` at most (then false). A checkpoint on entry, even if it
-    /// is free.
+    /// Acquire it, waiting until `until` at most; then false.
+    ///
+    /// # Blocking
+    /// Blocks while another task or thread holds it, and the holder itself unless it is reentrant.
+    /// Waiters get it in the order of their arrival, but a running thread may overtake each for up to
+    /// a millisecond.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, even if the lock is free. A cancelled or killed wait has not acquired
+    /// it; if the lock was granted first, the call succeeds and the next checkpoint raises.
+    ///
+    /// # Errors
+    /// [`LockError`], and then the lock is not held: the thread is to stop, or the last holder was
+    /// killed or abandoned inside.
     pub fn acquire(&self, acquire: Acquire, until: Time) -> Result<bool, LockError> {
         wait::perform(&mut self.acquire_op(acquire), until).map(|acquired| acquired.is_some())
     }
 
-    /// Acquiring it, as one of several things to wait for.
+    /// Acquiring it, as an operation for [`wait::perform`] or as one of several to wait for. It is
+    /// recorded for the task or thread that calls this.
     pub(crate) fn acquire_op(&self, acquire: Acquire) -> AcquireOp<'_> {
         AcquireOp::new(&self.core, Acquisition::New(acquire))
     }
 
-    /// Acquire it if it is free; not a checkpoint, never blocks.
+    /// Acquire it if it is free; false if another task or thread holds it.
+    ///
+    /// # Blocking
+    /// Never blocks, and is no checkpoint. May overtake waiters.
+    ///
+    /// # Errors
+    /// [`LockError::Poisoned`] or [`LockError::OwnerLost`], as [`Lock::acquire`].
     pub fn try_acquire(&self, acquire: Acquire) -> Result<bool, LockError> {
         let taken = scope::with_ledger(|ledger| {
             let mut state = self.core.state.lock();
@@ -215,42 +294,52 @@ impl Lock {
                 .take_if_free(&mut state, ledger, &Acquisition::New(acquire))
         })?;
         if taken {
+            // A kill posted just before would be raised inside: from now on the held lock defers it.
             scope::hold_off_kill();
         }
         Ok(taken)
     }
 
-    /// Give it to the next in line.
+    /// Release one hold of it: the latest, if it is reentrant. The next waiter is notified, or gets it
+    /// at once if it has waited for long.
+    ///
+    /// # Blocking
+    /// Never blocks, and is no checkpoint: clean-up code may call it.
+    ///
+    /// # Errors
+    /// [`ReleaseError`], and then nothing has changed: it is not held, or the calling thread is not
+    /// the holder of a lock that only its holder may release.
     pub fn release(&self) -> Result<(), ReleaseError> {
         self.core.release(false, None).map(|_| ())
     }
 
-    /// Give it up in the middle of a kill: its holder, the calling task, unwinds because it was
-    /// stopped hard, and what the lock protects may be half changed. True: it is poisoned now.
+    /// Release it in the middle of a kill: the calling task, which holds it, unwinds because it was
+    /// killed, and what the lock protects may be half changed. True: it is poisoned now.
     pub(crate) fn release_killed(&self, kill: KillInfo) -> Result<bool, ReleaseError> {
         self.core
             .release(false, Some(&Termination::Killed(Arc::new(kill))))
     }
 
-    /// Which entry of the ledger of the calling task, or thread, its latest hold is.
+    /// The sequence number of the calling task's, or thread's, latest hold of it; `None` if it has
+    /// none. It tells whether the hold was taken inside a block that is being killed.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn hold_seq(&self) -> Option<u64> {
         let hold = scope::with_ledger(|mine| mine.latest(Arc::as_ptr(&self.core).cast()));
         hold.map(Hold::seq)
     }
 
-    /// May its holder take it again?
+    /// True if its holder may acquire it again.
     pub fn is_reentrant(&self) -> bool {
         self.core.reentrant
     }
 
-    /// Does the calling task, or thread, hold it?
+    /// True if the calling task, or thread outside any, holds it.
     pub fn is_mine(&self) -> bool {
         let ledger = scope::current_ledger();
         self.core.state.lock().is_held_by(&ledger)
     }
 
-    /// How often the calling task, or thread, holds it.
+    /// How often the calling task, or thread outside any, has acquired it and not released it.
     pub fn depth(&self) -> usize {
         let ledger = scope::current_ledger();
         let state = self.core.state.lock();
@@ -261,7 +350,8 @@ impl Lock {
         }
     }
 
-    /// Give it up for a while, however often it is held; for [`Lock::reacquire`].
+    /// Release all holds at once, for the time of a condition wait; [`Lock::reacquire`] takes the
+    /// result.
     pub(crate) fn release_all(&self) -> Result<Holds, ReleaseError> {
         let ledger = scope::current_ledger();
         let (wake, removed) = {
@@ -278,9 +368,15 @@ impl Lock {
         Ok(removed.iter().map(|(_, hold)| *hold).collect())
     }
 
-    /// Take it back as it was before [`Lock::release_all`], however long that takes: only a signal
-    /// handler of the host that raises ends the wait. `Err`: it is not held, and the block that
-    /// took it need not release it.
+    /// Acquire it again as it was before [`Lock::release_all`], however long that takes.
+    ///
+    /// # Cancellation
+    /// Neither a cancellation nor a kill ends the wait: a condition wait returns with the lock held.
+    /// Only a signal handler of the host that raises does.
+    ///
+    /// # Errors
+    /// Then it is not held; the ends of the blocks that had acquired it find that (`orphans`) and
+    /// leave the lock alone.
     pub(crate) fn reacquire(&self, holds: Holds) -> Result<(), LockError> {
         let blocks = holds
             .iter()
@@ -294,7 +390,7 @@ impl Lock {
         taken
     }
 
-    /// A block that took it ends: release it, unless that was done by a sweep.
+    /// The end of a block that acquired it: release it, unless a sweep has reclaimed it already.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn end_block(&self) -> Result<(), ReleaseError> {
         self.core.release(true, None).map(|_| ())
@@ -307,7 +403,8 @@ impl Lock {
             .release(true, Some(&Termination::Killed(Arc::new(kill))))
     }
 
-    /// Make it as new, for the only thread of a forked child.
+    /// Make it free and unpoisoned, for the only thread of a forked child. The epoch stays, so that
+    /// what it fenced still recognises stale holders.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn reinitialize(&self) {
         let (holder, removed) = {
@@ -325,25 +422,26 @@ impl Lock {
         drop((holder, removed));
     }
 
-    /// How often its holder, whoever that is, holds it.
+    /// How often its holder has acquired it, in whichever thread that is; 0 if it is free.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn count(&self) -> usize {
         self.core.state.lock().depth
     }
 
-    /// Resource by anyone?
+    /// True if any task or thread holds it. Stale as soon as it is returned.
     pub fn is_locked(&self) -> bool {
         self.core.state.lock().holder.is_some()
     }
 
-    /// Who holds it: the name of a task, or of a thread outside any, which may have none.
+    /// The name of the task, or of the thread outside any, that holds it. `None`: it is free;
+    /// `Some(None)`: the holding thread has no name.
     pub fn owner(&self) -> Option<Option<Arc<str>>> {
         let state = self.core.state.lock();
         let holder = state.holder.as_ref()?;
         Some(holder.owner().cloned())
     }
 
-    /// Poisoned, or lost with its holder?
+    /// True if acquiring it is an error: its holder was killed inside, or abandoned.
     pub fn is_poisoned(&self) -> bool {
         self.core.state.lock().poison.is_some()
     }
@@ -353,13 +451,15 @@ impl Lock {
         self.core.state.lock().queue.len()
     }
 
-    /// What it protects is consistent again: called by a holder that acquired it to repair.
+    /// What it protects is consistent again. Called by a holder that acquired it with
+    /// [`Acquire::Repair`], before it releases.
     pub fn mark_consistent(&self) {
         self.core.state.lock().poison = None;
     }
 }
 
 impl LockCore {
+    /// Make `ledger` the holder, if the lock is free for it.
     fn take_if_free(
         self: &Arc<Self>,
         state: &mut LockState,
@@ -373,7 +473,8 @@ impl LockCore {
         Ok(free)
     }
 
-    /// Free for this one?
+    /// True if `ledger` may become the holder, or is and may acquire it again. Also where a holder
+    /// that a fork left in the parent process is discovered, which changes the state.
     fn is_free_for(
         &self,
         state: &mut LockState,
@@ -392,7 +493,9 @@ impl LockCore {
         Ok(state.holder.is_none())
     }
 
-    /// Its holder was left behind in the parent process, and goes on there with a lock of its own.
+    /// The holder is a thread of the parent process, which goes on there with its own copy of the
+    /// lock. In this process the data may be half changed and no thread will ever release it: treat
+    /// the holder as abandoned.
     #[cold]
     fn recover_after_fork(&self, state: &mut LockState) {
         let Some(holder) = state.holder.take() else {
@@ -414,7 +517,8 @@ impl LockCore {
         self.poison_after_death(state, &kill, self.is_unrecoverable(hold));
     }
 
-    /// Make `ledger` the holder: the one place where the lock and a ledger change together.
+    /// Make `ledger` the holder, or the holder again: the one place where the lock and a ledger change
+    /// together. Called with `state` locked, by the acquiring thread or by the one that hands over.
     fn assign(
         self: &Arc<Self>,
         state: &mut LockState,
@@ -445,8 +549,9 @@ impl LockCore {
         };
     }
 
-    /// Release it, or one hold of it, whoever the holder is; `block`: unless the block at whose end
-    /// this is has been swept. Returns whether it is poisoned now.
+    /// Release the latest hold of the holder. `block`: this is the end of a block, whose hold a sweep
+    /// may have reclaimed. `termination`: how the holder ended, if this is no normal release. Returns
+    /// whether the lock is poisoned now.
     fn release(
         self: &Arc<Self>,
         block: bool,
@@ -455,6 +560,8 @@ impl LockCore {
         let released = scope::with_ledger(|mine| {
             let mut state = self.state.lock();
             let is_mine = state.is_held_by(mine);
+            // A sweep has reclaimed some block's hold. If the lock is this thread's now, it acquired
+            // it again inside that block, and this end belongs to the later hold.
             if block && state.orphans > 0 && !is_mine {
                 state.orphans -= 1;
                 return Err(ReleaseError::Swept);
@@ -463,7 +570,7 @@ impl LockCore {
             if !is_mine && state.holder.is_some() && (self.reentrant || self.fenced) {
                 return Err(ReleaseError::NotHolder);
             }
-            // With the last hold its count goes, too.
+            // The last hold takes the holder's count out of the state, which spares an atomic write.
             let holder = match state.depth {
                 1 => state.holder.take(),
                 _ => state.holder.clone(),
@@ -481,7 +588,8 @@ impl LockCore {
         released.map_err(|failure| self.or_fenced(failure))
     }
 
-    /// The calling task may have been given up while it held the lock, which is another's now.
+    /// `failure`, or [`ReleaseError::Fenced`] if its reason is that the calling task was abandoned
+    /// while it held the lock, which another task has acquired since.
     #[cold]
     fn or_fenced(&self, failure: ReleaseError) -> ReleaseError {
         let abandoned = |task: Arc<Task>| task.progress() == Progress::Abandoned;
@@ -492,7 +600,8 @@ impl LockCore {
         }
     }
 
-    /// Take this very hold from `holder`. `None` if it does not have it any more.
+    /// Release exactly this hold of `holder`; `None` if it was released or reclaimed before. With a
+    /// `termination` this is a sweep, and a block that took the hold is told so by `orphans`.
     fn release_hold(
         self: &Arc<Self>,
         holder: &Arc<Ledger>,
@@ -515,7 +624,8 @@ impl LockCore {
         Some(poisoned)
     }
 
-    /// The holder has one hold less, and ended so. Returns whom to wake.
+    /// Lower the depth by one, poison the lock first if the holder's `termination` asks for it (I21),
+    /// and mark it free if this was the last hold. Returns the waiters to wake.
     fn drop_hold(
         self: &Arc<Self>,
         state: &mut LockState,
@@ -537,13 +647,15 @@ impl LockCore {
         }
     }
 
-    /// Strike out all its holds of it, the latest first; to be dropped unlocked.
+    /// Remove all holds of it from `holder`'s ledger, the latest first. The caller drops the counts
+    /// when no lock is held.
     fn remove_all_holds(self: &Arc<Self>, holder: &Ledger) -> Vec<(Arc<dyn Resource>, Hold)> {
         let next = || holder.remove_latest(Arc::as_ptr(self).cast());
         std::iter::from_fn(next).collect()
     }
 
-    /// After [`LockCore::drop_hold`], with nothing locked.
+    /// The part of a release that follows [`LockCore::drop_hold`] and must run unlocked: waking is a
+    /// system call, and `discard` may run destructors of the host.
     fn wake_and_discard(&self, wake: &[Ticket], termination: Option<&Termination>) {
         wake.iter().for_each(Ticket::wake);
         if let (Some(_), Some(undo)) = (termination, &self.undo) {
@@ -551,13 +663,15 @@ impl LockCore {
         }
     }
 
-    /// Does who has this hold, and runs on when it is given up, bar all others for good?
+    /// If the holder is abandoned while it still runs, must the lock stay unavailable for ever? Yes,
+    /// unless the lock is fenced and the stale holder is kept from the data by its epoch.
     fn is_unrecoverable(&self, hold: Option<Hold>) -> bool {
-        // A guard of the language reaches the data for as long as it lives.
+        // A Rust guard reaches the data without looking at the epoch, for as long as it lives.
         !self.fenced || hold.is_none_or(|hold| hold.kind == HoldKind::Guard)
     }
 
-    /// Its holder was stopped in the middle; `lost`: nobody gets it any more.
+    /// The holder was killed, or abandoned (`lost`: and may still use the data). Roll the data back if
+    /// possible, else poison the lock. Called with `state` locked, before the holder is cleared.
     #[cold]
     fn poison_after_death(&self, state: &mut LockState, kill: &Arc<KillInfo>, lost: bool) {
         if self.undo.as_ref().is_some_and(|undo| undo.undo()) {
@@ -570,18 +684,20 @@ impl LockCore {
         }
     }
 
-    /// Nobody holds it any more: tell whom it concerns. Returns whom to wake.
+    /// Mark the lock free, or hand it over, and return the waiters to wake: all of them if it is
+    /// poisoned, none if one is notified already, else the first that has not given up.
     fn mark_free(self: &Arc<Self>, state: &mut LockState) -> Vec<Ticket> {
         state.holder = None;
         state.depth = 0;
         let mut wake = Vec::new();
         if state.poison.is_some() {
-            // Bad news is for all, and each looks for himself.
+            // Poisoned: wake every waiter, so that each returns the error.
             let queue = std::mem::take(&mut state.queue);
             wake.extend(queue.into_iter().map(|request| request.ticket));
             wake.retain(Ticket::grant);
         } else if !state.queue.is_empty() && !state.is_notified() {
             let first = std::iter::from_fn(|| state.queue.pop_front());
+            // A ticket refuses the grant if its waiter was cancelled or timed out: ask the next.
             if let Some(request) = first.into_iter().find(|request| request.ticket.grant()) {
                 if is_overdue(request.since) {
                     self.assign(state, &request.ledger, &request.acquisition);
@@ -595,27 +711,32 @@ impl LockCore {
     }
 }
 
+/// True if a waiter that queued at `since` is to be handed the lock.
 #[cfg(not(all(loom, test)))]
 fn is_overdue(since: Time) -> bool {
     since + HANDOVER_AFTER <= Time::now()
 }
 
-/// A model has no clock: it says whether its threads are patient.
+/// A model has no clock: it says for all its waiters whether they are overdue.
 #[cfg(all(loom, test))]
 fn is_overdue(_since: Time) -> bool {
     crate::models::overdue()
 }
 
 impl LockState {
+    /// Ledgers are compared by address: a task or thread has one for its whole life.
     fn is_held_by(&self, ledger: &Arc<Ledger>) -> bool {
         let same = |holder| Arc::ptr_eq(holder, ledger);
         self.holder.as_ref().is_some_and(same)
     }
 
+    /// True if a waiter of this process was granted a look and has not looked yet.
     fn is_notified(&self) -> bool {
         self.notified == Some(fork::generation())
     }
 
+    /// The error that `acquisition` gets from a poisoned lock. A repairing holder is admitted unless
+    /// the lock is unrecoverable.
     fn check_poison(&self, acquisition: &Acquisition) -> Result<(), LockError> {
         match (&self.poison, acquisition) {
             (None, _) | (Some(Poison::Killed(_)), Acquisition::New(Acquire::Repair)) => Ok(()),
@@ -640,12 +761,14 @@ impl Resource for LockCore {
     }
 }
 
-/// One call of [`Lock::acquire`].
+/// One call of [`Lock::acquire`]: the operation that the wait performs, in the waiter's thread.
 pub(crate) struct AcquireOp<'a> {
     core: &'a Arc<LockCore>,
+    /// Where the hold is recorded: the ledger of the thread that made the operation.
     ledger: Arc<Ledger>,
     acquisition: Acquisition,
-    /// When it got in line first.
+    /// When it queued for the first time. `Some` means that it was notified and overtaken, so it
+    /// queues in front.
     since: Option<Time>,
 }
 
@@ -663,6 +786,8 @@ impl<'a> AcquireOp<'a> {
 impl Waitable for AcquireOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.core.state.lock();
+        // The lock may have been released since `attempt`: look again under the mutex under which a
+        // release looks for waiters, or the wake-up is lost.
         match self
             .core
             .is_free_for(&mut state, &self.ledger, &self.acquisition)
@@ -687,10 +812,12 @@ impl Waitable for AcquireOp<'_> {
                         .assign(&mut state, &self.ledger, &self.acquisition);
                 }
             }
-            Err(_) => _ = ticket.grant(), // to be told
+            Err(_) => _ = ticket.grant(), // `collect` returns the error
         }
     }
 
+    // Not after a grant, so the lock has not been handed over and there is nothing to undo. A request
+    // that was popped and refused by the ticket has passed its turn on already.
     fn dequeue(&mut self, ticket: &Ticket) -> bool {
         let queue = &mut self.core.state.lock().queue;
         queue.retain(|request| request.ticket != *ticket);
@@ -712,10 +839,12 @@ impl Op for AcquireOp<'_> {
 
     fn collect(&mut self) -> Result<Option<()>, LockError> {
         let mut state = self.core.state.lock();
-        // Since the grant nobody but the granter can have made this thread the holder.
+        // Handed over: since the grant only the granter can have made this ledger the holder.
         if state.is_held_by(&self.ledger) {
             return Ok(Some(()));
         }
+        // Notified: this thread looks now, and the next release may notify again (3). If the lock was
+        // taken meanwhile, the wait goes on and queues in front.
         state.notified = None;
         let taken = self
             .core
@@ -745,7 +874,7 @@ mod tests {
     use crate::clock::testing;
 
     #[test]
-    fn who_has_waited_for_longer_than_its_patience_is_handed_it_though_the_holder_wants_it_again() {
+    fn an_overdue_waiter_is_handed_the_lock_though_the_releasing_thread_wants_it_again() {
         let lock = Lock::default();
         assert!(lock.try_acquire(Acquire::Task).unwrap());
         std::thread::scope(|threads| {

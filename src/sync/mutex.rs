@@ -1,4 +1,9 @@
 //! Data behind a [`Lock`], for Rust programs.
+//!
+//! Guarantee: the data is reached only through a guard, and while a guard exists no other thread can
+//! acquire the lock. Its hold is [`Acquire::Guard`], which no sweep reclaims: a guard that unwinding
+//! drops releases the lock itself. Only if the whole task is abandoned is the hold reclaimed, and then
+//! the lock is lost for good ([`LockError::OwnerLost`]), since the stale guard still reaches the data.
 #![allow(unsafe_code)] // the data is reached through the lock
 
 use std::cell::UnsafeCell;
@@ -10,26 +15,29 @@ use crate::sync::lock::{Acquire, Lock, LockError, OnKill};
 
 /// Data that is reached only while its lock is held. The wait for it can be cancelled.
 ///
-/// The guard gives the lock back when it is dropped, however the scope or task is left.
+/// The guard releases the lock when it is dropped, however the scope or task is left.
 pub struct Mutex<T: ?Sized> {
+    /// Plain: not reentrant, or two guards of one thread would reach the data at once.
     lock: Lock,
+    /// Read and written through a guard only.
     data: UnsafeCell<T>,
 }
 
-// SAFETY: the lock gives the data to one thread at a time.
+// SAFETY: the lock admits one thread at a time to the data.
 unsafe impl<T: ?Sized + Send> Send for Mutex<T> {}
 // SAFETY: as above.
 unsafe impl<T: ?Sized + Send> Sync for Mutex<T> {}
 
-/// The held mutex.
+/// Access to the data of a held mutex; its drop releases the lock.
 pub struct MutexGuard<'a, T: ?Sized> {
+    /// Held by the thread that made the guard, until the drop.
     mutex: &'a Mutex<T>,
 }
 
 impl<T> Mutex<T> {
     /// A free mutex.
     pub fn new(data: T) -> Mutex<T> {
-        // A guard outlives no borrow, and its thread is not stopped hard, so nothing to poison.
+        // A Rust thread is never killed between two instructions, so there is nothing to poison.
         Mutex {
             lock: Lock::new("mutex", OnKill::Release),
             data: UnsafeCell::new(data),
@@ -38,13 +46,25 @@ impl<T> Mutex<T> {
 }
 
 impl<T: ?Sized> Mutex<T> {
-    /// Acquire it. A checkpoint; `Err` means that it is not held.
+    /// Acquire it.
+    ///
+    /// # Blocking
+    /// Blocks while another thread holds it, and for ever if the calling thread does.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, even if the lock is free.
+    ///
+    /// # Errors
+    /// The thread is to stop, or the lock was lost with an abandoned task; it is not held.
     pub fn lock(&self) -> Result<MutexGuard<'_, T>, LockError> {
         self.lock.acquire(Acquire::Guard, Time::NEVER)?;
         Ok(MutexGuard { mutex: self })
     }
 
-    /// Acquire it, waiting until `until` at most; then `None`.
+    /// As [`Mutex::lock`], waiting until `until` at most; then `None`.
+    ///
+    /// # Errors
+    /// As [`Mutex::lock`].
     pub fn lock_until(&self, until: Time) -> Result<Option<MutexGuard<'_, T>>, LockError> {
         // Made only if it is held: a guard that is dropped releases.
         let acquired = self.lock.acquire(Acquire::Guard, until)?;
@@ -70,7 +90,7 @@ impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
 
 impl<T: ?Sized> Drop for MutexGuard<'_, T> {
     fn drop(&mut self) {
-        // Refused only if this task was abandoned meanwhile: then the lock is lost to all.
+        // Refused only if this task was abandoned meanwhile: then the lock is unavailable for good.
         let _ = self.mutex.lock.release();
     }
 }

@@ -1,9 +1,25 @@
 //! A counter of permits.
 //!
-//! Guarantees: permits given out and permits left add up at every instant; a permit that is
-//! released while somebody waits is handed to the first in line who still wants it, so a waiter
-//! that has given up never takes one along (I11); a permit that a block took is in the ledger, and
-//! comes back however the block ends (I20).
+//! Guarantees:
+//! 1. Free permits and permits given out add up at every instant.
+//! 2. A permit that is released while threads wait is handed to the first waiter that still wants it.
+//!    A waiter that was cancelled or timed out refuses it, so no permit is lost with it (I11).
+//! 3. A permit that a block acquired is in the ledger, and is released however the block ends (I20).
+//!
+//! Protocol. [`SemaphoreState`] belongs to its mutex. A permit is handed over, not announced: the
+//! releasing thread grants the waiter's ticket and records the permit in the waiter's ledger, all under
+//! the mutex. So a waiter that wakes up locks the mutex once, to be sure that the record is complete.
+//!
+//! | event                              | free        | holders          | orphans                    |
+//! |------------------------------------|-------------|------------------|----------------------------|
+//! | acquire, one free                  | - 1         | + 1 if for block |                            |
+//! | release of n, w waiters granted    | + n - w     | + waiters' blocks |                           |
+//! | end of a block                     | as release of 1 | - 1          |                            |
+//! | sweep of a block's permit          | as release of 1 | - 1          | + 1                        |
+//! | end of that block, if it comes     |             |                  | - 1                        |
+//!
+//! Lock order: `state`, then a ledger's entries, then the waiter's word. Tickets are woken, and
+//! ledger entries dropped, after `state` is unlocked.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,46 +35,55 @@ use crate::wait::{self, Op, Waitable};
 
 /// Permits to be acquired and released, by any thread. Waits for one can be cancelled.
 ///
-/// A permit belongs to nobody: it may be released by another thread than the one that acquired
-/// it. Only one that was acquired for a block is given back by the scope or task around it.
+/// A permit has no owner: it may be released by another thread than the one that acquired it. Only a
+/// permit that was acquired for a block is reclaimed with the scope or task around it.
 #[derive(Clone)]
 pub struct Semaphore {
+    /// Shared with all clones, and with each ledger in which a permit is recorded.
     core: Arc<SemaphoreCore>,
 }
 
+/// The semaphore itself.
 struct SemaphoreCore {
-    /// No more permits than this are ever free.
+    /// No more permits than this are ever free. Fixed when it is made; `usize::MAX` for no bound.
     bound: usize,
+    /// See the table above.
     state: Mutex<SemaphoreState>,
 }
 
+/// What the semaphore's mutex protects.
 struct SemaphoreState {
+    /// Permits that can be acquired at once. 0 while `queue` has a waiter that wants one: a permit is
+    /// handed to it first.
     free: usize,
+    /// The waiters, in the order of their arrival.
     queue: VecDeque<PermitRequest>,
-    /// Who holds a permit for a block, once for each.
+    /// The ledgers that have a permit for a block, once for each permit, in the order of acquisition.
     holders: Vec<Arc<Ledger>>,
-    /// Permits of blocks that a sweep has taken back, and whose block's end has not come, and may
-    /// never.
+    /// Permits of blocks that a sweep has reclaimed and whose block has not ended yet; it may never
+    /// end. The block's end finds the count and releases nothing.
     orphans: usize,
 }
 
+/// A place in the semaphore's queue. Pushed and removed by its waiter, popped by a release.
 struct PermitRequest {
+    /// Granted together with the permit.
     ticket: Ticket,
-    /// Where the permit is recorded; `None` if it belongs to nobody.
+    /// Where the permit is recorded; `None` if it is not for a block.
     ledger: Option<Arc<Ledger>>,
 }
 
-/// More permits were released than the semaphore may have; none of them was.
+/// The release would exceed the bound of the semaphore, and released no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooManyReleases;
 
 impl Semaphore {
-    /// With so many free permits, and no bound to how many there may be.
+    /// A semaphore with `permits` free permits, to which a release may add any number.
     pub fn new(permits: usize) -> Semaphore {
         Semaphore::with(permits, usize::MAX)
     }
 
-    /// With so many free permits, and never more.
+    /// A semaphore with `permits` free permits, and never more.
     pub fn bounded(permits: usize) -> Semaphore {
         Semaphore::with(permits, permits)
     }
@@ -77,13 +102,22 @@ impl Semaphore {
         }
     }
 
-    /// Acquire a permit, waiting until `until` at most (then false). A checkpoint on entry, even
-    /// if one is free; `Err` means that none was taken.
+    /// Acquire a permit, waiting until `until` at most; then false.
+    ///
+    /// # Blocking
+    /// Blocks while no permit is free. Waiters are served in the order of their arrival; a running
+    /// thread can take a free permit without queuing, but not one that is handed to a waiter.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, even if a permit is free.
+    ///
+    /// # Errors
+    /// The thread is to stop, and has acquired no permit.
     pub fn acquire(&self, until: Time) -> Result<bool, Stop> {
         wait::perform(&mut self.acquire_op(), until).map(|acquired| acquired.is_some())
     }
 
-    /// Acquire a permit if one is free; not a checkpoint, never blocks.
+    /// Acquire a permit if one is free. Never blocks, and is no checkpoint.
     pub fn try_acquire(&self) -> bool {
         self.core.take(&mut self.core.state.lock(), None)
     }
@@ -93,7 +127,7 @@ impl Semaphore {
         wait::perform(&mut self.acquire_op_for_block(), Time::NEVER).map(|_| ())
     }
 
-    /// A block that took a permit ends. False: a sweep has given it back before.
+    /// The end of a block that acquired a permit: release it. False: a sweep has released it before.
     pub(crate) fn end_block(&self) -> bool {
         let ledger = scope::current_ledger();
         let mut state = self.core.state.lock();
@@ -103,7 +137,7 @@ impl Semaphore {
                 state.orphans -= 1;
                 return false;
             }
-            // A block that has moved from one thread to another, as a generator can.
+            // The block has moved from one thread to another, as a generator can: release the oldest.
             None => 0,
             Some(at) => at,
         };
@@ -119,7 +153,7 @@ impl Semaphore {
         true
     }
 
-    /// Acquiring a permit, as one of several things to wait for.
+    /// Acquiring a permit, as an operation to be performed alone or as one of several.
     pub(crate) fn acquire_op(&self) -> PermitOp<'_> {
         PermitOp {
             core: &self.core,
@@ -127,7 +161,8 @@ impl Semaphore {
         }
     }
 
-    /// Acquiring a permit for a block, which gives it back by [`Semaphore::end_block`].
+    /// Acquiring a permit for a block of the calling thread, which releases it by
+    /// [`Semaphore::end_block`].
     pub(crate) fn acquire_op_for_block(&self) -> PermitOp<'_> {
         PermitOp {
             core: &self.core,
@@ -135,7 +170,11 @@ impl Semaphore {
         }
     }
 
-    /// Give permits back, or add new ones: to those who wait first.
+    /// Release `permits` permits, or add new ones. Waiters are served first. Never blocks, and is no
+    /// checkpoint.
+    ///
+    /// # Errors
+    /// There would be more than the bound, and none is released.
     pub fn release(&self, permits: usize) -> Result<(), TooManyReleases> {
         let mut state = self.core.state.lock();
         let fits = state.free.checked_add(permits);
@@ -153,7 +192,7 @@ impl Semaphore {
         self.core.bound
     }
 
-    /// How many permits are free.
+    /// How many permits are free. Stale as soon as it is returned.
     pub fn free(&self) -> usize {
         self.core.state.lock().free
     }
@@ -165,6 +204,7 @@ impl Semaphore {
 }
 
 impl SemaphoreCore {
+    /// Take a free permit, if there is one, and record it for a block.
     fn take(self: &Arc<Self>, state: &mut SemaphoreState, ledger: Option<&Arc<Ledger>>) -> bool {
         if state.free == 0 {
             return false;
@@ -174,6 +214,8 @@ impl SemaphoreCore {
         true
     }
 
+    /// Record a permit that was taken for a block. Under `state`, so that a permit given out is never
+    /// unrecorded.
     fn record(self: &Arc<Self>, state: &mut SemaphoreState, ledger: Option<&Arc<Ledger>>) {
         if let Some(ledger) = ledger {
             ledger.record(self.clone(), HoldKind::Block);
@@ -181,13 +223,14 @@ impl SemaphoreCore {
         }
     }
 
-    /// Returns whom to wake.
+    /// Hand `permits` permits to waiters, and make the rest free. Returns the tickets to wake.
     fn put(self: &Arc<Self>, state: &mut SemaphoreState, permits: usize) -> Vec<Ticket> {
         let mut wake = Vec::new();
         for _ in 0..permits {
             let next = std::iter::from_fn(|| state.queue.pop_front())
                 .find(|request| request.ticket.grant());
             let Some(request) = next else { break };
+            // After the grant, but before the waiter can see it: `collect` locks `state`.
             self.record(state, request.ledger.as_ref());
             wake.push(request.ticket);
         }
@@ -212,18 +255,20 @@ impl Resource for SemaphoreCore {
         let wake = self.put(&mut state, 1);
         drop(state);
         wake.iter().for_each(Ticket::wake);
-        drop(entry);
+        drop(entry); // may be the last count of this semaphore but `self`
         Some(false)
     }
 }
 
-/// One call of [`Semaphore::acquire`].
+/// One call of [`Semaphore::acquire`]: the operation that the wait performs.
 pub(crate) struct PermitOp<'a> {
     core: &'a Arc<SemaphoreCore>,
+    /// Where the permit is recorded, if it is for a block.
     ledger: Option<Arc<Ledger>>,
 }
 
 impl Waitable for PermitOp<'_> {
+    // A permit may have been released since `attempt`: look again under the mutex.
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.core.state.lock();
         if state.free == 0 {
@@ -252,7 +297,8 @@ impl Op for PermitOp<'_> {
     }
 
     fn collect(&mut self) -> Result<Option<()>, Stop> {
-        // It was granted under this lock: now it is recorded, too.
+        // The granter records the permit after the grant, with `state` locked. When this thread gets
+        // the mutex, the record is complete.
         drop(self.core.state.lock());
         Ok(Some(()))
     }
@@ -292,12 +338,12 @@ mod tests {
     }
 
     #[test]
-    fn a_block_gives_its_permit_back_once() {
+    fn a_block_releases_its_permit_once() {
         let semaphore = taken();
         assert_eq!(scope::current_ledger().len(), 2);
         assert!(semaphore.end_block() && semaphore.end_block());
         assert_eq!((semaphore.free(), scope::current_ledger().len()), (2, 0));
-        assert!(!semaphore.end_block(), "there is none to give back");
+        assert!(!semaphore.end_block(), "there is none to release");
         assert_eq!(semaphore.free(), 2);
     }
 
@@ -322,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn i20_a_permit_that_belongs_to_nobody_is_not_swept() {
+    fn i20_a_permit_without_a_block_is_not_swept() {
         let semaphore = Semaphore::new(1);
         let boundary = Boundary::enter(&Task::new("body", None), None);
         assert!(semaphore.try_acquire());
@@ -331,11 +377,11 @@ mod tests {
     }
 
     #[test]
-    fn i20_a_block_whose_permit_was_swept_gives_back_no_other() {
+    fn i20_a_block_whose_permit_was_swept_releases_no_other() {
         let semaphore = Semaphore::bounded(1);
         let left = move_on_after(Duration::from_secs(3600), |_| semaphore.acquire_for_block());
         assert_eq!((left, semaphore.free()), (Ok(Some(())), 1));
-        // Somebody else has it now.
+        // It was acquired again meanwhile.
         assert!(semaphore.try_acquire());
         assert!(!semaphore.end_block());
         assert_eq!(semaphore.free(), 0);

@@ -322,7 +322,7 @@ def test_i21_a_fenced_lock_whose_holder_is_given_up_is_poisoned_until_it_is_repa
     lock = Lock(fenced=True, name="accounts")
     with given_up(lock.acquire, lambda: None):
         assert lock.poisoned
-        with pytest.raises(LockPoisoned, match="set it right inside repair") as raised:
+        with pytest.raises(LockPoisoned, match="repair it inside repair") as raised:
             lock.acquire()
         assert not isinstance(raised.value, OwnerLost)
         assert raised.value.owner == "victim"
@@ -385,7 +385,7 @@ def test_a_holder_that_was_given_up_may_take_the_lock_anew() -> None:
 
 def test_only_its_holder_releases_a_fenced_lock() -> None:
     lock = Lock(fenced=True)
-    with held(lock), pytest.raises(RuntimeError, match="who acquired it releases it"):
+    with held(lock), pytest.raises(RuntimeError, match="only its holder may release it"):
         lock.release()
     with pytest.raises(RuntimeError, match="is not held"):
         lock.release()

@@ -177,7 +177,7 @@ def test_i21_without_a_way_back_a_kill_poisons() -> None:
         report = victim.kill("enough", policy=INSIST)
     assert report.poisoned == ["accounts"]
     assert guarded.poisoned
-    with pytest.raises(LockPoisoned, match="set it right inside repair") as raised, guarded.lock():
+    with pytest.raises(LockPoisoned, match="repair it inside repair") as raised, guarded.lock():
         pass
     assert raised.value.owner == "victim"
     with pytest.raises(ZeroDivisionError), guarded.repair():

@@ -181,7 +181,7 @@ def test_a_lock_whose_holder_was_killed_inside_is_poisoned_until_it_is_repaired(
     assert report.outcome is KillOutcome.ASYNC_EXC
     assert report.poisoned == ["accounts"]
     assert (lock.poisoned, lock.locked()) == (True, False)
-    with pytest.raises(LockPoisoned, match="set it right inside repair") as raised:
+    with pytest.raises(LockPoisoned, match="repair it inside repair") as raised:
         lock.acquire()
     assert raised.value.owner == "victim"
     assert raised.value.cause.reason == "enough"

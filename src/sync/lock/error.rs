@@ -1,4 +1,7 @@
 //! Why a lock was not acquired, or not released.
+//!
+//! Each error means that nothing has changed: a refused acquisition holds nothing, a refused release
+//! has released nothing. The messages say what the caller can do.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,27 +10,28 @@ use super::Fenced;
 use crate::error::Stop;
 use crate::ledger::KillInfo;
 
-/// Why a lock was not acquired. It is not held.
+/// Why a lock was not acquired. The caller does not hold it.
 #[derive(Debug, Clone)]
 pub enum LockError {
-    /// The calling thread is to stop.
+    /// The calling thread is cancelled or is being killed, or a signal handler raised.
     Stop(Stop),
-    /// The last holder was killed inside.
+    /// The last holder was killed inside, and what the lock protects may be half changed. Repair it
+    /// with [`Acquire::Repair`](super::Acquire::Repair).
     Poisoned(Arc<KillInfo>),
-    /// The holder was abandoned, and may still be inside.
+    /// The holder was abandoned and may still be inside, so the lock is unavailable for good.
     OwnerLost(Arc<KillInfo>),
 }
 
-/// Why a lock was not released.
+/// Why a lock was not released. Its holder, if it has one, still holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReleaseError {
-    /// Nobody holds it.
+    /// No task or thread holds it.
     NotHeld,
-    /// It is reentrant, and not the calling thread holds it.
+    /// Only its holder may release it (it is reentrant or fenced), and that is another one.
     NotHolder,
-    /// The block that took it has lost it: the scope or task around it has ended before.
+    /// A sweep has released it already: the scope or task around the block ended before the block.
     Swept,
-    /// The lock is fenced, and the calling task was given up while it held it.
+    /// The lock is fenced, and the calling task was abandoned while it held it.
     Fenced,
 }
 
@@ -44,13 +48,13 @@ impl fmt::Display for LockError {
             LockError::Poisoned(kill) => write!(
                 f,
                 "{} was killed while it held this lock ({}), so what the lock protects may be half \
-                 changed: set it right inside repair()",
+                 changed: repair it inside repair()",
                 kill.task, kill.cause
             ),
             LockError::OwnerLost(kill) => write!(
                 f,
-                "{} was given up while it held this lock ({}) and may still be using what it \
-                 protects; the lock cannot be had any more: use a new one",
+                "{} was abandoned while it held this lock ({}) and may still be using what it \
+                 protects; the lock cannot be acquired any more: use a new one",
                 kill.task, kill.cause
             ),
         }
@@ -64,10 +68,10 @@ impl fmt::Display for ReleaseError {
         f.write_str(match self {
             ReleaseError::NotHeld => "this lock is not held; acquire it first, and release it once",
             ReleaseError::Swept => {
-                "the lock of this block was given back when the scope or task around it ended"
+                "the lock of this block was released when the scope or task around it ended"
             }
             ReleaseError::NotHolder => {
-                "this lock is held by another thread or by nobody; who acquired it releases it"
+                "this lock is held by another task or thread; only its holder may release it"
             }
             ReleaseError::Fenced => return Fenced.fmt(f),
         })

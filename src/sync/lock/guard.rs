@@ -1,8 +1,18 @@
-//! A hold of a lock that knows which one it is.
+//! The handle of one hold of a lock.
 //!
-//! A block of a host, and a suspended one above all, may end long after the lock was taken from it:
-//! by the scope or task around it, or because its task was given up. Its end then finds that this
-//! very hold is gone, whoever has the lock now.
+//! Guarantees:
+//! 1. A handle releases its own hold or nothing: after the hold was reclaimed, its end does not
+//!    release what a later holder has acquired.
+//! 2. What [`Holding::while_held`] does happens before the lock can change hands.
+//! 3. The epoch that a handle reports is that of its own hold, never that of a later holder.
+//!
+//! A block of a host, and a suspended generator above all, may end long after its hold was reclaimed:
+//! by the scope or task around it, or because its task was abandoned. Handles make such an end
+//! harmless.
+//!
+//! Protocol: a hold is current while the ledger has its entry. Entries are added and removed under
+//! the lock's `state` only, so a check under `state` stays true until it is unlocked; a check without
+//! it may be stale at once. Lock order: `state`, then the ledger, as in the parent module.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,30 +23,43 @@ use crate::clock::Time;
 use crate::ledger::{Hold, KillInfo, Ledger};
 use crate::scope;
 
-/// One hold of a lock, as far as it has not ended.
+/// Names one hold of a lock, which may have ended.
 pub(crate) struct Holding {
     core: Arc<LockCore>,
+    /// The ledger of the task or thread that acquired the lock.
     ledger: Arc<Ledger>,
-    /// `None`: it had ended before anybody looked.
+    /// Its entry there. `None`: a sweep reclaimed it between the acquisition and the making of this.
     hold: Option<Hold>,
-    /// The last one that it was known to have.
+    /// The epoch of the hold, as last read while it was current; the lock's own rises when the hold
+    /// is released for a condition wait and reacquired. Relaxed: written and read under the lock's
+    /// `state` while current, and frozen afterwards.
     epoch: AtomicU64,
 }
 
-/// This hold of the lock has ended: others may have it.
+/// This hold of the lock has ended, and another task may hold the lock now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fenced;
 
 /// A held lock; released when it is dropped, or by the scope or task around it.
 ///
-/// It may outlive its hold: when the task that acquired it was given up, or has ended. What it then
-/// does harms nobody.
+/// A guard may outlive its hold: if the task that acquired it was abandoned, or has ended. Its drop
+/// then changes nothing.
 pub struct LockGuard {
+    /// Released by the drop.
     holding: Holding,
 }
 
 impl Lock {
-    /// Acquire it, waiting until `until` at most; then `None`. A checkpoint on entry.
+    /// Acquire it, waiting until `until` at most; then `None`.
+    ///
+    /// # Blocking
+    /// As [`Lock::acquire`].
+    ///
+    /// # Cancellation
+    /// As [`Lock::acquire`]: a checkpoint on entry; a cancelled wait has not acquired it.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
     pub fn guard(&self, until: Time) -> Result<Option<LockGuard>, LockError> {
         let acquired = self.acquire(Acquire::Known, until)?;
         Ok(acquired.then(|| LockGuard {
@@ -44,11 +67,12 @@ impl Lock {
         }))
     }
 
-    /// What the calling thread has just acquired, as [`Acquire::Known`] or [`Acquire::Repair`].
+    /// The handle of the hold that the calling thread has just acquired, as [`Acquire::Known`] or
+    /// [`Acquire::Repair`].
     pub(crate) fn holding(&self) -> Holding {
         let ledger = scope::current_ledger();
         let state = self.core.state.lock();
-        // Under the lock, or the epoch might be that of somebody who came later.
+        // With `state` locked, or the epoch might be that of a later holder.
         let hold = ledger.latest(Arc::as_ptr(&self.core).cast());
         let epoch = hold.map_or(0, |_| state.epoch);
         drop(state);
@@ -62,10 +86,12 @@ impl Lock {
 }
 
 impl Holding {
+    /// True while the hold is recorded. Lasting only while the lock's `state` is locked.
     fn is_current(&self) -> bool {
         self.hold.is_some_and(|hold| self.ledger.has(hold))
     }
 
+    /// `Err` if the hold has ended. A caller that must rely on it uses [`Holding::while_held`].
     pub(crate) fn check(&self) -> Result<(), Fenced> {
         if self.is_current() {
             Ok(())
@@ -74,8 +100,8 @@ impl Holding {
         }
     }
 
-    /// Which of the lock's holders this is, or was. It rises when the lock was given up for a while
-    /// and taken back.
+    /// The epoch of this hold, or its last one if it has ended. It rises when the lock is released for
+    /// a condition wait and reacquired.
     pub(crate) fn epoch(&self) -> u64 {
         let state = self.core.state.lock();
         if self.is_current() {
@@ -84,8 +110,8 @@ impl Holding {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// Do something while nobody can take the lock from this holder. It must be short, and not run
-    /// code of the host.
+    /// Run `act` while the lock cannot change hands, if the hold is current. `act` runs with `state`
+    /// locked: it must be short, and not run code of the host.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn while_held<R>(&self, act: impl FnOnce() -> R) -> Result<R, Fenced> {
         let state = self.core.state.lock();
@@ -95,7 +121,7 @@ impl Holding {
         Ok(result)
     }
 
-    /// What the lock protects is consistent again.
+    /// What the lock protects is consistent again: clear the poison, if the hold is current.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn mark_consistent(&self) -> Result<(), Fenced> {
         let mut state = self.core.state.lock();
@@ -116,14 +142,16 @@ impl Holding {
 }
 
 impl LockGuard {
-    /// Which of the lock's holders this is; each later one has a greater number. Others who get it
-    /// along with what is done under the lock can refuse what comes with a smaller one than they
-    /// have seen.
+    /// The number of this holder, a fencing token: each later holder has a greater one. A store that
+    /// receives it with every write can refuse writes with a smaller epoch than it has seen.
     pub fn epoch(&self) -> u64 {
         self.holding.epoch()
     }
 
-    /// `Err`: the lock was taken from this guard, and others may hold it.
+    /// `Err`: the hold was reclaimed, and another task may hold the lock.
+    ///
+    /// # Errors
+    /// [`Fenced`]. `Ok` may be stale at once, see [`LockGuard::epoch`] for a check that is not.
     pub fn check(&self) -> Result<(), Fenced> {
         self.holding.check()
     }
@@ -131,7 +159,7 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        let _ = self.holding.release(None); // unless it was taken away
+        let _ = self.holding.release(None); // `Err`: the hold was reclaimed before
     }
 }
 
@@ -147,8 +175,8 @@ impl fmt::Debug for LockGuard {
 impl fmt::Display for Fenced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "this hold of the lock has ended: its holder was given up, or the scope or task around \
-             it has ended, and others may hold the lock now; leave alone what it protects",
+            "this hold of the lock has ended: its holder was abandoned, or the scope or task around \
+             it has ended, and another task may hold the lock now; leave what it protects alone",
         )
     }
 }
