@@ -19,8 +19,7 @@ impl Time {
         if let Some(now) = testing::now() {
             return now;
         }
-        #[cfg(not(loom))]
-        if let Some(now) = crate::testing::now() {
+        if let Some(now) = source::now() {
             return now;
         }
         Time(monotonic_nanos())
@@ -88,6 +87,82 @@ fn monotonic_nanos() -> u64 {
     static START: std::sync::LazyLock<std::time::Instant> =
         std::sync::LazyLock::new(std::time::Instant::now);
     u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Clocks other than the system's, each for the threads that go by it: the seam at which virtual
+/// time enters. At most one such clock exists at a time.
+#[cfg(not(loom))]
+pub(crate) mod source {
+    use std::cell::RefCell;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::Time;
+
+    /// A clock of its own.
+    pub(crate) trait Source: Send + Sync {
+        /// The time that the threads which go by it see.
+        fn now(&self) -> Time;
+    }
+
+    /// A source exists. While it does not, [`Time::now`] costs this one load beside the system's
+    /// clock. Relaxed: a thread that goes by a source has set its own `SOURCE` before.
+    static EXISTS: AtomicBool = AtomicBool::new(false);
+
+    thread_local! {
+        /// The source of the calling thread, which alone writes it.
+        static SOURCE: RefCell<Option<Arc<dyn Source>>> = const { RefCell::new(None) };
+    }
+
+    /// Announces that threads may be given a source. False: one exists already.
+    pub(crate) fn announce() -> bool {
+        !EXISTS.swap(true, Ordering::AcqRel)
+    }
+
+    /// The announced source is gone; no thread goes by it any more.
+    pub(crate) fn withdraw() {
+        EXISTS.store(false, Ordering::Release);
+    }
+
+    /// May any thread of the process go by a source?
+    #[inline]
+    pub(crate) fn exists() -> bool {
+        EXISTS.load(Ordering::Relaxed)
+    }
+
+    /// From now on the calling thread goes by this source, or by the system's clock.
+    pub(crate) fn set(source: Option<Arc<dyn Source>>) {
+        SOURCE.with(|cell| cell.replace(source));
+    }
+
+    /// Does the calling thread go by a source?
+    pub(crate) fn is_set() -> bool {
+        now().is_some()
+    }
+
+    /// The time by the calling thread's source, if it has one.
+    #[inline]
+    pub(super) fn now() -> Option<Time> {
+        if exists() { look() } else { None }
+    }
+
+    #[cold]
+    fn look() -> Option<Time> {
+        let now = |cell: &RefCell<Option<Arc<dyn Source>>>| cell.borrow().as_ref().map(|s| s.now());
+        SOURCE.try_with(now).ok().flatten()
+    }
+}
+
+/// A model has no clock, and so no other.
+#[cfg(loom)]
+pub(crate) mod source {
+    pub(crate) fn is_set() -> bool {
+        false
+    }
+
+    pub(super) fn now() -> Option<super::Time> {
+        None
+    }
 }
 
 /// A thread's own time, for the unit tests: it stands still and moves when told to.

@@ -11,6 +11,8 @@
 //! the system call.
 
 mod latch;
+#[cfg(not(loom))]
+pub(crate) mod scheduler;
 #[cfg_attr(loom, path = "park/model.rs")]
 #[cfg_attr(all(target_os = "linux", not(loom)), path = "park/futex.rs")]
 #[cfg_attr(all(not(target_os = "linux"), not(loom)), path = "park/queue.rs")]
@@ -24,12 +26,12 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use crate::atomics::{Arc, AtomicU32, Ordering, thread_local};
-use crate::clock::Time;
+use crate::clock::{Time, source};
 use crate::fork;
 use crate::host;
-#[cfg(not(loom))]
-use crate::testing::{self, Simulation};
 pub use latch::{Interrupted, Latch};
+#[cfg(not(loom))]
+pub(crate) use scheduler::Scheduler;
 #[cfg(all(unix, not(loom)))]
 pub use waker::Readiness;
 #[cfg(all(unix, not(loom)))]
@@ -61,9 +63,9 @@ pub(crate) struct Waiter {
     word: AtomicU32,
     /// The process in which its thread waits.
     generation: u32,
-    /// Its thread goes by a simulated clock.
+    /// Decides when its thread runs, if the kernel does not. Fixed at birth.
     #[cfg(not(loom))]
-    simulation: Option<std::sync::Arc<Simulation>>,
+    scheduler: Option<std::sync::Arc<dyn Scheduler>>,
     /// It polls these beside its word.
     #[cfg(all(unix, not(loom)))]
     polls: Option<PollSet>,
@@ -88,7 +90,7 @@ impl Waiter {
     pub(crate) fn new() -> Arc<Waiter> {
         Arc::new(Waiter {
             #[cfg(not(loom))]
-            simulation: testing::current(),
+            scheduler: scheduler::current(),
             ..Waiter::bare()
         })
     }
@@ -104,7 +106,7 @@ impl Waiter {
             word: AtomicU32::new(WAITING),
             generation: fork::generation(),
             #[cfg(not(loom))]
-            simulation: None,
+            scheduler: None,
             #[cfg(all(unix, not(loom)))]
             polls: None,
         }
@@ -118,7 +120,7 @@ impl Waiter {
     ) -> std::io::Result<Arc<Waiter>> {
         let waker = waker::Waker::get()?;
         Ok(Arc::new(Waiter {
-            simulation: testing::current(),
+            scheduler: scheduler::current(),
             polls: Some(PollSet {
                 waker,
                 which: interests.iter().map(|(which, _, _)| *which).collect(),
@@ -169,8 +171,8 @@ impl Waiter {
             return;
         }
         #[cfg(not(loom))]
-        if let Some(simulation) = &self.simulation {
-            return simulation.wake(self);
+        if let Some(scheduler) = &self.scheduler {
+            return scheduler.wake(self);
         }
         #[cfg(all(unix, not(loom)))]
         if let Some(polls) = &self.polls {
@@ -199,8 +201,8 @@ impl Waiter {
     /// Block until the wait is decided or the clock shows `until`; then `None`, and the wait is
     /// still open. Only the host's signals interrupt it.
     pub(crate) fn park(&self, until: Time) -> Option<WaitOutcome> {
-        // Slices of simulated time are no use to anybody.
-        let slice = if self.is_simulated() {
+        // No signal handler slips in before a sleep that is none.
+        let slice = if self.has_scheduler() {
             None
         } else {
             host::slice()
@@ -255,8 +257,8 @@ impl Waiter {
     /// Sleep once. True: interrupted by a signal.
     fn sleep(&self, until: Time) -> bool {
         #[cfg(not(loom))]
-        if let Some(simulation) = &self.simulation {
-            self.simulate(simulation, until);
+        if let Some(scheduler) = &self.scheduler {
+            self.sleep_by(&**scheduler, until);
             return false;
         }
         #[cfg(all(unix, not(loom)))]
@@ -275,23 +277,23 @@ impl Waiter {
 
     #[cfg(loom)]
     #[allow(clippy::unused_self)]
-    fn is_simulated(&self) -> bool {
+    fn has_scheduler(&self) -> bool {
         false
     }
 
     #[cfg(not(loom))]
-    fn is_simulated(&self) -> bool {
-        self.simulation.is_some()
+    fn has_scheduler(&self) -> bool {
+        self.scheduler.is_some()
     }
 
-    /// Sleep once, in simulated time.
+    /// Sleep once, for as long as the scheduler says.
     #[cfg(not(loom))]
-    fn simulate(&self, simulation: &Simulation, until: Time) {
+    fn sleep_by(&self, scheduler: &dyn Scheduler, until: Time) {
         #[cfg(unix)]
         let interests = self.polls.as_ref().map(|polls| polls.interests.clone());
         #[cfg(not(unix))]
         let interests = None;
-        if !simulation.park(self, until, interests.unwrap_or_default()) {
+        if !scheduler.park(self, until, interests.unwrap_or_default()) {
             host::stuck();
             self.settle(WaitOutcome::Interrupted);
         }
@@ -406,9 +408,8 @@ pub(crate) fn note_woken(waiter: Arc<Waiter>) {
 /// system's scheduler and for none of that thread's code, and at most so long.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn yield_to_woken(longest: Duration) {
-    #[cfg(not(loom))]
-    if testing::current().is_some() {
-        return; // one thread runs at a time
+    if source::is_set() {
+        return; // its scheduler lets one thread run at a time
     }
     let Ok(Some(woken)) = WOKEN.try_with(Cell::take) else {
         return;

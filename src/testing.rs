@@ -28,7 +28,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -36,7 +36,8 @@ use crate::atomics::{self, Mutex};
 use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::park::{self, Interests, WaitOutcome, Waiter};
+use crate::clock::source::{self, Source};
+use crate::park::{self, Interests, Scheduler, WaitOutcome, Waiter, scheduler};
 use crate::task::Task;
 use crate::token::timer;
 use crate::token::tree::NodeRef;
@@ -88,9 +89,6 @@ struct Parked {
 /// The thread that began the simulation.
 const ROOT: Id = 0;
 
-/// Is there a simulation at all? Spares the clock of everybody else a look further.
-static ANY: AtomicBool = AtomicBool::new(false);
-
 thread_local! {
     static MINE: RefCell<Option<(Arc<Simulation>, Id)>> = const { RefCell::new(None) };
 }
@@ -112,24 +110,19 @@ pub(crate) fn current() -> Option<Arc<Simulation>> {
 }
 
 fn mine() -> Option<(Arc<Simulation>, Id)> {
-    if !ANY.load(Ordering::Relaxed) {
+    if !source::exists() {
         return None;
     }
     MINE.try_with(|mine| mine.borrow().clone()).ok().flatten()
 }
 
-/// The simulated time, if the calling thread goes by it.
-pub(crate) fn now() -> Option<Time> {
-    if !ANY.load(Ordering::Relaxed) {
-        return None;
-    }
-    MINE.try_with(|mine| {
-        mine.borrow()
-            .as_ref()
-            .map(|(simulation, _)| simulation.time())
-    })
-    .ok()
-    .flatten()
+/// The calling thread goes by this simulation from now on, as this participant, or by none.
+fn join(mine: Option<(Arc<Simulation>, Id)>) -> Option<(Arc<Simulation>, Id)> {
+    let simulation = mine.as_ref().map(|(simulation, _)| simulation.clone());
+    let scheduler = simulation.clone();
+    source::set(simulation.map(|simulation| simulation as Arc<dyn Source>));
+    scheduler::set(scheduler.map(|simulation| simulation as Arc<dyn Scheduler>));
+    MINE.with(|cell| cell.replace(mine))
 }
 
 /// Run `body` in simulated time, and wait for the threads that it has [spawned](spawn). With a
@@ -239,11 +232,11 @@ impl Simulation {
 
     /// Run the calling thread under it, as the one that is told when nobody can go on.
     pub fn enter(self: &Arc<Self>) -> Result<Enrolled, AlreadySimulating> {
-        if ANY.swap(true, Ordering::AcqRel) {
+        if !source::announce() {
             return Err(AlreadySimulating);
         }
         self.state.lock().running = Some(ROOT);
-        MINE.with(|mine| mine.replace(Some((self.clone(), ROOT))));
+        join(Some((self.clone(), ROOT)));
         Ok(Enrolled { id: ROOT })
     }
 
@@ -298,51 +291,6 @@ impl Simulation {
         let any = !due.is_empty();
         state.ready.extend(due.into_iter().map(|parked| parked.id));
         any
-    }
-
-    /// A waiter of one of its threads was settled.
-    pub(crate) fn wake(&self, waiter: &Waiter) {
-        let turn = {
-            let mut state = self.state.lock();
-            let address = std::ptr::from_ref(waiter).addr();
-            let same = |parked: &Parked| parked.waiter == address;
-            let Some(at) = state.parked.iter().position(same) else {
-                return; // it is not asleep yet, and will look
-            };
-            let parked = state.parked.remove(at);
-            state.ready.push(parked.id);
-            if state.running.is_some() {
-                None
-            } else {
-                state.choose()
-            }
-        };
-        wake(turn);
-    }
-
-    /// Let the others run until the waiter is settled, its time has come, or one of its
-    /// descriptors may be ready. False: nobody can go on, and the calling thread is to say so.
-    pub(crate) fn park(&self, waiter: &Waiter, until: Time, interests: Interests) -> bool {
-        let Some((_, id)) = mine() else {
-            return true; // the thread has left the simulation meanwhile
-        };
-        {
-            let mut state = self.state.lock();
-            if waiter.outcome().is_some() {
-                return true;
-            }
-            state.parked.push(Parked {
-                id,
-                waiter: std::ptr::from_ref(waiter).addr(),
-                until,
-                interests,
-            });
-            state.running = None;
-        }
-        self.dispatch();
-        self.await_turn(id);
-        let mut state = self.state.lock();
-        !(id == ROOT && std::mem::take(&mut state.stuck))
     }
 
     /// Nobody runs: see who is next.
@@ -418,6 +366,59 @@ impl Simulation {
         };
         drop(participant); // unlocked: it may be the last count of a node
         self.dispatch();
+    }
+}
+
+impl Source for Simulation {
+    fn now(&self) -> Time {
+        self.time()
+    }
+}
+
+impl Scheduler for Simulation {
+    /// A waiter of one of its threads was settled.
+    fn wake(&self, waiter: &Waiter) {
+        let turn = {
+            let mut state = self.state.lock();
+            let address = std::ptr::from_ref(waiter).addr();
+            let same = |parked: &Parked| parked.waiter == address;
+            let Some(at) = state.parked.iter().position(same) else {
+                return; // it is not asleep yet, and will look
+            };
+            let parked = state.parked.remove(at);
+            state.ready.push(parked.id);
+            if state.running.is_some() {
+                None
+            } else {
+                state.choose()
+            }
+        };
+        wake(turn);
+    }
+
+    /// Let the others run until the waiter is settled, its time has come, or one of its
+    /// descriptors may be ready. False: nobody can go on, and the calling thread is to say so.
+    fn park(&self, waiter: &Waiter, until: Time, interests: Interests) -> bool {
+        let Some((_, id)) = mine() else {
+            return true; // the thread has left the simulation meanwhile
+        };
+        {
+            let mut state = self.state.lock();
+            if waiter.outcome().is_some() {
+                return true;
+            }
+            state.parked.push(Parked {
+                id,
+                waiter: std::ptr::from_ref(waiter).addr(),
+                until,
+                interests,
+            });
+            state.running = None;
+        }
+        self.dispatch();
+        self.await_turn(id);
+        let mut state = self.state.lock();
+        !(id == ROOT && std::mem::take(&mut state.stuck))
     }
 }
 
@@ -526,7 +527,7 @@ impl Enrolment {
     /// On the new thread: wait for its first turn.
     pub(crate) fn begin(mut self) -> Enrolled {
         self.taken = true;
-        MINE.with(|mine| mine.replace(Some((self.simulation.clone(), self.id))));
+        join(Some((self.simulation.clone(), self.id)));
         self.simulation.await_turn(self.id);
         Enrolled { id: self.id }
     }
@@ -554,9 +555,9 @@ pub struct Enrolled {
 
 impl Drop for Enrolled {
     fn drop(&mut self) {
-        let mine = MINE.with(|mine| mine.borrow_mut().take());
+        let mine = join(None);
         if self.id == ROOT {
-            ANY.store(false, Ordering::Release);
+            source::withdraw();
         }
         if let Some((simulation, id)) = mine {
             simulation.retire(id);
@@ -575,9 +576,9 @@ pub(crate) fn outside<R>(act: impl FnOnce() -> R) -> R {
         state.away += 1;
     }
     simulation.dispatch();
-    MINE.with(RefCell::take);
+    join(None);
     let result = act();
-    MINE.with(|mine| mine.replace(Some((simulation.clone(), id))));
+    join(Some((simulation.clone(), id)));
     {
         let mut state = simulation.state.lock();
         state.away -= 1;

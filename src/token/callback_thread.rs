@@ -14,12 +14,10 @@ use std::thread;
 use once_cell::sync::OnceCell;
 
 use crate::atomics::{Arc, ForkMutex};
-use crate::clock::Time;
+use crate::clock::{Time, source};
 use crate::fork;
 use crate::host;
 use crate::park::{WaitOutcome, Waiter};
-#[cfg(not(loom))]
-use crate::testing;
 use crate::token::tree::Callbacks;
 
 struct Runner {
@@ -42,8 +40,7 @@ pub(crate) fn hand_over(callbacks: Callbacks) {
     if callbacks.is_empty() {
         return;
     }
-    #[cfg(not(loom))]
-    if testing::current().is_some() {
+    if source::is_set() {
         return run_safely(callbacks); // another thread would run out of turn
     }
     let runner = RUNNER.get_or_init(|| Runner {

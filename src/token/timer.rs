@@ -14,11 +14,9 @@ use std::thread;
 use once_cell::sync::OnceCell;
 
 use crate::atomics::{Arc, ForkMutex};
-use crate::clock::Time;
+use crate::clock::{Time, source};
 use crate::fork;
 use crate::park::{WaitOutcome, Waiter};
-#[cfg(not(loom))]
-use crate::testing;
 use crate::token::tree::{NodeRef, Weak};
 
 struct Timer {
@@ -29,8 +27,7 @@ struct Timer {
 
 struct State {
     entries: BTreeSet<(Time, Weak)>,
-    /// Deadlines of a simulated clock, which moves without this thread.
-    #[cfg(not(loom))]
+    /// Deadlines by a [clock source](crate::clock), which moves without this thread.
     simulated: BTreeSet<(Time, Weak)>,
     /// The timer's thread asleep, and until when.
     asleep: Option<(Time, Arc<Waiter>)>,
@@ -76,10 +73,7 @@ pub(crate) fn forget(node: Weak, deadline: Time) {
 pub(crate) fn armed() -> usize {
     TIMER.get().map_or(0, |timer| {
         let state = timer.state.lock();
-        #[cfg(not(loom))]
-        return state.entries.len() + state.simulated.len();
-        #[cfg(loom)]
-        state.entries.len()
+        state.entries.len() + state.simulated.len()
     })
 }
 
@@ -143,7 +137,6 @@ fn expire(due: Vec<(Time, NodeRef)>) {
 impl State {
     fn remove(&mut self, entry: &(Time, Weak)) {
         self.entries.remove(entry);
-        #[cfg(not(loom))]
         self.simulated.remove(entry);
     }
 }
@@ -154,7 +147,6 @@ impl Timer {
         Timer {
             state: ForkMutex::new(State {
                 entries: BTreeSet::new(),
-                #[cfg(not(loom))]
                 simulated: BTreeSet::new(),
                 asleep: None,
             }),
@@ -171,8 +163,7 @@ impl Timer {
             if deadline.is_never() {
                 return;
             }
-            #[cfg(not(loom))]
-            if testing::current().is_some() {
+            if source::is_set() {
                 state.simulated.insert((deadline, node.weak()));
                 return;
             }
