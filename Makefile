@@ -3,7 +3,7 @@
 # The interpreter to build and test for: `make test PYTHON=python3.13`. Each has an environment and a
 # build folder of its own, so that several can be used side by side.
 PYTHON ?= python3
-# More arguments for the program at the end: `make demo ARGS=--help`, `make test-python ARGS='-k lock'`.
+# More arguments for the program that a target runs: `make demo ARGS=--help`, `make test-python ARGS='-k lock'`.
 ARGS ?=
 # More interpreters for `make matrix`, beside those on PATH and in pyenv.
 PYTHONS ?=
@@ -44,7 +44,7 @@ bench_venv := .venv/bench-$(version)
 target := target/py$(version)
 extension := python/desist/_core$(suffix)
 
-# As if the environment were activated, which maturin and pyo3 go by.
+# As in an activated environment, which maturin and PyO3 look for.
 export VIRTUAL_ENV := $(CURDIR)/$(venv)
 export PYO3_PYTHON := $(CURDIR)/$(venv)/bin/python
 export PATH := $(CURDIR)/$(venv)/bin:$(PATH)
@@ -54,30 +54,30 @@ ifeq (3.13t,$(version))
   export UNSAFE_PYO3_SKIP_VERSION_CHECK := 1
 endif
 
-# $(call quietly,LOG,COMMAND): what COMMAND prints goes to LOG, and is shown only if it fails.
+# $(call quietly,LOG,COMMAND): the output of COMMAND goes to LOG, and is shown only if it fails.
 quietly = @mkdir -p $(dir $(1)); { $(2); } >$(1) 2>&1 </dev/null || { s=$$?; cat $(1) >&2; exit $$s; }
 
-# $(call passed,LOG): how many Rust tests LOG says have passed. None at all is a failure.
+# $(call passed,LOG): print the number of passed Rust tests in LOG. No test at all is a failure.
 passed = @awk '/^test result: ok/ { n += $$4 } END { print "   " n + 0 " passed"; exit !n }' $(1)
 
-# --- what is built --------------------------------------------------------------------------------
+# --- the extension --------------------------------------------------------------------------------
 
 sources := $(sort $(shell find src -name '*.rs')) Cargo.toml Cargo.lock pyproject.toml
 
-# Make and cargo go by a file's mtime. One that was moved or copied into place can carry an old one
-# along, and a binary without it would pass for fresh. Its ctime gives it away: make it new.
+# Make and cargo compare mtimes. A file that was moved or copied into place can have an old mtime, and a
+# binary built before would pass for fresh. Such a file has a new ctime: touch it.
 ifneq (,$(version))
   $(shell mkdir -p target; [ ! -e target/seen ] || \
     find $(sources) -cnewer target/seen ! -newer target/seen -exec touch {} +; touch target/seen)
 endif
 
-# A deleted source leaves no time behind, but a list that differs.
+# A deleted source has no time to compare, but the list of sources differs.
 $(target)/sources: FORCE
 	@mkdir -p $(@D); echo '$(sources)' | cmp -s - $@ || echo '$(sources)' >$@
 FORCE:
 
-# The module lies in python/desist, which is installed as editable: .py files are used in place. It
-# is dated back to the start of its build, so that what was saved meanwhile counts as newer.
+# The extension lies in python/desist, which is installed as editable: .py files are used in place. Its
+# time is set to the start of its build, so that a source saved meanwhile counts as newer.
 reinstall = $(filter Cargo.toml pyproject.toml $(venv)/ready,$?)
 $(extension): $(sources) $(target)/sources $(venv)/ready
 	@echo "building desist for CPython $(version)$(if $(wildcard $(target)/release),, (first time: about a minute))" >&2
@@ -88,7 +88,7 @@ $(extension): $(sources) $(target)/sources $(venv)/ready
 
 # --- the environments -----------------------------------------------------------------------------
 
-# $(call make_venv,FOLDER): a fresh environment there, with a pip that knows dependency groups.
+# $(call make_venv,FOLDER): make a fresh environment, with a pip that supports dependency groups.
 define make_venv
 	@"$(base_python)" -Ic 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "$(base_python) has no ensurepip, which makes virtual environments: install it" \
@@ -99,7 +99,7 @@ define make_venv
 	$(call quietly,target/log/venv.log,"$(base_python)" -m venv $(1) && $(1)/bin/python -m pip install -qU pip)
 endef
 
-# `ready` names the interpreter that an environment was made with; with another one it is made anew.
+# `ready` contains the interpreter that an environment was made with; another one makes it anew.
 ifneq (,$(version))
   ifneq ($(base_python),$(shell cat $(venv)/ready 2>/dev/null))
     .PHONY: $(venv)/ready
@@ -126,7 +126,7 @@ $(bench_venv)/peers: benches/python/requirements.txt $(bench_venv)/ready
 	$(call quietly,target/log/pip.log,$(bench_venv)/bin/python -m pip install -q -r $<)
 	@touch $@
 
-# A wheel, not the checkout: what is measured is what users get.
+# Benchmarks measure a wheel, as users install it, and not the checkout.
 $(bench_venv)/desist: $(extension) $(wildcard python/desist/*.py python/desist/*/*.py) $(bench_venv)/peers
 	@rm -rf $(target)/wheel
 	$(call quietly,$(target)/wheel.log,maturin build --release --locked --target-dir $(target) \
@@ -136,7 +136,7 @@ $(bench_venv)/desist: $(extension) $(wildcard python/desist/*.py python/desist/*
 
 # --- the targets ----------------------------------------------------------------------------------
 
-demo: $(extension) ## kill workers all the time, and see that nothing is lost
+demo: $(extension) ## kill random workers all the time, and compare what is left
 	@$(venv)/bin/desist demo $(ARGS)
 
 test: test-core test-loom test-python ## all tests
@@ -166,7 +166,7 @@ soak: $(extension) $(venv)/group-test ## the tests that take minutes
 	PROPTEST_CASES=20000 cargo test --release --locked --features file model
 	$(venv)/bin/python -m pytest -m soak --timeout=3600 $(ARGS)
 
-seeded-bugs: ## plant bugs in the core, and see the loom models find each: half an hour
+seeded-bugs: ## plant bugs in the core, and check that the loom models find each: half an hour
 	@python3 tests/seeded_bugs.py $(ARGS)
 
 lint: $(extension) $(venv)/group-lint ## formatting, lints, types, stub against module, spelling
@@ -183,17 +183,17 @@ lint: $(extension) $(venv)/group-lint ## formatting, lints, types, stub against 
 	pyright --verifytypes desist --ignoreexternal >$(target)/verifytypes.log || { cat $(target)/verifytypes.log; exit 1; }
 	typos
 
-stubs: $(venv)/group-test ## write python/desist/_core.pyi anew, from the extension
+stubs: $(venv)/group-test ## write python/desist/_core.pyi from the extension
 	$(call quietly,$(target)/stubs.log,$(venv)/bin/python tools/stubs.py python/desist/_core.pyi)
 
 bench: $(bench_venv)/desist ## measure against the peers, Rust and then Python
 	@cargo run -q --release --manifest-path benches/rust/Cargo.toml
 	@$(bench_venv)/bin/python benches/python/run.py $(ARGS)
 
-bench-kills: $(bench_venv)/desist ## random kills against desist, the usual recipe, and the peers: ten minutes
+bench-kills: $(bench_venv)/desist ## random kills against desist, the usual recipe and the peers: ten minutes
 	@$(bench_venv)/bin/python benches/python/kills.py $(ARGS)
 
-clean: ## remove all that was built or downloaded
+clean: ## remove everything that was built or downloaded
 	rm -rf target benches/rust/target .venv dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	rm -f python/desist/_core.*.so
 	find python tests examples benches -name __pycache__ -prune -exec rm -rf {} +

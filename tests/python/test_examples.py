@@ -1,4 +1,4 @@
-"""What the README, the pages in docs and the examples show is what happens."""
+"""The code blocks of the README and of the pages in docs, and the examples, run as shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(block, id=f"{page.stem}-{number}")
     for page in PAGES
@@ -30,9 +30,9 @@ def output_of(*arguments: str | Path) -> str:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_of_a_page_prints_what_it_says(block: str, tmp_path: Path) -> None:
+def test_a_block_of_a_page_prints_the_output_in_its_comments(block: str, tmp_path: Path) -> None:
     shown = [match["output"] for match in SHOWN.finditer(block)]
-    script = tmp_path / "block.py"  # a file, for what worker processes import again
+    script = tmp_path / "block.py"  # a file, because worker processes import it again
     script.write_text(block, encoding="utf-8")
     assert output_of(script).splitlines() == shown
 
@@ -42,6 +42,6 @@ def test_an_example_runs(example: Path) -> None:
     assert output_of(example)
 
 
-def test_there_are_some() -> None:
+def test_blocks_and_examples_are_found() -> None:
     assert len(BLOCKS) >= 5
     assert EXAMPLES

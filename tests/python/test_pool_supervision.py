@@ -143,7 +143,7 @@ def test_figures_say_who_is_busy() -> None:
 # --- giving up ------------------------------------------------------------------------------------
 
 
-def test_i36_so_many_replacements_in_a_period_are_borne_and_no_more() -> None:
+def test_i36_a_pool_replaces_workers_up_to_its_limit_in_a_period_and_no_more() -> None:
     deaf = Deaf()
     queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=100))
     restart = RestartPolicy(intensity=2, period=NEVER, max_abandoned=100)
