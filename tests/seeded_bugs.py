@@ -378,8 +378,8 @@ BUGS = (
         "sync/lock.rs",
         "lock",
         (
-            "if state.poison.is_some() { // Bad",
-            "if state.poison.is_some() && state.queue.len() < 2 { // Bad",
+            "if state.poison.is_some() { // Poisoned",
+            "if state.poison.is_some() && state.queue.len() < 2 { // Poisoned",
         ),
     ),
     bug(

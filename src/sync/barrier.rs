@@ -264,8 +264,8 @@ impl Waitable for ArriveOp<'_> {
         let Some((round, before)) = &self.joined else {
             return false;
         };
+        // Once all parties have arrived, this one included, it passes, whatever ended its wait.
         if round.phase() != RoundPhase::Filling {
-            // All parties have arrived, this one included: it passes, whatever ended its wait.
             return true;
         }
         state.arrived -= 1;

@@ -1,8 +1,32 @@
-//! Items on their way from thread to thread.
+//! A queue of items between threads.
 //!
-//! Guarantees: items put are items got plus items queued, at every instant (I13); a wait that ends
-//! with an error has put, or got, nothing (I11); an item that comes while somebody waits for one
-//! is handed to the first in line who still wants it, so no wake-up is lost or taken along (I12).
+//! Guarantees:
+//! 1. Items put are items got plus items queued, at every instant (I13).
+//! 2. A wait that ends with an error has put, or got, nothing; its item comes back (I11).
+//! 3. An item that is put while threads wait for one is handed to the first getter that still wants
+//!    it. So no wake-up is lost, or spent on a getter that has gone (I12).
+//! 4. An item of a waiting putter is queued in the same step in which a place becomes free, so a
+//!    later putter cannot overtake it.
+//!
+//! Protocol. [`QueueState`] belongs to the queue's mutex. Getters wait only while there are no items,
+//! putters only while there is no place.
+//!
+//! | step                 | what it does, in one critical section                                   |
+//! |----------------------|--------------------------------------------------------------------------|
+//! | put, getters wait    | fill the slot of the first getter that accepts the grant                  |
+//! | put, none waits      | queue the item, or refuse if there is no place                            |
+//! | get                  | take an item; then admit the first putter: empty its slot, queue its item |
+//! | getter queues        | only if there are still no items and the queue is not shut down           |
+//! | putter queues        | move its item into its slot, only if there is still no place              |
+//! | wait ends otherwise  | remove the request; a putter takes its item out of the slot               |
+//! | shut down            | grant all waiters: their slots say that they were not served              |
+//!
+//! A slot has a mutex of its own, shared by the waiter and its request. The serving thread locks the
+//! slot, grants the ticket, and only then moves the item; a waiter that sees the grant locks the slot
+//! and so finds the hand-over complete. A granted waiter whose slot was not served tries again.
+//!
+//! Lock order: the queue's mutex, then a slot, then the waiter's word. Tickets are woken, and items
+//! dropped, with nothing locked, for the drop of an item may run code of the host.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,8 +40,9 @@ use crate::wait::{self, Op, Waitable};
 
 /// A queue of any number of items, or of a bounded one. Waits on it can be cancelled.
 ///
-/// It has the manners of Python's: items may be counted as done, and a queue shut down.
+/// It has the semantics of Python's: items may be counted as done, and a queue shut down.
 pub struct Queue<T> {
+    /// See the protocol above.
     state: Mutex<QueueState<T>>,
 }
 
@@ -31,32 +56,41 @@ pub enum Order {
     Lifo,
 }
 
+/// What the queue's mutex protects.
 struct QueueState<T> {
+    /// The queued items, the one that was put first at the front.
     items: VecDeque<T>,
+    /// Which end `get` takes from. Set before the queue is used.
     order: Order,
+    /// The most items; `usize::MAX` for no bound. `resize` may lower it below `items.len()`.
     capacity: usize,
+    /// The waiting getters, in the order of their arrival. Empty while there are items.
     getters: VecDeque<Getter<T>>,
+    /// The waiting putters, in the order of their arrival. Empty while there is a place.
     putters: VecDeque<Putter<T>>,
-    /// Put, and not yet counted as done.
+    /// Items that were put and not yet counted as done by `task_done`; queued ones included.
     unfinished: usize,
-    /// Those who wait until all is done.
+    /// Threads in `join`. Empty while `unfinished` is 0.
     joining: WaitQueue,
+    /// Set by `shut_down`, never cleared: no item is put any more.
     shut: bool,
 }
 
-/// What a waiter is given, or gives; locked before its ticket is granted, so that the waiter finds
-/// it settled.
+/// The item that a waiter receives, or offers. Locked by the serving thread before it grants the
+/// ticket and until the item is moved.
 type ItemSlot<T> = Arc<Mutex<Option<T>>>;
 
+/// A waiting getter's place in the queue.
 struct Getter<T> {
     ticket: Ticket,
-    /// Filled with the item. Empty: look again.
+    /// Filled with the item after the grant. Still empty: the getter tries again.
     slot: ItemSlot<T>,
 }
 
+/// A waiting putter's place in the queue.
 struct Putter<T> {
     ticket: Ticket,
-    /// Its item is taken from here. Still there: look again.
+    /// Holds the item while the putter waits, emptied after the grant. Still full: it tries again.
     slot: ItemSlot<T>,
 }
 
@@ -90,7 +124,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Make it another one, before it is used.
+    /// Change what `new` was given, before the queue is used.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn configure(&self, order: Order, capacity: usize) {
         let mut state = self.state.lock();
@@ -98,8 +132,8 @@ impl<T> Queue<T> {
         state.capacity = bound(capacity);
     }
 
-    /// Let it have so many items, zero for any number: those who wait for a place get what is new.
-    /// Items that are in it stay.
+    /// Change the capacity; zero means any number. Waiting putters get the places that are new; queued
+    /// items stay, even if there are more than the new capacity.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn resize(&self, capacity: usize) {
         let wake = {
@@ -115,15 +149,26 @@ impl<T> Queue<T> {
         wake.iter().for_each(Ticket::wake);
     }
 
-    /// Put an item, waiting for a place until `until` at most; then it is given back. A
-    /// checkpoint; `Err` means that it was not put.
+    /// Put an item, waiting for a place until `until` at most; then the item is returned.
+    ///
+    /// # Blocking
+    /// Blocks while the queue is full. Putters are served in the order of their arrival.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, even if there is a place. A cancelled call has not put the item.
+    ///
+    /// # Errors
+    /// The thread is to stop, or the queue was shut down. The item was not put and is dropped.
     pub fn put(&self, item: T, until: Time) -> Result<Option<T>, QueueError> {
         let mut putting = self.put_op(item);
         let put = wait::perform(&mut putting, until)?;
         Ok(if put.is_some() { None } else { putting.item })
     }
 
-    /// Put an item if there is a place, else it is given back; not a checkpoint, never blocks.
+    /// Put an item if there is a place, else return it. Never blocks, and is no checkpoint.
+    ///
+    /// # Errors
+    /// The queue was shut down.
     pub fn try_put(&self, item: T) -> Result<Option<T>, QueueError> {
         match self.offer(item) {
             Ok(()) => Ok(None),
@@ -132,7 +177,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Put an item, unless there is no place, or it was shut down.
+    /// Put an item; `Err` returns it if there is no place or the queue is shut down. One critical
+    /// section, compiled into its callers.
     #[inline]
     pub(crate) fn offer(&self, item: T) -> Result<(), T> {
         let mut state = self.state.lock();
@@ -145,18 +191,31 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Get an item, waiting until `until` at most; then `None`. A checkpoint; `Err` means that
-    /// nothing was got.
+    /// Get an item, waiting until `until` at most; then `None`.
+    ///
+    /// # Blocking
+    /// Blocks while the queue is empty. Getters are served in the order of their arrival.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, even if there is an item. A cancelled call has got none. If an item was
+    /// handed over first, it is returned, and the next checkpoint raises.
+    ///
+    /// # Errors
+    /// The thread is to stop, or the queue was shut down and is empty.
     pub fn get(&self, until: Time) -> Result<Option<T>, QueueError> {
         wait::perform(&mut self.get_op(), until)
     }
 
-    /// Get an item if there is one; not a checkpoint, never blocks.
+    /// Get an item if there is one. Never blocks, and is no checkpoint.
+    ///
+    /// # Errors
+    /// The queue was shut down and is empty.
     pub fn try_get(&self) -> Result<Option<T>, QueueError> {
         let item = self.take();
         if item.is_none() {
             let state = self.state.lock();
-            // There may be an item by now; then there was none just before, and no shutdown.
+            // An item may have been put since `take`. Then "empty" was true a moment ago, and the
+            // queue is not exhausted: no error.
             if state.shut && state.items.is_empty() {
                 return Err(QueueError::ShutDown);
             }
@@ -164,7 +223,8 @@ impl<T> Queue<T> {
         Ok(item)
     }
 
-    /// Get an item if there is one.
+    /// Get an item if there is one; `None` also if the queue is shut down. One critical section,
+    /// compiled into its callers.
     #[inline]
     pub(crate) fn take(&self) -> Option<T> {
         let mut state = self.state.lock();
@@ -174,7 +234,7 @@ impl<T> Queue<T> {
         Some(item)
     }
 
-    /// Putting `item`, as one of several things to wait for.
+    /// Putting `item`, as an operation to be performed alone or as one of several.
     pub(crate) fn put_op(&self, item: T) -> PutOp<'_, T> {
         PutOp {
             queue: self,
@@ -183,7 +243,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Getting, as one of several things to wait for.
+    /// Getting an item, as an operation to be performed alone or as one of several.
     pub(crate) fn get_op(&self) -> GetOp<'_, T> {
         GetOp {
             queue: self,
@@ -191,7 +251,10 @@ impl<T> Queue<T> {
         }
     }
 
-    /// One item that was got has been worked on.
+    /// Count one item as done. The last one wakes the threads in `join`. Never blocks.
+    ///
+    /// # Errors
+    /// It was called more often than items were put.
     pub fn task_done(&self) -> Result<(), NothingUnfinished> {
         let joined = {
             let mut state = self.state.lock();
@@ -202,19 +265,29 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Wait until as many items have been counted as done as were put, or until `until` (then
-    /// false). A checkpoint.
+    /// Wait until every item that was put is counted as done, or until `until`; then false.
+    ///
+    /// # Blocking
+    /// Blocks while items are unfinished. Returns if their number was 0 for an instant, even if more
+    /// were put since.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry.
+    ///
+    /// # Errors
+    /// The thread is to stop.
     pub fn join(&self, until: Time) -> Result<bool, Stop> {
         wait::perform(&mut self.join_op(), until).map(|joined| joined.is_some())
     }
 
-    /// Joining, for a host that sleeps in its own way.
+    /// Joining, as an operation for a host that parks in its own way.
     pub(crate) fn join_op(&self) -> JoinOp<'_, T> {
         JoinOp(self)
     }
 
-    /// From now on nothing is put, and nothing is got once it is empty: who waits is told. With
-    /// `immediate` it is emptied at once; returns what was in it, which counts as done.
+    /// Shut the queue down: from now on `put` fails, and `get` once the queue is empty; waiting putters
+    /// and getters get that error. With `immediate` the queue is emptied and its items, which are
+    /// returned, count as done. Never blocks.
     pub fn shut_down(&self, immediate: bool) -> Vec<T> {
         let (dropped, wake) = {
             let mut state = self.state.lock();
@@ -246,7 +319,7 @@ impl<T> Queue<T> {
         dropped
     }
 
-    /// Shut down?
+    /// True if it was shut down.
     pub fn is_shut_down(&self) -> bool {
         self.state.lock().shut
     }
@@ -256,12 +329,12 @@ impl<T> Queue<T> {
         self.state.lock().items.len()
     }
 
-    /// No item is queued?
+    /// True if no item is queued.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// No place is left?
+    /// True if there is no place for another item.
     pub fn is_full(&self) -> bool {
         let state = self.state.lock();
         state.items.len() >= state.capacity
@@ -278,13 +351,14 @@ impl<T> Queue<T> {
         state.getters.len() + state.putters.len() + state.joining.len()
     }
 
-    /// Take all out that is queued, and count it neither as got nor as done.
+    /// Remove all queued items, which count neither as got nor as done: for the garbage collector.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn clear(&self) -> VecDeque<T> {
         std::mem::take(&mut self.state.lock().items)
     }
 
-    /// Visit all that is queued, unless somebody is just using the queue.
+    /// Visit all queued items, unless another thread has the queue locked: for the garbage collector,
+    /// which must not block and may skip what is in use.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn try_for_each(&self, visit: impl FnMut(&T)) {
         #[cfg(not(loom))]
@@ -296,12 +370,13 @@ impl<T> Queue<T> {
     }
 }
 
+/// The internal form of a capacity.
 fn bound(capacity: usize) -> usize {
     if capacity == 0 { usize::MAX } else { capacity }
 }
 
 impl<T> QueueState<T> {
-    /// Returns those to wake who wait until all is done, if it is.
+    /// Grant all joiners if nothing is unfinished. Returns the tickets to wake.
     fn joined(&mut self) -> Vec<Ticket> {
         if self.unfinished == 0 {
             self.joining.grant_all()
@@ -310,7 +385,7 @@ impl<T> QueueState<T> {
         }
     }
 
-    /// Put an item, which has a place. Returns whom to wake.
+    /// Put an item, for which there is a place. Returns the getter to wake.
     #[inline]
     fn put(&mut self, item: T) -> Option<Ticket> {
         self.unfinished += 1;
@@ -321,8 +396,8 @@ impl<T> QueueState<T> {
         None
     }
 
-    /// Give an item to the first getter who still wants it. There are getters only while there are
-    /// no items. Returns whom to wake.
+    /// Hand an item to the first getter that still wants it, else queue it. There are getters only
+    /// while there are no items, so the item overtakes none. Returns the getter to wake.
     #[cold]
     fn hand_over(&mut self, item: T) -> Option<Ticket> {
         while let Some(getter) = self.getters.pop_front() {
@@ -336,14 +411,14 @@ impl<T> QueueState<T> {
         None
     }
 
-    /// Get the next item. Returns whom to wake, because its item has found a place.
+    /// Get the next item. Also returns the putter to wake whose item has taken the free place.
     #[inline]
     fn get(&mut self) -> Option<(T, Option<Ticket>)> {
         let item = match self.order {
             Order::Fifo => self.items.pop_front(),
             Order::Lifo => self.items.pop_back(),
         }?;
-        // The place may be gone, if there have become less of them.
+        // Still full if `resize` has lowered the capacity below the number of items.
         let admitted = if self.putters.is_empty() || self.is_full() {
             None
         } else {
@@ -352,7 +427,8 @@ impl<T> QueueState<T> {
         Some((item, admitted))
     }
 
-    /// Take the item of the first who waits for a place, which there is. Returns whom to wake.
+    /// Queue the item of the first putter that still waits; the caller knows that there is a place.
+    /// Returns the putter to wake.
     #[cold]
     fn admit(&mut self) -> Option<Ticket> {
         while let Some(putter) = self.putters.pop_front() {
@@ -372,11 +448,12 @@ impl<T> QueueState<T> {
     }
 }
 
-/// One call of [`Queue::put`].
+/// One call of [`Queue::put`]: the operation that the wait performs.
 pub(crate) struct PutOp<'a, T> {
     queue: &'a Queue<T>,
-    /// The item, while it is not in line.
+    /// The item, while it is not in the slot: `None` while queued, and after it was put.
     item: Option<T>,
+    /// Made when it queues for the first time, and shared with its request.
     slot: Option<ItemSlot<T>>,
 }
 
@@ -384,7 +461,7 @@ impl<T> Waitable for PutOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
         if state.shut || !state.is_full() {
-            ticket.grant();
+            ticket.grant(); // changed since `attempt`: try again
             return;
         }
         let slot = self.slot.get_or_insert_default().clone();
@@ -401,13 +478,13 @@ impl<T> Waitable for PutOp<'_, T> {
 }
 
 impl<T> PutOp<'_, T> {
-    /// The item, if it was not put.
+    /// The item, if it was not put: for a host that returns it to its caller.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn into_item(self) -> Option<T> {
         self.item
     }
 
-    /// The item comes back from the line.
+    /// Take the item back out of the slot, if it has not been put.
     fn fetch(&mut self) {
         if self.item.is_none() {
             self.item = self.slot.as_ref().and_then(|slot| slot.lock().take());
@@ -435,9 +512,10 @@ impl<T> Op for PutOp<'_, T> {
     }
 }
 
-/// One call of [`Queue::get`].
+/// One call of [`Queue::get`]: the operation that the wait performs.
 pub(crate) struct GetOp<'a, T> {
     queue: &'a Queue<T>,
+    /// Made when it queues for the first time, and shared with its request.
     slot: Option<ItemSlot<T>>,
 }
 
@@ -445,7 +523,7 @@ impl<T> Waitable for GetOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
         if state.shut || !state.items.is_empty() {
-            ticket.grant();
+            ticket.grant(); // changed since `attempt`: try again
             return;
         }
         let slot = self.slot.get_or_insert_default().clone();
@@ -476,7 +554,7 @@ impl<T> Op for GetOp<'_, T> {
     }
 }
 
-/// One call of [`Queue::join`].
+/// One call of [`Queue::join`]: the operation that the wait performs.
 pub(crate) struct JoinOp<'a, T>(&'a Queue<T>);
 
 impl<T> Waitable for JoinOp<'_, T> {
@@ -503,7 +581,7 @@ impl<T> Op for JoinOp<'_, T> {
         Ok((self.0.unfinished() == 0).then_some(()))
     }
 
-    // It was so in the instant of the grant, whatever has been put since.
+    // Nothing was unfinished at the instant of the grant; items put since do not count.
     fn collect(&mut self) -> Result<Option<()>, Stop> {
         Ok(Some(()))
     }
