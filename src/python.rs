@@ -15,13 +15,14 @@ mod hard_stop;
 #[cfg(unix)]
 mod io;
 #[cfg(unix)]
-mod ops;
+mod op;
 mod scope;
 mod sync;
 mod task;
 mod testing;
 mod token;
 mod wait;
+mod wait_any;
 mod work;
 
 use pyo3::prelude::*;
@@ -45,10 +46,7 @@ mod _core {
     use super::io::{notify_closing, wait_readable, wait_writable};
     #[cfg(unix)]
     #[pymodule_export]
-    use super::ops::{
-        Op, acquire_op, after_op, cancelled_op, get_op, latch_op, over_op, put_op, readable_op,
-        set_op, wait_any, writable_op,
-    };
+    use super::op::Op;
     #[pymodule_export]
     use super::scope::{
         CancelScope, FailScope, call_within, cancel_scope, cleanup, fail_after, move_on_after,
@@ -89,6 +87,8 @@ mod _core {
         Latch, checkpoint, current_effective_deadline, current_time, sleep, sleep_forever,
         sleep_until,
     };
+    #[pymodule_export]
+    use super::wait_any::wait_any;
     #[cfg(unix)]
     #[pymodule_export]
     use super::work::FileQueue;

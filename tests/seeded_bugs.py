@@ -386,7 +386,10 @@ BUGS = (
         "a lock that was taken twice is free when it was released once",
         "sync/lock.rs",
         "lock",
-        ("if state.depth == 0 { self.mark_free(state)", "if state.depth < 2 { self.mark_free(state)"),
+        (
+            "if state.depth == 0 { self.mark_free(state)",
+            "if state.depth < 2 { self.mark_free(state)",
+        ),
     ),
     bug(
         "a lock that was let go for a while is held once afterwards",

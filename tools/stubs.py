@@ -19,12 +19,18 @@ MISSING = {
     # Imports for annotations that PyO3 takes for builtins, or as text.
     "\n__all__ = [": (
         "\nimport os"
+        "\nfrom concurrent.futures import Future"
         "\nfrom collections.abc import Callable, Iterable"
         "\nfrom types import GenericAlias"
-        "\nfrom typing import Generic, Literal, TypeVar, overload"
+        "\nfrom typing import Any, Generic, Literal, TypeAlias, TypeVar, overload"
+        "\nfrom desist._group import Task as _GroupTask"
+        "\nfrom desist._thread import Thread"
         "\n"
         '\n_T = TypeVar("_T")'
         '\n_T_co = TypeVar("_T_co", covariant=True)'
+        '\n_Ending = TypeVar("_Ending", bound=Thread | _GroupTask[Any] | Future[Any])'
+        "\n_Awaited: TypeAlias = ("
+        "Op[Any] | Event | CancelToken | Thread | _GroupTask[Any] | Future[Any])"
         "\n"
         "\n__all__ = ["
     ),
@@ -38,6 +44,30 @@ MISSING = {
     "\nclass Queue:\n": "\nclass Queue(Generic[_T]):\n",
     "\nclass SimpleQueue:\n": "\nclass SimpleQueue(Generic[_T]):\n",
     # A return type that depends on the argument.
+    """
+def wait_any(*what: "Op[_T]", timeout: float | None = None) -> "tuple[int, _T] | None":
+""": """
+@overload
+def wait_any(
+    first: Op[_T], /, *more: Op[_T], timeout: float | None = None
+) -> tuple[int, _T] | None: ...
+@overload
+def wait_any(
+    first: _Ending, /, *more: _Ending, timeout: float | None = None
+) -> tuple[int, _Ending] | None: ...
+@overload
+def wait_any(
+    first: CancelToken, /, *more: CancelToken, timeout: float | None = None
+) -> tuple[int, CancelCause] | None: ...
+@overload
+def wait_any(
+    first: Event, /, *more: Event, timeout: float | None = None
+) -> tuple[int, bool] | None: ...
+@overload
+def wait_any(
+    first: _Awaited, /, *more: _Awaited, timeout: float | None = None
+) -> tuple[int, Any] | None:
+""",
     """
     def repair(self, fn: "Callable[[], object] | None" = None, /) -> "LockGuard | None":
 """: """

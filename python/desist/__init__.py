@@ -38,10 +38,7 @@ from desist._core import (
     Semaphore,
     SimpleQueue,
     StopPolicy,
-    acquire_op,
-    after_op,
     cancel_scope,
-    cancelled_op,
     checkpoint,
     cleanup,
     current_effective_deadline,
@@ -49,12 +46,8 @@ from desist._core import (
     current_token,
     defer_kill,
     fail_after,
-    get_op,
     move_on_after,
     notify_closing,
-    put_op,
-    readable_op,
-    set_op,
     shield,
     sleep,
     sleep_forever,
@@ -62,7 +55,6 @@ from desist._core import (
     wait_any,
     wait_readable,
     wait_writable,
-    writable_op,
 )
 from desist._enums import CauseKind, KillOutcome, TaskState
 from desist._exceptions import (
@@ -99,7 +91,6 @@ if TYPE_CHECKING:
     from desist._group import Task, TaskGroup, race
     from desist._interruptible import interruptible
     from desist._item_future import ItemFuture
-    from desist._ops import done_op
     from desist._pool import PoolStats, WorkerPool, WorkEvent
     from desist._process import run, wait
     from desist._signals import cancel_on_signal
@@ -172,11 +163,8 @@ __all__ = [
     "WorkEvent",
     "WorkerDied",
     "WorkerPool",
-    "acquire_op",
-    "after_op",
     "cancel_on_signal",
     "cancel_scope",
-    "cancelled_op",
     "checkpoint",
     "cleanup",
     "current_effective_deadline",
@@ -184,19 +172,14 @@ __all__ = [
     "current_token",
     "deadline",
     "defer_kill",
-    "done_op",
     "fail_after",
     "get_include",
-    "get_op",
     "interruptible",
     "kill",
     "move_on_after",
     "notify_closing",
-    "put_op",
     "race",
-    "readable_op",
     "run",
-    "set_op",
     "shield",
     "sleep",
     "sleep_forever",
@@ -205,7 +188,6 @@ __all__ = [
     "wait_any",
     "wait_readable",
     "wait_writable",
-    "writable_op",
 ]
 
 
@@ -213,7 +195,6 @@ _LAZY = {
     "cancel_on_signal": "_signals",
     "compat": "compat",
     "deadline": "_deadline",
-    "done_op": "_ops",
     "engines": "engines",
     "interruptible": "_interruptible",
     "ItemFuture": "_item_future",

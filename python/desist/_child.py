@@ -21,13 +21,11 @@ from desist._core import (
     CancelToken,
     ChildProcess,
     Latch,
-    cancelled_op,
+    Op,
     checkpoint,
     defer_kill,
-    readable_op,
     shield,
     wait_any,
-    writable_op,
 )
 from desist._exceptions import WorkerDied
 from desist._future import BRIEFLY
@@ -36,7 +34,7 @@ from desist._process import End
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from desist._core import Lease, Masked, Op, Seat, StopPolicy
+    from desist._core import Lease, Masked, Seat, StopPolicy
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -300,8 +298,8 @@ class _Child:
             raise
         os.set_blocking(self._socket.fileno(), False)
         self._channel = Channel(self._socket.fileno())
-        self._incoming = readable_op(self._socket)
-        self._outgoing = writable_op(self._socket)
+        self._incoming = Op.readable(self._socket)
+        self._outgoing = Op.writable(self._socket)
 
     # ------------------------------------------------------------------ work
 
@@ -322,7 +320,7 @@ class _Child:
             return None
 
     def _converse(self, work: _Work) -> tuple[Verb, bytes] | None:
-        cancelled: list[Op[Any]] = [cancelled_op(work.token)]
+        cancelled: list[Op[Any]] = [work.token.cancelled_op()]
         ended = self._end.op()
         over = False
         while True:

@@ -4,16 +4,31 @@ Native core of desist.
 
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from types import GenericAlias, TracebackType
-from typing import Any, Generic, Literal, SupportsFloat, SupportsIndex, TypeVar, final, overload
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    SupportsFloat,
+    SupportsIndex,
+    TypeAlias,
+    TypeVar,
+    final,
+    overload,
+)
 
 from _typeshed import FileDescriptorLike
 from typing_extensions import disjoint_base
 
 from desist._enums import CauseKind, KillOutcome, TaskState
+from desist._group import Task as _GroupTask
+from desist._thread import Thread
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
+_Ending = TypeVar("_Ending", bound=Thread | _GroupTask[Any] | Future[Any])
+_Awaited: TypeAlias = Op[Any] | Event | CancelToken | Thread | _GroupTask[Any] | Future[Any]
 
 __all__ = [
     "Barrier",
@@ -57,11 +72,8 @@ __all__ = [
     "Task",
     "Working",
     "_Injector",
-    "acquire_op",
-    "after_op",
     "call_within",
     "cancel_scope",
-    "cancelled_op",
     "census",
     "checkpoint",
     "cleanup",
@@ -71,16 +83,10 @@ __all__ = [
     "defer_kill",
     "fail_after",
     "fork_timeouts",
-    "get_op",
     "hold_off",
-    "latch_op",
     "lease_of",
     "move_on_after",
     "notify_closing",
-    "over_op",
-    "put_op",
-    "readable_op",
-    "set_op",
     "shield",
     "sleep",
     "sleep_forever",
@@ -88,7 +94,6 @@ __all__ = [
     "wait_any",
     "wait_readable",
     "wait_writable",
-    "writable_op",
 ]
 
 @disjoint_base
@@ -296,6 +301,11 @@ class CancelToken:
     def cancelled(self, /) -> bool:
         """
         True once cancelled.
+        """
+    def cancelled_op(self, /) -> Op[CancelCause]:
+        """
+        The token is cancelled: an operation for wait_any() that yields the cause. The token itself
+        means the same there.
         """
     @property
     def cause(self, /) -> CancelCause | None:
@@ -559,6 +569,10 @@ class Event:
         Block until the flag is set (True), or the seconds have passed (False).
 
         A checkpoint, even if it is set.
+        """
+    def wait_op(self, /) -> Op[bool]:
+        """
+        The operation wait(), for wait_any(); yields True. The event itself means the same there.
         """
 
 @final
@@ -899,6 +913,10 @@ class Latch:
         """
         Block until it is set (True) or the seconds have passed (False). A checkpoint.
         """
+    def wait_op(self, value: _T, /) -> Op[_T]:
+        """
+        It is set: an operation for wait_any() that yields `value`.
+        """
 
 @final
 class Lease(Generic[_T]):
@@ -1095,6 +1113,12 @@ class Lock:
         it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
         given up and may still be inside. Held until it is released, or the task ends.
         """
+    def acquire_op(self, /) -> Op[bool]:
+        """
+        The operation acquire(), for wait_any(); yields True.
+
+        The lock is then held as after acquire().
+        """
     def guard(self, /) -> LockGuard:
         """
         A block that holds the lock, and knows which of its holders it is:
@@ -1236,8 +1260,39 @@ class Mirror:
 @final
 class Op(Generic[_T_co]):
     """
-    One operation for wait_any().
+    One operation for wait_any(): made by the object that it is about, as `queue.get_op()`, or by
+    readable(), writable() and after().
+
+    It is a description: nothing is done before wait_any() does it, and it may be used again.
     """
+    @staticmethod
+    def after(seconds: float, /) -> Op[None]:
+        """
+        So many seconds have passed since this call: an operation that yields None.
+
+        Raises:
+            TypeError: not a number.
+            ValueError: negative, or NaN.
+        """
+    @staticmethod
+    def readable(file: FileDescriptorLike, /) -> Op[None]:
+        """
+        The file can be read without blocking: an operation that yields None. See wait_readable().
+
+        `file`: a descriptor, or an object with fileno().
+
+        Raises:
+            TypeError: neither of both.
+            ValueError: the file is closed.
+        """
+    @staticmethod
+    def writable(file: FileDescriptorLike, /) -> Op[None]:
+        """
+        The file can be written without blocking: an operation that yields None. See
+        wait_writable().
+
+        `file`, and what is raised, are as with readable().
+        """
 
 @disjoint_base
 class Queue(Generic[_T]):
@@ -1286,6 +1341,10 @@ class Queue(Generic[_T]):
         """
         get(block=False).
         """
+    def get_op(self, /) -> Op[_T]:
+        """
+        The operation get(), for wait_any(); yields the item.
+        """
     @property
     def is_shutdown(self, /) -> bool:
         """
@@ -1317,6 +1376,13 @@ class Queue(Generic[_T]):
     def put_nowait(self, /, item: _T) -> None:
         """
         put(item, block=False).
+        """
+    def put_op(self, item: _T, /) -> Op[None]:
+        """
+        The operation put(item), for wait_any(); yields None.
+
+        Raises:
+            TypeError: a PriorityQueue, or another queue with hooks of its own.
         """
     def qsize(self, /) -> int:
         """
@@ -1522,6 +1588,10 @@ class Semaphore:
         A blocking call is a checkpoint even if a permit is free: Cancelled and Killed mean that
         none was taken. ValueError: a timeout for a call that does not block.
         """
+    def acquire_op(self, /) -> Op[bool]:
+        """
+        The operation acquire(), for wait_any(); yields True.
+        """
     def release(self, /, n: SupportsIndex = 1) -> None:
         """
         Release so many permits: those who wait get them first. Never blocks.
@@ -1548,6 +1618,10 @@ class SimpleQueue(Generic[_T]):
     def get_nowait(self, /) -> _T:
         """
         get(block=False).
+        """
+    def get_op(self, /) -> Op[_T]:
+        """
+        The operation get(), for wait_any(); yields the item.
         """
     def put(self, /, item: _T, block: bool = True, timeout: float | None = None) -> None:
         """
@@ -1729,6 +1803,10 @@ class Task:
         """
         Its name.
         """
+    def over_op(self, value: _T, /) -> Op[_T]:
+        """
+        It is over or was abandoned: an operation for wait_any() that yields `value`.
+        """
     def recall(self, /) -> None:
         """
         Its thread could not be started.
@@ -1832,18 +1910,6 @@ class _Injector:
         Where the exception was raised, as text, if a kill ended the victim.
         """
 
-def acquire_op(lock: Lock | Semaphore, /) -> Op[bool]:
-    """
-    Acquire a lock or a semaphore's permit; yields True.
-
-    The lock is then held as after acquire(). TypeError: neither of both.
-    """
-
-def after_op(seconds: float, /) -> Op[None]:
-    """
-    Wait until so many seconds have passed since now; yields None.
-    """
-
 def call_within(
     function: Callable[..., _T],
     arguments: tuple[object, ...],
@@ -1891,11 +1957,6 @@ def cancel_scope(
     Raises:
         TypeError: a time that is not a number, or both a timeout and a deadline.
         ValueError: a time that is NaN, or a negative number of seconds.
-    """
-
-def cancelled_op(token: CancelToken, /) -> Op[CancelCause]:
-    """
-    Wait until a token is cancelled; yields its cause.
     """
 
 def census() -> tuple[int, int, int, int]:
@@ -1970,20 +2031,10 @@ def fork_timeouts() -> int:
     Number of forks that timed out waiting for a thread to leave the core.
     """
 
-def get_op(queue: Queue[_T] | SimpleQueue[_T], /) -> Op[_T]:
-    """
-    Get an item from a queue; yields it. TypeError: not a desist queue.
-    """
-
 def hold_off(fn: Callable[..., _T], *arguments: object) -> _T:
     """
     Call something that a kill must not tear apart; it is to be short. What it returns is returned,
     even if a kill came meanwhile: that one is raised at the next checkpoint, or sent again.
-    """
-
-def latch_op(latch: Latch, value: _T, /) -> Op[_T]:
-    """
-    Wait until a latch is set; yields `value`.
     """
 
 def lease_of(delivered: Any) -> Lease[Any]:
@@ -2014,26 +2065,6 @@ def notify_closing(file: FileDescriptorLike, /) -> None:
     desist's own sockets and processes say it by themselves.
     """
 
-def over_op(task: Task, value: _T, /) -> Op[_T]:
-    """
-    Wait until a task is over or was given up; yields `value`.
-    """
-
-def put_op(queue: Queue[_T], item: _T, /) -> Op[None]:
-    """
-    Put an item into a Queue or LifoQueue; yields None. TypeError: not one of these.
-    """
-
-def readable_op(file: FileDescriptorLike, /) -> Op[None]:
-    """
-    Wait until a file can be read without blocking; yields None. See wait_readable().
-    """
-
-def set_op(event: Event, /) -> Op[bool]:
-    """
-    Wait until an event is set; yields True.
-    """
-
 def shield(seconds: float, /) -> CancelScope:
     """
     A block that sees no cancellation from outside, for at most the given seconds; then it is left
@@ -2060,14 +2091,66 @@ def sleep_until(deadline: float, /) -> None:
     Raises as sleep() does.
     """
 
-def wait_any(*ops: Op[_T], timeout: float | None = None) -> tuple[int, _T] | None:
+@overload
+def wait_any(
+    first: Op[_T], /, *more: Op[_T], timeout: float | None = None
+) -> tuple[int, _T] | None: ...
+@overload
+def wait_any(
+    first: _Ending, /, *more: _Ending, timeout: float | None = None
+) -> tuple[int, _Ending] | None: ...
+@overload
+def wait_any(
+    first: CancelToken, /, *more: CancelToken, timeout: float | None = None
+) -> tuple[int, CancelCause] | None: ...
+@overload
+def wait_any(
+    first: Event, /, *more: Event, timeout: float | None = None
+) -> tuple[int, bool] | None: ...
+@overload
+def wait_any(
+    first: _Awaited, /, *more: _Awaited, timeout: float | None = None
+) -> tuple[int, Any] | None:
     """
-    Do the first of several operations that is possible, and none of the others.
+    Wait for several things at once, and do the first that is possible, and none of the others.
 
-    Returns its place among them and what it yields; None if the seconds have passed first. If
-    several are possible at once, the first of them in the order given is done. A checkpoint.
-    Raises what the operation raises: LockPoisoned, ShutDown, OSError for a bad descriptor.
-    TypeError: something that is no operation.
+    Returns a pair: the position of the argument, and its result. Or None, if `timeout` seconds have
+    passed first. If several are possible at once, the first of them in the order given is done.
+
+    ==========================  =================================  =============================
+    Argument                    Done when                          Result
+    ==========================  =================================  =============================
+    `queue.get_op()`            an item could be taken             the item
+    `queue.put_op(item)`        the item was put                   None
+    `lock.acquire_op()`         the lock is held by the caller     True
+    `semaphore.acquire_op()`    a permit was taken                 True
+    `Op.readable(file)`         the file can be read               None
+    `Op.writable(file)`         the file can be written            None
+    `Op.after(seconds)`         the time is over                   None
+    an Event                    it is set                          True
+    a CancelToken               it is cancelled                    its CancelCause
+    a Thread                    it has ended, or was abandoned     that thread
+    a Task of a TaskGroup       it has ended, or was abandoned     that task
+    a Future                    it is done                         that future
+    ==========================  =================================  =============================
+
+    A future is one of desist's or of concurrent.futures; its result() then returns, or raises, at
+    once. A queue or a lock has more than one operation, so its method says which is meant.
+
+    Blocks: until one of them is possible, or the timeout is over.
+
+    On cancel: Cancelled is raised, also on entry, and nothing was done.
+
+    On timeout: None is returned, and nothing was done.
+
+    On kill: Killed is raised, and nothing was done. A kill that comes when one of them was just
+    done is raised at the next checkpoint.
+
+    Raises:
+        TypeError: no argument, or one that is none of the above; a list has to be unpacked.
+        LockPoisoned, OwnerLost: as acquire() raises them.
+        ShutDown: as get() and put() raise it.
+        OSError: a bad descriptor.
     """
 
 def wait_readable(file: FileDescriptorLike, /, timeout: float | None = None) -> bool:
@@ -2085,9 +2168,4 @@ def wait_writable(file: FileDescriptorLike, /, timeout: float | None = None) -> 
     (False).
 
     Otherwise as wait_readable().
-    """
-
-def writable_op(file: FileDescriptorLike, /) -> Op[None]:
-    """
-    Wait until a file can be written without blocking; yields None. See wait_writable().
     """

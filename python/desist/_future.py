@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
+    from desist._core import Op
+
     _R = TypeVar("_R")
 
 BRIEFLY = 5.0
@@ -58,6 +60,9 @@ class Future(concurrent.futures.Future["_R"]):
         if self._state in _CANCELLED:
             raise self._why_cancelled()
         return self._exception
+
+    def _done_op(self) -> Op[Future[_R]]:
+        return self._settled.wait_op(self)
 
     def _why_cancelled(self) -> concurrent.futures.CancelledError:
         return concurrent.futures.CancelledError()

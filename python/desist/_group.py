@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from desist._core import Op
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
@@ -109,6 +111,9 @@ class Task(Generic[T_co]):
         if self._failure is not None:
             raise self._failure
         return self._result  # type: ignore[return-value]  # there is one, as nothing failed
+
+    def _done_op(self) -> Op[Task[T_co]]:
+        return self._core.over_op(self)
 
     def stack(self) -> str | None:
         """Where it is now, as the lines of a traceback; None unless its function runs."""

@@ -1,48 +1,38 @@
-"""What wait_any() can wait for besides the native things: futures, threads and tasks."""
+"""wait_any() for futures that are not desist's.
+
+Guarantees: a future that is waited for many times gets one callback, since it cannot forget one.
+
+How: the callback sets a latch, which is kept as long as the future is; the operation waits for
+the latch. `_latches` is read and written under `_latches_lock` alone.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import threading
 import weakref
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
-from desist._core import Latch, Op, hold_off, latch_op, over_op
-from desist._group import Task
-from desist._thread import Thread
+from desist._core import Latch, hold_off
 
-_T = TypeVar("_T")
+if TYPE_CHECKING:
+    from desist._core import Op
 
-# A future cannot be told to forget a callback, so each gets one, once, however often it is waited
-# for.
 _latches: weakref.WeakKeyDictionary[concurrent.futures.Future[Any], Latch] = (
     weakref.WeakKeyDictionary()
 )
 _latches_lock = threading.Lock()
 
 
-@overload
-def done_op(what: concurrent.futures.Future[_T], /) -> Op[concurrent.futures.Future[_T]]: ...
-@overload
-def done_op(what: Thread, /) -> Op[Thread]: ...
-@overload
-def done_op(what: Task[_T], /) -> Op[Task[_T]]: ...
-def done_op(what: Any, /) -> Op[Any]:
-    """Wait until a future, a desist Thread or a Task is done; yields that very object.
-
-    Its result() then returns, or raises, at once. TypeError: none of them.
-    """
-    if isinstance(what, Thread):
-        return over_op(what._task, what)  # noqa: SLF001
-    if isinstance(what, Task):
-        return over_op(what._core, what)  # noqa: SLF001
+def done_op(what: object, /) -> Op[Any] | None:
+    """The future is done: an operation that yields the future. None: it is no future."""
     if not isinstance(what, concurrent.futures.Future):
-        raise TypeError(f"expected a Future, a Thread or a Task, not {type(what).__qualname__}")
-    # Locks of threading are taken in it, which a kill would leave held.
-    return hold_off(_settled_op, what)
+        return None
+    # A kill in the middle would leave a lock of threading held.
+    return hold_off(_latch_of, what).wait_op(what)
 
 
-def _settled_op(future: concurrent.futures.Future[_T]) -> Op[concurrent.futures.Future[_T]]:
+def _latch_of(future: concurrent.futures.Future[Any]) -> Latch:
     with _latches_lock:
         latch = _latches.get(future)
         new = latch is None
@@ -50,4 +40,4 @@ def _settled_op(future: concurrent.futures.Future[_T]) -> Op[concurrent.futures.
             latch = _latches[future] = Latch()
     if new:
         future.add_done_callback(lambda _done: latch.set())
-    return latch_op(latch, future)
+    return latch

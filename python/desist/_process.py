@@ -15,22 +15,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist._core import (
     Latch,
+    Op,
     checkpoint,
     cleanup,
     current_effective_deadline,
     current_time,
     current_token,
-    latch_op,
-    readable_op,
     wait_any,
-    writable_op,
 )
 from desist._offload import Offloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from desist._core import Op
 
 _F = TypeVar("_F")
 
@@ -196,8 +193,8 @@ class End:
     def op(self) -> Op[None]:
         """For wait_any(): it has ended."""
         if self._fd >= 0 and not self._latch.is_set():
-            return readable_op(self._fd)
-        return latch_op(self._latch, None)
+            return Op.readable(self._fd)
+        return self._latch.wait_op(None)
 
     def has_come_within(self, seconds: float) -> None:
         """Wait for it, deaf to everything but signals, for a short time."""
@@ -221,7 +218,7 @@ class _Stream:
         os.set_blocking(self._fd, False)
 
     def op(self) -> Op[None]:
-        return readable_op(self._fd)
+        return Op.readable(self._fd)
 
     def close(self) -> None:
         with suppress(OSError):  # nothing is buffered in it
@@ -249,7 +246,7 @@ class _Input(_Stream):
         self._left = memoryview(data).cast("B")
 
     def op(self) -> Op[None]:
-        return writable_op(self._fd)
+        return Op.writable(self._fd)
 
     def turn(self) -> bool:
         """Give what it takes. False: that was all, or it reads no more."""

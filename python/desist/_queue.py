@@ -71,6 +71,13 @@ class _Hooked:
             self._unfinished += 1
             self.not_empty.notify()
 
+    def put_op(self, item: Any, /) -> Any:
+        del item
+        raise TypeError(
+            f"put_op() is for Queue and LifoQueue: a {type(self).__qualname__} keeps its items "
+            "itself, and cannot put one without waiting for its lock; use put()"
+        )
+
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         if block:
             _check(timeout)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
+    from desist._core import Op
+
 
 class Thread(threading.Thread):
     """A threading.Thread that can be cancelled and killed.
@@ -127,6 +129,9 @@ class Thread(threading.Thread):
                 return
             timeout = None  # what is left is the interpreter's own few steps
         super().join(timeout)
+
+    def _done_op(self) -> Op[Thread]:
+        return self._task.over_op(self)
 
     def _is_given_up(self) -> bool:
         return self._task.state is TaskState.ABANDONED

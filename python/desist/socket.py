@@ -27,15 +27,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist._core import (
     Latch,
+    Op,
     checkpoint,
     cleanup,
     current_time,
-    latch_op,
     notify_closing,
-    readable_op,
     sleep,
     wait_any,
-    writable_op,
 )
 from desist._offload import Offloaded
 
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from typing_extensions import Buffer, Self
-
-    from desist._core import Op
 
     _Wait = Callable[[int], Op[None]]
 
@@ -127,7 +123,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         fd = self.fileno()
         done = None
         if fd >= 0:
-            done = wait_any(latch_op(self._gone, None), what(fd), timeout=left)
+            done = wait_any(self._gone.wait_op(None), what(fd), timeout=left)
             if done is None:
                 raise TimeoutError("timed out")
         if done is None or done[0] == 0:
@@ -148,7 +144,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
             self._wait(what, until)
             # A Unix socket for datagrams can always be written, it says, though the receiver's
             # line be full.
-            if tries > 1 and what is writable_op and self.family == _UNIX:
+            if tries > 1 and what is Op.writable and self.family == _UNIX:
                 _pause(tries, until)
 
     # ------------------------------------------------------------------ timeouts
@@ -224,7 +220,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
             # shorter: nothing is left but to try again.
             tries += 1
             _pause(tries, until)
-        self._wait(writable_op, until)
+        self._wait(Op.writable, until)
         failed = self.getsockopt(_std.SOL_SOCKET, _std.SO_ERROR)
         if failed:
             raise OSError(failed, os.strerror(failed))
@@ -242,7 +238,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
 
     def accept(self) -> tuple[socket, Any]:
         """As socket.socket.accept; the connection is a socket of this class."""
-        return self._do(readable_op, self._accept_one)
+        return self._do(Op.readable, self._accept_one)
 
     def _accept_one(self) -> tuple[socket, Any]:
         with cleanup():  # a kill waits until the connection has its socket, which closes it
@@ -254,19 +250,19 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """As socket.socket.recv."""
-        return self._do(readable_op, super().recv, bufsize, flags, flags=flags)
+        return self._do(Op.readable, super().recv, bufsize, flags, flags=flags)
 
     def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
         """As socket.socket.recv_into."""
-        return self._do(readable_op, super().recv_into, buffer, nbytes, flags, flags=flags)
+        return self._do(Op.readable, super().recv_into, buffer, nbytes, flags, flags=flags)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         """As socket.socket.recvfrom."""
-        return self._do(readable_op, super().recvfrom, bufsize, flags, flags=flags)
+        return self._do(Op.readable, super().recvfrom, bufsize, flags, flags=flags)
 
     def recvfrom_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         """As socket.socket.recvfrom_into."""
-        return self._do(readable_op, super().recvfrom_into, buffer, nbytes, flags, flags=flags)
+        return self._do(Op.readable, super().recvfrom_into, buffer, nbytes, flags, flags=flags)
 
     if hasattr(_std.socket, "recvmsg"):
 
@@ -275,14 +271,14 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
             """As socket.socket.recvmsg."""
             receive = super().recvmsg
-            return self._do(readable_op, receive, bufsize, ancbufsize, flags, flags=flags)
+            return self._do(Op.readable, receive, bufsize, ancbufsize, flags, flags=flags)
 
         def recvmsg_into(
             self, buffers: Iterable[Buffer], ancbufsize: int = 0, flags: int = 0, /
         ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
             """As socket.socket.recvmsg_into."""
             receive, buffers = super().recvmsg_into, list(buffers)
-            return self._do(readable_op, receive, buffers, ancbufsize, flags, flags=flags)
+            return self._do(Op.readable, receive, buffers, ancbufsize, flags, flags=flags)
 
         def sendmsg(
             self,
@@ -294,13 +290,13 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         ) -> int:
             """As socket.socket.sendmsg."""
             parts, more = list(buffers), list(ancdata)
-            return self._do(writable_op, super().sendmsg, parts, more, flags, address, flags=flags)
+            return self._do(Op.writable, super().sendmsg, parts, more, flags, address, flags=flags)
 
     # ------------------------------------------------------------------ sending
 
     def send(self, data: Buffer, flags: int = 0, /) -> int:
         """As socket.socket.send: how much was sent."""
-        return self._do(writable_op, super().send, data, flags, flags=flags)
+        return self._do(Op.writable, super().send, data, flags, flags=flags)
 
     def sendto(self, data: Buffer, *flags_and_address: Any) -> int:
         """As socket.socket.sendto: data, flags if there are any, and the address."""
@@ -309,7 +305,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         if flags_and_address and self._timeout != 0:
             checkpoint()
             flags_and_address = (*given, self._resolved(address))
-        return self._do(writable_op, super().sendto, data, *flags_and_address, flags=flags)
+        return self._do(Op.writable, super().sendto, data, *flags_and_address, flags=flags)
 
     def sendall(self, data: Buffer, flags: int = 0, /) -> None:
         """As socket.socket.sendall. The timeout is for all of it.
@@ -327,7 +323,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
                 try:
                     sent += super().send(left[sent:], flags)
                 except BlockingIOError:
-                    self._wait(writable_op, until)
+                    self._wait(Op.writable, until)
                     continue
                 if sent >= len(left):
                     return None
@@ -360,7 +356,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
                 part = min(count - total, most) if count else most
                 try:
                     sent = self._do(
-                        writable_op, os.sendfile, self.fileno(), source, offset + total, part
+                        Op.writable, os.sendfile, self.fileno(), source, offset + total, part
                     )
                 except OSError as failure:
                     if total == 0 and failure.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSOCK):

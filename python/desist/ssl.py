@@ -18,7 +18,7 @@ import ssl as _std
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist import socket as _socket
-from desist._core import checkpoint, readable_op, writable_op
+from desist._core import Op, checkpoint
 
 if TYPE_CHECKING:
     import socket as _plain
@@ -99,9 +99,9 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
             try:
                 return call(*args)
             except _std.SSLWantReadError:
-                what = readable_op
+                what = Op.readable
             except _std.SSLWantWriteError:
-                what = writable_op
+                what = Op.writable
             self._wait(what, until)
 
     def _real_connect(self, address: Any, connect_ex: bool) -> int | None:

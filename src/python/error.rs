@@ -13,7 +13,7 @@ use crate::python::binding::raised;
 use crate::python::cause::CancelCause;
 use crate::python::hard_stop::killed::killed_or_thrown;
 pub(super) use crate::python::hard_stop::killed::{check_kill, killed, throwable};
-use crate::sync::LockError;
+use crate::sync::{LockError, QueueError};
 
 /// Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
 /// again: the scope that was cancelled absorbs it.
@@ -64,4 +64,11 @@ pub(super) fn from_lock(py: Python<'_>, error: LockError) -> PyErr {
         Ok(PyErr::from_value(class(py, name)?.call1(arguments)?))
     };
     make().unwrap_or_else(|failure| failure)
+}
+
+pub(super) fn from_queue(py: Python<'_>, failure: QueueError) -> PyErr {
+    match failure {
+        QueueError::Stop(stop) => from_stop(py, stop),
+        QueueError::ShutDown => ordinary(py, "ShutDown", &failure),
+    }
 }

@@ -25,6 +25,7 @@ use crate::python::error::Cancelled;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::hard_stop::stack;
+use crate::python::op::{Op, Operation, Started, Yield, adapted};
 use crate::python::task::stop::{KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
@@ -101,6 +102,19 @@ impl Task {
             ended: AtomicU8::new(Ended::NotYet as u8),
             enrolment: Mutex::new(None),
         }
+    }
+}
+
+/// Waits until the task is over or was abandoned; the result is the second field.
+struct WaitUntilOver(Arc<task::Task>, Py<PyAny>);
+
+impl Operation for WaitUntilOver {
+    fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        adapted(self.0.over(), |()| Yield::Plain)
+    }
+
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.1.bind(py).clone())
     }
 }
 
@@ -273,6 +287,12 @@ impl Task {
     /// Is it the calling code's own?
     fn is_current(&self) -> bool {
         scope::current_task().is_some_and(|current| Arc::ptr_eq(&current, &self.core))
+    }
+
+    /// It is over or was abandoned: an operation for wait_any() that yields `value`.
+    #[pyo3(signature = (value: "_T", /) -> "Op[_T]")]
+    fn over_op(&self, value: Py<PyAny>) -> Op {
+        Op::new(WaitUntilOver(self.core.clone(), value))
     }
 
     /// Block until it is over or was given up (True), or the seconds have passed. A checkpoint.

@@ -18,10 +18,12 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::cause::CancelCause;
 use crate::python::hard_stop::mask::Mask;
+use crate::python::op::{Op, Operation, Started, Yield, adapted};
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
 use crate::scope;
 use crate::token::tree::{Flag, Hook};
+use crate::wait::Cancellation;
 use crate::{park, token};
 
 /// May look whether something was cancelled, wait for it and register callbacks; may not cancel.
@@ -105,6 +107,22 @@ impl Drop for CancelToken {
     }
 }
 
+/// Waits until the token is cancelled.
+struct WaitUntilCancelled(token::CancelToken);
+
+impl Operation for WaitUntilCancelled {
+    fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        adapted(Cancellation::of(self.0.node()), |()| Yield::Plain)
+    }
+
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match self.0.cause() {
+            Some(cause) => Ok(Bound::new(py, CancelCause::from(cause))?.into_any()),
+            None => Ok(py.None().into_bound(py)),
+        }
+    }
+}
+
 #[pymethods]
 impl CancelToken {
     /// Why, once cancelled; else None.
@@ -152,6 +170,13 @@ impl CancelToken {
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         blocking(py, || self.token.wait_until(until))
+    }
+
+    /// The token is cancelled: an operation for wait_any() that yields the cause. The token itself
+    /// means the same there.
+    #[pyo3(signature = () -> "Op[CancelCause]")]
+    pub(super) fn cancelled_op(&self) -> Op {
+        Op::new(WaitUntilCancelled(self.token.clone()))
     }
 
     /// Call `fn(cause)` once when the token is cancelled; at once if it is already.

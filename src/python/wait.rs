@@ -11,7 +11,8 @@ use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
-use crate::wait::{Op, Park};
+use crate::python::op::{Op, Operation, Started, Yield, adapted};
+use crate::wait::{Op as CoreOp, Park};
 use crate::{scope, sync, wait};
 
 /// Run something that may block, without the interpreter.
@@ -25,7 +26,7 @@ pub(super) fn blocking<R: Send>(
 /// Do something that may have to wait, until `until` at most: only the sleeping is done without
 /// the interpreter.
 #[inline]
-pub(super) fn perform<O: Op>(
+pub(super) fn perform<O: CoreOp>(
     py: Python<'_>,
     op: &mut O,
     until: Time,
@@ -96,9 +97,16 @@ pub(super) struct Latch {
     latch: sync::Latch,
 }
 
-impl Latch {
-    pub(super) fn core(&self) -> &sync::Latch {
-        &self.latch
+/// Waits until the latch is set; the result is the second field.
+struct WaitUntilLatched(Py<Latch>, Py<PyAny>);
+
+impl Operation for WaitUntilLatched {
+    fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        adapted(&self.0.get().latch, |()| Yield::Plain)
+    }
+
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.1.bind(py).clone())
     }
 }
 
@@ -119,6 +127,12 @@ impl Latch {
     /// Set?
     fn is_set(&self) -> bool {
         self.latch.is_set()
+    }
+
+    /// It is set: an operation for wait_any() that yields `value`.
+    #[pyo3(signature = (value: "_T", /) -> "Op[_T]")]
+    fn wait_op(slf: Py<Self>, value: Py<PyAny>) -> Op {
+        Op::new(WaitUntilLatched(slf, value))
     }
 
     /// Block until it is set (True) or the seconds have passed (False). A checkpoint.

@@ -142,7 +142,7 @@ class Waited(Subject):
         elif dice.random() < 0.5:
             self.event.wait()
         else:
-            desist.wait_any(desist.set_op(self.event))
+            desist.wait_any(self.event)
 
     def let_go(self) -> None:
         self.event.set()
@@ -216,7 +216,7 @@ class Passed(Subject):
             elif dice.random() < 0.5:
                 self.got.append(self.queue.get(timeout=timeout))
             else:
-                found = desist.wait_any(desist.get_op(self.queue), timeout=timeout)
+                found = desist.wait_any(self.queue.get_op(), timeout=timeout)
                 if found is not None:
                     self.got.append(found[1])
         except (desist.Empty, desist.Full):
@@ -241,11 +241,11 @@ class OneOfThree(Subject):
 
     def step(self, this: Round, dice: random.Random, number: int) -> None:
         operations: list[desist.Op[Any]] = [
-            desist.acquire_op(self.lock),
-            desist.get_op(self.queue),
-            desist.acquire_op(self.permits),
-            desist.put_op(self.queue, number),
-            desist.after_op(3 * this.unit),
+            self.lock.acquire_op(),
+            self.queue.get_op(),
+            self.permits.acquire_op(),
+            self.queue.put_op(number),
+            desist.Op.after(3 * this.unit),
         ]
         chosen = dice.sample(range(len(operations)), 3)
         done = desist.wait_any(*(operations[at] for at in chosen), timeout=2 * this.unit)
@@ -312,7 +312,7 @@ class Joined(Subject):
         if dice.random() < 0.3:
             self.thread.join(this.unit)
         elif number % 2:
-            desist.wait_any(desist.done_op(self.thread), timeout=this.unit)
+            desist.wait_any(self.thread, timeout=this.unit)
         else:
             self.source.token.wait()
 

@@ -399,4 +399,4 @@ def test_futures_can_be_waited_for_in_the_ways_of_the_standard_library() -> None
         results = [future.result() for future in concurrent.futures.as_completed(futures)]
         assert sorted(results) == [0, 1, 2, 3]
         assert list(executor.map(abs, [1, -2, 3], timeout=NEVER)) == [1, 2, 3]
-        assert desist.wait_any(desist.done_op(futures[0])) == (0, futures[0])
+        assert desist.wait_any(futures[0]) == (0, futures[0])

@@ -358,7 +358,7 @@ def test_a_child_can_use_everything_whatever_others_were_doing_when_it_was_forke
         event.set()
         source.cancel()
         changed.acquire(timeout=0.001)
-        desist.wait_any(desist.set_op(event), desist.cancelled_op(source.token))
+        desist.wait_any(event, source.token)
         return event.wait(NEVER) and source.token.wait(NEVER)
 
     threads = [threading.Thread(target=busy) for _ in range(3)]

@@ -197,7 +197,7 @@ def test_a_wait_for_the_next_to_end_can_be_cancelled_and_begun_again() -> None:
 def test_a_task_is_something_to_wait_for() -> None:
     with TaskGroup() as group:
         one, other = running(group), group.start_soon(int)
-        found = desist.wait_any(desist.done_op(one), desist.done_op(other))
+        found = desist.wait_any(one, other)
         assert found == (1, other)
         one.cancel()
 

@@ -117,9 +117,9 @@ def count(state: Passed) -> None:
 
 def wait_for_any(state: Passed) -> None:
     other = desist.Event()
-    desist.wait_any(desist.set_op(other), desist.put_op(state.queue, 3))
+    desist.wait_any(other, state.queue.put_op(3))
     for _ in range(3):
-        state.got.append(desist.wait_any(desist.get_op(state.queue), desist.set_op(other))[1])  # type: ignore[index]
+        state.got.append(desist.wait_any(state.queue.get_op(), other)[1])  # type: ignore[index]
 
 
 USES = [wait, wait_for_a_time, do_not_wait, find_it_empty, count, wait_for_any]

@@ -194,14 +194,14 @@ def test_wait_any_takes_one_and_leaves_no_trace_of_the_others(
             with self.lock:
                 self.got.append(
                     desist.wait_any(
-                        desist.set_op(self.event),
-                        desist.get_op(self.queue),
-                        desist.after_op(NEVER),
+                        self.event,
+                        self.queue.get_op(),
+                        desist.Op.after(NEVER),
                     )
                 )
                 found = desist.wait_any(
-                    desist.get_op(self.queue),
-                    desist.acquire_op(self.permits),
+                    self.queue.get_op(),
+                    self.permits.acquire_op(),
                     timeout=NEVER,
                 )
                 assert found == (1, True)
@@ -226,8 +226,8 @@ def test_futures_and_threads_that_are_waited_for(sweep: Callable[..., SweepRepor
         def use(self) -> None:
             thread = desist.Thread(target=self.future.set_result, args=(1,), daemon=True)
             thread.start()
-            desist.wait_any(desist.done_op(self.future))
-            desist.wait_any(desist.done_op(thread))
+            desist.wait_any(self.future)
+            desist.wait_any(thread)
             thread.join()
 
         def check(self) -> None:
@@ -237,7 +237,7 @@ def test_futures_and_threads_that_are_waited_for(sweep: Callable[..., SweepRepor
             thread = desist.Thread(target=other.set_result, args=(2,))
             thread.start()
             with desist.fail_after(5):
-                desist.wait_any(desist.done_op(other))
+                desist.wait_any(other)
                 thread.join()
 
     report = sweep(State.use, State.check, setup=State)

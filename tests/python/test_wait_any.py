@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,20 +47,20 @@ class Everything:
         self.full.put("in the way")
         self.thread.start()
 
-    def operations(self) -> list[desist.Op[Any]]:
+    def operations(self) -> list[Any]:
         return [
-            desist.acquire_op(self.lock),
-            desist.acquire_op(self.permits),
-            desist.get_op(self.fifo),
-            desist.get_op(self.simple),
-            desist.get_op(self.least),
-            desist.put_op(self.full, "put"),
-            desist.set_op(self.event),
-            desist.cancelled_op(self.source.token),
-            desist.done_op(self.future),
-            desist.done_op(self.thread),
-            desist.readable_op(self.pipe[0]),
-            desist.after_op(NEVER),
+            self.lock.acquire_op(),
+            self.permits.acquire_op(),
+            self.fifo.get_op(),
+            self.simple.get_op(),
+            self.least.get_op(),
+            self.full.put_op("put"),
+            self.event,
+            self.source.token,
+            self.future,
+            self.thread,
+            desist.Op.readable(self.pipe[0]),
+            desist.Op.after(NEVER),
         ]
 
     def causes(self) -> list[Callable[[], Any]]:
@@ -140,17 +141,16 @@ def test_the_first_in_the_order_given_is_done_if_several_are_possible() -> None:
     event.set()
     queue: desist.Queue[int] = desist.Queue()
     queue.put(1)
-    assert wait_any(desist.get_op(queue), desist.set_op(event)) == (0, 1)
+    assert wait_any(queue.get_op(), event) == (0, 1)
     queue.put(1)
-    assert wait_any(desist.set_op(event), desist.get_op(queue)) == (0, True)
+    assert wait_any(event, queue.get_op()) == (0, True)
     assert queue.qsize() == 1
 
 
 def test_nothing_in_time_is_none() -> None:
-    assert wait_any(desist.set_op(desist.Event()), timeout=0) is None
-    assert wait_any(desist.set_op(desist.Event()), timeout=0.001) is None
-    assert wait_any(timeout=0) is None
-    assert wait_any(desist.after_op(0.001), timeout=NEVER) == (0, None)
+    assert wait_any(desist.Event(), timeout=0) is None
+    assert wait_any(desist.Event(), timeout=0.001) is None
+    assert wait_any(desist.Op.after(0.001), timeout=NEVER) == (0, None)
 
 
 def test_i15_nothing_is_done_in_a_cancelled_block() -> None:
@@ -158,7 +158,7 @@ def test_i15_nothing_is_done_in_a_cancelled_block() -> None:
     queue.put(1)
     with desist.move_on_after(NEVER) as scope:
         scope.cancel()
-        wait_any(desist.get_op(queue))
+        wait_any(queue.get_op())
     assert scope.cancelled_caught
     assert queue.qsize() == 1
 
@@ -169,43 +169,88 @@ def test_what_the_operation_raises_is_raised() -> None:
 
     def body(ready: Callable[[], None]) -> object:
         ready()
-        return wait_any(desist.set_op(event), desist.get_op(queue))
+        return wait_any(event, queue.get_op())
 
     with Victim(body) as waiter:
         queue.shutdown()
     assert type(waiter.raised) is desist.ShutDown
     with pytest.raises(OSError, match="Bad file descriptor"):
-        wait_any(desist.set_op(event), desist.readable_op(99_999))
+        wait_any(event, desist.Op.readable(99_999))
 
 
 def test_a_future_that_many_wait_for_gets_one_callback() -> None:
     future: concurrent.futures.Future[int] = concurrent.futures.Future()
     for _ in range(5):
-        assert wait_any(desist.done_op(future), timeout=0) is None
+        assert wait_any(future, timeout=0) is None
     assert len(future._done_callbacks) == 1  # type: ignore[attr-defined]
 
 
+def test_futures_threads_and_tasks_are_given_as_they_are() -> None:
+    ours: desist.Future[int] = desist.Future()
+    assert wait_any(ours, timeout=0) is None
+    ours.set_result(1)
+    assert wait_any(ours) == (0, ours)
+    ours = desist.Future()
+    ours.cancel()
+    assert wait_any(ours) == (0, ours)
+    with desist.TaskGroup() as group:
+        task = group.start_soon(desist.sleep_forever)
+        assert wait_any(task, timeout=0) is None
+        task.cancel()
+        assert wait_any(desist.Event(), task) == (1, task)
+
+
+def test_an_operation_may_be_used_again() -> None:
+    queue: desist.Queue[int] = desist.Queue()
+    queue.put(1)
+    queue.put(2)
+    get = queue.get_op()
+    assert wait_any(get, get) == (0, 1)
+    assert wait_any(get) == (0, 2)
+    assert wait_any(get, get, timeout=0) is None
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("what", "advice"),
     [
-        lambda: wait_any(desist.Event()),  # type: ignore[arg-type]
-        lambda: desist.acquire_op(threading.Lock()),  # type: ignore[arg-type]
-        lambda: desist.get_op([]),  # type: ignore[arg-type]
-        lambda: desist.put_op(desist.PriorityQueue(), 1),
-        lambda: desist.set_op(threading.Event()),  # type: ignore[arg-type]
-        lambda: desist.done_op(threading.Thread()),  # type: ignore[call-overload]
-        lambda: desist.readable_op("x"),  # type: ignore[arg-type]
+        (desist.Queue(), r"not Queue: give its get_op\(\) or put_op\(item\)"),
+        (desist.Lock(), r"not Lock: give its acquire_op\(\)"),
+        (sys.stdout, r"not \w+: give Op.readable\(file\) or Op.writable\(file\)"),
+        ([desist.Event()], r"not list: unpack it, as in wait_any\(\*several\)"),
+        (threading.Event(), "desist events and tokens, .* not Event$"),
+        (threading.Thread(), "desist threads, .* not Thread$"),
+        (5, "takes operations .*, not int$"),
     ],
 )
-def test_what_is_no_operation_is_a_type_error(make: Callable[[], object]) -> None:
-    with pytest.raises(TypeError):
-        make()
+def test_anything_else_is_a_type_error_that_says_what_is_accepted(what: Any, advice: str) -> None:
+    with pytest.raises(TypeError, match=advice):
+        wait_any(desist.Event(), what, timeout=0)
+
+
+def test_nothing_to_wait_for_is_a_type_error() -> None:
+    wait: Any = wait_any
+    with pytest.raises(TypeError, match="needs something to wait for: operations "):
+        wait()
+    with pytest.raises(TypeError, match="needs something to wait for"):
+        wait(timeout=0)
+
+
+def test_a_queue_that_keeps_its_items_itself_cannot_be_put_into() -> None:
+    with pytest.raises(TypeError, match=r"a PriorityQueue keeps its items .* use put\(\)"):
+        desist.PriorityQueue[int]().put_op(1)
+
+
+def test_a_file_is_checked_when_the_operation_is_made() -> None:
+    with pytest.raises(TypeError, match="a descriptor or an object with fileno"):
+        desist.Op.readable("x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="-1 is no file descriptor"):
+        desist.Op.writable(-1)
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan")])
 def test_times_to_wait_are_not_negative(seconds: float) -> None:
     with pytest.raises(ValueError, match="the time to wait"):
-        desist.after_op(seconds)
+        desist.Op.after(seconds)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -292,7 +337,7 @@ def test_signal_handlers_run_during_the_wait(pipe: tuple[int, int]) -> None:
             desist.wait_readable(pipe[0])
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         with pytest.raises(InterruptedError):
-            wait_any(desist.readable_op(pipe[0]), desist.set_op(desist.Event()))
+            wait_any(desist.Op.readable(pipe[0]), desist.Event())
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -300,11 +345,11 @@ def test_signal_handlers_run_during_the_wait(pipe: tuple[int, int]) -> None:
 def test_a_lock_that_is_won_is_held_by_who_waited() -> None:
     lock = desist.Lock()
     with held(lock):
-        assert wait_any(desist.acquire_op(lock), timeout=0.001) is None
-    assert wait_any(desist.acquire_op(lock)) == (0, True)
+        assert wait_any(lock.acquire_op(), timeout=0.001) is None
+    assert wait_any(lock.acquire_op()) == (0, True)
     lock.release()
     reentrant = desist.RLock()
-    assert wait_any(desist.acquire_op(reentrant)) == (0, True)
+    assert wait_any(reentrant.acquire_op()) == (0, True)
     assert reentrant._is_owned()
     reentrant.release()
 
@@ -321,8 +366,8 @@ def test_waits_for_several_things_take_turns_in_simulated_time() -> None:
         desist.Thread(target=produce).start()
         seen: list[tuple[int, Any]] = []
         while len(seen) < 6:
-            get = desist.get_op(queue)
-            found = wait_any(get, desist.after_op(7))
+            get = queue.get_op()
+            found = wait_any(get, desist.Op.after(7))
             assert found
             seen.append(found)
         return seen

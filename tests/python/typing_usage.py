@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import assert_type
 
@@ -10,6 +10,7 @@ import desist
 from desist import compat, testing
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable
 
 # --- scopes ---------------------------------------------------------------------------------------
@@ -78,6 +79,41 @@ def tokens(report: Callable[[desist.CancelCause], int]) -> None:
 def callbacks_get_the_cause(token: desist.CancelToken) -> None:
     token.on_cancel(lambda cause: cause.reason)
     token.on_cancel(lambda: None)  # type: ignore[arg-type, misc]
+
+
+# --- waiting for the first of several -------------------------------------------------------------
+
+
+def what_is_waited_for_is_written_inline(
+    queue: desist.Queue[str], lock: desist.Lock, event: desist.Event, token: desist.CancelToken
+) -> None:
+    assert_type(desist.wait_any(queue.get_op()), tuple[int, str] | None)
+    assert_type(desist.wait_any(queue.get_op(), queue.get_op(), timeout=1), tuple[int, str] | None)
+    assert_type(desist.wait_any(lock.acquire_op(), event.wait_op()), tuple[int, bool] | None)
+    assert_type(desist.wait_any(event, desist.Event()), tuple[int, bool] | None)
+    assert_type(desist.wait_any(token), tuple[int, desist.CancelCause] | None)
+    assert_type(desist.Op.readable(0), desist.Op[None])
+    desist.wait_any(queue.get_op(), lock.acquire_op(), queue.put_op("page"), desist.Op.after(1))
+    done = desist.wait_any(queue.get_op(), desist.SimpleQueue[int]().get_op(), event, token)
+    assert_type(done, tuple[int, Any] | None)
+    desist.wait_any(*[queue.get_op(), queue.get_op()])
+    desist.wait_any()  # type: ignore[call-overload]
+    desist.wait_any(queue)  # type: ignore[call-overload]
+    desist.wait_any([event])  # type: ignore[call-overload]
+    queue.put_op(1)  # type: ignore[arg-type]
+
+
+def results_are_given_as_they_are(
+    one: desist.Future[str],
+    other: concurrent.futures.Future[str],
+    thread: desist.Thread,
+    task: desist.Task[int],
+    items: list[desist.ItemFuture[str]],
+) -> None:
+    assert_type(desist.wait_any(thread), tuple[int, desist.Thread] | None)
+    assert_type(desist.wait_any(task, task), tuple[int, desist.Task[int]] | None)
+    assert_type(desist.wait_any(*items), tuple[int, desist.ItemFuture[str]] | None)
+    desist.wait_any(one, other, thread, task, desist.Event(), desist.Op.after(1))
 
 
 # --- seconds --------------------------------------------------------------------------------------

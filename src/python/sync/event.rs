@@ -5,6 +5,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
+use crate::python::op::{Op, Operation, Started, Yield, adapted, always_true};
 use crate::python::wait::perform;
 use crate::sync;
 
@@ -14,9 +15,16 @@ pub(in crate::python) struct Event {
     event: sync::Event,
 }
 
-impl Event {
-    pub(in crate::python) fn core(&self) -> &sync::Event {
-        &self.event
+/// Waits until the event is set.
+struct WaitUntilSet(Py<Event>);
+
+impl Operation for WaitUntilSet {
+    fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        adapted(&self.0.get().event, |()| Yield::Plain)
+    }
+
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(always_true(py))
     }
 }
 
@@ -65,6 +73,12 @@ impl Event {
         let set = perform(py, &mut &self.event, until);
         set.map(|set| set.is_some())
             .map_err(|stop| error::from_stop(py, stop))
+    }
+
+    /// The operation wait(), for wait_any(); yields True. The event itself means the same there.
+    #[pyo3(signature = () -> "Op[bool]")]
+    pub(in crate::python) fn wait_op(slf: Py<Self>) -> Op {
+        Op::new(WaitUntilSet(slf))
     }
 
     /// In a forked child, as threading.Event has it: nobody waits any more.

@@ -13,6 +13,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
 use crate::python::binding::seconds::Seconds;
 use crate::python::binding::{lazy_arg, seconds};
+use crate::python::op::{Op, Operation, Started, Yield, adapted, always_true};
 use crate::python::sync::lock::guard::LockGuard;
 use crate::python::sync::unwinding::{Killing, unwinding};
 use crate::python::wait::{checkpoint, perform};
@@ -173,6 +174,21 @@ fn not_released(py: Python<'_>, failure: ReleaseError) -> PyErr {
     }
 }
 
+/// Acquires the lock for the calling task.
+struct AcquireLock(Py<Lock>);
+
+impl Operation for AcquireLock {
+    fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        adapted(self.0.get().core().acquire_op(Acquire::Task), |()| {
+            Yield::Plain
+        })
+    }
+
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(always_true(py))
+    }
+}
+
 #[pymethods]
 impl Lock {
     // Lenient, for subclasses may take what arguments they like.
@@ -222,6 +238,14 @@ impl Lock {
             ));
         }
         self.take(py, Acquire::Task, seconds::until(timeout))
+    }
+
+    /// The operation acquire(), for wait_any(); yields True.
+    ///
+    /// The lock is then held as after acquire().
+    #[pyo3(signature = () -> "Op[bool]")]
+    fn acquire_op(slf: Py<Self>) -> Op {
+        Op::new(AcquireLock(slf))
     }
 
     /// Release it, from any thread, unless it is fenced. Never blocks. RuntimeError if nobody holds

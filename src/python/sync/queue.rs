@@ -2,28 +2,27 @@
 
 use std::sync::atomic::{AtomicIsize, Ordering};
 
+use pyo3::PyClass;
 use pyo3::PyTraverseError;
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::PyVisit;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::pyclass::boolean_struct::True;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
+use crate::park::Ticket;
 use crate::python::binding::lazy_arg;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
+use crate::python::op::{Failure, Op, Operation, Started, Yield, adapted};
+use crate::python::sync::condition::Condition;
 use crate::python::wait::{checkpoint, perform};
-use crate::sync::{self, Order, QueueError};
+use crate::sync::{self, Order};
+use crate::wait::{Op as CoreOp, Until, Waitable};
 
 type Items = sync::Queue<Py<PyAny>>;
-
-pub(in crate::python) fn failed(py: Python<'_>, failure: QueueError) -> PyErr {
-    match failure {
-        QueueError::Stop(stop) => error::from_stop(py, stop),
-        QueueError::ShutDown => error::ordinary(py, "ShutDown", &failure),
-    }
-}
 
 /// When the wait ends; `None`: it does not begin. As in `queue`, a timeout counts only with `block`.
 #[inline]
@@ -47,10 +46,13 @@ fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> P
     if until.is_some() {
         checkpoint(py)?;
     }
-    let mut left = items.try_put(item).map_err(|failure| failed(py, failure))?;
+    let mut left = items
+        .try_put(item)
+        .map_err(|failure| error::from_queue(py, failure))?;
     if let (Some(item), Some(until)) = (left.take_if(|_| until.is_some()), until) {
         let mut putting = items.put_op(item);
-        let put = perform(py, &mut putting, until).map_err(|failure| failed(py, failure))?;
+        let put =
+            perform(py, &mut putting, until).map_err(|failure| error::from_queue(py, failure))?;
         left = putting.into_item().filter(|_| put.is_none());
     }
     match left {
@@ -73,7 +75,7 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
     match got {
         Ok(Some(item)) => Ok(item),
         Ok(None) => Err(error::ordinary(py, "Empty", &"")),
-        Err(failure) => Err(failed(py, failure)),
+        Err(failure) => Err(error::from_queue(py, failure)),
     }
 }
 
@@ -85,12 +87,6 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
 pub(in crate::python) struct Queue {
     items: Items,
     maxsize: AtomicIsize,
-}
-
-impl Queue {
-    pub(in crate::python) fn core(&self) -> &Items {
-        &self.items
-    }
 }
 
 #[pymethods]
@@ -238,6 +234,30 @@ impl Queue {
         get(py, &self.items, None)
     }
 
+    /// The operation get(), for wait_any(); yields the item.
+    #[pyo3(signature = () -> "Op[_T]")]
+    fn get_op(slf: &Bound<'_, Self>) -> PyResult<Op> {
+        // A queue with hooks of its own keeps its items itself, and has the condition for them.
+        match slf.getattr_opt(intern!(slf.py(), "not_empty"))? {
+            Some(condition) => {
+                let condition = condition.cast_into::<Condition>()?;
+                condition.get().core()?;
+                let queue = slf.clone().into_any().unbind();
+                Ok(Op::new(HookedGet(queue, condition.unbind())))
+            }
+            None => Ok(Op::new(GetItem(slf.clone().unbind()))),
+        }
+    }
+
+    /// The operation put(item), for wait_any(); yields None.
+    ///
+    /// Raises:
+    ///     TypeError: a PriorityQueue, or another queue with hooks of its own.
+    #[pyo3(signature = (item: "_T", /) -> "Op[None]")]
+    fn put_op(slf: Py<Self>, item: Py<PyAny>) -> Op {
+        Op::new(PutItem(slf, item))
+    }
+
     /// One item that was got has been worked on; ValueError if there is none left of those put.
     fn task_done(&self) -> PyResult<()> {
         self.items
@@ -306,12 +326,6 @@ pub(in crate::python) struct SimpleQueue {
     items: Items,
 }
 
-impl SimpleQueue {
-    pub(in crate::python) fn core(&self) -> &Items {
-        &self.items
-    }
-}
-
 #[pymethods]
 impl SimpleQueue {
     // Lenient, for subclasses may take what arguments they like.
@@ -372,6 +386,12 @@ impl SimpleQueue {
         get(py, &self.items, None)
     }
 
+    /// The operation get(), for wait_any(); yields the item.
+    #[pyo3(signature = () -> "Op[_T]")]
+    fn get_op(slf: Py<Self>) -> Op {
+        Op::new(GetItem(slf))
+    }
+
     /// How many items are in it, at this instant.
     fn qsize(&self) -> usize {
         self.items.len()
@@ -399,4 +419,92 @@ fn traverse(items: &Items, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         }
     });
     visited
+}
+
+// ---------------------------------------------------------------------- operations
+
+/// A class that has items.
+trait Holder: PyClass<Frozen = True> + Sync {
+    fn items(&self) -> &Items;
+}
+
+impl Holder for Queue {
+    fn items(&self) -> &Items {
+        &self.items
+    }
+}
+
+impl Holder for SimpleQueue {
+    fn items(&self) -> &Items {
+        &self.items
+    }
+}
+
+/// Gets an item.
+struct GetItem<C>(Py<C>);
+
+impl<C: Holder> Operation for GetItem<C> {
+    fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        adapted(self.0.get().items().get_op(), Yield::Object)
+    }
+}
+
+/// Puts this item.
+struct PutItem(Py<Queue>, Py<PyAny>);
+
+impl Operation for PutItem {
+    fn start<'a>(&'a self, py: Python<'_>) -> Started<'a> {
+        let item = self.1.clone_ref(py);
+        adapted(self.0.get().items.put_op(item), |()| Yield::Plain)
+    }
+}
+
+/// Gets an item of a queue that keeps its items by methods of its own.
+struct HookedGet(Py<PyAny>, Py<Condition>);
+
+impl Operation for HookedGet {
+    fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        let HookedGet(queue, condition) = self;
+        match condition.get().core() {
+            Ok(condition) => Box::new(GettingHooked { queue, condition }),
+            // Not possible: get_op() has made sure that there is one.
+            Err(_) => adapted(Until(Time::NEVER), |()| Yield::Plain),
+        }
+    }
+}
+
+/// A wait for an item of a queue that keeps its items by methods of its own.
+struct GettingHooked<'a> {
+    queue: &'a Py<PyAny>,
+    condition: &'a sync::Condition,
+}
+
+impl Waitable for GettingHooked<'_> {
+    fn enqueue(&mut self, ticket: Ticket) {
+        self.condition.join(ticket.clone());
+        // What came before that was notified to others.
+        let news = Python::attach(|py| self.queue.call_method0(py, "_has_news")?.is_truthy(py));
+        if news.unwrap_or(true) {
+            self.condition.leave(&ticket);
+            ticket.grant();
+        }
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        self.condition.leave(ticket);
+        false
+    }
+}
+
+impl CoreOp for GettingHooked<'_> {
+    type Output = Yield;
+    type Error = Failure;
+
+    fn attempt(&mut self) -> Result<Option<Yield>, Failure> {
+        Python::attach(|py| match self.queue.call_method0(py, "get_nowait") {
+            Ok(item) => Ok(Some(Yield::Object(item))),
+            Err(raised) if error::is(py, &raised, "Empty") => Ok(None),
+            Err(raised) => Err(raised.into()),
+        })
+    }
 }

@@ -11,6 +11,7 @@ use crate::python::binding::lazy_arg;
 use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
+use crate::python::op::{Op, Operation, Started, Yield, adapted, always_true};
 use crate::python::wait::perform;
 use crate::sync;
 
@@ -43,6 +44,19 @@ impl Semaphore {
 fn permits(value: isize) -> PyResult<usize> {
     usize::try_from(value)
         .map_err(|_| PyValueError::new_err("semaphore initial value must be >= 0"))
+}
+
+/// Acquires a permit.
+struct AcquirePermit(Py<Semaphore>);
+
+impl Operation for AcquirePermit {
+    fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        adapted(self.0.get().core().acquire_op(), |()| Yield::Plain)
+    }
+
+    fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(always_true(py))
+    }
 }
 
 #[pymethods]
@@ -86,6 +100,12 @@ impl Semaphore {
         acquired
             .map(|acquired| acquired.is_some())
             .map_err(|stop| error::from_stop(py, stop))
+    }
+
+    /// The operation acquire(), for wait_any(); yields True.
+    #[pyo3(signature = () -> "Op[bool]")]
+    fn acquire_op(slf: Py<Self>) -> Op {
+        Op::new(AcquirePermit(slf))
     }
 
     /// Release so many permits: those who wait get them first. Never blocks.
