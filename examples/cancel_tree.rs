@@ -1,12 +1,12 @@
-//! A server's token is the parent of its requests' tokens: cancelling goes down, never up.
+//! A server's token is the parent of its requests' tokens: a cancellation goes down, never up.
 
 use std::thread;
 
 use desist::{CancelSource, CancelToken, Time};
 
-/// Serve until told to stop; says why it stopped.
+/// Serve until cancelled, and return the cause.
 fn serve(name: &str, token: &CancelToken) -> String {
-    // A thread that has something better to do than to wait would ask `token.check()?`.
+    // A thread that has work to do calls `token.check()?` in between instead.
     token
         .wait_until(Time::NEVER)
         .expect("this thread is in no scope of its own");
@@ -17,7 +17,7 @@ fn serve(name: &str, token: &CancelToken) -> String {
 pub(crate) fn main() {
     let server = CancelSource::new();
     let [first, second] = [server.token().child(), server.token().child()];
-    let told = thread::scope(|threads| {
+    let causes = thread::scope(|threads| {
         let (one, two) = (first.token(), second.token());
         let workers = [
             threads.spawn(move || serve("first", &one)),
@@ -27,9 +27,9 @@ pub(crate) fn main() {
         server.cancel_because("shutting down");
         workers.map(|worker| worker.join().expect("a worker panicked"))
     });
-    for line in &told {
+    for line in &causes {
         println!("{line}");
     }
-    assert!(told[0].ends_with("the client hung up"));
-    assert!(told[1].ends_with("shutting down"));
+    assert!(causes[0].ends_with("the client hung up"));
+    assert!(causes[1].ends_with("shutting down"));
 }

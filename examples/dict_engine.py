@@ -1,7 +1,7 @@
-"""An engine of your own behind a queue: here a dict is what for others is a server.
+"""An engine of your own behind a queue: a dict takes the place of a server.
 
-It keeps what every engine has to promise: an item is in one state, a lease that nobody extends runs
-out, and who has lost one is told so.
+It does what every engine must: an item is in one state at a time, a lease that is not extended runs
+out, and the worker that has lost it gets Fenced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from desist.engines import Delivery, Engine, EngineQueue
 @dataclass
 class Item:
     body: bytes
-    due: float  # when it may be leased: it is delayed until then, or leased
+    due: float  # it can be leased from then on: the end of a delay, or of a lease
     state: str = "ready"
     attempt: int = 0
     epoch: int = 0
@@ -33,7 +33,7 @@ class DictEngine(Engine):
 
     def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
         if key is not None:
-            raise NotImplementedError("a dict of items knows no keys")
+            raise NotImplementedError("this engine has no keys")
         with self.changed:
             self.items.setdefault(item_id, Item(body, desist.current_time() + delay))
             self.changed.notify_all()
@@ -50,7 +50,7 @@ class DictEngine(Engine):
                     return self.deliver(item_id, self.items[item_id])
                 if end <= now:
                     return None
-                self.changed.wait(min(due, end) - now)  # a wait of desist: it can be cancelled
+                self.changed.wait(min(due, end) - now)  # a desist wait: it can be cancelled
 
     def deliver(self, item_id: str, item: Item) -> Delivery:
         item.state = "leased"
@@ -98,16 +98,16 @@ class DictEngine(Engine):
         return counts
 
 
-def shout(lease: desist.Lease[str]) -> str:
+def upper(lease: desist.Lease[str]) -> str:
     if lease.attempt == 1:
         raise ValueError("not yet")
     return lease.item.upper()
 
 
 def main() -> None:
-    at_once = desist.RetryPolicy(backoff=0)
-    queue: EngineQueue[str] = EngineQueue(DictEngine(), retry=at_once)
-    with queue, desist.WorkerPool(shout, queue=queue) as pool:
+    no_backoff = desist.RetryPolicy(backoff=0)
+    queue: EngineQueue[str] = EngineQueue(DictEngine(), retry=no_backoff)
+    with queue, desist.WorkerPool(upper, queue=queue) as pool:
         assert pool.submit("hello").result() == "HELLO"
         pool.drain()
         print(queue.counts())  # {'ready': 0, 'leased': 0, 'delayed': 0, 'dead': 0, 'done': 1}

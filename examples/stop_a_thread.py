@@ -1,4 +1,4 @@
-"""Stop a thread that neither waits nor looks, and see that its lock comes back."""
+"""Stop a thread that neither waits nor checks for a cancellation; its lock is released."""
 
 import desist
 
@@ -18,14 +18,14 @@ thread.start()
 entered.token.wait()
 
 policy = desist.StopPolicy(cooperative=0.05, at_wait=0.05, defer=0.05)
-report = thread.kill("it does not listen", policy=policy)
+report = thread.kill("it does not respond", policy=policy)
 print(report.outcome.name if report.outcome else "still running", "poisoned:", report.poisoned)
 
 try:
     with index:
         pass
 except desist.LockPoisoned as poisoned:
-    print("half changed by", poisoned.owner)
+    print("left half changed by", poisoned.owner)
 with index.repair():
-    print("set right")
+    print("repaired")
 assert not index.locked()

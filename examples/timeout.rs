@@ -1,10 +1,10 @@
-//! A block of code that gets a time limit: every wait inside it ends in time.
+//! A block of code with a time limit: every wait inside it ends in time.
 
 use std::time::Duration;
 
 use desist::{Stop, checkpoint, move_on_after, sleep};
 
-/// Work in small steps; each wait and each `checkpoint` is a place at which it can end.
+/// Work in small steps; it can end at each wait and at each `checkpoint`.
 fn count_sheep() -> Result<u32, Stop> {
     let mut sheep = 0;
     while sheep < 1_000_000 {
@@ -20,7 +20,7 @@ pub(crate) fn main() {
     match &counted {
         Ok(Some(sheep)) => println!("counted {sheep} sheep"),
         Ok(None) => println!("fell asleep while counting"),
-        Err(stop) => println!("somebody further out wants us to stop: {stop}"),
+        Err(stop) => println!("an enclosing scope or task is cancelled: {stop}"),
     }
     assert_eq!(counted, Ok(None));
 }

@@ -11,11 +11,11 @@ use desist::task::Task;
 use desist::work::{Lease, LeaseQueue, Nack, RetryPolicy};
 use desist::{CancelSource, Cause, Stop, Time, sleep};
 
-/// What went wrong with an item is noted as the cause of the stop.
+/// The failures of an item are kept as causes.
 type Queue = LeaseQueue<&'static str, Cause>;
 type Delivery = Lease<&'static str, Cause>;
 
-/// The first attempt at the parcel takes far too long.
+/// The handler. The first attempt at the parcel takes far too long.
 fn deliver(lease: &Delivery) -> Result<(), Stop> {
     if lease.item == "parcel" && lease.attempt == 1 {
         sleep(Duration::from_secs(3600))?; // returns `Err` as soon as the task is killed
@@ -42,7 +42,7 @@ fn work(queue: &Queue, begun: &Sender<(Delivery, Arc<Task>)>) {
         if !boundary.leave(end) {
             return; // abandoned: the killing thread has requeued the item
         }
-        // `Err(Fenced)` would mean that the lease has timed out, and the item is leased elsewhere.
+        // `Err(Fenced)` would mean that the lease has timed out, and another worker has the item.
         let settled = if result.is_ok() {
             queue.ack(lease.id, lease.epoch)
         } else {

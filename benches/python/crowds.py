@@ -1,4 +1,4 @@
-"""Many at once: timeouts that are pending, threads that sleep."""
+"""Many at once: pending timeouts, and sleeping threads."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ WATCHED = 1.0  # second
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """Yield the rows of this subject."""
     figures = [(asyncio.run(handles()), sources()) for _ in range(ROUNDS)]
     for at, part in enumerate(("create and cancel", "create", "cancel")):
         theirs, ours = (median(figure[side][at] for figure in figures) for side in (0, 1))
@@ -34,7 +34,7 @@ def rows() -> Iterator[Row]:
 
 
 async def handles() -> tuple[float, float, float]:
-    """asyncio's; nanoseconds for each."""
+    """Nanoseconds for each timeout of asyncio."""
     loop = asyncio.get_running_loop()
     gc.collect()
     start = time.process_time_ns()
@@ -46,7 +46,7 @@ async def handles() -> tuple[float, float, float]:
 
 
 def sources() -> tuple[float, float, float]:
-    """desist's; nanoseconds for each."""
+    """Nanoseconds for each timeout of desist."""
     gc.collect()
     start = time.process_time_ns()
     pending = [desist.CancelSource(timeout=3600) for _ in range(TIMEOUTS)]
@@ -57,32 +57,32 @@ def sources() -> tuple[float, float, float]:
 
 
 def each(start: int, created: int) -> tuple[float, float, float]:
-    """For one of them: all of it, and the halves."""
+    """Split the time for one timeout: both steps together, then each."""
     end = time.process_time_ns()
     return tuple(part / TIMEOUTS for part in (end - start, created - start, end - created))  # type: ignore[return-value]
 
 
 def memory() -> float:
-    """Bytes of the process for each, what the allocators add included: of a fresh process."""
+    """Bytes for each timeout in a fresh process, allocator overhead included."""
     code = f"import sys; sys.path[:] = {sys.path!r}; import crowds; print(crowds.taken())"
     return float(subprocess.check_output([sys.executable, "-c", code]))  # noqa: S603 (our own)
 
 
 def taken() -> float:
-    """What they take of this process."""
+    """Bytes for each timeout in this process."""
     before = resident()
     pending = [desist.CancelSource(timeout=3600) for _ in range(TIMEOUTS)]
     return (resident() - before) / len(pending)
 
 
 def resident() -> int:
-    """Of this process, in bytes."""
+    """Resident memory of this process, in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def sleeping() -> float:
-    """Milliseconds of CPU that the process takes in a second while they sleep."""
+    """Milliseconds of CPU time per second of the process while its threads sleep."""
     scope = desist.CancelSource()
 
     def sleep() -> None:
@@ -91,7 +91,7 @@ def sleeping() -> float:
     threads = [threading.Thread(target=sleep) for _ in range(SLEEPERS)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)  # they fall asleep
+    time.sleep(0.2)  # all threads are asleep then
     before = time.process_time()
     time.sleep(WATCHED)
     taken = (time.process_time() - before) / WATCHED * 1e3

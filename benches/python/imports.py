@@ -1,4 +1,4 @@
-"""What an import costs: fresh processes in turn, each one's CPU time, less that of bare Python."""
+"""The CPU time of imports: that of a fresh process, less that of bare Python."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ IMPORTS = {
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """Yield the rows of this subject."""
     figures: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for number in range(-1, ROUNDS):
         for name, code in IMPORTS.items():
@@ -35,7 +35,7 @@ def rows() -> Iterator[Row]:
 
 
 def cpu_time(code: str) -> float:
-    """Seconds that a Python which runs this takes."""
+    """Seconds of CPU time of a fresh Python that runs this code."""
     child = os.posix_spawn(sys.executable, [sys.executable, "-I", "-c", code], os.environ)
     _, status, usage = os.wait4(child, 0)
     if status:

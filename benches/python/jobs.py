@@ -1,7 +1,7 @@
-"""Items that are leased and acknowledged, in memory and in a file, against queues that have them.
+"""Items that are leased and acknowledged, in memory and in a file, against comparable queues.
 
-Items are 200 bytes. What several threads do is measured on the clock, and so is what writes to a
-disk: that of the folder for temporary files, or of TMPDIR.
+Items are 200 bytes. Rows with several threads, and rows that write to a disk (that of TMPDIR, or of
+the folder for temporary files), are measured by the wall clock.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 ITEM = bytes(200)
 ITEMS = 60_000
-"""Of a round in memory."""
+"""Items of a round in memory."""
 FILED = 4_000
-"""Of a round in a file."""
+"""Items of a round in a file."""
 PUT = 100_000
 KEPT = 100_000
-"""Whose memory is measured."""
+"""Items whose memory is measured."""
 OPENED = 1_000_000
 ROUNDS = 7
 FILE_ROUNDS = 3
@@ -46,7 +46,7 @@ SERVERS = Path(__file__).parents[2] / "target" / "servers"
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """Yield the rows of this subject."""
     yield from in_memory()
     yield in_a_pool()
     with tempfile.TemporaryDirectory() as folder, redis_stream(Path(folder)) as stream:
@@ -59,7 +59,7 @@ def rows() -> Iterator[Row]:
 
 
 def in_memory() -> Iterator[Row]:
-    """A queue that forgets what it hands out is the floor, with all that it does for an item."""
+    """Measure in memory. The floor is a queue without acknowledgements: its put and get."""
     prepare = f"import desist, queue; item = bytes({len(ITEM)}); q = "
     filled = "; [q.put(item) for _ in range(times + 5)]"
     floor, leased, ours = each(
@@ -97,7 +97,7 @@ def work_off(queue: Any, count: int) -> None:
 
 
 def together(threads: int, items: int, work: Callable[[int], None]) -> float:
-    """Nanoseconds of the clock for each item, shared among so many threads."""
+    """Nanoseconds of wall time for each item, divided among the threads."""
     workers = [threading.Thread(target=work, args=(items // threads,)) for _ in range(threads)]
     start = time.perf_counter_ns()
     for worker in workers:
@@ -108,7 +108,7 @@ def together(threads: int, items: int, work: Callable[[int], None]) -> float:
 
 
 def in_a_pool() -> Row:
-    """A worker's handler that does nothing, and a thread's loop that calls it."""
+    """Measure a pool with an empty handler; the floor is a thread that calls it in a loop."""
 
     def handler(_: object) -> None:
         pass
@@ -142,17 +142,17 @@ def in_a_pool() -> Row:
 
 
 class Filed:
-    """A FileQueue, by what all have to do."""
+    """A FileQueue, behind the interface of all sides."""
 
     def __init__(self, path: Path) -> None:
         self.queue = desist.FileQueue[bytes](path)
 
     def fill(self, count: int) -> None:
-        """Put so many."""
+        """Put `count` items."""
         self.queue.put_many([ITEM] * count)
 
     def work_off(self, count: int) -> None:
-        """Lease and acknowledge so many."""
+        """Lease and acknowledge `count` items."""
         for _ in range(count):
             lease = self.queue.lease()
             if lease is not None:
@@ -160,7 +160,7 @@ class Filed:
 
 
 class Persisted:
-    """persist-queue's, whose every get and ack is a transaction."""
+    """The queue of persist-queue; its every get and ack is a transaction."""
 
     def __init__(self, path: Path, synchronous: str) -> None:
         self.queue = persistqueue.SQLiteAckQueue(str(path), multithreading=True)
@@ -168,18 +168,18 @@ class Persisted:
             connection.execute(f"PRAGMA synchronous = {synchronous}")
 
     def fill(self, count: int) -> None:
-        """Put so many."""
+        """Put `count` items."""
         for _ in range(count):
             self.queue.put(ITEM)
 
     def work_off(self, count: int) -> None:
-        """Lease and acknowledge so many."""
+        """Lease and acknowledge `count` items."""
         for _ in range(count):
             self.queue.ack(self.queue.get(raw=True))
 
 
 class Streamed:
-    """A Redis stream, read by one consumer a thread; a client each, as its guide has it."""
+    """A Redis stream with one consumer and one client for each thread, as its guide says."""
 
     def __init__(self, port: int) -> None:
         self.connect: Callable[[], Any] = lambda: redis.Redis(port=port)
@@ -187,14 +187,14 @@ class Streamed:
             self.connect().xgroup_create("jobs", "bench", id="0", mkstream=True)
 
     def fill(self, count: int) -> None:
-        """Put so many."""
+        """Put `count` items."""
         pipeline = self.connect().pipeline()
         for _ in range(count):
             pipeline.xadd("jobs", {"item": ITEM})
         pipeline.execute()
 
     def work_off(self, count: int) -> None:
-        """Lease and acknowledge so many."""
+        """Lease and acknowledge `count` items."""
         client = self.connect()
         name = threading.current_thread().name
         for _ in range(count):
@@ -203,7 +203,7 @@ class Streamed:
 
 
 def in_a_file(folder: Path, stream: int | None) -> Iterator[Row]:
-    """Lease and acknowledge: ours are not synced one by one, as NORMAL is not."""
+    """Measure in a file. Like NORMAL, FileQueue does not sync each acknowledgement."""
     sides: dict[str, Any] = {
         "ours": Filed(folder / "jobs.db"),
         "NORMAL": Persisted(folder / "normal", "NORMAL"),
@@ -232,7 +232,7 @@ def in_a_file(folder: Path, stream: int | None) -> Iterator[Row]:
 
 @contextmanager
 def redis_stream(folder: Path) -> Iterator[int | None]:
-    """The port of a server of our own, if its program is found."""
+    """Start a server, if its program is found, and give its port."""
     found = shutil.which("redis-server")
     paths = [Path(found)] if found else sorted(SERVERS.glob("**/bin/redis-server"))
     if not paths:
@@ -263,7 +263,7 @@ def redis_stream(folder: Path) -> Iterator[int | None]:
 
 
 def many(folder: Path) -> Iterator[Row]:
-    """100,000 items, each durable before its put() returns; all in one go; and in memory."""
+    """Put 100,000 items: each durable before its put() returns, all at once, and in memory."""
     filed = desist.FileQueue[bytes](folder / "put.db")
 
     def put(queue: Any, count: int) -> None:
@@ -298,7 +298,7 @@ print((resident() - before) / {count})
 
 
 def kept(make: str, put: str) -> float:
-    """Bytes by which a fresh process grows with each item, which is one object for all."""
+    """Bytes by which a fresh process grows with each item; all items are the same object."""
     program = KEEP.format(make=f"item = bytes(200); {make}", put=put, count=KEPT)
     done = subprocess.run(  # noqa: S603 (ours)
         [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True
@@ -307,7 +307,7 @@ def kept(make: str, put: str) -> float:
 
 
 def sizes() -> Iterator[Row]:
-    """Memory of a queued item, and how long a long queue takes to open."""
+    """Memory of a queued item, and the time to open a long queue."""
     put = f"for _ in range({KEPT}): q.put(item)"
     simple = kept("q = queue.SimpleQueue()", put)
     ours = kept("q = desist.LeaseQueue()", put)

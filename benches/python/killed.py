@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 WORKERS = 8
 SUPPLY = 32
-"""So many items are ready or worked on while there are kills."""
+"""The number of items that are ready or worked on while there are kills."""
 LENGTH = 20_000
-"""Of the loop that is the work: half a millisecond, if nobody else wants the interpreter."""
+"""Iterations of the loop that is the work: half a millisecond, if no other thread has the GIL."""
 PAUSE = 0.0002
-"""Seconds between two kills, by those that do not wait for the last one's end."""
+"""Seconds between two kills, on the sides whose kill does not wait for the end."""
 PATIENCE = 5.0
-"""Seconds without any item done, after which it is stuck."""
+"""A side is stuck after so many seconds without a finished item."""
 
 
 class Side:
-    """What is common to all: the items, and what is counted."""
+    """The items and the counts, which all sides have."""
 
     def __init__(self) -> None:
         self.lock: Any = threading.Lock()
@@ -42,7 +42,7 @@ class Side:
         self.dice = random.Random(1)
 
     def work(self, item: int) -> None:
-        """Take some time, then do it under the lock."""
+        """Take some time, then finish the item under the lock."""
         for _ in range(LENGTH):
             pass
         with self.lock:
@@ -50,46 +50,46 @@ class Side:
                 pass
             self.done.append(item)
 
-    # What each says for itself.
+    # The methods that each side implements.
 
     def start(self) -> None:
         """Start the workers."""
 
     def submit(self, item: int) -> None:
-        """Give them something to do."""
+        """Give the workers an item."""
         raise NotImplementedError
 
     def kill(self) -> None:
-        """Kill one of them, wherever it is."""
+        """Kill one worker, at whatever point of its code."""
         raise NotImplementedError
 
     def calm(self) -> None:
-        """No more kills."""
+        """End the kills."""
 
     def queued(self) -> set[int]:
-        """What nobody has begun, or was put back."""
+        """The items that were not begun, or were put back."""
         raise NotImplementedError
 
     def alive(self) -> int:
-        """How many workers there are."""
+        """The number of workers that are alive."""
         raise NotImplementedError
 
     def stuck(self) -> int:
-        """How many locks are held."""
+        """The number of locks that are held."""
         return int(self.lock.locked())
 
 
 class Watch:
-    """Is there any progress, and time left?"""
+    """Checks that a side makes progress, within its time."""
 
     def __init__(self, side: Side, at_most: float) -> None:
         self.side = side
         self.at_most = at_most
         self.seen = 0
-        self.begin_anew()
+        self.restart()
 
-    def begin_anew(self) -> None:
-        """Another part of the run begins."""
+    def restart(self) -> None:
+        """Start the next part of the run."""
         self.begin = self.moved = time.monotonic()
 
     def stuck(self) -> bool:
@@ -107,17 +107,17 @@ class Watch:
 
 
 def measure(side: Side, kills: int, seconds: float) -> dict[str, Any]:
-    """Kill as often, and see what is left."""
+    """Kill that many times, and count what is left."""
     sys.setswitchinterval(1e-5)
     watch = Watch(side, seconds)
     side.start()
-    # In a thread of its own, for what is used to kill may be what gets stuck.
+    # In a thread of its own, because the kill itself may get stuck.
     killer = threading.Thread(target=kill_all, args=(side, kills, watch), daemon=True)
     killer.start()
     watch.wait(lambda: not killer.is_alive())
     taken = time.monotonic() - watch.begin
     side.calm()
-    watch.begin_anew()
+    watch.restart()
     ended = watch.wait(lambda: len(set(side.done)) >= side.items and finished(side))
     done = Counter(side.done)
     figures = {
@@ -133,19 +133,19 @@ def measure(side: Side, kills: int, seconds: float) -> dict[str, Any]:
     }
     further = range(side.items, side.items + WORKERS)
     threading.Thread(target=lambda: [*map(side.submit, further)], daemon=True).start()
-    watch.begin_anew()
+    watch.restart()
     figures["goes_on"] = watch.wait(lambda: set(further) <= set(side.done))
     figures["alive"] = side.alive()
     return figures
 
 
 def finished(side: Side) -> bool:
-    """Has all been acknowledged?"""
+    """Whether all items have been acknowledged."""
     return len(side.acked) >= side.items
 
 
 def kill_all(side: Side, kills: int, watch: Watch) -> None:
-    """Kill, and see to it that there is work."""
+    """Kill, and keep the workers supplied with items."""
     while side.kills < kills and not watch.stuck():
         while side.items - len(side.acked) < SUPPLY:
             side.submit(side.items)
@@ -165,7 +165,7 @@ class Desist(Side):
         self.lock = desist.Lock(on_kill="release")
         self.queue: Any = desist.LeaseQueue(retry=desist.RetryPolicy(max_attempts=1_000_000))
         policy = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=60, defer=0)
-        self.nobody = desist.KillOutcome.ALREADY_DONE
+        self.idle = desist.KillOutcome.ALREADY_DONE
         self.pool: Any = desist.WorkerPool(
             self.handle, workers=WORKERS, queue=self.queue, policy=policy
         )
@@ -186,26 +186,26 @@ class Desist(Side):
 
     def kill(self) -> None:
         report = self.pool.kill_worker(self.dice.randrange(WORKERS))
-        self.kills += report.outcome is not self.nobody
+        self.kills += report.outcome is not self.idle
 
     def queued(self) -> set[int]:
-        return set()  # all that is not done is missing
+        return set()  # every item that is not done counts as lost
 
     def alive(self) -> int:
         return int(self.pool.workers_alive())
 
 
-# --- threads that are struck ----------------------------------------------------------------------
+# --- asynchronous exceptions ----------------------------------------------------------------------
 
 
-class Struck(BaseException):
-    """What is thrown into a worker."""
+class AsyncKill(BaseException):
+    """The exception that is raised in a worker."""
 
 
 class Recipe(Side):
-    """threading, queue, and PyThreadState_SetAsyncExc, as it is often built."""
+    """threading, queue, and PyThreadState_SetAsyncExc: the usual recipe."""
 
-    exception: type[BaseException] = Struck
+    exception: type[BaseException] = AsyncKill
     make_thread: Callable[..., threading.Thread] = threading.Thread
 
     def start(self) -> None:
@@ -214,10 +214,10 @@ class Recipe(Side):
         self.over = False
         threading.excepthook = self.note_end
         sys.unraisablehook = self.note_unraisable
-        self.threads = [self.hire() for _ in range(WORKERS)]
+        self.threads = [self.start_worker() for _ in range(WORKERS)]
         threading.Thread(target=self.supervise, daemon=True).start()
 
-    def hire(self) -> threading.Thread:
+    def start_worker(self) -> threading.Thread:
         thread = type(self).make_thread(target=self.serve, daemon=True)
         thread.start()
         return thread
@@ -227,7 +227,7 @@ class Recipe(Side):
             time.sleep(0.01)
             for index, thread in enumerate(self.threads):
                 if not thread.is_alive():
-                    self.threads[index] = self.hire()
+                    self.threads[index] = self.start_worker()
 
     def serve(self) -> None:
         while True:
@@ -235,8 +235,8 @@ class Recipe(Side):
             try:
                 self.work(item)
                 self.acked.append(item)
-            except self.exception as struck:
-                self.note(struck.__traceback__)
+            except self.exception as killed:
+                self.note(killed.__traceback__)
                 self.queue.put(item)
             finally:
                 self.queue.task_done()
@@ -247,11 +247,11 @@ class Recipe(Side):
     def kill(self) -> None:
         thread = self.threads[self.dice.randrange(WORKERS)]
         if thread.is_alive():
-            self.strike(thread)
+            self.raise_in(thread)
             self.kills += 1
         time.sleep(PAUSE)
 
-    def strike(self, thread: threading.Thread) -> None:
+    def raise_in(self, thread: threading.Thread) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident or 0), ctypes.py_object(self.exception)
         )
@@ -266,7 +266,7 @@ class Recipe(Side):
         return self.lock.locked() + self.queue.mutex.locked()
 
     def note(self, trace: TracebackType | None) -> None:
-        """Was it struck outside the work?"""
+        """Count an exception that was raised outside of the work."""
         while trace is not None:
             if trace.tb_frame.f_code is Side.work.__code__:
                 return
@@ -281,7 +281,7 @@ class Recipe(Side):
 
 
 def kthread() -> Side:
-    """KThread, terminated by its own method."""
+    """KThread and its terminate()."""
     from kthread import KThread
 
     class Kthread(Recipe):
@@ -291,11 +291,11 @@ def kthread() -> Side:
         def serve(self) -> None:
             try:
                 super().serve()
-            except SystemExit as struck:  # threading takes it for an end like any other
-                self.note(struck.__traceback__)
+            except SystemExit as killed:  # threading takes it for a normal end
+                self.note(killed.__traceback__)
                 raise
 
-        def strike(self, thread: Any) -> None:
+        def raise_in(self, thread: Any) -> None:
             try:
                 thread.terminate()
             except (ValueError, threading.ThreadError):
@@ -305,13 +305,13 @@ def kthread() -> Side:
 
 
 def dramatiq() -> Side:
-    """Interrupts, as dramatiq's middleware raises them."""
+    """The interrupts of dramatiq's middleware."""
     from dramatiq.threading import Interrupt, raise_thread_exception
 
     class Dramatiq(Recipe):
         exception = Interrupt
 
-        def strike(self, thread: threading.Thread) -> None:
+        def raise_in(self, thread: threading.Thread) -> None:
             raise_thread_exception(thread.ident, Interrupt)
 
     return Dramatiq()
@@ -321,7 +321,7 @@ def dramatiq() -> Side:
 
 
 class TimedOut(Recipe):
-    """Each item gets a time of random length, which is a kill if it is too short."""
+    """Each item has a timeout of random length; one that is too short is a kill."""
 
     def kill(self) -> None:
         time.sleep(PAUSE)
@@ -330,7 +330,7 @@ class TimedOut(Recipe):
         self.over = True
 
     def seconds(self) -> float:
-        """As long as the item may take."""
+        """The timeout of the next item."""
         return 60.0 if self.over else self.dice.random() * 0.01
 
     def in_time(self, item: int) -> bool:
@@ -351,7 +351,7 @@ class TimedOut(Recipe):
 
 
 def stopit() -> Side:
-    """A block with a timeout."""
+    """Stopit's block with a timeout."""
     import warnings
 
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")
@@ -367,7 +367,7 @@ def stopit() -> Side:
 
 
 def func_timeout() -> Side:
-    """A call with a timeout, on a thread of its own."""
+    """func_timeout's call with a timeout, on a thread of its own."""
     from func_timeout import FunctionTimedOut
     from func_timeout import func_timeout as call
 
@@ -386,14 +386,14 @@ def func_timeout() -> Side:
 
 
 def in_process(item: int) -> int:
-    """The work, where no lock is shared."""
+    """The work in a process, where no lock is shared."""
     for _ in range(LENGTH):
         pass
     return item
 
 
 class Pebble(Side):
-    """A pool of processes; cancelling a future kills the one that works on it."""
+    """pebble's pool of processes; cancelling a future kills the process that works on it."""
 
     def start(self) -> None:
         from pebble import ProcessPool
@@ -418,7 +418,7 @@ class Pebble(Side):
         with self.mutex:
             self.futures.pop(item, None)
         if future.cancelled() or future.exception() is not None:
-            self.again.put(item)  # not from here, which is the pool's own thread
+            self.again.put(item)  # submitted by another thread: this one is the pool's own
         else:
             self.done.append(future.result())
             self.acked.append(item)
@@ -451,4 +451,4 @@ MAKE: dict[str, Callable[[], Side]] = {
 if __name__ == "__main__":
     name, kills, seconds = sys.argv[1:]
     print(json.dumps(measure(MAKE[name](), int(kills), float(seconds))), flush=True)
-    os._exit(0)  # a stuck thread is not waited for
+    os._exit(0)  # does not wait for a stuck thread

@@ -1,10 +1,10 @@
-"""Random kills against workers that share a queue and a lock: desist, the recipe, the peers.
+"""Random kills against workers that share a queue and a lock: desist, the usual recipe, the peers.
 
     python benches/python/kills.py [SIDE...]
 
-Eight workers take items, and each item is to be worked on once, under a lock at the end; a killer
-strikes them at random while they do. Each side runs in a process of its own, built as its
-documentation says, and for a bounded time: one that does not end is a result.
+Eight workers take items, and each item must be worked on once, at the end under a lock, while
+random workers are killed. Each side runs in a process of its own, built as its documentation says,
+and for a bounded time: a side that does not end is a result.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ SIDES = {
     "dramatiq": ("dramatiq", 100_000, 60),
     "pebble": ("pebble", 100_000, 60),
 }
-"""The package that each is about, how many kills are wanted, and how many seconds it gets."""
+"""For each side: its package, the number of kills, and the seconds that it gets."""
 
 HOW = """\
-threading: queue.Queue, and PyThreadState_SetAsyncExc by ctypes, a killed item is put back, a dead
-worker replaced. kthread, dramatiq: the same, by KThread.terminate() and raise_thread_exception().
+threading: queue.Queue, and PyThreadState_SetAsyncExc by ctypes; the item of a killed worker is put
+back, a dead worker replaced. kthread, dramatiq: the same, by KThread.terminate() and
+raise_thread_exception().
 stopit, func_timeout: each item under ThreadingTimeout, or func_timeout(), of random length. pebble:
 a ProcessPool whose futures are cancelled, which kills a process each time.
-Lost: neither done nor in the queue at the end. Stuck locks: held, and nobody at work. Struck
-outside: the exception came where the worker's own code, not the item's, was running. Goes on:
-afterwards, as many further items as there are workers are done."""
+Lost: neither done nor in the queue at the end. Stuck locks: held, with no worker at work. Killed
+outside: the exception was raised in the worker's own code, not in the item's. Goes on: afterwards,
+as many further items as there are workers are done."""
 
 GOOD = {"lost": 0, "twice": 0, "unended": 0, "stuck": 0, "outside": 0}
-"""What figures ought to be."""
+"""The values that the figures should have."""
 
 
 def main() -> None:
-    """Run them, and print the table."""
+    """Run the sides, and print the table."""
     wanted = sys.argv[1:] or list(SIDES)
     unknown = sorted(set(wanted) - set(SIDES))
     if unknown:
@@ -57,7 +58,7 @@ def main() -> None:
     table = Table()
     for heading in (
         *("", "kills", "seconds", "items", "lost", "done twice", "not ended", "stuck locks"),
-        *("struck outside", "workers alive", "goes on"),
+        *("killed outside", "workers alive", "goes on"),
     ):
         table.add_column(heading, justify="right" if heading else "left")
     for side in wanted:
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def row(side: str) -> list[str]:
-    """One side's figures, from a process of its own."""
+    """Run one side in a process of its own, and give its figures."""
     package, kills, seconds = SIDES[side]
     name = f"{package} {version(package)}" if package else "threading + queue"
     script = str(Path(__file__).with_name("killed.py"))
@@ -77,8 +78,8 @@ def row(side: str) -> list[str]:
         return [name, f"[bold red]failed:[/] {done.stderr[-300:]}"]
     found = json.loads(done.stdout.splitlines()[-1])
     figures = [name, f"{found['kills']:,}", f"{found['seconds']:.0f}", f"{found['items']:,}"]
-    for figure, ought in GOOD.items():
-        figures.append(coloured(f"{found[figure]:,}", good=found[figure] == ought))
+    for figure, expected in GOOD.items():
+        figures.append(coloured(f"{found[figure]:,}", good=found[figure] == expected))
     alive = found["alive"] == found["workers"]
     figures.append(coloured(f"{found['alive']} of {found['workers']}", good=alive))
     figures.append(coloured("yes" if found["goes_on"] else "no", good=found["goes_on"]))
@@ -86,7 +87,7 @@ def row(side: str) -> list[str]:
 
 
 def coloured(text: str, *, good: bool) -> str:
-    """Show whether it is as it ought to be."""
+    """Colour a figure by whether it is as it should be."""
     return f"[{'green' if good else 'bold red'}]{text}[/]"
 
 

@@ -1,4 +1,4 @@
-"""What threads share, where nobody else wants it, and a lock that all want."""
+"""Locks and other things that threads share, without contention and with it."""
 
 import threading
 import time
@@ -13,12 +13,12 @@ from table import Row
 import desist
 
 THREADS = 4
-TURNS = 40_000  # of each
+TURNS = 40_000  # of each thread
 ROUNDS = 7
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """Yield the rows of this subject."""
     native, ours, fenced, guard, value, aiologic = each(
         [
             plain("with lock: pass", "import threading; lock = threading.Lock()"),
@@ -49,7 +49,7 @@ EVENT = "thing.set(); thing.is_set(); thing.wait(); thing.clear()"
 
 
 def against(subject: str, name: str, work: str, more: str = "", made: str = "()") -> Row:
-    """The class of this name, of desist and of threading."""
+    """Compare the class of this name of desist with that of threading."""
     theirs, ours = each(
         [
             plain(work, f"import {module}; thing = {module}.{name}{made}{more}")
@@ -60,17 +60,17 @@ def against(subject: str, name: str, work: str, more: str = "", made: str = "()"
 
 
 def nothing() -> None:
-    """Leave at once."""
+    """Do nothing inside the lock."""
 
 
 def something() -> None:
-    """Stay for a microsecond or two."""
+    """Hold the lock for a microsecond or two."""
     for _ in range(20):
         pass
 
 
 def contended(work: Callable[[], None], note: str) -> Row:
-    """Threads that do nothing but take turns; nanoseconds of the clock for a turn."""
+    """Nanoseconds of wall time for a turn, of threads that do nothing but take turns."""
     makers: tuple[Callable[[], AbstractContextManager[Any]], ...] = (threading.Lock, desist.Lock)
     figures: list[list[float]] = [[], []]
     for number in range(ROUNDS):
@@ -82,7 +82,7 @@ def contended(work: Callable[[], None], note: str) -> Row:
 
 
 def scramble(lock: AbstractContextManager[Any], work: Callable[[], None]) -> float:
-    """All of them, until each has had all its turns."""
+    """Run the threads until each has had all its turns."""
 
     def take_turns() -> None:
         for _ in range(TURNS):

@@ -1,8 +1,8 @@
-"""How a figure comes about.
+"""How a figure is measured.
 
-The sides take turns in small rounds, and each one's median counts, so that what else the machine
-does meets all of them alike. Only the time that this process itself runs is counted, with that of
-the threads that it starts. The garbage collector runs, as it does in life.
+The sides take turns in small rounds, and the median of each side's rounds counts, so that other
+load on the machine affects all of them alike. Only CPU time of this process counts, that of the
+threads it starts included. The garbage collector is on, as in a program.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import trio
 import desist
 
 Side = Callable[[int], float]
-"""Does its work so many times; the nanoseconds that it took."""
+"""Does its work `count` times, and returns the nanoseconds that this took."""
 
 ROUNDS = 61
-ROUND_TAKES = 1e6  # nanoseconds; so long that the clock itself does not count
+ROUND_TAKES = 1e6  # nanoseconds; long enough for the cost of the clock not to matter
 
 TEMPLATE = """
 {kind} run(times):
@@ -37,25 +37,25 @@ TEMPLATE = """
 
 
 def plain(work: str, prepare: str = "pass") -> Side:
-    """A side of ordinary code."""
+    """Make a side of ordinary code."""
     run: Side = compiled("def", work, prepare)
     return run
 
 
 def in_asyncio(work: str, prepare: str = "pass") -> Side:
-    """A side that runs inside an event loop."""
+    """Make a side that runs inside an event loop of asyncio."""
     run = compiled("async def", work, prepare)
     return lambda count: asyncio.run(run(count))
 
 
 def in_trio(work: str, prepare: str = "import trio") -> Side:
-    """As `in_asyncio`, with trio."""
+    """Make a side that runs inside trio."""
     run = compiled("async def", work, prepare)
     return lambda count: trio.run(run, count)
 
 
 def in_block(side: Side) -> Side:
-    """The side, inside a block with a deadline."""
+    """Run the side inside a block with a deadline."""
 
     def run(count: int) -> float:
         with desist.cancel_scope(timeout=3600):
@@ -65,7 +65,7 @@ def in_block(side: Side) -> Side:
 
 
 def in_task(side: Side) -> Side:
-    """The side, in a thread of desist's, where kills can strike."""
+    """Run the side in a desist thread, which can be killed."""
 
     def run(count: int) -> float:
         taken: list[float] = []
@@ -78,14 +78,14 @@ def in_task(side: Side) -> Side:
 
 
 def compiled(kind: str, work: str, prepare: str) -> Any:
-    """A function that measures `work`."""
+    """Compile a function that measures `work`."""
     names: dict[str, Any] = {"process_time_ns": process_time_ns, "repeat": repeat}
     exec(TEMPLATE.format(kind=kind, work=work, prepare=prepare), names)  # noqa: S102 (as timeit does)
     return names["run"]
 
 
 def each(sides: Sequence[Side]) -> list[float]:
-    """Nanoseconds that each side's work takes once, without the loop around it."""
+    """Nanoseconds of one run of each side's work, without the loop around it."""
     all_sides = [plain("pass"), *sides]
     counts = [enough(side) for side in all_sides]
     figures: list[list[float]] = [[] for _ in all_sides]
@@ -98,7 +98,7 @@ def each(sides: Sequence[Side]) -> list[float]:
 
 
 def enough(side: Side) -> int:
-    """How often the work is to be done for a round."""
+    """The number of runs of the work in a round."""
     count = 10
     while (taken := side(count)) < ROUND_TAKES / 5:
         count *= 3
@@ -106,6 +106,6 @@ def enough(side: Side) -> int:
 
 
 def quantile(figures: Iterable[float], part: float) -> float:
-    """The figure below which that part of them lies."""
+    """The figure below which this part of the figures lies."""
     ordered = sorted(figures)
     return ordered[round((len(ordered) - 1) * part)]

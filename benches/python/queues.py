@@ -1,4 +1,4 @@
-"""Items from producers to consumers: nanoseconds of the clock for each."""
+"""Items from producers to consumers: nanoseconds of wall time for each."""
 
 import queue
 import threading
@@ -20,7 +20,7 @@ ROUNDS = 7
 
 
 class Aiologic:
-    """aiologic's, by the names of the others."""
+    """The queue of aiologic, by the names of the other queues."""
 
     def __init__(self) -> None:
         items = aiologic.SimpleQueue()
@@ -38,7 +38,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """Yield the rows of this subject."""
     for pairs in (1, 4):
         figures: dict[str, list[float]] = {name: [] for name in MAKERS}
         names = list(MAKERS)
@@ -60,7 +60,7 @@ def rows() -> Iterator[Row]:
         yield Row(work, "ns", ours, ("queue.SimpleQueue", floor), 1, peers)
 
 
-# The interpreter adapts code to the class that it calls, so each class has its own.
+# CPython specialises code for the class that it calls, so each class has a copy of its own.
 ENDS = """
 def produce(items, count):
     for item in range(count):
@@ -73,14 +73,14 @@ def consume(items, count):
 
 
 def ends() -> tuple[End, End]:
-    """A producer and a consumer of a given number of items."""
+    """Compile a producer and a consumer of a given number of items."""
     names: dict[str, End] = {}
     exec(ENDS, names)  # type: ignore[arg-type]  # noqa: S102 (as timeit does)
     return names["produce"], names["consume"]
 
 
 def pass_on(items: Any, both: tuple[End, End], pairs: int, count: int) -> float:
-    """So many producers and as many consumers, of `count` items each."""
+    """Run `pairs` producers and as many consumers, of `count` items each."""
     threads = [threading.Thread(target=end, args=(items, count)) for end in both * pairs]
     start = time.perf_counter_ns()
     for thread in threads:

@@ -1,9 +1,8 @@
-"""desist against its peers, and against what the interpreter itself takes, all in one run.
+"""desist against its peers, and against the cost of the interpreter itself, all in one run.
 
     python benches/python/run.py [SUBJECT...]
 
-A subject is one of the modules beside this one. A bench is no test: the exit status is 0 whatever
-the figures are.
+A subject is one of the modules beside this one. The exit status is 0 whatever the figures are.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ PEERS = (
 )
 METHOD = """\
 The sides take turns; a figure is the median of its rounds, in CPU time without the loop around it;
-for the wake-ups it is time on the clock, and for the imports the CPU time of fresh processes,
-without what bare Python takes. A ratio is to the floor, which is measured in the same run."""
+for the wake-ups it is wall time, and for the imports the CPU time of fresh processes, less that of
+bare Python. A ratio is relative to the floor, which is measured in the same run."""
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure the subjects and print the table."""
     wanted = sys.argv[1:] or SUBJECTS
     unknown = sorted(set(wanted) - set(SUBJECTS))
     if unknown:

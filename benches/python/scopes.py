@@ -8,7 +8,7 @@ from tokens import GET_IDENT
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """Yield the rows of this subject."""
     work = "with cancel_scope(timeout=5): pass"
     prepare = "from desist import cancel_scope"
     ident, ours, nested, after, gevent, asyncio, anyio, trios, stopit = each(
@@ -33,7 +33,7 @@ def rows() -> Iterator[Row]:
 
 
 def masks() -> Iterator[Row]:
-    """A block that holds kills off, by what a block costs that is in C and made anew each time."""
+    """A block that defers kills; the floor is a block in C that is made anew each time."""
     work, prepare = "with defer_kill(1): pass", "from desist import defer_kill"
     in_c, outside, inside, lock = each(
         [

@@ -1,4 +1,4 @@
-"""How soon a kill has ended a task, rung by rung, and what it costs those who are not killed."""
+"""The latency of a kill, rung by rung, and its cost for threads that are not killed."""
 
 import ctypes
 import importlib.util
@@ -27,13 +27,13 @@ BY_TRACE = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=0, trace=60, de
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """Yield the rows of this subject."""
     yield from latencies()
     yield from unarmed()
     yield from bystanders()
 
 
-# --- how soon -------------------------------------------------------------------------------------
+# --- latency --------------------------------------------------------------------------------------
 
 
 def spin(ready: Callable[[], None]) -> None:
@@ -44,32 +44,32 @@ def spin(ready: Callable[[], None]) -> None:
 
 
 def wait(ready: Callable[[], None]) -> None:
-    """A desist wait that does not hear when it is asked to end."""
+    """A desist wait in a shield, which a cancellation does not end."""
     with desist.shield(60):
         ready()
         desist.sleep_forever()
 
 
 def swallow(ready: Callable[[], None]) -> None:
-    """What does not let go."""
+    """Code that swallows every exception."""
     ready()
     while True:
         try:
             while True:
                 pass
-        except BaseException:  # noqa: BLE001, PERF203, S110 (that is what it is about)
+        except BaseException:  # noqa: BLE001, PERF203, S110 (on purpose)
             pass
 
 
 def latencies() -> Iterator[Row]:
-    """Until the killer knows that the code has ended, against a bare exception and join()."""
+    """The time until kill() returns; the floor is a bare exception and join()."""
     bare: list[float] = []
     sides: list[tuple[str, Callable[[Any], None], desist.StopPolicy, list[float]]] = [
         ("async exception, in a loop", spin, ANYWHERE, []),
         ("at a desist wait", wait, AT_WAIT, []),
     ]
     for number in range(-5, KILLS):
-        figures = [struck(), *(killed(body, policy) for _, body, policy, _ in sides)]
+        figures = [killed_by_recipe(), *(killed(body, policy) for _, body, policy, _ in sides)]
         if number >= 0:
             bare.append(figures[0])
             for (*_, found), figure in zip(sides, figures[1:], strict=True):
@@ -84,19 +84,19 @@ def latencies() -> Iterator[Row]:
 
 
 def of_batches(figures: list[float], part: float) -> float:
-    """The median of the batches' quantiles: one bad moment of the machine is not to decide."""
+    """The median of the batches' quantiles, so that one bad moment does not decide."""
     size = len(figures) // BATCHES
     batches = (figures[at * size : (at + 1) * size] for at in range(BATCHES))
     return median(quantile(batch, part) for batch in batches)
 
 
 def killed(body: Callable[[Callable[[], None]], None], policy: desist.StopPolicy) -> float:
-    """Microseconds that kill() takes: what the thread held has been given back by then."""
+    """Microseconds of a kill(): when it returns, the thread's locks have been released."""
     ready = threading.Event()
     thread = desist.Thread(target=body, args=(ready.set,))
     thread.start()
     ready.wait()
-    time.sleep(0.0005)  # it is where it is to be struck
+    time.sleep(0.0005)  # the thread is in the code to be killed
     begin = time.perf_counter_ns()
     thread.kill(policy=policy)
     end = time.perf_counter_ns()
@@ -104,16 +104,16 @@ def killed(body: Callable[[Callable[[], None]], None], policy: desist.StopPolicy
     return (end - begin) / 1e3
 
 
-class Struck(BaseException):
-    """What is raised without desist."""
+class AsyncKill(BaseException):
+    """The exception that is raised without desist."""
 
 
-def struck() -> float:
+def killed_by_recipe() -> float:
     """Microseconds until the thread is known to have ended, which only join() tells."""
     ready = threading.Event()
 
     def target() -> None:
-        with suppress(Struck):
+        with suppress(AsyncKill):
             spin(ready.set)
 
     thread = threading.Thread(target=target)
@@ -122,7 +122,7 @@ def struck() -> float:
     time.sleep(0.0005)
     begin = time.perf_counter_ns()
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Struck)
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(AsyncKill)
     )
     thread.join()
     return (time.perf_counter_ns() - begin) / 1e3
@@ -132,7 +132,7 @@ def struck() -> float:
 
 
 def benchmark(name: str) -> Any:
-    """The module of one of pyperformance's."""
+    """Import a benchmark of pyperformance."""
     files = distribution("pyperformance").locate_file("pyperformance/data-files/benchmarks")
     path = Path(str(files)) / f"bm_{name}" / "run_benchmark.py"
     spec = importlib.util.spec_from_file_location(f"bm_{name}", path)
@@ -145,7 +145,7 @@ def benchmark(name: str) -> Any:
 
 
 def unarmed() -> Iterator[Row]:
-    """Code that nobody kills, in a task and in a plain thread."""
+    """Code that is not killed, in a task and in a plain thread."""
     nbody, richards = benchmark("nbody"), benchmark("richards")
     for name, work in (
         ("nbody", lambda: nbody.bench_nbody(1, nbody.DEFAULT_REFERENCE, 5_000)),
@@ -172,7 +172,7 @@ def in_turns(*sides: Callable[[], float]) -> list[float]:
 
 
 def in_thread(kind: type[threading.Thread], work: Callable[[], object]) -> float:
-    """Milliseconds of CPU that the work takes there."""
+    """Milliseconds of CPU time of the work in a thread of this class."""
     taken: list[int] = []
 
     def target() -> None:
@@ -203,7 +203,7 @@ def block(pause: Callable[[], object]) -> None:
 
 
 def bystanders() -> Iterator[Row]:
-    """What another thread takes for its work while one is traced."""
+    """The work of another thread while one is traced."""
     for name, body in (("the same code", count), ("other code", block)):
         alone, traced = in_turns(
             lambda: in_thread(threading.Thread, count),
@@ -213,19 +213,19 @@ def bystanders() -> Iterator[Row]:
             f"a thread beside one that is traced, {name}",
             "ms",
             traced,
-            ("nobody traced", alone),
+            ("no thread traced", alone),
         )
 
 
 def beside_a_victim(body: Callable[[Callable[[], object]], None]) -> float:
-    """Milliseconds of CPU of the work, while a thread in foreign code is under the rung TRACE."""
+    """Milliseconds of CPU time of the work, while a thread in foreign code is on the rung TRACE."""
     over = threading.Lock()
     over.acquire()
     victim = desist.Thread(target=body, args=(over.acquire,))
     victim.start()
     killer = threading.Thread(target=victim.kill, kwargs={"policy": BY_TRACE})
     killer.start()
-    time.sleep(0.02)  # it has come to that rung
+    time.sleep(0.02)  # the kill has come to that rung
     taken = in_thread(threading.Thread, count)
     over.release()
     victim.join()

@@ -1,4 +1,4 @@
-"""The table: a row as soon as it is measured."""
+"""The table; each row is printed as soon as it is measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Row:
-    """One subject. All figures are in the same unit."""
+    """One row. All its figures are in the same unit."""
 
     work: str
     unit: str
     desist: float
     floor: tuple[str, float]
-    """What desist is measured by: a name and its figure."""
+    """The name and the figure of the thing that desist is compared with."""
     target: float | None = None
-    """At most so many times the floor."""
+    """The ratio to the floor that is to be reached."""
     peers: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -22,7 +22,7 @@ WIDTHS = "{:<52} {:>10}  {:<33} {:>7}  {:<8} {:<7} {}"
 
 
 def print_head() -> None:
-    """Name the columns."""
+    """Print the names of the columns."""
     line = WIDTHS.format(
         "work", "desist", "floor", "ratio", "target", "", "peers, as ratio to the floor"
     )
@@ -31,7 +31,7 @@ def print_head() -> None:
 
 
 def print_row(row: Row) -> None:
-    """One line."""
+    """Print one row."""
     name, floor = row.floor
     ratio = row.desist / floor
     verdict = "" if row.target is None else "met" if ratio <= row.target else "missed"
@@ -50,10 +50,10 @@ def print_row(row: Row) -> None:
 
 
 def show(figure: float, unit: str) -> str:
-    """With three digits that count."""
+    """Format a figure with three significant digits."""
     return f"{figure:,.{0 if figure >= 100 else 1}f} {unit}"
 
 
 def times(ratio: float) -> str:
-    """As a multiple."""
+    """Format a ratio."""
     return f"{ratio:,.{0 if ratio >= 100 else 1 if ratio >= 10 else 2}f}x"

@@ -1,4 +1,4 @@
-"""Looking whether something is cancelled, and cancelling."""
+"""Polling a token, and cancelling a source."""
 
 from collections.abc import Iterator
 
@@ -9,15 +9,15 @@ GET_IDENT = plain("get_ident()", "from threading import get_ident")
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
-    yield looking()
+    """Yield the rows of this subject."""
+    yield polling()
     yield checking()
     yield cancelling()
     yield with_token()
 
 
-def looking() -> Row:
-    """Is it cancelled?"""
+def polling() -> Row:
+    """Poll a token that is not cancelled."""
     ident, ours, event, cantok, trio = each(
         [
             GET_IDENT,
@@ -32,7 +32,7 @@ def looking() -> Row:
 
 
 def checking() -> Row:
-    """A checkpoint that does nothing."""
+    """A checkpoint outside of cancelled scopes."""
     ident, outside, inside = each(
         [
             GET_IDENT,
@@ -45,7 +45,7 @@ def checking() -> Row:
 
 
 def cancelling() -> Row:
-    """A source, from the cradle to the grave."""
+    """Make a source, cancel it, and drop it."""
     ident, ours, event, cantok, future, trio, aiologic = each(
         [
             GET_IDENT,
@@ -71,7 +71,7 @@ def cancelling() -> Row:
 
 
 def with_token() -> Row:
-    """The same, with a token handed out."""
+    """The same, with a token made in between."""
     ident, ours = each(
         [
             GET_IDENT,

@@ -1,4 +1,4 @@
-"""How soon a sleeping thread runs Python again, from just before the call that lets it."""
+"""The latency of a wake-up: from just before the waking call until the sleeper runs Python."""
 
 import threading
 import time
@@ -13,12 +13,14 @@ import desist
 
 HAND_OVERS = 2_000
 BUSY_HAND_OVERS = 200  # 5 ms each
-BATCHES = 10  # a quantile is the median of the batches' own: one bad moment is not to decide
+BATCHES = (
+    10  # a quantile is the median of those of the batches, so that one bad moment does not decide
+)
 FALLS_ASLEEP = 300e-6
 
 
 class LockSide:
-    """The floor: a lock that is handed over."""
+    """The floor: a lock that is released."""
 
     def __init__(self) -> None:
         lock = threading.Lock()
@@ -27,7 +29,7 @@ class LockSide:
 
 
 class EventSide:
-    """What the standard library has for it."""
+    """The standard library's event."""
 
     def __init__(self) -> None:
         event = threading.Event()
@@ -35,7 +37,7 @@ class EventSide:
 
 
 class AiologicSide:
-    """The quickest peer."""
+    """The fastest peer."""
 
     def __init__(self) -> None:
         event = aiologic.Event()
@@ -52,7 +54,7 @@ class DesistSide:
         self.raised_at = 0
 
     def sleep(self) -> None:
-        """Note the time at which the sleep has raised; leaving the block takes its own time."""
+        """Record the time at which the sleep raised; leaving the block takes its own time."""
         clock = time.perf_counter_ns
         with self.scope:
             try:
@@ -67,7 +69,7 @@ SIDES = (LockSide, DesistSide, EventSide, AiologicSide)
 
 
 class Sleeper:
-    """The thread that sleeps, one for all."""
+    """The sleeping thread, one for all sides."""
 
     def __init__(self) -> None:
         self.side: Side | None = None
@@ -79,7 +81,7 @@ class Sleeper:
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self) -> None:
-        """Sleep, and note the time."""
+        """Sleep, and record the time of the wake-up."""
         clock = time.perf_counter_ns
         while self.begin.acquire() and self.side is not None:
             wait = self.side.wait
@@ -89,7 +91,7 @@ class Sleeper:
             self.done.release()
 
     def hand_over(self, side: Side, then: Callable[["Sleeper"], None]) -> tuple[float, float]:
-        """Microseconds from `wake` until the thread runs, and until it is out of the block."""
+        """Microseconds from `wake` until the thread runs, and until it has left the block."""
         self.side, self.runs_at = side, 0
         wake = side.wake
         self.begin.release()
@@ -100,25 +102,25 @@ class Sleeper:
         return (self.runs_at - start) / 1e3, (self.left_at - start) / 1e3
 
     def end(self) -> None:
-        """The thread goes."""
+        """End the thread."""
         self.side = None
         self.begin.release()
 
 
 def waits(sleeper: Sleeper) -> None:
-    """The canceller blocks."""
+    """Block the canceller."""
     sleeper.done.acquire()
 
 
 def goes_on(sleeper: Sleeper) -> None:
-    """The canceller goes on with Python until the other has run."""
+    """Run Python in the canceller until the sleeper has run."""
     while not sleeper.runs_at:
         pass
     sleeper.done.acquire()
 
 
 def rows() -> Iterator[Row]:
-    """All of them."""
+    """Yield the rows of this subject."""
     for then, count, then_what in (
         (waits, HAND_OVERS, "canceller then waits"),
         (goes_on, BUSY_HAND_OVERS, "canceller runs on"),
@@ -134,7 +136,7 @@ def rows() -> Iterator[Row]:
 
 
 def latencies(then: Callable[[Sleeper], None], count: int) -> list[list[tuple[float, float]]]:
-    """Each side's, in the order in which they came."""
+    """Measure each side; its figures are in the order of the rounds."""
     sleeper = Sleeper()
     figures: list[list[tuple[float, float]]] = [[] for _ in SIDES]
     for number in range(-10, count):

@@ -1,5 +1,5 @@
-//! A queue of leases against a channel, which forgets an item as soon as it is received. The floor is
-//! all that a channel does for an item, to send and to receive it.
+//! A queue of leases against a channel, which keeps no item after it is received. The floor is the send
+//! and the receive of an item.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ type Queue = LeaseQueue<Item, desist::Cause>;
 
 const ROUNDS: usize = 101;
 const THREADS: usize = 4;
-/// So many are put before the first is leased.
+/// Items that are put before the first is leased.
 const BATCH: usize = 1_000;
 const FILE_ROUNDS: usize = 5;
 const FILE_THREADS: usize = 8;
@@ -42,21 +42,21 @@ fn row(subject: &'static str, floor: Option<f64>, desist: f64, target: Target) -
 }
 
 fn lease_and_ack(queue: &Queue) {
-    let lease = queue.lease(Time::NEVER).expect("nobody stops it");
-    let lease = lease.expect("there is one");
+    let lease = queue.lease(Time::NEVER).expect("not cancelled");
+    let lease = lease.expect("there is an item");
     queue
         .ack(lease.id, lease.epoch)
-        .expect("nobody else has it");
+        .expect("the lease has no time limit");
 }
 
 fn one_by_one(queue: &Queue, item: &Item) {
-    queue.put(item.clone()).expect("nobody stops it");
+    queue.put(item.clone()).expect("not cancelled");
     lease_and_ack(queue);
 }
 
 fn pass(channel: &(Sender<Item>, Receiver<Item>), item: &Item) {
-    channel.0.send(item.clone()).expect("it is open");
-    drop(channel.1.recv().expect("there is one"));
+    channel.0.send(item.clone()).expect("the channel is open");
+    drop(channel.1.recv().expect("there is an item"));
 }
 
 fn in_memory() -> Vec<Row> {
@@ -65,7 +65,7 @@ fn in_memory() -> Vec<Row> {
     let queue = Queue::new(QueueOptions::default());
     let fill = || {
         for _ in 0..BATCH {
-            queue.put(item.clone()).expect("nobody stops it");
+            queue.put(item.clone()).expect("not cancelled");
         }
     };
     let work_off = || (0..BATCH).for_each(|_| lease_and_ack(&queue));
@@ -80,8 +80,9 @@ fn in_memory() -> Vec<Row> {
             &mut || once(BATCH, || (0..BATCH).for_each(|_| one_by_one(&queue, &item))),
             &mut || {
                 once(BATCH, || {
-                    (0..BATCH).for_each(|_| channel.0.send(item.clone()).expect("it is open"));
-                    (0..BATCH).for_each(|_| drop(channel.1.recv().expect("there is one")));
+                    (0..BATCH)
+                        .for_each(|_| channel.0.send(item.clone()).expect("the channel is open"));
+                    (0..BATCH).for_each(|_| drop(channel.1.recv().expect("there is an item")));
                 })
             },
             &mut || {
@@ -110,7 +111,7 @@ fn in_memory() -> Vec<Row> {
     ]
 }
 
-/// Nanoseconds of the clock for each of `items`, shared among so many threads.
+/// Nanoseconds of wall time for each of `items`, divided among the threads.
 fn together(threads: usize, items: usize, work: impl Fn() + Sync) -> f64 {
     let start = Instant::now();
     thread::scope(|scope| {
@@ -138,10 +139,10 @@ fn on_four_threads() -> Vec<Row> {
 }
 
 fn in_file() -> Vec<Row> {
-    // On the disk that the program was built on: a folder for temporary files may be memory.
+    // On the disk of the build, because a folder for temporary files may be in memory.
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/jobs");
     let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).expect("it can be written to");
+    std::fs::create_dir_all(&folder).expect("the build folder is writable");
     let queue = FileQueue::open(folder.join("jobs.db"), QueueOptions::default());
     let queue = queue.expect("the file is new");
     let item: Arc<[u8]> = Arc::from([7; 200]);
@@ -157,10 +158,10 @@ fn in_file() -> Vec<Row> {
         }));
         leases.push(together(FILE_THREADS, FILE_ITEMS, || {
             let lease = queue.lease(Time::NEVER).expect("the disk has room");
-            let lease = lease.expect("there is one");
+            let lease = lease.expect("there is an item");
             queue
                 .ack(lease.id, lease.epoch)
-                .expect("nobody else has it");
+                .expect("the lease has no time limit");
         }));
     }
     drop(queue);

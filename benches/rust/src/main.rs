@@ -2,8 +2,7 @@
 //! that the machine sets, all in one run.
 //!
 //! `cargo run --release --manifest-path benches/rust/Cargo.toml [-- FILTER...]`, on Linux. A
-//! filter picks the rows whose subject contains it. A bench is no test: the exit status is 0
-//! whatever the figures are.
+//! filter picks the rows whose subject contains it. The exit status is 0 whatever the figures are.
 
 mod jobs;
 mod measure;

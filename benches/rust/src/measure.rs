@@ -1,14 +1,14 @@
-//! How a figure comes about: the sides take turns, many rounds, and each one's median counts, so
-//! that what else the machine does meets all of them alike. What one thread does alone is measured
-//! in that thread's CPU time, so that it need not have the machine to itself.
-#![allow(unsafe_code)] // one system call: std has no clock of CPU time
+//! How a figure is measured: the sides take turns in many rounds, and the median of each side's rounds
+//! counts, so that other load on the machine affects all of them alike. The work of a single thread is
+//! measured in that thread's CPU time, which other load hardly changes.
+#![allow(unsafe_code)] // one system call: std cannot read the CPU time
 
 use std::time::Instant;
 
-/// One side of a comparison: a round's figure.
+/// One side of a comparison: it runs a round and returns its figure.
 pub(crate) type Side<'a> = &'a mut dyn FnMut() -> f64;
 
-/// Each side's median over `rounds`. Who goes first changes from round to round.
+/// The median of each side over `rounds`. The side that goes first changes from round to round.
 pub(crate) fn medians<const N: usize>(rounds: usize, mut sides: [Side<'_>; N]) -> [f64; N] {
     let mut figures = [const { Vec::new() }; N];
     for side in &mut sides {
@@ -23,18 +23,18 @@ pub(crate) fn medians<const N: usize>(rounds: usize, mut sides: [Side<'_>; N]) -
     figures.map(|mut figures| quantile(&mut figures, 0.5))
 }
 
-/// The value below which `part` of the figures lie.
+/// The figure below which this part of the figures lies.
 pub(crate) fn quantile(figures: &mut [f64], part: f64) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[((figures.len() - 1) as f64 * part).round() as usize]
 }
 
-/// Nanoseconds that one of `count` runs of `work` takes.
+/// Nanoseconds of one of `count` runs of `work`.
 pub(crate) fn each(count: usize, mut work: impl FnMut()) -> f64 {
     once(count, || (0..count).for_each(|_| work()))
 }
 
-/// Nanoseconds that `work`, which does `count` things, takes for one of them.
+/// Nanoseconds of one thing of `work`, which does `count` of them.
 pub(crate) fn once(count: usize, work: impl FnOnce()) -> f64 {
     let start = cpu_nanos();
     work();

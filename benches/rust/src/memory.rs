@@ -1,4 +1,4 @@
-//! What a token takes from the allocator, its bookkeeping included.
+//! The memory of a token, with the allocator's own overhead.
 #![allow(unsafe_code)] // an allocator that counts
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -12,7 +12,7 @@ use crate::table::{Bench, Row, Target, Unit};
 pub(crate) const BENCHES: &[Bench] = &[("memory", memory)];
 
 const COUNT: usize = 10_000;
-/// What glibc keeps in front of each block.
+/// The header that glibc has in front of each block.
 const CHUNK_HEADER: usize = size_of::<usize>();
 
 struct Counting;
@@ -24,13 +24,13 @@ static COUNTED: AtomicUsize = AtomicUsize::new(0);
 /// Off while time is measured.
 static COUNTS: AtomicBool = AtomicBool::new(false);
 
-// SAFETY: all is left to the system's allocator.
+// SAFETY: every call is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, and it is passed on.
         let block = unsafe { System.alloc(layout) };
         if COUNTS.load(Ordering::Relaxed) {
-            // SAFETY: null, or just allocated by malloc.
+            // SAFETY: the pointer is null, or was just allocated by malloc.
             let size = unsafe { libc::malloc_usable_size(block.cast()) };
             COUNTED.fetch_add(size + CHUNK_HEADER, Ordering::Relaxed);
         }
@@ -38,19 +38,19 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, and it is passed on.
         unsafe { System.dealloc(block, layout) }
     }
 }
 
-/// Bytes allocated, a token, while `make` makes `COUNT` of them.
+/// Bytes allocated for each token while `make` makes `COUNT` of them.
 fn bytes<T>(make: impl Fn() -> T) -> f64 {
     let mut tokens = Vec::with_capacity(COUNT);
     COUNTED.store(0, Ordering::Relaxed);
     COUNTS.store(true, Ordering::Relaxed);
     (0..COUNT).for_each(|_| tokens.push(make()));
     COUNTS.store(false, Ordering::Relaxed);
-    // Rounded: malloc hands out a somewhat larger block where the rest would be of no use.
+    // Rounded: malloc returns a slightly larger block where the rest of it would be too small to use.
     (COUNTED.load(Ordering::Relaxed) as f64 / COUNT as f64).round()
 }
 

@@ -1,4 +1,4 @@
-//! Does a look at a token stall while another thread cancels 100,000 tokens below it?
+//! How long a check of a token stalls while another thread cancels 100,000 tokens below it.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -21,7 +21,7 @@ fn stall() -> Vec<Row> {
     let mut usual = [const { Vec::new() }; 3];
     for _ in 0..ROUNDS {
         let flag = AtomicBool::new(false);
-        // As long as a cancel takes; here nobody but the machine disturbs.
+        // The floor runs for as long as a cancel does, with no other thread at work.
         let floor = while_other_works(
             || black_box(&flag).load(Ordering::Acquire),
             || {
@@ -66,9 +66,9 @@ fn stall() -> Vec<Row> {
     ]
 }
 
-/// How long each `look` took, the clock's own time included, while another thread did `work`.
+/// The duration of each `look`, with the cost of the clock, while another thread does `work`.
 fn while_other_works(look: impl Fn() -> bool, work: impl FnOnce() + Send) -> Vec<f64> {
-    // Neither begins before the other runs.
+    // Neither thread begins before the other runs.
     let (start, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let mut looks = Vec::with_capacity(1 << 20);
     thread::scope(|scope| {
@@ -90,7 +90,7 @@ fn while_other_works(look: impl Fn() -> bool, work: impl FnOnce() + Send) -> Vec
     looks
 }
 
-/// Go on when both threads are here, without sleeping: a thread that is woken comes late.
+/// Wait, without sleeping, until both threads are here: a thread that is woken would be late.
 fn meet(here: &AtomicU32) {
     here.fetch_add(1, Ordering::AcqRel);
     while here.load(Ordering::Acquire) < 2 {

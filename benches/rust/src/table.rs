@@ -1,17 +1,17 @@
-//! The table: a row as soon as it is measured.
+//! The table; each row is printed as soon as it is measured.
 
 use std::process::Command;
 
-/// What a filter is compared with, and what measures.
+/// The subject, which a filter is compared with, and the function that measures it.
 pub(crate) type Bench = (&'static str, fn() -> Vec<Row>);
 
-/// One measured subject. The figures are in nanoseconds, or in what `unit` says.
+/// One row. The figures are in nanoseconds, or in `unit`.
 pub(crate) struct Row {
     pub(crate) subject: &'static str,
     pub(crate) unit: Unit,
-    /// What the machine itself takes.
+    /// The cost that the machine itself sets.
     pub(crate) floor: Option<f64>,
-    /// tokio-util, or tokio where tokio-util has nothing of the kind.
+    /// tokio-util, or tokio where tokio-util has no such thing.
     pub(crate) tokio: Option<f64>,
     pub(crate) desist: f64,
     pub(crate) target: Target,
@@ -24,15 +24,15 @@ pub(crate) enum Unit {
     Bytes,
 }
 
-/// What a row is to reach.
+/// The target of a row.
 pub(crate) enum Target {
-    /// At most so many times the floor.
+    /// At most this many times the floor.
     OfFloor(f64),
-    /// So many times quicker than tokio.
+    /// This many times faster than tokio.
     Quicker(f64),
-    /// At most this.
+    /// At most this figure.
     AtMost(f64),
-    /// Shown for comparison.
+    /// No target: shown for comparison.
     None,
 }
 
@@ -50,14 +50,12 @@ pub(crate) fn print_header() {
         rustc.unwrap_or_default()
     );
     println!(
-        "Release profile without LTO. The sides take turns; a figure is the median of its rounds. What"
+        "Release profile without LTO. The sides take turns; a figure is the median of its rounds. Work"
     );
     println!(
-        "one thread does alone is measured in CPU time. Stall, wake and deadline want a quiet machine."
+        "of a single thread is measured in CPU time. Stall, wake and deadline need a quiet machine."
     );
-    println!(
-        "\"tokio\" is tokio-util's CancellationToken, or tokio where that has nothing of the kind."
-    );
+    println!("\"tokio\" is tokio-util's CancellationToken, or tokio where that has no such thing.");
     println!();
     println!(
         "{:<46} {:>10} {:>10} {:>10}   {:<22} {:<16} ",

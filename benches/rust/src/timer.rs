@@ -1,4 +1,4 @@
-//! 100,000 deadlines that nobody waits for: told to the timer, and taken back.
+//! 100,000 deadlines without a waiter: armed in the timer, and disarmed.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ pub(crate) const BENCHES: &[Bench] = &[("timers", timers)];
 
 const COUNT: usize = 100_000;
 
-/// Delays of one to two minutes, in no order: none passes while we measure.
+/// Delays of one to two minutes, in random order: none passes during the measurement.
 fn delays() -> impl Iterator<Item = Duration> {
     (0..COUNT as u64).map(|at| Duration::from_millis(60_000 + at * 7_919 % 60_000))
 }

@@ -1,4 +1,4 @@
-//! What a token costs: to look at, to make, to cancel, to listen to.
+//! The cost of a token: to check, to make, to cancel, to register a callback.
 
 use std::future::Future;
 use std::hint::black_box;
@@ -43,10 +43,10 @@ fn row(subject: &'static str, floor: Option<f64>, tokio: f64, desist: f64, targe
     }
 }
 
-/// Looks per turn of the loop: a look is so short that the loop's place in the code would tell.
+/// Checks for each turn of the loop: a check is so short that the loop itself would distort the figure.
 const UNROLLED: usize = 16;
 
-/// Nanoseconds that a look takes.
+/// Nanoseconds of a check.
 fn look(turns: usize, look: impl Fn() -> bool) -> f64 {
     let work = || (0..UNROLLED).for_each(|_| assert!(!look()));
     each(turns, work) / UNROLLED as f64
@@ -173,7 +173,7 @@ fn cancel_children(subject: &'static str, count: usize, rounds: usize) -> Vec<Ro
     vec![row(subject, None, tokio, desist, Target::Quicker(6.0))]
 }
 
-/// Every node's handle is kept, for without it tokio-util's tree has no such node.
+/// The handle of every node is kept, because tokio-util drops a node without one.
 fn chain() -> Vec<Row> {
     const DEPTH: usize = 100_000;
     let peers = || {
@@ -235,7 +235,7 @@ fn chain() -> Vec<Row> {
     ]
 }
 
-/// tokio-util has no callbacks; its nearest is a future that is polled once and dropped.
+/// tokio-util has no callbacks; the nearest is a future that is polled once and dropped.
 fn callback() -> Vec<Row> {
     let peer = CancellationToken::new();
     let source = CancelSource::new();

@@ -1,4 +1,4 @@
-//! How soon a blocked thread runs: cancelled by another, and past a deadline.
+//! The latency of a blocked thread: after a cancel by another thread, and after a deadline.
 #![allow(unsafe_code)] // a bare futex is the floor
 
 use std::future::Future;
@@ -18,12 +18,12 @@ pub(crate) const BENCHES: &[Bench] = &[("wake", wake), ("deadline", deadline)];
 
 const HAND_OVERS: usize = 4_000;
 const DEADLINES: usize = 4_000;
-/// A quantile is the median of the batches' own: one bad moment is not to decide.
+/// A quantile is the median of those of the batches, so that one bad moment does not decide.
 const BATCHES: usize = 10;
-/// What a thread that is about to wait takes to be asleep.
+/// The time after which a thread that is about to wait is asleep.
 const FALLS_ASLEEP: Duration = Duration::from_micros(60);
 
-/// One hand-over: a thread blocks in `wait`, another lets it go on by `wake`.
+/// One hand-over: a thread blocks in `wait`, and `wake` of another thread ends that.
 trait HandOver: Send + Sync {
     fn wait(&self);
     fn wake(&self);
@@ -50,7 +50,7 @@ impl HandOver for Futex {
 
     fn wake(&self) {
         self.0.store(1, Ordering::Release);
-        // SAFETY: waking takes no more than the word's address.
+        // SAFETY: a wake uses only the address of the word.
         unsafe {
             libc::syscall(
                 libc::SYS_futex,
@@ -108,11 +108,11 @@ impl HandOver for CancellationToken {
     }
 }
 
-/// As a current-thread runtime does it: a future that is ready after one wake-up.
+/// A current-thread runtime: a future that is ready after one wake-up.
 fn block_on(future: impl Future) {
     thread_local! {
         static RUNTIME: tokio::runtime::Runtime =
-            tokio::runtime::Builder::new_current_thread().build().expect("nothing to fail");
+            tokio::runtime::Builder::new_current_thread().build().expect("no driver that could fail");
     }
     RUNTIME.with(|runtime| runtime.block_on(future));
 }
@@ -247,7 +247,7 @@ fn deadline() -> Vec<Row> {
             floor: Some(floor),
             tokio: None,
             desist,
-            target: Target::OfFloor(1.05), // as soon, and a twentieth for noise
+            target: Target::OfFloor(1.05), // as fast, and a twentieth for noise
         }
     };
     vec![
