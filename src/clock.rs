@@ -71,14 +71,9 @@ impl Sub for Time {
 }
 
 #[cfg(target_os = "linux")]
-#[allow(unsafe_code, clippy::cast_sign_loss)] // one system call; neither field is ever negative
+#[allow(clippy::cast_sign_loss)] // neither field is ever negative
 fn monotonic_nanos() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `now` is a valid place to write to, and the clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 

@@ -18,6 +18,7 @@ use crate::clock::Time;
 use crate::error::Stop;
 pub use crate::park::Readiness;
 use crate::park::{self, Ticket};
+use crate::sys;
 use crate::wait::{self, Op, Waitable};
 
 /// Why a descriptor could not be waited for.
@@ -111,7 +112,7 @@ impl Op for Watching {
 
     fn attempt(&mut self) -> Result<Option<()>, ReadyError> {
         if self.closed.load(Ordering::Acquire) {
-            return Err(io::Error::from_raw_os_error(libc::EBADF).into());
+            return Err(sys::bad_descriptor().into());
         }
         Ok(park::is_ready(self.fd, self.what)?.then_some(()))
     }

@@ -46,6 +46,8 @@ pub mod host;
 mod item;
 mod park;
 mod stack;
+#[cfg(all(unix, not(loom)))]
+mod sys;
 pub mod token;
 
 mod enforcer;

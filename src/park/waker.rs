@@ -1,15 +1,15 @@
 //! Sleeping until a file descriptor is ready, or somebody wakes: the thread polls the descriptors
 //! and, beside them, one of its own that wakers write to.
-#![allow(unsafe_code)] // system calls on descriptors that are owned here, or named by the caller
 
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use crate::clock::Time;
 use crate::fork;
+use crate::sys::{self, PollFlags};
 
 /// What a descriptor is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +51,10 @@ impl Waker {
 
     #[cfg(target_os = "linux")]
     fn new() -> io::Result<Waker> {
-        // SAFETY: no preconditions.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd == -1 {
-            return Err(io::Error::last_os_error());
-        }
+        use rustix::event::{EventfdFlags, eventfd};
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Waker {
-            // SAFETY: it was just opened, and nobody else knows it.
-            reader: unsafe { File::from_raw_fd(fd) },
+            reader: File::from(fd),
             writer: None,
             generation: fork::generation(),
         })
@@ -66,16 +62,14 @@ impl Waker {
 
     #[cfg(not(target_os = "linux"))]
     fn new() -> io::Result<Waker> {
+        use rustix::fs::{OFlags, fcntl_setfl};
+        use std::os::fd::OwnedFd;
         let (reader, writer) = io::pipe()?;
-        for end in [reader.as_raw_fd(), writer.as_raw_fd()] {
-            // SAFETY: an open descriptor; the flag takes an integer.
-            if unsafe { libc::fcntl(end, libc::F_SETFL, libc::O_NONBLOCK) } == -1 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        fcntl_setfl(&reader, OFlags::NONBLOCK)?;
+        fcntl_setfl(&writer, OFlags::NONBLOCK)?;
         Ok(Waker {
-            reader: File::from(std::os::fd::OwnedFd::from(reader)),
-            writer: Some(File::from(std::os::fd::OwnedFd::from(writer))),
+            reader: File::from(OwnedFd::from(reader)),
+            writer: Some(File::from(OwnedFd::from(writer))),
             generation: fork::generation(),
         })
     }
@@ -92,17 +86,18 @@ impl Waker {
 
     /// Sleep until it rings, a descriptor is ready, or `until`.
     pub(super) fn sleep(&self, interests: &[(RawFd, Readiness)], until: Time) -> Slept {
-        let mut polled = vec![entry(self.reader.as_raw_fd(), Readiness::Readable)];
-        polled.extend(interests.iter().map(|(fd, what)| entry(*fd, *what)));
-        let result = poll(&mut polled, until);
-        if result == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) {
-            return Slept::Signalled;
-        }
-        if polled[0].revents != 0 {
+        let own = (self.reader.as_raw_fd(), PollFlags::IN);
+        let theirs = interests.iter().copied().map(interest);
+        let polled = match sys::poll([own].into_iter().chain(theirs), until) {
+            Ok(polled) => polled,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Slept::Signalled,
+            Err(_) => return Slept::Woken,
+        };
+        if !polled[0].is_empty() {
             let _ = (&self.reader).read(&mut [0; 8]);
         }
         // An error counts as ready: whoever then uses the descriptor is told what it is.
-        match polled[1..].iter().position(|entry| entry.revents != 0) {
+        match polled[1..].iter().position(|events| !events.is_empty()) {
             Some(index) => Slept::Ready(index),
             None => Slept::Woken,
         }
@@ -120,20 +115,16 @@ pub(super) enum Slept {
 
 /// Is it ready now? A bad descriptor is an error.
 pub(crate) fn is_ready(fd: RawFd, what: Readiness) -> io::Result<bool> {
-    let mut polled = [entry(fd, what)];
-    loop {
-        if poll(&mut polled, Time::from_nanos(0)) >= 0 {
-            break;
+    let events = loop {
+        match sys::poll([interest((fd, what))], Time::from_nanos(0)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            polled => break polled?[0],
         }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::EINTR) {
-            return Err(error);
-        }
+    };
+    if events.contains(PollFlags::NVAL) {
+        return Err(sys::bad_descriptor());
     }
-    if polled[0].revents & libc::POLLNVAL != 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    }
-    Ok(polled[0].revents != 0)
+    Ok(!events.is_empty())
 }
 
 /// Is one of them ready now, or its descriptor bad?
@@ -145,50 +136,14 @@ pub(crate) fn any_ready(interests: &[(RawFd, Readiness)]) -> bool {
 
 /// Wait for one of them, in real time.
 pub(crate) fn wait_for_any(interests: &[(RawFd, Readiness)]) {
-    let entries = interests.iter().map(|(fd, what)| entry(*fd, *what));
-    poll(&mut entries.collect::<Vec<_>>(), Time::NEVER);
+    let _ = sys::poll(interests.iter().copied().map(interest), Time::NEVER);
 }
 
-/// What [`poll`] is given of it.
-fn entry(fd: RawFd, what: Readiness) -> libc::pollfd {
+/// What [`sys::poll`] is given of it.
+fn interest((fd, what): (RawFd, Readiness)) -> (RawFd, PollFlags) {
     let events = match what {
-        Readiness::Readable => libc::POLLIN,
-        Readiness::Writable => libc::POLLOUT,
+        Readiness::Readable => PollFlags::IN,
+        Readiness::Writable => PollFlags::OUT,
     };
-    libc::pollfd {
-        fd,
-        events,
-        revents: 0,
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn poll(polled: &mut [libc::pollfd], until: Time) -> i32 {
-    let left = until - Time::now();
-    let timeout = libc::timespec {
-        tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
-        tv_nsec: libc::c_long::from(left.subsec_nanos()),
-    };
-    let timeout = if until.is_never() {
-        std::ptr::null()
-    } else {
-        &raw const timeout
-    };
-    let count = libc::nfds_t::try_from(polled.len()).unwrap_or(libc::nfds_t::MAX);
-    // SAFETY: `polled` is valid for its length, and `timeout` is null or valid, during the call.
-    unsafe { libc::ppoll(polled.as_mut_ptr(), count, timeout, std::ptr::null()) }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn poll(polled: &mut [libc::pollfd], until: Time) -> i32 {
-    let timeout = if until.is_never() {
-        -1
-    } else {
-        // Rounded up: never early.
-        let left = (until - Time::now()).as_nanos().div_ceil(1_000_000);
-        i32::try_from(left).unwrap_or(i32::MAX)
-    };
-    let count = libc::nfds_t::try_from(polled.len()).unwrap_or(libc::nfds_t::MAX);
-    // SAFETY: `polled` is valid for its length during the call.
-    unsafe { libc::poll(polled.as_mut_ptr(), count, timeout) }
+    (fd, events)
 }

@@ -86,10 +86,8 @@ pub(in crate::python) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() ->
 }
 
 #[cfg(target_os = "linux")]
-#[allow(unsafe_code)] // two system calls
 pub(in crate::python) fn is_main_thread() -> bool {
-    // SAFETY: neither call has a precondition.
-    unsafe { libc::gettid() == libc::getpid() }
+    rustix::thread::gettid() == rustix::process::getpid()
 }
 
 #[cfg(not(target_os = "linux"))]

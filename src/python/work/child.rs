@@ -1,5 +1,5 @@
 //! `ChildProcess`: a worker process, as its parent may strike it.
-#![allow(unsafe_code)] // one system call
+#![allow(unsafe_code)] // a descriptor that the caller hands over
 
 use std::fs::File;
 use std::io::Write;
@@ -117,15 +117,18 @@ impl Elsewhere for Shared {
     }
 }
 
+/// The process is a child whose status has not been taken, so the number means no other.
 #[cfg(unix)]
 fn signal(pid: i32, rung: KillOutcome) {
-    let number = if rung == KillOutcome::Sigterm {
-        libc::SIGTERM
+    use rustix::process::{Pid, Signal, kill_process};
+    let signal = if rung == KillOutcome::Sigterm {
+        Signal::TERM
     } else {
-        libc::SIGKILL
+        Signal::KILL
     };
-    // SAFETY: no memory is involved; the process is a child whose status has not been taken.
-    unsafe { libc::kill(pid, number) };
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
+    }
 }
 
 #[cfg(not(unix))]

@@ -6,9 +6,8 @@
 //!
 //! When the parent lets the process go, or has died, the same thread asks the handler to stop,
 //! raises SIGTERM, and after a grace kills the process with all that it has started.
-#![allow(unsafe_code)] // system calls
+#![allow(unsafe_code)] // a descriptor that the caller hands over
 
-use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -19,6 +18,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
+use rustix::process::{Signal, getpgrp, getpid, kill_process, kill_process_group};
 
 use crate::clock::Time;
 use crate::fork;
@@ -26,6 +26,7 @@ use crate::python::binding::seconds;
 use crate::python::error;
 use crate::python::task::Task;
 use crate::python::work::child::{CANCEL, HEAD, KINDS};
+use crate::sys::{self, PollFlags};
 use crate::{Cause, CauseKind, task};
 
 /// The next record; `None`: the parent lets this process go.
@@ -90,7 +91,7 @@ impl Mirror {
         let shared: Arc<Mutex<Shared>> = Arc::default();
         // SAFETY: the caller has said that it is nobody else's.
         let pipe = unsafe { File::from_raw_fd(pipe) };
-        let parent = open_process(parent);
+        let parent = sys::open_process(parent);
         let told = shared.clone();
         thread::Builder::new()
             .name("desist-mirror".into())
@@ -146,23 +147,6 @@ impl Mirror {
     }
 }
 
-/// To be told of the end of a process; `None` where the system cannot.
-fn open_process(pid: i32) -> Option<OwnedFd> {
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: no memory is involved.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        let fd = c_int::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-        // SAFETY: the system has just made it for us.
-        Some(unsafe { OwnedFd::from_raw_fd(fd) })
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = pid;
-        None
-    }
-}
-
 /// Until the parent lets this process go, or is no more.
 fn listen(mut pipe: File, parent: Option<&OwnedFd>, shared: &Mutex<Shared>) {
     while wait(&pipe, parent) {
@@ -189,19 +173,13 @@ fn listen(mut pipe: File, parent: Option<&OwnedFd>, shared: &Mutex<Shared>) {
 
 /// Wait for what the parent has to say. False: it is no more.
 fn wait(pipe: &File, parent: Option<&OwnedFd>) -> bool {
-    let entry = |fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let nobody = -1; // which poll() leaves out
-    let mut entries = [
-        entry(pipe.as_raw_fd()),
-        entry(parent.map_or(nobody, AsRawFd::as_raw_fd)),
-    ];
-    // SAFETY: two entries, as it is told.
-    while unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) } < 0 {}
-    entries[0].revents != 0
+    let fds = [Some(pipe.as_raw_fd()), parent.map(AsRawFd::as_raw_fd)];
+    loop {
+        let interests = fds.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
+        if let Ok(events) = sys::poll(interests, Time::NEVER) {
+            return !events[0].is_empty();
+        }
+    }
 }
 
 /// On a thread of its own, for callbacks may take their time.
@@ -241,8 +219,7 @@ fn go(shared: &Mutex<Shared>, grace: Duration) {
             cancel(&task, &cause);
         }
     }
-    // SAFETY: these have no memory to do with.
-    unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
+    let _ = kill_process(getpid(), Signal::TERM);
     let until = Time::after(grace);
     while Time::now() < until {
         thread::park_timeout(until - Time::now());
@@ -252,14 +229,11 @@ fn go(shared: &Mutex<Shared>, grace: Duration) {
 
 /// End this process at once, with those of its group, if it leads one.
 fn kill_group() {
-    // SAFETY: as above.
-    unsafe {
-        let own = libc::getpid();
-        if libc::getpgrp() == own {
-            libc::kill(-own, libc::SIGKILL);
-        }
-        libc::kill(own, libc::SIGKILL);
+    let own = getpid();
+    if getpgrp() == own {
+        let _ = kill_process_group(own, Signal::KILL);
     }
+    let _ = kill_process(own, Signal::KILL);
 }
 
 #[cfg(test)]

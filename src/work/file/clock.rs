@@ -102,19 +102,14 @@ impl Clock for Machine {
 }
 
 #[cfg(target_os = "linux")]
-#[allow(unsafe_code)] // two system calls
 fn ahead() -> i64 {
+    use rustix::time::{ClockId, clock_gettime};
     let read = |clock| {
-        let mut now = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: `now` is a valid place to write to, and the clock exists on every Linux.
-        unsafe { libc::clock_gettime(clock, &raw mut now) };
+        let now = clock_gettime(clock);
         now.tv_sec * 1_000_000_000 + now.tv_nsec
     };
     // They differ by the time asleep; what passes between the two calls is less than is counted.
-    let ahead = read(libc::CLOCK_BOOTTIME) - read(libc::CLOCK_MONOTONIC);
+    let ahead = read(ClockId::Boottime) - read(ClockId::Monotonic);
     ahead.div_euclid(NANOS).max(0) * NANOS
 }
 

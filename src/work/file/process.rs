@@ -13,6 +13,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::error::FileError;
 use crate::atomics::ForkMutex;
+use crate::sys;
 
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,22 +52,9 @@ impl Process {
 
     /// Something that becomes readable when it ends. `None`: the system has no such thing, or it
     /// has ended.
-    #[cfg(target_os = "linux")]
-    #[allow(unsafe_code)] // one system call
     pub(super) fn watch(&self) -> Option<OwnedFd> {
-        use std::os::fd::FromRawFd;
-        // SAFETY: numbers go in, a new descriptor or -1 comes out.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
-        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-        // SAFETY: it was made just now, for nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let fd = sys::open_process(i32::try_from(self.pid).ok()?)?;
         is_running(self).then_some(fd) // and not another one with its pid
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    #[allow(clippy::unused_self)]
-    pub(super) fn watch(&self) -> Option<OwnedFd> {
-        None
     }
 }
 
@@ -105,14 +93,12 @@ fn stat(_pid: u32) -> Option<Stat> {
 }
 
 #[cfg(not(target_os = "linux"))]
-#[allow(unsafe_code)] // one system call
 fn is_running(process: &Process) -> bool {
-    let Ok(pid) = i32::try_from(process.pid) else {
-        return false;
-    };
-    // SAFETY: no signal is sent.
-    let found = unsafe { libc::kill(pid, 0) } == 0;
-    found || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+    use rustix::io::Errno;
+    use rustix::process::{Pid, test_kill_process};
+    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
+    // A process of another user exists, though it may not be signalled.
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -18,7 +18,9 @@ use super::Shared;
 use super::error::FileError;
 use super::process::Process;
 use super::schema::beside;
+use crate::clock::Time;
 use crate::fork;
+use crate::sys::{self, PollFlags};
 
 /// How often it looks where nothing tells it.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -164,25 +166,15 @@ pub(super) fn look(shared: &Shared) -> Result<(Owners, i64), FileError> {
     })
 }
 
-/// Sleep until one of them is readable, or so long.
-#[allow(unsafe_code)] // one system call
+/// Sleep until one of them is readable, or so long. A signal only makes the thread look once more.
 fn sleep(fds: &[RawFd], patience: Option<Duration>) {
-    let of = |fd: &RawFd| libc::pollfd {
-        fd: *fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let mut polled: Vec<_> = fds.iter().map(of).collect();
-    let millis = patience.map_or(-1, |patience| {
-        i32::try_from(patience.as_millis()).unwrap_or(i32::MAX)
-    });
-    // SAFETY: the list is as long as it says, and outlives the call. A signal is a look too many.
-    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
+    let until = patience.map_or(Time::NEVER, Time::after);
+    let _ = sys::poll(fds.iter().map(|fd| (*fd, PollFlags::IN)), until);
 }
 
 /// Hears when the file is written to.
 #[cfg(target_os = "linux")]
-struct Ears(Option<OwnedFd>);
+struct Ears(Option<File>);
 
 #[cfg(target_os = "linux")]
 impl Ears {
@@ -195,24 +187,11 @@ impl Ears {
         self.0.is_some()
     }
 
-    #[allow(unsafe_code)] // two system calls
-    fn watch(path: &Path) -> io::Result<OwnedFd> {
-        use std::ffi::CString;
-        use std::os::fd::FromRawFd;
-        use std::os::unix::ffi::OsStrExt;
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        // SAFETY: a number goes in, a new descriptor or -1 comes out.
-        let fd = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: it was made just now, for nobody else.
-        let watch = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: the path ends with a zero, and is only read.
-        if unsafe { libc::inotify_add_watch(fd, path.as_ptr(), libc::IN_MODIFY) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(watch)
+    fn watch(path: &Path) -> io::Result<File> {
+        use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+        let watch = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&watch, path, WatchFlags::MODIFY)?;
+        Ok(File::from(watch))
     }
 
     fn fd(&self) -> Option<RawFd> {
@@ -220,13 +199,12 @@ impl Ears {
     }
 
     /// Forget what was heard: all of it is one reason to look. Deaf ears may have missed anything.
-    #[allow(unsafe_code)] // one system call
     fn hear(&self, heard: &mut [u8]) -> bool {
-        let Some(fd) = self.fd() else { return true };
-        // SAFETY: the place is as long as it says.
-        let mut read = || unsafe { libc::read(fd, heard.as_mut_ptr().cast(), heard.len()) };
-        let any = read() > 0;
-        while any && read() > 0 {}
+        let Some(mut file) = self.0.as_ref() else {
+            return true;
+        };
+        let any = matches!(file.read(heard), Ok(1..));
+        while any && matches!(file.read(heard), Ok(1..)) {}
         any
     }
 }

@@ -1,0 +1,74 @@
+//! The few calls of the operating system that several modules need: waiting for descriptors, and
+//! for the end of another process.
+//!
+//! Descriptors that users name come as plain numbers, for a caller's descriptor may be closed by
+//! another thread at any time. [`poll`] is the only place that turns such a number into a borrowed
+//! descriptor, and polling does nothing with it but to report that it is bad.
+#![allow(unsafe_code)] // one borrow of a descriptor that is known by its number
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+pub(crate) use rustix::event::PollFlags;
+use rustix::event::{PollFd, Timespec};
+use rustix::io::Errno;
+
+use crate::clock::Time;
+
+/// The longest timeout of one system call: where there is no `ppoll`, milliseconds are counted in
+/// an `int`. Every caller looks at the clock again when the call returns.
+const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// Sleep until an event of `interests` has come, a signal handler has run, or `until` at the
+/// latest. Returns the events of each interest, in order.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] if a signal ended the sleep. A descriptor that is not open is no
+/// error but an event, [`PollFlags::NVAL`]; a negative number is an error.
+pub(crate) fn poll(
+    interests: impl IntoIterator<Item = (RawFd, PollFlags)>,
+    until: Time,
+) -> io::Result<Vec<PollFlags>> {
+    let entry = |(fd, events): (RawFd, PollFlags)| {
+        if fd < 0 {
+            return Err(bad_descriptor());
+        }
+        // SAFETY: the number is not -1. It is given to poll() alone, which reports a descriptor
+        // that is not open, and neither reads from, writes to nor closes any.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        Ok(PollFd::from_borrowed_fd(fd, events))
+    };
+    let mut entries: Vec<PollFd<'_>> =
+        interests.into_iter().map(entry).collect::<Result<_, _>>()?;
+    let timeout = (!until.is_never()).then(|| timespec((until - Time::now()).min(LONGEST)));
+    rustix::event::poll(&mut entries, timeout.as_ref())?;
+    Ok(entries.iter().map(PollFd::revents).collect())
+}
+
+/// A length of time as the kernel takes it.
+pub(crate) fn timespec(length: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(length.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: length.subsec_nanos().into(),
+    }
+}
+
+/// The error of a descriptor that is not open.
+pub(crate) fn bad_descriptor() -> io::Error {
+    Errno::BADF.into()
+}
+
+/// A descriptor that becomes readable when the process ends. `None`: there is no such process, or
+/// the system has no such descriptors.
+#[cfg(target_os = "linux")]
+pub(crate) fn open_process(pid: i32) -> Option<OwnedFd> {
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let pid = Pid::from_raw(pid.max(0))?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn open_process(_pid: i32) -> Option<OwnedFd> {
+    None
+}
