@@ -270,12 +270,9 @@ impl Lines {
 impl Line {
     #[inline]
     fn push_back(&mut self, entry: Entry) {
-        if let Some(last) = self.0.back_mut()
-            && last.at(last.length) == entry
-        {
-            last.length += 1;
-        } else {
-            self.0.push_back(Run::of(entry));
+        match self.0.back_mut() {
+            Some(last) if last.at(last.length) == entry => last.length += 1,
+            _ => self.0.push_back(Run::of(entry)),
         }
     }
 
