@@ -2,15 +2,15 @@
 //!
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
-//! | `PyThreadState_SetAsyncExc` has one slot a thread, and takes a class | 3.10-3.15 | `test_a_posted_kill_is_taken_back` |
-//! | the class is called in the thread it strikes: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_struck_thread` |
-//! | calling a Python function delivers what is in the slot | 3.10-3.15 | `test_a_posted_kill_is_taken_back` |
+//! | `PyThreadState_SetAsyncExc` has one slot a thread, and takes a class | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
+//! | the class is called in the thread it strikes: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_killed_thread` |
+//! | calling a Python function delivers what is in the slot | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
 //! | a thread that wants the interpreter while it shuts down is ended by `pthread_exit` | 3.10-3.13 | `test_a_daemon_does_not_abort_the_process_at_its_end` |
 //! | `f_lasti` of a frame that calls `__enter__` lies before the first entry of the exception table for its block; an exception that is raised at an INSTRUCTION event counts as raised at that instruction | 3.12-3.15 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
 //! | up to 3.11, what is posted at a thread is delivered where it stands, and in a `with` block that leads to `__exit__` | 3.10, 3.11 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
-//! | a Python-level handler is run where a signal has broken a system call, and what it raises is raised there | 3.10-3.15 | `test_what_blocks_the_main_thread_in_the_system_is_broken` |
+//! | a Python-level handler is run where a signal has broken a system call, and what it raises is raised there | 3.10-3.15 | `test_a_system_call_that_blocks_the_main_thread_is_interrupted` |
 //! | what a callback of sys.monitoring raises, for events local to code that is running, is raised in that code | 3.12-3.15 | `test_tracing_alone_is_enough` |
-//! | what a C trace function raises is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_what_swallows_a_kill_cannot_go_on` |
+//! | what a C trace function raises is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
 //!
 //! What was posted is never taken back by posting NULL: up to 3.12 the evaluation loop keeps the

@@ -120,7 +120,7 @@ class Contract:
             other.ack(current)
         assert engine.counts() == counts(done=1)
 
-    def test_i29_who_lost_its_lease_is_fenced_off(self, engines: Engines) -> None:
+    def test_i29_a_worker_that_lost_its_lease_is_fenced(self, engines: Engines) -> None:
         lost, other = engines(lease_timeout=SHORT), engines(lease_timeout=SHORT)
         put(lost)
         stale = lease(lost)
@@ -147,7 +147,7 @@ class Contract:
         assert engine.lease(0) is None
         assert lease_what_is_due(other).attempt == 1
 
-    def test_progress_is_for_the_next_attempt(self, engines: Engines) -> None:
+    def test_progress_is_kept_for_the_next_attempt(self, engines: Engines) -> None:
         engine = engines()
         put(engine)
         first = lease(engine)
@@ -157,7 +157,7 @@ class Contract:
         engine.nack(first, 0, "no")
         assert lease(engine).progress == b"\0half"
 
-    def test_the_same_key_twice_is_there_once(self, engines: Engines) -> None:
+    def test_an_item_put_twice_with_one_key_is_queued_once(self, engines: Engines) -> None:
         engine, other = engines(), engines()
         assert put(engine, "a", key="k") == "a"
         assert put(other, "b", key="k") == "a"
@@ -171,7 +171,7 @@ class Contract:
         assert put(other, "e", key="k") == "e"
         assert engine.counts() == counts(ready=1, done=2)
 
-    def test_to_put_an_item_again_does_no_harm(self, engines: Engines) -> None:
+    def test_putting_an_item_again_does_no_harm(self, engines: Engines) -> None:
         engine = engines()
         put(engine)
         put(engine)
@@ -181,7 +181,7 @@ class Contract:
         put(engine)
         assert engine.counts() == counts(dead=1)
 
-    def test_a_dead_item_can_be_revived(self, engines: Engines) -> None:
+    def test_a_dead_item_can_be_retried(self, engines: Engines) -> None:
         engine = engines()
         put(engine)
         engine.nack(lease(engine), 0, "one")
@@ -194,7 +194,7 @@ class Contract:
         assert (again.attempt, again.body) == (1, b"\0body\xff")
         assert engine.dead() == []
 
-    def test_i31_unwanted_work_is_not_leased_again(self, engines: Engines) -> None:
+    def test_i31_a_cancelled_item_is_not_leased_again(self, engines: Engines) -> None:
         engine, other = engines(), engines(lease_timeout=SHORT)
         for item_id, delay in (("a", 0.0), ("b", NEVER), ("c", 0.0), ("d", 0.0)):
             put(engine, item_id, delay=delay)
@@ -215,7 +215,7 @@ class Contract:
         assert dead["d"][1:] == ["unwanted"]
 
     @pytest.mark.parametrize("settlement", ["ack", "nack", "reject"])
-    def test_an_answer_that_is_lost_makes_no_difference(
+    def test_a_lost_answer_makes_no_difference(
         self, engines: Engines, monkeypatch: pytest.MonkeyPatch, settlement: str
     ) -> None:
         with EngineQueue[str](engines()) as queue:
@@ -232,7 +232,7 @@ class Contract:
             expected = {"ack": "done", "nack": "ready", "reject": "dead"}[settlement]
             assert queue.counts() == counts(**{expected: 1})
 
-    def test_i28_counts_add_up_whatever_is_done(self, engines: Engines) -> None:
+    def test_i28_counts_add_up_after_every_operation(self, engines: Engines) -> None:
         engine, lot = engines(), random.Random(28)
         model = Model()
         for step in range(300):
@@ -257,20 +257,20 @@ class Contract:
 
     # --- behind a queue, and a pool ---------------------------------------------------------------
 
-    def test_who_waits_gets_the_next_item(self, engines: Engines) -> None:
+    def test_a_waiter_gets_the_next_item(self, engines: Engines) -> None:
         with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:
             with in_its_wait(lambda: leased(queue).item) as victim:
                 other.put("a")
             assert victim.results == ["a"]
 
-    def test_who_waits_gets_a_delayed_item_in_time(self, engines: Engines) -> None:
+    def test_a_waiter_gets_a_delayed_item_in_time(self, engines: Engines) -> None:
         with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:
             other.put("b", delay=NEVER)
             with in_its_wait(lambda: leased(queue).item) as victim:
                 other.put("a", delay=0.05)
             assert victim.results == ["a"]
 
-    def test_a_wait_that_is_cancelled_has_leased_nothing(self, engines: Engines) -> None:
+    def test_a_cancelled_wait_has_leased_nothing(self, engines: Engines) -> None:
         with EngineQueue[str](engines()) as queue:
             with in_its_wait(queue.lease) as victim:
                 victim.cancel()
@@ -337,7 +337,7 @@ class Contract:
             [(_, item, failures)] = queue.dead()
             assert (item, len(failures)) == ("a", 3)
 
-    def test_a_killed_worker_gives_its_item_back(self, engines: Engines) -> None:
+    def test_the_item_of_a_killed_worker_is_requeued(self, engines: Engines) -> None:
         begun, attempts = threading.Semaphore(0), []
 
         def handler(lease: Lease[str]) -> str:
@@ -358,7 +358,7 @@ class Contract:
             assert future.result() == "a"
         assert attempts == [1, 2]
 
-    def test_who_was_given_up_is_fenced_off(self, engines: Engines) -> None:
+    def test_an_abandoned_worker_is_fenced(self, engines: Engines) -> None:
         begun, go_on = threading.Semaphore(0), threading.Event()
         late: list[BaseException] = []
 
@@ -387,7 +387,7 @@ class Contract:
             assert queue.counts() == counts(done=1)
         assert len(late) == 1
 
-    def test_a_queue_that_is_closed_leases_no_more(self, engines: Engines) -> None:
+    def test_a_closed_queue_leases_no_more(self, engines: Engines) -> None:
         queue: EngineQueue[str] = EngineQueue(engines())
         with in_its_wait(queue.lease) as victim:
             queue.close()
@@ -412,7 +412,7 @@ class Contract:
                         one.result()
             assert queue.counts() == counts(dead=2)
 
-    def test_who_drains_waits_for_other_hosts(self, engines: Engines) -> None:
+    def test_a_drain_waits_for_other_hosts(self, engines: Engines) -> None:
         with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:
             queue.put("a")
             far = leased(other)

@@ -312,7 +312,7 @@ def fail() -> None:
     raise ValueError("why")
 
 
-def a_child_strikes_its_parent_after_the_block() -> None:
+def a_child_raises_in_its_parent_after_the_block() -> None:
     left = threading.Event()
 
     def late() -> None:
@@ -369,7 +369,7 @@ def import_stopit() -> Any:
     return stopit
 
 
-def stopit_strikes_after_the_block() -> None:
+def stopit_raises_after_the_block() -> None:
     stopit = import_stopit()
 
     class LateTimer(threading.Timer):
@@ -399,7 +399,7 @@ def stopit_is_swallowed() -> None:
         tell("goes on, with no timeout any more")
 
 
-def func_timeout_leaves_the_function_behind() -> None:
+def func_timeout_leaves_the_function_running() -> None:
     from func_timeout import FunctionTimedOut, StoppableThread, func_timeout
 
     lock, forever, inside = threading.Lock(), threading.Lock(), threading.Event()
@@ -447,7 +447,7 @@ def timeout_decorator_ends_the_timeout_around_it() -> None:
     timeout(1000)(outer)()
 
 
-def timeout_decorator_goes_off_after_the_call() -> None:
+def timeout_decorator_raises_after_the_call() -> None:
     from timeout_decorator import timeout
 
     timeout()(lambda: None)(timeout=1000)

@@ -189,7 +189,7 @@ def postgres_server(folder: Path) -> Iterator[Server]:
     package = "postgresql"
     initdb = find_program("initdb", package, hidden.format("initdb"))
     postgres = find_program("postgres", package, hidden.format("postgres"))
-    with _owned_by_who_may_run_it(folder) as (data, who):
+    with _owned_by_the_user_that_may_run_it(folder) as (data, who):
         subprocess.run(
             [
                 *(initdb.path, "-D", data, "-U", "postgres", "--auth=trust"),
@@ -218,7 +218,7 @@ def postgres_server(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def _owned_by_who_may_run_it(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _owned_by_the_user_that_may_run_it(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """PostgreSQL refuses to run as root, and nobody else may look into a folder of root's."""
     if os.geteuid() != 0:
         yield folder, {}

@@ -13,7 +13,7 @@ import desist
 PACKAGE = Path(desist.__file__).parent
 
 
-def test_all_is_what_the_package_offers_sorted_and_complete() -> None:
+def test_all_is_sorted_and_lists_every_public_name() -> None:
     public = {name for name in dir(desist) if not name.startswith("_")}
     modules = {name for name in public if inspect.ismodule(getattr(desist, name))}
     assert set(desist.__all__) == public - modules
@@ -35,7 +35,7 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", desist.__all__)
-def test_every_public_name_says_that_it_is_of_desist(name: str) -> None:
+def test_the_module_of_every_public_name_is_desist(name: str) -> None:
     module = getattr(getattr(desist, name), "__module__", None)
     assert module is not None
     # Those are the standard library's own, so that code that catches them does so.
@@ -61,7 +61,7 @@ def test_types_are_shipped() -> None:
     }
 
 
-def test_an_import_brings_nothing_heavy_along() -> None:
+def test_an_import_does_not_import_heavy_modules() -> None:
     heavy = {"rich", "multiprocessing", "typing_extensions", "sqlite3"}
     if sys.version_info >= (3, 11):  # before that it has a TimeoutError of its own
         heavy |= {"asyncio", "ssl", "socket", "selectors", "subprocess", "typing"}
@@ -82,7 +82,7 @@ def test_a_deadline_is_a_timeout_by_all_its_names() -> None:
     assert issubclass(error, asyncio.TimeoutError)
 
 
-def test_errors_are_of_the_kinds_that_code_catches() -> None:
+def test_errors_derive_from_the_classes_that_code_catches() -> None:
     import concurrent.futures
 
     for error in (desist.LockPoisoned, desist.Fenced, desist.ScopeMisuse, desist.PoolExhausted):

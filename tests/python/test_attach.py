@@ -31,7 +31,7 @@ def when_passed(callback: Callable[[CancelCause], object]) -> None:
     assert over.wait(NEVER)
 
 
-def group_of_a_killed_one() -> None:
+def group_of_a_killed_thread() -> None:
     """A killed thread's group has its tasks killed, each by a thread of its own."""
 
     def body(ready: Callable[[], None]) -> None:
@@ -61,23 +61,23 @@ def thread_states() -> int:
     return count
 
 
-def test_a_thread_of_the_system_comes_and_leaves_no_state_behind(
+def test_a_system_thread_leaves_no_thread_state_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # which is told of each kill
     came: list[int] = []
     when_passed(lambda _: came.append(threading.get_ident()))  # its thread is there from now on
-    group_of_a_killed_one()
+    group_of_a_killed_thread()
     before = thread_states()
     for _ in range(20):
         when_passed(lambda _: came.append(threading.get_ident()))
-        group_of_a_killed_one()
+        group_of_a_killed_thread()
     assert len(set(came)) == 1
     assert came[0] != threading.get_ident()
     assert thread_states() <= before + 1  # the last one may be on its way out
 
 
-def test_what_a_callback_sets_in_its_context_is_its_own() -> None:
+def test_a_context_variable_set_in_a_callback_stays_in_it() -> None:
     variable = contextvars.ContextVar("variable", default="nobody's")
     seen: list[str] = []
 
@@ -91,7 +91,7 @@ def test_what_a_callback_sets_in_its_context_is_its_own() -> None:
     assert seen == ["nobody's", "the callback's"] * 2
 
 
-def test_a_callback_of_a_callback_has_that_ones_context() -> None:
+def test_a_callback_of_a_callback_has_the_context_of_the_latter() -> None:
     variable = contextvars.ContextVar("variable", default="nobody's")
     seen: list[str] = []
 
@@ -105,7 +105,7 @@ def test_a_callback_of_a_callback_has_that_ones_context() -> None:
     assert seen == ["the first one's"]
 
 
-def test_a_callback_of_who_cancels_has_the_context_of_who_cancels() -> None:
+def test_a_callback_on_the_cancelling_thread_has_that_threads_context() -> None:
     variable = contextvars.ContextVar("variable", default="nobody's")
     seen: list[str] = []
 

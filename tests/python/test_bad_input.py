@@ -106,14 +106,12 @@ def test_a_time_of_another_type_is_refused(name: str, span: object) -> None:
 
 @pytest.mark.parametrize("name", INSTANTS)
 @pytest.mark.parametrize(("instant", "error"), [(math.nan, ValueError), ("soon", TypeError)])
-def test_an_instant_that_makes_no_sense_is_refused(
-    name: str, instant: Any, error: type[Exception]
-) -> None:
+def test_an_invalid_instant_is_refused(name: str, instant: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="number of seconds"):
         INSTANTS[name](instant)
 
 
-def test_a_lease_that_could_not_be_given_back_is_still_held() -> None:
+def test_a_lease_whose_requeue_was_refused_is_still_held() -> None:
     queue: LeaseQueue[int] = LeaseQueue()
     lease = leased(queue)
     with pytest.raises(ValueError, match="delay"):
@@ -122,7 +120,7 @@ def test_a_lease_that_could_not_be_given_back_is_still_held() -> None:
     lease.ack()
 
 
-def test_a_lock_that_could_not_be_waited_for_is_not_held() -> None:
+def test_a_lock_whose_wait_was_refused_is_not_held() -> None:
     lock = Lock()
     with pytest.raises(ValueError, match="timeout must not be negative"):
         lock.acquire(timeout=-0.5)
@@ -133,7 +131,7 @@ def test_a_lock_that_could_not_be_waited_for_is_not_held() -> None:
     assert not lock.locked()
 
 
-def test_a_timeout_and_a_deadline_are_one_too_many() -> None:
+def test_a_timeout_together_with_a_deadline_is_refused() -> None:
     makers: list[Callable[..., object]]
     makers = [desist.cancel_scope, desist.move_on_after, desist.fail_after, CancelSource]
     for make in makers:
@@ -220,7 +218,7 @@ def test_a_lock_that_is_not_held_cannot_be_released() -> None:
     assert lock.acquire(timeout=0)
 
 
-def test_a_lock_must_be_told_a_way_that_there_is() -> None:
+def test_an_unknown_on_kill_is_refused() -> None:
     with pytest.raises(ValueError, match='on_kill must be "poison" or "release", not "ignore"'):
         Lock(on_kill="ignore")  # type: ignore[arg-type, unused-ignore]
 
@@ -251,7 +249,7 @@ def test_a_stale_lease_is_refused_and_the_current_one_is_good() -> None:
     assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 1, "dead": 0}
 
 
-def test_only_the_dead_can_be_revived() -> None:
+def test_only_a_dead_item_can_be_retried() -> None:
     queue: LeaseQueue[int] = LeaseQueue()
     item_id = queue.put(1)
     with pytest.raises(ValueError, match=r"is not dead; dead\(\) lists"):
@@ -270,9 +268,7 @@ def test_only_the_dead_can_be_revived() -> None:
     ],
     ids=str,
 )
-def test_a_retry_policy_that_makes_no_sense_is_refused(
-    arguments: dict[str, Any], message: str
-) -> None:
+def test_an_invalid_retry_policy_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RetryPolicy(**arguments)
 
@@ -307,7 +303,7 @@ def test_a_retry_policy_that_makes_no_sense_is_refused(
     ],
     ids=str,
 )
-def test_a_pool_that_makes_no_sense_is_refused(
+def test_invalid_arguments_of_a_pool_are_refused(
     handler: Any, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     before = threading.active_count()
@@ -316,7 +312,7 @@ def test_a_pool_that_makes_no_sense_is_refused(
     assert threading.active_count() == before
 
 
-def test_a_worker_that_there_is_not_cannot_be_killed() -> None:
+def test_an_unknown_worker_cannot_be_killed() -> None:
     with WorkerPool[int, None](print, workers=2) as pool:
         for index in (2, -1):
             with pytest.raises(IndexError, match="numbered from 0 to 1"):
@@ -326,7 +322,7 @@ def test_a_worker_that_there_is_not_cannot_be_killed() -> None:
 # --- cancelling and killing -----------------------------------------------------------------------
 
 
-def test_a_cancel_after_a_close_comes_too_late_and_that_is_all() -> None:
+def test_a_cancel_after_a_close_does_nothing() -> None:
     source = CancelSource()
     source.close()
     assert source.cancel("late") is False
@@ -349,7 +345,7 @@ def test_a_thread_that_is_not_started_cannot_be_killed() -> None:
 
 
 @pytest.mark.parametrize("ident", [False, True], ids=["thread", "ident"])
-def test_a_thread_that_is_not_desist_s_is_not_killed(ident: bool) -> None:
+def test_a_foreign_thread_is_not_killed(ident: bool) -> None:
     go_on = threading.Event()
     foreign = threading.Thread(target=go_on.wait, name="a foreign one")
     foreign.start()
@@ -364,7 +360,7 @@ def test_a_thread_that_is_not_desist_s_is_not_killed(ident: bool) -> None:
         foreign.join()
 
 
-def test_what_is_no_thread_cannot_be_killed() -> None:
+def test_an_object_that_is_no_thread_cannot_be_killed() -> None:
     with pytest.raises(TypeError, match="'worker' was not made by desist"):
         desist.kill("worker")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no thread that runs has the ident 1;"):
@@ -397,7 +393,7 @@ def test_a_task_runs_once() -> None:
 # --- after a fork ---------------------------------------------------------------------------------
 
 
-def test_what_has_workers_or_items_is_refused_after_a_fork() -> None:
+def test_queues_and_pools_are_refused_after_a_fork() -> None:
     queue: LeaseQueue[int] = LeaseQueue()
     queue.put(1)
     with WorkerPool[int, int](lambda lease: lease.item) as pool:
@@ -412,7 +408,7 @@ def test_what_has_workers_or_items_is_refused_after_a_fork() -> None:
 # --- callbacks and handlers -----------------------------------------------------------------------
 
 
-def test_an_exception_out_of_a_callback_is_reported_and_nothing_is_lost(
+def test_an_exception_of_a_callback_is_reported_and_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[Any] = []
@@ -442,7 +438,7 @@ def test_a_callback_must_be_callable() -> None:
 
 
 @pytest.mark.parametrize("raised", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
-def test_an_exception_out_of_a_handler_gives_everything_back(
+def test_an_exception_of_a_handler_releases_everything(
     raised: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     lock = Lock()

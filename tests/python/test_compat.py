@@ -15,7 +15,7 @@ from desist import compat
 PAGE = (Path(__file__).parents[2] / "docs" / "six-ways.md").read_text(encoding="utf-8")
 
 
-def test_all_is_what_it_offers() -> None:
+def test_all_lists_every_public_name() -> None:
     public = {name for name in vars(compat) if not name.startswith("_")}
     assert set(compat.__all__) == public
     classes = [name for name in compat.__all__ if name[0].isupper()]
@@ -33,7 +33,7 @@ def test_every_name_has_a_docstring_and_a_place_on_the_page(name: str) -> None:
                 assert inspect.getdoc(value), f"{name}.{member}"
 
 
-def test_it_is_imported_when_it_is_asked_for() -> None:
+def test_it_is_imported_on_first_use() -> None:
     code = (
         "import sys, desist; print('desist.compat' in sys.modules, desist.compat.timeout.__name__)"
     )

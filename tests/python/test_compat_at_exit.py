@@ -25,7 +25,7 @@ def test_a_terminated_process_leaves_a_lock_held() -> None:
     assert told == ["held by nobody: True"]
 
 
-def test_a_killed_thread_leaves_a_lock_that_says_what_happened() -> None:
+def test_a_killed_thread_leaves_a_poisoned_lock() -> None:
     lock = desist.Lock(name="accounts")
 
     def body(ready: Any) -> None:
@@ -46,7 +46,7 @@ def test_a_terminated_process_leaves_a_queue_locked() -> None:
     assert told == ["every get() hangs: True"]
 
 
-def test_a_killed_worker_leaves_its_item_to_the_next_one() -> None:
+def test_the_item_of_a_killed_worker_goes_to_the_next_one() -> None:
     queue: LeaseQueue[int] = LeaseQueue()
     begun = threading.Event()
     seen: list[int] = []
@@ -76,7 +76,7 @@ signal.pause()
 """
 
 
-def test_a_child_of_run_is_told_and_has_time_to_clean_up() -> None:
+def test_a_child_of_run_gets_a_signal_and_time_to_clean_up() -> None:
     reader, writer = os.pipe()
     thread = Thread(
         target=desist.run, args=([sys.executable, "-c", CHILD],), kwargs={"stdout": writer}
@@ -149,7 +149,7 @@ threading.Thread(target=other).start()
 """) == ["needs it True", "cleaned up"]
 
 
-def test_handlers_registered_before_find_it_gone_and_those_after_find_it_alive() -> None:
+def test_handlers_registered_before_run_after_its_end_and_later_ones_while_it_runs() -> None:
     assert ends_with("""
 atexit.register(lambda: print("before", thread.is_alive()))
 cancel_at_exit(thread)
@@ -159,7 +159,7 @@ ready.wait()
 """) == ["after True", "cleaned up", "before False"]
 
 
-def test_all_are_cancelled_at_once_and_nobody_waits_for_one_longer_than_its_grace() -> None:
+def test_all_are_cancelled_at_once_and_each_is_waited_for_no_longer_than_its_grace() -> None:
     assert ends_with("""
 deaf = desist.Thread(target=stubborn, daemon=True)
 cancel_at_exit(deaf, grace=0.05)
@@ -173,7 +173,7 @@ atexit.register(lambda: print("exits"))
 """) == ["exits", "cleaned up"]
 
 
-def test_a_thread_is_forgotten_when_it_has_gone() -> None:
+def test_an_ended_thread_is_forgotten() -> None:
     from desist.compat import _at_exit
 
     thread = Thread(target=int, daemon=True)
@@ -185,7 +185,7 @@ def test_a_thread_is_forgotten_when_it_has_gone() -> None:
     assert not _at_exit._graces
 
 
-def test_what_cannot_be_cancelled_at_exit_is_refused() -> None:
+def test_an_object_that_cannot_be_cancelled_at_exit_is_refused() -> None:
     wrong: Any = threading.Thread(daemon=True)
     with pytest.raises(TypeError, match=r"must be a desist\.Thread, not Thread"):
         cancel_at_exit(wrong)

@@ -71,7 +71,7 @@ def test_wherever_a_desist_thread_is_killed_its_queue_works_on() -> None:
     assert sweep_kills(trial, victims="started").points > 0
 
 
-def test_thread2_loses_an_item_although_it_is_put_back() -> None:
+def test_thread2_loses_an_item_despite_the_handler_that_puts_it_back() -> None:
     assert recipes.alone(recipes.thread2_loses_an_item) == ["queued: 0 done: 0"]
 
 
@@ -96,11 +96,11 @@ def test_wherever_a_desist_worker_is_killed_its_item_is_done() -> None:
 # --- who swallows ---------------------------------------------------------------------------------
 
 
-def test_kthread_is_swallowed() -> None:
+def test_the_exception_of_kthread_is_swallowed() -> None:
     assert recipes.alone(recipes.kthread_is_swallowed) == ["goes on"]
 
 
-def test_a_kill_is_sent_until_it_has_ended_the_thread() -> None:
+def test_a_kill_is_repeated_until_it_has_ended_the_thread() -> None:
     def body(ready: Callable[[], None]) -> None:
         ready()
         while True:
@@ -126,7 +126,7 @@ def test_a_kill_is_sent_until_it_has_ended_the_thread() -> None:
         recipes.tracing_does_not_notice_while_it_waits,
     ],
 )
-def test_they_do_not_notice_while_they_wait_and_then_lose_what_they_took(
+def test_they_do_not_notice_while_they_wait_and_then_lose_the_item_they_took(
     scene: Callable[[], None],
 ) -> None:
     assert recipes.alone(scene) == [
@@ -161,12 +161,12 @@ def test_a_kill_ends_a_wait(name: str) -> None:
     assert (lock.locked(), queue.qsize()) == (False, 1)
 
 
-def test_tracing_looks_at_every_line_although_nobody_kills() -> None:
+def test_tracing_checks_every_line_even_without_a_kill() -> None:
     told = recipes.alone(recipes.tracing_looks_at_every_line)
     assert told == ["1000 turns of a loop, nobody killed it, looks: 2000"]
 
 
-def test_a_desist_thread_that_nobody_kills_is_not_traced() -> None:
+def test_a_desist_thread_that_is_not_killed_is_not_traced() -> None:
     seen: list[object] = []
     thread = KThread(target=lambda: seen.append(sys.gettrace()))
     tracer = sys.gettrace()
@@ -196,7 +196,7 @@ def test_kthread_knows_that_it_was_killed_and_says_how() -> None:
 
 
 @pytest.mark.skipif(not LINUX, reason="elsewhere an id may be short")
-def test_a_thread_id_that_is_cut_to_an_int_finds_nobody() -> None:
+def test_a_thread_id_that_is_cut_to_an_int_finds_no_thread() -> None:
     assert recipes.alone(recipes.a_thread_id_is_wider_than_an_int) == [
         "found by: number 0",
         "found by: False 0",

@@ -32,12 +32,12 @@ def child(target: Any = fail) -> Thread:
     return Thread(target=target, name="child", is_kill_parent=True)
 
 
-def test_a_child_strikes_its_parent_after_the_block() -> None:
-    told = recipes.alone(recipes.a_child_strikes_its_parent_after_the_block)
+def test_a_child_raises_in_its_parent_after_the_block() -> None:
+    told = recipes.alone(recipes.a_child_raises_in_its_parent_after_the_block)
     assert told == ["behind the block: ValueError()"]
 
 
-def test_the_block_waits_for_its_children_and_raises_what_they_raised() -> None:
+def test_the_block_waits_for_its_children_and_raises_their_failure() -> None:
     left = desist.Event()
 
     def late() -> None:
@@ -122,7 +122,7 @@ def test_only_the_first_failure_is_raised_and_the_others_go_to_the_hook(
     told.clear()
 
 
-def test_what_the_block_makes_of_being_stopped_is_the_context() -> None:
+def test_the_blocks_own_error_after_the_stop_is_the_context() -> None:
     def block() -> None:
         with parent_scope():
             child().start()
@@ -204,7 +204,7 @@ def test_children_that_are_cancelled_killed_or_exit_are_no_failures(
     assert [thread.state for thread in threads[:2]] == [TaskState.CANCELLED, TaskState.KILLED]
 
 
-def test_a_parent_that_is_killed_takes_its_children_along() -> None:
+def test_the_children_of_a_killed_parent_are_killed() -> None:
     threads: list[Thread] = []
 
     def body(ready: Any) -> object:
@@ -251,7 +251,7 @@ def test_wherever_a_parent_is_killed_its_children_end(monkeypatch: pytest.Monkey
     assert sweep_kills(trial, victims="started").points > 100
 
 
-def test_a_thread_that_could_not_be_started_is_not_waited_for(
+def test_a_thread_that_failed_to_start_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(_: object) -> None:
@@ -284,7 +284,7 @@ def test_a_thread_belongs_to_the_innermost_block_of_the_thread_that_made_it() ->
         assert len(refused) == 1
 
 
-def test_a_failure_goes_up_through_the_generations() -> None:
+def test_a_failure_propagates_through_all_generations() -> None:
     def middle() -> None:
         with parent_scope():
             child().start()

@@ -37,7 +37,7 @@ def sleep(ready: Callable[[], None]) -> None:
     desist.sleep_forever()
 
 
-def test_thread2_cannot_raise_an_instance_so_what_it_says_is_lost() -> None:
+def test_thread2_cannot_raise_an_instance_so_its_message_is_lost() -> None:
     assert recipes.alone(recipes.kthread_cannot_raise_an_instance) == [
         "Only types can be raised (not instances)",
         "ValueError()",
@@ -103,7 +103,7 @@ def test_it_is_raised_once() -> None:
 
 
 @pytest.mark.parametrize("zone", ["lock", "cleanup"])
-def test_what_holds_a_kill_off_holds_it_off_too(zone: str) -> None:
+def test_it_is_deferred_by_everything_that_defers_a_kill(zone: str) -> None:
     inside, go_on = threading.Event(), threading.Event()
     steps: list[str] = []
     lock = desist.Lock()
@@ -127,7 +127,7 @@ def test_what_holds_a_kill_off_holds_it_off_too(zone: str) -> None:
     assert lock.acquire(blocking=False)
 
 
-def test_it_strikes_the_body_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_raised_in_the_body_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", told.append)
     for _ in range(100):
@@ -158,7 +158,7 @@ def test_a_thread_that_has_not_started_is_refused(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [1, "Mine", None, int, object()])
-def test_what_is_no_exception_is_refused(wrong: Any) -> None:
+def test_an_object_that_is_no_exception_is_refused(wrong: Any) -> None:
     victim = Victim(sleep)
     with victim:
         with pytest.raises(TypeError):

@@ -41,7 +41,7 @@ def test_a_stop_is_seen_by_a_wait() -> None:
     assert not done
 
 
-def test_a_body_that_only_looks_ends_as_it_always_did() -> None:
+def test_a_body_that_only_polls_ends_as_before() -> None:
     looked = threading.Event()
     steps: list[str] = []
 
@@ -122,6 +122,6 @@ def test_a_stop_is_final() -> None:
 
 
 @pytest.mark.parametrize("wrong", [threading.Event(), desist.Event(), True, "stop"])
-def test_an_event_that_can_wake_nobody_is_refused(wrong: Any) -> None:
+def test_an_event_that_cannot_wake_a_waiter_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="stop_event must be a StopEvent, not "):
         StoppableThread(stop_event=wrong)

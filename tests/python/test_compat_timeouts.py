@@ -51,8 +51,8 @@ def stop_at(seconds: float) -> None:
 # --- func_timeout ---------------------------------------------------------------------------------
 
 
-def test_func_timeout_leaves_the_function_behind_with_all_that_it_holds() -> None:
-    assert recipes.alone(recipes.func_timeout_leaves_the_function_behind) == [
+def test_func_timeout_leaves_the_function_running_with_its_locks() -> None:
+    assert recipes.alone(recipes.func_timeout_leaves_the_function_running) == [
         "timed out; threads left: True",
         "held: True",
     ]
@@ -82,7 +82,7 @@ def test_func_timeout_calls_the_function_and_returns_what_it_returns() -> None:
         func_timeout(NEVER, lambda: 1 // 0)
 
 
-def test_function_timed_out_tells_of_the_call_and_can_try_again() -> None:
+def test_function_timed_out_describes_the_call_and_can_retry() -> None:
     outcomes: list[Callable[[], str]] = [wait, wait, str, str]
 
     def function(*_: object, **__: object) -> str:
@@ -160,8 +160,8 @@ def test_a_call_may_override_its_timeout() -> None:
 # --- stopit ---------------------------------------------------------------------------------------
 
 
-def test_stopit_strikes_after_the_block() -> None:
-    assert recipes.alone(recipes.stopit_strikes_after_the_block) == [
+def test_stopit_raises_after_the_block() -> None:
+    assert recipes.alone(recipes.stopit_raises_after_the_block) == [
         "the block is done",
         "out of a block that swallows it: TimeoutException",
     ]
@@ -177,7 +177,7 @@ def test_a_block_whose_time_comes_as_it_ends_is_done() -> None:
     stop_at(SOON)
 
 
-def test_stopit_is_swallowed() -> None:
+def test_the_exception_of_stopit_is_swallowed() -> None:
     assert recipes.alone(recipes.stopit_is_swallowed) == [
         "handled as if it were the code's own",
         "goes on, with no timeout any more",
@@ -296,8 +296,8 @@ def test_a_timeout_stays_when_one_inside_has_ended() -> None:
         outer()
 
 
-def test_timeout_decorator_goes_off_after_the_call() -> None:
-    assert recipes.alone(recipes.timeout_decorator_goes_off_after_the_call) == [
+def test_timeout_decorator_raises_after_the_call() -> None:
+    assert recipes.alone(recipes.timeout_decorator_raises_after_the_call) == [
         "will strike: True",
         "after the call: TimeoutError",
     ]
@@ -315,7 +315,7 @@ def test_a_timeout_given_to_a_call_ends_with_it() -> None:
         timeout(NEVER)(wait)(timeout=SOON)
 
 
-def test_a_timeout_raises_what_it_was_told_to() -> None:
+def test_a_timeout_raises_the_given_exception() -> None:
     class Mine(Exception):
         pass
 
@@ -358,13 +358,13 @@ def block_that_counts() -> None:
         block_that_counts,
     ],
 )
-def test_what_neither_waits_nor_stops_is_left_by_force(body: Any, place: Any) -> None:
+def test_code_that_neither_waits_nor_stops_is_ended_by_force(body: Any, place: Any) -> None:
     with pytest.raises(DeadlineExceeded):
         place(body)
     stop_at(SOON)
 
 
-def test_what_is_left_by_force_gives_back_what_it_held() -> None:
+def test_code_that_is_ended_by_force_releases_its_locks() -> None:
     lock = Lock(on_kill="release")
 
     def holds() -> None:
@@ -410,14 +410,14 @@ DECORATORS: list[Callable[[], Callable[[Any], Any]]] = [
     ("function", "kind"),
     [(generator, "generator"), (coroutine, "coroutine"), (asynchronous, "asynchronous generator")],
 )
-def test_what_is_not_done_when_it_returns_is_refused(make: Any, function: Any, kind: str) -> None:
+def test_generators_and_coroutines_are_refused(make: Any, function: Any, kind: str) -> None:
     name = function.__name__
     with pytest.raises(TypeError, match=rf"^{name} is an? {kind} function, .*fail_after"):
         make()(function)
 
 
 @pytest.mark.parametrize("make", DECORATORS)
-def test_what_cannot_be_called_is_refused(make: Any) -> None:
+def test_an_object_that_is_not_callable_is_refused(make: Any) -> None:
     with pytest.raises(TypeError, match="expected a function, not int"):
         make()(1)
 
@@ -438,14 +438,12 @@ SPANS: list[Callable[[Any], object]] = [
     ("span", "error"),
     [(-1, ValueError), (math.nan, ValueError), ("5", TypeError), ([5], TypeError)],
 )
-def test_a_time_that_makes_no_sense_is_refused(
-    make: Any, span: Any, error: type[Exception]
-) -> None:
+def test_an_invalid_time_is_refused(make: Any, span: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"timeout must (be a number|not be)|real number"):
         make(span)
 
 
 @pytest.mark.parametrize("wrong", [1, "TimeoutError", TimeoutError(), int])
-def test_what_is_no_exception_class_is_refused(wrong: Any) -> None:
+def test_an_object_that_is_no_exception_class_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="timeout_exception must be an exception class, not "):
         timeout(1, timeout_exception=wrong)

@@ -17,13 +17,13 @@ cases = {
 globals().update(cases)
 
 
-def test_they_are_pointed_at_desist() -> None:
+def test_the_tests_use_desist() -> None:
     assert len(cases) >= 5
     for case in cases.values():
         assert case.executor_type is desist.ThreadPoolExecutor
 
 
-def test_so_are_their_scripts() -> None:
+def test_their_scripts_use_desist_too() -> None:
     (python_ok,) = {
         vars(module)["assert_python_ok"]
         for module in modules

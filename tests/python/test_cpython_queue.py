@@ -11,7 +11,7 @@ cases = cpython.adopt(cpython.queue_tests(), EXCLUDED, queue=cpython.QUEUE)
 globals().update(cases)
 
 
-def test_they_are_pointed_at_desist() -> None:
+def test_the_tests_use_desist() -> None:
     for name in ("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue"):
         case = cases[f"C{name}Test"]("test_basic")
         case.setUp()

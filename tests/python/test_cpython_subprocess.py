@@ -13,5 +13,5 @@ module = cpython.subprocess_tests()
 RunFuncTestCase = cpython.adopt(module, EXCLUDED)["RunFuncTestCase"]
 
 
-def test_they_are_pointed_at_desist() -> None:
+def test_the_tests_use_desist() -> None:
     assert module.subprocess.run is desist.run

@@ -43,7 +43,7 @@ module = cpython.threading_tests()
 globals().update(cpython.adopt(module, EXCLUDED))
 
 
-def test_they_are_pointed_at_desist() -> None:
+def test_the_tests_use_desist() -> None:
     assert module.LockTests.locktype is desist.Lock
     assert module.CRLockTests.locktype is desist.RLock
     assert module.ConditionTests.condtype is desist.Condition
@@ -55,13 +55,13 @@ def test_they_are_pointed_at_desist() -> None:
     assert module.threading.Timer is desist.Timer
 
 
-def test_so_are_their_scripts() -> None:
+def test_their_scripts_use_desist_too() -> None:
     code = "import threading; print(threading.Thread, threading.main_thread().name)"
     _, out, _ = module.assert_python_ok("-c", code)
     assert out.split(b"\n")[0] == b"<class 'desist._thread.Thread'> MainThread"
 
 
-def test_nobody_else_is() -> None:
+def test_other_code_does_not_use_desist() -> None:
     import test.lock_tests  # type: ignore[import-not-found]
 
     assert test.lock_tests.threading is threading

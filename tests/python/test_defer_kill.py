@@ -25,7 +25,7 @@ def masked(seconds: float = NEVER) -> Generator[None]:
         yield
 
 
-class HeldOff:
+class Deferred:
     """A kill that is ordered while `victim` says that it is masked, and that strikes in vain."""
 
     def __init__(self, policy: StopPolicy = INSIST) -> None:
@@ -44,7 +44,7 @@ class HeldOff:
 
 
 def test_i24_a_kill_is_raised_when_the_outermost_block_is_left() -> None:
-    kill, steps = HeldOff(), []
+    kill, steps = Deferred(), []
 
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(NEVER):
@@ -63,8 +63,8 @@ def test_i24_a_kill_is_raised_when_the_outermost_block_is_left() -> None:
 
 
 @pytest.mark.parametrize("first_takes", [0, NEVER])
-def test_i24_blocks_may_overlap_and_each_closes_itself(first_takes: float) -> None:
-    kill, steps = HeldOff(), []
+def test_i24_blocks_may_overlap_and_each_closes_its_own_mask(first_takes: float) -> None:
+    kill, steps = Deferred(), []
 
     def body(ready: Callable[[], None]) -> None:
         first, second = masked(first_takes), masked()
@@ -85,7 +85,7 @@ def test_i24_blocks_may_overlap_and_each_closes_itself(first_takes: float) -> No
 
 @pytest.mark.parametrize("beginning", ["defer_kill", "commit"])
 def test_i24_a_block_does_not_begin_when_a_kill_is_due(beginning: str) -> None:
-    kill, steps = HeldOff(AT_WAIT), []
+    kill, steps = Deferred(AT_WAIT), []
     queue: desist.LeaseQueue[int] = desist.LeaseQueue()
     queue.put(1)
     lease = queue.lease()
@@ -112,7 +112,7 @@ def test_i24_a_block_does_not_begin_when_a_kill_is_due(beginning: str) -> None:
 
 
 def test_i24_a_kill_takes_the_place_of_an_error_that_leaves_the_block() -> None:
-    kill = HeldOff()
+    kill = Deferred()
 
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(NEVER):
@@ -127,7 +127,7 @@ def test_i24_a_kill_takes_the_place_of_an_error_that_leaves_the_block() -> None:
 
 
 def test_i24_a_wait_inside_is_cancelled_and_not_killed() -> None:
-    kill = HeldOff()
+    kill = Deferred()
 
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(NEVER):
@@ -141,7 +141,7 @@ def test_i24_a_wait_inside_is_cancelled_and_not_killed() -> None:
     assert isinstance(victim.raised, Killed)
 
 
-def test_i25_a_kill_is_held_off_no_longer_than_the_block_asks_for() -> None:
+def test_i25_a_kill_is_deferred_no_longer_than_the_block_asks_for() -> None:
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(0.01):
             spin(ready)
@@ -152,7 +152,7 @@ def test_i25_a_kill_is_held_off_no_longer_than_the_block_asks_for() -> None:
     assert isinstance(victim.raised, Killed)
 
 
-def test_i25_a_block_is_not_given_up_before_its_time() -> None:
+def test_i25_a_block_is_not_abandoned_before_its_time() -> None:
     end = threading.Event()
 
     def body(ready: Callable[[], None]) -> None:
@@ -204,7 +204,7 @@ def test_i26_a_task_inside_the_block_of_another_has_no_mask() -> None:
 
 
 def test_a_block_left_by_another_thread_closes_no_mask_of_that_thread() -> None:
-    kill, steps = HeldOff(), []
+    kill, steps = Deferred(), []
     strangers: list[Generator[None]] = []
 
     def stranger(ready: Callable[[], None]) -> None:
@@ -228,7 +228,7 @@ def test_a_block_left_by_another_thread_closes_no_mask_of_that_thread() -> None:
     assert isinstance(victim.raised, Killed)
 
 
-def test_a_generator_that_is_thrown_away_by_another_thread_holds_no_kill_off() -> None:
+def test_a_generator_that_is_closed_by_another_thread_defers_no_kill() -> None:
     masks: list[Generator[None]] = []
 
     def body(ready: Callable[[], None]) -> None:
@@ -248,7 +248,7 @@ def test_a_generator_that_is_thrown_away_by_another_thread_holds_no_kill_off() -
     assert isinstance(victim.raised, Killed)
 
 
-def test_a_block_that_is_never_left_goes_with_its_object() -> None:
+def test_the_mask_of_a_block_that_is_never_left_ends_with_its_object() -> None:
     def body(ready: Callable[[], None]) -> None:
         mask = defer_kill(NEVER)
         mask.__enter__()
@@ -259,7 +259,7 @@ def test_a_block_that_is_never_left_goes_with_its_object() -> None:
         assert victim.kill(policy=INSIST).outcome is KillOutcome.ASYNC_EXC
 
 
-def test_a_generator_that_is_never_resumed_holds_a_kill_off_for_its_time_only() -> None:
+def test_a_generator_that_is_never_resumed_defers_a_kill_for_its_time_only() -> None:
     masks: list[Generator[None]] = []
 
     def body(ready: Callable[[], None]) -> None:
@@ -285,8 +285,8 @@ def test_it_is_not_a_checkpoint_for_cancellations() -> None:
     assert not scope.cancelled_caught
 
 
-def test_without_a_bound_it_holds_a_kill_off_for_as_long_as_it_takes() -> None:
-    kill, steps = HeldOff(FORCE), []
+def test_without_a_bound_it_defers_a_kill_until_its_end() -> None:
+    kill, steps = Deferred(FORCE), []
 
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(math.inf):
@@ -300,7 +300,7 @@ def test_without_a_bound_it_holds_a_kill_off_for_as_long_as_it_takes() -> None:
     assert steps == ["inside"]
 
 
-def test_what_is_given_up_may_still_leave_its_block() -> None:
+def test_an_abandoned_task_may_still_leave_its_block() -> None:
     end = threading.Event()
 
     def body(ready: Callable[[], None]) -> None:

@@ -28,7 +28,7 @@ def test_blocking_is_whatever_is_true_or_false(truth: Any) -> None:
     assert waiting.get(truth) == 1
 
 
-def test_a_queue_that_is_made_larger_admits_who_waits() -> None:
+def test_a_queue_that_is_made_larger_admits_waiting_puts() -> None:
     waiting: desist.Queue[int] = desist.Queue(1)
     waiting.put(0)
     threads = [threading.Thread(target=waiting.put, args=(item,)) for item in (1, 2)]
@@ -41,7 +41,7 @@ def test_a_queue_that_is_made_larger_admits_who_waits() -> None:
     assert waiting.unfinished_tasks == 3
 
 
-def test_a_queue_that_is_made_smaller_admits_nobody_until_there_is_a_place() -> None:
+def test_a_queue_that_is_made_smaller_admits_no_put_until_there_is_room() -> None:
     waiting: desist.Queue[int] = desist.Queue(2)
     waiting.put(0)
     waiting.put(1)
@@ -58,7 +58,7 @@ def test_a_queue_that_is_made_smaller_admits_nobody_until_there_is_a_place() -> 
     "make", [desist.Queue, desist.LifoQueue, desist.PriorityQueue, desist.SimpleQueue]
 )
 @pytest.mark.parametrize("by", ["cancelling", "deadline"])
-def test_a_call_that_need_not_wait_is_a_checkpoint_all_the_same(make: Any, by: str) -> None:
+def test_a_call_that_need_not_wait_is_still_a_checkpoint(make: Any, by: str) -> None:
     items = make()
     items.put(1)
     calls = [items.get, lambda: items.get(timeout=NEVER)]
@@ -75,7 +75,7 @@ def test_a_call_that_need_not_wait_is_a_checkpoint_all_the_same(make: Any, by: s
 
 
 @pytest.mark.parametrize("name", ["put", "get"])
-def test_a_kill_strikes_in_a_call_that_need_not_wait(name: str) -> None:
+def test_a_kill_is_raised_in_a_call_that_need_not_wait(name: str) -> None:
     items: desist.Queue[int] = desist.Queue()
     end = time.monotonic() + 30
     put: Callable[[int], None] = items.put if name == "put" else items.put_nowait
@@ -106,7 +106,7 @@ def test_a_simple_queue_never_keeps_an_item_from_being_put() -> None:
 
 
 @pytest.mark.parametrize("base", [desist.Queue, desist.SimpleQueue])
-def test_arguments_of_put_and_get_are_what_they_were(base: Any) -> None:
+def test_put_and_get_take_the_same_arguments_as_in_queue(base: Any) -> None:
     items = base()
     for put in (items.put, items.put_nowait):
         for wrong in ((), (1, True, None, 4)):
@@ -143,7 +143,7 @@ def test_a_method_is_for_its_own_class(base: Any) -> None:
     assert "Put an item" in (base.put.__doc__ or "")
 
 
-def test_an_item_that_is_refused_is_let_go() -> None:
+def test_a_refused_item_is_not_kept_alive() -> None:
     class Item:
         pass
 
@@ -194,7 +194,7 @@ def test_hooks_can_be_extended(base: Any) -> None:
     assert counting.calls == ["put"] * 3 + ["get"] * 3
 
 
-def test_the_representation_of_an_rlock_tells_how_often_it_is_held() -> None:
+def test_the_representation_of_an_rlock_has_its_recursion_count() -> None:
     lock = desist.RLock(name="accounts")
     assert repr(lock).startswith('<unlocked desist.RLock object "accounts" count=0 at ')
     with lock, lock:
@@ -244,9 +244,7 @@ class Named:
         (desist.SimpleQueue, ()),
     ],
 )
-def test_a_subclass_takes_what_arguments_it_likes(
-    base: type[Any], arguments: tuple[int, ...]
-) -> None:
+def test_a_subclass_may_take_other_arguments(base: type[Any], arguments: tuple[int, ...]) -> None:
     cls = type("Subclass", (Named, base), {"name": None})
     made = cls("name", *arguments)
     assert made.name == "name"
@@ -268,7 +266,7 @@ def test_a_subclass_takes_what_arguments_it_likes(
 
 
 @pytest.mark.parametrize("base", [desist.Condition, desist.Barrier])
-def test_a_subclass_that_forgets_init_is_told(base: type[Any]) -> None:
+def test_a_subclass_that_forgets_init_gets_an_error(base: type[Any]) -> None:
     cls = type("Subclass", (base,), {"__init__": lambda _self: None})
     with pytest.raises(RuntimeError, match=r"__init__\(\) was not called"):
         cls().wait()

@@ -70,7 +70,7 @@ def test_i33_nothing_is_lost_when_hosts_are_killed(url: str, tmp_path: Path) -> 
     crash(url, tmp_path, items=300, kills=20)
 
 
-def test_a_pool_goes_on_when_the_server_was_away(server: Server, engines: Engines) -> None:
+def test_a_pool_continues_after_the_server_was_away(server: Server, engines: Engines) -> None:
     with (
         EngineQueue[int](engines()) as queue,
         WorkerPool(lambda lease: lease.item, queue=queue, workers=2) as pool,

@@ -91,7 +91,7 @@ def test_a_pool_opens_a_queue_by_its_url(url: str) -> None:
         assert queue.counts() == counts(done=1)
 
 
-def test_queues_of_other_streams_are_apart(url: str) -> None:
+def test_queues_of_different_streams_are_separate(url: str) -> None:
     with open_queue(url) as queue, open_queue(url + "b") as other:
         queue.put(1)
         assert other.lease(0) is None
@@ -107,7 +107,7 @@ def test_i33_nothing_is_lost_when_hosts_are_killed_all_the_time(url: str, tmp_pa
     crash(url, tmp_path, items=3000, kills=500)
 
 
-def test_what_arrives_together_with_a_cancel_is_put_back(
+def test_an_item_that_arrives_together_with_a_cancel_is_requeued(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, other = engines(), engines()
@@ -130,7 +130,7 @@ def test_what_arrives_together_with_a_cancel_is_put_back(
 # --- a server that is away ------------------------------------------------------------------------
 
 
-def test_what_was_done_while_the_server_was_away_is_acknowledged(
+def test_work_finished_while_the_server_was_away_is_acknowledged_later(
     server: Server, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on, tried = threading.Semaphore(0), threading.Event(), threading.Event()

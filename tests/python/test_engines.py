@@ -89,7 +89,7 @@ def test_a_handler_may_take_longer_than_a_lease_lasts() -> None:
     simulated(run)
 
 
-def test_a_lease_that_is_thrown_away_runs_out() -> None:
+def test_a_dropped_lease_runs_out() -> None:
     def run() -> None:
         with EngineQueue[str](DictEngine()) as queue:
             queue.put("a")
@@ -101,7 +101,7 @@ def test_a_lease_that_is_thrown_away_runs_out() -> None:
     simulated(run)
 
 
-def test_who_loses_a_lease_is_told_so() -> None:
+def test_the_handler_of_a_lost_lease_is_cancelled() -> None:
     def run() -> None:
         reasons: list[str | None] = []
 
@@ -144,7 +144,7 @@ def test_a_heartbeat_leaves_progress_for_the_next_attempt() -> None:
 # --- a server that is away ------------------------------------------------------------------------
 
 
-def test_a_pool_goes_on_when_the_server_was_away_for_ten_seconds() -> None:
+def test_a_pool_continues_after_the_server_was_away_for_ten_seconds() -> None:
     def run() -> None:
         attempts: list[int] = []
 
@@ -163,7 +163,7 @@ def test_a_pool_goes_on_when_the_server_was_away_for_ten_seconds() -> None:
     simulated(run)
 
 
-def test_what_takes_longer_than_a_lease_to_acknowledge_is_done_again() -> None:
+def test_an_item_whose_acknowledgement_takes_longer_than_its_lease_is_leased_again() -> None:
     def run() -> None:
         attempts: list[int] = []
 
@@ -207,7 +207,7 @@ def fail(*_: object) -> None:
 
 
 @pytest.mark.parametrize("method", ["lease", "ack", "nack"])
-def test_a_pool_gives_up_loudly_when_its_engine_fails(method: str) -> None:
+def test_a_pool_fails_with_the_cause_when_its_engine_fails(method: str) -> None:
     def handler(lease: Lease[str]) -> None:
         if method == "nack":
             raise ValueError(lease.item)
@@ -227,7 +227,7 @@ def test_a_pool_gives_up_loudly_when_its_engine_fails(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["tend", "extend"])
 @pytest.mark.parametrize("wait", ["lease", "_drain"])
-def test_who_waits_is_told_when_leases_are_not_extended_any_more(method: str, wait: str) -> None:
+def test_a_waiter_gets_the_failure_that_ended_the_heartbeat(method: str, wait: str) -> None:
     def run() -> None:
         engine = DictEngine()
         setattr(engine, method, fail)
@@ -243,7 +243,7 @@ def test_who_waits_is_told_when_leases_are_not_extended_any_more(method: str, wa
 # --- items as bytes -------------------------------------------------------------------------------
 
 
-def test_an_item_that_cannot_be_made_into_bytes_is_refused_at_once() -> None:
+def test_an_item_that_cannot_be_encoded_is_refused_at_once() -> None:
     engine = DictEngine()
     with EngineQueue[Any](engine) as queue:
         with pytest.raises(TypeError, match="function cannot be put"):
@@ -263,7 +263,7 @@ def test_an_item_that_cannot_be_made_into_bytes_is_refused_at_once() -> None:
         EngineQueue(engine, codec="xml")  # type: ignore[arg-type]
 
 
-def test_json_is_for_others_to_read() -> None:
+def test_json_is_readable_by_other_programs() -> None:
     engine = DictEngine()
     with EngineQueue[Any](engine, codec="json") as queue:
         item_id = queue.put({"page": 3, "of": "ä"})
@@ -272,7 +272,7 @@ def test_json_is_for_others_to_read() -> None:
 
 
 @pytest.mark.parametrize("codec", ["pickle", "json"])
-def test_what_cannot_be_decoded_is_dead_and_does_not_stop_others(codec: Any) -> None:
+def test_an_item_that_cannot_be_decoded_is_dead_and_does_not_stop_others(codec: Any) -> None:
     why: list[str] = []
 
     class Watched(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
@@ -294,7 +294,7 @@ def test_what_cannot_be_decoded_is_dead_and_does_not_stop_others(codec: Any) -> 
 # --- misuse ---------------------------------------------------------------------------------------
 
 
-def test_a_queue_that_is_closed_says_so() -> None:
+def test_a_closed_queue_says_so() -> None:
     queue: EngineQueue[str] = EngineQueue(DictEngine())
     queue.close()
     queue.close()
@@ -320,7 +320,7 @@ def test_a_delay_is_a_number_of_seconds(delay: float, failure: type[Exception]) 
         queue.put("a", delay=delay)
 
 
-def test_what_an_engine_cannot_do_it_says() -> None:
+def test_an_engine_says_which_operation_it_lacks() -> None:
     with EngineQueue[str](DictEngine()) as queue:
         for call in (queue.dead, lambda: queue.retry("a"), lambda: queue._cancel("a", None)):
             with pytest.raises(NotImplementedError, match="DictEngine cannot"):
@@ -328,7 +328,7 @@ def test_what_an_engine_cannot_do_it_says() -> None:
 
 
 @pytest.mark.parametrize("where", ["", "jobs", "amqp://localhost", "http://[", "redis:/x"])
-def test_a_name_of_no_queue_is_refused_with_advice(where: str) -> None:
+def test_an_unknown_url_is_refused_with_advice(where: str) -> None:
     with pytest.raises(ValueError, match=r"redis://|Invalid"):
         open_queue(where)
     if "://" in where:
@@ -340,7 +340,7 @@ def test_a_name_of_no_queue_is_refused_with_advice(where: str) -> None:
     ("url", "package", "extra"),
     [("redis://", "redis", "redis"), ("postgresql://", "psycopg", "postgres")],
 )
-def test_a_package_that_is_missing_is_named(
+def test_a_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, url: str, package: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -349,7 +349,7 @@ def test_a_package_that_is_missing_is_named(
         open_queue(url)
 
 
-def test_futures_of_a_pool_that_is_stopped_are_told_so() -> None:
+def test_futures_of_a_stopped_pool_are_cancelled() -> None:
     class Never(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
         def lease(self, timeout: float) -> None:
             desist.sleep(timeout)
@@ -363,7 +363,7 @@ def test_futures_of_a_pool_that_is_stopped_are_told_so() -> None:
         future.result()
 
 
-def test_workers_that_are_lost_are_not_tried_for_ever() -> None:
+def test_an_item_that_loses_its_workers_is_not_tried_for_ever() -> None:
     def run() -> None:
         engine = DictEngine()
         with EngineQueue[str](engine, retry=RetryPolicy(max_attempts=2)) as queue:
@@ -376,7 +376,7 @@ def test_workers_that_are_lost_are_not_tried_for_ever() -> None:
     simulated(run)
 
 
-def test_an_engine_has_to_be_able_to_do_all_of_it() -> None:
+def test_an_engine_must_implement_every_abstract_method() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Engine()  # type: ignore[abstract]
 
@@ -384,7 +384,7 @@ def test_an_engine_has_to_be_able_to_do_all_of_it() -> None:
 # --- what a pool says of an item ------------------------------------------------------------------
 
 
-def test_futures_of_one_key_are_all_told() -> None:
+def test_all_futures_of_one_key_are_settled() -> None:
     gate = threading.Event()
 
     def handler(lease: Lease[int]) -> int:
@@ -402,7 +402,7 @@ def test_futures_of_one_key_are_all_told() -> None:
         assert [future.result() for future in futures] == [1, 1, 1]
 
 
-def test_progress_reaches_the_next_attempt_by_way_of_the_lease() -> None:
+def test_progress_reaches_the_next_attempt_through_the_lease() -> None:
     seen: list[object] = []
 
     def handler(lease: Lease[str]) -> None:
@@ -417,7 +417,7 @@ def test_progress_reaches_the_next_attempt_by_way_of_the_lease() -> None:
     assert seen == [None, 1]
 
 
-def test_what_the_engine_does_not_know_is_refused() -> None:
+def test_options_that_the_engine_lacks_are_refused() -> None:
     with EngineQueue[int](DictEngine()) as queue, WorkerPool[int, None](print, queue=queue) as pool:
         for more in ({"priority": 1}, {"expires": 1.0}):
             with pytest.raises(ValueError, match="neither priority nor expires"):

@@ -53,7 +53,7 @@ def spin() -> None:
 # --- cancelling -----------------------------------------------------------------------------------
 
 
-def test_a_cancel_asks_what_runs_to_stop() -> None:
+def test_a_cancel_asks_a_running_function_to_stop() -> None:
     with ThreadPoolExecutor(1) as executor:
         future = running(executor)
         assert not future.cancel()
@@ -66,7 +66,7 @@ def test_a_cancel_asks_what_runs_to_stop() -> None:
         assert executor.submit(int, "7").result() == 7
 
 
-def test_a_request_says_why() -> None:
+def test_a_cancel_carries_its_reason() -> None:
     with ThreadPoolExecutor(1) as executor:
         future = running(executor)
         assert future.request_cancel("unwanted", grace=0)
@@ -77,7 +77,7 @@ def test_a_request_says_why() -> None:
         assert not future.request_cancel("it is over")
 
 
-def test_what_has_not_begun_never_does() -> None:
+def test_a_cancelled_function_that_has_not_begun_never_begins() -> None:
     begun: list[int] = []
     with testing.no_leaks(), ThreadPoolExecutor(1) as executor:
         first = running(executor)
@@ -94,7 +94,7 @@ def test_what_has_not_begun_never_does() -> None:
     assert not begun
 
 
-def test_a_shutdown_may_cancel_what_has_not_begun() -> None:
+def test_a_shutdown_may_cancel_the_functions_that_have_not_begun() -> None:
     with testing.no_leaks():
         executor = ThreadPoolExecutor(1)
         first = running(executor)
@@ -108,7 +108,7 @@ def test_a_shutdown_may_cancel_what_has_not_begun() -> None:
         executor.shutdown()
 
 
-def test_code_that_does_not_look_goes_on() -> None:
+def test_code_without_checkpoints_goes_on() -> None:
     end = threading.Event()
     with ThreadPoolExecutor(1) as executor:
         future = running(executor, partial(end.wait, NEVER))
@@ -222,7 +222,7 @@ def test_a_function_cannot_kill_itself() -> None:
         box[0].result()
 
 
-def test_a_thread_that_is_given_up_is_replaced_until_that_is_enough() -> None:
+def test_an_abandoned_thread_is_replaced_up_to_the_limit() -> None:
     ends = [threading.Event() for _ in range(2)]
     executor = ThreadPoolExecutor(1, max_abandoned=1)
     for number, end in enumerate(ends):
@@ -286,7 +286,7 @@ def test_a_shutdown_that_is_cancelled_leaves_the_threads_to_end() -> None:
     executor.shutdown()
 
 
-def test_callbacks_do_not_keep_waiters_waiting() -> None:
+def test_waiters_wake_before_callbacks_run() -> None:
     go_on = threading.Event()
     with ThreadPoolExecutor(1) as executor:
         begin = threading.Event()
@@ -297,7 +297,7 @@ def test_callbacks_do_not_keep_waiters_waiting() -> None:
         go_on.set()
 
 
-def test_it_goes_by_simulated_time() -> None:
+def test_it_uses_simulated_time() -> None:
     def body() -> list[float]:
         begin = desist.current_time()
 
@@ -325,7 +325,7 @@ def test_idle_threads_do_not_keep_a_simulation() -> None:
 
 
 @pytest.mark.parametrize("inherits", [True, False])
-def test_the_context_is_that_of_who_submits_if_wanted(inherits: bool) -> None:
+def test_the_context_is_that_of_the_submitting_thread_if_asked_for(inherits: bool) -> None:
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
     with ThreadPoolExecutor(1, inherit_context=inherits) as executor:
         executor.submit(variable.set, 5).result()
@@ -350,7 +350,7 @@ def test_a_thread_of_the_pool_cannot_wait_for_its_end() -> None:
         executor.submit(executor.shutdown).result()
 
 
-def test_an_executor_and_its_threads_go_when_nobody_wants_them() -> None:
+def test_a_dropped_executor_and_its_threads_are_freed() -> None:
     executor = ThreadPoolExecutor(2)
     future = executor.submit(int, "7")
     assert future.result() == 7
@@ -364,7 +364,7 @@ def test_an_executor_and_its_threads_go_when_nobody_wants_them() -> None:
     assert [ref() for ref in gone] == [None, None]
 
 
-def test_what_was_submitted_is_done_before_the_interpreter_ends() -> None:
+def test_submitted_functions_run_before_the_interpreter_exits() -> None:
     code = (
         "import desist\n"
         "executor = desist.ThreadPoolExecutor(1)\n"
@@ -377,7 +377,7 @@ def test_what_was_submitted_is_done_before_the_interpreter_ends() -> None:
     assert (run.stdout, run.stderr) == ("done\n", "")
 
 
-def test_a_thread_that_was_given_up_does_not_keep_the_interpreter() -> None:
+def test_an_abandoned_thread_does_not_keep_the_interpreter_from_its_exit() -> None:
     code = (
         "import desist, threading\n"
         "executor = desist.ThreadPoolExecutor(1)\n"

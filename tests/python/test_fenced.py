@@ -64,7 +64,7 @@ def epoch_of(lock: Lock) -> int:
         return guard.epoch
 
 
-def test_i34_epochs_rise_where_many_take_turns() -> None:
+def test_i34_epochs_increase_when_many_threads_take_turns() -> None:
     lock, epochs = Lock(), []
 
     def work() -> None:
@@ -81,7 +81,7 @@ def test_i34_epochs_rise_where_many_take_turns() -> None:
     assert epochs == sorted(set(epochs))
 
 
-def test_a_holder_that_takes_it_again_keeps_its_epoch() -> None:
+def test_a_holder_that_acquires_it_again_keeps_its_epoch() -> None:
     lock = RLock()
     with lock.guard() as outer:
         with lock.guard() as inner:
@@ -93,7 +93,7 @@ def test_a_holder_that_takes_it_again_keeps_its_epoch() -> None:
     assert not lock.locked()
 
 
-def test_i34_the_epoch_rises_when_a_condition_gives_the_lock_up() -> None:
+def test_i34_the_epoch_increases_when_a_condition_releases_the_lock() -> None:
     lock = Lock(fenced=True)
     condition = desist.Condition(lock)
     with lock.guard() as guard:
@@ -169,7 +169,7 @@ def test_the_guard_of_a_block_that_a_scope_has_ended_is_stale() -> None:
         assert lock.locked()
 
 
-def test_a_block_that_is_thrown_away_late_does_not_release_what_others_hold() -> None:
+def test_a_block_that_is_closed_late_does_not_release_the_lock_of_others() -> None:
     lock = Lock()
 
     def suspended() -> Generator[None]:
@@ -217,7 +217,7 @@ def test_i21_a_guard_that_a_finally_releases_poisons_its_lock_too() -> None:
 
 
 @pytest.mark.parametrize("block", [lambda lock: lock, lambda lock: lock.guard()])
-def test_i21_a_generator_that_is_thrown_away_by_a_kill_poisons_its_lock(
+def test_i21_a_generator_that_is_closed_by_a_kill_poisons_its_lock(
     block: Callable[[Lock], Any],
 ) -> None:
     lock = Lock()
@@ -236,7 +236,7 @@ def test_i21_a_generator_that_is_thrown_away_by_a_kill_poisons_its_lock(
     assert lock.poisoned
 
 
-def test_its_representation_tells_its_state() -> None:
+def test_its_representation_has_its_state() -> None:
     lock = Lock(name="accounts")
     guard = lock.guard()
     assert repr(guard) == f"<LockGuard not entered of {lock!r}>"
@@ -249,7 +249,9 @@ def test_its_representation_tells_its_state() -> None:
 
 
 @KINDS
-def test_i34_a_fenced_lock_goes_to_the_next_when_its_holder_is_given_up(kind: type[Lock]) -> None:
+def test_i34_a_fenced_lock_goes_to_the_next_waiter_when_its_holder_is_abandoned(
+    kind: type[Lock],
+) -> None:
     lock = kind(fenced=True, on_kill="release")
     guards: list[LockGuard] = []
 
@@ -299,7 +301,7 @@ def test_a_stale_holder_does_not_free_the_lock_of_the_next(way: str, kind: type[
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stale_holder_that_unwinds_is_not_bothered(way: str) -> None:
+def test_a_stale_holder_that_unwinds_gets_no_error(way: str) -> None:
     lock = Lock(fenced=True, on_kill="release")
 
     def fail() -> None:
@@ -318,7 +320,7 @@ def test_a_stale_holder_that_unwinds_is_not_bothered(way: str) -> None:
     assert lock.locked()
 
 
-def test_i21_a_fenced_lock_whose_holder_is_given_up_is_poisoned_until_it_is_repaired() -> None:
+def test_i21_a_fenced_lock_whose_holder_is_abandoned_is_poisoned_until_it_is_repaired() -> None:
     lock = Lock(fenced=True, name="accounts")
     with given_up(lock.acquire, lambda: None):
         assert lock.poisoned
@@ -335,7 +337,7 @@ def test_i21_a_fenced_lock_whose_holder_is_given_up_is_poisoned_until_it_is_repa
             pass
 
 
-def test_a_lock_that_is_not_fenced_stays_lost() -> None:
+def test_a_lock_that_is_not_fenced_stays_unavailable() -> None:
     lock = Lock(on_kill="release")
     with given_up(lock.acquire, lock.release) as victim:
         for take in (lock.acquire, lock.guard().__enter__, lock.repair().__enter__):
@@ -346,7 +348,7 @@ def test_a_lock_that_is_not_fenced_stays_lost() -> None:
         lock.acquire()
 
 
-def test_who_waits_for_a_fenced_lock_gets_it_when_its_holder_is_given_up() -> None:
+def test_a_waiter_of_a_fenced_lock_gets_it_when_its_holder_is_abandoned() -> None:
     lock, end = Lock(fenced=True, on_kill="release"), threading.Event()
 
     def hold(ready: Callable[[], None]) -> None:
@@ -368,7 +370,7 @@ def test_who_waits_for_a_fenced_lock_gets_it_when_its_holder_is_given_up() -> No
     assert isinstance(victim.raised, Fenced)
 
 
-def test_a_holder_that_was_given_up_may_take_the_lock_anew() -> None:
+def test_an_abandoned_holder_may_acquire_the_lock_again() -> None:
     lock = Lock(fenced=True, on_kill="release")
 
     def again() -> int | None:
@@ -391,7 +393,7 @@ def test_only_its_holder_releases_a_fenced_lock() -> None:
         lock.release()
 
 
-def test_a_stale_repairer_does_not_call_consistent_what_another_repairs() -> None:
+def test_a_stale_repair_does_not_clear_the_poison_of_another_repair() -> None:
     lock = Lock(fenced=True)
     first = lock.repair()
     with given_up(first.__enter__, lambda: first.__exit__(None, None, None)) as victim:
@@ -463,7 +465,7 @@ def test_a_repair_has_a_guard() -> None:
 
 
 @KINDS
-def test_a_lock_tells_who_holds_it(kind: type[Lock]) -> None:
+def test_a_lock_names_its_holder(kind: type[Lock]) -> None:
     lock = kind()
     assert lock.owner() is None
     with lock:
@@ -486,7 +488,7 @@ def test_a_lock_tells_who_holds_it(kind: type[Lock]) -> None:
 # --- bad input ------------------------------------------------------------------------------------
 
 
-def test_wrong_arguments_are_told_so() -> None:
+def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError):
         Lock(fenced="yes")  # type: ignore[arg-type]
     with pytest.raises(TypeError):

@@ -75,7 +75,7 @@ def test_a_pool_takes_a_path(path: Path) -> None:
     assert FileQueue[str](path).counts() == {**EMPTY, "done": 2}
 
 
-def test_json_can_be_read_by_anybody(path: Path) -> None:
+def test_json_is_readable_by_other_programs(path: Path) -> None:
     queue: FileQueue[object] = FileQueue(path, codec="json")
     queue.put({"path": "/tmp/ä", "size": [1, 2]})
     read = program(
@@ -99,7 +99,7 @@ def test_many_are_put_at_once_or_not_at_all(path: Path) -> None:
     assert queue.put_many([]) == []
 
 
-def test_what_is_said_of_an_item_is_kept(path: Path) -> None:
+def test_the_options_of_an_item_are_kept(path: Path) -> None:
     queue: FileQueue[str] = FileQueue(path, retry=AT_ONCE)
     queue.put("late", priority=1)
     soon = queue.put("soon", key="k")
@@ -110,7 +110,7 @@ def test_what_is_said_of_an_item_is_kept(path: Path) -> None:
     assert queue.counts() == {**EMPTY, "leased": 2, "delayed": 1}
 
 
-def test_what_nobody_wants_in_time_is_dead_and_its_future_is_told(path: Path) -> None:
+def test_an_expired_item_is_dead_and_its_future_is_cancelled(path: Path) -> None:
     with WorkerPool[str, str](lambda lease: lease.item, queue=path) as pool:
         future = pool.submit("a", delay=NEVER, expires=0.01)
         with pytest.raises(desist.TaskCancelled, match="its time was over"):
@@ -118,7 +118,7 @@ def test_what_nobody_wants_in_time_is_dead_and_its_future_is_told(path: Path) ->
         assert pool.submit("b", expires=NEVER).result() == "b"
 
 
-def test_code_at_work_on_what_nobody_wants_any_more_is_asked_to_stop(path: Path) -> None:
+def test_the_handler_of_a_cancelled_item_is_asked_to_stop(path: Path) -> None:
     def handler(lease: Lease[str]) -> None:
         assert lease.token.deadline < math.inf
         desist.sleep_forever()
@@ -131,7 +131,7 @@ def test_code_at_work_on_what_nobody_wants_any_more_is_asked_to_stop(path: Path)
         assert pool.queue.counts() == {**EMPTY, "dead": 1}
 
 
-def test_progress_is_there_at_the_next_attempt(path: Path) -> None:
+def test_progress_is_available_at_the_next_attempt(path: Path) -> None:
     queue: FileQueue[str] = FileQueue(path, retry=AT_ONCE)
     queue.put("a")
     seen: list[object] = []
@@ -147,7 +147,7 @@ def test_progress_is_there_at_the_next_attempt(path: Path) -> None:
     assert seen == [None, {"half": 1}, {"half": 2}]
 
 
-def test_the_dead_say_why_and_can_be_revived(path: Path) -> None:
+def test_dead_items_have_their_failures_and_can_be_retried(path: Path) -> None:
     def handler(_: Lease[str]) -> None:
         raise ZeroDivisionError("no luck")
 
@@ -164,7 +164,7 @@ def test_the_dead_say_why_and_can_be_revived(path: Path) -> None:
         queue.retry(item_id)
 
 
-def test_two_futures_of_one_key_are_both_told(path: Path) -> None:
+def test_both_futures_of_one_key_are_settled(path: Path) -> None:
     gate = threading.Event()
 
     def handler(lease: Lease[int]) -> int:
@@ -289,7 +289,7 @@ def test_i30_an_item_that_kills_its_process_is_dead_after_its_last_attempt(path:
 # --- bad input ------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> None:
     letter = tmp_path / "letter.txt"
     letter.write_text("Dear Ann, " * 1000)
     with pytest.raises(QueueFileError, match="not a queue of desist"):
@@ -312,7 +312,7 @@ def test_a_file_that_is_something_else_is_refused_and_left_alone(tmp_path: Path)
     ],
     ids=str,
 )
-def test_options_that_make_no_sense_are_refused(
+def test_invalid_options_are_refused(
     path: Path, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -320,7 +320,7 @@ def test_options_that_make_no_sense_are_refused(
     assert not path.exists()
 
 
-def test_an_item_that_cannot_be_read_any_more_is_dead_and_stops_nobody(path: Path) -> None:
+def test_an_item_that_cannot_be_decoded_any_more_is_dead_and_stops_no_worker(path: Path) -> None:
     with program(
         """
         import sys, desist
@@ -396,7 +396,7 @@ def test_a_full_disk_loses_nothing_and_says_so(path: Path) -> None:
     assert FileQueue[bytes](path).counts()["ready"] == int(put) + 1
 
 
-def test_a_worker_that_is_killed_gives_its_item_back_to_the_file(path: Path) -> None:
+def test_the_item_of_a_killed_worker_is_requeued_in_the_file(path: Path) -> None:
     begun = threading.Semaphore(0)
 
     def handler(lease: Lease[str]) -> int:
@@ -449,7 +449,7 @@ def fork(lease: Lease[str]) -> None:
     ("handler", "error"),
     [(recurse, RecursionError), (leave, SystemExit), (fork, ChildProcessError)],
 )
-def test_handlers_that_leave_in_strange_ways_have_failed(
+def test_handlers_that_end_in_unusual_ways_have_failed(
     path: Path, handler: Any, error: type[BaseException]
 ) -> None:
     queue: FileQueue[str] = FileQueue(path, retry=AT_ONCE)

@@ -94,7 +94,7 @@ def test_a_deadline_stops_it_too(spin: Callable[[int], int]) -> None:
     assert child.token.cancelled
 
 
-def test_a_flag_that_is_raised_already_stops_it_at_once(spin: Callable[[int], int]) -> None:
+def test_a_flag_that_is_set_already_stops_it_at_once(spin: Callable[[int], int]) -> None:
     source = desist.CancelSource()
     source.cancel()
     assert spin(source.token.flag) == 0
@@ -107,7 +107,7 @@ def test_the_flag_is_the_same_for_all_tokens_of_a_source() -> None:
     assert first.flag % 4 == 0
 
 
-def test_the_flag_rises_at_its_deadline_in_simulated_time() -> None:
+def test_the_flag_is_set_at_its_deadline_in_simulated_time() -> None:
     def body() -> list[int]:
         token = desist.CancelSource(timeout=10).token
         seen = []

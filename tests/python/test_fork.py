@@ -45,7 +45,7 @@ def test_tokens_and_scopes_work_in_the_child() -> None:
     assert not source.token.cancelled
 
 
-def test_a_deadline_still_comes_in_the_child_to_who_only_looks() -> None:
+def test_a_deadline_of_the_parent_still_comes_in_the_child() -> None:
     # There is a thread for callbacks by now, and it waits for more.
     before = threading.Event()
     early = CancelSource(timeout=0.05)
@@ -83,7 +83,7 @@ def test_a_fork_inside_a_scope_leaves_both_inside() -> None:
         desist.checkpoint()
 
 
-def test_a_lock_that_another_thread_holds_is_lost_in_the_child_at_once() -> None:
+def test_a_lock_of_another_thread_is_unavailable_in_the_child_at_once() -> None:
     lock = Lock()
     with held(lock):
         answer = in_child(lock.acquire)
@@ -93,7 +93,7 @@ def test_a_lock_that_another_thread_holds_is_lost_in_the_child_at_once() -> None
         pass
 
 
-def test_who_waits_for_a_lock_does_not_get_it_in_the_child() -> None:
+def test_a_waiter_of_a_lock_does_not_get_it_in_the_child() -> None:
     lock = Lock()
 
     def wait(ready: Callable[[], None]) -> None:
@@ -207,7 +207,7 @@ def test_threads_can_be_started_and_killed_in_the_child() -> None:
     assert in_child(child) == "KillOutcome.ASYNC_EXC"
 
 
-def test_a_thread_that_was_left_in_the_parent_is_no_more_in_the_child() -> None:
+def test_a_thread_of_the_parent_has_ended_in_the_child() -> None:
     def child() -> object:
         report = victim.kill(policy=INSIST)
         victim.join()
@@ -220,7 +220,7 @@ def test_a_thread_that_was_left_in_the_parent_is_no_more_in_the_child() -> None:
     assert answer == str((KillOutcome.ALREADY_DONE, TaskState.ABANDONED, False))
 
 
-def test_a_fork_while_others_cancel_and_wait_hangs_nobody() -> None:
+def test_a_fork_while_others_cancel_and_wait_hangs_no_thread() -> None:
     go_on = threading.Event()
 
     def churn(ready: Callable[[], None]) -> None:
@@ -244,7 +244,7 @@ FEW_OR_MANY = pytest.mark.parametrize(
 
 
 @FEW_OR_MANY
-def test_i37_a_fork_never_falls_into_the_hand_over_of_callbacks(forks: int) -> None:
+def test_i37_a_fork_never_interrupts_the_hand_over_of_callbacks(forks: int) -> None:
     """Their thread falls asleep, wakes up and calls all the time."""
 
     def churn() -> None:
@@ -258,7 +258,7 @@ def test_i37_a_fork_never_falls_into_the_hand_over_of_callbacks(forks: int) -> N
 
 @FEW_OR_MANY
 @pytest.mark.skipif(not hasattr(_core, "Mirror"), reason="no worker processes here")
-def test_i37_a_fork_never_falls_into_a_threads_coming(forks: int) -> None:
+def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
     """A worker process has what its parent cancels cancelled by a thread each, which comes to the
     interpreter for the first time, and goes."""
     script = """if True:
@@ -328,7 +328,7 @@ def ends_when_forked() -> bool:
     return bool(ended)
 
 
-def test_a_child_can_use_everything_whatever_others_were_doing_when_it_was_forked() -> None:
+def test_a_child_can_use_everything_whatever_other_threads_did_at_the_fork() -> None:
     queue: desist.Queue[int] = desist.Queue(1)
     lock, permits = desist.Lock(), desist.Semaphore(1)
     event, changed = desist.Event(), desist.Condition()
@@ -375,7 +375,7 @@ def test_a_child_can_use_everything_whatever_others_were_doing_when_it_was_forke
     assert "True" in answers
 
 
-def test_a_process_forks_although_a_subinterpreter_has_imported_desist_too() -> None:
+def test_a_process_forks_after_a_subinterpreter_has_imported_desist() -> None:
     pytest.importorskip("_testcapi")  # some distributions leave it out
     script = """if True:
         import os, _testcapi, desist

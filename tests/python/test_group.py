@@ -160,7 +160,7 @@ def test_tasks_run_in_a_copy_of_the_context_that_starts_them() -> None:
     assert variable.get() == 2
 
 
-def test_tasks_are_given_as_they_end() -> None:
+def test_tasks_are_yielded_as_they_end() -> None:
     def body() -> list[tuple[int, float]]:
         begin = desist.current_time()
 
@@ -194,7 +194,7 @@ def test_a_wait_for_the_next_to_end_can_be_cancelled_and_begun_again() -> None:
     testing.run(body)
 
 
-def test_a_task_is_something_to_wait_for() -> None:
+def test_a_task_can_be_waited_for() -> None:
     with TaskGroup() as group:
         one, other = running(group), group.start_soon(int)
         found = desist.wait_any(one, other)
@@ -202,7 +202,7 @@ def test_a_task_is_something_to_wait_for() -> None:
         one.cancel()
 
 
-def test_so_many_threads_run_at_a_time() -> None:
+def test_at_most_max_workers_threads_run_at_a_time() -> None:
     def body() -> tuple[int, float]:
         begin = desist.current_time()
         inside: list[int] = []
@@ -239,7 +239,7 @@ def test_an_error_cancels_the_others_and_the_block() -> None:
     assert group.cancel_scope.cancelled_caught
 
 
-def test_an_error_may_leave_the_others_alone() -> None:
+def test_an_error_may_leave_the_other_tasks_running() -> None:
     def body() -> None:
         twice = fails_with(ZeroDivisionError, ZeroDivisionError)
         with twice, TaskGroup(on_error="continue") as group:
@@ -253,14 +253,14 @@ def test_an_error_may_leave_the_others_alone() -> None:
     testing.run(body)
 
 
-def test_an_error_of_the_block_cancels_the_tasks_and_is_one_of_the_group() -> None:
+def test_an_error_of_the_block_cancels_the_tasks_and_is_in_the_exception_group() -> None:
     with fails_with(KeyError), TaskGroup() as group:
         waits = running(group)
         raise KeyError
     assert waits.state is TaskState.CANCELLED
 
 
-def test_what_is_no_error_but_an_exit_comes_out_as_it_is(hooked: list[Any]) -> None:
+def test_an_exit_exception_is_raised_as_it_is(hooked: list[Any]) -> None:
     with ends_with(SystemExit), TaskGroup(on_error="continue") as group:
         group.start_soon(fail).join()
         waits = running(group)
@@ -275,7 +275,7 @@ def test_what_is_no_error_but_an_exit_comes_out_as_it_is(hooked: list[Any]) -> N
 # --- cancellation ---------------------------------------------------------------------------------
 
 
-def test_a_group_that_is_cancelled_is_left_quietly() -> None:
+def test_a_cancelled_group_is_left_without_an_error() -> None:
     with TaskGroup() as group:
         waits = running(group)
         assert group.cancel("enough")
@@ -289,7 +289,7 @@ def test_a_group_that_is_cancelled_is_left_quietly() -> None:
         late.result()
 
 
-def test_a_group_that_is_cancelled_while_it_waits_is_left_quietly() -> None:
+def test_a_group_that_is_cancelled_while_it_waits_is_left_without_an_error() -> None:
     with Victim[object](group_of_one) as victim:
         until_asleep(victim)
         group, task = shared.pop()
@@ -307,7 +307,7 @@ def group_of_one(ready: Callable[[], None]) -> None:
         ready()
 
 
-def test_a_cancel_from_outside_goes_on_when_all_have_ended() -> None:
+def test_a_cancel_from_outside_is_raised_when_all_tasks_have_ended() -> None:
     cleaned: list[int] = []
 
     def careful() -> None:
@@ -329,7 +329,7 @@ def test_a_cancel_from_outside_goes_on_when_all_have_ended() -> None:
     testing.run(body)
 
 
-def test_errors_come_before_a_cancel_from_outside() -> None:
+def test_errors_take_precedence_over_a_cancel_from_outside() -> None:
     def late() -> None:
         try:
             desist.sleep_forever()
@@ -365,7 +365,7 @@ def test_the_token_of_a_task_is_below_the_groups_scope() -> None:
         one.result()
 
 
-def test_a_task_that_only_looks_at_its_token_learns_of_a_deadline_around_the_group() -> None:
+def test_a_task_that_only_polls_its_token_sees_a_deadline_around_the_group() -> None:
     box: list[desist.CancelToken] = []
 
     def look() -> None:
@@ -381,7 +381,7 @@ def test_a_task_that_only_looks_at_its_token_learns_of_a_deadline_around_the_gro
     assert task.state is TaskState.DONE
 
 
-def test_what_a_foreign_token_cancels_is_the_tasks_own_business() -> None:
+def test_a_cancel_by_a_foreign_token_is_the_tasks_own_failure() -> None:
     source = CancelSource()
     source.cancel("somebody else")
     with TaskGroup() as group:
@@ -394,7 +394,7 @@ def test_what_a_foreign_token_cancels_is_the_tasks_own_business() -> None:
     assert waits.state is TaskState.CANCELLED
 
 
-def test_a_task_in_the_line_that_is_cancelled_ends_at_once() -> None:
+def test_a_queued_task_that_is_cancelled_ends_at_once() -> None:
     with TaskGroup(max_threads=1) as group:
         first = running(group)
         second, third = group.start_soon(fail), group.start_soon(fail)
@@ -409,7 +409,7 @@ def test_a_task_in_the_line_that_is_cancelled_ends_at_once() -> None:
 
 
 @pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_cancels_the_tasks_and_insists_when_pressed_again(
+def test_ctrl_c_cancels_the_tasks_and_kills_them_when_pressed_again(
     presses: int, hooked: list[Any]
 ) -> None:
     def stubborn() -> None:
@@ -458,7 +458,7 @@ def test_a_task_that_stops_when_asked_has_not_failed_though_it_was_to_be_killed(
         assert running(group).kill(policy=ASK).outcome is KillOutcome.COOPERATIVE
 
 
-def test_i35_a_task_that_is_given_up_has_failed_and_is_not_waited_for() -> None:
+def test_i35_an_abandoned_task_has_failed_and_is_not_waited_for() -> None:
     end = threading.Event()
     with fails_with(TaskAborted) as parts, TaskGroup(on_error="continue") as group:
         stuck = running(group, deaf(end))
@@ -471,7 +471,7 @@ def test_i35_a_task_that_is_given_up_has_failed_and_is_not_waited_for() -> None:
     end.set()
 
 
-def test_another_thread_takes_the_place_of_one_that_is_given_up() -> None:
+def test_an_abandoned_thread_is_replaced() -> None:
     end = threading.Event()
     with fails_with(TaskAborted), TaskGroup(on_error="continue", max_threads=1) as group:
         stuck = running(group, deaf(end))
@@ -496,7 +496,7 @@ def test_i35_the_tasks_of_a_group_whose_thread_is_killed_end_with_it(policy: Sto
     assert [task.state for task in tasks] == [TaskState.CANCELLED] * 3
 
 
-def test_i35_tasks_that_ignore_it_are_killed_when_the_groups_thread_is(
+def test_i35_tasks_that_ignore_the_cancel_are_killed_with_the_groups_thread(
     hooked: list[Any],
 ) -> None:
     tasks: list[Task[Any]] = []
@@ -519,7 +519,7 @@ def test_i35_tasks_that_ignore_it_are_killed_when_the_groups_thread_is(
     assert hooked == [TaskAborted] * 3
 
 
-def test_i35_a_killed_groups_tasks_that_nothing_ends_are_given_up(hooked: list[Any]) -> None:
+def test_i35_tasks_of_a_killed_group_that_cannot_be_ended_are_abandoned(hooked: list[Any]) -> None:
     end = threading.Event()
     tasks: list[Task[Any]] = []
 
@@ -558,7 +558,7 @@ def test_i35_a_block_whose_end_never_runs_ends_with_its_thread(
     assert hooked == [ZeroDivisionError]
 
 
-def test_i35_a_block_whose_end_is_jumped_over_ends_with_what_forces_the_one_around(
+def test_i35_a_block_whose_end_is_skipped_ends_with_the_forced_block_around_it(
     hooked: list[Any],
 ) -> None:
     tasks: list[Task[Any]] = []
@@ -645,7 +645,7 @@ def test_a_result_that_is_late_is_a_timeout() -> None:
         task.cancel()
 
 
-def test_groups_that_end_in_the_wrong_order_are_told_and_lose_nothing() -> None:
+def test_groups_that_end_in_the_wrong_order_raise_and_lose_nothing() -> None:
     first, second = TaskGroup(), TaskGroup()
     first.__enter__()
     second.__enter__()
@@ -705,7 +705,7 @@ def test_a_forked_child_leaves_the_group_alone() -> None:
         task.cancel()
 
 
-def test_groups_and_tasks_go_when_nobody_wants_them() -> None:
+def test_dropped_groups_and_tasks_are_freed() -> None:
     gone: list[weakref.ref[Any]] = []
 
     def use() -> None:
@@ -743,7 +743,7 @@ def test_the_first_success_wins_and_the_others_are_cancelled() -> None:
     assert testing.run(body) == 2
 
 
-def test_a_race_that_all_lose_says_why() -> None:
+def test_a_race_without_a_winner_raises_all_errors() -> None:
     with pytest.raises(ExceptionGroup) as raised:
         desist.race(fail, fail)
     assert errors_of(raised.value) == [ZeroDivisionError] * 2

@@ -142,7 +142,7 @@ class GroupTrial:
     ],
 )
 @pytest.mark.timeout(300)  # a thousand runs, with threads
-def test_i35_a_group_that_is_killed_at_any_bytecode_leaves_no_task(
+def test_i35_a_group_killed_at_any_bytecode_leaves_no_task(
     block: Callable[..., None], threads: int | None
 ) -> None:
     trial = GroupTrial(block, threads)
@@ -157,7 +157,7 @@ def test_i35_a_group_that_is_killed_at_any_bytecode_leaves_no_task(
     assert trial.children > 5
 
 
-def test_i22_an_executor_goes_on_after_a_kill_at_any_bytecode_of_its_work() -> None:
+def test_i22_an_executor_works_after_a_kill_at_any_bytecode_of_its_work() -> None:
     killed = 0
 
     def trial() -> None:
@@ -189,7 +189,7 @@ def test_i22_an_executor_goes_on_after_a_kill_at_any_bytecode_of_its_work() -> N
     assert killed > 10
 
 
-def test_i20_an_executor_is_of_use_after_a_kill_at_any_bytecode_of_who_submits() -> None:
+def test_i20_an_executor_works_after_a_kill_at_any_bytecode_of_a_submitting_thread() -> None:
     killed = 0
 
     def trial() -> None:
@@ -217,7 +217,7 @@ def test_i20_an_executor_is_of_use_after_a_kill_at_any_bytecode_of_who_submits()
     assert killed > 20
 
 
-def test_i20_a_future_is_of_use_after_a_kill_at_any_bytecode_of_who_looks_at_it() -> None:
+def test_i20_a_future_works_after_a_kill_at_any_bytecode_of_a_thread_that_uses_it() -> None:
     killed = 0
 
     def trial() -> None:

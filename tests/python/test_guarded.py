@@ -35,7 +35,7 @@ DONE = {"a": 9, "b": 1}
 # --- a value and its lock -------------------------------------------------------------------------
 
 
-def test_the_value_is_had_by_one_at_a_time() -> None:
+def test_one_thread_at_a_time_has_the_value() -> None:
     guarded = Guarded(0)
 
     def work() -> None:
@@ -92,7 +92,7 @@ def waiting(guarded: Guarded[int]) -> None:
         pass
 
 
-def test_its_representation_tells_its_state_and_not_its_value() -> None:
+def test_its_representation_has_its_state_and_not_its_value() -> None:
     guarded = Guarded("secret", name="accounts")
     assert repr(guarded) == f'<unlocked desist.Guarded object "accounts" at {id(guarded):#x}>'
     with guarded.lock():
@@ -110,7 +110,7 @@ def fail_halfway(guarded: Guarded[dict[str, int]], raised: type[BaseException]) 
 
 
 @pytest.mark.parametrize("raised", [ZeroDivisionError, KeyboardInterrupt, GeneratorExit])
-def test_an_exception_rolls_back_if_that_was_asked_for(raised: type[BaseException]) -> None:
+def test_an_exception_rolls_back_if_asked_for(raised: type[BaseException]) -> None:
     for rollback, after in ((None, HALF), (copy.deepcopy, WHOLE), (dict, WHOLE)):
         guarded = accounts(rollback=rollback)
         with pytest.raises(raised):
@@ -127,7 +127,7 @@ def test_a_cancellation_rolls_back() -> None:
     assert look(guarded) == WHOLE
 
 
-def test_what_was_put_in_its_place_is_rolled_back() -> None:
+def test_a_replaced_value_is_rolled_back() -> None:
     guarded = Guarded(1, rollback=copy.copy)
 
     def replace() -> None:
@@ -171,7 +171,7 @@ def halfway(guarded: Guarded[dict[str, int]]) -> Victim[None]:
     return Victim(body)
 
 
-def test_i21_without_a_way_back_a_kill_poisons() -> None:
+def test_i21_without_a_rollback_a_kill_poisons() -> None:
     guarded = accounts()
     with halfway(guarded) as victim:
         report = victim.kill("enough", policy=INSIST)
@@ -189,7 +189,7 @@ def test_i21_without_a_way_back_a_kill_poisons() -> None:
     assert look(guarded) == WHOLE
 
 
-def test_i21_with_a_way_back_a_kill_rolls_back() -> None:
+def test_i21_with_a_rollback_a_kill_rolls_back() -> None:
     guarded = accounts(rollback=dict)
     with halfway(guarded) as victim:
         report = victim.kill(policy=INSIST)
@@ -241,7 +241,7 @@ def given_up(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], threading.
     return victim, end
 
 
-def test_a_value_with_a_way_back_goes_on_when_its_holder_is_given_up() -> None:
+def test_a_value_with_a_rollback_survives_an_abandoned_holder() -> None:
     guarded = accounts(rollback=dict)
     victim, end = given_up(guarded)
     assert look(guarded) == WHOLE
@@ -255,7 +255,7 @@ def test_a_value_with_a_way_back_goes_on_when_its_holder_is_given_up() -> None:
     assert look(guarded) == DONE
 
 
-def test_a_value_without_a_way_back_is_lost_when_its_holder_is_given_up() -> None:
+def test_a_value_without_a_rollback_is_unavailable_after_an_abandoned_holder() -> None:
     guarded = accounts()
     victim, end = given_up(guarded)
     for block in (guarded.lock(), guarded.repair()):
@@ -267,7 +267,7 @@ def test_a_value_without_a_way_back_is_lost_when_its_holder_is_given_up() -> Non
         look(guarded)
 
 
-def test_a_block_that_was_given_up_while_it_copied_does_not_begin() -> None:
+def test_a_block_that_was_abandoned_while_it_copied_does_not_begin() -> None:
     entered, end = threading.Event(), threading.Event()
     first = [True]
 
@@ -301,7 +301,7 @@ def test_a_block_that_was_given_up_while_it_copied_does_not_begin() -> None:
 
 
 @pytest.mark.parametrize("rollback", [None, dict])
-def test_a_block_that_is_thrown_away_late_touches_nothing_that_others_have(rollback: Any) -> None:
+def test_a_block_that_is_closed_late_does_not_touch_the_value_of_others(rollback: Any) -> None:
     guarded = accounts(rollback=rollback)
 
     def suspended() -> Generator[None]:
@@ -336,7 +336,7 @@ def test_a_block_that_a_scope_has_ended_has_no_value() -> None:
 # --- memory, bad input ----------------------------------------------------------------------------
 
 
-def test_what_is_rolled_back_is_not_kept() -> None:
+def test_a_rolled_back_value_is_not_kept_alive() -> None:
     class Thing:
         pass
 
@@ -372,7 +372,7 @@ def test_a_cycle_through_it_is_collected() -> None:
     assert gone() is None
 
 
-def test_wrong_arguments_are_told_so() -> None:
+def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="must be a function that copies the value, not str"):
         Guarded(1, rollback="copy")  # type: ignore[arg-type]
     with pytest.raises(TypeError):

@@ -25,7 +25,7 @@ def poster() -> Callable[[], object]:
     return partial(_Injector(1), None, 0)
 
 
-def test_a_posted_kill_is_taken_back() -> None:
+def test_a_posted_kill_is_retracted() -> None:
     # Posted by a call into C, with which the body ends: nobody has looked at the slot since.
     behind: list[int] = []
     for _ in range(100):
@@ -37,7 +37,7 @@ def test_a_posted_kill_is_taken_back() -> None:
     assert len(behind) == 1000
 
 
-def test_a_posted_kill_is_taken_back_by_a_mask_and_raised_behind_it() -> None:
+def test_a_posted_kill_is_retracted_by_a_mask_and_raised_behind_it() -> None:
     steps: list[str] = []
     zone = desist.cleanup()
 
@@ -58,7 +58,7 @@ def test_a_posted_kill_is_taken_back_by_a_mask_and_raised_behind_it() -> None:
     assert steps in (["inside"], [])  # `for` looks between two items on some versions
 
 
-def test_the_constructor_runs_in_the_struck_thread() -> None:
+def test_the_constructor_runs_in_the_killed_thread() -> None:
     # Only in the thread of a task that is being killed can a Killed be made at all.
     with pytest.raises(TypeError, match="by hand"):
         Killed()

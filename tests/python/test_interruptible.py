@@ -43,7 +43,7 @@ class Foreign:
         return interruptible(self.call, unblock=self.wake)
 
 
-def test_what_comes_through_is_returned_and_nobody_is_woken() -> None:
+def test_a_result_is_returned_and_unblock_is_not_called() -> None:
     foreign = Foreign()
     foreign.woken.set()
     with desist.cancel_scope(timeout=NEVER) as scope:
@@ -53,13 +53,13 @@ def test_what_comes_through_is_returned_and_nobody_is_woken() -> None:
     assert not foreign.wakers
 
 
-def test_a_failure_that_is_its_own_is_raised_as_it_is() -> None:
+def test_an_error_of_the_call_itself_is_raised_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError) as failure:
         interruptible(lambda: 1 / 0, unblock=lambda: None)
     assert failure.value.__cause__ is None
 
 
-def test_the_canceller_wakes_it_and_what_it_returns_is_not_lost() -> None:
+def test_the_canceller_wakes_it_and_its_result_is_not_lost() -> None:
     foreign = Foreign()
 
     def body(ready: Callable[[], None]) -> str:
@@ -77,7 +77,7 @@ def test_the_canceller_wakes_it_and_what_it_returns_is_not_lost() -> None:
     assert foreign.wakers == ["MainThread"]
 
 
-def test_a_failure_because_it_was_woken_is_the_cause_of_cancelled() -> None:
+def test_an_error_after_the_wake_up_is_the_cause_of_cancelled() -> None:
     foreign = Foreign(OSError("connection closed"))
     with in_its_wait(foreign.run) as victim:
         victim.cancel("enough")
@@ -96,7 +96,7 @@ def test_a_deadline_wakes_it_too() -> None:
     assert len(foreign.wakers) == 1
 
 
-def test_in_cancelled_code_nothing_is_called() -> None:
+def test_in_cancelled_code_the_function_is_not_called() -> None:
     foreign = Foreign()
     with desist.move_on_after(0) as scope:
         foreign.run()
@@ -105,7 +105,7 @@ def test_in_cancelled_code_nothing_is_called() -> None:
     assert not foreign.wakers
 
 
-def test_a_cancel_between_the_look_and_the_call_is_not_missed(
+def test_a_cancel_between_the_check_and_the_call_is_not_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from desist import _interruptible
@@ -166,12 +166,12 @@ class Race:
         return self.begun, self.woken.is_set()
 
 
-def test_nobody_is_woken_outside_the_call_however_a_cancel_races_with_it() -> None:
+def test_unblock_is_never_called_outside_of_the_call_however_a_cancel_races() -> None:
     outcomes = {Race(number).run() for number in range(300)}
     assert (False, True) not in outcomes
 
 
-def test_unblock_that_fails_is_reported_and_the_call_goes_on(
+def test_an_error_of_unblock_is_reported_and_the_call_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reports: list[object] = []
@@ -246,7 +246,7 @@ def test_a_kill_wakes_it_through_a_shield() -> None:
     assert len(foreign.wakers) == 1
 
 
-def test_what_holds_a_kill_off_keeps_it_from_waking() -> None:
+def test_a_deferred_kill_does_not_wake_it() -> None:
     foreign = Foreign()
 
     def cleaning_up() -> None:
@@ -299,7 +299,7 @@ def test_a_signal_handler_that_cancels_wakes_the_main_thread() -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 7, "text"])
-def test_what_cannot_be_called_is_refused(bad: object) -> None:
+def test_an_object_that_is_not_callable_is_refused(bad: object) -> None:
     with pytest.raises(TypeError, match="expected a function to call"):
         interruptible(bad, unblock=lambda: None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a function to call"):
@@ -332,7 +332,7 @@ class Call:
 
 
 @pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
-def test_wherever_a_stop_comes_nobody_is_woken_afterwards(
+def test_wherever_a_stop_comes_unblock_is_not_called_after_the_call(
     sweep: Callable[..., SweepReport],
 ) -> None:
     report = sweep(Call.run, Call.check, setup=Call)

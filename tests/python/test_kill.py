@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # --- rung by rung ---------------------------------------------------------------------------------
 
 
-def test_who_stops_when_asked_is_not_forced() -> None:
+def test_a_thread_that_stops_when_asked_is_not_forced() -> None:
     def body(ready: Callable[[], None]) -> None:
         ready()
         desist.sleep_forever()
@@ -49,7 +49,7 @@ def test_a_shield_does_not_hold_at_a_wait() -> None:
     assert "sleep_forever" in report.stack
 
 
-def test_code_that_does_not_wait_is_struck_anywhere() -> None:
+def test_code_that_does_not_wait_is_killed_anywhere() -> None:
     with Victim(spin) as victim:
         report = victim.kill("enough", policy=FORCE)
     assert report.outcome is KillOutcome.ASYNC_EXC
@@ -60,7 +60,7 @@ def test_code_that_does_not_wait_is_struck_anywhere() -> None:
     assert "in spin" in report.stack
 
 
-def test_what_nothing_ends_is_given_up() -> None:
+def test_a_thread_that_cannot_be_ended_is_abandoned() -> None:
     end = threading.Event()
 
     def body(ready: Callable[[], None]) -> None:
@@ -84,7 +84,7 @@ def test_what_nothing_ends_is_given_up() -> None:
     assert victim.state is TaskState.ABANDONED
 
 
-def test_what_is_not_to_be_given_up_goes_on() -> None:
+def test_a_thread_that_must_not_be_abandoned_goes_on() -> None:
     end = threading.Event()
 
     def body(ready: Callable[[], None]) -> None:
@@ -101,7 +101,7 @@ def test_what_is_not_to_be_given_up_goes_on() -> None:
     assert victim.state is TaskState.DONE
 
 
-def test_what_has_ended_cannot_be_killed() -> None:
+def test_an_ended_thread_cannot_be_killed() -> None:
     with Victim(lambda ready: ready()) as victim:
         pass
     assert victim.kill(policy=INSIST).outcome is KillOutcome.ALREADY_DONE
@@ -127,7 +127,7 @@ def test_a_thread_may_be_killed_as_soon_as_it_is_started() -> None:
         victim.join()
 
 
-def test_several_killers_hear_of_the_same_end() -> None:
+def test_several_killers_get_the_same_report() -> None:
     reports: list[desist.KillReport] = []
     with Victim(spin) as victim:
         killers = [
@@ -145,7 +145,7 @@ def test_several_killers_hear_of_the_same_end() -> None:
     assert victim.state is TaskState.KILLED
 
 
-def test_done_is_never_said_early() -> None:
+def test_the_end_is_never_reported_early() -> None:
     inside, go_on = threading.Event(), threading.Event()
     steps: list[str] = []
 
@@ -171,7 +171,7 @@ def test_done_is_never_said_early() -> None:
         assert victim.state is TaskState.KILLED
 
 
-def test_code_behind_the_body_is_never_struck() -> None:
+def test_a_kill_is_never_raised_behind_the_body() -> None:
     # The thread itself goes on after each body; what it does is not the victim's.
     for _ in range(100):
         started, over = threading.Event(), threading.Event()
@@ -215,7 +215,7 @@ def killed_while(victim: Victim[Any], inside: threading.Event, go_on: threading.
 
 
 @pytest.mark.parametrize("zone", ["cleanup", "commit"])
-def test_a_mask_holds_a_kill_off_and_then_it_is_raised(zone: str) -> None:
+def test_a_mask_defers_a_kill_and_then_it_is_raised(zone: str) -> None:
     inside, go_on = threading.Event(), threading.Event()
     steps: list[str] = []
     queue: desist.LeaseQueue[int] = desist.LeaseQueue()
@@ -238,7 +238,7 @@ def test_a_mask_holds_a_kill_off_and_then_it_is_raised(zone: str) -> None:
     assert isinstance(victim.raised, Killed)
 
 
-def test_a_clean_up_zone_holds_a_kill_off_no_longer_than_its_grace() -> None:
+def test_a_clean_up_zone_defers_a_kill_no_longer_than_its_grace() -> None:
     def body(ready: Callable[[], None]) -> None:
         with desist.cleanup():
             spin(ready)
@@ -260,7 +260,7 @@ def test_a_clean_up_zone_ends_with_its_own_bound() -> None:
     assert isinstance(victim.raised, Killed)
 
 
-def test_clean_up_after_a_kill_may_wait_and_is_not_struck() -> None:
+def test_clean_up_after_a_kill_may_wait_and_is_not_killed() -> None:
     steps: list[str] = []
 
     def body(ready: Callable[[], None]) -> None:
@@ -277,7 +277,7 @@ def test_clean_up_after_a_kill_may_wait_and_is_not_struck() -> None:
     assert isinstance(victim.raised, Killed)
 
 
-def test_clean_up_after_a_kill_at_a_wait_is_not_struck_at_once() -> None:
+def test_clean_up_after_a_kill_at_a_wait_is_not_killed_at_once() -> None:
     steps: list[int] = []
 
     def body(ready: Callable[[], None]) -> None:
@@ -311,7 +311,7 @@ def test_masks_are_not_inherited_by_threads_started_inside() -> None:
 # --- who swallows ---------------------------------------------------------------------------------
 
 
-def test_a_kill_that_is_swallowed_is_sent_again() -> None:
+def test_a_swallowed_kill_is_delivered_again() -> None:
     swallowed: list[BaseException] = []
 
     def body(ready: Callable[[], None]) -> None:
@@ -351,7 +351,7 @@ def test_a_kill_swallowed_at_a_wait_is_raised_at_the_next() -> None:
     assert isinstance(victim.raised, Killed)
 
 
-def test_code_that_swallows_for_ever_is_given_up_in_time() -> None:
+def test_code_that_swallows_for_ever_is_abandoned_in_time() -> None:
     end = threading.Event()
 
     def body(ready: Callable[[], None]) -> None:
@@ -387,7 +387,7 @@ def test_a_body_that_returns_after_it_has_swallowed_its_kill_is_done() -> None:
 # --- reports and policies -------------------------------------------------------------------------
 
 
-def test_a_report_names_what_was_given_back() -> None:
+def test_a_report_names_the_released_locks() -> None:
     first, second = desist.Lock(name="first"), desist.Lock(name="second", on_kill="release")
 
     def body(ready: Callable[[], None]) -> None:
@@ -401,7 +401,7 @@ def test_a_report_names_what_was_given_back() -> None:
     assert repr(report).startswith("<KillReport KillOutcome.ASYNC_EXC after ")
 
 
-def test_a_killer_that_is_cancelled_itself_goes_on_with_its_kill() -> None:
+def test_a_cancelled_killer_goes_on_with_its_kill() -> None:
     with Victim(spin) as victim, desist.move_on_after(0):
         report = victim.kill(policy=INSIST)
         assert report.outcome is KillOutcome.ASYNC_EXC

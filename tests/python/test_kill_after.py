@@ -184,7 +184,7 @@ def test_a_deadline_that_is_moved_away_is_not_enforced() -> None:
 
 
 @PLACES
-def test_i23_a_swallowed_kill_is_sent_again(place: Callable[..., str]) -> None:
+def test_i23_a_swallowed_kill_is_delivered_again(place: Callable[..., str]) -> None:
     def body() -> str:
         swallowed = 0
         with desist.cancel_scope(timeout=0, kill_after=0):
@@ -284,7 +284,7 @@ def test_a_block_that_ends_in_time_leaves_nothing_behind() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="no sys.monitoring")
 @PLACES
-def test_what_was_observed_is_let_go(place: Callable[[Callable[[], None]], None]) -> None:
+def test_observed_code_is_freed(place: Callable[[Callable[[], None]], None]) -> None:
     with pytest.raises(DeadlineExceeded):
         place(loop_in_the_block)
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
@@ -326,7 +326,7 @@ def test_both_blocks_are_killed_and_the_outer_one_absorbs() -> None:
     assert outer.cancelled_caught
 
 
-def test_a_scope_further_out_that_is_cancelled_too_takes_what_is_left_of_the_kill() -> None:
+def test_an_enclosing_scope_that_is_cancelled_too_absorbs_the_rest_of_the_kill() -> None:
     with desist.move_on_after(0) as outer:
         with desist.cancel_scope(timeout=0, kill_after=0):
             count()
@@ -353,7 +353,7 @@ def test_a_kill_of_the_whole_task_passes_the_block() -> None:
     assert not scope.cancelled_caught
 
 
-def test_a_kill_of_a_task_that_a_zone_holds_off_leaves_the_block_inside_to_its_own() -> None:
+def test_a_deferred_kill_of_a_task_leaves_the_kill_of_an_inner_block_alone() -> None:
     steps: list[str] = []
 
     def body(ready: Callable[[], None]) -> None:
@@ -372,7 +372,7 @@ def test_a_kill_of_a_task_that_a_zone_holds_off_leaves_the_block_inside_to_its_o
 # --- what holds a kill off ------------------------------------------------------------------------
 
 
-def test_i25_a_clean_up_zone_inside_holds_it_off() -> None:
+def test_i25_a_clean_up_zone_inside_defers_it() -> None:
     steps: list[str] = []
     with desist.move_on_after(0, kill_after=0, grace=NEVER):
         with desist.cleanup():
@@ -382,13 +382,13 @@ def test_i25_a_clean_up_zone_inside_holds_it_off() -> None:
     assert steps == ["cleaned up"]
 
 
-def test_a_clean_up_zone_outside_does_not_hold_it_off() -> None:
+def test_a_clean_up_zone_outside_does_not_defer_it() -> None:
     with desist.cleanup(), desist.move_on_after(0, kill_after=0) as scope:
         count()
     assert scope.cancelled_caught
 
 
-def test_i24_a_lock_that_is_held_holds_it_off_until_it_is_released() -> None:
+def test_i24_a_held_lock_defers_it_until_it_is_released() -> None:
     lock = Lock()
     steps: list[str] = []
     with desist.cancel_scope(kill_after=0) as scope:
@@ -402,7 +402,7 @@ def test_i24_a_lock_that_is_held_holds_it_off_until_it_is_released() -> None:
     assert not lock.locked()
 
 
-def test_i21_a_lock_that_holds_it_off_for_too_long_is_poisoned() -> None:
+def test_i21_a_lock_that_is_held_for_too_long_is_poisoned() -> None:
     locks = Lock(), Lock()
     with desist.cancel_scope(kill_after=0) as scope, locks[0]:
         locks[1].acquire()
@@ -691,7 +691,7 @@ BLOCKED = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="real-time signals")
 @pytest.mark.parametrize("form", ["with", "decorator"])
-def test_what_blocks_the_main_thread_in_the_system_is_broken(form: str) -> None:
+def test_a_system_call_that_blocks_the_main_thread_is_interrupted(form: str) -> None:
     script = """
         import queue, select, socket, subprocess, sys, threading, time
         import desist
@@ -737,7 +737,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="real-time signals")
-def test_a_handler_of_the_users_is_never_replaced() -> None:
+def test_a_signal_handler_of_the_user_is_never_replaced() -> None:
     run("""
         import signal, time
         import desist
@@ -830,7 +830,7 @@ def test_simulated_time_stands_still_while_a_block_ignores_its_deadline() -> Non
     assert testing.run(body) == "slept"
 
 
-def test_a_decorated_function_is_what_it_was() -> None:
+def test_a_decorated_function_keeps_its_attributes() -> None:
     class Thing:
         @desist.deadline(NEVER, kill_after=NEVER)
         def method(self, a: int, /, b: int, *, c: int = 3) -> tuple[int, int, int]:
@@ -855,7 +855,7 @@ def test_each_call_of_a_decorated_function_has_its_own_time() -> None:
         sleep(NEVER)
 
 
-def test_what_returns_before_its_code_runs_cannot_be_decorated() -> None:
+def test_generators_and_coroutines_cannot_be_decorated() -> None:
     def generator() -> Iterator[int]:
         yield 1
 

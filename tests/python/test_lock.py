@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # --- as threading.Lock ----------------------------------------------------------------------------
 
 
-def test_it_is_held_by_one_at_a_time() -> None:
+def test_one_thread_at_a_time_holds_it() -> None:
     lock = Lock()
     assert lock.acquire()
     assert lock.locked()
@@ -60,7 +60,7 @@ def test_many_threads_count_together() -> None:
     assert count == [2000]
 
 
-def test_its_representation_tells_its_state() -> None:
+def test_its_representation_has_its_state() -> None:
     lock = Lock(name="accounts")
     assert repr(lock) == f'<unlocked desist.Lock object "accounts" at {id(lock):#x}>'
     with lock:
@@ -70,7 +70,7 @@ def test_its_representation_tells_its_state() -> None:
 # --- cancelled waits ------------------------------------------------------------------------------
 
 
-def test_a_wait_that_is_cancelled_has_not_taken_it() -> None:
+def test_a_cancelled_wait_has_not_acquired_it() -> None:
     lock = Lock()
 
     def body(ready: Callable[[], None]) -> None:
@@ -83,7 +83,7 @@ def test_a_wait_that_is_cancelled_has_not_taken_it() -> None:
     assert not lock.locked()
 
 
-def test_a_blocking_call_looks_first_even_if_the_lock_is_free() -> None:
+def test_a_blocking_call_is_a_checkpoint_even_if_the_lock_is_free() -> None:
     lock = Lock()
     with desist.move_on_after(0):
         with pytest.raises(Cancelled):
@@ -102,7 +102,7 @@ def test_a_wait_ends_with_the_deadline_of_its_block() -> None:
 # --- given back, however it ends ------------------------------------------------------------------
 
 
-def test_a_thread_that_ends_gives_back_what_it_holds() -> None:
+def test_the_locks_of_an_ended_thread_are_released() -> None:
     lock = Lock()
 
     def body(ready: Callable[[], None]) -> None:
@@ -131,7 +131,7 @@ def test_errors_and_cancels_do_not_poison() -> None:
     assert not lock.poisoned
 
 
-def test_a_block_that_is_thrown_away_late_does_not_release_what_others_hold() -> None:
+def test_a_block_that_is_closed_late_does_not_release_the_lock_of_others() -> None:
     lock = Lock()
 
     def suspended() -> Generator[None]:
@@ -150,7 +150,7 @@ def test_a_block_that_is_thrown_away_late_does_not_release_what_others_hold() ->
     assert not lock.locked()
 
 
-def test_a_block_that_ends_without_its_lock_is_told_so() -> None:
+def test_a_block_that_ends_without_its_lock_raises() -> None:
     lock = Lock()
 
     def suspended() -> Generator[None]:
@@ -208,7 +208,7 @@ def test_a_repair_that_fails_leaves_it_poisoned() -> None:
     assert not lock.locked()
 
 
-def test_who_waits_for_a_lock_hears_that_it_is_poisoned() -> None:
+def test_a_waiter_of_a_lock_gets_lock_poisoned() -> None:
     lock = Lock()
 
     def body(ready: Callable[[], None]) -> None:
@@ -246,7 +246,7 @@ def test_a_lock_that_a_finally_releases_is_poisoned_too() -> None:
     assert lock.poisoned
 
 
-def test_a_held_lock_holds_a_kill_off_until_it_is_released() -> None:
+def test_a_held_lock_defers_a_kill_until_it_is_released() -> None:
     lock, go_on = Lock(), threading.Event()
     steps: list[str] = []
 
@@ -268,7 +268,7 @@ def test_a_held_lock_holds_a_kill_off_until_it_is_released() -> None:
     assert not lock.poisoned
 
 
-def test_a_wait_inside_a_held_lock_is_struck_when_the_time_is_up() -> None:
+def test_a_wait_inside_a_held_lock_is_killed_when_the_time_is_up() -> None:
     lock = Lock()
 
     def body(ready: Callable[[], None]) -> None:
@@ -283,7 +283,7 @@ def test_a_wait_inside_a_held_lock_is_struck_when_the_time_is_up() -> None:
     assert lock.poisoned
 
 
-def test_a_waiter_that_is_killed_has_not_taken_it() -> None:
+def test_a_killed_waiter_has_not_acquired_it() -> None:
     lock = Lock()
 
     def body(ready: Callable[[], None]) -> None:
@@ -302,7 +302,7 @@ def test_a_waiter_that_is_killed_has_not_taken_it() -> None:
 # --- an owner that was given up -------------------------------------------------------------------
 
 
-def test_a_lock_whose_holder_was_given_up_is_lost_at_once() -> None:
+def test_a_lock_whose_holder_was_abandoned_is_unavailable_at_once() -> None:
     lock, end = Lock(name="accounts"), threading.Event()
 
     def body(ready: Callable[[], None]) -> None:
@@ -327,7 +327,7 @@ def test_a_lock_whose_holder_was_given_up_is_lost_at_once() -> None:
         lock.acquire()
 
 
-def test_who_waits_for_a_lock_hears_that_its_holder_was_given_up() -> None:
+def test_a_waiter_of_a_lock_gets_owner_lost() -> None:
     lock, end = Lock(), threading.Event()
 
     def hold(ready: Callable[[], None]) -> None:
@@ -350,7 +350,7 @@ def test_who_waits_for_a_lock_hears_that_its_holder_was_given_up() -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_locks_go_when_nobody_wants_them_though_a_thread_died_with_them() -> None:
+def test_dropped_locks_are_freed_even_after_a_holder_died() -> None:
     lock = Lock()
     with victim_inside(lock) as victim:
         victim.kill(policy=INSIST)

@@ -67,7 +67,7 @@ class Gate:
 # --- results --------------------------------------------------------------------------------------
 
 
-def test_futures_tell_what_the_handler_returned() -> None:
+def test_futures_have_the_handlers_result() -> None:
     with WorkerPool(double) as pool:
         futures = [pool.submit(item) for item in range(20)]
         assert [future.result() for future in futures] == [item * 2 for item in range(20)]
@@ -83,7 +83,7 @@ def test_leaving_the_block_waits_for_all_work() -> None:
     assert pool.workers_alive() == 0
 
 
-def test_a_handler_may_say_what_the_result_is() -> None:
+def test_a_handler_may_set_the_result() -> None:
     def handler(lease: Lease[int]) -> None:
         with lease.commit():
             lease.ack(lease.item + 1)
@@ -109,7 +109,7 @@ def test_a_handler_that_fails_is_tried_again_and_then_the_item_is_dead() -> None
     assert [str(failure) for failure in failures] == ["1", "2", "3"]
 
 
-def test_a_handler_may_give_its_lease_back() -> None:
+def test_a_handler_may_requeue_its_lease() -> None:
     def handler(lease: Lease[int]) -> int:
         if lease.attempt < 3:
             lease.nack(reason="not now")
@@ -119,7 +119,7 @@ def test_a_handler_may_give_its_lease_back() -> None:
         assert pool.submit(1).result() == 3
 
 
-def test_what_a_handler_raises_after_it_has_acknowledged_is_reported(
+def test_an_error_of_a_handler_after_its_acknowledgement_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[Any] = []
@@ -135,7 +135,7 @@ def test_what_a_handler_raises_after_it_has_acknowledged_is_reported(
     told.clear()
 
 
-def test_what_a_done_callback_raises_stops_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_a_done_callback_stops_no_worker(caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate()
 
     def fail(_: object) -> None:
@@ -166,7 +166,7 @@ def test_result_may_be_waited_for_with_a_timeout_and_can_be_cancelled() -> None:
 # --- unwanted work --------------------------------------------------------------------------------
 
 
-def test_cancelled_work_is_stopped_and_not_tried_again() -> None:
+def test_a_cancelled_item_is_stopped_and_not_tried_again() -> None:
     gate = Gate()
     with WorkerPool(gate.wait, workers=1) as pool:
         future = pool.submit(1)
@@ -181,7 +181,7 @@ def test_cancelled_work_is_stopped_and_not_tried_again() -> None:
     assert pool.queue.counts()["dead"] == 1
 
 
-def test_work_that_is_cancelled_before_it_begins_never_does() -> None:
+def test_an_item_that_is_cancelled_before_it_begins_never_begins() -> None:
     gate = Gate()
     with WorkerPool(gate.deaf, workers=1) as pool:
         pool.submit(1)
@@ -194,7 +194,7 @@ def test_work_that_is_cancelled_before_it_begins_never_does() -> None:
     assert len(gate.attempts) == 1
 
 
-def test_the_future_of_work_that_nobody_wants_in_time_is_told() -> None:
+def test_the_future_of_an_expired_item_is_cancelled() -> None:
     with WorkerPool[str, str](lambda lease: lease.item) as pool:
         future = pool.submit("a", delay=NEVER, expires=0.01)
         with pytest.raises(desist.TaskCancelled, match="its time was over"):
@@ -225,7 +225,7 @@ def test_an_idle_worker_has_nothing_to_kill() -> None:
         assert pool.submit(1).result() == 2
 
 
-def test_a_worker_that_is_given_up_is_replaced_and_its_late_result_is_refused() -> None:
+def test_an_abandoned_worker_is_replaced_and_its_late_result_is_refused() -> None:
     gate, late = Gate(), threading.Event()
     refused: list[BaseException] = []
 
@@ -254,7 +254,7 @@ def test_a_worker_that_is_given_up_is_replaced_and_its_late_result_is_refused() 
     assert pool.queue.counts()["done"] == 2
 
 
-def test_a_pool_that_has_given_up_too_many_says_so_loudly() -> None:
+def test_a_pool_that_has_abandoned_too_many_workers_fails() -> None:
     gate = Gate()
     queue: LeaseQueue[int] = LeaseQueue()
     pool = WorkerPool(
@@ -290,7 +290,7 @@ def test_an_error_in_the_block_stops_the_workers_at_once() -> None:
     assert queue.counts()["done"] == 1
 
 
-def test_stop_can_be_called_twice_and_then_the_pool_is_of_no_use() -> None:
+def test_stop_can_be_called_twice_and_then_the_pool_is_refused() -> None:
     pool = WorkerPool(double)
     pool.stop()
     pool.stop()
@@ -322,7 +322,7 @@ def test_a_handler_sees_its_token() -> None:
     assert seen == [False, True]
 
 
-def test_pools_and_futures_go_when_nobody_wants_them() -> None:
+def test_dropped_pools_and_futures_are_freed() -> None:
     pool = WorkerPool(double, workers=1)
     future = pool.submit(1)
     assert future.result() == 2

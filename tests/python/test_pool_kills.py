@@ -62,7 +62,7 @@ class Hangs:
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-def test_i28_i30_a_pool_keeps_its_workers_and_its_items_whatever_hangs(
+def test_i28_i30_a_pool_keeps_its_workers_and_items_when_handlers_hang(
     kind: str, tmp_path: Path
 ) -> None:
     queue: LeaseQueue[tuple[str, bool]] | FileQueue[tuple[str, bool]] = (

@@ -90,7 +90,7 @@ class Process:
 # --- results --------------------------------------------------------------------------------------
 
 
-def test_futures_tell_what_the_handler_returned() -> None:
+def test_futures_have_the_handlers_result() -> None:
     with pool_of(handlers.double, workers=2) as pool:
         futures = [pool.submit(item) for item in range(20)]
         assert [future.result() for future in futures] == [item * 2 for item in range(20)]
@@ -104,7 +104,7 @@ def test_the_handler_runs_in_a_process_that_stays() -> None:
     assert os.getpid() not in pids
 
 
-def test_a_lease_has_the_same_face() -> None:
+def test_a_lease_has_the_same_attributes() -> None:
     with pool_of(handlers.face) as pool:
         future = pool.submit("it")
         item, number, attempt, epoch, cancelled, text = future.result()
@@ -113,22 +113,22 @@ def test_a_lease_has_the_same_face() -> None:
     assert text == f"<Lease of item {number} attempt 1>"
 
 
-def test_a_handler_may_say_what_the_result_is() -> None:
+def test_a_handler_may_set_the_result() -> None:
     with pool_of(handlers.acknowledge) as pool:
         assert pool.submit(1).result() == 2
 
 
-def test_i29_a_second_acknowledgement_is_fenced_over_there() -> None:
+def test_i29_a_second_acknowledgement_is_fenced_in_the_child() -> None:
     with pool_of(handlers.acknowledge_twice) as pool:
         assert "lease is over" in pool.submit(1).result()
 
 
-def test_a_handler_may_give_its_lease_back() -> None:
+def test_a_handler_may_requeue_its_lease() -> None:
     with pool_of(handlers.hand_back) as pool:
         assert pool.submit(1).result() == 3
 
 
-def test_an_exception_comes_with_its_traceback_over_there() -> None:
+def test_an_exception_has_the_traceback_of_the_child() -> None:
     with pool_of(handlers.fail) as pool:
         with pytest.raises(ZeroDivisionError, match="3") as raised:
             pool.submit(1).result()
@@ -137,7 +137,7 @@ def test_an_exception_comes_with_its_traceback_over_there() -> None:
     assert [str(failure) for failure in failures] == ["1", "2", "3"]
 
 
-def test_an_exception_that_cannot_be_pickled_is_told_in_words() -> None:
+def test_an_exception_that_cannot_be_pickled_is_described() -> None:
     with pool_of(handlers.fail_in_a_way_of_its_own) as pool:
         with pytest.raises(RuntimeError, match="OnlyHereError: cannot be made again") as raised:
             pool.submit(1).result()
@@ -165,14 +165,14 @@ def test_an_item_that_cannot_be_pickled_is_refused_at_once() -> None:
         assert pool.submit(1).result() == 1
 
 
-def test_an_item_that_cannot_be_pickled_and_was_put_is_dead_with_the_reason() -> None:
+def test_an_item_that_was_put_and_cannot_be_pickled_is_dead_with_the_reason() -> None:
     with pool_of(handlers.same) as pool:
         pool.queue.put(lambda: None)
     [(_, _, failures)] = pool.queue.dead()
     assert all("the item cannot be sent" in str(failure) for failure in failures)
 
 
-def test_an_item_that_cannot_be_unpickled_over_there_fails() -> None:
+def test_an_item_that_cannot_be_unpickled_in_the_child_fails() -> None:
     with pool_of(handlers.same) as pool, pytest.raises(ValueError, match="not a number"):
         pool.submit(handlers.Unreadable()).result()
 
@@ -182,12 +182,12 @@ def test_a_result_that_cannot_be_pickled_fails_with_advice() -> None:
         pool.submit(1).result()
 
 
-def test_a_result_that_cannot_be_unpickled_here_fails_with_advice() -> None:
+def test_a_result_that_cannot_be_unpickled_in_the_parent_fails_with_advice() -> None:
     with pool_of(handlers.unreadable) as pool, pytest.raises(TypeError, match="unpickled here"):
         pool.submit(1).result()
 
 
-def test_another_isolation_is_refused() -> None:
+def test_an_unknown_isolation_is_refused() -> None:
     with pytest.raises(ValueError, match='"thread" or "process"'):
         WorkerPool(handlers.same, isolation="subinterpreter")  # type: ignore[arg-type]
 
@@ -273,7 +273,7 @@ def test_i30_an_item_whose_process_always_dies_is_dead_in_the_end() -> None:
     assert codes == [1, 2, 3]
 
 
-def test_a_process_that_dies_at_no_work_costs_no_attempt() -> None:
+def test_an_idle_process_that_dies_costs_no_attempt() -> None:
     with pool_of(handlers.face) as pool:
         pool.submit(1).result()
         [child] = pool._children
@@ -284,7 +284,7 @@ def test_a_process_that_dies_at_no_work_costs_no_attempt() -> None:
         assert pool.submit(1).result()[2] == 1
 
 
-def test_what_is_told_of_a_death_can_be_pickled() -> None:
+def test_worker_died_can_be_pickled() -> None:
     died = pickle.loads(pickle.dumps(WorkerDied("so", -9)))
     assert (str(died), died.exitcode) == ("so", -9)
 
@@ -319,7 +319,7 @@ def test_i31_the_item_of_a_killed_process_is_leased_again(
         assert pool.workers_alive() == 1
 
 
-def test_the_report_says_where_sigterm_has_met_the_handler(told: Told) -> None:
+def test_the_report_has_the_stack_at_the_sigterm(told: Told) -> None:
     with pool_of(handlers.sleep) as pool:
         pool.submit(told.path)
         told.pid()
@@ -334,7 +334,7 @@ def test_clean_up_code_runs_on_sigterm(told: Told) -> None:
         assert told.line() == "cleaned"
 
 
-def test_what_the_handler_has_started_is_killed_with_it(told: Told) -> None:
+def test_child_processes_of_the_handler_are_killed_with_it(told: Told) -> None:
     with pool_of(handlers.start_others, policy=KILL) as pool:
         pool.submit(told.path)
         processes = [Process(int(pid)) for pid in told.line().split()]
@@ -351,7 +351,7 @@ def test_an_idle_worker_has_nothing_to_kill() -> None:
         assert pool.submit(1).result() == before
 
 
-def test_a_process_that_may_not_be_killed_is_given_up_and_ends_with_the_pool(told: Told) -> None:
+def test_a_process_that_may_not_be_killed_is_abandoned_and_ends_with_the_pool(told: Told) -> None:
     policy = StopPolicy(cooperative=0, sigterm=0.05, sigkill=False)
     with pool_of(handlers.block, policy=policy) as pool:
         future = pool.submit(told.path)
@@ -363,7 +363,7 @@ def test_a_process_that_may_not_be_killed_is_given_up_and_ends_with_the_pool(tol
     assert process.has_gone()
 
 
-def test_i32_a_kill_waits_for_a_commit_and_what_was_committed_is_done(
+def test_i32_a_kill_waits_for_a_commit_and_the_committed_item_is_done(
     told: Told, tmp_path: Path
 ) -> None:
     go_on = Told(tmp_path / "go on")
@@ -402,7 +402,7 @@ def test_i22_a_kill_never_hits_the_next_item() -> None:
 
 
 @pytest.mark.parametrize("handler", [handlers.wait, handlers.look])
-def test_i31_cancelled_work_is_stopped_over_there_and_not_tried_again(
+def test_i31_a_cancelled_item_is_stopped_in_the_child_and_not_tried_again(
     told: Told, handler: Callable[[Any], int]
 ) -> None:
     with pool_of(handler) as pool:
@@ -420,7 +420,7 @@ def test_i31_cancelled_work_is_stopped_over_there_and_not_tried_again(
     assert pool.queue.counts()["dead"] == 2
 
 
-def test_there_is_no_deadline_where_there_is_none_here() -> None:
+def test_without_a_deadline_in_the_parent_the_child_has_none() -> None:
     with pool_of(handlers.effective_deadline) as pool:
         assert pool.submit(1).result() == math.inf
 
@@ -438,7 +438,7 @@ def test_stop_leaves_no_process(told: Told) -> None:
     assert pool.queue.counts()["ready"] == 2
 
 
-def test_a_pool_that_nobody_has_leaves_no_process(told: Told) -> None:
+def test_a_dropped_pool_leaves_no_process(told: Told) -> None:
     pool = pool_of(handlers.block, policy=StopPolicy(sigterm=0.1))
     queue = pool.queue
     queue.put(told.path)  # a future would keep the pool
@@ -479,7 +479,7 @@ def test_i33_a_process_that_is_killed_leaves_none(told: Told, handler: str) -> N
     assert all(process.has_gone() for process in processes)
 
 
-def test_i33_also_if_a_fork_of_it_keeps_its_descriptors(told: Told) -> None:
+def test_i33_also_if_a_fork_of_it_keeps_its_descriptors_open(told: Told) -> None:
     then = (
         "import os\n"
         "if os.fork() == 0: handlers.tell(sys.argv[1], os.getpid()); handlers.until_struck()\n"

@@ -47,7 +47,7 @@ class Deaf:
 # --- events and figures ---------------------------------------------------------------------------
 
 
-def test_who_listens_is_told_what_becomes_of_each_attempt_and_item() -> None:
+def test_on_event_gets_the_end_of_each_attempt_and_item() -> None:
     events: list[WorkEvent] = []
     dead = threading.Event()
 
@@ -82,7 +82,7 @@ def test_who_listens_is_told_what_becomes_of_each_attempt_and_item() -> None:
     assert [str(event.failure) for event in events if event.failure] == ["1", "2", "2"]
 
 
-def test_kills_and_cancels_are_told_apart() -> None:
+def test_kills_and_cancels_are_distinguished() -> None:
     events: list[WorkEvent] = []
     begun = threading.Semaphore(0)
 
@@ -114,7 +114,7 @@ def test_kills_and_cancels_are_told_apart() -> None:
     ]
 
 
-def test_what_a_listener_raises_harms_nobody() -> None:
+def test_an_error_of_on_event_stops_no_worker() -> None:
     def listener(event: WorkEvent) -> None:
         if event.kind == "started":
             raise ZeroDivisionError
@@ -129,7 +129,7 @@ def test_what_a_listener_raises_harms_nobody() -> None:
     assert len(raised) == 1
 
 
-def test_figures_say_who_is_busy() -> None:
+def test_stats_count_the_busy_workers() -> None:
     deaf = Deaf()
     with WorkerPool(deaf, workers=3, policy=GIVE_UP) as pool:
         pool.submit(1)
@@ -165,7 +165,7 @@ def test_i36_a_pool_replaces_workers_up_to_its_limit_in_a_period_and_no_more() -
     assert queue.counts()["ready"] == 1
 
 
-def test_i36_a_pool_that_gives_up_asks_all_its_workers_to_stop_and_ends_a_drain() -> None:
+def test_i36_a_pool_that_fails_asks_all_its_workers_to_stop_and_ends_a_drain() -> None:
     deaf = Deaf()
     cancelled = threading.Event()
 
@@ -200,7 +200,7 @@ def test_i36_a_pool_that_gives_up_asks_all_its_workers_to_stop_and_ends_a_drain(
     pool.stop()
 
 
-def test_the_futures_of_a_pool_that_gives_up_say_so() -> None:
+def test_the_futures_of_a_failed_pool_have_its_error() -> None:
     deaf = Deaf()
     pool = WorkerPool(deaf, workers=1, policy=GIVE_UP, restart=RestartPolicy(max_abandoned=0))
     futures = [pool.submit(item) for item in range(2)]
@@ -214,7 +214,7 @@ def test_the_futures_of_a_pool_that_gives_up_say_so() -> None:
     pool.stop()
 
 
-def test_a_stop_that_was_interrupted_can_be_gone_on_with() -> None:
+def test_an_interrupted_stop_can_be_called_again() -> None:
     deaf = Deaf()
     pool = WorkerPool(deaf, workers=1, policy=StopPolicy(cooperative=NEVER))
     busy, waiting = pool.submit(1), pool.submit(2)
@@ -245,7 +245,7 @@ def test_a_worker_does_not_wait_for_its_own_end() -> None:
 
 
 @pytest.mark.parametrize("path", [None, "jobs.db"])
-def test_an_item_that_is_dead_stands_for_none(path: str | None, tmp_path: Path) -> None:
+def test_a_dead_item_does_not_stand_for_a_new_one(path: str | None, tmp_path: Path) -> None:
     def handler(_: Lease[int]) -> None:
         raise ZeroDivisionError("no luck")
 
@@ -259,7 +259,7 @@ def test_an_item_that_is_dead_stands_for_none(path: str | None, tmp_path: Path) 
                 pool.submit(1, key="k").result()
 
 
-def test_futures_of_what_is_left_in_a_queue_that_was_passed_in_are_told() -> None:
+def test_futures_of_items_left_in_a_given_queue_are_cancelled() -> None:
     queue: LeaseQueue[int] = LeaseQueue()
     deaf = Deaf()
     pool = WorkerPool(deaf, workers=1, queue=queue)
@@ -335,7 +335,7 @@ print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
 """
 
 
-def test_a_signal_gives_back_what_was_not_finished_and_the_program_goes_on() -> None:
+def test_a_signal_requeues_unfinished_items_and_the_program_goes_on() -> None:
     with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as it:
         assert it.stdout is not None
         assert it.stdout.readline() == "begun\n"
@@ -345,7 +345,7 @@ def test_a_signal_gives_back_what_was_not_finished_and_the_program_goes_on() -> 
     assert it.returncode == 0
 
 
-def test_a_second_signal_does_what_it_did_before() -> None:
+def test_a_second_signal_has_its_former_effect() -> None:
     got: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda signum, _: got.append(signum))
     try:
@@ -361,7 +361,7 @@ def test_a_second_signal_does_what_it_did_before() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_signals_that_make_no_sense_are_refused_and_nothing_stays_behind() -> None:
+def test_invalid_signals_are_refused_and_nothing_stays_installed() -> None:
     with pytest.raises(TypeError, match="needs a signal"):
         desist.cancel_on_signal()
     with pytest.raises(ValueError, match="not a valid Signals"):

@@ -126,7 +126,7 @@ def test_errors_are_those_of_subprocess_run() -> None:
             desist.run(["printf", "\\377"], capture_output=True, encoding="ascii")
 
 
-def test_much_goes_in_and_out_at_once() -> None:
+def test_large_input_and_output_pass_at_the_same_time() -> None:
     data = os.urandom(3_000_000)
     code = (
         "data = sys.stdin.buffer.read()\n"
@@ -245,7 +245,7 @@ def test_a_child_may_clean_up() -> None:
         assert pipe.rest() == "bye"
 
 
-def test_a_child_that_cleans_up_may_still_say_much() -> None:
+def test_a_child_that_cleans_up_may_still_print_much() -> None:
     with tied() as pipe:
         code = (
             "def last(*_):\n"
@@ -264,7 +264,7 @@ def test_a_child_that_cleans_up_may_still_say_much() -> None:
 
 
 @pytest.mark.parametrize("stubborn", ["SIG_IGN", "stopped"])
-def test_a_child_that_does_not_listen_is_killed(stubborn: str) -> None:
+def test_a_child_that_ignores_sigterm_is_killed(stubborn: str) -> None:
     with tied() as pipe:
         before = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
         if stubborn == "stopped":
@@ -285,7 +285,7 @@ def test_without_grace_there_is_no_warning() -> None:
         assert pipe.rest() == ""
 
 
-def test_a_child_that_is_stopped_hears_of_it() -> None:
+def test_a_suspended_child_is_stopped() -> None:
     with tied() as pipe:
         before = f"os.write({pipe.writer}, b'up'); os.kill(os.getpid(), signal.SIGSTOP)"
         with in_its_wait(blocker(pipe, before)) as victim:
@@ -294,7 +294,7 @@ def test_a_child_that_is_stopped_hears_of_it() -> None:
         assert isinstance(victim.raised, Cancelled)
 
 
-def test_what_a_child_leaves_running_is_left_alone_unless_it_is_stopped() -> None:
+def test_processes_that_a_child_leaves_running_are_left_alone_unless_it_is_stopped() -> None:
     with nothing_left(), Tied() as pipe, ExitStack() as kept:
         reader, writer = os.pipe()
         kept.callback(os.close, reader)
@@ -344,7 +344,7 @@ def test_a_preexec_fn_may_make_the_group() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_wherever_a_kill_strikes_the_child_is_gone() -> None:
+def test_wherever_a_kill_is_raised_the_child_has_ended() -> None:
     def run(pipe: Tied) -> None:
         desist.run("exec cat", shell=True, input=b"x", capture_output=True, pass_fds=[pipe.writer])
 
@@ -384,7 +384,7 @@ def let_go(process: subprocess.Popen[bytes]) -> None:
     process.stdin.close()
 
 
-def test_wait_tells_the_code(way: str) -> None:
+def test_wait_returns_the_exit_code(way: str) -> None:
     assert way
     with cat() as process:
         with in_its_wait(lambda: desist.wait(process)) as victim:
@@ -432,7 +432,7 @@ def test_run_works_without_descriptors_for_processes(way: str) -> None:
     del way
 
 
-def test_a_child_that_somebody_else_has_reaped_is_over() -> None:
+def test_a_child_that_was_reaped_elsewhere_has_ended() -> None:
     with nothing_left(), subprocess.Popen(["true"]) as process:
         os.waitpid(process.pid, 0)
         assert desist.wait(process) == 0  # as Popen.wait() says it
@@ -449,7 +449,7 @@ def test_a_child_that_somebody_else_has_reaped_is_over() -> None:
         assert victim.results == [0]
 
 
-def test_children_that_nobody_is_told_of_are_waited_for() -> None:
+def test_children_are_waited_for_without_sigchld() -> None:
     code = """
 import signal, subprocess, desist
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -478,7 +478,7 @@ def test_the_child_of_another_process_cannot_be_waited_for() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no such descriptors here")
-def test_without_a_descriptor_to_wait_with_nothing_is_left(
+def test_without_a_free_descriptor_nothing_is_left_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(_pid: int) -> int:
@@ -495,7 +495,7 @@ def test_without_a_descriptor_to_wait_with_nothing_is_left(
         let_go(process)
 
 
-def test_a_fork_while_run_waits_takes_nothing_from_it() -> None:
+def test_a_fork_during_run_takes_no_output_from_it() -> None:
     with tied() as pipe:
         code = f"os.write({pipe.writer}, b'up'); sys.stdin.read()"
         reader, writer = os.pipe()
@@ -526,7 +526,7 @@ def test_it_works_on_every_thread_and_many_at_once() -> None:
         assert [future.result(NEVER) for future in futures] == [b"x"] * 20
 
 
-def test_the_way_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_way_of_windows_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_process, "_WINDOWS", True)
     assert desist.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
     with nothing_left():

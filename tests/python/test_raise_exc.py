@@ -34,7 +34,7 @@ BODIES = pytest.mark.parametrize("body", [spin, wait], ids=lambda body: body.__n
 @pytest.mark.parametrize(
     "exc", [KeyError, KeyError("which"), KeyboardInterrupt], ids=["class", "instance", "base"]
 )
-def test_what_is_raised_is_what_was_given(body: Callable[..., None], exc: Any) -> None:
+def test_the_given_exception_is_raised(body: Callable[..., None], exc: Any) -> None:
     with Victim(body) as victim:
         victim.raise_exc(exc)
     kind = exc if isinstance(exc, type) else type(exc)
@@ -45,7 +45,7 @@ def test_what_is_raised_is_what_was_given(body: Callable[..., None], exc: Any) -
 
 
 @BODIES
-def test_a_handler_of_its_class_catches_it_and_it_does_not_come_again(
+def test_a_handler_of_its_class_catches_it_and_it_is_not_raised_again(
     body: Callable[..., None],
 ) -> None:
     caught: list[BaseException] = []
@@ -66,14 +66,14 @@ def test_a_handler_of_its_class_catches_it_and_it_does_not_come_again(
 
 
 @BODIES
-def test_terminate_ends_a_thread_without_a_word(body: Callable[..., None]) -> None:
+def test_terminate_ends_a_thread_without_a_report(body: Callable[..., None]) -> None:
     with Victim(body) as victim:
         victim.terminate()
     assert isinstance(victim.raised, SystemExit)
     assert not victim.is_alive()
 
 
-def test_i24_a_clean_up_zone_and_a_lock_hold_it_off() -> None:
+def test_i24_a_clean_up_zone_and_a_lock_defer_it() -> None:
     lock, inside, go_on = desist.Lock(), threading.Event(), threading.Event()
     steps: list[str] = []
 
@@ -98,7 +98,7 @@ def test_i24_a_clean_up_zone_and_a_lock_hold_it_off() -> None:
     assert not lock.locked()
 
 
-def test_i22_nothing_behind_the_body_is_struck() -> None:
+def test_i22_it_is_not_raised_behind_the_body() -> None:
     for _ in range(200):
         started = threading.Event()
         seen: list[BaseException] = []
@@ -121,7 +121,7 @@ def test_i22_nothing_behind_the_body_is_struck() -> None:
         assert not seen
 
 
-def test_a_kill_goes_before() -> None:
+def test_a_kill_takes_precedence() -> None:
     with Victim(spin) as victim, desist.Lock():
         victim.raise_exc(KeyError)
         report = victim.kill(policy=INSIST)
@@ -149,7 +149,7 @@ def test_on_the_calling_thread_it_is_raised_at_once() -> None:
     assert isinstance(victim.raised, SystemExit)
 
 
-def test_a_thread_that_is_not_started_cannot_be_raised_in() -> None:
+def test_it_cannot_be_raised_in_a_thread_that_is_not_started() -> None:
     with pytest.raises(RuntimeError, match="start it first"):
         desist.Thread().raise_exc(KeyError)
     with pytest.raises(RuntimeError, match="start it first"):
@@ -157,7 +157,7 @@ def test_a_thread_that_is_not_started_cannot_be_raised_in() -> None:
 
 
 @pytest.mark.parametrize("bad", [7, None, "text", int, object()])
-def test_what_is_no_exception_cannot_be_raised(bad: Any) -> None:
+def test_an_object_that_is_no_exception_cannot_be_raised(bad: Any) -> None:
     with Victim(spin) as victim:
         with pytest.raises(TypeError, match="must derive from BaseException"):
             victim.raise_exc(bad)

@@ -32,7 +32,7 @@ def test_a_timeout_is_an_error() -> None:
     assert scope.cause.kind is CauseKind.DEADLINE
 
 
-def test_a_cancel_is_a_decision() -> None:
+def test_a_cancel_is_no_error() -> None:
     with desist.cancel_scope(timeout=NEVER) as scope:
         assert scope.cancel("enough")
         assert not scope.cancel("again")
@@ -42,7 +42,7 @@ def test_a_cancel_is_a_decision() -> None:
     assert (scope.cause.kind, scope.cause.reason) == (CauseKind.EXPLICIT, "enough")
 
 
-def test_move_on_is_quiet_in_both_cases() -> None:
+def test_move_on_raises_in_neither_case() -> None:
     with desist.move_on_after(0) as after:
         desist.checkpoint()
     with desist.move_on_after(deadline=desist.current_time()) as at:
@@ -107,7 +107,7 @@ def test_no_phantom_timeout() -> None:
     assert not inner.cancelled_caught
 
 
-def test_the_tightest_deadline_counts() -> None:
+def test_the_earliest_deadline_counts() -> None:
     assert desist.current_effective_deadline() == math.inf
     with desist.cancel_scope(timeout=10) as outer:
         with desist.cancel_scope(timeout=20) as inner:
@@ -159,7 +159,7 @@ def test_a_shield_hides_what_is_outside_for_so_long() -> None:
     assert reached == ["inside", "behind"]
 
 
-def test_clean_up_sees_the_grace_that_the_canceller_gave() -> None:
+def test_clean_up_has_the_grace_of_the_cancel() -> None:
     with desist.cancel_scope() as scope:
         scope.cancel(grace=7)
         assert scope.cause is not None
@@ -207,7 +207,7 @@ def test_a_token_of_a_scope_lets_other_threads_see_it() -> None:
     assert not desist.current_token().cancelled
 
 
-def test_who_was_in_a_scope_and_is_still_below_it_is_told_when_it_is_left() -> None:
+def test_a_token_below_a_scope_is_cancelled_when_the_scope_is_left() -> None:
     with desist.cancel_scope() as scope:
         child = desist.CancelSource(scope.token)
     cause = child.token.cause
@@ -225,7 +225,7 @@ def test_scopes_are_a_threads_own() -> None:
 # --- swallowing -----------------------------------------------------------------------------------
 
 
-def test_code_that_swallows_its_cancellation_is_told_so() -> None:
+def test_code_that_swallows_its_cancellation_gets_a_warning() -> None:
     with desist.move_on_after(0):
         with pytest.raises(Cancelled):
             desist.checkpoint()
@@ -233,7 +233,7 @@ def test_code_that_swallows_its_cancellation_is_told_so() -> None:
             desist.checkpoint()
 
 
-def test_a_loop_that_swallows_is_told_once_and_slowed_down() -> None:
+def test_a_loop_that_swallows_gets_one_warning_and_is_slowed_down() -> None:
     with desist.move_on_after(0), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         began = desist.current_time()
@@ -248,7 +248,7 @@ def test_a_loop_that_swallows_is_told_once_and_slowed_down() -> None:
 # --- misuse ---------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_of_order_is_gone_and_the_others_work() -> None:
+def test_a_scope_left_out_of_order_is_closed_and_the_others_work() -> None:
     outer, inner = desist.cancel_scope(), desist.cancel_scope()
     outer.__enter__()
     inner.__enter__()
@@ -262,7 +262,7 @@ def test_what_is_left_out_of_order_is_gone_and_the_others_work() -> None:
     assert desist.current_effective_deadline() == math.inf
 
 
-def test_scopes_go_when_they_are_left() -> None:
+def test_scopes_are_freed_when_they_are_left() -> None:
     with desist.cancel_scope(timeout=NEVER) as scope, desist.fail_after(NEVER) as timeout:
         token = scope.token
         gone: list[weakref.ref[Any]] = [*map(weakref.ref, (scope, timeout, token))]
@@ -271,7 +271,7 @@ def test_scopes_go_when_they_are_left() -> None:
     assert [ref() for ref in gone] == [None] * 3
 
 
-def test_a_scope_in_a_generator_that_is_thrown_away_ends_with_it() -> None:
+def test_a_scope_in_a_dropped_generator_ends_with_it() -> None:
     def numbers() -> Any:
         with desist.move_on_after(NEVER):
             yield 1
@@ -498,7 +498,7 @@ class Real:
     (Block("cleanup", False, (Block("cleanup", False, (("cancel without grace", 1), "look")),)),)
 )
 @given(programs())
-def test_scopes_do_what_the_model_does(
+def test_scopes_behave_as_the_model(
     program: tuple[Block | str | tuple[str, int], ...],
 ) -> None:
     model, real = Model(), Real()

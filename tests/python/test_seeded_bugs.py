@@ -19,7 +19,7 @@ spec.loader.exec_module(seeded_bugs)
 
 
 @pytest.mark.parametrize("bug", seeded_bugs.BUGS, ids=lambda bug: bug.name)
-def test_what_is_to_be_changed_is_there_once(bug: Any) -> None:
+def test_the_text_of_each_edit_is_in_the_source_once(bug: Any) -> None:
     source = (seeded_bugs.ROOT / bug.file).read_text()
     for text, _ in bug.edits:
         assert len(seeded_bugs.anywhere(text).findall(source)) == 1, text

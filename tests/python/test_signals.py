@@ -136,7 +136,7 @@ def test_a_handler_that_raises_in_a_wait_leaves_the_lock_as_it_was() -> None:
     assert said == ["raised", "free"]
 
 
-def test_a_signal_to_another_thread_is_answered_by_the_main_thread() -> None:
+def test_a_signal_to_another_thread_is_handled_by_the_main_thread() -> None:
     said = talk(
         """
         def handler(*_):
@@ -155,7 +155,7 @@ def test_a_signal_to_another_thread_is_answered_by_the_main_thread() -> None:
     assert said == ["handled", "left"]
 
 
-def test_answers_come_long_before_the_slice_of_the_clock() -> None:
+def test_handlers_run_long_before_the_end_of_the_time_slice() -> None:
     # From the parent's signal to the child's answer, over several signals: the best of them is
     # far below the half second after which a deaf main thread would look by itself.
     script = PROLOGUE + textwrap.dedent(

@@ -159,7 +159,7 @@ def test_every_wait_ends_with_the_deadline_of_its_block(wait: Wait) -> None:
     ends_with_the_deadline_of_its_block(wait[0])
 
 
-def test_every_wait_looks_before_it_begins(wait: Wait) -> None:
+def test_every_wait_is_a_checkpoint_before_it_begins(wait: Wait) -> None:
     looks_before_it_begins(wait[0])
 
 
@@ -193,7 +193,7 @@ def test_every_wait_ends_when_its_socket_is_closed(wait: Wait) -> None:
     victim.raised = None
 
 
-def test_a_wait_never_takes_what_comes_to_the_next_file_of_the_same_number() -> None:
+def test_a_wait_never_reads_from_the_next_file_with_the_same_descriptor() -> None:
     with nothing_left():
         one, other = socket.socketpair()
         number = one.fileno()
@@ -208,7 +208,7 @@ def test_a_wait_never_takes_what_comes_to_the_next_file_of_the_same_number() -> 
     assert isinstance(victim.raised, OSError)
 
 
-def test_who_waits_without_the_socket_hears_of_its_end_too() -> None:
+def test_a_wait_on_a_bare_descriptor_ends_with_its_close() -> None:
     one, other = socket.socketpair()
     with other, in_its_wait(lambda: desist.wait_readable(one)) as victim:
         one.close()
@@ -239,7 +239,7 @@ def test_a_closed_socket_refuses_everything(pair: tuple[socket.socket, socket.so
 # --- nothing happened -----------------------------------------------------------------------------
 
 
-def test_what_comes_after_a_cancelled_recv_is_for_the_next(
+def test_data_after_a_cancelled_recv_is_for_the_next_one(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     one, other = pair
@@ -256,7 +256,7 @@ def test_what_comes_after_a_cancelled_recv_is_for_the_next(
         one.recv(1)
 
 
-def test_what_could_be_done_is_not_done_in_cancelled_code(
+def test_a_ready_operation_is_not_performed_in_cancelled_code(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     one, other = pair
@@ -279,7 +279,7 @@ def test_a_cancelled_sendall_has_sent_a_part(pair: tuple[socket.socket, socket.s
     assert 0 < len(other.recv(10_000_000)) < 10_000_000
 
 
-def test_a_cancelled_sendfile_tells_by_the_file_how_much_was_sent(
+def test_the_file_position_after_a_cancelled_sendfile_is_the_amount_sent(
     pair: tuple[socket.socket, socket.socket], tmp_path: Path
 ) -> None:
     one, other = pair
@@ -295,7 +295,7 @@ def test_a_cancelled_sendfile_tells_by_the_file_how_much_was_sent(
     assert 0 < received == sent < 10_000_000
 
 
-def test_a_cancelled_connect_can_be_gone_on_with() -> None:
+def test_a_cancelled_connect_can_be_continued() -> None:
     with nothing_left(), ExitStack() as kept:
         listener = kept.enter_context(plain.socket())
         listener.bind(("127.0.0.1", 0))
@@ -369,7 +369,7 @@ def test_datagrams_have_their_sender() -> None:
         assert other.recv(100) == b""
 
 
-def test_all_but_what_is_ours_is_the_standard_library_s() -> None:
+def test_all_other_names_are_those_of_the_standard_library() -> None:
     assert socket.AF_INET is plain.AF_INET
     assert socket.gaierror is plain.gaierror
     assert set(socket.__all__) <= set(plain.__all__) <= set(dir(socket))
@@ -380,7 +380,7 @@ def test_all_but_what_is_ours_is_the_standard_library_s() -> None:
     assert {"run", "wait", "socket", "ssl"} <= set(dir(desist))
 
 
-def test_a_socket_that_does_not_wait_is_no_checkpoint(
+def test_a_non_blocking_socket_is_no_checkpoint(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     one, other = pair
@@ -419,7 +419,7 @@ def test_timeouts_are_checked_and_inherited(pair: tuple[socket.socket, socket.so
         plain.setdefaulttimeout(None)
 
 
-def test_what_is_detached_blocks_again(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_detached_socket_blocks_again(pair: tuple[socket.socket, socket.socket]) -> None:
     one, other = pair
     assert not os.get_blocking(one.fileno())
     with in_its_wait(lambda: one.recv(1)) as victim:
@@ -461,9 +461,7 @@ def test_every_address_is_tried_and_all_errors_are_told(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("use", ["getaddrinfo", "create_connection", "connect", "sendto"])
-def test_a_resolution_that_takes_long_is_left_behind(
-    use: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_resolution_is_abandoned(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
 
     def slow(*_: object) -> None:
@@ -489,7 +487,7 @@ def test_a_resolution_that_takes_long_is_left_behind(
     assert over.wait(NEVER)
 
 
-def test_a_resolution_raises_what_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolution_raises_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object) -> None:
         raise plain.gaierror(plain.EAI_NONAME, "Name or service not known")
 

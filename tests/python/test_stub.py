@@ -27,7 +27,7 @@ def run(*arguments: str | Path) -> None:
 
 @pytest.mark.skipif(not BUILDS, reason="the stub is made by maturin and cargo, and one is missing")
 @pytest.mark.timeout(600)  # what is built for `make` is used, if it is there
-def test_the_stub_is_what_the_extension_says(tmp_path: Path) -> None:
+def test_the_stub_is_that_of_the_extension(tmp_path: Path) -> None:
     anew = tmp_path / "_core.pyi"
     run("tools/stubs.py", anew)
     committed = ROOT / "python" / "desist" / "_core.pyi"
@@ -36,7 +36,7 @@ def test_the_stub_is_what_the_extension_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_stubs_are_true_of_the_modules() -> None:
+def test_stubtest_accepts_the_stubs() -> None:
     run("-m", "mypy.stubtest", "desist")
 
 

@@ -68,7 +68,7 @@ def found(sweep: Callable[[], object]) -> SweepError:
 
 
 @pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
-def test_code_that_holds_passes(sweep: Callable[..., SweepReport]) -> None:
+def test_correct_code_passes(sweep: Callable[..., SweepReport]) -> None:
     report = sweep(transfer, Bank.check, setup=Bank)
     assert report.points > 20
     assert report.points == report.stopped + report.finished
@@ -76,7 +76,7 @@ def test_code_that_holds_passes(sweep: Callable[..., SweepReport]) -> None:
     assert report.swallowed == report.missed == 0
 
 
-def test_code_that_does_not_is_found_with_the_line_and_found_again_alone() -> None:
+def test_incorrect_code_is_found_with_its_line_and_again_by_its_point() -> None:
     error = found(lambda: sweep_kills(transfer_and_hope, Bank.check, setup=Bank))
     assert error.function.endswith("transfer_and_hope")
     assert error.filename == __file__
@@ -95,13 +95,13 @@ def test_code_that_does_not_is_found_with_the_line_and_found_again_alone() -> No
     assert (again.point, again.line, again.offset) == (error.point, error.line, error.offset)
 
 
-def test_a_point_that_holds_passes_alone() -> None:
+def test_a_correct_point_passes_alone() -> None:
     report = sweep_kills(transfer_and_hope, Bank.check, setup=Bank, only=1)
     assert report == SweepReport(points=1, stopped=1, swallowed=0, finished=0, missed=0)
     assert str(report) == "1 points: 1 stopped, 0 finished"
 
 
-def test_a_lock_may_hold_the_kill_off() -> None:
+def test_a_lock_may_defer_the_kill() -> None:
     report = sweep_kills(transfer_and_hope, Bank.check, setup=Bank, defer=True)
     assert report.stopped > 10
 
@@ -120,7 +120,7 @@ def test_a_lock_of_threading_is_found_held() -> None:
     assert error.__cause__ is None
 
 
-def test_a_cancel_that_finds_work_half_done_is_found() -> None:
+def test_a_cancel_in_the_middle_of_a_change_is_found() -> None:
     def work(done: list[int]) -> None:
         done.append(1)
         desist.checkpoint()
@@ -130,7 +130,7 @@ def test_a_cancel_that_finds_work_half_done_is_found() -> None:
     assert "cancelled in front of bytecode" in str(error)
 
 
-def test_what_swallows_is_counted() -> None:
+def test_swallowed_kills_are_counted() -> None:
     def work() -> None:
         with suppress(BaseException):
             log()
@@ -151,7 +151,7 @@ def test_pytest_may_fail_in_the_check() -> None:
     )
 
 
-def test_code_that_fails_by_itself_is_no_victim() -> None:
+def test_code_that_fails_by_itself_is_refused() -> None:
     error = found(lambda: sweep_kills(lambda: 1 / 0))
     assert "fn failed, though nothing has stopped the code" in str(error)
     assert isinstance(error.__cause__, ZeroDivisionError)
@@ -169,7 +169,7 @@ def test_code_that_turns_a_kill_into_an_error_is_found() -> None:
     assert isinstance(error.__cause__, ValueError)
 
 
-def test_a_run_that_hangs_ends_and_tells_where() -> None:
+def test_a_hung_run_ends_with_its_stack() -> None:
     def work(lock: Any) -> None:
         for _ in range(2):
             try:
@@ -193,7 +193,7 @@ def test_a_run_that_hangs_ends_and_tells_where() -> None:
 # --- what is struck -------------------------------------------------------------------------------
 
 
-def test_nothing_but_the_code_is_struck() -> None:
+def test_only_the_code_under_test_is_killed() -> None:
     stop = threading.Event()
 
     def bystand() -> None:
@@ -229,14 +229,14 @@ def use_a_pool() -> None:
 
 
 @pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
-def test_the_handlers_of_a_pool_are_struck(sweep: Callable[..., SweepReport]) -> None:
+def test_the_handlers_of_a_pool_are_killed(sweep: Callable[..., SweepReport]) -> None:
     # What is cancelled by nobody that the pool knows of is leased again, too.
     report = sweep(use_a_pool, victims="started")
     assert report.points > 10
     assert report.stopped > 3
 
 
-def test_threads_are_struck_and_fn_is_not() -> None:
+def test_threads_are_killed_and_fn_is_not() -> None:
     def work(done: list[str]) -> None:
         thread = desist.Thread(target=log)
         thread.start()
@@ -265,7 +265,7 @@ def test_every_bytecode_of_fn_is_a_point() -> None:
     assert 2 * once < twice < 2 * once + 15
 
 
-def test_code_that_takes_fewer_bytecodes_now_and_then_is_swept_all_the_same() -> None:
+def test_code_with_a_varying_number_of_bytecodes_is_swept() -> None:
     runs: list[int] = []
 
     def work() -> None:
@@ -277,7 +277,7 @@ def test_code_that_takes_fewer_bytecodes_now_and_then_is_swept_all_the_same() ->
     assert report.points > 20
 
 
-def test_garbage_of_others_is_not_collected_inside() -> None:
+def test_garbage_is_not_collected_inside_the_code() -> None:
     def work() -> None:
         enabled.append(gc.isenabled())
 
@@ -287,7 +287,7 @@ def test_garbage_of_others_is_not_collected_inside() -> None:
     assert gc.isenabled()
 
 
-def test_a_finalizer_that_is_struck_is_not_reported() -> None:
+def test_a_killed_finalizer_is_not_reported() -> None:
     class Final:
         def __del__(self) -> None:
             log()
@@ -317,18 +317,18 @@ def test_too_many_points_are_refused_at_once() -> None:
         sweep_kills(work, limit=500)
 
 
-def test_a_sweep_of_nothing_is_refused() -> None:
+def test_a_sweep_without_points_is_refused() -> None:
     with pytest.raises(ValueError, match="there is nothing to sweep"):
         sweep_kills(log, victims="started")
 
 
-def test_victims_that_there_are_not() -> None:
+def test_unknown_victims_are_refused() -> None:
     with pytest.raises(ValueError, match="'fn' or 'started', not 'all'"):
         sweep_kills(log, victims="all")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(("only", "message"), [(0, "at least 1"), (10_000, "no bytecode 10000")])
-def test_a_point_that_there_is_not(only: int, message: str) -> None:
+def test_an_unknown_point_is_refused(only: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sweep_kills(log, only=only)
 
@@ -343,7 +343,7 @@ def test_the_caller_may_be_cancelled() -> None:
 # --- beside other tools ---------------------------------------------------------------------------
 
 
-def test_other_tracers_are_back_afterwards() -> None:
+def test_other_tracers_are_restored_afterwards() -> None:
     def tracer(*_: object) -> None:
         return None
 

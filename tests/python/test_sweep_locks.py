@@ -270,7 +270,7 @@ def test_i20_a_kill_at_any_bytecode_leaves_nothing_held(
 
 
 @cases
-def test_i24_a_kill_that_is_held_off_leaves_nothing_held_and_poisons_nothing(
+def test_i24_a_deferred_kill_leaves_nothing_held_and_poisons_nothing(
     guard: str, use: Callable[[Protected], None]
 ) -> None:
     def check(state: Protected) -> None:

@@ -105,7 +105,7 @@ class Steps:
 
 @pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
 @pytest.mark.parametrize("body", MASKED, ids=lambda body: body.__name__)
-def test_i24_what_is_masked_happens_whole_or_not_at_all_and_a_kill_arrives(
+def test_i24_a_masked_block_runs_whole_or_not_at_all_and_the_kill_is_raised(
     body: Callable[[Callable[[], None], Callable[[], None], Lock], None], *, defer: bool
 ) -> None:
     whole = 0

@@ -156,7 +156,7 @@ class Partner:
 
 @queues
 @sweeps
-def test_i12_whoever_waits_for_an_item_gets_what_is_put(
+def test_i12_a_waiting_get_receives_the_item_that_is_put(
     queue: str, sweep: Callable[..., SweepReport]
 ) -> None:
     def put(state: Partner) -> None:
@@ -178,7 +178,7 @@ def test_i12_whoever_waits_for_an_item_gets_what_is_put(
 
 @queues
 @sweeps
-def test_i12_whoever_waits_for_a_place_gets_it(
+def test_i12_a_waiting_put_gets_the_room_that_is_made(
     queue: str, sweep: Callable[..., SweepReport]
 ) -> None:
     if queue == "SimpleQueue":

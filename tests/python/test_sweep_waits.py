@@ -107,7 +107,7 @@ class Rendezvous:
 
 @pytest.mark.parametrize("use", [Rendezvous.wait, Rendezvous.wait_by_hand])
 @sweeps
-def test_who_waits_for_a_condition(
+def test_a_wait_for_a_condition(
     use: Callable[[Rendezvous], None], sweep: Callable[..., SweepReport]
 ) -> None:
     def setup() -> Rendezvous:
@@ -121,7 +121,7 @@ def test_who_waits_for_a_condition(
 
 
 @sweeps
-def test_who_notifies_a_condition(sweep: Callable[..., SweepReport]) -> None:
+def test_a_notify_of_a_condition(sweep: Callable[..., SweepReport]) -> None:
     def setup() -> Rendezvous:
         state = Rendezvous()
         state.others.append(in_the_background(state.wait))
@@ -141,7 +141,7 @@ def test_who_notifies_a_condition(sweep: Callable[..., SweepReport]) -> None:
 
 @pytest.mark.parametrize("action", [None, int])
 @sweeps
-def test_a_barrier_lets_all_through_or_none(
+def test_a_barrier_passes_all_threads_or_none(
     action: Callable[[], object] | None, sweep: Callable[..., SweepReport]
 ) -> None:
     class State:
@@ -218,7 +218,7 @@ def test_wait_any_takes_one_and_leaves_no_trace_of_the_others(
 
 
 @sweeps
-def test_futures_and_threads_that_are_waited_for(sweep: Callable[..., SweepReport]) -> None:
+def test_waits_for_futures_and_threads(sweep: Callable[..., SweepReport]) -> None:
     class State:
         def __init__(self) -> None:
             self.future: concurrent.futures.Future[int] = concurrent.futures.Future()
@@ -246,7 +246,7 @@ def test_futures_and_threads_that_are_waited_for(sweep: Callable[..., SweepRepor
 
 
 @sweeps
-def test_a_future_of_a_pool_that_is_looked_at(sweep: Callable[..., SweepReport]) -> None:
+def test_a_result_of_a_pools_future(sweep: Callable[..., SweepReport]) -> None:
     def handle(lease: desist.Lease[int]) -> int:
         return lease.item
 
@@ -299,7 +299,7 @@ def test_blocks_leave_no_deadline_armed(sweep: Callable[..., SweepReport]) -> No
 
 
 @sweeps
-def test_a_socket_goes_on_where_it_was(sweep: Callable[..., SweepReport]) -> None:
+def test_a_socket_continues_at_the_same_byte(sweep: Callable[..., SweepReport]) -> None:
     class State:
         def __init__(self) -> None:
             self.one, self.other = socket.socketpair()

@@ -42,7 +42,7 @@ def conversation() -> list[tuple[str, int, int]]:
     return log
 
 
-def test_i16_waits_take_no_real_time_and_end_at_their_very_deadline() -> None:
+def test_i16_waits_take_no_real_time_and_end_exactly_at_their_deadline() -> None:
     def body() -> float:
         start = desist.current_time()
         desist.sleep(1e6)
@@ -68,7 +68,7 @@ def test_threads_wait_for_each_other_in_simulated_time() -> None:
     ]
 
 
-def test_i39_a_run_can_be_had_again_and_another_seed_is_another_run() -> None:
+def test_i39_a_run_is_reproducible_and_another_seed_is_another_run() -> None:
     def race() -> str:
         order: list[str] = []
         threads = [desist.Thread(target=order.append, args=(letter,)) for letter in "abcdef"]
@@ -100,7 +100,7 @@ def test_a_deadlock_is_raised_where_the_run_waits() -> None:
     testing.run(body)
 
 
-def test_threads_that_are_left_over_and_stuck_are_cancelled_and_reported() -> None:
+def test_stuck_threads_left_at_the_end_are_cancelled_and_reported() -> None:
     threads = [desist.Thread(target=desist.sleep_forever, name=f"sleeper {n}") for n in (1, 2)]
 
     def body() -> None:
@@ -129,7 +129,7 @@ def test_a_run_waits_for_threads_that_still_have_something_to_do() -> None:
     assert done == [pytest.approx(start + 100)]
 
 
-def test_deadlines_of_those_who_only_look_come_in_simulated_time() -> None:
+def test_deadlines_come_in_simulated_time_to_code_that_only_polls() -> None:
     def body() -> list[object]:
         source = desist.CancelSource(timeout=50)
         seen: list[object] = []
@@ -168,7 +168,7 @@ def test_a_thread_can_be_killed_in_simulated_time() -> None:
     assert testing.run(body) is desist.TaskState.CANCELLED
 
 
-def test_descriptors_are_looked_at_before_time_jumps() -> None:
+def test_descriptors_are_polled_before_time_jumps() -> None:
     def body() -> list[bool]:
         reader, writer = os.pipe()
         seen: list[bool] = []
@@ -191,7 +191,7 @@ def test_descriptors_are_looked_at_before_time_jumps() -> None:
     assert testing.run(body) == [True, True, False]
 
 
-def test_a_clock_that_does_not_jump_by_itself_is_moved_by_hand() -> None:
+def test_a_manual_clock_is_moved_by_jump() -> None:
     clock = testing.MockClock(autojump=False)
     woken: list[int] = []
 
@@ -231,12 +231,12 @@ def test_a_seed_is_given_once() -> None:
         testing.run(int, clock=testing.MockClock(), seed=1)
 
 
-def test_what_the_function_raises_comes_out() -> None:
+def test_an_error_of_the_function_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         testing.run(lambda: 1 // 0)
 
 
-def test_threads_outside_go_by_the_real_clock() -> None:
+def test_threads_outside_use_the_real_clock() -> None:
     def body() -> float:
         desist.sleep(1e6)
         return desist.current_time() - in_thread(desist.current_time)
@@ -244,7 +244,7 @@ def test_threads_outside_go_by_the_real_clock() -> None:
     assert testing.run(body) > 1e5
 
 
-def test_i40_what_is_given_back_is_no_leak() -> None:
+def test_i40_released_objects_are_no_leak() -> None:
     with testing.no_leaks():
         thread = desist.Thread(target=desist.sleep_forever)
         thread.start()
@@ -254,7 +254,7 @@ def test_i40_what_is_given_back_is_no_leak() -> None:
         thread.join()
 
 
-def test_i40_what_is_left_behind_is_named() -> None:
+def test_i40_leaks_are_named() -> None:
     lock = desist.Lock()
     thread = desist.Thread(target=desist.sleep_forever)
     sources: list[desist.CancelSource] = []
@@ -272,7 +272,7 @@ def test_i40_what_is_left_behind_is_named() -> None:
     thread.join()
 
 
-def test_an_exception_goes_before_a_leak() -> None:
+def test_an_exception_takes_precedence_over_a_leak() -> None:
     lock = desist.Lock()
 
     def fail() -> None:

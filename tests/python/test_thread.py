@@ -29,7 +29,7 @@ def test_it_is_a_threading_thread() -> None:
         thread.start()
 
 
-def test_its_state_tells_where_it_is_in_its_life() -> None:
+def test_its_state_follows_its_life() -> None:
     go_on = threading.Event()
 
     def body(ready: Callable[[], None]) -> None:
@@ -103,7 +103,7 @@ def test_a_thread_cancelled_before_it_starts_stops_at_its_first_checkpoint() -> 
     assert thread.state is TaskState.CANCELLED
 
 
-def test_scopes_and_masks_of_the_starter_are_not_the_threads() -> None:
+def test_scopes_and_masks_of_the_starting_thread_are_not_inherited() -> None:
     seen: list[float] = []
 
     def look() -> None:
@@ -154,7 +154,7 @@ def test_join_before_start_is_refused_as_in_threading() -> None:
         Thread().join()
 
 
-def test_a_thread_and_what_it_was_given_go_when_it_has_run() -> None:
+def test_a_thread_and_its_arguments_are_freed_when_it_has_run() -> None:
     class Argument:
         pass
 
@@ -168,7 +168,7 @@ def test_a_thread_and_what_it_was_given_go_when_it_has_run() -> None:
     assert [ref() for ref in gone] == [None, None]
 
 
-def test_a_killed_thread_goes_too() -> None:
+def test_a_killed_thread_is_freed_too() -> None:
     with Victim(spin) as victim:
         victim.kill(policy=FORCE)
     gone = weakref.ref(victim)
@@ -190,7 +190,7 @@ def test_a_token_of_a_thread_outlives_it() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_thread_begins_wherever_the_one_that_starts_it_is_killed() -> None:
+def test_a_thread_begins_or_not_wherever_its_starter_is_killed() -> None:
     def trial() -> None:
         began = threading.Event()
         started = Thread(target=began.set)

@@ -155,7 +155,7 @@ def test_every_wait_ends_with_the_deadline_of_its_block(wait: Wait) -> None:
     ends_with_the_deadline_of_its_block(wait[0])
 
 
-def test_every_wait_looks_before_it_begins(wait: Wait) -> None:
+def test_every_wait_is_a_checkpoint_before_it_begins(wait: Wait) -> None:
     looks_before_it_begins(wait[0])
 
 
@@ -192,13 +192,13 @@ def test_a_handshake_ends_with_the_deadline_of_its_block(handshake: Call) -> Non
         handshake()
 
 
-def test_a_handshake_looks_before_it_begins(handshake: Call) -> None:
+def test_a_handshake_is_a_checkpoint_before_it_begins(handshake: Call) -> None:
     with desist.move_on_after(0) as scope:
         handshake()
     assert scope.cancelled_caught
 
 
-def test_a_cancelled_handshake_can_be_gone_on_with(
+def test_a_cancelled_handshake_can_be_continued(
     server_side: std.SSLContext, client_side: std.SSLContext
 ) -> None:
     one, other = socket.socketpair()
@@ -266,7 +266,9 @@ def test_a_certificate_that_is_not_trusted_is_refused(server_side: std.SSLContex
             ssl.create_default_context().wrap_socket(one, server_hostname="localhost")
 
 
-def test_a_context_made_elsewhere_learns_it(pair: tuple[std.SSLSocket, std.SSLSocket]) -> None:
+def test_a_context_made_by_ssl_makes_desist_sockets(
+    pair: tuple[std.SSLSocket, std.SSLSocket],
+) -> None:
     context = std.create_default_context(cafile=CERTIFICATE)
     context.sslsocket_class = ssl.SSLSocket
     with context.wrap_socket(plain.socket(), server_hostname="localhost") as sock:
@@ -279,7 +281,7 @@ def test_a_context_made_elsewhere_learns_it(pair: tuple[std.SSLSocket, std.SSLSo
         ssl.no_such_thing  # noqa: B018
 
 
-def test_a_socket_that_does_not_wait_says_what_it_wants(
+def test_a_non_blocking_socket_says_what_it_needs(
     pair: tuple[std.SSLSocket, std.SSLSocket],
 ) -> None:
     client, _ = pair

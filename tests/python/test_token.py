@@ -16,7 +16,7 @@ from support import NEVER, Victim
 # --- causes and trees -----------------------------------------------------------------------------
 
 
-def test_a_cancel_reaches_all_below_and_nobody_above() -> None:
+def test_a_cancel_reaches_all_tokens_below_and_none_above() -> None:
     root = CancelSource()
     child = CancelSource(root.token)
     grandchild = CancelSource(child.token)
@@ -56,7 +56,7 @@ def test_of_many_concurrent_cancels_one_is_the_first() -> None:
     assert [str(number) for number in range(8) if won[number]] == [cause.reason]
 
 
-def test_a_deadline_that_has_passed_is_the_cause_though_somebody_cancels_later() -> None:
+def test_a_passed_deadline_is_the_cause_despite_a_later_cancel() -> None:
     deadline = desist.current_time() - 1
     source = CancelSource(deadline=deadline)
     assert not source.cancel("too late")
@@ -72,7 +72,7 @@ def test_a_child_born_under_a_cancelled_parent_is_cancelled() -> None:
     assert CancelSource(source.token).token.cancelled
 
 
-def test_what_is_below_a_closed_source_is_cancelled() -> None:
+def test_the_tokens_below_a_closed_source_are_cancelled() -> None:
     source = CancelSource()
     child = CancelSource(source.token)
     with source:
@@ -83,7 +83,7 @@ def test_what_is_below_a_closed_source_is_cancelled() -> None:
     assert cause.kind is CauseKind.SCOPE_EXITED
 
 
-def test_a_deadline_is_told_also_to_those_below() -> None:
+def test_a_deadline_cancels_the_tokens_below_too() -> None:
     deadline = desist.current_time() + NEVER
     source = CancelSource(deadline=deadline)
     token = CancelSource(source.token).token
@@ -141,7 +141,7 @@ def test_a_wait_ends_with_the_deadline_or_its_own_time() -> None:
     assert CancelSource().token.wait(0) is False
 
 
-def test_who_waits_and_is_cancelled_itself_is_told_so() -> None:
+def test_a_cancelled_waiter_gets_cancelled() -> None:
     def body(ready: Any) -> None:
         ready()
         CancelSource().token.wait()
@@ -163,7 +163,7 @@ def test_a_callback_runs_once_with_the_cause() -> None:
     assert seen == [source.token.cause]
 
 
-def test_a_callback_for_what_is_cancelled_already_runs_at_once() -> None:
+def test_a_callback_on_a_cancelled_token_runs_at_once() -> None:
     source = CancelSource()
     source.cancel()
     seen: list[CancelCause] = []
@@ -183,7 +183,7 @@ def test_a_callback_that_is_unregistered_never_runs() -> None:
     assert not seen
 
 
-def test_a_callback_stays_registered_though_nobody_keeps_the_registration() -> None:
+def test_a_callback_stays_registered_when_the_registration_is_dropped() -> None:
     source = CancelSource()
     called = threading.Event()
     source.token.on_cancel(lambda _: called.set())
@@ -206,7 +206,7 @@ def test_a_deadline_runs_callbacks_on_a_thread_of_its_own() -> None:
     assert threads != [threading.get_ident()]
 
 
-def test_what_a_callback_raises_is_reported_and_stops_no_other(
+def test_an_error_of_a_callback_is_reported_and_stops_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     unraisable: list[Any] = []
@@ -248,7 +248,7 @@ def test_close_waits_for_a_callback_that_runs() -> None:
     canceller.join()
 
 
-def test_a_registration_that_goes_while_its_callback_runs_waits_for_nothing() -> None:
+def test_a_registration_dropped_while_its_callback_runs_does_not_wait() -> None:
     source = CancelSource()
     inside, go_on = threading.Event(), threading.Event()
 
@@ -303,7 +303,7 @@ def test_cancel_works_from_a_callback_and_from_a_finalizer() -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_tokens_sources_and_callbacks_go_when_nobody_wants_them() -> None:
+def test_dropped_tokens_sources_and_callbacks_are_freed() -> None:
     class Callback:
         def __call__(self, _: CancelCause) -> None:
             pass
@@ -322,7 +322,7 @@ def test_tokens_sources_and_callbacks_go_when_nobody_wants_them() -> None:
     root.cancel()
 
 
-def test_a_callback_goes_once_it_has_run() -> None:
+def test_a_callback_is_freed_once_it_has_run() -> None:
     class Callback:
         def __call__(self, _: CancelCause) -> None:
             pass

@@ -181,16 +181,18 @@ SWALLOWERS = [
 
 
 @pytest.mark.parametrize("body", SWALLOWERS, ids=lambda body: body.__name__)
-def test_i23_what_swallows_a_kill_cannot_go_on(body: Callable[[Callable[[], None]], None]) -> None:
+def test_i23_code_that_swallows_a_kill_cannot_go_on(
+    body: Callable[[Callable[[], None]], None],
+) -> None:
     with Victim(body) as victim:
         report = victim.kill(policy=TRACE)
     assert report.outcome in (KillOutcome.ASYNC_EXC, KillOutcome.TRACE)
     assert report.blocked is None
     assert victim.state is TaskState.KILLED
-    assert nobody_is_watched()
+    assert no_thread_is_watched()
 
 
-def nobody_is_watched() -> bool:
+def no_thread_is_watched() -> bool:
     monitoring: Any = getattr(sys, "monitoring", None)
     return monitoring is None or all(monitoring.get_tool(tool) != "desist" for tool in range(6))
 
@@ -208,7 +210,7 @@ def test_tracing_alone_is_enough() -> None:
         assert victim.kill(policy=TRACE_ALONE).outcome is KillOutcome.TRACE
 
 
-def test_i24_a_mask_holds_off_tracing_too() -> None:
+def test_i24_a_mask_defers_tracing_too() -> None:
     inside, go_on = threading.Event(), threading.Event()
     steps: list[int] = []
 
@@ -235,7 +237,7 @@ def test_i24_a_mask_holds_off_tracing_too() -> None:
     assert victim.state is TaskState.KILLED
 
 
-def test_i22_others_that_run_the_same_code_are_not_struck() -> None:
+def test_i22_other_threads_in_the_same_code_are_not_killed() -> None:
     end = threading.Event()
     others: list[Victim[None]] = []
 
@@ -261,7 +263,7 @@ def test_i22_others_that_run_the_same_code_are_not_struck() -> None:
     assert [other.raised for other in others] == [None] * 2
 
 
-def test_two_at_once_do_not_end_each_other_s_watch() -> None:
+def test_two_kills_at_once_do_not_end_each_others_tracing() -> None:
     victims = [Victim(retries) for _ in range(4)]
     for victim in victims:
         victim.__enter__()
@@ -271,10 +273,10 @@ def test_two_at_once_do_not_end_each_other_s_watch() -> None:
     for killer, victim in zip(killers, victims, strict=True):
         killer.join()
         assert victim.state is TaskState.KILLED
-    assert nobody_is_watched()
+    assert no_thread_is_watched()
 
 
-def test_what_traced_a_thread_before_traces_it_again() -> None:
+def test_a_former_tracer_of_a_thread_traces_it_again() -> None:
     seen: list[str] = []
 
     def tracer(frame: Any, event: str, _: object) -> Any:
@@ -314,7 +316,7 @@ def test_what_traced_a_thread_before_traces_it_again() -> None:
     assert seen[-1] == "over"
 
 
-def test_who_comes_back_from_c_after_it_was_given_up_is_not_traced_any_more() -> None:
+def test_an_abandoned_thread_that_returns_from_c_is_not_traced_any_more() -> None:
     end = threading.Event()
     seen: list[object] = []
 
@@ -333,4 +335,4 @@ def test_who_comes_back_from_c_after_it_was_given_up_is_not_traced_any_more() ->
         assert report.blocked is not None
         end.set()
     threading.Thread.join(victim)
-    assert nobody_is_watched()
+    assert no_thread_is_watched()

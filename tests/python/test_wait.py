@@ -68,7 +68,7 @@ def test_every_wait_ends_with_the_deadline_of_its_block(wait: Callable[[], objec
     ends_with_the_deadline_of_its_block(wait)
 
 
-def test_every_wait_looks_before_it_begins(wait: Callable[[], object]) -> None:
+def test_every_wait_is_a_checkpoint_before_it_begins(wait: Callable[[], object]) -> None:
     looks_before_it_begins(wait)
 
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_outside_any_scope_does_nothing() -> None:
     desist.sleep(0)
 
 
-def test_a_sleep_lasts_as_long_as_it_says() -> None:
+def test_a_sleep_lasts_its_time() -> None:
     began = desist.current_time()
     desist.sleep(0.02)
     assert desist.current_time() - began >= 0.02
@@ -115,7 +115,7 @@ def test_the_current_token_is_the_tasks_or_the_scopes() -> None:
     assert not desist.current_token().cancelled
 
 
-def test_a_latch_once_set_stays_so() -> None:
+def test_a_latch_stays_set() -> None:
     latch = Latch()
     assert not latch.is_set()
     assert not latch.wait(0)

@@ -85,7 +85,7 @@ EXPECTED: list[object] = [True, True, "first", "simple", "least", None, True, "w
 
 @pytest.mark.parametrize("which", range(len(EXPECTED)))
 @pytest.mark.parametrize("waiting", [True, False])
-def test_whatever_comes_is_done_and_nothing_else(
+def test_exactly_the_operation_that_is_possible_is_performed(
     pipe: tuple[int, int], which: int, waiting: bool
 ) -> None:
     every = Everything(pipe)
@@ -136,7 +136,7 @@ def test_whatever_comes_is_done_and_nothing_else(
     every.thread.join()
 
 
-def test_the_first_in_the_order_given_is_done_if_several_are_possible() -> None:
+def test_the_first_of_several_possible_operations_is_performed() -> None:
     event = desist.Event()
     event.set()
     queue: desist.Queue[int] = desist.Queue()
@@ -147,13 +147,13 @@ def test_the_first_in_the_order_given_is_done_if_several_are_possible() -> None:
     assert queue.qsize() == 1
 
 
-def test_nothing_in_time_is_none() -> None:
+def test_a_timeout_returns_none() -> None:
     assert wait_any(desist.Event(), timeout=0) is None
     assert wait_any(desist.Event(), timeout=0.001) is None
     assert wait_any(desist.Op.after(0.001), timeout=NEVER) == (0, None)
 
 
-def test_i15_nothing_is_done_in_a_cancelled_block() -> None:
+def test_i15_no_operation_is_performed_in_a_cancelled_block() -> None:
     queue: desist.Queue[int] = desist.Queue()
     queue.put(1)
     with desist.move_on_after(NEVER) as scope:
@@ -163,7 +163,7 @@ def test_i15_nothing_is_done_in_a_cancelled_block() -> None:
     assert queue.qsize() == 1
 
 
-def test_what_the_operation_raises_is_raised() -> None:
+def test_an_error_of_the_operation_is_raised() -> None:
     queue: desist.Queue[int] = desist.Queue()
     event = desist.Event()
 
@@ -178,7 +178,7 @@ def test_what_the_operation_raises_is_raised() -> None:
         wait_any(event, desist.Op.readable(99_999))
 
 
-def test_a_future_that_many_wait_for_gets_one_callback() -> None:
+def test_a_future_with_many_waiters_gets_one_callback() -> None:
     future: concurrent.futures.Future[int] = concurrent.futures.Future()
     for _ in range(5):
         assert wait_any(future, timeout=0) is None
@@ -222,12 +222,14 @@ def test_an_operation_may_be_used_again() -> None:
         (5, "takes operations .*, not int$"),
     ],
 )
-def test_anything_else_is_a_type_error_that_says_what_is_accepted(what: Any, advice: str) -> None:
+def test_other_objects_raise_a_type_error_that_lists_the_accepted_ones(
+    what: Any, advice: str
+) -> None:
     with pytest.raises(TypeError, match=advice):
         wait_any(desist.Event(), what, timeout=0)
 
 
-def test_nothing_to_wait_for_is_a_type_error() -> None:
+def test_no_argument_is_a_type_error() -> None:
     wait: Any = wait_any
     with pytest.raises(TypeError, match="needs something to wait for: operations "):
         wait()
@@ -266,7 +268,7 @@ def test_a_file_is_waited_for(pipe: tuple[int, int]) -> None:
     assert waiter.results == [(None, True)]
 
 
-def test_the_end_of_a_stream_is_something_to_read() -> None:
+def test_the_end_of_a_stream_is_readable() -> None:
     reader, writer = os.pipe()
     with (
         os.fdopen(reader) as file,
@@ -282,7 +284,7 @@ def test_a_wait_for_a_file_is_cancelled(pipe: tuple[int, int]) -> None:
     assert waiter.state is desist.TaskState.CANCELLED
 
 
-def test_who_waits_for_a_file_that_is_closed_is_told_if_the_closer_says_so() -> None:
+def test_a_wait_for_a_file_ends_with_its_close_after_notify_closing() -> None:
     reader, writer = os.pipe()
     with Victim(lambda ready: (ready(), desist.wait_readable(reader))) as waiter:  # type: ignore[func-returns-value]
         while waiter.raised is None:  # it may not wait yet
@@ -301,7 +303,7 @@ def test_who_waits_for_a_file_that_is_closed_is_told_if_the_closer_says_so() -> 
     ("file", "error"),
     [(-1, ValueError), (99_999, OSError), ("x", TypeError), (None, TypeError), (1.5, TypeError)],
 )
-def test_what_is_no_file_is_refused(file: Any, error: type[Exception]) -> None:
+def test_an_object_that_is_no_file_is_refused(file: Any, error: type[Exception]) -> None:
     for wait in (desist.wait_readable, desist.wait_writable):
         with pytest.raises(error):
             wait(file, timeout=0)
@@ -342,7 +344,7 @@ def test_signal_handlers_run_during_the_wait(pipe: tuple[int, int]) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_lock_that_is_won_is_held_by_who_waited() -> None:
+def test_an_acquired_lock_is_held_by_the_waiting_thread() -> None:
     lock = desist.Lock()
     with held(lock):
         assert wait_any(lock.acquire_op(), timeout=0.001) is None

@@ -43,7 +43,7 @@ def test_an_item_is_in_one_state_at_a_time() -> None:
     assert queue.counts() == counts(delayed=1, done=1)
 
 
-def test_what_is_done_with_is_let_go_of_at_once() -> None:
+def test_a_settled_item_is_freed_at_once() -> None:
     queue: LeaseQueue[object] = LeaseQueue()
     thing = object()
     queue.put(thing)
@@ -59,7 +59,7 @@ class Thing:
 
 
 @pytest.mark.parametrize("settle", ["ack", "nack", "result", "progress", "nothing"])
-def test_what_was_in_a_lease_goes_with_it(settle: str) -> None:
+def test_the_item_of_a_dropped_lease_is_freed(settle: str) -> None:
     queue: LeaseQueue[Thing] = LeaseQueue(retry=AT_ONCE)
     thing, said = Thing(), Thing()
     queue.put(thing)
@@ -86,7 +86,7 @@ def test_what_was_in_a_lease_goes_with_it(settle: str) -> None:
     assert not watched
 
 
-def test_who_leases_while_a_lease_goes_gets_another() -> None:
+def test_a_lease_taken_while_another_is_freed_is_a_different_one() -> None:
     queue: LeaseQueue[object] = LeaseQueue()
     leases = []
 
@@ -105,7 +105,7 @@ def test_who_leases_while_a_lease_goes_gets_another() -> None:
 
 
 @pytest.mark.parametrize("timeout", [(), (0,)], ids=["bare", "with a timeout"])
-def test_nothing_is_leased_for_which_there_is_no_memory(timeout: tuple[float, ...]) -> None:
+def test_nothing_is_leased_when_memory_runs_out(timeout: tuple[float, ...]) -> None:
     testcapi = pytest.importorskip("_testcapi", reason="some distributions leave it out")
     queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=1))
     for number in range(31):
@@ -124,7 +124,7 @@ def test_nothing_is_leased_for_which_there_is_no_memory(timeout: tuple[float, ..
     assert lease(queue).item == "30"
 
 
-def test_leases_that_come_and_go_in_several_threads_are_apart() -> None:
+def test_leases_of_several_threads_are_different_objects() -> None:
     queue: LeaseQueue[tuple[int, int]] = LeaseQueue()
 
     def work(thread: int) -> None:
@@ -144,7 +144,7 @@ def test_leases_that_come_and_go_in_several_threads_are_apart() -> None:
     assert queue.counts() == counts(done=8_000)
 
 
-def test_epochs_only_grow() -> None:
+def test_epochs_increase() -> None:
     queue: LeaseQueue[str] = LeaseQueue(retry=AT_ONCE)
     queue.put("a")
     queue.put("b")
@@ -185,7 +185,7 @@ def test_after_its_last_attempt_an_item_is_dead_with_all_its_causes() -> None:
     assert reasons == ["failure 1", "failure 2", "failure 3"]
 
 
-def test_a_dead_item_can_be_revived() -> None:
+def test_a_dead_item_can_be_retried() -> None:
     queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=1))
     item_id = queue.put("a")
     lease(queue).nack()
@@ -194,7 +194,7 @@ def test_a_dead_item_can_be_revived() -> None:
     assert lease(queue).attempt == 1
 
 
-def test_who_waits_gets_the_next_item() -> None:
+def test_a_waiter_gets_the_next_item() -> None:
     queue: LeaseQueue[str] = LeaseQueue()
 
     def body(ready: Callable[[], None]) -> str | None:
@@ -207,14 +207,14 @@ def test_who_waits_gets_the_next_item() -> None:
     assert victim.results == ["a"]
 
 
-def test_who_waits_gets_a_delayed_item_in_time() -> None:
+def test_a_waiter_gets_a_delayed_item_in_time() -> None:
     queue: LeaseQueue[str] = LeaseQueue()
     queue.put("a")
     lease(queue).nack(delay=0.01)
     assert queue.lease(NEVER) is not None
 
 
-def test_a_wait_that_is_cancelled_has_leased_nothing() -> None:
+def test_a_cancelled_wait_has_leased_nothing() -> None:
     queue: LeaseQueue[str] = LeaseQueue()
 
     def body(ready: Callable[[], None]) -> None:
@@ -251,13 +251,13 @@ def test_a_commit_that_is_cancelled_does_not_begin() -> None:
     assert queue.counts() == counts(done=1)
 
 
-def test_retry_policies_say_what_they_are() -> None:
+def test_retry_policies_have_their_values() -> None:
     policy = RetryPolicy(max_attempts=2, backoff=0.25, max_backoff=3, jitter=0)
     assert (policy.max_attempts, policy.backoff) == (2, 0.25)
     assert (policy.max_backoff, policy.jitter) == (3, 0)
 
 
-def test_items_and_queues_go_when_nobody_wants_them() -> None:
+def test_dropped_items_and_queues_are_freed() -> None:
     class Item:
         pass
 

@@ -84,7 +84,7 @@ def callbacks_get_the_cause(token: desist.CancelToken) -> None:
 # --- waiting for the first of several -------------------------------------------------------------
 
 
-def what_is_waited_for_is_written_inline(
+def operations_are_written_inline(
     queue: desist.Queue[str], lock: desist.Lock, event: desist.Event, token: desist.CancelToken
 ) -> None:
     assert_type(desist.wait_any(queue.get_op()), tuple[int, str] | None)
@@ -165,7 +165,7 @@ def a_guarded_value_has_its_type() -> int:
         return number.value
 
 
-def a_kill_can_be_held_off() -> int:
+def a_kill_can_be_deferred() -> int:
     desist.defer_kill()  # type: ignore[call-arg]
     with desist.defer_kill(1):
         return 1

@@ -2,11 +2,11 @@
 //!
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
-//! | a thread state may be made without being attached, and is then the one with which its thread attaches | 3.10-3.15 | `test_a_thread_of_the_system_comes_and_leaves_no_state_behind` |
-//! | a lock is held meanwhile, for which a fork does not wait: the child hangs, or finds the list of states broken (python/cpython#112275) | 3.10-3.12 | `test_i37_a_fork_never_falls_into_a_threads_coming` |
+//! | a thread state may be made without being attached, and is then the one with which its thread attaches | 3.10-3.15 | `test_a_system_thread_leaves_no_thread_state_behind` |
+//! | a lock is held meanwhile, for which a fork does not wait: the child hangs, or finds the list of states broken (python/cpython#112275) | 3.10-3.12 | `test_i37_a_fork_never_interrupts_the_attach_of_a_thread` |
 //! | a fork holds that lock, and may wait for us with it in its hand (python/cpython#116607) | 3.13-3.15 | the same |
-//! | of threads that make and drop states all the time, one may end up in an endless loop in the allocator (microsoft/mimalloc#759) | 3.13t | `test_i37_a_fork_never_falls_into_the_hand_over_of_callbacks` |
-//! | a new state has no context, and gets an empty one | 3.10-3.15 | `test_what_a_callback_sets_in_its_context_is_its_own` |
+//! | of threads that make and drop states all the time, one may end up in an endless loop in the allocator (microsoft/mimalloc#759) | 3.13t | `test_i37_a_fork_never_interrupts_the_hand_over_of_callbacks` |
+//! | a new state has no context, and gets an empty one | 3.10-3.15 | `test_a_context_variable_set_in_a_callback_stays_in_it` |
 #![allow(unsafe_code)] // calls of the C API
 
 use std::cell::Cell;
