@@ -1,26 +1,35 @@
 //! Threads that can be stopped safely.
 //!
-//! Code is asked to stop, what it held is given back, and force is the last rung. The modules,
-//! from the ground up; each uses only what stands above it:
+//! Code is asked to stop; what it held is released; force is the last rung. The core knows nothing
+//! of Python: what it needs of a runtime around it are the traits [`host::Host`] and
+//! [`task::Force`].
 //!
-//! | module | subject |
+//! # Layers
+//!
+//! Each module uses only modules of the layers below its own; those of one layer do not use each
+//! other. A folder is one module. This table is the only list, the lowest layer first; the test
+//! `tests/rust/layers.rs` compares the sources with it.
+//!
+//! | modules | subject |
 //! |---|---|
-//! | [`clock`], [`cause`], [`error`] | time, who cancelled and why, what a wait can end with |
-//! | `item` | what a piece of work is known by |
-//! | [`fork`], [`host`] | what the process and the runtime around it do to threads |
-//! | `park` | the one place where a thread blocks |
-//! | `stack` | where code was when it was stopped |
-//! | [`token`] | sources that may cancel, tokens that may look, callbacks; its timer cancels at deadlines |
-//! | [`scope`] | blocks of code that can be cancelled: timeouts, shields, clean-up zones |
-//! | `ledger` | who holds what, so that it can be given back |
-//! | [`task`] | the boundary around a body |
-//! | [`wait`] | one blocking wait: granted, cancelled, killed or timed out |
-//! | [`sync`] | locks, counters, flags and queues built on it |
-//! | `io` | file descriptors |
+//! | `atomics` `item` `stack` `fork` `clock` | atomics or loom's, ids of items, stacks for reports, the gate between forks and locks, time |
+//! | `host` | what a runtime lends the core |
+//! | `cause` | who cancelled, why and when |
+//! | `error` `ledger` | what a wait can end with; what a task holds, so that it can be released on its behalf |
+//! | `park` | how a thread blocks until its wait is settled |
+//! | `token` | sources that cancel, tokens that observe, callbacks, and the timer that cancels at deadlines |
+//! | `task` | one run of a body: whether a kill may reach it, and how |
+//! | `enforcer` | the thread that interrupts blocks which overrun their deadline |
+//! | `scope` | blocks that can be cancelled: timeouts, shields, clean-up zones |
+//! | `boundary` | the only door into a task and out of it |
+//! | `wait` | one blocking wait: granted, cancelled, killed or timed out |
+//! | `sync` `io` | locks, counters, flags and queues; file descriptors |
 //! | `testing` | virtual time |
-//! | `enforcer` | the thread that forces others out of blocks that ignore their deadline |
-//! | [`stop`] | the ladder from asking to hard stop |
-//! | [`work`] | leases: work that a stopped worker gives back, in memory or (feature `file`) in a file |
+//! | `stop` | the ladder from asking to the hard stop |
+//! | `at_fork` `work` | what to do around a fork; leases, in memory or (feature `file`) in a file |
+//! | `python` | the binding to the Python interpreter (feature `python`) |
+//!
+//! # Example
 //!
 //! ```
 //! use std::time::Duration;

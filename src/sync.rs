@@ -2,7 +2,7 @@
 //!
 //! All of them are built alike. The state of a primitive belongs to one mutex, which is held for a few
 //! instructions and never while a thread sleeps or is woken. A blocking call is an operation
-//! ([`Op`](crate::wait::Op)) that [`wait`](crate::wait) performs: it tries without waiting; if that
+//! (`Op`) that [`wait`](crate::wait) performs: it tries without waiting; if that
 //! fails it queues a ticket under the mutex, unless the state has changed since; and it parks. The
 //! thread that changes the state grants tickets under the mutex and wakes their waiters after it is
 //! unlocked. A ticket whose waiter was cancelled, killed or timed out refuses the grant, so the next

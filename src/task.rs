@@ -1,7 +1,7 @@
 //! A task: one run of one body on one thread.
 //!
-//! A kill is addressed to a task, never to a thread: before [`Task::open`] and after
-//! [`Task::shut`], which only the [boundary](crate::boundary) calls, the task refuses it, under the
+//! A kill is addressed to a task, never to a thread: before `Task::open` and after
+//! `Task::shut`, which only the [boundary](crate::boundary) calls, the task refuses it, under the
 //! same lock under which it would be posted, so no kill is seen by other code of the thread (I22).
 //!
 //! While the body is in a mask (clean-up, a commit) or holds a lock of ours, a kill waits,

@@ -16,6 +16,7 @@ mod file_queue;
 mod file_queue_crash;
 #[cfg(feature = "file")]
 mod file_queue_power;
+mod layers;
 mod lock;
 mod mutex;
 mod queue;
