@@ -12,23 +12,29 @@
 //!    the canceller gave. All zones under one cancellation see the same instant, so together
 //!    they get the grace once (I8), and the instant only moves earlier.
 
+mod blocks;
+mod forced;
+mod rules;
+
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use blocks::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield};
+pub(crate) use forced::forget_force;
+#[cfg_attr(not(feature = "python"), allow(unused_imports))]
+pub(crate) use forced::{ForcedExit, Unwinding, close_above, enter_forced, exit_forced};
+use rules::{absorb, beyond_zones, cutoff, meet_outer_zones, shorten_with, visible};
+
 use crate::atomics::thread_local;
-use crate::cause::{Cause, CauseKind, DEFAULT_GRACE};
+use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::enforcer::Watch;
-use crate::error::{DeadlineExceeded, MayStop, ScopeMisuse, Stop};
-use crate::fork;
+use crate::error::{ScopeMisuse, Stop};
 use crate::host;
 use crate::ledger::{Ledger, Termination};
 use crate::park::Waiter;
-use crate::stack::Stack;
-use crate::task::{Force, Left, Task};
-use crate::token::timer;
+use crate::task::Task;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelToken, Registration};
 
@@ -197,110 +203,11 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
     Ok(exit)
 }
 
-// ---------------------------------------------------------------------- by force
-
-/// What leaves a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unwinding {
-    /// No stop: it ended by itself, or with an error.
-    Nothing,
-    Cancelled,
-    Killed,
-}
-
-/// How a block was left that can be ended by force.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ForcedExit {
-    Pass,
-    /// The stop was this block's, and ends here.
-    Absorbed(Cause),
-    /// The kill was this block's and ends here, but a scope further out is cancelled, too: the
-    /// next checkpoint raises that.
-    Outward,
-}
-
-/// Open a scope on the calling thread that is ended by `force` if it still runs `kill_after` after
-/// it was cancelled. `cancelled`: by this, before it was entered.
-pub(crate) fn enter_forced(
-    deadline: Time,
-    grace: Option<Duration>,
-    cancelled: Option<Cause>,
-    kill_after: Duration,
-    force: Arc<dyn Force>,
-) -> (NodeRef, Watch) {
-    let task = current_task().unwrap_or_else(|| {
-        let name = host::thread_name().unwrap_or_else(|| "a thread".into());
-        Task::of_thread(&name, current_ledger())
-    });
-    let node = open(Kind::Plain, deadline, grace, None);
-    if let Some(cause) = cancelled {
-        node.cancel(cause);
+/// A clean-up zone no longer holds kills off.
+fn unmask(frame: &Frame, context: &Context) {
+    if let (Kind::Cleanup, Some(task)) = (frame.kind, context.task.borrow().as_ref()) {
+        task.unmask_zone(&frame.node);
     }
-    let id = CONTEXT.with(|context| {
-        let mut frames = context.frames.borrow_mut();
-        let frame = frames.last_mut()?;
-        let id = task.open_block(&node, kill_after, frame.recorded, force);
-        frame.forced = NonZeroU64::new(id);
-        context.task.replace(Some(task.clone()));
-        Some(id)
-    });
-    (node, Watch::begin(&task, id.unwrap_or_default()))
-}
-
-/// Leave a scope that [`enter_forced`] opened. From its first step on nothing strikes the block.
-/// `stack`: where `Killed` was raised, if anybody needs to know.
-pub(crate) fn exit_forced(
-    node: &NodeRef,
-    unwinding: Unwinding,
-    stack: impl FnOnce() -> Option<Stack>,
-) -> Result<ForcedExit, ScopeMisuse> {
-    let found = CONTEXT.with(|context| {
-        let frames = context.frames.borrow();
-        let frame = frames.iter().rfind(|frame| frame.node.same(node))?;
-        Some((frame.forced, frame.recorded, context.task.borrow().clone()))
-    });
-    let (forced, recorded, task) = found.ok_or(ScopeMisuse::WrongThread)?;
-    let left = match (&task, forced) {
-        (Some(task), Some(id)) => task.close_block(id.get()),
-        _ => Left::default(),
-    };
-    if let (Some(task), Some(cause)) = (&task, left.struck) {
-        // Also what was not taken by a block: whoever was to release it may have been struck.
-        let kill = Arc::new(task.kill_info_of(cause, stack()));
-        task.ledger()
-            .sweep_since(recorded, &Termination::Killed(kill));
-    }
-    let absorbs = unwinding == Unwinding::Killed && left.absorbs;
-    let exit = exit(node, absorbs || unwinding == Unwinding::Cancelled);
-    if task.is_some_and(|task| task.is_of_thread()) {
-        leave_task_of_thread();
-    }
-    Ok(match exit? {
-        Exit::Absorbed(cause) => ForcedExit::Absorbed(cause),
-        Exit::Pass if absorbs => ForcedExit::Outward,
-        Exit::Pass => ForcedExit::Pass,
-    })
-}
-
-/// Close the scopes inside the one with this node, at which a kill has arrived: it has skipped their
-/// ends, by a hole in its host's unwinding.
-pub(crate) fn close_above(node: &NodeRef) {
-    let left = CONTEXT.with(|context| {
-        let mut frames = context.frames.borrow_mut();
-        let at = frames.iter().rposition(|frame| frame.node.same(node));
-        let first = at.map_or(frames.len(), |at| at + 1);
-        let above = frames.split_off(first);
-        above.iter().rev().for_each(|frame| unmask(frame, context));
-        above
-    });
-    if let (Some(block), Some(task)) = (left.iter().find_map(|frame| frame.forced), current_task())
-    {
-        task.close_block(block.get());
-        if task.is_of_thread() {
-            leave_task_of_thread();
-        }
-    }
-    forsake(&left); // outside the borrow, as what drops them
 }
 
 /// The host has left these blocks by a hole in its unwinding, or not at all. May wait.
@@ -313,127 +220,11 @@ fn forsake(left: &[Frame]) {
     }
 }
 
-/// A thread outside of any task has one for as long as it is in a block that needs it.
-fn leave_task_of_thread() {
-    let task = CONTEXT.with(|context| {
-        let frames = context.frames.borrow();
-        if frames.iter().any(|frame| frame.forced.is_some()) {
-            return None;
-        }
-        OPEN.with(|open| open.set(!frames.is_empty()));
-        context.task.take()
-    });
-    drop(task); // outside the borrow
-}
-
-/// The process was forked: what is open on the calling thread is not ended by force any more.
-pub(crate) fn forget_force() {
-    if let Some(task) = current_task() {
-        task.forget_blocks();
+/// What is still below a scope that was left is cancelled; a node nobody else knows just goes.
+pub(crate) fn close_unless_private(node: &NodeRef) {
+    if !node.is_private() {
+        node.close(CauseKind::ScopeExited);
     }
-}
-
-// ---------------------------------------------------------------------- what holds kills off
-
-/// A clean-up zone no longer holds kills off.
-fn unmask(frame: &Frame, context: &Context) {
-    if let (Kind::Cleanup, Some(task)) = (frame.kind, context.task.borrow().as_ref()) {
-        task.unmask_zone(&frame.node);
-    }
-}
-
-/// Rule 3, for the innermost frame.
-fn absorb(frames: &[Frame]) -> Exit {
-    let Some(exiting) = frames.last() else {
-        return Exit::Pass;
-    };
-    meet_outer_zones(frames);
-    exiting.node.poll(Time::now());
-    let outermost = visible(frames, frames.len())
-        .filter(|frame| frame.node.is_cancelled())
-        .last();
-    match outermost.and_then(|frame| {
-        frame
-            .node
-            .cause()
-            .filter(|_| frame.node.same(&exiting.node))
-    }) {
-        Some(cause) => Exit::Absorbed(cause),
-        None => Exit::Pass,
-    }
-}
-
-/// The frames visible from inside the one before `end`, innermost first (rule 1).
-fn visible(frames: &[Frame], end: usize) -> impl Iterator<Item = &Frame> {
-    let mut open = true;
-    frames[..end]
-        .iter()
-        .rev()
-        .take_while(move |frame| std::mem::replace(&mut open, frame.kind == Kind::Plain))
-}
-
-/// The frames whose cancellation ends a zone opened now: a zone in a zone is ended by what ends
-/// the outer one, at the same instant, and with the outer one.
-fn beyond_zones(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
-    let mut open = true;
-    let until_hidden = move |frame: &&Frame| {
-        let through = matches!(frame.kind, Kind::Plain | Kind::Cleanup);
-        std::mem::replace(&mut open, through)
-    };
-    frames.iter().rev().take_while(until_hidden)
-}
-
-/// A zone whose end was moved to the past takes those in it along. Somebody is told of that by the
-/// timer, but not before the next checkpoint.
-fn meet_outer_zones(frames: &[Frame]) {
-    let is_zone = |frame: &&Frame| frame.kind == Kind::Cleanup;
-    if frames.iter().filter(is_zone).count() < 2 {
-        return;
-    }
-    let now = Time::now();
-    for (at, zone) in frames.iter().enumerate() {
-        if zone.kind != Kind::Cleanup {
-            continue;
-        }
-        let ended = beyond_zones(&frames[..at])
-            .filter(|outer| outer.kind == Kind::Cleanup && outer.node.poll(now));
-        if let Some(end) = ended.map(cutoff).min() {
-            if end < zone.node.own_deadline() {
-                timer::set(&zone.node, end);
-            }
-        }
-    }
-}
-
-/// When a clean-up zone inside `frame` ends because of it: now known, or once it is cancelled.
-fn cutoff(frame: &Frame) -> Time {
-    let cause = frame.node.cause();
-    let at = cause
-        .as_ref()
-        .map_or_else(|| frame.node.own_deadline(), |cause| cause.at);
-    let given = cause.and_then(|cause| cause.grace).or(frame.grace);
-    at + given.unwrap_or_else(|| default_grace(frame.kind))
-}
-
-fn default_grace(kind: Kind) -> Duration {
-    match kind {
-        // A zone in a zone shares the outer one's budget.
-        Kind::Cleanup => Duration::ZERO,
-        _ => DEFAULT_GRACE,
-    }
-}
-
-/// Move the zone's end earlier when `frame` is cancelled.
-fn shorten_with(zone: &NodeRef, frame: &Frame) -> Registration {
-    let zone = zone.clone();
-    let own = frame.grace.unwrap_or_else(|| default_grace(frame.kind));
-    CancelToken::from_unarmed(frame.node.clone()).on_cancel(move |cause| {
-        let _inside = fork::inside(); // it is not the host's code
-        let end = cause.at + cause.grace.unwrap_or(own);
-        if end < zone.own_deadline() {
-            timer::set(&zone, end);
-        }
-    })
 }
 
 // ---------------------------------------------------------------------- what the thread sees
@@ -627,146 +418,6 @@ pub(crate) fn end_task(outer: Outer) {
         context.frames.replace(outer.frames)
     });
     forsake(&left); // outside the borrow, as what drops them
-}
-
-// ---------------------------------------------------------------------- for Rust programs
-
-/// An open scope, handed to its block.
-#[derive(Debug)]
-pub struct Scope {
-    token: CancelToken,
-}
-
-impl Scope {
-    /// Cancel the block: it is left quietly at its next checkpoint.
-    pub fn cancel(&self) -> bool {
-        let node = self.token.node();
-        !node.is_cancelled() && node.cancel(Cause::now(CauseKind::Explicit, None, None))
-    }
-
-    /// The block's token, to hand out.
-    pub fn token(&self) -> CancelToken {
-        CancelToken::from_node(self.token.node().clone())
-    }
-
-    /// Move the block's deadline.
-    pub fn set_deadline(&self, deadline: Time) {
-        timer::set(self.token.node(), deadline);
-    }
-}
-
-/// Leaves the scope also when the block panics.
-struct Leave {
-    node: NodeRef,
-    left: bool,
-}
-
-impl Leave {
-    fn leave(&mut self, unwinding: bool) -> Exit {
-        self.left = true;
-        // By construction innermost and on this thread.
-        let exit = exit(&self.node, unwinding).unwrap_or(Exit::Pass);
-        close_unless_private(&self.node);
-        exit
-    }
-}
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        if !self.left {
-            self.leave(false);
-        }
-    }
-}
-
-/// What is still below a scope that was left is cancelled; a node nobody else knows just goes.
-pub(crate) fn close_unless_private(node: &NodeRef) {
-    if !node.is_private() {
-        node.close(CauseKind::ScopeExited);
-    }
-}
-
-fn run<T, E: MayStop>(
-    kind: Kind,
-    deadline: Time,
-    block: impl FnOnce(&Scope) -> Result<T, E>,
-) -> (Result<T, E>, Exit) {
-    let node = enter(kind, deadline, None);
-    let mut leave = Leave {
-        node: node.clone(),
-        left: false,
-    };
-    let result = block(&Scope {
-        token: CancelToken::from_unarmed(node),
-    });
-    let unwinding =
-        matches!(&result, Err(error) if matches!(error.stop(), Some(Stop::Cancelled(_))));
-    let exit = leave.leave(unwinding);
-    (result, exit)
-}
-
-/// Run a block that can be cancelled, with a deadline of its own.
-///
-/// `Ok(Some(value))`: the block ran to its end. `Ok(None)`: it was left because
-/// [`Scope::cancel`] was called. `Err(DeadlineExceeded)`: because its own deadline passed. Other
-/// errors, and stops that belong to a scope further out, pass through.
-pub fn cancel_scope<T, E>(
-    timeout: Duration,
-    block: impl FnOnce(&Scope) -> Result<T, E>,
-) -> Result<Option<T>, E>
-where
-    E: MayStop + From<DeadlineExceeded>,
-{
-    match run(Kind::Plain, Time::after(timeout), block) {
-        (_, Exit::Absorbed(cause)) if cause.kind == CauseKind::Deadline => {
-            Err(DeadlineExceeded.into())
-        }
-        (_, Exit::Absorbed(_)) => Ok(None),
-        (result, Exit::Pass) => result.map(Some),
-    }
-}
-
-/// Run a block for at most `timeout`; `Ok(None)` if it was left early.
-pub fn move_on_after<T, E: MayStop>(
-    timeout: Duration,
-    block: impl FnOnce(&Scope) -> Result<T, E>,
-) -> Result<Option<T>, E> {
-    match run(Kind::Plain, Time::after(timeout), block) {
-        (_, Exit::Absorbed(_)) => Ok(None),
-        (result, Exit::Pass) => result.map(Some),
-    }
-}
-
-/// Run a block for at most `timeout`; `Err(DeadlineExceeded)` if it was left early.
-pub fn fail_after<T, E>(timeout: Duration, block: impl FnOnce() -> Result<T, E>) -> Result<T, E>
-where
-    E: MayStop + From<DeadlineExceeded>,
-{
-    match run(Kind::Plain, Time::after(timeout), |_| block()) {
-        (_, Exit::Absorbed(_)) => Err(DeadlineExceeded.into()),
-        (result, Exit::Pass) => result,
-    }
-}
-
-/// Run a block that sees no cancellation from outside, for at most `bound`; `Ok(None)` if the
-/// bound cut it short.
-pub fn shield<T, E: MayStop>(
-    bound: Duration,
-    block: impl FnOnce() -> Result<T, E>,
-) -> Result<Option<T>, E> {
-    match run(Kind::Shield, Time::after(bound), |_| block()) {
-        (_, Exit::Absorbed(_)) => Ok(None),
-        (result, Exit::Pass) => result.map(Some),
-    }
-}
-
-/// Run clean-up code: a cancellation outside is hidden until the canceller's grace is spent.
-/// `Ok(None)` if that cut it short.
-pub fn cleanup<T, E: MayStop>(block: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
-    match run(Kind::Cleanup, Time::NEVER, |_| block()) {
-        (_, Exit::Absorbed(_)) => Ok(None),
-        (result, Exit::Pass) => result.map(Some),
-    }
 }
 
 #[cfg(all(test, not(loom)))]
