@@ -1,14 +1,46 @@
-//! The one place where a thread blocks.
+//! The one place where a thread blocks for a user: in every wait that can be cancelled or timed out.
 //!
 //! Guarantees:
-//! 1. A waiter ends in exactly one outcome: whoever wins the compare-and-set in
-//!    [`Waiter::settle`] decides (I11); all others see that they lost and pass on what they had.
-//! 2. A waiter settled before it parks does not park, one settled later is woken (I12): the
-//!    kernel compares the word under its own lock before it puts the thread to sleep.
-//! 3. No interval takes part in a wake-up. The only slices are the host's, for its signals.
+//! 1. A wait ends in exactly one outcome: the first successful compare-and-set in
+//!    [`Waiter::settle`] decides (I11). Every other settler is told that it lost, and offers what it
+//!    would have handed over to the next waiter.
+//! 2. A waiter that is settled before it parks does not park; one that is settled later is woken
+//!    (I12): the kernel compares the word under its own lock before it puts the thread to sleep.
+//! 3. No wake-up depends on an interval. The only slices of a sleep are the host's, for its signals.
+//! 4. A thread that a fork left in the parent process is granted nothing in the child.
 //!
-//! Settling and waking are two steps, so that a lock held while settling can be dropped before
-//! the system call.
+//! Protocol. A wait is one [`Waiter`], shared by its thread and by every place that may end the wait.
+//! All there is to agree on is one atomic word:
+//!
+//! | the word             | is changed by                               | to                         |
+//! |----------------------|---------------------------------------------|----------------------------|
+//! | `WAITING`            | the waiting thread, before it sleeps: CAS   | `ASLEEP`                   |
+//! | `WAITING`            | a settler, in any thread: CAS               | outcome                    |
+//! | `ASLEEP`             | a settler, in any thread: CAS               | outcome + `ASLEEP`         |
+//! | `ASLEEP`             | the waiting thread, woken without outcome   | `WAITING`                  |
+//! | outcome + `ASLEEP`   | the waiting thread, awake                   | outcome, or left as it is  |
+//!
+//! An outcome never changes. Settling and waking are two steps, so that a lock held while settling can
+//! be unlocked before the system call. The settler that sees `ASLEEP` must wake the thread. One that
+//! does not see it need not: the waiting thread sets the bit from `WAITING` only, so it cannot set it
+//! any more.
+//!
+//! Which outcome may be settled by which thread:
+//!
+//! | outcome       | settled by                                                                      |
+//! |---------------|---------------------------------------------------------------------------------|
+//! | `Granted`     | a thread that releases what is waited for, under its mutex, through a [`Ticket`]; the waiting thread, if a descriptor is ready |
+//! | `Cancelled`   | the canceller of the scope's node, under the node's lock; the waiting thread, at its own deadline |
+//! | `Killed`      | the killer of the task, under the task's lock; the waiting thread, if the kill was requested before |
+//! | `TimedOut`    | the waiting thread                                                              |
+//! | `Interrupted` | the waiting thread, after a signal handler of the host has raised               |
+//!
+//! Orderings. A settler's CAS is a release and the waiting thread's load of the outcome an acquire, so
+//! all that the settler did before (the item in its slot, the new holder, the cause of a cancellation)
+//! is visible to the waiting thread once it sees the outcome.
+//!
+//! Lock order: the word comes last; it is an atomic, and settling takes no lock. [`Waiter::wake`] may
+//! take the lock of a scheduler or do a system call, and is called with no lock held.
 
 mod latch;
 #[cfg(not(loom))]
@@ -41,42 +73,49 @@ pub(crate) use waker::{any_ready, is_ready, wait_for_any};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum WaitOutcome {
-    /// What was waited for was handed over.
+    /// The resource was handed over, or is worth another try.
     Granted = 1,
+    /// The scope around the wait was cancelled, or its deadline has passed.
     Cancelled = 2,
+    /// The task of the thread is being killed.
     Killed = 3,
+    /// The caller's own time limit has passed.
     TimedOut = 4,
-    /// The host wants the wait ended: a signal handler raised.
+    /// A signal handler of the host raised, and the host wants the wait ended.
     Interrupted = 5,
 }
 
+/// The word of a wait that is not settled and whose thread does not sleep.
 const WAITING: u32 = 0;
-/// Beside the outcome: the thread sleeps, or is about to. Where it is not set, whoever settles is
-/// spared the system call.
+/// Beside the outcome: the thread sleeps, or is about to. Where it is not set, the settler is spared
+/// the system call.
 const ASLEEP: u32 = 1 << 8;
-/// Above it: which of the things that were waited for was granted.
+/// The bits above it: the index of the operation that was granted.
 const WHICH: u32 = 16;
 
 /// One wait of one thread.
 #[derive(Debug)]
 pub(crate) struct Waiter {
+    /// See the tables above. Also the address that the thread sleeps on.
     word: AtomicU32,
-    /// The process in which its thread waits.
+    /// The process in which its thread waits, see [`fork::generation`]. Fixed at birth.
     generation: u32,
     /// Decides when its thread runs, if the kernel does not. Fixed at birth.
     #[cfg(not(loom))]
     scheduler: Option<std::sync::Arc<dyn Scheduler>>,
-    /// It polls these beside its word.
+    /// The descriptors that it polls while it sleeps. Fixed at birth.
     #[cfg(all(unix, not(loom)))]
     polls: Option<PollSet>,
 }
 
+/// What a waiter sleeps on that also waits for descriptors: not its word, but a poll.
 #[cfg(all(unix, not(loom)))]
 #[derive(Debug)]
 struct PollSet {
+    /// A descriptor of the thread's own, polled with the others, which a settler makes ready.
     waker: std::sync::Arc<waker::Waker>,
     interests: Interests,
-    /// For which of the things waited for each interest stands.
+    /// For each interest, the index of the operation that it belongs to.
     which: Vec<usize>,
 }
 
@@ -87,6 +126,7 @@ pub(crate) type Interests = Vec<(std::os::fd::RawFd, Readiness)>;
 pub(crate) type Interests = Vec<()>;
 
 impl Waiter {
+    /// A waiter for one wait of the calling thread, on its scheduler if it has one.
     pub(crate) fn new() -> Arc<Waiter> {
         Arc::new(Waiter {
             #[cfg(not(loom))]
@@ -95,12 +135,14 @@ impl Waiter {
         })
     }
 
-    /// A waiter that goes by the real clock in any case.
+    /// A waiter that the kernel schedules in any case: for threads of the core that serve simulated
+    /// and real threads alike.
     #[cfg(not(loom))]
     pub(crate) fn real() -> Arc<Waiter> {
         Arc::new(Waiter::bare())
     }
 
+    /// Not settled, scheduled by the kernel, without descriptors.
     fn bare() -> Waiter {
         Waiter {
             word: AtomicU32::new(WAITING),
@@ -112,8 +154,8 @@ impl Waiter {
         }
     }
 
-    /// A waiter that also notices when descriptors are ready, each for one of the things waited
-    /// for. An error: the process has no descriptor left for its own use.
+    /// A waiter that is also granted when a descriptor is ready; each interest names the operation that
+    /// it stands for. An error means that the process has no descriptor left for the waker.
     #[cfg(all(unix, not(loom)))]
     pub(crate) fn polling(
         interests: &[(usize, std::os::fd::RawFd, Readiness)],
@@ -130,7 +172,8 @@ impl Waiter {
         }))
     }
 
-    /// Try to decide the wait. True: it is decided so, and the caller must [`Waiter::wake`].
+    /// Try to decide the wait. True: `outcome` is final, and the caller must call [`Waiter::wake`] once
+    /// it holds no lock. False: another outcome was first.
     pub(crate) fn settle(&self, outcome: WaitOutcome) -> bool {
         self.settle_to(outcome as u32)
     }
@@ -143,13 +186,16 @@ impl Waiter {
         }
     }
 
-    #[allow(clippy::cast_possible_truncation)] // nobody waits for so many things
+    /// [`Waiter::settle`] as granted, by the operation with this index.
+    #[allow(clippy::cast_possible_truncation)] // no wait has so many operations
     fn grant(&self, which: usize) -> bool {
         self.settle_to(WaitOutcome::Granted as u32 | (which as u32) << WHICH)
     }
 
+    /// The one place where a wait is decided.
     fn settle_to(&self, outcome: u32) -> bool {
-        // Release: what the settler did before (the grant) is seen by the waiter.
+        // Release on success: the waiting thread, which acquires, sees what the settler did before.
+        // Acquire on failure: the loser sees what the winner did, and can go on from there.
         let mut seen = self.word.load(Ordering::Acquire);
         while seen & !ASLEEP == WAITING {
             match self.word.compare_exchange(
@@ -165,8 +211,10 @@ impl Waiter {
         false
     }
 
-    /// Wake the thread; call it after a won [`Waiter::settle`], with no lock held.
+    /// Wake the thread after a won [`Waiter::settle`]. Called with no lock held.
     pub(crate) fn wake(&self) {
+        // Relaxed: the caller's own CAS read the bit, and after an outcome only the waiting thread
+        // changes it, by clearing it when it is awake.
         if self.word.load(Ordering::Relaxed) & ASLEEP == 0 {
             return;
         }
@@ -181,7 +229,7 @@ impl Waiter {
         sys::wake(&self.word);
     }
 
-    /// The outcome, if there is one yet.
+    /// The outcome, once there is one. Acquire: see the orderings above.
     pub(crate) fn outcome(&self) -> Option<WaitOutcome> {
         match self.word.load(Ordering::Acquire) & (ASLEEP - 1) {
             WAITING => None,
@@ -193,13 +241,17 @@ impl Waiter {
         }
     }
 
-    /// Which of the things waited for was granted, once the outcome is that.
+    /// The index of the operation that was granted, once [`Waiter::outcome`] has said so. Relaxed: that
+    /// call has acquired the word, whose outcome and index are one write.
     pub(crate) fn which(&self) -> usize {
         (self.word.load(Ordering::Relaxed) >> WHICH) as usize
     }
 
-    /// Block until the wait is decided or the clock shows `until`; then `None`, and the wait is
-    /// still open. Only the host's signals interrupt it.
+    /// Block until the wait is decided, or until `until`; then `None`, and the wait is still open.
+    ///
+    /// After a signal, and after each slice that the host asks for, the host may run its handlers; if
+    /// one raises, the wait is settled as interrupted. Called on the waiter's own thread, with no lock
+    /// held.
     pub(crate) fn park(&self, until: Time) -> Option<WaitOutcome> {
         // No signal handler slips in before a sleep that is none.
         let slice = if self.has_scheduler() {
@@ -229,8 +281,9 @@ impl Waiter {
             }
             let signalled = fork::outside(|| self.sleep(this_time)) || slice.is_some();
             if self.outcome().is_some() {
-                continue;
+                continue; // `ASLEEP` may stay: a settler that sees it wakes a thread that is awake
             }
+            // Not settled by now. If it is settled before the next line, the top of the loop sees it.
             self.word.fetch_and(!ASLEEP, Ordering::AcqRel);
             if signalled && host::interrupted() == ControlFlow::Break(()) {
                 self.settle(WaitOutcome::Interrupted);
@@ -238,7 +291,7 @@ impl Waiter {
         }
     }
 
-    /// Block until the wait is decided, deaf to the host's signals: for what does not take long.
+    /// Block until the wait is decided, not interrupted by signals; use only for short waits.
     #[cfg(all(unix, not(loom)))]
     #[cfg_attr(not(feature = "file"), allow(dead_code))]
     pub(crate) fn wait_uninterruptible(&self) {
@@ -254,7 +307,8 @@ impl Waiter {
         }
     }
 
-    /// Sleep once. True: interrupted by a signal.
+    /// Sleep once: until woken, a signal, or `until`, and perhaps spuriously. True: interrupted by a
+    /// signal.
     fn sleep(&self, until: Time) -> bool {
         #[cfg(not(loom))]
         if let Some(scheduler) = &self.scheduler {
@@ -275,6 +329,7 @@ impl Waiter {
         sys::wait(&self.word, ASLEEP, until)
     }
 
+    /// A model schedules its threads below the kernel's level.
     #[cfg(loom)]
     #[allow(clippy::unused_self)]
     fn has_scheduler(&self) -> bool {
@@ -306,7 +361,8 @@ impl Waiter {
         }
     }
 
-    /// [`Waiter::park`], and then the wait is decided: `TimedOut` if nothing else was quicker.
+    /// As [`Waiter::park`], but at `until` the wait is settled as timed out, unless another outcome was
+    /// first. Returns the final outcome.
     pub(crate) fn finish(&self, until: Time) -> WaitOutcome {
         loop {
             match self.park(until) {
@@ -320,19 +376,22 @@ impl Waiter {
 #[cfg(all(unix, not(loom)))]
 impl Drop for PollSet {
     fn drop(&mut self) {
-        // A ring that comes late is noticed by the next wait, and taken for nothing.
+        // A late wake-up is seen by the thread's next poll as a spurious one.
         waker::Waker::keep(self.waker.clone());
     }
 }
 
-/// A place in a line: a waiter, and which of the things that it waits for this is.
+/// What an operation queues: its waiter, and the index of the operation in that wait. Keeps the waiter
+/// alive for a settler that comes after the wait has ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Ticket {
     waiter: Arc<Waiter>,
+    /// The index that a grant reports, see [`Waiter::which`].
     which: usize,
 }
 
 impl Ticket {
+    /// The ticket of operation `which` in a wait.
     pub(crate) fn new(waiter: &Arc<Waiter>, which: usize) -> Ticket {
         Ticket {
             waiter: waiter.clone(),
@@ -340,17 +399,20 @@ impl Ticket {
         }
     }
 
-    /// Decide the wait: this is what it gets. True: the caller must [`Ticket::wake`], and may do
-    /// so after it has let its locks go. False: the waiter has given up, or its thread was left
-    /// behind in a parent process.
+    /// Decide the wait in favour of this operation. True: the resource is the waiter's, and the caller
+    /// must call [`Ticket::wake`] after it has unlocked. False: the waiter was cancelled, killed or
+    /// timed out, or has got another thing, or its thread exists in a parent process only; the caller
+    /// asks the next.
     pub(crate) fn grant(&self) -> bool {
         self.waiter.generation == fork::generation() && self.waiter.grant(self.which)
     }
 
+    /// [`Waiter::wake`], after a successful grant, with no lock held.
     pub(crate) fn wake(&self) {
         self.waiter.wake();
     }
 
+    /// Its waiter, for [`note_woken`].
     pub(crate) fn into_waiter(self) -> Arc<Waiter> {
         self.waiter
     }
@@ -362,50 +424,56 @@ impl PartialEq for Ticket {
     }
 }
 
-/// Those who wait for one thing, in the order in which they came.
+/// The tickets that wait for one thing, in the order of their arrival. Guarded by the mutex of the
+/// resource that has it.
 #[derive(Debug, Default)]
 pub(crate) struct WaitQueue(VecDeque<Ticket>);
 
 impl WaitQueue {
+    /// Queue a ticket, behind all others.
     pub(crate) fn push(&mut self, ticket: Ticket) {
         self.0.push_back(ticket);
     }
 
+    /// Remove a ticket, if it is still there.
     pub(crate) fn remove(&mut self, ticket: &Ticket) {
         self.0.retain(|other| other != ticket);
     }
 
-    /// Grant the first who still wants it. The caller must wake it.
+    /// Pop tickets until one accepts the grant, which the caller must wake.
     pub(crate) fn grant_one(&mut self) -> Option<Ticket> {
         std::iter::from_fn(|| self.0.pop_front()).find(Ticket::grant)
     }
 
-    /// Grant all. The caller must wake them.
+    /// Empty the queue. Returns the tickets that accepted the grant, which the caller must wake.
     pub(crate) fn grant_all(&mut self) -> Vec<Ticket> {
         let mut all = std::mem::take(&mut self.0);
         all.retain(Ticket::grant);
         all.into()
     }
 
+    /// How many tickets are queued.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 }
 
 thread_local! {
-    /// Whom the calling thread has woken last, for [`yield_to_woken`].
+    /// The waiter that the calling thread has woken last, for [`yield_to_woken`], which takes it.
     static WOKEN: Cell<Option<Arc<Waiter>>> = const { Cell::new(None) };
 }
 
-/// The calling thread has woken this one; for [`yield_to_woken`].
+/// Remember the waiter that the calling thread has just woken, for [`yield_to_woken`].
 pub(crate) fn note_woken(waiter: Arc<Waiter>) {
-    // At the thread's own end there is no place to keep it, and nobody to make way.
+    // Fails at the end of the thread, which will not yield any more.
     let _ = WOKEN.try_with(|woken| woken.set(Some(waiter)));
 }
 
-/// Let the thread that was woken last leave its wait first, where both next need the same thing:
-/// an interpreter's lock, say, which goes round only every few milliseconds. Waits for the
-/// system's scheduler and for none of that thread's code, and at most so long.
+/// Yield briefly, so that the thread woken last gets the interpreter's lock before the calling thread
+/// takes it again: it would change hands only after the host's switch interval of milliseconds.
+///
+/// Waits until that thread has left its wait, and for [`HANDOFF_SPIN`] longer, but at most `longest`
+/// and only for the system's scheduler: never for code of that thread.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn yield_to_woken(longest: Duration) {
     if source::is_set() {
@@ -415,7 +483,7 @@ pub(crate) fn yield_to_woken(longest: Duration) {
         return;
     };
     let until = Time::after(longest);
-    // A waiting thread has a count of its waiter until it leaves the wait.
+    // A waiting thread keeps a count of its waiter until it leaves the wait. An estimate is enough.
     while Arc::strong_count(&woken) > 1 && Time::now() < until {
         std::thread::yield_now();
     }
@@ -425,7 +493,8 @@ pub(crate) fn yield_to_woken(longest: Duration) {
     }
 }
 
-/// What a thread takes from its wait to what it needs next, cold caches and all.
+/// How long a thread takes from the end of its wait to its request for the interpreter's lock, with
+/// cold caches.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 const HANDOFF_SPIN: Duration = Duration::from_micros(3);
 

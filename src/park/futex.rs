@@ -1,5 +1,10 @@
-//! Linux: a futex with an absolute deadline, which returns on signals (a condition variable of a
-//! library would go back to sleep).
+//! Sleeping on Linux: a futex with an absolute deadline.
+//!
+//! Not a condition variable of a library, for three reasons: a futex returns on a signal, so the host can
+//! run its handlers, where a library would go back to sleep; its timeout is an absolute time of the
+//! clock that the core uses, so no time is lost between the computation and the sleep; and it needs no
+//! memory but the waiter's word. The kernel compares the word with `expected` under its own lock before
+//! it sleeps, which is what guarantee 2 of the parent module relies on.
 
 use std::num::NonZeroU32;
 
@@ -8,9 +13,9 @@ use rustix::thread::futex::{self, Flags, Timespec};
 
 use super::{AtomicU32, Time};
 
-/// What passes, in nanoseconds, between the wake-up by the clock and the code that waited. The sleep
-/// ends so much earlier; should the thread run before its time, which the kernel's own slack makes
-/// rare, the caller looks at the clock and sleeps again.
+/// Nanoseconds between the timer's interrupt and the first instruction of the woken thread. The sleep
+/// ends so much earlier, so that the thread runs on time. If it runs early, which the kernel's own timer
+/// slack makes rare, the caller looks at the clock and sleeps again.
 const AHEAD: u64 = 1_000;
 
 /// Sleep while the word is `expected`, until `until`. True: interrupted by a signal.
@@ -26,6 +31,7 @@ pub(in crate::park) fn wait(word: &AtomicU32, expected: u32, until: Time) -> boo
     futex::wait_bitset(word, Flags::PRIVATE, expected, timeout, all) == Err(Errno::INTR)
 }
 
+/// Wake the thread that sleeps on the word, if it does. At most one does: a waiter has one thread.
 pub(in crate::park) fn wake(word: &AtomicU32) {
     // The address is valid: it cannot fail.
     let _ = futex::wake(word, Flags::PRIVATE, 1);

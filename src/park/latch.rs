@@ -1,4 +1,12 @@
 //! A flag that is set once, and waited for.
+//!
+//! Guarantees: `set` ends every wait, those that have begun and those to come (I12). A wait that ended
+//! otherwise has left the queue when it returns.
+//!
+//! Protocol: as [`Event`](crate::sync::Event), without clearing. [`LatchState`] belongs to its mutex.
+//! A waiter queues only if the flag is not set, and `set` raises the flag and empties the queue, each in
+//! one critical section. It lies below scopes and tasks, which need it to wait for each other's end;
+//! the waits that can be cancelled are in `wait`.
 
 use super::{Ticket, WaitOutcome, WaitQueue, Waiter};
 use crate::atomics::Mutex;
@@ -7,16 +15,20 @@ use crate::clock::Time;
 /// Set once; a wait for it ends then. Cancelled waiters leave nothing behind.
 #[derive(Debug, Default)]
 pub struct Latch {
+    /// Locked for a few instructions, never while a thread is woken.
     state: Mutex<LatchState>,
 }
 
+/// What the latch's mutex protects.
 #[derive(Debug, Default)]
 struct LatchState {
+    /// Written once, by the first `set`.
     set: bool,
+    /// Empty once `set` is true.
     waiting: WaitQueue,
 }
 
-/// A signal handler of the host raised during a wait that nothing else may interrupt.
+/// A signal handler of the host raised during a wait that neither a cancellation nor a kill ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interrupted;
 
@@ -26,7 +38,7 @@ impl Latch {
         Latch::default()
     }
 
-    /// Set it and wake all waiters. Idempotent.
+    /// Set it and wake all waiters. Idempotent; never blocks, and is no checkpoint.
     pub fn set(&self) {
         let waiting = {
             let mut state = self.state.lock();
@@ -36,12 +48,21 @@ impl Latch {
         waiting.iter().for_each(Ticket::wake);
     }
 
-    /// Set?
+    /// True if it is set; it stays so.
     pub fn is_set(&self) -> bool {
         self.state.lock().set
     }
 
-    /// Block until it is set, or until `until` (then false). Only the host's signals end it early.
+    /// Wait until it is set, or until `until`; then false.
+    ///
+    /// # Blocking
+    /// Blocks while it is not set.
+    ///
+    /// # Cancellation
+    /// No checkpoint: neither a cancellation nor a kill ends the wait.
+    ///
+    /// # Errors
+    /// A signal handler of the host raised.
     pub fn wait_shielded(&self, until: Time) -> Result<bool, Interrupted> {
         let waiter = Waiter::new();
         let ticket = Ticket::new(&waiter, 0);
@@ -56,7 +77,7 @@ impl Latch {
         }
     }
 
-    /// Wait in line; the ticket is granted at once if the latch is set.
+    /// Queue a ticket, or grant it at once if the latch is set.
     pub(crate) fn enqueue(&self, ticket: Ticket) {
         let mut state = self.state.lock();
         if state.set {
@@ -66,7 +87,7 @@ impl Latch {
         }
     }
 
-    /// Leave the line.
+    /// Remove a ticket, if it is still queued.
     pub(crate) fn dequeue(&self, ticket: &Ticket) {
         self.state.lock().waiting.remove(ticket);
     }
