@@ -1,5 +1,14 @@
-//! Sleeping until a file descriptor is ready, or somebody wakes: the thread polls the descriptors
-//! and, beside them, one of its own that wakers write to.
+//! Sleeping until a file descriptor is ready, or the waiter is settled.
+//!
+//! A thread that waits for descriptors cannot sleep on its waiter's word. It polls the descriptors and,
+//! beside them, a [`Waker`]: an event descriptor (elsewhere a pipe) to which the settler writes.
+//!
+//! Guarantees: a wake-up that comes before the poll makes the poll return at once, so none is lost (I12).
+//! A wake-up that comes after the wait has ended is seen by the thread's next poll as a spurious one,
+//! and [`Waiter::park`](super::Waiter::park) then looks at its own word and sleeps again.
+//!
+//! Protocol: the waker belongs to one thread, which makes it, polls it, empties it and caches it for its
+//! next wait. Other threads only write to it; the descriptors do not block, so no lock is needed.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -16,26 +25,29 @@ use crate::sys::{self, PollFlags};
 pub enum Readiness {
     /// Data, a connection, the end of the stream or an error can be read.
     Readable,
-    /// Something can be written, or an error be read.
+    /// Something can be written, or an error is pending.
     Writable,
 }
 
-/// A pipe that a sleeping thread polls; kept by the thread from one wait to the next.
+/// A descriptor that a sleeping thread polls, and settlers write to.
 #[derive(Debug)]
 pub(super) struct Waker {
-    /// Both ends do not block. The writing one is the same on systems with event descriptors.
+    /// Polled and emptied by the owning thread. Does not block.
     reader: File,
+    /// Written by settlers; does not block. `None`: an event descriptor, where `reader` is both ends.
     writer: Option<File>,
-    /// A child process shares the descriptors, and would take its parent's wake-ups.
+    /// The process that made it. A forked child shares the open descriptors with its parent and would
+    /// take the parent's wake-ups, so it makes a new one.
     generation: u32,
 }
 
 thread_local! {
+    /// The calling thread's waker between two waits; taken out for the time of a wait.
     static CACHED: Cell<Option<Arc<Waker>>> = const { Cell::new(None) };
 }
 
 impl Waker {
-    /// The calling thread's.
+    /// The calling thread's cached waker, or a new one. An error: no descriptor is left.
     pub(super) fn get() -> io::Result<Arc<Waker>> {
         let kept = CACHED.try_with(Cell::take).ok().flatten();
         match kept.filter(|kept| kept.generation == fork::generation()) {
@@ -44,7 +56,7 @@ impl Waker {
         }
     }
 
-    /// Keep it for the next wait.
+    /// Cache it for the calling thread's next wait, instead of one that is cached already.
     pub(super) fn keep(waker: Arc<Waker>) {
         let _ = CACHED.try_with(|kept| kept.set(Some(waker)));
     }
@@ -74,9 +86,9 @@ impl Waker {
         })
     }
 
-    /// Make the poll return, now or when it comes.
+    /// Make the poll return: the current one, or the next if there is none. Called by any thread.
     pub(super) fn wake(&self) {
-        // Full means that it rings already.
+        // An error means that it is full, and so readable already.
         let _ = self
             .writer
             .as_ref()
@@ -84,7 +96,7 @@ impl Waker {
             .write(&1u64.to_ne_bytes());
     }
 
-    /// Sleep until it rings, a descriptor is ready, or `until`.
+    /// Sleep until it is woken, a descriptor is ready, or `until`. Called by the owning thread.
     pub(super) fn sleep(&self, interests: &[(RawFd, Readiness)], until: Time) -> Slept {
         let own = (self.reader.as_raw_fd(), PollFlags::IN);
         let theirs = interests.iter().copied().map(interest);
@@ -96,7 +108,7 @@ impl Waker {
         if !polled[0].is_empty() {
             let _ = (&self.reader).read(&mut [0; 8]);
         }
-        // An error counts as ready: whoever then uses the descriptor is told what it is.
+        // An error counts as ready: the operation on the descriptor then reports it.
         match polled[1..].iter().position(|events| !events.is_empty()) {
             Some(index) => Slept::Ready(index),
             None => Slept::Woken,
@@ -106,14 +118,15 @@ impl Waker {
 
 /// How a sleep ended.
 pub(super) enum Slept {
-    /// By a ring, the clock, or nothing at all.
+    /// By a settler, the clock, or for no reason.
     Woken,
+    /// By a signal, for which the host may have a handler.
     Signalled,
     /// The interest of this index is ready, or its descriptor is bad.
     Ready(usize),
 }
 
-/// Is it ready now? A bad descriptor is an error.
+/// True if the descriptor is ready now. Does not block. A bad descriptor is an error.
 pub(crate) fn is_ready(fd: RawFd, what: Readiness) -> io::Result<bool> {
     let events = loop {
         match sys::poll([interest((fd, what))], Time::from_nanos(0)) {
@@ -127,19 +140,20 @@ pub(crate) fn is_ready(fd: RawFd, what: Readiness) -> io::Result<bool> {
     Ok(!events.is_empty())
 }
 
-/// Is one of them ready now, or its descriptor bad?
+/// True if one of them is ready now, or its descriptor is bad.
 pub(crate) fn any_ready(interests: &[(RawFd, Readiness)]) -> bool {
     interests
         .iter()
         .any(|(fd, what)| is_ready(*fd, *what).unwrap_or(true))
 }
 
-/// Wait for one of them, in real time.
+/// Block until one of them is ready, in real time, for a simulation that has nothing else to run.
+/// Signals end it early.
 pub(crate) fn wait_for_any(interests: &[(RawFd, Readiness)]) {
     let _ = sys::poll(interests.iter().copied().map(interest), Time::NEVER);
 }
 
-/// What [`sys::poll`] is given of it.
+/// An interest as [`sys::poll`] takes it.
 fn interest((fd, what): (RawFd, Readiness)) -> (RawFd, PollFlags) {
     let events = match what {
         Readiness::Readable => PollFlags::IN,
