@@ -1,4 +1,4 @@
-"""What all tests share; first of all, that they run against the source as it is."""
+"""Fixtures of all tests, and the check that the extension is not older than its source."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ FIGURES = ("points", "stopped", "swallowed", "finished", "missed")
 
 def pytest_configure() -> None:
     """Refuse to test a binary that is older than its source."""
-    # A shell has a command that it runs in the background ignore Ctrl-C, and its children inherit
-    # that; some tests are about it.
+    # A command that a shell runs in the background ignores Ctrl-C, and its children inherit that;
+    # some tests need the default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         from desist import _core
     except ImportError as error:
         refuse(f"desist is not built for this interpreter ({error})")
-    # The build dates the module back to its own start, see the Makefile. A file that was moved
-    # into place keeps its mtime; its ctime tells.
+    # The build sets the time of the module to its own start, see the Makefile. A file that was
+    # moved into place keeps its mtime but has a new ctime.
     assert _core.__file__ is not None
     built = Path(_core.__file__).stat().st_mtime
     for source in [ROOT / "Cargo.toml", *sorted(ROOT.glob("src/**/*.rs"))]:
@@ -36,7 +36,7 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many points were swept; which, unless it is to be quiet."""
+    """Print the number of swept points; the table of the sweeps, unless -q asks to be quiet."""
     from support import SWEPT
 
     if not SWEPT:
@@ -59,10 +59,10 @@ def refuse(why: str) -> NoReturn:
 
 @pytest.fixture(autouse=True)
 def _no_tracer_is_left() -> Iterator[None]:
-    """One of CPython's own tests leaves the tracer of new threads behind.
+    """Remove the tracer of new threads, which one of CPython's own tests leaves installed.
 
-    On CPython 3.11 a traced thread that calls a function spins for as long as any thread has an
-    asynchronous exception that it does not come to raise: the next test would hang.
+    On CPython 3.11 a traced thread that calls a function spins for as long as any thread has a
+    pending asynchronous exception that it does not raise: the next test would hang.
     """
     before = threading.gettrace()
     yield

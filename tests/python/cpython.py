@@ -4,12 +4,12 @@ The tests are those of the running interpreter, imported from its `test` package
 is executed anew, and its `import threading` finds an overlay: the module itself, with some names
 replaced. So whatever the tests name, also in their helpers, is desist's.
 
-To adopt another module takes the overlay and the exclusions, say, for a `desist.run`:
+Another module needs an overlay and exclusions, for example for `desist.run`:
 
     module = load("test.test_subprocess", {"subprocess": Overlay("subprocess", run=desist.run)})
     globals().update(adopt(module, EXCLUDED))
 
-By hand, for exclusions of tests that no interpreter has any more:
+To find exclusions of tests that no interpreter has any more, run by hand:
 
     python tests/python/cpython.py python3.11 python3.12 python3.13 python3.14
 """
@@ -35,9 +35,9 @@ HERE = Path(__file__).parent
 
 
 class Overlay(types.ModuleType):
-    """A module of the standard library, some of whose names are something else.
+    """A module of the standard library with some of its names replaced.
 
-    What is set on it is set on the module: tests replace hooks and counters.
+    Attributes set on it are set on the module: tests replace hooks and counters.
     """
 
     def __init__(self, name: str, **replaced: object) -> None:
@@ -57,7 +57,7 @@ class Overlay(types.ModuleType):
 
 
 def of_desist(*names: str) -> dict[str, object]:
-    """What desist has by these names."""
+    """Give desist's objects of these names."""
     return {name: getattr(desist, name) for name in names}
 
 
@@ -74,7 +74,7 @@ QUEUE = Overlay(
 
 
 def import_or_skip(name: str) -> types.ModuleType:
-    """Distributions leave out the tests, or put them into a package of their own."""
+    """Import a test module; distributions may leave the tests out, or package them separately."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -82,12 +82,11 @@ def import_or_skip(name: str) -> types.ModuleType:
 
 
 def load(name: str, overlays: Mapping[str, types.ModuleType]) -> types.ModuleType:
-    """The module, executed anew; what it imports by the names of overlays is these.
+    """Execute the module anew; its imports of overlaid names give the overlays.
 
-    Only its own imports are concerned: nobody else notices. unittest.SkipTest: the interpreter
-    does not have it.
+    No other module is affected. Raises unittest.SkipTest if the interpreter lacks the module.
     """
-    import_or_skip(name)  # all that it needs is there, and is the standard library's
+    import_or_skip(name)  # what the module needs is installed, and belongs to the standard library
 
     def import_overlaid(
         wanted: str,
@@ -159,7 +158,7 @@ def executor_tests() -> list[types.ModuleType]:
     scripts = {helpers.__name__: Overlay(helpers.__name__, assert_python_ok=python_ok)}
     if not hasattr(import_or_skip(package), "__path__"):
         return [load(package, futures | scripts)]
-    # What they import of each other by a relative import goes by its last name.
+    # A relative import of one module by another is looked up by its last name.
     inside = {name: load(f"{package}.{name}", futures) for name in ("util", "executor")}
     return [
         load(f"{package}.{name}", futures | scripts | inside)
@@ -174,7 +173,7 @@ def executor_tests() -> list[types.ModuleType]:
 
 
 def with_desist(run: Callable[..., Any], install: str = "install") -> Callable[..., Any]:
-    """`run` starts an interpreter; its script, after a `-c` or alone, finds desist there."""
+    """Let the script of an interpreter that `run` starts, after a `-c` or alone, find desist."""
     first = f"import sys; sys.path.insert(0, {str(HERE)!r}); import cpython; cpython.{install}()\n"
 
     def start(*args: Any, **kwargs: Any) -> Any:
@@ -188,13 +187,13 @@ def with_desist(run: Callable[..., Any], install: str = "install") -> Callable[.
 
 
 def install() -> None:
-    """Whoever imports `threading` from now on finds desist there."""
+    """Make every later import of `threading` give desist's classes."""
     sys.path.remove(str(HERE))
     sys.modules["threading"] = THREADING
 
 
 def install_executor() -> None:
-    """Whoever asks concurrent.futures for ThreadPoolExecutor from now on gets desist's."""
+    """Make concurrent.futures.ThreadPoolExecutor desist's from now on."""
     import concurrent.futures
 
     sys.path.remove(str(HERE))
@@ -204,10 +203,10 @@ def install_executor() -> None:
 def adopt(
     module: types.ModuleType, excluded: Mapping[str, str], **attributes: object
 ) -> dict[str, type[Any]]:
-    """The test cases of the module, for pytest to find; they get the attributes.
+    """Give the test cases of the module to pytest, with these attributes.
 
-    `excluded` has why a test, or all of a class, is not run. What it names need not be in this
-    version.
+    `excluded` has the reason why a test, or a whole class, is not run. A name in it may be absent
+    from this version.
     """
     import pytest
 
@@ -216,7 +215,7 @@ def adopt(
         if name in excluded:
             continue
         inside: dict[str, Any] = {"__module__": module.__name__, **attributes}
-        # They look after their warnings themselves, and differently in each version.
+        # The tests handle warnings themselves, and differently in each version.
         inside["pytestmark"] = pytest.mark.filterwarnings("default")
         for test in unittest.defaultTestLoader.getTestCaseNames(case):
             reason = excluded.get(f"{name}.{test}")
@@ -227,7 +226,7 @@ def adopt(
 
 
 def cases_of(module: types.ModuleType) -> dict[str, type[unittest.TestCase]]:
-    """The cases that unittest would run."""
+    """List the cases that unittest would run."""
     return {
         name: thing
         for name, thing in vars(module).items()
@@ -256,7 +255,7 @@ for name in ("test.test_threading", "test.test_queue", "test.test_subprocess", f
 
 
 def main(interpreters: Iterable[str]) -> None:
-    """Exclusions of what none of the interpreters has are mistakes."""
+    """Report exclusions of tests that none of the interpreters has."""
     import test_cpython_executor
     import test_cpython_queue
     import test_cpython_subprocess

@@ -32,12 +32,12 @@ def work(url: str, file: str, alive: int) -> NoReturn:
         desist.sleep(0.002)
 
     _pool = WorkerPool(handler, queue=open_queue(url, retry=POLICY), workers=WORKERS)
-    os.read(alive, 1)  # until this process's host is gone
+    os.read(alive, 1)  # until this process is killed with its host
     os._exit(0)
 
 
 def main(url: str, file: str) -> None:
-    open_queue(url).close()  # imports what it takes
+    open_queue(url).close()  # imports the engine's module before the forks
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     alive, host = os.pipe()
     for _ in sys.stdin:

@@ -1,4 +1,4 @@
-"""What every engine promises, as tests; and what they need.
+"""The contract of every engine, as tests, and their helpers.
 
 A module of tests has a class of `Contract`, and a fixture `engines` that opens more engines of the
 same queue, as other processes would.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Engines = Callable[..., Engine]
 
 SHORT = 0.05
-"""Seconds of a lease that nobody extends."""
+"""Seconds of a lease that runs out in a test."""
 LONG = 1000.0
 """Seconds of a lease that no test outlives."""
 AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
@@ -55,7 +55,7 @@ def leased(queue: EngineQueue[Any]) -> Lease[Any]:
 
 
 def lose_an_answer(engine: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> list[Any]:
-    """The server does what it is asked for, but its answer does not arrive, once."""
+    """Let the server perform one call, but lose its answer."""
     real = engine._run
     lost: list[Any] = []
 
@@ -71,7 +71,7 @@ def lose_an_answer(engine: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> l
 
 
 class Contract:
-    """Of one engine; a fixture `engines(lease_timeout=...)` opens another of the same queue."""
+    """The tests of one engine; the fixture `engines(lease_timeout=...)` opens its queue again."""
 
     def test_an_item_is_in_one_state_at_a_time(self, engines: Engines) -> None:
         engine = engines()
@@ -203,7 +203,7 @@ class Contract:
         leased = lease(engine)
         assert engine.cancel(leased.id, "unwanted") is False
         assert engine.nack(leased, 0, "no") is False
-        lease(other)  # and is lost
+        lease(other)  # and the worker is lost
         assert engine.cancel("d", "unwanted") is False
         while engine.counts() != counts(dead=4):
             other.tend(0.01)

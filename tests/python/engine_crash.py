@@ -1,4 +1,4 @@
-"""The crash test: hosts that share a queue are killed, and all of it is done nevertheless."""
+"""The crash test: hosts that share a queue are killed, and every item is done nevertheless."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
         processes = [start_process(host) for host in hosts]
         killed = 0
         while killed < kills:
-            time.sleep(lot.random() * 0.05)  # a random moment is what it is about
+            time.sleep(lot.random() * 0.05)  # the kill comes at a random moment
             which = lot.randrange(len(hosts))
             os.kill(processes[which], signal.SIGKILL)
             processes[which] = start_process(hosts[which])

@@ -1,4 +1,4 @@
-"""A model of what any engine should know, to hold one against."""
+"""A model of the state of any engine, which a real one is compared with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def put(engine: Engine, item_id: str = "a", key: str | None = None, delay: float
 
 
 class Model:
-    """What an engine should know: which state each item is in, and its leases and attempts."""
+    """The state of each item, and its leases and attempts."""
 
     STEPS = ("put", "put", "lease", "lease", "ack", "nack", "later", "reject", "retry", "cancel")
 
@@ -65,7 +65,7 @@ class Model:
         self._settle(lambda delivery: engine.reject(delivery, "bad"), lot, "dead")
 
     def _settle(self, settle: Callable[[Delivery], object], lot: random.Random, state: str) -> None:
-        """Any lease that there has ever been."""
+        """Settle any lease that there has ever been."""
         if not self.leases:
             return
         delivery = self.leases[lot.choice(list(self.leases))]

@@ -1,4 +1,4 @@
-"""What a test leaves behind: descriptors and child processes."""
+"""Checks that a test leaves no descriptors and no child processes behind."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def descriptors() -> dict[str, str]:
-    """The open ones, and what they are."""
+    """Give the open descriptors, and what each is."""
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         try:
             target = str(entry.readlink())
-        except FileNotFoundError:  # that of the listing
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
-        # A thread keeps what wakes it from one wait to the next.
+        # A thread keeps its waker from one wait to the next.
         if target != "anon_inode:[eventfd]":
             found[entry.name] = target
     return found
 
 
 def children() -> set[int]:
-    """The child processes, zombies too."""
+    """Give the child processes, zombies included."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -42,7 +42,7 @@ def children() -> set[int]:
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """After the block there are no more descriptors and children than before it."""
+    """Check that the block leaves no more descriptors and children than there were before it."""
     if not LINUX:
         yield
         return

@@ -1,4 +1,4 @@
-"""Handlers for test_pool_process.py: worker processes import them, and nothing of pytest."""
+"""Handlers for test_pool_process.py, in a module that worker processes import without pytest."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def tell(path: str, *what: object) -> None:
-    """Write a line, whole, into a pipe or a file that is there."""
+    """Write a line in one piece into an existing pipe or file."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND)
     os.write(fd, (" ".join(map(str, what)) + "\n").encode())
     os.close(fd)
 
 
 def until_told(path: str) -> None:
-    """Wait for a line, in C, through signals."""
+    """Wait for a line in C, and repeat the wait when a signal interrupts it."""
     fd = os.open(path, os.O_RDONLY)
     os.read(fd, 1)
     os.close(fd)
@@ -52,7 +52,7 @@ def fail(lease: Lease[str]) -> NoReturn:
 
 
 class OnlyHereError(Exception):
-    """Its pickle cannot be loaded."""
+    """An object whose pickle cannot be loaded."""
 
     def __init__(self, one: int, other: int) -> None:
         super().__init__("cannot be made again")
@@ -64,7 +64,7 @@ def fail_in_a_way_of_its_own(_: Lease[object]) -> NoReturn:
 
 
 class Unreadable:
-    """Its pickle cannot be loaded."""
+    """An object whose pickle cannot be loaded."""
 
     def __reduce__(self) -> Any:
         return int, ("not a number",)
@@ -154,7 +154,7 @@ def fork(_: Lease[object]) -> int:
 
 
 def sleep(lease: Lease[str]) -> int:
-    """In a system call, which a signal breaks."""
+    """Sleep in a system call, which a signal interrupts."""
     if lease.attempt == 1:
         tell(lease.item, os.getpid())
         until_struck()
@@ -172,7 +172,7 @@ def sleep_with_finally(lease: Lease[str]) -> int:
 
 
 def wait(lease: Lease[str]) -> int:
-    """In a wait of desist's."""
+    """Sleep in a desist wait."""
     if lease.attempt == 1:
         tell(lease.item, os.getpid())
         try:
@@ -192,7 +192,7 @@ def wait_shielded(lease: Lease[str]) -> int:
 
 
 def look(lease: Lease[str]) -> int:
-    """Busy, with a look at the token now and then."""
+    """Compute, and poll the token now and then."""
     if lease.attempt == 1:
         tell(lease.item, os.getpid())
         token = lease.token
@@ -217,12 +217,12 @@ def swallow(lease: Lease[str]) -> int:
 
 
 def block(lease: Lease[str]) -> int:
-    """In C code that does not return, and keeps the interpreter."""
+    """Run C code that does not return and keeps the GIL."""
     if lease.attempt == 1:
         mutex = ctypes.create_string_buffer(64)
         library = ctypes.PyDLL(None)
         library.pthread_mutex_lock(mutex)
-        with desist.defer_kill(math.inf):  # SIGTERM does not come before that
+        with desist.defer_kill(math.inf):  # SIGTERM is handled only after that
             tell(lease.item, os.getpid())
             library.pthread_mutex_lock(mutex)
     return lease.attempt
@@ -237,7 +237,7 @@ def start_others(lease: Lease[str]) -> int:
 
 
 def commit_slowly(lease: Lease[tuple[str, str]]) -> int:
-    """Waits in its commit for word that it may end."""
+    """Wait in the commit until the test lets it end."""
     there, here = lease.item
     with lease.commit():
         tell(there, os.getpid(), lease.attempt)
@@ -247,7 +247,7 @@ def commit_slowly(lease: Lease[tuple[str, str]]) -> int:
 
 
 def append(lease: Lease[tuple[str, str, int]]) -> None:
-    """An effect, then the end."""
+    """Have an effect, then acknowledge."""
     effects, told, number = lease.item
     tell(effects, number, lease.attempt)
     tell(told, os.getpid())

@@ -1,7 +1,7 @@
-"""How threads are stopped elsewhere: the packages, and the snippets in few words; and what breaks.
+"""Other ways to stop a thread, as packages and as short snippets, and how each fails.
 
-Each scene brings one of them to the point at which it breaks, by arrangement and not by luck, and
-prints what is broken. It is run by `alone()`, in a process of its own, which may end in any state.
+Each scene brings one of them to the point at which it fails, deterministically, and prints the
+damage. `alone()` runs it in a process of its own, which may end in any state.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def alone(scene: Callable[[], object]) -> list[str]:
-    """Run a scene; the lines that it printed."""
+    """Run a scene and return the lines that it printed."""
     code = f"import recipes; recipes.{scene.__name__}(); recipes.end()"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -42,7 +42,7 @@ def alone(scene: Callable[[], object]) -> list[str]:
 
 
 def end() -> None:
-    """Leave without waiting for what is stuck."""
+    """Exit without waiting for stuck threads."""
     sys.stdout.flush()
     os._exit(0)
 
@@ -73,15 +73,15 @@ class Thread2(threading.Thread):
 
 
 class Trap:
-    """A lock that is struck as soon as it is taken: where a thread may be at any time."""
+    """A lock with a kill right behind its acquire, where a thread may be at any time."""
 
-    def __init__(self, strike: Callable[[], object]) -> None:
+    def __init__(self, kill: Callable[[], object]) -> None:
         self.lock = threading.Lock()
-        self.strike = strike
+        self.kill = kill
 
     def acquire(self) -> None:
         self.lock.acquire()
-        self.strike()
+        self.kill()
 
     def __enter__(self) -> None:
         self.acquire()
@@ -192,7 +192,7 @@ def kill_in_a_wait(kind: Callable[..., Any]) -> None:
     wakes.acquire()
 
     def body() -> None:
-        # One call into C, so that it has begun to wait when it says so.
+        # One call into C, so that the wait has begun when `begun` is set.
         list(map(methodcaller("__call__"), (waits.release, wakes.acquire)))
         tell("goes on")
 
@@ -213,7 +213,7 @@ def a_thread_id_is_wider_than_an_int() -> None:
     ident, kind = thread.ident, ctypes.py_object(SystemExit)
     assert ident is not None
     post = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    # A bare number goes as a C int: Thread2 as it was published does that.
+    # ctypes passes a bare number as a C int: the published Thread2 does that.
     tell("found by:", "number", post(ident, kind))
     for width in (ctypes.c_int, ctypes.c_long, ctypes.c_ulong):
         tell("found by:", width(ident).value == ident, post(width(ident), kind))
@@ -223,7 +223,7 @@ def a_thread_id_is_wider_than_an_int() -> None:
 
 
 class TracedThread(threading.Thread):
-    """Looks at a flag in front of every line, from its start."""
+    """Checks a flag in front of every line, from its start."""
 
     killed = False
     looks = 0
@@ -295,7 +295,7 @@ def a_flag_is_not_seen_by_a_wait() -> None:
 
 
 class ParentKiller(threading.Thread):
-    """Raises in the thread that made it what is raised in itself."""
+    """Raises its own exception in the thread that made it."""
 
     def __init__(self, target: Callable[[], object]) -> None:
         super().__init__(target=target)
@@ -362,7 +362,7 @@ def a_parent_that_waits_does_not_notice() -> None:
 
 
 def import_stopit() -> Any:
-    """It asks pkg_resources, which is gone, for its version; it does without an answer."""
+    """Import stopit, which asks the removed pkg_resources for its version but needs no answer."""
     sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
     import stopit
 
@@ -373,7 +373,7 @@ def stopit_raises_after_the_block() -> None:
     stopit = import_stopit()
 
     class LateTimer(threading.Timer):
-        """Its time has come in the very instant in which it is cancelled."""
+        """A timer whose time comes at the instant at which it is cancelled."""
 
         def start(self) -> None:
             pass
@@ -414,7 +414,7 @@ def func_timeout_leaves_the_function_running() -> None:
         inside.wait()
         threading.Thread.join(thread, timeout)
 
-    StoppableThread.join = join  # its time is not over before it has begun
+    StoppableThread.join = join  # the timeout does not pass before the function has begun
     before = threading.active_count()
     try:
         func_timeout(0.01, function)
@@ -451,7 +451,7 @@ def timeout_decorator_raises_after_the_call() -> None:
     from timeout_decorator import timeout
 
     timeout()(lambda: None)(timeout=1000)
-    tell("will strike:", signal.getitimer(signal.ITIMER_REAL)[0] > 900)
+    tell("will kill:", signal.getitimer(signal.ITIMER_REAL)[0] > 900)
     try:
         signal.raise_signal(signal.SIGALRM)  # the time has come
     except Exception as raised:  # noqa: BLE001 (shown)

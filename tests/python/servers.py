@@ -1,7 +1,7 @@
-"""Real servers for tests: their programs, wherever they are to be had, and a private instance.
+"""Real servers for tests: find the program of each, and run a private instance.
 
-A program is taken from PATH (or where Debian hides it), else from a Debian package, which is
-unpacked into target/servers without being installed. Who can have neither skips.
+A program is taken from PATH (or from Debian's own folder), else from a Debian package, which is
+unpacked into target/servers without being installed. Without either, the test is skipped.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Program:
 
 
 def find_program(name: str, package: str, hidden: str = "") -> Program:
-    """An executable; skips the test if there is none to be had.
+    """Find an executable, or skip the test.
 
-    `hidden`: where it may be that is not in PATH, as a pattern below the root folder.
+    `hidden`: a pattern below the root folder for a place that is not on PATH.
     """
     if found := shutil.which(name):
         return Program(Path(found))
@@ -70,7 +70,7 @@ def _unpacked(package: str) -> Path:
 
 
 def _unpack(package: str, scratch: Path) -> None:
-    """With all that it depends on and that is not installed, and without asking for any right."""
+    """Unpack a package with its missing dependencies, without root rights."""
     archives, lists = scratch / "archives", scratch / "lists"
     for folder in (archives, lists):
         (folder / "partial").mkdir(parents=True)
@@ -105,13 +105,13 @@ _LIBC = ctypes.CDLL(None)
 
 
 def _die_with_the_test() -> None:
-    """A run that hangs is ended without any clean-up."""
+    """End the server with the test process, which may be killed without any clean-up."""
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Server:
-    """A process that is there when a port answers; to be stopped and started again."""
+    """A process that runs when its port answers; it can be stopped and started again."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class Server:
         while not self._answers():
             assert self._process.poll() is None, "the server has ended"
             assert time.monotonic() < until, "the server does not answer"
-            time.sleep(0.01)  # it tells nobody
+            time.sleep(0.01)  # there is no notification
 
     def _answers(self) -> bool:
         try:
@@ -157,7 +157,7 @@ class Server:
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[Server]:
-    """One that keeps what it has when it is stopped and started."""
+    """Run a Redis server that keeps its data when it is stopped and started."""
     program = find_program("redis-server", "redis-server")
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
@@ -170,7 +170,7 @@ def redis_server(folder: Path) -> Iterator[Server]:
 
 
 class PostgresServer(Server):
-    """Its port answers before it does."""
+    """A PostgreSQL server, whose port answers before the server does."""
 
     def _answers(self) -> bool:
         import psycopg
@@ -184,7 +184,7 @@ class PostgresServer(Server):
 
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[Server]:
-    """One with a database and a user `postgres`, whom it trusts."""
+    """Run a PostgreSQL server with a database and a trusted user `postgres`."""
     hidden = "usr/lib/postgresql/*/bin/{}"
     package = "postgresql"
     initdb = find_program("initdb", package, hidden.format("initdb"))
@@ -219,7 +219,7 @@ def postgres_server(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def _owned_by_the_user_that_may_run_it(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """PostgreSQL refuses to run as root, and nobody else may look into a folder of root's."""
+    """Give the folder to another user, because PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         yield folder, {}
         return

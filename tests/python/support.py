@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Helpers of several tests."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ T = TypeVar("T")
 LINUX = Path("/proc/self/fd").is_dir()
 
 NEVER = 1000.0
-"""Seconds that no test waits: what ends after it would hang."""
+"""Seconds that no test waits: a wait that lasts this long hangs."""
 
 ASK = StopPolicy(cooperative=NEVER, at_wait=None, async_exc=None, trace=None)
-"""Only asks."""
+"""Cancels, and uses no force."""
 AT_WAIT = StopPolicy(cooperative=0, at_wait=NEVER, async_exc=None, trace=None, defer=NEVER)
-"""Strikes at desist waits only."""
+"""Kills at desist waits only."""
 FORCE = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=NEVER)
-"""Strikes anywhere, but not where a lock is held."""
+"""Kills anywhere, but not where a lock is held."""
 INSIST = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0)
-"""Strikes anywhere, also where a lock is held."""
+"""Kills anywhere, also where a lock is held."""
 TRACE = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=NEVER, defer=0)
-"""Strikes at every step, where striking now and then has not helped."""
+"""Kills at every step, after asynchronous exceptions have not helped."""
 GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
-"""Does not even try."""
+"""Abandons the thread without any rung."""
 
 IN_HAND = sys.version_info < (3, 11)
-"""CPython 3.10 strikes between any two bytecodes, also behind a call that has returned an item:
-what a killed thread has in its hand is gone with it."""
+"""CPython 3.10 raises asynchronous exceptions between any two bytecodes, also behind a call that
+has returned an item: the item is lost with the killed thread."""
 
 SWEPT: list[tuple[str, SweepReport]] = []
-"""What was swept, for the table at the end of a run of the tests."""
+"""The sweeps of this run, for the table at its end."""
 
 
 def tell(subject: str, report: SweepReport) -> None:
-    """Put it in that table."""
+    """Add a sweep to the table."""
     SWEPT.append((subject, report))
 
 
 class Victim(desist.Thread, Generic[T]):
-    """A daemon thread that runs `body(ready)`; the `with` block begins when it has said so.
+    """A daemon thread that runs `body(ready)`; the `with` block begins when `ready` was called.
 
-    The block's end waits until the thread is gone.
+    The block's end waits until the thread has ended.
     """
 
     def __init__(self, body: Callable[[Callable[[], None]], T]) -> None:
@@ -91,18 +91,18 @@ def spin(ready: Callable[[], None]) -> None:
 
 
 def until_asleep(victim: Victim[object]) -> None:
-    """The victim's thread sleeps, and has for a while, so it will be in its wait."""
+    """Wait until the victim's thread has been asleep for a while, and so must be in its wait."""
     stat = Path(f"/proc/self/task/{victim.native_id}/stat")
     calm, tick = 0, threading.Event()
     while LINUX and calm < 3:
         state = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         calm = calm + 1 if state == "S" else 0
-        tick.wait(0.001)  # the system tells nobody
+        tick.wait(0.001)  # there is no notification
 
 
 @contextmanager
 def in_its_wait(wait: Callable[[], object]) -> Iterator[Victim[object]]:
-    """A thread that has begun `wait()`, which is in it now."""
+    """Run `wait()` on a thread; the block begins when the thread is in its wait."""
 
     def body(ready: Callable[[], None]) -> object:
         ready()
@@ -114,28 +114,28 @@ def in_its_wait(wait: Callable[[], object]) -> Iterator[Victim[object]]:
 
 
 def ends_with_a_cancel(wait: Callable[[], object]) -> None:
-    """A cancel ends it. `wait()` blocks for ever, here as below."""
+    """Check that a cancel ends `wait()`, which blocks for ever, here as below."""
     with in_its_wait(wait) as victim:
         victim.cancel()
     assert isinstance(victim.raised, Cancelled)
-    victim.raised = None  # its traceback keeps what the call had, a file of makefile() say
+    victim.raised = None  # its traceback keeps the locals of the call
 
 
 def ends_with_the_deadline_of_its_block(wait: Callable[[], object]) -> None:
-    """The deadline of the block around it ends it."""
+    """Check that the deadline of the block around `wait()` ends it."""
     with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
         wait()
 
 
 def looks_before_it_begins(wait: Callable[[], object]) -> None:
-    """It does not begin in a block that is cancelled."""
+    """Check that `wait()` does not begin in a cancelled block."""
     with desist.move_on_after(0) as scope:
         wait()
     assert scope.cancelled_caught
 
 
 def ends_with_a_kill(wait: Callable[[], object]) -> None:
-    """A kill ends it, also in a shield."""
+    """Check that a kill ends `wait()`, also in a shield."""
 
     def shielded() -> None:
         with desist.shield(NEVER):
@@ -149,7 +149,7 @@ def ends_with_a_kill(wait: Callable[[], object]) -> None:
 
 @contextmanager
 def held(lock: desist.Lock) -> Iterator[Victim[None]]:
-    """Another thread holds the lock during the block."""
+    """Hold the lock on another thread during the block."""
     done = threading.Event()
 
     def hold(ready: Callable[[], None]) -> None:
@@ -165,7 +165,7 @@ def held(lock: desist.Lock) -> Iterator[Victim[None]]:
 
 
 def in_thread(body: Callable[[], T]) -> T:
-    """What `body` returns or raises on another thread, which no scope of this one is around."""
+    """Return or raise the outcome of `body` on another thread, outside of this thread's scopes."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -184,14 +184,14 @@ def in_thread(body: Callable[[], T]) -> T:
 
 
 def fork() -> int:
-    """Fork though this process has threads, of which 3.12+ warns."""
+    """Fork, without the warning of 3.12+ about the threads of this process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
 def in_child(body: Callable[[], object]) -> str:
-    """Fork; what `body` returns in the child, as text, or what it raises."""
+    """Fork, run `body` in the child, and return its result or exception as text."""
     reader, writer = os.pipe()
     child = fork()
     if child == 0:

@@ -38,7 +38,7 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 def test_the_module_of_every_public_name_is_desist(name: str) -> None:
     module = getattr(getattr(desist, name), "__module__", None)
     assert module is not None
-    # Those are the standard library's own, so that code that catches them does so.
+    # These are the standard library's own classes, so that existing handlers catch them.
     own = {"BrokenBarrierError": "threading", "Empty": "_queue", "Full": "queue"}
     if sys.version_info >= (3, 13):
         own["ShutDown"] = "queue"
@@ -63,7 +63,7 @@ def test_types_are_shipped() -> None:
 
 def test_an_import_does_not_import_heavy_modules() -> None:
     heavy = {"rich", "multiprocessing", "typing_extensions", "sqlite3"}
-    if sys.version_info >= (3, 11):  # before that it has a TimeoutError of its own
+    if sys.version_info >= (3, 11):  # before 3.11 concurrent.futures has a TimeoutError of its own
         heavy |= {"asyncio", "ssl", "socket", "selectors", "subprocess", "typing"}
     code = "import sys; before = {*sys.modules}; import desist; print(*({*sys.modules} - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

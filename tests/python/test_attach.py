@@ -1,4 +1,4 @@
-"""How threads of desist's own come to the interpreter: src/python/binding/attach.rs."""
+"""The attach of desist's own threads to the interpreter: src/python/binding/attach.rs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def when_passed(callback: Callable[[CancelCause], object]) -> None:
 
 
 def group_of_a_killed_thread() -> None:
-    """A killed thread's group has its tasks killed, each by a thread of its own."""
+    """Kill a thread with a task group, whose tasks are killed, each by a thread of its own."""
 
     def body(ready: Callable[[], None]) -> None:
         with TaskGroup(policy=FORCE) as group:
@@ -48,7 +48,7 @@ def group_of_a_killed_thread() -> None:
 
 
 def thread_states() -> int:
-    """How many the interpreter has."""
+    """Count the thread states of the interpreter."""
     api = ctypes.pythonapi
     for function in (api.PyInterpreterState_ThreadHead, api.PyThreadState_Next):
         function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
@@ -64,9 +64,9 @@ def thread_states() -> int:
 def test_a_system_thread_leaves_no_thread_state_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # which is told of each kill
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # it reports each kill
     came: list[int] = []
-    when_passed(lambda _: came.append(threading.get_ident()))  # its thread is there from now on
+    when_passed(lambda _: came.append(threading.get_ident()))  # starts the callback thread
     group_of_a_killed_thread()
     before = thread_states()
     for _ in range(20):
@@ -74,7 +74,7 @@ def test_a_system_thread_leaves_no_thread_state_behind(
         group_of_a_killed_thread()
     assert len(set(came)) == 1
     assert came[0] != threading.get_ident()
-    assert thread_states() <= before + 1  # the last one may be on its way out
+    assert thread_states() <= before + 1  # the last thread may be about to end
 
 
 def test_a_context_variable_set_in_a_callback_stays_in_it() -> None:

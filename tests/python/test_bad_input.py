@@ -1,4 +1,4 @@
-"""What makes no sense is refused by an error that says what to do, and leaves nothing behind."""
+"""Invalid input is refused by an error that says what to do, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Every primitive, cancelled everywhere: I11, I13, I14, and nothing left behind.
+"""Every primitive, cancelled at every wait: I11, I13, I14, and nothing left behind.
 
-A round is some threads that use one primitive, each in blocks that end after a time drawn by lot or
+A round has several threads that use one primitive, each in blocks that end after a random time or
 are cancelled by the others. In simulated time those ends fall on every wait and, as all times are
-small whole numbers, in the same instant as the grant that the wait is for; lots also decide who
-runs first. In real time the same rounds run under load. A round that hangs is a deadlock in the
-first case, and ends the run by its bound in the second.
+small whole numbers, on the same instant as the grant that the wait is for; the seed also decides
+which thread runs first. In real time the same rounds run under load. A round that hangs is a
+deadlock in the first case, and ends the run by its bound in the second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BOUND = 30.0
 
 
 class Round:
-    """Threads that take `step`s, and are cancelled in them."""
+    """Threads that run `step`s, and are cancelled in them."""
 
     def __init__(self, seed: int, unit: float) -> None:
         self.dice = random.Random(seed)
@@ -55,7 +55,7 @@ class Round:
             for block in self.blocks[-THREADS:]:
                 if self.dice.random() < 0.3:
                     block.cancel("by lot")
-        subject.let_go()
+        subject.finish()
         for thread in threads:
             thread.join(BOUND)
             assert not thread.is_alive(), "the round outlives its bound"
@@ -71,25 +71,25 @@ class Round:
 
 
 class Subject:
-    """What is used, and what holds of it afterwards."""
+    """The primitive of a round, and the check of its state afterwards."""
 
     def step(self, this: Round, dice: random.Random, number: int) -> None:
         raise NotImplementedError
 
-    def let_go(self) -> None:
-        """All cancels are done: whoever still waits may go on."""
+    def finish(self) -> None:
+        """Let the remaining waiters go on; there are no more cancels."""
 
     def check(self, done: Counter[str]) -> None:
         raise NotImplementedError
 
 
 class Locked(Subject):
-    """At most so many are inside, and nothing is held afterwards."""
+    """At most `limit` threads are inside, and nothing is held afterwards."""
 
     def __init__(self, make: Callable[[], Any], room: int = 1) -> None:
         self.lock = make()
         self.room = room
-        self.inside: list[int] = []  # append() and pop() are one step each, += is not
+        self.inside: list[int] = []  # append() and pop() are atomic, += is not
 
     def step(self, this: Round, dice: random.Random, number: int) -> None:
         if number % 2:
@@ -129,7 +129,7 @@ class Reentrant(Locked):
 
 
 class Waited(Subject):
-    """An event: whoever waits goes on once it is set."""
+    """An event: every waiter goes on once it is set."""
 
     def __init__(self) -> None:
         self.event = desist.Event()
@@ -144,7 +144,7 @@ class Waited(Subject):
         else:
             desist.wait_any(self.event)
 
-    def let_go(self) -> None:
+    def finish(self) -> None:
         self.event.set()
 
     def check(self, done: Counter[str]) -> None:
@@ -154,7 +154,7 @@ class Waited(Subject):
 
 
 class Notified(Subject):
-    """A condition: a notify that finds somebody wakes one; the lock is held when it should be."""
+    """A condition: a notify wakes a waiter if there is one; the lock is held when it should be."""
 
     def __init__(self) -> None:
         self.condition = desist.Condition()
@@ -182,7 +182,7 @@ class Notified(Subject):
 
 
 class Met(Subject):
-    """A barrier: all of a round pass, or none."""
+    """A barrier: all threads of a round pass, or none."""
 
     PARTIES = 2
 
@@ -200,7 +200,7 @@ class Met(Subject):
 
 
 class Passed(Subject):
-    """A queue: what was put is what was got and what is in it, each once."""
+    """A queue: the items put are those got and those still queued, each once."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.queue = make()
@@ -230,7 +230,7 @@ class Passed(Subject):
 
 
 class OneOfThree(Subject):
-    """wait_any: what is not done leaves no trace (I14)."""
+    """wait_any: operations that are not performed leave no trace (I14)."""
 
     def __init__(self) -> None:
         self.queue: desist.Queue[int] = desist.Queue(1)
@@ -276,7 +276,7 @@ class OneOfThree(Subject):
 
 
 class Piped(Subject):
-    """A descriptor: what was written is what was read and what is in the pipe."""
+    """A descriptor: the bytes written are those read and those still in the pipe."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -289,7 +289,7 @@ class Piped(Subject):
             desist.wait_writable(self.writer)
             self.written.append(os.write(self.writer, b"x"))
         elif desist.wait_readable(self.reader, timeout=dice.choice([None, this.unit])):
-            with suppress(BlockingIOError):  # another one was quicker
+            with suppress(BlockingIOError):  # another thread was faster
                 self.read.append(len(os.read(self.reader, 1)))
 
     def check(self, done: Counter[str]) -> None:
@@ -301,7 +301,7 @@ class Piped(Subject):
 
 
 class Joined(Subject):
-    """Waiting for a token, and for a thread."""
+    """Waits for a token, and for a thread."""
 
     def __init__(self) -> None:
         self.source = desist.CancelSource()
@@ -316,7 +316,7 @@ class Joined(Subject):
         else:
             self.source.token.wait()
 
-    def let_go(self) -> None:
+    def finish(self) -> None:
         self.source.cancel()
 
     def check(self, done: Counter[str]) -> None:

@@ -1,4 +1,4 @@
-"""Processes that are ended from outside, and daemon threads at the end of one."""
+"""Processes that are terminated from outside, and daemon threads at the exit of a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""thread2, kthread and the trace recipe, and what the same does to a desist thread."""
+"""thread2, kthread and the trace recipe, and the same on a desist thread."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from support import LINUX, NEVER, Victim, until_asleep
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A kill may strike a finalizer that happens to run in the body, which cannot let it pass and
-# reports it; a real killer sends it again.
+# A kill may be raised in a finalizer that happens to run in the body; a finalizer cannot propagate
+# it and reports it. A real kill is delivered again.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class Killable(KThread, Victim[Any]):
-    """A victim that is killed the way of KThread."""
+    """A victim that is killed as KThread does it."""
 
 
 # --- what it holds --------------------------------------------------------------------------------

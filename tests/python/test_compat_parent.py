@@ -1,4 +1,4 @@
-"""A thread whose failure stops its parent: there, and nowhere else."""
+"""A thread whose failure stops its parent, inside the block and nowhere else."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from desist.compat import Thread, parent_scope
 from desist.testing import sweep_kills
 from support import AT_WAIT, NEVER, Victim, until_asleep
 
-# A kill may strike a finalizer that happens to run in the body, which cannot let it pass and
-# reports it; a real killer sends it again.
+# A kill may be raised in a finalizer that happens to run in the body; a finalizer cannot propagate
+# it and reports it. A real kill is delivered again.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class Mine(Exception):
-    """What a child fails with."""
+    """The failure of a child."""
 
 
 def fail() -> None:
@@ -183,7 +183,7 @@ def test_a_cancel_from_outside_passes_and_the_failure_goes_to_the_hook(
 def test_children_that_are_cancelled_killed_or_exit_are_no_failures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # That of pytest minds SystemExit.
+    # pytest's own hook reports SystemExit as well.
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
 
     def leave() -> None:
@@ -229,7 +229,7 @@ def test_the_children_of_a_killed_parent_are_killed() -> None:
     reason="traced threads stand still while one that joins them has not noticed its kill",
 )
 def test_wherever_a_parent_is_killed_its_children_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 3.14 may strike right behind an `__enter__`. The scope around that one then finds it open.
+    # 3.14 may raise right behind an `__enter__`. The enclosing scope then finds the inner one open.
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
     def trial() -> None:

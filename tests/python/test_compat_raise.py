@@ -19,11 +19,11 @@ KINDS: list[Any] = [desist.Thread, compat.Thread, compat.KThread, compat.Stoppab
 
 
 class Mine(Exception):
-    """What is raised in a thread."""
+    """The exception that is raised in a thread."""
 
 
 def raised_in(body: Callable[[Callable[[], None]], object], what: Any) -> BaseException | None:
-    """What a victim gets that is in `body`, or its wait, when it is raised there."""
+    """Raise an exception in a victim that is in `body`, and return the one that ends it."""
     victim = Victim(body)
     with victim:
         if body is sleep:
@@ -59,7 +59,7 @@ def test_a_class_is_raised_too(body: Any) -> None:
 def test_terminate_ends_a_thread_quietly(
     kind: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # That of pytest minds SystemExit.
+    # pytest's own hook reports SystemExit as well.
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     ready = threading.Event()
     thread = kind(target=spin, args=(ready.set,))

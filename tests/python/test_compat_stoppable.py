@@ -1,4 +1,4 @@
-"""The exit flag, and a flag that waits see."""
+"""The exit flag, and a flag that ends waits."""
 
 from __future__ import annotations
 

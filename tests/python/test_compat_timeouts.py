@@ -1,4 +1,4 @@
-"""func_timeout, stopit and timeout_decorator, and blocks that end where they end."""
+"""func_timeout, stopit and timeout_decorator, and desist's versions, which end with the block."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def double(number: int) -> int:
 
 
 def stop_at(seconds: float) -> None:
-    """What all of them have in common: nothing strikes after the block."""
+    """Check that nothing is raised after the block, which all of them promise."""
     end = desist.current_time() + seconds
     while desist.current_time() < end:
         pass
@@ -170,7 +170,7 @@ def test_stopit_raises_after_the_block() -> None:
 def test_a_block_whose_time_comes_as_it_ends_is_done() -> None:
     with ThreadingTimeout(SOON) as block:
         end = block._scope.deadline
-        while desist.current_time() < end:  # no wait: nothing that could be cancelled
+        while desist.current_time() < end:  # there is no wait that could be cancelled
             pass
     assert block
     assert block.state == block.EXECUTED
@@ -298,7 +298,7 @@ def test_a_timeout_stays_when_one_inside_has_ended() -> None:
 
 def test_timeout_decorator_raises_after_the_call() -> None:
     assert recipes.alone(recipes.timeout_decorator_raises_after_the_call) == [
-        "will strike: True",
+        "will kill: True",
         "after the call: TimeoutError",
     ]
 

@@ -11,7 +11,7 @@ cases = {
     name: case
     for module in modules
     for name, case in cpython.adopt(module, EXCLUDED).items()
-    # The others are about pools of processes and interpreters.
+    # The other cases are about pools of processes and interpreters.
     if name.startswith("ThreadPool")
 }
 globals().update(cases)

@@ -9,7 +9,7 @@ EXCLUDED = {
     "RunFuncTestCase.test__use_vfork": "changes the private subprocess._USE_VFORK, up to 3.10",
 }
 module = cpython.subprocess_tests()
-# The other cases of the module are about Popen, which desist does not stand in for.
+# The other cases of the module are about Popen.
 RunFuncTestCase = cpython.adopt(module, EXCLUDED)["RunFuncTestCase"]
 
 

@@ -1,4 +1,4 @@
-"""Blocks in which a kill is held off: I24, I25, I26."""
+"""Blocks that defer a kill: I24, I25, I26."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def masked(seconds: float = NEVER) -> Generator[None]:
 
 
 class Deferred:
-    """A kill that is ordered while `victim` says that it is masked, and that strikes in vain."""
+    """A kill that is requested while the victim is in a mask, and cannot be delivered yet."""
 
     def __init__(self, policy: StopPolicy = INSIST) -> None:
         self.policy = policy
@@ -99,8 +99,8 @@ def test_i24_a_block_does_not_begin_when_a_kill_is_due(beginning: str) -> None:
         next(mask)
         ready()
         kill.go_on.wait()
-        in_thread(mask.close)  # not this thread's end of the block, so nothing is raised here
-        strangers.pop().close()  # nor is here, for it is not this task's block
+        in_thread(mask.close)  # the block belongs to another thread, so nothing is raised here
+        strangers.pop().close()  # nor here, because it is not this task's block
         steps.append("due")
         with defer_kill(NEVER) if beginning == "defer_kill" else lease.commit():
             steps.append("inside")
@@ -132,7 +132,7 @@ def test_i24_a_wait_inside_is_cancelled_and_not_killed() -> None:
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(NEVER):
             ready()
-            kill.go_on.wait()  # by now it is ordered
+            kill.go_on.wait()  # by now the kill is requested
             with pytest.raises(desist.Cancelled):
                 desist.sleep_forever()
 
@@ -158,7 +158,7 @@ def test_i25_a_block_is_not_abandoned_before_its_time() -> None:
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(0.05):
             ready()
-            end.wait()  # in C: deaf to everything
+            end.wait()  # in C, where nothing interrupts it
 
     victim = Victim(body)
     policy = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=0.01, defer=0)

@@ -1,4 +1,4 @@
-"""What CPython's own tests do not ask of those who stand in for its classes."""
+"""Requirements for the drop-in classes that CPython's own tests do not cover."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_kill_is_raised_in_a_call_that_need_not_wait(name: str) -> None:
                 inside[0] = "get"
                 get()
 
-    inside = [""]  # also get_nowait() does not take an item along into a kill
+    inside = [""]  # get_nowait() does not lose an item to a kill either
     with Victim(body) as victim:
         report = victim.kill(policy=AT_WAIT)
     assert report.outcome is desist.KillOutcome.AT_WAIT
@@ -128,7 +128,7 @@ def test_put_and_get_take_the_same_arguments_as_in_queue(base: Any) -> None:
 
 @pytest.mark.parametrize("base", [desist.Queue, desist.SimpleQueue])
 def test_a_method_is_for_its_own_class(base: Any) -> None:
-    """There would be no telling what it does to an object of another one."""
+    """A method that gets an object of another class raises TypeError."""
     other: object = desist.SimpleQueue() if base is desist.Queue else desist.Queue()
     for wrong in (other, object(), None, 1, base):
         with pytest.raises(TypeError):
@@ -221,7 +221,7 @@ def test_a_condition_of_a_plain_lock_can_be_used_in_place_of_it() -> None:
 
 
 class Named:
-    """What a subclass adds in front of any of them."""
+    """A subclass that takes another argument first."""
 
     def __init__(self, name: str, *arguments: Any) -> None:
         super().__init__(*arguments)

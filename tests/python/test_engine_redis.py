@@ -189,11 +189,11 @@ def test_nothing_is_lost_when_the_server_is_away_for_ten_seconds_in_the_middle(
         assert half.wait(NEVER)
         server.stop()
         stopped.set()
-        desist.sleep(10)  # no wait for anything: so long it is away, twice as long as a lease lasts
+        desist.sleep(10)  # the time for which the server is away: twice as long as a lease lasts
         server.start()
         assert [future.result() for future in futures] == list(range(1000))
     assert set(done) == set(range(1000))
-    assert len(done) <= 1000 + 4  # each worker's item of that moment, at most
+    assert len(done) <= 1000 + 4  # at most the item that each worker had at that moment
 
 
 def test_a_lease_that_runs_out_while_the_server_is_away_is_lost(

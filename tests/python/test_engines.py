@@ -1,4 +1,4 @@
-"""What is the same for all engines, held against one that is a dict, mostly in simulated time."""
+"""The behaviour of all engines, with one that is a dict, mostly in simulated time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DictEngine = load_dict_engine()
 
 
 class Away(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
-    """It cannot be reached for a while."""
+    """An engine that cannot be reached for a while."""
 
     def __init__(self, begin: float, end: float, lease_timeout: float = 30.0) -> None:
         super().__init__(lease_timeout)
@@ -60,7 +60,7 @@ class Away(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
 
 
 def simulated(test: Callable[[], Any]) -> None:
-    """In simulated time, as it comes, and in some other orders."""
+    """Run it in simulated time, in the default order and in some others."""
     for seed in (None, 1, 2, 3):
         testing.run(test, seed=seed)
 
@@ -108,7 +108,7 @@ def test_the_handler_of_a_lost_lease_is_cancelled() -> None:
         def handler(lease: Lease[str]) -> None:
             if lease.attempt > 1:
                 return
-            engine.items[lease.id].epoch = 0  # somebody else's now
+            engine.items[lease.id].epoch = 0  # another worker has it now
             try:
                 desist.sleep_forever()
             finally:
@@ -185,7 +185,7 @@ def test_a_pool_that_waits_for_a_server_can_be_stopped() -> None:
         with EngineQueue[str](engine) as queue:
             pool = WorkerPool[str, None](lambda _: desist.sleep(5), queue=queue, workers=2)
             pool.submit("a")
-            desist.sleep(10)  # one waits to acknowledge, one for an item
+            desist.sleep(10)  # one worker waits to acknowledge, the other for an item
             begin = desist.current_time()
             pool.stop()
             assert desist.current_time() - begin <= 5.01  # the time for clean-up

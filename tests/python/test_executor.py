@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def running(
     executor: ThreadPoolExecutor, fn: Callable[[], Any] = desist.sleep_forever
 ) -> TaskFuture[Any]:
-    """What has begun."""
+    """Submit a function, and return its future when it has begun."""
     begun = threading.Event()
 
     def body() -> Any:
@@ -239,7 +239,7 @@ def test_an_abandoned_thread_is_replaced_up_to_the_limit() -> None:
                 waiting.result(NEVER)
     with pytest.raises(PoolExhausted):
         executor.submit(spin)
-    executor.shutdown()  # does not wait for them
+    executor.shutdown()  # does not wait for abandoned threads
     for end in ends:
         end.set()
 
@@ -252,7 +252,7 @@ def test_an_executor_is_exhausted_by_one_thread_more_than_it_may_abandon() -> No
     assert stuck.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
     with pytest.raises(PoolExhausted, match="max_abandoned"):
         waiting.result(NEVER)
-    assert busy.running()  # what has begun goes on
+    assert busy.running()  # functions that have begun go on
     with pytest.raises(PoolExhausted):
         executor.submit(spin)
     busy.cancel()

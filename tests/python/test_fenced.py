@@ -24,7 +24,7 @@ KINDS = pytest.mark.parametrize("kind", [Lock, RLock])
 def given_up(
     hold: Callable[[], object], afterwards: Callable[[], object]
 ) -> Iterator[Victim[object]]:
-    """A thread that was given up after `hold`, during the block; then it does `afterwards`."""
+    """Run the block while a thread is abandoned in `hold`; then the thread runs `afterwards`."""
     go_on = threading.Event()
 
     def body(ready: Callable[[], None]) -> object:
@@ -178,7 +178,7 @@ def test_a_block_that_is_closed_late_does_not_release_the_lock_of_others() -> No
 
     generators = [suspended()]
     Task("one").run(lambda: next(generators[0]))
-    assert not lock.locked()  # given back with the task's end
+    assert not lock.locked()  # released at the task's end
     with lock.guard() as guard:
         generators.clear()
         gc.collect()
@@ -455,7 +455,7 @@ def test_a_repair_has_a_guard() -> None:
         guard.check()
         assert guard.epoch == 2
         guard.release()
-    assert lock.poisoned  # it was not brought to its end
+    assert lock.poisoned  # the repair did not end normally
     with lock.repair():
         pass
     assert not lock.poisoned

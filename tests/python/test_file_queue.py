@@ -1,4 +1,4 @@
-"""FileQueue: what is put is on the disk, and what a process leaves behind is found by the next."""
+"""FileQueue: a put item is on the disk, and the next process finds what another one left."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_processes_wake_each_other(path: Path) -> None:
     """
     with program(code, path, stdin=subprocess.PIPE) as other:
         queue.put("hello")
-        assert queue._drain()  # it waits for the other's ack
+        assert queue._drain()  # it waits for the ack of the other process
         with in_its_wait(queue.lease) as waiting:
             assert other.stdin is not None
             other.stdin.close()
@@ -254,7 +254,7 @@ def test_i33_no_item_is_lost_when_its_process_is_killed_again_and_again(
     assert set(done) == set(range(items))
     again = sum(done.values()) - items
     assert again <= kills * workers
-    # No attempt is counted for nothing, and none is not.
+    # Every attempt is counted, and no other.
     last = {int(item): int(attempt) for item, attempt in lines}
     assert all(last[item] >= done[item] for item in done)
     assert sum(last.values()) - items <= kills * workers

@@ -1,4 +1,4 @@
-"""A loop in Cython, without the interpreter, that stops when its token is cancelled."""
+"""A loop in Cython, without the GIL, that stops when its token is cancelled."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_native_loop_stops_within_a_millisecond_of_cancel(spin: Callable[[int]
             cancelled_at = time.perf_counter()
             source.cancel()
         took.append(looper.results[0] - cancelled_at)
-    # The best quarter: what else the machine does must not decide.
+    # The best quarter, so that other load on the machine does not decide.
     assert sorted(took)[len(took) // 4] < 1e-3
 
 

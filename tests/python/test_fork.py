@@ -1,4 +1,4 @@
-"""I37. Each child says what it saw, and ends through os._exit()."""
+"""I37. Each child prints its observations, and ends through os._exit()."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_tokens_and_scopes_work_in_the_child() -> None:
 
 
 def test_a_deadline_of_the_parent_still_comes_in_the_child() -> None:
-    # There is a thread for callbacks by now, and it waits for more.
+    # The callback thread has been started by now, and waits for more.
     before = threading.Event()
     early = CancelSource(timeout=0.05)
     early.token.on_cancel(lambda _: before.set())
     assert before.wait(NEVER)
     assert not desist._core.Latch().wait(0.05)
-    # Long enough for the fork to come first: a callback in the middle of which it comes is the
-    # parent's.
+    # Long enough for the fork to come first: a callback that runs during the fork belongs to the
+    # parent.
     source = CancelSource(timeout=0.5)
     callback = threading.Event()
     source.token.on_cancel(lambda _: callback.set())
@@ -111,7 +111,7 @@ def test_a_waiter_of_a_lock_does_not_get_it_in_the_child() -> None:
             except OwnerLost:
                 return "lost"
 
-        # The lock may have been handed to a thread that is not here: never for ever.
+        # The lock may have been handed to a thread that the child does not have; it must not hang.
         assert in_child(child) in ("True", "False", "lost")
         lock.release()
 
@@ -168,7 +168,7 @@ def test_a_queue_of_the_parent_is_refused_in_the_child() -> None:
 
 def test_a_pool_of_the_parent_is_refused_in_the_child_and_a_new_one_works() -> None:
     def child() -> object:
-        pool.stop()  # the parent's workers are none of ours
+        pool.stop()  # the parent's workers do not exist in the child
         with WorkerPool[int, int](lambda lease: lease.item * 2) as new:
             return new.submit(1).result(NEVER)
 
@@ -245,7 +245,7 @@ FEW_OR_MANY = pytest.mark.parametrize(
 
 @FEW_OR_MANY
 def test_i37_a_fork_never_interrupts_the_hand_over_of_callbacks(forks: int) -> None:
-    """Their thread falls asleep, wakes up and calls all the time."""
+    """Keep the callback thread busy: it falls asleep, wakes up and calls all the time."""
 
     def churn() -> None:
         sources = [CancelSource(timeout=i * 1e-5) for i in range(10)]
@@ -259,8 +259,9 @@ def test_i37_a_fork_never_interrupts_the_hand_over_of_callbacks(forks: int) -> N
 @FEW_OR_MANY
 @pytest.mark.skipif(not hasattr(_core, "Mirror"), reason="no worker processes here")
 def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
-    """A worker process has what its parent cancels cancelled by a thread each, which comes to the
-    interpreter for the first time, and goes."""
+    """Make threads attach to the interpreter for the first time, and end, all the time.
+
+    A worker process does that: each cancel of its parent is delivered by a thread of its own."""
     script = """if True:
         import os, sys, threading
         from desist import CancelSource
@@ -293,7 +294,7 @@ def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
 
 
 def hung_child(forks: int, *churns: Callable[[], None]) -> int | None:
-    """Fork again and again while threads do these all the time; the number of one that hung."""
+    """Fork again and again while threads run these functions; return the number of a hung child."""
     stop, timeouts = threading.Event(), _core.fork_timeouts()
 
     def again_and_again(churn: Callable[[], None]) -> None:
@@ -314,7 +315,7 @@ def hung_child(forks: int, *churns: Callable[[], None]) -> int | None:
 
 
 def ends_when_forked() -> bool:
-    """Fork a child that ends at once; false: it hangs."""
+    """Fork a child that ends at once; False if it hangs."""
     reader, writer = os.pipe()
     child = fork()
     if child == 0:
@@ -336,7 +337,7 @@ def test_a_child_can_use_everything_whatever_other_threads_did_at_the_fork() -> 
     stop = threading.Event()
 
     def busy() -> None:
-        """Wait, which lets the interpreter go, and be woken, all the time."""
+        """Wait, which detaches from the interpreter, and be woken, all the time."""
         while not stop.is_set():
             with desist.move_on_after(1e-5), permits:
                 queue.put(1)
@@ -370,7 +371,7 @@ def test_a_child_can_use_everything_whatever_other_threads_did_at_the_fork() -> 
         stop.set()
         for thread in threads:
             thread.join()
-    # The lock may have been lost with a thread of the parent.
+    # The holder of the lock may have been a thread of the parent.
     assert {answer.partition(":")[0] for answer in answers} <= {"True", "OwnerLost"}
     assert "True" in answers
 

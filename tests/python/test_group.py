@@ -55,14 +55,14 @@ def fail() -> None:
 
 @contextmanager
 def ends_with(kind: type[BaseException]) -> Iterator[None]:
-    """The block, of many statements, ends with this."""
+    """Check that the block ends with this exception."""
     with pytest.raises(kind):
         yield
 
 
 @contextmanager
 def fails_with(*kinds: type[Exception]) -> Iterator[list[Any]]:
-    """The block ends with an ExceptionGroup of these; they are in the list after it."""
+    """Check that the block ends with an ExceptionGroup of these, and collect them in a list."""
     parts: list[Any] = []
     with pytest.raises(ExceptionGroup) as raised:
         yield parts
@@ -76,7 +76,7 @@ def errors_of(raised: BaseException) -> list[type[BaseException]]:
 
 
 def running(group: TaskGroup, fn: Callable[[], Any] = desist.sleep_forever) -> Task[Any]:
-    """A task whose function has begun."""
+    """Start a task, and return it when its function has begun."""
     begun = threading.Event()
 
     def body() -> Any:
@@ -89,7 +89,7 @@ def running(group: TaskGroup, fn: Callable[[], Any] = desist.sleep_forever) -> T
 
 
 def deaf(end: threading.Event) -> Callable[[], None]:
-    """It hears of nothing until `end`."""
+    """Start a task that ignores every cancel until `end`."""
 
     def body() -> None:
         end.wait()
@@ -99,7 +99,7 @@ def deaf(end: threading.Event) -> Callable[[], None]:
 
 @pytest.fixture
 def hooked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the hook for errors in threads was told."""
+    """Collect the calls of the hook for errors in threads."""
     told: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
     return told
@@ -387,7 +387,7 @@ def test_a_cancel_by_a_foreign_token_is_the_tasks_own_failure() -> None:
     with TaskGroup() as group:
         task = group.start_soon(source.token.check)
     assert task.state is TaskState.CANCELLED
-    # In the block it goes on, and is not taken for the group's own.
+    # In the block it is raised on, and not taken for the group's own cancel.
     with ends_with(desist.Cancelled), TaskGroup() as group:
         waits = running(group)
         source.token.check()

@@ -28,14 +28,14 @@ if sys.version_info < (3, 11):
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# A kill may strike a finalizer that happens to run in the body, which cannot let it pass and
-# reports it; a real killer sends it again.
+# A kill may be raised in a finalizer that happens to run in the body; a finalizer cannot propagate
+# it and reports it. A real kill is delivered again.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """As no_leaks(), but a thousand times: without a collection of garbage."""
+    """As no_leaks(), but without a garbage collection, for a thousand runs."""
     before = census()
     yield
     assert census() == before
@@ -76,7 +76,7 @@ def in_the_order_of_their_ends(start: Callable[..., Any], lock: Lock, group: Tas
 
 
 class GroupTrial:
-    """A task has a group, with two tasks of its own; one of the three is killed somewhere."""
+    """A task with a group of two tasks, one of the three being killed somewhere."""
 
     def __init__(self, block: Callable[..., None], threads: int | None) -> None:
         self.block = block
@@ -117,7 +117,7 @@ class GroupTrial:
             except ExceptionGroup as raised:
                 told += [type(error) for error in raised.exceptions]
         threading.excepthook = threading.__excepthook__
-        # A thread that was started, but not told of (its starter was killed), ends by itself.
+        # A started thread that was not registered, because its starter was killed, ends by itself.
         assert threading.active_count() == before
         assert {child.state for child in children} <= OVER
         assert not lock.locked()
@@ -203,7 +203,7 @@ def test_i20_an_executor_works_after_a_kill_at_any_bytecode_of_a_submitting_thre
             task = Task("submits")
             try:
                 task.run(submit)
-            except TaskAborted:  # what was struck is the work
+            except TaskAborted:  # the work was killed
                 assert task.state is TaskState.FAILED
             killed += task.state is TaskState.KILLED
             assert results == [7] or task.state is not TaskState.DONE

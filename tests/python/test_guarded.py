@@ -1,4 +1,4 @@
-"""Values behind a lock, and how half changed ones are taken back: I20, I21."""
+"""Values behind a lock, and the rollback of half changed ones: I20, I21."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def given_up(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], threading.
             value["a"] -= 1
             ready()
             end.wait()
-            value["a"] -= 100  # it still has the one it had
+            value["a"] -= 100  # it still has its former value
             held.value = value
 
     victim = Victim(body)
@@ -311,7 +311,7 @@ def test_a_block_that_is_closed_late_does_not_touch_the_value_of_others(rollback
 
     generators = [suspended()]
     Task("one").run(lambda: next(generators[0]))
-    assert not guarded.locked()  # given back with the task's end
+    assert not guarded.locked()  # released at the task's end
     with guarded.lock() as held:
         before = dict(held.value)
         generators.clear()

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def poster() -> Callable[[], object]:
-    """A call into C, at whose end a kill of the calling task is in the slot."""
+    """Make a call into C that leaves a kill of the calling task in the slot."""
     return partial(_Injector(1), None, 0)
 
 
 def test_a_posted_kill_is_retracted() -> None:
-    # Posted by a call into C, with which the body ends: nobody has looked at the slot since.
+    # Posted by a call into C, with which the body ends: the interpreter has not checked the slot.
     behind: list[int] = []
     for _ in range(100):
         task = Task("short")
@@ -42,7 +42,7 @@ def test_a_posted_kill_is_retracted_by_a_mask_and_raised_behind_it() -> None:
     zone = desist.cleanup()
 
     def body() -> None:
-        # No bytecode of ours in between: posted, then masked, in C.
+        # Posted, then masked, both in C, with no bytecode in between.
         for _ in map(call, [poster(), zone.__enter__]):
             pass
         steps.append("inside")
@@ -55,11 +55,11 @@ def test_a_posted_kill_is_retracted_by_a_mask_and_raised_behind_it() -> None:
     task = Task("short")
     task.run(body)
     assert task.state is TaskState.KILLED
-    assert steps in (["inside"], [])  # `for` looks between two items on some versions
+    assert steps in (["inside"], [])  # `for` checks the slot between two items on some versions
 
 
 def test_the_constructor_runs_in_the_killed_thread() -> None:
-    # Only in the thread of a task that is being killed can a Killed be made at all.
+    # A Killed can be made only in the thread of a task that is being killed.
     with pytest.raises(TypeError, match="by hand"):
         Killed()
     with Victim(spin) as victim:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Foreign:
-    """A blocking call of somebody else's, and its way to be woken."""
+    """A blocking call of a foreign library, and its unblock function."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.begun, self.woken = threading.Event(), threading.Event()
@@ -125,7 +125,7 @@ def test_a_cancel_between_the_check_and_the_call_is_not_missed(
 
 
 class Race:
-    """A call, and a canceller that comes at any moment."""
+    """A call, and a cancel at a random moment."""
 
     def __init__(self, delay: int) -> None:
         self.delay = delay
@@ -141,7 +141,7 @@ class Race:
 
     def wake(self) -> None:
         self.woken.set()
-        for _ in range(self.delay):  # the call may be over meanwhile, but not what is around it
+        for _ in range(self.delay):  # the call may have ended, the block around it has not
             if self.over:
                 self.wrong.append("after the end")
 
@@ -198,7 +198,7 @@ def test_of_nested_calls_both_may_be_woken() -> None:
         victim.cancel()
     assert isinstance(victim.raised, Cancelled)
     assert len(inner.wakers) == 1
-    assert len(outer.wakers) <= 1  # not if it has ended because of the inner one
+    assert len(outer.wakers) <= 1  # unless the outer call has ended because of the inner one
 
 
 def test_a_shield_hides_the_cancellation_from_it() -> None:
@@ -307,7 +307,7 @@ def test_an_object_that_is_not_callable_is_refused(bad: object) -> None:
 
 
 class Call:
-    """A foreign call, which is woken by a token that is cancelled when it is over."""
+    """A foreign call that waits for a token, which its unblock function cancels."""
 
     def __init__(self) -> None:
         self.source = CancelSource()
@@ -322,7 +322,7 @@ class Call:
             self.registration = self.source.token.on_cancel(lambda _: self.scope.cancel())
             interruptible(self.begin, unblock=lambda: self.wakers.append(self.inside))
             self.inside = False
-            self.wakers.clear()  # it may have been woken, by a stop inside
+            self.wakers.clear()  # a stop inside may have woken it
 
     def check(self) -> None:
         woken = len(self.wakers)

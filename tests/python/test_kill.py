@@ -65,7 +65,7 @@ def test_a_thread_that_cannot_be_ended_is_abandoned() -> None:
 
     def body(ready: Callable[[], None]) -> None:
         ready()
-        end.wait()  # in C: deaf to everything
+        end.wait()  # in C, where nothing interrupts it
 
     victim = Victim(body)
     with victim:
@@ -172,7 +172,7 @@ def test_the_end_is_never_reported_early() -> None:
 
 
 def test_a_kill_is_never_raised_behind_the_body() -> None:
-    # The thread itself goes on after each body; what it does is not the victim's.
+    # The thread itself goes on after each body; that code is not the victim's.
     for _ in range(100):
         started, over = threading.Event(), threading.Event()
         task = desist._core.Task("short")
@@ -202,12 +202,12 @@ def test_a_kill_is_never_raised_behind_the_body() -> None:
 
 
 def killed_while(victim: Victim[Any], inside: threading.Event, go_on: threading.Event) -> None:
-    """Let a killer get to its strongest rung while the victim is inside of something."""
+    """Let a killer reach its strongest rung while the victim is inside of a block."""
     killer = threading.Thread(target=victim.kill, kwargs={"policy": INSIST})
     killer.start()
     inside.wait()
     victim.token.wait()
-    for _ in range(3):  # it strikes, or would, again and again
+    for _ in range(3):  # the kill is delivered, or would be, again and again
         assert not desist._core.Latch().wait(0.002)
     assert killer.is_alive()
     go_on.set()
@@ -230,7 +230,7 @@ def test_a_mask_defers_a_kill_and_then_it_is_raised(zone: str) -> None:
             while not go_on.is_set():
                 pass
             steps.append("inside")
-        spin(lambda: None)  # the kill may be slow to come
+        spin(lambda: None)  # the kill may come late
 
     with Victim(body) as victim:
         killed_while(victim, inside, go_on)

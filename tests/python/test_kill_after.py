@@ -1,4 +1,4 @@
-"""kill_after: a thread is forced out of a block that ignores its deadline, and of nothing else."""
+"""kill_after: a thread is forced out of a block that ignores its deadline, and no further."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from support import FORCE, NEVER, Victim, fork, in_thread, tell
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# A kill may strike a finalizer that happens to run in the block, which cannot let it pass and
-# reports it; a real one is sent again.
+# A kill may be raised in a finalizer that happens to run in the block; a finalizer cannot
+# propagate it and reports it. A real kill is delivered again.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -34,7 +34,7 @@ def here(body: Callable[[], Any]) -> Any:
 
 
 def in_task(body: Callable[[], Any]) -> Any:
-    """On a desist thread, which is killed as a whole by others only."""
+    """Run it on a desist thread."""
     results: list[Any] = []
     raised: list[BaseException] = []
 
@@ -226,7 +226,7 @@ DEAF = pytest.mark.parametrize("body", [swallow_all, swallow_in_calls, swallow_a
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="nothing there strikes every step")
-# An error, it would be reported by code of pytest's, inside the block.
+# As an error, pytest's code would report it inside the block.
 @pytest.mark.filterwarnings("ignore::desist.CancelledSwallowedWarning")
 @pytest.mark.parametrize("decorated", [False, True], ids=["with", "decorator"])
 @DEAF
@@ -237,7 +237,7 @@ def test_i23_a_block_that_swallows_everything_cannot_go_on(
     lock = Lock()
 
     def hold() -> None:
-        if body is swallow_all:  # not always, for it holds the kill off
+        if body is swallow_all:  # not in every version, because it defers the kill
             lock.acquire(blocking=False)  # no checkpoint
 
     @desist.deadline(0, kill_after=0)
@@ -255,7 +255,7 @@ def test_i23_a_block_that_swallows_everything_cannot_go_on(
                     body()
         assert isinstance(late.value.__cause__, Killed)
         for _ in range(1000):
-            pass  # nothing comes behind it
+            pass  # nothing is raised behind it
         return f"locked: {lock.locked()}"
 
     assert place(run) == "locked: False"
@@ -437,7 +437,7 @@ def test_a_lock_that_was_taken_before_is_neither_respected_nor_poisoned_nor_rele
 
 
 class Left:
-    """A block that was killed somewhere, and what came behind it."""
+    """A block that was killed somewhere, and the code behind it."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -451,7 +451,7 @@ class Left:
             if not isinstance(raised.__cause__, Killed):
                 raise
         assert not self.lock.locked()
-        # Untouched, and nothing is on its way.
+        # The code behind is untouched, and no kill is pending.
         n = 0
         while n < 300:
             n += 1
@@ -464,10 +464,10 @@ class Left:
 
 
 def fresh(function: Callable[[Lock], None]) -> Callable[[Lock], None]:
-    """The function, of code that nobody has observed.
+    """Copy the function, so that no tool has observed its code.
 
-    Up to 3.14 a tool of sys.monitoring that lets go of INSTRUCTION events of some code takes them
-    away from the others: from the sweep, that is.
+    Up to 3.14 a tool of sys.monitoring that disables INSTRUCTION events of some code disables them
+    for the other tools, here for the sweep.
     """
 
     def copy(code: types.CodeType) -> types.CodeType:
@@ -605,7 +605,7 @@ def test_i22_a_kill_of_the_inner_block_at_any_bytecode_ends_there() -> None:
 def sweep_block(
     body: Callable[[Lock], None], *, in_task: bool, defer: bool, block: int
 ) -> tuple[int, int, int]:
-    """How often the block was left, and its lock poisoned, of how many points."""
+    """Count the points, the runs that left the block, and those that poisoned its lock."""
     found = [0, 0]
 
     def run(state: Left) -> None:
@@ -834,7 +834,7 @@ def test_a_decorated_function_keeps_its_attributes() -> None:
     class Thing:
         @desist.deadline(NEVER, kill_after=NEVER)
         def method(self, a: int, /, b: int, *, c: int = 3) -> tuple[int, int, int]:
-            """Say so."""
+            """Have a docstring."""
             return a, b, c
 
     assert Thing().method(1, b=2) == (1, 2, 3)

@@ -1,8 +1,8 @@
 """The layers of python/desist: a module imports only modules of the layers below its own.
 
 Read from the sources, so that imports inside functions and under TYPE_CHECKING count as well, and
-so do module names in strings, for `import_module`. What the extension imports by name at run time
-(`_exceptions`, `_enums`, ...) is the binding's own affair and not listed here.
+so do module names in strings, for `import_module`. Modules that the extension imports by name at
+run time (`_exceptions`, `_enums`, ...) do not count.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def modules_of(folder: Path) -> dict[str, Path]:
 
 
 def imports_of(module: str, file: Path, modules: dict[str, Path]) -> Iterator[Import]:
-    """Find what of the package a file imports, wherever in the file it does so."""
+    """Find the imports of the package's modules anywhere in a file."""
     for node in ast.walk(ast.parse(file.read_text())):
         targets: list[str] = []
         if isinstance(node, ast.Import):

@@ -141,7 +141,7 @@ def test_a_block_that_is_closed_late_does_not_release_the_lock_of_others() -> No
     generator = suspended()
     task = Task("one")
     task.run(lambda: next(generator))
-    assert not lock.locked()  # given back with the task's end
+    assert not lock.locked()  # released at the task's end
     with held(lock):
         generator.close()
         assert lock.locked()
@@ -253,9 +253,9 @@ def test_a_held_lock_defers_a_kill_until_it_is_released() -> None:
     def body(ready: Callable[[], None]) -> None:
         with lock:
             ready()
-            go_on.wait()  # not one of ours, so it notices nothing
+            go_on.wait()  # not a desist wait, so it is not interrupted
             steps.append("inside")
-        spin(lambda: None)  # the kill may be slow to come
+        spin(lambda: None)  # the kill may come late
 
     with Victim(body) as victim:
         killer = threading.Thread(target=victim.kill, kwargs={"policy": FORCE})
@@ -322,7 +322,7 @@ def test_a_lock_whose_holder_was_abandoned_is_unavailable_at_once() -> None:
         with pytest.raises(OwnerLost), lock.repair():
             pass
         end.set()
-    threading.Thread.join(victim)  # desist's own join does not wait for one that was given up
+    threading.Thread.join(victim)  # desist's own join does not wait for an abandoned thread
     with pytest.raises(OwnerLost):
         lock.acquire()
 

@@ -36,7 +36,7 @@ def double(lease: Lease[int]) -> int:
 
 
 class Gate:
-    """A handler that says that it has begun, and goes on when it is told to."""
+    """A handler that reports its begin, and goes on when the test lets it."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)

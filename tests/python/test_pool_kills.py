@@ -1,4 +1,4 @@
-"""Handlers that hang, wherever they do, cost their pool neither items nor workers."""
+"""Handlers that hang in any way cost their pool neither items nor workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_LIMIT = RestartPolicy(intensity=10**6, max_abandoned=10**6)
 
 
 class Hangs:
-    """Ways to hang, which the end of the test ends."""
+    """Ways to hang, until the end of the test."""
 
     def __init__(self) -> None:
         self.over = threading.Event()

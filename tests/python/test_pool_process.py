@@ -48,12 +48,12 @@ def pool_of(
 
 
 class Told:
-    """What handlers tell, line by line."""
+    """Lines that handlers write."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
         self.path = str(path)
-        # Open for writing, too: it has no end.
+        # Open for writing as well, so that the pipe has no end of file.
         self._lines = os.fdopen(os.open(path, os.O_RDWR))
 
     def line(self) -> str:
@@ -74,14 +74,14 @@ def told(tmp_path: Path) -> Iterator[Told]:
 
 
 class Process:
-    """A process of which one knows when it is no more."""
+    """A process whose end can be waited for."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._fd = os.pidfd_open(pid)
 
     def has_gone(self) -> bool:
-        """Wait for its end."""
+        """Wait for the end of the process."""
         desist.wait_readable(self._fd, NEVER)
         os.close(self._fd)
         return True
@@ -441,7 +441,7 @@ def test_stop_leaves_no_process(told: Told) -> None:
 def test_a_dropped_pool_leaves_no_process(told: Told) -> None:
     pool = pool_of(handlers.block, policy=StopPolicy(sigterm=0.1))
     queue = pool.queue
-    queue.put(told.path)  # a future would keep the pool
+    queue.put(told.path)  # a future would keep the pool alive
     process = Process(told.pid())
     del pool
     gc.collect()
@@ -542,7 +542,7 @@ def test_i33_nothing_is_lost_when_processes_are_killed_at_random(
     with WorkerPool(handlers.append, workers=workers, queue=queue, isolation="process"):
         for number in range(items):
             queue.put((str(effects), told.path, number))
-        # Each item says who is at it.
+        # Each item writes the process that works on it.
         while len(killed) < kills:
             for _ in range(chance.randint(0, 20)):
                 told.pid()

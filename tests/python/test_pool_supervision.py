@@ -1,4 +1,4 @@
-"""A pool counts, tells who listens, gives up loudly, and ends when the process is to end."""
+"""A pool's counts, events and failures, and its end when the process is to end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AT_ONCE = RetryPolicy(max_attempts=2, backoff=0)
 
 
 class Deaf:
-    """A handler that nothing ends but the test."""
+    """A handler that only the test ends."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
@@ -66,7 +66,7 @@ def test_on_event_gets_the_end_of_each_attempt_and_item() -> None:
         good = pool.submit("good").item_id
         bad = pool.submit("bad").item_id
         pool.drain()
-        assert dead.wait(NEVER)  # its worker says so after the queue knows
+        assert dead.wait(NEVER)  # the worker reports the end after the queue has recorded it
         assert pool.stats() == (1, 1, 0, 0, 0, 3, 1, 2, 0, 0, 1, 1)
     assert [(event.kind, event.item_id, event.attempt) for event in events] == [
         ("started", good, 1),
@@ -305,7 +305,7 @@ def test_a_pool_in_a_block_that_is_cancelled_leaves_no_worker_behind() -> None:
     with desist.cancel_scope() as scope, WorkerPool(deaf, workers=2, queue=queue) as pool:
         pool.submit(1)
         deaf.begun.acquire()
-        threading.Timer(0.05, deaf.go_on.set).start()  # later than a look at the cancelled scope
+        threading.Timer(0.05, deaf.go_on.set).start()  # after its checkpoint
         scope.cancel()
         pool.drain()
     assert scope.cancelled_caught

@@ -29,7 +29,7 @@ def python(code: str) -> list[str]:
 
 
 class Tied:
-    """A pipe that children inherit: what they say, and whether one of them is left."""
+    """A pipe that children inherit: it has their output, and shows whether one of them is left."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -43,14 +43,14 @@ class Tied:
             os.close(self.writer)
 
     def hear(self, word: str) -> None:
-        """Wait until a child has said it."""
+        """Wait until a child has written this."""
         heard = b""
         while len(heard) < len(word):
             heard += os.read(self.reader, len(word) - len(heard))
         assert heard == word.encode()
 
     def rest(self) -> str:
-        """What the children have still said; waits until all are gone."""
+        """Wait until all children have ended, and return the rest of their output."""
         os.close(self.writer)
         self.writer = -1
         heard = b""
@@ -61,13 +61,13 @@ class Tied:
 
 @contextmanager
 def tied() -> Iterator[Tied]:
-    """At the end, all who had the pipe are gone, and nothing else is left behind."""
+    """Check at the end that all processes with the pipe have ended, and nothing else is left."""
     with nothing_left(), Tied() as pipe:
         yield pipe
 
 
 def blocker(pipe: Tied, before: str = "") -> Callable[[], object]:
-    """Runs a child that says that it is up, and blocks for ever."""
+    """Make a function that runs a child, which reports its start and blocks for ever."""
     code = f"{before}\nos.write({pipe.writer}, b'up')\nsignal.pause()"
     return lambda: desist.run(python(code), pass_fds=[pipe.writer])
 
@@ -194,7 +194,7 @@ def test_a_timeout_stops_the_child_and_has_its_output() -> None:
         with pytest.raises(subprocess.TimeoutExpired) as late:
             desist.run(python(code), capture_output=True, timeout=0.5, pass_fds=[pipe.writer])
         assert (late.value.timeout, late.value.stderr) == (0.5, None)
-        assert late.value.stdout in (b"half", None)  # it may have been late itself
+        assert late.value.stdout in (b"half", None)  # the child may have started late
         pipe.rest()
 
 
@@ -362,7 +362,7 @@ def test_wherever_a_kill_is_raised_the_child_has_ended() -> None:
 
 @pytest.fixture(params=["a descriptor", "a thread"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the end of a child is told."""
+    """The way in which the end of a child is found out."""
     if request.param == "a thread":
 
         def refuse(_pid: int) -> int:
@@ -374,7 +374,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @contextmanager
 def cat() -> Iterator[subprocess.Popen[bytes]]:
-    """A child that ends when its input does."""
+    """Run a child that ends with its input."""
     with nothing_left(), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         yield process
 
@@ -435,7 +435,7 @@ def test_run_works_without_descriptors_for_processes(way: str) -> None:
 def test_a_child_that_was_reaped_elsewhere_has_ended() -> None:
     with nothing_left(), subprocess.Popen(["true"]) as process:
         os.waitpid(process.pid, 0)
-        assert desist.wait(process) == 0  # as Popen.wait() says it
+        assert desist.wait(process) == 0  # as Popen.wait() returns
     with cat() as process:
 
         def wait() -> int:
@@ -443,7 +443,7 @@ def test_a_child_that_was_reaped_elsewhere_has_ended() -> None:
 
         with in_its_wait(wait) as victim:
             let_go(process)
-            # Whoever is quicker: the other hears that there is nobody.
+            # One of the two reaps the child; the other gets ECHILD.
             with suppress(ChildProcessError):
                 os.waitpid(process.pid, 0)
         assert victim.results == [0]
@@ -470,7 +470,7 @@ def test_the_child_of_another_process_cannot_be_waited_for() -> None:
         with subprocess.Popen(["true"]) as other:
             assert other.wait() == 0
             other.returncode = None
-            other.pid = os.getppid()  # as if its number had been given to somebody else
+            other.pid = os.getppid()  # as if its pid had been reused
             with pytest.raises(ChildProcessError, match="is not a child of this process"):
                 desist.wait(other)
             other.returncode = 0

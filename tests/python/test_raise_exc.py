@@ -106,7 +106,7 @@ def test_i22_it_is_not_raised_behind_the_body() -> None:
 
         def run(task: Any = task, started: Any = started, seen: Any = seen) -> None:
             try:
-                with suppress(KeyError):  # out of the body
+                with suppress(KeyError):  # behind the body
                     task.run(started.set)
                 for _ in range(100):
                     pass

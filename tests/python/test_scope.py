@@ -89,14 +89,14 @@ def test_a_block_that_ends_in_time_is_left_as_it_ends() -> None:
 
 
 def test_no_phantom_timeout() -> None:
-    # The deadline passes, but nothing is interrupted by it.
+    # The deadline passes, but interrupts nothing.
     with desist.cancel_scope(timeout=0) as scope:
         pass
     assert not scope.cancelled_caught
-    # Another error wins.
+    # Another error takes precedence.
     with pytest.raises(ZeroDivisionError), desist.cancel_scope(timeout=0):
         raise ZeroDivisionError
-    # The scope outside was cancelled first, so it is its affair.
+    # The outer scope was cancelled first, so it absorbs the cancellation.
     with desist.move_on_after(NEVER) as outer:
         with desist.cancel_scope(timeout=NEVER) as inner:
             outer.cancel()
@@ -284,9 +284,8 @@ def test_a_scope_in_a_dropped_generator_ends_with_it() -> None:
 
 # --- against a model ------------------------------------------------------------------------------
 #
-# Time does not pass in these programs: a deadline is far away or has come, a grace is long or
-# none. What the Rust model (tests/rust/scope_model.rs) does with a clock is not repeated here;
-# this is about what the binding makes of it.
+# Time does not pass in these programs: a deadline is far away or has passed, a grace is long or
+# none. The Rust model (tests/rust/scope_model.rs) has a clock; this one tests the binding.
 
 PLAIN, MOVE_ON, FAIL, SHIELD, CLEANUP = (
     "cancel_scope",
@@ -302,7 +301,7 @@ KINDS = [PLAIN, MOVE_ON, FAIL, SHIELD, CLEANUP]
 class Block:
     kind: str
     late: bool
-    """Its deadline has come when it is entered."""
+    """Its deadline has passed when it is entered."""
     body: tuple[Block | str | tuple[str, int], ...]
 
 
@@ -329,10 +328,10 @@ class Stopped(Exception):
 class Frame:
     kind: str
     cause: str | None = None
-    """"deadline" or "explicit"; the first one stays."""
+    """"deadline" or "explicit"; the first cause stays."""
     grace: bool = True
     due: bool = False
-    """Its deadline has come."""
+    """Whether its deadline has passed."""
 
 
 @dataclass
@@ -343,7 +342,7 @@ class Model:
     seen: list[str] = field(default_factory=list)
 
     def visible(self, upto: int) -> list[Frame]:
-        """Outermost last."""
+        """The visible frames, the outermost last."""
         frames = []
         for frame in reversed(self.frames[:upto]):
             frames.append(frame)
@@ -352,7 +351,7 @@ class Model:
         return frames
 
     def settle(self) -> None:
-        """Deadlines that have come are causes; a zone ends with the grace of what is outside."""
+        """Turn passed deadlines into causes; a zone ends with the grace of a cancel outside."""
         for index, frame in enumerate(self.frames):
             if frame.cause is None and frame.kind == CLEANUP and self.spent(index):
                 frame.due = True
@@ -432,7 +431,7 @@ class Model:
 
 @dataclass
 class Real:
-    """The same programs, with the real scopes."""
+    """The same programs, run with the real scopes."""
 
     scopes: list[Any] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The bugs that `make seeded-bugs` plants are still about the source as it is."""
+"""The edits of `make seeded-bugs` still match the source."""
 
 from __future__ import annotations
 

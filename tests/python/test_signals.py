@@ -1,7 +1,7 @@
-"""The main thread answers signals during every wait.
+"""The main thread handles signals during every wait.
 
-Each test is a process of its own. It says when it is about to wait, and is signalled then, and
-again and again until it answers, for "about to" is all that it can say.
+Each test is a process of its own. It prints a line when it is about to wait, and is signalled then,
+again and again until it answers, because it may not have begun to wait yet.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def say(word):
 
 
 def talk(code: str, signum: int) -> list[str]:
-    """Signal the process after its first line, once; what else it says within 0.4 s of that.
+    """Signal the process once after its first line; return its output of the next 0.4 s.
 
-    A wait that is deaf is looked at again by its own clock only after half a second.
+    A wait that a signal does not interrupt ends its time slice only after half a second.
     """
     script = PROLOGUE + textwrap.dedent(code)
     process = subprocess.Popen(
@@ -65,7 +65,7 @@ def talk(code: str, signum: int) -> list[str]:
 
 
 def wait_until_asleep(pid: int) -> None:
-    """Its main thread is in a system call that waits, and has been for a while."""
+    """Wait until its main thread has been in a blocking system call for a while."""
     stat = Path(f"/proc/{pid}/stat")
     if not stat.exists():
         return
@@ -74,7 +74,7 @@ def wait_until_asleep(pid: int) -> None:
     while calm < 5:
         state = stat.read_text().rpartition(")")[2].split()[0]
         calm = calm + 1 if state == "S" else 0
-        tick.wait(0.002)  # polls another process: there is nothing to wait for
+        tick.wait(0.002)  # polls another process, whose waits cannot be observed otherwise
 
 
 @pytest.mark.parametrize("name", WAITS)
@@ -157,7 +157,7 @@ def test_a_signal_to_another_thread_is_handled_by_the_main_thread() -> None:
 
 def test_handlers_run_long_before_the_end_of_the_time_slice() -> None:
     # From the parent's signal to the child's answer, over several signals: the best of them is
-    # far below the half second after which a deaf main thread would look by itself.
+    # far below the half second after which the main thread's time slice would end.
     script = PROLOGUE + textwrap.dedent(
         """
         signal.signal(signal.SIGUSR1, lambda *_: say("handled"))

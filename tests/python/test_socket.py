@@ -44,7 +44,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def fill(sock: socket.socket) -> int:
-    """Send until no more is taken; how much it was."""
+    """Send until the buffers are full, and return the amount."""
     timeout, sent = sock.gettimeout(), 0
     sock.setblocking(False)
     with suppress(BlockingIOError):
@@ -55,7 +55,7 @@ def fill(sock: socket.socket) -> int:
 
 
 def full_listener(kept: ExitStack, family: int, address: Any) -> Any:
-    """The address of a listener that takes no more connections."""
+    """Give the address of a listener that accepts no more connections."""
     listener = kept.enter_context(plain.socket(family))
     listener.bind(address)
     listener.listen(0)
@@ -90,7 +90,7 @@ WAITS = [
 def wait(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Call, list[socket.socket]]]:
-    """A call that blocks for ever, and its socket, alone in a list."""
+    """Make a call that blocks for ever, and its socket in a list of its own."""
     name = str(request.param)
     with nothing_left(), ExitStack() as kept:
         one, other = socket.socketpair()
@@ -183,7 +183,7 @@ def test_every_wait_ends_when_its_socket_is_closed(wait: Wait) -> None:
     call, (sock,) = wait
     with in_its_wait(call) as victim:
         if sock._io_refs:  # type: ignore[attr-defined]
-            os.close(sock.detach())  # a file of makefile() would hold close() off
+            os.close(sock.detach())  # a file of makefile() would delay close()
         sock.close()
     if victim.results:
         assert victim.results == [errno.EBADF]
@@ -307,7 +307,7 @@ def test_a_cancelled_connect_can_be_continued() -> None:
         assert sock.getpeername() == listener.getsockname()
 
 
-# A connection that had been accepted is closed by its end, which says that somebody else should.
+# An accepted connection that is lost to a kill is closed with a ResourceWarning.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("policy", [AT_WAIT, FORCE])
 def test_a_killed_accept_leaves_no_connection(policy: desist.StopPolicy) -> None:
@@ -508,7 +508,7 @@ def test_a_child_process_uses_the_socket_that_a_thread_of_its_parent_waits_for()
         def child() -> object:
             with desist.move_on_after(0.01) as scope:
                 one.recv(1)
-            one.close()  # wakes nobody in the parent
+            one.close()  # wakes no thread of the parent
             other.send(b"x")
             return scope.cancelled_caught
 

@@ -13,7 +13,7 @@ BUILDS = bool(importlib.util.find_spec("maturin") and shutil.which("cargo"))
 
 
 def run(*arguments: str | Path) -> None:
-    """Run Python at the root of the project, with nothing amiss."""
+    """Run Python at the root of the project, and check that it succeeds."""
     done = subprocess.run(
         [sys.executable, *arguments],
         check=False,
@@ -26,7 +26,7 @@ def run(*arguments: str | Path) -> None:
 
 
 @pytest.mark.skipif(not BUILDS, reason="the stub is made by maturin and cargo, and one is missing")
-@pytest.mark.timeout(600)  # what is built for `make` is used, if it is there
+@pytest.mark.timeout(600)  # uses the build of `make`, if there is one
 def test_the_stub_is_that_of_the_extension(tmp_path: Path) -> None:
     anew = tmp_path / "_core.pyi"
     run("tools/stubs.py", anew)

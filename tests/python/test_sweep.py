@@ -1,4 +1,4 @@
-"""The sweeps themselves, and how they report. What they prove of desist is in test_sweep_*.py."""
+"""The sweeps themselves, and their reports. The sweeps of desist are in test_sweep_*.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Bank:
-    """Its accounts have 100 together."""
+    """Two accounts with 100 together."""
 
     def __init__(self) -> None:
         self.lock = desist.Lock()
@@ -34,7 +34,7 @@ class Bank:
 
 
 def log() -> None:
-    """A call, before which and behind which CPython looks for what was posted."""
+    """A call: CPython checks for a posted exception before it and behind it."""
 
 
 def transfer(bank: Bank) -> None:
@@ -52,13 +52,13 @@ def transfer_and_hope(bank: Bank) -> None:
 
 
 def line_of(function: Callable[..., object], text: str) -> int:
-    """The line of a function in which this stands."""
+    """Find the line of a function that contains this text."""
     lines, first = inspect.getsourcelines(function)
     return first + next(at for at, line in enumerate(lines) if text in line)
 
 
 def found(sweep: Callable[[], object]) -> SweepError:
-    """The error that it ends with."""
+    """Return the error of the sweep."""
     with pytest.raises(SweepError) as failure:
         sweep()
     return failure.value
@@ -87,7 +87,7 @@ def test_incorrect_code_is_found_with_its_line_and_again_by_its_point() -> None:
     assert message.startswith("check failed\nkilled in front of bytecode ")
     assert f":{error.line}, offset {error.offset} (" in message
     assert f"only={error.point} " in message
-    # It comes where CPython looks next: in the call between the two halves.
+    # It is raised where CPython checks next: in the call between the two halves.
     assert "Killed was raised at" in message
     assert f"line {line_of(transfer_and_hope, 'log()')}, in transfer_and_hope" in message
     assert isinstance(error.__cause__, AssertionError)
@@ -211,7 +211,7 @@ def test_only_the_code_under_test_is_killed() -> None:
     assert sweep_kills(work).stopped > 20
     stop.set()
     for thread in threads:
-        if thread.ident is not None:  # work was killed before it could start it
+        if thread.ident is not None:  # the work was killed before it could start the thread
             thread.join()
             assert thread.state is desist.TaskState.DONE
 
@@ -230,7 +230,7 @@ def use_a_pool() -> None:
 
 @pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
 def test_the_handlers_of_a_pool_are_killed(sweep: Callable[..., SweepReport]) -> None:
-    # What is cancelled by nobody that the pool knows of is leased again, too.
+    # An item that was cancelled by other code than the pool is leased again, too.
     report = sweep(use_a_pool, victims="started")
     assert report.points > 10
     assert report.stopped > 3
@@ -295,7 +295,7 @@ def test_a_killed_finalizer_is_not_reported() -> None:
     def work() -> None:
         Final()
 
-    assert sweep_kills(work).swallowed > 0  # pytest fails for what is unraisable
+    assert sweep_kills(work).swallowed > 0  # pytest fails on unraisable exceptions
 
 
 # --- what it refuses ------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def test_the_tracer_of_the_calling_thread_stays() -> None:
         sweep_kills(log, log)
     finally:
         sys.settrace(before)
-    assert calls.count("log") > 1  # the check; what runs as a task is not seen
+    assert calls.count("log") > 1  # the check; code that runs as a task is not traced
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="there is no sys.monitoring")

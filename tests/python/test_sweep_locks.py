@@ -1,4 +1,4 @@
-"""I20, I21: stopped at any bytecode, code leaves nothing held that is acquired and released."""
+"""I20, I21: stopped at any bytecode, code that acquires and releases leaves nothing held."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Protected:
-    """Two guards, and a change in two steps of what they protect."""
+    """Two locks, and a value that is changed in two steps."""
 
     def __init__(self, make: Callable[[], Any], permits: int) -> None:
         self.guard, self.other = make(), make()
@@ -35,13 +35,13 @@ class Protected:
             self.mend(guard)
             taken = [guard.acquire(timeout=0) for _ in range(self.permits)]
             assert taken == [True] * self.permits, "not all came back"
-            # Nor more than there were; what is reentrant would be had again.
+            # Nor are there more permits than before; a reentrant lock would be acquired once more.
             assert isinstance(guard, desist.RLock) or not guard.acquire(blocking=False)
             for _ in taken:
                 guard.release()
 
     def mend(self, guard: Any) -> None:
-        """Half changed, and nobody is told: that is what poison is for."""
+        """Repair a half changed value, which poison must have reported."""
         try:
             guard.acquire()
             guard.release()
@@ -53,7 +53,7 @@ class Protected:
 
 
 class Conditional(desist.Condition):
-    """A condition that knows its lock."""
+    """A condition with a reference to its lock."""
 
     def __init__(self) -> None:
         self.lock = desist.Lock(name="of a condition")
@@ -255,7 +255,7 @@ def test_i20_a_kill_at_any_bytecode_leaves_nothing_held(
     def check(state: Protected) -> None:
         nonlocal poisoned
         state.check()
-        # I21, as far as the code itself can tell: who was killed in between has said so.
+        # I21, as far as the code can tell: a kill in between was reported by poison.
         if len(state.begun) != len(state.ended) and "Semaphore" not in guard:
             assert state.poisoned or use is in_clean_up
         poisoned += state.poisoned

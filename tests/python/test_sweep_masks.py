@@ -1,4 +1,4 @@
-"""I24: what is masked happens whole or not at all, and the kill arrives behind it."""
+"""I24: a masked block runs whole or not at all, and the kill is raised behind it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ MASKED = [
 
 
 class Steps:
-    """Which were taken."""
+    """The steps that were taken."""
 
     def __init__(self) -> None:
         self.taken: list[str] = []
@@ -114,7 +114,7 @@ def test_i24_a_masked_block_runs_whole_or_not_at_all_and_the_kill_is_raised(
         taken = steps.taken
         body(lambda: taken.append("first"), lambda: taken.append("second"), steps.lock)
         for _ in range(10):
-            pass  # the kill may be held off until behind the block
+            pass  # the kill may be deferred until behind the block
 
     def check(steps: Steps) -> None:
         nonlocal whole
@@ -128,6 +128,6 @@ def test_i24_a_masked_block_runs_whole_or_not_at_all_and_the_kill_is_raised(
     report = sweep_kills(run, check, setup=Steps, defer=defer)
     tell(f"defer_kill: {body.__name__}{', deferred' * defer}", report)
     assert report.points > 40
-    # The last few are too late for CPython to look once more.
+    # At the last few points CPython does not check for the kill any more.
     assert report.stopped >= report.points - 8
     assert 10 < whole < report.points

@@ -1,4 +1,4 @@
-"""I13: stopped at any bytecode, code neither loses an item of a queue nor has it twice."""
+"""I13: stopped at any bytecode, code neither loses an item of a queue nor gets it twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Hooked(desist.Queue[Any]):
-    """A queue with a store of its own, as subclasses of queue.Queue have it."""
+    """A queue with a store of its own, as in subclasses of queue.Queue."""
 
     def _init(self, maxsize: int) -> None:
         del maxsize
@@ -47,10 +47,10 @@ QUEUES: dict[str, Callable[[], Any]] = {
 
 
 class Passed:
-    """A queue with two items, and what was got from it.
+    """A queue with two items, and the items got from it.
 
-    What was got is noted by the call that gets it, as it were: between the two CPython has no
-    place for a kill, so whatever is lost is lost by the queue.
+    An item is recorded by the call that gets it: CPython raises no kill between the two, so that a
+    lost item must have been lost by the queue.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -68,14 +68,14 @@ class Passed:
         assert there in ([1, 2], [1, 2, 3], *lost), (self.got, left)
         if self.counts:
             unfinished = len(self.got) + len(left) - len(self.done)
-            # Counted as done, and killed before that was noted.
+            # Counted as done, and killed before that was recorded.
             assert abs(self.queue.unfinished_tasks - unfinished) <= (2 if IN_HAND else 1)
             while self.queue.unfinished_tasks:
                 self.queue.task_done()
             self.queue.join()
 
     def left(self) -> list[int]:
-        """What is still in it."""
+        """The items still in the queue."""
         with desist.fail_after(5):
             left = [self.queue.get(timeout=0) for _ in range(self.queue.qsize())]
         assert self.queue.empty()
@@ -144,7 +144,7 @@ def test_i13_nothing_is_lost_by_a_stop_at_any_bytecode(
 
 
 class Partner:
-    """A thread that is nobody's victim, and does what the code under test waits for."""
+    """A thread that is not killed, and does what the code under test waits for."""
 
     def __init__(self, make: Callable[[], Any], act: Callable[[Any], Any]) -> None:
         self.queue = make()
@@ -164,7 +164,7 @@ def test_i12_a_waiting_get_receives_the_item_that_is_put(
 
     def check(state: Partner) -> None:
         if not state.sent and not state.results:
-            # Put, and nobody told? Then it lies there, and the other one sleeps.
+            # Put without a wake-up? Then the item is queued, and the waiter sleeps.
             state.thread.join(0.02)
             assert state.queue.empty(), "a waiter sleeps though there is something to get"
             state.queue.put(1)

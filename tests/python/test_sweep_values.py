@@ -72,7 +72,7 @@ VALUES = [
 
 def copied(value: list[int]) -> list[int]:
     saved = []
-    for item in value:  # in Python, so that it can be struck
+    for item in value:  # in Python, so that it can be killed
         saved.append(item)  # noqa: PERF402
     return saved
 
@@ -102,7 +102,7 @@ def test_i20_i21_a_value_is_whole_or_poisoned_after_a_kill_at_any_bytecode(
     report = sweep_kills(body, check, setup=lambda: Guarded([0, 0], rollback=rollback), defer=defer)
     tell(f"Guarded: {body.__name__}{', way back' * bool(rollback)}{', deferred' * defer}", report)
     assert report.points > 40
-    if body is not a_block_that_fails or not defer:  # where the error goes first
+    if body is not a_block_that_fails or not defer:  # the error goes there first
         assert report.stopped >= report.points * 0.9 - 8
     if rollback is None and not defer:
         assert poisoned > 5

@@ -1,4 +1,4 @@
-"""I11, I12, I20: stopped at any bytecode, a wait leaves nobody waiting, and nothing behind."""
+"""I11, I12, I20: stopped at any bytecode, a wait leaves no thread waiting, and nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ sweeps = pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
 
 
 def in_the_background(body: Callable[[], object]) -> threading.Thread:
-    """A thread that is nobody's victim."""
+    """Run a function on a thread that is not killed."""
     thread = threading.Thread(target=body)
     thread.start()
     return thread
@@ -67,7 +67,7 @@ def test_an_event_that_was_set_is_seen(sweep: Callable[..., SweepReport]) -> Non
 
 
 class Rendezvous:
-    """Somebody waits for a number, somebody sets it; one of the two is stopped."""
+    """One thread waits for a number, and one sets it; one of the two is stopped."""
 
     def __init__(self) -> None:
         self.condition = desist.Condition(desist.Lock(on_kill="release"))
@@ -94,7 +94,7 @@ class Rendezvous:
             self.condition.notify()
 
     def check(self) -> None:
-        """Whatever has become of the one, the other two end."""
+        """Check that the other two threads end, whatever became of the stopped one."""
         waiter = in_the_background(self.wait)
         self.notify()
         if not self.number:
@@ -128,7 +128,7 @@ def test_a_notify_of_a_condition(sweep: Callable[..., SweepReport]) -> None:
         return state
 
     def check(state: Rendezvous) -> None:
-        state.notify()  # if the other one has it already, the next one will have this
+        state.notify()  # if the other thread has it already, the next wait gets this one
         state.check()
 
     report = sweep(Rendezvous.notify, check, setup=setup)
@@ -209,7 +209,7 @@ def test_wait_any_takes_one_and_leaves_no_trace_of_the_others(
 
         def check(self) -> None:
             assert not self.lock.locked()
-            assert self.permits.acquire(timeout=0) or IN_HAND  # it belongs to nobody
+            assert self.permits.acquire(timeout=0) or IN_HAND  # no thread owns it
             assert len(self.got) + self.queue.qsize() == 1 or IN_HAND
 
     report = sweep(State.use, State.check, setup=State)
@@ -231,7 +231,7 @@ def test_waits_for_futures_and_threads(sweep: Callable[..., SweepReport]) -> Non
             thread.join()
 
         def check(self) -> None:
-            # Whatever was left locked in threading or in the future would be met here.
+            # A lock left held in threading or in the future would block here.
             assert self.future.done() in (True, False)
             other: concurrent.futures.Future[int] = concurrent.futures.Future()
             thread = desist.Thread(target=other.set_result, args=(2,))
@@ -317,7 +317,7 @@ def test_a_socket_continues_at_the_same_byte(sweep: Callable[..., SweepReport]) 
                 while not self.got or not self.got[-1].endswith(b"z"):
                     self.got.append(self.other.recv(1))
             received = b"".join(self.got)
-            # What a killed thread had received is gone with it, as with any bytes in its hands.
+            # Bytes that a killed thread had received are lost with it.
             lost = (b"az", b"bz") if sweep is sweep_kills else ()
             assert received in (b"z", b"abz", *lost), received
 

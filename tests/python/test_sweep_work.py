@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Office:
-    """A seat works through a queue of two items, and is killed somewhere."""
+    """A worker works through a queue of two items, and is killed somewhere."""
 
     def __init__(self) -> None:
         self.queue = self.open()
@@ -79,7 +79,7 @@ class Office:
 
 
 class FileOffice(Office):
-    """... whose queue is in a file."""
+    """The same, with the queue in a file."""
 
     def open(self) -> FileQueue[str]:
         folder = tempfile.mkdtemp()
@@ -200,7 +200,7 @@ def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
             enough.set()
             assert pool.drain(NEVER)
             assert pool.workers_alive() == 4
-            # They go on with other work (I22).
+            # The workers go on with other items (I22).
             later = [pool.submit(item) for item in range(items, items + 8)]
             assert [future.result(NEVER) for future in later] == [None] * 8
     finally:

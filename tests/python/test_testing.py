@@ -17,7 +17,7 @@ def now() -> int:
 
 
 def conversation() -> list[tuple[str, int, int]]:
-    """Two threads and a queue: who did what when."""
+    """Two threads and a queue: a record of each step, its thread and its time."""
     log: list[tuple[str, int, int]] = []
     queue: desist.Queue[int] = desist.Queue(2)
     start = now()

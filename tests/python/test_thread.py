@@ -197,7 +197,7 @@ def test_a_thread_begins_or_not_wherever_its_starter_is_killed() -> None:
         starter = Thread(target=started.start)
         starter.start()
         starter.join()
-        # Killed before it began: then it was never started.
+        # Killed before the start: then the thread never began.
         if started.ident is not None:
             started.join()
             assert began.is_set() or started.state is TaskState.KILLED

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Call = Callable[[], object]
 
-# TLS wants to be given the same again after a write that would have blocked.
+# TLS needs the same bytes again after a write that would have blocked.
 DATA = b"x" * 4096
 CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
 
@@ -49,7 +49,7 @@ def client_side() -> std.SSLContext:
 def pair(
     server_side: std.SSLContext, client_side: std.SSLContext
 ) -> Iterator[tuple[std.SSLSocket, std.SSLSocket]]:
-    """A client and a server that have shaken hands."""
+    """A client and a server after their handshake."""
     one, other = socket.socketpair()
 
     def serve(ready: Callable[[], None]) -> std.SSLSocket:
@@ -60,7 +60,7 @@ def pair(
         client = client_side.wrap_socket(one, server_hostname="localhost")
     (server,) = victim.results
     with client, server:
-        # What a server says after the handshake is out of the way.
+        # The server's messages after the handshake have been read.
         server.send(b"x")
         assert client.recv(10) == b"x"
         yield client, server
@@ -84,7 +84,7 @@ def wait(
     pair: tuple[std.SSLSocket, std.SSLSocket],
     tmp_path: Path,
 ) -> Iterator[tuple[Call, std.SSLSocket]]:
-    """A call that blocks for ever, and its socket."""
+    """Make a call that blocks for ever, and its socket."""
     name, (sock, _) = str(request.param), pair
     if name.startswith(("send", "write")):
         fill(sock)
@@ -111,7 +111,7 @@ Wait = tuple["Call", std.SSLSocket]
 def handshake(
     request: pytest.FixtureRequest, server_side: std.SSLContext, client_side: std.SSLContext
 ) -> Iterator[Call]:
-    """A handshake with somebody who says nothing."""
+    """A handshake with a peer that sends nothing."""
     with nothing_left(), ExitStack() as kept:
         one, other = socket.socketpair()
         kept.enter_context(one)
@@ -175,7 +175,7 @@ def test_every_wait_ends_when_its_socket_is_closed(wait: Wait) -> None:
     call, sock = wait
     with in_its_wait(call) as victim:
         if sock._io_refs:  # type: ignore[attr-defined]
-            os.close(sock.detach())  # a file of makefile() would hold close() off
+            os.close(sock.detach())  # a file of makefile() would delay close()
         sock.close()
     assert isinstance(victim.raised, OSError)
     assert victim.raised.errno == errno.EBADF

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is raised in a finalizer is reported by code that would be struck, too: in C, then."""
+    """Report errors of finalizers by a function in C, because Python code would be killed too."""
     monkeypatch.setattr(sys, "unraisablehook", id)
 
 
@@ -29,7 +29,7 @@ TRACE_ALONE = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=NEVE
 
 
 def nothing() -> None:
-    """A call, at which every version looks."""
+    """A call: every version checks for a kill at it."""
 
 
 def a_loop_in_a_try(ready: Callable[[], None]) -> None:
@@ -81,7 +81,7 @@ def nested(ready: Callable[[], None]) -> None:
 
 
 def finally_and_continue(ready: Callable[[], None]) -> None:
-    # Compiled here, for newer versions warn of it.
+    # Compiled here, because newer versions warn about the syntax.
     source = "while True:\n try: nothing()\n finally: continue"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -281,7 +281,7 @@ def test_a_former_tracer_of_a_thread_traces_it_again() -> None:
 
     def tracer(frame: Any, event: str, _: object) -> Any:
         if frame.f_code.co_name != "behind":
-            return None  # a kill that strikes in here ends the tracing
+            return None  # a kill that is raised in here ends the tracing
         seen.append(event)
         return tracer
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     ]
 )
 def wait(request: pytest.FixtureRequest) -> Iterator[Callable[[], object]]:
-    """A wait that ends by itself after a very long time only."""
+    """Make a wait that ends by itself only after a very long time."""
     lock = desist.Lock()
     lock.acquire()
     never = threading.Event()

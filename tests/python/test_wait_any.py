@@ -29,7 +29,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 class Everything:
-    """One of each, none of them possible yet."""
+    """One operation of each kind, none of them possible yet."""
 
     def __init__(self, pipe: tuple[int, int]) -> None:
         self.pipe = pipe
@@ -64,7 +64,7 @@ class Everything:
         ]
 
     def causes(self) -> list[Callable[[], Any]]:
-        """What makes each of them possible, but for the last."""
+        """The functions that make each operation possible, except for the last one."""
         return [
             self.lock.release,
             self.permits.release,
@@ -116,14 +116,14 @@ def test_exactly_the_operation_that_is_possible_is_performed(
         assert value is every.thread
         value = None
     assert value == EXPECTED[which]
-    # I14: the others are as they were. What the waiter held was given back at its end.
+    # I14: the other objects are unchanged. The waiter's locks were released at its end.
     assert every.lock.locked() is not (which == 0 and waiting)
     assert every.permits._value == 0
     assert every.fifo.empty()
     assert every.simple.empty()
     assert every.least.empty()
     assert every.full.get_nowait() == ("put" if which == 5 else "in the way")
-    # And nobody is left in line.
+    # And no waiter is left in a queue.
     if every.lock.locked():
         every.lock.release()
     assert every.lock.acquire(blocking=False)
@@ -287,12 +287,12 @@ def test_a_wait_for_a_file_is_cancelled(pipe: tuple[int, int]) -> None:
 def test_a_wait_for_a_file_ends_with_its_close_after_notify_closing() -> None:
     reader, writer = os.pipe()
     with Victim(lambda ready: (ready(), desist.wait_readable(reader))) as waiter:  # type: ignore[func-returns-value]
-        while waiter.raised is None:  # it may not wait yet
+        while waiter.raised is None:  # the thread may not wait yet
             desist.notify_closing(reader)
     assert isinstance(waiter.raised, OSError)
     assert waiter.raised.errno == 9
     os.close(reader)
-    # The number means another file now, of which nobody was told that it is closed.
+    # The descriptor is that of another file now, for which no close was notified.
     again, other = os.pipe()
     assert not desist.wait_readable(again, timeout=0)
     for fd in (writer, again, other):

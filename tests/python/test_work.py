@@ -55,7 +55,7 @@ def test_a_settled_item_is_freed_at_once() -> None:
 
 
 class Thing:
-    """Can be watched."""
+    """An object with weak references."""
 
 
 @pytest.mark.parametrize("settle", ["ack", "nack", "result", "progress", "nothing"])
@@ -110,7 +110,7 @@ def test_nothing_is_leased_when_memory_runs_out(timeout: tuple[float, ...]) -> N
     queue: LeaseQueue[str] = LeaseQueue(retry=RetryPolicy(max_attempts=1))
     for number in range(31):
         queue.put(str(number))
-    leases = [lease(queue) for _ in range(30)]  # none is left over to be used again
+    leases = [lease(queue) for _ in range(30)]  # none is left to be used again
     raised = False
     testcapi.set_nomemory(0, 40)
     try:

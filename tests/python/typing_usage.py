@@ -1,4 +1,4 @@
-"""What type checkers make of desist, as users write it. Checked by mypy --strict, never run."""
+"""Typical code of users, for the type checkers: checked by mypy --strict, never run."""
 
 from __future__ import annotations
 
