@@ -1,14 +1,17 @@
-//! What a piece of work is known by, to all who have to say which one they mean.
+//! The identity of a work item, as every queue, lease, task and report names it.
+//!
+//! It lies at the bottom of the core, below the queues that give the numbers, so that a task can carry
+//! the id of the item it works on without knowing any queue.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Which item: its number, or what an engine calls it that does not number its items.
+/// Identifies one item within its queue. Two queues may use the same ids.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ItemId {
-    /// In a queue of ours.
+    /// In a queue of this crate: a number that the queue never uses again.
     Number(u64),
-    /// In somebody else's.
+    /// In an engine's queue that names its items by strings, as Redis streams and Celery do.
     Name(Arc<str>),
 }
 

@@ -1,21 +1,29 @@
-//! Where code was when it was stopped.
+//! Where a task was when it was killed or abandoned.
+//!
+//! A kill must not wait for the formatting of a traceback, which needs the host and can take longer than
+//! the kill. So a [`Stack`] keeps what is needed to format it, and does so when it is read for the first
+//! time. Most stacks are never read.
 
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-/// Calls, the outermost first, in the host's words. The words are found when somebody reads them:
-/// that takes longer than a kill, and mostly nobody does.
+/// The call stack of a thread, the outermost call first, as the host prints it. Formatted lazily;
+/// clones share the text.
 #[derive(Clone)]
 pub struct Stack(Arc<Words>);
 
+/// The text, and how to make it.
 struct Words {
+    /// Set once, by the first reader that has made the text.
     found: OnceLock<Box<str>>,
+    /// Formats the stack. Called with no lock of the core held.
     find: Box<dyn Fn() -> String + Send + Sync>,
 }
 
 impl Stack {
-    /// `find` may run code of the host, on any thread, and more than once.
+    /// A stack that `find` formats. It may run code of the host, on any thread that reads the stack, and
+    /// runs more than once if several threads read it at once.
     pub fn new(find: impl Fn() -> String + Send + Sync + 'static) -> Stack {
         Stack(Arc::new(Words {
             found: OnceLock::new(),
@@ -31,8 +39,8 @@ impl Deref for Stack {
         if let Some(found) = self.0.found.get() {
             return found;
         }
-        // Nobody waits for another who finds them: the host may let that one go on only when this
-        // one has let go of the host.
+        // Not `get_or_init`, which would block a second reader until the first is done: the first may
+        // need the host's lock, which the second holds.
         let found = (self.0.find)().into();
         self.0.found.get_or_init(|| found)
     }

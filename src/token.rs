@@ -3,6 +3,11 @@
 //! A source has a token; a child source is made from a token and is cancelled with it, never the
 //! reverse. The first cause is final.
 //!
+//! Here are the documented handles. The logic is in [`tree`], the callbacks are in [`callback`], and the
+//! threads that cancel by deadline and run the callbacks of deadlines are in `timer` and
+//! `callback_thread`. These four know each other: a node that is freed leaves the timer, and a deadline
+//! that passes cancels a node. They are one module in four files, under the invariants of `tree`.
+//!
 //! ```
 //! use desist::CancelSource;
 //!
@@ -31,13 +36,17 @@ pub use callback::Registration;
 use tree::NodeRef;
 
 /// May cancel. One allocation of 72 bytes; a drop leaves nothing behind in its parent.
+///
+/// Dropping a source does not cancel. Its tokens live on, and can be cancelled from above only.
 pub struct CancelSource {
+    /// Shared with its tokens.
     node: NodeRef,
 }
 
 /// May look, wait and register callbacks, but not cancel. Cheap to clone.
 #[derive(Clone)]
 pub struct CancelToken {
+    /// Shared with its source and its clones.
     node: NodeRef,
 }
 
@@ -50,11 +59,12 @@ impl CancelSource {
         }
     }
 
-    /// A source that is cancelled at `deadline` at the latest.
+    /// A source without a parent that is cancelled at `deadline` at the latest.
     pub fn with_deadline(deadline: Time) -> CancelSource {
         CancelSource::timed(NodeRef::root(Some(deadline)))
     }
 
+    /// Tell the timer, for a token may be polled without a wait that notices the deadline.
     fn timed(node: NodeRef) -> CancelSource {
         timer::arm(&node);
         CancelSource { node }
@@ -67,10 +77,16 @@ impl CancelSource {
         }
     }
 
-    /// Cancel: this source's token and everything below. Callable from any thread and from
-    /// destructors; never blocks on whoever is cancelled. True: this call was the first.
+    /// Cancel this source's token and everything below. True: this call was the first.
     ///
-    /// Registered callbacks run on this thread, after all waiters have been woken.
+    /// Callable from any thread and from destructors. Registered callbacks run on this thread, after all
+    /// waiters have been woken.
+    ///
+    /// # Blocking
+    /// Never blocks on the cancelled threads; it takes as long as the callbacks do.
+    ///
+    /// # Cancellation
+    /// No checkpoint.
     ///
     /// # Panics
     /// With the first panic of a callback, after all callbacks have run.
@@ -78,7 +94,7 @@ impl CancelSource {
         self.cancel_with(None, None)
     }
 
-    /// [`CancelSource::cancel`], with a reason for those who ask.
+    /// [`CancelSource::cancel`], with a reason, which the cause of the cancelled tokens has.
     ///
     /// # Panics
     /// As [`CancelSource::cancel`].
@@ -94,6 +110,7 @@ impl CancelSource {
         self.cancel_as(CauseKind::Explicit, reason, grace)
     }
 
+    /// [`CancelSource::cancel_with`], by another kind of cause than an explicit call.
     pub(crate) fn cancel_as(
         &self,
         kind: CauseKind,
@@ -104,7 +121,7 @@ impl CancelSource {
         !self.node.is_cancelled() && self.node.cancel(Cause::now(kind, reason, grace))
     }
 
-    /// Cancel what is below with [`CauseKind::ScopeExited`] and leave the parent. Idempotent.
+    /// Cancel everything below with [`CauseKind::ScopeExited`], and leave the parent. Idempotent.
     ///
     /// # Panics
     /// As [`CancelSource::cancel`].
@@ -124,13 +141,13 @@ impl Default for CancelSource {
 }
 
 impl CancelToken {
+    /// A token to hand out. Its user may only poll, so the timer is told of its deadlines.
     pub(crate) fn from_node(node: NodeRef) -> CancelToken {
-        // Whoever only polls learns of deadlines from the timer.
         timer::arm_path(&node);
         CancelToken { node }
     }
 
-    /// For those who wait instead of polling, and so notice deadlines themselves.
+    /// A token for code that waits and never only polls, and so notices deadlines itself.
     pub(crate) fn from_unarmed(node: NodeRef) -> CancelToken {
         CancelToken { node }
     }
@@ -151,22 +168,25 @@ impl CancelToken {
         }
     }
 
-    /// Cancelled? One atomic load.
+    /// True once it is cancelled; it stays so. One atomic load.
     #[inline]
     pub fn is_cancelled(&self) -> bool {
         self.node.is_cancelled()
     }
 
-    /// The word that is looked at by [`CancelToken::is_cancelled`], for code in other languages: its
-    /// lowest bit is set once cancelled, the others mean nothing. Valid as long as this token, or a
-    /// clone of it, lives.
+    /// The word that [`CancelToken::is_cancelled`] loads, for code in other languages: its lowest bit is
+    /// set once cancelled, the other bits mean nothing. Valid as long as this token, or a clone of it,
+    /// lives.
     #[cfg(not(loom))]
     pub fn flag(&self) -> *const std::sync::atomic::AtomicU32 {
         timer::arm_path(&self.node);
         self.node.flag()
     }
 
-    /// `Err` once cancelled.
+    /// `Err` once cancelled. Never blocks.
+    ///
+    /// # Errors
+    /// [`Stop::Cancelled`] with the cause.
     pub fn check(&self) -> Result<(), Stop> {
         match self.cause() {
             None => Ok(()),
@@ -174,7 +194,7 @@ impl CancelToken {
         }
     }
 
-    /// Why, once cancelled.
+    /// The cause, once cancelled: its own or that of the nearest ancestor that has one.
     pub fn cause(&self) -> Option<Cause> {
         self.node.cause()
     }

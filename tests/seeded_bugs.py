@@ -142,7 +142,7 @@ BUGS = (
         "the hook of a linked token outlives it",
         "token/tree.rs",
         "token",
-        ("other.unhook(id); // after this nobody can find the node", "let _ = id;"),
+        ("other.unhook(id); // after this no thread can find the node", "let _ = id;"),
     ),
     bug(
         "a token linked to a cancelled one is not cancelled",

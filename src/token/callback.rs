@@ -1,9 +1,25 @@
 //! Callbacks that run when a token is cancelled.
 //!
-//! Guarantees: a callback runs exactly once, or never once it is unregistered (I17); it runs
-//! outside internal locks; [`Registration::close`] returns only when it is not running, except
-//! from inside any cancel callback, where it does not wait, so that no cycle of waits can form
-//! (I18).
+//! Guarantees:
+//! 1. A callback runs exactly once, or never once it is unregistered (I17).
+//! 2. It runs with no internal lock held.
+//! 3. [`Registration::close`] returns only when the callback is not running. From inside any cancel
+//!    callback it does not wait, so that no cycle of waits can form (I18).
+//!
+//! Protocol. A callback is a hook of its token's node, and its run is owned by the thread that removes
+//! that hook. The removal and the step to Running are one critical section of the node's lock, so a
+//! thread that does not find the hook any more finds the callback running or over:
+//!
+//! | phase      | event                                        | becomes                                |
+//! |------------|----------------------------------------------|----------------------------------------|
+//! | Registered | `unregister` removes the hook                | dropped without a run                  |
+//! | Registered | the canceller pops the hook: `begin`         | Running                                |
+//! | Registered | `on_cancel` finds the token cancelled        | Running, on the registering thread     |
+//! | Running    | the function returns or panics               | Over; the threads in `close` are woken |
+//! | Running    | seen in a forked child, begun in the parent  | counts as over: its thread is not here |
+//!
+//! Lock order: the node's lock, then `status`. `function` and `status` are each locked alone otherwise,
+//! and neither while the function runs or a thread is woken.
 
 use std::cell::Cell;
 use std::fmt;
@@ -15,35 +31,46 @@ use crate::fork;
 use crate::park::{WaitOutcome, Waiter};
 use crate::token::tree::{Hook, HookId, NodeRef};
 
+/// What the user registers.
 type Function = Box<dyn FnOnce(&Cause) + Send>;
 
+/// A registered function and the state of its run. Shared by its hook and its [`Registration`].
 pub(crate) struct Callback {
-    /// Taken by the run.
+    /// Taken by the run, which then owns it. Dropped with the callback if there is none.
     function: Mutex<Option<Function>>,
+    /// See the table above.
     status: Mutex<RunStatus>,
 }
 
+/// What the mutex `status` protects.
 struct RunStatus {
+    /// Written by the thread that runs the callback.
     phase: RunPhase,
-    /// The process in which it runs, see [`fork::generation`]: in a child of that nobody ends it.
+    /// The process in which it runs, see [`fork::generation`]; set with Running. In a forked child no
+    /// thread ends a run that began in the parent.
     generation: u32,
-    /// Threads in `close` that wait for the end of the run.
+    /// Threads in `close` that wait for the end of the run. Pushed while Running, emptied with Over.
     waiting: Vec<Arc<Waiter>>,
 }
 
+/// See the table above.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RunPhase {
+    /// Its hook is in the node, or was removed unrun.
     Registered,
+    /// Its hook is gone and its thread is about to call the function, or in it.
     Running,
+    /// The function has returned or panicked.
     Over,
 }
 
 thread_local! {
-    /// How many cancel callbacks the calling thread is inside of.
+    /// How many cancel callbacks the calling thread is inside of: callbacks may cancel, and nest.
     static INSIDE: Cell<u32> = const { Cell::new(0) };
 }
 
 impl Callback {
+    /// A callback that has not run.
     fn new(function: Function) -> Arc<Callback> {
         Arc::new(Callback {
             function: Mutex::new(Some(function)),
@@ -55,14 +82,15 @@ impl Callback {
         })
     }
 
-    /// From now on `close` waits. Called by whoever took the callback out of its node's list.
+    /// From now on `close` waits. Called by the thread that removes the hook, under the node's lock.
     pub(crate) fn begin(&self) {
         let mut status = self.status.lock();
         status.phase = RunPhase::Running;
         status.generation = fork::generation();
     }
 
-    /// Run the function; whatever it does, the run is over after it.
+    /// Run the function, with no lock held and the thread outside the core, so that a fork does not wait
+    /// for it. However it ends, the run is over after it.
     pub(crate) fn run(&self, cause: &Cause) {
         struct Over<'a>(&'a Callback);
         impl Drop for Over<'_> {
@@ -86,7 +114,7 @@ impl Callback {
         }
     }
 
-    /// Wait for the end of a run in status. False: `until` came first.
+    /// Wait for the end of a run in progress, uncancelled. False: `until` came first.
     fn wait_until_over(&self, until: Time) -> bool {
         let waiter = {
             let mut status = self.status.lock();
@@ -105,14 +133,18 @@ impl Callback {
 ///
 /// Dropping it is [`Registration::close`]: afterwards the callback is not running and never
 /// will. Use [`Registration::detach`] to let it stay as long as its token. Where the callback may
-/// want a lock that the dropping code holds, [`Registration::unregister`] first.
+/// wait for a lock that the dropping code holds, call [`Registration::unregister`] first.
 pub struct Registration {
+    /// Where the hook is, or was. `None`: the callback ran at registration, or was detached.
     node: Option<NodeRef>,
+    /// The hook; `HookId::MAX` once detached.
     id: HookId,
+    /// To wait for the end of its run.
     callback: Arc<Callback>,
 }
 
 impl Registration {
+    /// Register `function` at `node`; if it is cancelled already, run it here and now.
     pub(crate) fn new(node: &NodeRef, function: Function) -> Registration {
         let callback = Callback::new(function);
         if let Ok(id) = node.hook(Hook::Call(callback.clone())) {
@@ -122,7 +154,7 @@ impl Registration {
                 callback,
             };
         }
-        // Cancelled already: run here and now.
+        // Refused: the node is cancelled. Not under its lock, which is no loss: no hook was added.
         callback.begin();
         if let Some(cause) = node.cause() {
             callback.run(&cause);
@@ -134,7 +166,10 @@ impl Registration {
         }
     }
 
-    /// Never blocks. True: the callback has not started and never will.
+    /// Remove the callback, if it has not started. True: it never will. False: it is running or over.
+    ///
+    /// # Blocking
+    /// Never blocks, and is no checkpoint.
     pub fn unregister(&self) -> bool {
         self.node
             .as_ref()
@@ -142,8 +177,13 @@ impl Registration {
             .is_some()
     }
 
-    /// Unregister; if the callback is running on another thread, wait for its end, unless
-    /// called from inside a cancel callback. Does not respond to cancellation.
+    /// Unregister; if the callback is running on another thread, wait for its end.
+    ///
+    /// # Blocking
+    /// Blocks while the callback runs on another thread; never from inside a cancel callback.
+    ///
+    /// # Cancellation
+    /// No checkpoint: neither a cancellation nor a kill ends the wait.
     pub fn close(&self) {
         self.close_until(Time::NEVER);
     }
@@ -156,7 +196,7 @@ impl Registration {
     /// Let the callback stay registered for as long as its token lives.
     pub fn detach(mut self) {
         self.node = None;
-        self.id = HookId::MAX; // no such hook, so the drop finds nothing to wait for
+        self.id = HookId::MAX; // marks it, for the drop neither unregisters nor waits
     }
 }
 

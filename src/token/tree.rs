@@ -3,24 +3,47 @@
 //! Invariants:
 //! 1. `state` is the only truth. CANCELLED is set once, by one read-modify-write, and never
 //!    cleared. The old value of that write lists all work announced before it (children, hooks);
-//!    whoever announces later does so on the same word and sees CANCELLED instead. One
+//!    a later announcement is a write to the same word and sees CANCELLED instead. One
 //!    modification order, so nothing can fall between.
 //! 2. The cause is put in its slot before CANCELLED|OWN is set and is not replaced (I2, I10). A
 //!    node flagged by an ancestor has no OWN and finds its cause by walking up.
 //! 3. A parent is flagged before its children; a child born under a flagged parent is flagged.
 //! 4. A child holds its parent; the parent's list holds no count. The last drop of a child
-//!    unlinks it under the parent's lock, so whoever holds that lock may look at any child in
-//!    the list, and gets a count by `try_ref` only.
+//!    unlinks it under the parent's lock, so a thread that holds that lock may look at any child
+//!    in the list, and gets a count by `try_ref` only.
 //! 5. `links` of a child belong to the parent's lock while it is in the list. TAKEN, set under
 //!    that lock, says that a canceller has taken it out to flag it: its links are the canceller's
-//!    from then on, and nobody else looks at them.
+//!    from then on, and no other thread looks at them.
+//!
+//! The bits of `state`. Each is set once and never cleared, so every write is a fetch-or or a CAS:
+//!
+//! | bit          | is set by                                    | under                  |
+//! |--------------|----------------------------------------------|------------------------|
+//! | CANCELLED    | `claim`, `flag_child`; `child`, below a cancelled parent | nothing; the parent's lock |
+//! | OWN          | `claim`, in one write with CANCELLED         | nothing                |
+//! | TAKEN        | `flag_child`, in one write with CANCELLED    | the parent's lock      |
+//! | HAS_CHILDREN | `child`, before it links the child           | the node's lock        |
+//! | HAS_HOOKS    | `hook`, before it adds the hook              | the node's lock        |
+//! | ARMED        | the timer                                    | the timer's lock       |
+//! | TIMED, TIMED_ABOVE | the birth of the node                  | it is not yet shared   |
+//!
+//! Orderings. The write of CANCELLED is a release, and [`NodeRef::is_cancelled`] an acquire: a thread
+//! that sees the flag sees the cause in its slot (2). Bits that are fixed at birth are read relaxed. A
+//! count is taken relaxed, since it is made from another; it is given back with release, and the
+//! thread that frees the node acquires, so that all uses happen before the free.
 //!
 //! No deadlock: no thread ever holds two node locks, and nothing foreign (a callback, a drop of
-//! the user's data, a system call) runs under one. No recursion: subtrees are walked, and chains
-//! dropped, with the links of the nodes themselves as the stack.
+//! the user's data, a system call) runs under one. The one lock taken under a node's is the status of a
+//! callback, under which no other is taken. The timer's lock and a node's are never held together: a
+//! freed node is taken out of the timer with nothing locked. No recursion: subtrees are walked, and
+//! chains dropped, with the links of the nodes themselves as the stack.
 //!
-//! Here is a node's state, its life, and how a cancellation goes through the tree. Who uses links,
-//! see 5, is in `children`; what happens at one node is in `hooks`.
+//! A cancellation goes through the tree like this: `claim` decides the cause and flags the root;
+//! `flag_tree` flags the rest, breadth by batches, settling and waking waiters as it goes; then the
+//! callbacks run, unlocked, or are handed to their thread if a deadline has cancelled.
+//!
+//! This file has a node's state, its life, and that walk. The use of links, see 5, is in `children`;
+//! what happens at one node is in `hooks`.
 #![allow(unsafe_code)] // intrusive lists: nodes are found through raw pointers, see 4 and 5
 
 mod children;
@@ -40,42 +63,55 @@ pub(crate) use hooks::Flag;
 use hooks::Hooks;
 pub(crate) use hooks::{Hook, HookId};
 
-/// Cancelled, by itself or from above.
+/// Cancelled, by a cause of its own or from above. The lowest bit: see [`NodeRef::flag`].
 const CANCELLED: u32 = 1;
 /// The cause is this node's own.
 const OWN: u32 = 1 << 1;
-/// There may be children in the list.
+/// Children may be in the list. Set before the first is added, and kept when the last has left.
 const HAS_CHILDREN: u32 = 1 << 2;
-/// There may be hooks.
+/// Hooks may be in the list. Set before the first is added, and kept when the last has left.
 const HAS_HOOKS: u32 = 1 << 3;
-/// This node may have a deadline of its own.
+/// This node may have a deadline of its own. Fixed at birth.
 const TIMED: u32 = 1 << 4;
 /// A node above may have a deadline. Fixed at birth.
 const TIMED_ABOVE: u32 = 1 << 5;
-/// The timer has been told of this node.
+/// The timer has, or had, an entry for this node: its last drop has to remove it.
 const ARMED: u32 = 1 << 6;
 
 /// A canceller has taken this node out of its parent's list and flagged it.
 const TAKEN: u32 = 1 << 7;
 
-/// Children flagged in one go before the lock is offered to others.
+/// Children flagged in one critical section. Bounds how long a thread waits that wants to add a child
+/// or a hook to a node with very many children.
 const BATCH: usize = 256;
 
+/// What a node's lock protects.
 struct Lists {
+    /// Its children that are not TAKEN, and through them their `links`.
     children: Children,
-    /// Boxed, for most nodes never have a hook and a node is to stay small.
+    /// `None` until the first hook: most nodes never have one, and a node is to stay small.
     hooks: Option<Box<Hooks>>,
 }
 
-/// In this order, so that what a canceller reads and writes of a child lies in its first 24 bytes.
+/// One source of cancellation, of any kind. Its fields are in this order so that what a canceller reads
+/// and writes of a child lies in the first 24 bytes.
 #[repr(C)]
 pub(crate) struct Node {
+    /// How many [`NodeRef`]s there are, those kept as raw pointers on a stack included. At 0 the node
+    /// is freed by the thread that took the last count away.
     refs: AtomicU32,
+    /// See the bits above.
     state: AtomicU32,
+    /// The place in the parent's list or on a canceller's stack, see 5.
     links: UnsafeCell<Links>,
+    /// Keeps all ancestors alive (4). Fixed at birth; taken out when the node is freed.
     parent: Option<NodeRef>,
+    /// The node's lock. Locked alone, for a few instructions or one batch.
     lists: Mutex<Lists>,
+    /// A box, or null. Filled by the first `claim`, by CAS from null, and freed with the node (2).
     cause: AtomicPtr<Cause>,
+    /// In nanoseconds, [`Time::NEVER`] for none. Written at birth, and under the timer's lock if it is
+    /// moved, so that the timer's entry always has the deadline of the node.
     deadline: AtomicU64,
     /// In models: read by each use, written by the free.
     #[cfg(loom)]
@@ -101,17 +137,18 @@ unsafe impl Sync for NodeRef {}
 // SAFETY: a Weak gives access through `Weak::upgrade` only.
 unsafe impl Send for Weak {}
 
-/// The callbacks of a subtree that has been flagged, to be run at once or handed on.
+/// The nodes of a flagged subtree that have callbacks, which are to be run at once or handed over.
 #[must_use]
 pub(crate) struct Callbacks {
-    /// Nodes below the roots.
+    /// Nodes below the roots, TAKEN, so that their links thread the stack.
     below: NodeStack,
-    /// The node that was cancelled, and nodes linked to what is below it, if they have callbacks.
-    /// They stay in their parents' lists, so their links are not ours to thread.
+    /// The node that was cancelled, and nodes linked to nodes below it. They stay in their parents'
+    /// lists, so their links are not the canceller's.
     roots: Vec<NodeRef>,
 }
 
 impl Node {
+    /// Acquire: with CANCELLED comes the cause, with a HAS bit the list that it announces.
     #[inline]
     fn state(&self) -> u32 {
         self.state.load(Ordering::Acquire)
@@ -125,8 +162,10 @@ impl NodeRef {
         Self::alloc(None, 0, deadline)
     }
 
-    /// A child, cancelled with this node.
+    /// A child, cancelled with this node. If this node is cancelled the child is born cancelled (3) and
+    /// not linked; the cause is found by walking up (2).
     pub(crate) fn child(&self, deadline: Option<Time>) -> NodeRef {
+        // Relaxed: both bits are fixed at birth.
         let above = if self.node().state.load(Ordering::Relaxed) & (TIMED | TIMED_ABOVE) == 0 {
             0
         } else {
@@ -144,6 +183,7 @@ impl NodeRef {
         child
     }
 
+    /// A node that no other thread can see, in no list. `above`: TIMED_ABOVE or nothing.
     #[inline]
     fn alloc(parent: Option<NodeRef>, above: u32, deadline: Option<Time>) -> NodeRef {
         let timed = if deadline.is_some() { TIMED } else { 0 };
@@ -180,6 +220,7 @@ impl NodeRef {
         self.0.as_ptr()
     }
 
+    /// A pointer without a count, for a holder that learns of the node's end.
     pub(crate) fn weak(&self) -> Weak {
         Weak(self.as_ptr())
     }
@@ -187,7 +228,7 @@ impl NodeRef {
     /// Take over a count that was kept in a list.
     ///
     /// # Safety
-    /// `node` carries a count that nobody else will give back.
+    /// `node` carries a count that no other reference will give back.
     unsafe fn adopt(node: *const Node) -> NodeRef {
         // SAFETY: not null, for it carries a count.
         NodeRef(unsafe { NonNull::new_unchecked(node.cast_mut()) })
@@ -199,12 +240,12 @@ impl NodeRef {
         self.node().state() & CANCELLED != 0
     }
 
-    /// Where the state is: as long as the node lives, and with CANCELLED in its lowest bit.
+    /// The address of the state word, valid as long as the node lives. CANCELLED is its lowest bit.
     pub(crate) fn flag(&self) -> *const AtomicU32 {
         &raw const self.node().state
     }
 
-    /// Cancelled by a cause of its own, not from above.
+    /// True if it was cancelled by a cause of its own, not from above.
     pub(crate) fn is_cancelled_itself(&self) -> bool {
         self.node().state() & OWN != 0
     }
@@ -224,37 +265,41 @@ impl NodeRef {
         }
     }
 
+    /// The node whose cancellation cancels this one.
     pub(crate) fn parent(&self) -> Option<&NodeRef> {
         self.node().parent.as_ref()
     }
 
+    /// True for the same node, not for an equal one.
     pub(crate) fn same(&self, other: &NodeRef) -> bool {
         self.0 == other.0
     }
 
     // ------------------------------------------------------------------ deadlines
 
+    /// The node's own deadline. Acquire, with the release of `store_deadline`.
     pub(crate) fn own_deadline(&self) -> Time {
         Time::from_nanos(self.node().deadline.load(Ordering::Acquire))
     }
 
-    /// The store alone; telling the timer is the caller's business.
+    /// The store alone: called by the timer, under its lock, when it moves its entry.
     pub(crate) fn store_deadline(&self, deadline: Time) {
         self.node()
             .deadline
             .store(deadline.as_nanos(), Ordering::Release);
     }
 
-    /// Mark as known to the timer. True: it was not before.
+    /// Set ARMED, under the timer's lock. True: it was not set before.
     pub(crate) fn mark_armed(&self) -> bool {
         self.node().state.fetch_or(ARMED, Ordering::AcqRel) & ARMED == 0
     }
 
+    /// True if the timer has been told of the node's deadline.
     pub(crate) fn is_armed(&self) -> bool {
         self.node().state() & ARMED != 0
     }
 
-    /// May this node or one above have a deadline?
+    /// True if this node or one above may have a deadline. Relaxed: the bits are fixed at birth.
     pub(crate) fn may_expire(&self) -> bool {
         self.node().state.load(Ordering::Relaxed) & (TIMED | TIMED_ABOVE) != 0
     }
@@ -278,8 +323,8 @@ impl NodeRef {
             .unwrap_or(Time::NEVER)
     }
 
-    /// Is the node cancelled at `now`? Deadlines that have passed unnoticed are made the causes
-    /// that they are, the earliest first, so that each keeps its own time (I2).
+    /// True if the node is cancelled at `now`. Deadlines that have passed unnoticed cancel their nodes
+    /// first, the earliest first, so that each cause has its own time (I2).
     pub(crate) fn poll(&self, now: Time) -> bool {
         while let Some(passed) = self
             .timed_path()
@@ -291,7 +336,7 @@ impl NodeRef {
         self.is_cancelled()
     }
 
-    /// Is the node cancelled by now? Looks at the clock only if there is a deadline to compare.
+    /// As [`NodeRef::poll`] at the current time. Reads the clock only if there is a deadline.
     pub(crate) fn is_cancelled_by_now(&self) -> bool {
         if self.is_cancelled() || !self.may_expire() {
             return self.is_cancelled();
@@ -301,7 +346,8 @@ impl NodeRef {
 
     // ------------------------------------------------------------------ hooks
 
-    /// Say on the state word that there is something in a list. False: too late, cancelled.
+    /// Set a HAS bit, with the node's lock held, before something is added to a list. False: the node is
+    /// cancelled, its canceller may have looked at the list already, and nothing may be added (1).
     fn announce(&self, what: u32) -> bool {
         let seen = self.node().state();
         // Announced before and not cancelled: the canceller's write comes later and will see it.
@@ -313,7 +359,7 @@ impl NodeRef {
         seen & CANCELLED == 0
     }
 
-    /// Add a hook. `Err` gives it back: the node is cancelled already.
+    /// Add a hook. `Err` returns it: the node is cancelled already.
     pub(crate) fn hook(&self, hook: Hook) -> Result<HookId, Hook> {
         let mut lists = self.node().lists.lock();
         if !self.announce(HAS_HOOKS) {
@@ -322,7 +368,7 @@ impl NodeRef {
         Ok(lists.hooks.get_or_insert_default().add(hook))
     }
 
-    /// Take a hook out. `Some`: it has not happened and never will. `None`: it has.
+    /// Remove a hook. `Some`: it has not been fired and never will be. `None`: it has been.
     pub(crate) fn unhook(&self, id: HookId) -> Option<Hook> {
         let mut lists = self.node().lists.lock();
         lists.hooks.as_mut()?.take_out(id)
@@ -349,16 +395,20 @@ impl NodeRef {
         won
     }
 
-    /// Let the deadline `at`, which has passed, be the cause, if it comes first. The callbacks
-    /// are handed to their own thread: whoever notices a deadline has other work to do.
+    /// Cancel by the deadline `at`, which has passed, unless another cause was first. The callbacks run
+    /// on a thread of their own: the calling thread is the timer, or one that only polls or waits.
     pub(crate) fn expire(&self, at: Time) {
         if let (Some(before), _) = self.claim(Cause::deadline(at), 0) {
             crate::token::callback_thread::hand_over(flag_below(self, before, at));
         }
     }
 
-    /// Set CANCELLED|OWN and `more`. Returns the state before, if this call set the flag, and
-    /// whether its cause won.
+    /// Set CANCELLED|OWN and `more`. Returns the state before, if this call set the flag, and whether
+    /// its cause won.
+    ///
+    /// Two steps: the cause is put in the slot, then the flag is set (2). Between them another thread
+    /// may set the flag, for its own claim or from above; the slot's cause then counts only if OWN is
+    /// set. So the thread whose cause won and the thread that flags may be two different ones.
     fn claim(&self, cause: Cause, more: u32) -> (Option<u32>, bool) {
         let node = self.node();
         let offered = Box::into_raw(Box::new(cause));
@@ -390,7 +440,8 @@ impl NodeRef {
         (None, ours && seen & OWN != 0)
     }
 
-    /// Cancel as closed, and leave the parent's list (I9).
+    /// Cancel with `reason`, if it is not cancelled, and leave the parent's list (I9). Unlinking twice is
+    /// harmless, so this is idempotent.
     pub(crate) fn close(&self, reason: CauseKind) {
         if !self.is_cancelled() {
             self.cancel(Cause::now(reason, None, None));
@@ -402,12 +453,16 @@ impl NodeRef {
         }
     }
 
-    /// Nobody but the caller can see this node: no clone, no child, no hook.
+    /// True if no other thread can reach this node: it has no clone, no child, no hook. Acquire: the
+    /// uses by other threads that have dropped their counts happened before.
     pub(crate) fn is_private(&self) -> bool {
         self.node().refs.load(Ordering::Acquire) == 1 && self.node().state() & HAS_HOOKS == 0
     }
 
     /// A root that is cancelled with any of `others`, with the same cause.
+    ///
+    /// Each of them gets a hook that points here without a count. The node remembers these hooks in
+    /// hooks of its own and removes them when it is freed, so that none can point to freed memory.
     pub(crate) fn linked(others: &[&NodeRef]) -> NodeRef {
         let node = NodeRef::root(None);
         for other in others {
@@ -438,7 +493,7 @@ impl NodeRef {
         (lists.children.len(), hooks)
     }
 
-    /// Would cancelling have more to do than to raise flags?
+    /// True if a cancellation would have more to do than to raise flags.
     pub(crate) fn has_followers(&self) -> bool {
         let state = self.node().state();
         let has_more = |hooks: &Hooks| !hooks.are_flags();
@@ -454,7 +509,8 @@ impl NodeRef {
     }
 }
 
-/// Flag everything below `root`, which is flagged, and wake. `before`: its state until then.
+/// Flag everything below `root`, which is flagged, and wake its waiters. `before`: its state before it
+/// was flagged, which says whether it has children and hooks. `at`: the time of the cause.
 fn flag_below(root: &NodeRef, before: u32, at: Time) -> Callbacks {
     let mut callbacks = Callbacks {
         below: NodeStack::EMPTY,
@@ -497,7 +553,7 @@ impl Callbacks {
         self.below.is_empty() && self.roots.is_empty()
     }
 
-    /// Run them all, each outside any lock. The first panic is rethrown at the end.
+    /// Run them all, each with no lock held. The first panic is rethrown when all have run.
     pub(crate) fn run(mut self) {
         let mut panic: Option<Box<dyn Any + Send>> = None;
         while let Some(node) = self.pop() {
@@ -509,13 +565,14 @@ impl Callbacks {
         }
     }
 
+    /// The next node with callbacks: those below before the roots, the latest flagged first.
     fn pop(&mut self) -> Option<NodeRef> {
         self.below.pop().or_else(|| self.roots.pop())
     }
 }
 
-/// Flag the children of a flagged node, settle its waiters; `state`: what it has of them. True:
-/// it has callbacks.
+/// Flag the children of a flagged node and fire its hooks, if `state` says that it has any. True: it
+/// has callbacks.
 fn visit(
     node: &NodeRef,
     state: u32,
@@ -542,7 +599,7 @@ fn flag_children(node: &Node, at: Time, to_visit: &mut NodeStack) -> bool {
         }
         true
     };
-    // SAFETY: whoever flags a child sets TAKEN.
+    // SAFETY: `flag_child` sets TAKEN whenever it returns a state.
     unsafe { node.lists.lock().children.take(BATCH, flag) }
 }
 
@@ -580,7 +637,8 @@ fn flag_child(child: &Node, at: Time) -> Option<u32> {
     None
 }
 
-/// Take a count of a node that may be on its way out.
+/// Take a count of a node whose last count may be gone. Relaxed: the caller holds the lock under which
+/// the node was put where it is found, and a node with count 0 is not touched.
 fn try_ref(node: &Node) -> bool {
     let mut refs = node.refs.load(Ordering::Relaxed);
     while refs != 0 {
@@ -595,7 +653,8 @@ fn try_ref(node: &Node) -> bool {
     false
 }
 
-/// Settle waiters, raise flags, flag linked nodes; wake. True: callbacks are left.
+/// Fire a flagged node's hooks: settle waiters, raise flags, then, unlocked, wake, and flag linked nodes,
+/// which are added to `linked` with the state they had. True: callbacks are left.
 fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
     let (fired, calls) = {
         let mut lists = node.node().lists.lock();
@@ -618,7 +677,7 @@ fn run_callbacks(node: &NodeRef, panic: &mut Option<Box<dyn Any + Send>>) {
     while let Some(callback) = {
         let mut lists = node.node().lists.lock();
         let callback = lists.hooks.as_mut().and_then(|hooks| hooks.pop_callback());
-        callback.inspect(|callback| callback.begin()) // under the lock: who finds it gone finds it running
+        callback.inspect(|callback| callback.begin()) // locked: a thread that finds it gone finds it running
     } {
         let Some(cause) = node.cause() else { return };
         if let Err(thrown) = catch_unwind(AssertUnwindSafe(|| callback.run(&cause))) {
@@ -630,7 +689,7 @@ fn run_callbacks(node: &NodeRef, panic: &mut Option<Box<dyn Any + Send>>) {
 impl Weak {
     /// A count, if the node is not on its way out.
     pub(crate) fn upgrade(self) -> Option<NodeRef> {
-        // SAFETY: the holder of a Weak guarantees that the memory is valid here (type docs).
+        // SAFETY: the holder of a Weak guarantees that the memory is valid here (see the type).
         unsafe { try_ref(&*self.0).then(|| NodeRef::adopt(self.0)) }
     }
 }
@@ -653,7 +712,7 @@ impl Drop for NodeRef {
     }
 }
 
-/// Give back a count. True: it was the last, and nobody can find the node any more.
+/// Give back a count. True: it was the last, and no thread can find the node any more.
 #[inline]
 fn release(node: *const Node) -> bool {
     // SAFETY: the caller hands over a count of `node`.
@@ -687,8 +746,8 @@ fn release(node: *const Node) -> bool {
     true
 }
 
-/// Free a node that nobody can find, and those above it whose last count it had. A loop, not
-/// recursion: a chain of a million nodes goes in this frame.
+/// Free a node that no thread can find, and those above it whose last count it had. A loop, not
+/// recursion: a chain of a million nodes is freed in this frame.
 #[inline]
 fn free_upwards(mut node: *const Node) {
     let mut linked = Vec::new(); // nodes that freed ones were linked to
@@ -707,11 +766,12 @@ fn free_upwards(mut node: *const Node) {
     }
 }
 
-/// Free a node that nobody can find. Returns the parent, whose count is then the caller's; counts
-/// of nodes it was linked to are added to `linked`.
+/// Free a node that no thread can find. Returns the parent, whose count is then the caller's; counts
+/// of nodes it was linked to are added to `linked`. Takes the timer's lock if the node is armed, so it
+/// is called with nothing locked.
 #[inline]
 fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
-    // SAFETY: by the caller's word not freed.
+    // SAFETY: the caller guarantees that it is not freed.
     let this = unsafe { &*node };
     let state = this.state.load(Ordering::Relaxed);
     if state & ARMED != 0 {
@@ -736,12 +796,12 @@ fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
     owned.parent.take()
 }
 
-/// Free the hooks of a node that nobody can find but through them.
+/// Free the hooks of a node that no thread can find but through its hooks in linked nodes.
 #[cold]
 fn free_hooks(node: &Node, linked: &mut Vec<NodeRef>) {
     let hooks = node.lists.lock().hooks.take();
     for (other, id) in hooks.into_iter().flat_map(|hooks| hooks.into_links()) {
-        other.unhook(id); // after this nobody can find the node
+        other.unhook(id); // after this no thread can find the node
         linked.push(other);
     }
 }

@@ -1,8 +1,21 @@
-//! The list of a node's children, and the stack of those that a canceller has taken out of one.
-//! Both are threaded through the nodes themselves, so that neither allocates.
+//! The list of a node's children, and the stack of nodes that a canceller has taken out of lists.
+//! Both are threaded through the nodes themselves, so that neither allocates: a cancellation must not
+//! fail for want of memory.
 //!
 //! Guarantees: a child is in its parent's list or on one stack, never both; a list holds no
 //! counts, a stack holds one for each node on it.
+//!
+//! Protocol for a node's [`Links`], see 5 of the tree's invariants:
+//!
+//! | the node is             | its links belong to                        | leaves by                    |
+//! |-------------------------|--------------------------------------------|------------------------------|
+//! | being born              | the thread that makes it                   | [`Children::add`]            |
+//! | in its parent's list    | the parent's lock                          | [`Children::unlink`], [`Children::take`] |
+//! | taken, TAKEN is set     | the canceller that set it, without a lock  | [`NodeStack::pop`]           |
+//! | in neither              | the parent's lock; they are null           | the free                     |
+//!
+//! `unlink` looks at TAKEN first, under the parent's lock, under which it is set. So a node that is
+//! dropped while a canceller has it leaves its links alone.
 #![allow(unsafe_code)] // nodes are found through raw pointers, see 4 and 5 of the tree's invariants
 
 use std::ptr;
@@ -10,13 +23,16 @@ use std::ptr;
 use super::{Node, NodeRef, TAKEN};
 use crate::atomics::Ordering;
 
-/// Where a node is in its parent's list, or on a stack.
+/// Where a node is in its parent's list, or on a stack. Null pointers end both.
 pub(super) struct Links {
+    /// The neighbour that was added later. Null for the first of a list, unused on a stack.
     previous: *const Node,
+    /// The neighbour that was added earlier; the node below on a stack.
     next: *const Node,
 }
 
 impl Links {
+    /// In no list and on no stack.
     pub(super) const NONE: Links = Links {
         previous: ptr::null(),
         next: ptr::null(),
@@ -36,18 +52,20 @@ unsafe fn links<'a>(node: *const Node) -> &'a mut Links {
     }
 }
 
-/// The children of one node; whoever has it in hand holds that node's lock.
+/// The children of one node. A thread that can borrow it holds that node's lock.
 pub(super) struct Children {
+    /// The child that was added last, or null. Carries no count: the child's last drop unlinks it.
     first: *const Node,
 }
 
 impl Children {
+    /// No children.
     pub(super) const NONE: Children = Children { first: ptr::null() };
 
-    /// Add a child.
+    /// Add a child, in front.
     ///
     /// # Safety
-    /// Nobody else knows of it.
+    /// No other thread can reach the child yet.
     pub(super) unsafe fn add(&mut self, child: &NodeRef) {
         let (first, child) = (self.first, child.as_ptr());
         // SAFETY: the child is not yet shared; `first` is in this list (4).
@@ -60,7 +78,7 @@ impl Children {
         self.first = child;
     }
 
-    /// Take a child out, if it is in the list.
+    /// Take a child out, if it is in the list; else nothing happens.
     ///
     /// # Safety
     /// It is a child of this list's node, and not freed.
@@ -86,11 +104,11 @@ impl Children {
         }
     }
 
-    /// Take children out, so many at most. `flag` says of each whether it has set TAKEN; then the
-    /// links are its own. True: there are more.
+    /// Take at most `most` children out. `flag` returns true if it has set TAKEN on the child, whose
+    /// links are the caller's then; else they are cleared here. True: there are more children.
     ///
     /// # Safety
-    /// What `flag` says is so.
+    /// `flag` returns true only if the calling thread has set TAKEN just now.
     #[inline]
     pub(super) unsafe fn take(&mut self, most: usize, mut flag: impl FnMut(&Node) -> bool) -> bool {
         let mut child = self.first;
@@ -133,10 +151,11 @@ impl Children {
     }
 }
 
-/// Children wait in memory, not in the cache, and mostly as far from each other as these two are:
-/// fetch one to come. A wrong guess costs nothing and touches nothing.
+/// Prefetch a child that is still to come. Walking a long list is bound by cache misses, and children
+/// made in a row lie in memory at equal distances, so the address of a later one can be guessed from
+/// two neighbours. A wrong guess costs little and reads nothing.
 fn fetch_ahead(child: *const Node, next: *const Node) {
-    const AHEAD: usize = 16; // as many as are flagged while one is fetched
+    const AHEAD: usize = 16; // how many are flagged while one is fetched
     #[cfg(all(target_arch = "x86_64", not(loom)))]
     {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
@@ -148,9 +167,10 @@ fn fetch_ahead(child: *const Node, next: *const Node) {
     let _ = (child, next, AHEAD);
 }
 
-/// Nodes that a canceller has taken out of their lists.
+/// Nodes that a canceller has taken out of their lists, the last one on top. Owned by one thread.
 #[must_use]
 pub(super) struct NodeStack {
+    /// Null for an empty stack. Carries a count, as each node below does.
     top: *const Node,
 }
 
@@ -158,14 +178,18 @@ pub(super) struct NodeStack {
 unsafe impl Send for NodeStack {}
 
 impl NodeStack {
+    /// No nodes.
     pub(super) const EMPTY: NodeStack = NodeStack { top: ptr::null() };
 
+    /// True if no node is on it.
     pub(super) fn is_empty(&self) -> bool {
         self.top.is_null()
     }
 
+    /// Put a node on top; its count is the stack's from now on.
+    ///
     /// # Safety
-    /// The caller has set TAKEN, and the node is on no stack.
+    /// The calling thread has set TAKEN on the node, which is on no stack.
     #[inline]
     pub(super) unsafe fn push(&mut self, node: NodeRef) {
         let node = std::mem::ManuallyDrop::new(node).as_ptr();
@@ -174,6 +198,7 @@ impl NodeStack {
         self.top = node;
     }
 
+    /// Take the top node off, with its count.
     #[inline]
     pub(super) fn pop(&mut self) -> Option<NodeRef> {
         if self.top.is_null() {
@@ -188,6 +213,7 @@ impl NodeStack {
     }
 }
 
+/// Gives the counts back, if a walk ends early by a panic.
 impl Drop for NodeStack {
     fn drop(&mut self) {
         while self.pop().is_some() {}

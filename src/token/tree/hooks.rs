@@ -1,41 +1,51 @@
 //! What happens at a node when it is cancelled.
 //!
-//! Guarantees: hooks are fired in the order in which they came, and callbacks are left for later,
-//! to be popped the latest first; a hook that was taken out has not happened and never will.
-//! Whoever has a [`Hooks`] in hand holds the lock of its node.
-#![allow(unsafe_code)] // flags that live elsewhere
+//! Guarantees:
+//! 1. Hooks are fired in the order in which they were added. Callbacks stay for later, to be popped the
+//!    latest first.
+//! 2. A hook that was removed has not been fired and never will be; one that was fired is gone.
+//! 3. Nothing but atomic writes happens under the node's lock: waiters are settled there, and woken
+//!    when it is unlocked; nodes that are linked are upgraded there, and flagged afterwards.
+//!
+//! Protocol: a thread that can borrow a [`Hooks`] holds the lock of its node. A hook is added by the
+//! thread that waits or registers, removed by the same or by the drop of what it points to, and fired
+//! once by the thread that has set CANCELLED.
+#![allow(unsafe_code)] // flags that live outside the core
 
 use super::{NodeRef, Weak};
 use crate::atomics::Arc;
 use crate::park::{self, Ticket, WaitOutcome, Waiter};
 use crate::token::callback::Callback;
 
-/// What happens at a node when it is cancelled. All but calls happen at once, under the node's
-/// lock, before any callback of the whole tree.
+/// What happens at a node when it is cancelled. All but callbacks happen before any callback of the
+/// whole tree runs, so that a slow callback delays no waiter.
 pub(crate) enum Hook {
-    /// Settle a blocked thread's wait as cancelled.
+    /// Settle a blocked thread's wait as cancelled: the thread is in a scope of this node.
     Wake(Arc<Waiter>),
-    /// Grant a blocked thread what it waits for: this very cancellation.
+    /// Grant a blocked thread's operation: it waits for this very cancellation.
     Grant(Ticket),
-    /// Raise a flag that lives elsewhere.
+    /// Raise a flag outside the core.
     Raise(Flag),
-    /// Cancel another node, which is linked to this one.
+    /// Cancel another node, which is linked to this one and removes this hook when it is freed.
     Link(Weak),
-    /// Nothing happens: this node is linked to another, whose hook goes when this node goes.
+    /// Nothing happens. This node is linked to another one, which has the hook with this id for it;
+    /// remembered so that the free of this node can remove it.
     LinkedTo(NodeRef, HookId),
-    /// Run a callback, later and unlocked.
+    /// Run a callback, when the whole tree is flagged, with no lock held.
     Call(Arc<Callback>),
 }
 
 /// A flag outside the core that mirrors "cancelled": may do nothing but store to memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Flag {
+    /// Stores to `place`, and does nothing else: it runs under the node's lock.
     pub(crate) raise: unsafe fn(*const ()),
+    /// Kept valid by the owner of the hook until it has removed the hook.
     pub(crate) place: *const (),
 }
 
-// SAFETY: `raise` is called at most once, from any thread, with the node's lock held, while whoever
-// hooked it keeps `place` valid.
+// SAFETY: `raise` is called at most once, from any thread, with the node's lock held, while the
+// owner of the hook keeps `place` valid.
 unsafe impl Send for Flag {}
 
 /// Names a hook of one node; never reused within it.
@@ -44,19 +54,23 @@ pub(crate) type HookId = u64;
 /// The hooks of one node.
 #[derive(Default)]
 pub(super) struct Hooks {
+    /// The id of the next hook. Only ever raised.
     next: HookId,
-    /// In order of their ids, which is the order in which they came.
+    /// Ascending by id, which is the order in which they were added.
     list: Vec<(HookId, Hook)>,
 }
 
-/// Hooks that have been fired under the node's lock; the rest is done without it.
+/// Hooks that have been fired under the node's lock, for the steps that are made without it.
 #[must_use]
 pub(super) struct Fired {
+    /// Waiters that may have to be woken, and hooks to be dropped.
     hooks: Vec<(HookId, Hook)>,
+    /// Nodes to be cancelled with this one, with a count each.
     linked: Vec<NodeRef>,
 }
 
 impl Hooks {
+    /// Add a hook. The node's HAS_HOOKS is set already. The id removes it.
     pub(super) fn add(&mut self, hook: Hook) -> HookId {
         let id = self.next;
         self.next += 1;
@@ -64,8 +78,9 @@ impl Hooks {
         id
     }
 
+    /// Remove a hook; `None` if it has been fired or popped.
     pub(super) fn take_out(&mut self, id: HookId) -> Option<Hook> {
-        // Most hooks leave in the reverse order of their coming.
+        // Most hooks are removed in the reverse order of their arrival: look at the last one first.
         let at = match self.list.last() {
             Some((last, _)) if *last == id => self.list.len() - 1,
             _ => self.list.binary_search_by_key(&id, |(id, _)| *id).ok()?,
@@ -73,7 +88,8 @@ impl Hooks {
         Some(self.list.remove(at).1)
     }
 
-    /// Settle waiters and raise flags. Callbacks and links to other nodes stay.
+    /// Settle waiters, raise flags, upgrade linked nodes. Callbacks stay, to be popped, and so do the
+    /// links to other nodes, which are needed when this one is freed.
     pub(super) fn fire(&mut self) -> Fired {
         let mut linked = Vec::new();
         let mut all = true;
@@ -95,11 +111,13 @@ impl Hooks {
         Fired { hooks, linked }
     }
 
-    /// Links come first, when the node is made, so a look at the last tells.
+    /// True if a callback is left. Links are added first, when the node is made, so a look at the last
+    /// hook tells; a callback registered later would have been refused.
     pub(super) fn has_callback(&self) -> bool {
         matches!(self.list.last(), Some((_, Hook::Call(_))))
     }
 
+    /// Remove the callback that was registered last.
     pub(super) fn pop_callback(&mut self) -> Option<Arc<Callback>> {
         match self.list.pop() {
             Some((_, Hook::Call(callback))) => Some(callback),
@@ -110,13 +128,13 @@ impl Hooks {
         }
     }
 
-    /// Nothing but flags to raise?
+    /// True if there are no hooks but flags to raise.
     pub(super) fn are_flags(&self) -> bool {
         let is_flag = |hook: &Hook| matches!(hook, Hook::Raise(_));
         self.list.iter().all(|(_, hook)| is_flag(hook))
     }
 
-    /// The nodes that this one is linked to, and its hooks there.
+    /// The nodes that this one is linked to, each with the id of its hook there.
     pub(super) fn into_links(self) -> impl Iterator<Item = (NodeRef, HookId)> {
         self.list.into_iter().filter_map(|(_, hook)| match hook {
             Hook::LinkedTo(other, id) => Some((other, id)),
@@ -131,11 +149,11 @@ impl Hooks {
 }
 
 impl Fired {
-    /// Wake whom they have settled. Returns the nodes that are linked to this one. Not under a
-    /// lock: waking is a system call, and a last drop may be anybody's code.
+    /// Wake the waiters that were settled. Returns the nodes that are linked to this one. Called with no
+    /// lock held: waking is a system call, and the last drop of a hook may run a user's destructor.
     pub(super) fn wake(self) -> Vec<NodeRef> {
         for (_, hook) in self.hooks {
-            // Another settler may have come first, and wakes as well: no harm.
+            // Another settler may have been first and wakes as well: a spurious wake-up at most.
             let waiter = match hook {
                 Hook::Wake(waiter) => waiter,
                 Hook::Grant(ticket) => ticket.into_waiter(),
