@@ -22,10 +22,10 @@
 //! | CANCELLED    | `claim`, `flag_child`; `child`, below a cancelled parent | nothing; the parent's lock |
 //! | OWN          | `claim`, in one write with CANCELLED         | nothing                |
 //! | TAKEN        | `flag_child`, in one write with CANCELLED    | the parent's lock      |
-//! | HAS_CHILDREN | `child`, before it links the child           | the node's lock        |
-//! | HAS_HOOKS    | `hook`, before it adds the hook              | the node's lock        |
+//! | `HAS_CHILDREN` | `child`, before it links the child           | the node's lock        |
+//! | `HAS_HOOKS`    | `hook`, before it adds the hook              | the node's lock        |
 //! | ARMED        | the timer                                    | the timer's lock       |
-//! | TIMED, TIMED_ABOVE | the birth of the node                  | it is not yet shared   |
+//! | TIMED, `TIMED_ABOVE` | the birth of the node                  | it is not yet shared   |
 //!
 //! Orderings. The write of CANCELLED is a release, and [`NodeRef::is_cancelled`] an acquire: a thread
 //! that sees the flag sees the cause in its slot (2). Bits that are fixed at birth are read relaxed. A
@@ -183,7 +183,7 @@ impl NodeRef {
         child
     }
 
-    /// A node that no other thread can see, in no list. `above`: TIMED_ABOVE or nothing.
+    /// A node that no other thread can see, in no list. `above`: `TIMED_ABOVE` or nothing.
     #[inline]
     fn alloc(parent: Option<NodeRef>, above: u32, deadline: Option<Time>) -> NodeRef {
         let timed = if deadline.is_some() { TIMED } else { 0 };

@@ -70,7 +70,7 @@ pub(super) struct Fired {
 }
 
 impl Hooks {
-    /// Add a hook. The node's HAS_HOOKS is set already. The id removes it.
+    /// Add a hook. The node's `HAS_HOOKS` is set already. The id removes it.
     pub(super) fn add(&mut self, hook: Hook) -> HookId {
         let id = self.next;
         self.next += 1;
