@@ -73,7 +73,7 @@ mod _core {
     #[pymodule_export]
     use super::task::group::{Crew, Hand};
     #[pymodule_export]
-    use super::task::stop::{KillReport, StopPolicy};
+    use super::task::stop::{BegunKill, KillReport, ProcessStopPolicy, RungReport, StopPolicy};
     #[pymodule_export]
     use super::task::{Strike, Task};
     #[pymodule_export]

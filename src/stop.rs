@@ -15,8 +15,10 @@ use crate::item::ItemId;
 use crate::ledger::KillInfo;
 use crate::scope;
 use crate::stack::Stack;
+pub use crate::task::policy::{
+    AnyStopPolicy, KillOutcome, ProcessStopPolicy, RungReport, StopPolicy,
+};
 use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE};
-pub use crate::task::policy::{KillOutcome, StopPolicy};
 use crate::task::{Progress, Task};
 
 /// What a kill came to.
@@ -26,6 +28,10 @@ pub struct KillReport {
     pub outcome: Option<KillOutcome>,
     /// Seconds from the call to the swept boundary.
     pub elapsed: Duration,
+    /// The rungs that were tried, in order. The body ended during the last one, unless the outcome
+    /// says that nothing ended it. The outcome may be a softer rung: the last one whose `Killed`
+    /// reached the body, which then took longer to end than that rung's time.
+    pub rungs: Vec<RungReport>,
     /// Names of locks that were given back.
     pub released: Vec<Arc<str>>,
     /// Names of locks that are poisoned, or lost with an abandoned owner.
@@ -48,22 +54,51 @@ pub enum KillError {
     Itself,
     /// The task has not begun.
     NotStarted,
+    /// The body runs in a process of its own and the policy is for threads, or the other way round.
+    WrongPolicy,
     /// A signal handler of the host raised while this thread waited; the kill goes no further.
     Interrupted,
 }
 
 /// A process is told again this soon: what it has told its body may have been swallowed.
 const TELL_AGAIN: Duration = Duration::from_millis(50);
-/// A process that was killed is gone so soon, unless the system keeps it.
-const LAST_WAIT: Duration = Duration::from_secs(5);
 
-/// Kill a task, and wait for its end. Blocks for the time of the policy's rungs at most, plus what
-/// open masks hold it off; not interrupted by the caller's own cancellation. `on_abandon` runs
-/// when the task is given up, before anyone is told.
+impl KillReport {
+    /// The report where no task was there to be killed.
+    #[cfg(feature = "python")]
+    pub(crate) fn already_done() -> Self {
+        Self {
+            outcome: Some(KillOutcome::AlreadyDone),
+            elapsed: Duration::ZERO,
+            rungs: Vec::new(),
+            released: Vec::new(),
+            poisoned: Vec::new(),
+            requeued: Vec::new(),
+            fenced: Vec::new(),
+            stack: None,
+            blocked: None,
+        }
+    }
+}
+
+/// Kills a task, and waits for its end. `on_abandon` runs when the task is abandoned, before its
+/// waiters are told.
+///
+/// # Blocking
+///
+/// For the sum of the policy's times at most, plus the time in which open masks defer the kill.
+///
+/// # Cancellation
+///
+/// Not interrupted by a cancellation or a kill of the calling thread.
+///
+/// # Errors
+///
+/// [`KillError`] says what to do instead.
 pub fn kill(
     task: &Arc<Task>,
     reason: Option<Arc<str>>,
-    policy: &StopPolicy,
+    policy: impl Into<AnyStopPolicy>,
     on_abandon: &mut dyn FnMut(),
 ) -> Result<KillReport, KillError> {
     let mut kill = Kill::new(task, reason, policy)?;
@@ -79,24 +114,28 @@ fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
     act()
 }
 
-/// One kill, on its way up the ladder.
-pub(crate) struct Kill<'a> {
-    task: &'a Arc<Task>,
-    policy: &'a StopPolicy,
+/// One kill, on its way up the ladder. Between [`Kill::begin`] and [`Kill::climb`] it may pass from
+/// one thread to another.
+pub(crate) struct Kill {
+    task: Arc<Task>,
+    policy: AnyStopPolicy,
     cause: Cause,
     began: Time,
-    /// It was over before.
+    /// The task had ended before the kill.
     is_over: bool,
-    /// The rung on which [`Kill::begin`] has struck.
-    struck: Option<KillOutcome>,
+    /// The rung that [`Kill::begin`] has tried.
+    delivered: Option<KillOutcome>,
+    /// One record for every rung tried so far.
+    rungs: Vec<RungReport>,
 }
 
-impl<'a> Kill<'a> {
+impl Kill {
     pub(crate) fn new(
-        task: &'a Arc<Task>,
+        task: &Arc<Task>,
         reason: Option<Arc<str>>,
-        policy: &'a StopPolicy,
-    ) -> Result<Kill<'a>, KillError> {
+        policy: impl Into<AnyStopPolicy>,
+    ) -> Result<Kill, KillError> {
+        let policy = policy.into();
         if scope::current_task().is_some_and(|current| Arc::ptr_eq(&current, task)) {
             return Err(KillError::Itself);
         }
@@ -105,21 +144,25 @@ impl<'a> Kill<'a> {
             Progress::Over | Progress::Abandoned => task.over().is_set() || task.is_left_behind(),
             _ => false,
         };
+        if !is_over && policy.is_for_process() != task.is_elsewhere() {
+            return Err(KillError::WrongPolicy);
+        }
         let (cause, began) =
             in_real_time(|| (Cause::now(CauseKind::Explicit, reason, None), Time::now()));
         Ok(Kill {
-            task,
+            task: task.clone(),
             policy,
             cause,
             began,
             is_over,
-            struck: None,
+            delivered: None,
+            rungs: Vec::new(),
         })
     }
 
-    /// The policy wants force at once.
+    /// Does the policy use force at once?
     pub(crate) fn is_urgent(&self) -> bool {
-        self.policy.cooperative.is_zero()
+        self.policy.cooperative().is_zero()
     }
 
     /// What comes before the first wait. A host in which one thread runs at a time has an urgent
@@ -130,77 +173,88 @@ impl<'a> Kill<'a> {
         }
         in_real_time(|| {
             self.task.node().cancel(self.cause.clone());
-            let first = self.rungs().find(|(_, time)| !time.is_zero());
-            let urgent = self.is_urgent() && !self.task.is_elsewhere();
+            let first = self.policy.rungs().find(|(_, time)| !time.is_zero());
+            let urgent = self.is_urgent() && !self.policy.is_for_process();
             let Some((rung, _)) = first.filter(|_| urgent) else {
                 return;
             };
-            self.task.order(&self.cause, self.began + self.policy.defer);
-            self.struck = strike(self.task, rung).then_some(rung);
+            self.task
+                .order(&self.cause, self.began + self.policy.defer());
+            self.delivered = strike(&self.task, rung).then_some(rung);
         });
     }
 
-    /// Rung by rung, behind [`Kill::begin`].
+    /// Goes from rung to rung until the task is over or abandoned, behind [`Kill::begin`].
     pub(crate) fn climb(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         in_real_time(|| self.climb_now(on_abandon))
     }
 
-    /// The rungs with force that are allowed.
-    fn rungs(&self) -> impl Iterator<Item = (KillOutcome, Duration)> + use<> {
-        let rungs = [
-            (KillOutcome::AtWait, self.policy.at_wait),
-            (KillOutcome::AsyncExc, self.policy.async_exc),
-            (KillOutcome::Trace, self.policy.trace),
-        ];
-        let allowed = |(rung, time): (KillOutcome, Option<Duration>)| Some((rung, time?));
-        rungs.into_iter().filter_map(allowed)
-    }
-
-    fn climb_now(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
-        let (task, policy, began) = (self.task, self.policy, self.began);
+    fn climb_now(mut self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         if self.is_over {
-            return Ok(report(task, Some(KillOutcome::AlreadyDone), began));
+            return Ok(self.report(Some(KillOutcome::AlreadyDone)));
         }
-        if !self.is_urgent() && over(task, policy.cooperative)? {
-            return Ok(report(task, None, began));
-        }
-        let ended = if task.is_elsewhere() {
-            climb_elsewhere(task, policy)?
-        } else {
-            self.climb_here()?
-        };
-        if ended {
-            return Ok(report(task, None, began));
+        if self.ask()? || self.use_force()? {
+            return Ok(self.report(None));
         }
         self.give_up(on_abandon)
     }
 
-    /// The rungs that raise something in the body. True: one of them has ended it.
-    fn climb_here(&self) -> Result<bool, KillError> {
-        let respects_locks_until = Time::now() + self.policy.defer;
-        for (rung, time) in self.rungs() {
-            self.task.order(&self.cause, respects_locks_until);
-            if press(self.task, rung, time, self.struck == Some(rung))? {
+    /// The first rung: the task has been cancelled. True: it has ended.
+    fn ask(&mut self) -> Result<bool, KillError> {
+        if self.is_urgent() {
+            return Ok(false);
+        }
+        let (since, limit) = (Time::now(), self.policy.cooperative());
+        let ended = over(&self.task, limit)?;
+        self.record(KillOutcome::Cooperative, since, limit, 1);
+        Ok(ended)
+    }
+
+    /// The other rungs. True: the task has ended.
+    fn use_force(&mut self) -> Result<bool, KillError> {
+        let respects_locks_until = Time::now() + self.policy.defer();
+        for (rung, limit) in self.policy.rungs() {
+            let (since, mut attempts) = (Time::now(), 0);
+            let ended = if self.policy.is_for_process() {
+                signal(&self.task, rung, limit, &mut attempts)?
+            } else {
+                self.task.order(&self.cause, respects_locks_until);
+                let delivered = self.delivered == Some(rung);
+                press(&self.task, rung, limit, delivered, &mut attempts)?
+            };
+            if attempts > 0 {
+                self.record(rung, since, limit, attempts);
+            }
+            if ended {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// No rung has ended it.
+    fn record(&mut self, rung: KillOutcome, since: Time, limit: Duration, attempts: u32) {
+        self.rungs.push(RungReport {
+            rung,
+            elapsed: Time::now() - since,
+            limit,
+            attempts,
+        });
+    }
+
+    /// No rung has ended the task.
     fn give_up(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
-        let (task, policy, began) = (self.task, self.policy, self.began);
-        let place = if task.is_elsewhere() {
+        let task = &self.task;
+        let place = if self.policy.is_for_process() {
             None
         } else {
             task.place()
         };
         let stack = place.as_ref().map(|place| place.stack.clone());
         let blocked = place.and_then(|place| place.blocked);
-        if policy.abandon {
+        if self.policy.abandon() {
             if task.abandon(KillInfo {
                 task: task.name().clone(),
-                cause: self.cause,
+                cause: self.cause.clone(),
                 stack: stack.clone(),
             }) {
                 on_abandon();
@@ -213,40 +267,57 @@ impl<'a> Kill<'a> {
             } else {
                 over(task, Duration::MAX)?; // its boundary has begun to close
             }
-            return Ok(report(task, None, began));
+            return Ok(self.report(None));
         }
         if task.progress() == Progress::Over {
             over(task, Duration::MAX)?; // its boundary has begun to close
-            return Ok(report(task, None, began));
+            return Ok(self.report(None));
         }
-        let mut unfinished = report(task, None, began);
+        let mut unfinished = self.report(None);
         unfinished.outcome = None;
         unfinished.stack = stack;
         unfinished.blocked = blocked;
         Ok(unfinished)
     }
+
+    fn report(self, known: Option<KillOutcome>) -> KillReport {
+        let record = self.task.record();
+        KillReport {
+            outcome: known
+                .or(record.killed_at)
+                .or(Some(KillOutcome::Cooperative)),
+            elapsed: Time::now() - self.began,
+            rungs: self.rungs,
+            released: record.swept.released,
+            poisoned: record.swept.poisoned,
+            requeued: record.requeued,
+            fenced: record.fenced,
+            stack: record.stack,
+            blocked: record.blocked,
+        }
+    }
 }
 
-/// The rungs for a body in a process of its own.
-fn climb_elsewhere(task: &Task, policy: &StopPolicy) -> Result<bool, KillError> {
-    let rungs = [
-        (KillOutcome::Sigterm, policy.sigterm),
-        (KillOutcome::Sigkill, policy.sigkill.then_some(LAST_WAIT)),
-    ];
-    let allowed = |(rung, time): (KillOutcome, Option<Duration>)| Some((rung, time?));
-    for (rung, time) in rungs.into_iter().filter_map(allowed) {
-        let mut end = Time::after(time);
-        while Time::now() < end {
-            end = end.max(task.strike_elsewhere(rung) + time);
-            if over(task, TELL_AGAIN.min(end - Time::now()))? {
-                return Ok(true);
-            }
+/// One rung for a body in a process of its own: the signal is sent again and again until the task is
+/// over (true), or the rung's time is up.
+fn signal(
+    task: &Task,
+    rung: KillOutcome,
+    limit: Duration,
+    attempts: &mut u32,
+) -> Result<bool, KillError> {
+    let mut end = Time::after(limit);
+    while Time::now() < end {
+        *attempts += 1;
+        end = end.max(task.strike_elsewhere(rung) + limit);
+        if over(task, TELL_AGAIN.min(end - Time::now()))? {
+            return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Strike once, as this rung does. False: there is no such force.
+/// Delivers once, as this rung does. False: the host has no such force.
 fn strike(task: &Arc<Task>, rung: KillOutcome) -> bool {
     task.strike_wait();
     match rung {
@@ -256,50 +327,37 @@ fn strike(task: &Arc<Task>, rung: KillOutcome) -> bool {
     }
 }
 
-/// Stay on one rung: it is struck again and again until the task is over (true), or the rung's time is
-/// up. The time counts from when a strike is not held off any more. `struck`: once already.
+/// One rung for a body on a thread: the kill is delivered again and again, with growing pauses, until
+/// the task is over (true), or the rung's time is up. That time begins when the kill is no longer
+/// deferred. `delivered`: it has been, once, before.
 fn press(
     task: &Arc<Task>,
     rung: KillOutcome,
-    time: Duration,
-    mut struck: bool,
+    limit: Duration,
+    mut delivered: bool,
+    attempts: &mut u32,
 ) -> Result<bool, KillError> {
-    let mut end = Time::after(time);
+    let mut end = Time::after(limit);
     let mut pause = FIRST_PAUSE;
     while Time::now() < end {
-        if !std::mem::take(&mut struck) && !strike(task, rung) {
+        if !std::mem::take(&mut delivered) && !strike(task, rung) {
             break;
         }
+        *attempts += 1;
         if over(task, pause)? {
             return Ok(true);
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
-        end = end.max(task.held_off_until() + time);
+        end = end.max(task.held_off_until() + limit);
     }
     Ok(false)
 }
 
-/// Wait for the task's end. Not interrupted by the caller's own cancellation.
+/// Waits for the task's end. Not interrupted by the caller's own cancellation.
 fn over(task: &Task, at_most: Duration) -> Result<bool, KillError> {
     task.over()
         .wait_shielded(Time::after(at_most))
         .map_err(|_| KillError::Interrupted)
-}
-
-fn report(task: &Task, known: Option<KillOutcome>, began: Time) -> KillReport {
-    let record = task.record();
-    KillReport {
-        outcome: known
-            .or(record.killed_at)
-            .or(Some(KillOutcome::Cooperative)),
-        elapsed: Time::now() - began,
-        released: record.swept.released,
-        poisoned: record.swept.poisoned,
-        requeued: record.requeued,
-        fenced: record.fenced,
-        stack: record.stack,
-        blocked: record.blocked,
-    }
 }
 
 #[cfg(all(test, not(loom)))]

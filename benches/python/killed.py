@@ -157,7 +157,7 @@ def kill_all(side: Side, kills: int, watch: Watch) -> None:
 
 
 class Desist(Side):
-    """A WorkerPool, killed by kill_worker()."""
+    """A WorkerPool, whose workers are killed."""
 
     def start(self) -> None:
         import desist
@@ -185,7 +185,7 @@ class Desist(Side):
         self.pool.submit(item)
 
     def kill(self) -> None:
-        report = self.pool.kill_worker(self.dice.randrange(WORKERS))
+        report = self.pool.workers[self.dice.randrange(WORKERS)].kill()
         self.kills += report.outcome is not self.idle
 
     def queued(self) -> set[int]:

@@ -31,6 +31,7 @@ from desist._core import (
     Lock,
     LockGuard,
     Op,
+    ProcessStopPolicy,
     Queue,
     Registration,
     RetryPolicy,
@@ -77,7 +78,7 @@ from desist._exceptions import (
 )
 from desist._future import Future
 from desist._queue import LifoQueue, PriorityQueue
-from desist._thread import Thread, Timer, kill
+from desist._thread import Thread, Timer
 
 # What takes more time to import than all this, typing too, is imported when it is asked for.
 TYPE_CHECKING = False
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from desist._process import run, wait
     from desist._signals import cancel_on_signal
     from desist._supervisor import RestartPolicy
+    from desist._worker import Worker
 
 
 def get_include() -> str:
@@ -140,6 +142,7 @@ __all__ = [
     "PoolFailed",
     "PoolStats",
     "PriorityQueue",
+    "ProcessStopPolicy",
     "Queue",
     "QueueFileError",
     "RLock",
@@ -161,6 +164,7 @@ __all__ = [
     "ThreadPoolExecutor",
     "Timer",
     "WorkEvent",
+    "Worker",
     "WorkerDied",
     "WorkerPool",
     "cancel_on_signal",
@@ -175,7 +179,6 @@ __all__ = [
     "fail_after",
     "get_include",
     "interruptible",
-    "kill",
     "move_on_after",
     "notify_closing",
     "race",
@@ -209,6 +212,7 @@ _LAZY = {
     "TaskGroup": "_group",
     "ThreadPoolExecutor": "_executor",
     "wait": "_process",
+    "Worker": "_worker",
     "WorkerPool": "_pool",
     "WorkEvent": "_pool",
 }

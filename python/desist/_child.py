@@ -34,7 +34,7 @@ from desist._process import End
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from desist._core import Lease, Masked, Seat, StopPolicy
+    from desist._core import Lease, Masked, ProcessStopPolicy, Seat
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,7 +60,7 @@ class ChildHandler(Generic[T, R]):
     def __init__(
         self,
         handler: Callable[[Lease[T]], R],
-        policy: StopPolicy,
+        policy: ProcessStopPolicy,
         pool: CancelToken,
         seat: Seat,
         could_not_start: Callable[[str], object],
@@ -157,7 +157,7 @@ def _unpickled(payload: bytes) -> Any:
         raise TypeError(message) from failure
 
 
-def _grace(policy: StopPolicy) -> float:
+def _grace(policy: ProcessStopPolicy) -> float:
     return _GRACE if policy.sigterm is None else policy.sigterm
 
 
@@ -254,7 +254,7 @@ class _Child:
     """One process, from its start until nothing of it is left."""
 
     def __init__(
-        self, handler: Callable[[Any], object], policy: StopPolicy, process: ChildProcess
+        self, handler: Callable[[Any], object], policy: ProcessStopPolicy, process: ChildProcess
     ) -> None:
         self.ready = False
         self._process = process

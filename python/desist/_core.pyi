@@ -32,6 +32,7 @@ _Awaited: TypeAlias = Op[Any] | Event | CancelToken | Thread | _GroupTask[Any] |
 
 __all__ = [
     "Barrier",
+    "BegunKill",
     "BoundedSemaphore",
     "CancelCause",
     "CancelScope",
@@ -57,11 +58,13 @@ __all__ = [
     "Masked",
     "Mirror",
     "Op",
+    "ProcessStopPolicy",
     "Queue",
     "RLock",
     "Registration",
     "Released",
     "RetryPolicy",
+    "RungReport",
     "Seat",
     "Semaphore",
     "SimpleQueue",
@@ -143,6 +146,19 @@ class Barrier:
         waits for more than `timeout` seconds breaks the barrier. BrokenBarrierError: it is broken.
         """
 
+@final
+class BegunKill:
+    """
+    A kill that has begun: its task is cancelled, and an urgent one has been delivered once.
+
+    finish() takes it up the ladder, on this thread or another. Without that the kill goes no
+    further.
+    """
+    def finish(self, /) -> KillReport:
+        """
+        Go from rung to rung until the task is over or abandoned. A second call finds it over.
+        """
+
 @disjoint_base
 class BoundedSemaphore(Semaphore):
     """
@@ -169,6 +185,11 @@ class CancelCause:
     def by_thread(self, /) -> str | None:
         """
         Name of the thread that cancelled; None for a deadline.
+        """
+    @staticmethod
+    def explicit(reason: str | None = None) -> CancelCause:
+        """
+        The cause that cancel(reason) records when the calling thread calls it now.
         """
     @property
     def kind(self, /) -> CauseKind:
@@ -832,39 +853,44 @@ class Hand:
 @final
 class KillReport:
     """
-    What a kill came to.
+    How a kill ended, and what it did.
     """
     def __repr__(self, /) -> str: ...
+    @staticmethod
+    def already_done() -> KillReport:
+        """
+        The report where there was nothing to kill.
+        """
     @property
     def blocked(self, /) -> str | None:
         """
-        The last call of `stack`, if it is one into code that is not Python's and that has not come
-        back in all the time in which force was used: no rung can end that. Else None.
+        The last call of `stack`, if it is a call into C that has not returned while force was used:
+        no rung on a thread can end it. Else None.
         """
     @property
     def elapsed(self, /) -> float:
         """
-        Seconds from the call to the end, when everything had been given back.
+        Seconds from the call until the code had ended and all that it held was released.
         """
     @property
     def fenced(self, /) -> list[int | str]:
         """
-        Ids of the items whose old lease is fenced off, for its worker was given up.
+        Ids of the items whose old lease is fenced, because its worker was abandoned.
         """
     @property
     def outcome(self, /) -> KillOutcome | None:
         """
-        The rung of the ladder at which it ended; None: it has not, and was not to be given up.
+        The last rung that reached the code; None: it still runs, and the policy does not abandon.
         """
     @property
     def poisoned(self, /) -> list[str]:
         """
-        Names of the locks that are poisoned now, or lost with who was given up.
+        Names of the locks that are poisoned now, or lost with an abandoned thread.
         """
     @property
     def released(self, /) -> list[str]:
         """
-        Names of the locks that were given back.
+        Names of the locks that were released for it.
         """
     @property
     def requeued(self, /) -> list[int | str]:
@@ -872,9 +898,16 @@ class KillReport:
         Ids of the items that will be leased again.
         """
     @property
+    def rungs(self, /) -> list[RungReport]:
+        """
+        The rungs that were tried, in order; none if there was nothing to kill. The code ended
+        during the last one, unless `outcome` is ABANDONED or None. `outcome` may be a softer rung:
+        that one's Killed reached the code, which then took longer to end than the rung's time.
+        """
+    @property
     def stack(self, /) -> str | None:
         """
-        Where it was stopped, or where it is now; None if that is not known.
+        Where the code was stopped, or where it is now; None if that is not known.
         """
 
 @final
@@ -1294,6 +1327,62 @@ class Op(Generic[_T_co]):
         `file`, and what is raised, are as with readable().
         """
 
+@final
+class ProcessStopPolicy:
+    """
+    How long a kill of code in a worker process stays on each rung of the ladder, in seconds.
+
+    A kill takes at most the sum, and as long as an open commit block defers SIGKILL. A rung that is
+    None, or 0, is left out.
+
+    Args:
+        cooperative: Seconds to end after a cancellation; 0: the next rung comes at once.
+        sigterm: Seconds in which SIGTERM is sent, again and again; it raises Killed in the process,
+            which then ends.
+        sigkill: Seconds in which SIGKILL is sent, to the process and to all that it has started.
+        defer: Seconds that desist locks, held in the process, delay the Killed of SIGTERM;
+            afterwards it is raised, and they are poisoned.
+        abandon: Whether the process is abandoned, while it still runs, when no rung has ended it.
+    """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __new__(
+        cls,
+        /,
+        *,
+        cooperative: float = 5.0,
+        sigterm: float | None = 2.0,
+        sigkill: float | None = 5.0,
+        defer: float = 1.0,
+        abandon: bool = True,
+    ) -> ProcessStopPolicy: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def abandon(self, /) -> bool:
+        """
+        Is the process abandoned when no rung has ended it?
+        """
+    @property
+    def cooperative(self, /) -> float:
+        """
+        Seconds to end after a cancellation; 0: the next rung comes at once.
+        """
+    @property
+    def defer(self, /) -> float:
+        """
+        Seconds that desist locks, held in the process, delay the Killed of SIGTERM.
+        """
+    @property
+    def sigkill(self, /) -> float | None:
+        """
+        Seconds in which SIGKILL is sent, again and again; None: it is not.
+        """
+    @property
+    def sigterm(self, /) -> float | None:
+        """
+        Seconds in which SIGTERM is sent, again and again; None: it is not.
+        """
+
 @disjoint_base
 class Queue(Generic[_T]):
     """
@@ -1512,6 +1601,35 @@ class RetryPolicy:
         """
 
 @final
+class RungReport:
+    """
+    One rung that a kill has tried.
+    """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def attempts(self, /) -> int:
+        """
+        How often the rung was tried: a cancellation, an exception to be raised, a signal.
+        """
+    @property
+    def limit(self, /) -> float:
+        """
+        Seconds that the policy lets it stay there, not counting those in which it was deferred.
+        """
+    @property
+    def rung(self, /) -> KillOutcome:
+        """
+        Which rung it was, by the outcome that it leads to.
+        """
+    @property
+    def seconds(self, /) -> float:
+        """
+        Seconds that the kill stayed on the rung.
+        """
+
+@final
 class Seat:
     """
     A worker's place in its pool: what it is doing now can be cancelled and killed there.
@@ -1520,25 +1638,46 @@ class Seat:
     @property
     def abandoned(self, /) -> bool:
         """
-        Given up?
+        Was it abandoned?
+        """
+    def begin_kill(
+        self,
+        /,
+        reason: str | None,
+        policy: StopPolicy | ProcessStopPolicy,
+        item_id: int | str | None = None,
+    ) -> BegunKill:
+        """
+        Begin to kill the handler's current call, if there is one, and if it is for `item_id`, if that is
+        given; its item is leased again, by the same worker or another. finish() of what this returns
+        goes on with it.
         """
     @property
     def busy(self, /) -> bool:
         """
-        Is it working on something? Not if it was given up at that.
+        Is the handler being called? Not for an abandoned worker.
         """
-    def cancel(self, /, item_id: int | str, reason: str | None = None) -> bool:
+    def cancel(self, /, reason: str | None = None, item_id: int | str | None = None) -> bool:
         """
-        Ask what is being worked on to stop, if it is this item.
+        Ask the handler's current call to stop, if it is for `item_id`, if that is given.
         """
-    def kill(self, /, reason: str | None = None, policy: StopPolicy | None = None) -> KillReport:
+    def is_over(self, /) -> bool:
         """
-        Kill what is being worked on; its item is leased again, by the same worker or another. An
-        idle worker has nothing to kill.
+        Has its thread left the loop, or was it abandoned?
+        """
+    @property
+    def item_id(self, /) -> int | str | None:
+        """
+        The id of the item that the handler is called for now. None for an abandoned worker.
         """
     def launch(self, /) -> None:
         """
         Its thread is being started.
+        """
+    @property
+    def name(self, /) -> str:
+        """
+        The worker's name.
         """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
@@ -1659,16 +1798,20 @@ class Simulation:
 @final
 class StopPolicy:
     """
-    How far a kill goes, and how long each rung of the ladder takes, in seconds.
+    How long a kill of code on a thread stays on each rung of the ladder, in seconds.
 
-    `cooperative`: asked to stop. `at_wait`: Killed is raised at desist waits, through shields.
-    `async_exc`: Killed is raised anywhere in the body, again and again. `trace`: it is raised in
-    front of every step of the body, so that code which swallows everything cannot go on; only now
-    is it traced, and other threads that run the same code are slower meanwhile. None: that rung is
-    not allowed. In a worker process, instead of these: `sigterm`, SIGTERM raises Killed there, again and
-    again; `sigkill`, may SIGKILL end it after that? `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
-    lock poisoned. `abandon`: in the end, may it be given up while it still runs? A kill takes at
-    most the sum, and as long as clean-up and commit blocks that are open hold it off.
+    A kill takes at most the sum, and as long as open clean-up and commit blocks defer it. A rung
+    that is None, or 0, is left out.
+
+    Args:
+        cooperative: Seconds to end after a cancellation; 0: the next rung comes at once.
+        at_wait: Seconds in which Killed is raised at desist waits, through shields.
+        async_exc: Seconds in which Killed is raised anywhere in the code, again and again.
+        trace: Seconds in which Killed is raised at every line, so that code that swallows it cannot
+            go on. Only now is the code traced; other threads that run it are slower meanwhile.
+        defer: Seconds that held desist locks delay the kill; afterwards it is delivered, and they
+            are poisoned.
+        abandon: Whether the thread is abandoned, while it still runs, when no rung has ended it.
     """
     def __eq__(self, value: object, /) -> bool: ...
     def __ne__(self, value: object, /) -> bool: ...
@@ -1682,19 +1825,17 @@ class StopPolicy:
         trace: float | None = 1.0,
         defer: float = 1.0,
         abandon: bool = True,
-        sigterm: float | None = 2.0,
-        sigkill: bool = True,
     ) -> StopPolicy: ...
     def __repr__(self, /) -> str: ...
     @property
     def abandon(self, /) -> bool:
         """
-        May it be given up in the end?
+        Is the thread abandoned when no rung has ended it?
         """
     @property
     def async_exc(self, /) -> float | None:
         """
-        Seconds in which Killed is raised anywhere; None: it is not.
+        Seconds in which Killed is raised anywhere in the code; None: it is not.
         """
     @property
     def at_wait(self, /) -> float | None:
@@ -1704,27 +1845,17 @@ class StopPolicy:
     @property
     def cooperative(self, /) -> float:
         """
-        Seconds to stop when asked.
+        Seconds to end after a cancellation; 0: the next rung comes at once.
         """
     @property
     def defer(self, /) -> float:
         """
-        Seconds for which a held desist lock holds a kill off.
-        """
-    @property
-    def sigkill(self, /) -> bool:
-        """
-        May a worker process be killed after that?
-        """
-    @property
-    def sigterm(self, /) -> float | None:
-        """
-        Seconds in which a worker process is told to terminate; None: it is not.
+        Seconds that held desist locks delay the kill.
         """
     @property
     def trace(self, /) -> float | None:
         """
-        Seconds in which Killed is raised in front of every step; None: it is not.
+        Seconds in which Killed is raised at every line; None: it is not.
         """
 
 @final
@@ -1758,6 +1889,19 @@ class Task:
         """
         A task, cancelled with `parent` if there is one.
         """
+    def begin_kill(
+        self,
+        /,
+        reason: str | None = None,
+        *,
+        policy: StopPolicy | None = None,
+        abandoned: Callable[[], object] | None = None,
+    ) -> BegunKill:
+        """
+        Begin to stop it, rung by rung; finish() of what this returns goes on with it.
+
+        `abandoned()` is called if it is abandoned, before its waiters are told.
+        """
     def cancel(self, /, reason: str | None = None, *, grace: float | None = None) -> bool:
         """
         Ask it to stop. True: this call was the first.
@@ -1775,18 +1919,20 @@ class Task:
         """
         Is it the calling code's own?
         """
+    def is_over(self, /) -> bool:
+        """
+        Has it ended, or was it abandoned, and has everything about it been settled?
+        """
     def kill(
         self,
         /,
         reason: str | None = None,
         *,
         policy: StopPolicy | None = None,
-        given_up: Callable[[], object] | None = None,
+        abandoned: Callable[[], object] | None = None,
     ) -> KillReport:
         """
-        Stop it, rung by rung; blocks until it has ended or was given up.
-
-        `given_up()` is called if it is given up, before anybody is told.
+        Stop it, rung by rung; blocks until it has ended or was abandoned. See begin_kill().
         """
     @property
     def killed_at(self, /) -> KillOutcome | None:

@@ -37,12 +37,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING or sys.version_info >= (3, 11):
-    _Timeouts = TimeoutError
+    AnyTimeoutError = TimeoutError
 else:
     # Before 3.11 these are classes of their own, and code catches them by these names.
     from asyncio.exceptions import TimeoutError as _AsyncioTimeout
 
-    class _Timeouts(TimeoutError, concurrent.futures.TimeoutError, _AsyncioTimeout):
+    class AnyTimeoutError(TimeoutError, concurrent.futures.TimeoutError, _AsyncioTimeout):
         """All that means "timed out" in the standard library."""
 
 
@@ -55,7 +55,7 @@ else:
     from queue import ShutDown
 
 
-class DeadlineExceeded(_Timeouts):
+class DeadlineExceeded(AnyTimeoutError):
     """The block's own deadline passed before it was done."""
 
 

@@ -6,16 +6,14 @@ import concurrent.futures.thread
 import logging
 import threading
 import weakref
-from concurrent.futures import CancelledError, InvalidStateError
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from desist._core import (
-    Cancelled,
     Hand,
-    Killed,
     KillReport,
     SimpleQueue,
     StopPolicy,
@@ -24,13 +22,15 @@ from desist._core import (
     defer_kill,
 )
 from desist._enums import KillOutcome, TaskState
-from desist._exceptions import Empty, PoolExhausted, TaskAborted, TaskCancelled
+from desist._exceptions import Empty, PoolExhausted, TaskAborted
 from desist._future import BRIEFLY, Future
+from desist._killing import failure_of, kill_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
-    from desist._core import CancelCause
+    from desist._core import CancelCause, CancelToken
 
 # Shared with the standard library's executors, so that all of them end with the interpreter.
 stdlib: Any = concurrent.futures.thread
@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 
 class TaskFuture(Future[R]):
-    """What will become of a call that was submitted to a ThreadPoolExecutor."""
+    """The result of a call that was submitted to a ThreadPoolExecutor."""
 
     def __init__(self, executor: ThreadPoolExecutor, name: str, body: Callable[[], R]) -> None:
         """For ThreadPoolExecutor.submit()."""
@@ -51,46 +51,71 @@ class TaskFuture(Future[R]):
         self._body: Callable[[], R] | None = body
         self._thread: threading.Thread | None = None
 
-    def cancel(self) -> bool:
-        """Ask the code to stop: as request_cancel(), but True only if it never begins.
+    @property
+    def state(self) -> TaskState:
+        """Where the code is in its life."""
+        return TaskState.CANCELLED if self.cancelled() else self._task.state
 
-        As with concurrent.futures, False says that the code has begun, or has ended. If it stops
-        because of this, result() raises TaskCancelled. Never blocks.
-        """
-        self.request_cancel()
-        return self.cancelled()
+    @property
+    def token(self) -> CancelToken:
+        """The code's token."""
+        return self._task.token
 
-    def request_cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
+    def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
         """Ask the code to stop: its desist waits and checkpoints raise Cancelled from now on.
 
-        If it has not begun, it never will. Never blocks, never raises for what the code does.
-        `grace`: seconds that its clean-up zones may take (5 unless given). True: this call was
-        the first.
+        As with concurrent.futures, True says that the code has not begun and never will. If it
+        stops because of this, result() raises TaskCancelled. Never blocks, never raises for what
+        the code does. `grace`: seconds that its clean-up zones may take (5 unless given).
         """
-        first = not self.done() and self._task.cancel(reason, grace=grace)
+        if not self.done():
+            self._task.cancel(reason, grace=grace)
         with defer_kill(BRIEFLY):
-            if super().cancel():
+            if self._cancel_unbegun():
                 self._end_unstarted()
-        return first
+        return self.cancelled()
 
     def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
         """Stop the code, rung by rung of the policy, and tell how it ended.
 
-        Its thread survives, and goes on with other work; result() raises TaskAborted. If no rung
-        ends it, it is given up, and another thread takes the place of its own, as often as the
-        executor's `max_abandoned` allows. Blocks for the sum of the policy's seconds at most, and
-        as long as clean-up blocks may take; the policy is the executor's unless one is given.
-        RuntimeError: by the code itself.
+        The policy is the executor's unless one is given. The code's thread survives, and goes on
+        with other work; result() raises TaskAborted. If no rung ends the code, it is abandoned,
+        and another thread takes the place of its own, as often as `max_abandoned` allows.
+
+        Blocks: at most for the sum of the policy's seconds, and as long as clean-up blocks defer
+        the kill.
+        On cancel: goes on; the caller's own cancellation does not interrupt it.
+
+        Raises:
+            RuntimeError: called by the code itself.
         """
+        policy = self._before_kill(reason, policy)
+        return self._task.kill(reason, policy=policy, abandoned=self._abandoned)
+
+    def kill_soon(
+        self, reason: str | None = None, *, policy: StopPolicy | None = None
+    ) -> Future[KillReport]:
+        """Start a kill() without waiting for it; the future has its report.
+
+        When this returns, the code has been cancelled, and a daemon thread named "desist-kill" goes
+        up the ladder. Never blocks, and never raises: what kill() would raise, the future raises.
+        The future cannot be cancelled.
+        """
+
+        def begin() -> Callable[[], KillReport]:
+            stop = self._before_kill(reason, policy)
+            return self._task.begin_kill(reason, policy=stop, abandoned=self._abandoned).finish
+
+        return kill_soon(begin)
+
+    def _before_kill(self, reason: str | None, policy: StopPolicy | None) -> StopPolicy | None:
+        """End a call that has not begun, and give the policy for one that has."""
         if not self.running():
-            self.request_cancel(reason)
+            self.cancel(reason)
         executor = self._executor
         if policy is None and executor is not None:
             policy = executor._policy  # noqa: SLF001 (its own module)
-        return self._task.kill(reason, policy=policy, given_up=self._given_up)
-
-    def _why_cancelled(self) -> CancelledError:
-        return TaskCancelled(self._cause())
+        return policy
 
     def _cause(self) -> CancelCause:
         cause = self._task.token.cause
@@ -108,25 +133,17 @@ class TaskFuture(Future[R]):
         return self._task.state is not TaskState.ABANDONED
 
     def _settle(self, result: R, raised: BaseException | None) -> None:
-        failure = raised
-        if isinstance(raised, Cancelled):
-            failure = TaskCancelled(raised.cause)
-        elif isinstance(raised, Killed):
-            outcome = self._task.killed_at
-            assert outcome is not None  # noqa: S101 (for the type checker)
-            failure = TaskAborted(self._task.name, outcome, raised.cause)
-        if failure is not None and failure is not raised:
-            failure.__cause__ = raised
+        failure = failure_of(self._task, raised)
         self._executor = self._thread = None
-        with suppress(InvalidStateError):  # somebody else has settled it
+        with suppress(InvalidStateError):  # user code has settled it
             if failure is None:
                 self.set_result(result)
             else:
                 self.set_exception(failure)
 
-    # On the thread that kills, whatever that is.
+    # On the killing thread.
 
-    def _given_up(self) -> None:
+    def _abandoned(self) -> None:
         executor, self._executor = self._executor, None
         thread, self._thread = self._thread, None
         with suppress(InvalidStateError):
@@ -136,16 +153,19 @@ class TaskFuture(Future[R]):
 
     # Where no kill strikes.
 
-    def _end_unstarted(self) -> None:
-        """Nobody will run it: its task is over."""
+    def _end_unstarted(self, body: Callable[[], object] = checkpoint) -> None:
+        """End the task of a call that no thread will run; `body` raises what ended it."""
         self._executor = self._body = None
-        with suppress(RuntimeError):  # somebody else does it
-            self._task.run(checkpoint, lambda _result, _raised: None)
+        with suppress(RuntimeError):  # another thread is doing it
+            self._task.run(body, lambda _result, _raised: None)
 
     def _fail_unstarted(self, failure: BaseException) -> None:
+        def fail() -> NoReturn:
+            raise failure
+
         if self.set_running_or_notify_cancel():
             self._task.cancel(str(failure))
-            self._end_unstarted()
+            self._end_unstarted(fail)
             self.set_exception(failure)
 
 
@@ -153,7 +173,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     """concurrent.futures.ThreadPoolExecutor, whose work can be cancelled and killed.
 
     Signatures and results are those of the standard library. submit() gives a future that has
-    request_cancel() and kill(), and whose cancel() also asks code that runs to stop; so
+    kill() and kill_soon(), and whose cancel() also asks code that runs to stop; so
     `asyncio.wait_for(loop.run_in_executor(...))` really stops it, once this is the loop's
     executor. A kill strikes the submitted function and nothing else of its thread.
 

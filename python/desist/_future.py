@@ -1,17 +1,28 @@
-"""Future: concurrent.futures.Future, whose waits can be cancelled."""
+"""Future: concurrent.futures.Future, whose waits can be cancelled.
+
+What it adds to the standard library's: result() and exception() wait for a latch of desist's, which
+the future's first callback sets, so that no callback of a user keeps waiters waiting; and cancel()
+takes a reason, which the future's token carries.
+
+The token's source is made when the token is first asked for. cancel() writes `_requested` and then
+reads `_source`, `token` writes `_source` and then reads `_requested`: so one of the two cancels the
+source, whichever comes first.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 
-from desist._core import Latch, defer_kill
+from desist._core import CancelCause, CancelSource, Latch, defer_kill
+from desist._enums import TaskState
+from desist._exceptions import AnyTimeoutError, TaskCancelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from desist._core import Op
+    from desist._core import CancelToken, Op
 
     _R = TypeVar("_R")
 
@@ -23,24 +34,53 @@ _ENDED = (*_CANCELLED, "FINISHED")
 
 
 class Future(concurrent.futures.Future["_R"]):
-    """What will become of something that was submitted.
+    """The result of something that was submitted, once it is there.
 
     result() and exception() are desist waits: they can be cancelled. No kill of a desist thread
     that uses a future leaves anything locked in it.
     """
 
+    # What cancels `token`; in the instance's __dict__ from the first use of `token` on.
+    _source: CancelSource | None = None
+    # Why cancel() was called first; written by that call only.
+    _requested: CancelCause | None = None
+
     def __init__(self) -> None:
-        """One that nobody will settle but you; submit() makes those that are of use."""
+        """For code that settles it with set_result() or set_exception()."""
         super().__init__()
         self._settled = settled = Latch()
         # The first of the callbacks, so that none of them keeps waiters waiting.
         super().add_done_callback(lambda _: settled.set())
 
+    @property
+    def state(self) -> TaskState:
+        """Where the work is in its life."""
+        if self._state in _CANCELLED:
+            return TaskState.CANCELLED
+        if self._state == "FINISHED":
+            return TaskState.DONE if self._exception is None else TaskState.FAILED
+        if self._state == "PENDING":
+            return TaskState.PENDING
+        return TaskState.RUNNING if self._requested is None else TaskState.CANCELLING
+
+    @property
+    def token(self) -> CancelToken:
+        """Cancelled by cancel(), for code that does the work."""
+        source = self._source
+        if source is None:
+            source = self.__dict__.setdefault("_source", CancelSource())
+            if self._requested is not None:
+                source.cancel(self._requested.reason)
+        return source.token
+
     def result(self, timeout: float | None = None) -> _R:
         """Wait for the result, at most for `timeout` seconds.
 
         Raises what the code raised; TaskCancelled if it was cancelled, TaskAborted if it was
-        killed or given up; concurrent.futures.TimeoutError if it is not done in time.
+        killed or abandoned.
+
+        Blocks: until it is done. A checkpoint.
+        On timeout: TimeoutError.
         """
         failure = self.exception(timeout)
         if failure is not None:
@@ -56,21 +96,37 @@ class Future(concurrent.futures.Future["_R"]):
         TaskCancelled is raised also here if the code never began.
         """
         if not self._settled.wait(None if timeout is None else max(timeout, 0.0)):
-            raise concurrent.futures.TimeoutError
+            raise AnyTimeoutError
         if self._state in _CANCELLED:
-            raise self._why_cancelled()
+            raise TaskCancelled(self._cause())
         return self._exception
 
     def _done_op(self) -> Op[Future[_R]]:
         return self._settled.wait_op(self)
 
-    def _why_cancelled(self) -> concurrent.futures.CancelledError:
-        return concurrent.futures.CancelledError()
+    def _cause(self) -> CancelCause:
+        return self._requested or CancelCause.explicit()
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Ask for the end of the work: its token is cancelled.
+
+        As with concurrent.futures, True says that the work has not begun and never will. Never
+        blocks.
+        """
+        if not self.done():
+            self._request(reason)
+        return self._cancel_unbegun()
+
+    def _request(self, reason: str | None) -> None:
+        if self._requested is None:
+            self._requested = CancelCause.explicit(reason)
+            source = self._source
+            if source is not None:
+                source.cancel(reason)
 
     # The base class does these under a lock of threading's, which a kill would leave held.
 
-    def cancel(self) -> bool:
-        """As concurrent.futures.Future.cancel()."""
+    def _cancel_unbegun(self) -> bool:
         with defer_kill(BRIEFLY):
             return super().cancel()
 

@@ -15,7 +15,6 @@ from desist._core import (
     CancelToken,
     Crew,
     Hand,
-    Killed,
     KillReport,
     Semaphore,
     StopPolicy,
@@ -23,8 +22,9 @@ from desist._core import (
     defer_kill,
 )
 from desist._enums import KillOutcome, TaskState
-from desist._exceptions import TaskAborted, TaskCancelled
-from desist._future import BRIEFLY
+from desist._exceptions import AnyTimeoutError, TaskAborted
+from desist._future import BRIEFLY, Future
+from desist._killing import failure_of, kill_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +48,10 @@ class Task(Generic[T_co]):
         self._body: Callable[[], T_co] | None = body
         self._result: T_co | None = None
         self._failure: BaseException | None = None
+        # The ident of its thread, from the moment it begins.
         self._thread = 0
+        # It was cancelled before its function was called. Written by its thread.
+        self._never_began = False
 
     @property
     def id(self) -> int:
@@ -73,47 +76,90 @@ class Task(Generic[T_co]):
     def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
         """Ask it to stop: its desist waits and checkpoints raise Cancelled from now on.
 
-        If it has not begun, it never will. The group goes on. Never blocks, never raises for what
-        the task does. `grace`: seconds that its clean-up zones may take (5 unless given). True:
-        this call was the first.
+        The group goes on. As with the other results, True says that its function has not begun and
+        never will. Never blocks, never raises for what the task does. `grace`: seconds that its
+        clean-up zones may take (5 unless given).
         """
-        first = self._core.cancel(reason, grace=grace)
+        self._core.cancel(reason, grace=grace)
         self._end_if_waiting()
-        return first
+        return self._never_began
 
     def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
         """Stop it, rung by rung of the policy, and tell how it ended.
 
-        Blocks until its code has ended or it was given up: at most for the sum of the policy's
-        seconds, and as long as its clean-up blocks may take. For the group, a task that was
-        killed or given up has failed, with TaskAborted; one that stopped when asked has not.
-        RuntimeError: by the task itself.
+        For the group, a task that was killed or abandoned has failed, with TaskAborted; one that
+        stopped when asked has not.
+
+        Blocks: until its code has ended or was abandoned: at most for the sum of the policy's
+        seconds, and as long as its clean-up blocks defer the kill.
+        On cancel: goes on; the caller's own cancellation does not interrupt it.
+
+        Raises:
+            RuntimeError: called by the task itself.
         """
+        self._before_kill(reason)
+        return self._core.kill(reason, policy=policy, abandoned=self._abandoned)
+
+    def kill_soon(
+        self, reason: str | None = None, *, policy: StopPolicy | None = None
+    ) -> Future[KillReport]:
+        """Start a kill() without waiting for it; the future has its report.
+
+        When this returns, the task has been cancelled, and a daemon thread named "desist-kill" goes
+        up the ladder. Never blocks, and never raises: what kill() would raise, the future raises.
+        The future cannot be cancelled.
+        """
+
+        def begin() -> Callable[[], KillReport]:
+            self._before_kill(reason)
+            return self._core.begin_kill(reason, policy=policy, abandoned=self._abandoned).finish
+
+        return kill_soon(begin)
+
+    def _before_kill(self, reason: str | None) -> None:
         if self.state is TaskState.PENDING:
             self.cancel(reason)
-        return self._core.kill(reason, policy=policy, given_up=self._given_up)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended or was given up (True), or `timeout` seconds have passed.
+        """Wait until it has ended or was abandoned (True), or `timeout` seconds have passed.
 
-        A checkpoint. RuntimeError: by the task itself.
+        Blocks: until then. A checkpoint.
+        On timeout: returns False.
+
+        Raises:
+            RuntimeError: called by the task itself.
         """
         return self._core.wait(None if timeout is None else max(timeout, 0.0))
 
+    def done(self) -> bool:
+        """Has it ended, or was it abandoned? Then result() does not wait."""
+        return self._core.is_over()
+
     def result(self, timeout: float | None = None) -> T_co:
-        """Wait for what its function returns, at most for `timeout` seconds. A checkpoint.
+        """Wait for what its function returns, at most for `timeout` seconds.
 
         Raises what the function raised; TaskCancelled if it was cancelled, TaskAborted if it was
-        killed or given up; TimeoutError if it has not ended in time.
+        killed or abandoned.
+
+        Blocks: until it has ended or was abandoned. A checkpoint.
+        On timeout: TimeoutError.
         """
-        if not self.join(timeout):
-            raise TimeoutError
-        if self._failure is not None:
-            raise self._failure
+        failure = self.exception(timeout)
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # a cycle through the traceback
         return self._result  # type: ignore[return-value]  # there is one, as nothing failed
 
     def _done_op(self) -> Op[Task[T_co]]:
         return self._core.over_op(self)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As result(), but returns what result() would raise, or None."""
+        if not self.join(timeout):
+            raise AnyTimeoutError
+        return self._failure
 
     def stack(self) -> str | None:
         """Where it is now, as the lines of a traceback; None unless its function runs."""
@@ -128,26 +174,17 @@ class Task(Generic[T_co]):
         body, self._body = self._body, None
         assert body is not None  # noqa: S101 (for the type checker: it runs once)
         self._thread = threading.get_ident()
-        # Nothing begins in what is cancelled.
-        self._core.run(checkpoint if self.token.cancelled else body, self._settle)
+        self._never_began = self.token.cancelled
+        self._core.run(checkpoint if self._never_began else body, self._settle)
 
     def _settle(self, result: Any, raised: BaseException | None) -> None:
         self._result = result
-        if isinstance(raised, Cancelled):
-            self._failure = TaskCancelled(raised.cause)
-            self._failure.__cause__ = raised
-        elif isinstance(raised, Killed):
-            outcome = self._core.killed_at
-            assert outcome is not None  # noqa: S101 (for the type checker)
-            self._failure = TaskAborted(self.name, outcome, raised.cause)
-            self._failure.__cause__ = raised
-        else:
-            self._failure = raised
+        self._failure = failure_of(self._core, raised)
         self._tell_group()
 
-    # On the thread that kills, whatever that is.
+    # On the killing thread.
 
-    def _given_up(self) -> None:
+    def _abandoned(self) -> None:
         cause = self.token.cause
         assert cause is not None  # noqa: S101 (for the type checker: a kill cancels)
         self._failure = TaskAborted(self.name, KillOutcome.ABANDONED, cause)

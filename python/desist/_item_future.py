@@ -6,66 +6,179 @@ if the item will not be worked on. The first of them counts, later ones change n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from desist._core import CancelCause, CancelSource, Registration
+from desist._core import CancelCause, CancelSource, KillReport, Registration
+from desist._enums import TaskState
 from desist._exceptions import TaskCancelled
 from desist._future import Future
+from desist._killing import kill_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from desist._core import ProcessStopPolicy, StopPolicy
+
 R = TypeVar("R")
 
 
+class ItemOwner(Protocol):
+    """The pool of an item, as the item's future uses it."""
+
+    def cancel_item(self, item_id: int | str, reason: str | None, /) -> bool | None:
+        """Cancel the item. True: it never begins. False: it was begun. None: it had ended."""
+
+    def is_at_work(self, item_id: int | str, /) -> bool:
+        """Does one of the pool's workers work on the item?"""
+
+    def kill_item(
+        self,
+        item_id: int | str,
+        reason: str | None,
+        policy: StopPolicy | ProcessStopPolicy | None,
+        /,
+    ) -> KillReport:
+        """Kill what a worker of the pool does for the item."""
+
+    def begin_kill_item(
+        self,
+        item_id: int | str,
+        reason: str | None,
+        policy: StopPolicy | ProcessStopPolicy | None,
+        /,
+    ) -> Callable[[], KillReport]:
+        """Begin that; returns what finishes it."""
+
+
 class ItemFuture(Future[R]):
-    """What will become of an item of a WorkerPool."""
+    """The result of an item of a WorkerPool; made by WorkerPool.submit()."""
 
     def __init__(self) -> None:
         """For WorkerPool.submit()."""
         super().__init__()
-        self._cancel_item: Callable[[], bool | None] = bool
+        # What knows the item's worker, and the pool, which stops when it is dropped; until the
+        # future is settled.
+        self._owner: tuple[ItemOwner, object] | None = None
         self._expiry: Registration | None = None
         self.item_id: int | str = 0
 
-    def cancel(self) -> bool:
-        """The item is unwanted: as WorkerPool.cancel_item().
+    @property
+    def state(self) -> TaskState:
+        """Where the item is in its life.
 
-        True if it has not been started and never will be. False if code is at work on it, which is
-        asked to stop, or if it had ended.
+        RUNNING and CANCELLING: a worker of this pool works on it. An item that another pool of the
+        same queue works on is PENDING here, until it has ended.
         """
-        return not self._settled.is_set() and self._cancel_item() is True
+        if self._settled.is_set():
+            return self._state_at_the_end()
+        owner = self._owner
+        if owner is None or not owner[0].is_at_work(self.item_id):
+            return TaskState.PENDING
+        return TaskState.RUNNING if self._requested is None else TaskState.CANCELLING
+
+    def _state_at_the_end(self) -> TaskState:
+        failure = self._exception
+        if isinstance(failure, TaskCancelled):
+            return TaskState.CANCELLED
+        return TaskState.DONE if failure is None else TaskState.FAILED
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Cancel the item: it is never leased again, and code at work on it is asked to stop.
+
+        As with concurrent.futures, True says that it has not begun and never will. result() raises
+        TaskCancelled, unless the code that works on it returns nevertheless. Never blocks, but for
+        a queue whose server or file has to answer.
+        """
+        owner = self._owner
+        if owner is None or self._settled.is_set():
+            return False
+        self._request(reason)
+        return owner[0].cancel_item(self.item_id, reason) is True
+
+    def kill(
+        self,
+        reason: str | None = None,
+        *,
+        policy: StopPolicy | ProcessStopPolicy | None = None,
+    ) -> KillReport:
+        """Cancel the item, and stop the worker's code for it, rung by rung of the policy.
+
+        As after cancel(), the item is never leased again, and result() raises TaskCancelled; so
+        this is how to be rid of an item for good. Worker.kill() stops the attempt, too, but then
+        the item is leased again. The policy is the pool's unless one is given. ALREADY_DONE: no
+        worker of this pool works on the item.
+
+        Blocks: until the code has ended or was abandoned: at most for the sum of the policy's
+        seconds, and as long as clean-up and commit blocks defer the kill.
+        On cancel: goes on; the caller's own cancellation does not interrupt it.
+
+        Raises:
+            PoolExhausted: the worker was abandoned and is not replaced: that happened too often.
+            RuntimeError: called by the code itself, or the pool has been stopped.
+        """
+        self.cancel(reason)
+        owner = self._owner
+        if owner is None:
+            return KillReport.already_done()
+        return owner[0].kill_item(self.item_id, reason, policy)
+
+    def kill_soon(
+        self,
+        reason: str | None = None,
+        *,
+        policy: StopPolicy | ProcessStopPolicy | None = None,
+    ) -> Future[KillReport]:
+        """Start a kill() without waiting for it; the future that this returns has its report.
+
+        When it returns, the item has been cancelled, and a daemon thread named "desist-kill" goes
+        up the ladder. Never blocks, and never raises: what kill() would raise, that future raises.
+        It cannot be cancelled.
+        """
+
+        def begin() -> Callable[[], KillReport]:
+            self.cancel(reason)
+            owner = self._owner
+            if owner is None:
+                return KillReport.already_done
+            return owner[0].begin_kill_item(self.item_id, reason, policy)
+
+        return kill_soon(begin)
 
     def cancelled(self) -> bool:
-        """Was it cancelled, before or while it was worked on?"""
+        """Was it cancelled, before or while a worker worked on it?"""
         return isinstance(self._exception, TaskCancelled)
 
     # Called by the core, on the worker's thread, when no kill can strike it.
 
     def _finish(self, result: R) -> None:
-        self._forget_expiry()
+        self._forget_owner()
         if self.done():
             return  # its pool has stopped meanwhile
         self.set_running_or_notify_cancel()
         self.set_result(result)
 
     def _fail(self, failure: BaseException | CancelCause) -> None:
-        self._forget_expiry()
+        self._forget_owner()
         if self.done():
             return
         self.set_running_or_notify_cancel()
-        self.set_exception(TaskCancelled(failure) if isinstance(failure, CancelCause) else failure)
+        if isinstance(failure, CancelCause):
+            self._request(failure.reason)
+            self.set_exception(TaskCancelled(failure))
+        else:
+            self.set_exception(failure)
 
     def _expire_after(
         self, seconds: float, cancel: Callable[[int | str, str], bool | None]
     ) -> None:
-        """Nobody may look at the queue when its time is over: look then."""
+        """Cancel the item when its time is over, in case no other access to the queue does."""
         item_id = self.item_id
         source = CancelSource(timeout=seconds)
         self._expiry = source.token.on_cancel(lambda _: cancel(item_id, "its time was over"))
         if self._settled.is_set():
-            self._forget_expiry()
+            self._forget_owner()
 
-    def _forget_expiry(self) -> None:
+    def _forget_owner(self) -> None:
+        self._owner = None
         if self._expiry is not None:
             self._expiry.unregister()

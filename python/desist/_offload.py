@@ -1,4 +1,8 @@
-"""Calls that block in C and cannot be woken: done on a thread that can be left behind."""
+"""Work that blocks, done on a thread of its own, so that the caller can stop waiting for it.
+
+`Offloaded` is for calls that block in C and cannot be woken. Its latch is set after its result is
+stored, and the thread that waits for the latch is the only one that reads the result.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,13 @@ _T = TypeVar("_T")
 class Offloaded(Generic[_T]):
     """One call, on a daemon thread of its own, which begins at once.
 
-    `latch` is set when it is over. Who stops waiting leaves the thread behind: it runs on until
-    the call returns, and what it returns is dropped.
+    `latch` is set when the call has ended. A caller that stops waiting abandons the thread: it runs
+    until the call returns, and the call's result is dropped.
     """
 
     def __init__(self, call: Callable[[], _T], name: str) -> None:
         self.latch = Latch()
+        # Taken by the thread, so that nothing keeps the call's arguments alive after it.
         self._call: Callable[[], _T] | None = call
         self._result: list[_T] = []
         self._raised: BaseException | None = None
@@ -33,14 +38,14 @@ class Offloaded(Generic[_T]):
         assert call is not None  # noqa: S101 (for the type checker: it runs once)
         try:
             self._result.append(call())
-        except BaseException as raised:  # noqa: BLE001 (it is raised again, over there)
+        except BaseException as raised:  # noqa: BLE001 (result() raises it)
             self._raised = raised
         finally:
             del call
             self.latch.set()
 
     def result(self) -> _T:
-        """Wait for the end of the call; what it returned, or raised. A checkpoint."""
+        """Wait for the end of the call; return or raise what it did. A checkpoint."""
         self.latch.wait()
         if self._raised is not None:
             try:

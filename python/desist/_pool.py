@@ -7,7 +7,6 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -18,23 +17,24 @@ from desist._core import (
     KillReport,
     Lease,
     LeaseQueue,
+    ProcessStopPolicy,
     Seat,
     StopPolicy,
     Tally,
     cancel_scope,
-    hold_off,
     shield,
 )
-from desist._enums import KillOutcome
 from desist._item_future import ItemFuture
-from desist._offload import Offloaded
+from desist._killing import kill_soon
 from desist._supervisor import RestartPolicy, Supervisor
+from desist._worker import Roster, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from desist._child import ChildHandler
+    from desist._future import Future
     from desist.engines import EngineQueue
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class WorkerPool(Generic[T, R]):
         workers: int = 4,
         queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] | str | PathLike[str] | None = None,
         isolation: Literal["thread", "process"] = "thread",
-        policy: StopPolicy | None = None,
+        policy: StopPolicy | ProcessStopPolicy | None = None,
         restart: RestartPolicy | None = None,
         on_event: Callable[[WorkEvent], object] | None = None,
     ) -> None:
@@ -118,62 +118,38 @@ class WorkerPool(Generic[T, R]):
         that desist.engines.open_queue() takes. Without, the pool has a LeaseQueue of its own, and
         what is left in it when the pool stops is dead; elsewhere it stays.
 
-        `policy` is for killing workers. A worker that no rung ends is given up and replaced.
+        `policy` is for killing workers: a StopPolicy, or a ProcessStopPolicy for worker processes.
+        A worker that no rung ends is abandoned, and replaced.
 
         `on_event(event)` is called for whatever happens to an item, on the worker's own thread,
         where no kill strikes: it should be quick. What it raises goes to sys.unraisablehook.
         """
         restart = RestartPolicy() if restart is None else restart
         _check(handler, workers, restart, isolation)
+        stop = _policy_for(isolation, policy)
         self._owns_queue = queue is None or isinstance(queue, (str, PathLike))
         self.queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] = _opened(queue)
-        self._handler = handler
-        self._policy = StopPolicy() if policy is None else policy
-        if not isinstance(self._policy, StopPolicy):
-            message = f"policy must be a StopPolicy, not {type(policy).__name__}"  # type: ignore[unreachable]
-            raise TypeError(message)
         self._tally = Tally(_observer(on_event))
         self._source = CancelSource()
-        self._isolated = isolation == "process"
-        self._children: list[ChildHandler[T, R]] = []
-        # A pool that nobody has any more, or that is still there at exit, stops working.
-        weakref.finalize(self, _let_go, self._source, self._children)
-        self._process = os.getpid()
-        self._stopped = False
         self._futures: set[ItemFuture[R]] = set()
         self._supervisor = Supervisor(restart, self._source, self._futures)
-        self._threads: list[threading.Thread] = []
-        self._seats = [self._start_worker(index) for index in range(workers)]
-
-    def _start_worker(self, index: int) -> Seat:
-        name = f"desist-worker-{index}"
-        seat = Seat(name, self.queue, self._source.token, self._tally)
-        seat.launch()
-        work, failed = partial(seat.work, self._handler), self._supervisor.queue_failed
-        if self._isolated:
-            # Here, so that who makes the pool is told what is wrong with the handler.
-            work = partial(hold_off(self._new_child, seat).work)
-        thread = threading.Thread(target=work, args=(failed,), name=name, daemon=True)
-        hold_off(thread.start)  # a kill in it would leave locks of threading held
-        self._threads.append(thread)
-        return seat
-
-    def _new_child(self, seat: Seat) -> ChildHandler[T, R]:
-        from desist._child import ChildHandler  # few need it, and it is heavy
-
-        child = ChildHandler(
-            self._handler, self._policy, self._source.token, seat, self._supervisor.count_restart
+        self._roster = Roster(
+            handler,
+            queue=self.queue,
+            policy=stop,
+            supervisor=self._supervisor,
+            pool=self._source,
+            tally=self._tally,
         )
-        self._children.append(child)
-        return child
+        # A pool without references, or one that is still there at exit, stops working.
+        weakref.finalize(self, _let_go, self._source, self._roster.children)
+        for index in range(workers):
+            self._roster.add(f"desist-worker-{index}")
 
-    def _check_usable(self) -> None:
-        if os.getpid() != self._process:
-            message = "this pool's workers are in the parent process; make a new pool after a fork"
-            raise RuntimeError(message)
-        if self._stopped:
-            message = "this pool has been stopped; make a new one"
-            raise RuntimeError(message)
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """The workers, in the order of their names; with one that was replaced its replacement."""
+        return self._roster.workers
 
     def submit(
         self,
@@ -190,14 +166,14 @@ class WorkerPool(Generic[T, R]):
         The rest is as in put() of the queue: where that has a maxsize, it waits for room. With a
         key that is known the future is told of the item that is there.
         """
-        self._check_usable()
+        self._roster.check_usable()
         self._supervisor.check()
-        if self._isolated:
+        if self._roster.children:
             from desist._child import pickled_item
 
             pickled_item(item)  # told now, not by its worker later
         future: ItemFuture[R] = ItemFuture()
-        future.item_id = item_id = self.queue._submit(  # noqa: SLF001 (the core's own door)
+        future.item_id = self.queue._submit(  # noqa: SLF001 (the core's own door)
             item,
             future,
             key=key,
@@ -206,9 +182,9 @@ class WorkerPool(Generic[T, R]):
             expires=expires,
             timeout=timeout,
         )
-        future._cancel_item = lambda: self._cancel(item_id, None)  # noqa: SLF001 (the pool settles it)
+        future._owner = (self._roster, self)  # noqa: SLF001 (the pool settles it)
         if expires is not None:
-            future._expire_after(expires, self._cancel)  # noqa: SLF001 (the pool settles it)
+            future._expire_after(expires, self._roster.cancel_item)  # noqa: SLF001 (the pool settles it)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         if key is not None:
@@ -234,40 +210,12 @@ class WorkerPool(Generic[T, R]):
 
         False if it had ended before.
         """
-        self._check_usable()
-        return self._cancel(item_id, reason) is not None
-
-    def _cancel(self, item_id: int | str, reason: str | None) -> bool | None:
-        queue: Any = self.queue  # numbers its items, or names them
-        dead: bool | None = queue._cancel(item_id, reason)  # noqa: SLF001 (the core's own door)
-        if dead is False:
-            for seat in self._seats:
-                seat.cancel(item_id, reason)
-        return dead
-
-    def kill_worker(self, index: int, reason: str | None = None) -> KillReport:
-        """The worker is unwanted: what it does is killed, and its item leased again.
-
-        Blocks until it has ended or was given up, as long as the pool's policy says. An idle
-        worker has nothing to kill. PoolExhausted: it was given up, and is not replaced, for
-        that has happened too often.
-        """
-        self._check_usable()
-        if not 0 <= index < len(self._seats):
-            message = (
-                f"there is no worker {index}; they are numbered from 0 to {len(self._seats) - 1}"
-            )
-            raise IndexError(message)
-        seat = self._seats[index]
-        report = seat.kill(reason, self._policy)
-        if report.outcome is KillOutcome.ABANDONED:
-            self._supervisor.count_abandoned(f"worker {index} could not be ended")
-            self._seats[index] = self._start_worker(index)
-        return report
+        self._roster.check_usable()
+        return self._roster.cancel_item(item_id, reason) is not None
 
     def workers_alive(self) -> int:
         """How many workers are there to work; one that was given up is not."""
-        return sum(not seat.wait(0) for seat in self._seats)
+        return sum(worker.state in ("idle", "busy") for worker in self.workers)
 
     def stats(self) -> PoolStats:
         """What the pool has done so far, and how it is. Never blocks.
@@ -276,9 +224,9 @@ class WorkerPool(Generic[T, R]):
         instant before that.
         """
         return PoolStats(
-            workers=len(self._seats),
+            workers=len(self.workers),
             alive=self.workers_alive(),
-            busy=sum(seat.busy for seat in self._seats),
+            busy=sum(worker.state == "busy" for worker in self.workers),
             restarts=self._supervisor.restarts,
             abandoned=self._supervisor.abandoned,
             **self._tally.counts(),
@@ -290,7 +238,7 @@ class WorkerPool(Generic[T, R]):
         Raises:
             PoolExhausted, PoolFailed: the pool has stopped by itself.
         """
-        self._check_usable()
+        self._roster.check_usable()
         with cancel_scope() as scope, self._supervisor.ended.on_cancel(lambda _: scope.cancel()):
             return self.queue._drain(timeout)  # noqa: SLF001
         self._supervisor.check()
@@ -306,36 +254,37 @@ class WorkerPool(Generic[T, R]):
         Blocks until each has ended or was given up, as the pool's policy says, also in a block that
         is cancelled; they are killed side by side.
         """
-        if os.getpid() != self._process:
+        roster = self._roster
+        if os.getpid() != roster.process:
             return
-        if threading.current_thread() in self._threads:
+        if threading.current_thread() in roster.threads:
             message = (
                 "a worker cannot wait for its own end: stop the pool from another thread, or raise "
                 "something that the code around the pool acts on"
             )
             raise RuntimeError(message)
-        self._stopped = True
+        roster.stopped = True
         self._source.cancel("the pool is stopping")
-        with shield(math.inf):  # whoever is cancelled leaves no worker behind either
-            kills = [self._kill_aside(seat) for seat in self._seats if seat.busy]
-            for kill in kills:
+        with shield(math.inf):  # a cancelled caller leaves no worker behind either
+            seats = [worker._seat for worker in roster.workers]  # noqa: SLF001 (the pool's own)
+            for kill in [self._start_last_kill(seat) for seat in seats if seat.busy]:
                 kill.result()
-            for seat in self._seats:
+            for seat in seats:
                 seat.wait()
-            for child in self._children:
+            for child in roster.children:
                 if child.seat.abandoned:
                     child.dismiss()
                 else:
                     child.gone.wait()
             if self._owns_queue:
                 self.queue._give_up("the pool has stopped")  # noqa: SLF001
-            stopped = _cause("the pool has stopped")
+            stopped = CancelCause.explicit("the pool has stopped")
             for future in list(self._futures):
                 future._fail(stopped)  # noqa: SLF001 (the pool settles it)
 
-    def _kill_aside(self, seat: Seat) -> Offloaded[KillReport]:
-        return Offloaded(
-            lambda: seat.kill("the pool is stopping", self._policy), "desist-pool-stopping"
+    def _start_last_kill(self, seat: Seat) -> Future[KillReport]:
+        return kill_soon(
+            lambda: seat.begin_kill("the pool is stopping", self._roster.policy).finish
         )
 
     def __enter__(self) -> WorkerPool[T, R]:
@@ -351,7 +300,7 @@ class WorkerPool(Generic[T, R]):
     ) -> None:
         """Drain, unless an exception is on its way, and stop."""
         try:
-            if kind is None and not self._stopped:
+            if kind is None and not self._roster.stopped:
                 self.drain()
         finally:
             self.stop()
@@ -402,15 +351,22 @@ def _observer(on_event: Callable[[WorkEvent], object] | None) -> Callable[..., o
     return lambda *event: on_event(WorkEvent(*event))
 
 
-def _cause(reason: str) -> CancelCause:
-    source = CancelSource()
-    source.cancel(reason)
-    cause = source.token.cause
-    assert cause is not None  # noqa: S101 (for the type checker: it has just been cancelled)
-    return cause
+def _policy_for(
+    isolation: str, policy: StopPolicy | ProcessStopPolicy | None
+) -> StopPolicy | ProcessStopPolicy:
+    kind = ProcessStopPolicy if isolation == "process" else StopPolicy
+    if policy is None:
+        return kind()
+    if not isinstance(policy, kind):
+        message = (
+            f'policy of a pool with isolation="{isolation}" must be a {kind.__name__}, '
+            f"not {type(policy).__name__}"
+        )
+        raise TypeError(message)
+    return policy
 
 
 def _let_go(source: CancelSource, children: list[ChildHandler[T, R]]) -> None:
-    source.cancel("nobody has the pool any more")
+    source.cancel("the pool was dropped without stop()")
     for child in children:
         child.dismiss()

@@ -8,6 +8,7 @@ from contextvars import copy_context
 
 from desist._core import CancelToken, Event, KillReport, StopPolicy, Task, hold_off
 from desist._enums import TaskState
+from desist._killing import kill_soon
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,15 +16,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from desist._core import Op
+    from desist._future import Future
 
 
-class Thread(threading.Thread):
-    """A threading.Thread that can be cancelled and killed.
-
-    It runs in a copy of the context (contextvars) of the code that made it, and under a token
-    of its own. Cancelled and Killed end at the thread's end, where all desist locks that it
-    still holds are given back; other exceptions go to threading.excepthook.
-    """
+class StoppableThread(threading.Thread):
+    """What Thread and Timer have in common: all but cancel()."""
 
     def __init__(
         self,
@@ -73,23 +70,31 @@ class Thread(threading.Thread):
                 self._task.recall()
             raise
 
-    def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
-        """Ask the thread to stop: its desist waits and checkpoints raise Cancelled from now on.
-
-        Never blocks, never raises for what the thread does. `grace`: seconds that its clean-up
-        zones may take (5 unless given). True: this call was the first.
-        """
-        return self._task.cancel(reason, grace=grace)
-
     def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
         """Stop the thread, rung by rung of the policy, and tell how it ended.
 
-        Blocks until the thread's code has ended or it was given up: at most for the sum of the
-        policy's seconds, and as long as its clean-up blocks may take. Code that is blocked in C
-        does not notice; if it does not come back in time, the thread is given up: it stays
-        alive, and the report says so. RuntimeError: not started, or the calling thread itself.
+        Code that is blocked in C does not notice; if it does not return in time, the thread is
+        abandoned: it stays alive, and the report says so.
+
+        Blocks: until the thread's code has ended or was abandoned: at most for the sum of the
+        policy's seconds, and as long as its clean-up blocks defer the kill.
+        On cancel: goes on; the caller's own cancellation does not interrupt it.
+
+        Raises:
+            RuntimeError: the thread was not started, or is the calling one.
         """
         return self._task.kill(reason, policy=policy)
+
+    def kill_soon(
+        self, reason: str | None = None, *, policy: StopPolicy | None = None
+    ) -> Future[KillReport]:
+        """Start a kill() without waiting for it; the future has its report.
+
+        When this returns, the thread has been cancelled, and a daemon thread named "desist-kill"
+        goes up the ladder. Never blocks, and never raises: what kill() would raise, the future
+        raises. The future cannot be cancelled.
+        """
+        return kill_soon(lambda: self._task.begin_kill(reason, policy=policy).finish)
 
     def raise_exc(self, exc: BaseException | type[BaseException]) -> None:
         """Raise an exception, or one made of the class given, in the thread, once.
@@ -119,50 +124,47 @@ class Thread(threading.Thread):
     def join(self, timeout: float | None = None) -> None:
         """Wait for the thread's end, at most for `timeout` seconds.
 
-        A checkpoint, as every desist wait. Returns at once for a thread that was given up.
+        A checkpoint, as every desist wait. Returns at once for a thread that was abandoned.
         """
         # While the interpreter ends, a daemon thread will not: threading knows what to say of it.
         leave_it = self is threading.current_thread() or sys.is_finalizing()
         if self.ident is not None and not leave_it:
             seconds = None if timeout is None else max(timeout, 0.0)
-            if self._is_given_up() or not self._task.wait(seconds) or self._is_given_up():
+            if self._is_abandoned() or not self._task.wait(seconds) or self._is_abandoned():
                 return
             timeout = None  # what is left is the interpreter's own few steps
         super().join(timeout)
 
-    def _done_op(self) -> Op[Thread]:
+    def _done_op(self) -> Op[StoppableThread]:
         return self._task.over_op(self)
 
-    def _is_given_up(self) -> bool:
+    def _is_abandoned(self) -> bool:
         return self._task.state is TaskState.ABANDONED
 
 
-def kill(
-    target: threading.Thread | int, reason: str | None = None, *, policy: StopPolicy | None = None
-) -> KillReport:
-    """Stop a desist thread, given itself or its `ident`; see Thread.kill().
+class Thread(StoppableThread):
+    """A threading.Thread that can be cancelled and killed.
 
-    Blocks as that does. TypeError: any other thread, the main one among them. It has no boundary at
-    which what it holds could be given back, so it cannot be stopped safely. ValueError: no thread
-    has this ident. One that has ended has none, and its number may be another thread's by now.
+    It runs in a copy of the context (contextvars) of the code that made it, and under a token of
+    its own. Cancelled and Killed end at the thread's end, where all desist locks that it still
+    holds are released; other exceptions go to threading.excepthook.
     """
-    if isinstance(target, int):
-        found = next((one for one in threading.enumerate() if one.ident == target), None)
-        if found is None:
-            raise ValueError(f"no thread that runs has the ident {target}; keep the thread instead")
-        target = found
-    if not isinstance(target, Thread):
-        given: object = target
-        what = "the thread " + given.name if isinstance(given, threading.Thread) else repr(given)
-        raise TypeError(
-            f"{what} was not made by desist, and cannot be stopped safely: make it a desist.Thread"
-            " (for a block of the calling thread there is cancel_scope)"
-        )
-    return target.kill(reason, policy=policy)
+
+    def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
+        """Ask the thread to stop: its desist waits and checkpoints raise Cancelled from now on.
+
+        Never blocks, never raises for what the thread does. `grace`: seconds that its clean-up
+        zones may take (5 unless given). True: this call was the first.
+        """
+        return self._task.cancel(reason, grace=grace)
 
 
-class Timer(Thread):
-    """A threading.Timer: a thread that calls a function after some seconds, unless cancelled."""
+class Timer(StoppableThread):
+    """A threading.Timer: a thread that calls a function after some seconds, unless cancelled.
+
+    It can be killed as a desist Thread can. Its cancel() is that of threading.Timer, which only
+    stops the wait; so it is no Thread, whose cancel() asks the code that runs to stop.
+    """
 
     def __init__(
         self,
@@ -179,12 +181,11 @@ class Timer(Thread):
         self.kwargs: Mapping[str, Any] = {} if kwargs is None else kwargs
         self.finished: Event = Event()
 
-    def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
+    def cancel(self) -> bool:
         """Stop the timer, if the function has not begun; then True.
 
-        As with threading.Timer, a function that runs is left alone. kill() stops that, too.
+        As with threading.Timer, a function that runs is left alone; kill() stops that as well.
         """
-        del reason, grace  # nothing is raised in anybody who could ask
         first = not self.finished.is_set()
         self.finished.set()
         return first

@@ -68,7 +68,7 @@ def run(fn: Callable[[], _T], *, clock: MockClock | None = None, seed: int | Non
     Returns what it returned. The calling thread, the desist threads that it starts, the workers
     of its pools, and theirs, go by `clock`; they take turns, and give way at desist waits only:
     code that computes, or blocks elsewhere, keeps all others waiting and the clock standing.
-    Thread.kill() and kill_worker() take real time.
+    kill(), of threads and of workers, takes real time.
 
     Deadlock: every thread waits and none has a deadline; it is raised in `fn`'s wait, or here if
     `fn` has returned, after the others were cancelled. RuntimeError: there is a run already.

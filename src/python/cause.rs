@@ -13,6 +13,13 @@ pub(super) struct CancelCause {
 
 #[pymethods]
 impl CancelCause {
+    /// The cause that cancel(reason) records when the calling thread calls it now.
+    #[staticmethod]
+    #[pyo3(signature = (reason = None))]
+    fn explicit(reason: Option<&str>) -> Self {
+        Cause::now(CauseKind::Explicit, reason.map(Into::into), None).into()
+    }
+
     /// What kind of event it was.
     #[getter]
     fn kind(&self) -> CauseKind {

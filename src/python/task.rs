@@ -26,7 +26,7 @@ use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::hard_stop::stack;
 use crate::python::op::{Op, Operation, Started, Yield, adapted};
-use crate::python::task::stop::{KillReport, StopPolicy};
+use crate::python::task::stop::{BegunKill, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
@@ -240,29 +240,42 @@ impl Task {
         Ok(cancel_node(py, self.core.source().node(), reason, grace))
     }
 
-    /// Stop it, rung by rung; blocks until it has ended or was given up.
+    /// Begin to stop it, rung by rung; finish() of what this returns goes on with it.
     ///
-    /// `given_up()` is called if it is given up, before anybody is told.
-    #[pyo3(signature = (reason = None, *, policy = None, given_up: "Callable[[], object] | None" = None))]
+    /// `abandoned()` is called if it is abandoned, before its waiters are told.
+    #[pyo3(signature = (reason = None, *, policy = None, abandoned: "Callable[[], object] | None" = None))]
+    fn begin_kill(
+        &self,
+        py: Python<'_>,
+        reason: Option<&str>,
+        policy: Option<&StopPolicy>,
+        abandoned: Option<Py<PyAny>>,
+    ) -> PyResult<BegunKill> {
+        let policy = policy.map_or_else(Default::default, StopPolicy::core);
+        let on_abandon = Box::new(move || {
+            let Some(abandoned) = &abandoned else { return };
+            let _mask = Mask::open(Duration::from_secs(5)); // the killing thread may be killed
+            fork::outside(|| {
+                attach(|py| {
+                    if let Err(raised) = abandoned.call0(py) {
+                        raised.write_unraisable(py, None);
+                    }
+                })
+            });
+        });
+        BegunKill::new(py, &self.core, reason, (&policy).into(), on_abandon)
+    }
+
+    /// Stop it, rung by rung; blocks until it has ended or was abandoned. See begin_kill().
+    #[pyo3(signature = (reason = None, *, policy = None, abandoned: "Callable[[], object] | None" = None))]
     fn kill(
         &self,
         py: Python<'_>,
         reason: Option<&str>,
         policy: Option<&StopPolicy>,
-        given_up: Option<&Bound<'_, PyAny>>,
+        abandoned: Option<Py<PyAny>>,
     ) -> PyResult<KillReport> {
-        let given_up = given_up.map(|call| call.clone().unbind());
-        stop::kill(py, &self.core, reason, policy, &mut || {
-            let Some(given_up) = &given_up else { return };
-            let _mask = Mask::open(Duration::from_secs(5)); // who kills may be killed
-            fork::outside(|| {
-                attach(|py| {
-                    if let Err(raised) = given_up.call0(py) {
-                        raised.write_unraisable(py, None);
-                    }
-                })
-            });
-        })
+        self.begin_kill(py, reason, policy, abandoned)?.finish(py)
     }
 
     /// The rung of the ladder at which it was killed; None: it was not, or not yet.
@@ -282,6 +295,11 @@ impl Task {
     fn throw(&self, py: Python<'_>, exception: Bound<'_, PyBaseException>) -> bool {
         let thrown = error::throwable(exception);
         detached(py, || self.core.throw(thrown))
+    }
+
+    /// Has it ended, or was it abandoned, and has everything about it been settled?
+    fn is_over(&self) -> bool {
+        self.core.over().is_set()
     }
 
     /// Is it the calling code's own?

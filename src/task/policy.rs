@@ -27,26 +27,22 @@ pub enum KillOutcome {
     Abandoned,
 }
 
-/// Seconds per rung; `None`: the rung is not allowed. A kill takes at most their sum, and as
-/// long as clean-up zones and commits that are open hold it off.
+/// How long a kill of a body on a thread of this process stays on each rung. `None`: the rung is
+/// left out. A kill takes at most their sum, and as long as clean-up zones and commits that are open
+/// defer it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StopPolicy {
-    /// How long the body may take to stop when asked.
+    /// Time to end after a cancellation; zero: the kill goes to the next rung at once.
     pub cooperative: Duration,
-    /// How long it may take to reach a desist wait.
+    /// Time in which `Killed` is raised at desist waits, through shields.
     pub at_wait: Option<Duration>,
-    /// How long to keep raising in it.
+    /// Time in which `Killed` is raised anywhere in the body, again and again.
     pub async_exc: Option<Duration>,
-    /// How long to trace it, and raise in front of its every step.
+    /// Time in which the body is traced, and `Killed` is raised in front of its every step.
     pub trace: Option<Duration>,
-    /// For a body in a process of its own, in the place of the three before: how long to keep
-    /// telling that to terminate.
-    pub sigterm: Option<Duration>,
-    /// And kill that process in the end?
-    pub sigkill: bool,
-    /// How long locks that it holds may hold a kill off.
+    /// For how long desist locks that the body holds defer the kill.
     pub defer: Duration,
-    /// Give it up in the end?
+    /// Is the body abandoned when no rung has ended it?
     pub abandon: bool,
 }
 
@@ -58,12 +54,118 @@ impl Default for StopPolicy {
             at_wait: Some(second),
             async_exc: Some(second),
             trace: Some(second),
-            sigterm: Some(2 * second),
-            sigkill: true,
             defer: second,
             abandon: true,
         }
     }
+}
+
+/// How long a kill of a body in a process of its own stays on each rung. `None`: the rung is left
+/// out. A kill takes at most their sum, and as long as an open commit defers the last rung.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ProcessStopPolicy {
+    /// Time to end after a cancellation; zero: the kill goes to the next rung at once.
+    pub cooperative: Duration,
+    /// Time in which SIGTERM is sent, again and again; the process raises `Killed` for it.
+    pub sigterm: Option<Duration>,
+    /// Time in which SIGKILL is sent, again and again: the process is gone, unless the kernel keeps it.
+    pub sigkill: Option<Duration>,
+    /// For how long desist locks that the body holds over there defer SIGTERM.
+    pub defer: Duration,
+    /// Is the process abandoned when no rung has ended it?
+    pub abandon: bool,
+}
+
+impl Default for ProcessStopPolicy {
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            cooperative: 5 * second,
+            sigterm: Some(2 * second),
+            sigkill: Some(5 * second),
+            defer: second,
+            abandon: true,
+        }
+    }
+}
+
+/// The policy of one kill; which of the two it must be depends on where the body runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum AnyStopPolicy {
+    /// For a body on a thread of this process.
+    Thread(StopPolicy),
+    /// For a body in a process of its own.
+    Process(ProcessStopPolicy),
+}
+
+impl AnyStopPolicy {
+    pub(crate) fn is_for_process(&self) -> bool {
+        matches!(self, Self::Process(_))
+    }
+
+    pub(crate) fn cooperative(&self) -> Duration {
+        match self {
+            Self::Thread(policy) => policy.cooperative,
+            Self::Process(policy) => policy.cooperative,
+        }
+    }
+
+    pub(crate) fn defer(&self) -> Duration {
+        match self {
+            Self::Thread(policy) => policy.defer,
+            Self::Process(policy) => policy.defer,
+        }
+    }
+
+    pub(crate) fn abandon(&self) -> bool {
+        match self {
+            Self::Thread(policy) => policy.abandon,
+            Self::Process(policy) => policy.abandon,
+        }
+    }
+
+    /// The rungs that use force, softest first, with the time for each.
+    pub(crate) fn rungs(&self) -> impl Iterator<Item = (KillOutcome, Duration)> + use<> {
+        let rungs = match self {
+            Self::Thread(policy) => [
+                Some((KillOutcome::AtWait, policy.at_wait)),
+                Some((KillOutcome::AsyncExc, policy.async_exc)),
+                Some((KillOutcome::Trace, policy.trace)),
+            ],
+            Self::Process(policy) => [
+                Some((KillOutcome::Sigterm, policy.sigterm)),
+                Some((KillOutcome::Sigkill, policy.sigkill)),
+                None,
+            ],
+        };
+        let allowed = |(rung, time): (KillOutcome, Option<Duration>)| Some((rung, time?));
+        rungs.into_iter().flatten().filter_map(allowed)
+    }
+}
+
+impl From<&StopPolicy> for AnyStopPolicy {
+    fn from(policy: &StopPolicy) -> Self {
+        Self::Thread(*policy)
+    }
+}
+
+impl From<&ProcessStopPolicy> for AnyStopPolicy {
+    fn from(policy: &ProcessStopPolicy) -> Self {
+        Self::Process(*policy)
+    }
+}
+
+/// One rung that a kill has tried.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RungReport {
+    /// Which rung it was.
+    pub rung: KillOutcome,
+    /// How long the kill stayed on it.
+    pub elapsed: Duration,
+    /// How long the policy lets it stay there, not counting the time in which the kill was deferred.
+    pub limit: Duration,
+    /// How often it was tried: a cancellation, an interrupted wait, a posted exception, a signal.
+    pub attempts: u32,
 }
 
 /// Struck again this soon at first, then ever more slowly: whoever swallows a kill gets another.

@@ -353,7 +353,7 @@ class Contract:
         ):
             future = pool.submit("a")
             begun.acquire()
-            report = pool.kill_worker(0)
+            report = pool.workers[0].kill()
             assert report.requeued == [future.item_id]
             assert future.result() == "a"
         assert attempts == [1, 2]
@@ -380,7 +380,7 @@ class Contract:
         ):
             future = pool.submit("a")
             begun.acquire()
-            assert pool.kill_worker(0).fenced == [future.item_id]
+            assert pool.workers[0].kill().fenced == [future.item_id]
             assert future.result() == 2
             go_on.set()
             assert over.wait(NEVER)

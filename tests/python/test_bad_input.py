@@ -17,6 +17,7 @@ from desist import (
     Fenced,
     LeaseQueue,
     Lock,
+    ProcessStopPolicy,
     RestartPolicy,
     RetryPolicy,
     ScopeMisuse,
@@ -279,7 +280,14 @@ def test_an_invalid_retry_policy_is_refused(arguments: dict[str, Any], message: 
         (None, {}, TypeError, "handler must be callable, not NoneType"),
         (print, {"workers": 0}, ValueError, "workers must be at least 1, not 0"),
         (print, {"queue": 5}, TypeError, "queue must be a queue of leases, a path or a URL"),
-        (print, {"policy": 3}, TypeError, "policy must be a StopPolicy, not int"),
+        (print, {"policy": 3}, TypeError, "must be a StopPolicy, not int"),
+        (print, {"policy": ProcessStopPolicy()}, TypeError, "must be a StopPolicy, not Process"),
+        (
+            print,
+            {"policy": StopPolicy(), "isolation": "process"},
+            TypeError,
+            "must be a ProcessStopPolicy, not StopPolicy",
+        ),
         (print, {"restart": 3}, TypeError, "restart must be a RestartPolicy, not int"),
         (print, {"on_event": 3}, TypeError, "on_event must be callable, not int"),
         (
@@ -312,13 +320,6 @@ def test_invalid_arguments_of_a_pool_are_refused(
     assert threading.active_count() == before
 
 
-def test_an_unknown_worker_cannot_be_killed() -> None:
-    with WorkerPool[int, None](print, workers=2) as pool:
-        for index in (2, -1):
-            with pytest.raises(IndexError, match="numbered from 0 to 1"):
-                pool.kill_worker(index)
-
-
 # --- cancelling and killing -----------------------------------------------------------------------
 
 
@@ -342,29 +343,6 @@ def test_a_token_cannot_be_made_by_hand() -> None:
 def test_a_thread_that_is_not_started_cannot_be_killed() -> None:
     with pytest.raises(RuntimeError, match="start it first"):
         desist.Thread().kill()
-
-
-@pytest.mark.parametrize("ident", [False, True], ids=["thread", "ident"])
-def test_a_foreign_thread_is_not_killed(ident: bool) -> None:
-    go_on = threading.Event()
-    foreign = threading.Thread(target=go_on.wait, name="a foreign one")
-    foreign.start()
-    try:
-        for thread in (foreign, threading.main_thread()):
-            assert thread.ident is not None
-            with pytest.raises(TypeError, match=f"{thread.name} was not made by desist"):
-                desist.kill(thread.ident if ident else thread)
-        assert foreign.is_alive()
-    finally:
-        go_on.set()
-        foreign.join()
-
-
-def test_an_object_that_is_no_thread_cannot_be_killed() -> None:
-    with pytest.raises(TypeError, match="'worker' was not made by desist"):
-        desist.kill("worker")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no thread that runs has the ident 1;"):
-        desist.kill(1)
 
 
 def test_a_thread_cannot_kill_itself() -> None:

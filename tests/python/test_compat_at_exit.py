@@ -60,7 +60,7 @@ def test_the_item_of_a_killed_worker_goes_to_the_next_one() -> None:
     with desist.WorkerPool(handler, workers=1, queue=queue, policy=INSIST) as pool:
         pool.submit(1)
         begun.wait()
-        pool.kill_worker(0)
+        pool.workers[0].kill()
     assert seen == [1, 1]
     assert queue.counts()["done"] == 1
 

@@ -203,18 +203,3 @@ def test_a_thread_id_that_is_cut_to_an_int_finds_no_thread() -> None:
         "found by: True 1",
         "found by: True 1",
     ]
-
-
-def test_an_id_finds_its_thread_and_no_other() -> None:
-    def body(ready: Callable[[], None]) -> None:
-        ready()
-        desist.sleep_forever()
-
-    victim, other = Killable(body), Killable(body)
-    with other, victim:
-        assert victim.ident is not None
-        desist.kill(victim.ident)
-        assert (victim.killed, other.killed) == (True, False)
-        other.cancel()
-    with pytest.raises(ValueError, match="no thread that runs has the ident"):
-        desist.kill(victim.ident & 0xFFFF)

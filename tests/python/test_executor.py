@@ -69,12 +69,12 @@ def test_a_cancel_asks_a_running_function_to_stop() -> None:
 def test_a_cancel_carries_its_reason() -> None:
     with ThreadPoolExecutor(1) as executor:
         future = running(executor)
-        assert future.request_cancel("unwanted", grace=0)
-        assert not future.request_cancel("again")
+        assert not future.cancel("unwanted", grace=0)
+        assert not future.cancel("again")
         failure = future.exception(NEVER)
         assert isinstance(failure, TaskCancelled)
         assert failure.cause.reason == "unwanted"
-        assert not future.request_cancel("it is over")
+        assert not future.cancel("it is over")
 
 
 def test_a_cancelled_function_that_has_not_begun_never_begins() -> None:
@@ -154,7 +154,7 @@ def test_to_an_awaiting_task_a_cancelled_function_is_an_error() -> None:
         with ThreadPoolExecutor(1) as executor:
             future = running(executor)
             awaited = asyncio.wrap_future(future)
-            future.request_cancel("by somebody else")
+            future.cancel("by somebody else")
             with pytest.raises(TaskCancelled, match="by somebody else"):
                 await awaited
             assert not awaited.cancelled()

@@ -409,7 +409,7 @@ def test_the_item_of_a_killed_worker_is_requeued_in_the_file(path: Path) -> None
     with WorkerPool(handler, queue=path, workers=1, policy=policy) as pool:
         future = pool.submit("a")
         begun.acquire()
-        report = pool.kill_worker(0)
+        report = pool.workers[0].kill()
         assert report.requeued == [future.item_id]
         assert future.result() == 2
     assert FileQueue[str](path).counts() == {**EMPTY, "done": 1}

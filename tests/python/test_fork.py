@@ -175,7 +175,7 @@ def test_a_pool_of_the_parent_is_refused_in_the_child_and_a_new_one_works() -> N
     with WorkerPool[int, int](lambda lease: lease.item) as pool:
         uses: list[Callable[[], object]] = [
             lambda: pool.submit(1),
-            lambda: pool.kill_worker(0),
+            pool.workers[0].kill,
             lambda: pool.cancel_item(1),
             pool.drain,
         ]

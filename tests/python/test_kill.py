@@ -108,16 +108,6 @@ def test_an_ended_thread_cannot_be_killed() -> None:
     assert victim.state is TaskState.DONE
 
 
-@pytest.mark.parametrize("ident", [False, True], ids=["thread", "ident"])
-def test_a_thread_is_killed_by_itself_or_by_its_ident(ident: bool) -> None:
-    with Victim(spin) as victim:
-        assert victim.ident is not None
-        report = desist.kill(victim.ident if ident else victim, "enough", policy=FORCE)
-    assert report.outcome is KillOutcome.ASYNC_EXC
-    assert isinstance(victim.raised, Killed)
-    assert victim.raised.cause.reason == "enough"
-
-
 def test_a_thread_may_be_killed_as_soon_as_it_is_started() -> None:
     for _ in range(50):
         victim = desist.Thread(target=lambda: spin(lambda: None), daemon=True)

@@ -209,7 +209,7 @@ def test_the_item_of_a_killed_worker_is_leased_again() -> None:
     with WorkerPool(gate.spin, workers=1, policy=INSIST) as pool:
         future = pool.submit(1)
         gate.begun.acquire()
-        report = pool.kill_worker(0, "enough")
+        report = pool.workers[0].kill("enough")
         assert report.outcome is KillOutcome.ASYNC_EXC
         assert report.requeued == [future.item_id]
         gate.begun.acquire()
@@ -221,7 +221,7 @@ def test_the_item_of_a_killed_worker_is_leased_again() -> None:
 
 def test_an_idle_worker_has_nothing_to_kill() -> None:
     with WorkerPool(double, workers=1, policy=INSIST) as pool:
-        assert pool.kill_worker(0).outcome is KillOutcome.ALREADY_DONE
+        assert pool.workers[0].kill().outcome is KillOutcome.ALREADY_DONE
         assert pool.submit(1).result() == 2
 
 
@@ -242,7 +242,7 @@ def test_an_abandoned_worker_is_replaced_and_its_late_result_is_refused() -> Non
     with WorkerPool(handler, workers=1, policy=GIVE_UP) as pool:
         future = pool.submit(1)
         gate.begun.acquire()
-        report = pool.kill_worker(0)
+        report = pool.workers[0].kill()
         assert report.outcome is KillOutcome.ABANDONED
         assert (report.requeued, report.fenced) == ([future.item_id], [future.item_id])
         assert future.result() == 2
@@ -263,7 +263,7 @@ def test_a_pool_that_has_abandoned_too_many_workers_fails() -> None:
     pool.submit(1)
     gate.begun.acquire()
     with pytest.raises(PoolExhausted, match="could not be ended, and 0 threads have been"):
-        pool.kill_worker(0)
+        pool.workers[0].kill()
     with pytest.raises(PoolExhausted, match="the pool has stopped"):
         pool.submit(2)
     assert (pool.stats().alive, pool.stats().abandoned) == (0, 1)
@@ -297,7 +297,7 @@ def test_stop_can_be_called_twice_and_then_the_pool_is_refused() -> None:
     with pytest.raises(RuntimeError, match="make a new one"):
         pool.submit(1)
     with pytest.raises(RuntimeError, match="make a new one"):
-        pool.kill_worker(0)
+        pool.workers[0].kill()
 
 
 def test_a_handler_sees_its_token() -> None:

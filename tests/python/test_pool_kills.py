@@ -80,7 +80,7 @@ def test_i28_i30_a_pool_keeps_its_workers_and_items_when_handlers_hang(
     items = [(way, always) for way in hangs.ways for always in (False, True)]
     futures = {item: pool.submit(item) for item in items}
     while not pool.drain(0.001):
-        pool.kill_worker(dice.randrange(4), "it hangs")
+        pool.workers[dice.randrange(4)].kill("it hangs")
     assert pool.workers_alive() == 4
     assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 6, "dead": 6}
     for item, future in futures.items():

@@ -21,8 +21,8 @@ from desist import (
     KillOutcome,
     KillReport,
     LeaseQueue,
+    ProcessStopPolicy,
     RetryPolicy,
-    StopPolicy,
     TaskCancelled,
     WorkerDied,
     WorkerPool,
@@ -36,12 +36,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Lin
 
 HERE = Path(__file__).parent
 AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
-TERMINATE = StopPolicy(cooperative=0, sigterm=NEVER, sigkill=False)
-KILL = StopPolicy(cooperative=0, sigterm=0)
+TERMINATE = ProcessStopPolicy(cooperative=0, sigterm=NEVER, sigkill=None)
+KILL = ProcessStopPolicy(cooperative=0, sigterm=0)
 
 
 def pool_of(
-    handler: Callable[[Any], Any], *, workers: int = 1, policy: StopPolicy = TERMINATE
+    handler: Callable[[Any], Any], *, workers: int = 1, policy: ProcessStopPolicy = TERMINATE
 ) -> WorkerPool[Any, Any]:
     queue: LeaseQueue[Any] = LeaseQueue(retry=AT_ONCE)
     return WorkerPool(handler, workers=workers, queue=queue, isolation="process", policy=policy)
@@ -276,7 +276,7 @@ def test_i30_an_item_whose_process_always_dies_is_dead_in_the_end() -> None:
 def test_an_idle_process_that_dies_costs_no_attempt() -> None:
     with pool_of(handlers.face) as pool:
         pool.submit(1).result()
-        [child] = pool._children
+        [child] = pool._roster.children
         assert child._child is not None
         process = Process(child._child.pid)
         os.kill(process.pid, signal.SIGKILL)
@@ -295,23 +295,23 @@ def test_worker_died_can_be_pickled() -> None:
 @pytest.mark.parametrize(
     ("handler", "policy", "outcome"),
     [
-        (handlers.wait, StopPolicy(cooperative=NEVER), KillOutcome.COOPERATIVE),
-        (handlers.look, StopPolicy(cooperative=NEVER), KillOutcome.COOPERATIVE),
+        (handlers.wait, ProcessStopPolicy(cooperative=NEVER), KillOutcome.COOPERATIVE),
+        (handlers.look, ProcessStopPolicy(cooperative=NEVER), KillOutcome.COOPERATIVE),
         (handlers.wait_shielded, TERMINATE, KillOutcome.SIGTERM),
         (handlers.sleep, TERMINATE, KillOutcome.SIGTERM),
-        (handlers.swallow, StopPolicy(cooperative=0, sigterm=0.2), KillOutcome.SIGKILL),
-        (handlers.block, StopPolicy(cooperative=0, sigterm=0.2), KillOutcome.SIGKILL),
+        (handlers.swallow, ProcessStopPolicy(cooperative=0, sigterm=0.2), KillOutcome.SIGKILL),
+        (handlers.block, ProcessStopPolicy(cooperative=0, sigterm=0.2), KillOutcome.SIGKILL),
         (handlers.sleep, KILL, KillOutcome.SIGKILL),
-        (handlers.sleep, StopPolicy(cooperative=0, sigterm=None), KillOutcome.SIGKILL),
+        (handlers.sleep, ProcessStopPolicy(cooperative=0, sigterm=None), KillOutcome.SIGKILL),
     ],
 )
 def test_i31_the_item_of_a_killed_process_is_leased_again(
-    told: Told, handler: Callable[[Any], int], policy: StopPolicy, outcome: KillOutcome
+    told: Told, handler: Callable[[Any], int], policy: ProcessStopPolicy, outcome: KillOutcome
 ) -> None:
     with pool_of(handler, policy=policy) as pool:
         future = pool.submit(told.path)
         process = Process(told.pid())
-        report = pool.kill_worker(0, "enough")
+        report = pool.workers[0].kill("enough")
         assert report.outcome is outcome
         assert report.requeued == [future.item_id]
         assert outcome is KillOutcome.COOPERATIVE or process.has_gone()
@@ -323,14 +323,14 @@ def test_the_report_has_the_stack_at_the_sigterm(told: Told) -> None:
     with pool_of(handlers.sleep) as pool:
         pool.submit(told.path)
         told.pid()
-        assert ", in sleep\n" in str(pool.kill_worker(0).stack)
+        assert ", in sleep\n" in str(pool.workers[0].kill().stack)
 
 
 def test_clean_up_code_runs_on_sigterm(told: Told) -> None:
     with pool_of(handlers.sleep_with_finally) as pool:
         pool.submit(told.path)
         told.pid()
-        assert pool.kill_worker(0).outcome is KillOutcome.SIGTERM
+        assert pool.workers[0].kill().outcome is KillOutcome.SIGTERM
         assert told.line() == "cleaned"
 
 
@@ -338,7 +338,7 @@ def test_child_processes_of_the_handler_are_killed_with_it(told: Told) -> None:
     with pool_of(handlers.start_others, policy=KILL) as pool:
         pool.submit(told.path)
         processes = [Process(int(pid)) for pid in told.line().split()]
-        assert pool.kill_worker(0).outcome is KillOutcome.SIGKILL
+        assert pool.workers[0].kill().outcome is KillOutcome.SIGKILL
         assert all(process.has_gone() for process in processes)
 
 
@@ -347,16 +347,16 @@ def test_an_idle_worker_has_nothing_to_kill() -> None:
         before = pool.submit(1).result()
         while pool.queue.counts()["leased"]:
             os.sched_yield()
-        assert pool.kill_worker(0).outcome in (KillOutcome.ALREADY_DONE, KillOutcome.COOPERATIVE)
+        assert pool.workers[0].kill().outcome in (KillOutcome.ALREADY_DONE, KillOutcome.COOPERATIVE)
         assert pool.submit(1).result() == before
 
 
 def test_a_process_that_may_not_be_killed_is_abandoned_and_ends_with_the_pool(told: Told) -> None:
-    policy = StopPolicy(cooperative=0, sigterm=0.05, sigkill=False)
+    policy = ProcessStopPolicy(cooperative=0, sigterm=0.05, sigkill=None)
     with pool_of(handlers.block, policy=policy) as pool:
         future = pool.submit(told.path)
         process = Process(told.pid())
-        report = pool.kill_worker(0)
+        report = pool.workers[0].kill()
         assert report.outcome is KillOutcome.ABANDONED
         assert report.fenced == [future.item_id]
         assert future.result() == 2
@@ -373,7 +373,7 @@ def test_i32_a_kill_waits_for_a_commit_and_the_committed_item_is_done(
 
         def kill(ready: Callable[[], None]) -> object:
             ready()
-            return pool.kill_worker(0)
+            return pool.workers[0].kill()
 
         with Victim(kill) as killer:
             until_asleep(killer)
@@ -393,7 +393,7 @@ def test_i22_a_kill_never_hits_the_next_item() -> None:
         requeued = 0
         for future in futures[::20]:
             future.result()
-            requeued += len(pool.kill_worker(0).requeued)
+            requeued += len(pool.workers[0].kill().requeued)
         attempts = [future.result() for future in futures]
     assert sum(attempts) == len(attempts) + requeued
 
@@ -439,7 +439,7 @@ def test_stop_leaves_no_process(told: Told) -> None:
 
 
 def test_a_dropped_pool_leaves_no_process(told: Told) -> None:
-    pool = pool_of(handlers.block, policy=StopPolicy(sigterm=0.1))
+    pool = pool_of(handlers.block, policy=ProcessStopPolicy(sigterm=0.1))
     queue = pool.queue
     queue.put(told.path)  # a future would keep the pool alive
     process = Process(told.pid())
@@ -452,7 +452,7 @@ def test_a_dropped_pool_leaves_no_process(told: Told) -> None:
 PARENT = """
 import sys, desist, process_handlers as handlers
 pool = desist.WorkerPool(
-    handlers.{handler}, workers=1, isolation="process", policy=desist.StopPolicy(sigterm=0.1)
+    handlers.{handler}, workers=1, isolation="process", policy=desist.ProcessStopPolicy(sigterm=0.1)
 )
 pool.submit(sys.argv[1])
 {then}
@@ -516,7 +516,7 @@ def test_i37_a_forked_child_leaves_the_parents_processes_alone() -> None:
 
         def child() -> object:
             pool.stop()
-            for one in pool._children:
+            for one in pool._roster.children:
                 one.dismiss()
             with pytest.raises(RuntimeError, match="make a new pool after a fork"):
                 pool.submit(1)

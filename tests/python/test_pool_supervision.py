@@ -97,7 +97,7 @@ def test_kills_and_cancels_are_distinguished() -> None:
     with WorkerPool(handler, workers=1, policy=policy, on_event=events.append) as pool:
         killed = pool.submit(1)
         begun.acquire()
-        pool.kill_worker(0, "enough")
+        pool.workers[0].kill("enough")
         killed.result()
         begun.acquire()
         unwanted = pool.submit(2)
@@ -151,11 +151,11 @@ def test_i36_a_pool_replaces_workers_up_to_its_limit_in_a_period_and_no_more() -
     pool.submit(1)
     for replaced in range(2):
         deaf.begun.acquire()
-        pool.kill_worker(0)
+        pool.workers[0].kill()
         assert pool.stats().restarts == replaced + 1
     deaf.begun.acquire()
-    with pytest.raises(PoolExhausted, match="worker 0 could not be ended, and 2 were replaced"):
-        pool.kill_worker(0)
+    with pytest.raises(PoolExhausted, match="could not be ended, and 2 were replaced"):
+        pool.workers[0].kill()
     assert pool.stats()[:5] == (1, 0, 0, 2, 3)
     with pytest.raises(PoolExhausted):
         pool.drain()
@@ -192,7 +192,7 @@ def test_i36_a_pool_that_fails_asks_all_its_workers_to_stop_and_ends_a_drain() -
     pool.submit(1)
     deaf.begun.acquire()
     with pytest.raises(PoolExhausted):
-        pool.kill_worker(int(started[0][-1]))
+        pool.workers[int(started[0][-1])].kill()
     cancelled.wait()
     with pytest.raises(PoolExhausted):
         pool.drain()
@@ -206,7 +206,7 @@ def test_the_futures_of_a_failed_pool_have_its_error() -> None:
     futures = [pool.submit(item) for item in range(2)]
     deaf.begun.acquire()
     with pytest.raises(PoolExhausted):
-        pool.kill_worker(0)
+        pool.workers[0].kill()
     for future in futures:
         with pytest.raises(PoolExhausted, match="could not be ended"):
             future.result()

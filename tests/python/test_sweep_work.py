@@ -191,7 +191,7 @@ def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
             for item in range(items):
                 pool.submit(item)
             while kills:
-                report = pool.kill_worker(dice.randrange(4))
+                report = pool.workers[dice.randrange(4)].kill()
                 assert report.outcome is not None
                 rungs[report.outcome] += 1
                 if report.outcome is not desist.KillOutcome.ALREADY_DONE:

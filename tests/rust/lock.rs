@@ -23,8 +23,6 @@ const GIVE_UP: StopPolicy = StopPolicy {
     trace: None,
     defer: Duration::ZERO,
     abandon: true,
-    sigterm: None,
-    sigkill: false,
 };
 
 fn held_by_me() -> Lock {

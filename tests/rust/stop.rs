@@ -8,9 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use desist::boundary::{BodyEnd, Boundary};
-use desist::stop::{KillError, KillOutcome, KillReport, StopPolicy, kill};
+use desist::stop::{KillError, KillOutcome, KillReport, ProcessStopPolicy, StopPolicy, kill};
 use desist::sync::{Acquire, Latch, Lock, LockError};
-use desist::task::{Force, Progress, Task};
+use desist::task::{Elsewhere, Force, Progress, Task};
 use desist::{
     CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, move_on_after, shield, sleep,
 };
@@ -28,8 +28,6 @@ const NO_RUNG: StopPolicy = StopPolicy {
     trace: None,
     defer: Duration::ZERO,
     abandon: false,
-    sigterm: None,
-    sigkill: false,
 };
 
 fn end_of<T>(result: &Result<T, Stop>) -> BodyEnd {
@@ -243,6 +241,60 @@ fn a_second_kill_reports_that_it_was_over() {
         CauseKind::ScopeExited,
         "it was not cancelled again"
     );
+}
+
+#[test]
+fn a_report_has_one_record_for_every_rung_tried() {
+    let task = Task::new("body", None);
+    let (body, finish) = stuck(&task);
+    let moment = Duration::from_millis(5);
+    let policy = StopPolicy {
+        cooperative: moment,
+        at_wait: Some(moment),
+        async_exc: Some(HOUR),
+        abandon: true,
+        ..NO_RUNG
+    };
+    let report = kill_with(&task, &policy);
+    let tried: Vec<_> = report.rungs.iter().map(|rung| rung.rung).collect();
+    assert_eq!(
+        tried,
+        [KillOutcome::Cooperative, KillOutcome::AtWait],
+        "there is no force for the third one"
+    );
+    assert_eq!(report.rungs[0].attempts, 1);
+    for rung in &report.rungs {
+        assert!(rung.elapsed >= rung.limit && rung.limit == moment);
+    }
+    let all: Duration = report.rungs.iter().map(|rung| rung.elapsed).sum();
+    assert!(all <= report.elapsed);
+    finish.send(()).unwrap();
+    body.join().unwrap();
+    assert!(kill_with(&task, &policy).rungs.is_empty());
+}
+
+struct OfNoUse;
+
+impl Elsewhere for OfNoUse {
+    fn strike(&self, _task: u64, _rung: KillOutcome) {}
+}
+
+#[test]
+fn a_policy_is_refused_that_is_not_for_the_place_where_the_body_runs() {
+    let here = Task::new("here", None);
+    here.launch();
+    let for_process = ProcessStopPolicy::default();
+    let refused = kill(&here, None, &for_process, &mut || ()).unwrap_err();
+    assert_eq!(refused, KillError::WrongPolicy);
+    let remote = Task::new("remote", None);
+    remote.runs_elsewhere(Arc::new(OfNoUse));
+    remote.launch();
+    let refused = kill(&remote, None, &NO_RUNG, &mut || ()).unwrap_err();
+    assert_eq!(refused, KillError::WrongPolicy);
+    assert!(!remote.source().token().is_cancelled(), "nothing was done");
+    for task in [here, remote] {
+        run(&task, None, || Ok(())).unwrap();
+    }
 }
 
 #[test]

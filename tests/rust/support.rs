@@ -150,8 +150,6 @@ pub(crate) fn kill_in_its_wait(task: &Arc<Task>, reason: Option<&str>) -> KillRe
         trace: None,
         defer: Duration::ZERO,
         abandon: false,
-        sigterm: None,
-        sigkill: false,
     };
     kill(task, reason.map(Arc::from), &policy, &mut || ()).unwrap()
 }

@@ -83,8 +83,6 @@ const AT_ONCE: StopPolicy = StopPolicy {
     at_wait: Some(Duration::ZERO),
     async_exc: Some(HOUR),
     trace: None,
-    sigterm: None,
-    sigkill: false,
     defer: HOUR,
     abandon: false,
 };

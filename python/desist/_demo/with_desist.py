@@ -68,7 +68,7 @@ class DesistWorkers:
         )
 
         def kill(index: int) -> str:
-            outcome = pool.kill_worker(index, reason="the demo kills at random").outcome
+            outcome = pool.workers[index].kill("the demo kills at random").outcome
             return "NONE" if outcome is None else outcome.name
 
         kills = RandomKills(kill, workers=stats.workers, every=every, seed=seed)

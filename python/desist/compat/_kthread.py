@@ -9,6 +9,7 @@ from desist._thread import Thread
 
 if TYPE_CHECKING:
     from desist._core import KillReport
+    from desist._future import Future
 
 _AT_ONCE = StopPolicy(cooperative=0, at_wait=0)
 
@@ -31,3 +32,10 @@ class KThread(Thread):
         """
         self.killed = True
         return super().kill(reason, policy=_AT_ONCE if policy is None else policy)
+
+    def kill_soon(
+        self, reason: str | None = None, *, policy: StopPolicy | None = None
+    ) -> Future[KillReport]:
+        """As Thread.kill_soon(), by force from the beginning; this is what the recipe does."""
+        self.killed = True
+        return super().kill_soon(reason, policy=_AT_ONCE if policy is None else policy)

@@ -298,7 +298,7 @@ impl Child {
     fn given_up(&self) {
         fork::outside(|| {
             attach(|py| {
-                if let Err(raised) = self.task.call_method0(py, "_given_up") {
+                if let Err(raised) = self.task.call_method0(py, "_abandoned") {
                     raised.write_unraisable(py, None);
                 }
             })

@@ -1,8 +1,14 @@
-//! `StopPolicy` and `KillReport`.
+//! `StopPolicy`, `ProcessStopPolicy`, `KillReport`, `RungReport`, and `BegunKill`, a kill on its way.
+//!
+//! A kill is begun on the calling thread, with the interpreter attached if it is urgent, and goes up
+//! the ladder detached, on that thread or on another. Nothing but conversion happens here; the ladder
+//! is [`crate::stop`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use pyo3::exceptions::PyRuntimeError;
+use parking_lot::Mutex;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 
 use crate::error::Stop;
@@ -10,19 +16,38 @@ use crate::item::ItemId;
 use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::error;
-use crate::stop::{self, KillError, KillOutcome};
+use crate::python::hard_stop::mask::let_in;
+use crate::stop::{self, AnyStopPolicy, KillError, KillOutcome};
 use crate::task;
 
-/// How far a kill goes, and how long each rung of the ladder takes, in seconds.
+fn rung(seconds: Option<f64>, name: &str) -> PyResult<Option<Duration>> {
+    seconds
+        .map(|span| seconds::checked_span(span, name))
+        .transpose()
+}
+
+fn shown(seconds: Option<f64>) -> String {
+    seconds.map_or("None".into(), |seconds| format!("{seconds:?}"))
+}
+
+fn truth(flag: bool) -> &'static str {
+    if flag { "True" } else { "False" }
+}
+
+/// How long a kill of code on a thread stays on each rung of the ladder, in seconds.
 ///
-/// `cooperative`: asked to stop. `at_wait`: Killed is raised at desist waits, through shields.
-/// `async_exc`: Killed is raised anywhere in the body, again and again. `trace`: it is raised in
-/// front of every step of the body, so that code which swallows everything cannot go on; only now
-/// is it traced, and other threads that run the same code are slower meanwhile. None: that rung is
-/// not allowed. In a worker process, instead of these: `sigterm`, SIGTERM raises Killed there, again and
-/// again; `sigkill`, may SIGKILL end it after that? `defer`: so long a held desist lock holds a kill off; later it is struck inside, and the
-/// lock poisoned. `abandon`: in the end, may it be given up while it still runs? A kill takes at
-/// most the sum, and as long as clean-up and commit blocks that are open hold it off.
+/// A kill takes at most the sum, and as long as open clean-up and commit blocks defer it. A rung
+/// that is None, or 0, is left out.
+///
+/// Args:
+///     cooperative: Seconds to end after a cancellation; 0: the next rung comes at once.
+///     at_wait: Seconds in which Killed is raised at desist waits, through shields.
+///     async_exc: Seconds in which Killed is raised anywhere in the code, again and again.
+///     trace: Seconds in which Killed is raised at every line, so that code that swallows it cannot
+///         go on. Only now is the code traced; other threads that run it are slower meanwhile.
+///     defer: Seconds that held desist locks delay the kill; afterwards it is delivered, and they
+///         are poisoned.
+///     abandon: Whether the thread is abandoned, while it still runs, when no rung has ended it.
 #[pyclass(frozen, eq, module = "desist")]
 #[derive(Clone, PartialEq)]
 pub(in crate::python) struct StopPolicy {
@@ -46,10 +71,7 @@ impl StopPolicy {
         trace: "float | None" = 1.0,
         defer: "float" = 1.0,
         abandon = true,
-        sigterm: "float | None" = 2.0,
-        sigkill = true,
     ))]
-    #[allow(clippy::too_many_arguments)] // named ones, each a line of the ladder
     fn new(
         cooperative: f64,
         at_wait: Option<f64>,
@@ -57,29 +79,20 @@ impl StopPolicy {
         trace: Option<f64>,
         defer: f64,
         abandon: bool,
-        sigterm: Option<f64>,
-        sigkill: bool,
     ) -> PyResult<Self> {
-        let rung = |seconds: Option<f64>, name| {
-            seconds
-                .map(|span| seconds::checked_span(span, name))
-                .transpose()
-        };
         Ok(Self {
             policy: stop::StopPolicy {
                 cooperative: seconds::checked_span(cooperative, "cooperative")?,
                 at_wait: rung(at_wait, "at_wait")?,
                 async_exc: rung(async_exc, "async_exc")?,
                 trace: rung(trace, "trace")?,
-                sigterm: rung(sigterm, "sigterm")?,
-                sigkill,
                 defer: seconds::checked_span(defer, "defer")?,
                 abandon,
             },
         })
     }
 
-    /// Seconds to stop when asked.
+    /// Seconds to end after a cancellation; 0: the next rung comes at once.
     #[getter]
     fn cooperative(&self) -> f64 {
         self.policy.cooperative.as_secs_f64()
@@ -91,94 +104,268 @@ impl StopPolicy {
         self.policy.at_wait.map(|span| span.as_secs_f64())
     }
 
-    /// Seconds in which Killed is raised anywhere; None: it is not.
+    /// Seconds in which Killed is raised anywhere in the code; None: it is not.
     #[getter]
     fn async_exc(&self) -> Option<f64> {
         self.policy.async_exc.map(|span| span.as_secs_f64())
     }
 
-    /// Seconds in which Killed is raised in front of every step; None: it is not.
+    /// Seconds in which Killed is raised at every line; None: it is not.
     #[getter]
     fn trace(&self) -> Option<f64> {
         self.policy.trace.map(|span| span.as_secs_f64())
     }
 
-    /// Seconds in which a worker process is told to terminate; None: it is not.
-    #[getter]
-    fn sigterm(&self) -> Option<f64> {
-        self.policy.sigterm.map(|span| span.as_secs_f64())
-    }
-
-    /// May a worker process be killed after that?
-    #[getter]
-    fn sigkill(&self) -> bool {
-        self.policy.sigkill
-    }
-
-    /// Seconds for which a held desist lock holds a kill off.
+    /// Seconds that held desist locks delay the kill.
     #[getter]
     fn defer(&self) -> f64 {
         self.policy.defer.as_secs_f64()
     }
 
-    /// May it be given up in the end?
+    /// Is the thread abandoned when no rung has ended it?
     #[getter]
     fn abandon(&self) -> bool {
         self.policy.abandon
     }
 
     fn __repr__(&self) -> String {
-        let truth = |flag| if flag { "True" } else { "False" };
-        let rung =
-            |seconds: Option<f64>| seconds.map_or("None".into(), |seconds| format!("{seconds:?}"));
         format!(
-            "StopPolicy(cooperative={:?}, at_wait={}, async_exc={}, trace={}, defer={:?}, abandon={}, sigterm={}, sigkill={})",
+            "StopPolicy(cooperative={:?}, at_wait={}, async_exc={}, trace={}, defer={:?}, abandon={})",
             self.cooperative(),
-            rung(self.at_wait()),
-            rung(self.async_exc()),
-            rung(self.trace()),
+            shown(self.at_wait()),
+            shown(self.async_exc()),
+            shown(self.trace()),
             self.defer(),
             truth(self.abandon()),
-            rung(self.sigterm()),
-            truth(self.sigkill()),
         )
     }
 }
 
-/// Kill, with the interpreter let go; if it is urgent, when the first strike has been made: a thread
-/// that never lets go by itself would have this one wait for its switch interval. Callbacks that hear
-/// of the cancellation may let it go, as other code of Python's may.
-pub(in crate::python) fn kill(
-    py: Python<'_>,
-    task: &Arc<task::Task>,
-    reason: Option<&str>,
-    policy: Option<&StopPolicy>,
-    on_abandon: &mut (dyn FnMut() + Send),
-) -> PyResult<KillReport> {
-    let policy = policy.map_or_else(stop::StopPolicy::default, |policy| policy.policy);
-    let mut climb = || {
-        let mut kill = stop::Kill::new(task, reason.map(Into::into), &policy)?;
-        let urgent = kill.is_urgent();
-        if urgent {
-            kill.begin();
-        }
-        detached(py, || {
-            if !urgent {
-                kill.begin();
-            }
-            kill.climb(&mut *on_abandon)
+/// How long a kill of code in a worker process stays on each rung of the ladder, in seconds.
+///
+/// A kill takes at most the sum, and as long as an open commit block defers SIGKILL. A rung that is
+/// None, or 0, is left out.
+///
+/// Args:
+///     cooperative: Seconds to end after a cancellation; 0: the next rung comes at once.
+///     sigterm: Seconds in which SIGTERM is sent, again and again; it raises Killed in the process,
+///         which then ends.
+///     sigkill: Seconds in which SIGKILL is sent, to the process and to all that it has started.
+///     defer: Seconds that desist locks, held in the process, delay the Killed of SIGTERM;
+///         afterwards it is raised, and they are poisoned.
+///     abandon: Whether the process is abandoned, while it still runs, when no rung has ended it.
+#[pyclass(frozen, eq, module = "desist")]
+#[derive(Clone, PartialEq)]
+pub(in crate::python) struct ProcessStopPolicy {
+    policy: stop::ProcessStopPolicy,
+}
+
+#[pymethods]
+impl ProcessStopPolicy {
+    #[new]
+    #[pyo3(signature = (
+        *,
+        cooperative: "float" = 5.0,
+        sigterm: "float | None" = 2.0,
+        sigkill: "float | None" = 5.0,
+        defer: "float" = 1.0,
+        abandon = true,
+    ))]
+    fn new(
+        cooperative: f64,
+        sigterm: Option<f64>,
+        sigkill: Option<f64>,
+        defer: f64,
+        abandon: bool,
+    ) -> PyResult<Self> {
+        Ok(Self {
+            policy: stop::ProcessStopPolicy {
+                cooperative: seconds::checked_span(cooperative, "cooperative")?,
+                sigterm: rung(sigterm, "sigterm")?,
+                sigkill: rung(sigkill, "sigkill")?,
+                defer: seconds::checked_span(defer, "defer")?,
+                abandon,
+            },
         })
-    };
-    climb().map(KillReport::from).map_err(|refusal| match refusal {
+    }
+
+    /// Seconds to end after a cancellation; 0: the next rung comes at once.
+    #[getter]
+    fn cooperative(&self) -> f64 {
+        self.policy.cooperative.as_secs_f64()
+    }
+
+    /// Seconds in which SIGTERM is sent, again and again; None: it is not.
+    #[getter]
+    fn sigterm(&self) -> Option<f64> {
+        self.policy.sigterm.map(|span| span.as_secs_f64())
+    }
+
+    /// Seconds in which SIGKILL is sent, again and again; None: it is not.
+    #[getter]
+    fn sigkill(&self) -> Option<f64> {
+        self.policy.sigkill.map(|span| span.as_secs_f64())
+    }
+
+    /// Seconds that desist locks, held in the process, delay the Killed of SIGTERM.
+    #[getter]
+    fn defer(&self) -> f64 {
+        self.policy.defer.as_secs_f64()
+    }
+
+    /// Is the process abandoned when no rung has ended it?
+    #[getter]
+    fn abandon(&self) -> bool {
+        self.policy.abandon
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "ProcessStopPolicy(cooperative={:?}, sigterm={}, sigkill={}, defer={:?}, abandon={})",
+            self.cooperative(),
+            shown(self.sigterm()),
+            shown(self.sigkill()),
+            self.defer(),
+            truth(self.abandon()),
+        )
+    }
+}
+
+/// The policy of a kill whose body may be on a thread or in a process.
+pub(in crate::python) fn any_policy(policy: &Bound<'_, PyAny>) -> PyResult<AnyStopPolicy> {
+    if let Ok(of_thread) = policy.cast::<StopPolicy>() {
+        return Ok((&of_thread.get().policy).into());
+    }
+    if let Ok(of_process) = policy.cast::<ProcessStopPolicy>() {
+        return Ok((&of_process.get().policy).into());
+    }
+    let given = policy.get_type().name()?;
+    Err(PyTypeError::new_err(format!(
+        "policy must be a StopPolicy or a ProcessStopPolicy, not {given}"
+    )))
+}
+
+fn refusal(py: Python<'_>, error: KillError) -> PyErr {
+    match error {
         KillError::Itself => PyRuntimeError::new_err(
             "a thread cannot kill itself; to end it, return from its function or raise an exception",
         ),
-        KillError::NotStarted => PyRuntimeError::new_err("cannot kill a thread before it is started; start it first"),
+        KillError::NotStarted => {
+            PyRuntimeError::new_err("cannot kill a thread before it is started; start it first")
+        }
+        KillError::WrongPolicy => PyTypeError::new_err(
+            "code in a worker process is killed with a ProcessStopPolicy, code on a thread with a StopPolicy",
+        ),
         KillError::Interrupted => error::from_stop(py, Stop::Interrupted),
-    })
+    }
 }
 
-/// What a kill came to.
+/// What is called when a task is abandoned, detached and before its waiters are told.
+pub(in crate::python) type OnAbandon = Box<dyn FnMut() + Send>;
+
+/// A kill that has begun: its task is cancelled, and an urgent one has been delivered once.
+///
+/// finish() takes it up the ladder, on this thread or another. Without that the kill goes no
+/// further.
+#[pyclass(frozen, module = "desist._core")]
+pub(in crate::python) struct BegunKill {
+    /// Taken by the one call of finish(). None from the beginning: no task was there to be killed.
+    kill: Mutex<Option<(stop::Kill, OnAbandon)>>,
+}
+
+impl BegunKill {
+    /// Cancels the task. An urgent kill is delivered before the interpreter is released: a thread that
+    /// never releases it would have this one wait for the switch interval. Callbacks of the
+    /// cancellation may release it, as all Python code may.
+    pub(in crate::python) fn new(
+        py: Python<'_>,
+        task: &Arc<task::Task>,
+        reason: Option<&str>,
+        policy: AnyStopPolicy,
+        on_abandon: OnAbandon,
+    ) -> PyResult<Self> {
+        let mut kill = stop::Kill::new(task, reason.map(Into::into), policy)
+            .map_err(|error| refusal(py, error))?;
+        if kill.is_urgent() {
+            kill.begin();
+        } else {
+            detached(py, || kill.begin());
+        }
+        Ok(Self {
+            kill: Mutex::new(Some((kill, on_abandon))),
+        })
+    }
+
+    /// The kill of a worker that has no work.
+    pub(in crate::python) fn of_nothing() -> Self {
+        Self {
+            kill: Mutex::new(None),
+        }
+    }
+}
+
+#[pymethods]
+impl BegunKill {
+    /// Go from rung to rung until the task is over or abandoned. A second call finds it over.
+    pub(in crate::python) fn finish(&self, py: Python<'_>) -> PyResult<KillReport> {
+        let Some((kill, mut on_abandon)) = self.kill.lock().take() else {
+            return Ok(stop::KillReport::already_done().into());
+        };
+        // What finishes the kill for its caller may be shielded from kills; the wait is not.
+        let_in(|| detached(py, || kill.climb(&mut *on_abandon)))
+            .map(KillReport::from)
+            .map_err(|error| refusal(py, error))
+    }
+}
+
+/// One rung that a kill has tried.
+#[pyclass(frozen, eq, module = "desist")]
+#[derive(PartialEq)]
+pub(in crate::python) struct RungReport {
+    report: stop::RungReport,
+}
+
+#[pymethods]
+impl RungReport {
+    /// Which rung it was, by the outcome that it leads to.
+    #[getter]
+    fn rung(&self) -> KillOutcome {
+        self.report.rung
+    }
+
+    /// Seconds that the kill stayed on the rung.
+    #[getter]
+    fn seconds(&self) -> f64 {
+        self.report.elapsed.as_secs_f64()
+    }
+
+    /// Seconds that the policy lets it stay there, not counting those in which it was deferred.
+    #[getter]
+    fn limit(&self) -> f64 {
+        self.report.limit.as_secs_f64()
+    }
+
+    /// How often the rung was tried: a cancellation, an exception to be raised, a signal.
+    #[getter]
+    fn attempts(&self) -> u32 {
+        self.report.attempts
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let rung = self.rung().into_pyobject(py)?;
+        Ok(format!(
+            "<RungReport {rung}: {} in {:.3} of {:?} s>",
+            match self.attempts() {
+                1 => "1 attempt".into(),
+                attempts => format!("{attempts} attempts"),
+            },
+            self.seconds(),
+            self.limit(),
+        ))
+    }
+}
+
+/// How a kill ended, and what it did.
 #[pyclass(frozen, module = "desist")]
 pub(in crate::python) struct KillReport {
     report: stop::KillReport,
@@ -190,48 +377,46 @@ impl From<stop::KillReport> for KillReport {
     }
 }
 
-impl KillReport {
-    /// Nothing was running.
-    pub(in crate::python) fn nothing() -> Self {
-        let report = stop::KillReport {
-            outcome: Some(KillOutcome::AlreadyDone),
-            elapsed: std::time::Duration::ZERO,
-            released: Vec::new(),
-            poisoned: Vec::new(),
-            requeued: Vec::new(),
-            fenced: Vec::new(),
-            stack: None,
-            blocked: None,
-        };
-        Self { report }
-    }
-}
-
 fn strings(names: &[Arc<str>]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
 
 #[pymethods]
 impl KillReport {
-    /// The rung of the ladder at which it ended; None: it has not, and was not to be given up.
+    /// The report where there was nothing to kill.
+    #[staticmethod]
+    fn already_done() -> Self {
+        stop::KillReport::already_done().into()
+    }
+
+    /// The last rung that reached the code; None: it still runs, and the policy does not abandon.
     #[getter]
     fn outcome(&self) -> Option<KillOutcome> {
         self.report.outcome
     }
 
-    /// Seconds from the call to the end, when everything had been given back.
+    /// Seconds from the call until the code had ended and all that it held was released.
     #[getter]
     fn elapsed(&self) -> f64 {
         self.report.elapsed.as_secs_f64()
     }
 
-    /// Names of the locks that were given back.
+    /// The rungs that were tried, in order; none if there was nothing to kill. The code ended
+    /// during the last one, unless `outcome` is ABANDONED or None. `outcome` may be a softer rung:
+    /// that one's Killed reached the code, which then took longer to end than the rung's time.
+    #[getter]
+    fn rungs(&self) -> Vec<RungReport> {
+        let rungs = self.report.rungs.iter();
+        rungs.map(|report| RungReport { report: *report }).collect()
+    }
+
+    /// Names of the locks that were released for it.
     #[getter]
     fn released(&self) -> Vec<String> {
         strings(&self.report.released)
     }
 
-    /// Names of the locks that are poisoned now, or lost with who was given up.
+    /// Names of the locks that are poisoned now, or lost with an abandoned thread.
     #[getter]
     fn poisoned(&self) -> Vec<String> {
         strings(&self.report.poisoned)
@@ -243,20 +428,20 @@ impl KillReport {
         self.report.requeued.clone()
     }
 
-    /// Ids of the items whose old lease is fenced off, for its worker was given up.
+    /// Ids of the items whose old lease is fenced, because its worker was abandoned.
     #[getter]
     fn fenced(&self) -> Vec<ItemId> {
         self.report.fenced.clone()
     }
 
-    /// Where it was stopped, or where it is now; None if that is not known.
+    /// Where the code was stopped, or where it is now; None if that is not known.
     #[getter]
     fn stack(&self) -> Option<&str> {
         self.report.stack.as_deref()
     }
 
-    /// The last call of `stack`, if it is one into code that is not Python's and that has not come
-    /// back in all the time in which force was used: no rung can end that. Else None.
+    /// The last call of `stack`, if it is a call into C that has not returned while force was used:
+    /// no rung on a thread can end it. Else None.
     #[getter]
     fn blocked(&self) -> Option<&str> {
         self.report.blocked.as_deref()

@@ -23,7 +23,7 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
 use crate::python::hard_stop::mask::Mask;
-use crate::python::task::stop::{self, KillReport, StopPolicy};
+use crate::python::task::stop::{self, BegunKill};
 use crate::python::task::{self, Ended};
 use crate::python::token::CancelToken;
 use crate::python::wait::blocking;
@@ -115,54 +115,82 @@ impl Seat {
         result
     }
 
-    /// Kill what is being worked on; its item is leased again, by the same worker or another. An
-    /// idle worker has nothing to kill.
-    #[pyo3(signature = (reason = None, policy = None))]
-    fn kill(
-        &self,
-        py: Python<'_>,
+    /// Begin to kill the handler's current call, if there is one, and if it is for `item_id`, if that is
+    /// given; its item is leased again, by the same worker or another. finish() of what this returns
+    /// goes on with it.
+    #[pyo3(signature = (reason, policy: "StopPolicy | ProcessStopPolicy", item_id = None))]
+    #[allow(clippy::needless_pass_by_value)] // as arguments come
+    fn begin_kill(
+        slf: &Bound<'_, Self>,
         reason: Option<&str>,
-        policy: Option<&StopPolicy>,
-    ) -> PyResult<KillReport> {
-        let current = self.current.lock().as_ref().map(|current| {
-            let lease = current.lease.clone_ref(py);
-            (current.task.clone(), lease)
+        policy: &Bound<'_, PyAny>,
+        item_id: Option<ItemId>,
+    ) -> PyResult<BegunKill> {
+        let (py, policy) = (slf.py(), stop::any_policy(policy)?);
+        let current = slf.get().current.lock().as_ref().and_then(|current| {
+            let wanted = item_id.is_none_or(|id| current.lease.get().which().0 == id);
+            wanted.then(|| (current.task.clone(), current.lease.clone_ref(py)))
         });
         let Some((task, lease)) = current else {
-            return Ok(KillReport::nothing());
+            return Ok(BegunKill::of_nothing());
         };
         let cause = failure(py, CauseKind::Explicit, reason)?;
-        stop::kill(py, &task, reason, policy, &mut || {
-            self.abandoned.store(true, Ordering::Release);
-            let _mask = Mask::open(LONGEST_COMMIT); // who kills may be killed
+        let (seat, theirs) = (slf.clone().unbind(), task.clone());
+        let on_abandon = Box::new(move || {
+            let seat = seat.get();
+            seat.abandoned.store(true, Ordering::Release);
+            let _mask = Mask::open(LONGEST_COMMIT); // the killing thread may be killed
             fork::outside(|| {
-                attach(|py| self.take_from(py, &task, lease.get(), &cause));
+                attach(|py| seat.take_from(py, &theirs, lease.get(), &cause));
             });
-            self.over.set();
-        })
+            seat.over.set();
+        });
+        BegunKill::new(py, &task, reason, policy, on_abandon)
     }
 
-    /// Ask what is being worked on to stop, if it is this item.
-    #[pyo3(signature = (item_id, reason = None))]
+    /// Ask the handler's current call to stop, if it is for `item_id`, if that is given.
+    #[pyo3(signature = (reason = None, item_id = None))]
     #[allow(clippy::needless_pass_by_value)] // as arguments come
-    fn cancel(&self, py: Python<'_>, item_id: ItemId, reason: Option<&str>) -> bool {
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>, item_id: Option<ItemId>) -> bool {
         let task = {
             let current = self.current.lock();
             current
                 .as_ref()
-                .filter(|current| current.lease.get().which().0 == item_id)
+                .filter(|current| {
+                    let id = current.lease.get().which().0;
+                    item_id.is_none_or(|wanted| wanted == id)
+                })
                 .map(|current| current.task.clone())
         };
         task.is_some_and(|task| token::cancel_node(py, task.source().node(), reason, None))
     }
 
-    /// Is it working on something? Not if it was given up at that.
+    /// The worker's name.
+    #[getter]
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The id of the item that the handler is called for now. None for an abandoned worker.
+    #[getter]
+    fn item_id(&self) -> Option<ItemId> {
+        let current = self.current.lock();
+        let current = current.as_ref().filter(|_| !self.abandoned());
+        current.map(|current| current.lease.get().which().0)
+    }
+
+    /// Has its thread left the loop, or was it abandoned?
+    fn is_over(&self) -> bool {
+        self.over.is_set()
+    }
+
+    /// Is the handler being called? Not for an abandoned worker.
     #[getter]
     fn busy(&self) -> bool {
         self.current.lock().is_some() && !self.abandoned()
     }
 
-    /// Given up?
+    /// Was it abandoned?
     #[getter]
     fn abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Acquire)
@@ -223,9 +251,10 @@ impl Seat {
                 task: task.clone(),
                 lease: lease.clone().unbind(),
             });
-            // Whoever stops the pool first cancels, then looks who is busy: one of the two is seen.
-            let pool = self.pool.get().inner();
-            pool.check().map_err(|stop| error::from_stop(py, stop))?;
+            // The pool's stop and a kill of the item first cancel, then look for a seat that is busy:
+            // one of the two is seen.
+            let token = task.source().token();
+            token.check().map_err(|stop| error::from_stop(py, stop))?;
             hard_stop::call(handler, &arguments).map(Bound::unbind)
         };
         let settled = task::run(py, &task, body, |result, ended| {

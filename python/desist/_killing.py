@@ -1,0 +1,82 @@
+"""Kills that do not block their caller, and the exceptions that a killed task's result raises.
+
+A kill is begun on the calling thread: the task is cancelled, and force that the policy wants at
+once is delivered. A daemon thread of its own then goes up the ladder and settles the future. The
+beginning, and the start of that thread, are done while kills of the caller are deferred, so that a
+kill that has begun always has its thread, and that thread always settles the future.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from desist._core import Cancelled, Hand, Killed, hold_off
+from desist._exceptions import TaskAborted, TaskCancelled
+from desist._future import Future
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from desist._core import KillReport, Task
+
+
+def kill_now(begin: Callable[[], Callable[[], KillReport]]) -> KillReport:
+    """Begin a kill and finish it; a kill of the caller comes during its waits, or afterwards."""
+    return hold_off(_now, begin)
+
+
+def _now(begin: Callable[[], Callable[[], KillReport]]) -> KillReport:
+    return begin()()
+
+
+def kill_soon(begin: Callable[[], Callable[[], KillReport]]) -> Future[KillReport]:
+    """Begin a kill, and have a thread of its own finish it; never blocks.
+
+    `begin()` returns what finishes the kill. What either of them raises, the future raises.
+    """
+    future: Future[KillReport] = Future()
+    future.set_running_or_notify_cancel()  # a kill that has begun is not called off
+    hold_off(_begin, begin, future)
+    return future
+
+
+def _begin(begin: Callable[[], Callable[[], KillReport]], future: Future[KillReport]) -> None:
+    try:
+        finish = begin()
+        # A Hand takes its place in a simulation, if there is one.
+        hand = Hand("desist-kill")
+        thread = threading.Thread(
+            target=hand.work, args=(_finish, finish, future), name="desist-kill", daemon=True
+        )
+        try:
+            thread.start()
+        except BaseException:
+            if hand.withdraw():
+                raise
+    except Exception as failure:  # noqa: BLE001 (the future raises it)
+        future.set_exception(failure)
+
+
+def _finish(finish: Callable[[], KillReport], future: Future[KillReport]) -> None:
+    try:
+        report = finish()
+    except BaseException as failure:  # noqa: BLE001 (the future raises it)
+        future.set_exception(failure)
+    else:
+        future.set_result(report)
+
+
+def failure_of(task: Task, raised: BaseException | None) -> BaseException | None:
+    """Give what the result of a task raises, after `raised` came out of its body."""
+    failure: BaseException
+    if isinstance(raised, Cancelled):
+        failure = TaskCancelled(raised.cause)
+    elif isinstance(raised, Killed):
+        outcome = task.killed_at
+        assert outcome is not None  # noqa: S101 (for the type checker: Killed was delivered)
+        failure = TaskAborted(task.name, outcome, raised.cause)
+    else:
+        return raised
+    failure.__cause__ = raised
+    return failure

@@ -1,0 +1,255 @@
+"""Worker: the handle of one of a pool's workers. Roster: all workers of a pool, and their start.
+
+A handle stays with its worker: when the worker's thread is abandoned, the handle says so for ever,
+and the worker that takes its place has the same name and a handle of its own. A process that dies
+is replaced behind the same handle.
+
+How: the tuple of workers is replaced as a whole, under the roster's lock, so that readers need no
+lock. The thread whose kill has abandoned a worker replaces it before kill() returns, while kills of
+that thread are deferred, so that such a kill does not leave the pool without the worker. Of several
+kills of a worker that end so, the first to write `_replaced`, under the lock, replaces it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from desist._core import ProcessStopPolicy, Seat, hold_off
+from desist._enums import KillOutcome
+from desist._killing import kill_now, kill_soon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from desist._child import ChildHandler
+    from desist._core import CancelSource, KillReport, Lease, StopPolicy, Tally
+    from desist._future import Future
+    from desist._supervisor import Supervisor
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Worker:
+    """One worker of a WorkerPool, out of WorkerPool.workers.
+
+    It is the handle of this one worker. If that is abandoned, another worker takes its place, which
+    has the same name, and a handle of its own in WorkerPool.workers.
+    """
+
+    def __init__(self, roster: Roster[Any, Any], seat: Seat) -> None:
+        """For WorkerPool."""
+        self._roster = roster
+        self._seat = seat
+        # A kill has abandoned it, and has its place taken. For Roster, under its lock.
+        self._replaced = False
+
+    @property
+    def name(self) -> str:
+        """Its name, as in WorkEvent.worker."""
+        return self._seat.name
+
+    @property
+    def state(self) -> Literal["idle", "busy", "abandoned", "stopped"]:
+        """What it does: waits for an item, works on one, or no longer counts as a worker.
+
+        "abandoned": no rung of a kill has ended its handler, which may still run. "stopped": it has
+        left its loop, with its pool.
+        """
+        if self._seat.abandoned:
+            return "abandoned"
+        if self._seat.is_over():
+            return "stopped"
+        return "busy" if self._seat.busy else "idle"
+
+    @property
+    def item_id(self) -> int | str | None:
+        """The id of the item that it works on; None unless it is busy."""
+        return self._seat.item_id
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Ask the handler to stop the item that it works on, which is then leased again.
+
+        False: the worker is idle, or its handler was asked before. Never blocks. An item that is
+        not wanted any more is cancelled by its future, or by WorkerPool.cancel_item().
+        """
+        return self._seat.cancel(reason)
+
+    def kill(
+        self,
+        reason: str | None = None,
+        *,
+        policy: StopPolicy | ProcessStopPolicy | None = None,
+    ) -> KillReport:
+        """Stop what the worker does, rung by rung of the policy, and tell how that ended.
+
+        The item is leased again, and the worker goes on with the next one. An idle worker has
+        nothing to kill: ALREADY_DONE. A worker that no rung ends is abandoned, and another takes
+        its place. The policy is the pool's unless one is given.
+
+        Blocks: until the handler has ended or was abandoned: at most for the sum of the policy's
+        seconds, and as long as clean-up and commit blocks defer the kill.
+        On cancel: goes on; the caller's own cancellation does not interrupt it.
+
+        Raises:
+            PoolExhausted: the worker was abandoned and is not replaced: that happened too often.
+            RuntimeError: called by the worker's own handler, or the pool has been stopped.
+        """
+        return kill_now(partial(self._begin_kill, reason, policy))
+
+    def kill_soon(
+        self,
+        reason: str | None = None,
+        *,
+        policy: StopPolicy | ProcessStopPolicy | None = None,
+    ) -> Future[KillReport]:
+        """Start a kill() without waiting for it; the future has its report.
+
+        When this returns, the handler has been cancelled, and a daemon thread named "desist-kill"
+        goes up the ladder. Never blocks, and never raises: what kill() would raise, the future
+        raises. The future cannot be cancelled.
+        """
+        return kill_soon(partial(self._begin_kill, reason, policy))
+
+    def _begin_kill(
+        self,
+        reason: str | None,
+        policy: StopPolicy | ProcessStopPolicy | None,
+        item_id: int | str | None = None,
+    ) -> Callable[[], KillReport]:
+        roster = self._roster
+        roster.check_usable()
+        policy = roster.policy if policy is None else policy
+        begun = self._seat.begin_kill(reason, policy, item_id)
+
+        def finish() -> KillReport:
+            report = begun.finish()
+            if report.outcome is KillOutcome.ABANDONED:
+                roster.replace(self)
+            return report
+
+        return finish
+
+    def __repr__(self) -> str:
+        at = "" if self.item_id is None else f" on item {self.item_id}"
+        return f"<Worker {self.name} {self.state}{at}>"
+
+
+class Roster(Generic[T, R]):
+    """The workers of one pool, and what starts, cancels and kills them."""
+
+    def __init__(
+        self,
+        handler: Callable[[Lease[T]], R],
+        *,
+        queue: Any,
+        policy: StopPolicy | ProcessStopPolicy,
+        supervisor: Supervisor,
+        pool: CancelSource,
+        tally: Tally,
+    ) -> None:
+        self.policy = policy
+        # Replaced as a whole, under the lock.
+        self.workers: tuple[Worker, ...] = ()
+        # Of all workers there ever were.
+        self.threads: list[threading.Thread] = []
+        self.children: list[ChildHandler[T, R]] = []
+        # Set by the pool's stop().
+        self.stopped = False
+        # The process that the workers are in.
+        self.process = os.getpid()
+        self._handler = handler
+        self._queue = queue
+        self._supervisor = supervisor
+        self._pool = pool
+        self._tally = tally
+        # The standard library's, so that a cancelled thread takes it as well.
+        self._lock = threading.Lock()
+
+    def check_usable(self) -> None:
+        """Raise RuntimeError if the pool is stopped, or another process's."""
+        if os.getpid() != self.process:
+            message = "this pool's workers are in the parent process; make a new pool after a fork"
+            raise RuntimeError(message)
+        if self.stopped:
+            message = "this pool has been stopped; make a new one"
+            raise RuntimeError(message)
+
+    def add(self, name: str) -> None:
+        """Start one more worker; for the pool's own start."""
+        self.workers = (*self.workers, self._start(name))
+
+    def _start(self, name: str) -> Worker:
+        seat = Seat(name, self._queue, self._pool.token, self._tally)
+        seat.launch()
+        work, failed = partial(seat.work, self._handler), self._supervisor.queue_failed
+        if isinstance(self.policy, ProcessStopPolicy):
+            # Here, so that the pool's constructor says what is wrong with the handler.
+            work = partial(hold_off(self._new_child, seat, self.policy).work)
+        thread = threading.Thread(target=work, args=(failed,), name=name, daemon=True)
+        hold_off(thread.start)  # a kill in it would leave locks of threading held
+        self.threads.append(thread)
+        return Worker(self, seat)
+
+    def _new_child(self, seat: Seat, policy: ProcessStopPolicy) -> ChildHandler[T, R]:
+        from desist._child import ChildHandler  # few need it, and it is heavy
+
+        child = ChildHandler(
+            self._handler, policy, self._pool.token, seat, self._supervisor.count_restart
+        )
+        self.children.append(child)
+        return child
+
+    def replace(self, abandoned: Worker) -> None:
+        """Start a worker in the place of one whose thread was abandoned, once. Inside kill_now().
+
+        Raises:
+            PoolExhausted, PoolFailed: the pool has ended, and nothing is replaced.
+        """
+        with self._lock:
+            if abandoned._replaced:  # noqa: SLF001 (its own module)
+                return
+            abandoned._replaced = True  # noqa: SLF001 (its own module)
+        self._supervisor.count_abandoned(f"{abandoned.name} could not be ended")
+        new = self._start(abandoned.name)
+        with self._lock:
+            self.workers = tuple(new if one is abandoned else one for one in self.workers)
+
+    # What a future of the pool does with its item.
+
+    def cancel_item(self, item_id: int | str, reason: str | None, /) -> bool | None:
+        """Cancel the item. True: it never begins. False: it was begun. None: it had ended."""
+        dead: bool | None = self._queue._cancel(item_id, reason)  # noqa: SLF001 (the core's own door)
+        if dead is False:
+            for worker in self.workers:
+                worker._seat.cancel(reason, item_id)  # noqa: SLF001 (its own module)
+        return dead
+
+    def is_at_work(self, item_id: int | str, /) -> bool:
+        """Does one of the workers work on this item?"""
+        return any(worker.item_id == item_id for worker in self.workers)
+
+    def kill_item(
+        self,
+        item_id: int | str,
+        reason: str | None,
+        policy: StopPolicy | ProcessStopPolicy | None,
+        /,
+    ) -> KillReport:
+        """Kill what a worker does for this item."""
+        return kill_now(partial(self.begin_kill_item, item_id, reason, policy))
+
+    def begin_kill_item(
+        self,
+        item_id: int | str,
+        reason: str | None,
+        policy: StopPolicy | ProcessStopPolicy | None,
+        /,
+    ) -> Callable[[], KillReport]:
+        """Begin that; returns what finishes the kill."""
+        workers = self.workers
+        worker = next((one for one in workers if one.item_id == item_id), workers[0])
+        return worker._begin_kill(reason, policy, item_id)  # noqa: SLF001 (its own module)
