@@ -208,7 +208,7 @@ class Contract:
         while engine.counts() != counts(dead=4):
             other.tend(0.01)
         assert engine.cancel("d", "unwanted") is None
-        assert engine.cancel("nobody", "unwanted") is None
+        assert engine.cancel("unknown", "unwanted") is None
         dead = {one.id: one.failures for one in engine.dead()}
         assert dead["a"] == dead["b"] == ["unwanted"]
         assert dead["c"] == ["no", "unwanted"]
@@ -255,7 +255,7 @@ class Contract:
         assert engine.counts()["leased"] == 1
         assert lease_what_is_due(other).id == "c"
 
-    # --- behind a queue, and a pool ---------------------------------------------------------------
+    # --- behind a queue, and behind a pool --------------------------------------------------------
 
     def test_a_waiter_gets_the_next_item(self, engines: Engines) -> None:
         with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:

@@ -78,7 +78,7 @@ class Model:
         self.states[delivery.id] = "dead" if unwanted else state
 
     def retry(self, engine: Engine, lot: random.Random, _: str) -> None:
-        item_id = lot.choice([*self.states, "nobody"])
+        item_id = lot.choice([*self.states, "unknown"])
         dead = self.states.get(item_id) == "dead"
         assert engine.retry(item_id) is dead
         if dead:
@@ -87,7 +87,7 @@ class Model:
             self.unwanted.discard(item_id)
 
     def cancel(self, engine: Engine, lot: random.Random, _: str) -> None:
-        item_id = lot.choice([*self.states, "nobody"])
+        item_id = lot.choice([*self.states, "unknown"])
         answers = {"ready": True, "delayed": True, "leased": False}
         expected = answers.get(self.states.get(item_id, "none"))
         assert engine.cancel(item_id, "unwanted") is expected

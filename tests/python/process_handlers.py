@@ -150,7 +150,7 @@ def fork(_: Lease[object]) -> int:
     return os.getpid()
 
 
-# --- what is stopped ------------------------------------------------------------------------------
+# --- handlers that are stopped --------------------------------------------------------------------
 
 
 def sleep(lease: Lease[str]) -> int:

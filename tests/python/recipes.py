@@ -51,7 +51,7 @@ def tell(*what: object) -> None:
     print(*what)  # noqa: T201 (the answer of a scene)
 
 
-# --- thread2, and kthread, which is much the same ------------------------------------------------
+# --- thread2, and kthread, which is similar -------------------------------------------------------
 
 
 def async_raise(ident: int | None, kind: object) -> None:
@@ -109,7 +109,7 @@ def thread2_leaves_a_lock_held() -> None:
     thread = Thread2(target=body)
     thread.start()
     thread.join()
-    tell("held by nobody:", trap.locked())
+    tell("held without a holder:", trap.locked())
 
 
 def kthread_leaves_a_queue_locked() -> None:
@@ -226,17 +226,17 @@ class TracedThread(threading.Thread):
     """Checks a flag in front of every line, from its start."""
 
     killed = False
-    looks = 0
+    checks = 0
 
     def run(self) -> None:
-        sys.settrace(self.look)
+        sys.settrace(self.check)
         super().run()
 
-    def look(self, _frame: FrameType, event: str, _argument: object) -> Any:
-        self.looks += 1
+    def check(self, _frame: FrameType, event: str, _argument: object) -> Any:
+        self.checks += 1
         if self.killed and event == "line":
             raise SystemExit
-        return self.look
+        return self.check
 
     def kill(self) -> None:
         self.killed = True
@@ -246,7 +246,7 @@ def tracing_does_not_notice_while_it_waits() -> None:
     kill_in_a_wait(TracedThread)
 
 
-def tracing_looks_at_every_line() -> None:
+def tracing_checks_every_line() -> None:
     def body() -> None:
         for _ in range(1000):
             pass
@@ -254,7 +254,7 @@ def tracing_looks_at_every_line() -> None:
     thread = TracedThread(target=body)
     thread.start()
     thread.join()
-    tell("1000 turns of a loop, nobody killed it, looks:", thread.looks // 1000 * 1000)
+    tell("1000 turns of a loop, without a kill, checks:", thread.checks // 1000 * 1000)
 
 
 # --- the exit flag --------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def a_child_raises_in_its_parent_after_the_block() -> None:
         try:
             left.set()
             child.join()
-            tell("nobody was told")
+            tell("no thread was told")
         except ValueError as raised:
             tell("behind the block:", repr(raised))
 
@@ -467,7 +467,7 @@ def timeout_decorator_is_over_before_a_generator_begins() -> None:
     tell("seconds left to the generator:", *timeout(1000)(numbers)())
 
 
-# --- processes, and daemons at the end of one -----------------------------------------------------
+# --- processes, and daemon threads at exit --------------------------------------------------------
 
 
 def hold(lock: Any, inside: Any) -> None:
@@ -500,7 +500,7 @@ def a_terminated_process_leaves_a_lock_held() -> None:
     context = multiprocessing.get_context("fork")
     lock = context.Lock()
     terminate_in(hold, lock, context)
-    tell("held by nobody:", not lock.acquire(block=False))
+    tell("held without a holder:", not lock.acquire(block=False))
 
 
 def a_terminated_process_leaves_a_queue_locked() -> None:

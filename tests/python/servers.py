@@ -118,12 +118,12 @@ class Server:
         command: Sequence[str | Path],
         program: Program,
         port: int,
-        who: dict[str, Any] | None = None,
+        user: dict[str, Any] | None = None,
     ) -> None:
         self._command = command
         self._program = program
         self.port = port
-        self._who = who or {}
+        self._user = user or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -134,7 +134,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=_die_with_the_test,  # noqa: PLW1509 (one system call, no lock)
-            **self._who,
+            **self._user,
         )
         until = time.monotonic() + SOON
         while not self._answers():
@@ -189,7 +189,7 @@ def postgres_server(folder: Path) -> Iterator[Server]:
     package = "postgresql"
     initdb = find_program("initdb", package, hidden.format("initdb"))
     postgres = find_program("postgres", package, hidden.format("postgres"))
-    with _owned_by_the_user_that_may_run_it(folder) as (data, who):
+    with _owned_by_the_user_that_may_run_it(folder) as (data, user):
         subprocess.run(
             [
                 *(initdb.path, "-D", data, "-U", "postgres", "--auth=trust"),
@@ -198,7 +198,7 @@ def postgres_server(folder: Path) -> Iterator[Server]:
             check=True,
             capture_output=True,
             env=initdb.environment,
-            **who,
+            **user,
         )
         port = free_port()
         options = {
@@ -209,7 +209,7 @@ def postgres_server(folder: Path) -> Iterator[Server]:
             "max_connections": 200,
         }
         settings = [f"--{name}={value}" for name, value in options.items()]
-        server = PostgresServer([postgres.path, "-D", data, *settings], postgres, port, who)
+        server = PostgresServer([postgres.path, "-D", data, *settings], postgres, port, user)
         server.start()
         try:
             yield server
@@ -226,5 +226,5 @@ def _owned_by_the_user_that_may_run_it(folder: Path) -> Iterator[tuple[Path, dic
     nobody = pwd.getpwnam("nobody")
     with tempfile.TemporaryDirectory() as theirs:
         os.chown(theirs, nobody.pw_uid, nobody.pw_gid)
-        who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": [], "cwd": theirs}
-        yield Path(theirs), who
+        user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": [], "cwd": theirs}
+        yield Path(theirs), user

@@ -78,7 +78,7 @@ def test_a_system_thread_leaves_no_thread_state_behind(
 
 
 def test_a_context_variable_set_in_a_callback_stays_in_it() -> None:
-    variable = contextvars.ContextVar("variable", default="nobody's")
+    variable = contextvars.ContextVar("variable", default="unset")
     seen: list[str] = []
 
     def callback(_: CancelCause) -> None:
@@ -88,11 +88,11 @@ def test_a_context_variable_set_in_a_callback_stays_in_it() -> None:
 
     for _ in range(2):
         when_passed(callback)
-    assert seen == ["nobody's", "the callback's"] * 2
+    assert seen == ["unset", "the callback's"] * 2
 
 
 def test_a_callback_of_a_callback_has_the_context_of_the_latter() -> None:
-    variable = contextvars.ContextVar("variable", default="nobody's")
+    variable = contextvars.ContextVar("variable", default="unset")
     seen: list[str] = []
 
     def callback(_: CancelCause) -> None:
@@ -106,14 +106,14 @@ def test_a_callback_of_a_callback_has_the_context_of_the_latter() -> None:
 
 
 def test_a_callback_on_the_cancelling_thread_has_that_threads_context() -> None:
-    variable = contextvars.ContextVar("variable", default="nobody's")
+    variable = contextvars.ContextVar("variable", default="unset")
     seen: list[str] = []
 
     def cancel() -> None:
-        variable.set("who cancels")
+        variable.set("the canceller's")
         source = CancelSource()
         source.token.on_cancel(lambda _: seen.append(variable.get()))
         source.cancel()
 
     in_thread(cancel)
-    assert seen == ["who cancels"]
+    assert seen == ["the canceller's"]

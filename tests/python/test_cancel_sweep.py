@@ -178,7 +178,7 @@ class Notified(Subject):
     def check(self, done: Counter[str]) -> None:
         assert done["taken"] == self.taken
         assert not self.condition.locked()
-        assert ", 0)>" in repr(self.condition), "somebody is still in line"
+        assert ", 0)>" in repr(self.condition), "a waiter is left in the queue"
 
 
 class Met(Subject):

@@ -22,7 +22,7 @@ from support import INSIST, Victim, spin
 
 def test_a_terminated_process_leaves_a_lock_held() -> None:
     told = recipes.alone(recipes.a_terminated_process_leaves_a_lock_held)
-    assert told == ["held by nobody: True"]
+    assert told == ["held without a holder: True"]
 
 
 def test_a_killed_thread_leaves_a_poisoned_lock() -> None:
@@ -90,7 +90,7 @@ def test_a_child_of_run_gets_a_signal_and_time_to_clean_up() -> None:
         assert said.read() == "cleaned up\n"
 
 
-# --- daemons at the end ---------------------------------------------------------------------------
+# --- daemon threads at exit -----------------------------------------------------------------------
 
 
 def ends_with(script: str) -> list[str]:

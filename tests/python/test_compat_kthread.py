@@ -26,11 +26,11 @@ class Killable(KThread, Victim[Any]):
     """A victim that is killed as KThread does it."""
 
 
-# --- what it holds --------------------------------------------------------------------------------
+# --- held locks -----------------------------------------------------------------------------------
 
 
 def test_thread2_leaves_a_lock_held() -> None:
-    assert recipes.alone(recipes.thread2_leaves_a_lock_held) == ["held by nobody: True"]
+    assert recipes.alone(recipes.thread2_leaves_a_lock_held) == ["held without a holder: True"]
 
 
 def test_wherever_a_desist_thread_is_killed_no_lock_is_left_held() -> None:
@@ -93,7 +93,7 @@ def test_wherever_a_desist_worker_is_killed_its_item_is_done() -> None:
     assert sweep_kills(trial, victims="started").points > 5
 
 
-# --- who swallows ---------------------------------------------------------------------------------
+# --- swallowed kills ------------------------------------------------------------------------------
 
 
 def test_the_exception_of_kthread_is_swallowed() -> None:
@@ -116,7 +116,7 @@ def test_a_kill_is_repeated_until_it_has_ended_the_thread() -> None:
     assert victim.state is TaskState.KILLED
 
 
-# --- who waits, and who pays ----------------------------------------------------------------------
+# --- waits, and the cost of tracing ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_a_kill_ends_a_wait(name: str) -> None:
 
 
 def test_tracing_checks_every_line_even_without_a_kill() -> None:
-    told = recipes.alone(recipes.tracing_looks_at_every_line)
-    assert told == ["1000 turns of a loop, nobody killed it, looks: 2000"]
+    told = recipes.alone(recipes.tracing_checks_every_line)
+    assert told == ["1000 turns of a loop, without a kill, checks: 2000"]
 
 
 def test_a_desist_thread_that_is_not_killed_is_not_traced() -> None:
@@ -192,7 +192,7 @@ def test_kthread_knows_that_it_was_killed_and_says_how() -> None:
         KThread().kill()
 
 
-# --- whom it strikes ------------------------------------------------------------------------------
+# --- the target of a kill -------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not LINUX, reason="elsewhere an id may be short")

@@ -377,7 +377,7 @@ def test_code_that_is_ended_by_force_releases_its_locks() -> None:
     assert not lock.locked()
 
 
-# --- what makes no sense --------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def generator() -> Iterator[int]:

@@ -76,7 +76,7 @@ def test_a_limit_spreads_over_all_files() -> None:
     assert few[-1] > standard_library()[len(standard_library()) // 2]
 
 
-# --- what is measured -----------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------
 
 
 def test_undisturbed_work_passes_the_audit(files: list[Path], stats: RunStats) -> None:

@@ -65,7 +65,7 @@ def simulated(test: Callable[[], Any]) -> None:
         testing.run(test, seed=seed)
 
 
-# --- leases are kept ------------------------------------------------------------------------------
+# --- leases are extended --------------------------------------------------------------------------
 
 
 def test_a_handler_may_take_longer_than_a_lease_lasts() -> None:
@@ -381,7 +381,7 @@ def test_an_engine_must_implement_every_abstract_method() -> None:
         Engine()  # type: ignore[abstract]
 
 
-# --- what a pool says of an item ------------------------------------------------------------------
+# --- options and progress of items ----------------------------------------------------------------
 
 
 def test_all_futures_of_one_key_are_settled() -> None:

@@ -154,8 +154,8 @@ def test_to_an_awaiting_task_a_cancelled_function_is_an_error() -> None:
         with ThreadPoolExecutor(1) as executor:
             future = running(executor)
             awaited = asyncio.wrap_future(future)
-            future.cancel("by somebody else")
-            with pytest.raises(TaskCancelled, match="by somebody else"):
+            future.cancel("by other code")
+            with pytest.raises(TaskCancelled, match="by other code"):
                 await awaited
             assert not awaited.cancelled()
             task = asyncio.current_task()
@@ -321,7 +321,7 @@ def test_idle_threads_do_not_keep_a_simulation() -> None:
         testing.run(body)
 
 
-# --- as the standard library has it ---------------------------------------------------------------
+# --- as in the standard library -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inherits", [True, False])

@@ -216,7 +216,7 @@ def test_processes_wake_each_other(path: Path) -> None:
     assert queue.counts()["leased"] == 1
 
 
-# --- what processes leave behind ------------------------------------------------------------------
+# --- killed processes -----------------------------------------------------------------------------
 
 WORKER = """
 import os, sys, desist

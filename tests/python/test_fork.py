@@ -284,7 +284,7 @@ def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
             mirror.end()
 
         print(hung_child(int(sys.argv[1]), churn), flush=True)
-        os._exit(0)  # nobody lets this process go
+        os._exit(0)  # the watch of the parent is never released
     """
     command = [sys.executable, "-W", "ignore", "-c", script, str(forks)]
     ran = subprocess.run(

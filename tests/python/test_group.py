@@ -105,7 +105,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return told
 
 
-# --- a group that goes well -----------------------------------------------------------------------
+# --- success --------------------------------------------------------------------------------------
 
 
 def test_the_block_ends_when_its_tasks_have() -> None:
@@ -383,7 +383,7 @@ def test_a_task_that_only_polls_its_token_sees_a_deadline_around_the_group() -> 
 
 def test_a_cancel_by_a_foreign_token_is_the_tasks_own_failure() -> None:
     source = CancelSource()
-    source.cancel("somebody else")
+    source.cancel("a foreign token")
     with TaskGroup() as group:
         task = group.start_soon(source.token.check)
     assert task.state is TaskState.CANCELLED
@@ -764,7 +764,7 @@ def test_a_race_can_be_cancelled() -> None:
     testing.run(body)
 
 
-# --- whatever happens -----------------------------------------------------------------------------
+# --- random programs ------------------------------------------------------------------------------
 
 PLANS = st.lists(
     st.tuples(st.sampled_from(["return", "raise", "cancel itself", "swallow"]), st.integers(0, 5)),

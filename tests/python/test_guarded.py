@@ -220,7 +220,7 @@ def test_a_kill_in_the_copy_changes_nothing_and_does_not_poison() -> None:
     assert not guarded.locked()
 
 
-# --- given up inside ------------------------------------------------------------------------------
+# --- abandoned inside -----------------------------------------------------------------------------
 
 
 def given_up(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], threading.Event]:
@@ -297,7 +297,7 @@ def test_a_block_that_was_abandoned_while_it_copied_does_not_begin() -> None:
     assert not steps
 
 
-# --- left late ------------------------------------------------------------------------------------
+# --- closed late ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rollback", [None, dict])

@@ -188,7 +188,7 @@ def test_a_kill_is_never_raised_behind_the_body() -> None:
         assert over.is_set()
 
 
-# --- what holds a kill off ------------------------------------------------------------------------
+# --- deferred kills -------------------------------------------------------------------------------
 
 
 def killed_while(victim: Victim[Any], inside: threading.Event, go_on: threading.Event) -> None:
@@ -298,7 +298,7 @@ def test_masks_are_not_inherited_by_threads_started_inside() -> None:
         assert inner.kill(policy=INSIST).outcome is KillOutcome.ASYNC_EXC
 
 
-# --- who swallows ---------------------------------------------------------------------------------
+# --- swallowed kills ------------------------------------------------------------------------------
 
 
 def test_a_swallowed_kill_is_delivered_again() -> None:

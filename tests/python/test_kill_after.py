@@ -62,7 +62,7 @@ def count() -> None:
         n += 1
 
 
-# --- what leaves the block ------------------------------------------------------------------------
+# --- forced out of the block ----------------------------------------------------------------------
 
 
 def loop_in_the_block() -> None:
@@ -369,7 +369,7 @@ def test_a_deferred_kill_of_a_task_leaves_the_kill_of_an_inner_block_alone() -> 
     assert steps == ["the block is left"]
 
 
-# --- what holds a kill off ------------------------------------------------------------------------
+# --- deferred kills -------------------------------------------------------------------------------
 
 
 def test_i25_a_clean_up_zone_inside_defers_it() -> None:
@@ -792,7 +792,7 @@ def test_a_process_may_end_while_a_block_is_watched() -> None:
     """)
 
 
-# --- the rest -------------------------------------------------------------------------------------
+# --- other ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")

@@ -99,7 +99,7 @@ def test_a_wait_ends_with_the_deadline_of_its_block() -> None:
         lock.acquire()
 
 
-# --- given back, however it ends ------------------------------------------------------------------
+# --- released, however the holder ends ------------------------------------------------------------
 
 
 def test_the_locks_of_an_ended_thread_are_released() -> None:
@@ -299,7 +299,7 @@ def test_a_killed_waiter_has_not_acquired_it() -> None:
     assert not lock.poisoned
 
 
-# --- an owner that was given up -------------------------------------------------------------------
+# --- an abandoned holder --------------------------------------------------------------------------
 
 
 def test_a_lock_whose_holder_was_abandoned_is_unavailable_at_once() -> None:

@@ -163,7 +163,7 @@ def test_result_may_be_waited_for_with_a_timeout_and_can_be_cancelled() -> None:
         assert future.exception() is None
 
 
-# --- unwanted work --------------------------------------------------------------------------------
+# --- cancelled items ------------------------------------------------------------------------------
 
 
 def test_a_cancelled_item_is_stopped_and_not_tried_again() -> None:
@@ -201,7 +201,7 @@ def test_the_future_of_an_expired_item_is_cancelled() -> None:
             future.result()
 
 
-# --- unwanted workers -----------------------------------------------------------------------------
+# --- killed workers -------------------------------------------------------------------------------
 
 
 def test_the_item_of_a_killed_worker_is_leased_again() -> None:

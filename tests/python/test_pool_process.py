@@ -398,7 +398,7 @@ def test_i22_a_kill_never_hits_the_next_item() -> None:
     assert sum(attempts) == len(attempts) + requeued
 
 
-# --- unwanted work --------------------------------------------------------------------------------
+# --- cancelled items ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("handler", [handlers.wait, handlers.look])
@@ -425,7 +425,7 @@ def test_without_a_deadline_in_the_parent_the_child_has_none() -> None:
         assert pool.submit(1).result() == math.inf
 
 
-# --- nobody is left -------------------------------------------------------------------------------
+# --- no process is left ---------------------------------------------------------------------------
 
 
 def test_stop_leaves_no_process(told: Told) -> None:
@@ -527,7 +527,7 @@ def test_i37_a_forked_child_leaves_the_parents_processes_alone() -> None:
         assert pool.submit(1).result() == before
 
 
-# --- all of it ------------------------------------------------------------------------------------
+# --- random kills ---------------------------------------------------------------------------------
 
 
 def test_i33_nothing_is_lost_when_processes_are_killed_at_random(

@@ -140,7 +140,7 @@ def test_stats_count_the_busy_workers() -> None:
     assert (pool.stats().alive, pool.stats().busy, pool.stats().done) == (0, 0, 1)
 
 
-# --- giving up ------------------------------------------------------------------------------------
+# --- a pool that fails ----------------------------------------------------------------------------
 
 
 def test_i36_a_pool_replaces_workers_up_to_its_limit_in_a_period_and_no_more() -> None:

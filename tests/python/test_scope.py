@@ -19,7 +19,7 @@ from support import NEVER, Victim, in_thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# --- what each block does -------------------------------------------------------------------------
+# --- the kinds of blocks --------------------------------------------------------------------------
 
 
 def test_a_timeout_is_an_error() -> None:

@@ -236,7 +236,7 @@ def test_a_closed_socket_refuses_everything(pair: tuple[socket.socket, socket.so
     assert "[closed]" in repr(one)
 
 
-# --- nothing happened -----------------------------------------------------------------------------
+# --- cancelled without an effect ------------------------------------------------------------------
 
 
 def test_data_after_a_cancelled_recv_is_for_the_next_one(
@@ -325,7 +325,7 @@ def test_a_killed_accept_leaves_no_connection(policy: desist.StopPolicy) -> None
         victim.raised = None
 
 
-# --- as the standard library's --------------------------------------------------------------------
+# --- as in the standard library -------------------------------------------------------------------
 
 
 def test_a_server_and_a_client_talk() -> None:
@@ -363,7 +363,7 @@ def test_datagrams_have_their_sender() -> None:
         assert one.sendto(b"again", 0, other.getsockname()) == 5
         assert other.recvmsg(100)[0] == b"again"
         with pytest.raises(TypeError):
-            one.sendto(b"nobody")
+            one.sendto(b"to no address")
         one.connect(other.getsockname())
         one.sendall(b"")
         assert other.recv(100) == b""

@@ -64,7 +64,7 @@ def found(sweep: Callable[[], object]) -> SweepError:
     return failure.value
 
 
-# --- what it finds --------------------------------------------------------------------------------
+# --- findings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sweep", [sweep_kills, sweep_cancels])
@@ -190,7 +190,7 @@ def test_a_hung_run_ends_with_its_stack() -> None:
     locks[-1].release()
 
 
-# --- what is struck -------------------------------------------------------------------------------
+# --- the code that is killed ----------------------------------------------------------------------
 
 
 def test_only_the_code_under_test_is_killed() -> None:
@@ -298,7 +298,7 @@ def test_a_killed_finalizer_is_not_reported() -> None:
     assert sweep_kills(work).swallowed > 0  # pytest fails on unraisable exceptions
 
 
-# --- what it refuses ------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_one_at_a_time() -> None:

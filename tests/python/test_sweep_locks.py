@@ -70,7 +70,7 @@ GUARDS: dict[str, Callable[[], Protected]] = {
 }
 
 
-# --- how they are used ----------------------------------------------------------------------------
+# --- ways to use a lock ---------------------------------------------------------------------------
 
 
 def with_block(state: Protected) -> None:

@@ -102,7 +102,7 @@ class Rendezvous:
         for thread in [waiter, *self.others]:
             check_ended(thread)
         assert not self.condition.locked()
-        assert ", 0)>" in repr(self.condition), "somebody is still in line"
+        assert ", 0)>" in repr(self.condition), "a waiter is left in the queue"
 
 
 @pytest.mark.parametrize("use", [Rendezvous.wait, Rendezvous.wait_by_hand])
@@ -175,7 +175,7 @@ def test_a_barrier_passes_all_threads_or_none(
     assert report.stopped > 0
 
 
-# --- one of several -------------------------------------------------------------------------------
+# --- wait_any -------------------------------------------------------------------------------------
 
 
 @sweeps

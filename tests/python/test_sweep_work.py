@@ -157,7 +157,7 @@ def test_i22_a_pool_goes_on_after_a_stop_at_any_bytecode_of_its_handler(
     assert report.stopped > 5
 
 
-# --- real killers ---------------------------------------------------------------------------------
+# --- random kills ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kills", [300, pytest.param(10_000, marks=pytest.mark.soak)])
