@@ -27,7 +27,7 @@ fn broken<T: std::fmt::Debug>(result: &Result<T, BarrierError>) -> bool {
 }
 
 #[test]
-fn a_barrier_for_one_holds_nobody_up_and_none_is_for_nobody() {
+fn a_barrier_for_one_does_not_block_and_one_for_none_is_refused() {
     for parties in [0, 1] {
         let barrier = barrier(parties);
         assert_eq!(barrier.parties(), 1);
@@ -38,7 +38,7 @@ fn a_barrier_for_one_holds_nobody_up_and_none_is_for_nobody() {
 }
 
 #[test]
-fn all_pass_when_the_last_has_come_and_each_knows_how_many_came_before() {
+fn all_pass_when_the_last_party_has_come_and_each_gets_its_number() {
     let barrier = barrier(3);
     for _round in 0..3 {
         let first = waiting(&barrier).1;
@@ -52,7 +52,7 @@ fn all_pass_when_the_last_has_come_and_each_knows_how_many_came_before() {
 }
 
 #[test]
-fn i11_who_is_cancelled_has_not_been_there_and_the_others_wait_on() {
+fn i11_a_cancelled_party_does_not_count_and_the_others_wait_on() {
     let barrier = barrier(3);
     let (task, cancelled) = waiting(&barrier);
     let patient = waiting(&barrier).1;
@@ -63,13 +63,13 @@ fn i11_who_is_cancelled_has_not_been_there_and_the_others_wait_on() {
     ));
     assert_eq!((barrier.waiting(), barrier.is_broken()), (1, false));
     let third = waiting(&barrier).1;
-    // The numbers are those of who was there to the end: one each, and one of them is 0.
+    // Each party that passed has a number of its own, and one of the numbers is 0.
     assert_eq!(barrier.wait_until(Time::NEVER), Ok(2));
     assert_eq!((patient.join(), third.join()), (Ok(0), Ok(1)));
 }
 
 #[test]
-fn i11_who_is_cancelled_when_all_are_there_passes_with_them() {
+fn i11_a_party_that_is_cancelled_when_all_are_there_passes_with_them() {
     let barrier = barrier(2);
     let (task, first) = waiting(&barrier);
     let Arrival::Last(opening) = barrier.arrive(Time::NEVER).unwrap() else {
@@ -82,7 +82,7 @@ fn i11_who_is_cancelled_when_all_are_there_passes_with_them() {
 }
 
 #[test]
-fn who_comes_while_the_last_one_opens_belongs_to_the_next_round() {
+fn a_party_that_comes_while_the_last_one_opens_belongs_to_the_next_round() {
     let barrier = barrier(2);
     let first = waiting(&barrier).1;
     let Arrival::Last(opening) = barrier.arrive(Time::NEVER).unwrap() else {
@@ -98,7 +98,7 @@ fn who_comes_while_the_last_one_opens_belongs_to_the_next_round() {
 }
 
 #[test]
-fn i11_who_came_too_early_for_the_next_round_and_gives_up_does_not_break_this_one() {
+fn i11_a_cancelled_party_of_the_next_round_does_not_break_this_one() {
     let barrier = barrier(2);
     let first = waiting(&barrier).1;
     let Arrival::Last(opening) = barrier.arrive(Time::NEVER).unwrap() else {
@@ -107,19 +107,19 @@ fn i11_who_came_too_early_for_the_next_round_and_gives_up_does_not_break_this_on
     assert!(broken(&barrier.wait_until(PAST)));
     assert_eq!(opening.open(), Ok(1));
     assert_eq!(first.join(), Ok(0));
-    assert!(barrier.is_broken(), "for those who come next");
+    assert!(barrier.is_broken(), "for the next parties");
     assert!(broken(&barrier.wait_until(far())));
 }
 
 #[test]
-fn i11_who_waits_for_too_long_breaks_it_for_all_until_it_is_made_as_new() {
+fn i11_a_party_that_times_out_breaks_it_for_all_until_a_reset() {
     let barrier = barrier(3);
     let first = waiting(&barrier).1;
     let soon = Time::after(Duration::from_millis(1));
     assert!(broken(&barrier.wait_until(soon)));
     assert!(broken(&first.join()));
     assert!(barrier.is_broken());
-    assert!(broken(&barrier.wait_until(far())), "and who comes later");
+    assert!(broken(&barrier.wait_until(far())), "and for later parties");
     barrier.reset();
     assert!(!barrier.is_broken());
     let others = [waiting(&barrier).1, waiting(&barrier).1];
@@ -128,7 +128,7 @@ fn i11_who_waits_for_too_long_breaks_it_for_all_until_it_is_made_as_new() {
 }
 
 #[test]
-fn a_wait_that_may_not_last_breaks_it_at_once() {
+fn a_wait_without_time_breaks_it_at_once() {
     let barrier = barrier(2);
     assert!(broken(&barrier.wait_until(PAST)));
     assert!(barrier.is_broken());
@@ -148,7 +148,7 @@ fn a_deadline_of_a_scope_cancels_and_does_not_break() {
 }
 
 #[test]
-fn i15_who_is_cancelled_already_is_not_there() {
+fn i15_a_party_in_a_cancelled_scope_does_not_count() {
     let barrier = barrier(1);
     let left = move_on_after(Duration::from_secs(3600), |scope| {
         scope.cancel();
@@ -161,7 +161,7 @@ fn i15_who_is_cancelled_already_is_not_there() {
 }
 
 #[test]
-fn whoever_waits_is_told_when_it_is_broken_or_made_as_new() {
+fn every_waiter_gets_an_error_when_it_is_broken_or_reset() {
     let barrier = barrier(2);
     let party = waiting(&barrier).1;
     barrier.abort();
@@ -177,7 +177,7 @@ fn whoever_waits_is_told_when_it_is_broken_or_made_as_new() {
 }
 
 #[test]
-fn if_the_last_one_fails_to_open_nobody_passes() {
+fn no_party_passes_if_the_last_one_fails_to_open() {
     let barrier = barrier(2);
     let first = waiting(&barrier).1;
     let panicked = thread::scope(|threads| {
@@ -191,7 +191,7 @@ fn if_the_last_one_fails_to_open_nobody_passes() {
 }
 
 #[test]
-fn an_opening_that_was_broken_meanwhile_lets_nobody_through() {
+fn an_opening_that_was_broken_meanwhile_lets_no_party_pass() {
     let barrier = barrier(2);
     let first = waiting(&barrier).1;
     let Arrival::Last(opening) = barrier.arrive(Time::NEVER).unwrap() else {

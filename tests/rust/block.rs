@@ -1,4 +1,4 @@
-//! Kills of single blocks, with a host whose force is a counter.
+//! Kills of single blocks, with an interrupter that counts.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ use crate::wait::checkpoint;
 const HOUR: Duration = Duration::from_secs(3600);
 const AT_ONCE: Time = Time::from_nanos(0);
 
-/// What is in the slot of the block's thread.
+/// The content of the slot of the block's thread.
 #[derive(Default)]
 struct Slot {
     posted: AtomicI32,
@@ -84,7 +84,7 @@ fn open_until(deadline: Time, kill_after: Duration) -> Open {
 }
 
 impl Open {
-    /// Cancel it, and order its kill.
+    /// Cancel the block, and request its kill.
     fn kill(&self, respects_locks_until: Time) {
         let cause = Cause::now(CauseKind::Explicit, Some("a test".into()), None);
         self.node.cancel(cause.clone());
@@ -110,7 +110,7 @@ fn killed() -> bool {
 }
 
 #[test]
-fn i22_what_was_posted_at_a_block_is_taken_back_at_its_end_and_nothing_is_posted_afterwards() {
+fn i22_a_kill_posted_at_a_block_is_retracted_at_its_end_and_none_is_posted_afterwards() {
     let block = open();
     block.kill(AT_ONCE);
     assert_eq!(block.strike(), 1);
@@ -124,7 +124,7 @@ fn i22_what_was_posted_at_a_block_is_taken_back_at_its_end_and_nothing_is_posted
 }
 
 #[test]
-fn a_thread_has_a_task_while_it_is_in_such_a_block_and_no_longer() {
+fn a_thread_has_a_task_only_while_it_is_in_such_a_block() {
     assert!(scope::current_task().is_none());
     let (outer, inner) = (open(), open());
     assert!(Arc::ptr_eq(&outer.task, &inner.task) && inner.task.is_of_thread());
@@ -140,7 +140,7 @@ fn a_killed_that_leaves_its_block_ends_there() {
     block.kill(AT_ONCE);
     assert!(killed());
     assert!(absorbed(block.leave(Unwinding::Killed)));
-    // One that is nobody's passes.
+    // A kill that belongs to no open block passes.
     let block = open();
     assert_eq!(block.leave(Unwinding::Killed), Ok(ForcedExit::Pass));
 }
@@ -168,7 +168,7 @@ fn the_end_of_the_outer_block_is_that_of_an_inner_one_whose_end_was_skipped() {
 }
 
 #[test]
-fn a_kill_of_the_whole_task_passes_a_block_unless_it_is_held_off() {
+fn a_kill_of_the_whole_task_passes_a_block_unless_it_is_deferred() {
     for masked in [false, true] {
         let task = Task::new("body", None);
         let boundary = Boundary::enter(&task, None);
@@ -185,7 +185,7 @@ fn a_kill_of_the_whole_task_passes_a_block_unless_it_is_held_off() {
 }
 
 #[test]
-fn i24_only_what_was_taken_inside_holds_a_kill_off() {
+fn i24_only_a_lock_acquired_inside_defers_a_kill() {
     let [before, inside] = [(); 2].map(|()| Lock::default());
     assert!(before.try_acquire(Acquire::Task).unwrap());
     let block = open();
@@ -199,7 +199,7 @@ fn i24_only_what_was_taken_inside_holds_a_kill_off() {
 }
 
 #[test]
-fn i25_only_a_mask_that_was_opened_inside_holds_a_kill_off() {
+fn i25_only_a_mask_opened_inside_defers_a_kill() {
     let outermost = open();
     let outer = outermost.task.mask(Time::NEVER);
     let block = open();
@@ -216,7 +216,7 @@ fn i25_only_a_mask_that_was_opened_inside_holds_a_kill_off() {
 }
 
 #[test]
-fn i21_what_a_struck_block_still_holds_is_poisoned_and_what_was_held_before_is_not() {
+fn i21_a_lock_that_a_killed_block_still_holds_is_poisoned_and_one_held_before_is_not() {
     let [before, inside] = [(); 2].map(|()| Lock::default());
     assert!(before.try_acquire(Acquire::Block).unwrap());
     let block = open();
@@ -233,7 +233,7 @@ fn i21_what_a_struck_block_still_holds_is_poisoned_and_what_was_held_before_is_n
 }
 
 #[test]
-fn what_a_block_holds_that_was_not_struck_is_left_to_it() {
+fn the_locks_of_a_block_that_was_not_killed_are_left_alone() {
     let inside = Lock::default();
     let block = open();
     assert!(inside.try_acquire(Acquire::Task).unwrap());
@@ -260,7 +260,7 @@ fn a_host_that_can_choose_raises_where_it_may_and_once() {
 }
 
 #[test]
-fn i23_i24_a_block_that_swallows_for_long_is_struck_at_every_step_but_where_it_is_held_off() {
+fn i23_i24_a_block_that_swallows_for_long_is_killed_at_every_step_unless_deferred() {
     let clock = testing::freeze();
     let block = open();
     block.kill(AT_ONCE);
@@ -294,7 +294,7 @@ fn i23_i24_a_block_that_swallows_for_long_is_struck_at_every_step_but_where_it_i
 }
 
 #[test]
-fn i23_a_block_is_struck_again_and_not_before_it_is_due() {
+fn i23_a_kill_of_a_block_is_delivered_again_and_not_before_it_is_due() {
     let soon = Time::after(HOUR);
     let block = open_until(soon, HOUR);
     assert_eq!(block.task.press_block(block.id), Some(soon + HOUR));
@@ -321,7 +321,7 @@ fn i23_a_block_is_struck_again_and_not_before_it_is_due() {
 }
 
 #[test]
-fn a_kill_whose_block_is_in_a_cancelled_scope_goes_on_as_that_ones_cancellation() {
+fn a_kill_of_a_block_in_a_cancelled_scope_becomes_the_scopes_cancellation() {
     let outer: Result<Option<()>, Stop> = crate::move_on_after(HOUR, |scope| {
         scope.cancel();
         let block = open();
@@ -336,7 +336,7 @@ fn a_kill_whose_block_is_in_a_cancelled_scope_goes_on_as_that_ones_cancellation(
 }
 
 #[test]
-fn i37_nothing_is_left_of_a_kill_after_a_fork() {
+fn i37_no_kill_is_pending_after_a_fork() {
     let block = open();
     block.kill(AT_ONCE);
     assert_eq!(block.strike(), 1);

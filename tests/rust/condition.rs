@@ -30,7 +30,7 @@ fn unlock(condition: &Condition) {
     condition.lock().release().unwrap();
 }
 
-/// Wait with the lock held so often; after it the lock has to be held as often.
+/// Wait with the lock held `times` times; afterwards it has to be held as often.
 fn wait(condition: &Condition, depth: usize) -> Result<bool, WaitError> {
     for _ in 0..depth {
         lock(condition);
@@ -60,7 +60,7 @@ fn is_cancelled(result: &Result<bool, WaitError>) -> bool {
 }
 
 #[test]
-fn a_wait_gives_up_the_lock_and_takes_it_again_after_a_notify() {
+fn a_wait_releases_the_lock_and_reacquires_it_after_a_notify() {
     for condition in [plain(), reentrant()] {
         let (_, waiter) = waiting(&condition, 1);
         assert!(!condition.lock().is_locked());
@@ -76,7 +76,7 @@ fn a_wait_gives_up_the_lock_and_takes_it_again_after_a_notify() {
 }
 
 #[test]
-fn a_lock_that_is_held_more_than_once_is_given_up_whole_and_held_as_often_again() {
+fn a_lock_held_several_times_is_released_whole_and_reacquired_as_often() {
     let condition = reentrant();
     let (_, waiter) = waiting(&condition, 3);
     lock(&condition);
@@ -87,7 +87,7 @@ fn a_lock_that_is_held_more_than_once_is_given_up_whole_and_held_as_often_again(
 }
 
 #[test]
-fn notifies_go_to_so_many_the_longest_waiting_first() {
+fn notifies_go_to_the_longest_waiters_first() {
     let condition = plain();
     let (sender, woken) = channel();
     let waiters = [0, 1, 2, 3].map(|number| {
@@ -108,7 +108,7 @@ fn notifies_go_to_so_many_the_longest_waiting_first() {
     condition.notify(usize::MAX);
     assert_eq!(woken.recv(), Ok(3));
     waiters.into_iter().for_each(Parker::join);
-    condition.notify(1); // to nobody, and it is not kept
+    condition.notify(1); // there is no waiter, and the notify is not kept
     lock(&condition);
     assert!(!condition.wait_until(PAST).unwrap());
     unlock(&condition);
@@ -133,7 +133,7 @@ fn i11_a_cancelled_waiter_holds_the_lock_and_the_notify_goes_to_the_next() {
     let (_, next) = waiting(&condition, 1);
     lock(&condition);
     task.source().cancel();
-    // It is out of the line, or dead in it; and waits for the lock, which nothing cuts short.
+    // The waiter has left the queue, or is dead in it; its reacquire is uninterruptible.
     condition.notify(1);
     unlock(&condition);
     assert!(is_cancelled(&cancelled.join()));
@@ -143,7 +143,7 @@ fn i11_a_cancelled_waiter_holds_the_lock_and_the_notify_goes_to_the_next() {
 }
 
 #[test]
-fn a_notify_that_came_before_the_cancel_is_told_and_the_next_checkpoint_raises() {
+fn a_notify_before_the_cancel_is_returned_and_the_next_checkpoint_raises() {
     let condition = plain();
     let theirs = condition.clone();
     let (task, waiter) = parked_task(move || {
@@ -159,7 +159,7 @@ fn a_notify_that_came_before_the_cancel_is_told_and_the_next_checkpoint_raises()
 }
 
 #[test]
-fn i15_a_wait_in_a_cancelled_scope_does_not_give_the_lock_up() {
+fn i15_a_wait_in_a_cancelled_scope_does_not_release_the_lock() {
     let condition = plain();
     lock(&condition);
     let left = move_on_after(HOUR, |scope| {
@@ -194,8 +194,7 @@ fn a_wait_without_the_lock_is_refused() {
     unlock(&condition);
 }
 
-/// Run `body` as a task on a thread of its own and kill it in the wait that it comes to. It may
-/// wait before, for nothing that the task is not to be killed in.
+/// Run `body` as a task on a thread of its own, and kill it in its first wait.
 fn kill_in_a_wait(body: impl FnOnce() -> bool + Send + 'static) {
     let task = Task::new("killed", None);
     let theirs = task.clone();
@@ -242,7 +241,7 @@ fn i21_a_lock_that_was_poisoned_during_the_wait_is_not_held_after_it() {
 }
 
 #[test]
-fn i20_i21_who_is_killed_in_the_wait_has_its_lock_back_and_the_sweep_poisons_it() {
+fn i20_i21_a_waiter_killed_in_the_wait_reacquires_its_lock_and_the_sweep_poisons_it() {
     let condition = reentrant();
     let theirs = condition.clone();
     kill_in_a_wait(move || {

@@ -13,7 +13,7 @@ fn waiting_for(event: &Arc<Event>) -> (Arc<Task>, Parker<Result<bool, Stop>>) {
 }
 
 #[test]
-fn it_is_set_and_cleared_as_often_as_one_likes() {
+fn it_can_be_set_and_cleared_again_and_again() {
     let event = Event::new();
     for _ in 0..2 {
         assert!(!event.is_set());
@@ -29,7 +29,7 @@ fn it_is_set_and_cleared_as_often_as_one_likes() {
 }
 
 #[test]
-fn i12_all_who_wait_wake_though_it_is_cleared_again_at_once() {
+fn i12_all_waiters_wake_even_if_it_is_cleared_again_at_once() {
     for _ in 0..50 {
         let event = Arc::new(Event::new());
         let waiters = [waiting_for(&event).1, waiting_for(&event).1];
@@ -54,7 +54,7 @@ fn i11_a_cancelled_waiter_is_not_set_free_by_a_later_set_and_the_others_are() {
 }
 
 #[test]
-fn i11_a_wait_in_vain_times_out() {
+fn i11_a_wait_for_an_unset_event_times_out() {
     let event = Event::new();
     let soon = Time::after(Duration::from_millis(1));
     assert_eq!(event.wait_until(soon), Ok(false));
@@ -63,7 +63,7 @@ fn i11_a_wait_in_vain_times_out() {
 }
 
 #[test]
-fn i15_a_wait_in_a_cancelled_scope_raises_though_it_is_set() {
+fn i15_a_wait_in_a_cancelled_scope_raises_even_if_it_is_set() {
     let event = Event::new();
     event.set();
     let left = move_on_after(Duration::from_secs(3600), |scope| {

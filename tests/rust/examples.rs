@@ -1,4 +1,4 @@
-//! The examples run, and find what they claim.
+//! The examples run, and their assertions hold.
 
 #[path = "../../examples/cancel_tree.rs"]
 mod cancel_tree;
@@ -20,6 +20,6 @@ fn cancelling_goes_down_the_tree() {
 
 #[cfg(not(loom))]
 #[test]
-fn a_stopped_worker_gives_its_work_back() {
+fn the_item_of_a_stopped_worker_is_requeued() {
     worker::main();
 }

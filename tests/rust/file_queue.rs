@@ -1,5 +1,5 @@
-//! The queue in a file: who waits for it, and what a file adds. See also `file_queue_crash.rs` and
-//! `file_queue_power.rs`; that it does what the one in memory does, the unit tests of it see.
+//! The queue in a file: its waits, and the properties of the file. See also `file_queue_crash.rs` and
+//! `file_queue_power.rs`; its unit tests compare it with the model of all queues.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::support::{PAST, Parker, far};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A folder of its own, gone at the end.
+/// A folder of its own, deleted at the end.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
@@ -83,7 +83,7 @@ fn policy(max_attempts: u32) -> QueueOptions {
 // ---------------------------------------------------------------------- waiting
 
 #[test]
-fn a_waiting_worker_gets_the_next_item_and_those_who_wait_longer_come_first() {
+fn a_waiting_worker_gets_the_next_item_and_the_longest_waiting_is_first() {
     let folder = Folder::new();
     let queue = folder.open();
     let wait = || {
@@ -117,7 +117,7 @@ fn drain_waits_for_the_last_item_and_its_waiter_can_be_cancelled() {
 }
 
 #[test]
-fn a_closed_queue_sends_waiting_workers_home_and_keeps_its_items() {
+fn a_closed_queue_ends_the_waits_of_its_workers_and_keeps_its_items() {
     let folder = Folder::new();
     let queue = folder.open();
     let theirs = queue.clone();
@@ -130,7 +130,7 @@ fn a_closed_queue_sends_waiting_workers_home_and_keeps_its_items() {
 }
 
 #[test]
-fn an_earlier_pause_wakes_who_waits_for_a_later_one() {
+fn an_earlier_pause_wakes_a_worker_that_waits_for_a_later_one() {
     let folder = Folder::new();
     let queue = folder.open();
     let [late, soon] = ["late", "soon"].map(|item| {
@@ -172,7 +172,7 @@ fn a_put_waits_for_room_and_can_be_cancelled() {
 }
 
 #[test]
-fn i12_an_item_that_nobody_wants_any_more_makes_room_and_is_the_end() {
+fn i12_an_expired_item_makes_room_and_ends_a_drain() {
     let folder = Folder::new();
     let queue = folder.open_with(QueueOptions {
         maxsize: 1,
@@ -187,7 +187,7 @@ fn i12_an_item_that_nobody_wants_any_more_makes_room_and_is_the_end() {
         queue.put(bytes("item"), options, until)
     };
     let soon = Duration::from_millis(1);
-    // Ready, or delayed for longer than it is wanted.
+    // Ready, or delayed for longer than its time to live.
     for delay in [Duration::ZERO, HOUR] {
         assert!(put(delay, soon, far()).unwrap().is_some());
         assert!(put(delay, soon, far()).unwrap().is_some());
@@ -224,7 +224,7 @@ fn i12_i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
         maxsize: 20,
         ..QueueOptions::default()
     };
-    // Two queues, as in two processes: they hear of each other by the file alone.
+    // Two queues, as in two processes: they wake each other through the file alone.
     let queues = [folder.open_with(options), folder.open_with(options)];
     let acked: [AtomicU32; ITEMS] = std::array::from_fn(|_| AtomicU32::new(0));
     let work = |worker: usize| {
@@ -311,7 +311,7 @@ fn an_item_with_a_known_key_is_the_one_that_is_there() {
 }
 
 #[test]
-fn the_least_priority_comes_first_then_what_came_first() {
+fn the_least_priority_comes_first_then_the_oldest_item() {
     let folder = Folder::new();
     let queue = folder.open();
     for (priority, item) in [(1, "d"), (0, "b"), (-1, "a"), (0, "c")] {
@@ -330,7 +330,7 @@ fn the_least_priority_comes_first_then_what_came_first() {
 }
 
 #[test]
-fn what_is_said_of_progress_the_next_attempt_finds_in_any_process() {
+fn the_next_attempt_has_the_progress_in_any_process() {
     let folder = Folder::new();
     let queue = folder.open();
     let id = put(&queue, "item");
@@ -346,7 +346,7 @@ fn what_is_said_of_progress_the_next_attempt_finds_in_any_process() {
 }
 
 #[test]
-fn many_items_are_put_all_or_none() {
+fn many_items_are_put_together_or_not_at_all() {
     let folder = Folder::new();
     let queue = folder.open_with(QueueOptions {
         maxsize: 3,
@@ -361,8 +361,8 @@ fn many_items_are_put_all_or_none() {
     queue
         .nack(first.id, first.epoch, Nack::AtOnce, None)
         .unwrap();
-    let given_up = queue.dead_letter_all(bytes("shutdown")).unwrap();
-    assert_eq!(given_up, [note(0), note(1)]);
+    let dead = queue.dead_letter_all(bytes("shutdown")).unwrap();
+    assert_eq!(dead, [note(0), note(1)]);
     assert_eq!(
         queue.dead().unwrap()[0].2,
         [Failure::Noted(bytes("shutdown"))]
@@ -375,7 +375,7 @@ fn many_items_are_put_all_or_none() {
 }
 
 #[test]
-fn people_can_read_it() {
+fn the_tables_are_readable_by_people() {
     let folder = Folder::new();
     let queue = folder.open();
     put(&queue, "item");
@@ -389,7 +389,7 @@ fn people_can_read_it() {
 
 // ---------------------------------------------------------------------- files that are none
 
-/// All files there are, and what is in them.
+/// All files of the folder, with their contents.
 fn content(folder: &Folder) -> Vec<(PathBuf, Vec<u8>)> {
     let files = fs::read_dir(&folder.0).unwrap();
     let mut content: Vec<_> = files
@@ -400,7 +400,7 @@ fn content(folder: &Folder) -> Vec<(PathBuf, Vec<u8>)> {
     content
 }
 
-/// The file is refused, and left as it is.
+/// Check that the file is refused, and left as it is.
 fn refused(folder: &Folder) -> FileError {
     let before = content(folder);
     let error = FileQueue::open(folder.file(), QueueOptions::default()).unwrap_err();
@@ -465,7 +465,7 @@ fn a_file_that_was_cut_off_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_file_that_was_written_over_is_an_error_and_left_as_it_is() {
+fn an_overwritten_file_is_an_error_and_left_as_it_is() {
     let folder = Folder::new();
     put(&folder.open(), "item");
     let mut content = fs::read(folder.file()).unwrap();
@@ -476,7 +476,7 @@ fn a_file_that_was_written_over_is_an_error_and_left_as_it_is() {
 }
 
 #[test]
-fn a_file_with_nothing_in_it_becomes_a_queue() {
+fn an_empty_file_becomes_a_queue() {
     let folder = Folder::new();
     fs::write(folder.file(), "").unwrap();
     put(&folder.open(), "item");
@@ -484,8 +484,8 @@ fn a_file_with_nothing_in_it_becomes_a_queue() {
 
 #[cfg(target_os = "linux")]
 #[test]
-#[allow(unsafe_code)] // to be somebody who may not
-fn a_file_that_must_not_be_written_is_an_error() {
+#[allow(unsafe_code)] // to become a user without the right to write
+fn a_read_only_file_is_an_error() {
     use std::os::unix::fs::PermissionsExt;
     let folder = Folder::new();
     put(&folder.open(), "item");
@@ -493,7 +493,7 @@ fn a_file_that_must_not_be_written_is_an_error() {
     let opened = thread::spawn({
         let file = folder.file();
         move || {
-            // SAFETY: the bare system call changes who this one thread is. Root may do anything.
+            // SAFETY: the system call changes the user of this thread only.
             unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
             FileQueue::open(file, QueueOptions::default()).map(|_| ())
         }
@@ -504,7 +504,7 @@ fn a_file_that_must_not_be_written_is_an_error() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_an_error() {
+fn a_missing_folder_is_an_error() {
     let error = FileQueue::open("/nowhere/jobs.db", QueueOptions::default()).unwrap_err();
     assert!(error.to_string().contains("No such file"), "{error}");
 }

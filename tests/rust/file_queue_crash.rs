@@ -1,5 +1,5 @@
-//! Processes that share a file, and die (I33). A child is this test program again, told by its
-//! environment what to do.
+//! Processes that share a file, and are killed (I33). A child is this test program again; its
+//! environment says what to do.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -27,7 +27,7 @@ fn options(max_attempts: u32) -> QueueOptions {
     }
 }
 
-/// Start a child that does this. It says a byte on its error output for each step.
+/// Start a child that does this. It writes a byte to its error output for each step.
 fn start(what: &str, file: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "file_queue_crash::child", "--nocapture"])
@@ -59,7 +59,7 @@ fn say() {
     io::stderr().write_all(b".").unwrap();
 }
 
-/// What the children do; not a test.
+/// The work of the children; not a test.
 #[test]
 fn child() {
     let (Ok(what), Ok(file)) = (std::env::var("DESIST_CHILD"), std::env::var("DESIST_FILE")) else {
@@ -86,7 +86,7 @@ fn child() {
     }
 }
 
-/// Fork, and see that the child can do nothing with its parent's file.
+/// Fork, and check that the child can do nothing with its parent's file.
 #[allow(unsafe_code)] // fork
 fn fork(queue: FileQueue, file: &str) {
     // SAFETY: no other thread of this process is inside the allocator or the core for long.
@@ -151,7 +151,7 @@ fn work_until_drained(queue: &FileQueue, file: &Path) {
     }
 }
 
-/// A number below `end`, by lot, but the same in each run.
+/// A pseudo-random number below `end`, the same in each run.
 fn draw(state: &mut u64, end: u64) -> u64 {
     *state = state
         .wrapping_mul(6_364_136_223_846_793_005)
@@ -171,7 +171,7 @@ fn refill(file: &Path) -> u64 {
     MORE
 }
 
-/// Have so many processes work items off, killing one after the other, so often.
+/// Let several processes work through the items, killing one after the other.
 fn work_off(processes: usize, mut kills: u64) {
     let (folder, wanted) = (Folder::new(), kills);
     let mut items = refill(&folder.file());
@@ -185,7 +185,7 @@ fn work_off(processes: usize, mut kills: u64) {
         if hear(&mut victim, steps) {
             kills -= 1;
         } else {
-            items += refill(&folder.file()); // the children were quick
+            items += refill(&folder.file()); // the children have finished first
         }
         kill(victim);
         running.push(start("work", &folder.file()));
@@ -232,7 +232,7 @@ fn i33_nothing_is_lost_when_one_of_two_processes_is_killed_again_and_again() {
 }
 
 #[test]
-fn i12_i33_who_waits_gets_what_a_killed_process_held() {
+fn i12_i33_a_waiter_gets_the_item_that_a_killed_process_held() {
     let folder = Folder::new();
     let queue = FileQueue::open(folder.file(), options(1000)).unwrap();
     let id = queue
@@ -265,7 +265,7 @@ fn i30_i33_an_item_that_kills_its_process_is_dead_in_the_end() {
     assert!(hear(&mut child, 1));
     let pid = child.id();
     kill(child);
-    // The keeper hears of it, and then nothing is left to do.
+    // The file watch notices the death, and then nothing is left to do.
     assert!(queue.drain(Time::NEVER).unwrap());
     let dead = queue.dead().unwrap();
     assert_eq!(
@@ -297,7 +297,7 @@ fn i12_an_item_put_by_one_process_wakes_another() {
     queue.put(*b"first", PutOptions::default(), PAST).unwrap();
     let mut child = start("work", &folder.file());
     assert!(hear(&mut child, 1));
-    // It drains the queue and ends, and this process hears of the end.
+    // The child drains the queue and ends, and this process is woken by that.
     assert!(queue.drain(Time::NEVER).unwrap());
     assert!(child.wait().unwrap().success());
     assert_eq!(queue.counts().unwrap().done, 1);

@@ -1,7 +1,7 @@
-//! The queue's file when the power fails, or the disk is full: a layer between SQLite and the
-//! system that writes down what is written and synced, and can refuse. It is SQLite's default in a
-//! child process of its own, so that the other tests keep the real one.
-#![allow(unsafe_code)] // SQLite's interface for such layers is C's
+//! The queue's file when the power fails, or the disk is full: a layer between SQLite and the system
+//! that records every write and sync, and can refuse them. It is SQLite's default in a child process
+//! of its own, so that the other tests keep the real one.
+#![allow(unsafe_code)] // SQLite's interface for such layers is in C
 #![allow(
     clippy::cast_sign_loss,
     clippy::cast_possible_truncation,
@@ -34,7 +34,7 @@ enum Event {
     Delete(String),
     /// A put has returned for this item.
     Put(u64),
-    /// This item's work is done, and its ack begins.
+    /// The work of this item is done, and its ack begins.
     Acking(u64),
 }
 
@@ -48,7 +48,7 @@ fn record(event: Event) {
     }
 }
 
-/// A file of SQLite's; the real one lies behind it.
+/// A file of SQLite, in front of the real one.
 #[repr(C)]
 struct Watched {
     base: ffi::sqlite3_file,
@@ -57,7 +57,7 @@ struct Watched {
 
 /// The real file behind.
 unsafe fn real(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
-    // SAFETY: SQLite makes the place as large as `install` says: both.
+    // SAFETY: SQLite allocates the size that `install` asks for, which is that of both files.
     unsafe { file.cast::<Watched>().add(1).cast() }
 }
 
@@ -67,13 +67,13 @@ unsafe fn name_of(file: *mut ffi::sqlite3_file) -> String {
 }
 
 fn last_part(path: *const c_char) -> String {
-    // SAFETY: a path that SQLite hands over.
+    // SAFETY: SQLite passes a valid path.
     let path = unsafe { CStr::from_ptr(path) }.to_str().unwrap();
     path.rsplit('/').next().unwrap().to_owned()
 }
 
 fn default_vfs() -> *mut ffi::sqlite3_vfs {
-    // SAFETY: a name that ends with a zero; the VFS is there for good.
+    // SAFETY: the name ends with a zero, and the VFS is never freed.
     unsafe { ffi::sqlite3_vfs_find(c"unix".as_ptr()) }
 }
 
@@ -82,7 +82,7 @@ macro_rules! pass_on {
     ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => { $(
         #[allow(non_snake_case)]
         unsafe extern "C" fn $name(file: *mut ffi::sqlite3_file $(, $arg: $type)*) -> $result {
-            // SAFETY: as SQLite called this one.
+            // SAFETY: SQLite's arguments are passed on unchanged.
             unsafe { let file = real(file); (*(*file).pMethods).$name.unwrap()(file $(, $arg)*) }
         }
     )* };
@@ -105,7 +105,7 @@ pass_on! {
 
 #[allow(non_snake_case)]
 unsafe extern "C" fn xClose(file: *mut ffi::sqlite3_file) -> c_int {
-    // SAFETY: the name was leaked by `open`, and nobody uses the file after this.
+    // SAFETY: the name was leaked by `open`, and the file is not used after this.
     unsafe {
         drop(Box::from_raw((*file.cast::<Watched>()).name));
         let file = real(file);
@@ -123,7 +123,7 @@ unsafe extern "C" fn xWrite(
     if IS_FULL.load(Ordering::SeqCst) {
         return ffi::SQLITE_FULL;
     }
-    // SAFETY: as SQLite called this one: `count` bytes are there.
+    // SAFETY: SQLite's arguments are passed on, and the buffer has `count` bytes.
     unsafe {
         let data = std::slice::from_raw_parts(from.cast::<u8>(), count as usize);
         record(Event::Write(name_of(file), at as usize, data.to_vec()));
@@ -134,7 +134,7 @@ unsafe extern "C" fn xWrite(
 
 #[allow(non_snake_case)]
 unsafe extern "C" fn xTruncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
-    // SAFETY: as SQLite called this one.
+    // SAFETY: SQLite's arguments are passed on unchanged.
     unsafe {
         record(Event::Truncate(name_of(file), size as usize));
         let file = real(file);
@@ -144,7 +144,7 @@ unsafe extern "C" fn xTruncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_
 
 #[allow(non_snake_case)]
 unsafe extern "C" fn xSync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
-    // SAFETY: as SQLite called this one. The real sync is left out: nobody pulls the plug.
+    // SAFETY: SQLite's file is the one that `open` made. The real sync is left out.
     let name = unsafe { name_of(file) };
     let _ = flags;
     record(Event::Sync(name));
@@ -180,7 +180,7 @@ unsafe extern "C" fn open(
     flags: c_int,
     answer: *mut c_int,
 ) -> c_int {
-    // SAFETY: as SQLite called this one, with a place for both files.
+    // SAFETY: SQLite's arguments are passed on, with room for both files.
     unsafe {
         let vfs = default_vfs();
         let opened = (*vfs).xOpen.unwrap()(vfs, name, real(file), flags, answer);
@@ -205,14 +205,14 @@ unsafe extern "C" fn delete(
 ) -> c_int {
     record(Event::Delete(last_part(name)));
     let vfs = default_vfs();
-    let _ = sync; // of the folder: left out, too
-    // SAFETY: as SQLite called this one.
+    let _ = sync; // the sync of the folder is left out, too
+    // SAFETY: SQLite's arguments are passed on unchanged.
     unsafe { (*vfs).xDelete.unwrap()(vfs, name, 0) }
 }
 
-/// From now on SQLite goes through the layer.
+/// Make the layer SQLite's default.
 fn install() {
-    // SAFETY: the default VFS is there for good, and a copy of it, leaked, is registered.
+    // SAFETY: the default VFS is never freed, and a leaked copy of it is registered.
     unsafe {
         let mut vfs = *default_vfs();
         vfs.szOsFile += size_of::<Watched>() as c_int;
@@ -239,7 +239,7 @@ fn run(what: &str) {
 }
 
 #[test]
-fn i33_at_whatever_write_the_power_fails_no_item_that_was_put_is_lost() {
+fn i33_a_loss_of_power_at_any_write_loses_no_item_that_was_put() {
     run("power");
 }
 
@@ -288,7 +288,7 @@ fn lose_power() {
         events.iter().filter(is_sync).count() > 10,
         "the layer is not in use"
     );
-    // Many failures of the power leave the same on the disk.
+    // Many losses of power leave the same content on the disk.
     let mut states: BTreeMap<Files, BTreeSet<usize>> = BTreeMap::new();
     for end in 0..=events.len() {
         for luck in [Luck::None, Luck::All, Luck::Torn, Luck::Some(7)] {
@@ -299,7 +299,7 @@ fn lose_power() {
     let states = Mutex::new(states);
     let next = || states.lock().unwrap().pop_first();
     thread::scope(|threads| {
-        // An open file's end is mostly waiting.
+        // The close of a file mostly waits.
         for _ in 0..4 {
             threads.spawn(|| {
                 while let Some((files, ends)) = next() {
@@ -310,8 +310,8 @@ fn lose_power() {
     });
 }
 
-/// Make a queue, put, lease, ack, close, and again: the file is made, its WAL begun, written back,
-/// deleted and begun anew.
+/// Make a queue, put, lease, ack, close, and repeat: the file is made, and its WAL is begun, written
+/// back, deleted and begun anew.
 fn work(path: &Path) {
     for round in 0..2 {
         let queue = FileQueue::open(path, QueueOptions::default()).unwrap();
@@ -331,14 +331,14 @@ fn work(path: &Path) {
     }
 }
 
-/// Which of the writes that were not synced are on the disk.
+/// The unsynced writes that are on the disk.
 #[derive(Debug, Clone, Copy)]
 enum Luck {
     None,
     All,
-    /// All but the last's second half.
+    /// All but the second half of the last one.
     Torn,
-    /// By lot.
+    /// A random choice.
     Some(usize),
 }
 
@@ -352,7 +352,7 @@ fn after_power_loss(events: &[Event], luck: Luck) -> Files {
             continue;
         };
         let later = &events[number..];
-        // A file of the same name that comes later is another one, made when this one was gone.
+        // A later file of the same name is another one, made after this one was deleted.
         let is_gone = matches!(event, Event::Delete(_));
         let is_synced = later[1..].iter().any(|later| match later {
             Event::Sync(synced) => synced == name || is_gone,
@@ -387,7 +387,7 @@ fn after_power_loss(events: &[Event], luck: Luck) -> Files {
     files
 }
 
-/// It opens, and has all that was put and not acknowledged, after so many events each.
+/// Check that the file opens and has all unacknowledged items, after these numbers of events.
 fn check(events: &[Event], ends: &BTreeSet<usize>, files: &Files) {
     let folder = Folder::new();
     for (name, content) in files {
@@ -409,7 +409,7 @@ fn check(events: &[Event], ends: &BTreeSet<usize>, files: &Files) {
             assert!(item.is_some(), "{id} is lost, after {end} events");
         }
     }
-    // The counts are those of the items that are there, and all can be leased.
+    // The counts match the items, and all can be leased.
     let counts = queue.counts().unwrap();
     assert_eq!((counts.leased, counts.dead), (0, 0));
     for _ in 0..counts.ready {

@@ -15,7 +15,7 @@ use crate::support::{Feeble, PAST, Parker, far, kill_in_its_wait};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Does not even try.
+/// Abandons the task without any rung.
 const GIVE_UP: StopPolicy = StopPolicy {
     cooperative: Duration::ZERO,
     at_wait: None,
@@ -44,8 +44,8 @@ fn waiting_for(lock: &Lock, acquire: Acquire) -> (Arc<Task>, Parker<Result<bool,
     (task, waiter)
 }
 
-/// A task that holds these locks in a wait that nothing cancels. `after` runs on its thread when
-/// its boundary has closed, before anyone is told.
+/// A task that holds these locks in an uninterruptible wait. `after` runs on its thread when its
+/// boundary has closed, before any waiter is woken.
 fn parked_holder(
     locks: &[&Lock],
     acquire: Acquire,
@@ -81,7 +81,7 @@ fn kill_a_holder(locks: &[&Lock], acquire: Acquire) -> KillReport {
 // ---------------------------------------------------------------------- waiting
 
 #[test]
-fn i11_a_cancelled_waiter_has_taken_nothing_and_the_next_gets_it() {
+fn i11_a_cancelled_waiter_has_not_acquired_it_and_the_next_gets_it() {
     let lock = held_by_me();
     let (first, cancelled) = waiting_for(&lock, Acquire::Task);
     first.source().cancel();
@@ -99,11 +99,11 @@ fn i11_a_cancelled_waiter_has_taken_nothing_and_the_next_gets_it() {
 }
 
 #[test]
-fn i11_a_lock_released_to_one_who_has_just_been_cancelled_is_free() {
+fn i11_a_lock_released_to_a_waiter_that_was_just_cancelled_is_free() {
     for _ in 0..50 {
         let lock = held_by_me();
         let (task, waiter) = waiting_for(&lock, Acquire::Task);
-        // Its wait has been decided, but it is still in the line.
+        // Its wait has been settled, but the waiter is still in the queue.
         let (token, held) = (task.source().token(), lock.clone());
         let _release = token.on_cancel(move |_| held.release().unwrap());
         task.source().cancel();
@@ -117,7 +117,7 @@ fn i11_a_lock_released_to_one_who_has_just_been_cancelled_is_free() {
 }
 
 #[test]
-fn i11_a_waiter_that_timed_out_has_taken_nothing() {
+fn i11_a_waiter_that_timed_out_has_not_acquired_it() {
     let lock = held_by_me();
     let other = lock.clone();
     let results = thread::spawn(move || {
@@ -130,7 +130,7 @@ fn i11_a_waiter_that_timed_out_has_taken_nothing() {
 }
 
 #[test]
-fn waiters_get_it_in_the_order_in_which_they_came_if_nobody_overtakes() {
+fn waiters_get_it_in_their_order_unless_they_are_overtaken() {
     let lock = held_by_me();
     let (sender, order) = channel();
     let waiters = [0, 1, 2, 3].map(|number| {
@@ -141,7 +141,7 @@ fn waiters_get_it_in_the_order_in_which_they_came_if_nobody_overtakes() {
             lock.release().unwrap();
         })
     });
-    // Each is told, or handed it, by the one before it, and nobody else asks for it.
+    // Each is woken, or handed the lock, by the one before, and no other thread asks for it.
     lock.release().unwrap();
     let order: Vec<_> = order.iter().take(4).collect();
     waiters.into_iter().for_each(Parker::join);
@@ -149,10 +149,10 @@ fn waiters_get_it_in_the_order_in_which_they_came_if_nobody_overtakes() {
 }
 
 #[test]
-fn a_released_lock_is_free_for_whoever_comes_before_the_waiter_that_was_told_of_it() {
+fn a_released_lock_is_free_for_a_thread_that_comes_before_the_woken_waiter() {
     let lock = held_by_me();
     let (_, waiter) = waiting_for(&lock, Acquire::Task);
-    // Which of the two is quicker, no test can say, but that nothing gets stuck.
+    // Either of the two may be faster, but neither hangs.
     lock.release().unwrap();
     if lock.try_acquire(Acquire::Task).unwrap() {
         lock.release().unwrap();
@@ -162,7 +162,7 @@ fn a_released_lock_is_free_for_whoever_comes_before_the_waiter_that_was_told_of_
 }
 
 #[test]
-fn who_is_overtaken_again_and_again_gets_it_once_its_patience_is_over() {
+fn a_waiter_that_is_overtaken_again_and_again_gets_it_by_a_hand_over() {
     let lock = held_by_me();
     let theirs = lock.clone();
     let done = Arc::new(AtomicBool::new(false));
@@ -172,7 +172,7 @@ fn who_is_overtaken_again_and_again_gets_it_once_its_patience_is_over() {
         waiters_done.store(true, Relaxed);
         theirs.release().unwrap();
     });
-    // Nobody yields: without the hand-over this could go on for ever, and has a minute.
+    // No thread yields: without the hand-over this could go on for ever, and there is a minute.
     while !done.load(Relaxed) {
         lock.release().unwrap();
         lock.acquire(Acquire::Task, Time::NEVER).unwrap();
@@ -195,7 +195,7 @@ fn another_thread_may_release_it() {
 }
 
 #[test]
-fn a_lock_that_nobody_holds_can_not_be_released() {
+fn a_free_lock_cannot_be_released() {
     let lock = Lock::default();
     assert_eq!(lock.release(), Err(ReleaseError::NotHeld));
     lock.try_acquire(Acquire::Block).unwrap();
@@ -256,7 +256,7 @@ fn i13_under_contention_with_cancels_exactly_one_holds_it_at_a_time() {
 // ---------------------------------------------------------------------- the holder's end
 
 #[test]
-fn i21_after_a_kill_inside_it_is_poisoned_before_anyone_else_gets_it() {
+fn i21_after_a_kill_inside_it_is_poisoned_before_another_thread_gets_it() {
     let lock = Lock::new("accounts", OnKill::Poison);
     let report = kill_a_holder(&[&lock], Acquire::Block);
     assert_eq!(report.outcome, Some(KillOutcome::AtWait));
@@ -294,7 +294,7 @@ fn i21_an_end_that_unwound_does_not_poison() {
 }
 
 #[test]
-fn i20_after_the_boundary_nothing_is_held_whatever_it_was_taken_for() {
+fn i20_after_the_boundary_nothing_is_held() {
     let locks: [Lock; 3] = std::array::from_fn(|at| Lock::new(&at.to_string(), OnKill::Release));
     let report = kill_a_holder(&[&locks[0], &locks[1], &locks[2]], Acquire::Task);
     assert_eq!(
@@ -311,7 +311,7 @@ fn i20_after_the_boundary_nothing_is_held_whatever_it_was_taken_for() {
 }
 
 #[test]
-fn all_who_wait_for_it_are_told_that_it_is_poisoned_and_a_repairer_among_them_gets_it() {
+fn all_waiters_get_poisoned_and_a_repairer_among_them_gets_it() {
     let lock = Lock::default();
     let holder = parked_holder(&[&lock], Acquire::Block, || ());
     let kinds = [Acquire::Block, Acquire::Repair, Acquire::Task];
@@ -324,7 +324,7 @@ fn all_who_wait_for_it_are_told_that_it_is_poisoned_and_a_repairer_among_them_ge
 }
 
 #[test]
-fn a_poisoned_lock_is_had_by_a_repairer_and_then_by_all() {
+fn a_poisoned_lock_goes_to_a_repairer_and_then_to_all() {
     let lock = Lock::default();
     kill_a_holder(&[&lock], Acquire::Block);
     assert!(lock.acquire(Acquire::Repair, far()).unwrap());
@@ -335,7 +335,7 @@ fn a_poisoned_lock_is_had_by_a_repairer_and_then_by_all() {
         ),
         "not yet"
     );
-    // One who gives up leaves it as it was.
+    // A repairer that gives up leaves it poisoned.
     lock.release().unwrap();
     assert!(lock.is_poisoned());
     assert!(lock.acquire(Acquire::Repair, far()).unwrap());
@@ -350,11 +350,11 @@ fn a_poisoned_lock_is_had_by_a_repairer_and_then_by_all() {
 }
 
 #[test]
-fn a_waiter_that_was_told_of_the_poison_is_refused_or_has_it_if_it_was_repaired_meanwhile() {
+fn a_waiter_woken_by_the_poison_is_refused_or_gets_the_lock_if_it_was_repaired_meanwhile() {
     for _ in 0..30 {
         let lock = Lock::default();
         let held = lock.clone();
-        // Repaired by the holder's own thread, before the waiter has had time to look, or after.
+        // Repaired by the holder's own thread, before or after the woken waiter runs.
         let holder = parked_holder(&[&lock], Acquire::Block, move || {
             assert!(held.acquire(Acquire::Repair, Time::NEVER).unwrap());
             held.mark_consistent();
@@ -372,7 +372,7 @@ fn a_waiter_that_was_told_of_the_poison_is_refused_or_has_it_if_it_was_repaired_
 }
 
 #[test]
-fn a_lock_whose_holder_was_abandoned_is_lost_to_all_even_to_repairers() {
+fn a_lock_whose_holder_was_abandoned_is_unavailable_even_to_repairers() {
     let lock = Lock::new("accounts", OnKill::Release);
     let task = Task::new("holder", None);
     let (theirs, held) = (task.clone(), lock.clone());
@@ -382,7 +382,7 @@ fn a_lock_whose_holder_was_abandoned_is_lost_to_all_even_to_repairers() {
         let boundary = Boundary::enter(&theirs, None);
         held.acquire(Acquire::Guard, Time::NEVER).unwrap();
         begin.send(()).unwrap();
-        finished.recv().unwrap(); // no wait of ours: nothing reaches it
+        finished.recv().unwrap(); // not a desist wait, so nothing interrupts it
         (held.release(), boundary.leave(BodyEnd::Unwound))
     });
     begun.recv().unwrap();
@@ -407,14 +407,14 @@ fn reentrant() -> Lock {
     Lock::reentrant("again", OnKill::Poison)
 }
 
-/// What `look` sees in another thread.
+/// The result of `look` in another thread.
 fn elsewhere<T: Send + 'static>(lock: &Lock, look: impl FnOnce(&Lock) -> T + Send + 'static) -> T {
     let lock = lock.clone();
     thread::spawn(move || look(&lock)).join().unwrap()
 }
 
 #[test]
-fn a_reentrant_lock_is_taken_again_by_its_holder_and_free_when_released_as_often() {
+fn a_reentrant_lock_is_acquired_again_by_its_holder_and_free_when_released_as_often() {
     let lock = reentrant();
     assert!(lock.is_reentrant() && !Lock::default().is_reentrant());
     for depth in 1..=3 {
@@ -434,7 +434,7 @@ fn a_reentrant_lock_is_taken_again_by_its_holder_and_free_when_released_as_often
 }
 
 #[test]
-fn a_reentrant_lock_is_released_by_nobody_but_its_holder() {
+fn a_reentrant_lock_is_released_only_by_its_holder() {
     let lock = reentrant();
     assert!(lock.try_acquire(Acquire::Task).unwrap());
     let (released, depth, mine) =
@@ -475,7 +475,7 @@ fn i11_a_waiter_for_a_reentrant_lock_gets_it_at_the_last_release_or_is_cancelled
 }
 
 #[test]
-fn a_cancelled_holder_does_not_take_a_reentrant_lock_once_more() {
+fn a_cancelled_holder_does_not_acquire_a_reentrant_lock_again() {
     let lock = reentrant();
     assert!(lock.try_acquire(Acquire::Task).unwrap());
     let stopped = move_on_after(HOUR, |scope| {
@@ -490,7 +490,7 @@ fn a_cancelled_holder_does_not_take_a_reentrant_lock_once_more() {
 }
 
 #[test]
-fn i20_i21_a_reentrant_lock_is_swept_whole_and_poisoned_at_the_end_of_a_killed_task() {
+fn i20_i21_a_reentrant_lock_is_released_whole_and_poisoned_at_the_end_of_a_killed_task() {
     let lock = reentrant();
     let report = kill_a_holder(&[&lock, &lock, &lock], Acquire::Block);
     assert!(!lock.is_locked() && lock.is_poisoned());
@@ -503,7 +503,7 @@ fn i20_i21_a_reentrant_lock_is_swept_whole_and_poisoned_at_the_end_of_a_killed_t
     assert!(lock.try_acquire(Acquire::Repair).unwrap());
     assert!(
         lock.try_acquire(Acquire::Task).unwrap(),
-        "who repairs it may take it again"
+        "the repairer may acquire it again"
     );
     lock.mark_consistent();
     lock.release().unwrap();
@@ -513,7 +513,7 @@ fn i20_i21_a_reentrant_lock_is_swept_whole_and_poisoned_at_the_end_of_a_killed_t
 }
 
 #[test]
-fn i20_a_scope_takes_back_what_its_blocks_took_again_and_no_more() {
+fn i20_a_scope_reclaims_the_acquires_of_its_blocks_and_no_more() {
     let lock = reentrant();
     assert!(lock.try_acquire(Acquire::Block).unwrap());
     let left = move_on_after(HOUR, |_| {
@@ -528,9 +528,9 @@ fn i20_a_scope_takes_back_what_its_blocks_took_again_and_no_more() {
 
 // ---------------------------------------------------------------------- guards and fences
 
-/// A task that holds the lock by a guard, and is given up; the guard is dropped when the second
-/// value is. The thread returns what the guard's check said before and after.
-fn given_up(
+/// A task that holds the lock by a guard, and is abandoned; the guard is dropped together with the
+/// second value. The thread returns the results of the guard's check before and after.
+fn abandoned_holder(
     lock: &Lock,
 ) -> (
     u64,
@@ -546,7 +546,7 @@ fn given_up(
         let guard = held.guard(Time::NEVER).unwrap().unwrap();
         let before = guard.check().is_ok();
         begin.send(guard.epoch()).unwrap();
-        let _ = finished.recv(); // no wait of ours: nothing reaches it
+        let _ = finished.recv(); // not a desist wait, so nothing interrupts it
         let after = guard.check().is_ok();
         drop(guard);
         boundary.leave(BodyEnd::Unwound);
@@ -559,7 +559,7 @@ fn given_up(
 }
 
 #[test]
-fn i34_each_holder_has_a_greater_epoch_however_it_comes_to_the_lock() {
+fn i34_each_holder_has_a_greater_epoch_however_it_gets_the_lock() {
     let lock = Lock::default();
     let epoch = || lock.guard(Time::NEVER).unwrap().unwrap().epoch();
     let first = epoch();
@@ -585,9 +585,9 @@ fn a_guard_that_timed_out_is_none_and_holds_nothing() {
 }
 
 #[test]
-fn i34_a_fenced_lock_goes_on_and_the_stale_guard_is_told_and_frees_nothing() {
+fn i34_a_fenced_lock_goes_on_and_the_stale_guard_fails_its_check_and_releases_nothing() {
     let lock = Lock::new("accounts", OnKill::Release).fenced();
-    let (stale, finish, holder) = given_up(&lock);
+    let (stale, finish, holder) = abandoned_holder(&lock);
     let guard = lock.guard(Time::NEVER).unwrap().unwrap();
     assert!(guard.epoch() > stale);
     drop(finish);
@@ -598,9 +598,9 @@ fn i34_a_fenced_lock_goes_on_and_the_stale_guard_is_told_and_frees_nothing() {
 }
 
 #[test]
-fn i21_a_fenced_lock_is_poisoned_when_its_holder_is_given_up_and_can_be_repaired() {
+fn i21_a_fenced_lock_is_poisoned_when_its_holder_is_abandoned_and_can_be_repaired() {
     let lock = Lock::new("accounts", OnKill::Poison).fenced();
-    let (_, finish, holder) = given_up(&lock);
+    let (_, finish, holder) = abandoned_holder(&lock);
     let refused = lock.acquire(Acquire::Block, Time::NEVER);
     assert!(matches!(refused, Err(LockError::Poisoned(_))));
     assert!(lock.acquire(Acquire::Repair, Time::NEVER).unwrap());
@@ -612,7 +612,7 @@ fn i21_a_fenced_lock_is_poisoned_when_its_holder_is_given_up_and_can_be_repaired
 }
 
 #[test]
-fn a_guard_of_the_language_bars_all_others_though_the_lock_is_fenced() {
+fn a_rust_guard_makes_even_a_fenced_lock_unavailable() {
     let lock = Lock::new("accounts", OnKill::Release).fenced();
     let task = Task::new("holder", None);
     let boundary = Boundary::enter(&task, None);
@@ -626,7 +626,7 @@ fn a_guard_of_the_language_bars_all_others_though_the_lock_is_fenced() {
 }
 
 #[test]
-fn a_stale_holder_that_releases_a_fenced_lock_is_told_so() {
+fn a_stale_holder_that_releases_a_fenced_lock_gets_an_error() {
     let lock = Lock::new("accounts", OnKill::Release).fenced();
     let (begin, begun) = channel();
     let (finish, finished) = channel::<()>();
@@ -651,7 +651,7 @@ fn a_stale_holder_that_releases_a_fenced_lock_is_told_so() {
 }
 
 #[test]
-fn i20_a_guard_is_taken_back_by_the_scope_around_it_and_frees_nothing_later() {
+fn i20_a_guard_is_reclaimed_by_its_scope_and_releases_nothing_later() {
     let lock = Lock::default();
     let guard = move_on_after(HOUR, |_| {
         Ok::<_, Stop>(lock.guard(Time::NEVER).unwrap().unwrap())
@@ -665,7 +665,7 @@ fn i20_a_guard_is_taken_back_by_the_scope_around_it_and_frees_nothing_later() {
 }
 
 #[test]
-fn a_lock_tells_who_holds_it() {
+fn a_lock_names_its_holder() {
     let lock = Lock::default();
     assert_eq!(lock.owner(), None);
     let task = Task::new("holder", None);

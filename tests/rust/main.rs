@@ -1,8 +1,8 @@
 //! The core as a Rust program sees it, one module a source file.
 //!
-//! No test sleeps or waits for an interval to pass: a test that needs another thread to be in a
-//! wait is told by the wait itself, see `support`. The model of the scopes, `scope_model.rs`,
-//! belongs to the unit tests, for it needs a clock that stands still.
+//! No test sleeps or waits for an interval to pass: the wait itself reports that a thread is in it,
+//! see `support`. The model of the scopes, `scope_model.rs`, belongs to the unit tests, because it
+//! needs a clock that stands still.
 #![allow(clippy::unwrap_used)] // in helpers, too
 #![allow(clippy::similar_names)] // a channel's two ends: begin, begun
 

@@ -10,7 +10,7 @@ use desist::{Stop, Time, move_on_after};
 use crate::support::{PAST, Parker};
 
 #[test]
-fn the_guard_gives_the_data_and_then_the_lock_back() {
+fn the_guard_gives_access_and_then_releases_the_lock() {
     let mutex = Mutex::new(vec![1]);
     mutex.lock().unwrap().push(2);
     let guard = mutex.lock().unwrap();
@@ -50,7 +50,7 @@ fn many_threads_lose_no_update() {
 }
 
 #[test]
-fn a_cancelled_waiter_gets_no_guard_and_another_does() {
+fn a_cancelled_waiter_gets_no_guard_and_the_next_one_does() {
     let mutex = Arc::new(Mutex::new(()));
     let guard = mutex.lock().unwrap();
     let wait = |task: &Arc<Task>| {

@@ -41,7 +41,7 @@ fn is_cancelled(result: &Result<Option<u64>>) -> bool {
 }
 
 #[test]
-fn items_are_got_in_the_order_that_was_asked_for() {
+fn items_are_got_in_the_order_of_the_kind_of_queue() {
     for (order, expected) in [(Order::Fifo, [1, 2, 3]), (Order::Lifo, [3, 2, 1])] {
         let queue = Queue::new(order, 0);
         for item in [1, 2, 3] {
@@ -76,7 +76,7 @@ fn a_full_queue_gives_the_item_back_and_one_without_a_bound_is_never_full() {
 }
 
 #[test]
-fn i11_a_get_in_vain_times_out_and_takes_nothing_later() {
+fn i11_a_get_from_an_empty_queue_times_out_and_takes_nothing_later() {
     let queue = fifo(0);
     let soon = Time::after(Duration::from_millis(1));
     assert_eq!((queue.get(PAST), queue.get(soon)), (Ok(None), Ok(None)));
@@ -85,7 +85,7 @@ fn i11_a_get_in_vain_times_out_and_takes_nothing_later() {
 }
 
 #[test]
-fn who_waits_for_an_item_is_handed_it_those_who_wait_longer_first() {
+fn waiting_gets_are_handed_items_the_longest_waiting_first() {
     let queue = fifo(0);
     let getters = [getting(&queue).1, getting(&queue).1, getting(&queue).1];
     for item in [1, 2, 3] {
@@ -99,20 +99,24 @@ fn who_waits_for_an_item_is_handed_it_those_who_wait_longer_first() {
 }
 
 #[test]
-fn who_waits_for_a_place_has_it_as_soon_as_an_item_is_got() {
+fn a_waiting_put_has_room_as_soon_as_an_item_is_got() {
     let queue = full();
     let putters = [putting(&queue, 2).1, putting(&queue, 3).1];
     assert_eq!(queue.unfinished(), 1, "they are not put yet");
     assert_eq!(queue.get(far()), Ok(Some(1)));
     assert_eq!((queue.len(), queue.unfinished()), (1, 2));
-    assert_eq!(queue.try_put(9), Ok(Some(9)), "nobody overtakes them");
+    assert_eq!(
+        queue.try_put(9),
+        Ok(Some(9)),
+        "it does not overtake the waiting puts"
+    );
     assert_eq!(queue.try_get(), Ok(Some(2)));
     assert_eq!(queue.try_get(), Ok(Some(3)));
     assert_eq!(putters.map(Parker::join), [Ok(None), Ok(None)]);
 }
 
 #[test]
-fn i11_i13_a_cancelled_getter_takes_no_item_along() {
+fn i11_i13_a_cancelled_get_takes_no_item() {
     let queue = fifo(0);
     let (task, cancelled) = getting(&queue);
     let (_, next) = getting(&queue);
@@ -123,11 +127,11 @@ fn i11_i13_a_cancelled_getter_takes_no_item_along() {
 }
 
 #[test]
-fn i11_i13_an_item_put_for_one_who_has_just_been_cancelled_stays() {
+fn i11_i13_an_item_put_for_a_get_that_was_just_cancelled_stays() {
     for _ in 0..50 {
         let queue = fifo(0);
         let (task, getter) = getting(&queue);
-        // Its wait has been decided, but it is still in the line.
+        // Its wait has been settled, but the waiter is still in the queue.
         let (token, theirs) = (task.source().token(), queue.clone());
         let _put = token.on_cancel(move |_| assert_eq!(theirs.try_put(1), Ok(None)));
         task.source().cancel();
@@ -137,11 +141,11 @@ fn i11_i13_an_item_put_for_one_who_has_just_been_cancelled_stays() {
 }
 
 #[test]
-fn i11_i13_the_item_of_a_cancelled_putter_is_not_put() {
+fn i11_i13_the_item_of_a_cancelled_put_is_not_put() {
     for _ in 0..50 {
         let queue = full();
         let (task, putter) = putting(&queue, 2);
-        // As above: the place is free when the putter is dead and still in the line.
+        // As above: there is room when the waiting put is dead and still in the queue.
         let (token, theirs) = (task.source().token(), queue.clone());
         let _get = token.on_cancel(move |_| assert_eq!(theirs.try_get(), Ok(Some(1))));
         task.source().cancel();
@@ -170,7 +174,7 @@ fn i15_in_a_cancelled_scope_nothing_is_put_or_got() {
 // ---------------------------------------------------------------------- done
 
 #[test]
-fn join_waits_until_all_that_was_put_is_counted_as_done() {
+fn join_waits_until_all_put_items_are_counted_as_done() {
     let queue = fifo(0);
     assert_eq!(queue.join(Time::NEVER), Ok(true), "nothing was put");
     assert_eq!(queue.try_put(1), Ok(None));
@@ -185,13 +189,13 @@ fn join_waits_until_all_that_was_put_is_counted_as_done() {
     assert_eq!(queue.try_get(), Ok(Some(1)));
     queue.task_done().unwrap();
     assert_eq!(queue.join(PAST), Ok(false));
-    queue.task_done().unwrap(); // it need not have been got
+    queue.task_done().unwrap(); // the item need not have been got
     assert_eq!(joiner.join(), Ok(true));
     assert_eq!(queue.unfinished(), 0);
 }
 
 #[test]
-fn more_than_was_put_can_not_be_done() {
+fn no_more_items_can_be_done_than_were_put() {
     let queue = fifo(0);
     assert_eq!(queue.task_done(), Err(NothingUnfinished));
     assert_eq!(queue.try_put(1), Ok(None));
@@ -202,7 +206,7 @@ fn more_than_was_put_can_not_be_done() {
 // ---------------------------------------------------------------------- the end
 
 #[test]
-fn i12_shutting_down_wakes_all_and_what_is_queued_may_still_be_got() {
+fn i12_a_shutdown_wakes_all_and_queued_items_may_still_be_got() {
     let empty = fifo(0);
     let getters = [getting(&empty).1, getting(&empty).1];
     assert!(empty.shut_down(false).is_empty());
@@ -227,7 +231,7 @@ fn i12_shutting_down_wakes_all_and_what_is_queued_may_still_be_got() {
 }
 
 #[test]
-fn i12_i13_shutting_down_at_once_gives_out_what_was_queued_and_ends_a_join() {
+fn i12_i13_an_immediate_shutdown_returns_the_queued_items_and_ends_a_join() {
     let queue = fifo(0);
     for item in [1, 2, 3] {
         assert_eq!(queue.try_put(item), Ok(None));
@@ -243,7 +247,7 @@ fn i12_i13_shutting_down_at_once_gives_out_what_was_queued_and_ends_a_join() {
 }
 
 #[test]
-fn i13_with_cancels_on_both_sides_what_was_put_is_what_was_got() {
+fn i13_with_cancels_on_both_sides_the_items_put_are_the_items_got() {
     const EACH: u64 = 300;
     let queue = fifo(2);
     let hurry = |seed: u64, round: u64| {

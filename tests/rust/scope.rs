@@ -1,4 +1,4 @@
-//! What the model of the scopes, `scope_model.rs`, does not cover: panics, swallowing, other
+//! Cases that the model of the scopes, `scope_model.rs`, does not cover: panics, swallowing, other
 //! threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -69,7 +69,7 @@ fn the_token_of_a_shield_is_not_the_one_outside() {
 }
 
 #[test]
-fn swallowing_is_told_to_the_host_from_the_second_raise_in_a_scope() {
+fn swallowing_is_reported_to_the_host_from_the_second_raise_in_a_scope() {
     watch_swallowing();
     let left = move_on_after(HOUR, |scope| {
         scope.cancel();
@@ -77,7 +77,7 @@ fn swallowing_is_told_to_the_host_from_the_second_raise_in_a_scope() {
         assert_eq!(swallowed(), 0, "the first is not known to be swallowed");
         assert!(checkpoint().is_err());
         assert_eq!(swallowed(), 2);
-        // A scope further in counts for itself.
+        // An inner scope has a count of its own.
         let inner = move_on_after(HOUR, |_| checkpoint());
         assert!(inner.is_err());
         assert_eq!(swallowed(), 2);
@@ -105,7 +105,7 @@ fn from_the_tenth_raise_on_a_swallowing_loop_is_slowed_down() {
 }
 
 #[test]
-fn a_lock_that_a_block_did_not_give_back_is_taken_back_when_its_scope_is_left() {
+fn a_lock_that_a_block_did_not_release_is_reclaimed_when_its_scope_is_left() {
     let (block, task) = (Lock::default(), Lock::default());
     move_on_after(HOUR, |_| {
         assert!(block.acquire(Acquire::Block, Time::NEVER).unwrap());
@@ -122,7 +122,7 @@ fn a_lock_that_a_block_did_not_give_back_is_taken_back_when_its_scope_is_left() 
 }
 
 #[test]
-fn a_lock_held_before_the_scope_stays_held_and_one_exchanged_inside_is_taken_back() {
+fn a_lock_held_before_the_scope_stays_held_and_one_exchanged_inside_is_reclaimed() {
     let [before, given_back, inside] = std::array::from_fn(|_| Lock::default());
     before.acquire(Acquire::Block, Time::NEVER).unwrap();
     given_back.acquire(Acquire::Block, Time::NEVER).unwrap();

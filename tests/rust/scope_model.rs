@@ -1,10 +1,10 @@
-//! The rules of scopes as a program that can be run beside the real one.
+//! The rules of scopes as a model that runs beside the real implementation.
 //!
-//! A unit test of `src/scope.rs`, for it needs a clock that stands still. Random programs of
-//! nested scopes run twice: in [`rules`], which has nothing but a list of frames and a number for
-//! the time, and in the implementation. Both write down what happened; the lists must be equal.
-//! The invariants (I1, I3 to I8) are checked once more, on what the implementation wrote down
-//! alone, so that an error in the model cannot hide one.
+//! A unit test of `src/scope.rs`, because it needs a clock that stands still. Random programs of
+//! nested scopes run twice: in [`rules`], which has only a list of frames and a number for the time,
+//! and in the implementation. Both record the events; the lists must be equal. The invariants (I1, I3
+//! to I8) are checked once more, on the list of the implementation alone, so that an error in the
+//! model cannot hide one.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::task::Task;
 /// All times of a program are whole seconds from its start.
 type Seconds = u64;
 
-/// What clean-up zones get where the canceller did not say.
+/// The grace of clean-up zones where the cancel has none.
 const DEFAULT_GRACE: Seconds = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,17 +37,17 @@ enum Kind {
     Task,
 }
 
-/// One statement of a program. `up`: how many scopes further out.
+/// One statement of a program. `up`: the number of scopes further out.
 #[derive(Debug, Clone)]
 enum Step {
-    /// A block; its error is caught behind it, or goes on.
+    /// A block; its error is caught behind it, or propagated.
     Block {
         kind: Kind,
         timeout: Option<Seconds>,
         body: Vec<Step>,
         catch: bool,
     },
-    /// Look, and if told to stop, do so, or swallow it and go on.
+    /// A checkpoint; a stop is propagated, or swallowed.
     Checkpoint {
         swallow: bool,
     },
@@ -69,7 +69,7 @@ enum Step {
     },
     /// Raise again the stop that was swallowed last, wherever it came from.
     RaiseOld,
-    /// Fail for a reason of the program's own.
+    /// Fail with an error of the program.
     Fail,
 }
 
@@ -85,7 +85,7 @@ struct Cause {
     at: Seconds,
 }
 
-/// What travels upwards out of a block.
+/// The error that leaves a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Error {
     Stop(Cause),
@@ -93,11 +93,11 @@ enum Error {
     Own,
 }
 
-/// How a block ended, as the code behind it sees it.
+/// The end of a block, as seen by the code behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Done,
-    /// Left early and quietly.
+    /// Left early, without an error.
     Quiet,
     Raised(Error),
 }
@@ -129,9 +129,9 @@ mod rules {
     struct Frame {
         kind: Kind,
         deadline: Option<Seconds>,
-        /// Final once there.
+        /// Final once it is set.
         cause: Option<Cause>,
-        /// With what grace its own cancellation came, if somebody said.
+        /// The grace of its own cancellation, if the cancel had one.
         grace: Option<Seconds>,
     }
 
@@ -157,7 +157,7 @@ mod rules {
         world.events
     }
 
-    /// Are things further out visible through this kind of frame?
+    /// Whether frames further out are visible through this kind of frame.
     fn is_open(kind: Kind) -> bool {
         matches!(
             kind,
@@ -173,7 +173,7 @@ mod rules {
             .unwrap_or(0)
     }
 
-    /// Cancel one frame, and so all further in that see it; each keeps what came first.
+    /// Cancel one frame, and so all inner ones that see it; each keeps its first cause.
     fn cancel(frames: &mut [Frame], target: usize, cause: Cause, grace: Option<Seconds>) {
         if frames[target].cause.is_some() {
             return;
@@ -186,8 +186,8 @@ mod rules {
         }
     }
 
-    /// When a zone ends that opens behind these frames: each that it would see, were it no zone,
-    /// ends it, its grace later. A zone further out passes its own end on.
+    /// The end of a zone that opens behind these frames: each cancelled frame that a plain scope would
+    /// see ends it after the grace. An outer zone passes on its own end.
     fn cutoff(outside: &[Frame]) -> Option<Seconds> {
         let last = outside.len().checked_sub(1)?;
         let visible = &outside[outermost_visible(outside, last)..];
@@ -204,7 +204,7 @@ mod rules {
     }
 
     impl World {
-        /// Move the ends of zones, and let passed deadlines be causes, in order of time.
+        /// Move the ends of zones, and turn passed deadlines into causes, in order of time.
         fn settle(&mut self) {
             for at in 0..self.frames.len() {
                 if self.frames[at].kind == Kind::Cleanup {
@@ -356,7 +356,7 @@ mod rules {
 
 // ---------------------------------------------------------------------- the implementation
 
-/// A program's error type, as users write them.
+/// The error type of a program, as users write it.
 #[derive(Debug)]
 enum Raised {
     Stop(Stop),
@@ -379,7 +379,7 @@ impl From<DeadlineExceeded> for Raised {
     }
 }
 
-/// Runs a program in the implementation and writes down what happens.
+/// Runs a program in the implementation and records the events.
 struct Machine<'a> {
     clock: &'a testing::Frozen,
     start: Time,
@@ -388,7 +388,7 @@ struct Machine<'a> {
     events: Vec<Event>,
 }
 
-/// The open scopes, those that a program has no handle of included.
+/// The open scopes, including those without a handle in the program.
 struct Open<'a> {
     scope: Option<&'a Scope>,
     kind: Kind,
@@ -434,7 +434,7 @@ impl Machine<'_> {
     fn error(&self, raised: &Raised) -> Error {
         match raised {
             Raised::Stop(Stop::Cancelled(cause)) => Error::Stop(self.cause(cause)),
-            Raised::Stop(other) => panic!("nobody kills here: {other:?}"),
+            Raised::Stop(other) => panic!("there are no kills here: {other:?}"),
             Raised::DeadlineExceeded => Error::DeadlineExceeded,
             Raised::Own => Error::Own,
         }
@@ -464,7 +464,7 @@ impl Machine<'_> {
                 let raised = match &looked {
                     Ok(()) => None,
                     Err(Stop::Cancelled(cause)) => Some(self.cause(cause)),
-                    Err(other) => panic!("nobody kills here: {other:?}"),
+                    Err(other) => panic!("there are no kills here: {other:?}"),
                 };
                 let now = self.now();
                 self.events.push(Event::Looked { now, raised });
@@ -487,7 +487,7 @@ impl Machine<'_> {
             Step::SetDeadline { up, to } => {
                 let see_through = |kind| !matches!(kind, Kind::Shield | Kind::Cleanup);
                 if let Some(scope) = nth(open, *up, see_through) {
-                    // Nobody looks in between, so a deadline that is moved back has not passed.
+                    // No checkpoint in between: a deadline that is moved back has not passed.
                     current_node().map(|node| node.poll(Time::now()));
                     scope.set_deadline(self.start + Duration::from_secs(*to));
                     current_node().map(|node| node.poll(Time::now()));
@@ -511,7 +511,7 @@ impl Machine<'_> {
         }
     }
 
-    /// `Err`: what leaves the block.
+    /// `Err`: the error that leaves the block.
     fn block(
         &mut self,
         kind: Kind,
@@ -556,7 +556,7 @@ impl Machine<'_> {
     }
 }
 
-/// The handle of the scope `up` levels out, if the program has one and can see so far.
+/// The handle of the scope `up` levels out, if the program has one and the scope is visible.
 fn nth<'a>(
     open: Option<&'a Open<'a>>,
     up: usize,
@@ -595,7 +595,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Fail),
     ];
     let step = leaf.prop_recursive(5, 48, 5, |step| {
-        // Not more: from the tenth raise in one scope, checkpoints slow the program down.
+        // No more than that: from the tenth raise in one scope, checkpoints slow the program down.
         let body = prop::collection::vec(step, 1..8);
         (
             kinds(),
@@ -617,8 +617,8 @@ fn programs() -> impl Strategy<Value = Program> {
     (any::<bool>(), steps()).prop_map(|(as_task, body)| Program { as_task, body })
 }
 
-/// What the implementation wrote down, each event with the frames open at it, by their place in
-/// the list of events.
+/// The events of the implementation, each with the frames open at it, by their index in the list of
+/// events.
 fn with_open_frames(events: &[Event]) -> Vec<(Vec<usize>, &Event)> {
     let mut open = Vec::new();
     let mut result = Vec::new();
@@ -667,7 +667,7 @@ proptest! {
     #![proptest_config(config(4))]
 
     #[test]
-    fn scopes_do_what_the_model_does(program in programs()) {
+    fn scopes_behave_as_the_model(program in programs()) {
         let expected = rules::run(&program);
         prop_assert_eq!(run_for_real(&program), expected);
     }
@@ -682,13 +682,13 @@ fn block(kind: Kind, timeout: Option<Seconds>, body: Vec<Step>) -> Step {
     }
 }
 
-/// Programs that were found at random once, and are rare.
+/// Rare programs that were found at random once.
 #[test]
-fn scopes_do_what_the_model_does_where_they_once_did_not() {
+fn scopes_behave_as_the_model_where_they_once_did_not() {
     let look = Step::Checkpoint { swallow: false };
     let cancel = |grace| Step::CancelTask { grace };
     let scope = |body| block(Kind::CancelScope, Some(0), body);
-    // Two deadlines pass unnoticed before a cancel further out: the earlier one came first.
+    // Two deadlines pass unnoticed before an outer cancel: the earlier one came first.
     let deadlines = vec![scope(vec![
         Step::Advance { by: 1 },
         scope(vec![cancel(None), look.clone()]),
@@ -715,7 +715,7 @@ proptest! {
         for (open, event) in with_open_frames(&events) {
             let Event::Looked { raised, .. } = event else { continue };
             let Some(innermost) = open.last() else { continue };
-            // From the innermost outwards, as far as nothing is hidden.
+            // From the innermost frame outwards, up to one that hides the rest.
             let hidden_by = open.iter().rposition(|at| hides(kind_at(&events, *at))).unwrap_or(0);
             let sees_a_cancelled_one = open[hidden_by..].iter().any(|at| cancelled.contains(at));
             prop_assert!(raised.is_some() || !sees_a_cancelled_one, "{events:#?}");
@@ -726,10 +726,10 @@ proptest! {
     }
 
     #[test]
-    fn i3_no_stop_of_a_checkpoint_gets_past_the_outermost_scope(body in steps()) {
+    fn i3_no_stop_of_a_checkpoint_passes_the_outermost_scope(body in steps()) {
         let program = Program { as_task: false, body };
         let events = run_for_real(&program);
-        // One that the program raises again by itself may belong to nobody any more.
+        // A stop that the program raises again may belong to no open scope any more.
         let mut raised_here = None;
         for (open, event) in with_open_frames(&events) {
             match event {
@@ -761,7 +761,7 @@ proptest! {
 
     #[test]
     fn i4_a_scope_that_is_not_cancelled_absorbs_nothing(program in programs()) {
-        // Without cancels and deadlines nobody is cancelled: a stop of another program passes.
+        // Without cancels and deadlines no scope is cancelled: a foreign stop passes.
         let mut program = program;
         pacify(&mut program.body);
         let clock = testing::freeze();
@@ -785,7 +785,7 @@ proptest! {
             if *end != End::Raised(Error::DeadlineExceeded) {
                 continue;
             }
-            let entered = *open.last().expect("what is left was entered");
+            let entered = *open.last().expect("a frame that is left was entered");
             let Event::Entered { deadline, .. } = events[entered] else { unreachable!() };
             prop_assert!(deadline.is_some_and(|deadline| deadline <= *now), "{events:#?}");
         }
@@ -837,7 +837,7 @@ proptest! {
         body in steps(),
         later in steps(),
     ) {
-        // The task is cancelled at 0, inside so many zones, and there is one more afterwards.
+        // The task is cancelled at 0, inside several zones, and one more opens afterwards.
         let mut first = vec![Step::CancelTask { grace: Some(grace) }];
         first.extend(body);
         let zones = (0..depth).fold(first, |inner, _| vec![zone(inner)]);

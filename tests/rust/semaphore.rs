@@ -1,4 +1,4 @@
-//! What a program does with a semaphore. Blocks, which only a host has, are in the models.
+//! Semaphores, as Rust programs use them. Blocks, which only a host has, are in the models.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -20,7 +20,7 @@ fn waiting_for(semaphore: &Semaphore) -> (Arc<desist::task::Task>, Parker<Result
 }
 
 #[test]
-fn permits_are_taken_until_there_are_none_and_come_back_by_a_release() {
+fn permits_are_acquired_until_there_are_none_and_released() {
     let semaphore = Semaphore::new(2);
     assert!(semaphore.try_acquire());
     assert_eq!(semaphore.acquire(far()), Ok(true));
@@ -33,7 +33,7 @@ fn permits_are_taken_until_there_are_none_and_come_back_by_a_release() {
 }
 
 #[test]
-fn a_bounded_one_refuses_too_many_and_then_takes_none_of_them() {
+fn a_bounded_semaphore_refuses_an_excess_release_and_adds_no_permit() {
     let semaphore = Semaphore::bounded(2);
     assert_eq!(semaphore.bound(), 2);
     assert_eq!(semaphore.release(1), Err(TooManyReleases));
@@ -53,7 +53,7 @@ fn more_permits_than_can_be_counted_are_refused() {
 }
 
 #[test]
-fn of_no_permits_there_are_none() {
+fn a_semaphore_without_permits_gives_none() {
     let semaphore = Semaphore::bounded(0);
     assert!(!semaphore.try_acquire());
     assert_eq!(semaphore.acquire(PAST), Ok(false));
@@ -70,7 +70,7 @@ fn another_thread_may_release_a_permit_and_the_end_of_a_task_does_not() {
     });
     taken.source().cancel();
     taken.over().wait_until(far()).unwrap();
-    assert_eq!(semaphore.free(), 0, "it belongs to nobody");
+    assert_eq!(semaphore.free(), 0, "a permit has no owner");
     thread::spawn(move || released.release(1))
         .join()
         .unwrap()
@@ -79,7 +79,7 @@ fn another_thread_may_release_a_permit_and_the_end_of_a_task_does_not() {
 }
 
 #[test]
-fn i11_a_cancelled_waiter_has_taken_no_permit_and_the_next_gets_it() {
+fn i11_a_cancelled_waiter_has_no_permit_and_the_next_gets_it() {
     let semaphore = Semaphore::new(0);
     let (task, cancelled) = waiting_for(&semaphore);
     let (_, next) = waiting_for(&semaphore);
@@ -91,11 +91,11 @@ fn i11_a_cancelled_waiter_has_taken_no_permit_and_the_next_gets_it() {
 }
 
 #[test]
-fn i11_a_permit_released_to_one_who_has_just_been_cancelled_is_free() {
+fn i11_a_permit_released_to_a_waiter_that_was_just_cancelled_is_free() {
     for _ in 0..50 {
         let semaphore = Semaphore::new(0);
         let (task, waiter) = waiting_for(&semaphore);
-        // Its wait has been decided, but it is still in the line.
+        // Its wait has been settled, but the waiter is still in the queue.
         let (token, released) = (task.source().token(), semaphore.clone());
         let _release = token.on_cancel(move |_| released.release(2).unwrap());
         task.source().cancel();
@@ -105,7 +105,7 @@ fn i11_a_permit_released_to_one_who_has_just_been_cancelled_is_free() {
 }
 
 #[test]
-fn i11_a_waiter_that_timed_out_has_taken_no_permit() {
+fn i11_a_waiter_that_timed_out_has_no_permit() {
     let semaphore = Semaphore::new(0);
     assert_eq!(semaphore.acquire(PAST), Ok(false));
     let soon = Time::after(Duration::from_millis(1));
@@ -116,7 +116,7 @@ fn i11_a_waiter_that_timed_out_has_taken_no_permit() {
 }
 
 #[test]
-fn i15_in_a_cancelled_scope_none_is_taken_though_one_is_free() {
+fn i15_in_a_cancelled_scope_no_permit_is_acquired_even_if_one_is_free() {
     let semaphore = Semaphore::new(1);
     let left = move_on_after(HOUR, |scope| {
         scope.cancel();
@@ -126,7 +126,7 @@ fn i15_in_a_cancelled_scope_none_is_taken_though_one_is_free() {
 }
 
 #[test]
-fn waiters_get_their_permits_in_the_order_in_which_they_came() {
+fn waiters_get_their_permits_in_their_order() {
     let semaphore = Semaphore::new(0);
     let (sender, order) = channel();
     let waiters = [0, 1, 2].map(|number| {

@@ -1,5 +1,5 @@
-//! The ladder, on threads of Rust, which no force reaches, and with a host whose force is a
-//! counter.
+//! The ladder, on Rust threads, which cannot be interrupted by force, and with an interrupter that
+//! counts.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -20,7 +20,7 @@ use crate::wait::Error;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Each test names the rungs that it is about; none by default.
+/// No rungs: each test adds those that it is about.
 const NO_RUNG: StopPolicy = StopPolicy {
     cooperative: Duration::ZERO,
     at_wait: None,
@@ -37,7 +37,7 @@ fn end_of<T>(result: &Result<T, Stop>) -> BodyEnd {
     }
 }
 
-/// What a worker's loop does around one body.
+/// The steps of a worker's loop around one body.
 fn run<T>(
     task: &Arc<Task>,
     force: Option<Arc<dyn Force>>,
@@ -87,10 +87,10 @@ fn a_body_that_stops_when_it_is_asked_is_not_killed() {
 }
 
 #[test]
-fn a_kill_ends_a_wait_and_no_shield_or_scope_holds_it() {
+fn a_kill_ends_a_wait_in_spite_of_shields_and_scopes() {
     let task = Task::new("body", None);
     let body = parked(&task, || {
-        // Kinds of scopes that absorb whatever is cancelled: a kill is not theirs.
+        // These scopes absorb every cancellation, but not a kill.
         let result = shield(HOUR, || {
             let inner: Result<Option<()>, Error> = cancel_scope(HOUR, |scope| {
                 scope.cancel();
@@ -145,7 +145,7 @@ fn a_body_that_swallows_every_cancel_is_killed_at_its_next_checkpoint() {
 }
 
 #[test]
-fn i15_a_killed_body_begins_no_wait() {
+fn i15_a_killed_body_begins_no_further_wait() {
     let task = Task::new("body", None);
     let lock = Lock::default();
     let theirs = lock.clone();
@@ -173,7 +173,7 @@ fn i15_a_killed_body_begins_no_wait() {
     assert!(!lock.is_locked());
 }
 
-/// A body in a call that nothing of ours reaches, until the sender sends.
+/// A body in a call that cannot be interrupted, until the sender sends.
 fn stuck(task: &Arc<Task>) -> (thread::JoinHandle<bool>, Sender<()>) {
     let theirs = task.clone();
     let (begin, begun) = channel();
@@ -189,7 +189,7 @@ fn stuck(task: &Arc<Task>) -> (thread::JoinHandle<bool>, Sender<()>) {
 }
 
 #[test]
-fn what_nothing_ends_is_abandoned_and_told_so_when_it_comes_back() {
+fn a_body_that_cannot_be_ended_is_abandoned_and_learns_it_when_it_returns() {
     let task = Task::new("body", None);
     let (body, finish) = stuck(&task);
     let mut fenced = 0;
@@ -212,15 +212,12 @@ fn what_nothing_ends_is_abandoned_and_told_so_when_it_comes_back() {
     assert_eq!((fenced, task.progress()), (1, Progress::Abandoned));
     assert!(task.over().is_set());
     finish.send(()).unwrap();
-    assert!(
-        !body.join().unwrap(),
-        "somebody else has taken care of its work"
-    );
+    assert!(!body.join().unwrap(), "another thread has settled its work");
     assert_eq!(task.progress(), Progress::Abandoned);
 }
 
 #[test]
-fn a_policy_that_does_not_abandon_says_that_the_body_still_runs() {
+fn a_policy_that_does_not_abandon_reports_that_the_body_still_runs() {
     let task = Task::new("body", None);
     let (body, finish) = stuck(&task);
     assert_eq!(kill_with(&task, &NO_RUNG).outcome, None);
@@ -230,7 +227,7 @@ fn a_policy_that_does_not_abandon_says_that_the_body_still_runs() {
 }
 
 #[test]
-fn a_second_kill_reports_that_it_was_over() {
+fn a_second_kill_reports_that_the_body_had_ended() {
     let task = Task::new("body", None);
     run(&task, None, || Ok(())).unwrap();
     let report = kill_with(&task, &StopPolicy::default());
@@ -298,7 +295,7 @@ fn a_policy_is_refused_that_is_not_for_the_place_where_the_body_runs() {
 }
 
 #[test]
-fn kills_that_make_no_sense_are_refused() {
+fn invalid_kills_are_refused() {
     let task = Task::new("body", None);
     assert_eq!(
         kill(&task, None, &NO_RUNG, &mut || ()).unwrap_err(),
@@ -370,13 +367,13 @@ fn two_killers_share_the_first_cause_and_both_return() {
 
 // ---------------------------------------------------------------------- by force
 
-/// A host whose force is a counter; it tells the test what it is asked to do.
+/// An interrupter that counts, and reports its calls to the test.
 struct Fake {
     asked: Mutex<Sender<()>>,
     posted: Mutex<Sender<()>>,
     posts: AtomicU32,
     taken_back: AtomicU32,
-    /// The body's thread does other things now.
+    /// Whether the body's thread has left the body.
     over: AtomicBool,
 }
 
@@ -428,7 +425,7 @@ impl Force for Fake {
     }
 
     fn take_back(&self) {
-        // The host runs code for this, and that may use whatever there is.
+        // A host runs code for this, which may use the whole core.
         let _ = move_on_after(HOUR, |_| checkpoint());
         self.taken_back.fetch_add(1, Ordering::SeqCst);
     }
@@ -444,7 +441,7 @@ const BY_FORCE: StopPolicy = StopPolicy {
     ..NO_RUNG
 };
 
-/// Run a body with that force on a thread of its own, and kill it.
+/// Run a body with that interrupter on a thread of its own, and kill it.
 fn kill_forced(
     fake: &Arc<Fake>,
     policy: &StopPolicy,
@@ -488,7 +485,7 @@ fn i23_a_swallowed_kill_is_posted_again_until_the_boundary_confirms() {
 }
 
 #[test]
-fn i22_what_was_posted_and_did_not_arrive_is_taken_back_at_the_boundary() {
+fn i22_a_posted_kill_that_was_not_raised_is_retracted_at_the_boundary() {
     let (fake, ears) = Fake::new();
     let report = kill_forced(&fake, &BY_FORCE, move |_| {
         ears.posted.recv().unwrap();
@@ -515,13 +512,13 @@ fn i22_no_kill_is_posted_after_the_body_has_left() {
             }
             BodyEnd::Unwound
         });
-        // `Fake::post` is the assertion; what lay in the slot was taken out of it.
+        // `Fake::post` is the assertion; the content of the slot was taken out of it.
         let (posts, taken_back) = fake.counted();
         assert!(taken_back <= 1 && posts >= taken_back);
     }
 }
 
-/// A host that takes its time: the moment comes when the body has left.
+/// A slow host: its lock is free only when the body has left.
 struct Late {
     asked: Mutex<Sender<()>>,
     left: Mutex<Receiver<()>>,
@@ -548,7 +545,7 @@ impl Force for Late {
 }
 
 #[test]
-fn i22_a_kill_that_was_on_its_way_when_the_body_left_is_not_posted() {
+fn i22_a_kill_under_way_when_the_body_leaves_is_not_posted() {
     let ((asked, hear_asked), (leave, left)) = (channel(), channel());
     let (asked, left) = (Mutex::new(asked), Mutex::new(left));
     let (task, begun) = (Task::new("body", None), Arc::new(Latch::new()));
@@ -570,7 +567,7 @@ fn i22_a_kill_that_was_on_its_way_when_the_body_left_is_not_posted() {
 }
 
 #[test]
-fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
+fn i24_a_kill_waits_behind_a_mask_and_is_delivered_once_when_it_closes() {
     let (fake, ears) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
@@ -598,7 +595,7 @@ fn i24_a_kill_waits_behind_a_mask_and_arrives_once_when_it_closes() {
 }
 
 #[test]
-fn i24_a_mask_closes_itself_and_no_other_also_out_of_order_and_from_another_thread() {
+fn i24_a_mask_closes_only_itself_even_out_of_order_and_from_another_thread() {
     let (fake, ears) = Fake::new();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         let (suspended, mine) = (task.mask(PAST), task.mask(far()));
@@ -607,7 +604,7 @@ fn i24_a_mask_closes_itself_and_no_other_also_out_of_order_and_from_another_thre
         thread::scope(|threads| {
             threads.spawn(|| task.unmask(suspended));
         });
-        task.unmask(suspended); // once more: it is nobody else's number
+        task.unmask(suspended); // a second close: the number belongs to no other mask
         assert_eq!(task.kill_due(), None, "mine is still open");
         let zone = cleanup(|| {
             task.unmask(mine);
@@ -621,7 +618,7 @@ fn i24_a_mask_closes_itself_and_no_other_also_out_of_order_and_from_another_thre
 }
 
 #[test]
-fn i24_a_mask_holds_a_kill_off_no_longer_than_it_may() {
+fn i24_a_mask_defers_a_kill_no_longer_than_its_bound() {
     let (fake, ears) = Fake::new();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         let until = Time::after(Duration::from_millis(3));
@@ -636,7 +633,7 @@ fn i24_a_mask_holds_a_kill_off_no_longer_than_it_may() {
 }
 
 #[test]
-fn i24_a_mask_that_opens_under_a_posted_kill_takes_it_back_and_delivers_it_when_it_closes() {
+fn i24_a_mask_that_opens_under_a_posted_kill_retracts_it_and_delivers_it_when_it_closes() {
     let (fake, ears) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
@@ -659,7 +656,7 @@ fn i24_a_mask_that_opens_under_a_posted_kill_takes_it_back_and_delivers_it_when_
 }
 
 #[test]
-fn i24_a_clean_up_zone_that_opens_under_a_posted_kill_takes_it_back() {
+fn i24_a_clean_up_zone_that_opens_under_a_posted_kill_retracts_it() {
     let (fake, ears) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
@@ -673,7 +670,7 @@ fn i24_a_clean_up_zone_that_opens_under_a_posted_kill_takes_it_back() {
 }
 
 #[test]
-fn i25_a_clean_up_zone_holds_a_kill_off_until_its_end() {
+fn i25_a_clean_up_zone_defers_a_kill_until_its_end() {
     let (fake, ears) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
@@ -707,7 +704,7 @@ fn i24_a_kill_waits_for_a_held_lock_and_is_due_when_it_is_released() {
             ..BY_FORCE
         },
         move |task| {
-            let mask = task.mask(far()); // so that none comes before the lock is held
+            let mask = task.mask(far()); // so that no cancel comes before the lock is held
             assert!(held.try_acquire(Acquire::Block).unwrap());
             task.unmask(mask);
             let before = theirs.counted();
@@ -728,12 +725,12 @@ fn i24_a_kill_waits_for_a_held_lock_and_is_due_when_it_is_released() {
 }
 
 #[test]
-fn i21_a_lock_that_holds_a_kill_off_for_too_long_is_poisoned() {
+fn i21_a_lock_that_defers_a_kill_for_too_long_is_poisoned() {
     let (fake, ears) = Fake::new();
     let lock = Lock::default();
     let held = lock.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
-        let mask = task.mask(far()); // so that none comes before the lock is held
+        let mask = task.mask(far()); // so that no cancel comes before the lock is held
         while ears.posted.try_recv().is_ok() {}
         assert!(held.try_acquire(Acquire::Block).unwrap());
         task.unmask(mask);
@@ -749,7 +746,7 @@ fn i21_a_lock_that_holds_a_kill_off_for_too_long_is_poisoned() {
 }
 
 #[test]
-fn a_forced_body_that_does_not_come_back_is_abandoned_and_the_report_says_where_it_is() {
+fn a_forced_body_that_does_not_end_is_abandoned_and_the_report_has_its_stack() {
     let (fake, _ears) = Fake::new();
     let task = Task::new("body", None);
     let (theirs, force) = (task.clone(), fake.clone());
@@ -786,7 +783,7 @@ fn a_forced_body_that_does_not_come_back_is_abandoned_and_the_report_says_where_
 // ---------------------------------------------------------------------- without force
 
 #[test]
-fn a_wait_under_a_held_lock_is_killed_without_force_when_the_lock_has_held_it_off_long_enough() {
+fn a_wait_under_a_held_lock_is_killed_without_force_when_the_lock_has_deferred_it_long_enough() {
     for async_exc in [None, Some(HOUR)] {
         let (task, lock) = (Task::new("body", None), Lock::default());
         let held = lock.clone();
@@ -813,7 +810,7 @@ fn a_wait_under_a_held_lock_is_killed_without_force_when_the_lock_has_held_it_of
 }
 
 #[test]
-fn i25_a_masked_body_is_not_given_up_without_force_before_its_mask_is_over() {
+fn i25_a_masked_body_is_not_abandoned_without_force_before_its_mask_ends() {
     let task = Task::new("body", None);
     let theirs = task.clone();
     let (begin, begun) = channel();
@@ -821,7 +818,7 @@ fn i25_a_masked_body_is_not_given_up_without_force_before_its_mask_is_over() {
         run(&theirs, None, || {
             let mask = theirs.mask(far());
             begin.send(()).unwrap();
-            // Asked to stop, it goes on for a while, longer than all rungs together.
+            // After the request to stop it goes on for longer than all rungs together.
             assert!(sleep(HOUR).is_err());
             assert_eq!(shield(Duration::from_millis(10), || sleep(HOUR)), Ok(None));
             theirs.unmask(mask);

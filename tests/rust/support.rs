@@ -1,4 +1,4 @@
-//! What the tests share: threads that tell when they are about to park, and an allocator that
+//! Helpers of the tests: threads that report when they are about to park, and an allocator that
 //! counts.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -15,7 +15,7 @@ use desist::host::{self, Host};
 use desist::stop::{KillReport, StopPolicy, kill};
 use desist::task::{Force, Task};
 
-/// A time that no test reaches.
+/// A time in the far future.
 pub(crate) fn far() -> Time {
     Time::after(Duration::from_secs(3600))
 }
@@ -28,8 +28,8 @@ thread_local! {
     static SWALLOWED: Cell<u32> = const { Cell::new(0) };
 }
 
-/// The core asks its host something on the way into each park, when whatever the thread waits
-/// for knows of it: from then on a grant or a cancel finds it there.
+/// The core calls its host on the way into each park, after the waiter was registered: from then on a
+/// grant or a cancel finds the waiter.
 struct Spy;
 
 impl Host for Spy {
@@ -57,13 +57,13 @@ fn install() {
     host::install(&Spy);
 }
 
-/// The last complaint about swallowing on the calling thread: how often it was told to stop.
+/// The last report of swallowing on the calling thread: the number of raises.
 pub(crate) fn swallowed() -> u32 {
     install();
     SWALLOWED.get()
 }
 
-/// Call before what is to be counted by [`swallowed`].
+/// Call this before the code whose swallowing [`swallowed`] reports.
 pub(crate) fn watch_swallowing() {
     install();
     SWALLOWED.set(0);
@@ -101,7 +101,7 @@ impl<T: Send + 'static> Parker<T> {
         self.parks.recv().expect("the thread ended without waiting");
     }
 
-    /// The result; the panic of the thread goes on here.
+    /// The result of the thread; its panic is propagated.
     pub(crate) fn join(self) -> T {
         match self.thread.join() {
             Ok(result) => result,
@@ -126,7 +126,7 @@ pub(crate) fn parked_task<T: Send + 'static>(
     (task, parker)
 }
 
-/// A host whose force never comes to strike, so that the body is killed in its wait.
+/// An interrupter that never interrupts, so that the body is killed in its wait.
 pub(crate) struct Feeble;
 
 impl Force for Feeble {
@@ -141,7 +141,7 @@ impl Force for Feeble {
     }
 }
 
-/// Kill a task that runs under a [`Feeble`] host, in the wait that it is in.
+/// Kill a task that runs under a [`Feeble`] interrupter, in its current wait.
 pub(crate) fn kill_in_its_wait(task: &Arc<Task>, reason: Option<&str>) -> KillReport {
     let policy = StopPolicy {
         cooperative: Duration::ZERO,
@@ -154,11 +154,11 @@ pub(crate) fn kill_in_its_wait(task: &Arc<Task>, reason: Option<&str>) -> KillRe
     kill(task, reason.map(Arc::from), &policy, &mut || ()).unwrap()
 }
 
-/// What the calling thread has allocated and not freed, from one point on.
+/// The bytes that the calling thread has allocated and not freed since one point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Allocated {
     pub(crate) blocks: isize,
-    /// As the allocator of the system rounds them up, its own bookkeeping included.
+    /// Rounded up as the system's allocator does, with its own bookkeeping.
     pub(crate) bytes: isize,
 }
 
@@ -166,7 +166,7 @@ thread_local! {
     static ALLOCATED: Cell<Allocated> = const { Cell::new(Allocated { blocks: 0, bytes: 0 }) };
 }
 
-/// What `run` leaves allocated, and its result.
+/// The bytes that `run` leaves allocated, and its result.
 pub(crate) fn allocated_by<T>(run: impl FnOnce() -> T) -> (Allocated, T) {
     let before = ALLOCATED.get();
     let result = run();
@@ -183,7 +183,7 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Count a block in (1) or out (-1).
+/// Count an allocated (1) or freed (-1) block.
 #[allow(clippy::cast_possible_wrap)] // no block is that large
 fn count(sign: isize, layout: Layout) {
     // malloc: a word of bookkeeping, in units of two words.
@@ -200,17 +200,17 @@ fn count(sign: isize, layout: Layout) {
 }
 
 #[allow(unsafe_code)] // the trait is unsafe
-// SAFETY: the system's allocator does the work.
+// SAFETY: every call is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(1, layout);
-        // SAFETY: the caller's promise, passed on.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, and it is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         count(-1, layout);
-        // SAFETY: the caller's promise, passed on.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, and it is passed on.
         unsafe { System.dealloc(block, layout) }
     }
 }

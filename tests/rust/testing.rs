@@ -9,7 +9,7 @@ use desist::{Stop, Time, sleep, testing};
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
-fn i16_a_wait_takes_no_real_time_and_ends_at_its_very_deadline() {
+fn i16_a_wait_takes_no_real_time_and_ends_exactly_at_its_deadline() {
     let took = testing::run(None, || {
         let began = Time::now();
         sleep(HOUR)?;
@@ -19,17 +19,17 @@ fn i16_a_wait_takes_no_real_time_and_ends_at_its_very_deadline() {
 }
 
 #[test]
-fn i39_a_run_can_be_had_again_and_another_seed_is_another_run() {
+fn i39_a_run_is_reproducible_and_another_seed_is_another_run() {
     fn race() -> String {
         let order = Arc::new(Mutex::new(String::new()));
         let threads = ['a', 'b', 'c', 'd'].map(|letter| {
             let order = order.clone();
             testing::spawn("racer", move || {
-                sleep(HOUR).expect("nobody stops it");
+                sleep(HOUR).expect("not cancelled");
                 order.lock().expect("not poisoned").push(letter);
             })
         });
-        sleep(2 * HOUR).expect("nobody stops it");
+        sleep(2 * HOUR).expect("not cancelled");
         for thread in threads {
             thread.join().expect("no panic");
         }
@@ -43,7 +43,7 @@ fn i39_a_run_can_be_had_again_and_another_seed_is_another_run() {
 }
 
 #[test]
-fn threads_that_can_never_go_on_are_cancelled_and_named() {
+fn deadlocked_threads_are_cancelled_and_named() {
     let waited = Arc::new(Mutex::new(None));
     let result = testing::run(None, {
         let waited = waited.clone();
@@ -54,9 +54,9 @@ fn threads_that_can_never_go_on_are_cancelled_and_named() {
             })
         }
     });
-    let stuck = result.expect_err("nobody sets the event");
+    let stuck = result.expect_err("the event is never set");
     assert_eq!(stuck.waiting, ["waiter".into()]);
-    // It has ended before the run did.
+    // The thread has ended before the run did.
     let waited = waited.lock().expect("not poisoned").take();
     assert!(
         matches!(waited, Some(Err(Stop::Cancelled(_)))),
@@ -73,13 +73,13 @@ fn items_are_handed_over_at_the_instant_at_which_they_are_put() {
             let queue = queue.clone();
             move || {
                 for item in 1..=3 {
-                    sleep(HOUR).expect("nobody stops it");
-                    queue.put(item, Time::NEVER).expect("nobody stops it");
+                    sleep(HOUR).expect("not cancelled");
+                    queue.put(item, Time::NEVER).expect("not cancelled");
                 }
             }
         });
         [(); 3].map(|()| {
-            let item = queue.get(Time::NEVER).expect("nobody stops it");
+            let item = queue.get(Time::NEVER).expect("not cancelled");
             (item, Time::now() - began)
         })
     });
@@ -152,7 +152,7 @@ mod descriptors {
         let fd = ours.as_raw_fd();
         let waiter = thread::spawn(move || wait_ready(fd, Readiness::Readable, far()));
         while !waiter.is_finished() {
-            closing(fd); // it may not wait yet
+            closing(fd); // the thread may not wait yet
             thread::yield_now();
         }
         assert!(matches!(waiter.join(), Ok(Err(ReadyError::Io(_)))));

@@ -1,4 +1,4 @@
-//! What is thrown into a body: once, in it and nowhere else, and not where something holds it off.
+//! Injected exceptions: raised once, in the body and nowhere else, and not where they are deferred.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -10,7 +10,7 @@ use crate::sync::{Acquire, Lock};
 use crate::task::{Arrival, Force, Task, Thrown};
 use crate::wait::{checkpoint, sleep_until};
 
-/// Counts what is in the slot of the body's thread.
+/// Counts the posts in the slot of the body's thread.
 #[derive(Default)]
 struct Slot(AtomicI32);
 
@@ -58,7 +58,7 @@ fn stopped(result: &Result<(), Stop>) -> bool {
 }
 
 #[test]
-fn it_arrives_once_by_force() {
+fn it_is_raised_once_by_force() {
     let (task, slot, boundary) = begin();
     assert!(task.throw(something()));
     assert_eq!(slot.posted(), 1);
@@ -69,7 +69,7 @@ fn it_arrives_once_by_force() {
 }
 
 #[test]
-fn it_arrives_once_at_a_wait_and_what_was_posted_is_taken_back() {
+fn it_is_raised_once_at_a_wait_and_the_posted_exception_is_retracted() {
     let (task, slot, boundary) = begin();
     assert!(task.throw(something()));
     assert!(stopped(&sleep_until(Time::NEVER)));
@@ -80,7 +80,7 @@ fn it_arrives_once_at_a_wait_and_what_was_posted_is_taken_back() {
 }
 
 #[test]
-fn i24_locks_and_masks_hold_it_off() {
+fn i24_locks_and_masks_defer_it() {
     let (task, slot, boundary) = begin();
     let lock = Lock::default();
     assert!(lock.try_acquire(Acquire::Block).is_ok());
@@ -97,7 +97,7 @@ fn i24_locks_and_masks_hold_it_off() {
 }
 
 #[test]
-fn i24_a_mask_takes_it_back_and_keeps_it() {
+fn i24_a_mask_retracts_it_and_keeps_it() {
     let (task, slot, boundary) = begin();
     assert!(task.throw(something()));
     assert_eq!(slot.posted(), 1);
@@ -111,7 +111,7 @@ fn i24_a_mask_takes_it_back_and_keeps_it() {
 }
 
 #[test]
-fn i22_behind_the_body_there_is_nothing_left_of_it() {
+fn i22_nothing_is_pending_behind_the_body() {
     let (task, slot, boundary) = begin();
     assert!(task.throw(something()));
     boundary.leave(BodyEnd::Unwound);
@@ -121,7 +121,7 @@ fn i22_behind_the_body_there_is_nothing_left_of_it() {
 }
 
 #[test]
-fn what_is_thrown_before_the_body_begins_is_raised_in_it() {
+fn an_exception_injected_before_the_body_begins_is_raised_in_it() {
     let (task, slot) = (Task::new("body", None), Arc::new(Slot::default()));
     assert!(!task.throw(something()), "not launched");
     assert!(task.launch());
@@ -132,7 +132,7 @@ fn what_is_thrown_before_the_body_begins_is_raised_in_it() {
 }
 
 #[test]
-fn i22_it_is_raised_once_though_it_was_posted_at_the_end_of_a_wait() {
+fn i22_it_is_raised_once_even_if_it_was_posted_at_the_end_of_a_wait() {
     for during in [true, false] {
         let (task, slot, boundary) = begin();
         if during {
@@ -144,7 +144,7 @@ fn i22_it_is_raised_once_though_it_was_posted_at_the_end_of_a_wait() {
             assert!(task.throw(something()));
             assert!(lock.release().is_ok());
         }
-        // The wait has ended, and what is to be raised is not yet taken; who throws comes by.
+        // The wait has ended, and the injection is not yet taken; now the injecting thread posts.
         assert!(task.kill_due().is_some());
         task.strike_with_thrown();
         assert!(is_something(task.take_thrown()));

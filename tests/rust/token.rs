@@ -29,7 +29,7 @@ fn i2_the_first_cause_is_final() {
 }
 
 #[test]
-fn a_child_is_cancelled_with_its_parent_and_never_the_reverse() {
+fn a_child_is_cancelled_with_its_parent_but_not_the_parent_with_its_child() {
     let parent = CancelSource::new();
     let child = parent.token().child();
     let sibling = parent.token().child();
@@ -40,14 +40,14 @@ fn a_child_is_cancelled_with_its_parent_and_never_the_reverse() {
         (reason(&child.token()), reason(&sibling.token())),
         ("mine".into(), "ours".into())
     );
-    // One born too late is cancelled from the start.
+    // A child made afterwards is cancelled from the start.
     assert_eq!(reason(&parent.token().child().token()), "ours");
 }
 
 #[test]
-fn i2_a_passed_deadline_is_the_cause_even_if_somebody_cancels_before_anyone_looks() {
+fn i2_a_passed_deadline_is_the_cause_despite_a_cancel_before_it_is_noticed() {
     for _ in 0..200 {
-        // The timer takes part in this race, or does not; nobody can tell.
+        // The timer may or may not take part in this race.
         let source = CancelSource::with_deadline(PAST);
         assert!(!source.cancel_because("too late"));
         let cause = source.token().cause().unwrap();
@@ -114,7 +114,7 @@ fn i10_of_many_concurrent_cancels_one_wins_and_all_see_its_cause() {
 }
 
 #[test]
-fn i10_parent_and_child_cancelled_at_once_agree_with_what_their_callers_were_told() {
+fn i10_parent_and_child_cancelled_at_once_agree_with_the_results_of_the_calls() {
     for _ in 0..300 {
         let parent = CancelSource::new();
         let child = parent.token().child();
@@ -134,7 +134,7 @@ fn i10_parent_and_child_cancelled_at_once_agree_with_what_their_callers_were_tol
 // ---------------------------------------------------------------------- trees
 
 #[test]
-fn i9_a_closed_source_cancels_what_is_below_and_leaves_its_parent() {
+fn i9_a_closed_source_cancels_its_children_and_leaves_its_parent() {
     CancelSource::new().close(); // the thread's name is looked up once
     let parent = CancelSource::new();
     let token = parent.token();
@@ -161,7 +161,7 @@ fn nothing_stays_behind_in_a_long_lived_token() {
         drop(token.on_cancel(|_| {}));
         drop(CancelToken::any_of(&[&token, &other.token()]));
         assert_eq!(token.wait_until(PAST), Ok(false));
-        // A wait for the token that its own scope ends.
+        // A wait for the token, ended by its own scope.
         let ended = move_on_after(Duration::from_micros(50), |_| token.wait_until(Time::NEVER));
         assert_eq!(ended, Ok(None));
         assert!(
@@ -169,9 +169,9 @@ fn nothing_stays_behind_in_a_long_lived_token() {
                 .is_ok_and(|some| some.is_some())
         );
     };
-    use_it(); // lists that stay take their place
+    use_it(); // lists that stay are allocated
     let (left, ()) = allocated_by(|| (0..100).for_each(|_| use_it()));
-    // The timer's thread may be the one to let go of what has just ended: not counted as freed.
+    // The timer's thread may free an ended node, which is then not counted as freed here.
     assert!(left.blocks < 50, "one a round would be 100: {left:?}");
 }
 
@@ -188,7 +188,7 @@ fn a_source_is_one_allocation_of_at_most_80_bytes() {
     assert_eq!(tokens.blocks, 0);
 }
 
-/// On a stack of this size any recursion over a deep chain ends the process.
+/// Run it on a stack so small that any recursion over a deep chain ends the process.
 fn on_a_small_stack(run: impl FnOnce() + Send + 'static) {
     thread::Builder::new()
         .stack_size(128 * 1024)
@@ -200,7 +200,7 @@ fn on_a_small_stack(run: impl FnOnce() + Send + 'static) {
 
 const DEEP: usize = 200_000;
 
-/// A chain with nothing but its ends in anyone's hands.
+/// A chain of which only the ends are referenced.
 fn chain() -> (CancelSource, CancelSource) {
     let top = CancelSource::new();
     let mut bottom = top.token().child();
@@ -278,7 +278,7 @@ fn any_of_is_cancelled_with_the_first_and_with_its_cause() {
         ("second".into(), "second".into())
     );
     assert_eq!(any.cause(), second.cause());
-    // Of tokens that are cancelled already the first counts.
+    // Of several cancelled tokens the first one counts.
     assert_eq!(reason(&CancelToken::any_of(&[&first, &second])), "first");
     assert!(!CancelToken::any_of(&[]).is_cancelled());
 }
@@ -309,7 +309,7 @@ fn i17_a_callback_runs_once_with_the_cause() {
     let cause = source.token().cause().unwrap();
     assert_eq!(calls.try_recv().as_ref(), Ok(&cause));
     assert!(calls.try_recv().is_err(), "once");
-    // Registered too late it runs at once.
+    // Registered after the cancel, it runs at once.
     let _late = source
         .token()
         .on_cancel(move |cause| again.send(cause.clone()).unwrap());
@@ -337,7 +337,7 @@ fn i17_an_unregistered_callback_never_runs() {
 }
 
 #[test]
-fn i17_unregister_tells_the_truth_whatever_the_race() {
+fn i17_the_result_of_unregister_is_right_in_every_race() {
     for round in 0..500 {
         let source = CancelSource::new();
         let calls = Arc::new(AtomicU32::new(0));
@@ -371,7 +371,7 @@ fn waiters_are_awake_before_the_first_callback_runs() {
         assert_eq!(token.wait_until(Time::NEVER), Ok(true));
         sender.send(()).unwrap();
     });
-    // The callback can only return if the waiter does not need it to.
+    // The callback returns only after the waiter has woken.
     let _registration = source.token().on_cancel(move |_| woken.recv().unwrap());
     source.cancel();
     waiter.join();
@@ -414,7 +414,7 @@ fn i18_a_callback_may_close_itself_and_others_of_its_token() {
 }
 
 #[test]
-fn close_waits_for_a_run_on_another_thread_and_close_until_gives_up() {
+fn close_waits_for_a_run_on_another_thread_and_close_until_times_out() {
     let source = CancelSource::new();
     let (begin, begun) = channel();
     let (finish, finished) = channel::<()>();
@@ -489,7 +489,7 @@ fn i19_cancel_may_be_called_from_a_destructor_also_while_a_panic_unwinds() {
 }
 
 #[test]
-fn i19_cancel_may_be_called_while_a_thread_takes_its_locals_down() {
+fn i19_cancel_may_be_called_while_thread_locals_are_destroyed() {
     std::thread_local! {
         static LAST: Mutex<Option<CancelOnDrop>> = const { Mutex::new(None) };
     }
@@ -558,10 +558,10 @@ fn i19_cancelling_a_changing_tree_from_many_threads_reaches_every_node() {
 // ---------------------------------------------------------------------- the timer
 
 #[test]
-fn the_timer_notices_a_deadline_that_nobody_waits_for() {
+fn the_timer_notices_a_deadline_without_a_waiter() {
     let deadline = Time::after(Duration::from_millis(2));
     let source = CancelSource::with_deadline(deadline);
-    // The linked token knows nothing of deadlines: only the timer can tell it.
+    // The linked token has no deadline of its own: only the timer can cancel it.
     let any = CancelToken::any_of(&[&source.token()]);
     assert_eq!(any.wait_until(Time::NEVER), Ok(true));
     assert!(Time::now() >= deadline, "never early");
@@ -571,8 +571,8 @@ fn the_timer_notices_a_deadline_that_nobody_waits_for() {
 }
 
 #[test]
-fn deadlines_are_noticed_in_their_order_whatever_order_they_came_in() {
-    // On a busy machine the first may pass before the last has come: then again, with more time.
+fn deadlines_are_noticed_in_order_in_whatever_order_they_were_armed() {
+    // On a busy machine the first may pass before the last is armed: then repeat with more time.
     for lead in [3, 30, 300, 3000, 30_000].map(Duration::from_millis) {
         let (sender, order) = channel();
         let base = Time::after(lead);

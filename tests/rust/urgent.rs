@@ -1,4 +1,4 @@
-//! What a kill does before its first wait.
+//! The steps of a kill before its first wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +45,7 @@ impl Force for Counted {
     }
 }
 
-/// A body that runs until it is told, and that no wait of ours is in.
+/// A body that runs until the test ends it, without a desist wait.
 fn body(force: &Arc<Counted>) -> (Arc<Task>, impl FnOnce() -> JoinHandle<()>) {
     let (task, (ready, is_ready)) = (Task::new("body", None), channel());
     let (end, ended): (_, Receiver<()>) = channel();
@@ -64,7 +64,7 @@ fn body(force: &Arc<Counted>) -> (Arc<Task>, impl FnOnce() -> JoinHandle<()>) {
     })
 }
 
-/// Posted and traced when `begin` returns; and what the kill came to when the body ended then.
+/// The posts and traces when `begin` returns, and the outcome of the kill when the body ends then.
 fn begun_with(policy: &StopPolicy) -> ((usize, usize), Option<KillOutcome>) {
     let force = Arc::new(Counted::default());
     let (task, end) = body(&force);
@@ -88,7 +88,7 @@ const AT_ONCE: StopPolicy = StopPolicy {
 };
 
 #[test]
-fn i23_an_urgent_kill_strikes_before_it_waits() {
+fn i23_an_urgent_kill_is_delivered_before_it_waits() {
     assert_eq!(
         begun_with(&AT_ONCE),
         ((1, 0), Some(KillOutcome::Cooperative))

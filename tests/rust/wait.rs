@@ -60,7 +60,7 @@ fn a_sleep_that_nothing_ends_lasts_until_its_time() {
     assert!(Time::now() >= until);
 }
 
-/// Nothing that could be had at once is had.
+/// Check that nothing is acquired, even if it is available at once.
 fn begin_every_wait() {
     let latch = Latch::new();
     latch.set();
@@ -87,7 +87,7 @@ fn begin_every_wait() {
 }
 
 #[test]
-fn i15_in_a_cancelled_scope_no_wait_begins_and_nothing_is_taken() {
+fn i15_in_a_cancelled_scope_no_wait_begins_and_nothing_is_acquired() {
     let left = move_on_after(HOUR, |scope| {
         scope.cancel();
         begin_every_wait();
@@ -97,7 +97,7 @@ fn i15_in_a_cancelled_scope_no_wait_begins_and_nothing_is_taken() {
 }
 
 #[test]
-fn i15_nor_does_one_begin_if_the_deadline_has_passed_and_nobody_has_looked() {
+fn i15_no_wait_begins_if_the_deadline_has_passed_unnoticed() {
     let set = Latch::new();
     set.set();
     let of_a_set_latch = move_on_after(Duration::ZERO, |_| set.wait_until(far()));
@@ -113,7 +113,7 @@ fn i15_nor_does_one_begin_if_the_deadline_has_passed_and_nobody_has_looked() {
 }
 
 #[test]
-fn a_wait_that_ended_otherwise_leaves_nothing_behind_in_what_it_waited_for() {
+fn a_wait_that_was_not_granted_leaves_nothing_behind() {
     let (latch, lock) = (Latch::new(), Lock::default());
     let queue = LeaseQueue::<_, Cause>::new(QueueOptions {
         maxsize: 1,
@@ -135,7 +135,7 @@ fn a_wait_that_ended_otherwise_leaves_nothing_behind_in_what_it_waited_for() {
         let lease = queue.lease(far()).unwrap().unwrap();
         queue.ack(lease.id, lease.epoch).unwrap();
     };
-    // A line that is used for the first time keeps its place; there are fewer of them than rounds.
+    // A queue keeps its memory after its first use; there are fewer queues than rounds.
     let mut rounds = (0..10).map(|_| allocated_by(|| (0..20).for_each(|_| give_up())).0);
     assert!(rounds.any(|left| left.blocks == 0));
     lock.release().unwrap();
@@ -166,7 +166,7 @@ fn the_deadline_of_an_outer_scope_ends_a_wait_inside() {
 }
 
 #[test]
-fn of_several_deadlines_the_tightest_ends_the_wait_and_belongs_to_its_scope() {
+fn of_several_deadlines_the_earliest_ends_the_wait_and_belongs_to_its_scope() {
     for tightest in 0..3 {
         let bound = |level: usize| {
             if level == tightest {
@@ -227,7 +227,7 @@ fn a_deadline_moved_from_another_thread_ends_a_wait_in_progress() {
 
 #[test]
 fn a_zone_ends_early_when_a_deadline_outside_is_moved_to_long_ago() {
-    // The grace after a deadline in the past is over as well; only the timer sees it.
+    // The grace after a deadline in the past is over as well; only the timer notices it.
     let in_time = move_on_after(HOUR, |scope| {
         let zone = cleanup(|| {
             scope.set_deadline(PAST);
@@ -276,7 +276,7 @@ fn a_grant_that_won_is_returned_and_the_next_checkpoint_raises() {
 }
 
 #[test]
-fn an_uncancelled_wait_is_ended_by_nothing_but_what_it_waits_for() {
+fn an_uninterruptible_wait_ends_only_with_its_grant() {
     let latch = Arc::new(Latch::new());
     let theirs = latch.clone();
     let (task, waiter) = parked_task(move || theirs.wait_shielded(Time::NEVER));

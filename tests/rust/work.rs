@@ -22,7 +22,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn i28_i29_i30_i31_i34_the_queue_in_memory_does_what_the_model_does(
+    fn i28_i29_i30_i31_i34_the_queue_in_memory_behaves_as_the_model(
         options in queue_options(),
         steps in steps(),
     ) {
@@ -53,7 +53,7 @@ fn i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
     let acked: [AtomicU32; ITEMS] = std::array::from_fn(|_| AtomicU32::new(0));
     let work = |worker: usize| {
         for turn in 0.. {
-            // Some waits are cancelled: that must not lose what was on its way.
+            // Some waits are cancelled: that must not lose an item under way.
             let patience = if dice(worker, turn) < 3 {
                 Duration::from_micros(20)
             } else {
@@ -121,7 +121,7 @@ fn i28_i29_with_many_workers_every_item_is_done_once_or_dead() {
 }
 
 #[test]
-fn i13_a_worker_that_is_cancelled_while_it_waits_takes_nothing_with_it() {
+fn i13_a_worker_that_is_cancelled_while_it_waits_takes_no_item() {
     for _ in 0..50 {
         let queue = Queue::new(RetryPolicy::default());
         let (task, theirs) = (Task::new("worker", None), queue.clone());
@@ -132,7 +132,7 @@ fn i13_a_worker_that_is_cancelled_while_it_waits_takes_nothing_with_it() {
             boundary.leave(BodyEnd::Unwound);
             lease
         });
-        // Its wait has been decided, but it is still in the line.
+        // Its wait has been settled, but the waiter is still in the queue.
         let (token, late) = (task.source().token(), queue.clone());
         let _put = token.on_cancel(move |_| _ = late.try_put("item", &PutOptions::default()));
         task.source().cancel();
@@ -144,7 +144,7 @@ fn i13_a_worker_that_is_cancelled_while_it_waits_takes_nothing_with_it() {
 // ---------------------------------------------------------------------- one thing at a time
 
 #[test]
-fn a_waiting_worker_gets_the_next_item_and_those_who_wait_longer_come_first() {
+fn a_waiting_worker_gets_the_next_item_and_the_longest_waiting_is_first() {
     let queue = Queue::new(RetryPolicy::default());
     let wait = || {
         let queue = queue.clone();
@@ -157,7 +157,7 @@ fn a_waiting_worker_gets_the_next_item_and_those_who_wait_longer_come_first() {
 }
 
 #[test]
-fn what_a_stopped_worker_gives_back_comes_before_other_work() {
+fn the_item_of_a_stopped_worker_comes_before_others() {
     let queue = Queue::new(RetryPolicy::default());
     queue.put("first").unwrap();
     queue.put("second").unwrap();
@@ -178,7 +178,7 @@ fn what_a_stopped_worker_gives_back_comes_before_other_work() {
 }
 
 #[test]
-fn failed_work_comes_back_after_a_pause_that_doubles_up_to_a_bound() {
+fn a_failed_item_is_ready_after_a_pause_that_doubles_up_to_a_bound() {
     let (backoff, max_backoff) = (Duration::from_millis(2), Duration::from_millis(5));
     let queue = Queue::new(RetryPolicy {
         max_attempts: 9,
@@ -206,7 +206,7 @@ fn failed_work_comes_back_after_a_pause_that_doubles_up_to_a_bound() {
         queue
             .nack(again.id, again.epoch, Nack::AtOnce, None)
             .unwrap();
-        // The attempt in between counts, but there was no pause: as if it had been the worker's.
+        // The attempt in between counts, but without a pause, as if the worker had been at fault.
         queue.retry(again.id);
         if least > Duration::from_millis(3) {
             break;
@@ -234,7 +234,7 @@ fn an_extreme_policy_is_a_long_pause_and_no_panic() {
 }
 
 #[test]
-fn an_earlier_pause_wakes_who_waits_for_a_later_one() {
+fn an_earlier_pause_wakes_a_worker_that_waits_for_a_later_one() {
     let queue = Queue::new(RetryPolicy::default());
     let [late, soon] = ["late", "soon"].map(|item| {
         queue.put(item).unwrap();
@@ -257,7 +257,7 @@ fn an_earlier_pause_wakes_who_waits_for_a_later_one() {
 }
 
 #[test]
-fn i30_after_the_last_attempt_it_is_dead_with_all_that_went_wrong_and_may_be_revived() {
+fn i30_after_its_last_attempt_an_item_is_dead_with_all_failures_and_can_be_retried() {
     let queue = Queue::new(RetryPolicy {
         max_attempts: 2,
         backoff: Duration::ZERO,
@@ -300,7 +300,7 @@ fn drain_waits_for_the_last_item_and_its_waiter_can_be_cancelled() {
 }
 
 #[test]
-fn a_closed_queue_sends_waiting_workers_home_and_keeps_its_items() {
+fn a_closed_queue_ends_the_waits_of_its_workers_and_keeps_its_items() {
     let queue = Queue::new(RetryPolicy::default());
     let theirs = queue.clone();
     let worker = Parker::spawn_parked(move || theirs.lease(Time::NEVER));
@@ -350,7 +350,7 @@ fn work(queue: &Queue) -> &'static str {
 }
 
 #[test]
-fn who_waits_for_room_gets_it_in_turn_when_an_item_is_done() {
+fn a_waiting_put_gets_room_in_turn_when_an_item_is_done() {
     let queue = for_one();
     queue.put("first").unwrap();
     let [second, third] = ["second", "third"].map(|item| {
@@ -387,7 +387,7 @@ fn i11_i13_a_cancelled_put_has_put_nothing_and_the_next_has_its_room() {
         });
         let theirs = queue.clone();
         let next = Parker::spawn_parked(move || theirs.put("next"));
-        // Its wait has been decided, but it is still in the line.
+        // Its wait has been settled, but the waiter is still in the queue.
         let (token, late) = (task.source().token(), queue.clone());
         let _work = token.on_cancel(move |_| _ = work(&late));
         task.source().cancel();
@@ -399,7 +399,7 @@ fn i11_i13_a_cancelled_put_has_put_nothing_and_the_next_has_its_room() {
 }
 
 #[test]
-fn who_waits_for_room_with_a_key_that_comes_in_meanwhile_gets_that_items_number() {
+fn a_waiting_put_whose_key_is_put_meanwhile_gets_that_items_number() {
     let queue = for_one();
     queue.put("first").unwrap();
     let keyed = PutOptions {
@@ -422,7 +422,7 @@ fn who_waits_for_room_with_a_key_that_comes_in_meanwhile_gets_that_items_number(
 
 // ---------------------------------------------------------------------- time, simulated
 
-/// How much time `run` takes.
+/// The simulated time that `run` takes.
 fn taken_by<T>(run: impl FnOnce() -> T) -> (Duration, T) {
     let began = Time::now();
     let result = run();
@@ -444,7 +444,7 @@ fn wanted_for(timeout: Duration) -> PutOptions {
 }
 
 #[test]
-fn i16_a_lease_that_is_not_extended_is_for_others_in_that_instant() {
+fn i16_a_lease_that_is_not_extended_is_available_at_the_instant_of_its_end() {
     let passed = testing::run(None, || {
         let queue = losing_leases(10 * SECOND);
         queue.put("item").unwrap();
@@ -471,7 +471,7 @@ fn i16_a_lease_that_is_not_extended_is_for_others_in_that_instant() {
 }
 
 #[test]
-fn i16_room_and_the_end_of_all_work_come_when_an_items_time_has_passed() {
+fn i16_an_expired_item_makes_room_and_ends_a_drain_at_that_instant() {
     let passed = testing::run(None, || {
         let queue = for_one();
         queue.try_put("first", &wanted_for(5 * SECOND)).unwrap();
@@ -484,14 +484,14 @@ fn i16_room_and_the_end_of_all_work_come_when_an_items_time_has_passed() {
 }
 
 #[test]
-fn i12_when_the_one_who_would_look_next_is_cancelled_another_does() {
+fn i12_when_the_waiter_that_would_wake_next_is_cancelled_another_takes_over() {
     let passed = testing::run(None, || {
         let queue = losing_leases(10 * SECOND);
         let wait = |patience: Duration| {
             let theirs = queue.clone();
             let lease = move || move_on_after(patience, |_| theirs.lease(Time::NEVER));
             let waiting = testing::spawn("waits", move || taken_by(lease));
-            sleep(SECOND).unwrap(); // and it waits
+            sleep(SECOND).unwrap(); // and the worker waits
             waiting
         };
         queue.put("first").unwrap();
@@ -514,7 +514,7 @@ fn i12_when_the_one_who_would_look_next_is_cancelled_another_does() {
 }
 
 #[test]
-fn i31_work_that_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
+fn i31_an_expired_item_is_dead_when_its_worker_requeues_it() {
     let passed = testing::run(None, || {
         let queue = losing_leases(HOUR);
         queue.try_put("item", &wanted_for(SECOND)).unwrap();
@@ -527,7 +527,7 @@ fn i31_work_that_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
         assert_eq!(given, Ok(NackOutcome::Dead));
         let note = Note::Noted("the item expired".into());
         assert_eq!(queue.dead(), [(lease.id, "item", vec![note])]);
-        assert!(queue.retry(lease.id), "somebody does");
+        assert!(queue.retry(lease.id), "the item is dead");
         assert_eq!(queue.lease(PAST).unwrap().unwrap().deadline(), None);
     });
     assert_eq!(passed, Ok(()));
@@ -535,7 +535,7 @@ fn i31_work_that_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
 
 // ---------------------------------------------------------------------- memory
 
-/// Of a failure nothing is kept.
+/// Keeps nothing of a failure.
 #[derive(Clone)]
 struct Nothing;
 
@@ -546,7 +546,7 @@ impl From<Cause> for Nothing {
 }
 
 #[test]
-fn an_item_that_is_cancelled_and_revived_again_and_again_takes_no_more_room() {
+fn an_item_that_is_cancelled_and_retried_again_and_again_takes_no_more_memory() {
     let queue = LeaseQueue::<(), Nothing>::new(RetryPolicy::default());
     let [first, id] = [queue.put(()), queue.put(())].map(Result::unwrap);
     let (left, ()) = allocated_by(|| {
@@ -561,7 +561,7 @@ fn an_item_that_is_cancelled_and_revived_again_and_again_takes_no_more_room() {
     }
 }
 
-/// What a queue of its own keeps of 10,000 items that came and went like this.
+/// The memory that a queue keeps after 10,000 items that were worked off like this.
 fn kept_of(options: QueueOptions, come_and_go: impl Fn(&LeaseQueue<(), Nothing>, i64)) -> isize {
     let queue = LeaseQueue::<(), Nothing>::new(options);
     come_and_go(&queue, 0);
@@ -575,7 +575,7 @@ fn work_off(queue: &LeaseQueue<(), Nothing>) {
 }
 
 #[test]
-fn no_line_is_kept_for_a_priority_that_nothing_has_any_more() {
+fn no_run_queue_is_kept_for_a_priority_without_items() {
     for sign in [-1, 1] {
         let kept = kept_of(QueueOptions::default(), |queue, turn| {
             let options = PutOptions {
@@ -590,7 +590,7 @@ fn no_line_is_kept_for_a_priority_that_nothing_has_any_more() {
 }
 
 #[test]
-fn of_a_lease_that_was_extended_nothing_is_kept() {
+fn nothing_is_kept_of_extended_leases() {
     for timeout in [Duration::MAX, HOUR] {
         let options = QueueOptions {
             lease_timeout: Some(timeout),
@@ -607,14 +607,14 @@ fn of_a_lease_that_was_extended_nothing_is_kept() {
 }
 
 #[test]
-fn a_queue_that_was_long_once_gives_back_what_it_took() {
+fn a_queue_that_was_long_once_frees_its_memory() {
     let queue = LeaseQueue::<(), Nothing>::new(QueueOptions::default());
     let (left, ()) = allocated_by(|| {
         for _ in 0..100_000 {
             queue.put(()).unwrap();
         }
         (0..100_000).for_each(|_| work_off(&queue));
-        // What was there is let go of little by little.
+        // The memory is freed little by little.
         for _ in 0..50_000 {
             queue.put(()).unwrap();
             work_off(&queue);

@@ -1,7 +1,7 @@
-//! What a lease queue promises, as a model that any of them can be held against.
+//! A model of a lease queue, which every implementation is compared with.
 //!
 //! The model is for one thread. Time passes only between its steps, by a simulated clock. `work.rs`
-//! has the queue in memory do what it does, and the unit tests the one in a file.
+//! compares the queue in memory with it, and the unit tests the one in a file.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use proptest::prelude::*;
 const PAST: Time = Time::from_nanos(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What is kept of a failure, or of progress.
+/// The stored form of a failure, or of progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Note {
     Said(u32),
-    /// By the queue itself, for this reason.
+    /// The queue itself, for this reason.
     Noted(String),
 }
 
@@ -32,9 +32,9 @@ impl From<Cause> for Note {
 
 /// A queue as the model sees it.
 pub(crate) trait Queue {
-    /// `None`: there is no room.
+    /// `None`: the queue is full.
     fn put(&self, item: u32, options: &PutOptions) -> Option<u64>;
-    /// `None`: none is ready, or it is closed.
+    /// `None`: no item is ready, or the queue is closed.
     fn lease(&self) -> Option<Lease<u32, Note>>;
     fn ack(&self, id: u64, epoch: u64) -> Result<(), Fenced>;
     fn extend(&self, id: u64, epoch: u64, progress: Option<Note>) -> Result<Option<Time>, Fenced>;
@@ -52,14 +52,14 @@ pub(crate) trait Queue {
     fn close(&self);
     fn counts(&self) -> Counts;
     fn dead(&self) -> Vec<(u64, u32, Vec<Note>)>;
-    /// Let go of it, and open it again. False: it is only here.
+    /// Drop the queue, and open it again. False: it is in memory only.
     fn reopen(&mut self) -> bool;
 }
 
 impl Queue for LeaseQueue<u32, Note> {
     fn put(&self, item: u32, options: &PutOptions) -> Option<u64> {
         let put = self.try_put(item, options).ok();
-        // The form that waits says the same, and what it does not put it has not put.
+        // The waiting form returns the same, and an item that it refuses is not put.
         if put.is_none() {
             assert_eq!(self.put_with(item, options, PAST), Ok(None));
         }
@@ -137,7 +137,7 @@ struct Item {
     place: Where,
     options: PutOptions,
     deadline: Time,
-    /// When time changes it.
+    /// The time at which its state changes.
     due: Time,
     attempt: u32,
     progress: Option<Note>,
@@ -149,7 +149,7 @@ struct Item {
 struct Model {
     options: QueueOptions,
     items: BTreeMap<u64, Item>,
-    /// In the order in which they would be leased if they all had the same priority.
+    /// In the order of leasing among items of the same priority.
     ready: Vec<u64>,
     dead: Vec<u64>,
     last_epoch: u64,
@@ -267,7 +267,7 @@ impl Model {
         })
     }
 
-    /// One that lasts for ever does not end.
+    /// A lease without a time limit does not end.
     fn lease_until(&self) -> Option<Time> {
         let until = self.options.lease_timeout.map(Time::after);
         until.filter(|until| !until.is_never())
@@ -336,7 +336,7 @@ impl Model {
         }
     }
 
-    /// Whoever has leased anything is stopped: the first that was leased is the next again.
+    /// All workers are stopped: the item that was leased first is the next one again.
     fn reopen(&mut self) {
         let leased = |(id, item): (&u64, &Item)| match item.place {
             Where::Leased(epoch) => Some((epoch, *id)),
@@ -431,11 +431,11 @@ fn overdue() -> Note {
 pub(crate) enum Step {
     Put(PutOptions),
     Lease,
-    /// Of any lease that was ever handed out, also a stale one.
+    /// On any lease that was ever given, also a stale one.
     Ack(usize),
     Extend(usize, bool),
     Nack(usize, Nack, bool),
-    /// Of any item, also one that never was.
+    /// On any item, also one that never existed.
     Cancel(u64),
     Retry(u64),
     GiveUp,
@@ -490,7 +490,7 @@ pub(crate) fn queue_options() -> impl Strategy<Value = QueueOptions> {
     let lease_timeout = prop::option::of(prop_oneof![4 => seconds(1..8), 1 => for_ever]);
     (1..4u32, 0..5usize, lease_timeout).prop_map(|(max_attempts, maxsize, lease_timeout)| {
         QueueOptions {
-            // Without jitter, so that the model can tell when a pause is over.
+            // Without jitter, so that the model knows the end of a pause.
             retry: RetryPolicy {
                 max_attempts,
                 backoff: SECOND,
@@ -503,7 +503,7 @@ pub(crate) fn queue_options() -> impl Strategy<Value = QueueOptions> {
     })
 }
 
-/// Have the queue and a model with the same options take these steps.
+/// Run these steps on the queue and on a model with the same options.
 pub(crate) fn check<Q: Queue>(
     queue: &mut Q,
     options: QueueOptions,
