@@ -13,7 +13,7 @@
 //! | modules | subject |
 //! |---|---|
 //! | `atomics` `item` `stack` `fork` `clock` | atomics or loom's, ids of items, stacks for reports, the gate between forks and locks, time |
-//! | `host` | what a runtime lends the core |
+//! | `host` `sys` | what a runtime lends the core; system calls |
 //! | `cause` | who cancelled, why and when |
 //! | `error` `ledger` | what a wait can end with; what a task holds, so that it can be released on its behalf |
 //! | `park` | how a thread blocks until its wait is settled |
