@@ -1,4 +1,4 @@
-//! Scopes: blocks of code that can be cancelled, one thread each.
+//! Scopes: blocks of code that can be cancelled, each of one thread, and what that thread is inside of.
 //!
 //! The rules, which `tests/rust/scope_model.rs` has in executable form:
 //! 1. A scope's node is a child of the innermost open scope's. A shield's and a clean-up zone's
@@ -11,6 +11,43 @@
 //! 5. A clean-up zone sees, instead of the cancellation outside, its time plus the grace that
 //!    the canceller gave. All zones under one cancellation see the same instant, so together
 //!    they get the grace once (I8), and the instant only moves earlier.
+//!
+//! What each `Kind` lets its inside see:
+//!
+//! | kind    | parent of its node      | cancelled outside | its own deadline | a kill               |
+//! |---------|-------------------------|-------------------|------------------|----------------------|
+//! | Plain   | the innermost open node | raises            | raises           | raises               |
+//! | Shield  | none                    | hidden            | raises           | raises               |
+//! | Cleanup | none                    | hidden until the cut-off of rule 5, then raises | raises | deferred until the zone's deadline or end (I24, I25) |
+//! | Task    | the task's parent token | raises, through the token | raises   | raises               |
+//!
+//! "Raises" holds for every checkpoint inside, at any depth, unless a frame further in hides it. A kill
+//! is absorbed by no scope of this file: it ends at the boundary of its task, or in the forced block
+//! that it is meant for, see `forced`.
+//!
+//! Protocol. Each thread has one `Context`, which only this thread reads and writes; no lock is
+//! needed. Other threads reach an open scope through its node alone, to cancel it or to move its
+//! deadline, and the owning thread sees that at its next checkpoint, or by the hook of its wait.
+//! `OPEN` says whether the context has a frame or a task; each function that changes either writes it.
+//!
+//! | step                     | `frames`                        | `task`, `ledger`              |
+//! |--------------------------|---------------------------------|-------------------------------|
+//! | `enter`                | push                            |                               |
+//! | `exit`                 | pop; removed if not innermost   |                               |
+//! | `begin_task`           | replaced by one `Task` frame    | the task's, the former saved  |
+//! | `end_task`             | the former ones again           | the former ones again         |
+//! | `enter_forced`         | push                            | a task of the thread, if it had none |
+//! | `exit_forced`          | pop                             | none again, after the last forced block |
+//! | `close_above`          | cut back to the killed block    | as `exit_forced`            |
+//!
+//! Lock order: a borrow of the context, then a node's lock, the timer's, or the task's state. No code
+//! of the host or of a user runs under a borrow, since it may enter a scope on this thread. So frames
+//! are dropped, locks swept and posted exceptions retracted after the borrow has ended, and the
+//! callbacks of a deadline that a checkpoint notices run on the callback thread.
+//!
+//! `rules` decides what is visible and what is absorbed, `forced` has the blocks that are ended by
+//! force, `blocks` the closures for Rust programs. Relies on `token` (the tree, the timer), on `task`
+//! (whether a kill is due) and on `ledger` (what a scope's code has taken).
 
 mod blocks;
 mod forced;
@@ -25,7 +62,7 @@ pub use blocks::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield
 pub(crate) use forced::forget_force;
 #[cfg_attr(not(feature = "python"), allow(unused_imports))]
 pub(crate) use forced::{ForcedExit, Unwinding, close_above, enter_forced, exit_forced};
-use rules::{absorb, beyond_zones, cutoff, meet_outer_zones, shorten_with, visible};
+use rules::{absorb, cutoff, end_nested_zones, limiting, shorten_on_cancel, visible};
 
 use crate::atomics::thread_local;
 use crate::cause::{Cause, CauseKind};
@@ -38,82 +75,99 @@ use crate::task::Task;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelToken, Registration};
 
-/// From this raise on in one scope, a swallowing loop is slowed down.
+/// From this raise on in one scope, each checkpoint first sleeps, a millisecond longer each time: code
+/// that swallows its stop in a loop would otherwise spin at full speed.
 const BRAKE_FROM: u32 = 10;
+/// The longest of these sleeps. Short enough that the loop still notices when it is to end.
 const LONGEST_BRAKE: Duration = Duration::from_millis(100);
 
-/// What a scope lets its inside see.
+/// What a scope lets its inside see; the columns are in the table above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Everything outside.
+    /// Everything outside: a timeout, a `cancel_scope`.
     Plain,
-    /// Nothing outside.
+    /// Nothing outside, for a bounded time.
     Shield,
-    /// Nothing outside until the grace is spent.
+    /// Nothing outside until the grace is spent, and no kill: code that must finish.
     Cleanup,
-    /// The outermost frame of a task: its token.
+    /// The outermost frame of a task: its token. Only [`begin_task`] makes one, and no scope is left by it.
     Task,
 }
 
-/// One open scope of a thread.
+/// One open scope of a thread. Fixed when it is entered, but for `raised` and `forced`.
 struct Frame {
+    /// Shared with tokens and, for a scope of the host, with the object that stands for the block. Any
+    /// thread may cancel it or move its deadline.
     node: NodeRef,
+    /// Decides what is visible from inside.
     kind: Kind,
+    /// What a clean-up zone inside gets when this scope is cancelled and the cause names no grace.
     grace: Option<Duration>,
-    /// How often a checkpoint has raised while this was the innermost scope.
+    /// How often a checkpoint has raised `Cancelled` while this was the innermost scope. From the
+    /// second time on, the code inside is known to swallow it.
     raised: u32,
-    /// Entries made in the ledger before the start: guards of later ones are the scope's.
-    recorded: u64,
-    /// Its number, if it can be ended by force.
+    /// The sequence number that the thread's ledger would have given next when the scope was entered:
+    /// entries from here on were made inside. 0 if the thread had no ledger then.
+    first_seq: u64,
+    /// The block's number in its task, if it can be ended by force. Set once, by [`enter_forced`].
     forced: Option<NonZeroU64>,
-    /// A clean-up zone listens for cancellations outside.
-    _listening: Vec<Registration>,
-    /// Is told if the block's end never runs.
+    /// Of a clean-up zone: callbacks at the frames outside, which move the zone's deadline earlier.
+    /// Unregistered when the frame is dropped, which may wait for one that is running.
+    _cutoffs: Vec<Registration>,
+    /// Runs if the block's end never does.
     ward: Option<Arc<dyn Ward>>,
 }
 
-/// What a block answers for beside its own code.
+/// Clean-up for a block whose end never ran: it ends the threads that the block has started, say.
 pub(crate) trait Ward: Send + Sync {
-    /// The block's end has not run, nor will it, for what is around it has ended. What is below
-    /// its scope has been cancelled. Called on the block's thread; may wait.
+    /// Called when an enclosing scope or the task has ended before the block's end ran, so that it never
+    /// will. What is below the block's scope has been cancelled. On the block's thread, outside a borrow
+    /// of the context; may block.
     fn forsaken(&self);
 }
 
-/// What the calling thread is in the middle of.
+/// What the calling thread is inside of. The cells are separate, since a ledger is looked up while the
+/// frames are borrowed.
 #[derive(Default)]
 struct Context {
+    /// The open scopes, innermost last. In a task's body the first is of [`Kind::Task`].
     frames: RefCell<Vec<Frame>>,
+    /// The task whose body runs; outside of any task, the one that stands for the thread while it is in
+    /// a forced block.
     task: RefCell<Option<Arc<Task>>>,
-    /// The task's ledger, or the thread's own.
+    /// The task's ledger, or the thread's own, which is made when it is first needed.
     ledger: RefCell<Option<Arc<Ledger>>>,
 }
 
 thread_local! {
+    /// See [`Context`].
     static CONTEXT: Context = Context::default();
 }
 
 thread_local! {
-    /// Anything open at all? Lets a checkpoint outside any scope cost one load: unlike the context,
-    /// this needs neither to be made nor to be dropped.
+    /// True exactly while the context has a frame or a task. Lets a checkpoint outside any scope cost
+    /// one load: unlike the context, this needs neither to be made nor to be dropped.
     static OPEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// How a scope was left.
+/// What leaving a scope does to the stop that unwinds out of its block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// What was unwinding, if anything, goes on.
+    /// Nothing: an exception that is unwinding goes on.
     Pass,
-    /// The stop was this scope's, and ends here.
+    /// It was this scope's, and ends here. The cause is the scope's own.
     Absorbed(Cause),
 }
 
 // ---------------------------------------------------------------------- entering and leaving
 
-/// Open a scope on the calling thread.
+/// Open a scope on the calling thread; [`exit`] leaves it. `deadline`: absolute, [`Time::NEVER`] for
+/// none. `grace`: see [`Frame::grace`]. Never blocks, and is no checkpoint: a scope inside a cancelled
+/// one is entered, and its first checkpoint raises.
 pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
     let node = open(kind, deadline, grace, None);
     if kind == Kind::Cleanup {
-        // Not under a borrow: what was posted is taken back, by code of the host.
+        // Not under a borrow: an exception that was posted is retracted, by code of the host.
         if let Some(task) = current_task() {
             task.mask_zone(&node);
         }
@@ -121,12 +175,14 @@ pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> Node
     node
 }
 
-/// Open a plain scope for a block that answers for more than its own code.
+/// Open a plain scope whose block has threads or the like to end; the hook does so if the block's end
+/// never runs.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn enter_for(ward: Arc<dyn Ward>, deadline: Time, grace: Option<Duration>) -> NodeRef {
     open(Kind::Plain, deadline, grace, Some(ward))
 }
 
+/// [`enter`], without the mask of a clean-up zone.
 fn open(
     kind: Kind,
     deadline: Time,
@@ -135,20 +191,20 @@ fn open(
 ) -> NodeRef {
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
-        let mut listening = Vec::new();
+        let mut cutoffs = Vec::new();
         let node = match (kind, frames.last()) {
             (Kind::Plain, Some(inner)) => inner.node.child(Some(deadline)),
             (Kind::Cleanup, _) => {
                 let cutoff = visible(&frames, frames.len()).map(cutoff).min();
                 let node = NodeRef::root(Some(deadline.min(cutoff.unwrap_or(Time::NEVER))));
-                listening = beyond_zones(&frames)
-                    .map(|frame| shorten_with(&node, frame))
+                cutoffs = limiting(&frames)
+                    .map(|frame| shorten_on_cancel(&node, frame))
                     .collect();
                 node
             }
             _ => NodeRef::root(Some(deadline)),
         };
-        let recorded = context
+        let first_seq = context
             .ledger
             .borrow()
             .as_ref()
@@ -158,9 +214,9 @@ fn open(
             kind,
             grace,
             raised: 0,
-            recorded,
+            first_seq,
             forced: None,
-            _listening: listening,
+            _cutoffs: cutoffs,
             ward,
         });
         OPEN.with(|open| open.set(true));
@@ -168,7 +224,13 @@ fn open(
     })
 }
 
-/// Leave a scope. `unwinding`: a `Cancelled` is on its way out of the block.
+/// Leave a scope. `unwinding`: a `Cancelled` is on its way out of the block; only then can the scope
+/// absorb. Reclaims the locks that blocks inside have taken and not released (I20).
+///
+/// # Errors
+/// [`ScopeMisuse::WrongThread`] if the scope is not open on this thread, and then nothing has changed.
+/// [`ScopeMisuse::NotInnermost`] if a scope entered later is open; this one is removed all the same, so
+/// that the thread does not keep its cancellation for ever, and absorbs nothing.
 pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse> {
     let (frame, exit, ledger) = CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
@@ -188,29 +250,32 @@ pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse>
         unmask(&frame, context);
         let open = !frames.is_empty() || context.task.borrow().is_some();
         OPEN.with(|cell| cell.set(open));
-        // Guards that the scope's code took and, by a hole in its host's unwinding, did not leave.
+        // Blocks that the scope's code has entered and whose ends the host has skipped.
         let ledger = context
             .ledger
             .borrow()
             .as_ref()
-            .filter(|ledger| ledger.next_seq() > frame.recorded)
+            .filter(|ledger| ledger.next_seq() > frame.first_seq)
             .cloned();
         Ok((frame, exit, ledger))
     })?;
     if let Some(ledger) = ledger {
-        ledger.sweep_blocks(frame.recorded, &Termination::Unwound);
+        ledger.sweep_blocks(frame.first_seq, &Termination::Unwound);
     }
     Ok(exit)
 }
 
-/// A clean-up zone no longer holds kills off.
+/// A frame is removed: if it is a clean-up zone, it defers kills no longer. One that is due is raised at
+/// the next checkpoint, or by [`kill_due`].
 fn unmask(frame: &Frame, context: &Context) {
     if let (Kind::Cleanup, Some(task)) = (frame.kind, context.task.borrow().as_ref()) {
         task.unmask_zone(&frame.node);
     }
 }
 
-/// The host has left these blocks by a hole in its unwinding, or not at all. May wait.
+/// Close scopes whose ends were skipped (a gap in the host's exception table) or never reached, innermost
+/// first: cancel what is below each, and run its hook. May block. The frames are to be dropped after this,
+/// outside a borrow of the context.
 fn forsake(left: &[Frame]) {
     for frame in left.iter().rev().filter(|frame| frame.kind != Kind::Task) {
         close_unless_private(&frame.node);
@@ -220,7 +285,8 @@ fn forsake(left: &[Frame]) {
     }
 }
 
-/// What is still below a scope that was left is cancelled; a node nobody else knows just goes.
+/// Cancel what is below a scope that was left, and take it out of its parent. A node to which there is
+/// no other reference has nothing below and is spared both: it goes with its last count.
 pub(crate) fn close_unless_private(node: &NodeRef) {
     if !node.is_private() {
         node.close(CauseKind::ScopeExited);
@@ -229,7 +295,8 @@ pub(crate) fn close_unless_private(node: &NodeRef) {
 
 // ---------------------------------------------------------------------- what the thread sees
 
-/// The innermost open scope's node.
+/// The innermost open scope's node, in a task's body at least the task's; `None` outside of both. What is
+/// cancelled for the calling thread is cancelled at this node, for it hears of all that is visible.
 pub(crate) fn current_node() -> Option<NodeRef> {
     CONTEXT.with(|context| {
         context
@@ -240,18 +307,21 @@ pub(crate) fn current_node() -> Option<NodeRef> {
     })
 }
 
-/// How many scopes are open on the calling thread.
+/// How many scopes are open on the calling thread; a task's own frame counts.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn depth() -> usize {
     CONTEXT.with(|context| context.frames.borrow().len())
 }
 
-/// The task whose body the calling thread runs.
+/// The task whose body the calling thread runs; outside of any task, the one that stands for the thread
+/// while it is in a forced block.
 pub(crate) fn current_task() -> Option<Arc<Task>> {
     CONTEXT.with(|context| context.task.borrow().clone())
 }
 
-/// The cause, if a kill was held off on the calling thread and may arrive now.
+/// The cause, if a kill of the calling thread's task was deferred and may be raised now. The caller
+/// raises it, so what was posted for it is retracted. To be called where something that defers kills
+/// has ended.
 pub(crate) fn kill_due() -> Option<Cause> {
     if !OPEN.with(Cell::get) {
         return None;
@@ -261,14 +331,15 @@ pub(crate) fn kill_due() -> Option<Cause> {
     Some(cause)
 }
 
-/// Has a kill reached the code of the calling thread?
+/// True if `Killed` has been raised in the body that the calling thread runs.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn is_struck() -> bool {
     current_task().is_some_and(|task| task.delivered().is_some())
 }
 
-/// Something has been acquired: a kill that was posted while nothing was held yet is held off now,
-/// and must not strike inside.
+/// To be called after something was acquired: a kill that was posted before is deferred from now on, so
+/// it is retracted before it can be raised in the code that holds the resource (I24). Costs one load
+/// where no scope is open.
 #[inline]
 pub(crate) fn hold_off_kill() {
     if OPEN.with(Cell::get) {
@@ -276,6 +347,8 @@ pub(crate) fn hold_off_kill() {
     }
 }
 
+/// The rest, where a scope or task is open. A kill that is requested after the ledger was looked at finds
+/// the entry there and is deferred by itself.
 fn take_back_if_holding() {
     let holds = |task: &&Arc<Task>| task.is_ordered() && task.ledger().len() > 0;
     let task = CONTEXT.with(|context| context.task.borrow().as_ref().filter(holds).cloned());
@@ -284,12 +357,13 @@ fn take_back_if_holding() {
     }
 }
 
-/// Where the calling thread records what it takes.
+/// The ledger in which the calling thread records what it acquires: the task's, or its own.
 pub(crate) fn current_ledger() -> Arc<Ledger> {
     with_ledger(Arc::clone)
 }
 
-/// [`current_ledger`], without a count of it. `act` must not run code of the host.
+/// [`current_ledger`], lent instead of counted, which spares the fast path of a lock two atomic writes.
+/// `act` must not run code of the host: the context is borrowed.
 #[inline]
 pub(crate) fn with_ledger<R>(act: impl FnOnce(&Arc<Ledger>) -> R) -> R {
     CONTEXT.with(|context| {
@@ -300,33 +374,45 @@ pub(crate) fn with_ledger<R>(act: impl FnOnce(&Arc<Ledger>) -> R) -> R {
     })
 }
 
-/// The ledger of a thread outside any task, made when the thread takes something for the first time.
+/// The ledger of a thread outside any task, made when the thread acquires something for the first time.
 #[cold]
 fn first_ledger(context: &Context) -> Arc<Ledger> {
-    // Not under a borrow: the host names the thread.
+    // Not under a borrow: the host names the thread, and its code may acquire something as well.
     let made = Arc::new(Ledger::of(host::thread_name()));
     context.ledger.borrow_mut().get_or_insert(made).clone()
 }
 
 /// The token of the innermost scope, of the task if no scope is open, or one that is never
-/// cancelled.
+/// cancelled. Inside a shield or a clean-up zone it is that block's, which does not hear of a
+/// cancellation outside.
+///
+/// # Blocking
+/// Never blocks, and is no checkpoint.
 pub fn current_token() -> CancelToken {
     current_node().map_or_else(CancelToken::never, CancelToken::from_node)
 }
 
-/// The tightest deadline that the calling thread is under.
+/// The tightest deadline that the calling thread is under, as far as it is visible from the innermost
+/// scope; [`Time::NEVER`] if there is none.
+///
+/// # Blocking
+/// Never blocks, and is no checkpoint.
 pub fn current_effective_deadline() -> Time {
     current_node().map_or(Time::NEVER, |node| node.effective_deadline())
 }
 
-/// `Err` if the calling thread is to stop.
+/// `Err` if the calling thread is to stop: a kill first, for it pierces what hides a cancellation.
 #[inline]
 pub(crate) fn checkpoint() -> Result<(), Stop> {
-    if OPEN.with(Cell::get) { look() } else { Ok(()) }
+    if OPEN.with(Cell::get) {
+        checkpoint_inside()
+    } else {
+        Ok(())
+    }
 }
 
-/// [`checkpoint`], where something is open.
-fn look() -> Result<(), Stop> {
+/// [`checkpoint`] in a scope or task. Looks at the clock only if a visible scope has a deadline.
+fn checkpoint_inside() -> Result<(), Stop> {
     let stop = CONTEXT.with(|context| {
         if let Some(cause) = context
             .task
@@ -341,19 +427,24 @@ fn look() -> Result<(), Stop> {
     });
     match stop {
         None => Ok(()),
-        Some(stop) => Err(raising(stop)),
+        Some(stop) => Err(before_raise(stop)),
     }
 }
 
-/// The innermost node, if it is cancelled by now.
+/// The innermost node, if it is cancelled by now: itself, or with a visible node above.
 fn cancelled(frames: &[Frame]) -> Option<&NodeRef> {
-    meet_outer_zones(frames);
+    end_nested_zones(frames);
     let node = &frames.last()?.node;
     node.is_cancelled_by_now().then_some(node)
 }
 
-/// Every stop passes here on its way to the user's code, so that swallowing is noticed.
-pub(crate) fn raising(stop: Stop) -> Stop {
+/// To be called with every stop that is about to be raised in the user's code, which is returned.
+///
+/// A kill that is raised here is retracted where it was posted, or it would be raised twice. A
+/// cancellation is counted in the innermost scope: the second one there means that the first was
+/// swallowed, which the host is told; from [`BRAKE_FROM`] on, the call sleeps. The sleep is a plain
+/// park: nothing but the clock and the host's signals ends it.
+pub(crate) fn before_raise(stop: Stop) -> Stop {
     if let (Stop::Killed(_), Some(task)) = (&stop, current_task()) {
         task.take_back();
     }
@@ -368,7 +459,6 @@ pub(crate) fn raising(stop: Stop) -> Stop {
             host::swallowed(raised);
         }
         if raised >= BRAKE_FROM {
-            // A loop that catches everything would otherwise spin at full speed.
             let brake =
                 LONGEST_BRAKE.min(Duration::from_millis(u64::from(raised - BRAKE_FROM) + 1));
             Waiter::new().park(Time::after(brake));
@@ -379,14 +469,19 @@ pub(crate) fn raising(stop: Stop) -> Stop {
 
 // ---------------------------------------------------------------------- tasks
 
-/// What the thread was in the middle of before a task's body.
+/// What the thread was inside of before it began a task's body: the fields of its [`Context`]. Kept by
+/// the boundary, on the same thread, until the body has ended.
 pub(crate) struct Outer {
+    /// Not visible from the body, whose first frame is of [`Kind::Task`].
     frames: Vec<Frame>,
+    /// The task in whose body this one runs, if any.
     task: Option<Arc<Task>>,
+    /// That task's ledger, or the thread's own; the body records nothing in it.
     ledger: Option<Arc<Ledger>>,
 }
 
-/// Begin a task's body on the calling thread: a fresh context with the task's token.
+/// Begin a task's body on the calling thread: a context with nothing but the task's token and ledger. The
+/// boundary calls it before it opens the task, so that a kill finds the context in place.
 pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
     CONTEXT.with(|context| {
         let root = Frame {
@@ -394,9 +489,9 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             kind: Kind::Task,
             grace: None,
             raised: 0,
-            recorded: 0,
+            first_seq: 0,
             forced: None,
-            _listening: Vec::new(),
+            _cutoffs: Vec::new(),
             ward: None,
         };
         OPEN.with(|open| open.set(true));
@@ -408,7 +503,9 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
     })
 }
 
-/// The body is over, whatever it left open.
+/// The body is over: the thread is inside of what it was before. Scopes that the body has left open are
+/// closed, innermost first. Called after the task is shut and its ledger swept; may block, in the
+/// hooks of abandoned blocks.
 pub(crate) fn end_task(outer: Outer) {
     let left = CONTEXT.with(|context| {
         let open = !outer.frames.is_empty() || outer.task.is_some();

@@ -411,7 +411,7 @@ fn hook_or_settle(node: &NodeRef, waiter: &Arc<Waiter>) -> Option<HookId> {
 
 fn stopped(stop: Option<Stop>) -> Stop {
     // The settler recorded its cause before it settled.
-    scope::raising(stop.unwrap_or(Stop::Interrupted))
+    scope::before_raise(stop.unwrap_or(Stop::Interrupted))
 }
 
 #[cfg(all(test, unix, not(loom)))]

@@ -1,4 +1,19 @@
-//! Scopes for Rust programs: a block is a closure.
+//! Scopes for Rust programs: a block is a closure, which a stop leaves as an `Err`.
+//!
+//! The closure runs on the calling thread between [`enter`] and [`exit`]. Since both are in one function,
+//! a scope is always innermost and on its own thread when it is left, and is left also when the closure
+//! panics ([`Leave`]). `Killed` passes through, as every stop that belongs to a scope further out.
+//!
+//! | function              | kind    | its own deadline passed       | [`Scope::cancel`] |
+//! |-----------------------|---------|-------------------------------|-------------------|
+//! | [`cancel_scope`]      | plain   | `Err(DeadlineExceeded)`       | `Ok(None)`        |
+//! | [`move_on_after`]     | plain   | `Ok(None)`                    | `Ok(None)`        |
+//! | [`fail_after`]        | plain   | `Err(DeadlineExceeded)`       | not offered       |
+//! | [`shield`]            | shield  | `Ok(None)`                    | not offered       |
+//! | [`cleanup`]           | cleanup | `Ok(None)`, at the cut-off    | not offered       |
+//!
+//! A deadline alone changes nothing: only if the stop that it causes comes out of the closure is the
+//! block left early. A closure that returns `Ok` has its value returned, however late.
 
 use std::time::Duration;
 
@@ -13,34 +28,43 @@ use crate::token::tree::NodeRef;
 /// An open scope, handed to its block.
 #[derive(Debug)]
 pub struct Scope {
+    /// Of the scope's node. Not known to the timer until [`Scope::token`] hands out a copy: the thread
+    /// in the block notices the deadline itself.
     token: CancelToken,
 }
 
 impl Scope {
-    /// Cancel the block: it is left quietly at its next checkpoint.
+    /// Cancel the block: it is left quietly at its next checkpoint. True: this call was the first.
+    ///
+    /// # Blocking
+    /// Never waits for the block. Callbacks registered at its token run on the calling thread.
     pub fn cancel(&self) -> bool {
         let node = self.token.node();
         !node.is_cancelled() && node.cancel(Cause::now(CauseKind::Explicit, None, None))
     }
 
-    /// The block's token, to hand out.
+    /// The block's token, to hand out to other threads. It stays valid after the block, and is cancelled
+    /// then.
     pub fn token(&self) -> CancelToken {
         CancelToken::from_node(self.token.node().clone())
     }
 
-    /// Move the block's deadline.
+    /// Move the block's deadline, earlier or later. A block that is cancelled stays so.
     pub fn set_deadline(&self, deadline: Time) {
         timer::set(self.token.node(), deadline);
     }
 }
 
-/// Leaves the scope also when the block panics.
+/// Leaves the scope when the block ends, or when its panic drops this.
 struct Leave {
+    /// The scope to leave.
     node: NodeRef,
+    /// Set by [`Leave::leave`], so that the drop does nothing more.
     left: bool,
 }
 
 impl Leave {
+    /// Leaves it, and cancels what is still below its node. Called once.
     fn leave(&mut self, unwinding: bool) -> Exit {
         self.left = true;
         // By construction innermost and on this thread.
@@ -58,6 +82,8 @@ impl Drop for Leave {
     }
 }
 
+/// Enters a scope, runs the block and leaves the scope. The block's result is returned beside the verdict,
+/// which the callers translate as the table says.
 fn run<T, E: MayStop>(
     kind: Kind,
     deadline: Time,
@@ -80,8 +106,16 @@ fn run<T, E: MayStop>(
 /// Run a block that can be cancelled, with a deadline of its own.
 ///
 /// `Ok(Some(value))`: the block ran to its end. `Ok(None)`: it was left because
-/// [`Scope::cancel`] was called. `Err(DeadlineExceeded)`: because its own deadline passed. Other
-/// errors, and stops that belong to a scope further out, pass through.
+/// [`Scope::cancel`] was called.
+///
+/// # Cancellation
+/// No checkpoint by itself. A stop of a scope further out, or a kill, passes through as the block's `Err`.
+///
+/// # Errors
+/// [`DeadlineExceeded`] if the block was left because its own deadline passed; else the block's own.
+///
+/// # Panics
+/// With the block's panic, after the scope has been left.
 pub fn cancel_scope<T, E>(
     timeout: Duration,
     block: impl FnOnce(&Scope) -> Result<T, E>,
@@ -99,6 +133,15 @@ where
 }
 
 /// Run a block for at most `timeout`; `Ok(None)` if it was left early.
+///
+/// # Cancellation
+/// As [`cancel_scope`].
+///
+/// # Errors
+/// The block's own.
+///
+/// # Panics
+/// With the block's panic, after the scope has been left.
 pub fn move_on_after<T, E: MayStop>(
     timeout: Duration,
     block: impl FnOnce(&Scope) -> Result<T, E>,
@@ -109,7 +152,16 @@ pub fn move_on_after<T, E: MayStop>(
     }
 }
 
-/// Run a block for at most `timeout`; `Err(DeadlineExceeded)` if it was left early.
+/// Run a block for at most `timeout`.
+///
+/// # Cancellation
+/// As [`cancel_scope`].
+///
+/// # Errors
+/// [`DeadlineExceeded`] if the block was left early because of its deadline; else the block's own.
+///
+/// # Panics
+/// With the block's panic, after the scope has been left.
 pub fn fail_after<T, E>(timeout: Duration, block: impl FnOnce() -> Result<T, E>) -> Result<T, E>
 where
     E: MayStop + From<DeadlineExceeded>,
@@ -122,6 +174,15 @@ where
 
 /// Run a block that sees no cancellation from outside, for at most `bound`; `Ok(None)` if the
 /// bound cut it short.
+///
+/// # Cancellation
+/// One from outside is raised at the first checkpoint after the block. A kill is not hidden.
+///
+/// # Errors
+/// The block's own.
+///
+/// # Panics
+/// With the block's panic, after the scope has been left.
 pub fn shield<T, E: MayStop>(
     bound: Duration,
     block: impl FnOnce() -> Result<T, E>,
@@ -134,6 +195,16 @@ pub fn shield<T, E: MayStop>(
 
 /// Run clean-up code: a cancellation outside is hidden until the canceller's grace is spent.
 /// `Ok(None)` if that cut it short.
+///
+/// # Cancellation
+/// All such blocks under one cancellation share its grace. One from outside, and a kill, which is deferred
+/// as well, are raised at the first checkpoint after the block.
+///
+/// # Errors
+/// The block's own.
+///
+/// # Panics
+/// With the block's panic, after the scope has been left.
 pub fn cleanup<T, E: MayStop>(block: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
     match run(Kind::Cleanup, Time::NEVER, |_| block()) {
         (_, Exit::Absorbed(_)) => Ok(None),

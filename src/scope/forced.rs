@@ -1,4 +1,26 @@
-//! Blocks that are ended by force, see [`enter_forced`].
+//! Blocks that are ended by force: `cancel_scope(..., kill_after=...)`.
+//!
+//! Such a block is a plain scope which the thread's task knows by a number as well. If it still runs
+//! `kill_after` after its own cancellation, the enforcer has `Killed` raised in it, again and again,
+//! until it is left. From the first step of [`exit_forced`] on nothing is raised for it (I22): the task
+//! withdraws the kill under the lock under which it would be posted. A thread outside of any task gets a
+//! task that stands for it, for as long as it is in such a block.
+//!
+//! How the exit of a forced block ends, by what unwinds out of it:
+//!
+//! | unwinding     | the block's kill             | a scope further out | result                     |
+//! |---------------|------------------------------|---------------------|----------------------------|
+//! | nothing       | any                          | any                 | [`ForcedExit::Pass`]       |
+//! | `Cancelled`   | any                          | by rule 3           | `Absorbed`, or `Pass`      |
+//! | `Killed`      | meant for this block         | not cancelled       | `Absorbed`                 |
+//! | `Killed`      | meant for this block         | cancelled, visible  | [`ForcedExit::Outward`]    |
+//! | `Killed`      | meant for a block further out, or the task | any   | `Pass`                     |
+//!
+//! The host may skip a block's end (its exception tables have gaps). A kill that arrives at an
+//! outer block therefore first closes the frames inside it, see [`close_above`].
+//!
+//! Lock order and borrows are those of [`scope`](super). `Task::open_block` is called under a borrow of
+//! the context: it locks the task's state, and calls nothing of the host.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -15,28 +37,33 @@ use crate::stack::Stack;
 use crate::task::{Force, Left, Task};
 use crate::token::tree::NodeRef;
 
-/// What leaves a block.
+/// The stop that unwinds out of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unwinding {
-    /// No stop: it ended by itself, or with an error.
+    /// None: the block ended by itself, or with an error.
     Nothing,
+    /// A cancellation; of which scope is decided by rule 3.
     Cancelled,
+    /// A kill; of the block, of one further out, or of the whole task.
     Killed,
 }
 
-/// How a block was left that can be ended by force.
+/// What leaving a forced block does to the stop that unwinds out of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ForcedExit {
+    /// Nothing: an exception that is unwinding goes on.
     Pass,
     /// The stop was this block's, and ends here.
     Absorbed(Cause),
-    /// The kill was this block's and ends here, but a scope further out is cancelled, too: the
-    /// next checkpoint raises that.
+    /// The kill was this block's and ends here, but a scope further out is cancelled, too, so nothing
+    /// is absorbed: the caller performs a checkpoint, which raises that cancellation.
     Outward,
 }
 
-/// Open a scope on the calling thread that is ended by `force` if it still runs `kill_after` after
-/// it was cancelled. `cancelled`: by this, before it was entered.
+/// Open a scope on the calling thread that is ended by `force` if it still runs `kill_after` after its
+/// own cancellation. `cancelled`: the cause, if it was cancelled before it was entered; it is set before
+/// the enforcer looks, which then counts from it. The watch is to be dropped when the block has ended,
+/// and told when the deadline was moved.
 pub(crate) fn enter_forced(
     deadline: Time,
     grace: Option<Duration>,
@@ -55,7 +82,7 @@ pub(crate) fn enter_forced(
     let id = CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         let frame = frames.last_mut()?;
-        let id = task.open_block(&node, kill_after, frame.recorded, force);
+        let id = task.open_block(&node, kill_after, frame.first_seq, force);
         frame.forced = NonZeroU64::new(id);
         context.task.replace(Some(task.clone()));
         Some(id)
@@ -63,8 +90,15 @@ pub(crate) fn enter_forced(
     (node, Watch::begin(&task, id.unwrap_or_default()))
 }
 
-/// Leave a scope that [`enter_forced`] opened. From its first step on nothing strikes the block.
-/// `stack`: where `Killed` was raised, if anybody needs to know.
+/// Leave a scope that [`enter_forced`] opened. `stack`: where `Killed` was raised; called only if a kill
+/// was raised in the block, for the poison of the locks that it held.
+///
+/// Order of the steps: close the block in the task, so that no kill is raised from here on; reclaim what
+/// was acquired inside, if a kill was raised there; pop the frame; drop the task of the thread, if
+/// this was the last forced block.
+///
+/// # Errors
+/// As [`exit`]. If the scope is not open on this thread nothing has changed.
 pub(crate) fn exit_forced(
     node: &NodeRef,
     unwinding: Unwinding,
@@ -73,18 +107,18 @@ pub(crate) fn exit_forced(
     let found = CONTEXT.with(|context| {
         let frames = context.frames.borrow();
         let frame = frames.iter().rfind(|frame| frame.node.same(node))?;
-        Some((frame.forced, frame.recorded, context.task.borrow().clone()))
+        Some((frame.forced, frame.first_seq, context.task.borrow().clone()))
     });
-    let (forced, recorded, task) = found.ok_or(ScopeMisuse::WrongThread)?;
+    let (forced, first_seq, task) = found.ok_or(ScopeMisuse::WrongThread)?;
     let left = match (&task, forced) {
         (Some(task), Some(id)) => task.close_block(id.get()),
         _ => Left::default(),
     };
     if let (Some(task), Some(cause)) = (&task, left.struck) {
-        // Also what was not taken by a block: whoever was to release it may have been struck.
+        // All kinds of holds: the code that was to call `release` was in the killed block as well.
         let kill = Arc::new(task.kill_info_of(cause, stack()));
         task.ledger()
-            .sweep_since(recorded, &Termination::Killed(kill));
+            .sweep_since(first_seq, &Termination::Killed(kill));
     }
     let absorbs = unwinding == Unwinding::Killed && left.absorbs;
     let exit = exit(node, absorbs || unwinding == Unwinding::Cancelled);
@@ -98,8 +132,9 @@ pub(crate) fn exit_forced(
     })
 }
 
-/// Close the scopes inside the one with this node, at which a kill has arrived: it has skipped their
-/// ends, by a hole in its host's unwinding.
+/// Close the scopes inside the one with this node, at which a kill has arrived: the host has skipped
+/// their ends. Without effect if the node is not open on this thread, or innermost. May block, in the
+/// hooks of the blocks that are abandoned.
 pub(crate) fn close_above(node: &NodeRef) {
     let left = CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
@@ -119,7 +154,7 @@ pub(crate) fn close_above(node: &NodeRef) {
     forsake(&left); // outside the borrow, as what drops them
 }
 
-/// A thread outside of any task has one for as long as it is in a block that needs it.
+/// Drop the task that stands for the calling thread, unless a forced block is still open on it.
 fn leave_task_of_thread() {
     let task = CONTEXT.with(|context| {
         let frames = context.frames.borrow();
@@ -132,7 +167,8 @@ fn leave_task_of_thread() {
     drop(task); // outside the borrow
 }
 
-/// The process was forked: what is open on the calling thread is not ended by force any more.
+/// In a forked child: blocks that are open on the calling thread are not ended by force any more, since
+/// the enforcer's thread has stayed in the parent. Their scopes are left as plain ones.
 pub(crate) fn forget_force() {
     if let Some(task) = current_task() {
         task.forget_blocks();

@@ -1,4 +1,23 @@
 //! Which cancellations a scope sees, and which it absorbs: rules 1, 3 and 5 of [`scope`](super).
+//!
+//! All functions take the frames of the calling thread, innermost last, and change none of them. What
+//! they read of a node (its cause, its deadline) may be written by any thread meanwhile; a cause is
+//! final, and a deadline of a zone only moves earlier, so that a late answer is still a right one.
+//!
+//! A stop that leaves a block, by rule 3:
+//!
+//! | the exiting scope | is cancelled | a visible scope further out is | the stop                      |
+//! |-------------------|--------------|--------------------------------|-------------------------------|
+//! | plain             | yes          | not cancelled                  | is absorbed                   |
+//! | plain             | with it      | cancelled                      | goes on; that one absorbs it  |
+//! | shield, zone      | yes          | none is visible                | is absorbed                   |
+//! | any               | no           | not cancelled                  | goes on, up to the task's end |
+//!
+//! The end of a clean-up zone, by rule 5, is the earliest of its own limit and the cut-offs of all
+//! frames that limit it ([`limiting`]). A frame's cut-off is known when the zone is entered if the frame
+//! has a deadline or is cancelled ([`cutoff`]); a later cancellation moves the zone's deadline
+//! ([`shorten_on_cancel`]). That callback may run on another thread, so before a decision the zones in an
+//! expired one are ended first ([`end_nested_zones`]).
 
 use std::time::Duration;
 
@@ -9,12 +28,13 @@ use crate::fork;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelToken, Registration, timer};
 
-/// Rule 3, for the innermost frame.
+/// Rule 3, for the innermost frame, which is about to be popped. Deadlines that have passed unnoticed are
+/// looked at first, so that the decision does not depend on the timer's speed.
 pub(super) fn absorb(frames: &[Frame]) -> Exit {
     let Some(exiting) = frames.last() else {
         return Exit::Pass;
     };
-    meet_outer_zones(frames);
+    end_nested_zones(frames);
     exiting.node.poll(Time::now());
     let outermost = visible(frames, frames.len())
         .filter(|frame| frame.node.is_cancelled())
@@ -30,7 +50,8 @@ pub(super) fn absorb(frames: &[Frame]) -> Exit {
     }
 }
 
-/// The frames visible from inside the one before `end`, innermost first (rule 1).
+/// The frames visible from inside the one before `end`, innermost first (rule 1): plain ones, and the
+/// first of another kind, which hides the rest.
 pub(super) fn visible(frames: &[Frame], end: usize) -> impl Iterator<Item = &Frame> {
     let mut open = true;
     frames[..end]
@@ -39,9 +60,10 @@ pub(super) fn visible(frames: &[Frame], end: usize) -> impl Iterator<Item = &Fra
         .take_while(move |frame| std::mem::replace(&mut open, frame.kind == Kind::Plain))
 }
 
-/// The frames whose cancellation ends a zone opened now: a zone in a zone is ended by what ends
-/// the outer one, at the same instant, and with the outer one.
-pub(super) fn beyond_zones(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
+/// The frames that limit a zone opened inside `frames`, innermost first. Unlike [`visible`] it looks
+/// through other zones: a cancellation that ends the outer zone ends one inside it at the same instant.
+/// A shield, or the task's frame, is the last.
+pub(super) fn limiting(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
     let mut open = true;
     let until_hidden = move |frame: &&Frame| {
         let through = matches!(frame.kind, Kind::Plain | Kind::Cleanup);
@@ -50,9 +72,10 @@ pub(super) fn beyond_zones(frames: &[Frame]) -> impl Iterator<Item = &Frame> {
     frames.iter().rev().take_while(until_hidden)
 }
 
-/// A zone whose end was moved to the past takes those in it along. Somebody is told of that by the
-/// timer, but not before the next checkpoint.
-pub(super) fn meet_outer_zones(frames: &[Frame]) {
+/// Ends the zones inside a zone that has expired, at the outer one's cut-off. The callbacks of
+/// [`shorten_on_cancel`] do the same, but on the callback thread, so perhaps not before the calling
+/// thread's next checkpoint. Costs a pass over the frames where fewer than two zones are open.
+pub(super) fn end_nested_zones(frames: &[Frame]) {
     let is_zone = |frame: &&Frame| frame.kind == Kind::Cleanup;
     if frames.iter().filter(is_zone).count() < 2 {
         return;
@@ -62,7 +85,7 @@ pub(super) fn meet_outer_zones(frames: &[Frame]) {
         if zone.kind != Kind::Cleanup {
             continue;
         }
-        let ended = beyond_zones(&frames[..at])
+        let ended = limiting(&frames[..at])
             .filter(|outer| outer.kind == Kind::Cleanup && outer.node.poll(now));
         if let Some(end) = ended.map(cutoff).min() {
             if end < zone.node.own_deadline() {
@@ -72,7 +95,12 @@ pub(super) fn meet_outer_zones(frames: &[Frame]) {
     }
 }
 
-/// When a clean-up zone inside `frame` ends because of it: now known, or once it is cancelled.
+/// The instant at which a clean-up zone inside `frame` ends because of it: its cancellation plus the
+/// grace. Before it is cancelled its deadline stands for the cancellation, so that the result is
+/// [`Time::NEVER`] for a frame without one.
+///
+/// The grace is the canceller's; else the frame's own; else [`DEFAULT_GRACE`], or nothing if the frame is
+/// itself a zone.
 pub(super) fn cutoff(frame: &Frame) -> Time {
     let cause = frame.node.cause();
     let at = cause
@@ -82,20 +110,25 @@ pub(super) fn cutoff(frame: &Frame) -> Time {
     at + given.unwrap_or_else(|| default_grace(frame.kind))
 }
 
+/// The grace of a cancellation that names none, at a frame that names none.
 fn default_grace(kind: Kind) -> Duration {
     match kind {
-        // A zone in a zone shares the outer one's budget.
+        // A zone in a zone has no grace beyond the outer one's (I8).
         Kind::Cleanup => Duration::ZERO,
         _ => DEFAULT_GRACE,
     }
 }
 
-/// Move the zone's end earlier when `frame` is cancelled.
-pub(super) fn shorten_with(zone: &NodeRef, frame: &Frame) -> Registration {
+/// Registers a callback that moves the zone's deadline earlier when `frame` is cancelled; never later, so
+/// the order in which several of them run does not matter.
+///
+/// The timer is not told of the frame's deadline: the zone's own deadline has it in already, and one that
+/// moves is told to the timer by the move.
+pub(super) fn shorten_on_cancel(zone: &NodeRef, frame: &Frame) -> Registration {
     let zone = zone.clone();
     let own = frame.grace.unwrap_or_else(|| default_grace(frame.kind));
     CancelToken::from_unarmed(frame.node.clone()).on_cancel(move |cause| {
-        let _inside = fork::inside(); // it is not the host's code
+        let _inside = fork::inside(); // callbacks run outside the core, and this one locks the timer
         let end = cause.at + cause.grace.unwrap_or(own);
         if end < zone.own_deadline() {
             timer::set(&zone, end);
