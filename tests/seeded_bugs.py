@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Plant bugs in the core, one at a time, and see the loom models find each.
+"""Plant bugs in the core, one at a time, and check that the loom models find each.
 
-A model that passes either way proves nothing. Every entry of BUGS is an edit that somebody could
-make, with the models that have to fail because of it. Run from anywhere, standard library only:
+A model that passes either way proves nothing. Every entry of BUGS is a plausible mistake, with the
+models that must fail because of it. Run from anywhere, standard library only:
 
     tests/seeded_bugs.py               all of them, about half a minute each
     tests/seeded_bugs.py lock park     those whose name or models contain one of the words
-    tests/seeded_bugs.py --list        what there is
+    tests/seeded_bugs.py --list        print all names
 
 It works on a copy, in `seeded` below cargo's target folder. The exit code is 0 only if all were caught. An edit whose
 text is not found in the source any more is STALE and counts as missed: bring it up to date.
@@ -42,7 +42,7 @@ class Bug(NamedTuple):
 
 
 def bug(name: str, file: str, models: str, *edits: tuple[str, str]) -> Bug:
-    """Describe a bug: `edits` are pairs of the text as it is, however broken into lines, and as it is not."""
+    """Describe a bug: `edits` are pairs of the text in the source, in any line breaks, and its replacement."""
     return Bug(name, f"src/{file}", edits, f"models::{models}::loom_")
 
 
@@ -76,7 +76,7 @@ BUGS = (
         ),
     ),
     bug(
-        "the flag is set without saying whose the cause is",
+        "the flag is set without the node that has the cause",
         "token/tree.rs",
         "token",
         ("let flagged = seen | CANCELLED | OWN | more;", "let flagged = seen | CANCELLED | more;"),
@@ -97,7 +97,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a sole owner does not look again once it has the parent's lock",
+        "a sole owner does not check again under the parent's lock",
         "token/tree.rs",
         "token",
         (
@@ -106,19 +106,19 @@ BUGS = (
         ),
     ),
     bug(
-        "the canceller revives a node that is being freed",
+        "the canceller upgrades a node that is being freed",
         "token/tree.rs",
         "token",
         ("while refs != 0 { match node.refs", "while refs != u32::MAX { match node.refs"),
     ),
     bug(
-        "a count is given back with relaxed ordering",
+        "a reference count is decremented with relaxed ordering",
         "token/tree.rs",
         "token",
         ("this.refs.fetch_sub(1, Ordering::Release)", "this.refs.fetch_sub(1, Ordering::Relaxed)"),
     ),
     bug(
-        "closing unlinks a node that the canceller has taken out",
+        "closing unlinks a node that the canceller has detached",
         "token/tree/children.rs",
         "token",
         (
@@ -168,13 +168,13 @@ BUGS = (
         ("|| self.callback.wait_until_over(until)", "|| !until.is_never() || true"),
     ),
     bug(
-        "a callback that closes one waits for its end",
+        "a callback that closes itself waits for its end",
         "token/callback.rs",
         "callback",
         ("|| INSIDE.with(Cell::get) > 0", ""),
     ),
     bug(
-        "the end of a callback wakes nobody",
+        "the end of a callback wakes no closing thread",
         "token/callback.rs",
         "callback",
         (
@@ -190,7 +190,7 @@ BUGS = (
     ),
     # --- the wait
     bug(
-        "a wait is settled without looking whether it is",
+        "a wait is settled without a check of its outcome",
         "park.rs",
         "park",
         (
@@ -217,7 +217,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a sleeper does not say that it sleeps",
+        "a waiter does not publish that it sleeps",
         "park.rs",
         "park",
         (
@@ -233,7 +233,7 @@ BUGS = (
         ("if hooked.is_none() { waiter.settle(WaitOutcome::Cancelled); }", ""),
     ),
     bug(
-        "a cancelled wait for a token leaves its hook there",
+        "a cancelled wait for a token leaves its hook on the token",
         "wait.rs",
         "park",
         (
@@ -249,7 +249,7 @@ BUGS = (
     ),
     # --- a wait for several things
     bug(
-        "who has one thing stays in line for the others",
+        "a granted waiter stays in the other queues",
         "wait.rs",
         "wait",
         (
@@ -258,7 +258,7 @@ BUGS = (
         ),
     ),
     bug(
-        "who is cancelled stays in all lines but the first",
+        "a cancelled waiter stays in all queues but the first",
         "wait.rs",
         "wait",
         ("what[..in_line].iter_mut()", "what[..in_line.min(1)].iter_mut()"),
@@ -272,7 +272,7 @@ BUGS = (
     ),
     # --- the lock
     bug(
-        "a waiter that has given up is told that the lock is free",
+        "a waiter that has stopped waiting is woken for the free lock",
         "sync/lock.rs",
         "lock",
         (
@@ -299,7 +299,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a waiter that was told that the lock is free believes to hold it",
+        "a waiter that was woken for the free lock counts as its holder",
         "sync/lock.rs",
         "lock",
         (
@@ -308,13 +308,13 @@ BUGS = (
         ),
     ),
     bug(
-        "a waiter that has looked for the lock does not say so",
+        "a waiter that has tried for the lock does not record it",
         "sync/lock.rs",
         "lock",
         ("state.notified = None;", ""),
     ),
     bug(
-        "a waiter that has waited for too long is only told that the lock is free",
+        "a waiter that has waited for too long is woken without a hand-over",
         "sync/lock.rs",
         "lock",
         ("if is_overdue(request.since) {", "if is_overdue(request.since) && self.reentrant {"),
@@ -338,13 +338,13 @@ BUGS = (
         ),
     ),
     bug(
-        "the epoch stays when the lock comes to a new holder",
+        "the epoch stays when the lock gets a new holder",
         "sync/lock.rs",
         "lock",
         ("state.epoch += 1;", ""),
     ),
     bug(
-        "the late end of a stale hold releases whatever is held",
+        "the late end of a stale hold releases the current hold",
         "sync/lock/guard.rs",
         "lock",
         (
@@ -359,7 +359,7 @@ BUGS = (
         ("!self.fenced || hold.is_none_or(", "hold.is_some() || hold.is_none_or("),
     ),
     bug(
-        "what a holder has half done stays where others get the lock",
+        "a partial update is not rolled back before others get the lock",
         "sync/lock.rs",
         "lock",
         (
@@ -368,13 +368,13 @@ BUGS = (
         ),
     ),
     bug(
-        "a stale holder goes on to change what another has",
+        "a stale holder changes the value of the current one",
         "sync/lock/guard.rs",
         "lock",
         ("self.check()?; let result = act();", "let result = act();"),
     ),
     bug(
-        "one of those who wait is told of the poison",
+        "only one waiter is woken by the poison",
         "sync/lock.rs",
         "lock",
         (
@@ -383,7 +383,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a lock that was taken twice is free when it was released once",
+        "a lock that was acquired twice is free after one release",
         "sync/lock.rs",
         "lock",
         (
@@ -392,14 +392,14 @@ BUGS = (
         ),
     ),
     bug(
-        "a lock that was let go for a while is held once afterwards",
+        "a reacquired lock is held once, whatever its count was",
         "sync/lock.rs",
         "lock",
         ("holds.len() }", "1 }"),
     ),
     # --- the semaphore
     bug(
-        "a permit is handed to a waiter that has given up",
+        "a permit is handed to a waiter that has stopped waiting",
         "sync/semaphore.rs",
         "semaphore",
         (
@@ -414,7 +414,7 @@ BUGS = (
         ("if state.free == 0 { let ledger", "if state.free < 9 { let ledger"),
     ),
     bug(
-        "permits that nobody waits for are lost if somebody waits for one",
+        "permits beyond those of the waiters are lost",
         "sync/semaphore.rs",
         "semaphore",
         (
@@ -423,7 +423,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a cancelled waiter stays with the semaphore",
+        "a cancelled waiter stays in the semaphore's queue",
         "sync/semaphore.rs",
         "semaphore",
         ("queue.retain(|request| request.ticket != *ticket);", "let _ = (queue, ticket);"),
@@ -435,13 +435,13 @@ BUGS = (
         ("self.record(state, request.ledger.as_ref());", ""),
     ),
     bug(
-        "who gets a permit does not wait until it is recorded",
+        "a waiter does not wait until its permit is recorded",
         "sync/semaphore.rs",
         "semaphore",
         ("drop(self.core.state.lock());", ""),
     ),
     bug(
-        "a sweep gives a permit back though its block has",
+        "a sweep releases a permit that its block has released",
         "sync/semaphore.rs",
         "semaphore",
         (
@@ -451,13 +451,13 @@ BUGS = (
     ),
     # --- the event
     bug(
-        "a waiter does not look whether the event has been set",
+        "a waiter does not check whether the event has been set",
         "sync/event.rs",
         "event",
         ("if state.set { ticket.grant", "if false { ticket.grant"),
     ),
     bug(
-        "a set that is cleared again is lost for who was woken by it",
+        "a set that is cleared again is lost for its waiters",
         "sync/event.rs",
         "event",
         (
@@ -466,14 +466,14 @@ BUGS = (
         ),
     ),
     bug(
-        "a cancelled waiter stays with the event",
+        "a cancelled waiter stays in the event's queue",
         "sync/event.rs",
         "event",
         ("self.state.lock().waiting.remove(ticket);", "let _ = ticket;"),
     ),
     # --- the condition
     bug(
-        "the lock is given up before standing in line",
+        "the lock is released before the waiter is queued",
         "sync/condition.rs",
         "condition",
         (
@@ -482,32 +482,32 @@ BUGS = (
         ),
     ),
     bug(
-        "a notify goes to a waiter that has given up",
+        "a notify goes to a waiter that has stopped waiting",
         "park.rs",
         "condition",
         (".find(Ticket::grant)", ".inspect(|ticket| _ = ticket.grant()).next()"),
     ),
     bug(
-        "a cancelled waiter does not take its lock back",
+        "a cancelled waiter does not reacquire its lock",
         "sync/condition.rs",
         "condition",
         ("Some(Ok(holds)) =>", "Some(Ok(_)) if notified.is_err() => {} Some(Ok(holds)) =>"),
     ),
     bug(
-        "a cancelled waiter stays with the condition",
+        "a cancelled waiter stays in the condition's queue",
         "sync/condition.rs",
         "condition",
         ("self.condition.waiting.lock().remove(ticket); false", "let _ = ticket; false"),
     ),
     # --- the barrier
     bug(
-        "who gives up is still counted",
+        "a party that stops waiting is still counted",
         "sync/barrier.rs",
         "barrier",
         ("state.arrived -= 1;", ""),
     ),
     bug(
-        "who gives up when all are there has not been there",
+        "a party that stops waiting when all are there is taken out",
         "sync/barrier.rs",
         "barrier",
         (
@@ -516,13 +516,13 @@ BUGS = (
         ),
     ),
     bug(
-        "who comes after one who has left has its number twice",
+        "a party that comes after one has left gets a number twice",
         "sync/barrier.rs",
         "barrier",
         ("**earlier < before).count()", "**earlier < before).count() * 0"),
     ),
     bug(
-        "a party does not look whether it has become the last one",
+        "a party does not check whether it has become the last one",
         "sync/barrier.rs",
         "barrier",
         (
@@ -531,7 +531,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a party does not look whether the barrier has been broken",
+        "a party does not check whether the barrier has been broken",
         "sync/barrier.rs",
         "barrier",
         (
@@ -540,7 +540,7 @@ BUGS = (
         ),
     ),
     bug(
-        "the last one wakes nobody",
+        "the last party wakes no other",
         "sync/barrier.rs",
         "barrier",
         (
@@ -555,7 +555,7 @@ BUGS = (
         ("if filling { let before", "if filling || !state.broken { let before"),
     ),
     bug(
-        "the others wait for ever if the last one fails to open",
+        "the others wait for ever if the last party fails to open",
         "sync/barrier.rs",
         "barrier",
         (
@@ -565,13 +565,13 @@ BUGS = (
     ),
     # --- the queue
     bug(
-        "an item is handed to a getter that has given up",
+        "an item is handed to a get that has stopped waiting",
         "sync/queue.rs",
         "queue",
         ("if getter.ticket.grant() { *slot", "if getter.ticket.grant() || !self.shut { *slot"),
     ),
     bug(
-        "a getter is granted before its item is there",
+        "a get is granted before its item is stored",
         "sync/queue.rs",
         "queue",
         (
@@ -580,13 +580,13 @@ BUGS = (
         ),
     ),
     bug(
-        "a getter does not look for what came before it queued",
+        "a get does not check for an item that came before it queued",
         "sync/queue.rs",
         "queue",
         ("if state.shut || !state.items.is_empty() {", "if state.shut {"),
     ),
     bug(
-        "the item of a putter that has given up is put",
+        "the item of a put that has stopped waiting is put",
         "sync/queue.rs",
         "queue",
         (
@@ -595,13 +595,13 @@ BUGS = (
         ),
     ),
     bug(
-        "a putter does not look for a place that came before it queued",
+        "a put does not check for room that came before it queued",
         "sync/queue.rs",
         "queue",
         ("if state.shut || !state.is_full() {", "if state.shut {"),
     ),
     bug(
-        "a place that is free again is offered to nobody",
+        "free room wakes no waiting put",
         "sync/queue.rs",
         "queue",
         (
@@ -610,7 +610,7 @@ BUGS = (
         ),
     ),
     bug(
-        "shutting down does not wake who puts",
+        "a shutdown does not wake waiting puts",
         "sync/queue.rs",
         "queue",
         (
@@ -619,7 +619,7 @@ BUGS = (
         ),
     ),
     bug(
-        "shutting down does not wake who gets",
+        "a shutdown does not wake waiting gets",
         "sync/queue.rs",
         "queue",
         (
@@ -628,7 +628,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a cancelled getter stays with the queue",
+        "a cancelled get stays in the queue's wait queue",
         "sync/queue.rs",
         "queue",
         (
@@ -637,7 +637,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a cancelled putter stays with the queue",
+        "a cancelled put stays in the queue's wait queue",
         "sync/queue.rs",
         "queue",
         (
@@ -646,14 +646,14 @@ BUGS = (
         ),
     ),
     bug(
-        "what was last done wakes nobody who joins",
+        "the last task_done wakes no join",
         "sync/queue.rs",
         "queue",
         ("joined.iter().for_each(Ticket::wake); Ok(())", "drop(joined); Ok(())"),
     ),
     # --- the lease queue
     bug(
-        "put does not hand out",
+        "put wakes no waiting worker",
         "work/memory.rs",
         "lease",
         (
@@ -662,7 +662,7 @@ BUGS = (
         ),
     ),
     bug(
-        "an item is leased to a waiter that has given up",
+        "an item is leased to a waiter that has stopped waiting",
         "work/memory.rs",
         "lease",
         (
@@ -671,7 +671,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a leaser does not look for what came before it queued",
+        "a lease does not check for an item that came before it queued",
         "work/memory/waits.rs",
         "lease",
         (
@@ -680,7 +680,7 @@ BUGS = (
         ),
     ),
     bug(
-        "close wakes nobody",
+        "close wakes no waiter",
         "work/memory.rs",
         "lease",
         (
@@ -689,7 +689,7 @@ BUGS = (
         ),
     ),
     bug(
-        "the end of the last lease wakes nobody who drains",
+        "the end of the last lease wakes no drain",
         "work/memory.rs",
         "lease",
         (
@@ -698,7 +698,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a lease of another time is taken for the current one",
+        "a stale lease is taken for the current one",
         "work/memory/state.rs",
         "lease",
         (
@@ -711,7 +711,7 @@ BUGS = (
         ),
     ),
     bug(
-        "the end of an item makes room for nobody",
+        "the end of an item wakes no waiting put",
         "work/memory.rs",
         "lease",
         (
@@ -720,7 +720,7 @@ BUGS = (
         ),
     ),
     bug(
-        "an item is put for a waiter that has given up",
+        "an item is put for a put that has stopped waiting",
         "work/memory.rs",
         "lease",
         (
@@ -729,7 +729,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a putter does not look for room that came before it queued",
+        "a lease queue's put does not check for room that came before it queued",
         "work/memory/waits.rs",
         "lease",
         (
@@ -738,7 +738,7 @@ BUGS = (
         ),
     ),
     bug(
-        "a key is looked for before the wait for room only",
+        "a key is looked up only before the wait for room",
         "work/memory/state.rs",
         "lease",
         (
@@ -766,13 +766,13 @@ BUGS = (
         ),
     ),
     bug(
-        "masks do not hold a kill off",
+        "masks do not defer a kill",
         "task/block.rs",
         "task",
         ("mask.end(order) <= now)", "mask.end(order) <= now || !self.posted)"),
     ),
     bug(
-        "held locks do not hold a kill off",
+        "held locks do not defer a kill",
         "task/block.rs",
         "task",
         ("|| !ledger.holds_since(recorded))", "|| ledger.len() < 9)"),
@@ -781,18 +781,18 @@ BUGS = (
 
 
 def anywhere(text: str) -> re.Pattern[str]:
-    """Match the text however it is broken into lines, by a formatter, say."""
+    """Match the text in any line breaks, because a formatter may have moved them."""
     tokens = re.findall(r"\w+|[^\w\s]", text)
-    # Before a closing bracket it may have put a comma.
+    # The formatter may have put a comma before a closing bracket.
     return re.compile(
         r"\s*".join(r",?\s*" * (token in ")}]") + re.escape(token) for token in tokens)
     )
 
 
 def plant(planted: Bug) -> bool:
-    """Make a fresh copy of the source with the bug in it. False: its text is not there."""
+    """Make a fresh copy of the source with the bug in it. False if the text is not found once."""
     TREE.mkdir(parents=True, exist_ok=True)
-    # Only what differs is written, so that cargo builds no more than it must.
+    # Only files that differ are written, so that cargo builds no more than needed.
     wanted = {
         path.relative_to(ROOT): path.read_text() for path in sorted((ROOT / "src").rglob("*.rs"))
     }
@@ -820,7 +820,7 @@ def build() -> str | None:
     """Build the models. Returns the test binary, or `None` if they do not compile."""
     env = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "build"))
     env["RUSTFLAGS"] = f"{env.get('RUSTFLAGS', '')} --cfg loom -Awarnings".strip()
-    # The optimizer's last per cent would cost more than it saves.
+    # Building with full optimisation would take longer than it saves.
     env.update(
         CARGO_PROFILE_RELEASE_LTO="off",
         CARGO_PROFILE_RELEASE_CODEGEN_UNITS="16",
@@ -837,7 +837,7 @@ def build() -> str | None:
 
 
 def find(binary: str, models: str) -> str | None:
-    """Run the models until one fails. Returns how the bug was found; `None` if it was not."""
+    """Run the models until one fails. Returns how the bug was found, or `None`."""
     command = [binary, models, "--test-threads=2"]
     run = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=WORK
