@@ -23,7 +23,7 @@
 //! | `scope` | blocks that can be cancelled: timeouts, shields, clean-up zones |
 //! | `boundary` | the only door into a task and out of it |
 //! | `wait` | one blocking wait: granted, cancelled, killed or timed out |
-//! | `sync` `io` | locks, counters, flags and queues; file descriptors |
+//! | `sync` `io` `channel` | locks, counters, flags and queues; file descriptors; channels of `crossbeam-channel` |
 //! | `testing` | virtual time |
 //! | `stop` | the ladder from asking to the hard stop |
 //! | `at_fork` `work` | what to do around a fork; leases, in memory or (feature `file`) in a file |
@@ -48,6 +48,8 @@ pub mod at_fork;
 mod atomics;
 pub mod boundary;
 pub mod cause;
+#[cfg(not(loom))]
+pub mod channel;
 pub mod clock;
 pub mod error;
 pub mod fork;

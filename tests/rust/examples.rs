@@ -2,6 +2,9 @@
 
 #[path = "../../examples/cancel_tree.rs"]
 mod cancel_tree;
+#[cfg(not(loom))]
+#[path = "../../examples/select.rs"]
+mod select;
 #[path = "../../examples/timeout.rs"]
 mod timeout;
 #[cfg(not(loom))]
@@ -22,4 +25,10 @@ fn cancelling_goes_down_the_tree() {
 #[test]
 fn the_item_of_a_stopped_worker_is_requeued() {
     worker::main();
+}
+
+#[cfg(not(loom))]
+#[test]
+fn a_select_ends_when_its_token_is_cancelled() {
+    select::main();
 }
