@@ -87,13 +87,13 @@ if TYPE_CHECKING:
     from desist import engines as engines
     from desist import socket as socket
     from desist import ssl as ssl
+    from desist import subprocess as subprocess
     from desist._deadline import deadline
     from desist._executor import TaskFuture, ThreadPoolExecutor
     from desist._group import Task, TaskGroup, race
     from desist._interruptible import interruptible
     from desist._item_future import ItemFuture
     from desist._pool import PoolStats, WorkerPool, WorkEvent
-    from desist._process import run, wait
     from desist._signals import cancel_on_signal
     from desist._supervisor import RestartPolicy
     from desist._worker import Worker
@@ -182,12 +182,10 @@ __all__ = [
     "move_on_after",
     "notify_closing",
     "race",
-    "run",
     "shield",
     "sleep",
     "sleep_forever",
     "sleep_until",
-    "wait",
     "wait_any",
     "wait_readable",
     "wait_writable",
@@ -204,14 +202,13 @@ _LAZY = {
     "PoolStats": "_pool",
     "race": "_group",
     "RestartPolicy": "_supervisor",
-    "run": "_process",
     "socket": "socket",
     "ssl": "ssl",
+    "subprocess": "subprocess",
     "Task": "_group",
     "TaskFuture": "_executor",
     "TaskGroup": "_group",
     "ThreadPoolExecutor": "_executor",
-    "wait": "_process",
     "Worker": "_worker",
     "WorkerPool": "_pool",
     "WorkEvent": "_pool",
@@ -231,5 +228,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    here = {*globals(), *__all__, "compat", "engines", "socket", "ssl"}
+    here = {*globals(), *__all__, "compat", "engines", "socket", "ssl", "subprocess"}
     return sorted(here - {"TYPE_CHECKING"})

@@ -28,8 +28,8 @@ from desist._core import (
     wait_any,
 )
 from desist._exceptions import WorkerDied
+from desist._exit_watch import ExitWatch
 from desist._future import BRIEFLY
-from desist._process import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -270,7 +270,7 @@ class _Child:
             args=(handler, theirs, line, os.getpid(), times),
             name="desist-worker",
         )
-        self._end = End()
+        self._end = ExitWatch()
         try:
             # Not start(), by which multiprocessing would wait for it at exit, and might take its
             # status before we do.
@@ -291,7 +291,7 @@ class _Child:
         self._popen = popen
         self.pid: int = popen.pid
         try:
-            self._end.open(popen)
+            self._end.open(popen.pid, popen.wait)
         except OSError:  # there are no descriptors left
             os.kill(self.pid, signal.SIGKILL)
             popen.wait()
@@ -375,7 +375,7 @@ class _Child:
                     os.killpg(self.pid, signal.SIGKILL)
                 with suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)  # if it has not come to have a group
-            self._end.has_come_within(_LAST_WAIT)
+            self._end.wait_uninterruptibly(_LAST_WAIT)
             code: int | None = self._popen.poll()
             return code
         finally:

@@ -4,9 +4,9 @@ The tests are those of the running interpreter, imported from its `test` package
 is executed anew, and its `import threading` finds an overlay: the module itself, with some names
 replaced. So whatever the tests name, also in their helpers, is desist's.
 
-Another module needs an overlay and exclusions, for example for `desist.run`:
+Another module needs an overlay and exclusions:
 
-    module = load("test.test_subprocess", {"subprocess": Overlay("subprocess", run=desist.run)})
+    module = load("test.test_queue", {"queue": Overlay("queue", Queue=desist.Queue)})
     globals().update(adopt(module, EXCLUDED))
 
 To find exclusions of tests that no interpreter has any more, run by hand:
@@ -141,8 +141,10 @@ def queue_tests() -> types.ModuleType:
 
 
 def subprocess_tests() -> types.ModuleType:
-    """test.test_subprocess, with desist.run()."""
-    return load("test.test_subprocess", {"subprocess": Overlay("subprocess", run=desist.run)})
+    """test.test_subprocess, with desist's functions and Popen."""
+    names = ("Popen", "run", "call", "check_call", "check_output", "getoutput", "getstatusoutput")
+    ours = {name: getattr(desist.subprocess, name) for name in names}
+    return load("test.test_subprocess", {"subprocess": Overlay("subprocess", **ours)})
 
 
 def executor_tests() -> list[types.ModuleType]:

@@ -79,7 +79,9 @@ signal.pause()
 def test_a_child_of_run_gets_a_signal_and_time_to_clean_up() -> None:
     reader, writer = os.pipe()
     thread = Thread(
-        target=desist.run, args=([sys.executable, "-c", CHILD],), kwargs={"stdout": writer}
+        target=desist.subprocess.run,
+        args=([sys.executable, "-c", CHILD],),
+        kwargs={"stdout": writer},
     )
     with os.fdopen(reader) as said:
         thread.start()

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import desist
-from desist import Cancelled, Killed, _process
+from desist import Cancelled, Killed
 from desist.testing import sweep_kills
 from leaks import nothing_left
 from support import AT_WAIT, FORCE, INSIST, NEVER, in_child, in_its_wait, in_thread, tell
@@ -69,7 +70,7 @@ def tied() -> Iterator[Tied]:
 def blocker(pipe: Tied, before: str = "") -> Callable[[], object]:
     """Make a function that runs a child, which reports its start and blocks for ever."""
     code = f"{before}\nos.write({pipe.writer}, b'up')\nsignal.pause()"
-    return lambda: desist.run(python(code), pass_fds=[pipe.writer])
+    return lambda: desist.subprocess.run(python(code), pass_fds=[pipe.writer])
 
 
 # --- as subprocess.run ----------------------------------------------------------------------------
@@ -105,25 +106,25 @@ def test_results_are_those_of_subprocess_run(name: str) -> None:
     args, kwargs = ALIKE[name]
     expected = subprocess.run(args, **kwargs)  # noqa: PLW1510
     with nothing_left():
-        assert vars(desist.run(args, **kwargs)) == vars(expected)
+        assert vars(desist.subprocess.run(args, **kwargs)) == vars(expected)
 
 
 def test_errors_are_those_of_subprocess_run() -> None:
     with nothing_left():
         with pytest.raises(subprocess.CalledProcessError) as failed:
-            desist.run(ECHO, input=b"in", capture_output=True, check=True)
+            desist.subprocess.run(ECHO, input=b"in", capture_output=True, check=True)
         assert (failed.value.returncode, failed.value.output) == (3, b"in")
         assert failed.value.stderr == b"err"
         with pytest.raises(ValueError, match="stdin and input"):
-            desist.run(["cat"], input=b"", stdin=subprocess.PIPE)
+            desist.subprocess.run(["cat"], input=b"", stdin=subprocess.PIPE)
         with pytest.raises(ValueError, match="capture_output"):
-            desist.run(["cat"], stdout=subprocess.PIPE, capture_output=True)
+            desist.subprocess.run(["cat"], stdout=subprocess.PIPE, capture_output=True)
         with pytest.raises(FileNotFoundError):
-            desist.run(["no such program"])
+            desist.subprocess.run(["no such program"])
         with pytest.raises(TypeError):
-            desist.run(["cat"], input="text")
+            desist.subprocess.run(["cat"], input="text")
         with pytest.raises(UnicodeDecodeError):
-            desist.run(["printf", "\\377"], capture_output=True, encoding="ascii")
+            desist.subprocess.run(["printf", "\\377"], capture_output=True, encoding="ascii")
 
 
 def test_large_input_and_output_pass_at_the_same_time() -> None:
@@ -133,8 +134,8 @@ def test_large_input_and_output_pass_at_the_same_time() -> None:
         "sys.stderr.buffer.write(data); sys.stdout.buffer.write(data)"
     )
     with nothing_left():
-        assert desist.run(["cat"], input=data, capture_output=True).stdout == data
-        done = desist.run(python(code), input=data, capture_output=True)
+        assert desist.subprocess.run(["cat"], input=data, capture_output=True).stdout == data
+        done = desist.subprocess.run(python(code), input=data, capture_output=True)
     assert done.stdout == done.stderr == data
 
 
@@ -184,7 +185,7 @@ def test_a_deadline_stops_the_child() -> None:
 
 def test_in_cancelled_code_no_child_is_made() -> None:
     with nothing_left(), desist.move_on_after(0) as scope:
-        desist.run(["no such program"])
+        desist.subprocess.run(["no such program"])
     assert scope.cancelled_caught
 
 
@@ -192,7 +193,9 @@ def test_a_timeout_stops_the_child_and_has_its_output() -> None:
     with tied() as pipe:
         code = f"os.write({pipe.writer}, b'up'); os.write(1, b'half'); signal.pause()"
         with pytest.raises(subprocess.TimeoutExpired) as late:
-            desist.run(python(code), capture_output=True, timeout=0.5, pass_fds=[pipe.writer])
+            desist.subprocess.run(
+                python(code), capture_output=True, timeout=0.5, pass_fds=[pipe.writer]
+            )
         assert (late.value.timeout, late.value.stderr) == (0.5, None)
         assert late.value.stdout in (b"half", None)  # the child may have started late
         pipe.rest()
@@ -208,7 +211,7 @@ def test_ctrl_c_stops_the_child() -> None:
             say("waiting")
         threading.Thread(target=tell).start()
         try:
-            desist.run([sys.executable, "-c", code], pass_fds=[writer])
+            desist.subprocess.run([sys.executable, "-c", code], pass_fds=[writer])
         except KeyboardInterrupt:
             say("interrupted")
         os.close(writer)
@@ -255,7 +258,7 @@ def test_a_child_that_cleans_up_may_still_print_much() -> None:
         )
 
         def run() -> object:
-            return desist.run(python(code), capture_output=True, pass_fds=[pipe.writer])
+            return desist.subprocess.run(python(code), capture_output=True, pass_fds=[pipe.writer])
 
         with in_its_wait(run) as victim:
             pipe.hear("up")
@@ -300,7 +303,7 @@ def test_processes_that_a_child_leaves_running_are_left_alone_unless_it_is_stopp
         kept.callback(os.close, reader)
         code = f"""if not os.fork(): os.write({pipe.writer}, os.read({reader}, 10)); os._exit(0)
 sys.exit(3)"""
-        done = desist.run(python(code), pass_fds=[reader, pipe.writer])
+        done = desist.subprocess.run(python(code), pass_fds=[reader, pipe.writer])
         assert done.returncode == 3
         os.write(writer, b"alive")
         os.close(writer)
@@ -314,7 +317,7 @@ def test_a_child_in_the_group_of_its_parent_is_stopped_alone() -> None:
 
         def run() -> object:
             group: dict[str, Any] = {"process_group": os.getpgrp()}
-            return desist.run(python(code), pass_fds=[pipe.writer], **group)
+            return desist.subprocess.run(python(code), pass_fds=[pipe.writer], **group)
 
         with in_its_wait(run) as victim:
             pipe.hear(f"{os.getpgrp()}.")
@@ -333,7 +336,7 @@ def test_a_preexec_fn_may_make_the_group() -> None:
         )
 
         def run() -> object:
-            return desist.run(python(code), preexec_fn=os.setsid, pass_fds=[pipe.writer])
+            return desist.subprocess.run(python(code), preexec_fn=os.setsid, pass_fds=[pipe.writer])
 
         with in_its_wait(run) as victim:
             pipe.hear("up")
@@ -346,7 +349,9 @@ def test_a_preexec_fn_may_make_the_group() -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_wherever_a_kill_is_raised_the_child_has_ended() -> None:
     def run(pipe: Tied) -> None:
-        desist.run("exec cat", shell=True, input=b"x", capture_output=True, pass_fds=[pipe.writer])
+        desist.subprocess.run(
+            "exec cat", shell=True, input=b"x", capture_output=True, pass_fds=[pipe.writer]
+        )
 
     def check(pipe: Tied) -> None:
         with pipe:
@@ -355,6 +360,163 @@ def test_wherever_a_kill_is_raised_the_child_has_ended() -> None:
     with nothing_left():
         report = sweep_kills(run, check, setup=Tied)
     tell("run()", report)
+
+
+# --- the other functions --------------------------------------------------------------------------
+
+CALLS: dict[str, Callable[..., object]] = {
+    "call": desist.subprocess.call,
+    "check_call": desist.subprocess.check_call,
+    "check_output": desist.subprocess.check_output,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_cancel_stops_the_child_of_every_function(name: str) -> None:
+    with tied() as pipe:
+        code = f"os.write({pipe.writer}, b'up')\nsignal.pause()"
+        call = partial(CALLS[name], python(code), pass_fds=[pipe.writer])
+        with in_its_wait(call) as victim:
+            pipe.hear("up")
+            victim.cancel()
+        assert isinstance(victim.raised, Cancelled)
+        assert pipe.rest() == ""
+
+
+def test_a_cancel_stops_a_shell() -> None:
+    with tied() as pipe:
+        # The shell has no descriptors but those of the standard streams.
+        path = f"/proc/{os.getpid()}/fd/{pipe.writer}"
+        command = f"exec 9>{path}; printf up >&9; sleep 1000 & wait"
+        with in_its_wait(partial(desist.subprocess.getoutput, command)) as victim:
+            pipe.hear("up")
+            victim.cancel()
+        assert isinstance(victim.raised, Cancelled)
+        assert pipe.rest() == ""
+
+
+def test_results_of_the_other_functions_are_those_of_subprocess() -> None:
+    ours = desist.subprocess
+    assert ours.call(["false"]) == 1
+    assert ours.check_call(["true"]) == 0
+    with pytest.raises(ours.CalledProcessError) as failed:
+        ours.check_call(args=["false"])
+    assert failed.value.cmd == ["false"]
+    assert ours.check_output(["cat"], input=b"in") == b"in"
+    assert ours.check_output(["cat"], input=None) == b""
+    assert ours.check_output(["cat"], input=None, text=True) == ""
+    assert ours.getstatusoutput("echo out; echo err >&2; exit 3") == (3, "out\nerr")
+    assert ours.getoutput("echo out") == "out"
+
+
+def test_the_other_names_are_those_of_subprocess() -> None:
+    assert desist.subprocess.PIPE is subprocess.PIPE
+    assert desist.subprocess.TimeoutExpired is subprocess.TimeoutExpired
+    assert desist.subprocess.list2cmdline is subprocess.list2cmdline
+    assert set(subprocess.__all__) <= set(dir(desist.subprocess))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = desist.subprocess.nothing
+
+
+# --- Popen ----------------------------------------------------------------------------------------
+
+
+def test_a_block_that_is_cancelled_stops_its_child() -> None:
+    with tied() as pipe:
+        code = f"os.write({pipe.writer}, b'up')\nsignal.pause()"
+
+        def block() -> None:
+            with desist.subprocess.Popen(python(code), pass_fds=[pipe.writer]) as process:
+                process.wait()
+
+        with in_its_wait(block) as victim:
+            pipe.hear("up")
+            victim.cancel()
+        assert isinstance(victim.raised, Cancelled)
+        assert pipe.rest() == ""
+
+
+@pytest.mark.parametrize("policy", [AT_WAIT, FORCE, INSIST])
+def test_a_block_that_is_killed_stops_its_child(policy: desist.StopPolicy) -> None:
+    with tied() as pipe:
+        code = f"os.write({pipe.writer}, b'up')\nsignal.pause()"
+
+        def block() -> None:
+            with desist.subprocess.Popen(python(code), pass_fds=[pipe.writer]) as process:
+                process.communicate()
+
+        with in_its_wait(block) as victim:
+            pipe.hear("up")
+            victim.kill(policy=policy)
+        assert isinstance(victim.raised, Killed | Cancelled)
+        assert pipe.rest() == ""
+
+
+def test_a_block_waits_for_its_child_as_subprocess_has_it() -> None:
+    with nothing_left(), pytest.raises(ZeroDivisionError):  # noqa: SIM117
+        with desist.subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+            raise ZeroDivisionError
+    assert process.returncode == 0
+
+
+def test_in_cancelled_code_no_popen_is_made() -> None:
+    with nothing_left(), desist.move_on_after(0) as scope:
+        desist.subprocess.Popen(["no such program"])
+    assert scope.cancelled_caught
+
+
+def test_a_command_that_is_not_there_leaves_nothing() -> None:
+    with nothing_left(), pytest.raises(FileNotFoundError):
+        desist.subprocess.Popen(["no such program"], stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("end", ["cancel", "timeout"])
+def test_communicate_goes_on_where_it_was_ended(end: str) -> None:
+    code = (
+        "print(sys.stdin.readline().strip(), flush=True)\n"
+        "os.read({0}, 1); print(len(sys.stdin.read()))"
+    )
+    with nothing_left(), ExitStack() as closing:
+        reader, writer = os.pipe()
+        for fd in (reader, writer):
+            closing.callback(os.close, fd)
+        options: dict[str, Any] = {"pass_fds": [reader], "text": True}
+        options |= dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+        with desist.subprocess.Popen(python(code.format(reader)), **options) as process:
+            data = "first\n" + "x" * 1_000_000
+            if end == "timeout":
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.communicate(data, timeout=0.01)
+            else:
+                with desist.move_on_after(0.01):
+                    process.communicate(data)
+            with pytest.raises(ValueError, match="after starting communication"):
+                process.communicate("more")
+            os.write(writer, b"x")
+            assert process.communicate() == ("first\n1000000\n", None)
+            assert process.communicate() == ("first\n1000000\n", None)
+    assert process.returncode == 0
+
+
+def test_what_was_buffered_before_is_part_of_the_output() -> None:
+    with (
+        nothing_left(),
+        desist.subprocess.Popen(["printf", "one\\ntwo\\n"], stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"one\n"
+        assert process.communicate()[0] == b"two\n"
+
+
+def test_files_block_as_before_after_communicate_was_ended() -> None:
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with nothing_left(), desist.subprocess.Popen(["cat"], **pipes) as process:  # type: ignore[call-overload]
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(b"x" * 1_000_000, timeout=0)
+        for file in (process.stdin, process.stdout):
+            assert os.get_blocking(file.fileno())
+        output, _ = process.communicate()
+    assert len(output) == 1_000_000
 
 
 # --- wait -----------------------------------------------------------------------------------------
@@ -373,9 +535,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @contextmanager
-def cat() -> Iterator[subprocess.Popen[bytes]]:
+def cat() -> Iterator[desist.subprocess.Popen[bytes]]:
     """Run a child that ends with its input."""
-    with nothing_left(), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+    with nothing_left(), desist.subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         yield process
 
 
@@ -387,26 +549,26 @@ def let_go(process: subprocess.Popen[bytes]) -> None:
 def test_wait_returns_the_exit_code(way: str) -> None:
     assert way
     with cat() as process:
-        with in_its_wait(lambda: desist.wait(process)) as victim:
+        with in_its_wait(process.wait) as victim:
             let_go(process)
         assert victim.results == [0]
-        assert desist.wait(process) == 0
-    with subprocess.Popen("kill -9 $$", shell=True) as process:
-        assert desist.wait(process, timeout=NEVER) == -9
+        assert process.wait() == 0
+    with desist.subprocess.Popen("kill -9 $$", shell=True) as process:
+        assert process.wait(timeout=NEVER) == -9
 
 
 def test_wait_leaves_the_child_running_when_it_is_cancelled(way: str) -> None:
     with cat() as process:
-        with in_its_wait(lambda: desist.wait(process)) as victim:
+        with in_its_wait(process.wait) as victim:
             victim.cancel()
         assert isinstance(victim.raised, Cancelled)
         for timeout in (0, -1, 0.01):
             with pytest.raises(subprocess.TimeoutExpired):
-                desist.wait(process, timeout)
+                process.wait(timeout)
         with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
-            desist.wait(process)
+            process.wait()
         let_go(process)
-        assert desist.wait(process) == 0
+        assert process.wait() == 0
     del way
 
 
@@ -414,15 +576,15 @@ def test_several_may_wait_for_one_child(way: str) -> None:
     del way
     with cat() as process:
         with (
-            in_its_wait(lambda: desist.wait(process)) as one,
-            in_its_wait(lambda: desist.wait(process)) as other,
+            in_its_wait(process.wait) as one,
+            in_its_wait(process.wait) as other,
         ):
             let_go(process)
         assert one.results == other.results == [0]
 
 
 def test_run_works_without_descriptors_for_processes(way: str) -> None:
-    assert desist.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
+    assert desist.subprocess.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
     with tied() as pipe:
         with in_its_wait(blocker(pipe)) as victim:
             pipe.hear("up")
@@ -433,13 +595,13 @@ def test_run_works_without_descriptors_for_processes(way: str) -> None:
 
 
 def test_a_child_that_was_reaped_elsewhere_has_ended() -> None:
-    with nothing_left(), subprocess.Popen(["true"]) as process:
+    with nothing_left(), desist.subprocess.Popen(["true"]) as process:
         os.waitpid(process.pid, 0)
-        assert desist.wait(process) == 0  # as Popen.wait() returns
+        assert process.wait() == 0  # as subprocess has it
     with cat() as process:
 
         def wait() -> int:
-            return desist.wait(process)
+            return process.wait()
 
         with in_its_wait(wait) as victim:
             let_go(process)
@@ -451,28 +613,29 @@ def test_a_child_that_was_reaped_elsewhere_has_ended() -> None:
 
 def test_children_are_waited_for_without_sigchld() -> None:
     code = """
-import signal, subprocess, desist
+import signal
+from desist import subprocess
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
     try:
-        desist.wait(process, timeout=0.01)
+        process.wait(timeout=0.01)
     except subprocess.TimeoutExpired:
         process.stdin.close()
-    assert desist.wait(process) == 0
-assert desist.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
+    assert process.wait() == 0
+assert subprocess.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_child_of_another_process_cannot_be_waited_for() -> None:
     with cat() as process:
-        assert in_child(lambda: desist.wait(process)).startswith("ChildProcessError: process ")
-        with subprocess.Popen(["true"]) as other:
+        assert in_child(process.wait).startswith("ChildProcessError: process ")
+        with desist.subprocess.Popen(["true"]) as other:
             assert other.wait() == 0
             other.returncode = None
             other.pid = os.getppid()  # as if its pid had been reused
             with pytest.raises(ChildProcessError, match="is not a child of this process"):
-                desist.wait(other)
+                other.wait()
             other.returncode = 0
         let_go(process)
 
@@ -489,10 +652,17 @@ def test_without_a_free_descriptor_nothing_is_left_behind(
         with pytest.raises(OSError, match="Too many open files"):
             blocker(pipe)()
         pipe.rest()
-    with cat() as process:
+    with nothing_left():
+        process = desist.subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         with pytest.raises(OSError, match="Too many open files"):
-            desist.wait(process)
+            process.wait()
         let_go(process)
+        monkeypatch.undo()
+        assert process.wait() == 0
+    with nothing_left(), monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", refuse)
+        with pytest.raises(OSError, match="Too many open files"), cat():
+            pass
 
 
 def test_a_fork_during_run_takes_no_output_from_it() -> None:
@@ -501,14 +671,16 @@ def test_a_fork_during_run_takes_no_output_from_it() -> None:
         reader, writer = os.pipe()
 
         def run() -> object:
-            return desist.run(python(code), stdin=reader, pass_fds=[pipe.writer]).returncode
+            return desist.subprocess.run(
+                python(code), stdin=reader, pass_fds=[pipe.writer]
+            ).returncode
 
         with in_its_wait(run) as victim:
             pipe.hear("up")
 
             def child() -> object:
                 os.close(writer)
-                return desist.run(["cat"], input=b"x", capture_output=True).stdout
+                return desist.subprocess.run(["cat"], input=b"x", capture_output=True).stdout
 
             assert in_child(child) == "b'x'"
             os.close(writer)
@@ -518,7 +690,7 @@ def test_a_fork_during_run_takes_no_output_from_it() -> None:
 
 def test_it_works_on_every_thread_and_many_at_once() -> None:
     def run() -> bytes:
-        return desist.run(["cat"], input=b"x", capture_output=True).stdout
+        return desist.subprocess.run(["cat"], input=b"x", capture_output=True).stdout
 
     assert in_thread(run) == b"x"
     with nothing_left(), desist.WorkerPool[int, bytes](lambda _: run(), workers=4) as pool:
@@ -527,13 +699,13 @@ def test_it_works_on_every_thread_and_many_at_once() -> None:
 
 
 def test_the_way_of_windows_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_process, "_WINDOWS", True)
-    assert desist.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
+    monkeypatch.setattr(desist.subprocess, "_WINDOWS", True)
+    assert desist.subprocess.run(["cat"], input=b"x", capture_output=True).stdout == b"x"
     with nothing_left():
         with pytest.raises(subprocess.TimeoutExpired):
-            desist.run(python("signal.pause()"), capture_output=True, timeout=0.05)
+            desist.subprocess.run(python("signal.pause()"), capture_output=True, timeout=0.05)
         with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.05):
-            desist.run(python("signal.pause()"), capture_output=True)
+            desist.subprocess.run(python("signal.pause()"), capture_output=True)
     for thread in threading.enumerate():
         if thread.name == "desist-communicate":
             thread.join()
