@@ -1,20 +1,21 @@
-//! Models of the hand-offs between threads. loom runs each in every order that the steps of its
-//! threads can take, and with every value that a relaxed load may see.
+//! Models of the hand-offs between threads. loom runs each in every possible interleaving of its
+//! threads, and with every value that a relaxed load may return.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_` runs them; with `-- --nocapture` each
-//! says how many executions it took. `tests/seeded_bugs.py` shows that they can fail.
+//! prints the number of executions. `tests/seeded_bugs.py` shows that they can fail.
 //!
 //! Rules, each learned from a bug that a model without it let through:
-//! 1. Every actor is a spawned thread, also one that only reads: what the model's main thread does
-//!    after the spawning is hardly interleaved with the others.
-//! 2. loom sees no free. Nodes have a canary that is read on use and written on free, links have
-//!    one that is written on use, and the live nodes are counted. loom's own `Arc` reports leaks.
+//! 1. Every actor is a spawned thread, also one that only reads: the model's main thread is hardly
+//!    interleaved with the others after it has spawned them.
+//! 2. loom does not check freed memory. Nodes have a canary that is read on use and written on free,
+//!    links have one that is written on use, and the live nodes are counted. loom's own `Arc` reports
+//!    leaks.
 //! 3. loom sees neither `std`'s atomics and `Arc` nor plain memory: an atomic that takes part comes
-//!    from [`crate::atomics`], what a lock protects is an [`Exclusive`], and the main thread
-//!    outlives its actors, so that it drops what they share.
+//!    from [`crate::atomics`], data under a lock is an [`Exclusive`], and the main thread outlives
+//!    its actors, so that it drops the shared objects.
 //! 4. No clock: a timeout is a thread that settles as `TimedOut`.
 
-#![allow(unsafe_code)] // `Exclusive` is shared on purpose: loom tells whether it may be
+#![allow(unsafe_code)] // `Exclusive` is shared on purpose: loom checks that it may be
 #![allow(clippy::unwrap_used)] // tests
 #![allow(clippy::similar_names)] // `cancelled` by a `canceller`
 
@@ -43,16 +44,16 @@ use crate::cause::{Cause, CauseKind};
 use crate::task::Task;
 use crate::token::tree::live;
 
-/// All orders there are.
+/// All interleavings.
 const ALL: Option<usize> = None;
-/// Orders in which threads are interrupted, other than by having to wait, so often in all. Used
-/// where all would take minutes; nearly every bug needs but one or two. `LOOM_MAX_PREEMPTIONS`
-/// overrides it.
+/// Interleavings with at most this many preemptions, that is, switches at which the thread need not
+/// wait. Used where all would take minutes; nearly every bug needs only one or two.
+/// `LOOM_MAX_PREEMPTIONS` overrides it.
 const ONCE: Option<usize> = Some(1);
 const TWICE: Option<usize> = Some(2);
 const THRICE: Option<usize> = Some(3);
 
-/// Run a model in all its orders, with at most `preemptions` interruptions in each.
+/// Run a model in all interleavings with at most `preemptions` preemptions.
 fn explore(preemptions: Option<usize>, model: fn()) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(preemptions);
@@ -88,7 +89,7 @@ thread_local! {
     static OVERDUE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has every waiter of a lock waited past its hand-over limit?
+/// Whether every waiter of a lock has waited past its hand-over limit.
 pub(crate) fn overdue() -> bool {
     OVERDUE.get()
 }
@@ -100,17 +101,17 @@ fn explore_overdue(preemptions: Option<usize>, model: fn()) {
     OVERDUE.set(false);
 }
 
-/// An actor. What it returns is for [`end`].
+/// Spawn an actor; [`end`] returns its result.
 fn spawn<T: 'static>(actor: impl FnOnce() -> T + 'static) -> loom::thread::JoinHandle<T> {
     loom::thread::spawn(actor)
 }
 
-/// The end of an actor.
+/// Wait for the end of an actor.
 fn end<T>(actor: loom::thread::JoinHandle<T>) -> T {
     actor.join().unwrap()
 }
 
-/// Run `body` as a task's, so that the task's source cancels its waits.
+/// Run `body` inside the task, so that the task's source cancels its waits.
 fn run_as<T>(task: &Arc<Task>, body: impl FnOnce() -> T) -> T {
     let boundary = Boundary::enter(task, None);
     let result = body();
@@ -124,7 +125,7 @@ fn canceller(task: &Arc<Task>) -> loom::thread::JoinHandle<bool> {
     spawn(move || node.cancel(because("for a test")))
 }
 
-/// Run `body` as the task's, in an actor.
+/// Run `body` inside the task, in an actor.
 fn spawn_as<T: 'static>(
     task: &Arc<Task>,
     body: impl FnOnce() -> T + 'static,
@@ -133,13 +134,13 @@ fn spawn_as<T: 'static>(
     spawn(move || run_as(&task, body))
 }
 
-/// A cause to tell from others.
+/// A cause with a reason of its own.
 fn because(reason: &str) -> Cause {
     Cause::now(CauseKind::Explicit, Some(reason.into()), None)
 }
 
-/// Stands for data that one thread at a time may use: loom fails a model in which two uses of it
-/// are not ordered by what the threads did.
+/// Stands for data that one thread at a time may use: loom fails a model in which two uses are not
+/// ordered by a happens-before relation.
 struct Exclusive(loom::cell::UnsafeCell<()>);
 
 // SAFETY: loom's threads share one real thread, and there is nothing inside.

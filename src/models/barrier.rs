@@ -1,4 +1,4 @@
-//! The barrier: complete, given up, broken.
+//! The barrier: completed, left early, broken.
 
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ fn loom_i12_three_parties_pass_together() {
 }
 
 #[test]
-fn loom_i12_the_next_round_begins_when_all_have_gone() {
+fn loom_i12_the_next_round_begins_when_all_parties_have_left() {
     explore(TWICE, || {
         let barrier = Arc::new(Barrier::new(2));
         let data = Exclusive::new();
@@ -83,7 +83,7 @@ fn loom_i12_the_next_round_begins_when_all_have_gone() {
 }
 
 #[test]
-fn loom_i11_who_comes_while_the_last_one_opens_belongs_to_the_next_round() {
+fn loom_i11_a_party_that_comes_while_the_last_one_opens_belongs_to_the_next_round() {
     explore(TWICE, || {
         let barrier = Arc::new(Barrier::new(2));
         let parties = [(); 3].map(|()| party(&barrier));
@@ -96,7 +96,7 @@ fn loom_i11_who_comes_while_the_last_one_opens_belongs_to_the_next_round() {
 }
 
 #[test]
-fn loom_i11_a_party_that_is_cancelled_when_the_last_comes_has_passed_or_has_not_been_there() {
+fn loom_i11_a_party_that_is_cancelled_when_the_last_comes_passes_or_does_not_count() {
     explore(TWICE, || {
         let barrier = Arc::new(Barrier::new(2));
         let task = Task::new("gives up", None);
@@ -106,7 +106,7 @@ fn loom_i11_a_party_that_is_cancelled_when_the_last_comes_has_passed_or_has_not_
         match end(cancelled) {
             Ok(number) => assert_all_passed([Ok(number), end(other)]),
             Err(BarrierError::Stop(Stop::Cancelled(_))) => {
-                // The other one waits on, for somebody else.
+                // The other party waits on, for another one.
                 assert_all_passed([barrier.wait_until(Time::NEVER), end(other)]);
             }
             Err(failure) => panic!("{failure:?}"),
@@ -116,7 +116,7 @@ fn loom_i11_a_party_that_is_cancelled_when_the_last_comes_has_passed_or_has_not_
 }
 
 #[test]
-fn loom_i11_after_one_of_three_has_given_up_the_numbers_are_still_one_each() {
+fn loom_i11_after_one_of_three_parties_has_stopped_waiting_each_number_is_given_once() {
     explore(ONCE, || {
         let barrier = Arc::new(Barrier::new(3));
         let task = Task::new("gives up", None);
@@ -154,7 +154,7 @@ fn loom_i11_all_pass_or_none_when_the_barrier_is_broken() {
 }
 
 #[test]
-fn loom_i12_who_waits_when_it_is_made_as_new_is_told() {
+fn loom_i12_a_waiter_at_a_reset_gets_an_error() {
     explore(TWICE, || {
         let barrier = Arc::new(Barrier::new(2));
         let task = Task::new("is left over", None);
@@ -173,7 +173,7 @@ fn loom_i12_who_waits_when_it_is_made_as_new_is_told() {
     });
 }
 
-/// One party, which comes last or not, does something before all go.
+/// One party runs the action before all pass, if it comes last.
 fn opener(
     barrier: &Arc<Barrier>,
     data: &Arc<Exclusive>,
@@ -202,7 +202,7 @@ fn opener(
 }
 
 #[test]
-fn loom_i11_i12_whoever_is_cancelled_while_the_last_one_opens_passes_with_it() {
+fn loom_i11_i12_a_party_that_is_cancelled_while_the_last_one_opens_passes_with_it() {
     explore(ONCE, || {
         let barrier = Arc::new(Barrier::new(2));
         let data = Exclusive::new();
@@ -212,7 +212,7 @@ fn loom_i11_i12_whoever_is_cancelled_while_the_last_one_opens_passes_with_it() {
         let [one, other] = parties;
         let one = end(one);
         end(canceller);
-        tasks[1].source().cancel(); // if it is alone
+        tasks[1].source().cancel(); // if it is the only party left
         match (one, end(other)) {
             (Err(BarrierError::Stop(_)), Err(BarrierError::Stop(_))) => {}
             (one, other) => assert_all_passed([one, other]),
@@ -222,7 +222,7 @@ fn loom_i11_i12_whoever_is_cancelled_while_the_last_one_opens_passes_with_it() {
 }
 
 #[test]
-fn loom_i12_if_the_last_one_fails_to_open_all_are_told() {
+fn loom_i12_if_the_last_party_fails_to_open_all_get_an_error() {
     explore(TWICE, || {
         let barrier = Arc::new(Barrier::new(2));
         let data = Exclusive::new();

@@ -1,4 +1,4 @@
-//! A kill of one block against the block's end.
+//! A kill of one block races with the block's end.
 
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ impl Force for Slot {
     }
 }
 
-/// A thread enters and leaves a block, and another orders its kill and strikes. Whatever happens,
-/// nothing is in the slot behind the block, and none of the thread's own waits is killed.
+/// A thread enters and leaves a block, and another one requests its kill and delivers it. In every
+/// interleaving the slot is empty behind the block, and none of the thread's other waits is killed.
 fn race(body: fn(&NodeRef) -> Unwinding) {
     let slot = Arc::new(Slot {
         posted: AtomicBool::new(false),

@@ -1,4 +1,4 @@
-//! Callbacks: registering, unregistering and closing against cancelling.
+//! Callbacks: registering, unregistering and closing race with cancelling.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -87,7 +87,7 @@ fn loom_i17_after_close_the_callback_is_not_running() {
         };
         let (one, other) = (close(), close());
         end(one);
-        data.touch(); // the canceller may still be on its way out, the callback may not
+        data.touch(); // the canceller may not have returned yet, the callback must have
         end(other);
         end(canceller);
     });
@@ -110,7 +110,7 @@ fn loom_i17_the_closer_may_use_what_the_callback_used() {
     });
 }
 
-/// A place for a registration that a callback reaches into.
+/// A slot for a registration that a callback takes.
 type SharedRegistration = atomics::Arc<atomics::Mutex<Option<atomics::Arc<Registration>>>>;
 
 #[test]
@@ -140,7 +140,7 @@ fn loom_i18_callbacks_that_close_each_other_do_not_deadlock() {
             ran == 1 || ran == 2,
             "at least one runs, and may close the other before it does"
         );
-        // Or the two would hold each other for ever.
+        // Otherwise the two would keep each other alive.
         for place in &places {
             drop(place.lock().take());
         }

@@ -12,7 +12,7 @@ use crate::scope;
 use crate::sync::{Acquire, Condition, Lock, LockError, OnKill, WaitError};
 use crate::task::Task;
 
-/// A counter of permits, as one would build it with a condition.
+/// A counter of permits, built with a condition.
 #[derive(Clone)]
 struct Permits {
     changed: Arc<Condition>,
@@ -31,7 +31,7 @@ impl Permits {
         self.changed.lock()
     }
 
-    /// Wait for one and take it, with the lock held so many times.
+    /// Wait for a permit and take it, with the lock held `times` times.
     fn take(&self, depth: usize) -> Result<(), WaitError> {
         for _ in 0..depth {
             assert!(self.lock().acquire(Acquire::Block, Time::NEVER)?);
@@ -58,7 +58,7 @@ impl Permits {
         waited.map(|_| ())
     }
 
-    /// Put one there, and wake one.
+    /// Add a permit, and wake a waiter.
     fn put(&self) {
         assert!(self.lock().acquire(Acquire::Block, Time::NEVER).unwrap());
         self.number.set(self.number.get() + 1);
@@ -71,7 +71,7 @@ impl Permits {
         spawn(move || permits.put())
     }
 
-    /// Nobody waits or holds the lock, and so many are there.
+    /// Check that no thread waits or holds the lock, and that so many permits are left.
     fn assert_left(&self, number: usize) {
         assert_eq!(self.changed.waiting(), 0);
         assert_eq!(self.lock().waiting(), 0);
@@ -89,7 +89,7 @@ fn is_cancelled(result: &Result<(), WaitError>) -> bool {
 }
 
 #[test]
-fn loom_i12_no_notify_is_lost_between_giving_up_the_lock_and_standing_in_line() {
+fn loom_i12_no_notify_is_lost_between_the_release_of_the_lock_and_the_queueing() {
     explore(THRICE, || {
         let permits = Permits::new();
         let taker = {
@@ -104,7 +104,7 @@ fn loom_i12_no_notify_is_lost_between_giving_up_the_lock_and_standing_in_line() 
 }
 
 #[test]
-fn loom_i12_two_who_wait_and_two_notifies() {
+fn loom_i12_two_waiters_and_two_notifies() {
     explore(ONCE, || {
         let permits = Permits::new();
         let takers = [1, 2].map(|depth| {
@@ -119,7 +119,7 @@ fn loom_i12_two_who_wait_and_two_notifies() {
 }
 
 #[test]
-fn loom_i11_a_wait_that_is_cancelled_holds_its_lock_again_as_often_as_before() {
+fn loom_i11_a_cancelled_wait_reacquires_its_lock_as_often_as_before() {
     explore(TWICE, || {
         let permits = Permits::new();
         let task = Task::new("waits", None);
@@ -138,7 +138,7 @@ fn loom_i11_a_wait_that_is_cancelled_holds_its_lock_again_as_often_as_before() {
 }
 
 #[test]
-fn loom_i11_i12_a_notify_does_not_go_to_who_has_been_cancelled_but_to_the_next() {
+fn loom_i11_i12_a_notify_skips_a_cancelled_waiter_and_goes_to_the_next() {
     explore(ONCE, || {
         let permits = Permits::new();
         let task = Task::new("waits", None);
@@ -167,7 +167,7 @@ fn loom_i11_i12_a_notify_does_not_go_to_who_has_been_cancelled_but_to_the_next()
 }
 
 #[test]
-fn loom_i11_a_notify_that_meets_a_cancel_and_nobody_else_is_gone() {
+fn loom_i11_a_notify_that_races_with_the_cancel_of_the_only_waiter_is_lost() {
     explore(TWICE, || {
         let permits = Permits::new();
         let task = Task::new("waits", None);
@@ -183,7 +183,7 @@ fn loom_i11_a_notify_that_meets_a_cancel_and_nobody_else_is_gone() {
             })
         };
         let canceller = canceller(&task);
-        // It does not hold the lock: it need not.
+        // A notifier need not hold the lock.
         let notifier = {
             let changed = permits.changed.clone();
             spawn(move || changed.notify(1))
@@ -196,7 +196,7 @@ fn loom_i11_a_notify_that_meets_a_cancel_and_nobody_else_is_gone() {
 }
 
 #[test]
-fn loom_i21_a_waiter_does_not_get_a_lock_back_that_was_poisoned_meanwhile() {
+fn loom_i21_a_waiter_does_not_reacquire_a_lock_that_was_poisoned_meanwhile() {
     explore(THRICE, || {
         let permits = Permits::new();
         let taker = {
@@ -208,7 +208,7 @@ fn loom_i21_a_waiter_does_not_get_a_lock_back_that_was_poisoned_meanwhile() {
             spawn(move || {
                 let acquired = permits.lock().acquire(Acquire::Block, Time::NEVER);
                 assert!(acquired.unwrap());
-                permits.number.set(1); // and it would have gone on
+                permits.number.set(1); // it would have gone on
                 permits.changed.notify(1);
                 let kill = KillInfo {
                     task: "holder".into(),

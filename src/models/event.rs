@@ -1,4 +1,4 @@
-//! The event: set, cleared, cancelled and waited for at once.
+//! The event: set, cleared, cancelled and waited for at the same time.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::task::Task;
 use crate::wait::{Op, Waitable};
 
 #[test]
-fn loom_i12_all_who_wait_for_an_event_wake_and_one_sees_what_was_done_before() {
+fn loom_i12_all_waiters_of_an_event_wake_and_see_earlier_writes() {
     explore(TWICE, || {
         let event = Arc::new(Event::new());
         let data = Exclusive::new();
@@ -41,10 +41,10 @@ fn loom_i12_all_who_wait_for_an_event_wake_and_one_sees_what_was_done_before() {
 }
 
 #[test]
-fn loom_i12_who_waits_when_it_is_set_wakes_though_it_is_cleared_at_once() {
+fn loom_i12_a_waiter_wakes_even_if_the_event_is_cleared_at_once() {
     explore(ALL, || {
         let event = Arc::new(Event::new());
-        // In line before it is set; how far the thread has got with parking is another matter.
+        // Queued before the set; the thread may or may not be parked by then.
         let waiter = Waiter::new();
         (&mut &*event).enqueue(Ticket::new(&waiter, 0));
         let parked = {
@@ -103,7 +103,7 @@ fn loom_i11_a_cancelled_wait_for_an_event_leaves_nothing() {
             let event = event.clone();
             spawn_as(&task, move || event.wait_until(Time::NEVER))
         };
-        // Nobody sets it: only the canceller ends the wait.
+        // It is never set: only the canceller ends the wait.
         end(canceller(&task));
         assert!(matches!(end(waiter), Err(Stop::Cancelled(_))));
         assert_eq!(event.waiting(), 0);

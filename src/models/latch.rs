@@ -1,4 +1,4 @@
-//! The latch: set, cancelled and waited for at once.
+//! The latch: set, cancelled and waited for at the same time.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::sync::Latch;
 use crate::task::Task;
 
 #[test]
-fn loom_i12_all_who_wait_for_a_latch_wake_and_see_what_was_done_before() {
+fn loom_i12_all_waiters_of_a_latch_wake_and_see_earlier_writes() {
     explore(TWICE, || {
         let latch = Arc::new(Latch::new());
         let data = Exclusive::new();
@@ -51,7 +51,7 @@ fn loom_i11_a_wait_for_a_latch_ends_set_or_cancelled_and_leaves_nothing() {
             let node = task.node().clone();
             spawn(move || node.cancel(because("for a test")))
         };
-        // Nobody sets it: only the canceller ends the wait.
+        // It is never set: only the canceller ends the wait.
         end(canceller);
         assert!(matches!(end(waiter), Err(Stop::Cancelled(_))));
         assert_eq!(latch.waiting(), 0);

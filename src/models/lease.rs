@@ -1,4 +1,4 @@
-//! The lease queue: handing out, settling, closing.
+//! The lease queue: leasing, settling, closing.
 
 use super::{ONCE, THRICE, TWICE, because, canceller, end, explore, run_as, spawn, spawn_as};
 use crate::cause::Cause;
@@ -22,7 +22,7 @@ fn queue() -> Queue {
     LeaseQueue::new(RetryPolicy::default())
 }
 
-/// A queue for one item, which is in it.
+/// A queue for one item, which is full.
 fn full() -> Queue {
     let queue = Queue::new(QueueOptions {
         maxsize: 1,
@@ -37,7 +37,7 @@ fn put(queue: &Queue, item: u32) -> u64 {
     queue.try_put(item, &PutOptions::default()).unwrap()
 }
 
-/// Lease the item that is there, and have it done.
+/// Lease the queued item, and acknowledge it.
 fn work(queue: &Queue) -> u32 {
     let lease = queue.lease(Time::NEVER).unwrap().unwrap();
     queue.ack(lease.id, lease.epoch).unwrap();
@@ -96,7 +96,7 @@ fn loom_i13_a_cancelled_leaser_is_skipped_and_the_next_gets_the_item() {
             spawn(move || {
                 let lease = run_as(&task, || queue.lease(Time::NEVER));
                 if let Ok(Some(lease)) = lease {
-                    // Worked on and given back: the other gets it then.
+                    // Worked on and requeued: then the other worker gets it.
                     queue
                         .nack(lease.id, lease.epoch, Nack::AtOnce, None)
                         .unwrap();
@@ -150,7 +150,7 @@ fn loom_i13_two_leasers_get_two_items_each_once() {
 }
 
 #[test]
-fn loom_i12_close_wakes_all_who_wait_for_an_item() {
+fn loom_i12_close_wakes_all_waiting_leases() {
     explore(TWICE, || {
         let queue = queue();
         let (one, other) = (leaser(&queue), leaser(&queue));
@@ -204,7 +204,7 @@ fn loom_i12_drain_ends_when_the_last_lease_is_settled() {
 }
 
 #[test]
-fn loom_i28_i29_a_lease_is_settled_once_and_what_was_given_back_is_leased_anew() {
+fn loom_i28_i29_a_lease_is_settled_once_and_a_requeued_item_is_leased_again() {
     explore(TWICE, || {
         let queue = queue();
         put(&queue, 1);
@@ -218,7 +218,7 @@ fn loom_i28_i29_a_lease_is_settled_once_and_what_was_given_back_is_leased_anew()
             let queue = queue.clone();
             spawn(move || {
                 let given = queue.nack(id, epoch, Nack::AtOnce, None).is_ok();
-                queue.close(); // or the leaser would wait for ever where the item is done
+                queue.close(); // otherwise the lease would wait for ever if the item is done
                 given
             })
         };
@@ -286,7 +286,7 @@ fn loom_i31_an_item_that_is_cancelled_while_it_is_leased_is_not_leased_again() {
 }
 
 #[test]
-fn loom_i13_an_item_is_put_or_not_when_whoever_waits_for_room_is_cancelled() {
+fn loom_i13_an_item_is_put_or_not_when_its_wait_for_room_is_cancelled() {
     explore(TWICE, || {
         let queue = full();
         let task = Task::new("puts", None);
@@ -319,7 +319,7 @@ fn loom_i13_an_item_is_put_or_not_when_whoever_waits_for_room_is_cancelled() {
 }
 
 #[test]
-fn loom_i12_room_goes_to_the_next_when_whoever_waits_for_it_is_cancelled() {
+fn loom_i12_room_goes_to_the_next_put_when_the_waiting_one_is_cancelled() {
     explore(ONCE, || {
         let queue = full();
         let task = Task::new("puts", None);
@@ -350,7 +350,7 @@ fn loom_i12_room_goes_to_the_next_when_whoever_waits_for_it_is_cancelled() {
 }
 
 #[test]
-fn loom_i12_two_who_wait_for_room_get_it_one_after_the_other() {
+fn loom_i12_two_waiting_puts_get_room_one_after_the_other() {
     explore(TWICE, || {
         let queue = full();
         let putters = [2, 3].map(|item| {

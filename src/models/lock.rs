@@ -1,7 +1,7 @@
-//! The lock: notified for, handed over, taken again, given up, poisoned, fenced.
+//! The lock: woken for, handed over, acquired again, abandoned, poisoned, fenced.
 //!
-//! Those who wait are patient, and only told that it is free, or have been waiting for too long,
-//! and it is handed over to them. Where that makes a difference, a model runs both ways.
+//! A waiter is woken when the lock is free, or, past its hand-over limit, is handed the lock. Where
+//! that makes a difference, a model runs both ways.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::scope;
 use crate::sync::{Acquire, Holding, Lock, LockError, OnKill, Undo};
 use crate::task::Task;
 
-/// A lock and what it protects.
+/// A lock and the data under it.
 #[derive(Clone)]
 struct Protected {
     lock: Lock,
@@ -39,7 +39,7 @@ impl Protected {
         (protected, scope::current_ledger())
     }
 
-    /// Wait for it, use it, give it back.
+    /// Acquire the lock, use the data, release.
     fn cycle(&self) -> Result<(), LockError> {
         let acquired = self.lock.acquire(Acquire::Block, Time::NEVER);
         let held = usize::from(acquired.is_ok());
@@ -55,7 +55,7 @@ impl Protected {
         Ok(())
     }
 
-    /// Release what the main thread holds.
+    /// Release the hold of the main thread.
     fn release(&self) {
         self.data.touch();
         self.lock.release().unwrap();
@@ -67,8 +67,8 @@ impl Protected {
         spawn(move || protected.cycle())
     }
 
-    /// Release what the main thread holds, in an actor, and so often take and release it again
-    /// without waiting for it.
+    /// Release the hold of the main thread in an actor, then `again` times acquire and release the
+    /// lock, if that needs no wait.
     fn releaser(&self, again: usize) -> loom::thread::JoinHandle<()> {
         let protected = self.clone();
         spawn(move || {
@@ -81,7 +81,7 @@ impl Protected {
         })
     }
 
-    /// Nobody holds it or waits for it, and it can be had.
+    /// Check that the lock is free, without a waiter, and can be acquired.
     fn assert_free(&self) {
         assert!(!self.lock.is_locked());
         assert_eq!(self.lock.waiting(), 0);
@@ -97,7 +97,7 @@ fn kill_of_holder() -> Arc<KillInfo> {
     })
 }
 
-/// It was acquired, or its waiter was cancelled.
+/// Check that the lock was acquired, or its waiter was cancelled.
 fn assert_had_or_cancelled(result: &Result<(), LockError>) {
     match result {
         Ok(()) | Err(LockError::Stop(Stop::Cancelled(_))) => {}
@@ -115,17 +115,17 @@ fn three_threads() {
 }
 
 #[test]
-fn loom_i12_three_threads_have_the_lock_in_turn() {
+fn loom_i12_three_threads_hold_the_lock_in_turn() {
     explore(TWICE, three_threads);
 }
 
 #[test]
-fn loom_i12_three_overdue_threads_get_the_lock_in_turn() {
+fn loom_i12_three_overdue_threads_are_handed_the_lock_in_turn() {
     explore_overdue(TWICE, three_threads);
 }
 
 #[test]
-fn loom_i12_a_waiter_that_is_overtaken_is_told_again() {
+fn loom_i12_an_overtaken_waiter_is_woken_again() {
     explore(THRICE, || {
         let (protected, _) = Protected::held();
         let waiter = protected.cycler();
@@ -137,7 +137,7 @@ fn loom_i12_a_waiter_that_is_overtaken_is_told_again() {
 }
 
 #[test]
-fn loom_i12_two_waiters_that_are_overtaken_are_told_again() {
+fn loom_i12_two_overtaken_waiters_are_woken_again() {
     explore(TWICE, || {
         let (protected, _) = Protected::held();
         let waiters = [(); 2].map(|()| protected.cycler());
@@ -158,7 +158,7 @@ fn loom_i12_an_overdue_waiter_is_not_overtaken() {
             let protected = protected.clone();
             spawn(move || {
                 assert!(protected.lock.acquire(Acquire::Block, Time::NEVER).unwrap());
-                protected.data.touch(); // and keeps it
+                protected.data.touch(); // and keeps the lock
                 scope::current_ledger()
             })
         };
@@ -200,12 +200,12 @@ fn cancelled_during_a_release() {
 }
 
 #[test]
-fn loom_i11_a_waiter_that_is_cancelled_during_a_release_holds_the_lock_or_has_not_taken_it() {
+fn loom_i11_a_waiter_that_is_cancelled_during_a_release_holds_the_lock_or_not() {
     explore(TWICE, cancelled_during_a_release);
 }
 
 #[test]
-fn loom_i11_a_waiter_that_is_cancelled_during_a_hand_over_holds_the_lock_or_has_not_taken_it() {
+fn loom_i11_a_waiter_that_is_cancelled_during_a_hand_over_holds_the_lock_or_not() {
     explore_overdue(TWICE, cancelled_during_a_release);
 }
 
@@ -218,7 +218,7 @@ fn cancelled_and_next() {
     };
     let canceller = canceller(&task);
     let next = protected.cycler();
-    // Overtaken, a waiter looks in vain, and may be cancelled when it waits once more.
+    // An overtaken waiter finds the lock held, and may be cancelled when it waits again.
     let releaser = protected.releaser(1);
     end(canceller);
     end(releaser);
@@ -257,7 +257,7 @@ fn taken_again() {
                 );
             }
             for left in (0..depth).rev() {
-                data.touch(); // also when it was released once
+                data.touch(); // also after one release
                 lock.release().unwrap();
                 assert_eq!((lock.depth(), scope::current_ledger().len()), (left, left));
             }
@@ -277,17 +277,17 @@ fn taken_again() {
 }
 
 #[test]
-fn loom_i11_i12_a_lock_that_is_taken_again_is_free_when_it_was_released_as_often() {
+fn loom_i11_i12_a_reentrant_lock_is_free_when_it_was_released_as_often_as_acquired() {
     explore(TWICE, taken_again);
 }
 
 #[test]
-fn loom_i11_i12_a_lock_that_is_taken_again_is_handed_over_when_it_was_released_as_often() {
+fn loom_i11_i12_a_reentrant_lock_is_handed_over_when_it_was_released_as_often_as_acquired() {
     explore_overdue(TWICE, taken_again);
 }
 
 #[test]
-fn loom_i12_a_lock_that_is_let_go_for_a_while_is_had_by_another_and_taken_back() {
+fn loom_i12_a_lock_released_for_a_wait_goes_to_another_thread_and_is_reacquired() {
     explore(TWICE, || {
         let lock = Lock::reentrant("model", OnKill::Poison);
         let data = Exclusive::new();
@@ -320,7 +320,7 @@ fn loom_i12_a_lock_that_is_let_go_for_a_while_is_had_by_another_and_taken_back()
 // ---------------------------------------------------------------------- the holder's end
 
 #[test]
-fn loom_i21_a_killed_holders_lock_is_poisoned_before_anyone_else_has_it() {
+fn loom_i21_the_lock_of_a_killed_holder_is_poisoned_before_another_thread_holds_it() {
     explore(TWICE, || {
         let (protected, ledger) = Protected::held();
         let killer = spawn({
@@ -374,7 +374,7 @@ fn loom_i21_a_waiter_that_was_refused_does_not_hold_the_lock_after_its_repair() 
 }
 
 #[test]
-fn loom_i21_a_lock_is_released_or_lost_with_its_abandoned_holder() {
+fn loom_i21_a_lock_is_released_or_unavailable_with_its_abandoned_holder() {
     explore(THRICE, || {
         let (protected, ledger) = Protected::held();
         let holder = {
@@ -403,7 +403,7 @@ fn loom_i21_a_lock_is_released_or_lost_with_its_abandoned_holder() {
     });
 }
 
-fn overtaken_by_one_who_is_killed() {
+fn overtaken_by_a_killed_thread() {
     let (protected, _) = Protected::held();
     let waiters = [(); 2].map(|()| protected.cycler());
     let releaser = {
@@ -434,8 +434,8 @@ fn overtaken_by_one_who_is_killed() {
 }
 
 #[test]
-fn loom_i12_i21_all_are_told_of_the_poison_also_who_was_told_that_it_is_free() {
-    explore(TWICE, overtaken_by_one_who_is_killed);
+fn loom_i12_i21_all_waiters_get_poisoned_even_one_woken_for_the_free_lock() {
+    explore(TWICE, overtaken_by_a_killed_thread);
 }
 
 // ---------------------------------------------------------------------- fences
@@ -451,7 +451,7 @@ fn held_fenced() -> (Protected, Arc<Ledger>, Holding) {
     (protected, scope::current_ledger(), holding)
 }
 
-fn given_up_while_it_ends() {
+fn abandoned_while_it_ends() {
     let (protected, ledger, stale) = held_fenced();
     let first = stale.epoch();
     let holder = spawn(move || stale.release(None).is_ok());
@@ -463,7 +463,7 @@ fn given_up_while_it_ends() {
             assert!(acquired.unwrap(), "the fence lets others in");
             let holding = protected.lock.holding();
             protected.data.touch();
-            assert!(holding.check().is_ok(), "nobody else can end it");
+            assert!(holding.check().is_ok(), "no other thread can end it");
             let epoch = holding.epoch();
             assert!(protected.lock.is_locked());
             assert_eq!(holding.release(None), Ok(false));
@@ -477,16 +477,16 @@ fn given_up_while_it_ends() {
 }
 
 #[test]
-fn loom_i34_a_fenced_lock_goes_on_and_its_stale_holder_frees_nobody_elses() {
-    explore(THRICE, given_up_while_it_ends);
+fn loom_i34_a_fenced_lock_goes_on_and_its_stale_holder_does_not_release_the_new_hold() {
+    explore(THRICE, abandoned_while_it_ends);
 }
 
 #[test]
-fn loom_i34_a_fenced_lock_is_handed_over_and_its_stale_holder_frees_nobody_elses() {
-    explore_overdue(TWICE, given_up_while_it_ends);
+fn loom_i34_a_fenced_lock_is_handed_over_and_its_stale_holder_does_not_release_the_new_hold() {
+    explore_overdue(TWICE, abandoned_while_it_ends);
 }
 
-/// A value that takes two steps, and the way back.
+/// A value that changes in two steps, and its rollback.
 #[derive(Default)]
 struct Steps(Mutex<(u32, bool)>);
 
@@ -503,7 +503,7 @@ impl Undo for Steps {
 }
 
 #[test]
-fn loom_i21_nobody_sees_a_half_changed_value_of_a_holder_that_was_given_up() {
+fn loom_i21_no_thread_sees_a_half_changed_value_of_an_abandoned_holder() {
     explore(TWICE, || {
         let steps = Arc::new(Steps::default());
         let lock = Lock::new("model", OnKill::Poison).with_undo(steps.clone());
@@ -529,7 +529,7 @@ fn loom_i21_nobody_sees_a_half_changed_value_of_a_holder_that_was_given_up() {
                 assert!(lock.acquire(Acquire::Known, Time::NEVER).unwrap());
                 let seen = [(); 2].map(|()| steps.0.lock().0);
                 lock.release().unwrap();
-                assert_eq!(seen[0], seen[1], "nobody else changes it");
+                assert_eq!(seen[0], seen[1], "no other thread changes it");
                 seen[0]
             })
         };
@@ -537,7 +537,7 @@ fn loom_i21_nobody_sees_a_half_changed_value_of_a_holder_that_was_given_up() {
         assert_ne!(released, swept.released.len() == 1);
         match end(next) {
             0 => assert!(!released),
-            2 => {} // it was done before it was given up
+            2 => {} // it had finished before it was abandoned
             half => panic!("{half} steps of two"),
         }
         assert!(!lock.is_poisoned() && !lock.is_locked());

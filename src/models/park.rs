@@ -1,4 +1,4 @@
-//! One wait: who decides it, and that its thread wakes.
+//! One wait: its settlement is unique, and its thread wakes.
 
 use super::{ALL, Exclusive, ONCE, TWICE, because, end, explore, run_as, spawn};
 use crate::atomics::{Arc, Mutex};
@@ -48,7 +48,7 @@ fn loom_i11_i12_grant_cancel_and_timeout_race_and_one_wakes_the_waiter() {
 }
 
 #[test]
-fn loom_i12_what_was_done_before_the_grant_is_seen_after_the_wait() {
+fn loom_i12_writes_before_the_grant_are_seen_after_the_wait() {
     explore(ALL, || {
         let data = Exclusive::new();
         let waiter = Waiter::new();
@@ -97,12 +97,12 @@ fn loom_i12_a_hooked_waiter_is_woken_by_a_cancel_or_the_hook_is_refused() {
     });
 }
 
-/// A place for one who waits.
+/// A queue for one waiter.
 #[derive(Clone, Default)]
 struct PlaceOp(Arc<Mutex<Option<Ticket>>>);
 
 impl PlaceOp {
-    /// Grant whoever waits there. False: nobody does, any more.
+    /// Grant the waiter. False: there is none any more.
     fn grant(&self) -> bool {
         let ticket = self.0.lock().take();
         let granted = ticket.as_ref().is_some_and(Ticket::grant);
@@ -164,7 +164,7 @@ fn loom_i11_i12_a_blocked_task_is_granted_or_cancelled_and_leaves_no_hook() {
 }
 
 #[test]
-fn loom_i12_all_who_wait_for_a_token_wake() {
+fn loom_i12_all_waiters_of_a_token_wake() {
     explore(ONCE, || {
         let node = NodeRef::root(None);
         let wait = || {

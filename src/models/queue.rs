@@ -19,7 +19,7 @@ fn putter(queue: &Items, item: u32) -> loom::thread::JoinHandle<Result<Option<u3
     spawn(move || queue.put(item, Time::NEVER))
 }
 
-/// As [`putter`], but it can be cancelled.
+/// Like [`putter`], but it can be cancelled.
 fn putter_as(
     queue: &Items,
     item: u32,
@@ -34,7 +34,7 @@ fn getter(queue: &Items) -> loom::thread::JoinHandle<Result<Option<u32>, QueueEr
     spawn(move || queue.get(Time::NEVER))
 }
 
-/// As [`getter`], but it can be cancelled.
+/// Like [`getter`], but it can be cancelled.
 fn getter_as(
     queue: &Items,
     task: &Arc<Task>,
@@ -43,7 +43,7 @@ fn getter_as(
     spawn_as(task, move || queue.get(Time::NEVER))
 }
 
-/// What was got, unless its getter was cancelled.
+/// The item that was got, unless the get was cancelled.
 fn got(result: Result<Option<u32>, QueueError>) -> Option<u32> {
     match result {
         Ok(Some(item)) => Some(item),
@@ -52,14 +52,14 @@ fn got(result: Result<Option<u32>, QueueError>) -> Option<u32> {
     }
 }
 
-/// Take out all that is left; nobody waits any more.
+/// Get all remaining items; there are no more waiters.
 fn rest(queue: &Items) -> Vec<u32> {
     assert_eq!(queue.waiting(), 0);
     std::iter::from_fn(|| queue.try_get().unwrap()).collect()
 }
 
 #[test]
-fn loom_i11_i13_an_item_is_got_or_still_queued_when_its_getter_is_cancelled() {
+fn loom_i11_i13_an_item_is_got_or_still_queued_when_its_get_is_cancelled() {
     explore(TWICE, || {
         let queue = queue(0);
         let task = Task::new("gets", None);
@@ -82,7 +82,7 @@ fn loom_i11_cancelled_waits_on_a_queue_leave_nothing() {
         let queue = queue(0);
         let task = Task::new("gets", None);
         let getter = getter_as(&queue, &task);
-        // Nothing is put, so nobody else takes the dead out of the line.
+        // Nothing is put, so no other thread takes the dead waiters out of the queue.
         end(canceller(&task));
         assert_eq!(got(end(getter)), None);
         assert_eq!(queue.waiting(), 0);
@@ -99,7 +99,7 @@ fn loom_i11_cancelled_waits_on_a_queue_leave_nothing() {
 }
 
 #[test]
-fn loom_i12_i13_a_cancelled_getter_is_skipped_and_the_next_gets_the_item() {
+fn loom_i12_i13_a_cancelled_get_is_skipped_and_the_next_gets_the_item() {
     explore(ONCE, || {
         let queue = queue(0);
         let task = Task::new("gets", None);
@@ -124,7 +124,7 @@ fn loom_i12_i13_a_cancelled_getter_is_skipped_and_the_next_gets_the_item() {
 }
 
 #[test]
-fn loom_i12_i13_two_put_and_two_get_through_one_place() {
+fn loom_i12_i13_two_puts_and_two_gets_pass_through_a_queue_of_one() {
     explore(TWICE, || {
         let queue = queue(1);
         let putters = [putter(&queue, 1), putter(&queue, 2)];
@@ -139,7 +139,7 @@ fn loom_i12_i13_two_put_and_two_get_through_one_place() {
 }
 
 #[test]
-fn loom_i12_i13_three_items_go_through_one_place_in_their_order() {
+fn loom_i12_i13_three_items_pass_through_a_queue_of_one_in_their_order() {
     explore(THRICE, || {
         let queue = queue(1);
         let producer = {
@@ -157,7 +157,7 @@ fn loom_i12_i13_three_items_go_through_one_place_in_their_order() {
 }
 
 #[test]
-fn loom_i11_i13_an_item_is_put_or_not_when_its_putter_is_cancelled() {
+fn loom_i11_i13_an_item_is_put_or_not_when_its_put_is_cancelled() {
     explore(TWICE, || {
         let queue = queue(1);
         assert_eq!(queue.try_put(1), Ok(None));
@@ -178,7 +178,7 @@ fn loom_i11_i13_an_item_is_put_or_not_when_its_putter_is_cancelled() {
 }
 
 #[test]
-fn loom_i12_i13_a_cancelled_putter_is_skipped_and_the_next_has_the_place() {
+fn loom_i12_i13_a_cancelled_put_is_skipped_and_the_next_has_room() {
     explore(ONCE, || {
         let queue = queue(1);
         assert_eq!(queue.try_put(1), Ok(None));
@@ -206,7 +206,7 @@ fn loom_i12_i13_a_cancelled_putter_is_skipped_and_the_next_has_the_place() {
 // ---------------------------------------------------------------------- the end
 
 #[test]
-fn loom_i12_i13_shutting_down_wakes_who_gets_and_who_puts_then_is_told() {
+fn loom_i12_i13_a_shutdown_wakes_gets_and_puts_with_an_error() {
     explore(TWICE, || {
         let queue = queue(0);
         let getters = [getter(&queue), getter(&queue)];
@@ -237,7 +237,7 @@ fn loom_i12_i13_shutting_down_wakes_who_gets_and_who_puts_then_is_told() {
 }
 
 #[test]
-fn loom_i12_i13_shutting_down_at_once_wakes_who_puts_and_who_joins() {
+fn loom_i12_i13_an_immediate_shutdown_wakes_puts_and_joins() {
     explore(TWICE, || {
         let queue = queue(1);
         assert_eq!(queue.try_put(1), Ok(None));
@@ -258,7 +258,7 @@ fn loom_i12_i13_shutting_down_at_once_wakes_who_puts_and_who_joins() {
 }
 
 #[test]
-fn loom_i12_who_joins_wakes_when_the_last_item_is_done() {
+fn loom_i12_a_join_wakes_when_the_last_item_is_done() {
     explore(TWICE, || {
         let queue = queue(0);
         assert_eq!(queue.try_put(1), Ok(None));

@@ -1,4 +1,4 @@
-//! The semaphore: permits handed on, given up, swept.
+//! The semaphore: permits handed on, cancelled, swept.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::task::Task;
 
 type Acquired = Result<bool, Stop>;
 
-/// A thread that waits for a permit as this task, and keeps it.
+/// A thread that waits for a permit inside this task, and keeps it.
 fn taker(semaphore: &Semaphore, task: &Arc<Task>) -> loom::thread::JoinHandle<Acquired> {
     let semaphore = semaphore.clone();
     spawn_as(task, move || semaphore.acquire(Time::NEVER))
@@ -25,7 +25,7 @@ fn releaser(semaphore: &Semaphore, permits: usize) -> loom::thread::JoinHandle<(
     spawn(move || semaphore.release(permits).unwrap())
 }
 
-/// Does it have a permit? It was granted or cancelled.
+/// Whether the wait was granted a permit, or else cancelled.
 fn has_one(acquired: &Acquired) -> bool {
     match acquired {
         Ok(true) => true,
@@ -53,7 +53,7 @@ fn loom_i12_three_threads_share_one_permit() {
 }
 
 #[test]
-fn loom_i11_a_permit_is_with_the_waiter_or_free_when_a_cancel_meets_the_release() {
+fn loom_i11_the_waiter_has_the_permit_or_it_is_free_when_a_cancel_races_with_the_release() {
     explore(TWICE, || {
         let semaphore = Semaphore::new(0);
         let task = Task::new("waits", None);
@@ -99,7 +99,7 @@ fn loom_i11_a_cancelled_wait_for_a_permit_leaves_nothing() {
         let semaphore = Semaphore::new(0);
         let task = Task::new("waits", None);
         let waiter = taker(&semaphore, &task);
-        // None is released, so nobody else takes the dead out of the line.
+        // None is released, so no other thread takes the dead waiters out of the queue.
         end(canceller(&task));
         assert!(!has_one(&end(waiter)));
         assert_eq!((semaphore.free(), semaphore.waiting()), (0, 0));
@@ -124,7 +124,7 @@ fn loom_i11_of_several_permits_at_once_each_waiter_gets_one_and_the_rest_is_free
 }
 
 #[test]
-fn loom_i11_i20_a_permit_for_a_block_is_recorded_iff_it_was_got_and_swept_at_the_boundary() {
+fn loom_i11_i20_a_permit_of_a_block_is_recorded_if_acquired_and_swept_at_the_boundary() {
     explore(TWICE, || {
         let semaphore = Semaphore::new(0);
         let task = Task::new("waits", None);
@@ -150,14 +150,14 @@ fn loom_i11_i20_a_permit_for_a_block_is_recorded_iff_it_was_got_and_swept_at_the
 }
 
 #[test]
-fn loom_i20_a_permit_that_a_block_and_a_sweep_give_back_at_once_comes_back_once() {
+fn loom_i20_a_permit_that_a_block_and_a_sweep_release_at_once_is_released_once() {
     explore(THRICE, || {
         let semaphore = Semaphore::bounded(1);
         let task = Task::new("holds", None);
         let block = {
             let semaphore = semaphore.clone();
             spawn_as(&task, move || {
-                // None is free if the one who waits was quicker.
+                // None is free if the waiter was faster.
                 semaphore.acquire_for_block().unwrap();
                 semaphore.end_block()
             })

@@ -1,4 +1,4 @@
-//! The task's boundary: kills against the body's waits, masks, locks and end.
+//! The task's boundary: kills race with the body's waits, masks, locks and end.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::sync::{Acquire, Latch, Lock, LockError};
 use crate::task::Task;
 use crate::wait;
 
-/// Locks do not hold such a kill off.
+/// A kill with this policy is not deferred by locks.
 const AT_ONCE: Time = Time::from_nanos(0);
 
-/// Order a kill and strike; if there is nothing to kill, set the latch that the body waits for.
+/// Request a kill and deliver it; if there is nothing to kill, set the latch that the body waits for.
 fn killer(
     task: &Arc<Task>,
     latch: &Arc<Latch>,
@@ -56,7 +56,7 @@ fn loom_i12_i24_a_kill_ends_the_wait_of_the_body() {
 }
 
 #[test]
-fn loom_i22_a_kill_that_comes_late_is_not_seen_by_the_thread_after_the_body() {
+fn loom_i22_a_late_kill_is_not_seen_by_the_thread_after_the_body() {
     explore(THRICE, || {
         let task = Task::new("body", None);
         let latch = Arc::new(Latch::new());
@@ -82,7 +82,7 @@ fn loom_i22_a_kill_that_comes_late_is_not_seen_by_the_thread_after_the_body() {
 }
 
 #[test]
-fn loom_i24_a_mask_holds_a_kill_off_and_then_it_arrives() {
+fn loom_i24_a_mask_defers_a_kill_and_then_it_is_delivered() {
     explore(TWICE, || {
         let task = Task::new("body", None);
         let latch = Arc::new(Latch::new());
@@ -103,7 +103,7 @@ fn loom_i24_a_mask_holds_a_kill_off_and_then_it_arrives() {
 }
 
 #[test]
-fn loom_i24_a_held_lock_holds_a_kill_off_and_then_it_arrives() {
+fn loom_i24_a_held_lock_defers_a_kill_and_then_it_is_delivered() {
     explore(TWICE, || {
         let task = Task::new("body", None);
         let latch = Arc::new(Latch::new());
@@ -129,7 +129,7 @@ fn loom_i24_a_held_lock_holds_a_kill_off_and_then_it_arrives() {
 }
 
 #[test]
-fn loom_i27_a_body_ends_or_is_abandoned_and_its_lock_is_given_back_or_lost() {
+fn loom_i27_a_body_ends_or_is_abandoned_and_its_lock_is_released_or_unavailable() {
     explore(THRICE, || {
         let task = Task::new("body", None);
         let lock = Lock::default();

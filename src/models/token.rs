@@ -1,4 +1,4 @@
-//! The tree of tokens: children, closing, linking against cancelling.
+//! The tree of tokens: children, closing and linking race with cancelling.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ fn canceller(node: &NodeRef, reason: &'static str) -> loom::thread::JoinHandle<b
     spawn(move || node.cancel(because(reason)))
 }
 
-/// Look twice: a cause that was seen stays.
+/// Read the cause twice: a cause that was seen stays.
 fn reader(node: &NodeRef) -> loom::thread::JoinHandle<Option<Cause>> {
     let node = node.clone();
     spawn(move || {
@@ -31,7 +31,7 @@ fn reason(node: &NodeRef) -> String {
         .to_string()
 }
 
-/// Count cancellations of a node with a callback, which stays.
+/// Count the cancellations of a node with a callback that stays registered.
 fn count(node: &NodeRef, ran: &Arc<AtomicUsize>) {
     let ran = ran.clone();
     Registration::new(
@@ -58,14 +58,14 @@ fn loom_i2_i10_of_two_cancels_one_wins_and_its_cause_stays() {
 }
 
 #[test]
-fn loom_i2_i10_cancelled_by_itself_and_from_above_it_has_one_cause() {
+fn loom_i2_i10_a_node_cancelled_by_itself_and_from_above_has_one_cause() {
     explore(THRICE, || {
         let parent = NodeRef::root(None);
         let child = parent.child(None);
         let (own, above) = (canceller(&child, "own"), canceller(&parent, "above"));
         let reader = reader(&child);
         let (own, above) = (end(own), end(above));
-        assert!(above, "nobody else cancels the parent");
+        assert!(above, "no other actor cancels the parent");
         assert_eq!(reason(&child), if own { "own" } else { "above" });
         let seen = end(reader);
         assert!(seen.is_none() || seen == child.cause());
@@ -73,7 +73,7 @@ fn loom_i2_i10_cancelled_by_itself_and_from_above_it_has_one_cause() {
 }
 
 #[test]
-fn loom_i2_a_deadline_that_has_passed_is_the_cause_whoever_comes_first() {
+fn loom_i2_a_passed_deadline_is_the_cause_in_every_order() {
     explore(ALL, || {
         let passed = Time::from_nanos(1);
         let node = NodeRef::root(Some(passed));
@@ -88,7 +88,7 @@ fn loom_i2_a_deadline_that_has_passed_is_the_cause_whoever_comes_first() {
 }
 
 #[test]
-fn loom_i2_the_passed_deadline_of_a_child_is_its_cause_though_it_is_cancelled_from_above() {
+fn loom_i2_the_passed_deadline_of_a_child_is_its_cause_despite_a_cancel_from_above() {
     explore(ALL, || {
         let passed = Time::from_nanos(1);
         let parent = NodeRef::root(None);
@@ -145,7 +145,7 @@ fn loom_i9_a_child_born_and_dropped_during_a_cancel_leaves_nothing() {
 fn loom_i9_neighbours_dropped_during_a_cancel_leave_the_list_whole() {
     explore(TWICE, || {
         let node = NodeRef::root(None);
-        // The one in the middle stays; all have something below, so the canceller wants a count.
+        // The middle one stays; all have children, so that the canceller takes a reference.
         let [first, middle, last] = [(); 3].map(|()| node.child(None));
         let (below_first, below_last) = (first.child(None), last.child(None));
         let below = middle.child(None);
@@ -180,7 +180,7 @@ fn loom_i9_a_family_dropped_in_parts_during_a_cancel_is_freed_once() {
 }
 
 #[test]
-fn loom_i9_a_closed_child_is_out_of_its_parent_and_cancelled_once() {
+fn loom_i9_a_closed_child_has_left_its_parent_and_is_cancelled_once() {
     explore(TWICE, || {
         let ran = Arc::new(AtomicUsize::new(0));
         let node = NodeRef::root(None);

@@ -1,4 +1,4 @@
-//! One wait for several things: one of them is done, and the others leave no trace.
+//! One wait for several operations: one of them is performed, and the others leave no trace.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::sync::{Acquire, Lock, Order, Queue, Semaphore};
 use crate::task::Task;
 use crate::wait::{self, Op, Waitable};
 
-/// Which was done.
+/// The operation that was performed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Done<A, B> {
     First(A),
     Second(B),
 }
 
-/// Do the one or the other, whichever can be done first.
+/// Perform the operation that is possible first.
 fn either<A: Op, B: Op>(first: &mut A, second: &mut B) -> Result<Done<A::Output, B::Output>, Stop> {
     let unrefused = "only a stop refuses it in these models";
     loop {
@@ -73,7 +73,7 @@ impl Both {
         spawn(move || semaphore.release(1).unwrap())
     }
 
-    /// So much is left, and nobody is in line.
+    /// Check what is left, and that no waiter is queued.
     fn assert_left(&self, items: usize, permits: usize) {
         assert_eq!((self.queue.len(), self.semaphore.free()), (items, permits));
         assert_eq!((self.queue.waiting(), self.semaphore.waiting()), (0, 0));
@@ -81,7 +81,7 @@ impl Both {
 }
 
 #[test]
-fn loom_i11_i14_of_an_item_and_a_permit_one_is_had_and_the_other_stays() {
+fn loom_i11_i14_of_an_item_and_a_permit_one_is_taken_and_the_other_stays() {
     explore(TWICE, || {
         let both = Both::new();
         let waiter = {
@@ -100,7 +100,7 @@ fn loom_i11_i14_of_an_item_and_a_permit_one_is_had_and_the_other_stays() {
 }
 
 #[test]
-fn loom_i11_i14_a_cancelled_wait_for_an_item_or_a_permit_has_had_neither() {
+fn loom_i11_i14_a_cancelled_wait_for_an_item_or_a_permit_has_taken_neither() {
     explore(ONCE, || {
         let both = Both::new();
         let task = Task::new("waits", None);
@@ -123,7 +123,7 @@ fn loom_i11_i14_a_cancelled_wait_for_an_item_or_a_permit_has_had_neither() {
 }
 
 #[test]
-fn loom_i11_i14_two_who_wait_for_either_of_two_have_one_each() {
+fn loom_i11_i14_two_waiters_for_either_of_two_things_have_one_each() {
     explore(ONCE, || {
         let both = Both::new();
         let waiters = [(); 2].map(|()| {
@@ -133,7 +133,7 @@ fn loom_i11_i14_two_who_wait_for_either_of_two_have_one_each() {
         let (putter, releaser) = (both.putter(), both.releaser());
         end(putter);
         end(releaser);
-        // Neither may have been held back for one who had the other.
+        // Neither may have been kept for the waiter that had the other.
         match waiters.map(end) {
             [Ok(Done::First(7)), Ok(Done::Second(()))]
             | [Ok(Done::Second(())), Ok(Done::First(7))] => both.assert_left(0, 0),
@@ -142,7 +142,7 @@ fn loom_i11_i14_two_who_wait_for_either_of_two_have_one_each() {
     });
 }
 
-/// One who waits for a lock or an item; another who waits for the lock alone.
+/// A waiter for a lock or an item, and another one for the lock alone.
 fn lock_or_item() {
     let (lock, data) = (Lock::default(), Exclusive::new());
     let queue = Arc::new(Queue::new(Order::Fifo, 0));
@@ -179,7 +179,7 @@ fn lock_or_item() {
     };
     end(releaser);
     end(putter);
-    end(other); // or loom reports a deadlock: the nudge went to one who had the item
+    end(other); // or loom reports a deadlock: the wake-up went to the waiter with the item
     let left = match end(waiter) {
         Ok(Done::First(())) => 1,
         Ok(Done::Second(7)) => 0,
@@ -190,11 +190,11 @@ fn lock_or_item() {
 }
 
 #[test]
-fn loom_i11_i14_who_has_an_item_has_not_taken_the_lock_nor_the_nudge() {
+fn loom_i11_i14_a_waiter_with_an_item_has_neither_the_lock_nor_consumed_its_wake_up() {
     explore(ONCE, lock_or_item);
 }
 
 #[test]
-fn loom_i11_i14_who_has_an_item_is_not_handed_the_lock() {
+fn loom_i11_i14_a_waiter_with_an_item_is_not_handed_the_lock() {
     explore_overdue(ONCE, lock_or_item);
 }
