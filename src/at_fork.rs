@@ -9,16 +9,15 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::fork;
-use crate::token::{callback_thread, timer};
-use crate::{enforcer, scope};
+use crate::fork::{self, ForkAware};
+use crate::scope;
 
 /// The generation that was restarted last.
 static RESTARTED: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
     /// Locks that the forking thread holds from before the fork until after it.
-    static HELD: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
+    static HELD: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Threads leave the core within microseconds. After this time the process forks anyway: a
@@ -38,12 +37,8 @@ pub fn before() {
         }
         std::thread::yield_now();
     }
-    let guards = (
-        timer::hold_for_fork(),
-        callback_thread::hold_for_fork(),
-        enforcer::hold_for_fork(),
-    );
-    HELD.with(|held| *held.borrow_mut() = Some(Box::new(guards)));
+    let guards = fork::registered().filter_map(ForkAware::hold).collect();
+    HELD.with(|held| held.replace(guards));
 }
 
 /// Number of forks of this process that timed out waiting for a thread to leave the core; zero
@@ -55,12 +50,12 @@ pub fn fork_timeouts() -> u32 {
 /// Call it after the fork in the parent, or if there was none after all.
 pub fn after_in_parent() {
     fork::open_gate();
-    HELD.with(|held| held.borrow_mut().take());
+    HELD.with(RefCell::take);
 }
 
 /// Call it after the fork in the child.
 pub fn after_in_child() {
-    HELD.with(|held| held.borrow_mut().take());
+    HELD.with(RefCell::take);
     fork::begin_child();
     scope::current_ledger().survive_fork();
 }
@@ -70,9 +65,7 @@ pub fn restart_in_child() {
     if RESTARTED.swap(fork::generation(), Ordering::Relaxed) == fork::generation() {
         return;
     }
-    timer::restart_in_child();
-    callback_thread::restart_in_child();
-    enforcer::forget_in_child();
+    fork::registered().for_each(ForkAware::restart_in_child);
     scope::forget_force();
 }
 

@@ -8,53 +8,25 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
-use std::thread;
 
-use once_cell::sync::OnceCell;
-
-use crate::atomics::{self, ForkMutex};
 use crate::clock::Time;
-use crate::fork;
-use crate::host;
-use crate::park::{WaitOutcome, Waiter};
+use crate::park::service::{Service, Work};
 use crate::task::Task;
 
-struct Enforcer {
-    /// Held across forks, see `timer`.
-    state: ForkMutex<State>,
-}
+static ENFORCER: Service<Watched> = Service::new();
 
+/// Open blocks that are due at some time.
 #[derive(Default)]
-struct State {
-    /// By when something is to be done.
+struct Watched {
+    /// By when something is to be done, and to which block: the same as in `blocks`, in order.
     times: BTreeSet<(Time, u64)>,
     blocks: HashMap<u64, (Time, Weak<Task>)>,
-    /// There is a thread, in this process.
-    runs: bool,
-    /// It is asleep, and until when.
-    asleep: Option<(Time, atomics::Arc<Waiter>)>,
 }
-
-static ENFORCER: OnceCell<Enforcer> = OnceCell::new();
 
 /// Open blocks that are watched, and due at some time.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn watched() -> usize {
-    ENFORCER
-        .get()
-        .map_or(0, |enforcer| enforcer.state.lock().blocks.len())
-}
-
-/// Around a fork, as the timer has it.
-pub(crate) fn hold_for_fork() -> Option<impl Sized> {
-    ENFORCER.get().map(|enforcer| enforcer.state.lock())
-}
-
-/// In a forked child nothing is left armed. The next block starts a thread.
-pub(crate) fn forget_in_child() {
-    if let Some(enforcer) = ENFORCER.get() {
-        *enforcer.state.lock() = State::default();
-    }
+    ENFORCER.peek(|watched| watched.blocks.len()).unwrap_or(0)
 }
 
 /// One open block, watched until this is dropped.
@@ -81,25 +53,20 @@ impl Watch {
             .upgrade()
             .and_then(|task| task.block_due(self.block));
         if let Some(due) = due {
-            let enforcer = ENFORCER.get_or_init(|| Enforcer {
-                state: ForkMutex::new(State::default()),
-            });
-            enforcer.set(self.block, due, &self.task);
-        } else if let Some(enforcer) = ENFORCER.get() {
-            enforcer.state.lock().remove(self.block);
+            ENFORCER.update(|watched| watched.set(self.block, due, &self.task));
+        } else {
+            ENFORCER.peek(|watched| watched.remove(self.block));
         }
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if let Some(enforcer) = ENFORCER.get() {
-            enforcer.state.lock().remove(self.block);
-        }
+        ENFORCER.peek(|watched| watched.remove(self.block));
     }
 }
 
-impl State {
+impl Watched {
     fn remove(&mut self, block: u64) {
         if let Some((at, _)) = self.blocks.remove(&block) {
             self.times.remove(&(at, block));
@@ -113,72 +80,38 @@ impl State {
     }
 }
 
-impl Enforcer {
-    fn set(&'static self, block: u64, at: Time, task: &Weak<Task>) {
-        let (start, woken) = {
-            let mut state = self.state.lock();
-            state.set(block, at, task);
-            let earlier = matches!(&state.asleep, Some((until, _)) if at < *until);
-            let woken = if earlier { state.asleep.take() } else { None };
-            (!std::mem::replace(&mut state.runs, true), woken)
-        };
-        if let Some((_, waiter)) = woken {
-            waiter.settle_and_wake(WaitOutcome::Granted);
-        }
-        if start {
-            start_thread(self);
-        }
+impl Work for Watched {
+    type Job = (u64, Weak<Task>);
+    const NAME: &'static str = "desist-enforcer";
+    const CALLS_HOST: bool = true;
+
+    fn next(&self) -> Time {
+        self.times.first().map_or(Time::NEVER, |(at, _)| *at)
     }
 
-    fn serve(&self) -> ! {
-        let _inside = fork::inside();
-        host::join();
-        loop {
-            let (due, until, waiter) = {
-                let mut state = self.state.lock();
-                let due = state.take_due(Time::now());
-                let first = state.times.first();
-                let until = first.map_or(Time::NEVER, |(at, _)| *at);
-                let waiter = Waiter::new();
-                if due.is_none() {
-                    state.asleep = Some((until, waiter.clone()));
-                }
-                (due, until, waiter)
-            };
-            match due {
-                Some((block, task)) => self.press(block, &task),
-                None => _ = waiter.park(until),
-            }
-        }
-    }
-
-    /// Take the next step against a block, unless it has been left.
-    fn press(&self, block: u64, task: &Weak<Task>) {
-        let next = task.upgrade().and_then(|task| task.press_block(block));
-        let mut state = self.state.lock();
-        match (next, state.blocks.get(&block)) {
-            // It was moved meanwhile.
-            (Some(next), Some((at, _))) if *at < next => {}
-            // If it was left meanwhile, it is taken for nothing once more.
-            (Some(next), _) => state.set(block, next, task),
-            (None, _) => {}
-        }
-    }
-}
-
-impl State {
-    fn take_due(&mut self, now: Time) -> Option<(u64, Weak<Task>)> {
+    fn take_due(&mut self, now: Time) -> Option<Self::Job> {
         let (_, block) = *self.times.first().filter(|(at, _)| *at <= now)?;
         let task = self.blocks.get(&block).map(|(_, task)| task.clone());
         self.remove(block);
         task.map(|task| (block, task))
     }
-}
 
-#[allow(clippy::expect_used)]
-fn start_thread(enforcer: &'static Enforcer) {
-    thread::Builder::new()
-        .name("desist-enforcer".into())
-        .spawn(|| enforcer.serve())
-        .expect("the system refuses to start a thread for blocks that are ended by force");
+    /// Take the next step against a block, unless it has been left.
+    fn perform((block, task): Self::Job) {
+        let Some(next) = task.upgrade().and_then(|task| task.press_block(block)) else {
+            return;
+        };
+        // If it was left meanwhile, it comes up once more, and nothing is done.
+        ENFORCER.update(|watched| {
+            let is_moved = watched.blocks.get(&block).is_some_and(|(at, _)| *at < next);
+            if !is_moved {
+                watched.set(block, next, &task);
+            }
+        });
+    }
+
+    /// The blocks' threads may not be in the child; the one that is has left its blocks to nothing.
+    fn survive_fork(&mut self) {
+        *self = Watched::default();
+    }
 }

@@ -9,9 +9,12 @@
 //! it was made: a lock that one of them held is lost, not held for ever. The procedure that a
 //! forking runtime calls is [`at_fork`](crate::at_fork).
 
+use std::any::Any;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+
+use once_cell::race::OnceBox;
 
 /// See [`generation`]. Written by [`begin_child`] alone, when the process has one thread.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
@@ -103,6 +106,44 @@ pub(crate) fn begin_child() {
     // Another thread on its way in or out may have left its count behind.
     INSIDE.store(u32::from(DEPTH.get() > 0), Ordering::Release);
     GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Something with a lock of its own, which a fork must find unlocked, or with a thread, which a
+/// child does not have.
+pub(crate) trait ForkAware: Sync {
+    /// Locks it. What is returned is dropped after the fork, in both processes. `None`: there is
+    /// nothing yet to lock.
+    fn hold(&'static self) -> Option<Box<dyn Any>>;
+
+    /// In the child, where threads may be started.
+    fn restart_in_child(&'static self);
+}
+
+/// What is [`register`]ed, in the first places. Each place is filled once and without a lock, for
+/// a fork may fall into that.
+static REGISTERED: [OnceBox<&'static dyn ForkAware>; 8] = [const { OnceBox::new() }; 8];
+
+/// From now on every fork holds it. Idempotent.
+///
+/// # Panics
+/// If more than eight things are registered.
+pub(crate) fn register(service: &'static dyn ForkAware) {
+    let address = |service: &'static dyn ForkAware| std::ptr::from_ref(service).cast::<()>();
+    for place in &REGISTERED {
+        let now_in_it = place.get_or_init(|| Box::new(service));
+        if address(*now_in_it) == address(service) {
+            return;
+        }
+    }
+    panic!(
+        "more than {} things are registered for forks",
+        REGISTERED.len()
+    );
+}
+
+/// What is registered, in the order in which it was.
+pub(crate) fn registered() -> impl Iterator<Item = &'static dyn ForkAware> {
+    REGISTERED.iter().map_while(|place| place.get().copied())
 }
 
 #[cfg(all(test, not(loom)))]

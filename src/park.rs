@@ -45,6 +45,7 @@
 mod latch;
 #[cfg(not(loom))]
 pub(crate) mod scheduler;
+pub(crate) mod service;
 #[cfg_attr(loom, path = "park/model.rs")]
 #[cfg_attr(all(target_os = "linux", not(loom)), path = "park/futex.rs")]
 #[cfg_attr(all(not(target_os = "linux"), not(loom)), path = "park/queue.rs")]

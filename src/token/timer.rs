@@ -9,38 +9,27 @@
 //! never delays a deadline: it is handed over to the thread in `callback_thread`.
 
 use std::collections::BTreeSet;
-use std::thread;
 
-use once_cell::sync::OnceCell;
-
-use crate::atomics::{Arc, ForkMutex};
 use crate::clock::{Time, source};
-use crate::fork;
-use crate::park::{WaitOutcome, Waiter};
+use crate::park::service::{Service, Work};
 use crate::token::tree::{NodeRef, Weak};
 
-struct Timer {
-    /// Held across forks. In a child nobody who waits for it in the parent is there any more, so
-    /// it must not be a lock that is handed from one to the next.
-    state: ForkMutex<State>,
-}
+static TIMER: Service<Deadlines> = Service::new();
 
-struct State {
-    entries: BTreeSet<(Time, Weak)>,
-    /// Deadlines by a [clock source](crate::clock), which moves without this thread.
+/// The armed nodes. A node that is freed waits for the service's lock in [`forget`], so the memory
+/// of each node in here is valid while the lock is held.
+#[derive(Default)]
+struct Deadlines {
+    /// By the system's clock: the timer's thread expires them.
+    real: BTreeSet<(Time, Weak)>,
+    /// By a [clock source](crate::clock), which moves without that thread.
     simulated: BTreeSet<(Time, Weak)>,
-    /// The timer's thread asleep, and until when.
-    asleep: Option<(Time, Arc<Waiter>)>,
 }
-
-static TIMER: OnceCell<Timer> = OnceCell::new();
 
 /// Tell the timer of a node's deadline, if it does not know yet.
 pub(crate) fn arm(node: &NodeRef) {
     if !node.is_armed() {
-        TIMER.get_or_init(Timer::start).insert(node, |node| {
-            (node.mark_armed()).then(|| node.own_deadline())
-        });
+        insert(node, |node| node.mark_armed().then(|| node.own_deadline()));
     }
 }
 
@@ -53,8 +42,7 @@ pub(crate) fn arm_path(node: &NodeRef) {
 
 /// Move a node's deadline; the timer knows it from now on.
 pub(crate) fn set(node: &NodeRef, deadline: Time) {
-    let timer = TIMER.get_or_init(Timer::start);
-    timer.insert(node, |node| {
+    insert(node, |node| {
         node.mark_armed();
         node.store_deadline(deadline);
         Some(deadline)
@@ -63,52 +51,28 @@ pub(crate) fn set(node: &NodeRef, deadline: Time) {
 
 /// The node with this last deadline is on its way out: drop its entry.
 pub(crate) fn forget(node: Weak, deadline: Time) {
-    if let Some(timer) = TIMER.get() {
-        timer.state.lock().remove(&(deadline, node));
-    }
+    TIMER.peek(|deadlines| deadlines.remove(&(deadline, node)));
 }
 
 /// How many deadlines the timer knows.
 #[cfg_attr(not(feature = "python"), allow(dead_code))]
 pub(crate) fn armed() -> usize {
-    TIMER.get().map_or(0, |timer| {
-        let state = timer.state.lock();
-        state.entries.len() + state.simulated.len()
-    })
-}
-
-/// Around a fork: no other thread may be inside the timer. The guard is held from before the fork
-/// until after it, in both processes.
-pub(crate) fn hold_for_fork() -> Option<impl Sized> {
-    TIMER.get().map(|timer| timer.state.lock())
-}
-
-/// In a forked child, which has only the thread that forked.
-pub(crate) fn restart_in_child() {
-    if let Some(timer) = TIMER.get() {
-        timer.state.lock().asleep = None;
-        start_thread(|| timer.serve());
-    }
+    let count = |deadlines: &mut Deadlines| deadlines.real.len() + deadlines.simulated.len();
+    TIMER.peek(count).unwrap_or(0)
 }
 
 /// The next deadline of a simulated clock.
 #[cfg(not(loom))]
 pub(crate) fn next_simulated() -> Time {
-    TIMER.get().map_or(Time::NEVER, |timer| {
-        let state = timer.state.lock();
-        state
-            .simulated
-            .first()
-            .map_or(Time::NEVER, |(deadline, _)| *deadline)
-    })
+    let first = TIMER.peek(|deadlines| first(&deadlines.simulated));
+    first.unwrap_or(Time::NEVER)
 }
 
 /// The simulated clock shows `now`.
 #[cfg(not(loom))]
 pub(crate) fn expire_simulated(now: Time) {
-    let Some(timer) = TIMER.get() else { return };
-    let due = take_due(&mut timer.state.lock().simulated, now);
-    expire(due);
+    let due = TIMER.peek(|deadlines| take_due(&mut deadlines.simulated, now));
+    expire(due.unwrap_or_default());
 }
 
 /// Take out what is due. Called with the timer's lock held.
@@ -134,78 +98,50 @@ fn expire(due: Vec<(Time, NodeRef)>) {
     }
 }
 
-impl State {
+/// Changes a node's deadline under the lock; `change` returns the new one, if it is to be noticed.
+fn insert(node: &NodeRef, change: impl FnOnce(&NodeRef) -> Option<Time>) {
+    TIMER.update(|deadlines| {
+        let before = (node.own_deadline(), node.weak());
+        let Some(deadline) = change(node) else { return };
+        deadlines.remove(&before);
+        if deadline.is_never() {
+            return;
+        }
+        let entries = if source::is_set() {
+            &mut deadlines.simulated
+        } else {
+            &mut deadlines.real
+        };
+        entries.insert((deadline, node.weak()));
+    });
+}
+
+fn first(entries: &BTreeSet<(Time, Weak)>) -> Time {
+    entries.first().map_or(Time::NEVER, |(at, _)| *at)
+}
+
+impl Deadlines {
     fn remove(&mut self, entry: &(Time, Weak)) {
-        self.entries.remove(entry);
+        self.real.remove(entry);
         self.simulated.remove(entry);
     }
 }
 
-impl Timer {
-    fn start() -> Timer {
-        start_thread(|| TIMER.wait().serve());
-        Timer {
-            state: ForkMutex::new(State {
-                entries: BTreeSet::new(),
-                simulated: BTreeSet::new(),
-                asleep: None,
-            }),
-        }
+impl Work for Deadlines {
+    type Job = Vec<(Time, NodeRef)>;
+    const NAME: &'static str = "desist-timer";
+    const CALLS_HOST: bool = false;
+
+    fn next(&self) -> Time {
+        first(&self.real)
     }
 
-    /// Change a node's deadline under the lock; `change` tells the new one, if it is to be noticed.
-    fn insert(&self, node: &NodeRef, change: impl FnOnce(&NodeRef) -> Option<Time>) {
-        let woken = {
-            let mut state = self.state.lock();
-            let before = (node.own_deadline(), node.weak());
-            let Some(deadline) = change(node) else { return };
-            state.remove(&before);
-            if deadline.is_never() {
-                return;
-            }
-            if source::is_set() {
-                state.simulated.insert((deadline, node.weak()));
-                return;
-            }
-            state.entries.insert((deadline, node.weak()));
-            match &state.asleep {
-                Some((until, _)) if deadline < *until => state.asleep.take(),
-                _ => None,
-            }
-        };
-        if let Some((_, waiter)) = woken {
-            waiter.settle_and_wake(WaitOutcome::Granted);
-        }
+    fn take_due(&mut self, now: Time) -> Option<Self::Job> {
+        let due = take_due(&mut self.real, now);
+        (!due.is_empty()).then_some(due)
     }
 
-    fn serve(&self) -> ! {
-        let _inside = fork::inside();
-        loop {
-            let (due, until, waiter) = {
-                let mut state = self.state.lock();
-                let due = take_due(&mut state.entries, Time::now());
-                let until = state
-                    .entries
-                    .first()
-                    .map_or(Time::NEVER, |(deadline, _)| *deadline);
-                let waiter = Waiter::new();
-                if due.is_empty() {
-                    state.asleep = Some((until, waiter.clone()));
-                }
-                (due, until, waiter)
-            };
-            if due.is_empty() {
-                waiter.park(until);
-            }
-            expire(due);
-        }
+    fn perform(due: Self::Job) {
+        expire(due);
     }
-}
-
-#[allow(clippy::expect_used)]
-fn start_thread(serve: impl FnOnce() + Send + 'static) {
-    thread::Builder::new()
-        .name("desist-timer".into())
-        .spawn(serve)
-        .expect("the system refuses to start a thread for deadlines");
 }
