@@ -82,7 +82,7 @@ mod tests {
     static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
     #[test]
-    fn i37_a_fork_waits_for_threads_inside_and_holds_up_threads_that_enter() {
+    fn i37_a_fork_waits_for_threads_inside_and_delays_threads_that_enter() {
         let _alone = ALONE.lock();
         let (entered, is_inside) = channel();
         let left = Arc::new(AtomicBool::new(false));

@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn i24_a_kill_posted_during_the_wait_for_a_lock_does_not_strike_inside() {
+    fn i24_a_kill_posted_during_the_wait_for_a_lock_is_not_raised_inside() {
         acquire_while_killed(|lock, kill| {
             let helper = Lock::clone(lock);
             std::thread::spawn(move || helper.try_acquire(Acquire::Task))
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn i24_a_kill_posted_right_before_a_lock_is_taken_does_not_strike_inside() {
+    fn i24_a_kill_posted_right_before_a_lock_is_acquired_is_not_raised_inside() {
         fn late<'a>(
             lock: &'a Lock,
             kill: &'a dyn Fn(),

@@ -874,7 +874,7 @@ mod tests {
     use crate::clock::testing;
 
     #[test]
-    fn an_overdue_waiter_is_handed_the_lock_though_the_releasing_thread_wants_it_again() {
+    fn an_overdue_waiter_is_handed_the_lock_even_if_the_releasing_thread_acquires_it_again() {
         let lock = Lock::default();
         assert!(lock.try_acquire(Acquire::Task).unwrap());
         std::thread::scope(|threads| {

@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn i20_a_task_leaves_no_permit_of_a_block_behind_however_it_ends() {
+    fn i20_a_task_holds_no_permit_of_a_block_after_any_end() {
         for killed in [false, true] {
             let task = Task::new("body", None);
             let boundary = Boundary::enter(&task, None);

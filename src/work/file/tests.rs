@@ -1,4 +1,4 @@
-//! What needs clocks that stand still, or a patience that is short.
+//! Tests that need a clock that stands still, or a short timeout.
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ impl Folder {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("desist-file-{}-{number}", std::process::id());
-        // In memory where there is such a thing: none of these tests asks what is on the disk.
+        // In a memory file system if there is one, because these tests do not depend on the disk.
         let memory = PathBuf::from("/dev/shm");
         let place = Some(memory).filter(|memory| memory.is_dir());
         let path = place.unwrap_or_else(std::env::temp_dir).join(name);
@@ -63,7 +63,7 @@ fn is_there(queue: &FileQueue) -> bool {
 }
 
 #[test]
-fn i38_a_wall_clock_that_is_set_changes_no_pause() {
+fn i38_a_change_of_the_wall_clock_changes_no_pause() {
     for wall in [0, 5_000_000_000_000] {
         let (folder, clock) = (Folder::new(), Set::to(10 * SECOND, 1_000_000_000_000, "a"));
         let queue = folder.open(&clock);
@@ -76,7 +76,7 @@ fn i38_a_wall_clock_that_is_set_changes_no_pause() {
 }
 
 #[test]
-fn i38_after_another_start_of_the_machine_what_the_wall_says_is_left_is_left() {
+fn i38_after_a_reboot_the_wall_clock_gives_the_remaining_time() {
     // The pause is ten seconds, put when the wall showed 1000 s.
     for (wall, left) in [(1004, 6), (1010, 0), (9999, 0), (1000, 10), (3, 10)] {
         let (folder, clock) = (Folder::new(), Set::to(77 * SECOND, 1_000_000, "a"));
@@ -93,7 +93,7 @@ fn i38_after_another_start_of_the_machine_what_the_wall_says_is_left_is_left() {
 }
 
 #[test]
-fn i38_an_items_own_time_goes_by_the_same_clock() {
+fn i38_the_expiry_of_an_item_uses_the_same_clock() {
     let (folder, clock) = (Folder::new(), Set::to(77 * SECOND, 1_000_000, "a"));
     let queue = folder.open(&clock);
     let [one, two] = [(), ()].map(|()| put(&queue, 0, Some(10 * SECOND)));
@@ -111,7 +111,7 @@ fn i38_an_items_own_time_goes_by_the_same_clock() {
         dead,
         [(two, Bytes::from(*b"item"), vec![Failure::ItemExpired])]
     );
-    // It has as much time as it needs.
+    // The handler has as much time as it needs.
     assert_eq!(queue.retry(two), Ok(true));
     clock.set(999 * SECOND, 0);
     let again = queue.lease(PAST).unwrap().unwrap();
@@ -148,7 +148,7 @@ fn i29_a_lease_that_is_not_extended_in_time_is_over() {
 }
 
 #[test]
-fn i31_what_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
+fn i31_an_expired_item_is_dead_when_its_worker_requeues_it() {
     let (folder, clock) = (Folder::new(), Set::to(77 * SECOND, 0, "a"));
     let queue = folder.open(&clock);
     let id = put(&queue, 0, Some(10 * SECOND));
@@ -160,7 +160,7 @@ fn i31_what_nobody_wants_any_more_is_dead_when_its_worker_gives_it_back() {
 }
 
 #[test]
-fn leases_of_another_start_of_the_machine_are_over() {
+fn leases_from_before_a_reboot_are_over() {
     let (folder, clock) = (Folder::new(), Set::to(0, 0, "a"));
     let queue = folder.open(&clock);
     put(&queue, 0, None);
@@ -188,18 +188,18 @@ fn a_file_that_another_program_has_locked_is_an_error_and_then_goes_on() {
 
 // ---------------------------------------------------------------------- against the model
 
-/// A queue in a file, by the clock of the simulation that the calling thread runs under.
+/// A queue in a file, with the clock of the calling thread's simulation.
 struct Simulated {
     folder: Folder,
     options: QueueOptions,
-    /// The keeper's, too, which has no part in the simulation.
+    /// The clock of the file watch as well, whose thread is outside of the simulation.
     clock: Arc<Set>,
     queue: Option<FileQueue>,
 }
 
 impl Simulated {
     fn new(options: QueueOptions) -> Simulated {
-        // The file counts in milliseconds: from a whole one on, for the model's steps are whole.
+        // The file counts in milliseconds: start at a whole one, because the model's steps are whole.
         let rest = Time::now().as_nanos() % 1_000_000;
         sleep_until(Time::after(Duration::from_nanos(1_000_000 - rest))).unwrap();
         let mut simulated = Simulated {
@@ -324,7 +324,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 100, ..ProptestConfig::default() })]
 
     #[test]
-    fn i28_i29_i30_i31_i34_the_queue_in_a_file_does_what_the_model_does(
+    fn i28_i29_i30_i31_i34_the_queue_in_a_file_behaves_as_the_model(
         options in queue_options(),
         steps in steps(),
     ) {

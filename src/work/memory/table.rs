@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_keeps_no_room_for_those_who_have_left() {
+    fn long_lived_items_keep_no_memory_for_removed_ones() {
         let mut table = Table::new();
         for number in 1..=100_000 {
             assert_eq!(table.next(), number);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_makes_room_for_who_comes() {
+    fn removed_items_make_room_for_new_ones() {
         let mut table = Table::new();
         for turn in 0..1_000 {
             for number in 1..=100 {
