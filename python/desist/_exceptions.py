@@ -26,6 +26,7 @@ __all__ = [
     "Full",
     "LeakError",
     "LockPoisoned",
+    "LockUnavailable",
     "OwnerLost",
     "PoolExhausted",
     "PoolFailed",
@@ -63,23 +64,32 @@ class ScopeMisuse(RuntimeError):
     """A scope was used in a way that cannot work; the message says what to do instead."""
 
 
-class LockPoisoned(RuntimeError):
-    """The lock's last holder was killed inside, so what it protects may be half changed.
+class LockUnavailable(RuntimeError):
+    """The lock cannot be acquired, because of how its last holder ended; it is not held.
 
-    The lock is not held. Set right what it protects inside ``with lock.repair():``. `owner` is the
-    holder's name, `cause` why it was killed, `stack` where it was, as text.
+    `owner` is that holder's name, `cause` why it was killed, `stack` where it was, as text.
     """
 
     def __init__(self, message: str, owner: str, cause: CancelCause, stack: str | None) -> None:
-        """Keep who held it, why that was killed, and where it was."""
+        """Keep the holder's name, the cause of its kill, and its stack."""
         super().__init__(message)
         self.owner = owner
         self.cause = cause
         self.stack = stack
 
 
-class OwnerLost(LockPoisoned):
-    """The lock's holder was given up and may still be inside; nobody gets the lock any more."""
+class LockPoisoned(LockUnavailable):
+    """The lock's last holder was killed inside, so its data may be half changed.
+
+    Restore the data inside ``with lock.repair():``; afterwards the lock can be acquired again.
+    """
+
+
+class OwnerLost(LockUnavailable):
+    """The lock's holder was abandoned and may still be inside, so the lock is lost for good.
+
+    Use a new lock. A lock with ``fenced=True`` is not lost when its holder is abandoned.
+    """
 
 
 class Fenced(RuntimeError):

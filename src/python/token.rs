@@ -358,7 +358,7 @@ pub(super) fn timeout_and_deadline() -> PyErr {
 }
 
 /// A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.
-#[pyclass(frozen, module = "desist")]
+#[pyclass(frozen, module = "desist._core")]
 pub(super) struct Registration {
     /// `None` only in the drop.
     registration: Option<token::Registration>,

@@ -69,7 +69,7 @@ THREADING = Overlay(
 )
 QUEUE = Overlay(
     "queue",
-    **of_desist("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue", "Empty", "Full", "ShutDown"),
+    **of_desist("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue", "ShutDown"),
 )
 
 

@@ -22,6 +22,31 @@ def test_all_is_sorted_and_lists_every_public_name() -> None:
     assert desist.__all__ == sorted(classes) + sorted(set(desist.__all__) - set(classes))
 
 
+def test_the_top_level_is_small() -> None:
+    assert len(desist.__all__) <= 80
+
+
+def test_type_checkers_see_exactly_the_lazy_names() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    typed = {
+        name.asname or name.name: f"{found.module}".removeprefix("desist").removeprefix(".")
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for found in block.body
+        if isinstance(found, ast.ImportFrom)
+        for name in found.names
+    }
+    modules = {name for name, module in typed.items() if not module}
+    assert {name: typed[name] or name for name in typed} == desist._LAZY
+    assert modules <= set(dir(desist)) - set(desist.__all__)
+    assert desist._LAZY.keys() - modules <= set(desist.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'desist' has no attribute 'nothing'"):
+        _ = desist.nothing
+
+
 @pytest.mark.parametrize("name", desist.__all__)
 def test_every_public_name_has_a_docstring(name: str) -> None:
     thing = getattr(desist, name)
@@ -39,9 +64,7 @@ def test_the_module_of_every_public_name_is_desist(name: str) -> None:
     module = getattr(getattr(desist, name), "__module__", None)
     assert module is not None
     # These are the standard library's own classes, so that existing handlers catch them.
-    own = {"BrokenBarrierError": "threading", "Empty": "_queue", "Full": "queue"}
-    if sys.version_info >= (3, 13):
-        own["ShutDown"] = "queue"
+    own = {"ShutDown": "queue"} if sys.version_info >= (3, 13) else {}
     assert module.partition(".")[0] == own.get(name, "desist")
 
 
@@ -87,7 +110,8 @@ def test_errors_derive_from_the_classes_that_code_catches() -> None:
 
     for error in (desist.LockPoisoned, desist.Fenced, desist.ScopeMisuse, desist.PoolExhausted):
         assert issubclass(error, RuntimeError)
-    assert issubclass(desist.OwnerLost, desist.LockPoisoned)
+    assert issubclass(desist.LockUnavailable, RuntimeError)
+    assert desist.LockPoisoned.__base__ is desist.OwnerLost.__base__ is desist.LockUnavailable
     assert issubclass(desist.TaskCancelled, concurrent.futures.CancelledError)
     assert not issubclass(desist.Killed, Exception)
     assert not issubclass(desist.Cancelled, Exception)

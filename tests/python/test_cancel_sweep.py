@@ -14,6 +14,7 @@ import random
 import sys
 from collections import Counter
 from contextlib import suppress
+from queue import Empty, Full
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -219,7 +220,7 @@ class Passed(Subject):
                 found = desist.wait_any(self.queue.get_op(), timeout=timeout)
                 if found is not None:
                     self.got.append(found[1])
-        except (desist.Empty, desist.Full):
+        except (Empty, Full):
             pass
 
     def check(self, done: Counter[str]) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Fenced, KillOutcome, Lock, LockGuard, LockPoisoned, OwnerLost, RLock, ScopeMisuse
-from desist._core import Task
+from desist import Fenced, KillOutcome, Lock, LockPoisoned, OwnerLost, RLock, ScopeMisuse
+from desist._core import LockGuard, Task
 from support import GIVE_UP, INSIST, NEVER, Victim, held, in_thread, spin
 
 if TYPE_CHECKING:

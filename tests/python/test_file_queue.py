@@ -12,12 +12,13 @@ import sys
 import textwrap
 import threading
 from collections import Counter
+from queue import Full
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import desist
-from desist import FileQueue, Full, QueueFileError, RetryPolicy, StopPolicy, WorkerPool
+from desist import FileQueue, QueueFileError, RetryPolicy, StopPolicy, WorkerPool
 from support import NEVER, ends_with_a_cancel, ends_with_a_kill, in_child, in_its_wait
 
 if TYPE_CHECKING:

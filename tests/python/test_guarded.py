@@ -380,9 +380,9 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError):
         Guarded(1, dict)  # type: ignore[call-arg, arg-type]
     with pytest.raises(TypeError):
-        desist.GuardedValue()
+        desist._core.GuardedValue()
 
 
 def test_it_is_generic() -> None:
     assert Guarded[int].__origin__ is Guarded  # type: ignore[attr-defined]
-    assert desist.GuardedValue[int].__origin__ is desist.GuardedValue  # type: ignore[attr-defined]
+    assert desist._core.GuardedValue[int].__origin__ is desist._core.GuardedValue  # type: ignore[attr-defined]

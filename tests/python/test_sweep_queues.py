@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,7 +105,7 @@ def find_it_empty(state: Passed) -> None:
     try:
         while True:
             state.got.append(state.queue.get(block=False))
-    except desist.Empty:
+    except Empty:
         state.queue.put(3)
 
 

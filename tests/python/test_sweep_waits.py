@@ -154,7 +154,7 @@ def test_a_barrier_passes_all_threads_or_none(
             try:
                 self.barrier.wait()
                 self.passed.append(1)
-            except desist.BrokenBarrierError:
+            except threading.BrokenBarrierError:
                 pass
 
         def use(self) -> None:

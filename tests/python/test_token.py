@@ -268,7 +268,7 @@ def test_a_registration_dropped_while_its_callback_runs_does_not_wait() -> None:
 def test_callbacks_that_close_each_other_do_not_deadlock() -> None:
     sources = CancelSource(), CancelSource()
     together = threading.Barrier(2)
-    registrations: list[desist.Registration] = []
+    registrations: list[desist._core.Registration] = []
 
     def close_other(number: int) -> None:
         together.wait()  # both are running now

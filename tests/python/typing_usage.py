@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from typing_extensions import assert_type
 
 import desist
-from desist import compat, testing
+from desist import _core, compat, testing
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -137,12 +137,12 @@ def locks() -> int:
     assert_type(lock.acquire(timeout=1), bool)
     lock.release()
     with lock.repair() as repairer:
-        assert_type(repairer, desist.LockGuard)
+        assert_type(repairer, _core.LockGuard)
     lock.repair(list)
     lock.repair(1)  # type: ignore[call-overload]
     assert_type(lock.owner(), str | None)
     with desist.RLock(fenced=True).guard() as guard:
-        assert_type(guard, desist.LockGuard)
+        assert_type(guard, _core.LockGuard)
         assert_type(guard.epoch, int)
         guard.check()
     with lock as held:
@@ -155,7 +155,7 @@ def a_guarded_value_has_its_type() -> int:
     assert_type(names, desist.Guarded[list[str]])
     desist.Guarded(1, rollback=len)  # type: ignore[arg-type]
     with names.lock() as held:
-        assert_type(held, desist.GuardedValue[list[str]])
+        assert_type(held, _core.GuardedValue[list[str]])
         assert_type(held.value, list[str])
         held.value = ["two"]
         held.value = 2  # type: ignore[assignment]

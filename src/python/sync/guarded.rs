@@ -191,7 +191,7 @@ impl Guarded {
 
 /// A block that has a guarded value; made by Guarded.lock() and Guarded.repair(), and used in a
 /// `with` statement, once.
-#[pyclass(frozen, weakref, module = "desist")]
+#[pyclass(frozen, weakref, module = "desist._core")]
 pub(in crate::python) struct GuardedValue {
     guarded: Py<Guarded>,
     acquire: Acquire,

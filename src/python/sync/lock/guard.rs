@@ -20,7 +20,7 @@ use crate::sync::{Acquire, Holding};
 /// It waits for the lock as acquire() does. It knows its own hold of the lock, and its end takes no
 /// other: not when it was given up while another has the lock, nor when it ends late, as a suspended
 /// generator does that is thrown away.
-#[pyclass(frozen, weakref, module = "desist")]
+#[pyclass(frozen, weakref, module = "desist._core")]
 pub(in crate::python) struct LockGuard {
     lock: Py<Lock>,
     acquire: Acquire,
