@@ -1,4 +1,5 @@
-//! A service thread: one of the core's own threads, which works off what others leave in a state.
+//! A service thread: one of the core's own threads, which performs work that other threads bring. The
+//! timer, the callback thread and the enforcer are such threads.
 //!
 //! Guarantees:
 //! 1. The thread starts with the first work, sleeps until the next work is due, and is woken only
@@ -31,22 +32,22 @@ use crate::host;
 
 /// What a service thread works off: the state that its lock protects.
 pub(crate) trait Work: Default + Send + Sized + 'static {
-    /// What is taken out of the state at a time.
+    /// What is taken out of the state at a time, and performed with the state unlocked.
     type Job;
 
-    /// The thread's name.
+    /// The thread's name, for debuggers and error messages.
     const NAME: &'static str;
 
-    /// Does the work call the host? Its thread is then known to the host from its start.
+    /// True if the work calls the host. The thread is then attached to the host from its start.
     const CALLS_HOST: bool;
 
-    /// When the next work is due; [`Time::NEVER`] if there is none.
+    /// When the next work is due; [`Time::NEVER`] if there is none. Called with the state locked.
     fn next(&self) -> Time;
 
-    /// Takes out what is due by `now`.
+    /// Takes out what is due by `now`. Called on the service thread, with the state locked.
     fn take_due(&mut self, now: Time) -> Option<Self::Job>;
 
-    /// On the service thread, with the state unlocked.
+    /// Performs a job, on the service thread, with the state unlocked. Must not panic.
     fn perform(job: Self::Job);
 
     /// In a forked child: drops what concerns threads of the parent.
@@ -68,7 +69,9 @@ pub(crate) struct Service<W> {
     slot: OnceBox<ForkMutex<Slot<W>>>,
 }
 
+/// What the service's lock protects.
 struct Slot<W> {
+    /// Written by the threads that bring work, and by the service thread, which takes it out.
     work: W,
     /// The thread exists in this process, or is about to be started by the thread that set this.
     runs: bool,
@@ -78,6 +81,7 @@ struct Slot<W> {
 }
 
 impl<W: Work> Service<W> {
+    /// A service without state and without thread; both come with the first work.
     pub(crate) const fn new() -> Service<W> {
         Service {
             slot: OnceBox::new(),
@@ -112,11 +116,13 @@ impl<W: Work> Service<W> {
         result
     }
 
-    /// Reads the state, or takes something out of it; `None` if there is none.
+    /// Reads the state, or takes something out of it; `None` if there is none. Not for bringing work: the
+    /// thread is not woken.
     pub(crate) fn peek<R>(&self, look: impl FnOnce(&mut W) -> R) -> Option<R> {
         Some(look(&mut self.slot.get()?.lock().work))
     }
 
+    /// Starts the thread, after `runs` was set, with the state unlocked.
     fn start(&'static self) {
         let thread = thread::Builder::new().name(W::NAME.into());
         if thread.spawn(|| self.serve()).is_err() {
@@ -127,6 +133,7 @@ impl<W: Work> Service<W> {
         }
     }
 
+    /// What the thread does. It is inside the core, so that a fork waits until it sleeps.
     fn serve(&'static self) {
         let _inside = fork::inside();
         if W::CALLS_HOST {
@@ -138,6 +145,7 @@ impl<W: Work> Service<W> {
                 let mut slot = slot.lock();
                 let due = slot.work.take_due(Time::now());
                 let until = slot.work.next();
+                // In one critical section with the look: later work finds the waiter.
                 if due.is_none() {
                     slot.sleeper = Some((until, waiter.clone()));
                 }
@@ -152,6 +160,7 @@ impl<W: Work> Service<W> {
 }
 
 impl<W: Work> ForkAware for Service<W> {
+    /// The guard of the lock, which the forking thread keeps until after the fork.
     fn hold(&'static self) -> Option<Box<dyn Any>> {
         Some(Box::new(self.slot.get()?.lock()))
     }
@@ -160,7 +169,7 @@ impl<W: Work> ForkAware for Service<W> {
         let Some(slot) = self.slot.get() else { return };
         let start = {
             let mut slot = slot.lock();
-            slot.sleeper = None;
+            slot.sleeper = None; // it belongs to the thread of the parent
             slot.work.survive_fork();
             slot.runs = !slot.work.next().is_never();
             slot.runs

@@ -1,9 +1,17 @@
 //! The callback thread: runs the callbacks of passed deadlines, so that they never delay a deadline.
 //!
-//! Guarantees: one after another, in the order in which their deadlines passed; a panic ends the
-//! callback, not the thread; in a forked child what was still queued is run there, too. What had
-//! begun is the parent's. If the system refuses a thread, the queued callbacks run on the thread that queued
-//! the last of them.
+//! An explicit cancel runs callbacks on the cancelling thread, which knows what it does. A deadline is
+//! noticed by the timer, or by a thread that waits or polls; neither may be held up by a user's code.
+//!
+//! Guarantees:
+//! 1. Callbacks run one after another, in the order in which their deadlines passed.
+//! 2. A panic ends the callback, not the thread.
+//! 3. In a forked child the callbacks that were still queued run there, too. One that had begun goes on
+//!    in the parent only.
+//! 4. If the system refuses a thread, the queued callbacks run on the thread that queued the last.
+//!
+//! Protocol: [`Queued`] belongs to the lock of the service. Nodes are queued flagged, so nothing here
+//! decides anything. Lock order: no other lock is taken under the service's.
 
 use std::collections::VecDeque;
 
@@ -11,19 +19,21 @@ use crate::clock::{Time, source};
 use crate::park::service::{Service, Work};
 use crate::token::tree::Callbacks;
 
+/// The callback thread of the process.
 static CALLBACK_THREAD: Service<Queued> = Service::new();
 
-/// Callbacks to be run, in their order.
+/// The callbacks to be run, those of the first passed deadline at the front.
 #[derive(Default)]
 struct Queued(VecDeque<Callbacks>);
 
-/// Run a passed deadline's callbacks, on their own thread.
+/// Run a passed deadline's callbacks on the callback thread. Never blocks on them, except where no thread
+/// is to be had, and in a simulation.
 pub(crate) fn hand_over(callbacks: Callbacks) {
     if callbacks.is_empty() {
         return;
     }
     if source::is_set() {
-        return run_safely(callbacks); // another thread would run out of turn
+        return run_safely(callbacks); // in a simulation only the thread whose turn it is may run
     }
     CALLBACK_THREAD.update(|queued| queued.0.push_back(callbacks));
 }
@@ -55,7 +65,7 @@ impl Work for Queued {
     }
 }
 
-/// A panic was reported by the panic hook; it must not end this thread.
+/// Run callbacks. A panic has been reported by the panic hook, and must not end the calling thread.
 fn run_safely(callbacks: Callbacks) {
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callbacks.run()));
 }
