@@ -159,7 +159,7 @@ def test_a_block_that_ends_without_its_lock_raises() -> None:
 
     generator = suspended()
     Task("one").run(lambda: next(generator))
-    with held(lock), pytest.raises(RuntimeError, match="given back when the scope or task"):
+    with held(lock), pytest.raises(RuntimeError, match="released when the scope or task"):
         next(generator)
 
 

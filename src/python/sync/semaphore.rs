@@ -152,7 +152,7 @@ impl Semaphore {
         // A suspended generator may be thrown away long after its task has ended.
         if value.is_none() {
             return Err(PyRuntimeError::new_err(
-                "the permit of this block was given back when the scope or task around it ended",
+                "the permit of this block was released when the scope or task around it ended",
             ));
         }
         Ok(())
