@@ -1,9 +1,46 @@
 //! One blocking wait, as every primitive does it.
 //!
-//! A wait looks first (a cancelled thread does not begin to wait, I15), then makes its waiter
-//! known to the scope's node, to the task's control and to what it waits for, and parks until
-//! one of them, or the clock, decides. `Err` means that nothing happened (I11); a grant that won
-//! is returned, and the next checkpoint raises.
+//! Guarantees:
+//! 1. A thread that is cancelled or to be killed does not begin to wait (I15).
+//! 2. A wait ends in exactly one `WaitOutcome`, decided by one compare-and-set at its waiter (I11).
+//!    `Err` means that the operation had no effect. A grant that won is returned, even if a stop comes
+//!    a moment later; the next checkpoint raises that.
+//! 3. Of several operations that one wait is for, one is performed, and all others have left their
+//!    queues when the call returns (I14).
+//! 4. A kill that was posted while the operation was performed is not raised inside a lock that it
+//!    acquired (I24).
+//!
+//! What `block_by` does, in this order; each step takes the lock of what it touches and releases it
+//! before the next, so no two are held at a time:
+//!
+//! | step | whose lock    | what                                                                       |
+//! |------|---------------|----------------------------------------------------------------------------|
+//! | 1    | task          | a checkpoint                                                               |
+//! | 2    | scope's node  | hook the waiter, or settle it if the node is cancelled                     |
+//! | 3    | task          | register the waiter, or settle it if a kill is due                         |
+//! | 4    | each resource | `Waitable::enqueue`, until the waiter is settled                         |
+//! | 5    | park          | sleep until the waiter is settled, or the clock shows a deadline           |
+//! | 6    | each resource | `Waitable::dequeue`, but for the one that was granted                    |
+//! | 7    | task, node    | take the waiter out again                                                  |
+//!
+//! Steps 2 and 3 come before step 4: a stop that comes after the checkpoint settles the waiter, which is
+//! then not queued, or finds it in the middle of its wait. Nothing falls between.
+//!
+//! How a wait ends. The settler has recorded the cause before it settles, so the waiting thread finds it:
+//!
+//! | outcome       | settled by                                           | under the lock of | the call returns          |
+//! |---------------|------------------------------------------------------|-------------------|---------------------------|
+//! | `Granted`     | the thread that releases, puts, sets or cancels what is waited for, through the ticket | the resource | the operation's value |
+//! | `Granted`     | the waiting thread: one of its descriptors is ready  | none              | the operation's value     |
+//! | `Cancelled`   | the canceller, through the hook                      | the scope's node  | `Err(Stop::Cancelled)`    |
+//! | `Cancelled`   | the waiting thread: step 2, or a visible deadline has passed | none      | `Err(Stop::Cancelled)`    |
+//! | `Killed`      | the killing thread, or the enforcer                  | the task's state  | `Err(Stop::Killed)`       |
+//! | `Killed`      | the waiting thread: step 3                           | the task's state  | `Err(Stop::Killed)`       |
+//! | `TimedOut`    | the waiting thread: `until`, or the bound of a resource, has come | none | `Ok(None)`, or another try |
+//! | `Interrupted` | the waiting thread: a signal handler of the host raised | none           | `Err(Stop::Interrupted)`  |
+//!
+//! Relies on `park` for the settling and the sleep, on `scope` for the node and the task of the calling
+//! thread, and on each resource for 3.
 
 #[cfg(all(unix, not(loom)))]
 use std::io;
@@ -21,13 +58,22 @@ use crate::scope;
 use crate::token::CancelToken;
 use crate::token::tree::{Hook, HookId, NodeRef};
 
-/// `Err` if the calling thread has been cancelled or is being killed; never blocks.
+/// `Err` if the calling thread is to stop: it has been cancelled, or is being killed. For loops that
+/// compute and never wait.
+///
+/// # Blocking
+/// Never waits for another thread. Code that swallows the error again and again is slowed down: from the
+/// tenth time in one scope on, by up to a tenth of a second.
+///
+/// # Errors
+/// [`Stop`], to be handed upwards: the scope that is cancelled absorbs it. It is returned again by every
+/// later checkpoint in that scope.
 #[inline]
 pub fn checkpoint() -> Result<(), Stop> {
     scope::checkpoint()
 }
 
-/// A time that is waited for.
+/// The operation of waiting for an instant. Its only part in a wait is its bound: no thread grants it.
 pub(crate) struct Until(pub(crate) Time);
 
 impl Waitable for Until {
@@ -51,24 +97,46 @@ impl Op for Until {
     }
 }
 
-/// Sleep. `Err` as soon as the calling thread is to stop.
+/// Sleep.
+///
+/// # Blocking
+/// Blocks for `duration`, never less unless it fails.
+///
+/// # Cancellation
+/// A checkpoint on entry. A cancellation or a kill ends the sleep at once.
+///
+/// # Errors
+/// [`Stop`]; the time has not passed.
 pub fn sleep(duration: Duration) -> Result<(), Stop> {
     sleep_until(Time::after(duration))
 }
 
-/// Sleep until the clock shows `until`. `Err` as soon as the calling thread is to stop.
+/// Sleep until the clock shows `until`; for [`Time::NEVER`], until the calling thread is to stop.
+///
+/// # Blocking
+/// Blocks until that instant; not at all if it has passed.
+///
+/// # Cancellation
+/// As [`sleep`].
+///
+/// # Errors
+/// As [`sleep`].
 pub fn sleep_until(until: Time) -> Result<(), Stop> {
     let nothing: &mut [&mut dyn Waitable] = &mut [];
     block(&Waiter::new(), until, nothing).map(|_| ())
 }
 
-/// Waiting for a node to be cancelled.
+/// The operation of waiting for a node to be cancelled.
 pub(crate) struct Cancellation<'a> {
+    /// The node that is waited for; the calling thread's own is another matter.
     node: &'a NodeRef,
+    /// The hook that grants the ticket, from `enqueue` until `dequeue` or `collect`. `None` if the node
+    /// was cancelled already.
     hook: Option<HookId>,
 }
 
 impl<'a> Cancellation<'a> {
+    /// Waits for this node.
     pub(crate) fn of(node: &'a NodeRef) -> Cancellation<'a> {
         Cancellation { node, hook: None }
     }
@@ -91,7 +159,7 @@ impl Waitable for Cancellation<'_> {
         false
     }
 
-    // A deadline of the token is noticed by whoever waits for it, so the timer need not be told.
+    // The waiting thread notices the token's deadline by itself, so the timer need not be told.
     fn bound(&self) -> Time {
         self.node.effective_deadline()
     }
@@ -101,21 +169,30 @@ impl Op for Cancellation<'_> {
     type Output = ();
     type Error = Stop;
 
+    // A deadline that has passed and that no thread has noticed yet counts.
     fn attempt(&mut self) -> Result<Option<()>, Stop> {
         Ok(self.node.is_cancelled_by_now().then_some(()))
     }
 
     fn collect(&mut self) -> Result<Option<()>, Stop> {
-        // The canceller may be about to take the hook out: not behind this wait's back.
+        // The canceller may have granted the ticket and not yet taken the hook out of its list.
         self.hook.take().map(|id| self.node.unhook(id));
         self.attempt()
     }
 }
 
 impl CancelToken {
-    /// Block until the token is cancelled, or until `until` (then false).
+    /// Wait until the token is cancelled; false if `until` came first.
     ///
-    /// A checkpoint: `Err` if the calling thread's own scope or task is to stop.
+    /// # Blocking
+    /// Blocks until one of the two; not at all if the token is cancelled.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry. If the token is also that of the calling thread's scope, its cancellation
+    /// stops the wait: it is an error, no result.
+    ///
+    /// # Errors
+    /// [`Stop`] if the calling thread's own scope or task is to stop.
     pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
         perform(&mut Cancellation::of(self.node()), until).map(|cancelled| cancelled.is_some())
     }
@@ -142,28 +219,40 @@ impl Op for &Latch {
 }
 
 impl Latch {
-    /// Block until it is set, or until `until` (then false). A checkpoint.
+    /// Wait until it is set; false if `until` came first.
+    ///
+    /// # Blocking
+    /// Blocks until one of the two; not at all if it is set.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry. A cancellation or a kill ends the wait.
+    ///
+    /// # Errors
+    /// [`Stop`] if the calling thread is to stop.
     pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
         perform(&mut &*self, until).map(|set| set.is_some())
     }
 }
 
-/// What a thread can wait for: a place in the line of some resource.
+/// What a thread can wait for: a place in the queue of some resource. All methods are called on the
+/// waiting thread, with no lock held.
 pub(crate) trait Waitable {
-    /// Stand in line. If what is waited for is there by now, grant the ticket at once; its thread
-    /// has not parked, so it need not be woken.
+    /// Queue the ticket, under the resource's own lock. If what is waited for is there by now, grant the
+    /// ticket at once; its thread has not parked, so it need not be woken.
     fn enqueue(&mut self, ticket: Ticket);
 
-    /// Leave the line: the wait ended otherwise. Not called after a grant. True: it has been
-    /// granted nevertheless, and cannot be undone.
+    /// Take the ticket out of the queue: the wait ended otherwise. Not called for the resource whose
+    /// grant decided the wait. True: the resource is this thread's nevertheless, and that cannot be
+    /// undone; the wait then counts as granted.
     fn dequeue(&mut self, ticket: &Ticket) -> bool;
 
-    /// When to look again although nobody grants anything: a time that is waited for.
+    /// When to try again although no thread grants the ticket: an instant that is waited for, or one at
+    /// which the resource changes by itself.
     fn bound(&self) -> Time {
         Time::NEVER
     }
 
-    /// A descriptor whose being ready is a grant.
+    /// A descriptor that the waiting thread polls; that it is ready is a grant.
     #[cfg(all(unix, not(loom)))]
     fn descriptor(&self) -> Option<(RawFd, Readiness)> {
         None
@@ -171,38 +260,41 @@ pub(crate) trait Waitable {
 }
 
 /// An operation that may have to wait, as every primitive offers it: alone, see [`perform`], or as
-/// one of several, of which one is done, see [`perform_any`].
+/// one of several, of which one is performed, see [`perform_any`].
+///
+/// There are two kinds. A grant either hands the result over (a lock to an overdue waiter, a permit), and
+/// `collect` returns it; or it notifies (a lock is free), and `collect` tries again.
 pub(crate) trait Op: Waitable {
-    /// What it yields.
+    /// The result.
     type Output;
-    /// How it can fail. It has not happened then.
+    /// How it can fail. The operation has had no effect then.
     type Error: From<Stop>;
 
-    /// Do it now, if that is possible without waiting.
+    /// Perform it now, if that is possible without waiting; else `None`.
     fn attempt(&mut self) -> Result<Option<Self::Output>, Self::Error>;
 
-    /// It was granted: fetch what was handed over. `None`: the grant only said that it is worth
-    /// another try, and somebody else was quicker.
+    /// After a grant: take what was handed over. `None`: the grant was a notification, and another thread
+    /// was faster; the caller waits again.
     fn collect(&mut self) -> Result<Option<Self::Output>, Self::Error> {
         self.attempt()
     }
 }
 
-/// Do it, waiting until `until` at most; then `None`. A checkpoint; `Err` means that nothing was
-/// done.
+/// Perform the operation, waiting until `until` at most; then `None`. A checkpoint; `Err` means that it
+/// had no effect.
 #[inline]
 pub(crate) fn perform<O: Op>(op: &mut O, until: Time) -> Result<Option<O::Output>, O::Error> {
     perform_by(op, until, |park| park())
 }
 
-/// [`perform`], where `sleep` runs the sleeping, see [`block_by`].
+/// [`perform`], where `sleep` runs the sleep, see [`block_by`].
 #[inline]
 pub(crate) fn perform_by<O: Op>(
     op: &mut O,
     until: Time,
     sleep: impl Fn(&mut Park<'_>) -> WaitOutcome,
 ) -> Result<Option<O::Output>, O::Error> {
-    // Mostly there is nothing to wait for: that alone is compiled into each caller.
+    // The case without a wait is the frequent one, and alone compiled into each caller.
     checkpoint()?;
     let done = match op.attempt()? {
         Some(done) => Some(done),
@@ -211,13 +303,15 @@ pub(crate) fn perform_by<O: Op>(
         }
     };
     if done.is_some() {
+        // A kill that was posted before the lock was held would be raised inside.
         scope::hold_off_kill();
     }
     Ok(done)
 }
 
-/// Do one of them, the first that is possible, waiting until `until` at most; then `None`. Tells
-/// which it was. The others leave no trace (I14). A checkpoint; `Err` means that nothing was done.
+/// Perform one of the operations, the first that is possible, waiting until `until` at most; then `None`.
+/// Returns its index as well. The others leave no trace (I14). A checkpoint; `Err` means that none had an
+/// effect.
 #[cfg(all(unix, not(loom)))]
 pub(crate) fn perform_any<O: Op + ?Sized>(
     ops: &mut [&mut O],
@@ -238,7 +332,8 @@ where
     Ok(done)
 }
 
-/// None is possible yet: wait, and do the first that is.
+/// The rest of [`perform`] and [`perform_any`] where none of the operations was possible: wait, and
+/// perform the first that is. A new waiter for each turn, since a waiter is settled once.
 #[cold]
 fn wait_and_do_first<O: Op + ?Sized>(
     ops: &mut [&mut O],
@@ -257,7 +352,8 @@ fn wait_and_do_first<O: Op + ?Sized>(
     }
 }
 
-/// Do the first that is possible without waiting, after one of them may have been granted.
+/// Perform the first operation that is possible without waiting; before the others the one that was
+/// granted, if one was, since its result may be in the ticket's hands already.
 fn do_first<O: Op + ?Sized>(
     ops: &mut [&mut O],
     granted: Option<usize>,
@@ -268,7 +364,7 @@ fn do_first<O: Op + ?Sized>(
         }
     }
     for (which, op) in ops.iter_mut().enumerate() {
-        // What was granted and is not there any more was looked for just now.
+        // The granted one was tried just now.
         if granted != Some(which) {
             if let Some(done) = op.attempt()? {
                 return Ok(Some((which, done)));
@@ -278,6 +374,7 @@ fn do_first<O: Op + ?Sized>(
     Ok(None)
 }
 
+/// A waiter for these operations: one that polls, if any of them has a descriptor.
 #[cfg(all(unix, not(loom)))]
 fn waiter_for<W: Waitable + ?Sized>(what: &[&mut W]) -> io::Result<Arc<Waiter>> {
     let descriptor = |(which, op): (usize, &&mut W)| {
@@ -291,7 +388,9 @@ fn waiter_for<W: Waitable + ?Sized>(what: &[&mut W]) -> io::Result<Arc<Waiter>> 
     Waiter::polling(&descriptors)
 }
 
-/// Do it, however long it takes. Only a signal handler of the host that raises ends the wait.
+/// Perform the operation, however long that takes: neither a cancellation nor a kill ends the wait, only a
+/// signal handler of the host that raises. No checkpoint. For steps that must be completed once begun,
+/// such as the reacquiring of a condition's lock.
 pub(crate) fn perform_shielded<O: Op>(op: &mut O) -> Result<O::Output, O::Error> {
     let done = loop {
         if let Some(done) = op.attempt()? {
@@ -312,9 +411,8 @@ pub(crate) fn perform_shielded<O: Op>(op: &mut O) -> Result<O::Output, O::Error>
     Ok(done)
 }
 
-/// Wait until one of `what` is granted, and tell which; `None` at `until`, or at one's bound.
-///
-/// Whatever was not granted has left its line when this returns.
+/// Wait until one of `what` is granted, and return its index; `None` at `until`, or at one's bound. A
+/// checkpoint. All others have left their queues when this returns.
 pub(crate) fn block<W: Waitable + ?Sized>(
     waiter: &Arc<Waiter>,
     until: Time,
@@ -323,11 +421,11 @@ pub(crate) fn block<W: Waitable + ?Sized>(
     block_by(waiter, until, what, |park| park())
 }
 
-/// The part of a wait in which the thread sleeps.
+/// The part of a wait in which the thread sleeps, to be called once.
 pub(crate) type Park<'a> = dyn FnMut() -> WaitOutcome + Send + 'a;
 
-/// [`block`], where `sleep` runs the sleeping itself: so a host can let go of what a sleeper must
-/// not hold, and have it for everything else.
+/// [`block`], where `sleep` calls its argument, which sleeps. So a host can release its own lock for the
+/// sleep alone, and hold it for all other steps.
 pub(crate) fn block_by<W: Waitable + ?Sized>(
     waiter: &Arc<Waiter>,
     until: Time,
@@ -341,7 +439,7 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
     if let Some(task) = &task {
         task.begin_wait(waiter);
     }
-    let mut in_line = 0;
+    let mut queued = 0;
     let mut until = until;
     for (which, waitable) in what.iter_mut().enumerate() {
         if waiter.outcome().is_some() {
@@ -349,16 +447,17 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
         }
         waitable.enqueue(Ticket::new(waiter, which));
         until = until.min(waitable.bound());
-        in_line += 1;
+        queued += 1;
     }
     let mut outcome = sleep(&mut || park_under(node.as_ref(), waiter, until));
     let mut granted = (outcome == WaitOutcome::Granted).then(|| waiter.which());
-    for (which, waitable) in what[..in_line].iter_mut().enumerate() {
+    for (which, waitable) in what[..queued].iter_mut().enumerate() {
         if granted != Some(which) && waitable.dequeue(&Ticket::new(waiter, which)) {
             granted = Some(which);
         }
     }
-    // What a signal handler raised must not be lost, whatever was granted.
+    // The exception that a signal handler raised must not be lost, even if a resource was granted that
+    // cannot be undone: the caller gets the error, and the grant stands.
     if granted.is_some() && outcome != WaitOutcome::Interrupted {
         outcome = WaitOutcome::Granted;
     }
@@ -381,7 +480,8 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
     }
 }
 
-/// Park until the wait is decided, noticing the deadlines that the thread is under.
+/// Park until the wait is decided. The thread notices the deadlines of its scopes itself, so none of them
+/// has to be told to the timer; they are read again after each wake-up, since they may have moved.
 fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> WaitOutcome {
     let timed = node.filter(|node| node.may_expire());
     loop {
@@ -390,8 +490,9 @@ fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> WaitOutco
             return outcome;
         }
         let now = Time::now();
-        // The scope's deadline first: it came first, or at the same time. Its cancellation
-        // settles this waiter through the hook, unless the deadline has been moved meanwhile.
+        // The scope's deadline first: it came first, or at the same time. If it was moved meanwhile, the
+        // node is not cancelled, and the loop begins again. If it is, the hook has settled the waiter
+        // already, and settling it once more has no effect.
         if scopes <= until && timed.is_some_and(|node| node.poll(now)) {
             waiter.settle(WaitOutcome::Cancelled);
         } else if now >= until {
@@ -400,7 +501,7 @@ fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> WaitOutco
     }
 }
 
-/// Let a node's cancellation settle the waiter; if it is cancelled already, do so at once.
+/// Have a cancellation of the node settle the waiter; if it is cancelled already, settle it here.
 fn hook_or_settle(node: &NodeRef, waiter: &Arc<Waiter>) -> Option<HookId> {
     let hooked = node.hook(Hook::Wake(waiter.clone())).ok();
     if hooked.is_none() {
@@ -409,8 +510,9 @@ fn hook_or_settle(node: &NodeRef, waiter: &Arc<Waiter>) -> Option<HookId> {
     hooked
 }
 
+/// The stop that ends a wait, about to be raised. `None` cannot happen: the settler has recorded its cause
+/// before it settled.
 fn stopped(stop: Option<Stop>) -> Stop {
-    // The settler recorded its cause before it settled.
     scope::before_raise(stop.unwrap_or(Stop::Interrupted))
 }
 

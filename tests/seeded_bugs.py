@@ -261,7 +261,7 @@ BUGS = (
         "a cancelled waiter stays in all queues but the first",
         "wait.rs",
         "wait",
-        ("what[..in_line].iter_mut()", "what[..in_line.min(1)].iter_mut()"),
+        ("what[..queued].iter_mut()", "what[..queued.min(1)].iter_mut()"),
     ),
     # --- the latch
     bug(
