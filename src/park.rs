@@ -39,6 +39,12 @@
 //! all that the settler did before (the item in its slot, the new holder, the cause of a cancellation)
 //! is visible to the waiting thread once it sees the outcome.
 //!
+//! A thread that sleeps is outside the core: a fork need not wait for it ([`fork::outside`]). In the child
+//! it does not exist, and by its waiter's generation no ticket of it is granted there (4).
+//!
+//! Some waits do without this module, none of which a user could cancel: the file queue's watcher polls
+//! its descriptors, a thread that is joined is joined by the system, and the gate of a fork spins.
+//!
 //! Lock order: the word comes last; it is an atomic, and settling takes no lock. [`Waiter::wake`] may
 //! take the lock of a scheduler or do a system call, and is called with no lock held.
 
@@ -254,7 +260,7 @@ impl Waiter {
     /// one raises, the wait is settled as interrupted. Called on the waiter's own thread, with no lock
     /// held.
     pub(crate) fn park(&self, until: Time) -> Option<WaitOutcome> {
-        // No signal handler slips in before a sleep that is none.
+        // A scheduler's sleep takes no real time, so the host needs no slices of it.
         let slice = if self.has_scheduler() {
             None
         } else {
@@ -264,6 +270,7 @@ impl Waiter {
             if let Some(outcome) = self.outcome() {
                 return Some(outcome);
             }
+            // Without a time limit the clock is not read.
             let this_time = if until.is_never() && slice.is_none() {
                 until
             } else {
@@ -280,6 +287,7 @@ impl Waiter {
             {
                 continue;
             }
+            // With slices the host is asked after each: there a signal does not end the sleep.
             let signalled = fork::outside(|| self.sleep(this_time)) || slice.is_some();
             if self.outcome().is_some() {
                 continue; // `ASLEEP` may stay: a settler that sees it wakes a thread that is awake
@@ -349,6 +357,7 @@ impl Waiter {
         let interests = self.polls.as_ref().map(|polls| polls.interests.clone());
         #[cfg(not(unix))]
         let interests = None;
+        // False: every thread of the simulation is blocked. The host reports the deadlock.
         if !scheduler.park(self, until, interests.unwrap_or_default()) {
             host::stuck();
             self.settle(WaitOutcome::Interrupted);
@@ -405,6 +414,7 @@ impl Ticket {
     /// timed out, or has got another thing, or its thread exists in a parent process only; the caller
     /// asks the next.
     pub(crate) fn grant(&self) -> bool {
+        // A thread of the parent process would never take what it is granted.
         self.waiter.generation == fork::generation() && self.waiter.grant(self.which)
     }
 
@@ -420,6 +430,7 @@ impl Ticket {
 }
 
 impl PartialEq for Ticket {
+    /// The same operation of the same wait.
     fn eq(&self, other: &Ticket) -> bool {
         Arc::ptr_eq(&self.waiter, &other.waiter) && self.which == other.which
     }

@@ -52,6 +52,7 @@ impl Waker {
         let kept = CACHED.try_with(Cell::take).ok().flatten();
         match kept.filter(|kept| kept.generation == fork::generation()) {
             Some(kept) => Ok(kept),
+            // None is cached: the first wait, a wait inside a wait, or a forked child.
             None => Waker::new().map(Arc::new),
         }
     }
@@ -105,6 +106,8 @@ impl Waker {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Slept::Signalled,
             Err(_) => return Slept::Woken,
         };
+        // Emptied at once, so that it is not ready at the next poll. The settler has settled before it
+        // wrote, so the caller sees the outcome.
         if !polled[0].is_empty() {
             let _ = (&self.reader).read(&mut [0; 8]);
         }

@@ -25,7 +25,14 @@
 //! the next round and wakes every waiter: the parties of the round that ended, and early ones of the
 //! next, which queue while the last party has not opened and now arrive.
 //!
-//! Lock order: `state`, then a round's mutex, then the waiters' words.
+//! A party's index is computed at the end, from its arrival number and the arrival numbers of parties
+//! that were cancelled: which parties have left is known only when the round is complete.
+//!
+//! Relies on `wait`: if `dequeue` returns true, the wait counts as granted and `collect` is called,
+//! whatever outcome had ended it. That is how a party that is cancelled too late passes.
+//!
+//! Lock order: `state`, then a round's mutex, then the waiters' words. Nothing that runs under `state`
+//! blocks; the last party's action runs unlocked, between the making of its [`Opening`] and `open`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -157,6 +164,7 @@ impl Barrier {
         if let Some(arrival) = wait::perform(&mut arriving, until)? {
             return Ok(arrival);
         }
+        // The time limit has passed; a stop has returned above, and has broken nothing.
         let mut state = self.state.lock();
         if state.round.phase() == RoundPhase::Opening {
             // This thread is early for the next round; the current one is complete and still passes.
@@ -175,6 +183,7 @@ impl Barrier {
 
     /// Make it usable again. Parties that wait get the error that it is broken. Never blocks.
     pub fn reset(&self) {
+        // Without parties there is none to get an error, and the round's phase means nothing.
         let mut state = self.state.lock();
         let phase = if state.arrived > 0 {
             RoundPhase::Broken
@@ -250,6 +259,8 @@ impl Waitable for ArriveOp<'_> {
             ticket.grant();
             return;
         }
+        // A party that comes while the last one opens queues without arriving: it tries again when the
+        // round has ended.
         if filling {
             let before = state.arrived + state.round.0.lock().left.len();
             self.joined = Some((state.round.clone(), before));
@@ -279,6 +290,7 @@ impl<'a> Op for ArriveOp<'a> {
     type Output = Arrival<'a>;
     type Error = BarrierError;
 
+    // Only the last party completes here; every other one has to queue to be counted.
     fn attempt(&mut self) -> Result<Option<Arrival<'a>>, BarrierError> {
         let mut state = self.barrier.state.lock();
         if state.broken {
@@ -379,6 +391,7 @@ impl Opening<'_> {
 }
 
 impl Drop for Opening<'_> {
+    // After `open` the phase is not Opening any more, so nothing happens.
     fn drop(&mut self) {
         let mut state = self.barrier.state.lock();
         if self.round.phase() == RoundPhase::Opening {

@@ -42,9 +42,19 @@
 //! no transition leaves but [`Lock::reinitialize`]. Entering either wakes every waiter, so that each
 //! returns the error.
 //!
+//! A contended acquisition goes like this: [`AcquireOp::attempt`] finds the lock held; `enqueue` looks
+//! again and queues a [`LockRequest`]; the thread parks. A release pops the request and grants its
+//! ticket, either with the lock or for a look. The thread wakes and `collect` finds itself the holder,
+//! or tries once more; if it was overtaken, `enqueue` puts its request in front, with its first arrival
+//! time, so it becomes overdue in the end.
+//!
+//! Relies on `wait`: after a ticket was granted, `collect` is called in any case, also if the thread was
+//! cancelled meanwhile. Else `notified` would stay set, and no later release would wake a waiter.
+//!
 //! Lock order: `state`, then a ledger's entries, then the waiter's word (an atomic). Tickets are
 //! granted under `state` and woken after it is unlocked; `undo` runs under it, its `discard` and the
-//! drop of a ledger's count do not, since they may be the last reference to data of the host.
+//! drop of a ledger's count do not, since they may be the last reference to data of the host. Nothing
+//! that runs under `state` blocks or takes the state of another lock, so no cycle can form.
 //!
 //! This file decides; `guard` is the handle of one hold, `error` the reasons of a refusal.
 
@@ -356,7 +366,7 @@ impl Lock {
         let ledger = scope::current_ledger();
         let (wake, removed) = {
             let mut state = self.core.state.lock();
-            // A plain lock may be used by one thread on behalf of another.
+            // Whatever thread holds a plain lock: it may be used by one thread on behalf of another.
             let holder = state.holder.clone().ok_or(ReleaseError::NotHeld)?;
             if self.core.reentrant && !Arc::ptr_eq(&holder, &ledger) {
                 return Err(ReleaseError::NotHolder);
@@ -407,6 +417,7 @@ impl Lock {
     /// what it fenced still recognises stale holders.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn reinitialize(&self) {
+        // The state is replaced whole: the waiters in it are threads of the parent process.
         let (holder, removed) = {
             let mut state = self.core.state.lock();
             let holder = state.holder.take();
@@ -482,6 +493,7 @@ impl LockCore {
         acquisition: &Acquisition,
     ) -> Result<bool, LockError> {
         if let Some(holder) = &state.holder {
+            // Before the poison: a killed holder that unwinds may still enter and leave inner blocks.
             if self.reentrant && Arc::ptr_eq(holder, ledger) {
                 return Ok(true);
             }
@@ -525,6 +537,7 @@ impl LockCore {
         ledger: &Arc<Ledger>,
         acquisition: &Acquisition,
     ) {
+        // A reentrant acquisition keeps its epoch: it is the same holder.
         if state.holder.is_none() {
             state.holder = Some(ledger.clone());
             state.epoch += 1;
@@ -567,6 +580,7 @@ impl LockCore {
                 return Err(ReleaseError::Swept);
             }
             // A plain lock may be released by one thread on behalf of another.
+            // Not so where the identity of the holder matters, which is checked here and nowhere else.
             if !is_mine && state.holder.is_some() && (self.reentrant || self.fenced) {
                 return Err(ReleaseError::NotHolder);
             }
@@ -639,6 +653,7 @@ impl LockCore {
             }
             Some(Termination::Unwound) | None => {}
         }
+        // Poisoned while it is still held, so that `mark_free` wakes all waiters and hands over to none.
         state.depth -= 1;
         if state.depth == 0 {
             self.mark_free(state)
@@ -674,6 +689,8 @@ impl LockCore {
     /// possible, else poison the lock. Called with `state` locked, before the holder is cleared.
     #[cold]
     fn poison_after_death(&self, state: &mut LockState, kill: &Arc<KillInfo>, lost: bool) {
+        // Also if the holder was abandoned: data with an undo is reached through a hold that is checked
+        // ([`Holding::while_held`]), which refuses the stale holder.
         if self.undo.as_ref().is_some_and(|undo| undo.undo()) {
             return;
         }
@@ -738,6 +755,7 @@ impl LockState {
     /// The error that `acquisition` gets from a poisoned lock. A repairing holder is admitted unless
     /// the lock is unrecoverable.
     fn check_poison(&self, acquisition: &Acquisition) -> Result<(), LockError> {
+        // Repair is for new holds only: a condition wait must not hide the poison from its caller.
         match (&self.poison, acquisition) {
             (None, _) | (Some(Poison::Killed(_)), Acquisition::New(Acquire::Repair)) => Ok(()),
             (Some(Poison::OwnerLost(kill)), _) => Err(LockError::OwnerLost(kill.clone())),
@@ -746,6 +764,7 @@ impl LockState {
     }
 }
 
+/// A sweep calls these, from the thread that ends, kills or abandons the holder.
 impl Resource for LockCore {
     fn name(&self) -> Arc<str> {
         self.name.clone()
@@ -829,6 +848,7 @@ impl Op for AcquireOp<'_> {
     type Output = ();
     type Error = LockError;
 
+    // Never granted here, so a thread that is running overtakes the waiters.
     fn attempt(&mut self) -> Result<Option<()>, LockError> {
         let mut state = self.core.state.lock();
         let taken = self

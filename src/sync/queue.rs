@@ -25,8 +25,16 @@
 //! slot, grants the ticket, and only then moves the item; a waiter that sees the grant locks the slot
 //! and so finds the hand-over complete. A granted waiter whose slot was not served tries again.
 //!
+//! Why a slot of its own: an item must not be lost between the grant and the moment in which the waiter
+//! takes it. It lies in memory that both share, so it is delivered even if the waiter is cancelled at
+//! the same time, and is dropped with the slot if the whole thread is gone.
+//!
+//! Relies on `wait`: a granted waiter calls `collect`, also if it was cancelled at the same time; one
+//! that was not granted calls `dequeue`.
+//!
 //! Lock order: the queue's mutex, then a slot, then the waiter's word. Tickets are woken, and items
-//! dropped, with nothing locked, for the drop of an item may run code of the host.
+//! dropped, with nothing locked, for the drop of an item may run code of the host. A slot is never
+//! contended for long: its other user is the one waiter, which locks it for one move.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -139,6 +147,7 @@ impl<T> Queue<T> {
         let wake = {
             let mut state = self.state.lock();
             state.capacity = bound(capacity);
+            // As many putters as there are new places, or all there are.
             let mut wake = Vec::new();
             while !state.is_full() {
                 let Some(putter) = state.admit() else { break };
@@ -186,7 +195,7 @@ impl<T> Queue<T> {
             return Err(item);
         }
         let wake = state.put(item);
-        drop(state);
+        drop(state); // waking is a system call
         wake.iter().for_each(Ticket::wake);
         Ok(())
     }
@@ -297,6 +306,7 @@ impl<T> Queue<T> {
             } else {
                 Vec::new()
             };
+            // Saturating: `task_done` may have been called for items that were still queued.
             state.unfinished = state.unfinished.saturating_sub(dropped.len());
             let mut wake = state.joined();
             let getters = std::mem::take(&mut state.getters);
@@ -375,6 +385,7 @@ fn bound(capacity: usize) -> usize {
     if capacity == 0 { usize::MAX } else { capacity }
 }
 
+/// All with the queue's mutex locked; the tickets they return are woken after it is unlocked.
 impl<T> QueueState<T> {
     /// Grant all joiners if nothing is unfinished. Returns the tickets to wake.
     fn joined(&mut self) -> Vec<Ticket> {
@@ -400,6 +411,7 @@ impl<T> QueueState<T> {
     /// while there are no items, so the item overtakes none. Returns the getter to wake.
     #[cold]
     fn hand_over(&mut self, item: T) -> Option<Ticket> {
+        // A getter that refuses was cancelled or timed out; its `dequeue` will find nothing to remove.
         while let Some(getter) = self.getters.pop_front() {
             let mut slot = getter.slot.lock();
             if getter.ticket.grant() {
@@ -464,6 +476,7 @@ impl<T> Waitable for PutOp<'_, T> {
             ticket.grant(); // changed since `attempt`: try again
             return;
         }
+        // Still locked: from here the item is in the queue's hands, until the wait ends.
         let slot = self.slot.get_or_insert_default().clone();
         *slot.lock() = self.item.take();
         state.putters.push_back(Putter { ticket, slot });
@@ -503,6 +516,7 @@ impl<T> Op for PutOp<'_, T> {
         Ok(self.item.is_none().then_some(()))
     }
 
+    // The slot is empty if the item was queued. Else the queue was shut down, or there is a place.
     fn collect(&mut self) -> Result<Option<()>, QueueError> {
         self.fetch();
         if self.item.is_none() {
@@ -545,6 +559,8 @@ impl<T> Op for GetOp<'_, T> {
         self.queue.try_get()
     }
 
+    // The slot has the item if one was handed over. Else the queue was shut down, or an item was put
+    // before this getter had queued.
     fn collect(&mut self) -> Result<Option<T>, QueueError> {
         let handed_over = self.slot.as_ref().and_then(|slot| slot.lock().take());
         match handed_over {

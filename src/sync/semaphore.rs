@@ -18,8 +18,14 @@
 //! | sweep of a block's permit          | as release of 1 | - 1          | + 1                        |
 //! | end of that block, if it comes     |             |                  | - 1                        |
 //!
+//! Fair, unlike the lock: as long as threads wait, a released permit is theirs, and a running thread
+//! cannot overtake them.
+//!
+//! Relies on `wait`: a waiter whose ticket was granted calls `collect` and keeps the permit, also if it
+//! was cancelled at the same time.
+//!
 //! Lock order: `state`, then a ledger's entries, then the waiter's word. Tickets are woken, and
-//! ledger entries dropped, after `state` is unlocked.
+//! ledger entries dropped, after `state` is unlocked. Nothing that runs under `state` blocks.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -131,6 +137,7 @@ impl Semaphore {
     pub(crate) fn end_block(&self) -> bool {
         let ledger = scope::current_ledger();
         let mut state = self.core.state.lock();
+        // Of several permits of one task the latest is released: blocks end in reverse order.
         let mine = |holder: &Arc<Ledger>| Arc::ptr_eq(holder, &ledger);
         let at = match state.holders.iter().rposition(mine) {
             None if state.orphans > 0 => {
@@ -177,6 +184,7 @@ impl Semaphore {
     /// There would be more than the bound, and none is released.
     pub fn release(&self, permits: usize) -> Result<(), TooManyReleases> {
         let mut state = self.core.state.lock();
+        // Checked before any waiter is served, so that a refused release has done nothing.
         let fits = state.free.checked_add(permits);
         if fits.is_none_or(|free| free > self.core.bound) {
             return Err(TooManyReleases);
@@ -239,6 +247,8 @@ impl SemaphoreCore {
     }
 }
 
+/// A sweep reclaims the permits of blocks one by one. A semaphore is never poisoned: a permit protects
+/// no data.
 impl Resource for SemaphoreCore {
     fn name(&self) -> Arc<str> {
         "semaphore".into()
@@ -247,6 +257,7 @@ impl Resource for SemaphoreCore {
     fn reclaim(self: Arc<Self>, holder: &Arc<Ledger>, hold: Hold, _: &Termination) -> Option<bool> {
         let mut state = self.state.lock();
         let entry = holder.remove(Arc::as_ptr(&self).cast(), hold)?;
+        // The entry is gone, so the holder leaves the list in the same critical section.
         let same = |other: &Arc<Ledger>| Arc::ptr_eq(other, holder);
         if let Some(at) = state.holders.iter().rposition(same) {
             state.holders.remove(at);
@@ -279,6 +290,7 @@ impl Waitable for PermitOp<'_> {
         }
     }
 
+    // Not after a grant, so no permit was handed over and there is nothing to undo.
     fn dequeue(&mut self, ticket: &Ticket) -> bool {
         let queue = &mut self.core.state.lock().queue;
         queue.retain(|request| request.ticket != *ticket);

@@ -42,8 +42,13 @@
 //! `flag_tree` flags the rest, breadth by batches, settling and waking waiters as it goes; then the
 //! callbacks run, unlocked, or are handed to their thread if a deadline has cancelled.
 //!
-//! This file has a node's state, its life, and that walk. The use of links, see 5, is in `children`;
-//! what happens at one node is in `hooks`.
+//! A node's life: `alloc` makes it with one count; `child` adds it to the parent's list, or flags it if
+//! the parent is flagged; clones, children, hooks and canceller's stacks hold counts; the last count
+//! that goes takes the node out of the parent's list (4), out of the timer and out of the nodes it is
+//! linked to, and frees it and then its ancestors, as far as nothing else keeps them.
+//!
+//! This file has a node's state, its life, and the walk of a cancellation. The use of links, see 5, is
+//! in `children`; what happens at one node is in `hooks`.
 #![allow(unsafe_code)] // intrusive lists: nodes are found through raw pointers, see 4 and 5
 
 mod children;
@@ -121,7 +126,7 @@ pub(crate) struct Node {
     links_canary: loom::cell::UnsafeCell<()>,
 }
 
-/// A counted reference to a node.
+/// A counted reference to a node. Dropping the last one frees the node, and may free ancestors.
 pub(crate) struct NodeRef(NonNull<Node>);
 
 /// A pointer to a node that its holder guarantees to be dead or alive but not freed while the
@@ -173,10 +178,13 @@ impl NodeRef {
         };
         let child = Self::alloc(Some(self.clone()), above, deadline);
         let mut lists = self.node().lists.lock();
+        // Announced, then linked, both under the lock: a canceller that sees the bit locks the list and
+        // finds the child; one that has set CANCELLED before makes `announce` refuse.
         if self.announce(HAS_CHILDREN) {
             // SAFETY: it was just made.
             unsafe { lists.children.add(&child) };
         } else {
+            // Release, as every write of CANCELLED; there is nothing at the child to be fired.
             child.node().state.fetch_or(CANCELLED, Ordering::Release);
         }
         drop(lists);
@@ -207,6 +215,7 @@ impl NodeRef {
         NodeRef(NonNull::from(Box::leak(node)))
     }
 
+    /// The node, valid as long as this count is.
     #[inline]
     fn node(&self) -> &Node {
         // SAFETY: a NodeRef is a count, so the node is not freed.
@@ -216,6 +225,7 @@ impl NodeRef {
         node
     }
 
+    /// Its address, which is also its identity.
     fn as_ptr(&self) -> *const Node {
         self.0.as_ptr()
     }
@@ -255,6 +265,8 @@ impl NodeRef {
         if !self.is_cancelled() {
             return None;
         }
+        // From the flagged node upwards the first with OWN decided. There is one: a node is flagged from
+        // above only after its parent (3), so the path ends at a node that was claimed.
         let mut at = self;
         loop {
             if at.node().state() & OWN != 0 {
@@ -304,7 +316,8 @@ impl NodeRef {
         self.node().state.load(Ordering::Relaxed) & (TIMED | TIMED_ABOVE) != 0
     }
 
-    /// This node and those above that may have deadlines, innermost first.
+    /// This node and those above that may have deadlines, innermost first. Ends below the first ancestor
+    /// above which there are none, so a path without deadlines costs one load.
     pub(crate) fn timed_path(&self) -> impl Iterator<Item = &NodeRef> {
         let mut next = self.may_expire().then_some(self);
         std::iter::from_fn(move || {
@@ -315,7 +328,7 @@ impl NodeRef {
         })
     }
 
-    /// The earliest deadline here and above.
+    /// The earliest deadline here and above. May be stale at once, if a deadline is moved.
     pub(crate) fn effective_deadline(&self) -> Time {
         self.timed_path()
             .map(NodeRef::own_deadline)
@@ -326,6 +339,7 @@ impl NodeRef {
     /// True if the node is cancelled at `now`. Deadlines that have passed unnoticed cancel their nodes
     /// first, the earliest first, so that each cause has its own time (I2).
     pub(crate) fn poll(&self, now: Time) -> bool {
+        // Ends: each round cancels one more node of the path.
         while let Some(passed) = self
             .timed_path()
             .filter(|node| node.own_deadline() <= now && !node.is_cancelled())
@@ -350,7 +364,8 @@ impl NodeRef {
     /// cancelled, its canceller may have looked at the list already, and nothing may be added (1).
     fn announce(&self, what: u32) -> bool {
         let seen = self.node().state();
-        // Announced before and not cancelled: the canceller's write comes later and will see it.
+        // If the bit is set and CANCELLED is not, the write that cancels comes later in the word's
+        // modification order and returns the bit. That spares the atomic write in the common case.
         let seen = if seen & (what | CANCELLED) == 0 {
             self.node().state.fetch_or(what, Ordering::AcqRel)
         } else {
@@ -384,6 +399,7 @@ impl NodeRef {
         if self.is_cancelled() {
             return false;
         }
+        // A deadline that has passed before `cause.at` is the true cause, though it was not noticed (I2).
         if self.may_expire() && self.poll(cause.at) {
             return false;
         }
@@ -420,7 +436,8 @@ impl NodeRef {
         );
         let ours = slot.is_ok();
         if !ours {
-            // Another cause is in the slot: help to make it the node's.
+            // Another cause is in the slot, and its thread may not have set the flag yet. This thread
+            // sets it for the other, so that its own call returns with the node cancelled.
             // SAFETY: `offered` came from Box::into_raw and was not published.
             drop(unsafe { Box::from_raw(offered) });
         }
@@ -437,6 +454,8 @@ impl NodeRef {
                 Err(now) => seen = now,
             }
         }
+        // Flagged by another thread. With OWN it was flagged for the cause in the slot; without, from
+        // above, and then the ancestor's cause is the one recorded.
         (None, ours && seen & OWN != 0)
     }
 
@@ -475,6 +494,7 @@ impl NodeRef {
                         other.unhook(id);
                     }
                 }
+                // Already cancelled: so is the new node, with a copy of the cause.
                 Err(_) => {
                     if let Some(cause) = other.cause() {
                         node.cancel(cause);
@@ -516,6 +536,7 @@ fn flag_below(root: &NodeRef, before: u32, at: Time) -> Callbacks {
         below: NodeStack::EMPTY,
         roots: Vec::new(),
     };
+    // Links are followed by a loop as well: a chain of linked tokens may be as long as a tree is deep.
     let mut linked = Vec::new();
     if flag_tree(root, before, at, &mut callbacks.below, &mut linked) {
         callbacks.roots.push(root.clone());
@@ -537,6 +558,7 @@ fn flag_tree(
     below: &mut NodeStack,
     linked: &mut Vec<(NodeRef, u32)>,
 ) -> bool {
+    // A visited node has at most one place: it leaves `to_visit` before it is put on `below`.
     let mut to_visit = NodeStack::EMPTY;
     let root_calls = visit(root, before, at, &mut to_visit, linked);
     while let Some(node) = to_visit.pop() {
@@ -549,6 +571,7 @@ fn flag_tree(
 }
 
 impl Callbacks {
+    /// True if no flagged node has a callback.
     pub(crate) fn is_empty(&self) -> bool {
         self.below.is_empty() && self.roots.is_empty()
     }
@@ -606,10 +629,11 @@ fn flag_children(node: &Node, at: Time, to_visit: &mut NodeStack) -> bool {
 /// Flag a child that is taken out of the list, from above, or by its own deadline if that has
 /// passed. Returns the state before, if this call did it.
 fn flag_child(child: &Node, at: Time) -> Option<u32> {
+    // Relaxed: a stale value makes the CAS below fail, which yields the current one.
     let mut seen = child.state.load(Ordering::Relaxed);
     if seen & (TIMED | CANCELLED) == TIMED {
         let own = Time::from_nanos(child.deadline.load(Ordering::Acquire));
-        // What cancelled the parent may, in this very walk, have come before all of `at`.
+        // In this very walk the parent may have been cancelled by an earlier deadline of its own.
         let above = || {
             child
                 .parent
@@ -674,6 +698,7 @@ fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
 
 /// Run what callbacks a flagged node has, one at a time, the latest first, unlocked.
 fn run_callbacks(node: &NodeRef, panic: &mut Option<Box<dyn Any + Send>>) {
+    // The lock is taken for each callback anew: it may unregister others, register, or cancel.
     while let Some(callback) = {
         let mut lists = node.node().lists.lock();
         let callback = lists.hooks.as_mut().and_then(|hooks| hooks.pop_callback());
@@ -687,7 +712,7 @@ fn run_callbacks(node: &NodeRef, panic: &mut Option<Box<dyn Any + Send>>) {
 }
 
 impl Weak {
-    /// A count, if the node is not on its way out.
+    /// A count, unless the last one is gone and the node is being freed.
     pub(crate) fn upgrade(self) -> Option<NodeRef> {
         // SAFETY: the holder of a Weak guarantees that the memory is valid here (see the type).
         unsafe { try_ref(&*self.0).then(|| NodeRef::adopt(self.0)) }
@@ -697,6 +722,7 @@ impl Weak {
 impl Clone for NodeRef {
     #[inline]
     fn clone(&self) -> NodeRef {
+        // Relaxed: this count keeps the node alive, and the new one is made from it.
         self.node().refs.fetch_add(1, Ordering::Relaxed);
         NodeRef(self.0)
     }
@@ -737,8 +763,10 @@ fn release(node: *const Node) -> bool {
     if this.refs.fetch_sub(1, Ordering::Release) != 1 {
         return false;
     }
-    // Everything that other holders did happens before the free.
+    // Acquire, with the releases above of all other holders: what they did happens before the free.
     this.refs.load(Ordering::Acquire);
+    // With count 0 a canceller may still look at the node in the parent's list, under the parent's lock
+    // and by `try_ref`, which refuses. After this line it cannot.
     if let Some(parent) = &this.parent {
         // SAFETY: as above.
         unsafe { parent.node().lists.lock().children.unlink(node) };
@@ -757,6 +785,7 @@ fn free_upwards(mut node: *const Node) {
             let Some(next) = above.or_else(|| linked.pop()) else {
                 return;
             };
+            // Not dropped here, which would recurse: `release` gives the count back.
             node = std::mem::ManuallyDrop::new(next).as_ptr();
             if release(node) {
                 break;
@@ -773,6 +802,7 @@ fn free_upwards(mut node: *const Node) {
 fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
     // SAFETY: the caller guarantees that it is not freed.
     let this = unsafe { &*node };
+    // Relaxed here and below: `release` has acquired all that other holders wrote.
     let state = this.state.load(Ordering::Relaxed);
     if state & ARMED != 0 {
         crate::token::timer::forget(

@@ -1,7 +1,8 @@
 //! Why a lock was not acquired, or not released.
 //!
 //! Each error means that nothing has changed: a refused acquisition holds nothing, a refused release
-//! has released nothing. The messages say what the caller can do.
+//! has released nothing. The messages say what the caller can do; a host shows them to its users as they
+//! are.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub enum ReleaseError {
     Fenced,
 }
 
+/// What a wait returns that has not acquired the lock.
 impl From<Stop> for LockError {
     fn from(stop: Stop) -> Self {
         LockError::Stop(stop)
