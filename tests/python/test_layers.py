@@ -24,7 +24,7 @@ LAYERS = (
     "_exceptions _codec _offload _channel _exit_watch",
     "_deadline _future _interruptible _pipes _queue _signals _sweep",
     "_killing",
-    "_executor _group _item_future _child_loop _thread",
+    "_executor _group _handle _item_future _child_loop _thread",
     "_child _ops _supervisor",
     "_worker",
     "engines._port engines._redis_scripts",

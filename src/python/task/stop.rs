@@ -19,6 +19,7 @@ use crate::python::error;
 use crate::python::hard_stop::mask::let_in;
 use crate::stop::{self, AnyStopPolicy, KillError, KillOutcome};
 use crate::task;
+use crate::testing;
 
 fn rung(seconds: Option<f64>, name: &str) -> PyResult<Option<Duration>> {
     seconds
@@ -276,7 +277,8 @@ pub(in crate::python) struct BegunKill {
 impl BegunKill {
     /// Cancels the task. An urgent kill is delivered before the interpreter is released: a thread that
     /// never releases it would have this one wait for the switch interval. Callbacks of the
-    /// cancellation may release it, as all Python code may.
+    /// cancellation may release it, as all Python code may. In a simulation this thread waits for its
+    /// turn afterwards, and the thread that has the turn needs the interpreter.
     pub(in crate::python) fn new(
         py: Python<'_>,
         task: &Arc<task::Task>,
@@ -286,7 +288,7 @@ impl BegunKill {
     ) -> PyResult<Self> {
         let mut kill = stop::Kill::new(task, reason.map(Into::into), policy)
             .map_err(|error| refusal(py, error))?;
-        if kill.is_urgent() {
+        if kill.is_urgent() && testing::current().is_none() {
             kill.begin();
         } else {
             detached(py, || kill.begin());

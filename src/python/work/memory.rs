@@ -284,7 +284,7 @@ fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> D
     let (progress, deadline, ends) = match lease.details {
         None => (None, Time::NEVER, Time::NEVER),
         Some(details) => {
-            let progress = details.progress.and_then(|note| note.into_said());
+            let progress = details.progress.and_then(Note::into_said);
             let deadline = details.deadline.unwrap_or(Time::NEVER);
             (progress, deadline, earliest(deadline, details.until))
         }
