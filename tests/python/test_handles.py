@@ -445,11 +445,10 @@ def test_a_sweep_of_kills_over_kill_soon_leaves_no_kill_unfinished() -> None:
         def check(self) -> None:
             for future in self.futures:
                 future.result(NEVER)
-            if self.victim.token.cancelled:
-                # The kill had begun: its own thread goes on with it.
-                self.victim.join(NEVER)
-            else:
+            if not self.victim.token.cancelled:
                 self.victim.kill(policy=AT_WAIT)
+            # Else the kill had begun, and a thread of its own goes on with it.
+            self.victim.join(NEVER)
             assert not self.victim.is_alive()
 
     report = testing.sweep_kills(Started.use, Started.check, setup=Started)
