@@ -15,7 +15,7 @@ impl Time {
 
     /// The current time.
     pub fn now() -> Time {
-        #[cfg(test)]
+        #[cfg(all(test, not(loom)))]
         if let Some(now) = testing::now() {
             return now;
         }
@@ -161,7 +161,7 @@ pub(crate) mod source {
 }
 
 /// A thread's own time, for the unit tests: it stands still and moves when told to.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) mod testing {
     use super::{Duration, Time};
     use std::cell::Cell;

@@ -24,7 +24,7 @@ struct Watched {
 }
 
 /// Open blocks that are watched, and due at some time.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
+#[cfg(feature = "python")]
 pub(crate) fn watched() -> usize {
     ENFORCER.peek(|watched| watched.blocks.len()).unwrap_or(0)
 }

@@ -64,6 +64,7 @@ pub(crate) fn join() {
     }
 }
 
+#[cfg(not(loom))]
 pub(crate) fn stuck() {
     if let Some(host) = HOST.get() {
         fork::outside(|| host.stuck());

@@ -103,7 +103,7 @@ pub(crate) struct Hold {
 
 impl Hold {
     /// Its sequence number, to be compared with [`Ledger::next_seq`] taken at some earlier time.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(crate) fn seq(self) -> u64 {
         self.seq
     }
@@ -255,6 +255,7 @@ impl Ledger {
 
     /// Reclaim the entries from sequence number `first` on, guards excepted: a block was killed, and
     /// with it the code that would have called `release`.
+    #[cfg(any(feature = "python", test))]
     pub(crate) fn sweep_since(self: &Arc<Self>, first: u64, termination: &Termination) -> Swept {
         self.reclaim_since(first, termination, |kind| kind != HoldKind::Guard)
     }

@@ -42,8 +42,6 @@
 //! assert_eq!(finished, Ok(None));
 //! ```
 
-#![cfg_attr(not(feature = "python"), allow(dead_code))] // `python` uses more
-
 pub mod at_fork;
 mod atomics;
 pub mod boundary;
@@ -61,6 +59,7 @@ mod stack;
 mod sys;
 pub mod token;
 
+#[cfg(any(feature = "python", test))]
 mod enforcer;
 #[cfg(all(unix, not(loom)))]
 pub mod io;

@@ -62,10 +62,9 @@ mod waker;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use crate::atomics::{Arc, AtomicU32, Ordering, thread_local};
-use crate::clock::{Time, source};
+use crate::clock::Time;
 use crate::fork;
 use crate::host;
 pub use latch::{Interrupted, Latch};
@@ -486,9 +485,9 @@ pub(crate) fn note_woken(waiter: Arc<Waiter>) {
 ///
 /// Waits until that thread has left its wait, and for [`HANDOFF_SPIN`] longer, but at most `longest`
 /// and only for the system's scheduler: never for code of that thread.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
-pub(crate) fn yield_to_woken(longest: Duration) {
-    if source::is_set() {
+#[cfg(feature = "python")]
+pub(crate) fn yield_to_woken(longest: std::time::Duration) {
+    if crate::clock::source::is_set() {
         return; // its scheduler lets one thread run at a time
     }
     let Ok(Some(woken)) = WOKEN.try_with(Cell::take) else {
@@ -507,8 +506,8 @@ pub(crate) fn yield_to_woken(longest: Duration) {
 
 /// How long a thread takes from the end of its wait to its request for the interpreter's lock, with
 /// cold caches.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
-const HANDOFF_SPIN: Duration = Duration::from_micros(3);
+#[cfg(feature = "python")]
+const HANDOFF_SPIN: std::time::Duration = std::time::Duration::from_micros(3);
 
 #[cfg(all(not(unix), not(loom)))]
 pub(crate) fn any_ready(_interests: &Interests) -> bool {

@@ -50,6 +50,7 @@
 //! (whether a kill is due) and on `ledger` (what a scope's code has taken).
 
 mod blocks;
+#[cfg(any(feature = "python", test))]
 mod forced;
 mod rules;
 
@@ -59,9 +60,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use blocks::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield};
-pub(crate) use forced::forget_force;
-#[cfg_attr(not(feature = "python"), allow(unused_imports))]
-pub(crate) use forced::{ForcedExit, Unwinding, close_above, enter_forced, exit_forced};
+#[cfg(any(feature = "python", all(test, not(loom))))]
+pub(crate) use forced::close_above;
+#[cfg(any(feature = "python", test))]
+pub(crate) use forced::{ForcedExit, Unwinding, enter_forced, exit_forced};
 use rules::{absorb, cutoff, end_nested_zones, limiting, shorten_on_cancel, visible};
 
 use crate::atomics::thread_local;
@@ -110,6 +112,7 @@ struct Frame {
     /// entries from here on were made inside. 0 if the thread had no ledger then.
     first_seq: u64,
     /// The block's number in its task, if it can be ended by force. Set once, by [`enter_forced`].
+    #[cfg_attr(not(any(feature = "python", test)), allow(dead_code))]
     forced: Option<NonZeroU64>,
     /// Of a clean-up zone: callbacks at the frames outside, which move the zone's deadline earlier.
     /// Unregistered when the frame is dropped, which may wait for one that is running.
@@ -177,7 +180,7 @@ pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> Node
 
 /// Open a plain scope whose block has threads or the like to end; the hook does so if the block's end
 /// never runs.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
+#[cfg(feature = "python")]
 pub(crate) fn enter_for(ward: Arc<dyn Ward>, deadline: Time, grace: Option<Duration>) -> NodeRef {
     open(Kind::Plain, deadline, grace, Some(ward))
 }
@@ -308,7 +311,7 @@ pub(crate) fn current_node() -> Option<NodeRef> {
 }
 
 /// How many scopes are open on the calling thread; a task's own frame counts.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
+#[cfg(feature = "python")]
 pub(crate) fn depth() -> usize {
     CONTEXT.with(|context| context.frames.borrow().len())
 }
@@ -322,6 +325,7 @@ pub(crate) fn current_task() -> Option<Arc<Task>> {
 /// The cause, if a kill of the calling thread's task was deferred and may be raised now. The caller
 /// raises it, so what was posted for it is retracted. To be called where something that defers kills
 /// has ended.
+#[cfg(feature = "python")]
 pub(crate) fn kill_due() -> Option<Cause> {
     if !OPEN.with(Cell::get) {
         return None;
@@ -332,7 +336,7 @@ pub(crate) fn kill_due() -> Option<Cause> {
 }
 
 /// True if `Killed` has been raised in the body that the calling thread runs.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
+#[cfg(feature = "python")]
 pub(crate) fn is_struck() -> bool {
     current_task().is_some_and(|task| task.delivered().is_some())
 }
@@ -515,6 +519,14 @@ pub(crate) fn end_task(outer: Outer) {
         context.frames.replace(outer.frames)
     });
     forsake(&left); // outside the borrow, as what drops them
+}
+
+/// In a forked child: blocks that are open on the calling thread are not ended by force any more, since
+/// the enforcer's thread has stayed in the parent. Their scopes are left as plain ones.
+pub(crate) fn forget_force() {
+    if let Some(task) = current_task() {
+        task.forget_blocks();
+    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // one borrow of a descriptor that is known by its number
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
 pub(crate) use rustix::event::PollFlags;
@@ -61,14 +61,14 @@ pub(crate) fn bad_descriptor() -> io::Error {
 
 /// A descriptor that becomes readable when the process ends. `None`: there is no such process, or
 /// the system has no such descriptors.
-#[cfg(target_os = "linux")]
-pub(crate) fn open_process(pid: i32) -> Option<OwnedFd> {
+#[cfg(all(target_os = "linux", any(feature = "python", feature = "file")))]
+pub(crate) fn open_process(pid: i32) -> Option<std::os::fd::OwnedFd> {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     let pid = Pid::from_raw(pid.max(0))?;
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn open_process(_pid: i32) -> Option<OwnedFd> {
+#[cfg(all(not(target_os = "linux"), any(feature = "python", feature = "file")))]
+pub(crate) fn open_process(_pid: i32) -> Option<std::os::fd::OwnedFd> {
     None
 }

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+#[cfg(any(feature = "python", test))]
 pub(crate) use block::Left;
 use block::{Block, Target};
 pub use elsewhere::Elsewhere;
@@ -80,7 +81,7 @@ pub trait Force: Send + Sync {
 static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
 
 /// How many tasks have begun, or are about to, and have not ended.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
+#[cfg(feature = "python")]
 pub(crate) fn unfinished() -> usize {
     UNFINISHED.load(Ordering::Relaxed)
 }
@@ -97,6 +98,7 @@ pub struct Task {
     record: Mutex<Record>,
     over: Latch,
     /// It stands for a thread outside of any task.
+    #[cfg_attr(not(any(feature = "python", test)), allow(dead_code))]
     of_thread: bool,
 }
 
@@ -191,6 +193,7 @@ pub(crate) struct Record {
     pub(crate) fenced: Vec<ItemId>,
     pub(crate) killed_at: Option<KillOutcome>,
     /// `Cancelled` came out of the body.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) cancelled: bool,
     pub(crate) stack: Option<Stack>,
     pub(crate) blocked: Option<Arc<str>>,
@@ -309,7 +312,7 @@ impl Task {
     }
 
     /// It was not started after all.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn recall(&self) {
         let mut control = self.control.lock();
         if control.phase == Phase::Launched {
@@ -667,6 +670,7 @@ impl Task {
 
     /// Who dies, for what it holds as this entry of its ledger. `None`: no kill has reached the
     /// body, or is just about to, or a block of it in which that was taken.
+    #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(crate) fn kill_info(&self, number: Option<u64>, stack: Option<Stack>) -> Option<KillInfo> {
         let control = self.control.lock();
         let order = control.order.as_ref();

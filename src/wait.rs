@@ -74,8 +74,10 @@ pub fn checkpoint() -> Result<(), Stop> {
 }
 
 /// The operation of waiting for an instant. Its only part in a wait is its bound: no thread grants it.
+#[cfg(feature = "python")]
 pub(crate) struct Until(pub(crate) Time);
 
+#[cfg(feature = "python")]
 impl Waitable for Until {
     fn enqueue(&mut self, _: Ticket) {}
 
@@ -88,6 +90,7 @@ impl Waitable for Until {
     }
 }
 
+#[cfg(feature = "python")]
 impl Op for Until {
     type Output = ();
     type Error = Stop;

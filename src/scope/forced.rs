@@ -26,7 +26,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{CONTEXT, Exit, Kind, OPEN, current_ledger, current_task, exit, forsake, open, unmask};
+use super::{CONTEXT, Exit, Kind, OPEN, current_ledger, current_task, exit, open};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::enforcer::Watch;
@@ -135,13 +135,17 @@ pub(crate) fn exit_forced(
 /// Close the scopes inside the one with this node, at which a kill has arrived: the host has skipped
 /// their ends. Without effect if the node is not open on this thread, or innermost. May block, in the
 /// hooks of the blocks that are abandoned.
+#[cfg(any(feature = "python", all(test, not(loom))))]
 pub(crate) fn close_above(node: &NodeRef) {
     let left = CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         let at = frames.iter().rposition(|frame| frame.node.same(node));
         let first = at.map_or(frames.len(), |at| at + 1);
         let above = frames.split_off(first);
-        above.iter().rev().for_each(|frame| unmask(frame, context));
+        above
+            .iter()
+            .rev()
+            .for_each(|frame| super::unmask(frame, context));
         above
     });
     if let (Some(block), Some(task)) = (left.iter().find_map(|frame| frame.forced), current_task())
@@ -151,7 +155,7 @@ pub(crate) fn close_above(node: &NodeRef) {
             leave_task_of_thread();
         }
     }
-    forsake(&left); // outside the borrow, as what drops them
+    super::forsake(&left); // outside the borrow, as what drops them
 }
 
 /// Drop the task that stands for the calling thread, unless a forced block is still open on it.
@@ -165,12 +169,4 @@ fn leave_task_of_thread() {
         context.task.take()
     });
     drop(task); // outside the borrow
-}
-
-/// In a forked child: blocks that are open on the calling thread are not ended by force any more, since
-/// the enforcer's thread has stayed in the parent. Their scopes are left as plain ones.
-pub(crate) fn forget_force() {
-    if let Some(task) = current_task() {
-        task.forget_blocks();
-    }
 }

@@ -100,13 +100,13 @@ impl Condition {
 
     /// Queue without releasing the lock: for a waiter that checks what the lock protects after it has
     /// queued, and again when it is granted.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn join(&self, ticket: Ticket) {
         self.waiting.lock().push(ticket);
     }
 
     /// Leave the queue, if the ticket is still there.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn leave(&self, ticket: &Ticket) {
         self.waiting.lock().remove(ticket);
     }

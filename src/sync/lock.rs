@@ -242,7 +242,7 @@ impl Lock {
     }
 
     /// A lock with the same properties that rolls back the partial update of a killed holder.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(any(feature = "python", all(test, loom)))]
     pub(crate) fn with_undo(self, undo: Arc<dyn Undo>) -> Lock {
         self.changed(|core| core.undo = Some(undo))
     }
@@ -325,6 +325,7 @@ impl Lock {
 
     /// Release it in the middle of a kill: the calling task, which holds it, unwinds because it was
     /// killed, and what the lock protects may be half changed. True: it is poisoned now.
+    #[cfg(feature = "python")]
     pub(crate) fn release_killed(&self, kill: KillInfo) -> Result<bool, ReleaseError> {
         self.core
             .release(false, Some(&Termination::Killed(Arc::new(kill))))
@@ -332,7 +333,7 @@ impl Lock {
 
     /// The sequence number of the calling task's, or thread's, latest hold of it; `None` if it has
     /// none. It tells whether the hold was taken inside a block that is being killed.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(crate) fn hold_seq(&self) -> Option<u64> {
         let hold = scope::with_ledger(|mine| mine.latest(Arc::as_ptr(&self.core).cast()));
         hold.map(Hold::seq)
@@ -401,13 +402,13 @@ impl Lock {
     }
 
     /// The end of a block that acquired it: release it, unless a sweep has reclaimed it already.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn end_block(&self) -> Result<(), ReleaseError> {
         self.core.release(true, None).map(|_| ())
     }
 
     /// As [`Lock::end_block`], in the middle of a kill; see [`Lock::release_killed`].
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn end_block_killed(&self, kill: KillInfo) -> Result<bool, ReleaseError> {
         self.core
             .release(true, Some(&Termination::Killed(Arc::new(kill))))
@@ -415,7 +416,7 @@ impl Lock {
 
     /// Make it free and unpoisoned, for the only thread of a forked child. The epoch stays, so that
     /// what it fenced still recognises stale holders.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn reinitialize(&self) {
         // The state is replaced whole: the waiters in it are threads of the parent process.
         let (holder, removed) = {
@@ -434,7 +435,7 @@ impl Lock {
     }
 
     /// How often its holder has acquired it, in whichever thread that is; 0 if it is free.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn count(&self) -> usize {
         self.core.state.lock().depth
     }

@@ -133,7 +133,7 @@ impl<T> Queue<T> {
     }
 
     /// Change what `new` was given, before the queue is used.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn configure(&self, order: Order, capacity: usize) {
         let mut state = self.state.lock();
         state.order = order;
@@ -142,7 +142,7 @@ impl<T> Queue<T> {
 
     /// Change the capacity; zero means any number. Waiting putters get the places that are new; queued
     /// items stay, even if there are more than the new capacity.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn resize(&self, capacity: usize) {
         let wake = {
             let mut state = self.state.lock();
@@ -362,14 +362,14 @@ impl<T> Queue<T> {
     }
 
     /// Remove all queued items, which count neither as got nor as done: for the garbage collector.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn clear(&self) -> VecDeque<T> {
         std::mem::take(&mut self.state.lock().items)
     }
 
     /// Visit all queued items, unless another thread has the queue locked: for the garbage collector,
     /// which must not block and may skip what is in use.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn try_for_each(&self, visit: impl FnMut(&T)) {
         #[cfg(not(loom))]
         if let Some(state) = self.state.try_lock() {
@@ -492,7 +492,7 @@ impl<T> Waitable for PutOp<'_, T> {
 
 impl<T> PutOp<'_, T> {
     /// The item, if it was not put: for a host that returns it to its caller.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn into_item(self) -> Option<T> {
         self.item
     }

@@ -36,6 +36,7 @@ use crate::clock::Time;
 use crate::error::Stop;
 use crate::ledger::{Hold, HoldKind, Ledger, Resource, Termination};
 use crate::park::Ticket;
+#[cfg(any(feature = "python", test))]
 use crate::scope;
 use crate::wait::{self, Op, Waitable};
 
@@ -134,6 +135,7 @@ impl Semaphore {
     }
 
     /// The end of a block that acquired a permit: release it. False: a sweep has released it before.
+    #[cfg(any(feature = "python", test))]
     pub(crate) fn end_block(&self) -> bool {
         let ledger = scope::current_ledger();
         let mut state = self.core.state.lock();
@@ -170,6 +172,7 @@ impl Semaphore {
 
     /// Acquiring a permit for a block of the calling thread, which releases it by
     /// [`Semaphore::end_block`].
+    #[cfg(any(feature = "python", test))]
     pub(crate) fn acquire_op_for_block(&self) -> PermitOp<'_> {
         PermitOp {
             core: &self.core,

@@ -8,23 +8,25 @@
 //! When several kills are on their way, the one with the widest target goes first: the whole body,
 //! then blocks from the outermost to the innermost.
 
+#[cfg(any(feature = "python", test))]
+mod forced;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::policy::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
-use super::{Control, Force, KillInfo, Order, Phase, RESEND_AFTER, Task};
+#[cfg(any(feature = "python", test))]
+pub(crate) use forced::Left;
+
+use super::{Control, Force, Order, Phase, Task};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
 use crate::ledger::Ledger;
-use crate::stack::Stack;
 use crate::token::tree::NodeRef;
 
-/// So long a block may swallow `Killed` before its every step is struck: as the ladder's default.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// One open block that can be ended by force.
+#[cfg_attr(not(any(feature = "python", test)), allow(dead_code))] // only a host opens any
 pub(super) struct Block {
     id: u64,
     node: NodeRef,
@@ -46,16 +48,6 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// When force begins; it may never.
-    fn due(&self) -> Time {
-        // What was cancelled from outside is still bound by its own deadline.
-        let cancelled_at = match self.node.cause() {
-            Some(cause) if self.node.is_cancelled_itself() => cause.at,
-            _ => self.node.own_deadline(),
-        };
-        cancelled_at + self.kill_after
-    }
-
     /// The mask with this index is no more.
     pub(super) fn mask_closed(&mut self, at: usize) {
         if at < self.masks {
@@ -66,12 +58,6 @@ impl Block {
     /// `Killed` was raised inside.
     fn hit(&mut self) {
         self.struck.get_or_insert_with(Time::now);
-    }
-
-    /// It has swallowed that for so long that its every step is to be struck, if the host can.
-    fn is_deaf(&self) -> bool {
-        self.struck
-            .is_some_and(|first| Time::now() - first >= PATIENCE)
     }
 
     fn cause(&self) -> Option<Cause> {
@@ -180,111 +166,9 @@ impl Control {
         };
         self.blocks[first..].iter_mut().filter_map(posted).collect()
     }
-
-    fn find(&self, id: u64) -> Option<usize> {
-        self.blocks.iter().position(|block| block.id == id)
-    }
-}
-
-/// What became of the kill of a block that was left.
-#[derive(Default)]
-pub(crate) struct Left {
-    /// A `Killed` that leaves the block ends there: no wider target is being killed.
-    pub(crate) absorbs: bool,
-    /// Why, if it was raised inside.
-    pub(crate) struck: Option<Cause>,
 }
 
 impl Task {
-    /// For the blocks of a thread outside of any task. It is never over, and nobody can kill it
-    /// as a whole.
-    pub(crate) fn of_thread(name: &str, ledger: Arc<Ledger>) -> Arc<Task> {
-        let mut task = Task::bare(name, None);
-        task.ledger = ledger;
-        task.of_thread = true;
-        task.control.lock().phase = Phase::Running;
-        Arc::new(task)
-    }
-
-    /// It stands for a thread outside of any task.
-    pub(crate) fn is_of_thread(&self) -> bool {
-        self.of_thread
-    }
-
-    /// The calling thread, which this task is of, enters a block. Returns the block's number.
-    pub(crate) fn open_block(
-        &self,
-        node: &NodeRef,
-        kill_after: Duration,
-        recorded: u64,
-        force: Arc<dyn Force>,
-    ) -> u64 {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut control = self.control.lock();
-        let masks = control.masks.len();
-        control.blocks.push(Block {
-            id,
-            node: node.clone(),
-            kill_after,
-            recorded,
-            masks,
-            force,
-            order: None,
-            posted: false,
-            struck: None,
-            last_strike: None,
-            pause: FIRST_PAUSE,
-        });
-        id
-    }
-
-    /// The block is over, and with it those that were entered later: from here nothing strikes in
-    /// it, and what was posted and not yet raised is taken back.
-    pub(crate) fn close_block(&self, id: u64) -> Left {
-        let (left, closed, posted) = {
-            let mut control = self.control.lock();
-            let Some(index) = control.find(id) else {
-                return Left::default();
-            };
-            let wider = match control.due(&self.ledger) {
-                Some(Target::Body | Target::Thrown) => true,
-                Some(Target::Block(outer)) => outer < index,
-                None => false,
-            };
-            let posted = control.unpost_blocks(index);
-            let closed = control.blocks.split_off(index);
-            self.note_orders(&control);
-            let left = Left {
-                absorbs: closed[0].order.is_some() && !wider,
-                struck: closed[0].cause().filter(|_| closed[0].struck.is_some()),
-            };
-            (left, closed, posted)
-        };
-        drop(closed); // unlocked: a node may be the last of it
-        take_back(posted);
-        left
-    }
-
-    /// Number of the open block with this index.
-    #[cfg(any(feature = "python", test))]
-    pub(crate) fn open_block_at(&self, index: usize) -> Option<u64> {
-        self.control.lock().blocks.get(index).map(|block| block.id)
-    }
-
-    /// Let the block's deadline be now.
-    #[cfg(any(feature = "python", test))]
-    pub(crate) fn expire_block(&self, id: u64, now: Time) {
-        let node = {
-            let control = self.control.lock();
-            let block = control.find(id).map(|index| &control.blocks[index]);
-            block.map(|block| block.node.clone())
-        };
-        if let Some(node) = node {
-            node.expire(now);
-        }
-    }
-
     /// The process was forked in the middle of the blocks: nothing strikes them any more.
     pub(crate) fn forget_blocks(&self) {
         let (closed, posted) = {
@@ -297,142 +181,6 @@ impl Task {
         drop(closed);
         take_back(posted);
     }
-
-    /// When force in the block begins, if it is open and has not been left by then.
-    pub(crate) fn block_due(&self, id: u64) -> Option<Time> {
-        let control = self.control.lock();
-        let at = control.blocks[control.find(id)?].due();
-        (!at.is_never()).then_some(at)
-    }
-
-    /// Force the thread out of the block, if it is time to. Returns when to do it again.
-    pub(crate) fn press_block(&self, id: u64) -> Option<Time> {
-        let node = {
-            let control = self.control.lock();
-            control.blocks[control.find(id)?].node.clone()
-        };
-        // A deadline that nobody has noticed; unlocked, for it wakes whom it concerns.
-        let now = Time::now();
-        node.poll(now);
-        let due = self.block_due(id)?;
-        if due > now {
-            return Some(due);
-        }
-        let cause = node.cause().filter(|_| node.is_cancelled_itself());
-        let cause = cause.unwrap_or_else(|| Cause::deadline(node.own_deadline()));
-        self.order_block(id, &cause, now + StopPolicy::default().defer);
-        self.strike_wait();
-        self.strike_async_block(id);
-        let mut control = self.control.lock();
-        let index = control.find(id)?;
-        let block = &mut control.blocks[index];
-        let pause = block.pause;
-        block.pause = (pause * 2).min(LONGEST_PAUSE);
-        Some(Time::now() + pause)
-    }
-
-    /// Order the kill of a block, as [`Task::order`] does for the body. The first cause stays.
-    pub(crate) fn order_block(&self, id: u64, cause: &Cause, respects_locks_until: Time) {
-        let mut control = self.control.lock();
-        if let Some(index) = control.find(id) {
-            control.blocks[index].order.get_or_insert_with(|| Order {
-                cause: cause.clone(),
-                respects_locks_until,
-            });
-            self.ordered.store(true, Ordering::Release);
-        }
-    }
-
-    /// Strike the block by force, if it may be struck now, and not again too soon.
-    pub(crate) fn strike_async_block(&self, id: u64) {
-        let (force, is_deaf) = {
-            let control = self.control.lock();
-            let Some(index) = control.find(id) else {
-                return;
-            };
-            let block = &control.blocks[index];
-            (block.force.clone(), block.is_deaf())
-        };
-        if is_deaf {
-            force.climb();
-        }
-        fork::outside(|| {
-            force.at_a_safe_moment(&mut || {
-                let mut control = self.control.lock();
-                let Some(Target::Block(index)) = control.due(&self.ledger) else {
-                    return;
-                };
-                let now = Time::now();
-                let block = &mut control.blocks[index];
-                let again = block
-                    .last_strike
-                    .is_none_or(|last| now - last >= RESEND_AFTER);
-                if block.id == id && again {
-                    force.post();
-                    block.posted = true;
-                    block.last_strike = Some(now);
-                }
-            });
-        });
-        // What the host prepares outside of the lock may have come too late.
-        let gone = self.control.lock().find(id).is_none();
-        if gone {
-            fork::outside(|| force.take_back());
-        }
-    }
-
-    /// On the thread itself, where the host can still choose not to raise: the cause, if a kill of a
-    /// block is to be raised at this place.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
-    pub(crate) fn strike_here(&self, place: Option<u32>) -> Option<Cause> {
-        if !self.is_ordered() {
-            return None;
-        }
-        let (index, force) = {
-            let control = self.control.lock();
-            let Some(Target::Block(index)) = control.due(&self.ledger) else {
-                return None;
-            };
-            let block = &control.blocks[index];
-            (index, block.posted.then(|| block.force.clone())?)
-        };
-        if !force.may_strike_at(place) {
-            return None;
-        }
-        // Since then only this thread could have left the block, or opened a mask.
-        let mut control = self.control.lock();
-        let cause = control.strike_block(index);
-        let block = &mut control.blocks[index];
-        block.posted = block.is_deaf();
-        if !block.posted {
-            drop(control);
-            force.take_back();
-        }
-        cause
-    }
-
-    /// Who dies in the middle of a block, for what was taken there as this entry of the ledger.
-    /// `None`: no kill has reached a block around it.
-    pub(super) fn kill_info_in_block(
-        &self,
-        control: &Control,
-        number: Option<u64>,
-        stack: Option<Stack>,
-    ) -> Option<KillInfo> {
-        let number = number?;
-        let around = |block: &&Block| block.struck.is_some() && block.recorded <= number;
-        let cause = control.blocks.iter().find(around)?.cause()?;
-        Some(self.kill_info_of(cause, stack))
-    }
-
-    /// A death of this task's, or of a block of its.
-    pub(crate) fn kill_info_of(&self, cause: Cause, stack: Option<Stack>) -> KillInfo {
-        KillInfo {
-            task: self.name.clone(),
-            cause,
-            stack,
-        }
-    }
 }
 
 /// Unlocked, for the host runs code to take it back.
@@ -441,7 +189,3 @@ pub(super) fn take_back(posted: Vec<Arc<dyn Force>>) {
         fork::outside(|| force.take_back());
     }
 }
-
-#[cfg(all(test, not(loom)))]
-#[path = "../../tests/rust/block.rs"]
-mod tests;

@@ -45,7 +45,6 @@ impl Control {
 impl Task {
     /// Have this raised in the body, once, as soon as nothing holds it off; the last one counts.
     /// Does not wait for it. False: the body is not there, yet or any more.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub fn throw(&self, what: Thrown) -> bool {
         let cause = Cause::now(CauseKind::Explicit, None, None); // unlocked: it asks the host
         let former = {
@@ -92,7 +91,6 @@ impl Task {
     }
 
     /// What is to be raised where [`Task::kill_due`] or a wait said so, if it is not the kill.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub fn take_thrown(&self) -> Option<Thrown> {
         if !self.is_ordered() {
             return None;

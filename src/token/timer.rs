@@ -74,7 +74,7 @@ pub(crate) fn forget(node: Weak, deadline: Time) {
 }
 
 /// How many entries there are: for tests of leaks.
-#[cfg_attr(not(feature = "python"), allow(dead_code))]
+#[cfg(feature = "python")]
 pub(crate) fn armed() -> usize {
     let count = |deadlines: &mut Deadlines| deadlines.real.len() + deadlines.simulated.len();
     TIMER.peek(count).unwrap_or(0)

@@ -251,11 +251,13 @@ impl NodeRef {
     }
 
     /// The address of the state word, valid as long as the node lives. CANCELLED is its lowest bit.
+    #[cfg(not(loom))]
     pub(crate) fn flag(&self) -> *const AtomicU32 {
         &raw const self.node().state
     }
 
     /// True if it was cancelled by a cause of its own, not from above.
+    #[cfg(any(feature = "python", test))]
     pub(crate) fn is_cancelled_itself(&self) -> bool {
         self.node().state() & OWN != 0
     }
@@ -514,6 +516,7 @@ impl NodeRef {
     }
 
     /// True if a cancellation would have more to do than to raise flags.
+    #[cfg(feature = "python")]
     pub(crate) fn has_followers(&self) -> bool {
         let state = self.node().state();
         let has_more = |hooks: &Hooks| !hooks.are_flags();
@@ -854,6 +857,7 @@ pub(crate) mod live {
         COUNT.set(COUNT.get() - 1);
     }
 
+    #[cfg(test)]
     pub(crate) fn count() -> usize {
         COUNT.get()
     }

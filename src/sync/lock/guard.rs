@@ -112,7 +112,7 @@ impl Holding {
 
     /// Run `act` while the lock cannot change hands, if the hold is current. `act` runs with `state`
     /// locked: it must be short, and not run code of the host.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(any(feature = "python", all(test, loom)))]
     pub(crate) fn while_held<R>(&self, act: impl FnOnce() -> R) -> Result<R, Fenced> {
         let state = self.core.state.lock();
         self.check()?;
@@ -122,7 +122,7 @@ impl Holding {
     }
 
     /// What the lock protects is consistent again: clear the poison, if the hold is current.
-    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    #[cfg(feature = "python")]
     pub(crate) fn mark_consistent(&self) -> Result<(), Fenced> {
         let mut state = self.core.state.lock();
         self.check()?;

@@ -25,6 +25,7 @@ pub(crate) enum Hook {
     /// Grant a blocked thread's operation: it waits for this very cancellation.
     Grant(Ticket),
     /// Raise a flag outside the core.
+    #[cfg(feature = "python")]
     Raise(Flag),
     /// Cancel another node, which is linked to this one and removes this hook when it is freed.
     Link(Weak),
@@ -36,6 +37,7 @@ pub(crate) enum Hook {
 }
 
 /// A flag outside the core that mirrors "cancelled": may do nothing but store to memory.
+#[cfg(feature = "python")]
 #[derive(Clone, Copy)]
 pub(crate) struct Flag {
     /// Stores to `place`, and does nothing else: it runs under the node's lock.
@@ -46,6 +48,7 @@ pub(crate) struct Flag {
 
 // SAFETY: `raise` is called at most once, from any thread, with the node's lock held, while the
 // owner of the hook keeps `place` valid.
+#[cfg(feature = "python")]
 unsafe impl Send for Flag {}
 
 /// Names a hook of one node; never reused within it.
@@ -98,6 +101,7 @@ impl Hooks {
                 Hook::Wake(waiter) => _ = waiter.settle(WaitOutcome::Cancelled),
                 Hook::Grant(ticket) => _ = ticket.grant(),
                 // SAFETY: `place` is valid while it is hooked, and the lock is held.
+                #[cfg(feature = "python")]
                 Hook::Raise(flag) => unsafe { (flag.raise)(flag.place) },
                 Hook::Link(weak) => linked.extend(weak.upgrade()),
                 Hook::Call(_) | Hook::LinkedTo(..) => all = false,
@@ -129,6 +133,7 @@ impl Hooks {
     }
 
     /// True if there are no hooks but flags to raise.
+    #[cfg(feature = "python")]
     pub(super) fn are_flags(&self) -> bool {
         let is_flag = |hook: &Hook| matches!(hook, Hook::Raise(_));
         self.list.iter().all(|(_, hook)| is_flag(hook))
