@@ -1,5 +1,12 @@
-//! The atomics and the mutex of the core: the real ones, or loom's under `--cfg loom`, so that a
+//! The atomics and the mutexes of the core: the real ones, or loom's under `--cfg loom`, so that a
 //! model checks the very code that ships.
+//!
+//! Everything that takes part in a hand-off between threads comes from here. What no model looks at
+//! (counters of names, a process's generation) may use `std` directly; loom then does not see it.
+//!
+//! Two mutexes. [`Mutex`] is `parking_lot`'s: one byte, and fast where it is not contended. It is held for
+//! a few instructions, and a fork waits until no thread is inside the core, so no child finds one
+//! locked. [`ForkMutex`] is held across a fork, by the forking thread.
 
 #[cfg(not(loom))]
 mod chosen {
@@ -8,15 +15,20 @@ mod chosen {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
     pub(crate) use std::thread_local;
 
-    /// A mutex that may be held across a fork, for the kernel alone knows who waits for it.
-    /// `parking_lot`'s keeps a list of them, and in a child would hand itself to who is not there.
+    /// A mutex that may be held across a fork: its waiters are queued by the kernel (a futex), which
+    /// forgets them in the child. `parking_lot` queues waiters in user space, and in the child would hand
+    /// the mutex to a thread that does not exist.
+    ///
+    /// Not poisoned by a panic: what it protects is changed by code that does not panic.
     pub(crate) struct ForkMutex<T>(std::sync::Mutex<T>);
 
     impl<T> ForkMutex<T> {
+        /// An unlocked mutex.
         pub(crate) fn new(value: T) -> Self {
             Self(std::sync::Mutex::new(value))
         }
 
+        /// Lock it, blocking for the moments in which another thread has it.
         pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, T> {
             self.0
                 .lock()
@@ -31,7 +43,7 @@ mod chosen {
     use loom::sync::MutexGuard;
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-    /// loom's, which does not know the `const { }` form.
+    /// loom's `thread_local`, which does not know the `const { }` form.
     macro_rules! of_model {
         ($(#[$about:meta])* static $name:ident: $type:ty = const { $first:expr };) => {
             loom::thread_local! { $(#[$about])* static $name: $type = $first; }

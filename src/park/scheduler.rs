@@ -2,8 +2,8 @@
 //!
 //! A thread that goes by a virtual clock must not sleep in real time. It has a scheduler, its
 //! waiters keep it, and where such a waiter would enter the kernel to sleep or to wake, it calls
-//! the scheduler. A thread has a scheduler exactly while it has a [clock source](crate::clock);
-//! whoever gives it the one gives it the other.
+//! the scheduler. A thread has a scheduler exactly while it has a [clock source](crate::clock): both
+//! are set and cleared together.
 
 use std::cell::RefCell;
 use std::fmt;
