@@ -1,4 +1,7 @@
-"""The enums, which the native core looks up here by name."""
+"""The enums of the public surface.
+
+The extension looks the members up by name, so a member's name is part of its interface.
+"""
 
 import enum
 
@@ -7,7 +10,7 @@ class CauseKind(enum.Enum):
     """What kind of event cancelled something."""
 
     EXPLICIT = "explicit"
-    """Somebody called cancel() or kill()."""
+    """By a call of cancel() or kill()."""
     DEADLINE = "deadline"
     """A deadline passed."""
     SIBLING_FAILED = "sibling_failed"
@@ -21,42 +24,42 @@ class CauseKind(enum.Enum):
 
 
 class TaskState(enum.Enum):
-    """Where a task is in its life."""
+    """The state of a task."""
 
     PENDING = "pending"
     """Not started."""
     RUNNING = "running"
     """Its body runs."""
     CANCELLING = "cancelling"
-    """Its body runs and was asked to stop."""
+    """Its body runs, and a cancel or a kill was requested."""
     DONE = "done"
-    """It returned."""
+    """Its body returned."""
     FAILED = "failed"
-    """An exception came out of it."""
+    """Its body raised an exception."""
     CANCELLED = "cancelled"
-    """It was cancelled, and stopped."""
+    """It was cancelled, and its body ended with Cancelled."""
     KILLED = "killed"
-    """It was killed."""
+    """It was killed, and its body ended with Killed."""
     ABANDONED = "abandoned"
-    """It was given up, and may still run."""
+    """A kill could not end it; its body may still run."""
 
 
 class KillOutcome(enum.Enum):
-    """How a kill ended: the rung of the ladder that it took."""
+    """How a kill ended: the rung that ended the task."""
 
     ALREADY_DONE = "already_done"
-    """There was nothing to kill any more."""
+    """The task had ended before."""
     COOPERATIVE = "cooperative"
-    """It came to an end by itself, or because it was asked to."""
+    """The task ended by itself, or because it was cancelled."""
     AT_WAIT = "at_wait"
-    """Killed was raised at a desist wait, or where a kill had been held off."""
+    """Killed was raised at a desist wait, or at the end of a block that had deferred it."""
     ASYNC_EXC = "async_exc"
-    """Killed was raised by force, anywhere in the body."""
+    """Killed was raised as an asynchronous exception, anywhere in the body."""
     TRACE = "trace"
-    """Killed was raised in front of every step of the body, so that it could not go on."""
+    """Killed was raised in front of every step of the body, so that the body could not go on."""
     SIGTERM = "sigterm"
-    """Its worker process was told to terminate, and did."""
+    """The worker process got SIGTERM, and ended."""
     SIGKILL = "sigkill"
-    """Its worker process was killed."""
+    """The worker process got SIGKILL, and ended."""
     ABANDONED = "abandoned"
-    """Nothing ended it: it was given up, and may still run."""
+    """No rung ended the task; its body may still run."""

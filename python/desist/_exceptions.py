@@ -1,6 +1,7 @@
-"""The ordinary exceptions and warnings; the core raises them by name.
+"""The exceptions and warnings that are written in Python.
 
-Cancelled and Killed, which only the core makes, are native.
+The extension raises them by name, so a class's name and the parameters of its constructor are part
+of its interface. Cancelled and Killed, which only the core makes, are classes of the extension.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ else:
     from asyncio.exceptions import TimeoutError as _AsyncioTimeout
 
     class AnyTimeoutError(TimeoutError, concurrent.futures.TimeoutError, _AsyncioTimeout):
-        """All that means "timed out" in the standard library."""
+        """Every exception of the standard library that means "timed out"."""
 
 
 if TYPE_CHECKING or sys.version_info < (3, 13):
@@ -57,7 +58,7 @@ else:
 
 
 class DeadlineExceeded(AnyTimeoutError):
-    """The block's own deadline passed before it was done."""
+    """The block's own deadline passed before the block ended."""
 
 
 class ScopeMisuse(RuntimeError):
@@ -93,7 +94,10 @@ class OwnerLost(LockUnavailable):
 
 
 class Fenced(RuntimeError):
-    """The lease, or the hold of a lock, is over; nothing was changed."""
+    """The lease, or the hold of a lock, has ended, so the operation changed nothing.
+
+    Leave the item, or the data that the lock protects, alone: another holder may have it now.
+    """
 
 
 class PoolExhausted(RuntimeError):
@@ -113,11 +117,11 @@ class PoolFailed(RuntimeError):
 class WorkerDied(RuntimeError):
     """The process in which a handler was called has ended before the handler did.
 
-    `exitcode` is negative for the signal that it died of; None: somebody else was told.
+    `exitcode` is negative for the signal that ended it; None: its status was taken elsewhere.
     """
 
     def __init__(self, message: str, exitcode: int | None = None) -> None:
-        """Keep how."""
+        """Keep the exit code."""
         super().__init__(message)
         self.exitcode = exitcode
 
@@ -126,7 +130,7 @@ class TaskCancelled(concurrent.futures.CancelledError):
     """Another task was cancelled, so it has no result. An ordinary exception."""
 
     def __init__(self, cause: CancelCause) -> None:
-        """Keep why."""
+        """Keep the cause."""
         super().__init__(str(cause))
         self.cause = cause
 
@@ -136,34 +140,36 @@ class QueueFileError(OSError):
 
 
 class TaskAborted(Exception):
-    """Another task was killed, or given up while it still runs, so it has no result.
+    """Another task was killed, or abandoned while it still runs, so it has no result.
 
-    `outcome` is the rung of the ladder that ended it; ABANDONED: none did.
+    `outcome` is the rung that ended it; ABANDONED: none did.
     """
 
     def __init__(self, name: str, outcome: KillOutcome, cause: CancelCause) -> None:
-        """Keep how, and why."""
-        how = "was given up and may still run" if outcome is KillOutcome.ABANDONED else "was killed"
+        """Keep the outcome and the cause."""
+        how = (
+            "was abandoned and may still run" if outcome is KillOutcome.ABANDONED else "was killed"
+        )
         super().__init__(f"{name} {how} ({cause})")
         self.outcome = outcome
         self.cause = cause
 
 
 class Deadlock(RuntimeError):
-    """In a simulation, every thread waits and none has a deadline, so nobody will ever go on."""
+    """In a simulation, every thread waits and none has a deadline, so none will ever go on."""
 
 
 class LeakError(AssertionError):
-    """Code left something behind that it should have given back."""
+    """A block of no_leaks() left a thread, a deadline, a lock or an open block behind."""
 
 
 class SweepError(AssertionError):
-    """Stopped at one place, code did not leave things as it should have."""
+    """A sweep found a bytecode at which a stop breaks the state; the attributes say which."""
 
     def __init__(
         self, message: str, *, point: int, function: str, filename: str, line: int, offset: int
     ) -> None:
-        """Keep the place: the number of the bytecode, and where that is; 0 if it is at none."""
+        """Keep the number of the bytecode and its place; 0 and empty if no run was stopped."""
         super().__init__(message)
         self.point = point
         self.function = function
@@ -173,4 +179,4 @@ class SweepError(AssertionError):
 
 
 class CancelledSwallowedWarning(RuntimeWarning):
-    """Code caught Cancelled and went on."""
+    """Code caught Cancelled and went on; re-raise it, or put clean-up into `cleanup()`."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     _R = TypeVar("_R")
 
 BRIEFLY = 5.0
-"""Seconds: a bound for steps that take moments, and must all be done, or none."""
+"""Seconds for which a kill is deferred by steps that belong together and take moments."""
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 _ENDED = (*_CANCELLED, "FINISHED")

@@ -1,4 +1,12 @@
-"""Blocking calls of other libraries, which have a way of their own to be woken."""
+"""interruptible(): blocking calls of other libraries, with the library's own way to wake them.
+
+Guarantees: `unblock` is called at most once, and only while `fn` runs.
+
+How: `_Call` has a lock; the cancelling thread holds it while it calls `unblock`, and the calling
+thread takes it before and after `fn`. So `fn` begins only if no cancel has come before, and
+interruptible() returns only when an `unblock` that has begun has ended. Two callbacks are
+registered: one with the calling code's token, for a cancel, and one with the task, for a kill.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +24,25 @@ _T = TypeVar("_T")
 def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     """Call `fn()`, which blocks in its own way, so that it ends when the calling code is to stop.
 
-    `unblock()` makes it return or raise: it closes the connection, interrupts the query, sends the
-    message that ends the loop. It is called at most once, only if the calling code is cancelled or
-    killed, by the thread that does that (for a deadline, by one of desist's), and only while fn is
-    inside:
-    not before it was called, and not after interruptible() has returned. It may come at the very
-    beginning of fn, so it should be something that lasts, as closing does; and it must not wait for
-    the calling thread. What it raises goes to sys.unraisablehook, and fn runs on.
+    `unblock()` makes `fn` return or raise: it closes the connection, interrupts the query, or sends
+    the message that ends the loop. It is called at most once, only if the calling code is cancelled
+    or killed, from the cancelling thread (from desist's callback thread for a deadline), and only
+    while `fn` runs. It may be called when `fn` has hardly begun, so its effect should last, as that
+    of closing does; and it must not wait for the calling thread. Its exceptions go to
+    sys.unraisablehook, and `fn` runs on.
 
-    What fn returns is returned, also after unblock(): then the next checkpoint raises. An
-    Exception out of fn after unblock() becomes the `__cause__` of Cancelled; any other is raised as
-    it is. A checkpoint on entry: Cancelled without a cause from fn means that it was not called.
+    The result of `fn` is returned, also after unblock(): then the next checkpoint raises.
 
-    A kill pierces shield(), and waits for cleanup(), here as at every wait.
+    Blocks: as long as `fn` does.
+
+    On cancel: unblock() is called. An Exception that `fn` then raises becomes the `__cause__` of
+    Cancelled; without a `__cause__`, `fn` was not called. A checkpoint on entry.
+
+    On kill: as on cancel, with Killed. A kill goes through shield() and waits for cleanup(), here as
+    at every wait.
+
+    Raises:
+        TypeError: `fn` or `unblock` cannot be called.
     """
     given: object
     for given in (fn, unblock):
@@ -36,7 +50,7 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
             raise TypeError(f"expected a function to call, not {type(given).__qualname__}")
     checkpoint()
     call = _Call(unblock)
-    # Made beforehand: between its making and its block a kill could strike.
+    # Made beforehand: a kill may be delivered between the making of a block and its `with`.
     leaving = cleanup()
     strike = Strike()
     registrations = [
@@ -55,8 +69,8 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
                 raise stop from failure
         raise
     finally:
-        # Also CPython 3.10 lets no kill strike where a handler begins with a try; should one
-        # strike nevertheless, right behind the exception that came here, this is done again.
+        # CPython 3.10, too, delivers no kill where a handler begins with a try. Should one be
+        # delivered nevertheless, right behind the exception that led here, this is done again.
         try:
             with leaving:
                 call.leave()
@@ -67,16 +81,19 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
 
 
 class _Call:
-    """Whether fn is inside, agreed on between its thread and the one that cancels."""
+    """Whether `fn` runs, agreed on between its thread and the cancelling one."""
 
     def __init__(self, unblock: Callable[[], object]) -> None:
         self._unblock = unblock
-        # Held by the canceller during unblock(), so that leave() waits for its end. Reentrant, for
-        # a signal handler that cancels may come while its own thread holds it.
+        # Held by the cancelling thread during unblock(), so that leave() waits for its end.
+        # Reentrant, for a signal handler that cancels may run while its own thread holds it.
         self._lock = threading.RLock()
         self._inside = False
+        """Whether `fn` runs. Written by the calling thread, under the lock."""
         self._too_early = False
+        """Whether a cancel came while `fn` did not run. Written under the lock."""
         self.interrupted = False
+        """Whether unblock() was called. Written under the lock."""
 
     def interrupt(self, _cause: CancelCause, /) -> Any:
         with self._lock:
@@ -87,10 +104,10 @@ class _Call:
                 self._too_early = True
 
     def enter(self) -> bool:
-        """False: cancelled before; fn must not be called, for nothing would wake it."""
+        """Return False if a cancel came before: `fn` would not be woken, and is not called."""
         with self._lock:
             self._inside = True
-        # Looked at afterwards: a signal handler of this thread passes the lock.
+        # Read after the lock was released: a signal handler of this thread passes the lock.
         if self._too_early:
             self._inside = False
         return self._inside

@@ -1,4 +1,12 @@
-"""Queue, LifoQueue and PriorityQueue: those of the standard library, with waits that end."""
+"""LifoQueue, PriorityQueue, and queues with hooks of their own.
+
+Guarantees: a subclass that overrides `_init`, `_qsize`, `_put` or `_get` works as with queue.Queue,
+and a kill neither loses an item nor the notification of it.
+
+How: the native Queue keeps its items out of Python's reach, so such a subclass gets the methods of
+`_Hooked` instead (`adopt`). They call the hooks with `mutex` held; whatever changes the queue runs
+in hold_off(), which defers a kill except while it waits. The extension imports this module by name.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +53,8 @@ class _Hooked:
         self._shut = False
         self._init(maxsize)
 
-    # Whatever changes the queue is done in hold_off(): a kill comes before it, or while it waits,
-    # or behind it, and neither an item nor the news of it is lost.
+    # Whatever changes the queue is done in hold_off(): Killed is raised before it, while it waits,
+    # or after it, and neither an item nor its notification is lost.
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if block:
@@ -101,7 +109,7 @@ class _Hooked:
 
     @staticmethod
     def _wait_until(condition: Condition, met: Callable[[], bool], timeout: float | None) -> None:
-        """Until that is so, or the time is over."""
+        """Wait until `met()` is true, or the time is over."""
         end = _FOREVER if timeout is None else current_time() + timeout
         while not met():
             left = end - current_time()
@@ -188,7 +196,7 @@ def _check(timeout: float | None) -> None:
 
 
 def adopt(cls: type[Queue[Any]]) -> None:
-    """A subclass of Queue is made: a store of its own cannot be reached by the native methods."""
+    """Give a new subclass of Queue that overrides a hook the methods that call hooks."""
     if _HOOKS.isdisjoint(cls.__dict__):
         return
     for name, method in vars(_Hooked).items():

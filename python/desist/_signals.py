@@ -1,4 +1,8 @@
-"""cancel_on_signal(): a block that ends when the process is asked to."""
+"""cancel_on_signal(): a block that is cancelled by a signal to the process.
+
+The handlers are installed and restored by the main thread, on entry and at the end. A handler runs
+on the main thread as well, between two bytecodes, and may do no more than cancel the scope.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class CancelOnSignal:
-    """A block that a signal cancels; made by cancel_on_signal(), for one `with` statement."""
+    """The context manager of cancel_on_signal(), for one `with` statement."""
 
     def __init__(self, signums: tuple[int, ...], grace: float | None) -> None:
         if not signums:
@@ -23,7 +27,7 @@ class CancelOnSignal:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> CancelScope:
-        """Give the block's scope; from here on the signals cancel it."""
+        """Install the handlers; gives the block's scope."""
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
                 "cancel_on_signal() works in the main thread, where Python handles signals; "
@@ -46,12 +50,12 @@ class CancelOnSignal:
         traceback: TracebackType | None,
         /,
     ) -> bool:
-        """Handle the signals as before; the cancellation ends here."""
+        """Restore the handlers; the scope's cancellation ends here."""
         self._restore()
         return self._scope.__exit__(kind, value, traceback)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        self._restore()  # whoever asks a second time means it
+        self._restore()  # so that a second signal does what it did before the block
         self._scope.cancel(f"received {signal.Signals(signum).name}")
 
     def _restore(self) -> None:
@@ -60,18 +64,23 @@ class CancelOnSignal:
 
 
 def cancel_on_signal(*signums: int, grace: float | None = None) -> CancelOnSignal:
-    """A block that is cancelled when the process gets one of these signals, for an orderly end.
+    """A block that is cancelled when the process gets one of these signals.
 
         with cancel_on_signal(signal.SIGTERM), WorkerPool(handle, queue="jobs.db") as pool:
             pool.drain()
 
-    gives back what the workers could not finish before the pool's policy has killed them. `with`
-    gives the block's scope, whose `cancelled_caught` tells afterwards whether it was so; the
-    Cancelled that the waits inside raise ends here. `grace` is how many seconds clean-up zones
-    inside may take. A second signal does what it did before the block: by default it ends the
-    process, or raises KeyboardInterrupt.
+    ends in order: items that the workers could not finish are requeued. `with` gives the block's
+    scope, whose `cancelled_caught` says afterwards whether a signal came; the Cancelled that the
+    waits inside raise ends here. `grace`: seconds that clean-up blocks inside may take. A second
+    signal does what it did before the block: by default it ends the process, or raises
+    KeyboardInterrupt.
 
-    Never blocks. RuntimeError on entering it in another thread than the main one. ValueError: not
-    a signal, or a bad grace. OSError: a signal that cannot be handled.
+    Blocks: never.
+
+    Raises:
+        TypeError: no signal was given.
+        ValueError: not a signal, or a grace that is not valid.
+        RuntimeError: on entry, in another thread than the main one.
+        OSError: on entry, for a signal that cannot be handled.
     """
     return CancelOnSignal(signums, grace)

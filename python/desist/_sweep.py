@@ -1,4 +1,12 @@
-"""A run for each place at which code can be stopped."""
+"""Sweeps: one run of some code for each bytecode at which it can be stopped.
+
+Guarantees: a run is stopped in front of exactly one bytecode, chosen by its number; the code that
+watches is native (`_Injector`), so that it is not stopped itself.
+
+How: each run is a task on a new thread, under a tracer (before 3.12) or sys.monitoring, which
+counts bytecodes. Two runs without a stop tell how many there are. One sweep at a time (`_busy`),
+for tracers, the garbage collector and sys.unraisablehook are the process's.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +28,27 @@ if TYPE_CHECKING:
 
 _NOTHING: Any = object()
 _TRIES = 3
-_GIVE_UP = StopPolicy(cooperative=0.1, at_wait=0.1, async_exc=0.2, trace=None, defer=0)
-"""For a run that hangs: it is not to disturb what comes after."""
+_ABANDON = StopPolicy(cooperative=0.1, at_wait=0.1, async_exc=0.2, trace=None, defer=0)
+"""For a run that hangs: end it or abandon it, so that it does not disturb later code."""
 
 _busy = threading.Lock()
 
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What a sweep came to. Each point is one run."""
+    """The result of a sweep: how many runs it had, and how they ended."""
 
     points: int
-    """Bytecodes in front of which a run was struck."""
+    """Bytecodes in front of which a run was stopped."""
     stopped: int
-    """Runs that ended by it: Killed, or Cancelled, came out of the code."""
+    """Runs that ended with Killed, or Cancelled."""
     swallowed: int
-    """Runs in which the code was struck by Killed, and kept it to itself."""
+    """Runs in which Killed was raised, and the code caught it and went on."""
     finished: int
-    """Runs that were over before it could be raised. Of cancels, also those that swallowed it; of
-    kills of blocks, all."""
+    """Runs that ended before it could be raised. Of cancels, also those that swallowed it; of kills
+    of blocks, all."""
     missed: int
-    """Points that no run came to: the code does not always take as many bytecodes."""
+    """Points that no run reached, because the number of bytecodes varies."""
 
     def __str__(self) -> str:
         """In one line."""
@@ -52,7 +60,7 @@ class SweepReport:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to run, and how to stop it."""
+    """The code of a sweep, and how it is stopped; see testing.sweep_kills()."""
 
     fn: Callable[..., object]
     check: Callable[..., object] | None
@@ -66,7 +74,7 @@ class Sweep:
     block: int | None = None
 
     def run(self) -> SweepReport:
-        """All of it."""
+        """Do all runs."""
         if self.victims not in {"fn", "started"}:
             message = f"victims must be 'fn' or 'started', not {self.victims!r}"
             raise ValueError(message)
@@ -116,7 +124,7 @@ class Sweep:
         return _count(outcomes, missed)
 
     def _trial(self, point: int) -> _Injector:
-        """One run, stopped in front of that bytecode (0: of none), and checked."""
+        """Do one run, stopped in front of that bytecode (0: of none), and check it."""
         state = self.setup()
         arguments = () if state is _NOTHING else (state,)
         task = Task("sweep")
@@ -145,7 +153,7 @@ class Sweep:
         return injector
 
     def _perform(self, body: Callable[[], object], task: Task, injector: _Injector) -> None:
-        """Run it as a task, on a thread of its own."""
+        """Run the body as a task, on a thread of its own."""
         over = Latch()
         raised: list[BaseException] = []
 
@@ -167,11 +175,11 @@ class Sweep:
             try:
                 ended = over.wait(self.timeout)
             except BaseException:
-                task.kill("the sweep was stopped", policy=_GIVE_UP)
+                task.kill("the sweep was stopped", policy=_ABANDON)
                 raise
         if not ended:
             stack = _stack_of(thread)
-            task.kill("the run hung", policy=_GIVE_UP)
+            task.kill("the run hung", policy=_ABANDON)
             message = f"fn has not ended within {self.timeout:g} s; it was at\n{stack}"
             raise _Failed(message)
         thread.join()
@@ -220,7 +228,7 @@ class _Failed(Exception):
 
 
 def nothing() -> object:
-    """There is no state to set up."""
+    """The default of `setup`: the runs have no state."""
     return _NOTHING
 
 
@@ -255,12 +263,12 @@ def _stack_of(thread: threading.Thread) -> str:
 # --- how it is watched ----------------------------------------------------------------------------
 
 _MONITORED = sys.version_info >= (3, 12)
-_TOOLS = (4, 3, 5, 2, 1, 0)  # those that sys.monitoring has no use in mind for come first
+_TOOLS = (4, 3, 5, 2, 1, 0)  # ids that sys.monitoring reserves for no purpose come first
 
 
 @contextmanager
 def _watched(injector: _Injector) -> Iterator[None]:
-    """Every bytecode of every new thread passes the injector."""
+    """Have the injector called at every bytecode of every new thread."""
     with ExitStack() as stack:
         stack.enter_context(_no_other_tracer(injector))
         stack.enter_context(_no_finalizers_told())
@@ -271,7 +279,7 @@ def _watched(injector: _Injector) -> Iterator[None]:
 
 @contextmanager
 def _no_other_tracer(injector: _Injector) -> Iterator[None]:
-    """Coverage or a debugger would run Python code in the victim, and be struck in that."""
+    """Keep coverage and debuggers out of the victim: their Python code would be stopped in it."""
     before = threading.gettrace(), threading.getprofile()
     threading.settrace(None if _MONITORED else injector)  # type: ignore[arg-type]
     threading.setprofile(None)
@@ -284,10 +292,10 @@ def _no_other_tracer(injector: _Injector) -> Iterator[None]:
 
 @contextmanager
 def _no_finalizers_told() -> Iterator[None]:
-    """No garbage of other code is collected in the victim, where it would be struck.
+    """Keep finalizers of other code out of the victim: no garbage is collected meanwhile.
 
-    A finalizer of its own that is struck cannot let the exception pass; Python reports that, but
-    it is nobody's mistake.
+    A finalizer of the victim's own that is killed cannot let the exception pass. Python reports
+    that, but it is no error of the code.
     """
     collects, report = gc.isenabled(), sys.unraisablehook
 

@@ -9,10 +9,12 @@ Names, signatures and results are those of the standard library; what is not def
 standard library's own. Every call that may block is a checkpoint, and raises Cancelled or Killed
 as soon as the calling code is to stop. A timeout is still a TimeoutError.
 
-What resolves a name (getaddrinfo, create_connection, connect and sendto with a host's name) blocks
-in C. Here it is done by a thread of its own, which is left behind if the caller is to stop before
-it is done. The other functions of that kind, gethostbyname and the like, are the standard
-library's, and block as they always did; so does bind with a name.
+Name resolution (getaddrinfo; create_connection, connect and sendto with a host's name) blocks in C.
+It is done by a helper thread, which is abandoned if the caller is to stop earlier. gethostbyname and
+the like are the standard library's, and block as they always did; so does bind with a name.
+
+How: a descriptor never blocks. A call is tried first; if it would block, wait_any() waits for the
+descriptor and for the socket's `_gone` latch, and the call is tried again.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *dir(_std)})
 
 
-# As they are now: somebody may put our own in their places.
+# Kept under other names, for a program may put desist's functions in their places.
 _create_server, _fromfd, _getaddrinfo, _socketpair = (
     _std.create_server,
     _std.fromfd,
@@ -86,15 +88,24 @@ _MOST_AT_ONCE = 2**30
 class socket(_std.socket):  # noqa: N801 (as it is called there)
     """A socket.socket whose waits end when the calling code is to stop.
 
-    Its descriptor never blocks, whatever the timeout; who shares it (dup, a child process) sees
-    that. The timeout is kept here, and means what it always did: None waits as long as it takes,
-    0 not at all, and then a call is no checkpoint either.
+    Its descriptor never blocks, whatever the timeout; duplicates of it (dup, a child process) share
+    that. The timeout is kept in this object, and means what it always did: None waits as long as it
+    takes, 0 not at all, and then a call is no checkpoint either.
 
-    Cancelled and TimeoutError mean that nothing was received or sent, except in sendall, sendfile
-    and connect, which say what is known. close() and detach() wake those who wait: they get OSError
-    (EBADF).
+    MSG_WAITALL returns the data that are there, as in the standard library for sockets with a
+    timeout.
 
-    MSG_WAITALL gives what is there, as in the standard library for sockets with a timeout.
+    Blocks: until the call is possible, or for the timeout's seconds.
+
+    On cancel: Cancelled is raised, and nothing was received or sent, except in sendall, sendfile
+    and connect, whose docstrings say what is known.
+
+    On timeout: TimeoutError is raised; the rest is as on cancel.
+
+    On kill: Killed is raised; the rest is as on cancel.
+
+    Raises:
+        OSError: (EBADF) another thread has called close() or detach(); the waiter is woken.
     """
 
     def __init__(
@@ -106,8 +117,8 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
     ) -> None:
         """As socket.socket."""
         super().__init__(family, type, proto, fileno)
-        # Set when the descriptor is not this object's any more. Those who wait look at it first:
-        # the number may mean another file by then.
+        # Set when the descriptor is not this object's any more. Waiters test it first, for the
+        # number may mean another file by then.
         self._gone = Latch()
         self._timeout = super().gettimeout()
         super().settimeout(0.0)
@@ -118,7 +129,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         return None if self._timeout is None else current_time() + self._timeout
 
     def _wait(self, what: _Wait, until: float | None) -> None:
-        """Wait until the descriptor is ready, or raise."""
+        """Wait until the descriptor is ready; raise if the socket is closed or it is too late."""
         left = None if until is None else max(until - current_time(), 0.0)
         fd = self.fileno()
         done = None
@@ -130,7 +141,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def _do(self, what: _Wait, call: Callable[..., _T], *args: Any, flags: int = 0) -> _T:
-        """Call it, and again after each wait, until it does not ask to wait."""
+        """Call it, and again after each wait, until it no longer would block."""
         if self._timeout == 0 or flags & _DONTWAIT:
             return call(*args)
         checkpoint()
@@ -142,8 +153,8 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
             except BlockingIOError:
                 tries += 1
             self._wait(what, until)
-            # A Unix socket for datagrams can always be written, it says, though the receiver's
-            # line be full.
+            # A Unix datagram socket always reports that it can be written, even while the
+            # receiver's queue is full.
             if tries > 1 and what is Op.writable and self.family == _UNIX:
                 _pause(tries, until)
 
@@ -156,7 +167,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
             if not value >= 0:
                 raise ValueError("Timeout value out of range")
             value = seconds
-        super().settimeout(0.0)  # as it is; but OSError if the descriptor is no more
+        super().settimeout(0.0)  # changes nothing, but raises OSError if the socket is closed
         self._timeout = value
 
     def gettimeout(self) -> float | None:
@@ -216,8 +227,8 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
             except BlockingIOError as busy:
                 if busy.errno in _UNDER_WAY:
                     break
-            # The line of a Unix socket's listener is full, and the system tells nobody when it is
-            # shorter: nothing is left but to try again.
+            # The queue of a Unix socket's listener is full. The system does not report when there
+            # is room again, so all that can be done is to try again.
             tries += 1
             _pause(tries, until)
         self._wait(Op.writable, until)
@@ -227,7 +238,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         return None
 
     def _resolved(self, address: Any) -> Any:
-        """The address with its name resolved, for else that is done in C, deaf to everything."""
+        """Resolve the address's name; else connect() would do so in C, where it cannot be woken."""
         if self.family not in _NAMED or not isinstance(address, tuple) or not address:
             return address
         host = address[0]
@@ -241,7 +252,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         return self._do(Op.readable, self._accept_one)
 
     def _accept_one(self) -> tuple[socket, Any]:
-        with cleanup():  # a kill waits until the connection has its socket, which closes it
+        with cleanup():  # defers a kill until the connection has its socket, which closes it
             fd, address = super()._accept()  # type: ignore[misc]
             return socket(self.family, self.type, self.proto, fileno=fd), address
         raise AssertionError  # for type checkers: nothing in the zone is absorbed by it
@@ -310,8 +321,8 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
     def sendall(self, data: Buffer, flags: int = 0, /) -> None:
         """As socket.socket.sendall. The timeout is for all of it.
 
-        After Cancelled, as after any other exception, some of the data may have been sent, and it
-        cannot be told how much: the connection is good for close() only. On entry nothing has been.
+        After Cancelled, as after any other exception, an unknown part of the data has been sent: the
+        connection can only be closed. If it was raised on entry, nothing has been sent.
         """
         if self._timeout == 0:
             return super().sendall(data, flags)
@@ -337,7 +348,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
         return super().sendfile(file, offset, count)
 
     def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """The quick way, for regular files. Instead of the original, which waits in a selector."""
+        """Send a regular file by os.sendfile(); the original waits in a selector."""
         give_up = _std._GiveupOnSendfile  # type: ignore[attr-defined] # noqa: SLF001
         self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]
         if self._timeout == 0:
@@ -372,20 +383,20 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
 
     # ------------------------------------------------------------------ the end
 
-    def _let_go(self) -> None:
+    def _wake_waiters(self) -> None:
         self._gone.set()
         fd = self.fileno()
         if fd >= 0:
-            notify_closing(fd)  # for those who wait for it without this object
+            notify_closing(fd)  # for waits for the descriptor alone
 
     def _real_close(self) -> None:
-        # Where close() comes to in the end, when no file of makefile() is left.
-        self._let_go()
+        # Called by close(), once the last file of makefile() is closed.
+        self._wake_waiters()
         super()._real_close()  # type: ignore[misc]
 
     def detach(self) -> int:
         """As socket.socket.detach; the descriptor blocks or not, as the timeout says."""
-        self._let_go()
+        self._wake_waiters()
         fd = super().detach()
         if fd >= 0 and self._timeout is None and sys.platform != "win32":
             os.set_blocking(fd, True)
@@ -401,7 +412,7 @@ SocketType = socket
 
 
 def _pause(tries: int, until: float | None) -> None:
-    """Where nobody tells when to try again: longer and longer, up to 50 ms."""
+    """Sleep before another try, where the system does not report readiness: up to 50 ms."""
     seconds = min(0.0005 * 2**tries, 0.05)
     if until is not None and current_time() + seconds > until:
         raise TimeoutError("timed out")
@@ -409,8 +420,8 @@ def _pause(tries: int, until: float | None) -> None:
 
 
 def _adopt(other: _std.socket) -> socket:
-    """A socket of our class, for the standard library's."""
-    with cleanup():  # a kill waits until the descriptor has its socket
+    """Make a socket of this module's class of one of the standard library's."""
+    with cleanup():  # defers a kill until the descriptor has its socket
         family, kind, proto = other.family, other.type, other.proto
         return socket(family, kind, proto, fileno=other.detach())
     raise AssertionError  # for type checkers: nothing in the zone is absorbed by it
@@ -489,8 +500,8 @@ def getaddrinfo(  # noqa: PLR0917 (as it is there)
 ) -> list[tuple[Any, Any, int, str, Any]]:
     """As socket.getaddrinfo. A checkpoint.
 
-    A name is resolved by a thread of its own. It is left behind if the caller is to stop before it
-    is done, and what it finds is dropped then.
+    A name is resolved by a helper thread. If the caller is to stop earlier, the thread is abandoned,
+    and its result is dropped.
     """
     checkpoint()
 

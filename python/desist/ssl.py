@@ -8,7 +8,7 @@
             secure.sendall(b"...")
 
 Names, signatures and results are those of the standard library; what is not defined here is the
-standard library's own. A context that was made elsewhere learns it by one assignment:
+standard library's own. For a context that was made elsewhere, assign
 ``context.sslsocket_class = desist.ssl.SSLSocket``. MemoryBIO and SSLObject never block.
 """
 
@@ -45,13 +45,16 @@ def __dir__() -> list[str]:
 class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
     """An ssl.SSLSocket whose waits end when the calling code is to stop.
 
-    Made by SSLContext.wrap_socket(), of any socket. Cancelled and TimeoutError mean that nothing
-    was read. do_handshake() and unwrap() may be called again, to go on. What was to be written may
-    be under way in part: TLS takes nothing else before the same data are given to it again, so the
-    connection is good for just that, or for close(). On entry nothing has been done in any case.
+    Made by SSLContext.wrap_socket(), of any socket. A timeout is for each call, however often it has
+    to wait; in sendall() and sendfile(), as in the standard library, for each part.
 
-    A timeout is for each call, however often it has to wait; in sendall() and sendfile(), as in the
-    standard library, for each part.
+    On cancel: Cancelled is raised; on entry, nothing was done. Nothing was read, and do_handshake()
+    and unwrap() may be called again, to go on. Data that were to be written may have been sent in
+    part: TLS accepts nothing else before the same data are written again, so do that, or close.
+
+    On timeout: TimeoutError is raised; the rest is as on cancel.
+
+    On kill: Killed is raised; the rest is as on cancel.
     """
 
     if TYPE_CHECKING:
@@ -59,8 +62,9 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
         _connected: bool
         _sslobj: Any
 
-    # The standard library's class is built on the two methods that wait, read() and send(), and
-    # takes what does not concern TLS from the next class in line, which is ours.
+    # The standard library's class calls read() and send(), the two methods that wait, and takes all
+    # that does not concern TLS from the next class in the method resolution order: `socket` of
+    # this package.
 
     @classmethod
     def _create(
@@ -71,11 +75,11 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> SSLSocket:
-        # Without the handshake, which follows: in old versions Cancelled would leave it open.
+        # Without the handshake, which follows: older versions leave the socket open on Cancelled.
         create = super()._create  # type: ignore[misc]
         self: SSLSocket = create(sock, server_side, False, *args, **kwargs)
         try:
-            # The plain socket has left the descriptor as its own timeout wants it.
+            # detach() of the plain socket made the descriptor block or not, by its own timeout.
             super(_socket.socket, self).settimeout(0.0)
             self.do_handshake_on_connect = do_handshake_on_connect
             if do_handshake_on_connect and self._connected:
@@ -110,7 +114,7 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
         except Exception:
             raise
         except BaseException:
-            # As after an ordinary failure: it may be tried again.
+            # As after an ordinary failure: the connection may be tried again.
             if not self._connected:
                 self._sslobj = None
             raise

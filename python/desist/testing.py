@@ -1,4 +1,4 @@
-"""Help for tests: a clock that jumps, kills at every bytecode, a look at what was left behind.
+"""Help for tests: simulated time, kills at every bytecode, and a check for leaks.
 
     from desist import sleep, testing
 
@@ -6,7 +6,7 @@
     testing.sweep_kills(use, check, setup=Bank)  # use(bank) is killed everywhere
 
 Under :func:`run` time stands still while any thread can run, and jumps to the next deadline when
-all of them wait. Threads take turns at their desist waits, so a run can be had again.
+all of them wait. Threads take turns at their desist waits, so a run is reproducible.
 """
 
 from __future__ import annotations
@@ -41,38 +41,45 @@ class MockClock:
     """A clock that jumps instead of running. For :func:`run`, once.
 
     It begins at the present time. `autojump`: it jumps by itself when every thread waits; else
-    only when :meth:`jump` is called. `seed`: draw lots for which thread runs next, the same for
-    the same seed; without one it is whichever could go on first.
+    only when :meth:`jump` is called. `seed`: the next thread is chosen pseudo-randomly, and in the
+    same way for the same seed; without one it is the thread that could run first.
     """
 
     def __init__(self, *, autojump: bool = True, seed: int | None = None) -> None:
-        """A clock."""
+        """Make a clock that has not begun."""
         self._simulation = Simulation(autojump, seed)
 
     def jump(self, seconds: float) -> None:
-        """Let so many seconds pass; whoever has a deadline until then runs at that instant.
+        """Let so many seconds pass; a thread whose deadline comes until then runs at that instant.
 
         Called under :func:`run`, it lets all other threads run until they wait before it begins,
-        and after each deadline. ValueError: negative, or NaN.
+        and after each deadline.
+
+        Raises:
+            ValueError: negative, or NaN.
         """
         self._simulation.jump(seconds)
 
     def time(self) -> float:
-        """What it shows, in seconds: under :func:`run` the same as desist.current_time()."""
+        """The clock's time in seconds: under :func:`run` the same as desist.current_time()."""
         return self._simulation.time()
 
 
 def run(fn: Callable[[], _T], *, clock: MockClock | None = None, seed: int | None = None) -> _T:
-    """Call `fn()` in simulated time, and wait for the desist threads that it has started.
+    """Call `fn()` in simulated time, wait for the desist threads that it starts; returns its result.
 
-    Returns what it returned. The calling thread, the desist threads that it starts, the workers
-    of its pools, and theirs, go by `clock`; they take turns, and give way at desist waits only:
-    code that computes, or blocks elsewhere, keeps all others waiting and the clock standing.
-    kill(), of threads and of workers, takes real time.
+    The calling thread, the desist threads that it starts, the workers of its pools, and the threads
+    that these start, use `clock`. They take turns, and switch at desist waits only: while code
+    computes, or blocks elsewhere, the other threads wait and the clock stands still. kill(), of
+    threads and of workers, takes real time. `seed` is that of MockClock, instead of `clock`.
 
-    Deadlock: every thread waits and none has a deadline; it is raised in `fn`'s wait, or here if
-    `fn` has returned, after the others were cancelled. RuntimeError: there is a run already.
-    `seed` as with MockClock, and instead of `clock`.
+    Blocks: until `fn` has returned and the threads have ended.
+
+    Raises:
+        Deadlock: every thread waits and none has a deadline. It is raised in `fn`'s wait; or here
+            if `fn` has returned, after the other threads were cancelled.
+        RuntimeError: there is a run already.
+        ValueError: a seed and a clock.
     """
     if clock is None:
         clock = MockClock(seed=seed)
@@ -86,11 +93,11 @@ _WHAT = ("unfinished tasks", "armed deadlines", "held locks and permits", "open 
 
 @contextmanager
 def no_leaks() -> Iterator[None]:
-    """Raise LeakError if the block leaves more behind than it found.
+    """Raise LeakError if there is more at the end of the block than at its beginning.
 
-    Counted are threads and pool workers' tasks that have not ended, deadlines of sources and
-    tokens that are still armed, and, of the calling thread, desist locks and permits that it holds
-    and blocks that it is in. An exception out of the block goes first.
+    Counted are the tasks of threads and pool workers that have not ended, the deadlines of sources
+    and tokens that are armed, and, of the calling thread, the desist locks and permits that it
+    holds and the blocks that it is in. An exception out of the block is raised instead.
     """
     before = census()
     yield
@@ -141,24 +148,31 @@ def sweep_kills(
     limit: int = 10_000,
     timeout: float = 10.0,
 ) -> SweepReport:
-    """Run `fn` again and again, killed in front of its first bytecode, its second, and so on.
+    """Run `fn` once for each of its bytecodes, and kill it in front of that bytecode.
 
     Each run is a task on a thread of its own; `check` is called after it, in the calling thread.
-    SweepError, an AssertionError: `check` failed or returned False, or `fn` itself has raised or
-    hung; it names the bytecode. The kill is a real one: CPython raises it where it would raise it
-    if another thread had killed the task at this moment, which may be some bytecodes later.
+    The kill is a real one: CPython raises it where it would if another thread had killed the task
+    at this moment, which may be some bytecodes later.
 
-    `setup` makes what a run works on: it is called before each, and `fn` and `check` get what it
-    returned. `victims="started"`: not `fn` is killed, but the tasks that begin while it runs, in
-    desist threads and in handlers of pools; it should wait for them. `defer`: a held lock holds
-    the kill off, as in a kill's first `StopPolicy.defer` seconds; without, it is struck inside.
-    `block`: not the task is killed, but this one of the open blocks that have `kill_after` (the
-    outermost is 0), as if its time were up; only its bytecodes count.
-    `only`: just this point, to look at it closely. ValueError: `fn` takes more bytecodes than
-    `limit`. `timeout`: so many seconds a run may take.
+    `setup` makes the state of a run: it is called before each, and its result is the argument of
+    `fn` and `check`. `victims="started"`: not `fn` is killed, but the tasks that begin while it
+    runs, in desist threads and in handlers of pools; `fn` should wait for them. `defer`: a held
+    lock defers the kill, as in a kill's first `StopPolicy.defer` seconds; else Killed is raised
+    inside. `block`: not the task is killed, but this one of the open blocks that have `kill_after`
+    (the outermost is 0), as if its time were over; only its bytecodes count. `only`: this bytecode
+    alone, for example in a debugger. `limit`: the most bytecodes that `fn` may take. `timeout`:
+    seconds that a run may take.
 
-    One sweep at a time. While it runs, coverage and debuggers do not see what they trace by
-    sys.settrace.
+    One sweep at a time. While it runs, tools that use sys.settrace, such as coverage and debuggers,
+    do not see the swept code.
+
+    Blocks: until all runs are over.
+
+    Raises:
+        SweepError: (an AssertionError) `check` failed or returned False, or `fn` itself raised or
+            hung; the error names the bytecode.
+        ValueError: `fn` takes no bytecodes, or more than `limit`; or there is no bytecode `only`.
+        RuntimeError: another sweep is running.
     """
     return Sweep(fn, check, setup, victims, only, limit, timeout, defer=defer, block=block).run()
 
@@ -194,5 +208,5 @@ def sweep_cancels(
     limit: int = 10_000,
     timeout: float = 10.0,
 ) -> SweepReport:
-    """As :func:`sweep_kills`, but cancelled: the next checkpoint behind the bytecode raises."""
+    """As :func:`sweep_kills`, but cancel: the next checkpoint after the bytecode raises Cancelled."""
     return Sweep(fn, check, setup, victims, only, limit, timeout, cancels=True).run()

@@ -377,7 +377,7 @@ def test_all_other_names_are_those_of_the_standard_library() -> None:
         socket.no_such_thing  # noqa: B018
     with pytest.raises(AttributeError):
         desist.no_such_thing  # noqa: B018
-    assert {"run", "wait", "socket", "ssl"} <= set(dir(desist))
+    assert {"socket", "ssl", "subprocess"} <= set(dir(desist))
 
 
 def test_a_non_blocking_socket_is_no_checkpoint(

@@ -1,10 +1,9 @@
-"""The recipes that people stop threads with, by their own names, done right.
+"""The usual recipes to stop threads, under their own names, without their known faults.
 
     from desist.compat import func_timeout
 
-Change the import of a package or of a snippet, and what it is known to break stays whole: locks
-are given back, a wait ends, nothing strikes after the block. docs/six-ways.md has the native way
-beside each.
+Change the import of a package or of a snippet: locks are released, waits end, and no exception is
+raised after the block. docs/six-ways.md shows the native way beside each recipe.
 """
 
 from desist.compat._at_exit import cancel_at_exit

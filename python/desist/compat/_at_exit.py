@@ -14,13 +14,17 @@ _graces: WeakKeyDictionary[Thread, float] = WeakKeyDictionary()
 def cancel_at_exit(thread: Thread, grace: float = 5.0) -> None:
     """Cancel a daemon thread when the interpreter exits, and wait for its end.
 
-    All such threads are cancelled at once, when no other thread is left that the interpreter waits
-    for. Each has `grace` seconds for cleaning up, and is joined for as long; after that the
-    interpreter goes on without it. atexit does it: handlers that were registered after the first
-    call of this function come before, those registered earlier come later.
+    All such threads are cancelled at once, when the interpreter has waited for all other threads.
+    Each has `grace` seconds for cleaning up, and is joined for as long; after that the interpreter
+    exits without it. This is done by a handler of atexit: handlers that were registered after the
+    first call of this function run before it, those registered earlier run after it.
 
-    TypeError: not a desist.Thread. ValueError: not a daemon (the interpreter waits for such a
-    thread before it does anything else), or a grace that makes no sense.
+    Blocks: never; the handler blocks for the longest grace at most.
+
+    Raises:
+        TypeError: not a desist.Thread, or a grace that is not a number.
+        ValueError: not a daemon (the interpreter waits for such a thread before it runs handlers),
+            or a grace that is negative or NaN.
     """
     if not isinstance(thread, Thread):
         message = f"thread must be a desist.Thread, not {type(thread).__qualname__}"  # type: ignore[unreachable]
@@ -31,7 +35,7 @@ def cancel_at_exit(thread: Thread, grace: float = 5.0) -> None:
             " cancels anything. Make it one (daemon=True), or cancel it yourself"
         )
         raise ValueError(message)
-    cleanup(grace)  # refuses what makes no sense
+    cleanup(grace)  # raises for a grace that is not valid
     if not _graces:
         atexit.unregister(_cancel_all)
         atexit.register(_cancel_all)

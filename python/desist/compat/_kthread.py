@@ -15,20 +15,20 @@ _AT_ONCE = StopPolicy(cooperative=0, at_wait=0)
 
 
 class KThread(Thread):
-    """A desist.Thread whose kill() does not ask first.
+    """A desist.Thread whose kill() has no cooperative step.
 
-    The recipe's thread pays for every line, and does not notice a kill while it waits. This one
-    pays nothing, and the kill ends its desist waits, too.
+    The recipe traces every line of its thread, and does not notice a kill while the thread waits.
+    This class traces nothing, and a kill ends the thread's desist waits, too.
     """
 
     killed: bool = False
     """Was kill() called?"""
 
     def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
-        """Stop the thread, and tell how it ended: as Thread.kill(), by force from the beginning.
+        """Stop the thread, and report how it ended: as Thread.kill(), by force from the beginning.
 
-        The recipe returns at once, and what becomes of the thread nobody knows. This one returns
-        when the thread's code has ended, or was given up.
+        The recipe's kill() returns at once. This one returns when the thread's code has ended, or
+        the thread was abandoned.
         """
         self.killed = True
         return super().kill(reason, policy=_AT_ONCE if policy is None else policy)

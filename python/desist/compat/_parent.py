@@ -25,10 +25,10 @@ class _Family:
         self.failed: tuple[Thread, BaseException] | None = None
 
     def fail(self, child: Thread, failure: BaseException) -> bool:
-        """Stop the block and all its threads. False: that had been done before."""
+        """Cancel the block and all its threads. False: they were cancelled before."""
         first = self.scope.cancel(f"{child.name} failed: {failure!r}")
         if first:
-            # Read by the parent when it has joined this thread.
+            # Written once, by this thread; the parent reads it after it has joined the thread.
             self.failed = child, failure
         return first
 
@@ -38,7 +38,7 @@ class _Family:
                 child.join()
 
     def report(self) -> None:
-        """Tell the hook, as of any thread: what ends the block goes first."""
+        """Report the failure to threading.excepthook: another exception leaves the block."""
         if self.failed is not None:
             child, failure = self.failed
             told = type(failure), failure, failure.__traceback__, child
@@ -46,7 +46,7 @@ class _Family:
 
 
 class _Open(threading.local):
-    """The blocks that the calling thread is in."""
+    """The parent_scope() blocks of the calling thread, the innermost last."""
 
     def __init__(self) -> None:
         self.families: list[_Family] = []
@@ -60,8 +60,14 @@ def parent_scope(timeout: float | None = None) -> Iterator[CancelScope]:
     """A block that ends with its threads: those made in it with ``is_kill_parent=True``.
 
     It is a cancel_scope(). If one of the threads fails, the block and the other threads are
-    cancelled, and the exception is raised out of the block, once all of them have ended: never
-    later, never elsewhere. However else the block ends early, they are cancelled, too.
+    cancelled, and once all of them have ended, the exception is raised out of the block. If the
+    block ends early for another reason, its threads are cancelled, too.
+
+    Blocks: at its end, until all its threads have ended.
+
+    On cancel: the threads are cancelled, and waited for; a kill ends that wait.
+
+    On timeout: as on cancel; then DeadlineExceeded is raised.
     """
     family = _Family(timeout)
     try:
@@ -72,7 +78,7 @@ def parent_scope(timeout: float | None = None) -> Iterator[CancelScope]:
                 family.join()
             except BaseException:
                 scope.cancel("the block ended early")
-                with shield(math.inf):  # a kill pierces it
+                with shield(math.inf):  # a kill goes through it
                     family.join()
                 raise
             finally:
@@ -80,7 +86,7 @@ def parent_scope(timeout: float | None = None) -> Iterator[CancelScope]:
     except Exception:
         if family.failed is None:
             raise
-        # What the block made of being stopped is this one's context.
+        # The block's own exception, which its cancellation led to, becomes the context.
         raise family.failed[1]  # noqa: B904
     except BaseException:
         family.report()
@@ -107,7 +113,11 @@ class Thread(_thread.Thread):
         daemon: bool | None = None,
         is_kill_parent: bool = False,
     ) -> None:
-        """As threading.Thread. ScopeMisuse: `is_kill_parent` outside any parent_scope()."""
+        """As threading.Thread.
+
+        Raises:
+            ScopeMisuse: `is_kill_parent` outside any parent_scope().
+        """
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
         self._family: _Family | None = None
         if is_kill_parent:
@@ -119,10 +129,14 @@ class Thread(_thread.Thread):
             self._family = _open.families[-1]
 
     def start(self) -> None:
-        """As threading.Thread. ScopeMisuse: the block that it was to stop has been left."""
+        """As threading.Thread.
+
+        Raises:
+            ScopeMisuse: the parent_scope() block has been left.
+        """
         family = self._family
         if family is not None:
-            # First, so that whatever ends the block, a kill in here too, ends the thread.
+            # First, so that the end of the block, also by a kill in here, ends the thread.
             cancel_with(family.scope.token, self, "the block that it was made in has ended")
             family.children.append(self)
         super().start()

@@ -1,4 +1,4 @@
-"""StoppableThread: the recipe of the exit flag, whose flag is seen by waits."""
+"""StoppableThread: the recipe of the exit flag, with a flag that ends waits."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _REASON = "stopped"
 
 
 class StopEvent(Event):
-    """An Event as threads are given one to look at; set() stops the StoppableThreads that have it.
+    """An Event for threads to poll; set() stops the StoppableThreads that have it.
 
-    It stays set: what has been told to stop cannot be told otherwise.
+    It stays set, for a thread that was stopped cannot be made to go on.
     """
 
     def __init__(self) -> None:
-        """A flag that is not set."""
+        """Make a flag that is not set."""
         super().__init__()
         self._source = CancelSource()
 
     @property
     def token(self) -> CancelToken:
-        """Is cancelled when the flag is set."""
+        """A token that is cancelled when the flag is set."""
         return self._source.token
 
     def set(self) -> None:
-        """Set the flag, wake all who wait for it, and stop its threads. Never blocks."""
+        """Set the flag, wake its waiters, and stop its threads. Never blocks."""
         super().set()
         self._source.cancel(_REASON)
 
     def clear(self) -> None:
-        """Refuse, once it is set (RuntimeError)."""
+        """Do nothing; RuntimeError once the flag is set."""
         if self.is_set():
             raise RuntimeError("the threads of this StopEvent were told to stop: make a new one")
 
@@ -45,9 +45,8 @@ class StopEvent(Event):
 class StoppableThread(Thread):
     """A desist.Thread with stop() and stopped(): the flag is the thread's token.
 
-    A body that looks at the flag ends as it always did. One that waits ends too, for its desist
-    waits raise Cancelled, which it lets pass: what has to be done at the end belongs in a
-    ``finally:``.
+    A body that polls the flag ends as it always did. A body that waits ends too, since its desist
+    waits raise Cancelled, which it lets pass: clean-up belongs in a ``finally:``.
     """
 
     def __init__(
@@ -63,7 +62,8 @@ class StoppableThread(Thread):
     ) -> None:
         """As threading.Thread. `stop_event`: a flag of several threads, which stops this one, too.
 
-        TypeError: another kind of event, which could not wake anybody.
+        Raises:
+            TypeError: another kind of event, which could not end a wait.
         """
         if not (stop_event is None or isinstance(stop_event, StopEvent)):
             raise TypeError(f"stop_event must be a StopEvent, not {type(stop_event).__qualname__}")
@@ -77,7 +77,7 @@ class StoppableThread(Thread):
     def stopped(self) -> bool:
         """Was the thread told to stop?"""
         cause = self.token.cause
-        # The token of a thread that has ended by itself is cancelled as well, but nobody did that.
+        # The token of a thread that has ended by itself is cancelled as well, by its end.
         return cause is not None and cause.kind is not CauseKind.SCOPE_EXITED
 
     def _run_behind_the_boundary(self) -> None:

@@ -1,8 +1,11 @@
-"""func_timeout, stopit and timeout_decorator: a function, or a block, that has to end in time.
+"""func_timeout, stopit and timeout_decorator: limits for the time of a function or a block.
 
-The code runs on the thread that calls it, in a block of its own with a deadline: its desist waits
-and checkpoints raise Cancelled, and what does not wait is left by force soon after. Both end with
-the block; after it nothing is left that could strike.
+Guarantees: nothing is raised after the block or the call, and when the error is raised, the code
+has ended.
+
+How: the code runs on the calling thread, in a block of its own with a deadline and `kill_after`. So
+its desist waits and checkpoints raise Cancelled, and code that does not wait is forced out soon
+after.
 """
 
 from __future__ import annotations
@@ -26,11 +29,11 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 TimeoutException = DeadlineExceeded
-"""What leaves a block of ThreadingTimeout."""
+"""The exception that leaves a block of ThreadingTimeout."""
 
 
 _KILL_AFTER = 0.1
-"""Seconds from the deadline until what does not wait, or swallows, is left by force."""
+"""Seconds after the deadline until code that does not wait, or swallows Cancelled, is killed."""
 
 
 def _block(seconds: float) -> CancelScope:
@@ -41,7 +44,7 @@ def _block(seconds: float) -> CancelScope:
 
 
 class FunctionTimedOut(DeadlineExceeded):
-    """The function was not done in time. A TimeoutError; func_timeout's is a BaseException."""
+    """The function has not ended in time. A TimeoutError; func_timeout's is a BaseException."""
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class FunctionTimedOut(DeadlineExceeded):
         timedOutArgs: tuple[Any, ...] | None = None,  # noqa: N803
         timedOutKwargs: Mapping[str, Any] | None = None,  # noqa: N803
     ) -> None:
-        """Keep what was called."""
+        """Keep the call's function, arguments and timeout."""
         self.timedOutAfter = timedOutAfter
         self.timedOutFunction = timedOutFunction
         self.timedOutArgs = timedOutArgs
@@ -81,10 +84,15 @@ def func_timeout(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> _R:
-    """Call `func(*args, **kwargs)`, and raise FunctionTimedOut if it is not done in time.
+    """Call `func(*args, **kwargs)`, and raise FunctionTimedOut if it has not ended in time.
 
-    func_timeout calls it on another thread, which it leaves behind, with all that it holds. Here it
+    func_timeout's own calls it on another thread, which it abandons, with all its locks. Here it
     has ended when FunctionTimedOut is raised. The native way: ``with desist.fail_after(timeout):``.
+
+    On timeout: FunctionTimedOut.
+
+    Raises:
+        TypeError: a generator or coroutine function, whose call returns before its code runs.
     """
     refuse(func)
     with _block(timeout):
@@ -106,13 +114,13 @@ def func_set_timeout(
     timeout: float | Callable[..., float],
     allowOverride: bool = False,  # noqa: N803 (func_timeout's name)
 ) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
-    """Give each call of a function so many seconds; else FunctionTimedOut, as func_timeout().
+    """Limit each call of a function to so many seconds, as func_timeout() does.
 
     `timeout` may be a function of the call's arguments. `allowOverride`: a call may be given
     another, as ``forceTimeout=``. The native way: ``with desist.fail_after(timeout):`` inside.
     """
     if not callable(timeout):
-        _block(timeout)  # refuses what makes no sense
+        _block(timeout)  # raises for a time that is not valid
 
     def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
         refuse(function)
@@ -136,8 +144,8 @@ def func_set_timeout(
 class _OfTheScope:
     """An `__enter__` or `__exit__` that runs no Python code.
 
-    Such code would belong neither to the block nor to what is around it, and could be struck
-    between the two.
+    Python code there would belong neither to the block nor to the code around it, and Killed could
+    be raised between the two.
     """
 
     def __init__(
@@ -147,21 +155,21 @@ class _OfTheScope:
         self._call = call
 
     def __get__(self, instance: ThreadingTimeout | None, owner: object) -> Callable[..., Any]:
-        # ExitStack, unlike `with`, asks the class.
+        # ExitStack, unlike `with`, takes the method from the class.
         return self._call if instance is None else self._bind(instance)
 
 
 class ThreadingTimeout:
-    """A block that has to be done in `seconds`; afterwards it is true if it was, and `state` tells.
+    """A block that has to end within `seconds`; afterwards it is true if it has, and `state` tells.
 
-    ``swallow_exc=False``: TimeoutException leaves a block that was not; else it is left quietly.
-    For one `with` statement. The native way: move_on_after() and fail_after().
+    A block that is late is left quietly; with ``swallow_exc=False`` TimeoutException is raised. For
+    one `with` statement. The native way: move_on_after() and fail_after().
     """
 
     EXECUTED, EXECUTING, TIMED_OUT, INTERRUPTED, CANCELED = range(5)
 
     def __init__(self, seconds: float, swallow_exc: bool = True) -> None:
-        """A block that has not begun."""
+        """Make a block that has not begun."""
         self.seconds = seconds
         self.swallow_exc = swallow_exc
         self._scope: CancelScope = (
@@ -173,7 +181,7 @@ class ThreadingTimeout:
     def state(self) -> int:
         """EXECUTED (also before it has begun), EXECUTING, TIMED_OUT or CANCELED.
 
-        INTERRUPTED, by the exception of another block, does not happen: each ends its own.
+        INTERRUPTED, by the exception of another block, does not happen: each block has its own.
         """
         if self._scope.cancelled_caught:
             return self.TIMED_OUT
@@ -188,13 +196,13 @@ class ThreadingTimeout:
             return False
 
     def cancel(self) -> None:
-        """Let the block take as long as it likes."""
+        """Take the time limit away."""
         if not self._entered or self._is_open():
             self._scope.deadline = math.inf
             self._canceled = True
 
     def __bool__(self) -> bool:
-        """Was it done in time, so far?"""
+        """Has it ended in time, or may it still?"""
         return self.state in (self.EXECUTED, self.EXECUTING, self.CANCELED)
 
     def __repr__(self) -> str:
@@ -202,7 +210,7 @@ class ThreadingTimeout:
 
     def _enter(self) -> Callable[[], ThreadingTimeout]:
         self._entered = True
-        # Enters the scope, which is true, and yields the one item beside it.
+        # compress() enters the scope, which is true, and then yields the one item of its data.
         entered = itertools.starmap(self._scope.__enter__, ((),))
         return functools.partial(next, itertools.compress((self,), entered))
 
@@ -227,9 +235,9 @@ class ThreadingTimeout:
 def threading_timeoutable(
     default: Any = None, timeout_param: str = "timeout"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let calls of a function be given a timeout, as ``timeout=``.
+    """Let calls of a function take a timeout, as ``timeout=``.
 
-    One that is late returns `default`. `timeout_param`: another name for that argument. The native
+    A call that is late returns `default`. `timeout_param`: another name for that argument. The native
     way: ``with desist.move_on_after(...):`` inside.
     """
 
@@ -259,9 +267,9 @@ def timeout(
     timeout_exception: type[BaseException] = DeadlineExceeded,
     exception_message: str | None = None,
 ) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
-    """Give each call of a function so many seconds (None: as long as it takes).
+    """Limit each call of a function to so many seconds (None: no limit).
 
-    A call may be given another timeout, as ``timeout=``. One that is late raises
+    A call may be given another timeout, as ``timeout=``. A call that is late raises
     `timeout_exception`, with `exception_message` if there is one. `use_signals` makes no
     difference: neither a signal nor a process is used, so any thread may call it. The native way:
     ``with desist.fail_after(seconds):`` inside.
@@ -271,7 +279,7 @@ def timeout(
     if not (isinstance(given, type) and issubclass(given, BaseException)):
         raise TypeError(f"timeout_exception must be an exception class, not {given!r}")
     if seconds is not None:
-        _block(seconds)  # refuses what makes no sense
+        _block(seconds)  # raises for a time that is not valid
 
     def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
         refuse(function)

@@ -1,4 +1,4 @@
-"""Threads that are cancelled with something else."""
+"""cancel_with(): a thread that is cancelled together with a token."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def cancel_with(token: CancelToken, thread: Thread, reason: str) -> Registration:
     """Cancel `thread` when `token` is cancelled.
 
-    The callback is made of native parts. It runs on the thread that cancels; a kill of that one,
-    striking in Python code here, would end the callback with nothing done.
+    The callback is made of native parts. It runs on the cancelling thread, and a kill of that
+    thread, raised in Python code here, would end the callback before it has done anything.
     """
     cancel = map(thread._task.cancel, itertools.repeat(reason))  # noqa: SLF001 (its own package)
     return token.on_cancel(functools.partial(next, cancel))
