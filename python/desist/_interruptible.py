@@ -38,8 +38,8 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     On cancel: unblock() is called. An Exception that `fn` then raises becomes the `__cause__` of
     Cancelled; without a `__cause__`, `fn` was not called. A checkpoint on entry.
 
-    On kill: as on cancel, with Killed. A kill goes through shield() and waits for cleanup(), here as
-    at every wait.
+    On kill: as on cancel, with Killed. A kill goes through shield() and waits for cleanup(), as at
+    every wait.
 
     Raises:
         TypeError: `fn` or `unblock` cannot be called.

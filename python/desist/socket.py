@@ -10,8 +10,8 @@ standard library's own. Every call that may block is a checkpoint, and raises Ca
 as soon as the calling code is to stop. A timeout is still a TimeoutError.
 
 Name resolution (getaddrinfo; create_connection, connect and sendto with a host's name) blocks in C.
-It is done by a helper thread, which is abandoned if the caller is to stop earlier. gethostbyname and
-the like are the standard library's, and block as they always did; so does bind with a name.
+It is done by a helper thread, which is abandoned if the caller is to stop earlier. gethostbyname
+and the like are the standard library's, and block as they always did; so does bind with a name.
 
 How: a descriptor never blocks. A call is tried first; if it would block, wait_any() waits for the
 descriptor and for the socket's `_gone` latch, and the call is tried again.
@@ -321,8 +321,8 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
     def sendall(self, data: Buffer, flags: int = 0, /) -> None:
         """As socket.socket.sendall. The timeout is for all of it.
 
-        After Cancelled, as after any other exception, an unknown part of the data has been sent: the
-        connection can only be closed. If it was raised on entry, nothing has been sent.
+        After Cancelled, as after any other exception, an unknown part of the data has been sent:
+        the connection can only be closed. If it was raised on entry, nothing has been sent.
         """
         if self._timeout == 0:
             return super().sendall(data, flags)
@@ -500,8 +500,8 @@ def getaddrinfo(  # noqa: PLR0917 (as it is there)
 ) -> list[tuple[Any, Any, int, str, Any]]:
     """As socket.getaddrinfo. A checkpoint.
 
-    A name is resolved by a helper thread. If the caller is to stop earlier, the thread is abandoned,
-    and its result is dropped.
+    A name is resolved by a helper thread. If the caller is to stop earlier, the thread is
+    abandoned, and its result is dropped.
     """
     checkpoint()
 

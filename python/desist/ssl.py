@@ -45,8 +45,8 @@ def __dir__() -> list[str]:
 class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
     """An ssl.SSLSocket whose waits end when the calling code is to stop.
 
-    Made by SSLContext.wrap_socket(), of any socket. A timeout is for each call, however often it has
-    to wait; in sendall() and sendfile(), as in the standard library, for each part.
+    Made by SSLContext.wrap_socket(), of any socket. A timeout is for each call, however often it
+    has to wait; in sendall() and sendfile(), as in the standard library, for each part.
 
     On cancel: Cancelled is raised; on entry, nothing was done. Nothing was read, and do_handshake()
     and unwrap() may be called again, to go on. Data that were to be written may have been sent in

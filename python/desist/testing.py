@@ -66,7 +66,7 @@ class MockClock:
 
 
 def run(fn: Callable[[], _T], *, clock: MockClock | None = None, seed: int | None = None) -> _T:
-    """Call `fn()` in simulated time, wait for the desist threads that it starts; returns its result.
+    """Call `fn()` in simulated time, and wait for its desist threads; returns its result.
 
     The calling thread, the desist threads that it starts, the workers of its pools, and the threads
     that these start, use `clock`. They take turns, and switch at desist waits only: while code
@@ -208,5 +208,5 @@ def sweep_cancels(
     limit: int = 10_000,
     timeout: float = 10.0,
 ) -> SweepReport:
-    """As :func:`sweep_kills`, but cancel: the next checkpoint after the bytecode raises Cancelled."""
+    """As :func:`sweep_kills`, with a cancel: the next checkpoint raises Cancelled."""
     return Sweep(fn, check, setup, victims, only, limit, timeout, cancels=True).run()

@@ -237,8 +237,8 @@ def threading_timeoutable(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Let calls of a function take a timeout, as ``timeout=``.
 
-    A call that is late returns `default`. `timeout_param`: another name for that argument. The native
-    way: ``with desist.move_on_after(...):`` inside.
+    A call that is late returns `default`. `timeout_param`: another name for that argument. The
+    native way: ``with desist.move_on_after(...):`` inside.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
