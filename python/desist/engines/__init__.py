@@ -1,12 +1,12 @@
-"""Queues that are kept by somebody else's engine, for workers on several hosts.
+"""Queues on a server, for workers on several hosts.
 
     import desist
 
     with desist.WorkerPool(handler, queue="redis://localhost/0?stream=jobs") as pool:
         pool.submit({"page": 17})
 
-`Engine` is the port: who has another engine writes these verbs for it, and gets everything else
-from `EngineQueue`.
+`Engine` is the port: an adapter for another server implements its methods, and `EngineQueue` does
+everything else.
 """
 
 from desist.engines._open import open_queue

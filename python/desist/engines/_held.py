@@ -32,7 +32,7 @@ R = TypeVar("R")
 RECONNECT = 0.05, 2.0
 """Seconds between tries to reach an engine that is away: at first, and at most."""
 
-_OVER = "this lease is over: the item was acknowledged or given back; nothing was changed"
+_OVER = "this lease is over: the item was acknowledged or requeued; nothing was changed"
 
 
 class HeldLease:

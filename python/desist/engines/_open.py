@@ -39,10 +39,13 @@ def open_queue(
     retry: RetryPolicy | None = None,
     codec: Literal["pickle", "json"] = "pickle",
 ) -> EngineQueue[Any]:
-    """The queue that is kept there, which has to be closed: `redis://...` or `postgresql://...`.
+    """Open the queue at this URL, `redis://...` or `postgresql://...`. It has to be closed.
 
-    Never blocks; the server is asked for when something is put or leased. ValueError: nothing is
-    known to be kept there. ImportError: the package that speaks to the server is not installed.
+    Blocks: never. The connection is made when something is put or leased.
+
+    Raises:
+        ValueError: there is no engine for this URL.
+        ImportError: the package for the engine is not installed.
     """
     if isinstance(where, str) and "://" in where:
         return EngineQueue(_engine(where), retry=retry, codec=codec)
@@ -52,7 +55,7 @@ def open_queue(
 def _engine(url: str) -> Engine:
     scheme = urlsplit(url).scheme
     if scheme not in _ENGINES:
-        raise ValueError(f"nothing keeps queues at {scheme}://; {_ADVICE}")
+        raise ValueError(f"there is no engine for {scheme}://; {_ADVICE}")
     module, name, needs = _ENGINES[scheme]
     try:
         from_url: Callable[[str], Engine] = getattr(import_module(module), name).from_url

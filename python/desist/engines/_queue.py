@@ -41,15 +41,15 @@ _LOST = "its worker was lost at the last attempt, for an unknown reason"
 class EngineQueue(Generic[T]):
     """Items that are leased to workers of any process and host, kept by an `Engine`.
 
-    At least once: what a worker does not acknowledge is leased again, also when its process or
-    host is lost, as soon as nobody has extended the lease for the engine's `lease_timeout`. As long
-    as this process lives, a thread of it extends the leases that are in its hands. Who loses one
-    nevertheless (the server was away for too long, the process stood still) has its handler's token
+    At least once: an item that its worker does not acknowledge is leased again, also when its
+    process or host is lost, once the lease has not been extended for the engine's `lease_timeout`.
+    As long as this process lives, a thread of it extends its leases. If a lease is lost
+    nevertheless (the server was away for too long, the process stood still), its handler's token is
     cancelled, and ack() raises Fenced.
 
-    While the server cannot be reached, workers wait for it, and what they have done is
-    acknowledged when it is back, unless the lease has run out by then. put() and those who look
-    (counts, dead, retry) raise ConnectionError.
+    While the server cannot be reached, workers wait for it, and finished items are acknowledged
+    when it is back, unless the lease has run out by then. put(), counts(), dead() and retry() raise
+    ConnectionError.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class EngineQueue(Generic[T]):
         retry: RetryPolicy | None = None,
         codec: Literal["pickle", "json"] = "pickle",
     ) -> None:
-        """Never blocks; the server is asked for at the first call that needs it.
+        """Set up the queue; the connection is made at the first call that needs it.
 
-        With `codec="pickle"`, who can write to the server can run code in the workers.
+        With `codec="pickle"`, a program that can write to the server can run code in the workers.
         """
         self.engine = engine
         self._retry = RetryPolicy() if retry is None else retry
@@ -75,10 +75,10 @@ class EngineQueue(Generic[T]):
         self._stop_heartbeat = weakref.finalize(self, self._heartbeat.stop)
 
     def put(self, item: T, /, *, key: str | None = None, delay: float = 0.0) -> str:
-        """Add an item; returns its id. It is with the server when this returns.
+        """Add an item and return its id. The server has stored it when this returns.
 
-        `delay`: seconds before which it is not leased. `key`: as long as an item with this key is
-        there, dead or alive, it stands for this one too, and its id is returned.
+        `delay`: seconds before which it is not leased. `key`: if there is an item with this key,
+        dead or alive, nothing is added, and the id of that item is returned.
 
         TypeError: the codec cannot write it.
         ConnectionError: the server is away, and may or may not have it; with a key it does no harm
@@ -105,7 +105,7 @@ class EngineQueue(Generic[T]):
         expires: float | None = None,
         timeout: float | None = None,  # noqa: ARG002 (there is always room)
     ) -> str:
-        """As put(); `future` is told how the work ended, if it ends here. For WorkerPool."""
+        """As put(); `future` is settled if the work ends in this process. For WorkerPool."""
         if priority or expires is not None:
             raise ValueError("this queue's engine knows neither priority nor expires")
         item_id = uuid.uuid4().hex
@@ -121,14 +121,14 @@ class EngineQueue(Generic[T]):
         return known
 
     def _follow(self, item_id: str, future: ItemFuture[Any]) -> None:
-        """Another item stands for the one that was submitted."""
+        """Settle `future` together with that of the item which has the same key."""
         first = self._futures.setdefault(item_id, future)
         if first is not future:
 
             def tell(first: concurrent.futures.Future[Any]) -> None:
                 failure = first.exception()
                 if failure is None:
-                    future._finish(first.result())  # noqa: SLF001 (the queues' own door)
+                    future._finish(first.result())  # noqa: SLF001 (a queue settles it)
                 else:
                     future._fail(failure)  # noqa: SLF001
 
@@ -137,8 +137,8 @@ class EngineQueue(Generic[T]):
     def lease(self, timeout: float | None = None) -> Lease[T] | None:
         """Lease the next item; waits for one, at most for `timeout` seconds (then None).
 
-        A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
-        acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
+        A checkpoint: Cancelled and Killed mean that nothing was leased. The caller must acknowledge
+        the lease or give it back; a WorkerPool does that for its handlers.
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative, but is {timeout}")
@@ -146,7 +146,7 @@ class EngineQueue(Generic[T]):
         return None if held is None else lease_of(held)
 
     def _deliver(self, timeout: float | None) -> HeldLease | None:
-        """As lease(). For the worker's loop."""
+        """As lease(), for the worker's loop."""
         self._check_usable()
         hold_off(self._heartbeat.start)
         end = math.inf if timeout is None else current_time() + timeout
@@ -170,7 +170,7 @@ class EngineQueue(Generic[T]):
         return self.engine.lease(min(left, self._heartbeat.period))
 
     def _accept(self, delivery: Delivery) -> HeldLease | None:
-        """None: it is not for any handler, and settled."""
+        """Make a lease of a delivery. None: no handler can work on it, and it is settled."""
         held = HeldLease(
             delivery,
             self.engine,
@@ -182,25 +182,25 @@ class EngineQueue(Generic[T]):
         )
         if delivery.attempt > self._retry.max_attempts:
             held.settle(lambda: self.engine.reject(delivery, _LOST))
-            self._tell_off(delivery.id, RuntimeError(_LOST))
+            self._settle_future(delivery.id, RuntimeError(_LOST))
             return None
         try:
             held.item = self._codec.decode(delivery.body)
-        except Exception as failure:  # noqa: BLE001 (it is kept with the item)
+        except Exception as failure:  # noqa: BLE001 (kept with the item)
             why = f"its bytes could not be decoded: {describe(failure)}"
             held.settle(lambda: self.engine.reject(delivery, why))
-            self._tell_off(delivery.id, failure)
+            self._settle_future(delivery.id, failure)
             return None
         self._heartbeat.add(held)
         return held
 
     def counts(self) -> Mapping[str, int]:
-        """How many items are in each state, at one instant: in all hosts' hands."""
+        """Count the items in each state at one instant, those leased to other hosts included."""
         self._check_usable()
         return hold_off(self.engine.counts)
 
     def dead(self) -> list[tuple[str, T | bytes, list[str]]]:
-        """The dead items: id, item (its bytes, if they say nothing), and all that went wrong."""
+        """List the dead items: id, item (its bytes if they cannot be decoded), and all failures."""
         self._check_usable()
         return [
             (dead.id, self._decode_dead(dead.body), dead.failures)
@@ -210,7 +210,7 @@ class EngineQueue(Generic[T]):
     def _decode_dead(self, body: bytes) -> T | bytes:
         try:
             return self._codec.decode(body)  # type: ignore[no-any-return]
-        except Exception:  # noqa: BLE001 (it may be what it died of)
+        except Exception:  # noqa: BLE001 (this may be why it is dead)
             return body
 
     def retry(self, item_id: str, /) -> None:
@@ -220,12 +220,12 @@ class EngineQueue(Generic[T]):
             raise ValueError(f"item {item_id} is not dead; dead() lists those that are")
 
     def _cancel(self, item_id: str, reason: str | None) -> bool | None:
-        """As LeaseQueue's. For WorkerPool."""
+        """As in LeaseQueue, for WorkerPool."""
         self._check_usable()
         cause = _cause(reason)
         dead = hold_off(self.engine.cancel, item_id, str(cause))
         if dead:
-            self._tell_off(item_id, cause)
+            self._settle_future(item_id, cause)
             self._changed()
         return dead
 
@@ -245,14 +245,14 @@ class EngineQueue(Generic[T]):
                 return False
 
     def _give_up(self, reason: str | None) -> None:
-        """The pool that has opened it is done with it. What is in it is for others."""
+        """Close the queue for the pool that has opened it. Its items stay for other pools."""
         self.close()
         cause = _cause(reason)
         for item_id in list(self._futures):
-            self._tell_off(item_id, cause)
+            self._settle_future(item_id, cause)
 
     def close(self) -> None:
-        """Let the server go. Leases in hand run out; what is in the queue stays. Idempotent.
+        """Close the connections. Leases of this process run out, items stay. Idempotent.
 
         Waits until the thread that extends leases has ended. A checkpoint.
         """
@@ -267,7 +267,7 @@ class EngineQueue(Generic[T]):
             hold_off(self.engine.close)
 
     def __enter__(self) -> EngineQueue[T]:
-        """Give the queue itself."""
+        """Return the queue itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -294,14 +294,15 @@ class EngineQueue(Generic[T]):
         """Take the future of an item out, to settle it."""
         return self._futures.pop(item_id, None)
 
-    def _tell_off(self, item_id: str, failure: BaseException | CancelCause) -> None:
+    def _settle_future(self, item_id: str, failure: BaseException | CancelCause) -> None:
+        """Fail the future of an item, if it was submitted here."""
         future = self._take_future(item_id)
         if future is not None:
-            hold_off(future._fail, failure)  # noqa: SLF001 (the queues' own door)
+            hold_off(future._fail, failure)  # noqa: SLF001 (a queue settles it)
 
 
 class _Changed:
-    """Counts how often there may have been news, and wakes who waits for the next."""
+    """Counts the times at which the queue may have become empty, and wakes waiters for the next."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -313,7 +314,7 @@ class _Changed:
             self._condition.notify_all()
 
     def wait(self, seen: int, timeout: float) -> bool:
-        """Until there are more than were seen; False: not in time."""
+        """Wait until the count differs from `seen`; False: not in time."""
         with self._condition:
             patience = None if timeout == math.inf else max(timeout, 0.0)
             return self._condition.wait_for(lambda: self.times != seen, patience)

@@ -1,4 +1,4 @@
-"""What RedisEngine has the server do: Lua scripts, each one step that nobody sees half done.
+"""The operations of RedisEngine on the server: Lua scripts, each of which is atomic.
 
 KEYS[1] is the stream; all other keys begin with its name.
 """
@@ -7,21 +7,21 @@ import re
 
 GROUP = "desist"
 
-# What a settlement answers. Below 0: the lease was over, and this has become of the item.
-DEAD = 2
-THERE, GONE, BURIED = -1, -2, -3
+# Answers of a settlement. Below 0: the lease was over, and this is the state of the item.
+NOW_DEAD = 2
+IS_QUEUED, IS_GONE, IS_DEAD = -1, -2, -3
 
 _COMMON = """
 local S, G = KEYS[1], '@GROUP'
 local function key_of(id) return S .. ':item:' .. id end
 
--- The server's clock; nobody else's counts.
+-- The server's clock, the only one that counts.
 local function now()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function nudge() redis.call('XADD', S .. ':news', 'MAXLEN', 1, '*', 'look', 'again') end
+local function wake() redis.call('XADD', S .. ':news', 'MAXLEN', 1, '*', 'look', 'again') end
 
 local function make_ready(id)
   redis.call('HSET', key_of(id), 'entry', redis.call('XADD', S, '*', 'id', id))
@@ -31,28 +31,28 @@ local function make_delayed(id, ms)
   local due = now() + ms
   local first = redis.call('ZRANGE', S .. ':delayed', 0, 0, 'WITHSCORES')
   redis.call('ZADD', S .. ':delayed', due, id)
-  if not first[2] or due < tonumber(first[2]) then nudge() end
+  if not first[2] or due < tonumber(first[2]) then wake() end
 end
 
-local function again(id, ms)
+local function enqueue(id, ms)
   if tonumber(ms) > 0 then make_delayed(id, tonumber(ms)) else make_ready(id) end
 end
 
-local function note(id, failure)
+local function add_failure(id, failure)
   local number = redis.call('HINCRBY', key_of(id), 'failures', 1)
   redis.call('HSET', key_of(id), 'failure:' .. number, failure)
 end
 
-local function nudge_if_all_is_done()
-  if redis.call('XLEN', S) == 0 and redis.call('ZCARD', S .. ':delayed') == 0 then nudge() end
+local function wake_if_drained()
+  if redis.call('XLEN', S) == 0 and redis.call('ZCARD', S .. ':delayed') == 0 then wake() end
 end
 
-local function bury(id)
+local function dead_letter(id)
   local fields = redis.call('HGETALL', key_of(id))
-  local grave = redis.call('XADD', S .. ':dead', '*', 'id', id, unpack(fields))
-  redis.call('HSET', S .. ':graves', id, grave)
+  local dead_entry = redis.call('XADD', S .. ':dead', '*', 'id', id, unpack(fields))
+  redis.call('HSET', S .. ':dead-entries', id, dead_entry)
   redis.call('DEL', key_of(id))
-  nudge_if_all_is_done()
+  wake_if_drained()
 end
 
 -- The entry's id and fields; nil if it was deleted by hand.
@@ -64,23 +64,23 @@ local function read(entry)
   return fields.id or entry, found[1][2], fields
 end
 
--- True: it was a lease until now.
-local function take_away(entry)
+-- Ends the lease. True: the entry was leased until now.
+local function end_lease(entry)
   local pending = redis.call('XACK', S, G, entry) == 1
   if pending then redis.call('XDEL', S, entry) end
   return pending
 end
 
--- An entry that no handler has seen.
+-- Requeues an entry that no handler has seen.
 local function put_back(entry)
   local id, fields, named = read(entry)
-  if not take_away(entry) or not id then return end
+  if not end_lease(entry) or not id then return end
   if named.id then make_ready(id) else redis.call('XADD', S, '*', unpack(fields)) end
 end
 
 local function make_group() redis.pcall('XGROUP', 'CREATE', S, G, '0', 'MKSTREAM') end
 
--- With the group made first, if it is not there.
+-- Runs a command of the group, which is made first if it does not exist.
 local function in_group(...)
   local reply = redis.pcall(...)
   if type(reply) == 'table' and reply.err then
@@ -91,14 +91,14 @@ local function in_group(...)
   return reply
 end
 
--- What has become of an item whose lease is over.
-local function whereabouts(id)
-  if redis.call('EXISTS', key_of(id)) == 1 then return @THERE end
-  if redis.call('HEXISTS', S .. ':graves', id) == 1 then return @BURIED end
-  return @GONE
+-- The state of an item whose lease is over.
+local function state_of(id)
+  if redis.call('EXISTS', key_of(id)) == 1 then return @IS_QUEUED end
+  if redis.call('HEXISTS', S .. ':dead-entries', id) == 1 then return @IS_DEAD end
+  return @IS_GONE
 end
 
--- The first thing that is done with an entry that was read.
+-- Begins the lease of an entry that was read.
 local function begin(entry, list)
   local fields = {}
   for at = 1, #list, 2 do fields[list[at]] = list[at + 1] end
@@ -107,7 +107,7 @@ local function begin(entry, list)
     id = entry
     redis.call('HSET', key_of(id), 'body', fields.body or '', 'entry', entry)
   elseif redis.call('EXISTS', key_of(id)) == 0 then -- deleted by hand
-    take_away(entry)
+    end_lease(entry)
     return false
   end
   local attempt = redis.call('HINCRBY', key_of(id), 'attempt', 1)
@@ -124,13 +124,13 @@ if key then
   local known = redis.call('HGET', S .. ':keys', key)
   if known then return known end
 end
-if whereabouts(id) ~= @GONE then return id end
+if state_of(id) ~= @IS_GONE then return id end
 redis.call('HSET', key_of(id), 'body', body)
 if key then
   redis.call('HSET', key_of(id), 'key', key)
   redis.call('HSET', S .. ':keys', key, id)
 end
-again(id, ms)
+enqueue(id, ms)
 return id
 """,
     "take": """
@@ -147,32 +147,32 @@ return begin(ARGV[1], fields)
     "put_back": "put_back(ARGV[1])",
     "ack": """
 local entry, id = ARGV[1], ARGV[2]
-if not take_away(entry) then return whereabouts(id) end
+if not end_lease(entry) then return state_of(id) end
 local key = redis.call('HGET', key_of(id), 'key')
 if key then redis.call('HDEL', S .. ':keys', key) end
 redis.call('DEL', key_of(id))
 redis.call('INCR', S .. ':done')
-nudge_if_all_is_done()
+wake_if_drained()
 return 1
 """,
     "nack": """
 local entry, id, ms, failure = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-if not take_away(entry) then return whereabouts(id) end
-note(id, failure)
+if not end_lease(entry) then return state_of(id) end
+add_failure(id, failure)
 local unwanted = redis.call('HGET', key_of(id), 'unwanted')
 if unwanted then
-  note(id, unwanted)
-  bury(id)
-  return @DEAD
+  add_failure(id, unwanted)
+  dead_letter(id)
+  return @NOW_DEAD
 end
-again(id, ms)
+enqueue(id, ms)
 return 1
 """,
     "reject": """
 local entry, id, failure = ARGV[1], ARGV[2], ARGV[3]
-if not take_away(entry) then return whereabouts(id) end
-note(id, failure)
-bury(id)
+if not end_lease(entry) then return state_of(id) end
+add_failure(id, failure)
+dead_letter(id)
 return 1
 """,
     "extend": """
@@ -188,8 +188,8 @@ return {
   redis.call('XLEN', S) - pending, pending, redis.call('ZCARD', S .. ':delayed'),
   tonumber(redis.call('GET', S .. ':done') or 0), redis.call('XLEN', S .. ':dead')}
 """,
-    # Answers after how many milliseconds the next delayed item is due (-1: there is none), and the
-    # latest news.
+    # Answers the milliseconds until the next delayed item is due (-1: there is none), and the
+    # latest entry of the news.
     "tend": """
 local consumer, lease_ms = ARGV[1], ARGV[2]
 for _, id in ipairs(redis.call(
@@ -201,23 +201,23 @@ for _, entry in ipairs(in_group(
     'XAUTOCLAIM', S, G, consumer, lease_ms, '0-0', 'COUNT', 100, 'JUSTID')[2]) do
   local id = read(entry)
   if not id then
-    take_away(entry)
+    end_lease(entry)
   elseif redis.call('HGET', key_of(id), 'begun') ~= entry then
     put_back(entry)
   else
-    take_away(entry)
-    note(id, 'its worker was lost: nobody has extended the lease in time')
+    end_lease(entry)
+    add_failure(id, 'its worker was lost: the lease was not extended in time')
     local unwanted = redis.call('HGET', key_of(id), 'unwanted')
     if unwanted then
-      note(id, unwanted)
-      bury(id)
+      add_failure(id, unwanted)
+      dead_letter(id)
     else
       make_ready(id)
     end
   end
 end
 for _, one in ipairs(redis.call('XINFO', 'CONSUMERS', S, G)) do
-  -- name, pending, idle: those of processes that are gone
+  -- name, pending, idle: the consumers of processes that have ended
   if one[4] == 0 and one[6] > tonumber(lease_ms) and one[2] ~= consumer then
     redis.call('XGROUP', 'DELCONSUMER', S, G, one[2])
   end
@@ -229,17 +229,17 @@ return {
 """,
     "retry": """
 local id = ARGV[1]
-local grave = redis.call('HGET', S .. ':graves', id)
-if not grave then return 0 end
-local list = redis.call('XRANGE', S .. ':dead', grave, grave)[1][2]
+local dead_entry = redis.call('HGET', S .. ':dead-entries', id)
+if not dead_entry then return 0 end
+local list = redis.call('XRANGE', S .. ':dead', dead_entry, dead_entry)[1][2]
 local fields = {}
 for at = 1, #list, 2 do fields[list[at]] = list[at + 1] end
 redis.call('HSET', key_of(id), 'body', fields.body)
 for _, name in ipairs({'key', 'progress'}) do
   if fields[name] then redis.call('HSET', key_of(id), name, fields[name]) end
 end
-redis.call('XDEL', S .. ':dead', grave)
-redis.call('HDEL', S .. ':graves', id)
+redis.call('XDEL', S .. ':dead', dead_entry)
+redis.call('HDEL', S .. ':dead-entries', id)
 make_ready(id)
 return 1
 """,
@@ -254,17 +254,23 @@ if redis.call('ZREM', S .. ':delayed', id) == 0 then
   end
   redis.call('XDEL', S, entry)
 end
-note(id, failure)
-bury(id)
+add_failure(id, failure)
+dead_letter(id)
 return 1
 """,
 }
 
-_NAMES = {"GROUP": GROUP, "DEAD": DEAD, "THERE": THERE, "GONE": GONE, "BURIED": BURIED}
+_NAMES = {
+    "GROUP": GROUP,
+    "NOW_DEAD": NOW_DEAD,
+    "IS_QUEUED": IS_QUEUED,
+    "IS_GONE": IS_GONE,
+    "IS_DEAD": IS_DEAD,
+}
 
 
 def _with_names(source: str) -> str:
-    return re.sub("@([A-Z]+)", lambda match: str(_NAMES[match[1]]), source)
+    return re.sub("@([A-Z_]+)", lambda match: str(_NAMES[match[1]]), source)
 
 
 ALL = {name: _with_names(_COMMON + source) for name, source in _SCRIPTS.items()}

@@ -1,11 +1,11 @@
 """A table in PostgreSQL, through psycopg 3 (`pip install desist[postgres]`).
 
 The table is `desist_items`: a row for each item that is not done. A lease is a row's `epoch`, and
-`due`, when it runs out; whoever leases the item next gives it a new one, and that is the fence.
-Leasing is one UPDATE of a row that nobody else has locked (SKIP LOCKED); who waits is woken by
-NOTIFY. All times are the server's.
+`due`, when it runs out; the next lease of the item has a new epoch, and that is the fence. A lease
+is one UPDATE of a row that is not locked (SKIP LOCKED); waiters are woken by NOTIFY. All times are
+the server's.
 
-The table may be looked at, joined, and filled by others; `put` shows how.
+Other programs may read, join and fill the table; `put` shows how.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ CREATE TABLE IF NOT EXISTS desist_done (
 """
 
 _MINE = "queue = %(queue)s AND id = %(id)s AND epoch = %(epoch)s AND state = 'leased'"
-_LOST = "its worker was lost: nobody has extended the lease in time"
+_LOST = "its worker was lost: the lease was not extended in time"
 _SQL = {
-    # An item that is delayed, or leased, is not yet due.
+    # A delayed or leased item is not due yet.
     "lease": f"""
         UPDATE desist_items AS item SET
             attempt = item.attempt + 1, epoch = nextval('desist_epoch'), state = 'leased',
@@ -69,7 +69,7 @@ _SQL = {
     "known": """
         SELECT id FROM desist_items WHERE queue = %(queue)s AND (id = %(id)s OR key = %(key)s)
         ORDER BY key = %(key)s DESC NULLS LAST LIMIT 1""",
-    # Each connection counts by itself, so that none waits for another.
+    # Each connection has a row of its own for the count, so that none waits for another.
     "ack": f"""
         WITH gone AS (DELETE FROM desist_items WHERE {_MINE} RETURNING queue)
         INSERT INTO desist_done SELECT queue, pg_backend_pid(), 1 FROM gone
@@ -96,10 +96,10 @@ _SQL = {
             (SELECT coalesce(sum(done), 0)::bigint FROM desist_done WHERE queue = %(queue)s),
             count(*) FILTER (WHERE state = 'dead')
         FROM desist_items WHERE queue = %(queue)s""",
-    "tell_if_all_is_done": """
+    "notify_if_drained": """
         SELECT pg_notify('desist', '') WHERE NOT EXISTS (
             SELECT FROM desist_items WHERE queue = %(queue)s AND state <> 'dead')""",
-    "bury_unwanted": f"""
+    "dead_letter_unwanted": f"""
         UPDATE desist_items SET state = 'dead', failures = failures || ARRAY['{_LOST}', unwanted]
         WHERE queue = %(queue)s AND state = 'leased' AND due <= now() AND unwanted IS NOT NULL""",
     "dead": """
@@ -119,7 +119,7 @@ _SQL = {
         WHERE queue = %(queue)s AND id = %(id)s AND state <> 'dead' RETURNING state""",
 }
 
-_OUR_DOING = {"ack": (None,), "nack": ("ready", "dead"), "reject": ("dead",)}
+_OWN_EFFECT = {"ack": (None,), "nack": ("ready", "dead"), "reject": ("dead",)}
 """The state in which a settlement whose answer was lost leaves an item."""
 
 
@@ -130,7 +130,7 @@ class PostgresEngine(Engine):
     """
 
     def __init__(self, url: str, *, queue: str = "desist", lease_timeout: float = 30.0) -> None:
-        """Never blocks; connections, and the tables, are made when they are needed."""
+        """Set up the engine; connections and tables are made when they are needed."""
         if not lease_timeout > 0:
             raise ValueError(f"lease_timeout must be positive, but is {lease_timeout}")
         self.lease_timeout = lease_timeout
@@ -143,12 +143,12 @@ class PostgresEngine(Engine):
         self._idle: list[_Connection] = []
         self._closed = False
         self._has_tables = False
-        # Leases (their epochs) of which it is not known whether a settlement has arrived.
+        # Epochs of leases whose settlement may or may not have arrived.
         self._in_doubt: set[int] = set()
 
     @classmethod
     def from_url(cls, url: str) -> PostgresEngine:
-        """As the class."""
+        """Make an engine from the URL that the class describes."""
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query))
         queue = query.pop("queue", "desist")
@@ -159,7 +159,7 @@ class PostgresEngine(Engine):
     def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
         """One round trip, if the item is new."""
         values = {"id": item_id, "body": body, "key": key, "delay": delay}
-        while True:  # what stands in the way may be gone before it is seen
+        while True:  # the conflicting item may have gone before "known" finds it
             row = self._run("put", values) or self._run("known", values)
             if row:
                 return str(row[0])
@@ -168,18 +168,18 @@ class PostgresEngine(Engine):
         """One round trip if an item is ready; else some more, and a wait."""
         row = hold_off(self._run, "lease")
         if row is None and timeout > 0:
-            row = self._listen(timeout, self._look_for_an_item)
+            row = self._listen(timeout, self._lease_next)
         return None if row is None else Delivery(*row)
 
-    def _look_for_an_item(self, connection: _Connection) -> Any:
-        # Else it would be due, and never leased.
-        self._execute(connection, "bury_unwanted")
+    def _lease_next(self, connection: _Connection) -> Any:
+        # A cancelled item whose worker was lost would be due, and never leased.
+        self._execute(connection, "dead_letter_unwanted")
         return self._execute(connection, "lease")
 
     def ack(self, delivery: Delivery) -> None:
         """Two round trips."""
         self._settle("ack", delivery)
-        self._tell_if_all_is_done()
+        self._notify_if_drained()
 
     def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
         """One round trip."""
@@ -188,7 +188,7 @@ class PostgresEngine(Engine):
     def reject(self, delivery: Delivery, failure: str) -> None:
         """Two round trips."""
         self._settle("reject", delivery, failure=failure)
-        self._tell_if_all_is_done()
+        self._notify_if_drained()
 
     def _settle(self, name: str, delivery: Delivery, **values: Any) -> Any:
         values |= {"id": delivery.id, "epoch": delivery.epoch}
@@ -199,7 +199,7 @@ class PostgresEngine(Engine):
             row = self._run(name, values)
             if row is None and in_doubt:
                 state = (self._run("state", values) or [None])[0]
-                row = [state] if state in _OUR_DOING[name] else None
+                row = [state] if state in _OWN_EFFECT[name] else None
         except ConnectionError:
             self._in_doubt.add(delivery.epoch)
             raise
@@ -208,9 +208,9 @@ class PostgresEngine(Engine):
             raise Fenced(_FENCED)
         return row[0]
 
-    def _tell_if_all_is_done(self) -> None:
-        with suppress(ConnectionError):  # who waits for that looks now and then
-            self._run("tell_if_all_is_done")
+    def _notify_if_drained(self) -> None:
+        with suppress(ConnectionError):  # a drain checks again periodically
+            self._run("notify_if_drained")
 
     def extend(self, delivery: Delivery, progress: bytes | None) -> None:
         """One round trip."""
@@ -224,11 +224,11 @@ class PostgresEngine(Engine):
         return dict(zip(states, self._run("counts"), strict=True))
 
     def tend(self, timeout: float) -> None:
-        """What is unwanted, and whose worker is lost, is dead. Returns when there was news."""
+        """Dead-letter cancelled items whose worker was lost. Returns at a notification."""
         looks = iter([None])
 
         def look(connection: _Connection) -> bool | None:
-            self._execute(connection, "bury_unwanted")
+            self._execute(connection, "dead_letter_unwanted")
             return next(looks, True)
 
         self._listen(timeout, look)
@@ -258,7 +258,7 @@ class PostgresEngine(Engine):
         return f"<PostgresEngine {self.queue}>"
 
     def _listen(self, timeout: float, look: Callable[[_Connection], _T | None]) -> _T | None:
-        """What `look()` finds, which is asked again at any news, and when something is due."""
+        """Call `look()` at every notification and due time, until it finds something."""
         end = current_time() + timeout
         news: list[Any] = []
         with self._connection() as connection:
@@ -273,7 +273,7 @@ class PostgresEngine(Engine):
                         return found
                     [due] = hold_off(self._execute, connection, "next_due")
                     left = left if due is None else min(left, max(due, 0))
-                    # What came with an answer has been read already.
+                    # A notification that came with an answer has been read already.
                     if not news:
                         wait_readable(connection.fileno(), left)
             finally:
@@ -292,7 +292,7 @@ class PostgresEngine(Engine):
 
     @contextmanager
     def _connection(self) -> Iterator[_Connection]:
-        """One that nobody else uses meanwhile. A server that is away is a ConnectionError."""
+        """Borrow a connection. The errors of a server that is away become ConnectionError."""
         connection: _Connection | None = None
         try:
             connection = hold_off(self._borrow)
@@ -301,9 +301,9 @@ class PostgresEngine(Engine):
             raise ConnectionError(str(gone)) from gone
         finally:
             if connection is not None:
-                hold_off(self._give_back, connection)
+                hold_off(self._return, connection)
 
-    def _give_back(self, connection: _Connection) -> None:
+    def _return(self, connection: _Connection) -> None:
         usable = connection.info.transaction_status == TransactionStatus.IDLE
         if usable and not self._closed:
             self._idle.append(connection)
@@ -331,6 +331,6 @@ def _stop_listening(connection: _Connection, handler: Callable[[Any], None]) -> 
 
 
 _FENCED = (
-    "this lease is over: the item was acknowledged or given back, or nobody has extended the lease "
-    "in time and the item was leased anew; nothing was changed"
+    "this lease is over: the item was acknowledged or requeued, or the lease was not extended in "
+    "time and the item was leased again; nothing was changed"
 )

@@ -1,25 +1,23 @@
 """Redis Streams, through redis-py (`pip install desist[redis]`), for Redis 6.2 and newer.
 
-What is kept, for a stream `jobs`; with Redis Cluster, name it `{jobs}`, so that all of it is in one
-place:
+The keys for a stream `jobs`; with Redis Cluster, name it `{jobs}`, so that all are on one node:
 
-| key | what |
+| key | content |
 |---|---|
 | `jobs` | the stream: an entry `id ...` for each item that is ready or leased |
 | `jobs:item:...` | a hash for each item that is not done: body, attempt, progress, failures |
-| `jobs:delayed` | a sorted set: when delayed items are ready, by the server's clock |
-| `jobs:dead` | a second stream: the dead items, with all that went wrong |
-| `jobs:graves` | a hash: where in it each of them is |
+| `jobs:delayed` | a sorted set: the times at which delayed items are ready, by the server's clock |
+| `jobs:dead` | a second stream: the dead items, with all their failures |
+| `jobs:dead-entries` | a hash: the entry of each dead item in that stream |
 | `jobs:keys` | a hash: which item has which key |
 | `jobs:epoch`, `jobs:done` | counters |
-| `jobs:news` | a stream of one entry, for those who wait for what the stream does not tell |
+| `jobs:news` | a stream of one entry, which wakes waiters for other changes than new entries |
 
 A lease is a pending entry of the consumer group. An item gets a new entry whenever it becomes ready
-again, so an entry that is not pending any more was somebody's who has lost it: that is the fence.
-Every step is one Lua script, so that no death of a worker, and no reply that is lost, leaves half
-of it behind.
+again, so that the entry of a lost lease is not pending any more: that is the fence. Every step is
+one Lua script, so that neither the death of a worker nor a lost reply leaves it half done.
 
-Another program may add an item by itself: `XADD jobs * body ...`.
+Another program may add an item: `XADD jobs * body ...`.
 """
 
 from __future__ import annotations
@@ -48,10 +46,10 @@ if TYPE_CHECKING:
 _GONE = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
-    redis.exceptions.ReadOnlyError,  # a replica now, and we are on our way to the new master
+    redis.exceptions.ReadOnlyError,  # a replica by now; the client will connect to the new master
 )
 _ANSWER = 5.0
-"""Seconds within which a server answers that is there."""
+"""Seconds within which a reachable server answers."""
 
 
 class RedisEngine(Engine):
@@ -63,13 +61,13 @@ class RedisEngine(Engine):
     def __init__(
         self, url: str = "redis://localhost", *, stream: str = "desist", lease_timeout: float = 30.0
     ) -> None:
-        """Never blocks; connections are made when they are needed."""
+        """Set up the engine; connections are made when they are needed."""
         if not lease_timeout > 0:
             raise ValueError(f"lease_timeout must be positive, but is {lease_timeout}")
         self.lease_timeout = lease_timeout
         self.stream = stream
         self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        # What is tried again is said by us, in waits that can be cancelled.
+        # Retries are done by EngineQueue, in waits that can be cancelled.
         self._client = redis.Redis.from_url(
             url,
             protocol=2,
@@ -81,12 +79,12 @@ class RedisEngine(Engine):
             name: self._client.register_script(source) for name, source in scripts.ALL.items()
         }
         self._news = b"0-0"
-        # Leases of which it is not known whether a settlement has arrived.
+        # Entries of leases whose settlement may or may not have arrived.
         self._in_doubt: set[bytes] = set()
 
     @classmethod
     def from_url(cls, url: str) -> RedisEngine:
-        """As the class."""
+        """Make an engine from the URL that the class describes."""
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query))
         stream = query.pop("stream", "desist")
@@ -125,7 +123,7 @@ class RedisEngine(Engine):
     def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
         """One round trip."""
         state = self._settle("nack", delivery, _ms(delay), failure)
-        return state not in (scripts.BURIED, scripts.DEAD)
+        return state not in (scripts.IS_DEAD, scripts.NOW_DEAD)
 
     def reject(self, delivery: Delivery, failure: str) -> None:
         """One round trip."""
@@ -139,8 +137,8 @@ class RedisEngine(Engine):
             self._in_doubt.add(delivery.tag)
             raise
         self._in_doubt.discard(delivery.tag)
-        # A lease whose end nobody here has seen may have been ended by the call before.
-        if state < 0 and not (in_doubt and state in _OUR_DOING[name]):
+        # A lease in doubt may have been ended by the earlier call.
+        if state < 0 and not (in_doubt and state in _OWN_EFFECT[name]):
             raise Fenced(_FENCED)
         return state
 
@@ -156,7 +154,7 @@ class RedisEngine(Engine):
         return dict(zip(states, self._run("counts"), strict=True))
 
     def tend(self, timeout: float) -> None:
-        """Make ready what is due, and what lost workers have had; then wait for the next, or news.
+        """Make due items and those of lost workers ready; then wait for the next one, or for news.
 
         Returns when there was news.
         """
@@ -173,7 +171,7 @@ class RedisEngine(Engine):
                     return
 
     def dead(self) -> list[DeadItem]:
-        """One round trip. The dead stream can be read by others, too."""
+        """One round trip. Other programs can read the dead stream, too."""
         with _translated():
             entries: Any = self._client.xrange(f"{self.stream}:dead")
         return [_dead_item(fields) for _, fields in entries]
@@ -206,9 +204,10 @@ class RedisEngine(Engine):
         after: str | bytes,
         undo: Callable[[Any], object],
     ) -> Any:
-        """What a stream has after an entry, as soon as it has it; None: not within the seconds.
+        """Wait for the next entry of a stream after this one; None: not within the seconds.
 
-        Cancelled and Killed end the server's wait; `undo(reply)` gets what was read nevertheless.
+        Cancelled and Killed end the server's wait; `undo(reply)` gets an entry that was read
+        anyway.
         """
         pool = self._client.connection_pool
         connection = hold_off(self._connection)
@@ -239,7 +238,7 @@ class RedisEngine(Engine):
             return self._client.connection_pool.get_connection()
 
     def _unblock(self, connection: Any, number: int, undo: Callable[[Any], object]) -> None:
-        # If the server is away now, what was read is pending, and its lease runs out.
+        # If the server is away now, an entry that was read is pending, and its lease runs out.
         with suppress(ConnectionError):
             with _translated():
                 self._client.client_unblock(number)
@@ -249,7 +248,7 @@ class RedisEngine(Engine):
 
 
 def _begin_to_read(connection: Any, command: tuple[str | int | bytes, ...]) -> int:
-    """Send a command that blocks; the connection's number, by which it can be unblocked."""
+    """Send a blocking command; return the connection's id, by which it can be unblocked."""
     with _translated():
         connection.send_command("CLIENT", "ID")
         connection.send_command(*command)
@@ -268,7 +267,7 @@ def _answer(connection: Any) -> Any:
 
 
 def _no_answer(connection: Any) -> NoReturn:
-    raise ConnectionError(f"{connection!r} has been silent for too long")
+    raise ConnectionError(f"{connection!r} did not answer in time")
 
 
 def _only_entry(reply: Any) -> tuple[bytes, list[bytes]]:
@@ -283,7 +282,7 @@ def _dead_item(fields: dict[bytes, bytes]) -> DeadItem:
 
 
 def _nothing(_: object) -> None:
-    """Reading news takes nothing away."""
+    """Reading news needs no undo."""
 
 
 def _ms(seconds: float) -> int:
@@ -292,7 +291,7 @@ def _ms(seconds: float) -> int:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """A server that is away is a ConnectionError of Python's."""
+    """Turn redis-py's errors of a server that is away into ConnectionError."""
     try:
         yield
     except _GONE as gone:
@@ -300,12 +299,12 @@ def _translated() -> Iterator[None]:
 
 
 _FENCED = (
-    "this lease is over: the item was acknowledged or given back, or nobody has extended the lease "
-    "in time and the item was leased anew; nothing was changed"
+    "this lease is over: the item was acknowledged or requeued, or the lease was not extended in "
+    "time and the item was leased again; nothing was changed"
 )
-_OUR_DOING = {
-    "ack": {scripts.GONE},
-    "nack": {scripts.THERE, scripts.BURIED},
-    "reject": {scripts.BURIED},
+_OWN_EFFECT = {
+    "ack": {scripts.IS_GONE},
+    "nack": {scripts.IS_QUEUED, scripts.IS_DEAD},
+    "reject": {scripts.IS_DEAD},
 }
-"""What a settlement whose answer was lost leaves behind."""
+"""The states of the item after a settlement whose answer was lost."""
