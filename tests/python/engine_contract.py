@@ -18,7 +18,7 @@ import desist
 from desist import Fenced, RetryPolicy, WorkerPool
 from desist.engines import Delivery, Engine, EngineQueue
 from engine_model import Model, counts, put
-from support import GIVE_UP, NEVER, Victim, in_its_wait
+from support import ABANDON, NEVER, Victim, in_its_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,10 +233,10 @@ class Contract:
             assert queue.counts() == counts(**{expected: 1})
 
     def test_i28_counts_add_up_after_every_operation(self, engines: Engines) -> None:
-        engine, lot = engines(), random.Random(28)
+        engine, rng = engines(), random.Random(28)
         model = Model()
         for step in range(300):
-            getattr(model, lot.choice(Model.STEPS))(engine, lot, str(step))
+            getattr(model, rng.choice(Model.STEPS))(engine, rng, str(step))
             assert engine.counts() == counts(**Counter(model.states.values()))
 
     def test_i38_the_clocks_of_hosts_do_not_matter(
@@ -376,7 +376,7 @@ class Contract:
         over = threading.Event()
         with (
             EngineQueue[str](engines()) as queue,
-            WorkerPool(handler, queue=queue, workers=1, policy=GIVE_UP) as pool,
+            WorkerPool(handler, queue=queue, workers=1, policy=ABANDON) as pool,
         ):
             future = pool.submit("a")
             begun.acquire()

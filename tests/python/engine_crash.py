@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
     """I33: workers on three hosts are killed at random until all is done, and nothing is lost."""
-    lot, more = random.Random(33), items // 10
+    rng, more = random.Random(33), items // 10
     effects = folder / "effects"
     command = [sys.executable, crash_host.__file__, f"{url}&lease_timeout=3", str(effects)]
     with ExitStack() as stack:
@@ -38,8 +38,8 @@ def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
         processes = [start_process(host) for host in hosts]
         killed = 0
         while killed < kills:
-            time.sleep(lot.random() * 0.05)  # the kill comes at a random moment
-            which = lot.randrange(len(hosts))
+            time.sleep(rng.random() * 0.05)  # the kill comes at a random moment
+            which = rng.randrange(len(hosts))
             os.kill(processes[which], signal.SIGKILL)
             processes[which] = start_process(hosts[which])
             killed += 1

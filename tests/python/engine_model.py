@@ -35,8 +35,8 @@ class Model:
         self.leases: dict[str, Delivery] = {}
         self.unwanted: set[str] = set()
 
-    def put(self, engine: Engine, lot: random.Random, item_id: str) -> None:
-        delay = lot.choice([0.0, 0.0, 0.0, NEVER])
+    def put(self, engine: Engine, rng: random.Random, item_id: str) -> None:
+        delay = rng.choice([0.0, 0.0, 0.0, NEVER])
         put(engine, item_id, delay=delay)
         self.states[item_id] = "delayed" if delay else "ready"
         self.attempts[item_id] = 0
@@ -52,23 +52,23 @@ class Model:
             assert all(delivery.epoch > other.epoch for other in self.leases.values())
             self.leases[delivery.id] = delivery
 
-    def ack(self, engine: Engine, lot: random.Random, _: str) -> None:
-        self._settle(engine.ack, lot, "done")
+    def ack(self, engine: Engine, rng: random.Random, _: str) -> None:
+        self._settle(engine.ack, rng, "done")
 
-    def nack(self, engine: Engine, lot: random.Random, _: str) -> None:
-        self._settle(lambda delivery: engine.nack(delivery, 0, "no"), lot, "ready")
+    def nack(self, engine: Engine, rng: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.nack(delivery, 0, "no"), rng, "ready")
 
-    def later(self, engine: Engine, lot: random.Random, _: str) -> None:
-        self._settle(lambda delivery: engine.nack(delivery, NEVER, "no"), lot, "delayed")
+    def later(self, engine: Engine, rng: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.nack(delivery, NEVER, "no"), rng, "delayed")
 
-    def reject(self, engine: Engine, lot: random.Random, _: str) -> None:
-        self._settle(lambda delivery: engine.reject(delivery, "bad"), lot, "dead")
+    def reject(self, engine: Engine, rng: random.Random, _: str) -> None:
+        self._settle(lambda delivery: engine.reject(delivery, "bad"), rng, "dead")
 
-    def _settle(self, settle: Callable[[Delivery], object], lot: random.Random, state: str) -> None:
+    def _settle(self, settle: Callable[[Delivery], object], rng: random.Random, state: str) -> None:
         """Settle any lease that there has ever been."""
         if not self.leases:
             return
-        delivery = self.leases[lot.choice(list(self.leases))]
+        delivery = self.leases[rng.choice(list(self.leases))]
         if self.states[delivery.id] != "leased":
             with pytest.raises(Fenced):
                 settle(delivery)
@@ -77,8 +77,8 @@ class Model:
         unwanted = delivery.id in self.unwanted and state != "done"
         self.states[delivery.id] = "dead" if unwanted else state
 
-    def retry(self, engine: Engine, lot: random.Random, _: str) -> None:
-        item_id = lot.choice([*self.states, "unknown"])
+    def retry(self, engine: Engine, rng: random.Random, _: str) -> None:
+        item_id = rng.choice([*self.states, "unknown"])
         dead = self.states.get(item_id) == "dead"
         assert engine.retry(item_id) is dead
         if dead:
@@ -86,8 +86,8 @@ class Model:
             self.attempts[item_id] = 0
             self.unwanted.discard(item_id)
 
-    def cancel(self, engine: Engine, lot: random.Random, _: str) -> None:
-        item_id = lot.choice([*self.states, "unknown"])
+    def cancel(self, engine: Engine, rng: random.Random, _: str) -> None:
+        item_id = rng.choice([*self.states, "unknown"])
         answers = {"ready": True, "delayed": True, "leased": False}
         expected = answers.get(self.states.get(item_id, "none"))
         assert engine.cancel(item_id, "unwanted") is expected

@@ -37,7 +37,7 @@ INSIST = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0)
 """Kills anywhere, also where a lock is held."""
 TRACE = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=NEVER, defer=0)
 """Kills at every step, after asynchronous exceptions have not helped."""
-GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
+ABANDON = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 """Abandons the thread without any rung."""
 
 IN_HAND = sys.version_info < (3, 11)

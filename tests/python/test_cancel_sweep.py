@@ -35,16 +35,16 @@ class Round:
     """Threads that run `step`s, and are cancelled in them."""
 
     def __init__(self, seed: int, unit: float) -> None:
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.unit = unit
         self.blocks: list[desist.CancelScope] = []
         self.done: list[str] = []
 
-    def pause(self, dice: random.Random) -> None:
-        desist.sleep(dice.randrange(3) * self.unit)
+    def pause(self, rng: random.Random) -> None:
+        desist.sleep(rng.randrange(3) * self.unit)
 
     def run(self, subject: Subject) -> None:
-        seeds = [self.dice.random() for _ in range(THREADS)]
+        seeds = [self.rng.random() for _ in range(THREADS)]
         threads = [
             desist.Thread(target=self.work, args=(subject, number, seed))
             for number, seed in enumerate(seeds)
@@ -52,10 +52,10 @@ class Round:
         for thread in threads:
             thread.start()
         for _ in range(STEPS):
-            self.pause(self.dice)
+            self.pause(self.rng)
             for block in self.blocks[-THREADS:]:
-                if self.dice.random() < 0.3:
-                    block.cancel("by lot")
+                if self.rng.random() < 0.3:
+                    block.cancel("at random")
         subject.finish()
         for thread in threads:
             thread.join(BOUND)
@@ -64,17 +64,17 @@ class Round:
         subject.check(Counter(self.done))
 
     def work(self, subject: Subject, number: int, seed: float) -> None:
-        dice = random.Random(seed)
+        rng = random.Random(seed)
         for step in range(STEPS):
-            with desist.move_on_after(dice.randrange(1, 5) * self.unit) as block:
+            with desist.move_on_after(rng.randrange(1, 5) * self.unit) as block:
                 self.blocks.append(block)
-                subject.step(self, dice, number * STEPS + step)
+                subject.step(self, rng, number * STEPS + step)
 
 
 class Subject:
     """The primitive of a round, and the check of its state afterwards."""
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -92,21 +92,21 @@ class Locked(Subject):
         self.room = room
         self.inside: list[int] = []  # append() and pop() are atomic, += is not
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
         if number % 2:
             with self.lock:
-                self.use(this, dice)
-        elif self.lock.acquire(timeout=dice.randrange(3) * this.unit):
+                self.use(this, rng)
+        elif self.lock.acquire(timeout=rng.randrange(3) * this.unit):
             try:
-                self.use(this, dice)
+                self.use(this, rng)
             finally:
                 self.lock.release()
 
-    def use(self, this: Round, dice: random.Random) -> None:
+    def use(self, this: Round, rng: random.Random) -> None:
         self.inside.append(1)
         try:
             assert len(self.inside) <= self.room
-            this.pause(dice)
+            this.pause(rng)
         finally:
             self.inside.pop()
 
@@ -119,9 +119,9 @@ class Locked(Subject):
 
 
 class Reentrant(Locked):
-    def use(self, this: Round, dice: random.Random) -> None:
+    def use(self, this: Round, rng: random.Random) -> None:
         with self.lock:
-            super().use(this, dice)
+            super().use(this, rng)
 
     def check(self, done: Counter[str]) -> None:
         del done
@@ -135,12 +135,12 @@ class Waited(Subject):
     def __init__(self) -> None:
         self.event = desist.Event()
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
         del this
         if number % 3 == 0:
             self.event.set()
             self.event.clear()
-        elif dice.random() < 0.5:
+        elif rng.random() < 0.5:
             self.event.wait()
         else:
             desist.wait_any(self.event)
@@ -161,14 +161,14 @@ class Notified(Subject):
         self.condition = desist.Condition()
         self.ready = self.taken = 0
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
         with self.condition:
             if number % 2:
                 self.ready += 1
                 self.condition.notify()
                 return
             try:
-                self.condition.wait_for(lambda: self.ready, dice.choice([None, this.unit]))
+                self.condition.wait_for(lambda: self.ready, rng.choice([None, this.unit]))
             finally:
                 assert self.condition._is_owned()
             if self.ready:
@@ -190,8 +190,8 @@ class Met(Subject):
     def __init__(self) -> None:
         self.barrier = desist.Barrier(self.PARTIES)
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
-        del dice, number
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
+        del rng, number
         this.done.append(f"as {self.barrier.wait()}")
 
     def check(self, done: Counter[str]) -> None:
@@ -208,13 +208,13 @@ class Passed(Subject):
         self.put: list[int] = []
         self.got: list[int] = []
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
-        timeout = dice.choice([None, this.unit])
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
+        timeout = rng.choice([None, this.unit])
         try:
             if number % 2:
                 self.queue.put(number, timeout=timeout)
                 self.put.append(number)
-            elif dice.random() < 0.5:
+            elif rng.random() < 0.5:
                 self.got.append(self.queue.get(timeout=timeout))
             else:
                 found = desist.wait_any(self.queue.get_op(), timeout=timeout)
@@ -240,7 +240,7 @@ class OneOfThree(Subject):
         self.put: list[int] = []
         self.got: list[int] = []
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
         operations: list[desist.Op[Any]] = [
             self.lock.acquire_op(),
             self.queue.get_op(),
@@ -248,21 +248,21 @@ class OneOfThree(Subject):
             self.queue.put_op(number),
             desist.Op.after(3 * this.unit),
         ]
-        chosen = dice.sample(range(len(operations)), 3)
+        chosen = rng.sample(range(len(operations)), 3)
         done = desist.wait_any(*(operations[at] for at in chosen), timeout=2 * this.unit)
         if done is None:
             return
         which = chosen[done[0]]
         if which == 0:
             try:
-                this.pause(dice)
+                this.pause(rng)
             finally:
                 self.lock.release()
         elif which == 1:
             self.got.append(done[1])
         elif which == 2:
             try:
-                this.pause(dice)
+                this.pause(rng)
             finally:
                 self.permits.release()
         elif which == 3:
@@ -285,11 +285,11 @@ class Piped(Subject):
         self.written: list[int] = []
         self.read: list[int] = []
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
         if number % 2:
             desist.wait_writable(self.writer)
             self.written.append(os.write(self.writer, b"x"))
-        elif desist.wait_readable(self.reader, timeout=dice.choice([None, this.unit])):
+        elif desist.wait_readable(self.reader, timeout=rng.choice([None, this.unit])):
             with suppress(BlockingIOError):  # another thread was faster
                 self.read.append(len(os.read(self.reader, 1)))
 
@@ -309,8 +309,8 @@ class Joined(Subject):
         self.thread = desist.Thread(target=self.source.token.wait)
         self.thread.start()
 
-    def step(self, this: Round, dice: random.Random, number: int) -> None:
-        if dice.random() < 0.3:
+    def step(self, this: Round, rng: random.Random, number: int) -> None:
+        if rng.random() < 0.3:
             self.thread.join(this.unit)
         elif number % 2:
             desist.wait_any(self.thread, timeout=this.unit)

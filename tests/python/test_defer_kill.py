@@ -12,7 +12,7 @@ import pytest
 import desist
 from desist import Killed, KillOutcome, ScopeMisuse, TaskState, defer_kill
 from desist._core import Task
-from support import AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, in_thread, spin
+from support import ABANDON, AT_WAIT, FORCE, INSIST, NEVER, Victim, in_thread, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -310,7 +310,7 @@ def test_an_abandoned_task_may_still_leave_its_block() -> None:
 
     victim = Victim(body)
     with victim:
-        assert victim.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
+        assert victim.kill(policy=ABANDON).outcome is KillOutcome.ABANDONED
         end.set()
     threading.Thread.join(victim)
     assert victim.raised is None

@@ -24,7 +24,7 @@ from desist import (
     ThreadPoolExecutor,
     testing,
 )
-from support import FORCE, GIVE_UP, NEVER, in_its_wait
+from support import ABANDON, FORCE, NEVER, in_its_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,7 +228,7 @@ def test_an_abandoned_thread_is_replaced_up_to_the_limit() -> None:
     for number, end in enumerate(ends):
         stuck = running(executor, partial(end.wait, NEVER))
         waiting = executor.submit(int, "7")
-        assert stuck.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
+        assert stuck.kill(policy=ABANDON).outcome is KillOutcome.ABANDONED
         failure = stuck.exception(NEVER)
         assert isinstance(failure, TaskAborted)
         assert failure.outcome is KillOutcome.ABANDONED
@@ -249,7 +249,7 @@ def test_an_executor_is_exhausted_by_one_thread_more_than_it_may_abandon() -> No
     executor = ThreadPoolExecutor(2, max_abandoned=0)
     stuck, busy = running(executor, partial(end.wait, NEVER)), running(executor)
     waiting = executor.submit(int, "7")
-    assert stuck.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
+    assert stuck.kill(policy=ABANDON).outcome is KillOutcome.ABANDONED
     with pytest.raises(PoolExhausted, match="max_abandoned"):
         waiting.result(NEVER)
     assert busy.running()  # functions that have begun go on

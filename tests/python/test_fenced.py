@@ -12,7 +12,7 @@ import pytest
 import desist
 from desist import Fenced, KillOutcome, Lock, LockPoisoned, OwnerLost, RLock, ScopeMisuse
 from desist._core import LockGuard, Task
-from support import GIVE_UP, INSIST, NEVER, Victim, held, in_thread, spin
+from support import ABANDON, INSIST, NEVER, Victim, held, in_thread, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -21,7 +21,7 @@ KINDS = pytest.mark.parametrize("kind", [Lock, RLock])
 
 
 @contextmanager
-def given_up(
+def abandoned_in(
     hold: Callable[[], object], afterwards: Callable[[], object]
 ) -> Iterator[Victim[object]]:
     """Run the block while a thread is abandoned in `hold`; then the thread runs `afterwards`."""
@@ -35,7 +35,7 @@ def given_up(
 
     victim = Victim(body)
     with victim:
-        assert victim.kill("enough", policy=GIVE_UP).outcome is KillOutcome.ABANDONED
+        assert victim.kill("enough", policy=ABANDON).outcome is KillOutcome.ABANDONED
         yield victim
         go_on.set()
     threading.Thread.join(victim)
@@ -260,7 +260,7 @@ def test_i34_a_fenced_lock_goes_to_the_next_waiter_when_its_holder_is_abandoned(
         guards[0].__enter__()
         guards[0].check()
 
-    with given_up(hold, lambda: guards[0].__exit__(None, None, None)) as victim:
+    with abandoned_in(hold, lambda: guards[0].__exit__(None, None, None)) as victim:
         stale = guards[0].epoch
         with lock.guard() as guard:
             assert guard.epoch > stale
@@ -291,7 +291,7 @@ WAYS: dict[str, Callable[[Lock], tuple[Callable[[], Any], Callable[[], Any]]]] =
 def test_a_stale_holder_does_not_free_the_lock_of_the_next(way: str, kind: type[Lock]) -> None:
     lock = kind(fenced=True, on_kill="release")
     hold, give_back = WAYS[way](lock)
-    with given_up(hold, give_back) as victim:
+    with abandoned_in(hold, give_back) as victim:
         lock.acquire()
     assert isinstance(victim.raised, RuntimeError)
     assert isinstance(victim.raised, Fenced)
@@ -314,7 +314,7 @@ def test_a_stale_holder_that_unwinds_gets_no_error(way: str) -> None:
     guard = lock.repair() if way == "repair" else lock.guard()
     ways: dict[str, Callable[[], object]] = {"with": lock.__enter__, "acquire": lock.acquire}
     hold = ways.get(way, guard.__enter__)
-    with given_up(hold, fail) as victim:
+    with abandoned_in(hold, fail) as victim:
         lock.acquire()
     assert isinstance(victim.raised, ZeroDivisionError)
     assert lock.locked()
@@ -322,7 +322,7 @@ def test_a_stale_holder_that_unwinds_gets_no_error(way: str) -> None:
 
 def test_i21_a_fenced_lock_whose_holder_is_abandoned_is_poisoned_until_it_is_repaired() -> None:
     lock = Lock(fenced=True, name="accounts")
-    with given_up(lock.acquire, lambda: None):
+    with abandoned_in(lock.acquire, lambda: None):
         assert lock.poisoned
         with pytest.raises(LockPoisoned, match="repair it inside repair") as raised:
             lock.acquire()
@@ -339,7 +339,7 @@ def test_i21_a_fenced_lock_whose_holder_is_abandoned_is_poisoned_until_it_is_rep
 
 def test_a_lock_that_is_not_fenced_stays_unavailable() -> None:
     lock = Lock(on_kill="release")
-    with given_up(lock.acquire, lock.release) as victim:
+    with abandoned_in(lock.acquire, lock.release) as victim:
         for take in (lock.acquire, lock.guard().__enter__, lock.repair().__enter__):
             with pytest.raises(OwnerLost, match="use a new one"):
                 take()
@@ -362,7 +362,7 @@ def test_a_waiter_of_a_fenced_lock_gets_it_when_its_holder_is_abandoned() -> Non
             return guard.epoch
 
     with Victim(hold) as victim, Victim(body) as waiter:
-        victim.kill(policy=GIVE_UP)
+        victim.kill(policy=ABANDON)
         waiter.join()
         end.set()
     threading.Thread.join(victim)
@@ -379,7 +379,7 @@ def test_an_abandoned_holder_may_acquire_the_lock_again() -> None:
             return guard.epoch
         return None
 
-    with given_up(lock.acquire, again) as victim:
+    with abandoned_in(lock.acquire, again) as victim:
         pass
     assert victim.results == [2]
     assert not lock.locked()
@@ -396,7 +396,7 @@ def test_only_its_holder_releases_a_fenced_lock() -> None:
 def test_a_stale_repair_does_not_clear_the_poison_of_another_repair() -> None:
     lock = Lock(fenced=True)
     first = lock.repair()
-    with given_up(first.__enter__, lambda: first.__exit__(None, None, None)) as victim:
+    with abandoned_in(first.__enter__, lambda: first.__exit__(None, None, None)) as victim:
         second = lock.repair()
         second.__enter__()
     assert isinstance(victim.raised, Fenced)

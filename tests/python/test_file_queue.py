@@ -236,7 +236,7 @@ with desist.WorkerPool(handler, workers=int(sys.argv[3]), queue=queue) as pool:
 def test_i33_no_item_is_lost_when_its_process_is_killed_again_and_again(
     tmp_path: Path, path: Path, workers: int
 ) -> None:
-    items, kills, dice = 3000, 0, random.Random(workers)
+    items, kills, rng = 3000, 0, random.Random(workers)
     FileQueue[int](path).put_many(range(items))
     effects = tmp_path / "effects"
     finished = False
@@ -245,7 +245,7 @@ def test_i33_no_item_is_lost_when_its_process_is_killed_again_and_again(
             assert worker.stdout is not None
             worker.stdout.readline()
             try:
-                worker.wait(dice.uniform(0, 0.02) if kills < 50 else 60)
+                worker.wait(rng.uniform(0, 0.02) if kills < 50 else 60)
                 finished = True
             except subprocess.TimeoutExpired:
                 worker.kill()

@@ -28,10 +28,10 @@ from desist import (
     testing,
 )
 from support import (
+    ABANDON,
     ASK,
     AT_WAIT,
     FORCE,
-    GIVE_UP,
     INSIST,
     NEVER,
     Victim,
@@ -462,7 +462,7 @@ def test_i35_an_abandoned_task_has_failed_and_is_not_waited_for() -> None:
     end = threading.Event()
     with fails_with(TaskAborted) as parts, TaskGroup(on_error="continue") as group:
         stuck = running(group, deaf(end))
-        assert stuck.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
+        assert stuck.kill(policy=ABANDON).outcome is KillOutcome.ABANDONED
         assert next(group.as_completed()) is stuck
     (aborted,) = parts
     assert aborted.outcome is KillOutcome.ABANDONED
@@ -476,7 +476,7 @@ def test_an_abandoned_thread_is_replaced() -> None:
     with fails_with(TaskAborted), TaskGroup(on_error="continue", max_threads=1) as group:
         stuck = running(group, deaf(end))
         others = [group.start_soon(int, "7") for _ in range(3)]
-        stuck.kill(policy=GIVE_UP)
+        stuck.kill(policy=ABANDON)
         assert [task.result() for task in others] == [7, 7, 7]
     end.set()
 
@@ -524,7 +524,7 @@ def test_i35_tasks_of_a_killed_group_that_cannot_be_ended_are_abandoned(hooked: 
     tasks: list[Task[Any]] = []
 
     def body(ready: Callable[[], None]) -> None:
-        with desist.shield(NEVER), TaskGroup(policy=GIVE_UP) as group:
+        with desist.shield(NEVER), TaskGroup(policy=ABANDON) as group:
             tasks.extend(running(group, deaf(end)) for _ in range(3))
             ready()
 

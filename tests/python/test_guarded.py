@@ -13,7 +13,7 @@ import pytest
 import desist
 from desist import Fenced, Guarded, KillOutcome, LockPoisoned, OwnerLost, ScopeMisuse
 from desist._core import Task
-from support import GIVE_UP, INSIST, NEVER, Victim, in_thread, spin
+from support import ABANDON, INSIST, NEVER, Victim, in_thread, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -223,7 +223,7 @@ def test_a_kill_in_the_copy_changes_nothing_and_does_not_poison() -> None:
 # --- abandoned inside -----------------------------------------------------------------------------
 
 
-def given_up(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], threading.Event]:
+def abandoned_in(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], threading.Event]:
     end = threading.Event()
 
     def body(ready: Callable[[], None]) -> None:
@@ -237,13 +237,13 @@ def given_up(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], threading.
 
     victim = Victim(body)
     with victim:
-        assert victim.kill(policy=GIVE_UP).outcome is KillOutcome.ABANDONED
+        assert victim.kill(policy=ABANDON).outcome is KillOutcome.ABANDONED
     return victim, end
 
 
 def test_a_value_with_a_rollback_survives_an_abandoned_holder() -> None:
     guarded = accounts(rollback=dict)
-    victim, end = given_up(guarded)
+    victim, end = abandoned_in(guarded)
     assert look(guarded) == WHOLE
     with guarded.lock() as held:
         held.value["a"] -= 1
@@ -257,7 +257,7 @@ def test_a_value_with_a_rollback_survives_an_abandoned_holder() -> None:
 
 def test_a_value_without_a_rollback_is_unavailable_after_an_abandoned_holder() -> None:
     guarded = accounts()
-    victim, end = given_up(guarded)
+    victim, end = abandoned_in(guarded)
     for block in (guarded.lock(), guarded.repair()):
         with pytest.raises(OwnerLost), block:
             pass
@@ -288,7 +288,7 @@ def test_a_block_that_was_abandoned_while_it_copied_does_not_begin() -> None:
     victim = Victim(body)
     with victim:
         entered.wait()
-        victim.kill(policy=GIVE_UP)
+        victim.kill(policy=ABANDON)
     with guarded.lock() as held:
         end.set()
         threading.Thread.join(victim)

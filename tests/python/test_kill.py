@@ -10,7 +10,7 @@ import pytest
 
 import desist
 from desist import Cancelled, Killed, KillOutcome, StopPolicy, TaskState
-from support import ASK, AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, spin
+from support import ABANDON, ASK, AT_WAIT, FORCE, INSIST, NEVER, Victim, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -402,4 +402,4 @@ def test_policies_are_values() -> None:
     assert policy == StopPolicy(cooperative=1, at_wait=None, async_exc=2.5, defer=0, abandon=False)
     assert policy != StopPolicy()
     assert eval(repr(policy), {"StopPolicy": StopPolicy}) == policy
-    assert GIVE_UP.abandon
+    assert ABANDON.abandon

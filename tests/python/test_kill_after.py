@@ -124,7 +124,7 @@ def test_a_block_that_ignores_its_deadline_is_left(
     body: Callable[[], None], place: Callable[[Callable[[], None]], None]
 ) -> None:
     if body is loop_in_a_generator and place is not here and sys.version_info < (3, 12):
-        pytest.skip("could be suspended before it is struck")
+        pytest.skip("could be suspended before the kill")
     with pytest.raises(DeadlineExceeded) as raised:
         place(body)
     assert isinstance(raised.value.__cause__, Killed)
@@ -585,7 +585,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize("in_task", [False, True], ids=["thread", "task"])
-@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+@pytest.mark.parametrize("defer", [False, True], ids=["killed in locks", "locks defer it"])
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
 def test_i22_a_kill_at_any_bytecode_of_a_block_ends_there(
     body: Callable[[Lock], None], *, defer: bool, in_task: bool
@@ -742,7 +742,7 @@ def test_a_signal_handler_of_the_user_is_never_replaced() -> None:
         import signal, time
         import desist
         def theirs(*_):
-            raise SystemExit("struck the user's handler")
+            raise SystemExit("hit the user's handler")
         last = signal.SIGRTMAX - 2
         signal.signal(last, theirs)
         for _ in range(2):

@@ -10,7 +10,7 @@ import pytest
 import desist
 from desist import Cancelled, Killed, KillOutcome, Lock, LockPoisoned, OwnerLost, TaskState
 from desist._core import Task
-from support import AT_WAIT, FORCE, GIVE_UP, INSIST, NEVER, Victim, held, in_thread, spin
+from support import ABANDON, AT_WAIT, FORCE, INSIST, NEVER, Victim, held, in_thread, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -312,7 +312,7 @@ def test_a_lock_whose_holder_was_abandoned_is_unavailable_at_once() -> None:
 
     victim = Victim(body)
     with victim:
-        report = victim.kill(policy=GIVE_UP)
+        report = victim.kill(policy=ABANDON)
         assert report.outcome is KillOutcome.ABANDONED
         assert report.poisoned == ["accounts"]
         assert victim.state is TaskState.ABANDONED
@@ -340,7 +340,7 @@ def test_a_waiter_of_a_lock_gets_owner_lost() -> None:
         lock.acquire()
 
     with Victim(hold) as victim, Victim(body) as waiter:
-        victim.kill(policy=GIVE_UP)
+        victim.kill(policy=ABANDON)
         waiter.join()
         end.set()
     threading.Thread.join(victim)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from desist import Lease
 
 AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
-GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
+ABANDON = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 
 
 def double(lease: Lease[int]) -> int:
@@ -239,7 +239,7 @@ def test_an_abandoned_worker_is_replaced_and_its_late_result_is_refused() -> Non
             late.set()
         return lease.attempt
 
-    with WorkerPool(handler, workers=1, policy=GIVE_UP) as pool:
+    with WorkerPool(handler, workers=1, policy=ABANDON) as pool:
         future = pool.submit(1)
         gate.begun.acquire()
         report = pool.workers[0].kill()
@@ -258,7 +258,7 @@ def test_a_pool_that_has_abandoned_too_many_workers_fails() -> None:
     gate = Gate()
     queue: LeaseQueue[int] = LeaseQueue()
     pool = WorkerPool(
-        gate.deaf, workers=1, queue=queue, policy=GIVE_UP, restart=RestartPolicy(max_abandoned=0)
+        gate.deaf, workers=1, queue=queue, policy=ABANDON, restart=RestartPolicy(max_abandoned=0)
     )
     pool.submit(1)
     gate.begun.acquire()

@@ -75,12 +75,12 @@ def test_i28_i30_a_pool_keeps_its_workers_and_items_when_handlers_hang(
         if always or lease.attempt < 3:
             hangs.ways[way]()
 
-    dice = random.Random(0)
+    rng = random.Random(0)
     pool = WorkerPool(handler, workers=4, queue=queue, policy=POLICY, restart=NO_LIMIT)
     items = [(way, always) for way in hangs.ways for always in (False, True)]
     futures = {item: pool.submit(item) for item in items}
     while not pool.drain(0.001):
-        pool.workers[dice.randrange(4)].kill("it hangs")
+        pool.workers[rng.randrange(4)].kill("it hangs")
     assert pool.workers_alive() == 4
     assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 6, "dead": 6}
     for item, future in futures.items():

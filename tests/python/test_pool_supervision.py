@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from desist import Lease, WorkEvent
 
-GIVE_UP = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
+ABANDON = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 AT_ONCE = RetryPolicy(max_attempts=2, backoff=0)
 
 
@@ -131,7 +131,7 @@ def test_an_error_of_on_event_stops_no_worker() -> None:
 
 def test_stats_count_the_busy_workers() -> None:
     deaf = Deaf()
-    with WorkerPool(deaf, workers=3, policy=GIVE_UP) as pool:
+    with WorkerPool(deaf, workers=3, policy=ABANDON) as pool:
         pool.submit(1)
         deaf.begun.acquire()
         assert (pool.stats().alive, pool.stats().busy) == (3, 1)
@@ -147,7 +147,7 @@ def test_i36_a_pool_replaces_workers_up_to_its_limit_in_a_period_and_no_more() -
     deaf = Deaf()
     queue: LeaseQueue[int] = LeaseQueue(retry=RetryPolicy(max_attempts=100))
     restart = RestartPolicy(intensity=2, period=NEVER, max_abandoned=100)
-    pool = WorkerPool(deaf, workers=1, queue=queue, policy=GIVE_UP, restart=restart)
+    pool = WorkerPool(deaf, workers=1, queue=queue, policy=ABANDON, restart=restart)
     pool.submit(1)
     for replaced in range(2):
         deaf.begun.acquire()
@@ -183,7 +183,7 @@ def test_i36_a_pool_that_fails_asks_all_its_workers_to_stop_and_ends_a_drain() -
     pool = WorkerPool(
         handler,
         workers=2,
-        policy=GIVE_UP,
+        policy=ABANDON,
         restart=RestartPolicy(max_abandoned=0),
         on_event=lambda event: started.append(event.worker),
     )
@@ -202,7 +202,7 @@ def test_i36_a_pool_that_fails_asks_all_its_workers_to_stop_and_ends_a_drain() -
 
 def test_the_futures_of_a_failed_pool_have_its_error() -> None:
     deaf = Deaf()
-    pool = WorkerPool(deaf, workers=1, policy=GIVE_UP, restart=RestartPolicy(max_abandoned=0))
+    pool = WorkerPool(deaf, workers=1, policy=ABANDON, restart=RestartPolicy(max_abandoned=0))
     futures = [pool.submit(item) for item in range(2)]
     deaf.begun.acquire()
     with pytest.raises(PoolExhausted):

@@ -103,7 +103,7 @@ class Steps:
         self.lock = Lock()
 
 
-@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+@pytest.mark.parametrize("defer", [False, True], ids=["killed in locks", "locks defer it"])
 @pytest.mark.parametrize("body", MASKED, ids=lambda body: body.__name__)
 def test_i24_a_masked_block_runs_whole_or_not_at_all_and_the_kill_is_raised(
     body: Callable[[Callable[[], None], Callable[[], None], Lock], None], *, defer: bool

@@ -77,7 +77,7 @@ def copied(value: list[int]) -> list[int]:
     return saved
 
 
-@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+@pytest.mark.parametrize("defer", [False, True], ids=["killed in locks", "locks defer it"])
 @pytest.mark.parametrize("rollback", [None, copied], ids=["no way back", "way back"])
 @pytest.mark.parametrize("body", VALUES, ids=lambda body: body.__name__)
 def test_i20_i21_a_value_is_whole_or_poisoned_after_a_kill_at_any_bytecode(

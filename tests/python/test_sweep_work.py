@@ -91,7 +91,7 @@ offices = pytest.mark.parametrize("kind", [Office, FileOffice])
 
 
 @offices
-@pytest.mark.parametrize("defer", [False, True], ids=["struck in locks", "locks hold it off"])
+@pytest.mark.parametrize("defer", [False, True], ids=["killed in locks", "locks defer it"])
 def test_i32_a_commit_that_is_killed_anywhere_happens_once(
     kind: type[Office], *, defer: bool
 ) -> None:
@@ -182,7 +182,7 @@ def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
             effects.append(lease.item)
             lease.ack()
 
-    dice = random.Random(1)
+    rng = random.Random(1)
     rungs = dict.fromkeys(desist.KillOutcome, 0)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -191,7 +191,7 @@ def test_random_kills_lose_no_item_and_no_worker(kills: int) -> None:
             for item in range(items):
                 pool.submit(item)
             while kills:
-                report = pool.workers[dice.randrange(4)].kill()
+                report = pool.workers[rng.randrange(4)].kill()
                 assert report.outcome is not None
                 rungs[report.outcome] += 1
                 if report.outcome is not desist.KillOutcome.ALREADY_DONE:
