@@ -1,11 +1,11 @@
 """Run the Python tests on every interpreter that is found: `make matrix`.
 
-    tools/matrix.py [--python FILE ...] [-- ARGUMENTS OF PYTEST]
+    tools/matrix.py [--python FILE ...] [--logs FOLDER] [-- ARGUMENTS OF PYTEST]
 
 For each version there is one interpreter: the first that runs of those named by --python, then
 `python3.X` on PATH, then pyenv's. The tests run through `make test-python`, one version after the
-other, and what they print goes to target/log/matrix-VERSION.log. The exit status is 0 if at least
-one interpreter was found and no test failed on any.
+other, and their output goes to matrix-VERSION.log in the folder (target/log). The exit status is 0
+if at least one interpreter was found and no test failed on any.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-LOGS = ROOT / "target" / "log"
 
 VERSIONS = {
     "3.10": "",
@@ -61,6 +60,7 @@ def main() -> int:
     """Find the interpreters, run the tests on each, and print the table."""
     parser = argparse.ArgumentParser(description="Run the Python tests on every interpreter found.")
     parser.add_argument("--python", action="append", default=[], help="an interpreter to look at")
+    parser.add_argument("--logs", type=Path, default=ROOT / "target" / "log", help="a folder")
     parser.add_argument("arguments", nargs="*", help="passed on to pytest")
     options = parser.parse_args()
     found = find(options.python)
@@ -69,7 +69,7 @@ def main() -> int:
     results: dict[str, Result] = {}
     for version, interpreter in found.items():
         print(f"== CPython {interpreter.release}: {interpreter.path}", flush=True)
-        results[version] = result = run(interpreter, options.arguments)
+        results[version] = result = run(interpreter, options.arguments, options.logs)
         print(f"   {result.passed} passed, {result.failed} failed", flush=True)
         for name in result.failures:
             print(f"   FAILED {name}", flush=True)
@@ -123,11 +123,11 @@ def ask(path: str) -> Interpreter | None:
     return Interpreter(words[0], words[1], path)
 
 
-def run(interpreter: Interpreter, arguments: list[str]) -> Result:
+def run(interpreter: Interpreter, arguments: list[str], logs: Path) -> Result:
     """Build and test with one interpreter. A run that ends without a report has failed."""
-    LOGS.mkdir(parents=True, exist_ok=True)
-    log = LOGS / f"matrix-{interpreter.version}.log"
-    report = LOGS / f"matrix-{interpreter.version}.xml"
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"matrix-{interpreter.version}.log"
+    report = logs / f"matrix-{interpreter.version}.xml"
     report.unlink(missing_ok=True)
     began = time.monotonic()
     with log.open("wb") as output:
@@ -146,13 +146,13 @@ def run(interpreter: Interpreter, arguments: list[str]) -> Result:
     seconds = time.monotonic() - began
     remark = VERSIONS[interpreter.version]
     if not report.exists():
-        return Result(0, 1, 0, seconds, f"did not get to its end: see {log.relative_to(ROOT)}")
+        return Result(0, 1, 0, seconds, f"did not get to its end: see {os.path.relpath(log, ROOT)}")
     suite = next(ET.parse(report).iter("testsuite"))
     count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     failed = count["failures"] + count["errors"]
     if ended.returncode:
         failed = max(failed, 1)
-        remark = f"see {log.relative_to(ROOT)}"
+        remark = f"see {os.path.relpath(log, ROOT)}"
     failures = tuple(
         f"{case.get('classname')}.{case.get('name')}"
         for case in suite.iter("testcase")
