@@ -32,7 +32,7 @@ fn assert_new(barrier: &Barrier) {
 }
 
 #[test]
-fn loom_i12_all_parties_pass_and_see_what_was_done_before() {
+fn loom_i12_all_parties_pass_and_see_earlier_writes() {
     explore(THRICE, || {
         let barrier = Arc::new(Barrier::new(2));
         let data = [(); 2].map(|()| Exclusive::new());

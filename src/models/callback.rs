@@ -94,7 +94,7 @@ fn loom_i17_after_close_the_callback_is_not_running() {
 }
 
 #[test]
-fn loom_i17_the_closer_may_use_what_the_callback_used() {
+fn loom_i17_after_close_the_data_of_the_callback_is_free_to_use() {
     explore(TWICE, || {
         let data = Exclusive::new();
         let node = NodeRef::root(None);

@@ -90,7 +90,7 @@ class Contract:
         engine.reject(lease(engine), "bad")
         assert engine.counts() == counts(delayed=1, done=1, dead=1)
 
-    def test_what_is_put_first_is_leased_first(self, engines: Engines) -> None:
+    def test_the_oldest_item_is_leased_first(self, engines: Engines) -> None:
         engine = engines()
         for item_id in "abc":
             put(engine, item_id)

@@ -75,7 +75,7 @@ def test_a_function_that_timed_out_has_ended_and_holds_nothing() -> None:
     stop_at(SOON)
 
 
-def test_func_timeout_calls_the_function_and_returns_what_it_returns() -> None:
+def test_func_timeout_calls_the_function_and_returns_its_result() -> None:
     assert func_timeout(NEVER, double, (2,)) == 4
     assert func_timeout(NEVER, double, kwargs={"number": 3}) == 6
     with pytest.raises(ZeroDivisionError):

@@ -384,7 +384,7 @@ def test_kill_soon_returns_before_the_thread_has_ended() -> None:
     assert future.result(NEVER).outcome in (KillOutcome.COOPERATIVE, KillOutcome.AT_WAIT)
 
 
-def test_what_kill_raises_the_future_of_kill_soon_raises() -> None:
+def test_the_future_of_kill_soon_raises_the_errors_of_kill() -> None:
     thread = desist.Thread(target=print)
     future = thread.kill_soon()
     assert future.done()

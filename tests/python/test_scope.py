@@ -144,7 +144,7 @@ def test_another_thread_can_move_the_deadline_of_a_block_that_waits() -> None:
     assert victim.results == [True]
 
 
-def test_a_shield_hides_what_is_outside_for_so_long() -> None:
+def test_a_shield_hides_outer_cancellations_for_its_bound() -> None:
     reached = []
     with desist.move_on_after(0):
         with desist.shield(NEVER):

@@ -442,7 +442,7 @@ def test_a_refused_connection_says_so() -> None:
             assert sock.connect_ex(address) == errno.ECONNREFUSED
 
 
-def test_every_address_is_tried_and_all_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_address_is_tried_and_all_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     with plain.create_server(("127.0.0.1", 0)) as gone:
         refused = gone.getsockname()
     with nothing_left(), plain.create_server(("127.0.0.1", 0)) as server:

@@ -498,7 +498,7 @@ def test_communicate_goes_on_where_it_was_ended(end: str) -> None:
     assert process.returncode == 0
 
 
-def test_what_was_buffered_before_is_part_of_the_output() -> None:
+def test_output_buffered_before_is_part_of_the_output() -> None:
     with (
         nothing_left(),
         desist.subprocess.Popen(["printf", "one\\ntwo\\n"], stdout=subprocess.PIPE) as process,
