@@ -227,7 +227,7 @@ def test_a_cancel_of_code_that_has_not_begun_returns_true(side: Any) -> None:
 
 
 def hold_on() -> None:
-    """Sleep, and do not hear of a cancel."""
+    """Sleep in a shield, so that a cancel does not end it."""
     with desist.shield(math.inf):
         desist.sleep_forever()
 

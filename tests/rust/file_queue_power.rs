@@ -248,7 +248,7 @@ fn on_a_full_disk_nothing_changes_and_nothing_is_lost() {
     run("full");
 }
 
-/// What the children do; not a test.
+/// The work of the children; not a test.
 #[test]
 fn child() {
     match std::env::var("DESIST_POWER").as_deref() {
