@@ -54,10 +54,13 @@ from desist._offload import Offloaded
 from desist._pipes import Pipes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
+
+    _Word = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    _Command = _Word | Sequence[_Word]
 
 _F = TypeVar("_F")
 
@@ -512,9 +515,8 @@ def check_output(*popenargs: Any, timeout: float | None = None, **kwargs: Any) -
     return run(*popenargs, **kwargs).stdout
 
 
-@_typed_as(_std.getstatusoutput)
 def getstatusoutput(
-    cmd: Any, *, encoding: str | None = None, errors: str | None = None
+    cmd: _Command, *, encoding: str | None = None, errors: str | None = None
 ) -> tuple[int, str]:
     """Run a command in a shell; returns its returncode and its output.
 
@@ -526,8 +528,7 @@ def getstatusoutput(
     return done.returncode, done.stdout.removesuffix("\n")
 
 
-@_typed_as(_std.getoutput)
-def getoutput(cmd: Any, *, encoding: str | None = None, errors: str | None = None) -> str:
+def getoutput(cmd: _Command, *, encoding: str | None = None, errors: str | None = None) -> str:
     """Run a command in a shell; returns its output, as getstatusoutput() does."""
     text: dict[str, Any] = {"encoding": encoding, "errors": errors}
     return getstatusoutput(cmd, **text)[1]

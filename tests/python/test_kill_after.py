@@ -838,7 +838,7 @@ def test_a_decorated_function_keeps_its_attributes() -> None:
             return a, b, c
 
     assert Thing().method(1, b=2) == (1, 2, 3)
-    assert Thing.method.__doc__ == "Say so."
+    assert Thing.method.__doc__ == "Have a docstring."
     assert str(inspect.signature(Thing.method)).startswith("(self, a: ")
     with pytest.raises(TypeError, match="missing"):
         Thing().method(1)  # type: ignore[call-arg]
