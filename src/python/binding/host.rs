@@ -64,7 +64,7 @@ impl Host for Interpreter {
     fn stuck(&self) {
         attach(|py| {
             raised::keep(match testing::current() {
-                Some(simulation) => exceptions::ordinary(py, "Deadlock", &simulation.stuck()),
+                Some(simulation) => exceptions::ordinary(py, "Deadlock", &simulation.deadlock()),
                 None => exceptions::ordinary(py, "Deadlock", &"every thread waits"),
             });
         });
