@@ -1,9 +1,32 @@
-//! The extension module `desist._core`: conversion between Python and the core, and nothing else.
+//! The extension module `desist._core`: conversion between Python and the core.
+//!
+//! Each module uses only modules in the rows above its own, and any of the core. `tests/rust/layers.rs`
+//! compares the sources with this table, so that no circle can come to be between the folders; the
+//! files of one folder may use each other.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `binding`, `ports` | what the binding itself needs: attaching and detaching, arguments, exceptions and enums of the Python part; the names by which it calls Python objects |
+//! | `cause` | `CancelCause` |
+//! | `hard_stop` | everything that relies on CPython's internals: how `Killed` is raised in a running thread |
+//! | `error` | `Cancelled`, and how errors of the core become exceptions |
+//! | `io` | waiting for file descriptors |
+//! | `op` | `Op`: an operation of an object, to be waited for along with others |
+//! | `wait` | sleeping, checkpoints, and how any operation waits detached |
+//! | `token` | `CancelSource`, `CancelToken`, `Registration` |
+//! | `scope`, `sync` | cancel scopes; locks, counters, flags and queues |
+//! | `wait_any` | waiting for several things at once |
+//! | `task` | `Task`, stop policies and kill reports, deferred kills, task groups |
+//! | `work` | lease queues, and the workers' loop |
+//! | `testing` | virtual time, and the injector of the sweeps |
 //!
 //! Rules kept here:
-//! - The interpreter is let go (`detach`) before anything that may block or run callbacks.
-//! - No Python object is touched while a lock of the core is held, for touching one may run any
-//!   code at all; the core's own critical sections are short and never wait for the interpreter.
+//! - The interpreter is released (`detach`) before anything that may block or run callbacks.
+//! - No Python object is touched while a lock of the core is held, for that may run any code at all;
+//!   the core's own critical sections are short and never wait for the interpreter.
+//! - Policy belongs to the core. Here is only what is Python's: the parts of a `TaskGroup` that a
+//!   kill must not tear apart (`task::group`), and the loop of a worker (`work::seat`), which handles
+//!   leases as Python objects.
 //! - Calls of CPython that PyO3 has no safe form of are in `binding::attach`, `hard_stop` and `token`.
 // What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
@@ -16,6 +39,7 @@ mod hard_stop;
 mod io;
 #[cfg(unix)]
 mod op;
+mod ports;
 mod scope;
 mod sync;
 mod task;
@@ -47,6 +71,8 @@ mod _core {
     #[cfg(unix)]
     #[pymodule_export]
     use super::op::Op;
+    #[pymodule_export]
+    use super::ports::ports;
     #[pymodule_export]
     use super::scope::{
         CancelScope, FailScope, call_within, cancel_scope, cleanup, fail_after, move_on_after,
@@ -98,7 +124,10 @@ mod _core {
     #[pymodule_export]
     use super::work::mirror::Mirror;
     #[pymodule_export]
-    use super::work::{Lease, LeaseQueue, RetryPolicy, Seat, Tally, Working, lease_of};
+    use super::work::{
+        Lease, LeaseQueue, QueuePort, RetryPolicy, RunningHandler, Seat, Tally, lease_of,
+        queue_port, retry_pause,
+    };
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {

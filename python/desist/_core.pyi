@@ -60,11 +60,13 @@ __all__ = [
     "Op",
     "ProcessStopPolicy",
     "Queue",
+    "QueuePort",
     "RLock",
     "Registration",
     "Released",
     "RetryPolicy",
     "RungReport",
+    "RunningHandler",
     "Seat",
     "Semaphore",
     "SimpleQueue",
@@ -73,7 +75,6 @@ __all__ = [
     "Strike",
     "Tally",
     "Task",
-    "Working",
     "_Injector",
     "call_within",
     "cancel_scope",
@@ -90,6 +91,9 @@ __all__ = [
     "lease_of",
     "move_on_after",
     "notify_closing",
+    "ports",
+    "queue_port",
+    "retry_pause",
     "shield",
     "sleep",
     "sleep_forever",
@@ -179,12 +183,13 @@ class CancelCause:
     @property
     def at(self, /) -> float:
         """
-        When, on the clock of `current_time()`: a deadline's own time, not when it was noticed.
+        When, on the clock of `current_time()`: for a deadline the deadline itself, not the moment at
+        which a thread noticed it.
         """
     @property
     def by_thread(self, /) -> str | None:
         """
-        Name of the thread that cancelled; None for a deadline.
+        The name of the cancelling thread; None for a deadline.
         """
     @staticmethod
     def explicit(reason: str | None = None) -> CancelCause:
@@ -194,7 +199,7 @@ class CancelCause:
     @property
     def kind(self, /) -> CauseKind:
         """
-        What kind of event it was.
+        The kind of event.
         """
     @property
     def reason(self, /) -> str | None:
@@ -374,13 +379,13 @@ class CancelToken:
 class Cancelled(BaseException):
     """
     Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
-    again: the scope that was cancelled absorbs it.
+    again: the cancelled scope absorbs it.
     """
     def __str__(self, /) -> str: ...
     @property
     def cause(self, /) -> CancelCause:
         """
-        Who cancelled, why and when.
+        Why and when the code was cancelled, and by which thread.
         """
 
 @final
@@ -667,34 +672,6 @@ class FileQueue(Generic[_T]):
         codec: Literal["pickle", "json"] = "pickle",
     ) -> FileQueue[_T]: ...
     def __repr__(self, /) -> str: ...
-    def _cancel(self, /, item_id: int, reason: str | None = None) -> bool | None:
-        """
-        As LeaseQueue._cancel(). For WorkerPool.
-        """
-    def _drain(self, /, timeout: float | None = None) -> bool:
-        """
-        Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
-        """
-    def _give_up(self, /, reason: str | None = None) -> None:
-        """
-        The pool that has opened it is done with it. What is in it is for others, who will not tell
-        the futures. For WorkerPool.
-        """
-    def _submit(
-        self,
-        item: _T,
-        future: object,
-        /,
-        *,
-        key: str | None = None,
-        priority: SupportsIndex = 0,
-        delay: float | None = None,
-        expires: float | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        """
-        As put(); `future` is told how the work ended. For WorkerPool.
-        """
     def counts(self, /) -> dict[Literal["ready", "leased", "delayed", "done", "dead"], int]:
         """
         How many items are in each state, at one instant. `done` counts from the file's beginning.
@@ -913,19 +890,15 @@ class KillReport:
 @final
 class Killed(BaseException):
     """
-    Raised in code that is being killed. Do not catch it: only the task's end absorbs it, or that of
+    Raised in code that is being killed. Do not catch it: it is absorbed by the end of the task, or of
     the block with `kill_after` that is being killed.
     """
-    def __new__(cls, /) -> Killed:
-        """
-        CPython makes the instance of an asynchronous exception by calling its class in the thread
-        that it strikes, so this is where a kill learns that it has arrived.
-        """
+    def __new__(cls, /) -> Killed: ...
     def __str__(self, /) -> str: ...
     @property
     def cause(self, /) -> CancelCause:
         """
-        Who killed, why and when.
+        Why and when the code was killed, and by which thread.
         """
 
 @final
@@ -1032,34 +1005,6 @@ class LeaseQueue(Generic[_T]):
         lease_timeout: float | None = None,
     ) -> LeaseQueue[_T]: ...
     def __repr__(self, /) -> str: ...
-    def _cancel(self, /, item_id: int, reason: str | None = None) -> bool | None:
-        """
-        The work is unwanted: it will not be leased again. True: it is dead now; False: it will
-        be when its worker gives it back; None: it had ended. For WorkerPool.
-        """
-    def _drain(self, /, timeout: float | None = None) -> bool:
-        """
-        Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
-        """
-    def _give_up(self, /, reason: str | None = None) -> None:
-        """
-        Nobody will work on what is here: it is dead now. For a WorkerPool whose workers have ended.
-        """
-    def _submit(
-        self,
-        item: _T,
-        future: object,
-        /,
-        *,
-        key: str | None = None,
-        priority: SupportsIndex = 0,
-        delay: float | None = None,
-        expires: float | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        """
-        As put(); `future` is told how the work ended. For WorkerPool.
-        """
     def counts(self, /) -> dict[Literal["ready", "leased", "delayed", "done", "dead"], int]:
         """
         How many items are in each state, at one instant.
@@ -1492,6 +1437,42 @@ class Queue(Generic[_T]):
         How many items were put and not yet counted as done.
         """
 
+@final
+class QueuePort:
+    """
+    What a pool does with a queue.
+    """
+    def abandon(self, /, reason: str | None = None) -> None:
+        """
+        Fail the futures: the pool that owns the queue has stopped.
+        """
+    def cancel(self, /, item_id: int, reason: str | None = None) -> bool | None:
+        """
+        Never lease the item again. True: it is dead now. False: it will be, when its worker gives
+        it back. None: it had ended.
+        """
+    def drain(self, /, timeout: float | None = None) -> bool:
+        """
+        Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+
+        Blocks: a checkpoint.
+        """
+    def submit(
+        self,
+        item: object,
+        promise: object,
+        /,
+        *,
+        key: str | None = None,
+        priority: SupportsIndex = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """
+        Add an item, as put() does; `promise` is settled when the item has ended.
+        """
+
 @disjoint_base
 class RLock(Lock):
     """
@@ -1575,10 +1556,6 @@ class RetryPolicy:
         max_backoff: float = 60.0,
         jitter: float = 0.2,
     ) -> RetryPolicy: ...
-    def _pause(self, /, attempt: SupportsIndex, random: SupportsFloat | SupportsIndex) -> float:
-        """
-        Seconds of the pause after that attempt; `random` is between 0 and 1.
-        """
     @property
     def backoff(self, /) -> float:
         """
@@ -1627,6 +1604,16 @@ class RungReport:
     def seconds(self, /) -> float:
         """
         Seconds that the kill stayed on the rung.
+        """
+
+@final
+class RunningHandler:
+    """
+    The handler's task, as the engine's side sees it: it can cancel it when the lease is lost.
+    """
+    def cancel(self, /, reason: str | None = None) -> bool:
+        """
+        Cancel the handler's token. False: it was cancelled before.
         """
 
 @final
@@ -1993,16 +1980,6 @@ class Task:
         """
 
 @final
-class Working:
-    """
-    The code that works on a lease.
-    """
-    def cancel(self, /, reason: str | None = None) -> bool:
-        """
-        Ask it to stop. True: nobody has before.
-        """
-
-@final
 class _Injector:
     """
     Stops a task in front of a bytecode of choice.
@@ -2179,13 +2156,15 @@ def fork_timeouts() -> int:
 
 def hold_off(fn: Callable[..., _T], *arguments: object) -> _T:
     """
-    Call something that a kill must not tear apart; it is to be short. What it returns is returned,
-    even if a kill came meanwhile: that one is raised at the next checkpoint, or sent again.
+    Call something short that a kill must not tear apart, and return its result.
+
+    On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
+    or delivered anew.
     """
 
-def lease_of(delivered: Any) -> Lease[Any]:
+def lease_of(held: object) -> Lease[Any]:
     """
-    A lease of what `_deliver()` has returned.
+    A `Lease` of what `EngineSource.deliver()` has returned.
     """
 
 def move_on_after(
@@ -2209,6 +2188,22 @@ def notify_closing(file: FileDescriptorLike, /) -> None:
 
     The system does not tell those who wait, and gives the number to the next file that is opened.
     desist's own sockets and processes say it by themselves.
+    """
+
+def ports() -> dict[str, list[str]]:
+    """
+    The protocols of `desist._ports` that the extension calls, with the members it calls.
+    """
+
+def queue_port(queue: LeaseQueue[Any] | FileQueue[Any]) -> QueuePort:
+    """
+    What a pool does with one of the core's queues.
+    """
+
+def retry_pause(policy: RetryPolicy, attempt: int, random: float) -> float:
+    """
+    Seconds of a policy's pause after that attempt; `random` is between 0 and 1. For the queues of
+    engines, which schedule retries in Python.
     """
 
 def shield(seconds: float, /) -> CancelScope:

@@ -1,12 +1,13 @@
-"""ItemFuture: the result of one item of a WorkerPool.
+"""ItemFuture: the result of one item of a WorkerPool, and the promise that settles it.
 
-The queue that keeps the item settles the future, through `_finish` and `_fail`; the pool settles it
-if the item will not be worked on. The first of them counts, later ones change nothing.
+The user has the future, the queue and the pool have the promise. The queue that keeps the item
+settles it; the pool does if the item will not be worked on. The first of them counts, later ones
+change nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from desist._core import CancelCause, CancelSource, KillReport, Registration
 from desist._enums import TaskState
@@ -15,6 +16,7 @@ from desist._future import Future
 from desist._killing import kill_soon
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable
 
     from desist._core import ProcessStopPolicy, StopPolicy
@@ -59,7 +61,6 @@ class ItemFuture(Future[R]):
         # What knows the item's worker, and the pool, which stops when it is dropped; until the
         # future is settled.
         self._owner: tuple[ItemOwner, object] | None = None
-        self._expiry: Registration | None = None
         self.item_id: int | str = 0
 
     @property
@@ -148,37 +149,76 @@ class ItemFuture(Future[R]):
         """Was it cancelled, before or while a worker worked on it?"""
         return isinstance(self._exception, TaskCancelled)
 
-    # Called by the core, on the worker's thread, when no kill can strike it.
 
-    def _finish(self, result: R) -> None:
-        self._forget_owner()
-        if self.done():
-            return  # its pool has stopped meanwhile
-        self.set_running_or_notify_cancel()
-        self.set_result(result)
+class ItemPromise:
+    """Settles an ItemFuture; `Promise` of desist._ports.
 
-    def _fail(self, failure: BaseException | CancelCause) -> None:
-        self._forget_owner()
-        if self.done():
-            return
-        self.set_running_or_notify_cancel()
-        if isinstance(failure, CancelCause):
-            self._request(failure.reason)
-            self.set_exception(TaskCancelled(failure))
-        else:
-            self.set_exception(failure)
+    The core calls it on the worker's thread, while no kill can be delivered there. It is the other
+    half of the future, and the only code besides that writes the future's private attributes.
+    """
 
-    def _expire_after(
-        self, seconds: float, cancel: Callable[[int | str, str], bool | None]
+    def __init__(self, future: ItemFuture[Any]) -> None:
+        self.future = future
+        self._expiry: Registration | None = None
+        self._unsettled: set[ItemPromise] | None = None
+
+    def submitted(
+        self,
+        item_id: int | str,
+        owner: tuple[ItemOwner, object],
+        unsettled: set[ItemPromise],
     ) -> None:
+        """The item has this id and pool; the promise is in the set until it is settled."""
+        self.future.item_id = item_id
+        self.future._owner = owner  # noqa: SLF001 (see the class)
+        self._unsettled = unsettled
+        unsettled.add(self)
+        if self.future.done():  # a worker may have been quicker
+            self._forget_owner()
+
+    def finish(self, result: Any, /) -> None:
+        """The item was acknowledged with this result."""
+        self._forget_owner()
+        if self.future.done():
+            return  # its pool has stopped meanwhile
+        self.future.set_running_or_notify_cancel()
+        self.future.set_result(result)
+
+    def fail(self, failure: BaseException | CancelCause, /) -> None:
+        """The item is dead, or will not be worked on."""
+        self._forget_owner()
+        if self.future.done():
+            return
+        self.future.set_running_or_notify_cancel()
+        if isinstance(failure, CancelCause):
+            self.future._request(failure.reason)  # noqa: SLF001 (see the class)
+            self.future.set_exception(TaskCancelled(failure))
+        else:
+            self.future.set_exception(failure)
+
+    def follow(self, first: ItemPromise) -> None:
+        """Another item stands for this one: end as `first` does."""
+
+        def settle(ended: concurrent.futures.Future[Any]) -> None:
+            failure = ended.exception()
+            if failure is None:
+                self.finish(ended.result())
+            else:
+                self.fail(failure)
+
+        first.future.add_done_callback(settle)
+
+    def expire_after(self, seconds: float, cancel: Callable[[int | str, str], bool | None]) -> None:
         """Cancel the item when its time is over, in case no other access to the queue does."""
-        item_id = self.item_id
+        item_id = self.future.item_id
         source = CancelSource(timeout=seconds)
         self._expiry = source.token.on_cancel(lambda _: cancel(item_id, "its time was over"))
-        if self._settled.is_set():
+        if self.future.done():
             self._forget_owner()
 
     def _forget_owner(self) -> None:
-        self._owner = None
+        self.future._owner = None  # noqa: SLF001 (see the class)
+        if self._unsettled is not None:
+            self._unsettled.discard(self)
         if self._expiry is not None:
             self._expiry.unregister()

@@ -24,8 +24,9 @@ from desist._core import (
     cancel_scope,
     shield,
 )
-from desist._item_future import ItemFuture
+from desist._item_future import ItemFuture, ItemPromise
 from desist._killing import kill_soon
+from desist._ports import port_of
 from desist._supervisor import RestartPolicy, Supervisor
 from desist._worker import Roster, Worker
 
@@ -131,11 +132,12 @@ class WorkerPool(Generic[T, R]):
         self.queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] = _opened(queue)
         self._tally = Tally(_observer(on_event))
         self._source = CancelSource()
-        self._futures: set[ItemFuture[R]] = set()
-        self._supervisor = Supervisor(restart, self._source, self._futures)
+        self._port = port_of(self.queue)
+        self._promises: set[ItemPromise] = set()
+        self._supervisor = Supervisor(restart, self._source, self._promises)
         self._roster = Roster(
             handler,
-            queue=self.queue,
+            port=self._port,
             policy=stop,
             supervisor=self._supervisor,
             pool=self._source,
@@ -173,37 +175,36 @@ class WorkerPool(Generic[T, R]):
 
             pickled_item(item)  # told now, not by its worker later
         future: ItemFuture[R] = ItemFuture()
-        future.item_id = self.queue._submit(  # noqa: SLF001 (the core's own door)
+        promise = ItemPromise(future)
+        item_id = self._port.submit(
             item,
-            future,
+            promise,
             key=key,
             priority=priority,
             delay=delay,
             expires=expires,
             timeout=timeout,
         )
-        future._owner = (self._roster, self)  # noqa: SLF001 (the pool settles it)
+        promise.submitted(item_id, (self._roster, self), self._promises)
         if expires is not None:
-            future._expire_after(expires, self._roster.cancel_item)  # noqa: SLF001 (the pool settles it)
-        self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
+            promise.expire_after(expires, self._roster.cancel_item)
         if key is not None:
-            self._tell_if_dead(future)
+            self._fail_if_dead(promise)
         if self._supervisor.ended.cancelled:  # while this item was put
-            self._supervisor.fail(future)
+            self._supervisor.fail(promise)
         return future
 
-    def _tell_if_dead(self, future: ItemFuture[R]) -> None:
-        """Nobody will work on the item that stands for this one."""
+    def _fail_if_dead(self, promise: ItemPromise) -> None:
+        """The item that stands for this one may be dead already: no worker will lease it."""
         if not self.queue.counts()["dead"]:
             return
         with suppress(NotImplementedError):  # by an engine
             for item_id, _, failures in self.queue.dead():
-                if item_id == future.item_id:
+                if item_id == promise.future.item_id:
                     why = failures[-1] if failures else None
                     if not isinstance(why, (BaseException, CancelCause)):
                         why = RuntimeError(f"item {item_id}, which has this key, is dead: {why}")
-                    future._fail(why)  # noqa: SLF001 (the pool settles it)
+                    promise.fail(why)
 
     def cancel_item(self, item_id: int | str, reason: str | None = None) -> bool:
         """The work is unwanted: it is never leased again, and code at work on it is asked to stop.
@@ -240,7 +241,7 @@ class WorkerPool(Generic[T, R]):
         """
         self._roster.check_usable()
         with cancel_scope() as scope, self._supervisor.ended.on_cancel(lambda _: scope.cancel()):
-            return self.queue._drain(timeout)  # noqa: SLF001
+            return self._port.drain(timeout)
         self._supervisor.check()
         return False
 
@@ -277,10 +278,10 @@ class WorkerPool(Generic[T, R]):
                 else:
                     child.gone.wait()
             if self._owns_queue:
-                self.queue._give_up("the pool has stopped")  # noqa: SLF001
+                self._port.abandon("the pool has stopped")
             stopped = CancelCause.explicit("the pool has stopped")
-            for future in list(self._futures):
-                future._fail(stopped)  # noqa: SLF001 (the pool settles it)
+            for promise in list(self._promises):
+                promise.fail(stopped)
 
     def _start_last_kill(self, seat: Seat) -> Future[KillReport]:
         return kill_soon(
@@ -309,11 +310,8 @@ class WorkerPool(Generic[T, R]):
 def _opened(queue: Any) -> Any:
     if queue is None:
         return LeaseQueue()
-    if hasattr(queue, "_submit"):
-        return queue
     if not isinstance(queue, (str, PathLike)):
-        message = f"queue must be a queue of leases, a path or a URL, not {type(queue).__name__}"
-        raise TypeError(message)
+        return queue
     if isinstance(queue, str) and "://" in queue:
         from desist.engines import open_queue
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from desist._core import CancelSource, hold_off
 from desist._exceptions import PoolExhausted, PoolFailed
 
 if TYPE_CHECKING:
-    from desist._item_future import ItemFuture
+    from desist._item_future import ItemPromise
 
 
 class RestartPolicy(NamedTuple):
@@ -42,13 +42,13 @@ class Supervisor:
     """Counts the replacements of one pool's workers; see the module's text."""
 
     def __init__(
-        self, policy: RestartPolicy, pool: CancelSource, futures: set[ItemFuture[Any]]
+        self, policy: RestartPolicy, pool: CancelSource, promises: set[ItemPromise]
     ) -> None:
         self._policy = policy
         # Cancels the pool's workers.
         self._pool = pool
-        # The pool's futures that are not settled; the pool adds and removes them.
-        self._futures = futures
+        # Of the pool's futures that are not settled; the pool adds and removes them.
+        self._promises = promises
         # When workers were replaced within the last `period`, oldest first.
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()
@@ -103,15 +103,15 @@ class Supervisor:
             self._ended_by = (why, failure)
         self._source.cancel(why)
         self._pool.cancel(why)
-        for future in list(self._futures):
-            self.fail(future)
+        for promise in list(self._promises):
+            self.fail(promise)
 
-    def fail(self, future: ItemFuture[Any]) -> None:
-        """Settle a future of the pool, if the pool has ended."""
+    def fail(self, promise: ItemPromise) -> None:
+        """Settle the future of a promise, if the pool has ended."""
         try:
             self.check()
         except (PoolExhausted, PoolFailed) as ended:
-            future._fail(ended)  # noqa: SLF001 (the pool's own future)
+            promise.fail(ended)
 
     def check(self) -> None:
         """Raise if the pool has ended.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from desist._child import ChildHandler
     from desist._core import CancelSource, KillReport, Lease, StopPolicy, Tally
     from desist._future import Future
+    from desist._ports import QueuePort
     from desist._supervisor import Supervisor
 
 T = TypeVar("T")
@@ -145,7 +146,7 @@ class Roster(Generic[T, R]):
         self,
         handler: Callable[[Lease[T]], R],
         *,
-        queue: Any,
+        port: QueuePort,
         policy: StopPolicy | ProcessStopPolicy,
         supervisor: Supervisor,
         pool: CancelSource,
@@ -162,7 +163,7 @@ class Roster(Generic[T, R]):
         # The process that the workers are in.
         self.process = os.getpid()
         self._handler = handler
-        self._queue = queue
+        self._port = port
         self._supervisor = supervisor
         self._pool = pool
         self._tally = tally
@@ -183,7 +184,7 @@ class Roster(Generic[T, R]):
         self.workers = (*self.workers, self._start(name))
 
     def _start(self, name: str) -> Worker:
-        seat = Seat(name, self._queue, self._pool.token, self._tally)
+        seat = Seat(name, self._port, self._pool.token, self._tally)
         seat.launch()
         work, failed = partial(seat.work, self._handler), self._supervisor.queue_failed
         if isinstance(self.policy, ProcessStopPolicy):
@@ -222,7 +223,7 @@ class Roster(Generic[T, R]):
 
     def cancel_item(self, item_id: int | str, reason: str | None, /) -> bool | None:
         """Cancel the item. True: it never begins. False: it was begun. None: it had ended."""
-        dead: bool | None = self._queue._cancel(item_id, reason)  # noqa: SLF001 (the core's own door)
+        dead = self._port.cancel(item_id, reason)
         if dead is False:
             for worker in self.workers:
                 worker._seat.cancel(reason, item_id)  # noqa: SLF001 (its own module)

@@ -1,4 +1,4 @@
-//! `CancelCause`.
+//! `CancelCause`: an immutable view of the core's cause.
 
 use pyo3::prelude::*;
 
@@ -20,7 +20,7 @@ impl CancelCause {
         Cause::now(CauseKind::Explicit, reason.map(Into::into), None).into()
     }
 
-    /// What kind of event it was.
+    /// The kind of event.
     #[getter]
     fn kind(&self) -> CauseKind {
         self.cause.kind
@@ -32,13 +32,14 @@ impl CancelCause {
         self.cause.reason.as_deref()
     }
 
-    /// When, on the clock of `current_time()`: a deadline's own time, not when it was noticed.
+    /// When, on the clock of `current_time()`: for a deadline the deadline itself, not the moment at
+    /// which a thread noticed it.
     #[getter]
     fn at(&self) -> f64 {
         seconds::from_time(self.cause.at)
     }
 
-    /// Name of the thread that cancelled; None for a deadline.
+    /// The name of the cancelling thread; None for a deadline.
     #[getter]
     fn by_thread(&self) -> Option<&str> {
         self.cause.by_thread.as_deref()

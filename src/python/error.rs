@@ -1,4 +1,6 @@
 //! `Cancelled`, and how the core's errors become Python exceptions.
+//!
+//! The modules above use the exceptions of `desist._exceptions` and `Killed` through here.
 
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
@@ -16,10 +18,10 @@ pub(super) use crate::python::hard_stop::killed::{check_kill, killed, throwable}
 use crate::sync::{LockError, QueueError};
 
 /// Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
-/// again: the scope that was cancelled absorbs it.
+/// again: the cancelled scope absorbs it.
 #[pyclass(extends = PyBaseException, frozen, module = "desist")]
 pub(super) struct Cancelled {
-    /// Who cancelled, why and when.
+    /// Why and when the code was cancelled, and by which thread.
     #[pyo3(get)]
     cause: Py<CancelCause>,
 }
@@ -31,12 +33,12 @@ impl Cancelled {
     }
 }
 
-/// The Python exception for a stop.
+/// The Python exception for a stop. For a task that `raise_exc` has an exception for, that one.
 pub(super) fn from_stop(py: Python<'_>, stop: Stop) -> PyErr {
     match stop {
         Stop::Cancelled(cause) => cancelled(py, cause),
         Stop::Killed(cause) => killed_or_thrown(py, cause),
-        // A wait is interrupted only by what the host keeps for this moment.
+        // The host has kept the exception before it ended the wait.
         Stop::Interrupted => raised::take()
             .unwrap_or_else(|| ordinary(py, "Interrupted", &"the wait was interrupted")),
     }

@@ -1,9 +1,24 @@
-//! Everything that relies on CPython's internals.
+//! How `Killed` is raised in a running thread: everything that relies on CPython's internals.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `killed` | `Killed`: CPython calls the class in the thread in which it raises it |
+//! | `trace` | the rung TRACE: `Killed` at every step of the body |
+//! | `block` | raising inside one block, and nowhere else |
+//! | `mask` | deferring kills of the calling task |
+//! | `stack` | where an exception was raised, for reports |
+//!
+//! `killed` and `trace` use each other: the delivery of a kill is where a thread learns that it is to
+//! be traced, and the tracer raises kills.
+//!
+//! A posted exception lies in one slot of its thread until the interpreter looks at it. The core posts
+//! and retracts only with the interpreter's lock (`at_a_safe_moment`), so that a thread is never
+//! between looking at its slot and raising while another thread changes the slot.
 //!
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
 //! | `PyThreadState_SetAsyncExc` has one slot a thread, and takes a class | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
-//! | the class is called in the thread it strikes: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_killed_thread` |
+//! | the class is called in the thread in which it is raised: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_killed_thread` |
 //! | calling a Python function delivers what is in the slot | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
 //! | a thread that wants the interpreter while it shuts down is ended by `pthread_exit` | 3.10-3.13 | `test_a_daemon_does_not_abort_the_process_at_its_end` |
 //! | `f_lasti` of a frame that calls `__enter__` lies before the first entry of the exception table for its block; an exception that is raised at an INSTRUCTION event counts as raised at that instruction | 3.12-3.15 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
@@ -13,9 +28,9 @@
 //! | what a C trace function raises is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
 //!
-//! What was posted is never taken back by posting NULL: up to 3.12 the evaluation loop keeps the
+//! A posted exception is never retracted by posting NULL: up to 3.12 the evaluation loop keeps the
 //! request pending then, which slows all threads down (3.12) or hangs traced ones (3.11). It is
-//! taken back by having it delivered to a function that does nothing.
+//! retracted by having it delivered to a function that does nothing.
 #![allow(unsafe_code)] // calls of the C API
 
 mod block;
@@ -37,12 +52,14 @@ use self::killed::Killed;
 use crate::python::binding::attach::attach;
 use crate::task::{Force, Task};
 
-/// Raises in one thread, asynchronously.
+/// Posts `Killed` to one thread.
 struct AsyncException {
+    /// As `threading.get_ident()` has it. The thread lives at least as long as its task is known to
+    /// the core.
     thread: c_ulong,
 }
 
-/// The force for the calling thread.
+/// How the calling thread is interrupted.
 pub(super) fn for_this_thread(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
     Ok(Arc::new(this_thread(py)?))
 }
@@ -52,7 +69,7 @@ fn this_thread(py: Python<'_>) -> PyResult<AsyncException> {
     let get_ident = GET_IDENT.get_or_try_init(py, || {
         Ok::<_, PyErr>(py.import("_thread")?.getattr("get_ident")?.unbind())
     })?;
-    nothing(py)?; // made now, for later is too late
+    nothing(py)?; // made now: a kill may find no memory for it
     Ok(AsyncException {
         thread: get_ident.bind(py).call0()?.extract()?,
     })
@@ -60,7 +77,7 @@ fn this_thread(py: Python<'_>) -> PyResult<AsyncException> {
 
 pub(super) use block::{for_this_block, for_this_call};
 
-/// Call Python code that may take its time, as a daemon's may until the process ends.
+/// Calls Python code that may take long, as the body of a daemon thread may until the process ends.
 ///
 /// Up to 3.13, a thread that comes back to the interpreter when it shuts down is ended by
 /// `pthread_exit`, which unwinds the stack, and a process whose stack is unwound through frames of
@@ -84,15 +101,15 @@ pub(super) fn call_with<'py>(
         arguments: *mut ffi::PyObject,
         named: *mut ffi::PyObject,
     ) -> *mut ffi::PyObject;
-    // SAFETY: it is of this type, but pyo3-ffi says that it does not unwind. The compiler is not
-    // to see which function it is, or it would take that for granted and leave out `stay`.
+    // SAFETY: it is of this type, except that pyo3-ffi declares that it does not unwind. The
+    // compiler must not see which function it is, or it would rely on that and leave out `stay`.
     let call = std::hint::black_box(unsafe {
         std::mem::transmute::<*const (), Call>(ffi::PyObject_Call as *const ())
     });
     let py = callable.py();
     let stay = Stay;
     let named = named.map_or(std::ptr::null_mut(), Bound::as_ptr);
-    // SAFETY: the interpreter is ours, as `py` shows, the pointers are of live objects, the second
+    // SAFETY: attached, as `py` shows; the pointers are of live objects, the second
     // one of a tuple, the third one of a dict; NULL is no named arguments.
     let result = unsafe { call(callable.as_ptr(), arguments.as_ptr(), named) };
     std::mem::forget(stay);
@@ -100,8 +117,8 @@ pub(super) fn call_with<'py>(
     unsafe { Bound::from_owned_ptr_or_err(py, result) }
 }
 
-/// Dropped only if the stack is unwound past it, which no panic of ours does: nothing of Rust is
-/// above it that does not catch its own.
+/// Dropped only if the stack is unwound past it. A panic does not do that: every Rust function that
+/// Python calls catches its own panics.
 struct Stay;
 
 impl Drop for Stay {
@@ -112,7 +129,7 @@ impl Drop for Stay {
     }
 }
 
-/// A function of one instruction.
+/// A Python function that does nothing: calling it has a posted exception delivered.
 fn nothing(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static NOTHING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     NOTHING

@@ -42,6 +42,7 @@ pub(super) fn asleep(py: Python<'_>) -> impl Fn(&mut Park<'_>) -> WaitOutcome {
 /// Raise Cancelled or Killed if the calling code is to stop.
 ///
 /// Never blocks. Outside any scope and task it does nothing.
+#[inline]
 #[pyfunction]
 pub(super) fn checkpoint(py: Python<'_>) -> PyResult<()> {
     wait::checkpoint().map_err(|stop| error::from_stop(py, stop))

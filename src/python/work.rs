@@ -2,42 +2,46 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | `engine` | what a worker needs of a queue |
+//! | `source` | the port: what a worker's loop and a lease need of a queue |
 //! | `memory` | `LeaseQueue`: in memory |
 //! | `file`, `codec` | `FileQueue`: in a file, as bytes |
-//! | `options` | what is said of a queue, and of an item |
-//! | `promises` | who waits for what becomes of an item |
-//! | `foreign` | what is written in Python: other people's engines |
+//! | `py_queue` | queues written in Python, of engines on servers |
+//! | `options` | the arguments of a queue, and of `put()` |
+//! | `promises` | the futures of submitted items |
+//! | `port` | `QueuePort`: what a pool does with a queue |
 //! | `lease` | `Lease`: one delivery, in its handler's hands |
 //! | `seat` | `Seat`: a worker's place in its pool, and its loop |
 //! | `tally` | `Tally`: what a pool has done so far, and who is told of it |
+//! | `child`, `mirror` | a worker's process, and its parent as that process sees it |
 
 pub(super) mod child;
 mod codec;
-mod engine;
 #[cfg(unix)]
 mod file;
-mod foreign;
 mod lease;
 mod memory;
 #[cfg(unix)]
 pub(super) mod mirror;
 mod options;
+mod port;
 mod promises;
+mod py_queue;
 mod seat;
+mod source;
 mod tally;
 
 use std::time::Duration;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 #[cfg(unix)]
 pub(super) use file::FileQueue;
-pub(super) use foreign::{Working, lease_of};
 pub(super) use lease::Lease;
 pub(super) use memory::LeaseQueue;
+pub(super) use port::QueuePort;
+pub(super) use py_queue::{RunningHandler, lease_of};
 pub(super) use seat::Seat;
 pub(super) use tally::Tally;
 
@@ -96,11 +100,6 @@ impl RetryPolicy {
         })
     }
 
-    /// Seconds of the pause after that attempt; `random` is between 0 and 1.
-    fn _pause(&self, attempt: u32, random: f64) -> f64 {
-        self.retry.pause(attempt, random).as_secs_f64()
-    }
-
     /// After so many leases an item is dead.
     #[getter]
     fn max_attempts(&self) -> u32 {
@@ -124,6 +123,31 @@ impl RetryPolicy {
     fn jitter(&self) -> f64 {
         self.retry.jitter
     }
+}
+
+/// Seconds of a policy's pause after that attempt; `random` is between 0 and 1. For the queues of
+/// engines, which schedule retries in Python.
+#[pyfunction]
+#[pyo3(signature = (policy, attempt: "int", random: "float"))]
+pub(super) fn retry_pause(policy: &RetryPolicy, attempt: u32, random: f64) -> f64 {
+    policy.retry.pause(attempt, random).as_secs_f64()
+}
+
+/// What a pool does with one of the core's queues.
+#[pyfunction]
+#[pyo3(signature = (queue: "LeaseQueue[Any] | FileQueue[Any]"))]
+pub(super) fn queue_port(queue: &Bound<'_, PyAny>) -> PyResult<QueuePort> {
+    if let Ok(memory) = queue.cast::<LeaseQueue>() {
+        return Ok(QueuePort::new(memory.get().pool_queue()));
+    }
+    #[cfg(unix)]
+    if let Ok(file) = queue.cast::<FileQueue>() {
+        return Ok(QueuePort::new(file.get().pool_queue()));
+    }
+    let kind = queue.get_type().name()?;
+    Err(PyTypeError::new_err(format!(
+        "{kind} is no queue of leases; pass a LeaseQueue, a FileQueue, or the path of one"
+    )))
 }
 
 /// What is kept of work that was not done because of this.

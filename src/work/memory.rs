@@ -182,14 +182,9 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// The work is done. At most one call succeeds for an item (I29).
     #[inline]
     pub fn ack(&self, id: u64, epoch: u64) -> Result<(), Fenced> {
-        self.finish(id, epoch).map(drop)
-    }
-
-    /// [`LeaseQueue::ack`]; returns the item, which is the user's, and not to be dropped locked.
-    #[inline]
-    pub(crate) fn finish(&self, id: u64, epoch: u64) -> Result<Option<T>, Fenced> {
-        let (item, _rest) = self.change(|shared| shared.state.ack(id, epoch))?;
-        Ok(item)
+        let ended = self.change(|shared| shared.state.ack(id, epoch))?;
+        drop(ended); // unlocked: it is the user's
+        Ok(())
     }
 
     /// Keep the lease for another `lease_timeout`, and the progress, if it is said, for the next

@@ -221,7 +221,7 @@ class Contract:
         with EngineQueue[str](engines()) as queue:
             queue.put("a")
             if settlement == "reject":
-                queue._retry = RetryPolicy(max_attempts=1)
+                queue.port.retry = RetryPolicy(max_attempts=1)
             found = leased(queue)
             lost = lose_an_answer(queue.engine, monkeypatch, settlement)
             if settlement == "ack":
@@ -416,7 +416,7 @@ class Contract:
         with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:
             queue.put("a")
             far = leased(other)
-            assert not queue._drain(0)
-            with in_its_wait(lambda: queue._drain(None)) as victim:
+            assert not queue.port.drain(0)
+            with in_its_wait(lambda: queue.port.drain(None)) as victim:
                 far.ack()
             assert victim.results == [True]

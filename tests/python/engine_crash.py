@@ -47,7 +47,7 @@ def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
                 for _ in range(more):
                     queue.put(items)
                     items += 1
-        assert queue._drain(NEVER)
+        assert queue.port.drain(NEVER)
         assert queue.counts() == counts(done=items)
     check_effects(effects, items, killed)
 

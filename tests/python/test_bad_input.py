@@ -25,6 +25,7 @@ from desist import (
     WorkerPool,
 )
 from desist._core import Latch, Task
+from desist._ports import port_of
 from support import NEVER, in_child, in_thread
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ SPANS: dict[str, Callable[[Any], object]] = {
     "defer_kill": desist.defer_kill,
     "lock": lambda span: Lock().acquire(timeout=span),
     "queue": lambda span: LeaseQueue().lease(span),
-    "drain": lambda span: LeaseQueue()._drain(span),
+    "drain": lambda span: port_of(LeaseQueue()).drain(span),
     "nack": lambda span: leased(LeaseQueue()).nack(delay=span),
     "latch": lambda span: Latch().wait(span),
     "task": lambda span: Task("").wait(span),

@@ -128,15 +128,15 @@ def test_the_handler_of_a_lost_lease_is_cancelled() -> None:
 def test_a_heartbeat_leaves_progress_for_the_next_attempt() -> None:
     with EngineQueue[str](DictEngine(), codec="json") as queue:
         queue.put("a")
-        held = queue._deliver(0)
+        held = queue.port.deliver(0)
         assert held is not None
         assert held.progress is None
-        held._heartbeat({"page": 3})
-        held._heartbeat(None)
-        held._give_back(0.0, ValueError("no"))
+        held.heartbeat({"page": 3})
+        held.heartbeat(None)
+        held.nack(0.0, ValueError("no"))
         with pytest.raises(Fenced):
-            held._heartbeat(None)
-        again = queue._deliver(0)
+            held.heartbeat(None)
+        again = queue.port.deliver(0)
         assert again is not None
         assert again.progress == {"page": 3}
 
@@ -226,7 +226,7 @@ def test_a_pool_fails_with_the_cause_when_its_engine_fails(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["tend", "extend"])
-@pytest.mark.parametrize("wait", ["lease", "_drain"])
+@pytest.mark.parametrize("wait", ["lease", "drain"])
 def test_a_waiter_gets_the_failure_that_ended_the_heartbeat(method: str, wait: str) -> None:
     def run() -> None:
         engine = DictEngine()
@@ -235,7 +235,7 @@ def test_a_waiter_gets_the_failure_that_ended_the_heartbeat(method: str, wait: s
             queue.put("a")
             _held = leased(queue)
             with pytest.raises(ZeroDivisionError):
-                getattr(queue, wait)(1000)
+                (queue.lease if wait == "lease" else queue.port.drain)(1000)
 
     simulated(run)
 
@@ -322,7 +322,7 @@ def test_a_delay_is_a_number_of_seconds(delay: float, failure: type[Exception]) 
 
 def test_an_engine_says_which_operation_it_lacks() -> None:
     with EngineQueue[str](DictEngine()) as queue:
-        for call in (queue.dead, lambda: queue.retry("a"), lambda: queue._cancel("a", None)):
+        for call in (queue.dead, lambda: queue.retry("a"), lambda: queue.port.cancel("a", None)):
             with pytest.raises(NotImplementedError, match="DictEngine cannot"):
                 call()
 

@@ -24,6 +24,7 @@ from desist import (
     WorkerPool,
     _core,
 )
+from desist._ports import port_of
 from support import FORCE, INSIST, NEVER, Victim, fork, held, in_child, spin
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def test_a_queue_of_the_parent_is_refused_in_the_child() -> None:
         lambda: queue.put(1),
         lambda: queue.lease(0),
         lambda: queue.retry(1),
-        queue._drain,
+        port_of(queue).drain,
     ]
     for use in uses:
         assert in_child(use) == (

@@ -16,6 +16,7 @@ import pytest
 import desist
 from desist import FileQueue, LeaseQueue, Lock, RetryPolicy, StopPolicy, WorkerPool
 from desist._core import Seat, Tally
+from desist._ports import port_of
 from desist.testing import sweep_cancels, sweep_kills
 from support import NEVER, tell
 
@@ -44,12 +45,12 @@ class Office:
         with desist.CancelSource() as source:
 
             def finish() -> None:
-                self.queue._drain()
+                port_of(self.queue).drain()
                 source.cancel("no more work")
 
             stopper = threading.Thread(target=finish)
             stopper.start()
-            Seat("worker", self.queue, source.token, Tally()).work(handler, print)
+            Seat("worker", port_of(self.queue), source.token, Tally()).work(handler, print)
             stopper.join()
 
     def begin(self, lease: Lease[str]) -> None:

@@ -4,6 +4,9 @@
 //! What counts as a use is a path from the root of the crate: `crate::a::b`, each name of
 //! `crate::{a, b::c}`, and a chain of `super` that reaches the root. Comments, strings and test
 //! code do not count. A folder is one module, so its files may use each other as they like.
+//!
+//! The folders of `src/python` have a table of their own, in the header of `src/python.rs`. There a
+//! use is a path from `crate::python`; all of the core stands below.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -38,7 +41,7 @@ impl fmt::Display for Upward {
 }
 
 impl Layers {
-    /// From the table in the header of `lib.rs`: one row a layer, the lowest first.
+    /// From the table in the header of `lib.rs`, or of `python.rs`: one row a layer, the lowest first.
     fn of(lib: &str) -> Layers {
         let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | "));
         let mut rank = HashMap::new();
@@ -47,7 +50,7 @@ impl Layers {
             for module in modules.split('`').skip(1).step_by(2) {
                 assert!(
                     rank.insert(module.to_owned(), number + 1).is_none(),
-                    "src/lib.rs lists {module} twice"
+                    "the table lists {module} twice"
                 );
             }
         }
@@ -264,6 +267,56 @@ fn each_module_uses_only_modules_below_it() {
     }
     let lines: Vec<_> = upward.iter().map(ToString::to_string).collect();
     assert!(lines.is_empty(), "\n{}", lines.join("\n"));
+}
+
+/// The text of a file of `src/python`, as if that folder were the root of the crate, and the core
+/// another crate.
+fn in_python(text: &str) -> String {
+    text.replace("crate::python::", "python_root::")
+        .replace("crate::", "core::")
+        .replace("python_root::", "crate::")
+}
+
+#[test]
+fn each_module_of_the_extension_uses_only_modules_below_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = fs::read_to_string(root.join("src/python.rs")).unwrap();
+    let layers = Layers::of(&table);
+    let mut files = Vec::new();
+    sources(&root.join("src/python"), &mut files);
+    let mut upward = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(root.join("src/python")).unwrap();
+        let path = path.to_str().unwrap().replace('\\', "/");
+        let module = path.split('/').next().unwrap().trim_end_matches(".rs");
+        assert!(
+            layers.rank.contains_key(module),
+            "src/python/{path}: the table in src/python.rs gives {module} no layer"
+        );
+        let text = in_python(&fs::read_to_string(&file).unwrap());
+        let found = layers.upward(&format!("src/{path}"), module, &text);
+        upward.extend(found.iter().map(|found| format!("src/python: {found}")));
+    }
+    assert!(upward.is_empty(), "\n{}", upward.join("\n"));
+    for module in layers.rank.keys() {
+        let file = root.join("src/python").join(module).with_extension("rs");
+        assert!(
+            file.is_file(),
+            "src/python.rs lists {module}, which does not exist"
+        );
+    }
+}
+
+#[test]
+fn a_use_of_a_higher_module_of_the_extension_is_found() {
+    let layers = Layers::of("//! | module | subject |\n//! | `low` | |\n//! | `high` | |");
+    let text = in_python("use crate::scope;\nuse crate::python::high::{self, That};");
+    let upward = layers.upward("src/low/file.rs", "low", &text);
+    let found: Vec<_> = upward
+        .iter()
+        .map(|found| (found.line, &found.to.0[..]))
+        .collect();
+    assert_eq!(found, [(2, "high")]);
 }
 
 #[test]

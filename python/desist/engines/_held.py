@@ -16,7 +16,7 @@ import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist._codec import describe
-from desist._core import Cancelled, Working, cleanup, current_time, sleep
+from desist._core import Cancelled, RunningHandler, cleanup, current_time, retry_pause, sleep
 from desist._exceptions import Fenced
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from desist._codec import Codec
     from desist._core import CancelCause, RetryPolicy
-    from desist._item_future import ItemFuture
+    from desist._item_future import ItemPromise
     from desist.engines._port import Delivery, Engine
 
 R = TypeVar("R")
@@ -47,13 +47,13 @@ class HeldLease:
         *,
         on_release: Callable[[HeldLease], object],
         on_end: Callable[[], object],
-        take_future: Callable[[str], ItemFuture[Any] | None],
+        take_promise: Callable[[str], ItemPromise | None],
     ) -> None:
         """`engine`, `codec` and `retry` are the queue's.
 
         `on_release(self)` is called when the lease is settled or lost, and need not be extended any
-        more; `on_end()` when its item has left the queue for good. `take_future(item_id)` gives the
-        future of the item once, if it was submitted here.
+        more; `on_end()` when its item has left the queue for good. `take_promise(item_id)` gives
+        the promise of the item once, if it was submitted here.
         """
         self.delivery = delivery
         self.id = delivery.id
@@ -69,10 +69,10 @@ class HeldLease:
         self._retry = retry
         self._on_release = on_release
         self._on_end = on_end
-        self._take_future = take_future
+        self._take_promise = take_promise
         self._over = False
         self._lost: str | None = None
-        self._working: Working | None = None
+        self._running: RunningHandler | None = None
 
     def settle(self, call: Callable[[], R]) -> R:
         """End the lease by `call`, in a clean-up zone: code that was cancelled can settle its item.
@@ -107,15 +107,16 @@ class HeldLease:
         """Mark the lease as lost to another worker, and cancel the token of its handler."""
         self._lost = why
         self._on_release(self)
-        if self._working is not None:
-            self._working.cancel(why)
+        if self._running is not None:
+            self._running.cancel(why)
 
-    # Called by the core, with kills held off.
+    # `HeldDelivery` of desist._ports: called by the core, while a mask defers kills.
 
-    def _begun(self, working: Working) -> None:
-        self._working = working
+    def begun(self, running: RunningHandler, /) -> None:
+        """A worker is about to call its handler."""
+        self._running = running
         if self._lost is not None:
-            working.cancel(self._lost)
+            running.cancel(self._lost)
 
     @property
     def progress(self) -> Any:
@@ -123,7 +124,7 @@ class HeldLease:
         progress = self.delivery.progress
         return None if progress is None else self._codec.decode(progress)
 
-    def _heartbeat(self, progress: object) -> None:
+    def heartbeat(self, progress: object, /) -> None:
         """Extend the lease now. Fenced: it is over."""
         stored = None if progress is None else self._codec.encode(progress)
         self._check()
@@ -131,25 +132,28 @@ class HeldLease:
         self._reach(lambda: self._engine.extend(self.delivery, stored))
         self.until = asked + self._engine.lease_timeout
 
-    def _ack(self) -> None:
+    def ack(self) -> None:
+        """Settle the lease: the work is done."""
         self.settle(lambda: self._engine.ack(self.delivery))
         self._on_end()
 
-    def _give_back(self, pause: float | None, failure: BaseException | CancelCause) -> bool:
+    def nack(self, pause: float | None, failure: BaseException | CancelCause, /) -> bool:
+        """Settle the lease: the work was not done. False: the item is dead now."""
         delivery, retry = self.delivery, self._retry
         why = describe(failure)
         if delivery.attempt >= retry.max_attempts:
             self.settle(lambda: self._engine.reject(delivery, why))
             self._on_end()
             return False
-        delay = retry._pause(delivery.attempt, random.random()) if pause is None else pause  # noqa: S311, SLF001
+        delay = retry_pause(retry, delivery.attempt, random.random()) if pause is None else pause  # noqa: S311
         requeued = self.settle(lambda: self._engine.nack(delivery, delay, why))
         if not requeued:
             self._on_end()
         return requeued
 
-    def _future(self) -> ItemFuture[Any] | None:
-        return self._take_future(self.id)
+    def take_promise(self) -> ItemPromise | None:
+        """The promise with which the item was submitted here, once."""
+        return self._take_promise(self.id)
 
 
 def retry_until_connected(call: Callable[[], R], end: float) -> R:

@@ -26,14 +26,13 @@ from desist.engines._heartbeat import HeartbeatThread
 from desist.engines._held import HeldLease, retry_until_connected
 
 if TYPE_CHECKING:
-    import concurrent.futures
     from collections.abc import Mapping
 
-    from desist._item_future import ItemFuture
+    from desist._codec import Codec
+    from desist._item_future import ItemPromise
     from desist.engines._port import Delivery, Engine
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 _LOST = "its worker was lost at the last attempt, for an unknown reason"
 
@@ -63,16 +62,9 @@ class EngineQueue(Generic[T]):
 
         With `codec="pickle"`, a program that can write to the server can run code in the workers.
         """
+        retry = RetryPolicy() if retry is None else retry
         self.engine = engine
-        self._retry = RetryPolicy() if retry is None else retry
-        self._codec = codec_named(codec)
-        self._process = os.getpid()
-        self._closed = False
-        self._closing = CancelSource()
-        self._futures: dict[str, ItemFuture[Any]] = {}
-        self._changed = changed = _Changed()
-        self._heartbeat = HeartbeatThread(engine, changed)
-        self._stop_heartbeat = weakref.finalize(self, self._heartbeat.stop)
+        self.port = EnginePort(engine, retry, codec_named(codec))
 
     def put(self, item: T, /, *, key: str | None = None, delay: float = 0.0) -> str:
         """Add an item and return its id. The server has stored it when this returns.
@@ -80,191 +72,53 @@ class EngineQueue(Generic[T]):
         `delay`: seconds before which it is not leased. `key`: if there is an item with this key,
         dead or alive, nothing is added, and the id of that item is returned.
 
-        TypeError: the codec cannot write it.
-        ConnectionError: the server is away, and may or may not have it; with a key it does no harm
-        to put it again.
+        Raises:
+            TypeError: the codec cannot write it.
+            ConnectionError: the server is away, and may or may not have it; with a key it does no
+                harm to put it again.
         """
-        return self._put(uuid.uuid4().hex, item, key, delay)
-
-    def _put(self, item_id: str, item: T, key: str | None, delay: float) -> str:
-        self._check_usable()
-        if not 0 <= delay < float("inf"):
-            raise ValueError(f"delay must not be negative, and not endless, but is {delay}")
-        body = self._codec.encode(item)
-        return hold_off(lambda: self.engine.put(item_id, body, key=key, delay=delay))
-
-    def _submit(
-        self,
-        item: T,
-        future: ItemFuture[Any],
-        /,
-        *,
-        key: str | None = None,
-        priority: int = 0,
-        delay: float | None = None,
-        expires: float | None = None,
-        timeout: float | None = None,  # noqa: ARG002 (there is always room)
-    ) -> str:
-        """As put(); `future` is settled if the work ends in this process. For WorkerPool."""
-        if priority or expires is not None:
-            raise ValueError("this queue's engine knows neither priority nor expires")
-        item_id = uuid.uuid4().hex
-        self._futures[item_id] = future
-        try:
-            known = self._put(item_id, item, key, delay or 0.0)
-        except BaseException:
-            self._futures.pop(item_id, None)
-            raise
-        if known != item_id:
-            del self._futures[item_id]
-            self._follow(known, future)
-        return known
-
-    def _follow(self, item_id: str, future: ItemFuture[Any]) -> None:
-        """Settle `future` together with that of the item which has the same key."""
-        first = self._futures.setdefault(item_id, future)
-        if first is not future:
-
-            def tell(first: concurrent.futures.Future[Any]) -> None:
-                failure = first.exception()
-                if failure is None:
-                    future._finish(first.result())  # noqa: SLF001 (a queue settles it)
-                else:
-                    future._fail(failure)  # noqa: SLF001
-
-            first.add_done_callback(tell)
+        return self.port.put(uuid.uuid4().hex, item, key, delay)
 
     def lease(self, timeout: float | None = None) -> Lease[T] | None:
         """Lease the next item; waits for one, at most for `timeout` seconds (then None).
 
-        A checkpoint: Cancelled and Killed mean that nothing was leased. The caller must acknowledge
-        the lease or give it back; a WorkerPool does that for its handlers.
+        On cancel: a checkpoint. Cancelled and Killed mean that nothing was leased. The caller must
+        acknowledge the lease or give it back; a WorkerPool does that for its handlers.
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative, but is {timeout}")
-        held = self._deliver(timeout)
+        held = self.port.deliver(timeout)
         return None if held is None else lease_of(held)
-
-    def _deliver(self, timeout: float | None) -> HeldLease | None:
-        """As lease(), for the worker's loop."""
-        self._check_usable()
-        hold_off(self._heartbeat.start)
-        end = math.inf if timeout is None else current_time() + timeout
-        first = True
-        while first or current_time() < end:
-            first = False
-            if self._heartbeat.failure is not None:
-                raise self._heartbeat.failure
-            delivery = None
-            with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
-                delivery = retry_until_connected(lambda: self._lease(end), end)
-            self._check_usable()
-            held = None if delivery is None else hold_off(self._accept, delivery)
-            if held is not None:
-                return held
-        return None
-
-    def _lease(self, end: float) -> Delivery | None:
-        checkpoint()
-        left = max(end - current_time(), 0.0)
-        return self.engine.lease(min(left, self._heartbeat.period))
-
-    def _accept(self, delivery: Delivery) -> HeldLease | None:
-        """Make a lease of a delivery. None: no handler can work on it, and it is settled."""
-        held = HeldLease(
-            delivery,
-            self.engine,
-            self._codec,
-            self._retry,
-            on_release=self._heartbeat.remove,
-            on_end=self._item_ended,
-            take_future=self._take_future,
-        )
-        if delivery.attempt > self._retry.max_attempts:
-            held.settle(lambda: self.engine.reject(delivery, _LOST))
-            self._settle_future(delivery.id, RuntimeError(_LOST))
-            return None
-        try:
-            held.item = self._codec.decode(delivery.body)
-        except Exception as failure:  # noqa: BLE001 (kept with the item)
-            why = f"its bytes could not be decoded: {describe(failure)}"
-            held.settle(lambda: self.engine.reject(delivery, why))
-            self._settle_future(delivery.id, failure)
-            return None
-        self._heartbeat.add(held)
-        return held
 
     def counts(self) -> Mapping[str, int]:
         """Count the items in each state at one instant, those leased to other hosts included."""
-        self._check_usable()
+        self.port.check_usable()
         return hold_off(self.engine.counts)
 
     def dead(self) -> list[tuple[str, T | bytes, list[str]]]:
         """List the dead items: id, item (its bytes if they cannot be decoded), and all failures."""
-        self._check_usable()
+        self.port.check_usable()
         return [
-            (dead.id, self._decode_dead(dead.body), dead.failures)
+            (dead.id, self.port.decode_dead(dead.body), dead.failures)
             for dead in hold_off(self.engine.dead)
         ]
 
-    def _decode_dead(self, body: bytes) -> T | bytes:
-        try:
-            return self._codec.decode(body)  # type: ignore[no-any-return]
-        except Exception:  # noqa: BLE001 (this may be why it is dead)
-            return body
-
     def retry(self, item_id: str, /) -> None:
-        """Give a dead item all its attempts again. ValueError if it is not dead."""
-        self._check_usable()
+        """Give a dead item all its attempts again.
+
+        Raises:
+            ValueError: it is not dead.
+        """
+        self.port.check_usable()
         if not hold_off(self.engine.retry, item_id):
             raise ValueError(f"item {item_id} is not dead; dead() lists those that are")
-
-    def _cancel(self, item_id: str, reason: str | None) -> bool | None:
-        """As in LeaseQueue, for WorkerPool."""
-        self._check_usable()
-        cause = _cause(reason)
-        dead = hold_off(self.engine.cancel, item_id, str(cause))
-        if dead:
-            self._settle_future(item_id, cause)
-            self._changed()
-        return dead
-
-    def _drain(self, timeout: float | None) -> bool:
-        """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""
-        self._check_usable()
-        hold_off(self._heartbeat.start)
-        end = math.inf if timeout is None else current_time() + timeout
-        while True:
-            seen = self._changed.times
-            if self._heartbeat.failure is not None:
-                raise self._heartbeat.failure
-            counts = retry_until_connected(lambda: hold_off(self.engine.counts), end)
-            if not counts["ready"] + counts["leased"] + counts["delayed"]:
-                return True
-            if not self._changed.wait(seen, end - current_time()):
-                return False
-
-    def _give_up(self, reason: str | None) -> None:
-        """Close the queue for the pool that has opened it. Its items stay for other pools."""
-        self.close()
-        cause = _cause(reason)
-        for item_id in list(self._futures):
-            self._settle_future(item_id, cause)
 
     def close(self) -> None:
         """Close the connections. Leases of this process run out, items stay. Idempotent.
 
-        Waits until the thread that extends leases has ended. A checkpoint.
+        Blocks: until the thread that extends leases has ended. A checkpoint.
         """
-        if self._closed or os.getpid() != self._process:
-            return
-        self._closed = True
-        self._closing.cancel("the queue is closed")
-        self._stop_heartbeat()
-        try:
-            self._heartbeat.join()
-        finally:
-            hold_off(self.engine.close)
+        self.port.close()
 
     def __enter__(self) -> EngineQueue[T]:
         """Return the queue itself."""
@@ -277,7 +131,170 @@ class EngineQueue(Generic[T]):
     def __repr__(self) -> str:
         return f"<EngineQueue of {self.engine!r}>"
 
-    def _check_usable(self) -> None:
+
+class EnginePort:
+    """What a WorkerPool and its workers' loops do with an EngineQueue.
+
+    Implements `QueuePort` and `EngineSource` of `desist._ports`.
+    """
+
+    def __init__(self, engine: Engine, retry: RetryPolicy, codec: Codec) -> None:
+        self.retry = retry
+        self._engine = engine
+        self._codec = codec
+        self._process = os.getpid()
+        self._closed = False
+        self._closing = CancelSource()
+        self._promises: dict[str, ItemPromise] = {}
+        """By the ids of the items. A promise is taken out by the thread that settles it; each step
+        is one call of the dict, which is atomic."""
+        self._changed = changed = _Changed()
+        self._heartbeat = HeartbeatThread(engine, changed)
+        self._stop_heartbeat = weakref.finalize(self, self._heartbeat.stop)
+
+    def put(self, item_id: str, item: Any, key: str | None, delay: float) -> str:
+        """Put an item under this id, or find the one that stands for it; returns its id."""
+        self.check_usable()
+        if not 0 <= delay < float("inf"):
+            raise ValueError(f"delay must not be negative, and not endless, but is {delay}")
+        body = self._codec.encode(item)
+        return hold_off(lambda: self._engine.put(item_id, body, key=key, delay=delay))
+
+    def submit(
+        self,
+        item: Any,
+        promise: ItemPromise,
+        /,
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002 (there is always room)
+    ) -> str:
+        """Add an item, as put() does; `promise` is settled when the item has ended here."""
+        if priority or expires is not None:
+            raise ValueError("this queue's engine knows neither priority nor expires")
+        item_id = uuid.uuid4().hex
+        self._promises[item_id] = promise
+        try:
+            known = self.put(item_id, item, key, delay or 0.0)
+        except BaseException:
+            self._promises.pop(item_id, None)
+            raise
+        if known != item_id:
+            del self._promises[item_id]
+            self._follow(known, promise)
+        return known
+
+    def _follow(self, item_id: str, promise: ItemPromise) -> None:
+        """Another item stands for the one that was submitted: settle `promise` with it."""
+        first = self._promises.setdefault(item_id, promise)
+        if first is not promise:
+            promise.follow(first)
+
+    def deliver(self, timeout: float | None, /) -> HeldLease | None:
+        """Lease the next item, waiting at most for `timeout` seconds."""
+        self.check_usable()
+        hold_off(self._heartbeat.start)
+        end = math.inf if timeout is None else current_time() + timeout
+        first = True
+        while first or current_time() < end:
+            first = False
+            if self._heartbeat.failure is not None:
+                raise self._heartbeat.failure
+            delivery = None
+            with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
+                delivery = retry_until_connected(lambda: self._lease(end), end)
+            self.check_usable()
+            held = None if delivery is None else hold_off(self._accept, delivery)
+            if held is not None:
+                return held
+        return None
+
+    def _lease(self, end: float) -> Delivery | None:
+        checkpoint()
+        left = max(end - current_time(), 0.0)
+        return self._engine.lease(min(left, self._heartbeat.period))
+
+    def _accept(self, delivery: Delivery) -> HeldLease | None:
+        """None: it is not for any handler, and settled."""
+        held = HeldLease(
+            delivery,
+            self._engine,
+            self._codec,
+            self.retry,
+            on_release=self._heartbeat.remove,
+            on_end=self._item_ended,
+            take_promise=self._take_promise,
+        )
+        if delivery.attempt > self.retry.max_attempts:
+            held.settle(lambda: self._engine.reject(delivery, _LOST))
+            self._fail(delivery.id, RuntimeError(_LOST))
+            return None
+        try:
+            held.item = self._codec.decode(delivery.body)
+        except Exception as failure:  # noqa: BLE001 (it is kept with the item)
+            why = f"its bytes could not be decoded: {describe(failure)}"
+            held.settle(lambda: self._engine.reject(delivery, why))
+            self._fail(delivery.id, failure)
+            return None
+        self._heartbeat.add(held)
+        return held
+
+    def decode_dead(self, body: bytes) -> Any:
+        """A dead item, or its bytes: what it died of may be that they cannot be decoded."""
+        try:
+            return self._codec.decode(body)
+        except Exception:  # noqa: BLE001 (whatever the item's class does)
+            return body
+
+    def cancel(self, item_id: str, reason: str | None = None) -> bool | None:
+        """Never lease the item again."""
+        self.check_usable()
+        cause = _cause(reason)
+        dead = hold_off(self._engine.cancel, item_id, str(cause))
+        if dead:
+            self._fail(item_id, cause)
+            self._changed()
+        return dead
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""
+        self.check_usable()
+        hold_off(self._heartbeat.start)
+        end = math.inf if timeout is None else current_time() + timeout
+        while True:
+            seen = self._changed.times
+            if self._heartbeat.failure is not None:
+                raise self._heartbeat.failure
+            counts = retry_until_connected(lambda: hold_off(self._engine.counts), end)
+            if not counts["ready"] + counts["leased"] + counts["delayed"]:
+                return True
+            if not self._changed.wait(seen, end - current_time()):
+                return False
+
+    def abandon(self, reason: str | None = None) -> None:
+        """Close the queue, and fail the promises; the items stay with the server."""
+        self.close()
+        cause = _cause(reason)
+        for item_id in list(self._promises):
+            self._fail(item_id, cause)
+
+    def close(self) -> None:
+        """As EngineQueue.close()."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        self._closing.cancel("the queue is closed")
+        self._stop_heartbeat()
+        try:
+            self._heartbeat.join()
+        finally:
+            hold_off(self._engine.close)
+
+    def check_usable(self) -> None:
+        """Raise RuntimeError if the queue is closed, or the parent process's."""
         if os.getpid() != self._process:
             raise RuntimeError(
                 "this queue's connections belong to the parent process; open it again after a fork"
@@ -290,15 +307,14 @@ class EngineQueue(Generic[T]):
         if self._heartbeat.idle:
             self._changed()
 
-    def _take_future(self, item_id: str) -> ItemFuture[Any] | None:
-        """Take the future of an item out, to settle it."""
-        return self._futures.pop(item_id, None)
+    def _take_promise(self, item_id: str) -> ItemPromise | None:
+        """Take the promise of an item out, to settle it."""
+        return self._promises.pop(item_id, None)
 
-    def _settle_future(self, item_id: str, failure: BaseException | CancelCause) -> None:
-        """Fail the future of an item, if it was submitted here."""
-        future = self._take_future(item_id)
-        if future is not None:
-            hold_off(future._fail, failure)  # noqa: SLF001 (a queue settles it)
+    def _fail(self, item_id: str, failure: BaseException | CancelCause) -> None:
+        promise = self._take_promise(item_id)
+        if promise is not None:
+            hold_off(promise.fail, failure)
 
 
 class _Changed:

@@ -1,4 +1,11 @@
-//! How a thread comes to the interpreter, if it may not be one of Python's.
+//! How a thread attaches to the interpreter, if it may not be one that Python has started.
+//!
+//! Such a thread needs a thread state. CPython makes one under a lock for which a fork does not wait
+//! up to 3.12, and which a fork holds from 3.13 on, so where PyO3 would make the state in the middle
+//! of attaching, this module makes it first, in the way that each version allows: up to 3.12 while
+//! the thread counts as inside the core, for which our own fork gate waits. The service threads of
+//! the core attach again and again, and keep their state ([`stay`]); any other thread of the system
+//! gets a state for one call.
 //!
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
@@ -22,25 +29,28 @@ thread_local! {
     static STAYS: Cell<Stays> = const { Cell::new(Stays::Not) };
 }
 
-/// Was the thread's state made here, to stay?
+/// What the thread's state is. Written by the thread itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stays {
+    /// Python's own, or none, or one for a single call.
     Not,
+    /// Made by [`stay`]; the thread is detached.
     Idle,
-    /// In the middle of [`attach`].
+    /// Made by [`stay`]; the thread is in [`attach`], in a context of its own.
     Calls,
 }
 
-/// Python holds forks off itself while it makes a thread state.
+/// Python itself makes forks wait while it makes a thread state: from 3.13 on. Written at import.
 static FORKS_WAIT: AtomicBool = AtomicBool::new(false);
 
 pub(in crate::python) fn install(py: Python<'_>) {
     FORKS_WAIT.store(py.version_info() >= (3, 13), Ordering::Relaxed);
 }
 
-/// Do something attached. `None`: the interpreter is not there any more, or not to be entered now.
+/// Runs `act` attached. `None`: the interpreter is finalized or being finalized, or there was no
+/// memory for a state.
 ///
-/// What is called on a thread of ours has a context of its own, and so has all that it calls.
+/// On a thread with [`stay`], `act` runs in a fresh, empty context of `contextvars`.
 pub(in crate::python) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
     // SAFETY: it may be called at any time.
     let known = unsafe { !ffi::PyGILState_GetThisThreadState().is_null() };
@@ -52,14 +62,15 @@ pub(in crate::python) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<
     })
 }
 
-/// The calling thread will attach again and again: it gets a state that stays.
+/// Gives the calling thread, which will attach again and again, a state that it keeps.
 pub(in crate::python) fn stay() {
     if new_state().is_some() {
         STAYS.set(Stays::Idle);
     }
 }
 
-/// A state for this thread, which has none. A fork waits meanwhile, for Python or for us.
+/// A state for this thread, which has none. Meanwhile no fork begins: Python's lock or the core's
+/// gate makes it wait.
 fn new_state() -> Option<NonNull<ffi::PyThreadState>> {
     let _inside = (!FORKS_WAIT.load(Ordering::Relaxed)).then(fork::inside);
     // SAFETY: the main interpreter is there as long as any; neither function is for attached
@@ -72,7 +83,7 @@ fn new_state() -> Option<NonNull<ffi::PyThreadState>> {
     }
 }
 
-/// Attached, with a state that ends with this.
+/// The calling thread is attached, with a state that is deleted when this is dropped.
 struct Passing(NonNull<ffi::PyThreadState>);
 
 impl Passing {
@@ -86,7 +97,7 @@ impl Passing {
 
 impl Drop for Passing {
     fn drop(&mut self) {
-        // SAFETY: this thread is attached with it, and nobody else knows it.
+        // SAFETY: this thread is attached with the state, to which it has the only reference.
         unsafe {
             ffi::PyThreadState_Clear(self.0.as_ptr());
             ffi::PyThreadState_DeleteCurrent();
@@ -102,7 +113,7 @@ impl<'py> Context<'py> {
         STAYS.set(Stays::Calls);
         // SAFETY: attached; what is returned is ours, or null with an exception.
         let made = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New()) };
-        // Without memory for it there is one context for all.
+        // Without memory for a context, the calls of the thread share one.
         let context = made.ok();
         if let Some(context) = &context {
             // SAFETY: a context that was just made has not been entered: nothing is refused.
@@ -116,8 +127,8 @@ impl Drop for Context<'_> {
     fn drop(&mut self) {
         STAYS.set(Stays::Idle);
         if let Some(context) = &self.0 {
-            // SAFETY: attached, as `Bound` shows; it is the innermost one of this thread, for
-            // whoever enters another one leaves it again.
+            // SAFETY: attached, as `Bound` shows; it is the innermost one of this thread, for code
+            // that enters another context leaves it again.
             unsafe { ffi::PyContext_Exit(context.as_ptr()) };
         }
     }

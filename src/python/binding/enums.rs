@@ -1,4 +1,8 @@
-//! The enums of `desist._enums`, which are Python's own: a member by its name.
+//! The enums of `desist._enums`, which are written in Python: a Rust value becomes the member of the
+//! same name.
+//!
+//! `test_all.py` compares the members with the variants; a member that is missing raises
+//! AttributeError where it is needed first.
 
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
@@ -8,7 +12,7 @@ use pyo3::type_hint_identifier;
 use crate::cause::CauseKind;
 use crate::stop::KillOutcome;
 
-/// Where a task is in its life, as Python is told.
+/// Where a task is in its life. The core's `Progress` has no word for how a body ended; this has.
 pub(in crate::python) enum TaskState {
     Pending,
     Running,
@@ -26,7 +30,7 @@ fn member<'py>(py: Python<'py>, class: &str, name: &str) -> PyResult<Bound<'py, 
     enums.bind(py).getattr(class)?.getattr(name)
 }
 
-/// `members!(Rust as "Python", Variant is "MEMBER", ...)`
+/// `members!(Rust as "Python", Variant is "MEMBER", ...)`: the conversion of a Rust enum.
 macro_rules! members {
     ($rust:ty as $class:literal, $($variant:ident is $name:literal),+ $(,)?) => {
         impl<'py> IntoPyObject<'py> for $rust {

@@ -1,4 +1,7 @@
 //! The exceptions and warnings of `desist._exceptions`, which are written in Python.
+//!
+//! The module is imported when the first of them is needed, and cached: importing it at the
+//! extension's own import would be a circle.
 
 use std::ffi::CStr;
 
@@ -9,7 +12,7 @@ use pyo3::types::PyType;
 
 use crate::error::ScopeMisuse;
 
-/// A class of `desist._exceptions`, where the ordinary exceptions are.
+/// A class of `desist._exceptions`.
 pub(in crate::python) fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
     static EXCEPTIONS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
     let exceptions =
@@ -17,6 +20,7 @@ pub(in crate::python) fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bou
     Ok(exceptions.bind(py).getattr(name)?.cast_into()?)
 }
 
+/// An exception of the class with this name. The failure to make one is itself returned.
 pub(in crate::python) fn ordinary(py: Python<'_>, name: &str, message: &impl ToString) -> PyErr {
     match class(py, name) {
         Ok(class) => PyErr::from_type(class, message.to_string()),
@@ -24,7 +28,7 @@ pub(in crate::python) fn ordinary(py: Python<'_>, name: &str, message: &impl ToS
     }
 }
 
-/// Is it one of those, or a subclass?
+/// Is `error` of the class with this name, or of a subclass?
 pub(in crate::python) fn is(py: Python<'_>, error: &PyErr, name: &str) -> bool {
     class(py, name).is_ok_and(|class| error.is_instance(py, &class))
 }
@@ -52,7 +56,7 @@ pub(in crate::python) fn warn_swallowed(py: Python<'_>) {
         PyErr::warn(py, &category, message, 1)
     };
     if let Err(error) = warn() {
-        // Warnings are errors here, but the thread is about to raise Cancelled.
+        // A filter turns warnings into errors, but the thread is about to raise Cancelled.
         error.write_unraisable(py, None);
     }
 }

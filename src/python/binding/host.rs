@@ -1,4 +1,8 @@
-//! What the interpreter lends the core: signals, thread names, warnings, forks.
+//! CPython as the core's [`Host`]: signals, thread names, warnings, forks.
+//!
+//! The core calls the host detached, on the thread that waits, is named or has swallowed a
+//! cancellation; each method attaches for itself, and does nothing while the interpreter is being
+//! finalized. An exception that ends a wait is kept in [`raised`] until the wait's caller takes it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -15,10 +19,12 @@ use crate::python::binding::attach::{self, attach};
 use crate::python::binding::{exceptions, raised};
 use crate::testing;
 
+/// The interpreter, to the core.
 struct Interpreter;
 
-/// A Python-level signal handler may be tripped between the check and the system call, and then
-/// the main thread would sleep on. `time.sleep` has the same race; here it is bounded.
+/// The longest that the main thread sleeps at once. A signal may arrive between the check for
+/// signals and the system call, which then does not return for it. `time.sleep` has the same race;
+/// here it costs half a second at most.
 const MAIN_THREAD_SLICE: Duration = Duration::from_millis(500);
 
 impl Host for Interpreter {
@@ -77,7 +83,7 @@ impl Host for Interpreter {
     }
 }
 
-/// Let the interpreter go, and use the core, where the call may block.
+/// Uses the core detached, for a call that may block.
 pub(in crate::python) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() -> T + Send) -> T {
     py.detach(|| {
         let _inside = fork::inside();
@@ -92,7 +98,7 @@ pub(in crate::python) fn is_main_thread() -> bool {
 
 #[cfg(not(target_os = "linux"))]
 pub(in crate::python) fn is_main_thread() -> bool {
-    true // an idle slice costs little; a deaf main thread costs more
+    true // a needless slice costs little; a main thread that misses signals costs more
 }
 
 pub(in crate::python) fn install(py: Python<'_>) -> PyResult<()> {
@@ -108,9 +114,9 @@ pub(in crate::python) fn install(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// Inside the system's fork, for between the hooks of `os.register_at_fork` other threads may run
-/// Python code, and one that comes to the timer would wait for it without ever letting the
-/// interpreter go.
+/// Takes the core's locks during forks. With hooks of the system, not of `os.register_at_fork`:
+/// between those other threads may run Python code, and one that comes to the timer would wait for
+/// its lock attached, so that the fork would never end.
 #[cfg(unix)]
 #[allow(unsafe_code)] // one system call
 fn hold_the_timer_during_forks() {

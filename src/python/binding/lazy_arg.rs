@@ -1,4 +1,9 @@
-//! What the stub says of arguments that are taken as they come, and looked at later.
+//! Arguments that a method takes as they come and converts itself, and the types that the stub gives
+//! for them.
+//!
+//! PyO3 converts arguments before the method runs and words the errors itself. Where the error has to
+//! name the argument (`seconds`), or where no value may be refused (`__exit__`), the method takes a
+//! [`LazyArg`].
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
@@ -16,12 +21,12 @@ pub(in crate::python) fn truth(given: &Bound<'_, PyAny>) -> PyResult<bool> {
     given.is_truthy()
 }
 
-/// A type, in the stub's words.
+/// What the stub says of an argument's type.
 pub(in crate::python) trait Hint {
     const TYPE: PyStaticExpr;
 }
 
-/// An argument as it was given. Taking it cannot fail, whatever it is.
+/// An argument as it was given. Taking it cannot fail, whatever it is; `H` is only for the stub.
 #[derive(Clone, Copy)]
 pub(in crate::python) struct Given<'a, 'py, H>(Borrowed<'a, 'py, PyAny>, PhantomData<H>);
 
@@ -42,7 +47,7 @@ impl<'py, H> Deref for Given<'_, 'py, H> {
     }
 }
 
-/// What the class is generic in.
+/// An object of the type in which the class is generic.
 pub(in crate::python) struct Item(pub(in crate::python) Py<PyAny>);
 
 impl<'py> IntoPyObject<'py> for Item {
@@ -72,7 +77,7 @@ impl Hint for Float {
     const TYPE: PyStaticExpr = type_hint_identifier!("builtins", "float");
 }
 
-/// A descriptor, or an object that has one.
+/// A file descriptor, or an object with a `fileno()`.
 #[derive(Clone, Copy)]
 pub(in crate::python) enum File {}
 

@@ -1,4 +1,6 @@
-//! Seconds as Python gives them, checked.
+//! Numbers of seconds: conversion in both directions, with errors that name the argument.
+//!
+//! A span is rounded up to nanoseconds, never down. Infinity is `Duration::MAX` or `Time::NEVER`.
 
 use std::time::Duration;
 
@@ -46,15 +48,15 @@ pub(in crate::python) fn checked_span(seconds: f64, what: &str) -> PyResult<Dura
     Ok(rounded_up(seconds))
 }
 
-/// Never shorter than was asked for, as in `time.sleep`: who sleeps for what is left until some
-/// time, and then looks whether that has come, is not to find it a part of a nanosecond away.
+/// Never shorter than the argument, as in `time.sleep`: code that sleeps for the rest of a span, and
+/// then compares the clock, must not find that a part of a nanosecond is missing.
 fn rounded_up(seconds: f64) -> Duration {
     let nearest = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     let short = nearest.as_secs_f64() < seconds;
     nearest.saturating_add(Duration::from_nanos(short.into()))
 }
 
-/// As `span`, where `None` means that there is no bound.
+/// As [`span`]; `None` means that there is no bound.
 pub(in crate::python) fn optional_span(
     value: Option<Seconds<'_, '_>>,
     what: &str,
@@ -77,12 +79,12 @@ pub(in crate::python) fn instant(value: Seconds<'_, '_>, what: &str) -> PyResult
     Ok(Time::from_nanos(0) + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
-/// When a wait ends that may take this long.
+/// The instant at which a wait of this length times out.
 pub(in crate::python) fn until(timeout: Option<Duration>) -> Time {
     timeout.map_or(Time::NEVER, Time::after)
 }
 
-/// The other way: seconds of `current_time()`.
+/// A time in seconds of `current_time()`.
 #[allow(clippy::cast_precision_loss)] // as exact as time.monotonic() is
 pub(in crate::python) fn from_time(time: Time) -> f64 {
     if time.is_never() {

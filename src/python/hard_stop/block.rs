@@ -1,18 +1,20 @@
 //! Raising inside one block, and nowhere else.
 //!
-//! What an asynchronous exception strikes is the instruction at which CPython next looks, and that
-//! may lie outside of the table entry that leads to the block's `__exit__`, although it belongs to
-//! the block: the jump at the end of a `while` loop (3.13), the call of `__enter__` (3.14). So where
-//! there is sys.monitoring, a `with` block is not struck by such an exception: the code that its
-//! thread is in the middle of is observed, instruction by instruction, until the thread itself
-//! comes by, looks where it is, and raises there, or does not. (What is raised at the events of lines
-//! and jumps counts as raised elsewhere, and may miss `__exit__`, too.)
+//! An asynchronous exception is raised at the instruction at which CPython next checks its slot. That
+//! instruction may lie outside of the exception table's entry that leads to the block's `__exit__`,
+//! although it belongs to the block: the jump at the end of a `while` loop (3.13), the call of
+//! `__enter__` (3.14). So where there is sys.monitoring, no exception is posted for a `with` block.
+//! Instead the code that its thread is in the middle of is observed, instruction by instruction; the
+//! thread itself checks at each instruction whether an exception raised there would reach the block's
+//! end, and raises if so. (An exception that is raised at an event for lines or jumps counts as
+//! raised elsewhere, and may miss `__exit__` as well.)
 //!
-//! On the main thread a signal breaks what blocks in the system. Its handler looks in the same way.
+//! On the main thread a signal interrupts a blocking system call. Its handler checks in the same way.
 //!
-//! A block that is one native call needs none of this: there is no code of Python's between the
-//! function and the block's end, so wherever it is struck, it ends there. It is observed only when
-//! it swallows what is posted. What is observed and swallows is struck at its every instruction.
+//! A block that is one native call needs none of this: there is no Python code between the function
+//! and the block's end, so wherever the exception is raised, the block ends there. It is observed
+//! only when it swallows what is posted. A block that is observed and swallows gets the exception at
+//! every one of its instructions.
 #![allow(unsafe_code)] // calls of the C API, and two of the system's
 
 use std::collections::HashSet;
@@ -34,24 +36,25 @@ use crate::python::binding::host;
 use crate::scope;
 use crate::task::Force;
 
-/// Strikes one block of one thread.
+/// Raises in one block of one thread.
 struct InBlock {
     thread: AsyncException,
-    /// Where the block is, if it is one of Python's.
+    /// The `with` statement; `None` for a block that is one native call.
     with: Option<With>,
-    /// Who has entered it, if it is one native call: not one of Python's that is in it.
+    /// For a block that is one native call: the frame that made the call.
     caller: Option<Py<PyAny>>,
     signal: Option<Signal>,
-    /// Can its code be observed? Otherwise it is struck by an asynchronous exception.
+    /// Can its code be observed? Otherwise an asynchronous exception is posted.
     observes: OnceLock<bool>,
-    /// It swallows what strikes it: a native call is observed, too.
+    /// The block has swallowed an exception: from then on a native call is observed, too. Only ever
+    /// set.
     climbs: AtomicBool,
-    /// It was ordered to strike, and will when it has let the order's lock go.
+    /// A post was asked for under a lock of the core's; it is made when that lock is released.
     ordered: AtomicBool,
     observed: Mutex<Observed>,
 }
 
-/// Code that is observed, and by which tool.
+/// A code object that is observed, and by which tool.
 #[derive(Default)]
 struct Observed {
     tool: Option<u8>,
@@ -63,11 +66,11 @@ struct With {
     frame: Py<PyAny>,
     /// The instruction that calls `__enter__`.
     entered_at: u32,
-    /// Where what is raised in it goes first.
+    /// The handler to which an exception raised in its body goes first.
     handler: OnceLock<Option<u32>>,
 }
 
-/// The force for a `with` statement that calls `__enter__` now.
+/// The interrupter for a `with` statement that calls `__enter__` now.
 pub(in crate::python) fn for_this_block(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
     let with = match frame(py) {
         Some(frame) => Some(With {
@@ -80,7 +83,7 @@ pub(in crate::python) fn for_this_block(py: Python<'_>) -> PyResult<Arc<dyn Forc
     make(py, with, None)
 }
 
-/// The force for a block that is one native call.
+/// The interrupter for a block that is one native call.
 pub(in crate::python) fn for_this_call(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
     make(py, None, frame(py).map(Bound::unbind))
 }
@@ -105,12 +108,12 @@ impl InBlock {
         wants && *self.observes.get_or_init(can)
     }
 
-    /// By an asynchronous exception?
+    /// Is an exception posted, or is code observed?
     fn posts(&self, py: Python<'_>) -> bool {
         !self.observes(py) && self.signal.is_none()
     }
 
-    /// Have the thread look where it is, at its next instruction of code that it is in now.
+    /// Has the thread check where it is, at its next instruction of the code that it is in now.
     fn observe(&self, py: Python<'_>) -> PyResult<()> {
         let Some(monitoring) = monitoring(py)? else {
             return Ok(());
@@ -128,7 +131,7 @@ impl InBlock {
                 break;
             }
             codes.push(frame.getattr(intern!(py, "f_code"))?);
-            // Without a global lock it runs meanwhile, and only code objects hold still.
+            // Without the GIL the thread runs meanwhile; only code objects do not change.
             next = if has_gil(py)? { back(&frame)? } else { None };
         }
         let mut seen = HashSet::new();
@@ -155,7 +158,7 @@ impl InBlock {
         leave_tool(&monitoring)
     }
 
-    /// On the thread itself: would an exception that is raised here come to the block's end?
+    /// On the thread itself: would an exception that is raised here reach the block's end?
     fn is_inside(&self, py: Python<'_>, at: Option<u32>) -> PyResult<bool> {
         let Some(with) = &self.with else {
             return Ok(true);
@@ -200,7 +203,7 @@ impl Force for InBlock {
             then();
             if self.ordered.swap(false, Ordering::Relaxed) {
                 if self.observes(py) {
-                    // No tool is free, or no memory; the next time, then.
+                    // No tool id is free, or no memory: the next try may do better.
                     let _ = self.observe(py);
                 }
                 if let Some(signal) = &self.signal {
@@ -223,10 +226,10 @@ impl Force for InBlock {
 
     fn take_back(&self) {
         attach(|py| {
-            // Nothing refuses that; and if it did, what is observed would merely be slow.
+            // This does not fail; if it did, the observed code would merely be slow.
             let _ = self.stop_observing(py);
-            // What was posted before it climbed may still be there. Where nothing ever is, what a
-            // signal handler raises is not to be lost in this.
+            // An exception that was posted on an earlier rung may still be in the slot. Where none is
+            // ever posted, the call is left out: an exception of a signal handler would be lost in it.
             if self.with.is_none() && self.signal.is_none() || self.posts(py) {
                 self.thread.take_back();
             }
@@ -247,8 +250,8 @@ impl Force for InBlock {
 }
 
 impl InBlock {
-    /// From another thread: does the thread run the block's function now? Not one that may be
-    /// suspended before the exception is delivered, for then it would strike who resumes it.
+    /// From another thread: does the thread run the block's function now? False for a function that
+    /// may be suspended before the exception is delivered, for then its resumer would get it.
     fn is_running(&self, py: Python<'_>) -> PyResult<bool> {
         const SUSPENDABLE: u32 = 0x20 | 0x80 | 0x200; // a generator, a coroutine, or both
         let Some(with) = &self.with else {
@@ -271,7 +274,8 @@ impl InBlock {
     }
 }
 
-/// Raise, if the calling thread is in a block that is being killed, and `at` is a place for it.
+/// Raises if the calling thread is in a block that is being killed, and an exception at `at` reaches
+/// the block's end.
 fn strike_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
     match scope::current_task().and_then(|task| task.strike_here(at)) {
         Some(cause) => Err(killed(py, cause)),
@@ -281,7 +285,7 @@ fn strike_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
 
 // ---------------------------------------------------------------------- frames and their tables
 
-/// The Python code that calls into this module.
+/// The frame that calls into this module.
 fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
     // SAFETY: attached, as `py` shows; a borrowed reference, or NULL if no code of Python's runs.
     unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast()) }
@@ -350,14 +354,14 @@ fn entries(table: &[u8]) -> impl Iterator<Item = Covered> {
     })
 }
 
-/// Where the first code behind `at` that is covered goes.
+/// The handler of the first entry behind `at`.
 fn first_handler_behind(table: &[u8], at: u32) -> Option<u32> {
     entries(table)
         .find(|entry| entry.start > at)
         .map(|entry| entry.handler)
 }
 
-/// Would an exception at this place come to the handler, be it through others?
+/// Would an exception at this place reach the handler, be it through others?
 fn leads_to(table: &[u8], at: u32, handler: u32) -> bool {
     let covered = |at| entries(table).find(|entry| (entry.start..entry.end).contains(&at));
     let mut at = at;
@@ -382,7 +386,7 @@ fn has_gil(py: Python<'_>) -> PyResult<bool> {
 
 // ---------------------------------------------------------------------- sys.monitoring
 
-/// Our tool, while any code is observed, and for how many blocks.
+/// Our tool id, while any code is observed, and for how many blocks. Changed attached, under its lock.
 static TOOL: StdMutex<(Option<u8>, usize)> = StdMutex::new((None, 0));
 
 fn monitoring(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
@@ -444,7 +448,7 @@ fn leave_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// Called in front of every instruction of observed code, by whatever thread runs it.
+/// Called before every instruction of observed code, by any thread that runs it.
 #[pyfunction]
 fn at_instruction(py: Python<'_>, _code: &Bound<'_, PyAny>, offset: u32) -> PyResult<()> {
     strike_here(py, Some(offset))
@@ -490,8 +494,8 @@ impl Signal {
     fn send(&self) {}
 }
 
-/// See to it that a real-time signal has our handler, which is not anybody else's. `None`: all are
-/// taken, or this is an interpreter that has no handlers.
+/// Installs our handler for a real-time signal that has none. `None`: all signals have handlers of
+/// other code, or this interpreter has no signal handlers.
 #[cfg(target_os = "linux")]
 fn install_handler(py: Python<'_>) -> PyResult<Option<i32>> {
     static HANDLER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -509,7 +513,7 @@ fn install_handler(py: Python<'_>) -> PyResult<Option<i32>> {
     }
     let default = signals.getattr(intern!(py, "SIG_DFL"))?;
     for number in (libc::SIGRTMIN()..=libc::SIGRTMAX() - 2).rev() {
-        // None is a handler that is not Python's.
+        // None: a handler that was not installed from Python.
         if !handler_of(number)?.eq(&default)? {
             continue;
         }
@@ -526,7 +530,7 @@ fn install_handler(py: Python<'_>) -> PyResult<Option<i32>> {
     Ok(None)
 }
 
-/// Python's handler of the signal: it does nothing unless a kill may strike here.
+/// The handler of the signal, called by Python: raises only if a kill may be delivered here.
 #[cfg(target_os = "linux")]
 #[pyfunction]
 fn on_signal(

@@ -1,4 +1,10 @@
 //! `Killed`: the class whose call is the delivery of a kill.
+//!
+//! An asynchronous exception is posted as a class. CPython makes the instance by calling the class in
+//! the thread in which it raises it, so `Killed.__new__` runs there, between two bytecodes of the
+//! body. It tells the task that the kill has been delivered, sets the trace function if the kill was
+//! posted for that (see `trace`), and takes the cause; or, if `raise_exc` has injected an exception,
+//! raises that instead.
 
 use std::sync::Arc;
 
@@ -11,19 +17,18 @@ use crate::python::cause::CancelCause;
 use crate::scope;
 use crate::task::{Arrival, Thrown};
 
-/// Raised in code that is being killed. Do not catch it: only the task's end absorbs it, or that of
+/// Raised in code that is being killed. Do not catch it: it is absorbed by the end of the task, or of
 /// the block with `kill_after` that is being killed.
 #[pyclass(extends = PyBaseException, frozen, module = "desist")]
 pub(in crate::python) struct Killed {
-    /// Who killed, why and when.
+    /// Why and when the code was killed, and by which thread.
     #[pyo3(get)]
     cause: Py<CancelCause>,
 }
 
 #[pymethods]
 impl Killed {
-    /// CPython makes the instance of an asynchronous exception by calling its class in the thread
-    /// that it strikes, so this is where a kill learns that it has arrived.
+    // See the module's header. Any other call is an error.
     #[new]
     fn new(py: Python<'_>) -> PyResult<Self> {
         let task = scope::current_task();
@@ -60,7 +65,7 @@ pub(in crate::python) fn killed(py: Python<'_>, cause: Cause) -> PyErr {
         )
 }
 
-/// What a wait or a checkpoint raises that says that its task is killed.
+/// What a wait or a checkpoint raises in a task that is killed: `Killed`, or the injected exception.
 pub(in crate::python) fn killed_or_thrown(py: Python<'_>, cause: Cause) -> PyErr {
     match scope::current_task().and_then(|task| task.take_thrown()) {
         Some(thrown) => self::thrown(py, &thrown),
@@ -80,7 +85,7 @@ fn thrown(py: Python<'_>, thrown: &Thrown) -> PyErr {
     }
 }
 
-/// Raise a kill that was held off and may arrive now.
+/// Raises the kill that was deferred and may be delivered now, if there is one.
 pub(in crate::python) fn check_kill(py: Python<'_>) -> PyResult<()> {
     scope::kill_due().map_or(Ok(()), |cause| Err(killed_or_thrown(py, cause)))
 }

@@ -1,4 +1,7 @@
-//! Masks: they hold a kill of the calling task off for a while.
+//! Masks: as long as a task has one that has not run out, kills of it are deferred.
+//!
+//! A task may have several; the core counts them by their numbers. Each has a time at which it ends by
+//! itself, so that a step that hangs cannot make a thread immortal.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -12,14 +15,15 @@ use crate::clock::Time;
 use crate::scope;
 use crate::task::{MaskNumber, Task};
 
-/// A mask of one task, for as long as this lives. Whoever drops it closes this one and no other.
+/// One mask of one task, closed when this is dropped.
 pub(in crate::python) struct Mask {
     pub(in crate::python) task: Arc<Task>,
     number: MaskNumber,
 }
 
 impl Mask {
-    /// For the task of the calling code; outside any there is nothing to hold off.
+    /// A mask for the task of the calling code, for `at_most` this long. `None`: outside any task,
+    /// where no kill can come.
     pub(in crate::python) fn open(at_most: Duration) -> Option<Mask> {
         let task = scope::current_task()?;
         let number = task.mask(Time::after(at_most));
@@ -33,16 +37,18 @@ impl Drop for Mask {
     }
 }
 
-/// For what [`hold_off`] calls, which is short.
+/// The bound for what [`hold_off`] calls, which is short.
 const LONGEST: Duration = Duration::from_secs(5);
 
 thread_local! {
-    /// The mask of the innermost [`hold_off`].
+    /// The mask of the innermost [`hold_off`] of the thread; `None` while [`let_in`] has opened it.
     static HELD_OFF: Cell<Option<Mask>> = const { Cell::new(None) };
 }
 
-/// Call something that a kill must not tear apart; it is to be short. What it returns is returned,
-/// even if a kill came meanwhile: that one is raised at the next checkpoint, or sent again.
+/// Call something short that a kill must not tear apart, and return its result.
+///
+/// On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
+/// or delivered anew.
 #[pyfunction]
 #[pyo3(signature = (r#fn: "Callable[..., _T]", *arguments: "object") -> "_T")]
 pub(in crate::python) fn hold_off<'py>(
@@ -55,7 +61,7 @@ pub(in crate::python) fn hold_off<'py>(
     result
 }
 
-/// Do something that blocks, in what [`hold_off`] calls: meanwhile kills are not held off.
+/// Runs a blocking wait inside what [`hold_off`] calls: kills are delivered during the wait.
 pub(in crate::python) fn let_in<R>(wait: impl FnOnce() -> R) -> R {
     let masked = HELD_OFF.take().is_some();
     let result = wait();

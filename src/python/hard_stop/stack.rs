@@ -1,4 +1,7 @@
-//! Where an exception was raised, for reports.
+//! The stack at which an exception was raised, for reports.
+//!
+//! What is taken at the raise keeps no frame and so no variable alive. The text is made when a report
+//! is read, for that reads source files.
 
 use std::time::Duration;
 
@@ -10,19 +13,19 @@ use crate::python::binding::attach::attach;
 use crate::python::hard_stop::mask::Mask;
 use crate::stack::Stack;
 
-/// One call: what is needed to say where it was, and nothing that keeps its variables alive.
+/// One call of the stack: code object, line, and instruction.
 struct Call {
     code: Py<PyAny>,
     line: Option<u32>,
-    /// The instruction, in bytes of code.
+    /// The offset of the instruction, in bytes of code.
     at: usize,
 }
 
-/// To be put into words when somebody reads it: the sources are read for that.
+/// The stack of `raised`, to be formatted when it is read first.
 pub(in crate::python) fn stack_of(py: Python<'_>, raised: &PyErr) -> Option<Stack> {
     let calls = calls(py, raised.traceback(py)).ok()?;
     Some(Stack::new(move || {
-        // The one who reads it may be killed meanwhile; what it gets is cached.
+        // The reading thread may be killed meanwhile, and the text is cached.
         let _mask = Mask::open(Duration::from_secs(5));
         attach(|py| words(py, &calls).unwrap_or_default()).unwrap_or_default()
     }))
@@ -45,7 +48,7 @@ fn calls(py: Python<'_>, traceback: Option<Bound<'_, PyTraceback>>) -> PyResult<
     Ok(calls)
 }
 
-/// As traceback.format_tb() has it.
+/// The text that traceback.format_tb() gives.
 fn words(py: Python<'_>, calls: &[Call]) -> PyResult<String> {
     let traceback = py.import("traceback")?;
     let (summary, lines) = (traceback.getattr("FrameSummary")?, py.import("linecache")?);
@@ -72,5 +75,5 @@ fn words(py: Python<'_>, calls: &[Call]) -> PyResult<String> {
     Ok(lines.extract::<Vec<String>>()?.concat())
 }
 
-/// A line and its end, a column and its end; what is not known is None.
+/// First and last line, first and last column; None where unknown.
 type Place = (Option<u32>, Option<u32>, Option<u32>, Option<u32>);

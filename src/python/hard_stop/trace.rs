@@ -1,14 +1,19 @@
-//! The rung TRACE: every step of a body raises.
+//! The rung TRACE: `Killed` is raised at every step of a body, so that code which swallows it cannot
+//! go on.
 //!
-//! Nothing is watched before a kill comes this far, and nothing after the body has ended.
+//! No code is watched before a kill comes this far, and none after the body has ended.
 //!
-//! From 3.12 on it is sys.monitoring, and the events are local to the code that the body is running
-//! and the functions made in it: other threads notice only if they run the same code. Without the
-//! GIL another thread's frames cannot be looked at, so there the events are global. Each callback
-//! asks the task of its own thread, so nobody else is struck.
+//! From 3.12 on this uses sys.monitoring, with events that are local to the code that the body is
+//! running and the functions made in it: other threads are slowed only if they run the same code.
+//! Without the GIL another thread's frames cannot be read, so there the events are global. The
+//! callback raises only if the task of its own thread is being traced.
 //!
-//! Before, it is a trace function, which a thread can only set for itself: an asynchronous `Killed`
-//! is sent, and where it is made (see `error`) the thread sets it.
+//! Before, it uses a trace function, which a thread can only set for itself: an asynchronous `Killed`
+//! is posted, and its delivery (see `killed`) sets the function.
+//!
+//! `WATCHED` is the state of sys.monitoring that all kills share: the first kill takes a tool id, the
+//! last to end frees it. The interpreter may run finalizers of other threads while the lock is held,
+//! so it is taken with `lock_py_attached`, and objects are dropped after it is released.
 
 use std::cell::RefCell;
 use std::ffi::c_int;
@@ -26,17 +31,18 @@ use super::killed::killed;
 use crate::scope;
 use crate::task::{Force, Task};
 
-/// Where a loop cannot help passing. Raising at EXCEPTION_HANDLED would find the same handler
-/// again, in C, for ever.
+/// Events that every loop must pass. Raising at EXCEPTION_HANDLED would find the same handler again,
+/// in C, for ever.
 const EVENTS: [&str; 4] = ["LINE", "JUMP", "PY_START", "PY_RESUME"];
 
 /// Tools that have no name in sys.monitoring come first; a debugger or a profiler keeps its own.
 const TOOLS: [u8; 4] = [4, 3, 5, 2];
 
-/// What is watched, and for which tasks.
+/// The watched code, and for which tasks.
 struct Watched {
+    /// Our tool id, while any code is watched.
     tool: Option<u8>,
-    /// For a task, by its number; `None`: all code.
+    /// The number of a task, and a code object that is watched for it; `None`: all code.
     code: Vec<(u64, Option<Py<PyCode>>)>,
 }
 
@@ -49,7 +55,7 @@ fn is_monitored(py: Python<'_>) -> bool {
     py.version_info() >= (3, 12)
 }
 
-/// Begin, or look again where the body is.
+/// Starts tracing the body, or extends it to the code that the body runs now.
 pub(super) fn begin(py: Python<'_>, task: &Arc<Task>, thread: u64, force: &dyn Force) {
     if !is_monitored(py) {
         task.post_to_trace(force);
@@ -60,18 +66,19 @@ pub(super) fn begin(py: Python<'_>, task: &Arc<Task>, thread: u64, force: &dyn F
     }
 }
 
-/// On the body's own thread, or, where that is possible, on another.
+/// Ends tracing. Of another thread only sys.monitoring can do that; a trace function removes itself
+/// at its next call.
 pub(super) fn end(py: Python<'_>, task: &Task) {
     if !is_monitored(py) {
-        return unset(py); // of another thread: its function takes itself out
+        return unset(py);
     }
     if let Err(failure) = forget(py, task.id()) {
         failure.write_unraisable(py, None);
     }
 }
 
-/// The calling thread, whose body a kill has reached: set the trace function, if that is why the
-/// kill was sent.
+/// A kill has been delivered in the calling thread: sets the trace function if it was posted for
+/// that.
 pub(in crate::python) fn arrived(py: Python<'_>, task: &Task) {
     if task.is_traced() && !is_monitored(py) {
         set(py);
@@ -144,11 +151,11 @@ fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
         monitoring.call_method1("free_tool_id", (tool,))?;
     }
     drop(watched);
-    drop(its); // unlocked: the last count of code runs finalizers
+    drop(its); // unlocked: dropping code objects runs finalizers
     Ok(())
 }
 
-/// Other threads may have to run for the lock to become free, and code of theirs runs under it.
+/// Detaches while it waits, for the holder may need the interpreter.
 fn lock(py: Python<'_>) -> std::sync::MutexGuard<'_, Watched> {
     WATCHED
         .lock_py_attached(py)
@@ -205,8 +212,8 @@ fn has_gil(py: Python<'_>) -> PyResult<bool> {
     }
 }
 
-/// The code that a thread is running, and what is made in it: a call into C may be about to call a
-/// function that is not on the stack now.
+/// The code that a thread is running, and the functions made in it: a call into C may be about to
+/// call one that is not on the stack now.
 fn running(py: Python<'_>, thread: u64) -> PyResult<Vec<Bound<'_, PyCode>>> {
     let frames = py.import("sys")?.call_method0("_current_frames")?;
     let mut frame = frames.call_method1("get", (thread,))?;
@@ -227,7 +234,7 @@ fn running(py: Python<'_>, thread: u64) -> PyResult<Vec<Bound<'_, PyCode>>> {
     Ok(found)
 }
 
-/// The callback for every event: raises Killed in the body that is to be struck.
+/// The callback for every event: raises Killed if the calling thread's task is traced.
 #[pyfunction]
 #[pyo3(signature = (*_event))]
 fn step(py: Python<'_>, _event: &Bound<'_, PyTuple>) -> PyResult<()> {
@@ -238,7 +245,7 @@ fn step(py: Python<'_>, _event: &Bound<'_, PyTuple>) -> PyResult<()> {
 // ---------------------------------------------------------------------- a trace function
 
 thread_local! {
-    /// What traced the thread before.
+    /// The trace function that the thread had before, while ours is set.
     static BEFORE: RefCell<Option<Py<PyAny>>> = const { RefCell::new(None) };
 }
 
@@ -285,7 +292,7 @@ extern "C" fn on_step(
         return -1;
     }
     if !task.is_some_and(|task| task.is_traced()) {
-        unset(py); // it was given up
+        unset(py); // the task was abandoned, or has ended
     }
     0
 }

@@ -42,10 +42,25 @@ fn counted(timeout: Seconds<'_, '_>) -> PyResult<Option<Time>> {
     seconds::patience(Some(timeout)).map(Some)
 }
 
+#[inline]
 fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> PyResult<()> {
     if until.is_some() {
         checkpoint(py)?;
     }
+    match items.offer(item) {
+        Ok(()) => Ok(()),
+        Err(item) => wait_and_put(py, items, item, until),
+    }
+}
+
+/// There was no place just now, or the queue is shut down.
+#[cold]
+fn wait_and_put(
+    py: Python<'_>,
+    items: &Items,
+    item: Py<PyAny>,
+    until: Option<Time>,
+) -> PyResult<()> {
     let mut left = items
         .try_put(item)
         .map_err(|failure| error::from_queue(py, failure))?;
@@ -61,6 +76,7 @@ fn put(py: Python<'_>, items: &Items, item: Py<PyAny>, until: Option<Time>) -> P
     }
 }
 
+#[inline]
 fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>> {
     if until.is_some() {
         checkpoint(py)?;
@@ -68,6 +84,15 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
         // Raised behind the call, it would take the item along.
         error::check_kill(py)?;
     }
+    match items.take() {
+        Some(item) => Ok(item),
+        None => wait_and_get(py, items, until),
+    }
+}
+
+/// There was no item just now, or the queue is shut down.
+#[cold]
+fn wait_and_get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>> {
     let mut got = items.try_get();
     if let (Ok(None), Some(until)) = (&got, until) {
         got = perform(py, &mut items.get_op(), until);

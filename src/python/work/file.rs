@@ -10,12 +10,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
 use super::codec::Codec;
-use super::engine::{Delivery, Engine, Hold, Told};
-use super::lease::Blank;
-use super::options::{self, Terms};
-use super::promises::Promises;
-use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
-use crate::CauseKind;
+use super::lease::LeaseSlot;
+use super::options::{self, PutArguments};
+use super::port::PoolQueue;
+use super::promises::{ItemResult, Promises};
+use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
+use super::{Dead, Lease, RetryPolicy, counts, earliest, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
 use crate::python::binding::host::detached;
@@ -43,12 +43,12 @@ use crate::work::{self, Bytes, FileError, Nack, NackOutcome};
 /// something else; it is left as it is then.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(in crate::python) struct FileQueue {
-    engine: Arc<File>,
+    file: Arc<File>,
 }
 
 impl FileQueue {
-    pub(super) fn engine(&self) -> Arc<dyn Engine> {
-        Arc::new(self.engine.clone())
+    pub(super) fn pool_queue(&self) -> Arc<dyn PoolQueue> {
+        self.file.clone()
     }
 }
 
@@ -75,7 +75,7 @@ impl FileQueue {
         let options = options::of_queue(retry, maxsize, lease_timeout)?;
         let queue = detached(py, || work::FileQueue::open(path, options));
         Ok(Self {
-            engine: Arc::new(File {
+            file: Arc::new(File {
                 queue: queue.map_err(|failure| from_file(py, failure))?,
                 codec,
                 promises: Promises::default(),
@@ -116,8 +116,8 @@ impl FileQueue {
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
         let terms = options::of_put(key, priority, delay, expires, timeout)?;
-        let item = self.engine.codec.encode(item)?;
-        self.engine.put(py, item, terms)
+        let item = self.file.codec.encode(item)?;
+        self.file.put(py, item, terms)
     }
 
     /// Add many items; returns their ids, in order. All of them or none, and much quicker than one
@@ -133,36 +133,15 @@ impl FileQueue {
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Vec<u64>> {
         let terms = options::of_put(None, priority, delay, expires, timeout)?;
-        let codec = &self.engine.codec;
+        let codec = &self.file.codec;
         let items = items
             .try_iter()?
             .map(|item| Ok((codec.encode(&item?)?, terms.options.clone())))
             .collect::<PyResult<Vec<_>>>()?;
-        let queue = &self.engine.queue;
+        let queue = &self.file.queue;
         let put = detached(py, || queue.put_many(items, terms.until));
         put.map_err(|failure| from_file(py, failure))?
             .ok_or_else(|| error::ordinary(py, "Full", &""))
-    }
-
-    /// As put(); `future` is told how the work ended. For WorkerPool.
-    #[pyo3(signature = (item: "_T", future: "object", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
-    #[allow(clippy::too_many_arguments)]
-    fn _submit(
-        &self,
-        py: Python<'_>,
-        item: &Bound<'_, PyAny>,
-        future: &Bound<'_, PyAny>,
-        key: Option<&str>,
-        priority: i64,
-        delay: Option<Seconds<'_, '_>>,
-        expires: Option<Seconds<'_, '_>>,
-        timeout: Option<Seconds<'_, '_>>,
-    ) -> PyResult<u64> {
-        let terms = options::of_put(key, priority, delay, expires, timeout)?;
-        let item = self.engine.codec.encode(item)?;
-        self.engine
-            .promises
-            .keep(future, || self.engine.put(py, item, terms))
     }
 
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None). As
@@ -174,23 +153,23 @@ impl FileQueue {
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Option<Bound<'py, Lease>>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        let blank = Blank::new(py)?;
-        let delivery = self.engine.lease(py, until)?;
-        Ok(delivery.map(|delivery| blank.of(delivery)))
+        let slot = LeaseSlot::new(py)?;
+        let delivery = self.file.lease(py, until)?;
+        Ok(delivery.map(|delivery| slot.fill(delivery)))
     }
 
     /// How many items are in each state, at one instant. `done` counts from the file's beginning.
     #[pyo3(signature = () -> "dict[Literal['ready', 'leased', 'delayed', 'done', 'dead'], int]")]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        counts(py, self.engine.run(py, work::FileQueue::counts)?)
+        counts(py, self.file.run(py, work::FileQueue::counts)?)
     }
 
     /// The dead items: id, item, and all that went wrong, as text.
     #[pyo3(signature = () -> "list[tuple[int, _T, list[str]]]")]
     fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<String>>> {
-        let dead = self.engine.run(py, work::FileQueue::dead)?;
+        let dead = self.file.run(py, work::FileQueue::dead)?;
         let show = |(id, item, failures): work::Dead<Bytes, work::Failure>| {
-            let item = self.engine.codec.decode(py, &item)?;
+            let item = self.file.codec.decode(py, &item)?;
             Ok((id, item, failures.iter().map(ToString::to_string).collect()))
         };
         dead.into_iter().map(show).collect()
@@ -199,54 +178,18 @@ impl FileQueue {
     /// Give a dead item all its attempts again. ValueError if it is not dead.
     #[pyo3(signature = (item_id: "int", /))]
     fn retry(&self, py: Python<'_>, item_id: u64) -> PyResult<()> {
-        if self.engine.run(py, |queue| queue.retry(item_id))? {
+        if self.file.run(py, |queue| queue.retry(item_id))? {
             return Ok(());
         }
         Err(not_dead(item_id))
     }
 
-    /// As LeaseQueue._cancel(). For WorkerPool.
-    #[pyo3(signature = (item_id: "int", reason = None))]
-    fn _cancel(
-        &self,
-        py: Python<'_>,
-        item_id: u64,
-        reason: Option<&str>,
-    ) -> PyResult<Option<bool>> {
-        let failure = failure(py, CauseKind::Explicit, reason)?;
-        let note = self.engine.codec.describe(py, &failure);
-        let (dead, item) = self.engine.run(py, |queue| {
-            Ok((queue.cancel(item_id, note)?, queue.item(item_id)?))
-        })?;
-        // What is there though it had ended is dead: its time may have passed just now.
-        if dead == Some(true) || dead.is_none() && item.is_some() {
-            self.engine.promises.tell_off(py, item_id, failure);
-        }
-        Ok(dead)
-    }
-
-    /// The pool that has opened it is done with it. What is in it is for others, who will not tell
-    /// the futures. For WorkerPool.
-    #[pyo3(signature = (reason = None))]
-    fn _give_up(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
-        let failure = failure(py, CauseKind::Shutdown, reason)?;
-        self.engine.promises.tell_off_all(py, &failure);
-        Ok(())
-    }
-
-    /// Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
-    #[pyo3(signature = (timeout = None))]
-    fn _drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
-        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        self.engine.run(py, |queue| queue.drain(until))
-    }
-
     fn __repr__(&self) -> String {
-        format!("<FileQueue {}>", self.engine.queue.path().display())
+        format!("<FileQueue {}>", self.file.queue.path().display())
     }
 }
 
-/// What a FileQueue is for those who work.
+/// The queue, shared by the `FileQueue` object, its leases and the workers' loops.
 struct File {
     queue: work::FileQueue,
     codec: Codec,
@@ -254,6 +197,7 @@ struct File {
 }
 
 impl File {
+    /// Use the queue detached: any operation may wait for the disk or another process.
     fn run<R: Send>(
         &self,
         py: Python<'_>,
@@ -262,12 +206,14 @@ impl File {
         detached(py, || work(&self.queue)).map_err(|failure| from_file(py, failure))
     }
 
-    fn put(&self, py: Python<'_>, item: Bytes, terms: Terms) -> PyResult<u64> {
-        self.run(py, |queue| queue.put(item, terms.options, terms.until))?
+    fn put(&self, py: Python<'_>, item: Bytes, arguments: PutArguments) -> PyResult<u64> {
+        let PutArguments { options, until } = arguments;
+        self.run(py, |queue| queue.put(item, options, until))?
             .ok_or_else(|| error::ordinary(py, "Full", &""))
     }
 
-    /// An item that cannot be read is given back as failed; the next may be better.
+    /// `None`: the item's bytes could not be decoded. It is given back as failed, and the next item
+    /// is leased instead.
     fn deliver(
         self: &Arc<Self>,
         py: Python<'_>,
@@ -277,9 +223,8 @@ impl File {
         let progress = lease
             .progress()
             .map(|progress| self.codec.decode(py, progress));
-        let hold = Held {
-            file: self.clone(),
-            id: lease.id,
+        let key = LeaseKey {
+            number: lease.id,
             epoch: lease.epoch,
             deadline: lease.deadline().unwrap_or(Time::NEVER),
         };
@@ -287,24 +232,25 @@ impl File {
             (Ok(item), Ok(progress)) => (item, progress),
             (Err(unreadable), _) | (_, Err(unreadable)) => {
                 let failure = unreadable.into_value(py).into_any();
-                if hold.nack(py, Nack::Failed, failure.clone_ref(py))? == NackOutcome::Dead {
-                    hold.tell(py, Told::Failed(failure));
+                let outcome = self.nack(py, key, Nack::Failed, failure.clone_ref(py))?;
+                if outcome == NackOutcome::Dead {
+                    self.report(py, key, ItemResult::Failed(failure));
                 }
                 return Ok(None);
             }
         };
         Ok(Some(Delivery {
-            epoch: lease.epoch,
+            key,
             attempt: lease.attempt,
             item,
             progress,
             ends: lease.ends(),
-            hold: Box::new(hold),
+            handle: self.clone(),
         }))
     }
 }
 
-impl Engine for Arc<File> {
+impl LeaseSource for Arc<File> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
         while let Some(lease) = self.run(py, |queue| queue.lease(until))? {
             if let Some(delivery) = self.deliver(py, &lease)? {
@@ -315,39 +261,84 @@ impl Engine for Arc<File> {
     }
 }
 
-/// A leased item of a FileQueue.
-struct Held {
-    file: Arc<File>,
-    id: u64,
-    epoch: u64,
-    deadline: Time,
+impl PoolQueue for File {
+    fn source(self: Arc<Self>) -> Arc<dyn LeaseSource> {
+        Arc::new(self)
+    }
+
+    fn submit(
+        &self,
+        item: &Bound<'_, PyAny>,
+        promise: &Bound<'_, PyAny>,
+        arguments: PutArguments,
+    ) -> PyResult<u64> {
+        let item_bytes = self.codec.encode(item)?;
+        let put = || self.put(item.py(), item_bytes, arguments);
+        self.promises.register(promise, put)
+    }
+
+    fn cancel(&self, py: Python<'_>, item_id: u64, failure: Py<PyAny>) -> PyResult<Option<bool>> {
+        let note = self.codec.describe(py, &failure);
+        let (dead, item) = self.run(py, |queue| {
+            Ok((queue.cancel(item_id, note)?, queue.item(item_id)?))
+        })?;
+        // An item that had ended and is still there is dead: it may have expired just now.
+        if dead == Some(true) || dead.is_none() && item.is_some() {
+            self.promises.fail(py, item_id, failure);
+        }
+        Ok(dead)
+    }
+
+    fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        self.run(py, |queue| queue.drain(until))
+    }
+
+    /// The items stay in the file for other processes, which do not know these futures.
+    fn abandon(&self, py: Python<'_>, failure: &Py<PyAny>) -> PyResult<()> {
+        self.promises.fail_all(py, failure);
+        Ok(())
+    }
 }
 
-impl Hold for Held {
-    fn id(&self) -> ItemId {
-        self.id.into()
+impl LeaseHandle for File {
+    fn id(&self, lease: LeaseKey) -> ItemId {
+        lease.number.into()
     }
 
-    fn ack(&self, py: Python<'_>) -> PyResult<()> {
-        self.file.run(py, |queue| queue.ack(self.id, self.epoch))
+    fn ack(&self, py: Python<'_>, lease: LeaseKey) -> PyResult<()> {
+        self.run(py, |queue| queue.ack(lease.number, lease.epoch))
     }
 
-    fn nack(&self, py: Python<'_>, nack: Nack, failure: Py<PyAny>) -> PyResult<NackOutcome> {
-        let note = Some(self.file.codec.describe(py, &failure));
-        self.file
-            .run(py, |queue| queue.nack(self.id, self.epoch, nack, note))
+    fn nack(
+        &self,
+        py: Python<'_>,
+        lease: LeaseKey,
+        nack: Nack,
+        failure: Py<PyAny>,
+    ) -> PyResult<NackOutcome> {
+        let note = Some(self.codec.describe(py, &failure));
+        self.run(py, |queue| {
+            queue.nack(lease.number, lease.epoch, nack, note)
+        })
     }
 
-    fn extend(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Time> {
-        let progress = progress.map(|progress| self.file.codec.encode(progress.bind(py)));
+    fn extend(
+        &self,
+        py: Python<'_>,
+        lease: LeaseKey,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Time> {
+        let progress = progress.map(|progress| self.codec.encode(progress.bind(py)));
         let progress = progress.transpose()?;
-        let file = &self.file;
-        let until = file.run(py, |queue| queue.extend(self.id, self.epoch, progress))?;
-        Ok(earliest(self.deadline, until))
+        let until = self.run(py, |queue| {
+            queue.extend(lease.number, lease.epoch, progress)
+        })?;
+        Ok(earliest(lease.deadline, until))
     }
 
-    fn tell(&self, py: Python<'_>, told: Told) {
-        self.file.promises.tell(py, self.id, &told);
+    fn report(&self, py: Python<'_>, lease: LeaseKey, result: ItemResult) {
+        self.promises.settle(py, lease.number, &result);
     }
 }
 

@@ -1,14 +1,17 @@
 //! `LeaseQueue`: items that are kept in memory, as they are.
 
+use std::sync::Arc;
+
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
-use super::engine::{Delivery, Engine, Hold, Told};
-use super::lease::Blank;
-use super::options::{self, Terms};
-use super::promises::Promises;
-use super::{Dead, Lease, RetryPolicy, counts, earliest, failure, not_dead};
+use super::lease::LeaseSlot;
+use super::options::{self, PutArguments};
+use super::port::PoolQueue;
+use super::promises::{ItemResult, Promises};
+use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
+use super::{Dead, Lease, RetryPolicy, counts, earliest, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
 use crate::python::binding::seconds;
@@ -17,7 +20,7 @@ use crate::python::cause::CancelCause;
 use crate::python::error;
 use crate::python::wait::{checkpoint, perform};
 use crate::work::{self, Nack, NackOutcome};
-use crate::{Cause, CauseKind, fork, scope};
+use crate::{Cause, fork, scope};
 
 /// All calls are made attached; only the sleeping is done detached.
 type Queue = work::LeaseQueue<Object, Note>;
@@ -79,37 +82,12 @@ impl Note {
 /// lasts until it is settled.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(in crate::python) struct LeaseQueue {
-    queue: Queue,
-    promises: Promises,
-    generation: u32,
+    memory: Arc<Memory>,
 }
 
 impl LeaseQueue {
-    fn is_of_this_process(&self) -> bool {
-        self.generation == fork::generation()
-    }
-
-    /// In a forked child the items are the parent's to work on.
-    fn check_process(&self) -> PyResult<()> {
-        if self.is_of_this_process() {
-            Ok(())
-        } else {
-            let message = "this queue and its items belong to the parent process; make a new queue after a fork";
-            Err(PyRuntimeError::new_err(message))
-        }
-    }
-
-    fn put_by(&self, py: Python<'_>, item: Py<PyAny>, terms: &Terms) -> PyResult<u64> {
-        checkpoint(py)?;
-        match self.queue.try_put(Object(item), &terms.options) {
-            Ok(id) => Ok(id),
-            Err(item) => {
-                let mut putting = self.queue.putting(item, &terms.options);
-                let put = perform(py, &mut putting, terms.until);
-                put.map_err(|stop| error::from_stop(py, stop))?
-                    .ok_or_else(|| error::ordinary(py, "Full", &""))
-            }
-        }
+    pub(super) fn pool_queue(&self) -> Arc<dyn PoolQueue> {
+        self.memory.clone()
     }
 }
 
@@ -124,9 +102,11 @@ impl LeaseQueue {
     ) -> PyResult<Self> {
         let options = options::of_queue(retry, maxsize, lease_timeout)?;
         Ok(Self {
-            queue: Queue::new(options),
-            promises: Promises::default(),
-            generation: fork::generation(),
+            memory: Arc::new(Memory {
+                queue: Queue::new(options),
+                promises: Promises::default(),
+                generation: fork::generation(),
+            }),
         })
     }
 
@@ -160,28 +140,8 @@ impl LeaseQueue {
         expires: Option<Seconds<'_, '_>>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
-        let terms = options::of_put(key, priority, delay, expires, timeout)?;
-        self.check_process()?;
-        self.put_by(py, item, &terms)
-    }
-
-    /// As put(); `future` is told how the work ended. For WorkerPool.
-    #[pyo3(signature = (item: "_T", future: "object", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
-    #[allow(clippy::too_many_arguments)] // what can be said of an item
-    fn _submit(
-        &self,
-        py: Python<'_>,
-        item: Py<PyAny>,
-        future: &Bound<'_, PyAny>,
-        key: Option<&str>,
-        priority: i64,
-        delay: Option<Seconds<'_, '_>>,
-        expires: Option<Seconds<'_, '_>>,
-        timeout: Option<Seconds<'_, '_>>,
-    ) -> PyResult<u64> {
-        let terms = options::of_put(key, priority, delay, expires, timeout)?;
-        self.check_process()?;
-        self.promises.keep(future, || self.put_by(py, item, &terms))
+        let arguments = options::of_put(key, priority, delay, expires, timeout)?;
+        self.memory.put(py, item, &arguments)
     }
 
     /// Lease the next item; waits for one, at most for `timeout` seconds (then None).
@@ -190,20 +150,21 @@ impl LeaseQueue {
     /// acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
     #[pyo3(signature = (timeout = None) -> "Lease[_T] | None")]
     fn lease<'py>(
-        slf: &Bound<'py, Self>,
+        &self,
+        py: Python<'py>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Option<Bound<'py, Lease>>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        slf.get().check_process()?;
-        let blank = Blank::new(slf.py())?;
-        let delivery = slf.as_unbound().lease(slf.py(), until)?;
-        Ok(delivery.map(|delivery| blank.of(delivery)))
+        self.memory.check_process()?;
+        let slot = LeaseSlot::new(py)?;
+        let delivery = self.memory.lease(py, until)?;
+        Ok(delivery.map(|delivery| slot.fill(delivery)))
     }
 
     /// How many items are in each state, at one instant.
     #[pyo3(signature = () -> "dict[Literal['ready', 'leased', 'delayed', 'done', 'dead'], int]")]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        counts(py, self.queue.counts())
+        counts(py, self.memory.queue.counts())
     }
 
     /// The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
@@ -213,65 +174,21 @@ impl LeaseQueue {
             let failures = failures.iter().map(|failure| failure.to_object(py));
             Ok((id, item.0.clone_ref(py), failures.collect::<PyResult<_>>()?))
         };
-        self.queue.dead().into_iter().map(show).collect()
+        self.memory.queue.dead().into_iter().map(show).collect()
     }
 
     /// Give a dead item all its attempts again. ValueError if it is not dead.
     #[pyo3(signature = (item_id: "int", /))]
     fn retry(&self, item_id: u64) -> PyResult<()> {
-        self.check_process()?;
-        if self.queue.retry(item_id) {
+        self.memory.check_process()?;
+        if self.memory.queue.retry(item_id) {
             return Ok(());
         }
         Err(not_dead(item_id))
     }
 
-    /// The work is unwanted: it will not be leased again. True: it is dead now; False: it will
-    /// be when its worker gives it back; None: it had ended. For WorkerPool.
-    #[pyo3(signature = (item_id: "int", reason = None))]
-    fn _cancel(
-        &self,
-        py: Python<'_>,
-        item_id: u64,
-        reason: Option<&str>,
-    ) -> PyResult<Option<bool>> {
-        self.check_process()?;
-        let failure = failure(py, CauseKind::Explicit, reason)?;
-        let note = Note::said(failure.clone_ref(py));
-        let dead = self.queue.cancel(item_id, note);
-        // What is there though it had ended is dead: its time may have passed just now.
-        if dead == Some(true) || dead.is_none() && self.queue.item(item_id).is_some() {
-            self.promises.tell_off(py, item_id, failure);
-        }
-        Ok(dead)
-    }
-
-    /// Nobody will work on what is here: it is dead now. For a WorkerPool whose workers have ended.
-    #[pyo3(signature = (reason = None))]
-    fn _give_up(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
-        self.check_process()?;
-        let failure = failure(py, CauseKind::Shutdown, reason)?;
-        let items = self
-            .queue
-            .dead_letter_all(&Note::said(failure.clone_ref(py)));
-        drop(items);
-        self.promises.tell_off_all(py, &failure);
-        Ok(())
-    }
-
-    /// Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
-    #[pyo3(signature = (timeout = None))]
-    fn _drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
-        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        self.check_process()?;
-        let drained = perform(py, &mut self.queue.draining(), until);
-        Ok(drained
-            .map_err(|stop| error::from_stop(py, stop))?
-            .is_some())
-    }
-
     fn __repr__(&self) -> String {
-        let counts = self.queue.counts();
+        let counts = self.memory.queue.counts();
         format!(
             "<LeaseQueue ready={} leased={} delayed={} done={} dead={}>",
             counts.ready, counts.leased, counts.delayed, counts.done, counts.dead
@@ -279,84 +196,177 @@ impl LeaseQueue {
     }
 }
 
-#[inline]
-fn deliver(queue: &Bound<'_, LeaseQueue>, lease: work::Lease<Object, Note>) -> Delivery {
-    let (progress, deadline, ends) = match lease.details {
-        None => (None, Time::NEVER, Time::NEVER),
-        Some(details) => {
-            let progress = details.progress.and_then(Note::into_said);
-            let deadline = details.deadline.unwrap_or(Time::NEVER);
-            (progress, deadline, earliest(deadline, details.until))
+/// The queue, shared by the `LeaseQueue` object, its leases and the workers' loops.
+struct Memory {
+    queue: Queue,
+    promises: Promises,
+    /// Of the process that has made it.
+    generation: u32,
+}
+
+impl Memory {
+    /// In a forked child the items are the parent's to work on.
+    fn check_process(&self) -> PyResult<()> {
+        if self.generation == fork::generation() {
+            return Ok(());
         }
-    };
-    Delivery {
-        epoch: lease.epoch,
-        attempt: lease.attempt,
-        item: lease.item.0,
-        progress,
-        ends,
-        hold: Box::new(Held {
-            queue: queue.clone().unbind(),
-            id: lease.id,
-            epoch: lease.epoch,
-            deadline,
-        }),
+        let message =
+            "this queue and its items belong to the parent process; make a new queue after a fork";
+        Err(PyRuntimeError::new_err(message))
+    }
+
+    #[inline]
+    fn put(&self, py: Python<'_>, item: Py<PyAny>, arguments: &PutArguments) -> PyResult<u64> {
+        self.check_process()?;
+        checkpoint(py)?;
+        match self.queue.try_put(Object(item), &arguments.options) {
+            Ok(id) => Ok(id),
+            Err(item) => self.wait_and_put(py, item, arguments),
+        }
+    }
+
+    #[cold]
+    fn wait_and_put(
+        &self,
+        py: Python<'_>,
+        item: Object,
+        arguments: &PutArguments,
+    ) -> PyResult<u64> {
+        let mut putting = self.queue.putting(item, &arguments.options);
+        let put = perform(py, &mut putting, arguments.until);
+        put.map_err(|stop| error::from_stop(py, stop))?
+            .ok_or_else(|| error::ordinary(py, "Full", &""))
+    }
+
+    #[inline]
+    fn deliver(self: &Arc<Self>, lease: work::Lease<Object, Note>) -> Delivery {
+        let (progress, deadline, ends) = match lease.details {
+            None => (None, Time::NEVER, Time::NEVER),
+            Some(details) => {
+                let progress = details.progress.and_then(Note::into_said);
+                let deadline = details.deadline.unwrap_or(Time::NEVER);
+                (progress, deadline, earliest(deadline, details.until))
+            }
+        };
+        Delivery {
+            key: LeaseKey {
+                number: lease.id,
+                epoch: lease.epoch,
+                deadline,
+            },
+            attempt: lease.attempt,
+            item: lease.item.0,
+            progress,
+            ends,
+            handle: self.clone(),
+        }
+    }
+
+    #[cold]
+    fn wait_and_lease(self: &Arc<Self>, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
+        let lease = perform(py, &mut self.queue.leasing(), until);
+        let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
+        Ok(lease.map(|lease| self.deliver(lease)))
     }
 }
 
-impl Engine for Py<LeaseQueue> {
+impl LeaseSource for Arc<Memory> {
+    #[inline]
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
         checkpoint(py)?;
-        let queue = &self.get().queue;
-        if let Some(lease) = queue.try_lease() {
-            scope::hold_off_kill(); // raised behind the call, it would take the lease along
-            return Ok(Some(deliver(self.bind(py), lease)));
+        match self.queue.try_lease() {
+            Some(lease) => {
+                scope::hold_off_kill(); // a kill raised behind the call would lose the lease
+                Ok(Some(self.deliver(lease)))
+            }
+            None => self.wait_and_lease(py, until),
         }
-        let lease = perform(py, &mut queue.leasing(), until);
-        let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
-        Ok(lease.map(|lease| deliver(self.bind(py), lease)))
     }
 }
 
-/// A leased item of a LeaseQueue.
-pub(super) struct Held {
-    queue: Py<LeaseQueue>,
-    id: u64,
-    epoch: u64,
-    deadline: Time,
-}
+impl PoolQueue for Memory {
+    fn source(self: Arc<Self>) -> Arc<dyn LeaseSource> {
+        Arc::new(self)
+    }
 
-impl Held {
-    fn core(&self) -> &Queue {
-        &self.queue.get().queue
+    fn submit(
+        &self,
+        item: &Bound<'_, PyAny>,
+        promise: &Bound<'_, PyAny>,
+        arguments: PutArguments,
+    ) -> PyResult<u64> {
+        let put = || self.put(item.py(), item.clone().unbind(), &arguments);
+        self.promises.register(promise, put)
+    }
+
+    fn cancel(&self, py: Python<'_>, item_id: u64, failure: Py<PyAny>) -> PyResult<Option<bool>> {
+        self.check_process()?;
+        let note = Note::said(failure.clone_ref(py));
+        let dead = self.queue.cancel(item_id, note);
+        // An item that had ended and is still there is dead: it may have expired just now.
+        if dead == Some(true) || dead.is_none() && self.queue.item(item_id).is_some() {
+            self.promises.fail(py, item_id, failure);
+        }
+        Ok(dead)
+    }
+
+    fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        self.check_process()?;
+        let drained = perform(py, &mut self.queue.draining(), until);
+        let drained = drained.map_err(|stop| error::from_stop(py, stop))?;
+        Ok(drained.is_some())
+    }
+
+    /// No worker is left that could lease the items: all of them are dead now.
+    fn abandon(&self, py: Python<'_>, failure: &Py<PyAny>) -> PyResult<()> {
+        self.check_process()?;
+        let items = self
+            .queue
+            .dead_letter_all(&Note::said(failure.clone_ref(py)));
+        drop(items);
+        self.promises.fail_all(py, failure);
+        Ok(())
     }
 }
 
-impl Hold for Held {
-    fn id(&self) -> ItemId {
-        self.id.into()
+impl LeaseHandle for Memory {
+    fn id(&self, lease: LeaseKey) -> ItemId {
+        lease.number.into()
     }
 
-    fn ack(&self, py: Python<'_>) -> PyResult<()> {
-        let acked = self.core().ack(self.id, self.epoch);
+    #[inline]
+    fn ack(&self, py: Python<'_>, lease: LeaseKey) -> PyResult<()> {
+        let acked = self.queue.ack(lease.number, lease.epoch);
         acked.map_err(|fenced| error::fenced(py, &fenced))
     }
 
-    fn nack(&self, py: Python<'_>, nack: Nack, failure: Py<PyAny>) -> PyResult<NackOutcome> {
+    fn nack(
+        &self,
+        py: Python<'_>,
+        lease: LeaseKey,
+        nack: Nack,
+        failure: Py<PyAny>,
+    ) -> PyResult<NackOutcome> {
         let failure = Some(Note::said(failure));
-        self.core()
-            .nack(self.id, self.epoch, nack, failure)
+        self.queue
+            .nack(lease.number, lease.epoch, nack, failure)
             .map_err(|fenced| error::fenced(py, &fenced))
     }
 
-    fn extend(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Time> {
+    fn extend(
+        &self,
+        py: Python<'_>,
+        lease: LeaseKey,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Time> {
         let progress = progress.map(Note::said);
-        let until = self.core().extend(self.id, self.epoch, progress);
+        let until = self.queue.extend(lease.number, lease.epoch, progress);
         let until = until.map_err(|fenced| error::fenced(py, &fenced))?;
-        Ok(earliest(self.deadline, until))
+        Ok(earliest(lease.deadline, until))
     }
 
-    fn tell(&self, py: Python<'_>, told: Told) {
-        self.queue.get().promises.tell(py, self.id, &told);
+    fn report(&self, py: Python<'_>, lease: LeaseKey, result: ItemResult) {
+        self.promises.settle(py, lease.number, &result);
     }
 }

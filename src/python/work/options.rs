@@ -1,4 +1,4 @@
-//! What is said of a queue when it is made, and of an item when it is put.
+//! The arguments of a queue's constructor and of `put()`, checked.
 
 use std::time::Duration;
 
@@ -29,21 +29,21 @@ pub(super) fn of_queue(
     })
 }
 
-/// What is said of an item, and until when its put may wait.
-pub(super) struct Terms {
+/// An item's options, and until when its `put()` may wait for room.
+pub(super) struct PutArguments {
     pub(super) options: PutOptions,
     pub(super) until: Time,
 }
 
-/// Those of `put()` and `submit()`, checked.
+/// The arguments of `put()` and `submit()`, checked.
 pub(super) fn of_put(
     key: Option<&str>,
     priority: i64,
     delay: Option<Seconds<'_, '_>>,
     expires: Option<Seconds<'_, '_>>,
     timeout: Option<Seconds<'_, '_>>,
-) -> PyResult<Terms> {
-    Ok(Terms {
+) -> PyResult<PutArguments> {
+    Ok(PutArguments {
         options: PutOptions {
             key: key.map(Into::into),
             priority,

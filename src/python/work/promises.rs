@@ -1,4 +1,9 @@
-//! Who waits for what becomes of an item.
+//! The futures of submitted items, by the items' numbers.
+//!
+//! A future is registered before its item is put, for a worker may be done with the item before
+//! `put` returns its number: what becomes of items meanwhile is kept in `early`, and handed to the
+//! future as soon as the number is known. Futures are Python objects, so they are settled and
+//! dropped only while the lock is free.
 
 use std::collections::HashMap;
 
@@ -6,10 +11,42 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use super::LONGEST_COMMIT;
-use super::engine::Told;
 use crate::python::hard_stop::mask::Mask;
+use crate::python::ports::promise as promise_port;
 
-/// Futures of items that were submitted here, by the items' numbers.
+/// What became of an item.
+pub(super) enum ItemResult {
+    /// It was acknowledged with this result.
+    Finished(Py<PyAny>),
+    /// It is dead, because of this exception or `CancelCause`.
+    Failed(Py<PyAny>),
+}
+
+impl ItemResult {
+    pub(super) fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            ItemResult::Finished(value) => ItemResult::Finished(value.clone_ref(py)),
+            ItemResult::Failed(failure) => ItemResult::Failed(failure.clone_ref(py)),
+        }
+    }
+
+    /// Settle a future. What its callbacks raise has no caller to go to.
+    pub(super) fn settle(self, py: Python<'_>, promise: &Py<PyAny>) {
+        let settled = match self {
+            ItemResult::Finished(value) => {
+                promise.call_method1(py, promise_port::finish(py), (value,))
+            }
+            ItemResult::Failed(failure) => {
+                promise.call_method1(py, promise_port::fail(py), (failure,))
+            }
+        };
+        if let Err(raised) = settled {
+            raised.write_unraisable(py, Some(promise.bind(py)));
+        }
+    }
+}
+
+/// The futures of a queue's items that were submitted in this process.
 #[derive(Default)]
 pub(super) struct Promises {
     state: Mutex<State>,
@@ -17,17 +54,18 @@ pub(super) struct Promises {
 
 #[derive(Default)]
 struct State {
-    /// An item that was put twice, with one key, may have several.
+    /// Those not settled yet. An item that was submitted twice, with one key, has several.
     futures: HashMap<u64, Vec<Py<PyAny>>>,
-    /// How many items are being put, whose numbers are not known yet.
+    /// How many calls of [`Promises::register`] have not returned: their items may be in the queue
+    /// already, under numbers that are not known here yet.
     underway: usize,
-    /// What became of items meanwhile.
-    early: HashMap<u64, Told>,
+    /// What became of items while `underway` was not 0. Emptied when it is 0 again.
+    early: HashMap<u64, ItemResult>,
 }
 
 impl Promises {
-    /// Put an item, and have the future told what becomes of it.
-    pub(super) fn keep(
+    /// Put an item, and register the future that is settled when the item has ended.
+    pub(super) fn register(
         &self,
         future: &Bound<'_, PyAny>,
         put: impl FnOnce() -> PyResult<u64>,
@@ -41,55 +79,55 @@ impl Promises {
             0 => std::mem::take(&mut state.early),
             _ => HashMap::new(),
         };
-        let told = match &number {
+        let result = match &number {
             Ok(number) => early
                 .get(number)
                 .or_else(|| state.early.get(number))
-                .map(|told| told.clone_ref(py)),
+                .map(|result| result.clone_ref(py)),
             Err(_) => None,
         };
-        if let (Ok(number), None) = (&number, &told) {
+        if let (Ok(number), None) = (&number, &result) {
             state
                 .futures
                 .entry(*number)
                 .or_default()
                 .push(future.clone_ref(py));
         }
-        drop(state); // what follows is the user's code, or lets go of his objects
-        if let Some(told) = told {
-            told.to(py, future);
+        drop(state); // what follows runs the user's code, or drops the user's objects
+        if let Some(result) = result {
+            result.settle(py, future);
         }
         number
     }
 
-    /// Tell the item's futures.
-    pub(super) fn tell(&self, py: Python<'_>, number: u64, told: &Told) {
+    /// Settle the item's futures.
+    pub(super) fn settle(&self, py: Python<'_>, number: u64, result: &ItemResult) {
         let futures = {
             let mut state = self.state.lock();
             let futures = state.futures.remove(&number);
             if state.underway > 0 {
-                state.early.insert(number, told.clone_ref(py));
+                state.early.insert(number, result.clone_ref(py));
             }
             futures
         };
         for future in futures.into_iter().flatten() {
-            told.clone_ref(py).to(py, &future);
+            result.clone_ref(py).settle(py, &future);
         }
     }
 
-    /// Tell the item's futures that nobody will do the work. On the caller's thread, which may be
-    /// killed: not inside a future's own locks.
-    pub(super) fn tell_off(&self, py: Python<'_>, number: u64, failure: Py<PyAny>) {
+    /// Settle the item's futures: its work will not be done. This runs on the caller's thread,
+    /// which may be killed, so a mask keeps the kill out of a future's own locks.
+    pub(super) fn fail(&self, py: Python<'_>, number: u64, failure: Py<PyAny>) {
         let mask = Mask::open(LONGEST_COMMIT);
-        self.tell(py, number, &Told::Failed(failure));
+        self.settle(py, number, &ItemResult::Failed(failure));
         drop(mask);
     }
 
-    /// ... and those of all items.
-    pub(super) fn tell_off_all(&self, py: Python<'_>, failure: &Py<PyAny>) {
+    /// [`Promises::fail`] for all items.
+    pub(super) fn fail_all(&self, py: Python<'_>, failure: &Py<PyAny>) {
         let numbers: Vec<u64> = self.state.lock().futures.keys().copied().collect();
         for number in numbers {
-            self.tell_off(py, number, failure.clone_ref(py));
+            self.fail(py, number, failure.clone_ref(py));
         }
     }
 }

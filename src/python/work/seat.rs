@@ -8,8 +8,11 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::engine::{self, Delivery, Engine, Told};
-use super::lease::{Blank, Settled};
+use super::lease::{LeaseSlot, Settled};
+use super::port::QueuePort;
+use super::promises::ItemResult;
+use super::py_queue::PyQueue;
+use super::source::{Delivery, LeaseSource};
 use super::tally::Event;
 use super::{LONGEST_COMMIT, Lease, Tally, failure};
 use crate::CauseKind;
@@ -47,7 +50,7 @@ struct Current {
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct Seat {
     name: String,
-    engine: Arc<dyn Engine>,
+    source: Arc<dyn LeaseSource>,
     /// Cancelled when the pool stops.
     pool: Py<CancelToken>,
     tally: Py<Tally>,
@@ -72,7 +75,7 @@ impl Seat {
     ) -> Self {
         Self {
             name,
-            engine: engine::of(queue),
+            source: source_of(queue),
             pool,
             tally,
             current: Mutex::new(None),
@@ -212,9 +215,9 @@ impl Seat {
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
         while !self.abandoned.load(Ordering::Acquire) {
-            let blank = Blank::new(py)?;
-            match self.engine.lease(py, Time::NEVER) {
-                Ok(Some(delivery)) => self.work_on(py, delivery, blank, handler, process)?,
+            let slot = LeaseSlot::new(py)?;
+            match self.source.lease(py, Time::NEVER) {
+                Ok(Some(delivery)) => self.work_on(py, delivery, slot, handler, process)?,
                 Ok(None) => break,
                 Err(stopped) if stopped.is_instance_of::<Cancelled>(py) => break,
                 Err(broken) => return Err(broken),
@@ -228,22 +231,28 @@ impl Seat {
         &self,
         py: Python<'_>,
         delivery: Delivery,
-        blank: Blank<'_>,
+        slot: LeaseSlot<'_>,
         handler: &Bound<'_, PyAny>,
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
         let mut name = String::with_capacity(self.name.len() + NUMBERED);
-        let _ = write!(name, "{} item {}", self.name, delivery.hold.id());
+        let _ = write!(
+            name,
+            "{} item {}",
+            self.name,
+            delivery.handle.id(delivery.key)
+        );
         let task = Task::new(&name, Some(self.pool.get().inner()));
         if let Some(process) = process {
             task.runs_elsewhere(process.elsewhere());
         }
-        let lease = blank.of_task(delivery, task.clone());
-        let begun = lease.get().hold().begun(py, &task);
+        let lease = slot.fill_for(delivery, task.clone());
+        let begun = lease.get().handle().begun(py, &task);
         let arguments = begun.and_then(|()| PyTuple::new(py, [&lease]));
         let arguments = arguments.inspect_err(|broken| {
             let failure = broken.value(py).clone().into_any().unbind();
-            let _ = lease.get().hold().nack(py, Nack::AtOnce, failure);
+            let lease = lease.get();
+            let _ = lease.handle().nack(py, lease.key(), Nack::AtOnce, failure);
         })?;
         self.note(py, Event::Started, lease.get(), None);
         let body = || {
@@ -277,7 +286,7 @@ impl Seat {
         result: PyResult<Py<PyAny>>,
         ended: Ended,
     ) -> PyResult<()> {
-        let hold = lease.hold();
+        let (handle, key) = (lease.handle(), lease.key());
         let by_handler = lease.settled();
         if !matches!(by_handler, Settled::NotYet) {
             // What a handler raises after it has settled its lease is nobody's result.
@@ -292,7 +301,7 @@ impl Seat {
             }
             (Settled::Nacked(returned, failure), _) => self.not_done(py, lease, returned, failure),
             (Settled::NotYet, Ok(value)) => {
-                if unless_fenced(py, hold.ack(py))?.is_some() {
+                if unless_fenced(py, handle.ack(py, key))?.is_some() {
                     self.done(py, lease, value);
                 }
             }
@@ -307,7 +316,7 @@ impl Seat {
                     _ => (Event::Cancelled, Nack::AtOnce, cause_of(py, &value)),
                 };
                 self.note(py, event, lease, Some(&failure));
-                let nacked = hold.nack(py, nack, failure.clone_ref(py));
+                let nacked = handle.nack(py, key, nack, failure.clone_ref(py));
                 if let Some(returned) = unless_fenced(py, nacked)? {
                     if returned == NackOutcome::Requeued {
                         task.amend(|record| record.requeued.push(lease.which().0));
@@ -324,7 +333,10 @@ impl Seat {
         let id = lease.which().0;
         self.note(py, Event::Killed, lease, Some(cause));
         task.amend(|record| record.fenced.push(id.clone()));
-        match lease.hold().nack(py, Nack::AtOnce, cause.clone_ref(py)) {
+        match lease
+            .handle()
+            .nack(py, lease.key(), Nack::AtOnce, cause.clone_ref(py))
+        {
             Ok(returned) => {
                 if returned == NackOutcome::Requeued {
                     task.amend(|record| record.requeued.push(id.clone()));
@@ -338,7 +350,9 @@ impl Seat {
 
     fn done(&self, py: Python<'_>, lease: &Lease, value: Py<PyAny>) {
         self.note(py, Event::Done, lease, None);
-        lease.hold().tell(py, Told::Finished(value));
+        lease
+            .handle()
+            .report(py, lease.key(), ItemResult::Finished(value));
     }
 
     fn not_done(&self, py: Python<'_>, lease: &Lease, returned: NackOutcome, failure: Py<PyAny>) {
@@ -346,7 +360,9 @@ impl Seat {
             NackOutcome::Requeued => self.note(py, Event::Requeued, lease, None),
             NackOutcome::Dead => {
                 self.note(py, Event::Dead, lease, Some(&failure));
-                lease.hold().tell(py, Told::Failed(failure));
+                lease
+                    .handle()
+                    .report(py, lease.key(), ItemResult::Failed(failure));
             }
         }
     }
@@ -371,4 +387,12 @@ fn cause_of(py: Python<'_>, raised: &Py<PyAny>) -> Py<PyAny> {
     raised
         .getattr(py, "cause")
         .unwrap_or_else(|_| raised.clone_ref(py))
+}
+
+/// The queue behind a `QueuePort`; or a queue that is written in Python.
+fn source_of(queue: &Bound<'_, PyAny>) -> Arc<dyn LeaseSource> {
+    match queue.cast::<QueuePort>() {
+        Ok(port) => port.get().source(),
+        Err(_) => Arc::new(PyQueue::new(queue.clone().unbind())),
+    }
 }

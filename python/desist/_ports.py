@@ -1,0 +1,128 @@
+"""What the extension and the Python code expect of each other, apart from the public surface.
+
+The extension calls objects that are written in Python by the names in the first part;
+`src/python/ports.rs` has the same list, and `tests/python/test_ports.py` compares the two. The
+second part is implemented by the extension too, so that a queue of the core and one of an engine
+are the same to a pool. Type checkers compare each protocol with the classes that implement it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from desist._core import FileQueue, LeaseQueue, queue_port
+
+if TYPE_CHECKING:
+    from desist._core import CancelCause, RunningHandler
+    from desist._item_future import ItemPromise
+
+
+# --- called by the extension
+
+
+class Promise(Protocol):
+    """Settles the future of a submitted item. The first call counts."""
+
+    def finish(self, result: Any, /) -> object:
+        """The item was acknowledged with this result."""
+
+    def fail(self, failure: BaseException | CancelCause, /) -> object:
+        """The item is dead, or will not be worked on."""
+
+
+class EngineSource(Protocol):
+    """A queue that an engine on a server keeps, as a worker's loop sees it."""
+
+    def deliver(self, timeout: float | None, /) -> HeldDelivery | None:
+        """Lease the next item, waiting at most for `timeout` seconds."""
+
+
+class HeldDelivery(Protocol):
+    """One lease of such a queue, and how it is settled. Fenced from any method: it is over."""
+
+    @property
+    def id(self) -> str:
+        """The item's id."""
+
+    @property
+    def epoch(self) -> int:
+        """The number of the lease: a later one of the item has a greater number."""
+
+    @property
+    def attempt(self) -> int:
+        """How often the item has been leased, this time included."""
+
+    @property
+    def item(self) -> Any:
+        """The item."""
+
+    @property
+    def progress(self) -> Any:
+        """What an earlier attempt has stored with heartbeat(); None if none has."""
+
+    def begun(self, running: RunningHandler, /) -> object:
+        """A worker is about to call its handler, which `running` can cancel."""
+
+    def ack(self) -> object:
+        """The work is done."""
+
+    def nack(self, pause: float | None, failure: BaseException | CancelCause, /) -> bool:
+        """The work was not done. True: the item will be leased again; False: it is dead.
+
+        `pause`: seconds until then; None for that of the queue's RetryPolicy.
+        """
+
+    def heartbeat(self, progress: Any, /) -> object:
+        """Extend the lease now, and store `progress` unless it is None."""
+
+    def take_promise(self) -> Promise | None:
+        """The promise with which the item was submitted here, once."""
+
+
+# --- implemented by the extension, and by the queues of engines
+
+
+class QueuePort(Protocol):
+    """A queue of leases, as a WorkerPool sees it."""
+
+    def submit(
+        self,
+        item: Any,
+        promise: ItemPromise,
+        /,
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        delay: float | None = None,
+        expires: float | None = None,
+        timeout: float | None = None,
+    ) -> int | str:
+        """Add an item, as put() does; `promise` is settled when the item has ended."""
+
+    def cancel(self, item_id: Any, reason: str | None = None) -> bool | None:
+        """Never lease the item again.
+
+        True: it is dead now. False: it will be, when its worker gives it back. None: it had ended.
+        """
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""
+
+    def abandon(self, reason: str | None = None) -> None:
+        """Fail the promises: the pool that owns the queue has stopped."""
+
+
+def port_of(queue: Any) -> QueuePort:
+    """What a pool does with a queue.
+
+    Raises:
+        TypeError: it is no queue of leases.
+    """
+    if isinstance(queue, (LeaseQueue, FileQueue)):
+        return queue_port(queue)
+    port: QueuePort | None = getattr(queue, "port", None)
+    if port is None:
+        raise TypeError(
+            f"queue must be a queue of leases, a path or a URL, not {type(queue).__name__}"
+        )
+    return port

@@ -1,0 +1,48 @@
+//! The names by which the extension calls objects that are written in Python.
+//!
+//! Each module here is a protocol of `desist._ports` and lists its members, so that a method cannot
+//! be renamed on one side only: `tests/python/test_ports.py` compares the two, and a type checker
+//! compares the protocols with the classes that implement them.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+/// `protocol!(name is "Protocol": member, ...)`: a function for each member that returns its name,
+/// interned.
+macro_rules! protocols {
+    ($($(#[$about:meta])* $module:ident is $protocol:literal: $($member:ident),+;)+) => {
+        $(
+            $(#[$about])*
+            pub(in crate::python) mod $module {
+                use super::*;
+
+                $(
+                    pub(in crate::python) fn $member(py: Python<'_>) -> &Bound<'_, PyString> {
+                        pyo3::intern!(py, stringify!($member))
+                    }
+                )+
+            }
+        )+
+
+        /// The protocols of `desist._ports` that the extension calls, with the members it calls.
+        #[pyfunction]
+        #[pyo3(signature = () -> "dict[str, list[str]]")]
+        pub(super) fn ports(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+            let ports = PyDict::new(py);
+            $(
+                ports.set_item($protocol, [$(stringify!($member)),+])?;
+            )+
+            Ok(ports)
+        }
+    };
+}
+
+protocols! {
+    /// The future of a submitted item, for whoever settles it.
+    promise is "Promise": finish, fail;
+    /// A queue that an engine on a server keeps.
+    engine_source is "EngineSource": deliver;
+    /// One lease of such a queue.
+    held_delivery is "HeldDelivery":
+        id, epoch, attempt, item, progress, begun, ack, nack, heartbeat, take_promise;
+}

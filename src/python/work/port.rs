@@ -1,0 +1,97 @@
+//! `QueuePort`: what a `WorkerPool` does with a queue, apart from what any user may do with it.
+//!
+//! The protocol of the same name in `desist._ports` says it for Python; the queues of engines
+//! implement that in Python.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::failure;
+use super::options::{self, PutArguments};
+use super::source::LeaseSource;
+use crate::CauseKind;
+use crate::python::binding::seconds::Seconds;
+
+/// A queue of the core's, as a pool sees it.
+pub(super) trait PoolQueue: Send + Sync {
+    /// Put an item; `promise` is settled when the item has ended.
+    fn submit(
+        &self,
+        item: &Bound<'_, PyAny>,
+        promise: &Bound<'_, PyAny>,
+        arguments: PutArguments,
+    ) -> PyResult<u64>;
+
+    /// Never lease the item again. `Some(true)`: it is dead now. `Some(false)`: it will be, when its
+    /// worker gives it back. `None`: it had ended.
+    fn cancel(&self, py: Python<'_>, item_id: u64, failure: Py<PyAny>) -> PyResult<Option<bool>>;
+
+    /// Wait until nothing is ready, leased or delayed. False: not in time.
+    fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool>;
+
+    /// Fail the futures of this process: no worker of it will work on the items any more.
+    fn abandon(&self, py: Python<'_>, failure: &Py<PyAny>) -> PyResult<()>;
+
+    /// The same queue, as a worker's loop sees it.
+    fn source(self: Arc<Self>) -> Arc<dyn LeaseSource>;
+}
+
+/// What a pool does with a queue.
+#[pyclass(frozen, module = "desist._core")]
+pub(in crate::python) struct QueuePort {
+    queue: Arc<dyn PoolQueue>,
+}
+
+impl QueuePort {
+    pub(super) fn new(queue: Arc<dyn PoolQueue>) -> Self {
+        Self { queue }
+    }
+
+    pub(super) fn source(&self) -> Arc<dyn LeaseSource> {
+        self.queue.clone().source()
+    }
+}
+
+#[pymethods]
+impl QueuePort {
+    /// Add an item, as put() does; `promise` is settled when the item has ended.
+    #[pyo3(signature = (item: "object", promise: "object", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
+    #[allow(clippy::too_many_arguments)] // those of put()
+    fn submit(
+        &self,
+        item: &Bound<'_, PyAny>,
+        promise: &Bound<'_, PyAny>,
+        key: Option<&str>,
+        priority: i64,
+        delay: Option<Seconds<'_, '_>>,
+        expires: Option<Seconds<'_, '_>>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<u64> {
+        let arguments = options::of_put(key, priority, delay, expires, timeout)?;
+        self.queue.submit(item, promise, arguments)
+    }
+
+    /// Never lease the item again. True: it is dead now. False: it will be, when its worker gives
+    /// it back. None: it had ended.
+    #[pyo3(signature = (item_id: "int", reason = None))]
+    fn cancel(&self, py: Python<'_>, item_id: u64, reason: Option<&str>) -> PyResult<Option<bool>> {
+        let failure = failure(py, CauseKind::Explicit, reason)?;
+        self.queue.cancel(py, item_id, failure)
+    }
+
+    /// Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+    ///
+    /// Blocks: a checkpoint.
+    #[pyo3(signature = (timeout = None))]
+    fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+        self.queue.drain(py, timeout)
+    }
+
+    /// Fail the futures: the pool that owns the queue has stopped.
+    #[pyo3(signature = (reason = None))]
+    fn abandon(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
+        let failure = failure(py, CauseKind::Shutdown, reason)?;
+        self.queue.abandon(py, &failure)
+    }
+}

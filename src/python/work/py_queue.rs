@@ -1,0 +1,154 @@
+//! Queues that are written in Python: an `EngineQueue` as a [`LeaseSource`].
+//!
+//! The methods called here are those of the protocols `EngineSource` and `HeldDelivery` in
+//! `desist._ports`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use super::lease::LeaseSlot;
+use super::promises::ItemResult;
+use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
+use super::{LONGEST_COMMIT, Lease};
+use crate::clock::Time;
+use crate::item::ItemId;
+use crate::python::hard_stop::mask::Mask;
+use crate::python::ports::{engine_source, held_delivery};
+use crate::python::token;
+use crate::task::Task;
+use crate::work::{Nack, NackOutcome};
+
+/// An `EngineSource`.
+pub(super) struct PyQueue {
+    source: Py<PyAny>,
+}
+
+impl PyQueue {
+    pub(super) fn new(source: Py<PyAny>) -> Self {
+        Self { source }
+    }
+}
+
+impl LeaseSource for PyQueue {
+    fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
+        let now = Time::now().as_nanos();
+        let timeout = (!until.is_never())
+            .then(|| Duration::from_nanos(until.as_nanos().saturating_sub(now)).as_secs_f64());
+        let held = self
+            .source
+            .call_method1(py, engine_source::deliver(py), (timeout,))?;
+        if held.is_none(py) {
+            return Ok(None);
+        }
+        delivery(held.into_bound(py)).map(Some)
+    }
+}
+
+/// A `Lease` of what `EngineSource.deliver()` has returned.
+#[pyfunction]
+#[pyo3(signature = (held: "object") -> "Lease[Any]")]
+pub(in crate::python) fn lease_of(held: Bound<'_, PyAny>) -> PyResult<Bound<'_, Lease>> {
+    let py = held.py();
+    Ok(LeaseSlot::new(py)?.fill(delivery(held)?))
+}
+
+fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
+    let py = held.py();
+    let id: String = held.getattr(held_delivery::id(py))?.extract()?;
+    let epoch = held.getattr(held_delivery::epoch(py))?.extract()?;
+    Ok(Delivery {
+        key: LeaseKey {
+            number: 0, // its handle is of this lease only
+            epoch,
+            deadline: Time::NEVER,
+        },
+        attempt: held.getattr(held_delivery::attempt(py))?.extract()?,
+        item: held.getattr(held_delivery::item(py))?.unbind(),
+        progress: held.getattr(held_delivery::progress(py))?.extract()?,
+        ends: Time::NEVER, // the heartbeat thread extends the lease, and cancels the task if it is lost
+        handle: Arc::new(HeldDelivery {
+            held: held.unbind(),
+            id: id.into(),
+        }),
+    })
+}
+
+/// One lease of an engine. Settling it is a request to a server, which may take its time; a mask
+/// keeps a kill from tearing the request apart.
+struct HeldDelivery {
+    held: Py<PyAny>,
+    id: Arc<str>,
+}
+
+impl LeaseHandle for HeldDelivery {
+    fn id(&self, _: LeaseKey) -> ItemId {
+        ItemId::Name(self.id.clone())
+    }
+
+    fn begun(&self, py: Python<'_>, task: &Arc<Task>) -> PyResult<()> {
+        let running = RunningHandler { task: task.clone() };
+        self.held
+            .call_method1(py, held_delivery::begun(py), (running,))
+            .map(drop)
+    }
+
+    fn ack(&self, py: Python<'_>, _: LeaseKey) -> PyResult<()> {
+        let _mask = Mask::open(LONGEST_COMMIT);
+        self.held.call_method0(py, held_delivery::ack(py)).map(drop)
+    }
+
+    fn nack(
+        &self,
+        py: Python<'_>,
+        _: LeaseKey,
+        nack: Nack,
+        failure: Py<PyAny>,
+    ) -> PyResult<NackOutcome> {
+        let pause = match nack {
+            Nack::Failed => None,
+            Nack::After(pause) => Some(pause.as_secs_f64()),
+            Nack::AtOnce => Some(0.0),
+        };
+        let _mask = Mask::open(LONGEST_COMMIT);
+        let requeued = self
+            .held
+            .call_method1(py, held_delivery::nack(py), (pause, failure))?;
+        Ok(if requeued.is_truthy(py)? {
+            NackOutcome::Requeued
+        } else {
+            NackOutcome::Dead
+        })
+    }
+
+    fn extend(&self, py: Python<'_>, _: LeaseKey, progress: Option<Py<PyAny>>) -> PyResult<Time> {
+        let _mask = Mask::open(LONGEST_COMMIT);
+        self.held
+            .call_method1(py, held_delivery::heartbeat(py), (progress,))?;
+        Ok(Time::NEVER)
+    }
+
+    fn report(&self, py: Python<'_>, _: LeaseKey, result: ItemResult) {
+        match self.held.call_method0(py, held_delivery::take_promise(py)) {
+            Ok(promise) if promise.is_none(py) => {}
+            Ok(promise) => result.settle(py, &promise),
+            Err(raised) => raised.write_unraisable(py, Some(self.held.bind(py))),
+        }
+    }
+}
+
+/// The handler's task, as the engine's side sees it: it can cancel it when the lease is lost.
+#[pyclass(frozen, module = "desist._core")]
+pub(in crate::python) struct RunningHandler {
+    task: Arc<Task>,
+}
+
+#[pymethods]
+impl RunningHandler {
+    /// Cancel the handler's token. False: it was cancelled before.
+    #[pyo3(signature = (reason = None))]
+    fn cancel(&self, py: Python<'_>, reason: Option<&str>) -> bool {
+        token::cancel_node(py, self.task.source().node(), reason, None)
+    }
+}

@@ -1,0 +1,88 @@
+//! The port between a queue of leases and the code that works on them: the workers' loop and the
+//! `Lease` in a handler's hands.
+//!
+//! A queue is a [`LeaseSource`]. What it leases is a [`Delivery`], which carries the
+//! [`LeaseHandle`] through which the lease is settled. `memory`, `file` and `py_queue` implement
+//! both; this file knows none of them.
+//!
+//! A handle is shared by all leases of a queue where it can be, and the lease is named to it by its
+//! [`LeaseKey`]: a lease then costs no allocation besides the Python object.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::promises::ItemResult;
+use crate::clock::Time;
+use crate::item::ItemId;
+use crate::task::Task;
+use crate::work::{Nack, NackOutcome};
+
+/// A queue, as a worker's loop sees it.
+pub(super) trait LeaseSource: Send + Sync {
+    /// Lease the next item, waiting until `until` at most. `None`: no item came in time, or the
+    /// queue is closed. `Cancelled` and `Killed` mean that nothing was leased.
+    fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>>;
+}
+
+/// One lease of one item, with what Python may ask of it.
+pub(super) struct Delivery {
+    pub(super) key: LeaseKey,
+    /// How often the item has been leased, this time included.
+    pub(super) attempt: u32,
+    pub(super) item: Py<PyAny>,
+    /// What an earlier attempt has stored with `heartbeat()`.
+    pub(super) progress: Option<Py<PyAny>>,
+    /// When its handler is to stop: the item expires, or the lease does.
+    pub(super) ends: Time,
+    pub(super) handle: Arc<dyn LeaseHandle>,
+}
+
+/// Which lease of its queue this is. A queue whose items have names ignores `number`: its handle is
+/// of one lease only.
+#[derive(Clone, Copy)]
+pub(super) struct LeaseKey {
+    pub(super) number: u64,
+    /// A later lease of any item of the queue has a greater one.
+    pub(super) epoch: u64,
+    /// When the item expires.
+    pub(super) deadline: Time,
+}
+
+/// How a lease is settled.
+///
+/// `Fenced` from any of these: the lease is over, and nothing was changed.
+pub(super) trait LeaseHandle: Send + Sync {
+    /// The item's id.
+    fn id(&self, lease: LeaseKey) -> ItemId;
+
+    /// A worker is about to call its handler in `task`, which the queue may cancel if it finds out
+    /// that the lease is lost.
+    fn begun(&self, _py: Python<'_>, _task: &Arc<Task>) -> PyResult<()> {
+        Ok(())
+    }
+
+    /// The work is done.
+    fn ack(&self, py: Python<'_>, lease: LeaseKey) -> PyResult<()>;
+
+    /// The work was not done, because of `failure`: an exception, or a `CancelCause`.
+    fn nack(
+        &self,
+        py: Python<'_>,
+        lease: LeaseKey,
+        nack: Nack,
+        failure: Py<PyAny>,
+    ) -> PyResult<NackOutcome>;
+
+    /// Keep the lease for another `lease_timeout`, and store `progress` for the next attempt.
+    /// Returns when the handler is to stop now.
+    fn extend(
+        &self,
+        py: Python<'_>,
+        lease: LeaseKey,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Time>;
+
+    /// Settle the futures with which the item was submitted.
+    fn report(&self, py: Python<'_>, lease: LeaseKey, result: ItemResult);
+}

@@ -1,0 +1,57 @@
+"""The seam between the extension and the Python code: desist._ports and src/python/ports.rs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from desist import _core, _ports
+from desist._item_future import ItemPromise
+from desist._ports import EngineSource, HeldDelivery, Promise, QueuePort
+from desist.engines._held import HeldLease
+from desist.engines._queue import EnginePort
+
+if TYPE_CHECKING:
+    # A type checker compares signatures as well.
+    _promise: type[Promise] = ItemPromise
+    _source: type[EngineSource] = EnginePort
+    _held: type[HeldDelivery] = HeldLease
+    _of_engine: type[QueuePort] = EnginePort
+    _of_core: type[QueuePort] = _core.QueuePort
+
+PROTOCOLS: dict[str, Any] = {
+    name: value
+    for name, value in vars(_ports).items()
+    if inspect.isclass(value) and issubclass(value, Protocol) and value is not Protocol  # type: ignore[arg-type]
+}
+IMPLEMENTED = [
+    (Promise, ItemPromise),
+    (EngineSource, EnginePort),
+    (HeldDelivery, HeldLease),
+    (QueuePort, EnginePort),
+    (QueuePort, _core.QueuePort),
+]
+
+
+def members(protocol: type) -> set[str]:
+    """What the protocol itself declares."""
+    return {name for name in vars(protocol) if not name.startswith("_")}
+
+
+def test_the_extension_calls_the_members_of_the_protocols_and_no_others() -> None:
+    called = {name: set(names) for name, names in _core.ports().items()}
+    declared = {name: members(protocol) for name, protocol in PROTOCOLS.items()}
+    assert called == {name: names for name, names in declared.items() if name != "QueuePort"}
+
+
+@pytest.mark.parametrize(("protocol", "implementation"), IMPLEMENTED)
+def test_a_class_has_the_members_of_its_protocol(protocol: type, implementation: type) -> None:
+    known = vars(implementation).keys() | _set_in_init(implementation)
+    assert members(protocol) <= known
+
+
+def _set_in_init(implementation: type) -> set[str]:
+    init = vars(implementation).get("__init__")
+    return set(init.__code__.co_names) if inspect.isfunction(init) else set()
