@@ -22,6 +22,7 @@ from desist._core import CancelSource, hold_off
 from desist._exceptions import PoolExhausted, PoolFailed
 
 if TYPE_CHECKING:
+    from desist._core import CancelToken
     from desist._item_future import ItemPromise
 
 
@@ -56,9 +57,9 @@ class Supervisor:
         # Why the pool has ended, and what its queue raised if it was that.
         self._ended_by: tuple[str, BaseException | None] | None = None
         # Cancelled when the supervisor has ended the pool.
-        self.ended = self._source.token
-        self.restarts = 0
-        self.abandoned = 0
+        self.ended: CancelToken = self._source.token
+        self.restarts: int = 0
+        self.abandoned: int = 0
 
     def count_abandoned(self, what: str) -> None:
         """Count a thread that was abandoned, and its replacement.

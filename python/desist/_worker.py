@@ -161,7 +161,7 @@ class Roster(Generic[T, R]):
         # Set by the pool's stop().
         self.stopped = False
         # The process that the workers are in.
-        self.process = os.getpid()
+        self.process: int = os.getpid()
         self._handler = handler
         self._port = port
         self._supervisor = supervisor
