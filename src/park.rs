@@ -470,11 +470,11 @@ impl WaitQueue {
 }
 
 thread_local! {
-    /// The waiter that the calling thread has woken last, for [`yield_to_woken`], which takes it.
+    /// The waiter that the calling thread has woken last, for `yield_to_woken`, which takes it.
     static WOKEN: Cell<Option<Arc<Waiter>>> = const { Cell::new(None) };
 }
 
-/// Remember the waiter that the calling thread has just woken, for [`yield_to_woken`].
+/// Remember the waiter that the calling thread has just woken, for `yield_to_woken`.
 pub(crate) fn note_woken(waiter: Arc<Waiter>) {
     // Fails at the end of the thread, which will not yield any more.
     let _ = WOKEN.try_with(|woken| woken.set(Some(waiter)));

@@ -3,7 +3,7 @@
 //! A source has a token; a child source is made from a token and is cancelled with it, never the
 //! reverse. The first cause is final.
 //!
-//! Here are the documented handles. The logic is in [`tree`], the callbacks are in [`callback`], and the
+//! Here are the documented handles. The logic is in `tree`, the callbacks are in `callback`, and the
 //! threads that cancel by deadline and run the callbacks of deadlines are in `timer` and
 //! `callback_thread`. These four know each other: a node that is freed leaves the timer, and a deadline
 //! that passes cancels a node. They are one module in four files, under the invariants of `tree`.
@@ -216,8 +216,17 @@ impl CancelToken {
         CancelSource::timed(self.node.child(Some(deadline)))
     }
 
-    /// Run `callback` when the token is cancelled, on the thread that cancels, or on a thread of
-    /// its own for a deadline; at once if it is cancelled already.
+    /// Run `callback` when the token is cancelled: on the thread that cancels, or on the callback thread if
+    /// a deadline does; here and now if it is cancelled already.
+    ///
+    /// The callback runs once, with no lock of this crate held, after all waiters have been woken. It
+    /// should be short: later callbacks wait for it.
+    ///
+    /// # Blocking
+    /// Blocks only while it runs the callback itself.
+    ///
+    /// # Panics
+    /// With the callback's panic, if it runs here and now.
     pub fn on_cancel(&self, callback: impl FnOnce(&Cause) + Send + 'static) -> Registration {
         Registration::new(&self.node, Box::new(callback))
     }

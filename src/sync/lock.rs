@@ -39,7 +39,7 @@
 //! | held, still poisoned    | release                                      | poisoned                 |
 //!
 //! "Poisoned" is no holder and [`Poison::Killed`]; "unrecoverable" is [`Poison::OwnerLost`], which
-//! no transition leaves but [`Lock::reinitialize`]. Entering either wakes every waiter, so that each
+//! no transition leaves but `Lock::reinitialize`. Entering either wakes every waiter, so that each
 //! returns the error.
 //!
 //! A contended acquisition goes like this: [`AcquireOp::attempt`] finds the lock held; `enqueue` looks
@@ -407,7 +407,7 @@ impl Lock {
         self.core.release(true, None).map(|_| ())
     }
 
-    /// As [`Lock::end_block`], in the middle of a kill; see [`Lock::release_killed`].
+    /// As [`Lock::end_block`], in the middle of a kill; see `Lock::release_killed`.
     #[cfg(feature = "python")]
     pub(crate) fn end_block_killed(&self, kill: KillInfo) -> Result<bool, ReleaseError> {
         self.core
@@ -691,7 +691,7 @@ impl LockCore {
     #[cold]
     fn poison_after_death(&self, state: &mut LockState, kill: &Arc<KillInfo>, lost: bool) {
         // Also if the holder was abandoned: data with an undo is reached through a hold that is checked
-        // ([`Holding::while_held`]), which refuses the stale holder.
+        // (`Holding::while_held`), which refuses the stale holder.
         if self.undo.as_ref().is_some_and(|undo| undo.undo()) {
             return;
         }

@@ -188,7 +188,14 @@ impl Registration {
         self.close_until(Time::NEVER);
     }
 
-    /// As [`Registration::close`], but waits no longer than until `until`. False: still running.
+    /// As [`Registration::close`], but waits no longer than until `until`. False: the callback is still
+    /// running.
+    ///
+    /// # Blocking
+    /// As [`Registration::close`].
+    ///
+    /// # Cancellation
+    /// No checkpoint, as [`Registration::close`].
     pub fn close_until(&self, until: Time) -> bool {
         self.unregister() || INSIDE.with(Cell::get) > 0 || self.callback.wait_until_over(until)
     }

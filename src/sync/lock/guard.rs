@@ -3,7 +3,7 @@
 //! Guarantees:
 //! 1. A handle releases its own hold or nothing: after the hold was reclaimed, its end does not
 //!    release what a later holder has acquired.
-//! 2. What [`Holding::while_held`] does happens before the lock can change hands.
+//! 2. What `Holding::while_held` does happens before the lock can change hands.
 //! 3. The epoch that a handle reports is that of its own hold, never that of a later holder.
 //!
 //! A block of a host, and a suspended generator above all, may end long after its hold was reclaimed:
@@ -91,7 +91,7 @@ impl Holding {
         self.hold.is_some_and(|hold| self.ledger.has(hold))
     }
 
-    /// `Err` if the hold has ended. A caller that must rely on it uses [`Holding::while_held`].
+    /// `Err` if the hold has ended. A caller that must rely on it uses `Holding::while_held`.
     pub(crate) fn check(&self) -> Result<(), Fenced> {
         if self.is_current() {
             Ok(())
@@ -130,7 +130,7 @@ impl Holding {
         Ok(())
     }
 
-    /// Termination it. `death`: in the middle of a kill, see [`Lock::release_killed`]. Returns whether the
+    /// Termination it. `death`: in the middle of a kill, see `Lock::release_killed`. Returns whether the
     /// lock is poisoned now.
     pub(crate) fn release(&self, kill: Option<KillInfo>) -> Result<bool, Fenced> {
         let termination = kill.map(|kill| Termination::Killed(Arc::new(kill)));
