@@ -66,7 +66,7 @@ pub fn restart_in_child() {
         return;
     }
     fork::registered().for_each(ForkAware::restart_in_child);
-    scope::forget_force();
+    scope::forget_forced_blocks();
 }
 
 #[cfg(all(test, not(loom)))]

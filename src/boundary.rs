@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::ledger::{KillInfo, Termination};
 use crate::scope::{self, Outer};
 use crate::stack::Stack;
-use crate::task::{Force, Task};
+use crate::task::{Interrupter, Task};
 
 /// How a body came to its end.
 #[derive(Debug)]
@@ -31,9 +31,9 @@ pub struct Boundary {
 
 impl Boundary {
     /// The body begins: from here kills are taken.
-    pub fn enter(task: &Arc<Task>, force: Option<Arc<dyn Force>>) -> Boundary {
+    pub fn enter(task: &Arc<Task>, interrupter: Option<Arc<dyn Interrupter>>) -> Boundary {
         let outer = scope::begin_task(task);
-        task.open(force);
+        task.open(interrupter);
         Boundary {
             task: task.clone(),
             outer: Some(outer),

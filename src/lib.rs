@@ -2,7 +2,7 @@
 //!
 //! Code is asked to stop; what it held is released; force is the last rung. The core knows nothing
 //! of Python: what it needs of a runtime around it are the traits [`host::Host`] and
-//! [`task::Force`].
+//! [`task::Interrupter`].
 //!
 //! # Layers
 //!

@@ -331,7 +331,7 @@ pub(crate) fn kill_due() -> Option<Cause> {
         return None;
     }
     let cause = CONTEXT.with(|context| context.task.borrow().as_ref()?.kill_due())?;
-    current_task()?.take_back();
+    current_task()?.retract();
     Some(cause)
 }
 
@@ -347,17 +347,17 @@ pub(crate) fn is_struck() -> bool {
 #[inline]
 pub(crate) fn hold_off_kill() {
     if OPEN.with(Cell::get) {
-        take_back_if_holding();
+        retract_if_holding();
     }
 }
 
 /// The rest, where a scope or task is open. A kill that is requested after the ledger was looked at finds
 /// the entry there and is deferred by itself.
-fn take_back_if_holding() {
+fn retract_if_holding() {
     let holds = |task: &&Arc<Task>| task.is_ordered() && task.ledger().len() > 0;
     let task = CONTEXT.with(|context| context.task.borrow().as_ref().filter(holds).cloned());
     if let Some(task) = task {
-        task.take_back();
+        task.retract();
     }
 }
 
@@ -450,7 +450,7 @@ fn cancelled(frames: &[Frame]) -> Option<&NodeRef> {
 /// park: nothing but the clock and the host's signals ends it.
 pub(crate) fn before_raise(stop: Stop) -> Stop {
     if let (Stop::Killed(_), Some(task)) = (&stop, current_task()) {
-        task.take_back();
+        task.retract();
     }
     if let Stop::Cancelled(_) = stop {
         let raised = CONTEXT.with(|context| {
@@ -523,7 +523,7 @@ pub(crate) fn end_task(outer: Outer) {
 
 /// In a forked child: blocks that are open on the calling thread are not ended by force any more, since
 /// the enforcer's thread has stayed in the parent. Their scopes are left as plain ones.
-pub(crate) fn forget_force() {
+pub(crate) fn forget_forced_blocks() {
     if let Some(task) = current_task() {
         task.forget_blocks();
     }

@@ -103,7 +103,7 @@ pub fn kill(
 ) -> Result<KillReport, KillError> {
     let mut kill = Kill::new(task, reason, policy)?;
     kill.begin();
-    kill.climb(on_abandon)
+    kill.run(on_abandon)
 }
 
 /// Act in real time: simulated time would stand still while the task runs.
@@ -185,11 +185,11 @@ impl Kill {
     }
 
     /// Goes from rung to rung until the task is over or abandoned, behind [`Kill::begin`].
-    pub(crate) fn climb(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
-        in_real_time(|| self.climb_now(on_abandon))
+    pub(crate) fn run(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
+        in_real_time(|| self.run_now(on_abandon))
     }
 
-    fn climb_now(mut self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
+    fn run_now(mut self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         if self.is_over {
             return Ok(self.report(Some(KillOutcome::AlreadyDone)));
         }

@@ -11,7 +11,7 @@
 //! another process, see `elsewhere`.
 //!
 //! Lock order: the interpreter's own lock if any, then `control`. Nothing is called under
-//! `control` but [`Force::post`] and [`Elsewhere::strike`].
+//! `control` but [`Interrupter::post`] and [`Elsewhere::strike`].
 
 mod block;
 mod elsewhere;
@@ -44,15 +44,15 @@ use crate::token::tree::NodeRef;
 use crate::token::{CancelSource, CancelToken};
 
 /// How the host stops a body that does not look.
-pub trait Force: Send + Sync {
-    /// Call `then` at a moment at which the host allows [`Force::post`].
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut());
+pub trait Interrupter: Send + Sync {
+    /// Call `then` at a moment at which the host allows [`Interrupter::post`].
+    fn with_host_lock(&self, then: &mut dyn FnMut());
 
     /// Make the body's thread raise `Killed` as soon as it runs code of the host.
     fn post(&self);
 
     /// On the body's own thread, after its end: take back what was posted and not yet raised.
-    fn take_back(&self);
+    fn retract(&self);
 
     /// Asked on the body's own thread by a host that can choose where it raises: here? `place` is
     /// in the host's words.
@@ -62,8 +62,8 @@ pub trait Force: Send + Sync {
     }
 
     /// A block swallows what is posted: have its thread call `Task::strike_here` in front of its
-    /// every step, from the next [`Force::post`] on. Without effect for a host that cannot.
-    fn climb(&self) {}
+    /// every step, from the next [`Interrupter::post`] on. Without effect for a host that cannot.
+    fn escalate(&self) {}
 
     /// Have the body's thread call [`Task::stepped`] in front of every step of the body from now
     /// on, and raise `Killed` there if it says so. Called again and again, at a safe moment: the
@@ -119,7 +119,7 @@ struct Control {
     waiter: Option<atomics::Arc<Waiter>>,
     /// What the body has others do when it is struck, see [`Task::on_strike`].
     hooks: Vec<Weak<CancelSource>>,
-    force: Option<Arc<dyn Force>>,
+    interrupter: Option<Arc<dyn Interrupter>>,
     /// Where the body runs, if its thread only waits for it.
     elsewhere: Option<Arc<dyn Elsewhere>>,
     /// Something is, or may be, in the host's slot for this thread.
@@ -323,14 +323,14 @@ impl Task {
 
     /// Where its body is now, for reports; `None` unless it runs under a host that can tell.
     pub(crate) fn place(&self) -> Option<Place> {
-        let (force, unanswered) = {
+        let (interrupter, unanswered) = {
             let control = self.control.lock();
             // In a wait of ours it is not out of reach, but held off.
             let unanswered = control.unanswered && control.waiter.is_none();
-            (control.force.clone()?, unanswered)
+            (control.interrupter.clone()?, unanswered)
         };
         let mut calls = None;
-        fork::outside(|| force.at_a_safe_moment(&mut || calls = force.stack()));
+        fork::outside(|| interrupter.with_host_lock(&mut || calls = interrupter.stack()));
         let calls = calls?;
         Some(Place {
             stack: calls.concat().as_str().into(),
@@ -448,29 +448,29 @@ impl Task {
             control.masks.push(Mask::Until(until, number));
             number
         };
-        self.take_back_behind_mask();
+        self.retract_behind_mask();
         number
     }
 
     /// Hold kills off until the zone's end. Close it with [`Task::unmask_zone`].
     pub(crate) fn mask_zone(&self, zone: &NodeRef) {
         self.control.lock().masks.push(Mask::Zone(zone.clone()));
-        self.take_back_behind_mask();
+        self.retract_behind_mask();
     }
 
     /// Nobody posts while a mask is open; the order stands, and is delivered when it closes.
-    fn take_back_behind_mask(&self) {
+    fn retract_behind_mask(&self) {
         // An order that is not seen here comes after the mask, and finds it.
         if self.is_ordered() {
-            self.take_back();
+            self.retract();
         }
     }
 
     /// Take back what was posted and not yet raised, for the body is masked from now on, or is
     /// about to raise `Killed` by itself: one kill is not to strike twice.
-    pub(crate) fn take_back(&self) {
-        let posted = self.control.lock().unpost();
-        block::take_back(posted);
+    pub(crate) fn retract(&self) {
+        let posted = self.control.lock().withdraw_posted();
+        block::retract_all(posted);
     }
 
     /// Close this mask and no other; from any thread. What it held off is due now, see
@@ -579,8 +579,8 @@ impl Task {
 
     /// Its body runs, under a host that can strike it.
     #[cfg(feature = "python")]
-    pub(crate) fn has_force(&self) -> bool {
-        self.control.lock().force.is_some()
+    pub(crate) fn has_interrupter(&self) -> bool {
+        self.control.lock().interrupter.is_some()
     }
 
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
@@ -590,21 +590,21 @@ impl Task {
             let again = |last| Time::now() - last >= RESEND_AFTER;
             control.last_strike.is_none_or(again)
         };
-        let force = {
+        let interrupter = {
             let control = self.control.lock();
-            match (&control.force, control.phase) {
+            match (&control.interrupter, control.phase) {
                 // Whoever waits for a safe moment keeps the body from running.
                 (Some(_), _) if !again(&control) => return true,
-                (Some(force), _) => force.clone(),
+                (Some(interrupter), _) => interrupter.clone(),
                 (None, Phase::Launched) => return true, // it will come
                 (None, _) => return false,
             }
         };
         fork::outside(|| {
-            force.at_a_safe_moment(&mut || {
+            interrupter.with_host_lock(&mut || {
                 let mut control = self.control.lock();
                 if again(&control) && self.may_strike(&control) {
-                    control.post(&*force);
+                    control.post(&*interrupter);
                     control.last_strike = Some(Time::now());
                 }
             });
@@ -614,10 +614,10 @@ impl Task {
 
     /// Have every step of the body struck, wherever it may be struck. False: it has no such force.
     pub(crate) fn strike_by_trace(self: &Arc<Self>) -> bool {
-        let force = {
+        let interrupter = {
             let mut control = self.control.lock();
-            let force = match (&control.force, control.phase) {
-                (Some(force), _) => force.clone(),
+            let interrupter = match (&control.interrupter, control.phase) {
+                (Some(interrupter), _) => interrupter.clone(),
                 (None, Phase::Launched) => return true, // it will come
                 (None, _) => return false,
             };
@@ -625,14 +625,14 @@ impl Task {
                 control.traced = true;
                 control.unanswered = true;
             }
-            force
+            interrupter
         };
         fork::outside(|| {
-            force.at_a_safe_moment(&mut || {
-                force.trace(self);
+            interrupter.with_host_lock(&mut || {
+                interrupter.trace(self);
                 // Its end may have come first, and did not see what was to be ended.
                 if self.control.lock().phase != Phase::Running {
-                    force.end_trace(self);
+                    interrupter.end_trace(self);
                 }
             });
         });
@@ -641,10 +641,10 @@ impl Task {
 
     /// For a host that can begin to trace on the body's own thread only: bring it to
     /// [`Task::arrived`] there, if it may be struck.
-    pub fn post_to_trace(&self, force: &dyn Force) {
+    pub fn post_to_trace(&self, interrupter: &dyn Interrupter) {
         let mut control = self.control.lock();
         if !control.posted && self.may_strike(&control) {
-            control.post(force);
+            control.post(interrupter);
         }
     }
 
@@ -658,10 +658,10 @@ impl Task {
             }
             control.phase = Phase::Abandoned;
             let traced = std::mem::take(&mut control.traced);
-            control.force.clone().filter(|_| traced)
+            control.interrupter.clone().filter(|_| traced)
         };
-        if let Some(force) = traced {
-            fork::outside(|| force.at_a_safe_moment(&mut || force.end_trace(self)));
+        if let Some(interrupter) = traced {
+            fork::outside(|| interrupter.with_host_lock(&mut || interrupter.end_trace(self)));
         }
         let swept = self.ledger.sweep(&Termination::Abandoned(Arc::new(kill)));
         self.amend(|record| record.swept = swept);
@@ -690,14 +690,14 @@ impl Task {
 
     /// The body begins on the calling thread: from here kills are taken. What was thrown before is
     /// delivered now.
-    pub(crate) fn open(&self, force: Option<Arc<dyn Force>>) {
+    pub(crate) fn open(&self, interrupter: Option<Arc<dyn Interrupter>>) {
         let thrown = {
             let mut control = self.control.lock();
             if control.phase != Phase::Launched {
                 UNFINISHED.fetch_add(1, Ordering::Relaxed);
             }
             control.phase = Phase::Running;
-            control.force = force;
+            control.interrupter = interrupter;
             control.throw.is_some()
         };
         if thrown {
@@ -714,15 +714,15 @@ impl Task {
             if control.phase == Phase::Running {
                 control.phase = Phase::Closed;
             }
-            let posted = control.unpost();
+            let posted = control.withdraw_posted();
             let traced = std::mem::take(&mut control.traced);
-            let force = control.force.take().filter(|_| traced);
-            (std::mem::take(&mut control.blocks), posted, force)
+            let interrupter = control.interrupter.take().filter(|_| traced);
+            (std::mem::take(&mut control.blocks), posted, interrupter)
         };
         drop(blocks); // unlocked: a node may be the last of it
-        block::take_back(posted);
-        if let Some(force) = traced {
-            fork::outside(|| force.end_trace(self));
+        block::retract_all(posted);
+        if let Some(interrupter) = traced {
+            fork::outside(|| interrupter.end_trace(self));
         }
     }
 
@@ -748,8 +748,8 @@ impl Control {
         self.masks.remove(at)
     }
 
-    fn post(&mut self, force: &dyn Force) {
-        force.post();
+    fn post(&mut self, interrupter: &dyn Interrupter) {
+        interrupter.post();
         self.posted = true;
         self.unanswered = true;
     }
@@ -777,12 +777,12 @@ impl Control {
     }
 
     /// What is on its way by force, taken out: to be taken back.
-    fn unpost(&mut self) -> Vec<Arc<dyn Force>> {
-        let mut posted = self.unpost_blocks(0);
+    fn withdraw_posted(&mut self) -> Vec<Arc<dyn Interrupter>> {
+        let mut posted = self.withdraw_posted_blocks(0);
         let throw = self.throw.as_mut();
         let thrown = throw.is_some_and(|throw| std::mem::take(&mut throw.posted));
         if std::mem::take(&mut self.posted) || thrown {
-            posted.extend(self.force.clone());
+            posted.extend(self.interrupter.clone());
         }
         posted
     }

@@ -8,7 +8,7 @@ use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::scope::{self, ForcedExit, Kind, Unwinding};
-use crate::task::Force;
+use crate::task::Interrupter;
 use crate::token::tree::NodeRef;
 use crate::wait;
 
@@ -17,8 +17,8 @@ struct Slot {
     posted: AtomicBool,
 }
 
-impl Force for Slot {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for Slot {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         then();
     }
 
@@ -26,7 +26,7 @@ impl Force for Slot {
         self.posted.store(true, Ordering::Release);
     }
 
-    fn take_back(&self) {
+    fn retract(&self) {
         self.posted.store(false, Ordering::Release);
     }
 

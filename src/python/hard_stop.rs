@@ -12,7 +12,7 @@
 //! be traced, and the tracer raises kills.
 //!
 //! A posted exception lies in one slot of its thread until the interpreter looks at it. The core posts
-//! and retracts only with the interpreter's lock (`at_a_safe_moment`), so that a thread is never
+//! and retracts only with the interpreter's lock (`with_host_lock`), so that a thread is never
 //! between looking at its slot and raising while another thread changes the slot.
 //!
 //! | fact relied on | versions | test that fails when it changes |
@@ -50,7 +50,7 @@ use pyo3::types::{PyDict, PyTuple, PyType};
 
 use self::killed::Killed;
 use crate::python::binding::attach::attach;
-use crate::task::{Force, Task};
+use crate::task::{Interrupter, Task};
 
 /// Posts `Killed` to one thread.
 struct AsyncException {
@@ -60,7 +60,7 @@ struct AsyncException {
 }
 
 /// How the calling thread is interrupted.
-pub(super) fn for_this_thread(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
+pub(super) fn for_this_thread(py: Python<'_>) -> PyResult<Arc<dyn Interrupter>> {
     Ok(Arc::new(this_thread(py)?))
 }
 
@@ -144,14 +144,14 @@ fn nothing(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
         .map(|function| function.bind(py))
 }
 
-impl Force for AsyncException {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for AsyncException {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         // Not while the interpreter shuts down: its threads are stopping anyway.
         attach(|_| then());
     }
 
     fn post(&self) {
-        // `at_a_safe_moment` has attached.
+        // `with_host_lock` has attached.
         attach(|py| {
             let class = PyType::new::<Killed>(py);
             // PyO3 declares the argument signed, C has it unsigned; the bits are what counts.
@@ -163,7 +163,7 @@ impl Force for AsyncException {
         });
     }
 
-    fn take_back(&self) {
+    fn retract(&self) {
         attach(|py| {
             // What is raised here is what is taken back; if it was raised before, nothing is.
             let _ = nothing(py).and_then(PyAnyMethods::call0);
@@ -171,7 +171,7 @@ impl Force for AsyncException {
     }
 
     fn trace(&self, task: &Arc<Task>) {
-        // `at_a_safe_moment` has attached.
+        // `with_host_lock` has attached.
         attach(|py| trace::begin(py, task, self.thread, self));
     }
 

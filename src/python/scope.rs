@@ -21,7 +21,7 @@ use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::stack;
 use crate::python::token::{CancelToken, cancel_node, timeout_and_deadline};
 use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding, Ward};
-use crate::task::Force;
+use crate::task::Interrupter;
 use crate::token::timer;
 use crate::token::tree::NodeRef;
 use crate::{testing, token};
@@ -107,14 +107,14 @@ impl Block {
         Ok(())
     }
 
-    /// Enter a block that can be ended by `force`.
+    /// Enter a block that can be ended by `interrupter`.
     #[cold]
     #[inline(never)]
     fn enter_forced(
         &self,
         py: Python<'_>,
         kill_after: Duration,
-        force: Arc<dyn Force>,
+        interrupter: Arc<dyn Interrupter>,
     ) -> PyResult<()> {
         // Asked for before anything is locked, for it runs code of Python's; then it is known.
         crate::host::thread_name();
@@ -124,8 +124,13 @@ impl Block {
             return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
         };
         let cancelled = cancelled.take().map(|cause| *cause);
-        let (node, watch) =
-            scope::enter_forced(limit.as_of_now(), self.grace, cancelled, kill_after, force);
+        let (node, watch) = scope::enter_forced(
+            limit.as_of_now(),
+            self.grace,
+            cancelled,
+            kill_after,
+            interrupter,
+        );
         let watch = Some(Box::new(watch));
         *state = State::Open { node, watch };
         Ok(())

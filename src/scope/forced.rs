@@ -34,7 +34,7 @@ use crate::error::ScopeMisuse;
 use crate::host;
 use crate::ledger::Termination;
 use crate::stack::Stack;
-use crate::task::{Force, Left, Task};
+use crate::task::{Interrupter, Left, Task};
 use crate::token::tree::NodeRef;
 
 /// The stop that unwinds out of a block.
@@ -60,7 +60,7 @@ pub(crate) enum ForcedExit {
     Outward,
 }
 
-/// Open a scope on the calling thread that is ended by `force` if it still runs `kill_after` after its
+/// Open a scope on the calling thread that is ended by `interrupter` if it still runs `kill_after` after its
 /// own cancellation. `cancelled`: the cause, if it was cancelled before it was entered; it is set before
 /// the enforcer looks, which then counts from it. The watch is to be dropped when the block has ended,
 /// and told when the deadline was moved.
@@ -69,7 +69,7 @@ pub(crate) fn enter_forced(
     grace: Option<Duration>,
     cancelled: Option<Cause>,
     kill_after: Duration,
-    force: Arc<dyn Force>,
+    interrupter: Arc<dyn Interrupter>,
 ) -> (NodeRef, Watch) {
     let task = current_task().unwrap_or_else(|| {
         let name = host::thread_name().unwrap_or_else(|| "a thread".into());
@@ -82,7 +82,7 @@ pub(crate) fn enter_forced(
     let id = CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         let frame = frames.last_mut()?;
-        let id = task.open_block(&node, kill_after, frame.first_seq, force);
+        let id = task.open_block(&node, kill_after, frame.first_seq, interrupter);
         frame.forced = NonZeroU64::new(id);
         context.task.replace(Some(task.clone()));
         Some(id)

@@ -18,7 +18,7 @@ use std::time::Duration;
 #[cfg(any(feature = "python", test))]
 pub(crate) use forced::Left;
 
-use super::{Control, Force, Order, Phase, Task};
+use super::{Control, Interrupter, Order, Phase, Task};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
@@ -36,7 +36,7 @@ pub(super) struct Block {
     recorded: u64,
     /// Masks that were open before.
     masks: usize,
-    force: Arc<dyn Force>,
+    interrupter: Arc<dyn Interrupter>,
     order: Option<Order>,
     /// Something is, or may be, on its way by force.
     posted: bool,
@@ -159,10 +159,10 @@ impl Control {
     }
 
     /// What is on its way by force to blocks from `first` on, taken out: to be taken back.
-    pub(super) fn unpost_blocks(&mut self, first: usize) -> Vec<Arc<dyn Force>> {
+    pub(super) fn withdraw_posted_blocks(&mut self, first: usize) -> Vec<Arc<dyn Interrupter>> {
         let posted = |block: &mut Block| {
             let posted = std::mem::take(&mut block.posted);
-            posted.then(|| block.force.clone())
+            posted.then(|| block.interrupter.clone())
         };
         self.blocks[first..].iter_mut().filter_map(posted).collect()
     }
@@ -173,19 +173,19 @@ impl Task {
     pub(crate) fn forget_blocks(&self) {
         let (closed, posted) = {
             let mut control = self.control.lock();
-            let posted = control.unpost_blocks(0);
+            let posted = control.withdraw_posted_blocks(0);
             let ordered = control.order.is_some();
             self.ordered.store(ordered, Ordering::Release);
             (std::mem::take(&mut control.blocks), posted)
         };
         drop(closed);
-        take_back(posted);
+        retract_all(posted);
     }
 }
 
 /// Unlocked, for the host runs code to take it back.
-pub(super) fn take_back(posted: Vec<Arc<dyn Force>>) {
-    for force in posted {
-        fork::outside(|| force.take_back());
+pub(super) fn retract_all(posted: Vec<Arc<dyn Interrupter>>) {
+    for interrupter in posted {
+        fork::outside(|| interrupter.retract());
     }
 }

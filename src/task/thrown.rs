@@ -72,18 +72,18 @@ impl Task {
 
     /// Post it, if it may be raised now, and no wait is about to.
     pub(super) fn strike_with_thrown(&self) {
-        let Some(force) = self.control.lock().force.clone() else {
+        let Some(interrupter) = self.control.lock().interrupter.clone() else {
             return; // before the body begins, which does it again
         };
         fork::outside(|| {
-            force.at_a_safe_moment(&mut || {
+            interrupter.with_host_lock(&mut || {
                 let mut control = self.control.lock();
                 if control.due(&self.ledger) != Some(Target::Thrown) {
                     return;
                 }
                 let waiting = |throw: &&mut Throw| !throw.posted && !throw.raised;
                 if let Some(throw) = control.throw.as_mut().filter(waiting) {
-                    force.post();
+                    interrupter.post();
                     throw.posted = true;
                 }
             });
@@ -101,10 +101,10 @@ impl Task {
             self.note_orders(&control);
             // Posted between the wait's end and now. A kill in the same slot is to stay there.
             let posted = throw.posted && !control.posted;
-            (throw, control.force.clone().filter(|_| posted))
+            (throw, control.interrupter.clone().filter(|_| posted))
         };
-        if let Some(force) = posted {
-            fork::outside(|| force.take_back());
+        if let Some(interrupter) = posted {
+            fork::outside(|| interrupter.retract());
         }
         Some(throw.what)
     }

@@ -30,8 +30,8 @@ impl Slot {
     }
 }
 
-impl Force for Slot {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for Slot {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         then();
     }
 
@@ -39,7 +39,7 @@ impl Force for Slot {
         self.posted.store(1, Ordering::Relaxed);
     }
 
-    fn take_back(&self) {
+    fn retract(&self) {
         self.posted.store(0, Ordering::Relaxed);
     }
 
@@ -47,7 +47,7 @@ impl Force for Slot {
         !self.refuses.load(Ordering::Relaxed) && place.is_some()
     }
 
-    fn climb(&self) {
+    fn escalate(&self) {
         self.climbs.store(true, Ordering::Relaxed);
     }
 
@@ -307,7 +307,7 @@ fn i23_a_kill_of_a_block_is_delivered_again_and_not_before_it_is_due() {
     assert_eq!(block.slot.posted(), 1);
     let struck = Time::now();
     assert!(block.task.arrived().is_some());
-    block.slot.take_back();
+    block.slot.retract();
     while block.slot.posted() == 0 {
         block.task.press_block(block.id).unwrap();
         std::thread::yield_now();
@@ -340,7 +340,7 @@ fn i37_no_kill_is_pending_after_a_fork() {
     let block = open();
     block.kill(AT_ONCE);
     assert_eq!(block.strike(), 1);
-    scope::forget_force();
+    scope::forget_forced_blocks();
     assert_eq!(
         (block.slot.posted(), killed(), block.strike()),
         (0, false, 0)

@@ -8,14 +8,14 @@ use super::*;
 use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::{Cause, CauseKind};
 use crate::sync::{Acquire, Lock, LockError};
-use crate::task::{Force, Task};
+use crate::task::{Interrupter, Task};
 
 /// Counts the exceptions in the host's slot for the body's thread.
 #[derive(Default)]
 struct Slot(AtomicI32);
 
-impl Force for Slot {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for Slot {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         then();
     }
 
@@ -23,7 +23,7 @@ impl Force for Slot {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn take_back(&self) {
+    fn retract(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use desist::boundary::{BodyEnd, Boundary};
 use desist::stop::{KillError, KillOutcome, KillReport, ProcessStopPolicy, StopPolicy, kill};
 use desist::sync::{Acquire, Latch, Lock, LockError};
-use desist::task::{Elsewhere, Force, Progress, Task};
+use desist::task::{Elsewhere, Interrupter, Progress, Task};
 use desist::{
     CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, move_on_after, shield, sleep,
 };
@@ -40,10 +40,10 @@ fn end_of<T>(result: &Result<T, Stop>) -> BodyEnd {
 /// The steps of a worker's loop around one body.
 fn run<T>(
     task: &Arc<Task>,
-    force: Option<Arc<dyn Force>>,
+    interrupter: Option<Arc<dyn Interrupter>>,
     body: impl FnOnce() -> Result<T, Stop>,
 ) -> Result<T, Stop> {
-    let boundary = Boundary::enter(task, force);
+    let boundary = Boundary::enter(task, interrupter);
     let result = body();
     if boundary.leave(end_of(&result)) {
         task.over().set();
@@ -207,7 +207,7 @@ fn a_body_that_cannot_be_ended_is_abandoned_and_learns_it_when_it_returns() {
     assert_eq!(
         report.unwrap().outcome,
         Some(KillOutcome::Abandoned),
-        "at once: there is no force to wait for"
+        "at once: there is no interrupter to wait for"
     );
     assert_eq!((fenced, task.progress()), (1, Progress::Abandoned));
     assert!(task.over().is_set());
@@ -257,7 +257,7 @@ fn a_report_has_one_record_for_every_rung_tried() {
     assert_eq!(
         tried,
         [KillOutcome::Cooperative, KillOutcome::AtWait],
-        "there is no force for the third one"
+        "there is no interrupter for the third one"
     );
     assert_eq!(report.rungs[0].attempts, 1);
     for rung in &report.rungs {
@@ -409,8 +409,8 @@ impl Fake {
     }
 }
 
-impl Force for Fake {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for Fake {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         let _ = self.asked.lock().unwrap().send(());
         then();
     }
@@ -424,7 +424,7 @@ impl Force for Fake {
         let _ = self.posted.lock().unwrap().send(());
     }
 
-    fn take_back(&self) {
+    fn retract(&self) {
         // A host runs code for this, which may use the whole core.
         let _ = move_on_after(HOUR, |_| checkpoint());
         self.taken_back.fetch_add(1, Ordering::SeqCst);
@@ -448,14 +448,14 @@ fn kill_forced(
     body: impl FnOnce(&Arc<Task>) -> BodyEnd + Send + 'static,
 ) -> KillReport {
     let task = Task::new("body", None);
-    let (theirs, force) = (task.clone(), fake.clone());
+    let (theirs, interrupter) = (task.clone(), fake.clone());
     let (begin, begun) = channel();
     let thread = thread::spawn(move || {
-        let boundary = Boundary::enter(&theirs, Some(force.clone()));
+        let boundary = Boundary::enter(&theirs, Some(interrupter.clone()));
         begin.send(()).unwrap();
         let end = body(&theirs);
         let mine = boundary.leave(end);
-        force.over.store(true, Ordering::SeqCst);
+        interrupter.over.store(true, Ordering::SeqCst);
         if mine {
             theirs.over().set();
         }
@@ -524,8 +524,8 @@ struct Late {
     left: Mutex<Receiver<()>>,
 }
 
-impl Force for Late {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for Late {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         self.asked.lock().unwrap().send(()).unwrap();
         self.left.lock().unwrap().recv().unwrap();
         then();
@@ -535,7 +535,7 @@ impl Force for Late {
         panic!("posted at a thread that has left the body");
     }
 
-    fn take_back(&self) {
+    fn retract(&self) {
         panic!("nothing was posted");
     }
 
@@ -749,10 +749,10 @@ fn i21_a_lock_that_defers_a_kill_for_too_long_is_poisoned() {
 fn a_forced_body_that_does_not_end_is_abandoned_and_the_report_has_its_stack() {
     let (fake, _ears) = Fake::new();
     let task = Task::new("body", None);
-    let (theirs, force) = (task.clone(), fake.clone());
+    let (theirs, interrupter) = (task.clone(), fake.clone());
     let ((begin, begun), (finish, finished)) = (channel(), channel::<()>());
     let body = thread::spawn(move || {
-        let boundary = Boundary::enter(&theirs, Some(force));
+        let boundary = Boundary::enter(&theirs, Some(interrupter));
         begin.send(()).unwrap();
         finished.recv().unwrap();
         boundary.leave(BodyEnd::Unwound)

@@ -13,7 +13,7 @@ use desist::Time;
 use desist::boundary::{BodyEnd, Boundary};
 use desist::host::{self, Host};
 use desist::stop::{KillReport, StopPolicy, kill};
-use desist::task::{Force, Task};
+use desist::task::{Interrupter, Task};
 
 /// A time in the far future.
 pub(crate) fn far() -> Time {
@@ -129,12 +129,12 @@ pub(crate) fn parked_task<T: Send + 'static>(
 /// An interrupter that never interrupts, so that the body is killed in its wait.
 pub(crate) struct Feeble;
 
-impl Force for Feeble {
-    fn at_a_safe_moment(&self, _then: &mut dyn FnMut()) {}
+impl Interrupter for Feeble {
+    fn with_host_lock(&self, _then: &mut dyn FnMut()) {}
 
     fn post(&self) {}
 
-    fn take_back(&self) {}
+    fn retract(&self) {}
 
     fn stack(&self) -> Option<Vec<String>> {
         None

@@ -7,7 +7,7 @@ use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::sync::{Acquire, Lock};
-use crate::task::{Arrival, Force, Task, Thrown};
+use crate::task::{Arrival, Interrupter, Task, Thrown};
 use crate::wait::{checkpoint, sleep_until};
 
 /// Counts the posts in the slot of the body's thread.
@@ -20,8 +20,8 @@ impl Slot {
     }
 }
 
-impl Force for Slot {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for Slot {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         then();
     }
 
@@ -29,7 +29,7 @@ impl Force for Slot {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn take_back(&self) {
+    fn retract(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 

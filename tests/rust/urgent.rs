@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::boundary::{BodyEnd, Boundary};
-use crate::task::Force;
+use crate::task::Interrupter;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -25,8 +25,8 @@ impl Counted {
     }
 }
 
-impl Force for Counted {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for Counted {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         then();
     }
 
@@ -34,7 +34,7 @@ impl Force for Counted {
         self.posts.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn take_back(&self) {}
+    fn retract(&self) {}
 
     fn trace(&self, _task: &Arc<Task>) {
         self.traces.fetch_add(1, Ordering::SeqCst);
@@ -46,12 +46,12 @@ impl Force for Counted {
 }
 
 /// A body that runs until the test ends it, without a desist wait.
-fn body(force: &Arc<Counted>) -> (Arc<Task>, impl FnOnce() -> JoinHandle<()>) {
+fn body(interrupter: &Arc<Counted>) -> (Arc<Task>, impl FnOnce() -> JoinHandle<()>) {
     let (task, (ready, is_ready)) = (Task::new("body", None), channel());
     let (end, ended): (_, Receiver<()>) = channel();
-    let (theirs, force) = (task.clone(), force.clone());
+    let (theirs, interrupter) = (task.clone(), interrupter.clone());
     let thread = thread::spawn(move || {
-        let boundary = Boundary::enter(&theirs, Some(force));
+        let boundary = Boundary::enter(&theirs, Some(interrupter));
         ready.send(()).expect("the test waits");
         ended.recv().expect("the test ends it");
         boundary.leave(BodyEnd::Unwound);
@@ -66,14 +66,14 @@ fn body(force: &Arc<Counted>) -> (Arc<Task>, impl FnOnce() -> JoinHandle<()>) {
 
 /// The posts and traces when `begin` returns, and the outcome of the kill when the body ends then.
 fn begun_with(policy: &StopPolicy) -> ((usize, usize), Option<KillOutcome>) {
-    let force = Arc::new(Counted::default());
-    let (task, end) = body(&force);
+    let interrupter = Arc::new(Counted::default());
+    let (task, end) = body(&interrupter);
     let mut kill = Kill::new(&task, None, policy).expect("it runs");
     kill.begin();
     assert!(task.node().is_cancelled());
-    let counts = force.counts();
+    let counts = interrupter.counts();
     let body = end();
-    let report = kill.climb(&mut || {}).expect("nothing interrupts");
+    let report = kill.run(&mut || {}).expect("nothing interrupts");
     body.join().expect("no panic");
     (counts, report.outcome)
 }

@@ -34,7 +34,7 @@ use super::{AsyncException, this_thread};
 use crate::python::binding::attach::attach;
 use crate::python::binding::host;
 use crate::scope;
-use crate::task::Force;
+use crate::task::Interrupter;
 
 /// Raises in one block of one thread.
 struct InBlock {
@@ -71,7 +71,7 @@ struct With {
 }
 
 /// The interrupter for a `with` statement that calls `__enter__` now.
-pub(in crate::python) fn for_this_block(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
+pub(in crate::python) fn for_this_block(py: Python<'_>) -> PyResult<Arc<dyn Interrupter>> {
     let with = match frame(py) {
         Some(frame) => Some(With {
             entered_at: last_instruction(&frame)?,
@@ -84,11 +84,15 @@ pub(in crate::python) fn for_this_block(py: Python<'_>) -> PyResult<Arc<dyn Forc
 }
 
 /// The interrupter for a block that is one native call.
-pub(in crate::python) fn for_this_call(py: Python<'_>) -> PyResult<Arc<dyn Force>> {
+pub(in crate::python) fn for_this_call(py: Python<'_>) -> PyResult<Arc<dyn Interrupter>> {
     make(py, None, frame(py).map(Bound::unbind))
 }
 
-fn make(py: Python<'_>, with: Option<With>, caller: Option<Py<PyAny>>) -> PyResult<Arc<dyn Force>> {
+fn make(
+    py: Python<'_>,
+    with: Option<With>,
+    caller: Option<Py<PyAny>>,
+) -> PyResult<Arc<dyn Interrupter>> {
     Ok(Arc::new(InBlock {
         thread: this_thread(py)?,
         with,
@@ -194,8 +198,8 @@ impl With {
     }
 }
 
-impl Force for InBlock {
-    fn at_a_safe_moment(&self, then: &mut dyn FnMut()) {
+impl Interrupter for InBlock {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
         attach(|py| {
             if self.posts(py) && !self.is_running(py).unwrap_or(false) {
                 return;
@@ -214,7 +218,7 @@ impl Force for InBlock {
     }
 
     fn post(&self) {
-        // `at_a_safe_moment` has attached.
+        // `with_host_lock` has attached.
         attach(|py| {
             if self.posts(py) {
                 self.thread.post();
@@ -224,14 +228,14 @@ impl Force for InBlock {
         });
     }
 
-    fn take_back(&self) {
+    fn retract(&self) {
         attach(|py| {
             // This does not fail; if it did, the observed code would merely be slow.
             let _ = self.stop_observing(py);
             // An exception that was posted on an earlier rung may still be in the slot. Where none is
             // ever posted, the call is left out: an exception of a signal handler would be lost in it.
             if self.with.is_none() && self.signal.is_none() || self.posts(py) {
-                self.thread.take_back();
+                self.thread.retract();
             }
         });
     }
@@ -240,7 +244,7 @@ impl Force for InBlock {
         attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
     }
 
-    fn climb(&self) {
+    fn escalate(&self) {
         self.climbs.store(true, Ordering::Relaxed);
     }
 

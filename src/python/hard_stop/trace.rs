@@ -29,7 +29,7 @@ use pyo3::types::{PyCode, PyTuple};
 
 use super::killed::killed;
 use crate::scope;
-use crate::task::{Force, Task};
+use crate::task::{Interrupter, Task};
 
 /// Events that every loop must pass. Raising at EXCEPTION_HANDLED would find the same handler again,
 /// in C, for ever.
@@ -56,9 +56,9 @@ fn is_monitored(py: Python<'_>) -> bool {
 }
 
 /// Starts tracing the body, or extends it to the code that the body runs now.
-pub(super) fn begin(py: Python<'_>, task: &Arc<Task>, thread: u64, force: &dyn Force) {
+pub(super) fn begin(py: Python<'_>, task: &Arc<Task>, thread: u64, interrupter: &dyn Interrupter) {
     if !is_monitored(py) {
-        task.post_to_trace(force);
+        task.post_to_trace(interrupter);
         return;
     }
     if let Err(failure) = watch(py, task.id(), thread) {

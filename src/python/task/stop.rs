@@ -314,7 +314,7 @@ impl BegunKill {
             return Ok(stop::KillReport::already_done().into());
         };
         // What finishes the kill for its caller may be shielded from kills; the wait is not.
-        let_in(|| detached(py, || kill.climb(&mut *on_abandon)))
+        let_in(|| detached(py, || kill.run(&mut *on_abandon)))
             .map(KillReport::from)
             .map_err(|error| refusal(py, error))
     }

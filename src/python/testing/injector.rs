@@ -164,10 +164,10 @@ impl Injector {
             Victims::After(id) => task.id() > id,
         })?;
         // A worker between two items is a task, too, but there is nothing to strike.
-        if !self
-            .block
-            .map_or_else(|| task.has_force(), |at| task.open_block_at(at).is_some())
-        {
+        if !self.block.map_or_else(
+            || task.has_interrupter(),
+            |at| task.open_block_at(at).is_some(),
+        ) {
             return None;
         }
         let passed = self.passed.fetch_add(1, Ordering::Relaxed) + 1;

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Block, Target, take_back};
+use super::{Block, Target, retract_all};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
 use crate::ledger::Ledger;
 use crate::stack::Stack;
 use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
-use crate::task::{Control, Force, KillInfo, Order, Phase, RESEND_AFTER, Task};
+use crate::task::{Control, Interrupter, KillInfo, Order, Phase, RESEND_AFTER, Task};
 use crate::token::tree::NodeRef;
 
 /// So long a block may swallow `Killed` before its every step is struck: as the ladder's default.
@@ -72,7 +72,7 @@ impl Task {
         node: &NodeRef,
         kill_after: Duration,
         recorded: u64,
-        force: Arc<dyn Force>,
+        interrupter: Arc<dyn Interrupter>,
     ) -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -84,7 +84,7 @@ impl Task {
             kill_after,
             recorded,
             masks,
-            force,
+            interrupter,
             order: None,
             posted: false,
             struck: None,
@@ -107,7 +107,7 @@ impl Task {
                 Some(Target::Block(outer)) => outer < index,
                 None => false,
             };
-            let posted = control.unpost_blocks(index);
+            let posted = control.withdraw_posted_blocks(index);
             let closed = control.blocks.split_off(index);
             self.note_orders(&control);
             let left = Left {
@@ -117,7 +117,7 @@ impl Task {
             (left, closed, posted)
         };
         drop(closed); // unlocked: a node may be the last of it
-        take_back(posted);
+        retract_all(posted);
         left
     }
 
@@ -187,19 +187,19 @@ impl Task {
 
     /// Strike the block by force, if it may be struck now, and not again too soon.
     pub(crate) fn strike_async_block(&self, id: u64) {
-        let (force, is_deaf) = {
+        let (interrupter, is_deaf) = {
             let control = self.control.lock();
             let Some(index) = control.find(id) else {
                 return;
             };
             let block = &control.blocks[index];
-            (block.force.clone(), block.is_deaf())
+            (block.interrupter.clone(), block.is_deaf())
         };
         if is_deaf {
-            force.climb();
+            interrupter.escalate();
         }
         fork::outside(|| {
-            force.at_a_safe_moment(&mut || {
+            interrupter.with_host_lock(&mut || {
                 let mut control = self.control.lock();
                 let Some(Target::Block(index)) = control.due(&self.ledger) else {
                     return;
@@ -210,7 +210,7 @@ impl Task {
                     .last_strike
                     .is_none_or(|last| now - last >= RESEND_AFTER);
                 if block.id == id && again {
-                    force.post();
+                    interrupter.post();
                     block.posted = true;
                     block.last_strike = Some(now);
                 }
@@ -219,7 +219,7 @@ impl Task {
         // What the host prepares outside of the lock may have come too late.
         let gone = self.control.lock().find(id).is_none();
         if gone {
-            fork::outside(|| force.take_back());
+            fork::outside(|| interrupter.retract());
         }
     }
 
@@ -230,15 +230,15 @@ impl Task {
         if !self.is_ordered() {
             return None;
         }
-        let (index, force) = {
+        let (index, interrupter) = {
             let control = self.control.lock();
             let Some(Target::Block(index)) = control.due(&self.ledger) else {
                 return None;
             };
             let block = &control.blocks[index];
-            (index, block.posted.then(|| block.force.clone())?)
+            (index, block.posted.then(|| block.interrupter.clone())?)
         };
-        if !force.may_strike_at(place) {
+        if !interrupter.may_strike_at(place) {
             return None;
         }
         // Since then only this thread could have left the block, or opened a mask.
@@ -248,7 +248,7 @@ impl Task {
         block.posted = block.is_deaf();
         if !block.posted {
             drop(control);
-            force.take_back();
+            interrupter.retract();
         }
         cause
     }
