@@ -354,7 +354,7 @@ pub(crate) fn hold_off_kill() {
 /// The rest, where a scope or task is open. A kill that is requested after the ledger was looked at finds
 /// the entry there and is deferred by itself.
 fn retract_if_holding() {
-    let holds = |task: &&Arc<Task>| task.is_ordered() && task.ledger().len() > 0;
+    let holds = |task: &&Arc<Task>| task.is_kill_requested() && task.ledger().len() > 0;
     let task = CONTEXT.with(|context| context.task.borrow().as_ref().filter(holds).cloned());
     if let Some(task) = task {
         task.retract();

@@ -179,7 +179,7 @@ impl Kill {
                 return;
             };
             self.task
-                .order(&self.cause, self.began + self.policy.defer());
+                .request_kill(&self.cause, self.began + self.policy.defer());
             self.delivered = strike(&self.task, rung).then_some(rung);
         });
     }
@@ -212,13 +212,13 @@ impl Kill {
 
     /// The other rungs. True: the task has ended.
     fn use_force(&mut self) -> Result<bool, KillError> {
-        let respects_locks_until = Time::now() + self.policy.defer();
+        let lock_grace_until = Time::now() + self.policy.defer();
         for (rung, limit) in self.policy.rungs() {
             let (since, mut attempts) = (Time::now(), 0);
             let ended = if self.policy.is_for_process() {
                 signal(&self.task, rung, limit, &mut attempts)?
             } else {
-                self.task.order(&self.cause, respects_locks_until);
+                self.task.request_kill(&self.cause, lock_grace_until);
                 let delivered = self.delivered == Some(rung);
                 press(&self.task, rung, limit, delivered, &mut attempts)?
             };

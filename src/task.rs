@@ -93,7 +93,7 @@ pub struct Task {
     source: CancelSource,
     ledger: Arc<Ledger>,
     /// A kill has been ordered; spares checkpoints the lock.
-    ordered: AtomicBool,
+    requested: AtomicBool,
     control: Mutex<Control>,
     record: Mutex<Record>,
     over: Latch,
@@ -105,7 +105,7 @@ pub struct Task {
 #[derive(Default)]
 struct Control {
     phase: Phase,
-    order: Option<Order>,
+    request: Option<KillRequest>,
     /// What somebody throws into the body.
     throw: Option<Throw>,
     /// Open blocks that can be ended by force, innermost last.
@@ -160,14 +160,14 @@ enum Mask {
 pub struct MaskNumber(u64);
 
 impl Mask {
-    fn end(&self, order: &Order) -> Time {
+    fn end(&self, request: &KillRequest) -> Time {
         let end = match self {
             Mask::Until(end, _) => return *end,
             Mask::Zone(node) => node.own_deadline(),
         };
         // A zone inside a shield does not hear of the kill's own cancellation.
         if end.is_never() {
-            order.cause.at + DEFAULT_GRACE
+            request.cause.at + DEFAULT_GRACE
         } else {
             end
         }
@@ -179,10 +179,10 @@ const RESEND_AFTER: Duration = Duration::from_millis(50);
 
 /// A kill on its way.
 #[derive(Clone)]
-struct Order {
+struct KillRequest {
     cause: Cause,
     /// Until then held locks hold it off.
-    respects_locks_until: Time,
+    lock_grace_until: Time,
 }
 
 /// What happened to a task and what it held, for [`KillReport`](crate::stop::KillReport).
@@ -245,7 +245,7 @@ impl Task {
             source: parent.map_or_else(CancelSource::new, CancelToken::child),
             ledger: Arc::new(Ledger::of(Some(name.clone()))),
             name,
-            ordered: AtomicBool::new(false),
+            requested: AtomicBool::new(false),
             control: Mutex::default(),
             record: Mutex::default(),
             over: Latch::new(),
@@ -367,13 +367,13 @@ impl Task {
     }
 
     /// A kill is on its way.
-    pub(crate) fn is_ordered(&self) -> bool {
-        self.ordered.load(Ordering::Acquire)
+    pub(crate) fn is_kill_requested(&self) -> bool {
+        self.requested.load(Ordering::Acquire)
     }
 
     /// The cause, if a kill is due at a checkpoint of the body.
     pub fn kill_due(&self) -> Option<Cause> {
-        if !self.is_ordered() {
+        if !self.is_kill_requested() {
             return None;
         }
         let mut control = self.control.lock();
@@ -396,11 +396,11 @@ impl Task {
             Target::Block(index) => control.strike_block(index).map(Arrival::Kill),
             Target::Thrown => {
                 let thrown = control.thrown_arrives().map(Arrival::Thrown);
-                self.note_orders(&control);
+                self.note_requests(&control);
                 thrown
             }
             Target::Body => {
-                let cause = control.order.as_ref()?.cause.clone();
+                let cause = control.request.as_ref()?.cause.clone();
                 // What is being taken back is raised, too, but not in the body.
                 if std::mem::take(&mut control.posted) {
                     control.delivered = Some(KillOutcome::AsyncExc);
@@ -413,8 +413,9 @@ impl Task {
     }
 
     /// Spares checkpoints the lock, as long as nothing is on its way.
-    fn note_orders(&self, control: &Control) {
-        self.ordered.store(control.is_ordered(), Ordering::Release);
+    fn note_requests(&self, control: &Control) {
+        self.requested
+            .store(control.is_kill_requested(), Ordering::Release);
     }
 
     /// The traced body is about to take a step. The cause, if it must not, but is to be struck.
@@ -428,7 +429,10 @@ impl Task {
             return None;
         }
         control.delivered = Some(KillOutcome::Trace);
-        control.order.as_ref().map(|order| order.cause.clone())
+        control
+            .request
+            .as_ref()
+            .map(|request| request.cause.clone())
     }
 
     /// Is the host to trace the body?
@@ -461,7 +465,7 @@ impl Task {
     /// Nobody posts while a mask is open; the order stands, and is delivered when it closes.
     fn retract_behind_mask(&self) {
         // An order that is not seen here comes after the mask, and finds it.
-        if self.is_ordered() {
+        if self.is_kill_requested() {
             self.retract();
         }
     }
@@ -501,40 +505,40 @@ impl Task {
     /// Until when a kill on its way is held off, at most; the past if it is not.
     pub(crate) fn held_off_until(&self) -> Time {
         let control = self.control.lock();
-        let Some(order) = &control.order else {
+        let Some(request) = &control.request else {
             return Time::from_nanos(0);
         };
         let locks = if self.ledger.len() == 0 {
             Time::from_nanos(0)
         } else {
-            order.respects_locks_until
+            request.lock_grace_until
         };
         control
             .masks
             .iter()
-            .map(|mask| mask.end(order))
+            .map(|mask| mask.end(request))
             .fold(locks, Time::max)
     }
 
     /// Order the kill: from now on the body's desist waits raise. False: nothing to kill.
-    pub(crate) fn order(&self, cause: &Cause, respects_locks_until: Time) -> bool {
+    pub(crate) fn request_kill(&self, cause: &Cause, lock_grace_until: Time) -> bool {
         let mut control = self.control.lock();
         if !matches!(control.phase, Phase::Launched | Phase::Running) {
             return false;
         }
         // A second killer may only press on: the first cause stays.
-        match &mut control.order {
-            Some(order) => {
-                order.respects_locks_until = order.respects_locks_until.min(respects_locks_until);
+        match &mut control.request {
+            Some(request) => {
+                request.lock_grace_until = request.lock_grace_until.min(lock_grace_until);
             }
             None => {
-                control.order = Some(Order {
+                control.request = Some(KillRequest {
                     cause: cause.clone(),
-                    respects_locks_until,
+                    lock_grace_until,
                 });
             }
         }
-        self.ordered.store(true, Ordering::Release);
+        self.requested.store(true, Ordering::Release);
         true
     }
 
@@ -673,9 +677,9 @@ impl Task {
     #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(crate) fn kill_info(&self, number: Option<u64>, stack: Option<Stack>) -> Option<KillInfo> {
         let control = self.control.lock();
-        let order = control.order.as_ref();
-        match order.filter(|_| control.delivered.is_some() || control.posted) {
-            Some(order) => Some(self.kill_info_of(order.cause.clone(), stack)),
+        let request = control.request.as_ref();
+        match request.filter(|_| control.delivered.is_some() || control.posted) {
+            Some(request) => Some(self.kill_info_of(request.cause.clone(), stack)),
             None => self.kill_info_in_block(&control, number, stack),
         }
     }
@@ -729,7 +733,10 @@ impl Task {
     /// After [`Task::shut`]: was it abandoned before, and why was it to be killed, if it was?
     pub(crate) fn fate(&self) -> (bool, Option<Cause>) {
         let control = self.control.lock();
-        let cause = control.order.as_ref().map(|order| order.cause.clone());
+        let cause = control
+            .request
+            .as_ref()
+            .map(|request| request.cause.clone());
         (control.phase == Phase::Abandoned, cause)
     }
 
@@ -769,7 +776,7 @@ impl Control {
         match target {
             Target::Body => {
                 self.delivered.get_or_insert(KillOutcome::AtWait);
-                self.order.as_ref().map(|order| order.cause.clone())
+                self.request.as_ref().map(|request| request.cause.clone())
             }
             Target::Thrown => self.raise_thrown(),
             Target::Block(index) => self.raised_in_block(index),

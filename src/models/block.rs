@@ -61,7 +61,7 @@ fn race(body: fn(&NodeRef) -> Unwinding) {
     let enforcer = spawn(move || {
         let (task, id) = told.recv().unwrap();
         task.expire_block(id, Time::from_nanos(1));
-        task.order_block(
+        task.request_block_kill(
             id,
             &Cause::deadline(Time::from_nanos(1)),
             Time::from_nanos(0),

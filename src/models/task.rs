@@ -18,11 +18,11 @@ const AT_ONCE: Time = Time::from_nanos(0);
 fn killer(
     task: &Arc<Task>,
     latch: &Arc<Latch>,
-    respects_locks_until: Time,
+    lock_grace_until: Time,
 ) -> loom::thread::JoinHandle<bool> {
     let (task, latch) = (task.clone(), latch.clone());
     spawn(move || {
-        let ordered = task.order(&because("kill"), respects_locks_until);
+        let ordered = task.request_kill(&because("kill"), lock_grace_until);
         if ordered {
             task.strike_wait();
         } else {
@@ -70,7 +70,7 @@ fn loom_i22_a_late_kill_is_not_seen_by_the_thread_after_the_body() {
         let killer = {
             let (task, latch) = (task.clone(), latch.clone());
             spawn(move || {
-                if task.order(&because("kill"), AT_ONCE) {
+                if task.request_kill(&because("kill"), AT_ONCE) {
                     task.strike_wait();
                 }
                 latch.set();

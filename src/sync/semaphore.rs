@@ -371,7 +371,7 @@ mod tests {
             assert_eq!(task.ledger().len(), 2);
             let end = if killed {
                 let cause = Cause::now(CauseKind::Explicit, None, None);
-                assert!(task.order(&cause, Time::from_nanos(0)));
+                assert!(task.request_kill(&cause, Time::from_nanos(0)));
                 assert!(matches!(wait::checkpoint(), Err(Stop::Killed(_))));
                 BodyEnd::Killed(None)
             } else {

@@ -18,7 +18,7 @@ use std::time::Duration;
 #[cfg(any(feature = "python", test))]
 pub(crate) use forced::Left;
 
-use super::{Control, Interrupter, Order, Phase, Task};
+use super::{Control, Interrupter, KillRequest, Phase, Task};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
@@ -37,7 +37,7 @@ pub(super) struct Block {
     /// Masks that were open before.
     masks: usize,
     interrupter: Arc<dyn Interrupter>,
-    order: Option<Order>,
+    request: Option<KillRequest>,
     /// Something is, or may be, on its way by force.
     posted: bool,
     /// When `Killed` was first raised inside.
@@ -61,7 +61,7 @@ impl Block {
     }
 
     fn cause(&self) -> Option<Cause> {
-        self.order.as_ref().map(|order| order.cause.clone())
+        self.request.as_ref().map(|request| request.cause.clone())
     }
 }
 
@@ -81,54 +81,54 @@ impl Control {
         if self.phase != Phase::Running {
             return None;
         }
-        let due = |order: &Option<Order>, masks: usize, recorded: u64| {
-            let Some(order) = order else { return false };
+        let due = |request: &Option<KillRequest>, masks: usize, recorded: u64| {
+            let Some(request) = request else { return false };
             let now = Time::now();
             let masks = self.masks.get(masks..).unwrap_or_default();
-            masks.iter().all(|mask| mask.end(order) <= now)
-                && (order.respects_locks_until <= now || !ledger.holds_since(recorded))
+            masks.iter().all(|mask| mask.end(request) <= now)
+                && (request.lock_grace_until <= now || !ledger.holds_since(recorded))
         };
-        if due(&self.order, 0, 0) {
+        if due(&self.request, 0, 0) {
             return Some(Target::Body);
         }
         if self
             .throw
             .as_ref()
-            .is_some_and(|throw| due(&throw.order, 0, 0))
+            .is_some_and(|throw| due(&throw.request, 0, 0))
         {
             return Some(Target::Thrown);
         }
         self.blocks
             .iter()
-            .position(|block| due(&block.order, block.masks, block.recorded))
+            .position(|block| due(&block.request, block.masks, block.recorded))
             .map(Target::Block)
     }
 
     /// For whom a kill is that has reached the thread, be it by now held off.
     pub(super) fn addressee(&self, ledger: &Ledger) -> Option<Target> {
         let posted = || self.blocks.iter().position(|block| block.posted);
-        let ordered = || self.blocks.iter().position(|block| block.order.is_some());
+        let requested = || self.blocks.iter().position(|block| block.request.is_some());
         let thrown = || self.throw.as_ref().is_some_and(|throw| throw.posted);
         self.due(ledger)
             .or_else(|| posted().map(Target::Block))
             .or_else(|| thrown().then_some(Target::Thrown))
-            .or_else(|| self.order.is_some().then_some(Target::Body))
-            .or_else(|| ordered().map(Target::Block))
+            .or_else(|| self.request.is_some().then_some(Target::Body))
+            .or_else(|| requested().map(Target::Block))
     }
 
     pub(super) fn cause(&self, target: Target) -> Option<Cause> {
-        let order = match target {
-            Target::Body => &self.order,
-            Target::Thrown => &self.throw.as_ref()?.order,
-            Target::Block(index) => &self.blocks.get(index)?.order,
+        let request = match target {
+            Target::Body => &self.request,
+            Target::Thrown => &self.throw.as_ref()?.request,
+            Target::Block(index) => &self.blocks.get(index)?.request,
         };
-        order.as_ref().map(|order| order.cause.clone())
+        request.as_ref().map(|request| request.cause.clone())
     }
 
-    pub(super) fn is_ordered(&self) -> bool {
-        self.order.is_some()
+    pub(super) fn is_kill_requested(&self) -> bool {
+        self.request.is_some()
             || self.throw.is_some()
-            || self.blocks.iter().any(|block| block.order.is_some())
+            || self.blocks.iter().any(|block| block.request.is_some())
     }
 
     /// A kill is raised in the block.
@@ -174,8 +174,8 @@ impl Task {
         let (closed, posted) = {
             let mut control = self.control.lock();
             let posted = control.withdraw_posted_blocks(0);
-            let ordered = control.order.is_some();
-            self.ordered.store(ordered, Ordering::Release);
+            let requested = control.request.is_some();
+            self.requested.store(requested, Ordering::Release);
             (std::mem::take(&mut control.blocks), posted)
         };
         drop(closed);

@@ -45,8 +45,8 @@ impl Task {
 
     /// A kill that comes on the body's own thread, in the middle of it: out of a signal handler.
     /// The cause, if that is to raise it there; else a wait does, or what holds it off.
-    pub fn kill_here(&self, cause: &Cause, respects_locks_until: Time) -> Option<Cause> {
-        if !self.order(cause, respects_locks_until) {
+    pub fn kill_here(&self, cause: &Cause, lock_grace_until: Time) -> Option<Cause> {
+        if !self.request_kill(cause, lock_grace_until) {
             return None;
         }
         self.node().cancel(cause.clone());

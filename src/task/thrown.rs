@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::{Control, Order, Phase, Target, Task};
+use super::{Control, KillRequest, Phase, Target, Task};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::fork;
@@ -19,7 +19,7 @@ pub type Thrown = Arc<dyn Any + Send + Sync>;
 pub(super) struct Throw {
     what: Thrown,
     /// When it may be raised, as for a kill. Held locks hold it off for good.
-    pub(super) order: Option<Order>,
+    pub(super) request: Option<KillRequest>,
     /// Something is, or may be, in the host's slot for it.
     pub(super) posted: bool,
     /// It is being raised.
@@ -31,7 +31,7 @@ impl Control {
     pub(super) fn raise_thrown(&mut self) -> Option<Cause> {
         let throw = self.throw.as_mut()?;
         throw.raised = true;
-        throw.order.as_ref().map(|order| order.cause.clone())
+        throw.request.as_ref().map(|request| request.cause.clone())
     }
 
     /// What the host raises asynchronously has reached the body, or is being taken back: then it
@@ -54,14 +54,14 @@ impl Task {
             }
             let former = control.throw.replace(Throw {
                 what,
-                order: Some(Order {
+                request: Some(KillRequest {
                     cause,
-                    respects_locks_until: Time::NEVER,
+                    lock_grace_until: Time::NEVER,
                 }),
                 posted: false,
                 raised: false,
             });
-            self.note_orders(&control);
+            self.note_requests(&control);
             former
         };
         drop(former); // unlocked: it is the host's
@@ -92,13 +92,13 @@ impl Task {
 
     /// What is to be raised where [`Task::kill_due`] or a wait said so, if it is not the kill.
     pub fn take_thrown(&self) -> Option<Thrown> {
-        if !self.is_ordered() {
+        if !self.is_kill_requested() {
             return None;
         }
         let (throw, posted) = {
             let mut control = self.control.lock();
             let throw = control.throw.take_if(|throw| throw.raised)?;
-            self.note_orders(&control);
+            self.note_requests(&control);
             // Posted between the wait's end and now. A kill in the same slot is to stay there.
             let posted = throw.posted && !control.posted;
             (throw, control.interrupter.clone().filter(|_| posted))

@@ -85,10 +85,11 @@ fn open_until(deadline: Time, kill_after: Duration) -> Open {
 
 impl Open {
     /// Cancel the block, and request its kill.
-    fn kill(&self, respects_locks_until: Time) {
+    fn kill(&self, lock_grace_until: Time) {
         let cause = Cause::now(CauseKind::Explicit, Some("a test".into()), None);
         self.node.cancel(cause.clone());
-        self.task.order_block(self.id, &cause, respects_locks_until);
+        self.task
+            .request_block_kill(self.id, &cause, lock_grace_until);
     }
 
     fn strike(&self) -> i32 {
@@ -117,7 +118,7 @@ fn i22_a_kill_posted_at_a_block_is_retracted_at_its_end_and_none_is_posted_after
     let (task, id, slot) = (block.task.clone(), block.id, block.slot.clone());
     assert_eq!(block.leave(Unwinding::Nothing), Ok(ForcedExit::Pass));
     assert_eq!(slot.posted(), 0);
-    task.order_block(id, &Cause::deadline(Time::now()), AT_ONCE);
+    task.request_block_kill(id, &Cause::deadline(Time::now()), AT_ONCE);
     task.strike_async_block(id);
     assert_eq!((slot.posted(), task.press_block(id)), (0, None));
     assert_eq!(checkpoint(), Ok(()));
@@ -177,7 +178,7 @@ fn a_kill_of_the_whole_task_passes_a_block_unless_it_is_deferred() {
         }
         let block = open();
         block.kill(AT_ONCE);
-        task.order(&Cause::now(CauseKind::Explicit, None, None), AT_ONCE);
+        task.request_kill(&Cause::now(CauseKind::Explicit, None, None), AT_ONCE);
         assert!(killed());
         assert_eq!(absorbed(block.leave(Unwinding::Killed)), masked);
         boundary.leave(BodyEnd::Unwound);
@@ -327,7 +328,7 @@ fn a_kill_of_a_block_in_a_cancelled_scope_becomes_the_scopes_cancellation() {
         let block = open();
         block
             .task
-            .order_block(block.id, &Cause::deadline(Time::now()), AT_ONCE);
+            .request_block_kill(block.id, &Cause::deadline(Time::now()), AT_ONCE);
         assert!(killed());
         assert_eq!(block.leave(Unwinding::Killed), Ok(ForcedExit::Outward));
         checkpoint()

@@ -40,7 +40,7 @@ fn acquire_while_killed(acquire: impl FnOnce(&Lock, &dyn Fn())) {
     let boundary = Boundary::enter(&task, Some(slot.clone()));
     acquire(&lock, &|| {
         let cause = Cause::now(CauseKind::Explicit, None, None);
-        task.order(&cause, Time::NEVER);
+        task.request_kill(&cause, Time::NEVER);
         assert!(task.strike_async());
         assert_eq!(slot.0.load(Ordering::Relaxed), 1, "nothing defers it");
     });

@@ -186,12 +186,12 @@ impl Injector {
             code: code.unbind(),
             offset: offset.unbind(),
         });
-        let respects_locks_until = |now| if self.defer { Time::NEVER } else { now };
+        let lock_grace_until = |now| if self.defer { Time::NEVER } else { now };
         if let Some(block) = self.block {
             if let Some(id) = task.open_block_at(block) {
                 let now = Time::now();
                 task.expire_block(id, now);
-                task.order_block(id, &Cause::deadline(now), respects_locks_until(now));
+                task.request_block_kill(id, &Cause::deadline(now), lock_grace_until(now));
                 task.strike_async_block(id);
             }
             return;
@@ -200,7 +200,7 @@ impl Injector {
         cancel_node(py, task.node(), Some("a sweep"), None);
         if !self.cancels {
             let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);
-            task.order(&cause, respects_locks_until(cause.at));
+            task.request_kill(&cause, lock_grace_until(cause.at));
             task.strike_wait();
             task.strike_async();
         }

@@ -11,7 +11,7 @@ use crate::fork;
 use crate::ledger::Ledger;
 use crate::stack::Stack;
 use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
-use crate::task::{Control, Interrupter, KillInfo, Order, Phase, RESEND_AFTER, Task};
+use crate::task::{Control, Interrupter, KillInfo, KillRequest, Phase, RESEND_AFTER, Task};
 use crate::token::tree::NodeRef;
 
 /// So long a block may swallow `Killed` before its every step is struck: as the ladder's default.
@@ -85,7 +85,7 @@ impl Task {
             recorded,
             masks,
             interrupter,
-            order: None,
+            request: None,
             posted: false,
             struck: None,
             last_strike: None,
@@ -109,9 +109,9 @@ impl Task {
             };
             let posted = control.withdraw_posted_blocks(index);
             let closed = control.blocks.split_off(index);
-            self.note_orders(&control);
+            self.note_requests(&control);
             let left = Left {
-                absorbs: closed[0].order.is_some() && !wider,
+                absorbs: closed[0].request.is_some() && !wider,
                 struck: closed[0].cause().filter(|_| closed[0].struck.is_some()),
             };
             (left, closed, posted)
@@ -162,7 +162,7 @@ impl Task {
         }
         let cause = node.cause().filter(|_| node.is_cancelled_itself());
         let cause = cause.unwrap_or_else(|| Cause::deadline(node.own_deadline()));
-        self.order_block(id, &cause, now + StopPolicy::default().defer);
+        self.request_block_kill(id, &cause, now + StopPolicy::default().defer);
         self.strike_wait();
         self.strike_async_block(id);
         let mut control = self.control.lock();
@@ -173,15 +173,17 @@ impl Task {
         Some(Time::now() + pause)
     }
 
-    /// Order the kill of a block, as [`Task::order`] does for the body. The first cause stays.
-    pub(crate) fn order_block(&self, id: u64, cause: &Cause, respects_locks_until: Time) {
+    /// Order the kill of a block, as [`Task::request_kill`] does for the body. The first cause stays.
+    pub(crate) fn request_block_kill(&self, id: u64, cause: &Cause, lock_grace_until: Time) {
         let mut control = self.control.lock();
         if let Some(index) = control.find(id) {
-            control.blocks[index].order.get_or_insert_with(|| Order {
-                cause: cause.clone(),
-                respects_locks_until,
-            });
-            self.ordered.store(true, Ordering::Release);
+            control.blocks[index]
+                .request
+                .get_or_insert_with(|| KillRequest {
+                    cause: cause.clone(),
+                    lock_grace_until,
+                });
+            self.requested.store(true, Ordering::Release);
         }
     }
 
@@ -227,7 +229,7 @@ impl Task {
     /// block is to be raised at this place.
     #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(crate) fn strike_here(&self, place: Option<u32>) -> Option<Cause> {
-        if !self.is_ordered() {
+        if !self.is_kill_requested() {
             return None;
         }
         let (index, interrupter) = {
