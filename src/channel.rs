@@ -229,7 +229,7 @@ struct Stops {
 impl Stops {
     fn of_calling_thread() -> Stops {
         let kill = scope::current_task().map(|task| {
-            let source = task.on_strike();
+            let source = task.on_delivery();
             let receiver = source.token().receiver();
             (source, receiver)
         });

@@ -98,7 +98,7 @@ impl Work for Watched {
 
     /// Take the next step against a block, unless it has been left.
     fn perform((block, task): Self::Job) {
-        let Some(next) = task.upgrade().and_then(|task| task.press_block(block)) else {
+        let Some(next) = task.upgrade().and_then(|task| task.interrupt_block(block)) else {
             return;
         };
         // If it was left meanwhile, it comes up once more, and nothing is done.

@@ -337,7 +337,7 @@ pub(crate) fn kill_due() -> Option<Cause> {
 
 /// True if `Killed` has been raised in the body that the calling thread runs.
 #[cfg(feature = "python")]
-pub(crate) fn is_struck() -> bool {
+pub(crate) fn is_kill_delivered() -> bool {
     current_task().is_some_and(|task| task.delivered().is_some())
 }
 

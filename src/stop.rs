@@ -180,7 +180,7 @@ impl Kill {
             };
             self.task
                 .request_kill(&self.cause, self.began + self.policy.defer());
-            self.delivered = strike(&self.task, rung).then_some(rung);
+            self.delivered = deliver(&self.task, rung).then_some(rung);
         });
     }
 
@@ -220,7 +220,7 @@ impl Kill {
             } else {
                 self.task.request_kill(&self.cause, lock_grace_until);
                 let delivered = self.delivered == Some(rung);
-                press(&self.task, rung, limit, delivered, &mut attempts)?
+                retry_rung(&self.task, rung, limit, delivered, &mut attempts)?
             };
             if attempts > 0 {
                 self.record(rung, since, limit, attempts);
@@ -309,7 +309,7 @@ fn signal(
     let mut end = Time::after(limit);
     while Time::now() < end {
         *attempts += 1;
-        end = end.max(task.strike_elsewhere(rung) + limit);
+        end = end.max(task.signal_process(rung) + limit);
         if over(task, TELL_AGAIN.min(end - Time::now()))? {
             return Ok(true);
         }
@@ -318,11 +318,11 @@ fn signal(
 }
 
 /// Delivers once, as this rung does. False: the host has no such force.
-fn strike(task: &Arc<Task>, rung: KillOutcome) -> bool {
-    task.strike_wait();
+fn deliver(task: &Arc<Task>, rung: KillOutcome) -> bool {
+    task.deliver_at_wait();
     match rung {
-        KillOutcome::AsyncExc => task.strike_async(),
-        KillOutcome::Trace => task.strike_by_trace(),
+        KillOutcome::AsyncExc => task.deliver_async(),
+        KillOutcome::Trace => task.deliver_by_trace(),
         _ => true,
     }
 }
@@ -330,7 +330,7 @@ fn strike(task: &Arc<Task>, rung: KillOutcome) -> bool {
 /// One rung for a body on a thread: the kill is delivered again and again, with growing pauses, until
 /// the task is over (true), or the rung's time is up. That time begins when the kill is no longer
 /// deferred. `delivered`: it has been, once, before.
-fn press(
+fn retry_rung(
     task: &Arc<Task>,
     rung: KillOutcome,
     limit: Duration,
@@ -340,7 +340,7 @@ fn press(
     let mut end = Time::after(limit);
     let mut pause = FIRST_PAUSE;
     while Time::now() < end {
-        if !std::mem::take(&mut delivered) && !strike(task, rung) {
+        if !std::mem::take(&mut delivered) && !deliver(task, rung) {
             break;
         }
         *attempts += 1;

@@ -11,7 +11,7 @@
 //! another process, see `elsewhere`.
 //!
 //! Lock order: the interpreter's own lock if any, then `control`. Nothing is called under
-//! `control` but [`Interrupter::post`] and [`Elsewhere::strike`].
+//! `control` but [`Interrupter::post`] and [`Elsewhere::signal`].
 
 mod block;
 mod elsewhere;
@@ -56,12 +56,12 @@ pub trait Interrupter: Send + Sync {
 
     /// Asked on the body's own thread by a host that can choose where it raises: here? `place` is
     /// in the host's words.
-    fn may_strike_at(&self, place: Option<u32>) -> bool {
+    fn may_deliver_at(&self, place: Option<u32>) -> bool {
         let _ = place;
         true
     }
 
-    /// A block swallows what is posted: have its thread call `Task::strike_here` in front of its
+    /// A block swallows what is posted: have its thread call `Task::deliver_here` in front of its
     /// every step, from the next [`Interrupter::post`] on. Without effect for a host that cannot.
     fn escalate(&self) {}
 
@@ -117,7 +117,7 @@ struct Control {
     masks_made: u64,
     /// The desist wait that the body is in.
     waiter: Option<atomics::Arc<Waiter>>,
-    /// What the body has others do when it is struck, see [`Task::on_strike`].
+    /// What the body has others do when it is struck, see [`Task::on_delivery`].
     hooks: Vec<Weak<CancelSource>>,
     interrupter: Option<Arc<dyn Interrupter>>,
     /// Where the body runs, if its thread only waits for it.
@@ -129,7 +129,7 @@ struct Control {
     /// It was struck by force, and has shown no sign of life since.
     unanswered: bool,
     /// When a kill was last posted or arrived.
-    last_strike: Option<Time>,
+    last_delivery: Option<Time>,
     /// The rung whose `Killed` reached the body.
     delivered: Option<KillOutcome>,
 }
@@ -357,7 +357,7 @@ impl Task {
         if let Some(target) = control.due(&self.ledger) {
             // No need to wake: its thread has not parked.
             waiter.settle(WaitOutcome::Killed);
-            control.strike_at_wait(target);
+            control.note_delivery_at_wait(target);
         }
         control.waiter = Some(waiter.clone());
     }
@@ -378,7 +378,7 @@ impl Task {
         }
         let mut control = self.control.lock();
         let target = control.due(&self.ledger)?;
-        control.strike_at_wait(target);
+        control.note_delivery_at_wait(target);
         control.raised_at_wait(target)
     }
 
@@ -393,7 +393,7 @@ impl Task {
     pub fn arrived(&self) -> Option<Arrival> {
         let mut control = self.control.lock();
         match control.addressee(&self.ledger)? {
-            Target::Block(index) => control.strike_block(index).map(Arrival::Kill),
+            Target::Block(index) => control.deliver_to_block(index).map(Arrival::Kill),
             Target::Thrown => {
                 let thrown = control.thrown_arrives().map(Arrival::Thrown);
                 self.note_requests(&control);
@@ -406,7 +406,7 @@ impl Task {
                     control.delivered = Some(KillOutcome::AsyncExc);
                 }
                 control.unanswered = false;
-                control.last_strike = Some(Time::now());
+                control.last_delivery = Some(Time::now());
                 Some(Arrival::Kill(cause))
             }
         }
@@ -425,7 +425,7 @@ impl Task {
             return None;
         }
         control.unanswered = false;
-        if !self.may_strike(&control) {
+        if !self.may_deliver(&control) {
             return None;
         }
         control.delivered = Some(KillOutcome::Trace);
@@ -496,7 +496,7 @@ impl Task {
         drop(closed); // unlocked: a zone's node may be the last of it
     }
 
-    fn may_strike(&self, control: &Control) -> bool {
+    fn may_deliver(&self, control: &Control) -> bool {
         control.due(&self.ledger) == Some(Target::Body)
     }
 
@@ -544,7 +544,7 @@ impl Task {
 
     /// A source that a kill cancels when it strikes the body, and not before: what holds the kill
     /// off holds it back. For waits that are not ours, as long as it is kept.
-    pub fn on_strike(&self) -> Arc<CancelSource> {
+    pub fn on_delivery(&self) -> Arc<CancelSource> {
         let source = Arc::new(CancelSource::new());
         let mut control = self.control.lock();
         control.hooks.retain(|hook| hook.strong_count() > 0);
@@ -554,14 +554,14 @@ impl Task {
 
     /// Wake the body to be killed, if it may be: out of a desist wait, and what it waits for in
     /// ways of its own.
-    pub(crate) fn strike_wait(&self) {
+    pub(crate) fn deliver_at_wait(&self) {
         let (waiter, hooks, cause) = {
             let mut control = self.control.lock();
             let due = control.due(&self.ledger);
             let waiter = control.waiter.clone().zip(due);
-            let struck = waiter.filter(|(waiter, _)| waiter.settle(WaitOutcome::Killed));
-            if let Some((_, target)) = &struck {
-                control.strike_at_wait(*target);
+            let settled = waiter.filter(|(waiter, _)| waiter.settle(WaitOutcome::Killed));
+            if let Some((_, target)) = &settled {
+                control.note_delivery_at_wait(*target);
             }
             let hooks = if matches!(due, Some(Target::Body | Target::Thrown)) {
                 std::mem::take(&mut control.hooks)
@@ -569,7 +569,7 @@ impl Task {
                 Vec::new()
             };
             let cause = due.and_then(|target| control.cause(target));
-            (struck.map(|(waiter, _)| waiter), hooks, cause)
+            (settled.map(|(waiter, _)| waiter), hooks, cause)
         };
         if let Some(waiter) = waiter {
             waiter.wake();
@@ -589,10 +589,10 @@ impl Task {
 
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
     /// such force.
-    pub(crate) fn strike_async(&self) -> bool {
+    pub(crate) fn deliver_async(&self) -> bool {
         let again = |control: &Control| {
             let again = |last| Time::now() - last >= RESEND_AFTER;
-            control.last_strike.is_none_or(again)
+            control.last_delivery.is_none_or(again)
         };
         let interrupter = {
             let control = self.control.lock();
@@ -607,9 +607,9 @@ impl Task {
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
                 let mut control = self.control.lock();
-                if again(&control) && self.may_strike(&control) {
+                if again(&control) && self.may_deliver(&control) {
                     control.post(&*interrupter);
-                    control.last_strike = Some(Time::now());
+                    control.last_delivery = Some(Time::now());
                 }
             });
         });
@@ -617,7 +617,7 @@ impl Task {
     }
 
     /// Have every step of the body struck, wherever it may be struck. False: it has no such force.
-    pub(crate) fn strike_by_trace(self: &Arc<Self>) -> bool {
+    pub(crate) fn deliver_by_trace(self: &Arc<Self>) -> bool {
         let interrupter = {
             let mut control = self.control.lock();
             let interrupter = match (&control.interrupter, control.phase) {
@@ -647,7 +647,7 @@ impl Task {
     /// [`Task::arrived`] there, if it may be struck.
     pub fn post_to_trace(&self, interrupter: &dyn Interrupter) {
         let mut control = self.control.lock();
-        if !control.posted && self.may_strike(&control) {
+        if !control.posted && self.may_deliver(&control) {
             control.post(interrupter);
         }
     }
@@ -705,7 +705,7 @@ impl Task {
             control.throw.is_some()
         };
         if thrown {
-            self.strike_with_thrown();
+            self.deliver_injected();
         }
     }
 
@@ -763,11 +763,11 @@ impl Control {
 
     /// `Killed` is about to be raised at a wait: the first time, clean-up code gets its time
     /// before the host's exception follows.
-    fn strike_at_wait(&mut self, target: Target) {
+    fn note_delivery_at_wait(&mut self, target: Target) {
         match target {
-            Target::Body if self.delivered.is_none() => self.last_strike = Some(Time::now()),
+            Target::Body if self.delivered.is_none() => self.last_delivery = Some(Time::now()),
             Target::Body | Target::Thrown => {}
-            Target::Block(index) => self.strike_block_at_wait(index),
+            Target::Block(index) => self.note_block_delivery_at_wait(index),
         }
     }
 

@@ -66,8 +66,8 @@ fn race(body: fn(&NodeRef) -> Unwinding) {
             &Cause::deadline(Time::from_nanos(1)),
             Time::from_nanos(0),
         );
-        task.strike_wait();
-        task.strike_async_block(id);
+        task.deliver_at_wait();
+        task.deliver_async_to_block(id);
     });
     end(enforcer);
     let (unwinding, exit) = end(thread);

@@ -24,7 +24,7 @@ fn killer(
     spawn(move || {
         let ordered = task.request_kill(&because("kill"), lock_grace_until);
         if ordered {
-            task.strike_wait();
+            task.deliver_at_wait();
         } else {
             latch.set();
         }
@@ -71,7 +71,7 @@ fn loom_i22_a_late_kill_is_not_seen_by_the_thread_after_the_body() {
             let (task, latch) = (task.clone(), latch.clone());
             spawn(move || {
                 if task.request_kill(&because("kill"), AT_ONCE) {
-                    task.strike_wait();
+                    task.deliver_at_wait();
                 }
                 latch.set();
             })

@@ -219,7 +219,7 @@ impl Block {
         if let Err(misuse) = exit {
             // A kill may have struck behind the __enter__ of the inner one, where CPython 3.14 does
             // not call its __exit__.
-            if !scope::is_struck() {
+            if !scope::is_kill_delivered() {
                 return Err(error::misuse(py, misuse));
             }
         }

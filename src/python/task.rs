@@ -337,7 +337,7 @@ pub(super) struct Strike {
 impl Strike {
     #[new]
     fn new() -> Self {
-        let source = scope::current_task().map(|task| task.on_strike());
+        let source = scope::current_task().map(|task| task.on_delivery());
         Self {
             source: source.unwrap_or_default(),
         }

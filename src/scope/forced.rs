@@ -114,7 +114,7 @@ pub(crate) fn exit_forced(
         (Some(task), Some(id)) => task.close_block(id.get()),
         _ => Left::default(),
     };
-    if let (Some(task), Some(cause)) = (&task, left.struck) {
+    if let (Some(task), Some(cause)) = (&task, left.killed) {
         // All kinds of holds: the code that was to call `release` was in the killed block as well.
         let kill = Arc::new(task.kill_info_of(cause, stack()));
         task.ledger()

@@ -41,8 +41,8 @@ pub(super) struct Block {
     /// Something is, or may be, on its way by force.
     posted: bool,
     /// When `Killed` was first raised inside.
-    struck: Option<Time>,
-    last_strike: Option<Time>,
+    first_delivery: Option<Time>,
+    last_delivery: Option<Time>,
     /// Until it is struck again.
     pause: Duration,
 }
@@ -56,8 +56,8 @@ impl Block {
     }
 
     /// `Killed` was raised inside.
-    fn hit(&mut self) {
-        self.struck.get_or_insert_with(Time::now);
+    fn note_delivery(&mut self) {
+        self.first_delivery.get_or_insert_with(Time::now);
     }
 
     fn cause(&self) -> Option<Cause> {
@@ -132,29 +132,29 @@ impl Control {
     }
 
     /// A kill is raised in the block.
-    pub(super) fn strike_block(&mut self, index: usize) -> Option<Cause> {
+    pub(super) fn deliver_to_block(&mut self, index: usize) -> Option<Cause> {
         let block = self.blocks.get_mut(index)?;
         block.posted = false;
-        block.hit();
-        block.last_strike = Some(Time::now());
+        block.note_delivery();
+        block.last_delivery = Some(Time::now());
         block.cause()
     }
 
     /// A kill is raised in the block, at a wait: what was posted is about to be taken back.
     pub(super) fn raised_in_block(&mut self, index: usize) -> Option<Cause> {
         let block = self.blocks.get_mut(index)?;
-        block.hit();
+        block.note_delivery();
         block.cause()
     }
 
-    /// At a wait, as [`Control::strike_at_wait`]: the first time, clean-up code gets its time.
-    pub(super) fn strike_block_at_wait(&mut self, index: usize) {
+    /// At a wait, as [`Control::note_delivery_at_wait`]: the first time, clean-up code gets its time.
+    pub(super) fn note_block_delivery_at_wait(&mut self, index: usize) {
         if let Some(block) = self
             .blocks
             .get_mut(index)
-            .filter(|block| block.struck.is_none())
+            .filter(|block| block.first_delivery.is_none())
         {
-            block.last_strike = Some(Time::now());
+            block.last_delivery = Some(Time::now());
         }
     }
 

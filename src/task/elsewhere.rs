@@ -16,7 +16,7 @@ use crate::clock::Time;
 pub trait Elsewhere: Send + Sync {
     /// Strike with this rung, if it is at the body of this task, and of no other (I22). Called
     /// under a lock of the task.
-    fn strike(&self, task: u64, rung: KillOutcome);
+    fn signal(&self, task: u64, rung: KillOutcome);
 }
 
 impl Task {
@@ -30,14 +30,14 @@ impl Task {
     }
 
     /// Strike it over there. Returns until when that is held off; the past if it is not.
-    pub(crate) fn strike_elsewhere(&self, rung: KillOutcome) -> Time {
+    pub(crate) fn signal_process(&self, rung: KillOutcome) -> Time {
         let control = self.control.lock();
         let held_off_until = control.masked_until();
         // What is softer is held off over there.
         let now = rung != KillOutcome::Sigkill || held_off_until <= Time::now();
         if now && control.phase == Phase::Running {
             if let Some(elsewhere) = &control.elsewhere {
-                elsewhere.strike(self.id, rung);
+                elsewhere.signal(self.id, rung);
             }
         }
         held_off_until
@@ -50,7 +50,7 @@ impl Task {
             return None;
         }
         self.node().cancel(cause.clone());
-        self.strike_wait();
+        self.deliver_at_wait();
         let waits = self.control.lock().waiter.is_some();
         (!waits).then(|| self.kill_due()).flatten()
     }

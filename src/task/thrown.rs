@@ -65,13 +65,13 @@ impl Task {
             former
         };
         drop(former); // unlocked: it is the host's
-        self.strike_wait();
-        self.strike_with_thrown();
+        self.deliver_at_wait();
+        self.deliver_injected();
         true
     }
 
     /// Post it, if it may be raised now, and no wait is about to.
-    pub(super) fn strike_with_thrown(&self) {
+    pub(super) fn deliver_injected(&self) {
         let Some(interrupter) = self.control.lock().interrupter.clone() else {
             return; // before the body begins, which does it again
         };

@@ -43,7 +43,7 @@ impl Interrupter for Slot {
         self.posted.store(0, Ordering::Relaxed);
     }
 
-    fn may_strike_at(&self, place: Option<u32>) -> bool {
+    fn may_deliver_at(&self, place: Option<u32>) -> bool {
         !self.refuses.load(Ordering::Relaxed) && place.is_some()
     }
 
@@ -93,7 +93,7 @@ impl Open {
     }
 
     fn strike(&self) -> i32 {
-        self.task.strike_async_block(self.id);
+        self.task.deliver_async_to_block(self.id);
         self.slot.posted()
     }
 
@@ -119,8 +119,8 @@ fn i22_a_kill_posted_at_a_block_is_retracted_at_its_end_and_none_is_posted_after
     assert_eq!(block.leave(Unwinding::Nothing), Ok(ForcedExit::Pass));
     assert_eq!(slot.posted(), 0);
     task.request_block_kill(id, &Cause::deadline(Time::now()), AT_ONCE);
-    task.strike_async_block(id);
-    assert_eq!((slot.posted(), task.press_block(id)), (0, None));
+    task.deliver_async_to_block(id);
+    assert_eq!((slot.posted(), task.interrupt_block(id)), (0, None));
     assert_eq!(checkpoint(), Ok(()));
 }
 
@@ -247,15 +247,15 @@ fn the_locks_of_a_block_that_was_not_killed_are_left_alone() {
 #[test]
 fn a_host_that_can_choose_raises_where_it_may_and_once() {
     let block = open();
-    assert_eq!(block.task.strike_here(Some(1)), None);
+    assert_eq!(block.task.deliver_here(Some(1)), None);
     block.kill(AT_ONCE);
-    assert_eq!(block.task.strike_here(Some(1)), None, "not sent for");
+    assert_eq!(block.task.deliver_here(Some(1)), None, "not sent for");
     assert_eq!(block.strike(), 1);
     block.slot.refuses.store(true, Ordering::Relaxed);
-    assert_eq!(block.task.strike_here(Some(1)), None);
+    assert_eq!(block.task.deliver_here(Some(1)), None);
     block.slot.refuses.store(false, Ordering::Relaxed);
-    assert!(block.task.strike_here(Some(1)).is_some());
-    assert_eq!(block.task.strike_here(Some(1)), None);
+    assert!(block.task.deliver_here(Some(1)).is_some());
+    assert_eq!(block.task.deliver_here(Some(1)), None);
     assert_eq!((block.slot.posted(), block.strike()), (0, 0), "too soon");
     assert!(absorbed(block.leave(Unwinding::Killed)));
 }
@@ -266,51 +266,51 @@ fn i23_i24_a_block_that_swallows_for_long_is_killed_at_every_step_unless_deferre
     let block = open();
     block.kill(AT_ONCE);
     assert_eq!(block.strike(), 1);
-    assert!(block.task.strike_here(Some(1)).is_some());
+    assert!(block.task.deliver_here(Some(1)).is_some());
     clock.advance(PATIENCE.saturating_sub(RESEND_AFTER / 2));
     assert_eq!(block.strike(), 1);
-    assert!(block.task.strike_here(Some(1)).is_some());
-    assert_eq!(block.task.strike_here(Some(1)), None);
+    assert!(block.task.deliver_here(Some(1)).is_some());
+    assert_eq!(block.task.deliver_here(Some(1)), None);
     assert!(!block.slot.climbs.load(Ordering::Relaxed));
 
     clock.advance(RESEND_AFTER);
     assert_eq!(block.strike(), 1);
     assert!(block.slot.climbs.load(Ordering::Relaxed));
     for _ in 0..3 {
-        assert!(block.task.strike_here(Some(1)).is_some());
+        assert!(block.task.deliver_here(Some(1)).is_some());
     }
     assert_eq!(block.slot.posted(), 1, "it stays");
     let mask = block.task.mask(Time::NEVER);
     assert_eq!(block.slot.posted(), 0);
     clock.advance(RESEND_AFTER);
     assert_eq!(block.strike(), 0);
-    assert_eq!(block.task.strike_here(Some(1)), None, "masked");
+    assert_eq!(block.task.deliver_here(Some(1)), None, "masked");
     block.task.unmask(mask);
     assert_eq!(block.strike(), 1);
-    assert!(block.task.strike_here(Some(1)).is_some());
+    assert!(block.task.deliver_here(Some(1)).is_some());
 
     let (task, slot) = (block.task.clone(), block.slot.clone());
     assert!(absorbed(block.leave(Unwinding::Killed)));
-    assert_eq!((task.strike_here(Some(1)), slot.posted()), (None, 0));
+    assert_eq!((task.deliver_here(Some(1)), slot.posted()), (None, 0));
 }
 
 #[test]
 fn i23_a_kill_of_a_block_is_delivered_again_and_not_before_it_is_due() {
     let soon = Time::after(HOUR);
     let block = open_until(soon, HOUR);
-    assert_eq!(block.task.press_block(block.id), Some(soon + HOUR));
+    assert_eq!(block.task.interrupt_block(block.id), Some(soon + HOUR));
     assert!(!block.node.is_cancelled());
     block.leave(Unwinding::Nothing).unwrap();
 
     let block = open_until(Time::now(), Duration::ZERO);
-    let next = block.task.press_block(block.id).unwrap();
+    let next = block.task.interrupt_block(block.id).unwrap();
     assert!(next <= Time::after(LONGEST_PAUSE));
     assert_eq!(block.slot.posted(), 1);
     let struck = Time::now();
     assert!(block.task.arrived().is_some());
     block.slot.retract();
     while block.slot.posted() == 0 {
-        block.task.press_block(block.id).unwrap();
+        block.task.interrupt_block(block.id).unwrap();
         std::thread::yield_now();
     }
     assert!(Time::now() - struck >= RESEND_AFTER);

@@ -41,7 +41,7 @@ fn acquire_while_killed(acquire: impl FnOnce(&Lock, &dyn Fn())) {
     acquire(&lock, &|| {
         let cause = Cause::now(CauseKind::Explicit, None, None);
         task.request_kill(&cause, Time::NEVER);
-        assert!(task.strike_async());
+        assert!(task.deliver_async());
         assert_eq!(slot.0.load(Ordering::Relaxed), 1, "nothing defers it");
     });
     assert_eq!(task.ledger().len(), 1);

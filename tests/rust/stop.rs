@@ -273,7 +273,7 @@ fn a_report_has_one_record_for_every_rung_tried() {
 struct OfNoUse;
 
 impl Elsewhere for OfNoUse {
-    fn strike(&self, _task: u64, _rung: KillOutcome) {}
+    fn signal(&self, _task: u64, _rung: KillOutcome) {}
 }
 
 #[test]

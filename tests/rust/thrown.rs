@@ -146,7 +146,7 @@ fn i22_it_is_raised_once_even_if_it_was_posted_at_the_end_of_a_wait() {
         }
         // The wait has ended, and the injection is not yet taken; now the injecting thread posts.
         assert!(task.kill_due().is_some());
-        task.strike_with_thrown();
+        task.deliver_injected();
         assert!(is_something(task.take_thrown()));
         assert_eq!(slot.posted(), 0, "it would strike again");
         assert!(checkpoint().is_ok());

@@ -240,7 +240,7 @@ impl Interrupter for InBlock {
         });
     }
 
-    fn may_strike_at(&self, place: Option<u32>) -> bool {
+    fn may_deliver_at(&self, place: Option<u32>) -> bool {
         attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
     }
 
@@ -280,8 +280,8 @@ impl InBlock {
 
 /// Raises if the calling thread is in a block that is being killed, and an exception at `at` reaches
 /// the block's end.
-fn strike_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
-    match scope::current_task().and_then(|task| task.strike_here(at)) {
+fn deliver_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
+    match scope::current_task().and_then(|task| task.deliver_here(at)) {
         Some(cause) => Err(killed(py, cause)),
         None => Ok(()),
     }
@@ -455,7 +455,7 @@ fn leave_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<()> {
 /// Called before every instruction of observed code, by any thread that runs it.
 #[pyfunction]
 fn at_instruction(py: Python<'_>, _code: &Bound<'_, PyAny>, offset: u32) -> PyResult<()> {
-    strike_here(py, Some(offset))
+    deliver_here(py, Some(offset))
 }
 
 // ---------------------------------------------------------------------- the signal
@@ -542,5 +542,5 @@ fn on_signal(
     _number: &Bound<'_, PyAny>,
     _frame: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    strike_here(py, None)
+    deliver_here(py, None)
 }

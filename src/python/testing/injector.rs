@@ -192,7 +192,7 @@ impl Injector {
                 let now = Time::now();
                 task.expire_block(id, now);
                 task.request_block_kill(id, &Cause::deadline(now), lock_grace_until(now));
-                task.strike_async_block(id);
+                task.deliver_async_to_block(id);
             }
             return;
         }
@@ -201,8 +201,8 @@ impl Injector {
         if !self.cancels {
             let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);
             task.request_kill(&cause, lock_grace_until(cause.at));
-            task.strike_wait();
-            task.strike_async();
+            task.deliver_at_wait();
+            task.deliver_async();
         }
     }
 }

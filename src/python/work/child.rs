@@ -108,7 +108,7 @@ impl ChildProcess {
 }
 
 impl Elsewhere for Shared {
-    fn strike(&self, task: u64, rung: KillOutcome) {
+    fn signal(&self, task: u64, rung: KillOutcome) {
         let mut at_work = self.at_work.lock();
         if let Some(at_work) = at_work.as_mut().filter(|at_work| at_work.task == task) {
             at_work.struck = Some(rung);

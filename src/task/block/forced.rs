@@ -29,8 +29,8 @@ impl Block {
     }
 
     /// It has swallowed that for so long that its every step is to be struck, if the host can.
-    fn is_deaf(&self) -> bool {
-        self.struck
+    fn is_swallowing(&self) -> bool {
+        self.first_delivery
             .is_some_and(|first| Time::now() - first >= PATIENCE)
     }
 }
@@ -47,7 +47,7 @@ pub(crate) struct Left {
     /// A `Killed` that leaves the block ends there: no wider target is being killed.
     pub(crate) absorbs: bool,
     /// Why, if it was raised inside.
-    pub(crate) struck: Option<Cause>,
+    pub(crate) killed: Option<Cause>,
 }
 
 impl Task {
@@ -87,8 +87,8 @@ impl Task {
             interrupter,
             request: None,
             posted: false,
-            struck: None,
-            last_strike: None,
+            first_delivery: None,
+            last_delivery: None,
             pause: FIRST_PAUSE,
         });
         id
@@ -112,7 +112,9 @@ impl Task {
             self.note_requests(&control);
             let left = Left {
                 absorbs: closed[0].request.is_some() && !wider,
-                struck: closed[0].cause().filter(|_| closed[0].struck.is_some()),
+                killed: closed[0]
+                    .cause()
+                    .filter(|_| closed[0].first_delivery.is_some()),
             };
             (left, closed, posted)
         };
@@ -148,7 +150,7 @@ impl Task {
     }
 
     /// Force the thread out of the block, if it is time to. Returns when to do it again.
-    pub(crate) fn press_block(&self, id: u64) -> Option<Time> {
+    pub(crate) fn interrupt_block(&self, id: u64) -> Option<Time> {
         let node = {
             let control = self.control.lock();
             control.blocks[control.find(id)?].node.clone()
@@ -163,8 +165,8 @@ impl Task {
         let cause = node.cause().filter(|_| node.is_cancelled_itself());
         let cause = cause.unwrap_or_else(|| Cause::deadline(node.own_deadline()));
         self.request_block_kill(id, &cause, now + StopPolicy::default().defer);
-        self.strike_wait();
-        self.strike_async_block(id);
+        self.deliver_at_wait();
+        self.deliver_async_to_block(id);
         let mut control = self.control.lock();
         let index = control.find(id)?;
         let block = &mut control.blocks[index];
@@ -188,16 +190,16 @@ impl Task {
     }
 
     /// Strike the block by force, if it may be struck now, and not again too soon.
-    pub(crate) fn strike_async_block(&self, id: u64) {
-        let (interrupter, is_deaf) = {
+    pub(crate) fn deliver_async_to_block(&self, id: u64) {
+        let (interrupter, is_swallowing) = {
             let control = self.control.lock();
             let Some(index) = control.find(id) else {
                 return;
             };
             let block = &control.blocks[index];
-            (block.interrupter.clone(), block.is_deaf())
+            (block.interrupter.clone(), block.is_swallowing())
         };
-        if is_deaf {
+        if is_swallowing {
             interrupter.escalate();
         }
         fork::outside(|| {
@@ -209,12 +211,12 @@ impl Task {
                 let now = Time::now();
                 let block = &mut control.blocks[index];
                 let again = block
-                    .last_strike
+                    .last_delivery
                     .is_none_or(|last| now - last >= RESEND_AFTER);
                 if block.id == id && again {
                     interrupter.post();
                     block.posted = true;
-                    block.last_strike = Some(now);
+                    block.last_delivery = Some(now);
                 }
             });
         });
@@ -228,7 +230,7 @@ impl Task {
     /// On the thread itself, where the host can still choose not to raise: the cause, if a kill of a
     /// block is to be raised at this place.
     #[cfg(any(feature = "python", all(test, not(loom))))]
-    pub(crate) fn strike_here(&self, place: Option<u32>) -> Option<Cause> {
+    pub(crate) fn deliver_here(&self, place: Option<u32>) -> Option<Cause> {
         if !self.is_kill_requested() {
             return None;
         }
@@ -240,14 +242,14 @@ impl Task {
             let block = &control.blocks[index];
             (index, block.posted.then(|| block.interrupter.clone())?)
         };
-        if !interrupter.may_strike_at(place) {
+        if !interrupter.may_deliver_at(place) {
             return None;
         }
         // Since then only this thread could have left the block, or opened a mask.
         let mut control = self.control.lock();
-        let cause = control.strike_block(index);
+        let cause = control.deliver_to_block(index);
         let block = &mut control.blocks[index];
-        block.posted = block.is_deaf();
+        block.posted = block.is_swallowing();
         if !block.posted {
             drop(control);
             interrupter.retract();
@@ -265,7 +267,7 @@ impl Task {
         stack: Option<Stack>,
     ) -> Option<KillInfo> {
         let number = number?;
-        let around = |block: &&Block| block.struck.is_some() && block.recorded <= number;
+        let around = |block: &&Block| block.first_delivery.is_some() && block.recorded <= number;
         let cause = control.blocks.iter().find(around)?.cause()?;
         Some(self.kill_info_of(cause, stack))
     }
