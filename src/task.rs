@@ -15,8 +15,8 @@
 
 mod block;
 mod elsewhere;
+mod injected;
 pub(crate) mod policy;
-mod thrown;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,9 +27,9 @@ use std::time::Duration;
 pub(crate) use block::Left;
 use block::{Block, Target};
 pub use elsewhere::Elsewhere;
+pub use injected::Injected;
+use injected::Injection;
 use policy::KillOutcome;
-use thrown::Throw;
-pub use thrown::Thrown;
 
 use crate::atomics::{self, AtomicBool, Mutex};
 use crate::cause::{Cause, DEFAULT_GRACE};
@@ -107,7 +107,7 @@ struct Control {
     phase: Phase,
     request: Option<KillRequest>,
     /// What somebody throws into the body.
-    throw: Option<Throw>,
+    injection: Option<Injection>,
     /// Open blocks that can be ended by force, innermost last.
     blocks: Vec<Block>,
     /// Open masks, innermost last, but they close in any order: a suspended generator may keep one
@@ -204,7 +204,7 @@ pub enum Arrival {
     /// A kill, with its cause.
     Kill(Cause),
     /// What somebody has thrown.
-    Thrown(Thrown),
+    Injected(Injected),
 }
 
 /// Where a body is.
@@ -394,10 +394,10 @@ impl Task {
         let mut control = self.control.lock();
         match control.addressee(&self.ledger)? {
             Target::Block(index) => control.deliver_to_block(index).map(Arrival::Kill),
-            Target::Thrown => {
-                let thrown = control.thrown_arrives().map(Arrival::Thrown);
+            Target::Injected => {
+                let injected = control.injected_arrives().map(Arrival::Injected);
                 self.note_requests(&control);
-                thrown
+                injected
             }
             Target::Body => {
                 let cause = control.request.as_ref()?.cause.clone();
@@ -563,7 +563,7 @@ impl Task {
             if let Some((_, target)) = &settled {
                 control.note_delivery_at_wait(*target);
             }
-            let hooks = if matches!(due, Some(Target::Body | Target::Thrown)) {
+            let hooks = if matches!(due, Some(Target::Body | Target::Injected)) {
                 std::mem::take(&mut control.hooks)
             } else {
                 Vec::new()
@@ -695,16 +695,16 @@ impl Task {
     /// The body begins on the calling thread: from here kills are taken. What was thrown before is
     /// delivered now.
     pub(crate) fn open(&self, interrupter: Option<Arc<dyn Interrupter>>) {
-        let thrown = {
+        let injected = {
             let mut control = self.control.lock();
             if control.phase != Phase::Launched {
                 UNFINISHED.fetch_add(1, Ordering::Relaxed);
             }
             control.phase = Phase::Running;
             control.interrupter = interrupter;
-            control.throw.is_some()
+            control.injection.is_some()
         };
-        if thrown {
+        if injected {
             self.deliver_injected();
         }
     }
@@ -766,7 +766,7 @@ impl Control {
     fn note_delivery_at_wait(&mut self, target: Target) {
         match target {
             Target::Body if self.delivered.is_none() => self.last_delivery = Some(Time::now()),
-            Target::Body | Target::Thrown => {}
+            Target::Body | Target::Injected => {}
             Target::Block(index) => self.note_block_delivery_at_wait(index),
         }
     }
@@ -778,7 +778,7 @@ impl Control {
                 self.delivered.get_or_insert(KillOutcome::AtWait);
                 self.request.as_ref().map(|request| request.cause.clone())
             }
-            Target::Thrown => self.raise_thrown(),
+            Target::Injected => self.raise_injected(),
             Target::Block(index) => self.raised_in_block(index),
         }
     }
@@ -786,9 +786,9 @@ impl Control {
     /// What is on its way by force, taken out: to be taken back.
     fn withdraw_posted(&mut self) -> Vec<Arc<dyn Interrupter>> {
         let mut posted = self.withdraw_posted_blocks(0);
-        let throw = self.throw.as_mut();
-        let thrown = throw.is_some_and(|throw| std::mem::take(&mut throw.posted));
-        if std::mem::take(&mut self.posted) || thrown {
+        let injection = self.injection.as_mut();
+        let injected = injection.is_some_and(|injection| std::mem::take(&mut injection.posted));
+        if std::mem::take(&mut self.posted) || injected {
             posted.extend(self.interrupter.clone());
         }
         posted

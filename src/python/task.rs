@@ -294,7 +294,7 @@ impl Task {
     #[pyo3(signature = (exception: "BaseException"))]
     fn throw(&self, py: Python<'_>, exception: Bound<'_, PyBaseException>) -> bool {
         let thrown = error::throwable(exception);
-        detached(py, || self.core.throw(thrown))
+        detached(py, || self.core.inject(thrown))
     }
 
     /// Has it ended, or was it abandoned, and has everything about it been settled?

@@ -70,7 +70,7 @@ impl Block {
 pub(super) enum Target {
     Body,
     /// The body, for what somebody throws into it.
-    Thrown,
+    Injected,
     /// The block with this index.
     Block(usize),
 }
@@ -92,11 +92,11 @@ impl Control {
             return Some(Target::Body);
         }
         if self
-            .throw
+            .injection
             .as_ref()
-            .is_some_and(|throw| due(&throw.request, 0, 0))
+            .is_some_and(|injection| due(&injection.request, 0, 0))
         {
-            return Some(Target::Thrown);
+            return Some(Target::Injected);
         }
         self.blocks
             .iter()
@@ -108,10 +108,14 @@ impl Control {
     pub(super) fn addressee(&self, ledger: &Ledger) -> Option<Target> {
         let posted = || self.blocks.iter().position(|block| block.posted);
         let requested = || self.blocks.iter().position(|block| block.request.is_some());
-        let thrown = || self.throw.as_ref().is_some_and(|throw| throw.posted);
+        let injected = || {
+            self.injection
+                .as_ref()
+                .is_some_and(|injection| injection.posted)
+        };
         self.due(ledger)
             .or_else(|| posted().map(Target::Block))
-            .or_else(|| thrown().then_some(Target::Thrown))
+            .or_else(|| injected().then_some(Target::Injected))
             .or_else(|| self.request.is_some().then_some(Target::Body))
             .or_else(|| requested().map(Target::Block))
     }
@@ -119,7 +123,7 @@ impl Control {
     pub(super) fn cause(&self, target: Target) -> Option<Cause> {
         let request = match target {
             Target::Body => &self.request,
-            Target::Thrown => &self.throw.as_ref()?.request,
+            Target::Injected => &self.injection.as_ref()?.request,
             Target::Block(index) => &self.blocks.get(index)?.request,
         };
         request.as_ref().map(|request| request.cause.clone())
@@ -127,7 +131,7 @@ impl Control {
 
     pub(super) fn is_kill_requested(&self) -> bool {
         self.request.is_some()
-            || self.throw.is_some()
+            || self.injection.is_some()
             || self.blocks.iter().any(|block| block.request.is_some())
     }
 

@@ -15,7 +15,7 @@ use super::trace;
 use crate::cause::Cause;
 use crate::python::cause::CancelCause;
 use crate::scope;
-use crate::task::{Arrival, Thrown};
+use crate::task::{Arrival, Injected};
 
 /// Raised in code that is being killed. Do not catch it: it is absorbed by the end of the task, or of
 /// the block with `kill_after` that is being killed.
@@ -37,7 +37,7 @@ impl Killed {
             trace::arrived(py, task);
         }
         let cause = match arrived {
-            Some(Arrival::Thrown(thrown)) => return Err(self::thrown(py, &thrown)),
+            Some(Arrival::Injected(thrown)) => return Err(self::thrown(py, &thrown)),
             Some(Arrival::Kill(cause)) => Some(cause),
             None => None,
         };
@@ -67,18 +67,18 @@ pub(in crate::python) fn killed(py: Python<'_>, cause: Cause) -> PyErr {
 
 /// What a wait or a checkpoint raises in a task that is killed: `Killed`, or the injected exception.
 pub(in crate::python) fn killed_or_thrown(py: Python<'_>, cause: Cause) -> PyErr {
-    match scope::current_task().and_then(|task| task.take_thrown()) {
+    match scope::current_task().and_then(|task| task.take_injected()) {
         Some(thrown) => self::thrown(py, &thrown),
         None => killed(py, cause),
     }
 }
 
 /// An exception, ready to be thrown.
-pub(in crate::python) fn throwable(exception: Bound<'_, PyBaseException>) -> Thrown {
+pub(in crate::python) fn throwable(exception: Bound<'_, PyBaseException>) -> Injected {
     Arc::new(exception.unbind())
 }
 
-fn thrown(py: Python<'_>, thrown: &Thrown) -> PyErr {
+fn thrown(py: Python<'_>, thrown: &Injected) -> PyErr {
     match thrown.downcast_ref::<Py<PyBaseException>>() {
         Some(exception) => PyErr::from_value(exception.bind(py).clone().into_any()),
         None => PyTypeError::new_err("what was thrown is no exception"), // never: see throwable()

@@ -103,7 +103,7 @@ impl Task {
                 return Left::default();
             };
             let wider = match control.due(&self.ledger) {
-                Some(Target::Body | Target::Thrown) => true,
+                Some(Target::Body | Target::Injected) => true,
                 Some(Target::Block(outer)) => outer < index,
                 None => false,
             };

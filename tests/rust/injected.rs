@@ -7,7 +7,7 @@ use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::sync::{Acquire, Lock};
-use crate::task::{Arrival, Interrupter, Task, Thrown};
+use crate::task::{Arrival, Injected, Interrupter, Task};
 use crate::wait::{checkpoint, sleep_until};
 
 /// Counts the posts in the slot of the body's thread.
@@ -45,11 +45,11 @@ fn begin() -> (Arc<Task>, Arc<Slot>, Boundary) {
     (task, slot, boundary)
 }
 
-fn something() -> Thrown {
+fn something() -> Injected {
     Arc::new("something")
 }
 
-fn is_something(thrown: Option<Thrown>) -> bool {
+fn is_something(thrown: Option<Injected>) -> bool {
     thrown.is_some_and(|thrown| thrown.downcast_ref() == Some(&"something"))
 }
 
@@ -60,9 +60,9 @@ fn stopped(result: &Result<(), Stop>) -> bool {
 #[test]
 fn it_is_raised_once_by_force() {
     let (task, slot, boundary) = begin();
-    assert!(task.throw(something()));
+    assert!(task.inject(something()));
     assert_eq!(slot.posted(), 1);
-    assert!(matches!(task.arrived(), Some(Arrival::Thrown(_))));
+    assert!(matches!(task.arrived(), Some(Arrival::Injected(_))));
     assert!(task.arrived().is_none());
     assert!(checkpoint().is_ok());
     boundary.leave(BodyEnd::Unwound);
@@ -71,10 +71,10 @@ fn it_is_raised_once_by_force() {
 #[test]
 fn it_is_raised_once_at_a_wait_and_the_posted_exception_is_retracted() {
     let (task, slot, boundary) = begin();
-    assert!(task.throw(something()));
+    assert!(task.inject(something()));
     assert!(stopped(&sleep_until(Time::NEVER)));
     assert_eq!(slot.posted(), 0);
-    assert!(is_something(task.take_thrown()));
+    assert!(is_something(task.take_injected()));
     assert!(checkpoint().is_ok());
     boundary.leave(BodyEnd::Unwound);
 }
@@ -84,7 +84,7 @@ fn i24_locks_and_masks_defer_it() {
     let (task, slot, boundary) = begin();
     let lock = Lock::default();
     assert!(lock.try_acquire(Acquire::Block).is_ok());
-    assert!(task.throw(something()));
+    assert!(task.inject(something()));
     assert_eq!(slot.posted(), 0);
     assert!(checkpoint().is_ok());
     let mask = task.mask(Time::NEVER);
@@ -92,40 +92,40 @@ fn i24_locks_and_masks_defer_it() {
     assert!(checkpoint().is_ok());
     task.unmask(mask);
     assert!(stopped(&checkpoint()));
-    assert!(is_something(task.take_thrown()));
+    assert!(is_something(task.take_injected()));
     boundary.leave(BodyEnd::Unwound);
 }
 
 #[test]
 fn i24_a_mask_retracts_it_and_keeps_it() {
     let (task, slot, boundary) = begin();
-    assert!(task.throw(something()));
+    assert!(task.inject(something()));
     assert_eq!(slot.posted(), 1);
     let mask = task.mask(Time::NEVER);
     assert_eq!(slot.posted(), 0);
     assert!(task.arrived().is_none(), "it was taken back");
     task.unmask(mask);
     assert!(stopped(&checkpoint()));
-    assert!(is_something(task.take_thrown()));
+    assert!(is_something(task.take_injected()));
     boundary.leave(BodyEnd::Unwound);
 }
 
 #[test]
 fn i22_nothing_is_pending_behind_the_body() {
     let (task, slot, boundary) = begin();
-    assert!(task.throw(something()));
+    assert!(task.inject(something()));
     boundary.leave(BodyEnd::Unwound);
     assert_eq!(slot.posted(), 0);
     assert!(checkpoint().is_ok());
-    assert!(!task.throw(something()));
+    assert!(!task.inject(something()));
 }
 
 #[test]
 fn an_exception_injected_before_the_body_begins_is_raised_in_it() {
     let (task, slot) = (Task::new("body", None), Arc::new(Slot::default()));
-    assert!(!task.throw(something()), "not launched");
+    assert!(!task.inject(something()), "not launched");
     assert!(task.launch());
-    assert!(task.throw(something()));
+    assert!(task.inject(something()));
     let boundary = Boundary::enter(&task, Some(slot.clone()));
     assert_eq!(slot.posted(), 1);
     boundary.leave(BodyEnd::Unwound);
@@ -136,18 +136,18 @@ fn i22_it_is_raised_once_even_if_it_was_posted_at_the_end_of_a_wait() {
     for during in [true, false] {
         let (task, slot, boundary) = begin();
         if during {
-            assert!(task.throw(something()));
+            assert!(task.inject(something()));
             assert_eq!(slot.posted(), 1);
         } else {
             let lock = Lock::default();
             assert!(lock.try_acquire(Acquire::Block).is_ok());
-            assert!(task.throw(something()));
+            assert!(task.inject(something()));
             assert!(lock.release().is_ok());
         }
         // The wait has ended, and the injection is not yet taken; now the injecting thread posts.
         assert!(task.kill_due().is_some());
         task.deliver_injected();
-        assert!(is_something(task.take_thrown()));
+        assert!(is_something(task.take_injected()));
         assert_eq!(slot.posted(), 0, "it would strike again");
         assert!(checkpoint().is_ok());
         boundary.leave(BodyEnd::Unwound);

@@ -13,11 +13,11 @@ use crate::clock::Time;
 use crate::fork;
 
 /// What is thrown, in the host's terms.
-pub type Thrown = Arc<dyn Any + Send + Sync>;
+pub type Injected = Arc<dyn Any + Send + Sync>;
 
 /// One on its way.
-pub(super) struct Throw {
-    what: Thrown,
+pub(super) struct Injection {
+    what: Injected,
     /// When it may be raised, as for a kill. Held locks hold it off for good.
     pub(super) request: Option<KillRequest>,
     /// Something is, or may be, in the host's slot for it.
@@ -27,32 +27,35 @@ pub(super) struct Throw {
 }
 
 impl Control {
-    /// It is raised at a wait; [`Task::take_thrown`] says what it is. Returns a cause.
-    pub(super) fn raise_thrown(&mut self) -> Option<Cause> {
-        let throw = self.throw.as_mut()?;
-        throw.raised = true;
-        throw.request.as_ref().map(|request| request.cause.clone())
+    /// It is raised at a wait; [`Task::take_injected`] says what it is. Returns a cause.
+    pub(super) fn raise_injected(&mut self) -> Option<Cause> {
+        let injection = self.injection.as_mut()?;
+        injection.raised = true;
+        injection
+            .request
+            .as_ref()
+            .map(|request| request.cause.clone())
     }
 
     /// What the host raises asynchronously has reached the body, or is being taken back: then it
     /// is not posted any more, and stays.
-    pub(super) fn thrown_arrives(&mut self) -> Option<Thrown> {
-        let throw = self.throw.take_if(|throw| throw.posted)?;
-        Some(throw.what)
+    pub(super) fn injected_arrives(&mut self) -> Option<Injected> {
+        let injection = self.injection.take_if(|injection| injection.posted)?;
+        Some(injection.what)
     }
 }
 
 impl Task {
     /// Have this raised in the body, once, as soon as nothing holds it off; the last one counts.
     /// Does not wait for it. False: the body is not there, yet or any more.
-    pub fn throw(&self, what: Thrown) -> bool {
+    pub fn inject(&self, what: Injected) -> bool {
         let cause = Cause::now(CauseKind::Explicit, None, None); // unlocked: it asks the host
         let former = {
             let mut control = self.control.lock();
             if !matches!(control.phase, Phase::Launched | Phase::Running) {
                 return false;
             }
-            let former = control.throw.replace(Throw {
+            let former = control.injection.replace(Injection {
                 what,
                 request: Some(KillRequest {
                     cause,
@@ -78,38 +81,38 @@ impl Task {
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
                 let mut control = self.control.lock();
-                if control.due(&self.ledger) != Some(Target::Thrown) {
+                if control.due(&self.ledger) != Some(Target::Injected) {
                     return;
                 }
-                let waiting = |throw: &&mut Throw| !throw.posted && !throw.raised;
-                if let Some(throw) = control.throw.as_mut().filter(waiting) {
+                let waiting = |injection: &&mut Injection| !injection.posted && !injection.raised;
+                if let Some(injection) = control.injection.as_mut().filter(waiting) {
                     interrupter.post();
-                    throw.posted = true;
+                    injection.posted = true;
                 }
             });
         });
     }
 
     /// What is to be raised where [`Task::kill_due`] or a wait said so, if it is not the kill.
-    pub fn take_thrown(&self) -> Option<Thrown> {
+    pub fn take_injected(&self) -> Option<Injected> {
         if !self.is_kill_requested() {
             return None;
         }
-        let (throw, posted) = {
+        let (injection, posted) = {
             let mut control = self.control.lock();
-            let throw = control.throw.take_if(|throw| throw.raised)?;
+            let injection = control.injection.take_if(|injection| injection.raised)?;
             self.note_requests(&control);
             // Posted between the wait's end and now. A kill in the same slot is to stay there.
-            let posted = throw.posted && !control.posted;
-            (throw, control.interrupter.clone().filter(|_| posted))
+            let posted = injection.posted && !control.posted;
+            (injection, control.interrupter.clone().filter(|_| posted))
         };
         if let Some(interrupter) = posted {
             fork::outside(|| interrupter.retract());
         }
-        Some(throw.what)
+        Some(injection.what)
     }
 }
 
 #[cfg(all(test, not(loom)))]
-#[path = "../../tests/rust/thrown.rs"]
+#[path = "../../tests/rust/injected.rs"]
 mod tests;
