@@ -144,7 +144,7 @@ impl Kill {
             Progress::Over | Progress::Abandoned => task.over().is_set() || task.is_left_behind(),
             _ => false,
         };
-        if !is_over && policy.is_for_process() != task.is_elsewhere() {
+        if !is_over && policy.is_for_process() != task.is_remote() {
             return Err(KillError::WrongPolicy);
         }
         let (cause, began) =

@@ -8,15 +8,15 @@
 //! bounded, and is delivered on the way out (I24).
 //!
 //! A kill can also be addressed to one block of the body, see `block`; and a body may run in
-//! another process, see `elsewhere`.
+//! another process, see `remote`.
 //!
 //! Lock order: the interpreter's own lock if any, then `control`. Nothing is called under
-//! `control` but [`Interrupter::post`] and [`Elsewhere::signal`].
+//! `control` but [`Interrupter::post`] and [`RemoteBody::signal`].
 
 mod block;
-mod elsewhere;
 mod injected;
 pub(crate) mod policy;
+mod remote;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -26,10 +26,10 @@ use std::time::Duration;
 #[cfg(any(feature = "python", test))]
 pub(crate) use block::Left;
 use block::{Block, Target};
-pub use elsewhere::Elsewhere;
 pub use injected::Injected;
 use injected::Injection;
 use policy::KillOutcome;
+pub use remote::RemoteBody;
 
 use crate::atomics::{self, AtomicBool, Mutex};
 use crate::cause::{Cause, DEFAULT_GRACE};
@@ -121,7 +121,7 @@ struct Control {
     hooks: Vec<Weak<CancelSource>>,
     interrupter: Option<Arc<dyn Interrupter>>,
     /// Where the body runs, if its thread only waits for it.
-    elsewhere: Option<Arc<dyn Elsewhere>>,
+    remote: Option<Arc<dyn RemoteBody>>,
     /// Something is, or may be, in the host's slot for this thread.
     posted: bool,
     /// The host has been told to trace the body.

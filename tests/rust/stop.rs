@@ -10,7 +10,7 @@ use std::time::Duration;
 use desist::boundary::{BodyEnd, Boundary};
 use desist::stop::{KillError, KillOutcome, KillReport, ProcessStopPolicy, StopPolicy, kill};
 use desist::sync::{Acquire, Latch, Lock, LockError};
-use desist::task::{Elsewhere, Interrupter, Progress, Task};
+use desist::task::{Interrupter, Progress, RemoteBody, Task};
 use desist::{
     CauseKind, Stop, Time, cancel_scope, checkpoint, cleanup, move_on_after, shield, sleep,
 };
@@ -272,7 +272,7 @@ fn a_report_has_one_record_for_every_rung_tried() {
 
 struct OfNoUse;
 
-impl Elsewhere for OfNoUse {
+impl RemoteBody for OfNoUse {
     fn signal(&self, _task: u64, _rung: KillOutcome) {}
 }
 
@@ -284,7 +284,7 @@ fn a_policy_is_refused_that_is_not_for_the_place_where_the_body_runs() {
     let refused = kill(&here, None, &for_process, &mut || ()).unwrap_err();
     assert_eq!(refused, KillError::WrongPolicy);
     let remote = Task::new("remote", None);
-    remote.runs_elsewhere(Arc::new(OfNoUse));
+    remote.run_remotely(Arc::new(OfNoUse));
     remote.launch();
     let refused = kill(&remote, None, &NO_RUNG, &mut || ()).unwrap_err();
     assert_eq!(refused, KillError::WrongPolicy);

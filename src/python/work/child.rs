@@ -12,7 +12,7 @@ use crate::cause::{Cause, CauseKind};
 use crate::python::cause::CancelCause;
 use crate::scope;
 use crate::stop::KillOutcome;
-use crate::task::Elsewhere;
+use crate::task::RemoteBody;
 
 // ---------------------------------------------------------------------- what it is told
 
@@ -102,12 +102,12 @@ struct AtWork {
 }
 
 impl ChildProcess {
-    pub(in crate::python) fn elsewhere(&self) -> Arc<dyn Elsewhere> {
+    pub(in crate::python) fn elsewhere(&self) -> Arc<dyn RemoteBody> {
         self.shared.clone()
     }
 }
 
-impl Elsewhere for Shared {
+impl RemoteBody for Shared {
     fn signal(&self, task: u64, rung: KillOutcome) {
         let mut at_work = self.at_work.lock();
         if let Some(at_work) = at_work.as_mut().filter(|at_work| at_work.task == task) {

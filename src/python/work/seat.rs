@@ -244,7 +244,7 @@ impl Seat {
         );
         let task = Task::new(&name, Some(self.pool.get().inner()));
         if let Some(process) = process {
-            task.runs_elsewhere(process.elsewhere());
+            task.run_remotely(process.elsewhere());
         }
         let lease = slot.fill_for(delivery, task.clone());
         let begun = lease.get().handle().begun(py, &task);

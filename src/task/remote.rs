@@ -13,7 +13,7 @@ use crate::cause::Cause;
 use crate::clock::Time;
 
 /// How the host strikes a body that runs elsewhere.
-pub trait Elsewhere: Send + Sync {
+pub trait RemoteBody: Send + Sync {
     /// Strike with this rung, if it is at the body of this task, and of no other (I22). Called
     /// under a lock of the task.
     fn signal(&self, task: u64, rung: KillOutcome);
@@ -21,12 +21,12 @@ pub trait Elsewhere: Send + Sync {
 
 impl Task {
     /// Its body will run elsewhere. To be said before it begins.
-    pub fn runs_elsewhere(&self, elsewhere: Arc<dyn Elsewhere>) {
-        self.control.lock().elsewhere = Some(elsewhere);
+    pub fn run_remotely(&self, remote: Arc<dyn RemoteBody>) {
+        self.control.lock().remote = Some(remote);
     }
 
-    pub(crate) fn is_elsewhere(&self) -> bool {
-        self.control.lock().elsewhere.is_some()
+    pub(crate) fn is_remote(&self) -> bool {
+        self.control.lock().remote.is_some()
     }
 
     /// Strike it over there. Returns until when that is held off; the past if it is not.
@@ -36,8 +36,8 @@ impl Task {
         // What is softer is held off over there.
         let now = rung != KillOutcome::Sigkill || held_off_until <= Time::now();
         if now && control.phase == Phase::Running {
-            if let Some(elsewhere) = &control.elsewhere {
-                elsewhere.signal(self.id, rung);
+            if let Some(remote) = &control.remote {
+                remote.signal(self.id, rung);
             }
         }
         held_off_until
