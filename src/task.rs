@@ -10,8 +10,8 @@
 //! A kill can also be addressed to one block of the body, see `block`; and a body may run in
 //! another process, see `remote`.
 //!
-//! Lock order: the interpreter's own lock if any, then `control`. Nothing is called under
-//! `control` but [`Interrupter::post`] and [`RemoteBody::signal`].
+//! Lock order: the interpreter's own lock if any, then `inner`. Nothing is called under
+//! `inner` but [`Interrupter::post`] and [`RemoteBody::signal`].
 
 mod block;
 mod injected;
@@ -94,7 +94,7 @@ pub struct Task {
     ledger: Arc<Ledger>,
     /// A kill has been ordered; spares checkpoints the lock.
     requested: AtomicBool,
-    control: Mutex<Control>,
+    inner: Mutex<TaskInner>,
     record: Mutex<Record>,
     over: Latch,
     /// It stands for a thread outside of any task.
@@ -103,7 +103,7 @@ pub struct Task {
 }
 
 #[derive(Default)]
-struct Control {
+struct TaskInner {
     phase: Phase,
     request: Option<KillRequest>,
     /// What somebody throws into the body.
@@ -246,7 +246,7 @@ impl Task {
             ledger: Arc::new(Ledger::of(Some(name.clone()))),
             name,
             requested: AtomicBool::new(false),
-            control: Mutex::default(),
+            inner: Mutex::default(),
             record: Mutex::default(),
             over: Latch::new(),
             of_thread: false,
@@ -283,7 +283,7 @@ impl Task {
 
     /// Where it is in its life.
     pub fn progress(&self) -> Progress {
-        match self.control.lock().phase {
+        match self.inner.lock().phase {
             Phase::Fresh => Progress::Fresh,
             Phase::Launched | Phase::Running if self.is_left_behind() => Progress::Abandoned,
             Phase::Launched => Progress::Launched,
@@ -302,10 +302,10 @@ impl Task {
     /// Its thread is being started: kills are taken from now on, though the body has not begun.
     /// False: that is so already, or it has begun.
     pub fn launch(&self) -> bool {
-        let mut control = self.control.lock();
-        let first = control.phase == Phase::Fresh;
+        let mut inner = self.inner.lock();
+        let first = inner.phase == Phase::Fresh;
         if first {
-            control.phase = Phase::Launched;
+            inner.phase = Phase::Launched;
             UNFINISHED.fetch_add(1, Ordering::Relaxed);
         }
         first
@@ -314,9 +314,9 @@ impl Task {
     /// It was not started after all.
     #[cfg(feature = "python")]
     pub(crate) fn recall(&self) {
-        let mut control = self.control.lock();
-        if control.phase == Phase::Launched {
-            control.phase = Phase::Fresh;
+        let mut inner = self.inner.lock();
+        if inner.phase == Phase::Launched {
+            inner.phase = Phase::Fresh;
             UNFINISHED.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -324,10 +324,10 @@ impl Task {
     /// Where its body is now, for reports; `None` unless it runs under a host that can tell.
     pub(crate) fn place(&self) -> Option<Place> {
         let (interrupter, unanswered) = {
-            let control = self.control.lock();
+            let inner = self.inner.lock();
             // In a wait of ours it is not out of reach, but held off.
-            let unanswered = control.unanswered && control.waiter.is_none();
-            (control.interrupter.clone()?, unanswered)
+            let unanswered = inner.unanswered && inner.waiter.is_none();
+            (inner.interrupter.clone()?, unanswered)
         };
         let mut calls = None;
         fork::outside(|| interrupter.with_host_lock(&mut || calls = interrupter.stack()));
@@ -353,17 +353,17 @@ impl Task {
 
     /// The body begins a wait that a kill may end.
     pub(crate) fn begin_wait(&self, waiter: &atomics::Arc<Waiter>) {
-        let mut control = self.control.lock();
-        if let Some(target) = control.due(&self.ledger) {
+        let mut inner = self.inner.lock();
+        if let Some(target) = inner.due(&self.ledger) {
             // No need to wake: its thread has not parked.
             waiter.settle(WaitOutcome::Killed);
-            control.note_delivery_at_wait(target);
+            inner.note_delivery_at_wait(target);
         }
-        control.waiter = Some(waiter.clone());
+        inner.waiter = Some(waiter.clone());
     }
 
     pub(crate) fn end_wait(&self) {
-        self.control.lock().waiter = None;
+        self.inner.lock().waiter = None;
     }
 
     /// A kill is on its way.
@@ -376,68 +376,65 @@ impl Task {
         if !self.is_kill_requested() {
             return None;
         }
-        let mut control = self.control.lock();
-        let target = control.due(&self.ledger)?;
-        control.note_delivery_at_wait(target);
-        control.raised_at_wait(target)
+        let mut inner = self.inner.lock();
+        let target = inner.due(&self.ledger)?;
+        inner.note_delivery_at_wait(target);
+        inner.raised_at_wait(target)
     }
 
     /// The cause of the kill that the body has been told of.
     pub(crate) fn kill_cause(&self) -> Option<Cause> {
-        let mut control = self.control.lock();
-        let target = control.addressee(&self.ledger)?;
-        control.raised_at_wait(target)
+        let mut inner = self.inner.lock();
+        let target = inner.addressee(&self.ledger)?;
+        inner.raised_at_wait(target)
     }
 
     /// What the host raises asynchronously has reached the body. `None`: no kill is on its way.
     pub fn arrived(&self) -> Option<Arrival> {
-        let mut control = self.control.lock();
-        match control.addressee(&self.ledger)? {
-            Target::Block(index) => control.deliver_to_block(index).map(Arrival::Kill),
+        let mut inner = self.inner.lock();
+        match inner.addressee(&self.ledger)? {
+            Target::Block(index) => inner.deliver_to_block(index).map(Arrival::Kill),
             Target::Injected => {
-                let injected = control.injected_arrives().map(Arrival::Injected);
-                self.note_requests(&control);
+                let injected = inner.injected_arrives().map(Arrival::Injected);
+                self.note_requests(&inner);
                 injected
             }
             Target::Body => {
-                let cause = control.request.as_ref()?.cause.clone();
+                let cause = inner.request.as_ref()?.cause.clone();
                 // What is being taken back is raised, too, but not in the body.
-                if std::mem::take(&mut control.posted) {
-                    control.delivered = Some(KillOutcome::AsyncExc);
+                if std::mem::take(&mut inner.posted) {
+                    inner.delivered = Some(KillOutcome::AsyncExc);
                 }
-                control.unanswered = false;
-                control.last_delivery = Some(Time::now());
+                inner.unanswered = false;
+                inner.last_delivery = Some(Time::now());
                 Some(Arrival::Kill(cause))
             }
         }
     }
 
     /// Spares checkpoints the lock, as long as nothing is on its way.
-    fn note_requests(&self, control: &Control) {
+    fn note_requests(&self, inner: &TaskInner) {
         self.requested
-            .store(control.is_kill_requested(), Ordering::Release);
+            .store(inner.is_kill_requested(), Ordering::Release);
     }
 
     /// The traced body is about to take a step. The cause, if it must not, but is to be struck.
     pub fn stepped(&self) -> Option<Cause> {
-        let mut control = self.control.lock();
-        if !control.traced {
+        let mut inner = self.inner.lock();
+        if !inner.traced {
             return None;
         }
-        control.unanswered = false;
-        if !self.may_deliver(&control) {
+        inner.unanswered = false;
+        if !self.may_deliver(&inner) {
             return None;
         }
-        control.delivered = Some(KillOutcome::Trace);
-        control
-            .request
-            .as_ref()
-            .map(|request| request.cause.clone())
+        inner.delivered = Some(KillOutcome::Trace);
+        inner.request.as_ref().map(|request| request.cause.clone())
     }
 
     /// Is the host to trace the body?
     pub fn is_traced(&self) -> bool {
-        self.control.lock().traced
+        self.inner.lock().traced
     }
 
     // ------------------------------------------------------------------ masks
@@ -446,10 +443,10 @@ impl Task {
     /// taken back. Close it with [`Task::unmask`].
     pub fn mask(&self, until: Time) -> MaskNumber {
         let number = {
-            let mut control = self.control.lock();
-            control.masks_made += 1;
-            let number = MaskNumber(control.masks_made);
-            control.masks.push(Mask::Until(until, number));
+            let mut inner = self.inner.lock();
+            inner.masks_made += 1;
+            let number = MaskNumber(inner.masks_made);
+            inner.masks.push(Mask::Until(until, number));
             number
         };
         self.retract_behind_mask();
@@ -458,7 +455,7 @@ impl Task {
 
     /// Hold kills off until the zone's end. Close it with [`Task::unmask_zone`].
     pub(crate) fn mask_zone(&self, zone: &NodeRef) {
-        self.control.lock().masks.push(Mask::Zone(zone.clone()));
+        self.inner.lock().masks.push(Mask::Zone(zone.clone()));
         self.retract_behind_mask();
     }
 
@@ -473,7 +470,7 @@ impl Task {
     /// Take back what was posted and not yet raised, for the body is masked from now on, or is
     /// about to raise `Killed` by itself: one kill is not to strike twice.
     pub(crate) fn retract(&self) {
-        let posted = self.control.lock().withdraw_posted();
+        let posted = self.inner.lock().withdraw_posted();
         block::retract_all(posted);
     }
 
@@ -489,23 +486,23 @@ impl Task {
 
     fn close_mask(&self, is_it: impl Fn(&Mask) -> bool) {
         let closed = {
-            let mut control = self.control.lock();
-            let at = control.masks.iter().rposition(is_it);
-            at.map(|at| control.close_mask(at))
+            let mut inner = self.inner.lock();
+            let at = inner.masks.iter().rposition(is_it);
+            at.map(|at| inner.close_mask(at))
         };
         drop(closed); // unlocked: a zone's node may be the last of it
     }
 
-    fn may_deliver(&self, control: &Control) -> bool {
-        control.due(&self.ledger) == Some(Target::Body)
+    fn may_deliver(&self, inner: &TaskInner) -> bool {
+        inner.due(&self.ledger) == Some(Target::Body)
     }
 
     // ------------------------------------------------------------------ the killer's side
 
     /// Until when a kill on its way is held off, at most; the past if it is not.
     pub(crate) fn held_off_until(&self) -> Time {
-        let control = self.control.lock();
-        let Some(request) = &control.request else {
+        let inner = self.inner.lock();
+        let Some(request) = &inner.request else {
             return Time::from_nanos(0);
         };
         let locks = if self.ledger.len() == 0 {
@@ -513,7 +510,7 @@ impl Task {
         } else {
             request.lock_grace_until
         };
-        control
+        inner
             .masks
             .iter()
             .map(|mask| mask.end(request))
@@ -522,17 +519,17 @@ impl Task {
 
     /// Order the kill: from now on the body's desist waits raise. False: nothing to kill.
     pub(crate) fn request_kill(&self, cause: &Cause, lock_grace_until: Time) -> bool {
-        let mut control = self.control.lock();
-        if !matches!(control.phase, Phase::Launched | Phase::Running) {
+        let mut inner = self.inner.lock();
+        if !matches!(inner.phase, Phase::Launched | Phase::Running) {
             return false;
         }
         // A second killer may only press on: the first cause stays.
-        match &mut control.request {
+        match &mut inner.request {
             Some(request) => {
                 request.lock_grace_until = request.lock_grace_until.min(lock_grace_until);
             }
             None => {
-                control.request = Some(KillRequest {
+                inner.request = Some(KillRequest {
                     cause: cause.clone(),
                     lock_grace_until,
                 });
@@ -546,9 +543,9 @@ impl Task {
     /// off holds it back. For waits that are not ours, as long as it is kept.
     pub fn on_delivery(&self) -> Arc<CancelSource> {
         let source = Arc::new(CancelSource::new());
-        let mut control = self.control.lock();
-        control.hooks.retain(|hook| hook.strong_count() > 0);
-        control.hooks.push(Arc::downgrade(&source));
+        let mut inner = self.inner.lock();
+        inner.hooks.retain(|hook| hook.strong_count() > 0);
+        inner.hooks.push(Arc::downgrade(&source));
         source
     }
 
@@ -556,19 +553,19 @@ impl Task {
     /// ways of its own.
     pub(crate) fn deliver_at_wait(&self) {
         let (waiter, hooks, cause) = {
-            let mut control = self.control.lock();
-            let due = control.due(&self.ledger);
-            let waiter = control.waiter.clone().zip(due);
+            let mut inner = self.inner.lock();
+            let due = inner.due(&self.ledger);
+            let waiter = inner.waiter.clone().zip(due);
             let settled = waiter.filter(|(waiter, _)| waiter.settle(WaitOutcome::Killed));
             if let Some((_, target)) = &settled {
-                control.note_delivery_at_wait(*target);
+                inner.note_delivery_at_wait(*target);
             }
             let hooks = if matches!(due, Some(Target::Body | Target::Injected)) {
-                std::mem::take(&mut control.hooks)
+                std::mem::take(&mut inner.hooks)
             } else {
                 Vec::new()
             };
-            let cause = due.and_then(|target| control.cause(target));
+            let cause = due.and_then(|target| inner.cause(target));
             (settled.map(|(waiter, _)| waiter), hooks, cause)
         };
         if let Some(waiter) = waiter {
@@ -584,21 +581,21 @@ impl Task {
     /// Its body runs, under a host that can strike it.
     #[cfg(feature = "python")]
     pub(crate) fn has_interrupter(&self) -> bool {
-        self.control.lock().interrupter.is_some()
+        self.inner.lock().interrupter.is_some()
     }
 
     /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
     /// such force.
     pub(crate) fn deliver_async(&self) -> bool {
-        let again = |control: &Control| {
+        let again = |inner: &TaskInner| {
             let again = |last| Time::now() - last >= RESEND_AFTER;
-            control.last_delivery.is_none_or(again)
+            inner.last_delivery.is_none_or(again)
         };
         let interrupter = {
-            let control = self.control.lock();
-            match (&control.interrupter, control.phase) {
+            let inner = self.inner.lock();
+            match (&inner.interrupter, inner.phase) {
                 // Whoever waits for a safe moment keeps the body from running.
-                (Some(_), _) if !again(&control) => return true,
+                (Some(_), _) if !again(&inner) => return true,
                 (Some(interrupter), _) => interrupter.clone(),
                 (None, Phase::Launched) => return true, // it will come
                 (None, _) => return false,
@@ -606,10 +603,10 @@ impl Task {
         };
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
-                let mut control = self.control.lock();
-                if again(&control) && self.may_deliver(&control) {
-                    control.post(&*interrupter);
-                    control.last_delivery = Some(Time::now());
+                let mut inner = self.inner.lock();
+                if again(&inner) && self.may_deliver(&inner) {
+                    inner.post(&*interrupter);
+                    inner.last_delivery = Some(Time::now());
                 }
             });
         });
@@ -619,15 +616,15 @@ impl Task {
     /// Have every step of the body struck, wherever it may be struck. False: it has no such force.
     pub(crate) fn deliver_by_trace(self: &Arc<Self>) -> bool {
         let interrupter = {
-            let mut control = self.control.lock();
-            let interrupter = match (&control.interrupter, control.phase) {
+            let mut inner = self.inner.lock();
+            let interrupter = match (&inner.interrupter, inner.phase) {
                 (Some(interrupter), _) => interrupter.clone(),
                 (None, Phase::Launched) => return true, // it will come
                 (None, _) => return false,
             };
-            if !control.traced {
-                control.traced = true;
-                control.unanswered = true;
+            if !inner.traced {
+                inner.traced = true;
+                inner.unanswered = true;
             }
             interrupter
         };
@@ -635,7 +632,7 @@ impl Task {
             interrupter.with_host_lock(&mut || {
                 interrupter.trace(self);
                 // Its end may have come first, and did not see what was to be ended.
-                if self.control.lock().phase != Phase::Running {
+                if self.inner.lock().phase != Phase::Running {
                     interrupter.end_trace(self);
                 }
             });
@@ -646,9 +643,9 @@ impl Task {
     /// For a host that can begin to trace on the body's own thread only: bring it to
     /// [`Task::arrived`] there, if it may be struck.
     pub fn post_to_trace(&self, interrupter: &dyn Interrupter) {
-        let mut control = self.control.lock();
-        if !control.posted && self.may_deliver(&control) {
-            control.post(interrupter);
+        let mut inner = self.inner.lock();
+        if !inner.posted && self.may_deliver(&inner) {
+            inner.post(interrupter);
         }
     }
 
@@ -656,13 +653,13 @@ impl Task {
     /// came to its end in time.
     pub(crate) fn abandon(&self, kill: KillInfo) -> bool {
         let traced = {
-            let mut control = self.control.lock();
-            if control.phase != Phase::Running {
+            let mut inner = self.inner.lock();
+            if inner.phase != Phase::Running {
                 return false;
             }
-            control.phase = Phase::Abandoned;
-            let traced = std::mem::take(&mut control.traced);
-            control.interrupter.clone().filter(|_| traced)
+            inner.phase = Phase::Abandoned;
+            let traced = std::mem::take(&mut inner.traced);
+            inner.interrupter.clone().filter(|_| traced)
         };
         if let Some(interrupter) = traced {
             fork::outside(|| interrupter.with_host_lock(&mut || interrupter.end_trace(self)));
@@ -676,16 +673,16 @@ impl Task {
     /// body, or is just about to, or a block of it in which that was taken.
     #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(crate) fn kill_info(&self, number: Option<u64>, stack: Option<Stack>) -> Option<KillInfo> {
-        let control = self.control.lock();
-        let request = control.request.as_ref();
-        match request.filter(|_| control.delivered.is_some() || control.posted) {
+        let inner = self.inner.lock();
+        let request = inner.request.as_ref();
+        match request.filter(|_| inner.delivered.is_some() || inner.posted) {
             Some(request) => Some(self.kill_info_of(request.cause.clone(), stack)),
-            None => self.kill_info_in_block(&control, number, stack),
+            None => self.kill_info_in_block(&inner, number, stack),
         }
     }
 
     pub(crate) fn delivered(&self) -> Option<KillOutcome> {
-        self.control.lock().delivered
+        self.inner.lock().delivered
     }
 }
 
@@ -696,13 +693,13 @@ impl Task {
     /// delivered now.
     pub(crate) fn open(&self, interrupter: Option<Arc<dyn Interrupter>>) {
         let injected = {
-            let mut control = self.control.lock();
-            if control.phase != Phase::Launched {
+            let mut inner = self.inner.lock();
+            if inner.phase != Phase::Launched {
                 UNFINISHED.fetch_add(1, Ordering::Relaxed);
             }
-            control.phase = Phase::Running;
-            control.interrupter = interrupter;
-            control.injection.is_some()
+            inner.phase = Phase::Running;
+            inner.interrupter = interrupter;
+            inner.injection.is_some()
         };
         if injected {
             self.deliver_injected();
@@ -714,14 +711,14 @@ impl Task {
     /// posted before it, and withdrawn here, or finds the task closed.
     pub(crate) fn shut(&self) {
         let (blocks, posted, traced) = {
-            let mut control = self.control.lock();
-            if control.phase == Phase::Running {
-                control.phase = Phase::Closed;
+            let mut inner = self.inner.lock();
+            if inner.phase == Phase::Running {
+                inner.phase = Phase::Closed;
             }
-            let posted = control.withdraw_posted();
-            let traced = std::mem::take(&mut control.traced);
-            let interrupter = control.interrupter.take().filter(|_| traced);
-            (std::mem::take(&mut control.blocks), posted, interrupter)
+            let posted = inner.withdraw_posted();
+            let traced = std::mem::take(&mut inner.traced);
+            let interrupter = inner.interrupter.take().filter(|_| traced);
+            (std::mem::take(&mut inner.blocks), posted, interrupter)
         };
         drop(blocks); // unlocked: a node may be the last of it
         block::retract_all(posted);
@@ -732,12 +729,9 @@ impl Task {
 
     /// After [`Task::shut`]: was it abandoned before, and why was it to be killed, if it was?
     pub(crate) fn fate(&self) -> (bool, Option<Cause>) {
-        let control = self.control.lock();
-        let cause = control
-            .request
-            .as_ref()
-            .map(|request| request.cause.clone());
-        (control.phase == Phase::Abandoned, cause)
+        let inner = self.inner.lock();
+        let cause = inner.request.as_ref().map(|request| request.cause.clone());
+        (inner.phase == Phase::Abandoned, cause)
     }
 
     /// The last step of a body that [`Task::open`] has begun: it is not unfinished any more.
@@ -747,7 +741,7 @@ impl Task {
     }
 }
 
-impl Control {
+impl TaskInner {
     fn close_mask(&mut self, at: usize) -> Mask {
         self.blocks
             .iter_mut()

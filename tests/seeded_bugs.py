@@ -752,8 +752,8 @@ BUGS = (
         "task.rs",
         "task",
         (
-            "control.due(&self.ledger) { // No need to wake",
-            "control.due(&self.ledger).filter(|_| control.posted) { // No need to wake",
+            "inner.due(&self.ledger) { // No need to wake",
+            "inner.due(&self.ledger).filter(|_| inner.posted) { // No need to wake",
         ),
     ),
     bug(
@@ -761,8 +761,8 @@ BUGS = (
         "task.rs",
         "task",
         (
-            "if control.phase != Phase::Running { return false; } control.phase = Phase::Abandoned;",
-            "control.phase = Phase::Abandoned;",
+            "if inner.phase != Phase::Running { return false; } inner.phase = Phase::Abandoned;",
+            "inner.phase = Phase::Abandoned;",
         ),
     ),
     bug(

@@ -18,7 +18,7 @@ use std::time::Duration;
 #[cfg(any(feature = "python", test))]
 pub(crate) use forced::Left;
 
-use super::{Control, Interrupter, KillRequest, Phase, Task};
+use super::{Interrupter, KillRequest, Phase, Task, TaskInner};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
@@ -75,7 +75,7 @@ pub(super) enum Target {
     Block(usize),
 }
 
-impl Control {
+impl TaskInner {
     /// For whom a kill may strike now.
     pub(super) fn due(&self, ledger: &Ledger) -> Option<Target> {
         if self.phase != Phase::Running {
@@ -151,7 +151,7 @@ impl Control {
         block.cause()
     }
 
-    /// At a wait, as [`Control::note_delivery_at_wait`]: the first time, clean-up code gets its time.
+    /// At a wait, as [`TaskInner::note_delivery_at_wait`]: the first time, clean-up code gets its time.
     pub(super) fn note_block_delivery_at_wait(&mut self, index: usize) {
         if let Some(block) = self
             .blocks
@@ -176,11 +176,11 @@ impl Task {
     /// The process was forked in the middle of the blocks: nothing strikes them any more.
     pub(crate) fn forget_blocks(&self) {
         let (closed, posted) = {
-            let mut control = self.control.lock();
-            let posted = control.withdraw_posted_blocks(0);
-            let requested = control.request.is_some();
+            let mut inner = self.inner.lock();
+            let posted = inner.withdraw_posted_blocks(0);
+            let requested = inner.request.is_some();
             self.requested.store(requested, Ordering::Release);
-            (std::mem::take(&mut control.blocks), posted)
+            (std::mem::take(&mut inner.blocks), posted)
         };
         drop(closed);
         retract_all(posted);

@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::{Control, KillRequest, Phase, Target, Task};
+use super::{KillRequest, Phase, Target, Task, TaskInner};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::fork;
@@ -26,7 +26,7 @@ pub(super) struct Injection {
     raised: bool,
 }
 
-impl Control {
+impl TaskInner {
     /// It is raised at a wait; [`Task::take_injected`] says what it is. Returns a cause.
     pub(super) fn raise_injected(&mut self) -> Option<Cause> {
         let injection = self.injection.as_mut()?;
@@ -51,11 +51,11 @@ impl Task {
     pub fn inject(&self, what: Injected) -> bool {
         let cause = Cause::now(CauseKind::Explicit, None, None); // unlocked: it asks the host
         let former = {
-            let mut control = self.control.lock();
-            if !matches!(control.phase, Phase::Launched | Phase::Running) {
+            let mut inner = self.inner.lock();
+            if !matches!(inner.phase, Phase::Launched | Phase::Running) {
                 return false;
             }
-            let former = control.injection.replace(Injection {
+            let former = inner.injection.replace(Injection {
                 what,
                 request: Some(KillRequest {
                     cause,
@@ -64,7 +64,7 @@ impl Task {
                 posted: false,
                 raised: false,
             });
-            self.note_requests(&control);
+            self.note_requests(&inner);
             former
         };
         drop(former); // unlocked: it is the host's
@@ -75,17 +75,17 @@ impl Task {
 
     /// Post it, if it may be raised now, and no wait is about to.
     pub(super) fn deliver_injected(&self) {
-        let Some(interrupter) = self.control.lock().interrupter.clone() else {
+        let Some(interrupter) = self.inner.lock().interrupter.clone() else {
             return; // before the body begins, which does it again
         };
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
-                let mut control = self.control.lock();
-                if control.due(&self.ledger) != Some(Target::Injected) {
+                let mut inner = self.inner.lock();
+                if inner.due(&self.ledger) != Some(Target::Injected) {
                     return;
                 }
                 let waiting = |injection: &&mut Injection| !injection.posted && !injection.raised;
-                if let Some(injection) = control.injection.as_mut().filter(waiting) {
+                if let Some(injection) = inner.injection.as_mut().filter(waiting) {
                     interrupter.post();
                     injection.posted = true;
                 }
@@ -99,12 +99,12 @@ impl Task {
             return None;
         }
         let (injection, posted) = {
-            let mut control = self.control.lock();
-            let injection = control.injection.take_if(|injection| injection.raised)?;
-            self.note_requests(&control);
+            let mut inner = self.inner.lock();
+            let injection = inner.injection.take_if(|injection| injection.raised)?;
+            self.note_requests(&inner);
             // Posted between the wait's end and now. A kill in the same slot is to stay there.
-            let posted = injection.posted && !control.posted;
-            (injection, control.interrupter.clone().filter(|_| posted))
+            let posted = injection.posted && !inner.posted;
+            (injection, inner.interrupter.clone().filter(|_| posted))
         };
         if let Some(interrupter) = posted {
             fork::outside(|| interrupter.retract());

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::policy::KillOutcome;
-use super::{Control, Mask, Phase, Task};
+use super::{Mask, Phase, Task, TaskInner};
 use crate::cause::Cause;
 use crate::clock::Time;
 
@@ -22,21 +22,21 @@ pub trait RemoteBody: Send + Sync {
 impl Task {
     /// Its body will run elsewhere. To be said before it begins.
     pub fn run_remotely(&self, remote: Arc<dyn RemoteBody>) {
-        self.control.lock().remote = Some(remote);
+        self.inner.lock().remote = Some(remote);
     }
 
     pub(crate) fn is_remote(&self) -> bool {
-        self.control.lock().remote.is_some()
+        self.inner.lock().remote.is_some()
     }
 
     /// Strike it over there. Returns until when that is held off; the past if it is not.
     pub(crate) fn signal_process(&self, rung: KillOutcome) -> Time {
-        let control = self.control.lock();
-        let held_off_until = control.masked_until();
+        let inner = self.inner.lock();
+        let held_off_until = inner.masked_until();
         // What is softer is held off over there.
         let now = rung != KillOutcome::Sigkill || held_off_until <= Time::now();
-        if now && control.phase == Phase::Running {
-            if let Some(remote) = &control.remote {
+        if now && inner.phase == Phase::Running {
+            if let Some(remote) = &inner.remote {
                 remote.signal(self.id, rung);
             }
         }
@@ -51,12 +51,12 @@ impl Task {
         }
         self.node().cancel(cause.clone());
         self.deliver_at_wait();
-        let waits = self.control.lock().waiter.is_some();
+        let waits = self.inner.lock().waiter.is_some();
         (!waits).then(|| self.kill_due()).flatten()
     }
 }
 
-impl Control {
+impl TaskInner {
     fn masked_until(&self) -> Time {
         let ends = self.masks.iter().map(|mask| match mask {
             Mask::Until(end, _) => *end,

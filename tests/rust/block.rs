@@ -73,7 +73,7 @@ fn open_until(deadline: Time, kill_after: Duration) -> Open {
     let slot = Arc::new(Slot::default());
     let (node, watch) = scope::enter_forced(deadline, None, None, kill_after, slot.clone());
     let task = scope::current_task().unwrap();
-    let id = task.control.lock().blocks.last().unwrap().id;
+    let id = task.inner.lock().blocks.last().unwrap().id;
     Open {
         node,
         task,

@@ -11,7 +11,7 @@ use crate::fork;
 use crate::ledger::Ledger;
 use crate::stack::Stack;
 use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
-use crate::task::{Control, Interrupter, KillInfo, KillRequest, Phase, RESEND_AFTER, Task};
+use crate::task::{Interrupter, KillInfo, KillRequest, Phase, RESEND_AFTER, Task, TaskInner};
 use crate::token::tree::NodeRef;
 
 /// So long a block may swallow `Killed` before its every step is struck: as the ladder's default.
@@ -35,7 +35,7 @@ impl Block {
     }
 }
 
-impl Control {
+impl TaskInner {
     fn find(&self, id: u64) -> Option<usize> {
         self.blocks.iter().position(|block| block.id == id)
     }
@@ -57,7 +57,7 @@ impl Task {
         let mut task = Task::bare(name, None);
         task.ledger = ledger;
         task.of_thread = true;
-        task.control.lock().phase = Phase::Running;
+        task.inner.lock().phase = Phase::Running;
         Arc::new(task)
     }
 
@@ -76,9 +76,9 @@ impl Task {
     ) -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut control = self.control.lock();
-        let masks = control.masks.len();
-        control.blocks.push(Block {
+        let mut inner = self.inner.lock();
+        let masks = inner.masks.len();
+        inner.blocks.push(Block {
             id,
             node: node.clone(),
             kill_after,
@@ -98,18 +98,18 @@ impl Task {
     /// it, and what was posted and not yet raised is taken back.
     pub(crate) fn close_block(&self, id: u64) -> Left {
         let (left, closed, posted) = {
-            let mut control = self.control.lock();
-            let Some(index) = control.find(id) else {
+            let mut inner = self.inner.lock();
+            let Some(index) = inner.find(id) else {
                 return Left::default();
             };
-            let wider = match control.due(&self.ledger) {
+            let wider = match inner.due(&self.ledger) {
                 Some(Target::Body | Target::Injected) => true,
                 Some(Target::Block(outer)) => outer < index,
                 None => false,
             };
-            let posted = control.withdraw_posted_blocks(index);
-            let closed = control.blocks.split_off(index);
-            self.note_requests(&control);
+            let posted = inner.withdraw_posted_blocks(index);
+            let closed = inner.blocks.split_off(index);
+            self.note_requests(&inner);
             let left = Left {
                 absorbs: closed[0].request.is_some() && !wider,
                 killed: closed[0]
@@ -126,15 +126,15 @@ impl Task {
     /// Number of the open block with this index.
     #[cfg(any(feature = "python", all(test, loom)))]
     pub(crate) fn open_block_at(&self, index: usize) -> Option<u64> {
-        self.control.lock().blocks.get(index).map(|block| block.id)
+        self.inner.lock().blocks.get(index).map(|block| block.id)
     }
 
     /// Let the block's deadline be now.
     #[cfg(any(feature = "python", all(test, loom)))]
     pub(crate) fn expire_block(&self, id: u64, now: Time) {
         let node = {
-            let control = self.control.lock();
-            let block = control.find(id).map(|index| &control.blocks[index]);
+            let inner = self.inner.lock();
+            let block = inner.find(id).map(|index| &inner.blocks[index]);
             block.map(|block| block.node.clone())
         };
         if let Some(node) = node {
@@ -144,16 +144,16 @@ impl Task {
 
     /// When force in the block begins, if it is open and has not been left by then.
     pub(crate) fn block_due(&self, id: u64) -> Option<Time> {
-        let control = self.control.lock();
-        let at = control.blocks[control.find(id)?].due();
+        let inner = self.inner.lock();
+        let at = inner.blocks[inner.find(id)?].due();
         (!at.is_never()).then_some(at)
     }
 
     /// Force the thread out of the block, if it is time to. Returns when to do it again.
     pub(crate) fn interrupt_block(&self, id: u64) -> Option<Time> {
         let node = {
-            let control = self.control.lock();
-            control.blocks[control.find(id)?].node.clone()
+            let inner = self.inner.lock();
+            inner.blocks[inner.find(id)?].node.clone()
         };
         // A deadline that nobody has noticed; unlocked, for it wakes whom it concerns.
         let now = Time::now();
@@ -167,9 +167,9 @@ impl Task {
         self.request_block_kill(id, &cause, now + StopPolicy::default().defer);
         self.deliver_at_wait();
         self.deliver_async_to_block(id);
-        let mut control = self.control.lock();
-        let index = control.find(id)?;
-        let block = &mut control.blocks[index];
+        let mut inner = self.inner.lock();
+        let index = inner.find(id)?;
+        let block = &mut inner.blocks[index];
         let pause = block.pause;
         block.pause = (pause * 2).min(LONGEST_PAUSE);
         Some(Time::now() + pause)
@@ -177,9 +177,9 @@ impl Task {
 
     /// Order the kill of a block, as [`Task::request_kill`] does for the body. The first cause stays.
     pub(crate) fn request_block_kill(&self, id: u64, cause: &Cause, lock_grace_until: Time) {
-        let mut control = self.control.lock();
-        if let Some(index) = control.find(id) {
-            control.blocks[index]
+        let mut inner = self.inner.lock();
+        if let Some(index) = inner.find(id) {
+            inner.blocks[index]
                 .request
                 .get_or_insert_with(|| KillRequest {
                     cause: cause.clone(),
@@ -192,11 +192,11 @@ impl Task {
     /// Strike the block by force, if it may be struck now, and not again too soon.
     pub(crate) fn deliver_async_to_block(&self, id: u64) {
         let (interrupter, is_swallowing) = {
-            let control = self.control.lock();
-            let Some(index) = control.find(id) else {
+            let inner = self.inner.lock();
+            let Some(index) = inner.find(id) else {
                 return;
             };
-            let block = &control.blocks[index];
+            let block = &inner.blocks[index];
             (block.interrupter.clone(), block.is_swallowing())
         };
         if is_swallowing {
@@ -204,12 +204,12 @@ impl Task {
         }
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
-                let mut control = self.control.lock();
-                let Some(Target::Block(index)) = control.due(&self.ledger) else {
+                let mut inner = self.inner.lock();
+                let Some(Target::Block(index)) = inner.due(&self.ledger) else {
                     return;
                 };
                 let now = Time::now();
-                let block = &mut control.blocks[index];
+                let block = &mut inner.blocks[index];
                 let again = block
                     .last_delivery
                     .is_none_or(|last| now - last >= RESEND_AFTER);
@@ -221,7 +221,7 @@ impl Task {
             });
         });
         // What the host prepares outside of the lock may have come too late.
-        let gone = self.control.lock().find(id).is_none();
+        let gone = self.inner.lock().find(id).is_none();
         if gone {
             fork::outside(|| interrupter.retract());
         }
@@ -235,23 +235,23 @@ impl Task {
             return None;
         }
         let (index, interrupter) = {
-            let control = self.control.lock();
-            let Some(Target::Block(index)) = control.due(&self.ledger) else {
+            let inner = self.inner.lock();
+            let Some(Target::Block(index)) = inner.due(&self.ledger) else {
                 return None;
             };
-            let block = &control.blocks[index];
+            let block = &inner.blocks[index];
             (index, block.posted.then(|| block.interrupter.clone())?)
         };
         if !interrupter.may_deliver_at(place) {
             return None;
         }
         // Since then only this thread could have left the block, or opened a mask.
-        let mut control = self.control.lock();
-        let cause = control.deliver_to_block(index);
-        let block = &mut control.blocks[index];
+        let mut inner = self.inner.lock();
+        let cause = inner.deliver_to_block(index);
+        let block = &mut inner.blocks[index];
         block.posted = block.is_swallowing();
         if !block.posted {
-            drop(control);
+            drop(inner);
             interrupter.retract();
         }
         cause
@@ -262,13 +262,13 @@ impl Task {
     #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(in crate::task) fn kill_info_in_block(
         &self,
-        control: &Control,
+        inner: &TaskInner,
         number: Option<u64>,
         stack: Option<Stack>,
     ) -> Option<KillInfo> {
         let number = number?;
         let around = |block: &&Block| block.first_delivery.is_some() && block.recorded <= number;
-        let cause = control.blocks.iter().find(around)?.cause()?;
+        let cause = inner.blocks.iter().find(around)?.cause()?;
         Some(self.kill_info_of(cause, stack))
     }
 
