@@ -140,7 +140,7 @@ impl Kill {
             return Err(KillError::Itself);
         }
         let is_over = match task.progress() {
-            Progress::Fresh => return Err(KillError::NotStarted),
+            Progress::Pending => return Err(KillError::NotStarted),
             Progress::Over | Progress::Abandoned => task.over().is_set() || task.is_left_behind(),
             _ => false,
         };

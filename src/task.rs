@@ -137,7 +137,7 @@ struct TaskInner {
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     #[default]
-    Fresh,
+    New,
     /// Its thread is on its way to the boundary.
     Launched,
     Running,
@@ -218,7 +218,7 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Nothing has been done with it.
-    Fresh,
+    Pending,
     /// Its body is about to begin.
     Launched,
     /// Its body runs.
@@ -284,7 +284,7 @@ impl Task {
     /// Where it is in its life.
     pub fn progress(&self) -> Progress {
         match self.inner.lock().phase {
-            Phase::Fresh => Progress::Fresh,
+            Phase::New => Progress::Pending,
             Phase::Launched | Phase::Running if self.is_left_behind() => Progress::Abandoned,
             Phase::Launched => Progress::Launched,
             Phase::Running if self.node().is_cancelled() => Progress::Cancelling,
@@ -303,7 +303,7 @@ impl Task {
     /// False: that is so already, or it has begun.
     pub fn launch(&self) -> bool {
         let mut inner = self.inner.lock();
-        let first = inner.phase == Phase::Fresh;
+        let first = inner.phase == Phase::New;
         if first {
             inner.phase = Phase::Launched;
             UNFINISHED.fetch_add(1, Ordering::Relaxed);
@@ -313,10 +313,10 @@ impl Task {
 
     /// It was not started after all.
     #[cfg(feature = "python")]
-    pub(crate) fn recall(&self) {
+    pub(crate) fn unlaunch(&self) {
         let mut inner = self.inner.lock();
         if inner.phase == Phase::Launched {
-            inner.phase = Phase::Fresh;
+            inner.phase = Phase::New;
             UNFINISHED.fetch_sub(1, Ordering::Relaxed);
         }
     }

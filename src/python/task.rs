@@ -157,7 +157,7 @@ impl Task {
 
     /// Its thread could not be started.
     fn recall(&self, py: Python<'_>) {
-        self.core.recall();
+        self.core.unlaunch();
         let enrolment = self.enrolment.lock().take();
         detached(py, || drop(enrolment));
     }
@@ -176,7 +176,7 @@ impl Task {
         body: &Bound<'_, PyAny>,
         settle: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        if !matches!(self.core.progress(), Progress::Fresh | Progress::Launched) {
+        if !matches!(self.core.progress(), Progress::Pending | Progress::Launched) {
             return Err(PyRuntimeError::new_err(
                 "this task has run; make a new one for each run",
             ));
@@ -216,7 +216,7 @@ impl Task {
     fn state(&self) -> TaskState {
         let ended = self.ended.load(Ordering::Acquire);
         match self.core.progress() {
-            Progress::Fresh | Progress::Launched => TaskState::Pending,
+            Progress::Pending | Progress::Launched => TaskState::Pending,
             Progress::Abandoned => TaskState::Abandoned,
             Progress::Running => TaskState::Running,
             Progress::Over if ended == Ended::Done as u8 => TaskState::Done,

@@ -130,7 +130,7 @@ fn a_body_that_swallows_every_cancel_is_killed_at_its_next_checkpoint() {
             }
         })
     });
-    while task.progress() == Progress::Fresh {
+    while task.progress() == Progress::Pending {
         thread::yield_now();
     }
     let report = kill_with(

@@ -550,7 +550,7 @@ impl Crew {
                 place.map(|place| state.children.swap_remove(place))
             };
             drop(child);
-            core.recall();
+            core.unlaunch();
         }
         Err(failure)
     }
