@@ -59,7 +59,7 @@ use crossbeam_channel::{
 };
 
 use crate::clock::Time;
-use crate::error::{MayStop, Stop};
+use crate::error::{AsStop, Stop};
 use crate::token::{CancelSource, CancelToken, Registration};
 use crate::{fork, host, park, scope, wait};
 
@@ -162,7 +162,7 @@ pub fn recv<T>(from: &Receiver<T>, until: Time) -> Result<T, RecvError> {
         }
     };
     if received.is_ok() {
-        scope::hold_off_kill();
+        scope::defer_pending_kill();
     }
     received
 }
@@ -190,7 +190,7 @@ pub fn send<T>(to: &Sender<T>, message: T, until: Time) -> Result<(), SendError<
         Err(TrySendError::Full(message)) => wait_and_send(to, message, until),
     };
     if sent.is_ok() {
-        scope::hold_off_kill();
+        scope::defer_pending_kill();
     }
     sent
 }
@@ -301,7 +301,7 @@ impl From<Stop> for RecvError {
     }
 }
 
-impl MayStop for RecvError {
+impl AsStop for RecvError {
     fn stop(&self) -> Option<&Stop> {
         match self {
             RecvError::Stopped(stop) => Some(stop),
@@ -310,7 +310,7 @@ impl MayStop for RecvError {
     }
 }
 
-impl<T> MayStop for SendError<T> {
+impl<T> AsStop for SendError<T> {
     fn stop(&self) -> Option<&Stop> {
         match self {
             SendError::Stopped(stop, _) => Some(stop),

@@ -31,23 +31,23 @@ pub(crate) fn watched() -> usize {
 
 /// One open block, watched until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct BlockWatch {
     task: Weak<Task>,
     block: u64,
 }
 
-impl Watch {
-    pub(crate) fn begin(task: &Arc<Task>, block: u64) -> Watch {
-        let watch = Watch {
+impl BlockWatch {
+    pub(crate) fn begin(task: &Arc<Task>, block: u64) -> BlockWatch {
+        let watch = BlockWatch {
             task: Arc::downgrade(task),
             block,
         };
-        watch.look_again();
+        watch.refresh();
         watch
     }
 
     /// The block was cancelled, or its deadline was moved.
-    pub(crate) fn look_again(&self) {
+    pub(crate) fn refresh(&self) {
         let due = self
             .task
             .upgrade()
@@ -60,7 +60,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for BlockWatch {
     fn drop(&mut self) {
         ENFORCER.peek(|watched| watched.remove(self.block));
     }

@@ -32,12 +32,12 @@ impl std::error::Error for Stop {}
 /// An error type in which a [`Stop`] can travel up to the scope that absorbs it.
 ///
 /// Implement it for your own error enum to use `?` on desist's waits inside scopes.
-pub trait MayStop {
+pub trait AsStop {
     /// The stop inside, if this error is one.
     fn stop(&self) -> Option<&Stop>;
 }
 
-impl MayStop for Stop {
+impl AsStop for Stop {
     fn stop(&self) -> Option<&Stop> {
         Some(self)
     }

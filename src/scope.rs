@@ -118,15 +118,15 @@ struct Frame {
     /// Unregistered when the frame is dropped, which may wait for one that is running.
     _cutoffs: Vec<Registration>,
     /// Runs if the block's end never does.
-    ward: Option<Arc<dyn Ward>>,
+    abandon_hook: Option<Arc<dyn AbandonHook>>,
 }
 
 /// Clean-up for a block whose end never ran: it ends the threads that the block has started, say.
-pub(crate) trait Ward: Send + Sync {
+pub(crate) trait AbandonHook: Send + Sync {
     /// Called when an enclosing scope or the task has ended before the block's end ran, so that it never
     /// will. What is below the block's scope has been cancelled. On the block's thread, outside a borrow
     /// of the context; may block.
-    fn forsaken(&self);
+    fn on_abandoned(&self);
 }
 
 /// What the calling thread is inside of. The cells are separate, since a ledger is looked up while the
@@ -181,8 +181,12 @@ pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> Node
 /// Open a plain scope whose block has threads or the like to end; the hook does so if the block's end
 /// never runs.
 #[cfg(feature = "python")]
-pub(crate) fn enter_for(ward: Arc<dyn Ward>, deadline: Time, grace: Option<Duration>) -> NodeRef {
-    open(Kind::Plain, deadline, grace, Some(ward))
+pub(crate) fn enter_for(
+    abandon_hook: Arc<dyn AbandonHook>,
+    deadline: Time,
+    grace: Option<Duration>,
+) -> NodeRef {
+    open(Kind::Plain, deadline, grace, Some(abandon_hook))
 }
 
 /// [`enter`], without the mask of a clean-up zone.
@@ -190,7 +194,7 @@ fn open(
     kind: Kind,
     deadline: Time,
     grace: Option<Duration>,
-    ward: Option<Arc<dyn Ward>>,
+    abandon_hook: Option<Arc<dyn AbandonHook>>,
 ) -> NodeRef {
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
@@ -220,7 +224,7 @@ fn open(
             first_seq,
             forced: None,
             _cutoffs: cutoffs,
-            ward,
+            abandon_hook,
         });
         OPEN.with(|open| open.set(true));
         node
@@ -279,11 +283,11 @@ fn unmask(frame: &Frame, context: &Context) {
 /// Close scopes whose ends were skipped (a gap in the host's exception table) or never reached, innermost
 /// first: cancel what is below each, and run its hook. May block. The frames are to be dropped after this,
 /// outside a borrow of the context.
-fn forsake(left: &[Frame]) {
+fn run_abandon_hooks(left: &[Frame]) {
     for frame in left.iter().rev().filter(|frame| frame.kind != Kind::Task) {
         close_unless_private(&frame.node);
-        if let Some(ward) = &frame.ward {
-            ward.forsaken();
+        if let Some(abandon_hook) = &frame.abandon_hook {
+            abandon_hook.on_abandoned();
         }
     }
 }
@@ -345,7 +349,7 @@ pub(crate) fn is_kill_delivered() -> bool {
 /// it is retracted before it can be raised in the code that holds the resource (I24). Costs one load
 /// where no scope is open.
 #[inline]
-pub(crate) fn hold_off_kill() {
+pub(crate) fn defer_pending_kill() {
     if OPEN.with(Cell::get) {
         retract_if_holding();
     }
@@ -496,7 +500,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             first_seq: 0,
             forced: None,
             _cutoffs: Vec::new(),
-            ward: None,
+            abandon_hook: None,
         };
         OPEN.with(|open| open.set(true));
         Outer {
@@ -518,7 +522,7 @@ pub(crate) fn end_task(outer: Outer) {
         context.ledger.replace(outer.ledger);
         context.frames.replace(outer.frames)
     });
-    forsake(&left); // outside the borrow, as what drops them
+    run_abandon_hooks(&left); // outside the borrow, as what drops them
 }
 
 /// In a forked child: blocks that are open on the calling thread are not ended by force any more, since

@@ -141,7 +141,7 @@ impl Kill {
         }
         let is_over = match task.progress() {
             Progress::Pending => return Err(KillError::NotStarted),
-            Progress::Over | Progress::Abandoned => task.over().is_set() || task.is_left_behind(),
+            Progress::Over | Progress::Abandoned => task.over().is_set() || task.is_lost_in_fork(),
             _ => false,
         };
         if !is_over && policy.is_for_process() != task.is_remote() {
@@ -348,7 +348,7 @@ fn retry_rung(
             return Ok(true);
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
-        end = end.max(task.held_off_until() + limit);
+        end = end.max(task.deferred_until() + limit);
     }
     Ok(false)
 }

@@ -24,7 +24,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 #[cfg(any(feature = "python", test))]
-pub(crate) use block::Left;
+pub(crate) use block::BlockExit;
 use block::{Block, Target};
 pub use injected::Injected;
 use injected::Injection;
@@ -285,7 +285,7 @@ impl Task {
     pub fn progress(&self) -> Progress {
         match self.inner.lock().phase {
             Phase::New => Progress::Pending,
-            Phase::Launched | Phase::Running if self.is_left_behind() => Progress::Abandoned,
+            Phase::Launched | Phase::Running if self.is_lost_in_fork() => Progress::Abandoned,
             Phase::Launched => Progress::Launched,
             Phase::Running if self.node().is_cancelled() => Progress::Cancelling,
             Phase::Running => Progress::Running,
@@ -295,7 +295,7 @@ impl Task {
     }
 
     /// Its thread runs in the process that this one was forked from, and not here.
-    pub(crate) fn is_left_behind(&self) -> bool {
+    pub(crate) fn is_lost_in_fork(&self) -> bool {
         self.ledger.is_lost_in_fork()
     }
 
@@ -500,7 +500,7 @@ impl Task {
     // ------------------------------------------------------------------ the killer's side
 
     /// Until when a kill on its way is held off, at most; the past if it is not.
-    pub(crate) fn held_off_until(&self) -> Time {
+    pub(crate) fn deferred_until(&self) -> Time {
         let inner = self.inner.lock();
         let Some(request) = &inner.request else {
             return Time::from_nanos(0);

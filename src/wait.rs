@@ -307,7 +307,7 @@ pub(crate) fn perform_by<O: Op>(
     };
     if done.is_some() {
         // A kill that was posted before the lock was held would be raised inside.
-        scope::hold_off_kill();
+        scope::defer_pending_kill();
     }
     Ok(done)
 }
@@ -330,7 +330,7 @@ where
         None => wait_and_do_first(ops, until, |ops| Ok(waiter_for(ops)?), sleep)?,
     };
     if done.is_some() {
-        scope::hold_off_kill();
+        scope::defer_pending_kill();
     }
     Ok(done)
 }
@@ -410,7 +410,7 @@ pub(crate) fn perform_shielded<O: Op>(op: &mut O) -> Result<O::Output, O::Error>
             break done;
         }
     };
-    scope::hold_off_kill();
+    scope::defer_pending_kill();
     Ok(done)
 }
 

@@ -9,7 +9,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::enforcer::Watch;
+use crate::enforcer::BlockWatch;
 use crate::error::ScopeMisuse;
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
@@ -20,7 +20,7 @@ use crate::python::hard_stop;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::stack;
 use crate::python::token::{CancelToken, cancel_node, timeout_and_deadline};
-use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding, Ward};
+use crate::scope::{self, AbandonHook, Exit, ForcedExit, Kind, Unwinding};
 use crate::task::Interrupter;
 use crate::token::timer;
 use crate::token::tree::NodeRef;
@@ -63,7 +63,7 @@ enum State {
     Open {
         node: NodeRef,
         /// If it can be ended by force.
-        watch: Option<Box<Watch>>,
+        watch: Option<Box<BlockWatch>>,
     },
     Left {
         deadline: Time,
@@ -90,15 +90,15 @@ impl Block {
         }
     }
 
-    fn enter(&self, py: Python<'_>, ward: Option<Arc<dyn Ward>>) -> PyResult<()> {
+    fn enter(&self, py: Python<'_>, abandon_hook: Option<Arc<dyn AbandonHook>>) -> PyResult<()> {
         let mut state = self.state.lock();
         let State::Fresh { limit, cancelled } = &mut *state else {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
         };
-        let node = match ward {
+        let node = match abandon_hook {
             None => scope::enter(self.kind, limit.as_of_now(), self.grace),
-            Some(ward) => scope::enter_for(ward, limit.as_of_now(), self.grace),
+            Some(abandon_hook) => scope::enter_for(abandon_hook, limit.as_of_now(), self.grace),
         };
         if let Some(cause) = cancelled.take() {
             node.cancel(*cause);
@@ -282,18 +282,18 @@ impl Block {
         };
         let first = cancel_node(py, &node, reason, grace);
         if first {
-            self.look_again();
+            self.refresh();
         }
         first
     }
 
     /// Force may begin at another time now.
-    fn look_again(&self) {
+    fn refresh(&self) {
         if let State::Open {
             watch: Some(watch), ..
         } = &*self.state.lock()
         {
-            watch.look_again();
+            watch.refresh();
         }
     }
 
@@ -316,7 +316,7 @@ impl Block {
             State::Left { .. } => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
         };
         timer::set(&node, new);
-        self.look_again();
+        self.refresh();
         Ok(())
     }
 
@@ -395,8 +395,12 @@ impl CancelScope {
     }
 
     /// Enter it; its node.
-    pub(super) fn enter_for(&self, py: Python<'_>, ward: Arc<dyn Ward>) -> PyResult<NodeRef> {
-        self.block.enter(py, Some(ward))?;
+    pub(super) fn enter_for(
+        &self,
+        py: Python<'_>,
+        abandon_hook: Arc<dyn AbandonHook>,
+    ) -> PyResult<NodeRef> {
+        self.block.enter(py, Some(abandon_hook))?;
         self.node()
             .ok_or_else(|| error::misuse(py, ScopeMisuse::NotEntered))
     }

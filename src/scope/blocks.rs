@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::{Exit, Kind, close_unless_private, enter, exit};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use crate::error::{DeadlineExceeded, MayStop, Stop};
+use crate::error::{AsStop, DeadlineExceeded, Stop};
 use crate::token::CancelToken;
 use crate::token::timer;
 use crate::token::tree::NodeRef;
@@ -84,7 +84,7 @@ impl Drop for Leave {
 
 /// Enters a scope, runs the block and leaves the scope. The block's result is returned beside the verdict,
 /// which the callers translate as the table says.
-fn run<T, E: MayStop>(
+fn run<T, E: AsStop>(
     kind: Kind,
     deadline: Time,
     block: impl FnOnce(&Scope) -> Result<T, E>,
@@ -121,7 +121,7 @@ pub fn cancel_scope<T, E>(
     block: impl FnOnce(&Scope) -> Result<T, E>,
 ) -> Result<Option<T>, E>
 where
-    E: MayStop + From<DeadlineExceeded>,
+    E: AsStop + From<DeadlineExceeded>,
 {
     match run(Kind::Plain, Time::after(timeout), block) {
         (_, Exit::Absorbed(cause)) if cause.kind == CauseKind::Deadline => {
@@ -142,7 +142,7 @@ where
 ///
 /// # Panics
 /// With the block's panic, after the scope has been left.
-pub fn move_on_after<T, E: MayStop>(
+pub fn move_on_after<T, E: AsStop>(
     timeout: Duration,
     block: impl FnOnce(&Scope) -> Result<T, E>,
 ) -> Result<Option<T>, E> {
@@ -164,7 +164,7 @@ pub fn move_on_after<T, E: MayStop>(
 /// With the block's panic, after the scope has been left.
 pub fn fail_after<T, E>(timeout: Duration, block: impl FnOnce() -> Result<T, E>) -> Result<T, E>
 where
-    E: MayStop + From<DeadlineExceeded>,
+    E: AsStop + From<DeadlineExceeded>,
 {
     match run(Kind::Plain, Time::after(timeout), |_| block()) {
         (_, Exit::Absorbed(_)) => Err(DeadlineExceeded.into()),
@@ -183,7 +183,7 @@ where
 ///
 /// # Panics
 /// With the block's panic, after the scope has been left.
-pub fn shield<T, E: MayStop>(
+pub fn shield<T, E: AsStop>(
     bound: Duration,
     block: impl FnOnce() -> Result<T, E>,
 ) -> Result<Option<T>, E> {
@@ -205,7 +205,7 @@ pub fn shield<T, E: MayStop>(
 ///
 /// # Panics
 /// With the block's panic, after the scope has been left.
-pub fn cleanup<T, E: MayStop>(block: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
+pub fn cleanup<T, E: AsStop>(block: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
     match run(Kind::Cleanup, Time::NEVER, |_| block()) {
         (_, Exit::Absorbed(_)) => Ok(None),
         (result, Exit::Pass) => result.map(Some),

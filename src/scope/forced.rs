@@ -29,12 +29,12 @@ use std::time::Duration;
 use super::{CONTEXT, Exit, Kind, OPEN, current_ledger, current_task, exit, open};
 use crate::cause::Cause;
 use crate::clock::Time;
-use crate::enforcer::Watch;
+use crate::enforcer::BlockWatch;
 use crate::error::ScopeMisuse;
 use crate::host;
 use crate::ledger::Termination;
 use crate::stack::Stack;
-use crate::task::{Interrupter, Left, Task};
+use crate::task::{BlockExit, Interrupter, Task};
 use crate::token::tree::NodeRef;
 
 /// The stop that unwinds out of a block.
@@ -70,7 +70,7 @@ pub(crate) fn enter_forced(
     cancelled: Option<Cause>,
     kill_after: Duration,
     interrupter: Arc<dyn Interrupter>,
-) -> (NodeRef, Watch) {
+) -> (NodeRef, BlockWatch) {
     let task = current_task().unwrap_or_else(|| {
         let name = host::thread_name().unwrap_or_else(|| "a thread".into());
         Task::of_thread(&name, current_ledger())
@@ -87,7 +87,7 @@ pub(crate) fn enter_forced(
         context.task.replace(Some(task.clone()));
         Some(id)
     });
-    (node, Watch::begin(&task, id.unwrap_or_default()))
+    (node, BlockWatch::begin(&task, id.unwrap_or_default()))
 }
 
 /// Leave a scope that [`enter_forced`] opened. `stack`: where `Killed` was raised; called only if a kill
@@ -112,7 +112,7 @@ pub(crate) fn exit_forced(
     let (forced, first_seq, task) = found.ok_or(ScopeMisuse::WrongThread)?;
     let left = match (&task, forced) {
         (Some(task), Some(id)) => task.close_block(id.get()),
-        _ => Left::default(),
+        _ => BlockExit::default(),
     };
     if let (Some(task), Some(cause)) = (&task, left.killed) {
         // All kinds of holds: the code that was to call `release` was in the killed block as well.
@@ -155,7 +155,7 @@ pub(crate) fn close_above(node: &NodeRef) {
             leave_task_of_thread();
         }
     }
-    super::forsake(&left); // outside the borrow, as what drops them
+    super::run_abandon_hooks(&left); // outside the borrow, as what drops them
 }
 
 /// Drop the task that stands for the calling thread, unless a forced block is still open on it.

@@ -305,7 +305,7 @@ impl Lock {
         })?;
         if taken {
             // A kill posted just before would be raised inside: from now on the held lock defers it.
-            scope::hold_off_kill();
+            scope::defer_pending_kill();
         }
         Ok(taken)
     }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 #[cfg(any(feature = "python", test))]
-pub(crate) use forced::Left;
+pub(crate) use forced::BlockExit;
 
 use super::{Interrupter, KillRequest, Phase, Task, TaskInner};
 use crate::cause::Cause;

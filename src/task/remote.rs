@@ -32,15 +32,15 @@ impl Task {
     /// Strike it over there. Returns until when that is held off; the past if it is not.
     pub(crate) fn signal_process(&self, rung: KillOutcome) -> Time {
         let inner = self.inner.lock();
-        let held_off_until = inner.masked_until();
+        let deferred_until = inner.masked_until();
         // What is softer is held off over there.
-        let now = rung != KillOutcome::Sigkill || held_off_until <= Time::now();
+        let now = rung != KillOutcome::Sigkill || deferred_until <= Time::now();
         if now && inner.phase == Phase::Running {
             if let Some(remote) = &inner.remote {
                 remote.signal(self.id, rung);
             }
         }
-        held_off_until
+        deferred_until
     }
 
     /// A kill that comes on the body's own thread, in the middle of it: out of a signal handler.

@@ -152,7 +152,7 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         wait::checkpoint()?;
         match self.try_lease() {
             Some(lease) => {
-                scope::hold_off_kill();
+                scope::defer_pending_kill();
                 Ok(Some(lease))
             }
             None => self.wait_and_lease(until),

@@ -62,7 +62,7 @@ struct Open {
     task: Arc<Task>,
     id: u64,
     slot: Arc<Slot>,
-    _watch: crate::enforcer::Watch,
+    _watch: crate::enforcer::BlockWatch,
 }
 
 fn open() -> Open {

@@ -17,7 +17,7 @@ use super::{
 use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::CauseKind;
 use crate::clock::{Time, testing};
-use crate::error::{DeadlineExceeded, MayStop, Stop};
+use crate::error::{AsStop, DeadlineExceeded, Stop};
 use crate::task::Task;
 
 /// All times of a program are whole seconds from its start.
@@ -364,7 +364,7 @@ enum Raised {
     Own,
 }
 
-impl MayStop for Raised {
+impl AsStop for Raised {
     fn stop(&self) -> Option<&Stop> {
         match self {
             Raised::Stop(stop) => Some(stop),

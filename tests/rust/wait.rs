@@ -20,7 +20,7 @@ pub(crate) enum Error {
     TooLate,
 }
 
-impl desist::error::MayStop for Error {
+impl desist::error::AsStop for Error {
     fn stop(&self) -> Option<&Stop> {
         match self {
             Error::Stop(stop) => Some(stop),

@@ -32,7 +32,7 @@ use crate::python::scope::{CancelScope, deadline_exceeded};
 use crate::python::task::Task;
 use crate::python::task::stop::StopPolicy;
 use crate::python::wait::blocking;
-use crate::scope::{self, Kind, Ward};
+use crate::scope::{self, AbandonHook, Kind};
 use crate::stop;
 use crate::sync::Interrupted;
 use crate::task::{self};
@@ -324,8 +324,8 @@ fn shielded<T>(wait: impl FnOnce() -> T) -> T {
 /// The group's block was left without its end.
 struct Forsaken(Mutex<Option<Py<Crew>>>);
 
-impl Ward for Forsaken {
-    fn forsaken(&self) {
+impl AbandonHook for Forsaken {
+    fn on_abandoned(&self) {
         fork::outside(|| {
             attach(|py| {
                 let Some(crew) = self.0.lock().take() else {
@@ -364,8 +364,8 @@ impl Crew {
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         let (py, this) = (slf.py(), slf.get());
-        let ward = Arc::new(Forsaken(Mutex::new(Some(slf.clone().unbind()))));
-        let node = this.scope.get().enter_for(py, ward)?;
+        let abandon_hook = Arc::new(Forsaken(Mutex::new(Some(slf.clone().unbind()))));
+        let node = this.scope.get().enter_for(py, abandon_hook)?;
         // Tasks may look at their tokens only, and never wait.
         let brood = CancelToken::from_node(node).child();
         let _ = this.brood.set(brood); // the scope can be entered once

@@ -276,7 +276,7 @@ impl LeaseSource for Arc<Memory> {
         checkpoint(py)?;
         match self.queue.try_lease() {
             Some(lease) => {
-                scope::hold_off_kill(); // a kill raised behind the call would lose the lease
+                scope::defer_pending_kill(); // a kill raised behind the call would lose the lease
                 Ok(Some(self.deliver(lease)))
             }
             None => self.wait_and_lease(py, until),

@@ -43,7 +43,7 @@ impl TaskInner {
 
 /// What became of the kill of a block that was left.
 #[derive(Default)]
-pub(crate) struct Left {
+pub(crate) struct BlockExit {
     /// A `Killed` that leaves the block ends there: no wider target is being killed.
     pub(crate) absorbs: bool,
     /// Why, if it was raised inside.
@@ -96,11 +96,11 @@ impl Task {
 
     /// The block is over, and with it those that were entered later: from here nothing strikes in
     /// it, and what was posted and not yet raised is taken back.
-    pub(crate) fn close_block(&self, id: u64) -> Left {
+    pub(crate) fn close_block(&self, id: u64) -> BlockExit {
         let (left, closed, posted) = {
             let mut inner = self.inner.lock();
             let Some(index) = inner.find(id) else {
-                return Left::default();
+                return BlockExit::default();
             };
             let wider = match inner.due(&self.ledger) {
                 Some(Target::Body | Target::Injected) => true,
@@ -110,7 +110,7 @@ impl Task {
             let posted = inner.withdraw_posted_blocks(index);
             let closed = inner.blocks.split_off(index);
             self.note_requests(&inner);
-            let left = Left {
+            let left = BlockExit {
                 absorbs: closed[0].request.is_some() && !wider,
                 killed: closed[0]
                     .cause()

@@ -5,7 +5,7 @@ use std::io;
 
 use rusqlite::ErrorCode;
 
-use crate::error::{MayStop, Stop};
+use crate::error::{AsStop, Stop};
 use crate::work::Fenced;
 
 /// Why an operation on a [`FileQueue`](super::FileQueue) was not done. Nothing was changed.
@@ -79,7 +79,7 @@ impl fmt::Display for FileError {
 
 impl std::error::Error for FileError {}
 
-impl MayStop for FileError {
+impl AsStop for FileError {
     fn stop(&self) -> Option<&Stop> {
         match self {
             FileError::Stopped(stop) => Some(stop),
