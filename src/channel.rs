@@ -258,7 +258,7 @@ fn block<R>(
             pause = (2 * pause).min(LONGEST_PAUSE);
             select(&stops, &after(Duration::ZERO))
         } else {
-            let slice = host::slice().map_or(Time::NEVER, Time::after);
+            let slice = host::max_sleep().map_or(Time::NEVER, Time::after);
             let time = at(until.min(slice));
             fork::outside(|| select(&stops, &time))
         };

@@ -13,27 +13,27 @@ use crate::fork;
 
 /// The runtime's side. All methods are called without any internal lock held.
 pub trait Host: Sync {
-    /// A wait of the calling thread was interrupted by a signal (or by [`Host::slice`]).
+    /// A wait of the calling thread was interrupted by a signal (or by [`Host::max_sleep`]).
     /// `Break` ends the wait; the host keeps what it wants raised.
     fn interrupted(&self) -> ControlFlow<()>;
 
     /// The longest single sleep allowed on this thread, for runtimes whose signal handlers can
     /// slip in just before a system call. `None`: no bound.
-    fn slice(&self) -> Option<Duration>;
+    fn max_sleep(&self) -> Option<Duration>;
 
     /// The calling thread's name.
     fn thread_name(&self) -> Option<Arc<str>>;
 
     /// A thread of the core's own begins. It calls the host now and then, as long as the process
     /// lives.
-    fn joined(&self) {}
+    fn thread_started(&self) {}
 
     /// In a simulation, nobody can go on: the wait of the calling thread is about to end as
     /// interrupted, and the host keeps what it wants raised.
-    fn stuck(&self) {}
+    fn deadlocked(&self) {}
 
     /// The calling thread was told `raised` times that it is cancelled, in one scope.
-    fn swallowed(&self, raised: u32);
+    fn cancel_swallowed(&self, raised: u32);
 }
 
 static HOST: once_cell::sync::OnceCell<&'static dyn Host> = once_cell::sync::OnceCell::new();
@@ -54,26 +54,26 @@ pub(crate) fn interrupted() -> ControlFlow<()> {
     })
 }
 
-pub(crate) fn slice() -> Option<Duration> {
-    HOST.get().and_then(|host| host.slice())
+pub(crate) fn max_sleep() -> Option<Duration> {
+    HOST.get().and_then(|host| host.max_sleep())
 }
 
-pub(crate) fn join() {
+pub(crate) fn thread_started() {
     if let Some(host) = HOST.get() {
-        fork::outside(|| host.joined());
+        fork::outside(|| host.thread_started());
     }
 }
 
 #[cfg(not(loom))]
-pub(crate) fn stuck() {
+pub(crate) fn deadlocked() {
     if let Some(host) = HOST.get() {
-        fork::outside(|| host.stuck());
+        fork::outside(|| host.deadlocked());
     }
 }
 
-pub(crate) fn swallowed(raised: u32) {
+pub(crate) fn cancel_swallowed(raised: u32) {
     if let Some(host) = HOST.get() {
-        fork::outside(|| host.swallowed(raised));
+        fork::outside(|| host.cancel_swallowed(raised));
     }
 }
 

@@ -263,7 +263,7 @@ impl Waiter {
         let slice = if self.has_scheduler() {
             None
         } else {
-            host::slice()
+            host::max_sleep()
         };
         loop {
             if let Some(outcome) = self.outcome() {
@@ -358,7 +358,7 @@ impl Waiter {
         let interests = None;
         // False: every thread of the simulation is blocked. The host reports the deadlock.
         if !scheduler.park(self, until, interests.unwrap_or_default()) {
-            host::stuck();
+            host::deadlocked();
             self.settle(WaitOutcome::Interrupted);
         }
         #[cfg(unix)]

@@ -105,7 +105,7 @@ mod _core {
     #[pymodule_export]
     use super::testing::injector::Injector;
     #[pymodule_export]
-    use super::testing::{Simulation, census, fork_timeouts};
+    use super::testing::{Simulation, fork_timeouts, leak_counts};
     #[pymodule_export]
     use super::token::{CancelSource, CancelToken, Registration, current_token};
     #[pymodule_export]

@@ -464,7 +464,7 @@ pub(crate) fn before_raise(stop: Stop) -> Stop {
             })
         });
         if raised > 1 {
-            host::swallowed(raised);
+            host::cancel_swallowed(raised);
         }
         if raised >= BRAKE_FROM {
             let brake =

@@ -109,7 +109,7 @@ pub fn kill(
 /// Act in real time: simulated time would stand still while the task runs.
 fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
     #[cfg(not(loom))]
-    return crate::testing::outside(act);
+    return crate::testing::in_real_time(act);
     #[cfg(loom)]
     act()
 }

@@ -678,7 +678,7 @@ impl Drop for Enrolled {
 /// Run `act` in real time, with the calling thread away from its simulation: for waits whose end is up to
 /// simulated threads, as a kill's is. They run meanwhile, and the clock stands still when all of them wait.
 /// Afterwards the calling thread waits for its turn.
-pub(crate) fn outside<R>(act: impl FnOnce() -> R) -> R {
+pub(crate) fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
     let Some((simulation, id)) = membership() else {
         return act();
     };

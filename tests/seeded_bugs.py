@@ -769,7 +769,7 @@ BUGS = (
         "masks do not defer a kill",
         "task/block.rs",
         "task",
-        ("mask.end(order) <= now)", "mask.end(order) <= now || !self.posted)"),
+        ("mask.end(request) <= now)", "mask.end(request) <= now || !self.posted)"),
     ),
     bug(
         "held locks do not defer a kill",

@@ -78,7 +78,7 @@ __all__ = [
     "_Injector",
     "call_within",
     "cancel_scope",
-    "census",
+    "leak_counts",
     "checkpoint",
     "cleanup",
     "current_effective_deadline",
@@ -2082,7 +2082,7 @@ def cancel_scope(
         ValueError: a time that is NaN, or a negative number of seconds.
     """
 
-def census() -> tuple[int, int, int, int]:
+def leak_counts() -> tuple[int, int, int, int]:
     """
     What code may leave behind by mistake: tasks that have not ended, deadlines that are armed, be
     it for force, locks and permits that the calling thread holds, and blocks that it is in.

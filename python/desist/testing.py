@@ -15,7 +15,7 @@ import gc
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from desist._core import Simulation, census
+from desist._core import Simulation, leak_counts
 from desist._exceptions import Deadlock, LeakError, SweepError
 from desist._sweep import Sweep, SweepReport, nothing
 
@@ -99,12 +99,12 @@ def no_leaks() -> Iterator[None]:
     and tokens that are armed, and, of the calling thread, the desist locks and permits that it
     holds and the blocks that it is in. An exception out of the block is raised instead.
     """
-    before = census()
+    before = leak_counts()
     yield
     gc.collect()
     left = [
         f"{now - then} {what}"
-        for what, then, now in zip(_WHAT, before, census(), strict=True)
+        for what, then, now in zip(_WHAT, before, leak_counts(), strict=True)
         if now > then
     ]
     if left:

@@ -137,7 +137,7 @@ impl<W: Work> Service<W> {
     fn serve(&'static self) {
         let _inside = fork::inside();
         if W::CALLS_HOST {
-            host::join();
+            host::thread_started();
         }
         while let Some(slot) = self.slot.get() {
             let waiter = Waiter::new();

@@ -60,7 +60,7 @@ impl Simulation {
 /// What code may leave behind by mistake: tasks that have not ended, deadlines that are armed, be
 /// it for force, locks and permits that the calling thread holds, and blocks that it is in.
 #[pyfunction]
-pub(super) fn census() -> (usize, usize, usize, usize) {
+pub(super) fn leak_counts() -> (usize, usize, usize, usize) {
     (
         task::unfinished(),
         timer::armed() + enforcer::watched(),

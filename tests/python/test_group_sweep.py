@@ -18,7 +18,7 @@ from desist import (
     TaskState,
     ThreadPoolExecutor,
 )
-from desist._core import Task, census
+from desist._core import Task, leak_counts
 from desist.testing import sweep_kills
 from support import NEVER
 
@@ -36,9 +36,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """As no_leaks(), but without a garbage collection, for a thousand runs."""
-    before = census()
+    before = leak_counts()
     yield
-    assert census() == before
+    assert leak_counts() == before
 
 
 OVER = {TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.KILLED}

@@ -37,7 +37,7 @@ impl Host for Spy {
         ControlFlow::Continue(())
     }
 
-    fn slice(&self) -> Option<Duration> {
+    fn max_sleep(&self) -> Option<Duration> {
         let _ = PARKS.try_with(|parks| parks.borrow().as_ref().map(|parks| parks.send(())));
         None
     }
@@ -46,9 +46,9 @@ impl Host for Spy {
         thread::current().name().map(Arc::from)
     }
 
-    fn stuck(&self) {}
+    fn deadlocked(&self) {}
 
-    fn swallowed(&self, raised: u32) {
+    fn cancel_swallowed(&self, raised: u32) {
         SWALLOWED.set(raised);
     }
 }

@@ -42,7 +42,7 @@ impl Host for Interpreter {
         }
     }
 
-    fn slice(&self) -> Option<Duration> {
+    fn max_sleep(&self) -> Option<Duration> {
         is_main_thread().then_some(MAIN_THREAD_SLICE)
     }
 
@@ -63,11 +63,11 @@ impl Host for Interpreter {
         .ok()
     }
 
-    fn joined(&self) {
+    fn thread_started(&self) {
         attach::stay();
     }
 
-    fn stuck(&self) {
+    fn deadlocked(&self) {
         attach(|py| {
             raised::keep(match testing::current() {
                 Some(simulation) => exceptions::ordinary(py, "Deadlock", &simulation.deadlock()),
@@ -76,7 +76,7 @@ impl Host for Interpreter {
         });
     }
 
-    fn swallowed(&self, raised: u32) {
+    fn cancel_swallowed(&self, raised: u32) {
         if raised == 2 {
             attach(exceptions::warn_swallowed);
         }

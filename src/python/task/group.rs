@@ -217,7 +217,7 @@ impl Crew {
                 let _ = stop::kill(&child.core, None, &at_once, &mut || child.given_up());
             };
             // They need turns of a simulation, and take real time.
-            testing::outside(|| {
+            testing::in_real_time(|| {
                 fork::outside(|| {
                     thread::scope(|threads| {
                         for child in &deaf {
