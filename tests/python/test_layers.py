@@ -25,7 +25,7 @@ LAYERS = (
     "_deadline _future _interruptible _pipes _queue _signals _sweep",
     "_killing",
     "_executor _group _handle _item_future _child_loop _thread",
-    "_child _ops _supervisor",
+    "_child _ops _ports _supervisor",
     "_worker",
     "engines._port engines._redis_scripts",
     "engines._held engines.postgres engines.redis",
