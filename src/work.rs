@@ -231,11 +231,11 @@ fn lease_lost(until: Time) -> Cause {
 
 /// Numbers between 0 and 1, by lot: the same for the same number.
 #[derive(Debug, Default)]
-struct Lot(RandomState);
+struct Jitter(RandomState);
 
-impl Lot {
+impl Jitter {
     #[allow(clippy::cast_precision_loss)] // a random part of one
-    fn draw(&self, number: u64) -> f64 {
+    fn sample(&self, number: u64) -> f64 {
         (self.0.hash_one(number) >> 11) as f64 / (1u64 << 53) as f64
     }
 }

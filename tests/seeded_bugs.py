@@ -657,7 +657,7 @@ BUGS = (
         "work/memory.rs",
         "lease",
         (
-            "while let Some(granted) = self.hand_out() { wake.push(granted); }",
+            "while let Some(granted) = self.lease_to_waiter() { wake.push(granted); }",
             "",
         ),
     ),
@@ -702,12 +702,12 @@ BUGS = (
         "work/memory/state.rs",
         "lease",
         (
-            "item.place.phase != (Phase::Leased { epoch })",
-            "epoch == 0 || !matches!(item.place.phase, Phase::Leased { .. })",
+            "item.entry.state != (ItemState::Leased { epoch })",
+            "epoch == 0 || !matches!(item.entry.state, ItemState::Leased { .. })",
         ),
         (
-            ".filter(|item| item.place.phase == Phase::Leased { epoch })",
-            ".filter(|item| epoch != 0 && matches!(item.place.phase, Phase::Leased { .. }))",
+            ".filter(|item| item.entry.state == ItemState::Leased { epoch })",
+            ".filter(|item| epoch != 0 && matches!(item.entry.state, ItemState::Leased { .. }))",
         ),
     ),
     bug(
@@ -715,7 +715,7 @@ BUGS = (
         "work/memory.rs",
         "lease",
         (
-            "while let Some(granted) = self.admit() { wake.push(granted); }",
+            "while let Some(granted) = self.put_for_waiter() { wake.push(granted); }",
             "",
         ),
     ),
@@ -724,8 +724,8 @@ BUGS = (
         "work/memory.rs",
         "lease",
         (
-            "if request.ticket.grant() { slot.enter",
-            "if request.ticket.grant() || !self.closed { slot.enter",
+            "if request.ticket.grant() { slot.put_into",
+            "if request.ticket.grant() || !self.closed { slot.put_into",
         ),
     ),
     bug(

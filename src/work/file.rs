@@ -33,7 +33,7 @@ use crate::fork;
 use crate::park::Ticket;
 use crate::wait;
 use crate::work::{
-    Counts, Dead, EXPIRED, LEASE_LOST, Lease, Lot, Nack, NackOutcome, PutOptions, QueueOptions,
+    Counts, Dead, EXPIRED, Jitter, LEASE_LOST, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
 };
 use clock::{Clock, Machine};
 use commit::Committer;
@@ -94,7 +94,7 @@ struct Handle {
 struct Shared {
     path: PathBuf,
     options: QueueOptions,
-    lot: Lot,
+    jitter: Jitter,
     clock: Arc<dyn Clock>,
     own: Process,
     owner: i64,
@@ -128,7 +128,7 @@ impl FileQueue {
             bell: Bell::hang(&path)?, // before others know of this owner, and ring for it
             path,
             options: options.kept(),
-            lot: Lot::default(),
+            jitter: Jitter::default(),
             clock,
             own,
             owner: 0,
@@ -201,7 +201,7 @@ impl FileQueue {
         nack: Nack,
         failure: Option<Bytes>,
     ) -> Result<NackOutcome, FileError> {
-        let random = self.shared().lot.draw(epoch);
+        let random = self.shared().jitter.sample(epoch);
         let failure = failure.map(Failure::Noted);
         let given =
             self.run(move |tables| tables.nack(id, epoch, nack, failure.as_ref(), random))?;

@@ -1,14 +1,39 @@
 //! Leases of items that are kept in memory.
 //!
-//! The counts add up at every instant, for every change is one critical section (I28).
+//! # Protocol
 //!
-//! Time changes items, too: a pause ends, a lease is lost, nobody wants an item any more. That is
-//! done at the beginning of each call, and no thread of the queue's own watches the clock: of those
-//! who wait for anything here one at least sleeps no longer than until the next change.
+//! One mutex, `shared`, protects everything: the items and their states, and the wait lists. Every
+//! operation is one critical section (`LeaseQueue::change`), so that the counts add up at every
+//! instant (I28):
+//! 1. make the state changes that time has brought (`catch_up`);
+//! 2. make the operation's own change;
+//! 3. if threads wait, `settle`: put the items of waiting putters while there is room, lease items
+//!    to waiting workers while there are any, tell the drainers if nothing is left, and choose a
+//!    timekeeper;
+//! 4. unlock; then wake the granted threads, and drop what is the user's.
+//!
+//! Lock order: `shared`, then the slot of one waiter, then the lock that a ticket's grant takes in
+//! `park`. A waiter's thread takes its slot alone.
+//!
+//! # Waiting
+//!
+//! A waiter looks, finds nothing, and joins its wait list under the lock, where it looks once more
+//! (see `waits.rs`); from then on whoever changes the state finds it. It is served in place: the
+//! thread that settles puts the lease into the waiter's slot and grants the ticket, so that no third
+//! thread can take the item in between. A ticket that cannot be granted belongs to a waiter that
+//! was cancelled or timed out: the item goes to the next.
+//!
+//! # Time
+//!
+//! No thread of the queue's own watches the clock. While any thread waits, one of them is the
+//! timekeeper: its wait is bounded by the time of the next change (`Request::bound`), and then it
+//! looks again, which makes the change. If a change becomes due earlier than every bound, the last
+//! waiter is granted without a lease, so that it looks again and takes the new bound: it loses the
+//! least by leaving its place. While no thread waits, the next operation catches up.
 
 mod index;
+mod slab;
 mod state;
-mod table;
 mod waits;
 
 use std::collections::VecDeque;
@@ -23,52 +48,57 @@ use crate::error::Stop;
 use crate::park::Ticket;
 use crate::work::{Counts, Dead, Fenced, Lease, Nack, NackOutcome, PutOptions, QueueOptions};
 use crate::{scope, wait};
-use state::State;
-pub(crate) use waits::{Draining, Leasing, Putting};
+use state::ItemStates;
+pub(crate) use waits::{DrainOp, LeaseOp, PutOp};
 
-/// A queue of leases, in memory. `T` is an item; `N` is a note: what is kept of a failure, or of
-/// progress. Both are cloned under the queue's lock and should be cheap handles. Cloning gives
-/// another handle.
+/// A queue of leases, in memory. Cloning gives another handle of the same queue.
 ///
-/// The queue itself notes by a [`Cause`] that an item's time has passed, or a lease's.
+/// `T` is an item. `N` is a note: what is kept of a failure, or of progress. Both are cloned under
+/// the lock of the queue and should be cheap handles. Where an item expires or a lease times out,
+/// the note is made of a [`Cause`] of kind [`Deadline`](crate::CauseKind::Deadline).
 pub struct LeaseQueue<T, N> {
     shared: Arc<Mutex<Shared<T, N>>>,
 }
 
+/// What the lock protects.
 struct Shared<T, N> {
-    state: State<T, N>,
+    state: ItemStates<T, N>,
+    /// Set once, by [`LeaseQueue::close`]: no more leases.
     closed: bool,
-    /// Who waits for an item, in order.
-    leasing: Line<Slot<Option<Lease<T, N>>>>,
-    /// Who waits for room, in order. While somebody does, there is none.
-    putting: Line<Slot<Entrance<T>>>,
-    /// Who waits until there is nothing left to do.
-    draining: Line<Slot<bool>>,
+    /// Waiting workers, in order of arrival. Not empty only while no item is ready.
+    leasing: WaitList<Slot<Option<Lease<T, N>>>>,
+    /// Waiting putters, in order of arrival. Not empty only while the queue is full.
+    putting: WaitList<Slot<PutState<T>>>,
+    /// Threads in [`LeaseQueue::drain`]. Not empty only while items are unfinished.
+    draining: WaitList<Slot<bool>>,
 }
 
-type Line<S> = VecDeque<Request<S>>;
+type WaitList<S> = VecDeque<Request<S>>;
 
-/// What a waiter is given, or gives; locked before its ticket is granted, so that the waiter finds
-/// it settled. Left as it was: look again.
+/// What passes between a waiter and the thread that grants its ticket. The granting thread holds
+/// its lock from before the grant until it has filled it, so the waiter finds it filled. Left as it
+/// was, it tells the waiter to look again.
 type Slot<V> = Arc<Mutex<V>>;
 
-/// One who waits.
+/// A waiter in a wait list.
 struct Request<S> {
     ticket: Ticket,
-    /// When it looks again by itself.
+    /// When the waiter looks again by itself: the time of the next change when it joined.
     bound: Time,
     slot: S,
 }
 
-/// An item on its way into the queue.
+/// The item of a `put`, on its way. It is in one place at a time: with the putter, or in its slot
+/// while it waits.
 #[derive(Default)]
-enum Entrance<T> {
-    /// It is in the other place.
+enum PutState<T> {
+    /// The item is in the other place.
     #[default]
-    Elsewhere,
-    Outside(T, PutOptions),
-    /// In, under this number; or another stands for it, and here it is back.
-    Inside(u64, Option<T>),
+    Moved,
+    /// Not put yet.
+    Unput(T, PutOptions),
+    /// Put, with this id; with the item itself if that of another item, which has its key.
+    Put(u64, Option<T>),
 }
 
 impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
@@ -76,17 +106,25 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     pub fn new(options: impl Into<QueueOptions>) -> Self {
         Self {
             shared: Arc::new(Mutex::new(Shared {
-                state: State::new(options.into().kept()),
+                state: ItemStates::new(options.into().kept()),
                 closed: false,
-                leasing: Line::new(),
-                putting: Line::new(),
-                draining: Line::new(),
+                leasing: WaitList::new(),
+                putting: WaitList::new(),
+                draining: WaitList::new(),
             })),
         }
     }
 
-    /// Add an item, waiting for room if the queue is bounded; returns its number. A checkpoint;
-    /// `Err` means that it was not added.
+    /// Put an item with the usual options; returns its id.
+    ///
+    /// # Blocking
+    /// As [`LeaseQueue::put_with`], without a time limit.
+    ///
+    /// # Cancellation
+    /// As [`LeaseQueue::put_with`].
+    ///
+    /// # Errors
+    /// The thread is to stop. The item was not put and is dropped.
     #[inline]
     pub fn put(&self, value: T) -> Result<u64, Stop> {
         match self.put_with(value, &PutOptions::default(), Time::NEVER)? {
@@ -95,9 +133,18 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         }
     }
 
-    /// Add an item, waiting for room until `until` at most; then `None`. Returns its number, or
-    /// that of the item that has its key, which then stands for it. A checkpoint; `Err` means that
-    /// it was not added.
+    /// Put an item. Returns its id, or that of the item which has its key already and stands for
+    /// it. `None`: there was no room until `until`, and the item was dropped.
+    ///
+    /// # Blocking
+    /// Blocks while the queue is full ([`QueueOptions::maxsize`]). Putters are served in the order
+    /// of their arrival.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, even if there is room. A cancelled call has put nothing.
+    ///
+    /// # Errors
+    /// The thread is to stop. The item was not put and is dropped.
     #[inline]
     pub fn put_with(
         &self,
@@ -119,33 +166,44 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         options: &PutOptions,
         until: Time,
     ) -> Result<Option<u64>, Stop> {
-        wait::perform(&mut self.putting(value, options), until)
+        wait::perform(&mut self.put_op(value, options), until)
     }
 
-    /// Putting, for a host that sleeps in its own way.
-    pub(crate) fn putting(&self, value: T, options: &PutOptions) -> Putting<'_, T, N> {
-        Putting {
+    /// Putting, as an operation for a host that parks in its own way.
+    pub(crate) fn put_op(&self, value: T, options: &PutOptions) -> PutOp<'_, T, N> {
+        PutOp {
             queue: self,
-            item: Entrance::Outside(value, options.clone()),
+            item: PutState::Unput(value, options.clone()),
             slot: None,
             bound: Time::NEVER,
         }
     }
 
-    /// [`LeaseQueue::put_with`] if there is room, else the item is given back; not a checkpoint,
-    /// never blocks.
+    /// [`LeaseQueue::put_with`] if there is room. Never blocks, and is no checkpoint.
+    ///
+    /// # Errors
+    /// There is no room: the item.
     #[inline]
     pub fn try_put(&self, value: T, options: &PutOptions) -> Result<u64, T> {
-        let (id, unneeded) = self.change(|shared| shared.state.put(value, options))?;
-        drop(unneeded); // unlocked: it is the user's
+        let (id, replaced) = self.change(|shared| shared.state.put(value, options))?;
+        drop(replaced); // without the lock: it is the user's
         Ok(id)
     }
 
-    /// Lease the next item, waiting until `until` at most. `None`: none came, or the queue is
-    /// closed. A checkpoint; `Err` means that nothing was leased.
+    /// Lease the next item. `None`: no item came until `until`, or the queue is closed.
     ///
-    /// The next is one of the least priority; among those, what a stopped worker gave back comes
-    /// first, then what has been ready for the longest time.
+    /// The next is one of the least priority; among those, items of stopped workers come first, then
+    /// those that have been ready for the longest time.
+    ///
+    /// # Blocking
+    /// Blocks while no item is ready. Workers are served in the order of their arrival.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry, even if an item is ready. A cancelled call has leased nothing. If an
+    /// item was leased first it is returned, and the next checkpoint raises.
+    ///
+    /// # Errors
+    /// The thread is to stop.
     #[inline]
     pub fn lease(&self, until: Time) -> Result<Option<Lease<T, N>>, Stop> {
         // What `perform` does first, without its request, which takes a tenth of a lease's time.
@@ -161,34 +219,40 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
 
     #[cold]
     fn wait_and_lease(&self, until: Time) -> Result<Option<Lease<T, N>>, Stop> {
-        wait::perform(&mut self.leasing(), until).map(Option::flatten)
+        wait::perform(&mut self.lease_op(), until).map(Option::flatten)
     }
 
-    /// Lease the next item, if one is there to be had; not a checkpoint, never blocks.
+    /// Lease the next item if one is ready. Never blocks, and is no checkpoint.
     #[inline]
     pub(crate) fn try_lease(&self) -> Option<Lease<T, N>> {
         self.change(Shared::lease)
     }
 
-    /// Leasing, for a host that sleeps in its own way.
-    pub(crate) fn leasing(&self) -> Leasing<'_, T, N> {
-        Leasing {
+    /// Leasing, as an operation for a host that parks in its own way.
+    pub(crate) fn lease_op(&self) -> LeaseOp<'_, T, N> {
+        LeaseOp {
             queue: self,
             slot: None,
             bound: Time::NEVER,
         }
     }
 
-    /// The work is done. At most one call succeeds for an item (I29).
+    /// Acknowledge: the work of this lease is done, and the item leaves the queue. At most one call
+    /// succeeds for an item (I29). Never blocks.
+    ///
+    /// # Errors
+    /// The lease is over. Nothing was changed.
     #[inline]
     pub fn ack(&self, id: u64, epoch: u64) -> Result<(), Fenced> {
-        let ended = self.change(|shared| shared.state.ack(id, epoch))?;
-        drop(ended); // unlocked: it is the user's
-        Ok(())
+        // The item and the rest of it are the user's: dropped without the lock.
+        self.change(|shared| shared.state.ack(id, epoch)).map(drop)
     }
 
-    /// Keep the lease for another `lease_timeout`, and the progress, if it is said, for the next
-    /// attempt. Returns until when.
+    /// Extend the lease for another [`QueueOptions::lease_timeout`], and keep the progress, if any
+    /// is given, for the next attempt. Returns when the lease ends now. Never blocks.
+    ///
+    /// # Errors
+    /// The lease is over. Nothing was changed.
     pub fn extend(
         &self,
         id: u64,
@@ -198,7 +262,10 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         self.change(|shared| shared.state.extend(id, epoch, &mut progress))
     }
 
-    /// Give a lease back, with what went wrong, if anything did.
+    /// End the lease without success, and note what went wrong, if anything did. Never blocks.
+    ///
+    /// # Errors
+    /// The lease is over. Nothing was changed.
     pub fn nack(
         &self,
         id: u64,
@@ -209,29 +276,30 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         self.change(|shared| shared.state.nack(id, epoch, nack, &mut failure))
     }
 
-    /// The work is unwanted: it will not be leased again (I31). `Some(true)`: it is dead now.
-    /// `Some(false)`: it is with a worker, and will be when that gives it back. `None`: it is
-    /// done or dead already, or never was.
+    /// Let the item be leased no more (I31). `Some(true)`: it is dead now. `Some(false)`: it is
+    /// leased, and will be dead when its lease ends without success. `None`: it is done or dead
+    /// already, or there never was one with this id. Never blocks.
     pub fn cancel(&self, id: u64, failure: N) -> Option<bool> {
         let mut failure = Some(failure);
         self.change(|shared| shared.state.cancel(id, &mut failure))
     }
 
-    /// Nobody will work on what is here: all that is ready or delayed is dead now. Returns it.
+    /// Let all ready and delayed items be dead, and return them: no worker will lease them. Never
+    /// blocks.
     pub fn dead_letter_all(&self, failure: &N) -> Vec<T> {
         self.change(|shared| shared.state.dead_letter_all(failure))
     }
 
-    /// An item that has not been acknowledged.
+    /// The item with this id, if it is not done.
     pub fn item(&self, id: u64) -> Option<T> {
         self.shared.lock().state.item(id)
     }
 
-    /// Give a dead item all its attempts again, and as much time as it needs, whether there is
-    /// room or not. False: it is not dead.
+    /// Make a dead item ready, whether there is room or not, with all its attempts and without a
+    /// time to live. False: it is not dead. Never blocks.
     pub fn retry(&self, id: u64) -> bool {
-        let mut unneeded = None; // by now
-        self.change(|shared| shared.state.retry(id, &mut unneeded))
+        let mut dropped = None; // without the lock
+        self.change(|shared| shared.state.retry(id, &mut dropped))
     }
 
     /// How many items are in each state, at one instant.
@@ -244,34 +312,45 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         self.change(|shared| shared.state.dead())
     }
 
-    /// Wait until nothing is ready, leased or delayed, or until `until` (then false). A
-    /// checkpoint.
+    /// Wait until no item is ready, leased or delayed. False: there was one at every instant until
+    /// `until`.
+    ///
+    /// # Blocking
+    /// Blocks while items are unfinished. Returns if there was none for an instant, even if more
+    /// were put since.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry.
+    ///
+    /// # Errors
+    /// The thread is to stop.
     pub fn drain(&self, until: Time) -> Result<bool, Stop> {
-        wait::perform(&mut self.draining(), until).map(|drained| drained.is_some())
+        wait::perform(&mut self.drain_op(), until).map(|drained| drained.is_some())
     }
 
-    /// Draining, for a host that sleeps in its own way.
-    pub(crate) fn draining(&self) -> Draining<'_, T, N> {
-        Draining {
+    /// Draining, as an operation for a host that parks in its own way.
+    pub(crate) fn drain_op(&self) -> DrainOp<'_, T, N> {
+        DrainOp {
             queue: self,
             slot: None,
             bound: Time::NEVER,
         }
     }
 
-    /// From now on `lease` returns `None` at once. Items stay where they are, and more can be put.
+    /// From now on `lease` returns `None` at once, also to the threads that wait in it. The items
+    /// keep their states, and more can be put. Idempotent; never blocks.
     pub fn close(&self) {
         self.change(|shared| shared.closed = true);
     }
 
-    /// Change the state, then hand out what can be handed out and wake who has to know.
+    /// Run `change` in a critical section as the module's header says.
     #[inline]
     fn change<C>(&self, change: impl FnOnce(&mut Shared<T, N>) -> C) -> C {
         let mut shared = self.shared.lock();
         shared.state.catch_up();
-        // What could be dropped in a panic would lie in memory, and be moved from there.
+        // A result that needs no drop in a panic stays in registers, and is not moved through memory.
         let result = ManuallyDrop::new(change(&mut shared));
-        if shared.is_alone() {
+        if shared.has_no_waiters() {
             drop(shared);
         } else {
             let wake = shared.settle();
@@ -283,7 +362,7 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
 }
 
 impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
-    /// Lease the next item, if there is one and it is to be had.
+    /// Lease the next item, if one is ready and the queue is open.
     #[inline]
     fn lease(&mut self) -> Option<Lease<T, N>> {
         if self.closed {
@@ -293,19 +372,18 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
         }
     }
 
-    /// Nobody waits.
-    fn is_alone(&self) -> bool {
+    fn has_no_waiters(&self) -> bool {
         self.leasing.is_empty() && self.putting.is_empty() && self.draining.is_empty()
     }
 
-    /// Give those who wait what they wait for, as far as it is there. Returns whom to wake.
+    /// Serve the waiters as far as the state allows. Returns the tickets to wake, without the lock.
     #[cold]
     fn settle(&mut self) -> Vec<Ticket> {
         let mut wake = Vec::new();
-        while let Some(granted) = self.admit() {
+        while let Some(granted) = self.put_for_waiter() {
             wake.push(granted);
         }
-        while let Some(granted) = self.hand_out() {
+        while let Some(granted) = self.lease_to_waiter() {
             wake.push(granted);
         }
         if self.state.is_drained() {
@@ -318,16 +396,16 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
                 }
             }
         }
-        self.keep_watch(&mut wake);
+        self.choose_timekeeper(&mut wake);
         wake
     }
 
-    /// Put the item of the first who waits for room, if there is room. Returns whom to wake.
-    fn admit(&mut self) -> Option<Ticket> {
+    /// Put the item of the first waiting putter, if there is room. Returns its ticket.
+    fn put_for_waiter(&mut self) -> Option<Ticket> {
         while let Some(request) = self.putting.pop_front() {
             let mut slot = request.slot.lock();
-            let Entrance::Outside(_, options) = &*slot else {
-                continue; // it has left with what it came for
+            let PutState::Unput(_, options) = &*slot else {
+                continue; // its putter has left, and taken the item along
             };
             if !self.state.has_room(options) {
                 drop(slot);
@@ -335,7 +413,7 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
                 return None;
             }
             if request.ticket.grant() {
-                slot.enter(&mut self.state);
+                slot.put_into(&mut self.state);
                 drop(slot);
                 return Some(request.ticket);
             }
@@ -343,9 +421,9 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
         None
     }
 
-    /// Lease an item to the first who waits for one, if there is one; send them home one by one if
-    /// none will be leased any more. Returns whom to wake.
-    fn hand_out(&mut self) -> Option<Ticket> {
+    /// Lease an item to the first waiting worker, if one is ready; if the queue is closed, grant the
+    /// worker without a lease. Returns its ticket.
+    fn lease_to_waiter(&mut self) -> Option<Ticket> {
         while self.closed || self.state.has_ready() {
             let request = self.leasing.pop_front()?;
             let mut slot = request.slot.lock();
@@ -358,46 +436,45 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
         None
     }
 
-    /// See to it that one of those who wait looks again when the next item is due.
-    fn keep_watch(&mut self, wake: &mut Vec<Ticket>) {
+    /// Make sure that a waiter looks again when the next state change is due.
+    fn choose_timekeeper(&mut self, wake: &mut Vec<Ticket>) {
         let due = self.state.next_due();
-        if due.is_never() || self.has_watch(due) {
+        if due.is_never() || self.has_timekeeper(due) {
             return;
         }
-        let nudged = nudge_last(&mut self.leasing)
-            .or_else(|| nudge_last(&mut self.putting))
-            .or_else(|| nudge_last(&mut self.draining));
-        wake.extend(nudged);
+        let granted = grant_last(&mut self.leasing)
+            .or_else(|| grant_last(&mut self.putting))
+            .or_else(|| grant_last(&mut self.draining));
+        wake.extend(granted);
     }
 
-    fn has_watch(&self, due: Time) -> bool {
+    fn has_timekeeper(&self, due: Time) -> bool {
         self.leasing.iter().any(|request| request.bound <= due)
             || self.putting.iter().any(|request| request.bound <= due)
             || self.draining.iter().any(|request| request.bound <= due)
     }
 
-    /// Time has changed something, and nobody has looked.
+    /// True if a state change is due that no operation has made yet.
     fn is_behind(&self) -> bool {
         let due = self.state.next_due();
         !due.is_never() && due <= Time::now()
     }
 }
 
-/// Have one look again: the last, who has the least to lose by leaving its place. Returns whom to
-/// wake.
-fn nudge_last<S>(line: &mut Line<S>) -> Option<Ticket> {
-    std::iter::from_fn(|| line.pop_back())
+/// Grant the last waiter without filling its slot, so that it looks again. Returns its ticket.
+fn grant_last<S>(list: &mut WaitList<S>) -> Option<Ticket> {
+    std::iter::from_fn(|| list.pop_back())
         .map(|request| request.ticket)
         .find(Ticket::grant)
 }
 
-impl<T: Clone> Entrance<T> {
-    /// Go in, if there is room.
-    fn enter<N: Clone + From<Cause>>(&mut self, state: &mut State<T, N>) {
+impl<T: Clone> PutState<T> {
+    /// Put the item, if it is here, was not put, and there is room.
+    fn put_into<N: Clone + From<Cause>>(&mut self, state: &mut ItemStates<T, N>) {
         *self = match std::mem::take(self) {
-            Entrance::Outside(value, options) => match state.put(value, &options) {
-                Ok((id, unneeded)) => Entrance::Inside(id, unneeded),
-                Err(value) => Entrance::Outside(value, options),
+            PutState::Unput(value, options) => match state.put(value, &options) {
+                Ok((id, replaced)) => PutState::Put(id, replaced),
+                Err(value) => PutState::Unput(value, options),
             },
             settled => settled,
         };

@@ -232,7 +232,7 @@ impl Memory {
         item: Object,
         arguments: &PutArguments,
     ) -> PyResult<u64> {
-        let mut putting = self.queue.putting(item, &arguments.options);
+        let mut putting = self.queue.put_op(item, &arguments.options);
         let put = perform(py, &mut putting, arguments.until);
         put.map_err(|stop| error::from_stop(py, stop))?
             .ok_or_else(|| error::ordinary(py, "Full", &""))
@@ -264,7 +264,7 @@ impl Memory {
 
     #[cold]
     fn wait_and_lease(self: &Arc<Self>, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
-        let lease = perform(py, &mut self.queue.leasing(), until);
+        let lease = perform(py, &mut self.queue.lease_op(), until);
         let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
         Ok(lease.map(|lease| self.deliver(lease)))
     }
@@ -313,7 +313,7 @@ impl PoolQueue for Memory {
     fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         self.check_process()?;
-        let drained = perform(py, &mut self.queue.draining(), until);
+        let drained = perform(py, &mut self.queue.drain_op(), until);
         let drained = drained.map_err(|stop| error::from_stop(py, stop))?;
         Ok(drained.is_some())
     }

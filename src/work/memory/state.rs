@@ -1,8 +1,13 @@
 //! The items of a queue in memory, and the rules by which they change state.
 //!
-//! Each rule is one step as far as anybody can tell, for it runs under the queue's lock. What
-//! belongs to the user is not dropped in it, for that could run code of the user's: it is returned
-//! to the caller.
+//! Each rule is one step for every observer, as it runs under the lock of the queue, which
+//! [`ItemStates`] has no part in: the caller holds it during each call. Every rule keeps to the
+//! table in `work.rs`, and changes an item only by [`StateIndex`], so that counts, orders and times
+//! agree with the items at the end of each call (I28).
+//!
+//! Values of the user's (items, notes) are never dropped here, for that could run code of the
+//! user's under the lock: they are returned to the caller, or left in the `Option` by which they
+//! came.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,64 +15,73 @@ use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::clock::Time;
-use crate::work::memory::index::{Books, End, Phase, Place, Wish};
-use crate::work::memory::table::{Member, Table};
+use crate::work::memory::index::{ItemState, QueueEnd, Schedule, StateEntry, StateIndex};
+use crate::work::memory::slab::SeqSlab;
 use crate::work::{
-    Counts, Dead, Details, Fenced, Lease, Lot, Nack, NackOutcome, PutOptions, QueueOptions,
+    Counts, Dead, Details, Fenced, Jitter, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
     expired, lease_lost,
 };
 
-pub(super) struct State<T, N> {
+/// All items of a queue.
+pub(super) struct ItemStates<T, N> {
     options: QueueOptions,
-    lot: Lot,
-    items: Table<Item<T, N>>,
-    /// Of all items that are not done.
+    /// For the pauses of failed items.
+    jitter: Jitter,
+    /// The items that are not done, by their ids.
+    items: SeqSlab<Item<T, N>>,
+    /// The ids of the items with a key that are not done, dead ones included.
     keys: HashMap<Arc<str>, u64>,
-    books: Books,
+    index: StateIndex,
+    /// The epoch of the last lease; it only grows (I34).
     last_epoch: u64,
 }
 
+/// One item that is not done.
 struct Item<T, N> {
-    /// `None` when it has left.
-    value: Option<T>,
-    place: Place,
+    value: T,
+    /// Its state. Changed by [`StateIndex`] alone.
+    entry: StateEntry,
+    /// How often it was leased, since it was put or last retried.
     attempt: u32,
     /// What most items do not have, so that they stay small.
-    rest: Option<Box<Rest<N>>>,
+    extras: Option<Box<Extras<N>>>,
 }
 
-struct Rest<N> {
-    wish: Wish,
+struct Extras<N> {
+    schedule: Schedule,
+    /// Its key in [`ItemStates::keys`].
     key: Option<Arc<str>>,
+    /// What the last heartbeat said, for the next attempt.
     progress: Option<N>,
+    /// What went wrong, in order.
     failures: Vec<N>,
-    /// Nobody wants the work any more: it is not to be leased again.
-    unwanted: Option<N>,
+    /// Why it was cancelled while it was leased: it is dead once its lease has ended (I31).
+    cancelled: Option<N>,
 }
 
-impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
+impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
     pub(super) fn new(options: QueueOptions) -> Self {
         Self {
             options,
-            lot: Lot::default(),
-            items: Table::new(),
+            jitter: Jitter::default(),
+            items: SeqSlab::new(),
             keys: HashMap::new(),
-            books: Books::default(),
+            index: StateIndex::default(),
             last_epoch: 0,
         }
     }
 
     pub(super) fn counts(&self) -> Counts {
-        self.books.counts
+        self.index.counts
     }
 
     pub(super) fn has_ready(&self) -> bool {
-        self.books.counts.ready > 0
+        self.index.counts.ready > 0
     }
 
-    /// How many items are to be worked on, now or later.
+    /// How many items are neither done nor dead.
     fn unfinished(&self) -> usize {
-        let counts = &self.books.counts;
+        let counts = &self.index.counts;
         counts.ready + counts.leased + counts.delayed
     }
 
@@ -95,45 +109,47 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
 
     /// When the next item changes its state by itself.
     pub(super) fn next_due(&self) -> Time {
-        self.books.due.first().map_or(Time::NEVER, |(at, _)| *at)
+        self.index.due.first().map_or(Time::NEVER, |(at, _)| *at)
     }
 
     // ------------------------------------------------------------------ what time does
 
-    /// Do what is due.
+    /// Make all state changes that are due, in the order of their times.
     #[inline]
     pub(super) fn catch_up(&mut self) {
-        if !self.books.due.is_empty() {
+        if !self.index.due.is_empty() {
             self.catch_up_by(Time::now());
         }
     }
 
     fn catch_up_by(&mut self, now: Time) {
-        while let Some(&(at, id)) = self.books.due.first() {
+        while let Some(&(at, id)) = self.index.due.first() {
             if at > now {
                 break;
             }
-            self.books.due.pop_first();
+            self.index.due.pop_first();
             self.come_due(id, at, now);
         }
         self.tidy();
     }
 
+    /// The item's state changes by itself: a lease times out, a delay ends, or the item expires.
     fn come_due(&mut self, id: u64, at: Time, now: Time) {
         let Some(item) = self.items.get_mut(id) else {
             return;
         };
-        let deadline = item.wish().deadline;
-        if let Phase::Leased { .. } = item.place.phase {
+        let deadline = item.schedule().deadline;
+        if let ItemState::Leased { .. } = item.entry.state {
             self.end_lease(id, &mut Some(lease_lost(at).into()), Duration::ZERO);
         } else if deadline <= now {
-            item.rest_mut().failures.push(expired(deadline).into());
-            self.books.leave(id, &item.place);
-            self.books.bury(id, &mut item.place);
+            item.extras_mut().failures.push(expired(deadline).into());
+            self.index.leave(id, &item.entry);
+            self.index.dead_letter(id, &mut item.entry);
         } else {
-            self.books.leave(id, &item.place);
-            let wish = item.wish();
-            self.books.line_up(id, &mut item.place, wish, End::Back);
+            self.index.leave(id, &item.entry);
+            let schedule = item.schedule();
+            self.index
+                .enqueue(id, &mut item.entry, schedule, QueueEnd::Back);
         }
     }
 
@@ -152,16 +168,21 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         if let Some(key) = &options.key {
             self.keys.insert(key.clone(), id);
         }
-        let item = self.items.push();
-        item.value = Some(value);
-        item.attempt = 0;
-        item.rest = Rest::of(options);
-        let wish = item.wish();
+        let mut item = Item {
+            value,
+            entry: StateEntry::NONE,
+            attempt: 0,
+            extras: Extras::of(options),
+        };
+        let schedule = item.schedule();
         if options.delay.is_zero() {
-            self.books.line_up(id, &mut item.place, wish, End::Back);
+            self.index
+                .enqueue(id, &mut item.entry, schedule, QueueEnd::Back);
         } else {
-            self.books.delay(id, &mut item.place, wish, options.delay);
+            self.index
+                .delay(id, &mut item.entry, schedule, options.delay);
         }
+        self.items.push(item);
         Ok((id, None))
     }
 
@@ -170,19 +191,19 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     #[allow(clippy::inline_always)] // a lease that is moved takes as long as all this
     pub(super) fn lease(&mut self) -> Option<Lease<T, N>> {
         let (id, item) = loop {
-            let (entry, id) = self.books.next_in_line()?;
+            let (turn, id) = self.index.next_entry()?;
             match self.items.get_mut(id) {
-                Some(item) if item.place.phase == (Phase::Ready { entry }) => break (id, item),
-                _ => self.books.left_behind -= 1,
+                Some(item) if item.entry.state == (ItemState::Ready { turn }) => break (id, item),
+                _ => self.index.stale -= 1,
             }
         };
-        let value = item.value.clone()?;
+        let value = item.value.clone();
         self.last_epoch += 1;
         let epoch = self.last_epoch;
         let until = self.options.lease_timeout.map(Time::after);
         item.attempt += 1;
         let ends = until.unwrap_or(Time::NEVER);
-        self.books.lease(id, &mut item.place, epoch, ends);
+        self.index.lease(id, &mut item.entry, epoch, ends);
         Some(Lease {
             id,
             epoch,
@@ -192,41 +213,41 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         })
     }
 
-    /// The work is done. Returns what is left of the item, to be dropped where no lock is held.
+    /// The work is done. Returns the item and the rest of it, to be dropped without the lock.
     #[inline]
     pub(super) fn ack(
         &mut self,
         id: u64,
         epoch: u64,
-    ) -> Result<(Option<T>, impl Sized + use<T, N>), Fenced> {
-        let left = self.items.take(id, |item| {
-            if item.place.phase != (Phase::Leased { epoch }) {
-                return None;
+    ) -> Result<(T, impl Sized + use<T, N>), Fenced> {
+        let left = self.items.remove_if(id, |item| {
+            if item.entry.state != (ItemState::Leased { epoch }) {
+                return false;
             }
-            self.books.done(id, &item.place);
-            Some((item.value.take(), item.rest.take()))
+            self.index.done(id, &item.entry);
+            true
         });
-        let left = left.ok_or(Fenced)?;
-        if let Some(key) = left.1.as_ref().and_then(|rest| rest.key.as_ref()) {
+        let Item { value, extras, .. } = left.ok_or(Fenced)?;
+        if let Some(key) = extras.as_ref().and_then(|extras| extras.key.as_ref()) {
             self.keys.remove(key);
         }
-        Ok(left)
+        Ok((value, extras))
     }
 
     /// The item, if this lease of it is the current one.
     #[inline]
     fn check(
-        items: &mut Table<Item<T, N>>,
+        items: &mut SeqSlab<Item<T, N>>,
         id: u64,
         epoch: u64,
     ) -> Result<&mut Item<T, N>, Fenced> {
         items
             .get_mut(id)
-            .filter(|item| item.place.phase == Phase::Leased { epoch })
+            .filter(|item| item.entry.state == ItemState::Leased { epoch })
             .ok_or(Fenced)
     }
 
-    /// The progress that was kept so far is left in `progress`.
+    /// Extend the lease, and exchange `progress`, if there is any, for what was kept so far.
     pub(super) fn extend(
         &mut self,
         id: u64,
@@ -236,14 +257,15 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
         let until = self.options.lease_timeout.map(Time::after);
         let item = Self::check(&mut self.items, id, epoch)?;
         if progress.is_some() {
-            std::mem::swap(&mut item.rest_mut().progress, progress);
+            std::mem::swap(&mut item.extras_mut().progress, progress);
         }
         if let Some(until) = until {
-            self.books.extend(id, &mut item.place, until);
+            self.index.extend(id, &mut item.entry, until);
         }
         Ok(until)
     }
 
+    /// The lease ends, and the work is not done. `failure` is taken, if the lease was valid.
     pub(super) fn nack(
         &mut self,
         id: u64,
@@ -253,170 +275,161 @@ impl<T: Clone, N: Clone + From<Cause>> State<T, N> {
     ) -> Result<NackOutcome, Fenced> {
         let attempt = Self::check(&mut self.items, id, epoch)?.attempt;
         let pause = match nack {
-            Nack::Failed => self.options.retry.pause(attempt, self.lot.draw(epoch)),
+            Nack::Failed => self.options.retry.pause(attempt, self.jitter.sample(epoch)),
             Nack::After(pause) => pause,
             Nack::AtOnce => Duration::ZERO,
         };
         Ok(self.end_lease(id, failure, pause))
     }
 
-    /// The lease of this item is over, and the work is not done.
+    /// End the lease of this item without success: it is dead if it may not be tried again, and
+    /// else ready, before others, or delayed.
     fn end_lease(&mut self, id: u64, failure: &mut Option<N>, pause: Duration) -> NackOutcome {
         let Some(item) = self.items.get_mut(id) else {
             return NackOutcome::Dead;
         };
         let mut last = item.attempt >= self.options.retry.max_attempts;
         if failure.is_some() {
-            item.rest_mut().failures.extend(failure.take());
+            item.extras_mut().failures.extend(failure.take());
         }
-        let unwanted = item.rest.as_ref().and_then(|rest| rest.unwanted.clone());
-        if let Some(unwanted) = unwanted {
-            item.rest_mut().failures.push(unwanted);
+        let extras = item.extras.as_ref();
+        if let Some(why) = extras.and_then(|extras| extras.cancelled.clone()) {
+            item.extras_mut().failures.push(why);
             last = true;
         }
-        let deadline = item.wish().deadline;
+        let deadline = item.schedule().deadline;
         if !last && !deadline.is_never() && deadline <= Time::now() {
-            item.rest_mut().failures.push(expired(deadline).into());
+            item.extras_mut().failures.push(expired(deadline).into());
             last = true;
         }
-        self.books.leave(id, &item.place);
+        self.index.leave(id, &item.entry);
         if last {
-            self.books.bury(id, &mut item.place);
+            self.index.dead_letter(id, &mut item.entry);
             return NackOutcome::Dead;
         }
-        let wish = item.wish();
+        let schedule = item.schedule();
         if pause.is_zero() {
-            self.books.line_up(id, &mut item.place, wish, End::Front);
+            self.index
+                .enqueue(id, &mut item.entry, schedule, QueueEnd::Front);
         } else {
-            self.books.delay(id, &mut item.place, wish, pause);
+            self.index.delay(id, &mut item.entry, schedule, pause);
         }
         NackOutcome::Requeued
     }
 
-    // ------------------------------------------------------------------ the unwanted and the dead
+    // ------------------------------------------------------------------ cancelled and dead items
 
+    /// Let the item be leased no more. `failure` is taken unless the item was dead or cancelled
+    /// before. The result is that of [`LeaseQueue::cancel`](crate::work::LeaseQueue::cancel).
     pub(super) fn cancel(&mut self, id: u64, failure: &mut Option<N>) -> Option<bool> {
         let item = self.items.get_mut(id)?;
-        match item.place.phase {
-            Phase::Dead { .. } => None,
-            Phase::Leased { .. } => {
-                let unwanted = &mut item.rest_mut().unwanted;
-                if unwanted.is_none() {
-                    *unwanted = failure.take();
+        match item.entry.state {
+            ItemState::Dead { .. } => None,
+            ItemState::Leased { .. } => {
+                let cancelled = &mut item.extras_mut().cancelled;
+                if cancelled.is_none() {
+                    *cancelled = failure.take();
                 }
                 Some(false)
             }
-            Phase::Ready { .. } | Phase::Delayed => {
-                item.rest_mut().failures.extend(failure.take());
-                self.books.leave(id, &item.place);
-                self.books.bury(id, &mut item.place);
+            ItemState::Ready { .. } | ItemState::Delayed => {
+                item.extras_mut().failures.extend(failure.take());
+                self.index.leave(id, &item.entry);
+                self.index.dead_letter(id, &mut item.entry);
                 self.tidy();
                 Some(true)
             }
         }
     }
 
+    /// Let all ready and delayed items be dead; returns them, in the order of the run queues and of
+    /// the ends of their delays.
     pub(super) fn dead_letter_all(&mut self, failure: &N) -> Vec<T> {
-        let ready = self
-            .books
-            .lines
-            .take()
-            .map(|(entry, id)| (Phase::Ready { entry }, id));
-        let delayed = self.books.due.iter().map(|(_, id)| (Phase::Delayed, *id));
-        let unleased: Vec<_> = ready.chain(delayed).collect();
+        let ready = self.index.ready.take();
+        let ready = ready.map(|(turn, id)| (ItemState::Ready { turn }, id));
+        let delayed = self.index.due.iter();
+        let delayed = delayed.map(|(_, id)| (ItemState::Delayed, *id));
+        // Stale entries among them, and deadlines of leased and ready items, are told by the state.
+        let candidates: Vec<_> = ready.chain(delayed).collect();
         let mut values = Vec::new();
-        for (phase, id) in unleased {
+        for (state, id) in candidates {
             let item = self.items.get_mut(id);
-            if let Some(item) = item.filter(|item| item.place.phase == phase) {
-                item.rest_mut().failures.push(failure.clone());
-                self.books.leave(id, &item.place);
-                self.books.bury(id, &mut item.place);
-                values.extend(item.value.clone());
+            if let Some(item) = item.filter(|item| item.entry.state == state) {
+                item.extras_mut().failures.push(failure.clone());
+                self.index.leave(id, &item.entry);
+                self.index.dead_letter(id, &mut item.entry);
+                values.push(item.value.clone());
             }
         }
-        self.books.left_behind = 0;
+        self.index.stale = 0;
         values
     }
 
-    /// What is not kept of it any more is left in `unneeded`.
-    pub(super) fn retry(&mut self, id: u64, unneeded: &mut Option<N>) -> bool {
+    /// Make a dead item ready, with all its attempts and without a deadline. What is not kept of it
+    /// any more is left in `dropped`. False: it is not dead.
+    pub(super) fn retry(&mut self, id: u64, dropped: &mut Option<N>) -> bool {
         let Some(item) = self.items.get_mut(id) else {
             return false;
         };
-        if !matches!(item.place.phase, Phase::Dead { .. }) {
+        if !matches!(item.entry.state, ItemState::Dead { .. }) {
             return false;
         }
-        if let Some(rest) = &mut item.rest {
-            *unneeded = rest.unwanted.take();
-            rest.wish.deadline = Time::NEVER;
+        if let Some(extras) = &mut item.extras {
+            *dropped = extras.cancelled.take();
+            extras.schedule.deadline = Time::NEVER;
         }
         item.attempt = 0;
-        self.books.leave(id, &item.place);
-        let wish = item.wish();
-        self.books.line_up(id, &mut item.place, wish, End::Back);
+        self.index.leave(id, &item.entry);
+        let schedule = item.schedule();
+        self.index
+            .enqueue(id, &mut item.entry, schedule, QueueEnd::Back);
         true
     }
 
     pub(super) fn item(&self, id: u64) -> Option<T> {
-        self.items.get(id)?.value.clone()
+        Some(self.items.get(id)?.value.clone())
     }
 
+    /// The dead items with what went wrong, in the order in which they died.
     pub(super) fn dead(&self) -> Vec<Dead<T, N>> {
         let dead = |id: &u64| {
             let item = self.items.get(*id)?;
-            let failures = item.rest.as_ref().map(|rest| rest.failures.clone());
-            Some((*id, item.value.clone()?, failures.unwrap_or_default()))
+            let failures = item.extras.as_ref().map(|extras| extras.failures.clone());
+            Some((*id, item.value.clone(), failures.unwrap_or_default()))
         };
-        self.books.dead.values().filter_map(dead).collect()
+        self.index.dead.values().filter_map(dead).collect()
     }
 
-    /// Let go of the entries that were left behind in the lines, when they are the most.
+    /// Remove the stale entries from the run queues, when they are the most: so a run queue is
+    /// never longer than twice the ready items, and a few.
     fn tidy(&mut self) {
-        let books = &mut self.books;
-        if books.left_behind <= 64 + books.counts.ready {
+        let index = &mut self.index;
+        if index.stale <= 64 + index.counts.ready {
             return;
         }
-        books.lines.retain(|(entry, id)| {
+        index.ready.retain(|(turn, id)| {
             let item = self.items.get(*id);
-            item.is_some_and(|item| item.place.phase == (Phase::Ready { entry: *entry }))
+            item.is_some_and(|item| item.entry.state == (ItemState::Ready { turn: *turn }))
         });
-        books.left_behind = 0;
-    }
-}
-
-impl<T, N> Default for Item<T, N> {
-    #[inline]
-    fn default() -> Self {
-        Self {
-            value: None,
-            place: Place::NOWHERE,
-            attempt: 0,
-            rest: None,
-        }
-    }
-}
-
-impl<T, N> Member for Item<T, N> {
-    #[inline]
-    fn has_left(&self) -> bool {
-        self.value.is_none()
+        index.stale = 0;
     }
 }
 
 impl<T, N: Clone> Item<T, N> {
     #[inline]
-    fn wish(&self) -> Wish {
-        self.rest.as_ref().map_or(Wish::NONE, |rest| rest.wish)
+    fn schedule(&self) -> Schedule {
+        let extras = self.extras.as_ref();
+        extras.map_or(Schedule::USUAL, |extras| extras.schedule)
     }
 
-    fn rest_mut(&mut self) -> &mut Rest<N> {
-        self.rest.get_or_insert_with(|| Box::new(Rest::empty()))
+    fn extras_mut(&mut self) -> &mut Extras<N> {
+        self.extras.get_or_insert_with(|| Box::new(Extras::empty()))
     }
 
-    /// What there is to say of a lease that lasts until then.
+    /// The details of a lease that ends then.
     #[inline]
     fn details(&self, until: Option<Time>) -> Option<Box<Details<N>>> {
-        if self.rest.is_none() && until.is_none() {
+        if self.extras.is_none() && until.is_none() {
             return None;
         }
         self.all_details(until)
@@ -424,10 +437,10 @@ impl<T, N: Clone> Item<T, N> {
 
     #[cold]
     fn all_details(&self, until: Option<Time>) -> Option<Box<Details<N>>> {
-        let rest = self.rest.as_ref();
-        let deadline = self.wish().deadline;
+        let extras = self.extras.as_ref();
+        let deadline = self.schedule().deadline;
         let details = Details {
-            progress: rest.and_then(|rest| rest.progress.clone()),
+            progress: extras.and_then(|extras| extras.progress.clone()),
             deadline: Some(deadline).filter(|deadline| !deadline.is_never()),
             until,
         };
@@ -435,18 +448,18 @@ impl<T, N: Clone> Item<T, N> {
     }
 }
 
-impl<N> Rest<N> {
+impl<N> Extras<N> {
     fn empty() -> Self {
         Self {
-            wish: Wish::NONE,
+            schedule: Schedule::USUAL,
             key: None,
             progress: None,
             failures: Vec::new(),
-            unwanted: None,
+            cancelled: None,
         }
     }
 
-    /// Of an item that is put like this.
+    /// Of an item that is put with these options.
     #[inline]
     fn of(options: &PutOptions) -> Option<Box<Self>> {
         let is_usual = options.key.is_none() && options.priority == 0 && options.expires.is_none();
@@ -456,7 +469,7 @@ impl<N> Rest<N> {
     #[cold]
     fn of_unusual(options: &PutOptions) -> Self {
         Self {
-            wish: Wish {
+            schedule: Schedule {
                 priority: options.priority,
                 deadline: options.expires.map_or(Time::NEVER, Time::after),
             },

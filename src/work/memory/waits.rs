@@ -1,4 +1,14 @@
 //! Waiting at a queue in memory: for an item, for room, for the end of the work.
+//!
+//! Each operation here is tried under the lock of the queue. If it is not possible, its waiter joins
+//! the wait list, also under the lock, and only if it is not possible then either: a change that
+//! came between the two looks is seen by the second, a later one sees the waiter (I12). The second
+//! look includes changes that are due and not made yet, so that a waiter never takes a bound that
+//! lies in the past.
+//!
+//! An operation leaves its list under the lock, too, and so either before it is granted or after.
+//! Leaving may make another waiter the one to serve, or the timekeeper: so it is a change like any
+//! other, and settles.
 
 use crate::cause::Cause;
 use crate::clock::Time;
@@ -6,19 +16,21 @@ use crate::error::Stop;
 use crate::park::Ticket;
 use crate::wait::{Op, Waitable};
 use crate::work::Lease;
-use crate::work::memory::{Entrance, LeaseQueue, Line, Request, Shared, Slot};
+use crate::work::memory::{LeaseQueue, PutState, Request, Shared, Slot, WaitList};
 
 /// One call of [`LeaseQueue::lease`].
-pub(crate) struct Leasing<'a, T, N> {
+pub(crate) struct LeaseOp<'a, T, N> {
     pub(super) queue: &'a LeaseQueue<T, N>,
+    /// Filled with the lease by the thread that grants. Made for the first wait.
     pub(super) slot: Option<Slot<Option<Lease<T, N>>>>,
+    /// When to look again; set while the waiter joins the list.
     pub(super) bound: Time,
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Waitable for Leasing<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>> Waitable for LeaseOp<'_, T, N> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
-        // Something may have come, or gone, since the look.
+        // The second look.
         if shared.closed || shared.state.has_ready() || shared.is_behind() {
             ticket.grant();
             return;
@@ -42,7 +54,7 @@ impl<T: Clone, N: Clone + From<Cause>> Waitable for Leasing<'_, T, N> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Op for Leasing<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>> Op for LeaseOp<'_, T, N> {
     /// `None`: the queue is closed.
     type Output = Option<Lease<T, N>>;
     type Error = Stop;
@@ -54,8 +66,8 @@ impl<T: Clone, N: Clone + From<Cause>> Op for Leasing<'_, T, N> {
     }
 
     fn collect(&mut self) -> Result<Option<Self::Output>, Stop> {
-        let handed_over = self.slot.as_ref().and_then(|slot| slot.lock().take());
-        match handed_over {
+        let leased = self.slot.as_ref().and_then(|slot| slot.lock().take());
+        match leased {
             Some(lease) => Ok(Some(Some(lease))),
             None => self.attempt(),
         }
@@ -63,27 +75,29 @@ impl<T: Clone, N: Clone + From<Cause>> Op for Leasing<'_, T, N> {
 }
 
 /// One call of [`LeaseQueue::put_with`].
-pub(crate) struct Putting<'a, T, N> {
+pub(crate) struct PutOp<'a, T, N> {
     pub(super) queue: &'a LeaseQueue<T, N>,
-    /// The item, while it is not in line.
-    pub(super) item: Entrance<T>,
-    pub(super) slot: Option<Slot<Entrance<T>>>,
+    /// The item, while it is not in the slot.
+    pub(super) item: PutState<T>,
+    /// Has the item while the waiter is in the list.
+    pub(super) slot: Option<Slot<PutState<T>>>,
+    /// See [`LeaseOp::bound`].
     pub(super) bound: Time,
 }
 
-impl<T, N> Putting<'_, T, N> {
-    /// The item comes back from the line.
+impl<T, N> PutOp<'_, T, N> {
+    /// Take the item back from the slot, where it was put, or left as it was.
     fn fetch(&mut self) {
-        if let (Entrance::Elsewhere, Some(slot)) = (&self.item, &self.slot) {
+        if let (PutState::Moved, Some(slot)) = (&self.item, &self.slot) {
             self.item = std::mem::take(&mut *slot.lock());
         }
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Waitable for Putting<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>> Waitable for PutOp<'_, T, N> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
-        let Entrance::Outside(_, options) = &self.item else {
+        let PutState::Unput(_, options) = &self.item else {
             return;
         };
         if shared.state.has_room(options) || shared.is_behind() {
@@ -112,33 +126,35 @@ impl<T: Clone, N: Clone + From<Cause>> Waitable for Putting<'_, T, N> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Op for Putting<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>> Op for PutOp<'_, T, N> {
     type Output = u64;
     type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<u64>, Stop> {
         let item = &mut self.item;
-        self.queue.change(|shared| item.enter(&mut shared.state));
+        self.queue.change(|shared| item.put_into(&mut shared.state));
         Ok(match self.item {
-            Entrance::Inside(id, _) => Some(id),
+            PutState::Put(id, _) => Some(id),
             _ => None,
         })
     }
 
     fn collect(&mut self) -> Result<Option<u64>, Stop> {
         self.fetch();
-        self.attempt() // which does nothing if it is inside
+        self.attempt() // which does nothing if the item was put
     }
 }
 
 /// One call of [`LeaseQueue::drain`].
-pub(crate) struct Draining<'a, T, N> {
+pub(crate) struct DrainOp<'a, T, N> {
     pub(super) queue: &'a LeaseQueue<T, N>,
+    /// Set by the thread that grants, if it found the queue drained.
     pub(super) slot: Option<Slot<bool>>,
+    /// See [`LeaseOp::bound`].
     pub(super) bound: Time,
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Waitable for Draining<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>> Waitable for DrainOp<'_, T, N> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut shared = self.queue.shared.lock();
         if shared.state.is_drained() || shared.is_behind() {
@@ -164,7 +180,7 @@ impl<T: Clone, N: Clone + From<Cause>> Waitable for Draining<'_, T, N> {
     }
 }
 
-impl<T: Clone, N: Clone + From<Cause>> Op for Draining<'_, T, N> {
+impl<T: Clone, N: Clone + From<Cause>> Op for DrainOp<'_, T, N> {
     type Output = ();
     type Error = Stop;
 
@@ -174,7 +190,7 @@ impl<T: Clone, N: Clone + From<Cause>> Op for Draining<'_, T, N> {
     }
 
     fn collect(&mut self) -> Result<Option<()>, Stop> {
-        // It was in that instant, whatever came after.
+        // It was drained at the instant of the grant, even if more items came since.
         match &self.slot {
             Some(drained) if *drained.lock() => Ok(Some(())),
             _ => self.attempt(),
@@ -182,6 +198,6 @@ impl<T: Clone, N: Clone + From<Cause>> Op for Draining<'_, T, N> {
     }
 }
 
-fn leave<S>(line: &mut Line<S>, ticket: &Ticket) {
-    line.retain(|request| request.ticket != *ticket);
+fn leave<S>(list: &mut WaitList<S>, ticket: &Ticket) {
+    list.retain(|request| request.ticket != *ticket);
 }
