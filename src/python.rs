@@ -25,7 +25,7 @@
 //! - No Python object is touched while a lock of the core is held, for that may run any code at all;
 //!   the core's own critical sections are short and never wait for the interpreter.
 //! - Policy belongs to the core. Here is only what is Python's: the parts of a `TaskGroup` that a
-//!   kill must not tear apart (`task::group`), and the loop of a worker (`work::seat`), which handles
+//!   kill must not tear apart (`task::group`), and the loop of a worker (`work::worker_slot`), which handles
 //!   leases as Python objects.
 //! - Calls of CPython that PyO3 has no safe form of are in `binding::attach`, `hard_stop` and `token`.
 // What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
@@ -64,7 +64,7 @@ mod _core {
     #[pymodule_export]
     use super::hard_stop::killed::Killed;
     #[pymodule_export]
-    use super::hard_stop::mask::hold_off;
+    use super::hard_stop::mask::call_masked;
     #[cfg(unix)]
     #[pymodule_export]
     use super::io::{notify_closing, wait_readable, wait_writable};
@@ -97,11 +97,11 @@ mod _core {
     #[pymodule_export]
     use super::task::defer::{Masked, defer_kill};
     #[pymodule_export]
-    use super::task::group::{Crew, Hand};
+    use super::task::group::{GroupCore, WorkerThread};
     #[pymodule_export]
     use super::task::stop::{BegunKill, KillReport, ProcessStopPolicy, RungReport, StopPolicy};
     #[pymodule_export]
-    use super::task::{Strike, Task};
+    use super::task::{KillSignal, Task};
     #[pymodule_export]
     use super::testing::injector::Injector;
     #[pymodule_export]
@@ -122,11 +122,11 @@ mod _core {
     use super::work::child::ChildProcess;
     #[cfg(unix)]
     #[pymodule_export]
-    use super::work::mirror::Mirror;
+    use super::work::parent_watch::ParentWatch;
     #[pymodule_export]
     use super::work::{
-        Lease, LeaseQueue, QueuePort, RetryPolicy, RunningHandler, Seat, Tally, lease_of,
-        queue_port, retry_pause,
+        Lease, LeaseQueue, PoolMetrics, QueuePort, RetryPolicy, RunningHandler, WorkerSlot,
+        lease_of, queue_port, retry_pause,
     };
 
     #[pymodule_init]

@@ -34,7 +34,7 @@ from desist._future import BRIEFLY
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from desist._core import Lease, Masked, ProcessStopPolicy, Seat
+    from desist._core import Lease, Masked, ProcessStopPolicy, WorkerSlot
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,7 +62,7 @@ class ChildHandler(Generic[T, R]):
         handler: Callable[[Lease[T]], R],
         policy: ProcessStopPolicy,
         pool: CancelToken,
-        seat: Seat,
+        seat: WorkerSlot,
         could_not_start: Callable[[str], object],
     ) -> None:
         self.gone = Latch()

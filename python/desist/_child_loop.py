@@ -25,11 +25,11 @@ from desist._core import (
     CancelSource,
     CancelToken,
     Killed,
-    Mirror,
+    ParentWatch,
     Task,
+    call_masked,
     checkpoint,
     defer_kill,
-    hold_off,
 )
 from desist._future import BRIEFLY
 
@@ -80,7 +80,7 @@ class ChildLease(Generic[T]):
 
     def _ask(self, verb: Verb, payload: bytes = b"") -> None:
         # A kill in the middle would leave half a message.
-        verb, payload = hold_off(self._channel.ask, verb, payload)
+        verb, payload = call_masked(self._channel.ask, verb, payload)
         if verb is Verb.REFUSED:
             raise unpack_exception(payload)
 
@@ -124,7 +124,7 @@ class ChildLoop:
         self,
         handler: Callable[[Any], object],
         channel: Channel,
-        mirror: Mirror,
+        mirror: ParentWatch,
         defer: float,
     ) -> None:
         self._handler = handler
@@ -210,7 +210,7 @@ def main(
     with suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C is for the parent; and what this one starts ends with it
     grace, defer = times
-    mirror = Mirror(os.dup(line.fileno()), parent, grace)
+    mirror = ParentWatch(os.dup(line.fileno()), parent, grace)
     line.close()
     if os.getppid() != parent:
         return
@@ -220,7 +220,7 @@ def main(
     loop.run()
 
 
-def _leave_nothing(mirror: Mirror, parent: int) -> None:
+def _leave_nothing(mirror: ParentWatch, parent: int) -> None:
     """Else the parent does that."""
     if (mirror.dismissed or os.getppid() != parent) and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)

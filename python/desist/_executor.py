@@ -13,11 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from desist._core import (
-    Hand,
     KillReport,
     SimpleQueue,
     StopPolicy,
     Task,
+    WorkerThread,
     checkpoint,
     defer_kill,
 )
@@ -209,7 +209,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         self._work_queue: SimpleQueue[Any] = SimpleQueue()  # type: ignore[assignment]
         self._threads: set[threading.Thread] = set()
         self._broken: Any = False
-        self._hands: dict[threading.Thread, Hand] = {}
+        self._hands: dict[threading.Thread, WorkerThread] = {}
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Have `fn(*args, **kwargs)` called by a thread of the pool. Never waits for it.
@@ -244,7 +244,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     def _start_worker(self) -> None:
         name = f"{self._thread_name_prefix or self}_{self._number}"
         self._number += 1
-        hand = Hand(name)
+        hand = WorkerThread(name)
         # Who is woken by the end of the executor gets the reference itself.
         me = weakref.ref(self, self._work_queue.put)
         # A daemon, for one that was given up must not keep the process; the others are joined by

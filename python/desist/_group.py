@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 from desist._core import (
     Cancelled,
     CancelToken,
-    Crew,
-    Hand,
+    GroupCore,
     KillReport,
     Semaphore,
     StopPolicy,
+    WorkerThread,
     checkpoint,
     defer_kill,
 )
@@ -205,7 +205,7 @@ class Task(Generic[T_co]):
             group._child_ended(self, self._failure)  # noqa: SLF001
 
 
-class TaskGroup(Crew):
+class TaskGroup(GroupCore):
     """A `with` block that starts functions on threads, and ends when all of them have ended.
 
         with desist.TaskGroup() as group:
@@ -313,7 +313,7 @@ class TaskGroup(Crew):
 
     # Called by the core.
 
-    def _start_thread(self, hand: Hand, task: Task[Any]) -> None:
+    def _start_thread(self, hand: WorkerThread, task: Task[Any]) -> None:
         name = f"{self.name}-{task.id}"
         # A daemon, for it is the block that waits for it, unless it was given up.
         threading.Thread(target=hand.work, args=(self._work, task), name=name, daemon=True).start()

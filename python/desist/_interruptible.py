@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist._core import CancelCause, Strike, checkpoint, cleanup, current_token, hold_off
+from desist._core import CancelCause, KillSignal, call_masked, checkpoint, cleanup, current_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,13 +52,13 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     call = _Call(unblock)
     # Made beforehand: a kill may be delivered between the making of a block and its `with`.
     leaving = cleanup()
-    strike = Strike()
+    strike = KillSignal()
     registrations = [
         current_token().on_cancel(call.interrupt),
         strike.token.on_cancel(call.interrupt),
     ]
     try:
-        if not hold_off(call.enter):  # a kill would leave its lock held
+        if not call_masked(call.enter):  # a kill would leave its lock held
             checkpoint()
         return fn()
     except Exception as failure:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 
-from desist._core import Cancelled, Hand, Killed, hold_off
+from desist._core import Cancelled, Killed, WorkerThread, call_masked
 from desist._exceptions import TaskAborted, TaskCancelled
 from desist._future import Future
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def kill_now(begin: Callable[[], Callable[[], KillReport]]) -> KillReport:
     """Begin a kill and finish it; a kill of the caller comes during its waits, or afterwards."""
-    return hold_off(_now, begin)
+    return call_masked(_now, begin)
 
 
 def _now(begin: Callable[[], Callable[[], KillReport]]) -> KillReport:
@@ -37,15 +37,15 @@ def kill_soon(begin: Callable[[], Callable[[], KillReport]]) -> Future[KillRepor
     """
     future: Future[KillReport] = Future()
     future.set_running_or_notify_cancel()  # a kill that has begun is not called off
-    hold_off(_begin, begin, future)
+    call_masked(_begin, begin, future)
     return future
 
 
 def _begin(begin: Callable[[], Callable[[], KillReport]], future: Future[KillReport]) -> None:
     try:
         finish = begin()
-        # A Hand takes its place in a simulation, if there is one.
-        hand = Hand("desist-kill")
+        # A WorkerThread takes its place in a simulation, if there is one.
+        hand = WorkerThread("desist-kill")
         thread = threading.Thread(
             target=hand.work, args=(_finish, finish, future), name="desist-kill", daemon=True
         )

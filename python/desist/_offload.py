@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from desist._core import Latch, hold_off
+from desist._core import Latch, call_masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ class Offloaded(Generic[_T]):
         self._result: list[_T] = []
         self._raised: BaseException | None = None
         thread = threading.Thread(target=self._run, name=name, daemon=True)
-        hold_off(thread.start)  # a kill in it would leave locks of threading held
+        call_masked(thread.start)  # a kill in it would leave locks of threading held
 
     def _run(self) -> None:
         call, self._call = self._call, None

@@ -13,7 +13,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from desist._core import Latch, hold_off
+from desist._core import Latch, call_masked
 
 if TYPE_CHECKING:
     from desist._core import Op
@@ -29,7 +29,7 @@ def done_op(what: object, /) -> Op[Any] | None:
     if not isinstance(what, concurrent.futures.Future):
         return None
     # A kill in the middle would leave a lock of threading held.
-    return hold_off(_latch_of, what).wait_op(what)
+    return call_masked(_latch_of, what).wait_op(what)
 
 
 def _latch_of(future: concurrent.futures.Future[Any]) -> Latch:

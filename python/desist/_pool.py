@@ -17,10 +17,10 @@ from desist._core import (
     KillReport,
     Lease,
     LeaseQueue,
+    PoolMetrics,
     ProcessStopPolicy,
-    Seat,
     StopPolicy,
-    Tally,
+    WorkerSlot,
     cancel_scope,
     shield,
 )
@@ -130,7 +130,7 @@ class WorkerPool(Generic[T, R]):
         stop = _policy_for(isolation, policy)
         self._owns_queue = queue is None or isinstance(queue, (str, PathLike))
         self.queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] = _opened(queue)
-        self._tally = Tally(_observer(on_event))
+        self._tally = PoolMetrics(_observer(on_event))
         self._source = CancelSource()
         self._port = port_of(self.queue)
         self._promises: set[ItemPromise] = set()
@@ -283,7 +283,7 @@ class WorkerPool(Generic[T, R]):
             for promise in list(self._promises):
                 promise.fail(stopped)
 
-    def _start_last_kill(self, seat: Seat) -> Future[KillReport]:
+    def _start_last_kill(self, seat: WorkerSlot) -> Future[KillReport]:
         return kill_soon(
             lambda: seat.begin_kill("the pool is stopping", self._roster.policy).finish
         )

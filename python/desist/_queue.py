@@ -5,14 +5,14 @@ and a kill neither loses an item nor the notification of it.
 
 How: the native Queue keeps its items out of Python's reach, so such a subclass gets the methods of
 `_Hooked` instead (`adopt`). They call the hooks with `mutex` held; whatever changes the queue runs
-in hold_off(), which defers a kill except while it waits. The extension imports this module by name.
+in call_masked(), which defers a kill except while it waits. The extension imports this module by name.
 """
 
 from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from desist._core import Condition, Lock, Queue, checkpoint, current_time, hold_off, shield
+from desist._core import Condition, Lock, Queue, call_masked, checkpoint, current_time, shield
 from desist._exceptions import Empty, Full, ShutDown
 
 TYPE_CHECKING = False
@@ -53,16 +53,16 @@ class _Hooked:
         self._shut = False
         self._init(maxsize)
 
-    # Whatever changes the queue is done in hold_off(): Killed is raised before it, while it waits,
+    # Whatever changes the queue is done in call_masked(): Killed is raised before it, while it waits,
     # or after it, and neither an item nor its notification is lost.
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if block:
             _check(timeout)
             checkpoint()
-            hold_off(self._wait_and_put, item, timeout)
+            call_masked(self._wait_and_put, item, timeout)
         else:
-            hold_off(self._put_at_once, item)
+            call_masked(self._put_at_once, item)
 
     def _put_at_once(self, item: Any) -> None:
         with shield(_FOREVER):
@@ -90,8 +90,8 @@ class _Hooked:
         if block:
             _check(timeout)
             checkpoint()
-            return hold_off(self._wait_and_get, timeout)
-        return hold_off(self._get_at_once)
+            return call_masked(self._wait_and_get, timeout)
+        return call_masked(self._get_at_once)
 
     def _get_at_once(self) -> Any:
         with shield(_FOREVER):
@@ -129,7 +129,7 @@ class _Hooked:
         return self._shut or self._qsize() > 0
 
     def task_done(self) -> None:
-        hold_off(self._count_as_done)
+        call_masked(self._count_as_done)
 
     def _count_as_done(self) -> None:
         with shield(_FOREVER), self.mutex:
@@ -147,7 +147,7 @@ class _Hooked:
             self.all_tasks_done.wait_for(lambda: not self._unfinished)
 
     def shutdown(self, immediate: bool = False) -> None:
-        hold_off(self._shut_down, immediate)
+        call_masked(self._shut_down, immediate)
 
     def _shut_down(self, immediate: bool) -> None:
         with shield(_FOREVER), self.mutex:
@@ -161,7 +161,7 @@ class _Hooked:
             self.not_full.notify_all()
 
     def qsize(self) -> int:
-        return hold_off(self._locked_qsize)
+        return call_masked(self._locked_qsize)
 
     def _locked_qsize(self) -> int:
         with shield(_FOREVER), self.mutex:

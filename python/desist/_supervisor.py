@@ -7,7 +7,7 @@ pool has made fails with the same reason.
 How: `restarts`, `abandoned` and `_recent` are written under `_lock`, and only there. `_ended_by` is
 written once, before `ended` is cancelled and the futures fail; a thread that adds a future looks at
 `ended` afterwards, so that one of the two settles it. The lock is the standard library's, so that
-no cancellation keeps the supervisor from counting, and it is only held inside `hold_off()`, so that
+no cancellation keeps the supervisor from counting, and it is only held inside `call_masked()`, so that
 no kill leaves it held.
 """
 
@@ -18,7 +18,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from desist._core import CancelSource, hold_off
+from desist._core import CancelSource, call_masked
 from desist._exceptions import PoolExhausted, PoolFailed
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Supervisor:
             PoolExhausted: the thread is not to be replaced.
             PoolFailed: the queue has failed, so that nothing is replaced any more.
         """
-        hold_off(self._count_abandoned, what)
+        call_masked(self._count_abandoned, what)
         self.count_restart(what)
         self.check()
 
@@ -81,7 +81,7 @@ class Supervisor:
 
     def count_restart(self, what: str) -> None:
         """Count a worker that is replaced; ends the pool if that has happened too often."""
-        hold_off(self._count_restart, what)
+        call_masked(self._count_restart, what)
 
     def _count_restart(self, what: str) -> None:
         now = time.monotonic()
@@ -97,7 +97,7 @@ class Supervisor:
 
     def queue_failed(self, failure: BaseException) -> None:
         """End the pool: a worker has left its loop because the queue raised `failure`."""
-        hold_off(self._end, "the queue failed", failure)
+        call_masked(self._end, "the queue failed", failure)
 
     def _end(self, why: str, failure: BaseException | None) -> None:
         if self._ended_by is None:

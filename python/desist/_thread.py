@@ -6,7 +6,7 @@ import sys
 import threading
 from contextvars import copy_context
 
-from desist._core import CancelToken, Event, KillReport, StopPolicy, Task, hold_off
+from desist._core import CancelToken, Event, KillReport, StopPolicy, Task, call_masked
 from desist._enums import TaskState
 from desist._killing import kill_soon
 
@@ -59,7 +59,7 @@ class StoppableThread(threading.Thread):
         """As threading.Thread."""
         # A kill in the middle would leave the new thread waiting for this one, or a lock of
         # threading held that every thread needs at its start.
-        hold_off(self._launch_and_start)
+        call_masked(self._launch_and_start)
 
     def _launch_and_start(self) -> None:
         first = self._task.launch()

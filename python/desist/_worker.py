@@ -17,7 +17,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from desist._core import ProcessStopPolicy, Seat, hold_off
+from desist._core import ProcessStopPolicy, WorkerSlot, call_masked
 from desist._enums import KillOutcome
 from desist._killing import kill_now, kill_soon
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from desist._child import ChildHandler
-    from desist._core import CancelSource, KillReport, Lease, StopPolicy, Tally
+    from desist._core import CancelSource, KillReport, Lease, PoolMetrics, StopPolicy
     from desist._future import Future
     from desist._ports import QueuePort
     from desist._supervisor import Supervisor
@@ -41,7 +41,7 @@ class Worker:
     has the same name, and a handle of its own in WorkerPool.workers.
     """
 
-    def __init__(self, roster: Roster[Any, Any], seat: Seat) -> None:
+    def __init__(self, roster: Roster[Any, Any], seat: WorkerSlot) -> None:
         """For WorkerPool."""
         self._roster = roster
         self._seat = seat
@@ -150,7 +150,7 @@ class Roster(Generic[T, R]):
         policy: StopPolicy | ProcessStopPolicy,
         supervisor: Supervisor,
         pool: CancelSource,
-        tally: Tally,
+        tally: PoolMetrics,
     ) -> None:
         self.policy = policy
         # Replaced as a whole, under the lock.
@@ -184,18 +184,18 @@ class Roster(Generic[T, R]):
         self.workers = (*self.workers, self._start(name))
 
     def _start(self, name: str) -> Worker:
-        seat = Seat(name, self._port, self._pool.token, self._tally)
+        seat = WorkerSlot(name, self._port, self._pool.token, self._tally)
         seat.launch()
         work, failed = partial(seat.work, self._handler), self._supervisor.queue_failed
         if isinstance(self.policy, ProcessStopPolicy):
             # Here, so that the pool's constructor says what is wrong with the handler.
-            work = partial(hold_off(self._new_child, seat, self.policy).work)
+            work = partial(call_masked(self._new_child, seat, self.policy).work)
         thread = threading.Thread(target=work, args=(failed,), name=name, daemon=True)
-        hold_off(thread.start)  # a kill in it would leave locks of threading held
+        call_masked(thread.start)  # a kill in it would leave locks of threading held
         self.threads.append(thread)
         return Worker(self, seat)
 
-    def _new_child(self, seat: Seat, policy: ProcessStopPolicy) -> ChildHandler[T, R]:
+    def _new_child(self, seat: WorkerSlot, policy: ProcessStopPolicy) -> ChildHandler[T, R]:
         from desist._child import ChildHandler  # few need it, and it is heavy
 
         child = ChildHandler(

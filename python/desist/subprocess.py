@@ -41,12 +41,12 @@ from typing import TYPE_CHECKING, Any, AnyStr, TypeVar
 from desist._core import (
     Cancelled,
     Killed,
+    call_masked,
     checkpoint,
     cleanup,
     current_effective_deadline,
     current_time,
     current_token,
-    hold_off,
     wait_any,
 )
 from desist._exit_watch import ExitWatch
@@ -192,7 +192,7 @@ class _Popen(_std.Popen[AnyStr]):
     def poll(self) -> int | None:
         """As subprocess.Popen.poll: the returncode, or None if the child still runs."""
         # A kill in the middle would leave the object's own lock held.
-        return hold_off(super().poll)
+        return call_masked(super().poll)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the child's end; returns its returncode.
@@ -215,7 +215,7 @@ class _Popen(_std.Popen[AnyStr]):
         # Not poll(): that takes the child of another process for one that ended with 0.
         if self.returncode is None:
             self._wait_for_end(timeout)
-        return hold_off(super().wait)  # it has ended
+        return call_masked(super().wait)  # it has ended
 
     def _wait_for_end(self, timeout: float | None) -> None:
         watch = ExitWatch()

@@ -1,4 +1,4 @@
-//! Waiting for file descriptors.
+//! Waiting for file descriptors, for `desist.wait_readable()`, sockets and processes.
 
 use std::os::fd::RawFd;
 
@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use crate::io::{self, Readiness, ReadyError};
 use crate::python::binding::host::detached;
-use crate::python::binding::lazy_arg::GivenFile;
+use crate::python::binding::lazy_arg::LazyFile;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
 
@@ -16,7 +16,7 @@ pub(super) fn failed(py: Python<'_>, failure: ReadyError) -> PyErr {
     match failure {
         ReadyError::Stop(stop) => error::from_stop(py, stop),
         ReadyError::Io(failure) => match failure.raw_os_error() {
-            // With the number, so that Python makes it the subclass and the text that it is.
+            // Made from the number: Python then chooses the subclass and the text.
             Some(number) => match text_of(py, number) {
                 Ok(text) => PyOSError::new_err((number, text)),
                 Err(failure) => failure,
@@ -32,7 +32,7 @@ fn text_of(py: Python<'_>, number: i32) -> PyResult<String> {
         .extract()
 }
 
-pub(super) fn descriptor(file: GivenFile<'_, '_>) -> PyResult<RawFd> {
+pub(super) fn descriptor(file: LazyFile<'_, '_>) -> PyResult<RawFd> {
     let py = file.py();
     let fd = match file.extract::<RawFd>() {
         Ok(fd) => fd,
@@ -56,7 +56,7 @@ pub(super) fn descriptor(file: GivenFile<'_, '_>) -> PyResult<RawFd> {
 
 fn wait_ready(
     py: Python<'_>,
-    file: GivenFile<'_, '_>,
+    file: LazyFile<'_, '_>,
     what: Readiness,
     timeout: Option<Seconds<'_, '_>>,
 ) -> PyResult<bool> {
@@ -64,42 +64,46 @@ fn wait_ready(
     detached(py, || io::wait_ready(fd, what, until)).map_err(|failure| failed(py, failure))
 }
 
-/// Block until the file can be read without blocking (True), or the seconds have passed (False).
+/// Wait until the file can be read without blocking (True), or the seconds have passed (False).
 ///
-/// `file`: a descriptor, or an object with fileno(). A checkpoint. A connection that comes, the end
-/// of the stream and an error count as something to read. OSError: the descriptor is bad, or
-/// notify_closing() was called for it.
+/// `file`: a descriptor, or an object with fileno(). A new connection, the end of the stream and an
+/// error count as readable.
+///
+/// Blocks: until then.
+/// On cancel: Cancelled is raised, also if the file is ready.
+///
+/// Raises:
+///     OSError: the descriptor is bad, or notify_closing() was called for it.
 #[pyfunction]
 #[pyo3(signature = (file, /, timeout = None))]
 pub(super) fn wait_readable(
     py: Python<'_>,
-    file: GivenFile<'_, '_>,
+    file: LazyFile<'_, '_>,
     timeout: Option<Seconds<'_, '_>>,
 ) -> PyResult<bool> {
     wait_ready(py, file, Readiness::Readable, timeout)
 }
 
-/// Block until the file can be written without blocking (True), or the seconds have passed
-/// (False).
+/// Wait until the file can be written without blocking (True), or the seconds have passed (False).
 ///
 /// Otherwise as wait_readable().
 #[pyfunction]
 #[pyo3(signature = (file, /, timeout = None))]
 pub(super) fn wait_writable(
     py: Python<'_>,
-    file: GivenFile<'_, '_>,
+    file: LazyFile<'_, '_>,
     timeout: Option<Seconds<'_, '_>>,
 ) -> PyResult<bool> {
     wait_ready(py, file, Readiness::Writable, timeout)
 }
 
-/// Say that the file is about to be closed: whoever waits for it gets OSError (EBADF).
+/// Wake the threads that wait for the file, which is about to be closed: they get OSError (EBADF).
 ///
-/// The system does not tell those who wait, and gives the number to the next file that is opened.
-/// desist's own sockets and processes say it by themselves.
+/// The system does not wake waiters, and gives the number to the next file that is opened. desist's own
+/// sockets and processes call this themselves.
 #[pyfunction]
 #[pyo3(signature = (file, /))]
-pub(super) fn notify_closing(file: GivenFile<'_, '_>) -> PyResult<()> {
+pub(super) fn notify_closing(file: LazyFile<'_, '_>) -> PyResult<()> {
     io::closing(descriptor(file)?);
     Ok(())
 }

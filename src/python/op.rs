@@ -17,7 +17,7 @@ use crate::clock::Time;
 use crate::error::Stop;
 use crate::io::{Readiness, ReadyError, Watching};
 use crate::park::Ticket;
-use crate::python::binding::lazy_arg::GivenFile;
+use crate::python::binding::lazy_arg::LazyFile;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::{error, io};
 use crate::sync::{LockError, QueueError};
@@ -86,7 +86,7 @@ impl Op {
     ///     ValueError: the file is closed.
     #[staticmethod]
     #[pyo3(signature = (file, /) -> "Op[None]")]
-    fn readable(file: GivenFile<'_, '_>) -> PyResult<Op> {
+    fn readable(file: LazyFile<'_, '_>) -> PyResult<Op> {
         Ok(Op::new(Ready(io::descriptor(file)?, Readiness::Readable)))
     }
 
@@ -96,7 +96,7 @@ impl Op {
     /// `file`, and what is raised, are as with readable().
     #[staticmethod]
     #[pyo3(signature = (file, /) -> "Op[None]")]
-    fn writable(file: GivenFile<'_, '_>) -> PyResult<Op> {
+    fn writable(file: LazyFile<'_, '_>) -> PyResult<Op> {
         Ok(Op::new(Ready(io::descriptor(file)?, Readiness::Writable)))
     }
 

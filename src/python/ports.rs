@@ -38,7 +38,7 @@ macro_rules! protocols {
 }
 
 protocols! {
-    /// The future of a submitted item, for whoever settles it.
+    /// Settles the future of a submitted item.
     promise is "Promise": finish, fail;
     /// A queue that an engine on a server keeps.
     engine_source is "EngineSource": deliver;

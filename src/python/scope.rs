@@ -1,4 +1,10 @@
 //! `CancelScope`, `FailScope` and the functions that make them.
+//!
+//! Both classes are a [`Block`] with another answer to an absorbed cancellation. The block's state is
+//! under one mutex; the core's scope is entered, and left, after the mutex is released wherever that
+//! may wait or run Python code. A block is entered once, and left on the thread that has entered it.
+//! A `__exit__` that a kill skipped is made up for by the next enclosing block, or by the task's end
+//! (`scope::close_above`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +18,7 @@ use crate::clock::Time;
 use crate::enforcer::BlockWatch;
 use crate::error::ScopeMisuse;
 use crate::python::binding::host::detached;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::cause::CancelCause;
 use crate::python::error::{self, Cancelled};
@@ -30,7 +36,7 @@ use crate::{testing, token};
 #[derive(Clone, Copy)]
 enum Limit {
     None,
-    /// From the time at which it is entered.
+    /// This long after it is entered.
     After(Duration),
     At(Time),
 }
@@ -49,7 +55,7 @@ impl Limit {
 struct Block {
     kind: Kind,
     grace: Option<Duration>,
-    /// Boxed, for few blocks have one.
+    /// Boxed: few blocks have one.
     kill_after: Option<Box<Duration>>,
     state: Mutex<State>,
 }
@@ -62,7 +68,7 @@ enum State {
     },
     Open {
         node: NodeRef,
-        /// If it can be ended by force.
+        /// Present if the block has `kill_after`.
         watch: Option<Box<BlockWatch>>,
     },
     Left {
@@ -107,7 +113,7 @@ impl Block {
         Ok(())
     }
 
-    /// Enter a block that can be ended by `interrupter`.
+    /// Enters a block; `interrupter` can end it.
     #[cold]
     #[inline(never)]
     fn enter_forced(
@@ -116,7 +122,7 @@ impl Block {
         kill_after: Duration,
         interrupter: Arc<dyn Interrupter>,
     ) -> PyResult<()> {
-        // Asked for before anything is locked, for it runs code of Python's; then it is known.
+        // Asked for while nothing is locked, for it runs Python code; the core caches it.
         crate::host::thread_name();
         let mut state = self.state.lock();
         let State::Fresh { limit, cancelled } = &mut *state else {
@@ -136,10 +142,10 @@ impl Block {
         Ok(())
     }
 
-    /// Enter it at the beginning of a `with` statement.
+    /// Enters it at the beginning of a `with` statement.
     fn enter_with(&self, py: Python<'_>) -> PyResult<()> {
         match &self.kill_after {
-            // Simulated time stands still while code runs that ignores it.
+            // Simulated time stands still while code runs that is not in a desist wait.
             Some(kill_after) if testing::current().is_none() => {
                 self.enter_forced(py, **kill_after, hard_stop::for_this_block(py)?)
             }
@@ -147,14 +153,14 @@ impl Block {
         }
     }
 
-    /// Leave. The cause, if the block's cancellation was absorbed.
+    /// Leaves the block. Returns the cause if the block's own cancellation was absorbed.
     fn exit(
         &self,
         py: Python<'_>,
         kind: &Bound<'_, PyAny>,
         value: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Cause>> {
-        // The classes are final, so identity is the whole test.
+        // The exception classes are final, so identity is the whole test.
         let unwinding = if kind.is_none() {
             Unwinding::Nothing
         } else if kind.is(py.get_type::<Cancelled>()) {
@@ -192,7 +198,7 @@ impl Block {
         };
         if exit == Err(ScopeMisuse::WrongThread) {
             drop(state);
-            return Err(error::misuse(py, ScopeMisuse::WrongThread)); // still open, where it belongs
+            return Err(error::misuse(py, ScopeMisuse::WrongThread)); // still open on its own thread
         }
         let caught = match &exit {
             Ok(Exit::Absorbed(cause)) => Some(cause.clone()),
@@ -217,13 +223,13 @@ impl Block {
             }
         }
         if let Err(misuse) = exit {
-            // A kill may have struck behind the __enter__ of the inner one, where CPython 3.14 does
-            // not call its __exit__.
+            // A kill may have been raised right behind the __enter__ of the inner block, where
+            // CPython 3.14 does not call its __exit__.
             if !scope::is_kill_delivered() {
                 return Err(error::misuse(py, misuse));
             }
         }
-        // What a clean-up zone held off arrives here; if it has arrived before, it goes on by itself.
+        // A kill that a clean-up zone deferred is raised here, unless it is unwinding already.
         if self.kind == Kind::Cleanup && kind.is_none() {
             error::check_kill(py)?;
         }
@@ -237,8 +243,7 @@ impl Block {
         Ok(caught)
     }
 
-    /// Call a function as the block: no code of Python's is between the function and the block's
-    /// ends.
+    /// Calls a function as the block: no Python code runs between the function and the block's ends.
     fn call<'py>(
         &self,
         function: &Bound<'py, PyAny>,
@@ -287,7 +292,7 @@ impl Block {
         first
     }
 
-    /// Force may begin at another time now.
+    /// Tells the enforcer that the block's time has changed.
     fn refresh(&self) {
         if let State::Open {
             watch: Some(watch), ..
@@ -349,8 +354,7 @@ impl Block {
     }
 }
 
-/// Leave a block that can be ended by force. It runs code of Python's, to which the block's lock is
-/// not to be held.
+/// Stops the enforcer's watch of a block. This runs Python code, so the block's mutex is not held.
 #[cold]
 #[inline(never)]
 fn exit_forced(
@@ -365,7 +369,7 @@ fn exit_forced(
     })
 }
 
-/// What leaves the block whose own deadline was the cause.
+/// The exception that leaves a block whose own deadline was the cause.
 pub(super) fn deadline_exceeded(py: Python<'_>, cancelled: &Bound<'_, PyAny>) -> PyErr {
     let error = error::ordinary(
         py,
@@ -405,7 +409,7 @@ impl CancelScope {
             .ok_or_else(|| error::misuse(py, ScopeMisuse::NotEntered))
     }
 
-    /// Leave it with this on its way, if anything is. The cause, if its cancellation was absorbed.
+    /// Leaves it with this exception, if any. Returns the cause if its cancellation was absorbed.
     pub(super) fn leave(&self, py: Python<'_>, raised: Option<&PyErr>) -> PyResult<Option<Cause>> {
         match raised {
             Some(raised) => {
@@ -434,9 +438,9 @@ impl CancelScope {
     fn __exit__(
         &self,
         py: Python<'_>,
-        r#type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        r#type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<bool> {
         match self.block.exit(py, &r#type, &value)? {
             Some(cause) if self.raises && cause.kind == CauseKind::Deadline => {
@@ -450,7 +454,7 @@ impl CancelScope {
     /// Cancel the block: it is left quietly at its next checkpoint. True: this call was the
     /// first; False: it was cancelled, or left, before.
     ///
-    /// Never raises, never waits for the block; works from any thread, signal handler and
+    /// Never raises, and never waits for the block; works from any thread, signal handler and
     /// finalizer. `grace`: seconds that clean-up zones inside may still take (5 unless given).
     #[pyo3(signature = (reason = None, *, grace = None))]
     fn cancel(
@@ -522,9 +526,9 @@ impl FailScope {
     fn __exit__(
         &self,
         py: Python<'_>,
-        r#type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        r#type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         self.block
             .exit(py, &r#type, &value)?
@@ -573,7 +577,7 @@ fn block(
     Ok(Block::new(Kind::Plain, limit, grace, kill_after))
 }
 
-/// A block that hides what is outside.
+/// A shield or a clean-up zone.
 fn hiding(kind: Kind, limit: Limit) -> CancelScope {
     CancelScope {
         block: Block::new(kind, limit, None, None),
@@ -677,18 +681,20 @@ pub(super) fn fail_after(
 }
 
 /// A block that sees no cancellation from outside, for at most the given seconds; then it is left
-/// quietly. The bound is required: write out math.inf if you mean it. A kill pierces it.
+/// quietly. The bound is required: write out math.inf if you mean it.
+///
+/// On kill: Killed is raised inside; a shield does not defer kills.
 #[pyfunction]
 #[pyo3(signature = (seconds, /))]
 pub(super) fn shield(seconds: Seconds<'_, '_>) -> PyResult<CancelScope> {
     Ok(hiding(Kind::Shield, after(seconds)?))
 }
 
-/// A block for cleaning up: a cancellation outside is hidden from it until the grace is spent
-/// that the canceller gave (5 seconds unless given); then it is left quietly. All such blocks
-/// under one cancellation share that time. `seconds`: at most this long in any case.
+/// A block for cleaning up: a cancellation outside is hidden from it until the grace of that
+/// cancellation is spent (5 seconds unless given); then it is left quietly. All such blocks under one
+/// cancellation share that time. `seconds`: at most this long in any case.
 ///
-/// A kill is held off for as long.
+/// On kill: deferred for as long.
 #[pyfunction]
 #[pyo3(signature = (seconds = None, /))]
 pub(super) fn cleanup(seconds: Option<Seconds<'_, '_>>) -> PyResult<CancelScope> {

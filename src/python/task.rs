@@ -1,4 +1,9 @@
 //! `Task`: one run of a Python callable, behind the boundary.
+//!
+//! [`run`] is the only place where a body is called with a boundary around it: for threads, for tasks
+//! of a group, and for the handlers of workers. What came out of the body is settled after the boundary
+//! has closed, when no kill can be delivered any more and the body holds nothing, and before the task
+//! counts as over, so that a thread that waits for the task finds its result.
 
 pub(super) mod defer;
 pub(super) mod group;
@@ -36,7 +41,7 @@ use crate::task::{self, Progress};
 use crate::testing::{self, Enrolment};
 use crate::token;
 
-/// How a body ended, for those who look at the task later.
+/// How a body ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Ended {
@@ -47,9 +52,8 @@ pub(super) enum Ended {
     Killed,
 }
 
-/// Run a body with a boundary around it. `settle` gets what came out of the body, when no kill can
-/// strike any more and nothing is held, but before anybody is told that the task is over; it is
-/// not called if the task had been given up.
+/// Runs a body with a boundary around it. `settle` gets what came out of the body, after the boundary
+/// has closed and before the task is over; it is not called if the task was abandoned.
 pub(super) fn run<R>(
     py: Python<'_>,
     task: &Arc<task::Task>,
@@ -59,7 +63,7 @@ pub(super) fn run<R>(
     let mut boundary = Boundary::enter(task, Some(hard_stop::for_this_thread(py)?));
     let result = body();
     boundary.shut();
-    // From here on nothing strikes, so Python code may run again.
+    // From here on no kill is delivered, so Python code may run again.
     let ended = match &result {
         Ok(_) => Ended::Done,
         Err(raised) if raised.is_instance_of::<Killed>(py) => Ended::Killed,
@@ -74,7 +78,7 @@ pub(super) fn run<R>(
     let ours = detached(py, || boundary.leave(end));
     let settled = ours.then(|| settle(result, ended));
     if ended == Ended::Killed {
-        // Who killed it is to find the interpreter free.
+        // The killing thread, which is woken now, needs the interpreter next.
         detached(py, || task.over().set());
     } else {
         task.over().set();
@@ -87,7 +91,7 @@ pub(super) fn run<R>(
 pub(super) struct Task {
     core: Arc<task::Task>,
     ended: AtomicU8,
-    /// Its thread's place in a simulation, on the way to it.
+    /// The place in a simulation of the thread that is being started for it; taken by that thread.
     enrolment: Mutex<Option<Enrolment>>,
 }
 
@@ -140,13 +144,12 @@ impl Task {
         self.core.name()
     }
 
-    /// It waits for a thread that is there, so that it may be killed from now on.
+    /// It waits for a thread that exists already: it can be killed from now on.
     fn expect(&self) {
         self.core.launch();
     }
 
-    /// Its thread is being started, so that it may be killed from now on.
-    /// False: it is, or was, already.
+    /// Its thread is being started: it can be killed from now on. False: it was started before.
     fn launch(&self) -> bool {
         let first = self.core.launch();
         if first {
@@ -162,10 +165,10 @@ impl Task {
         detached(py, || drop(enrolment));
     }
 
-    /// Run it here and now. Cancelled and Killed end here; other exceptions pass.
+    /// Run it on the calling thread. Cancelled and Killed end here; other exceptions pass.
     ///
-    /// `settle(result, exception)` is told of any end instead, before anybody else and where no
-    /// kill strikes; but not if the task had been given up.
+    /// `settle(result, exception)`, if given, gets any end instead, before the task is over and where
+    /// no kill is delivered; it is not called if the task was abandoned.
     #[pyo3(signature = (
         body: "Callable[[], object]",
         settle: "Callable[[Any, BaseException | None], object] | None" = None,
@@ -198,7 +201,7 @@ impl Task {
                 (None, _) => Ok(()),
             }
         });
-        // Who is told of the result is not to run before this thread is ready for its next task.
+        // The waiter for the result should not run before this thread is ready for its next task.
         if enrolled.is_some() {
             detached(py, || drop(enrolled));
         }
@@ -223,7 +226,7 @@ impl Task {
             Progress::Over if ended == Ended::Failed as u8 => TaskState::Failed,
             Progress::Over if ended == Ended::Cancelled as u8 => TaskState::Cancelled,
             Progress::Over if ended == Ended::Killed as u8 => TaskState::Killed,
-            // If it is over, its boundary is closing.
+            // Its body is over, and its boundary is closing.
             Progress::Cancelling | Progress::Over => TaskState::Cancelling,
         }
     }
@@ -313,7 +316,9 @@ impl Task {
         Op::new(WaitUntilOver(self.core.clone(), value))
     }
 
-    /// Block until it is over or was given up (True), or the seconds have passed. A checkpoint.
+    /// Wait until it is over or was abandoned (True), or the seconds have passed (False).
+    ///
+    /// Blocks: until then. A checkpoint.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::optional_span(timeout, "timeout")?.map_or(Time::NEVER, Time::after);
@@ -326,15 +331,15 @@ impl Task {
     }
 }
 
-/// As long as it lives, its token is cancelled when a kill strikes the calling task: not before,
-/// and not while something holds the kill off. Outside any task, never.
+/// Has a token that is cancelled when a kill of the calling task may be delivered: not while it is
+/// deferred, and never outside any task.
 #[pyclass(frozen, module = "desist._core")]
-pub(super) struct Strike {
+pub(super) struct KillSignal {
     source: Arc<token::CancelSource>,
 }
 
 #[pymethods]
-impl Strike {
+impl KillSignal {
     #[new]
     fn new() -> Self {
         let source = scope::current_task().map(|task| task.on_delivery());

@@ -1,4 +1,4 @@
-//! What `desist.testing` is made of.
+//! The native parts of `desist.testing`: simulated time, leak counts, and the injector of the sweeps.
 
 pub(super) mod injector;
 
@@ -13,7 +13,7 @@ use crate::python::error;
 use crate::token::timer;
 use crate::{at_fork, enforcer, scope, task, testing};
 
-/// A clock that jumps, and the threads that go by it.
+/// A simulated clock, and the threads that run under it.
 #[pyclass(frozen, module = "desist._core")]
 pub(super) struct Simulation {
     simulation: Arc<testing::Simulation>,
@@ -28,12 +28,12 @@ impl Simulation {
         Self { simulation }
     }
 
-    /// What the clock shows.
+    /// The clock's time.
     fn time(&self) -> f64 {
         seconds::from_time(self.simulation.time())
     }
 
-    /// Let so many seconds pass at once.
+    /// Move the clock forward by so many seconds.
     fn jump(&self, py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
         let span = seconds::span(seconds, "the time to jump")?;
         detached(py, || self.simulation.jump(span));
@@ -57,8 +57,9 @@ impl Simulation {
     }
 }
 
-/// What code may leave behind by mistake: tasks that have not ended, deadlines that are armed, be
-/// it for force, locks and permits that the calling thread holds, and blocks that it is in.
+/// Counts of what code may leave behind by mistake: tasks that have not ended; armed deadlines, those of
+/// blocks with `kill_after` included; locks and permits that the calling thread holds; scopes that it
+/// is in.
 #[pyfunction]
 pub(super) fn leak_counts() -> (usize, usize, usize, usize) {
     (

@@ -1,4 +1,8 @@
-//! `CancelSource`, `CancelToken`, `Registration`.
+//! `CancelSource`, `CancelToken`, `Registration`: handles of the core's tree of tokens.
+//!
+//! A token has its state in a slot that the interpreter reads as an attribute, without a call. The
+//! cancelling thread writes the slot through a hook in the token's node (see `CancelToken`). The hook
+//! is removed in the token's drop, which waits until a cancel that runs has left it.
 #![allow(unsafe_code)] // the slot `cancelled`, see `CancelToken`
 
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -13,7 +17,7 @@ use crate::cause::DEFAULT_GRACE;
 use crate::clock::Time;
 use crate::python::binding::attach::attach;
 use crate::python::binding::host::detached;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::cause::CancelCause;
@@ -26,18 +30,17 @@ use crate::token::tree::{Flag, Hook};
 use crate::wait::Cancellation;
 use crate::{park, token};
 
-/// May look whether something was cancelled, wait for it and register callbacks; may not cancel.
+/// Tells whether something was cancelled; can be waited for, and takes callbacks. It cannot cancel.
 ///
 /// `cancelled` is a slot that the interpreter reads without a call.
-// The slot holds False or True. It is written by whoever cancels, from any thread and without the
-// interpreter: one atomic store of a pointer to an object that never goes away. `#[pyo3(get)]` on
+// The slot holds False or True. The cancelling thread writes it, attached or not: one atomic store of a pointer to an object that never goes away. `#[pyo3(get)]` on
 // a `Py` field of a frozen class gives a plain object member, which is what LOAD_ATTR specialises.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(super) struct CancelToken {
     /// True once cancelled.
     #[pyo3(get)]
     cancelled: Py<PyBool>,
-    /// Hook in the node, plus one; 0: none.
+    /// The id of the hook in the node, plus one; 0: none. Written once, before the token is shared.
     hook: AtomicU64,
     token: token::CancelToken,
 }
@@ -183,8 +186,8 @@ impl CancelToken {
     ///
     /// It runs on the thread that cancels, or for a deadline on a thread of desist's, in an empty
     /// context (contextvars), after all waiters have been woken. What it raises goes to
-    /// sys.unraisablehook. A kill of who cancels waits for its end, for 5 seconds at most. It stays
-    /// registered as long as the token lives, whether or not what is returned here is kept.
+    /// sys.unraisablehook. A kill of the cancelling thread is deferred until it returns, for 5 seconds at most. It stays
+    /// registered as long as the token lives, whether or not the registration is kept.
     #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
     fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> PyResult<Registration> {
         if !r#fn.bind(py).is_callable() {
@@ -194,10 +197,10 @@ impl CancelToken {
             )));
         }
         let call = move |cause: &crate::Cause| {
-            // None once the interpreter is shutting down: there is nobody to call. The callback is
-            // moved in, to be dropped attached: PyO3's list of what was dropped detached has a lock.
+            // `None` once the interpreter is being finalized: no Python code runs any more. The
+            // callback is moved in, to be dropped attached: PyO3's list of what was dropped detached has a lock.
             attach(move |py| {
-                let _mask = Mask::open(DEFAULT_GRACE); // who cancels may be killed
+                let _mask = Mask::open(DEFAULT_GRACE); // the cancelling thread may be killed
                 let called = Py::new(py, CancelCause::from(cause.clone()))
                     .and_then(|cause| PyTuple::new(py, [cause]))
                     .and_then(|cause| hard_stop::call(r#fn.bind(py), &cause));
@@ -232,7 +235,7 @@ impl CancelToken {
     }
 }
 
-/// May cancel. Hand out its `token`; what is below a cancelled token is cancelled with it.
+/// Cancels its `token`, and all tokens below that. Give the token to other code, and keep the source.
 ///
 /// As a context manager it closes itself at the end of the block.
 #[pyclass(frozen, weakref, module = "desist")]
@@ -269,7 +272,7 @@ impl CancelSource {
 
     /// Cancel. True: this call was the first; False: it was cancelled, or closed, before.
     ///
-    /// Never raises, never waits for who is cancelled; works from any thread, signal handler and
+    /// Never raises, and never waits for the cancelled code; works from any thread, signal handler and
     /// finalizer. `grace`: seconds that clean-up zones may still take (5 unless given). Callbacks
     /// run on this thread.
     #[pyo3(signature = (reason = None, *, grace = None))]
@@ -296,9 +299,9 @@ impl CancelSource {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: GivenClass<'_, '_>,
-        _value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        _type: LazyClass<'_, '_>,
+        _value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) {
         self.close(py);
     }
@@ -311,7 +314,7 @@ impl CancelSource {
     }
 }
 
-/// Cancel with the interpreter let go, unless there is nobody to wake or call.
+/// Cancels detached, unless the node has neither waiters nor callbacks.
 pub(super) fn cancel_node(
     py: Python<'_>,
     node: &token::tree::NodeRef,
@@ -327,14 +330,14 @@ pub(super) fn cancel_node(
     }
     detached(py, || {
         let first = node.cancel(cause);
-        // Else the woken thread would wait for the interpreter until this one, if it has more to
-        // do, is made to let go of it: 5 ms.
+        // Attached again at once, this thread would keep the woken one waiting for the interpreter
+        // until the switch interval is over: 5 ms.
         park::yield_to_woken(WAKES_UP_IN);
         first
     })
 }
 
-/// What the system takes to wake a thread up on a machine that is not too busy.
+/// The time in which the system wakes a thread up on a machine that is not overloaded.
 const WAKES_UP_IN: Duration = Duration::from_micros(50);
 
 /// One deadline out of two ways to give it.
@@ -374,8 +377,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // In Python nobody has to keep what `on_cancel` returns. And a drop must not wait: it holds
-        // the interpreter, which the running callback needs.
+        // Python code need not keep a registration. And a drop must not wait: it is attached, and
+        // the running callback needs the interpreter.
         if let Some(registration) = self.registration.take() {
             registration.detach();
         }
@@ -410,9 +413,9 @@ impl Registration {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: GivenClass<'_, '_>,
-        _value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        _type: LazyClass<'_, '_>,
+        _value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) {
         self.close_until(py, Time::NEVER);
     }

@@ -1,4 +1,8 @@
-//! Waiting, and looking at where the calling thread stands.
+//! Sleeping, checkpoints, and how any operation of the core waits.
+//!
+//! An operation is tried attached; only its sleeping is done detached ([`perform`]), so that what it
+//! yields is in the hands of an attached thread at once. [`blocking`] runs a whole wait detached, for
+//! waits that yield no object.
 
 use std::time::Duration;
 
@@ -15,7 +19,7 @@ use crate::python::op::{Op, Operation, Started, Yield, adapted};
 use crate::wait::{Op as CoreOp, Park};
 use crate::{scope, sync, wait};
 
-/// Run something that may block, without the interpreter.
+/// Runs a wait detached, and converts the stop that ended it.
 pub(super) fn blocking<R: Send>(
     py: Python<'_>,
     wait: impl FnOnce() -> Result<R, Stop> + Send,
@@ -23,8 +27,7 @@ pub(super) fn blocking<R: Send>(
     detached(py, wait).map_err(|stop| error::from_stop(py, stop))
 }
 
-/// Do something that may have to wait, until `until` at most: only the sleeping is done without
-/// the interpreter.
+/// Performs an operation, waiting until `until` at most; only the sleeping is done detached.
 #[inline]
 pub(super) fn perform<O: CoreOp>(
     py: Python<'_>,
@@ -34,7 +37,7 @@ pub(super) fn perform<O: CoreOp>(
     wait::perform_by(op, until, asleep(py))
 }
 
-/// Sleep without the interpreter.
+/// How an operation sleeps detached.
 pub(super) fn asleep(py: Python<'_>) -> impl Fn(&mut Park<'_>) -> WaitOutcome {
     move |park| detached(py, park)
 }
@@ -50,8 +53,12 @@ pub(super) fn checkpoint(py: Python<'_>) -> PyResult<()> {
 
 /// Sleep for the given number of seconds; like time.sleep, but it can be cancelled.
 ///
-/// Raises Cancelled or Killed as soon as the calling code is to stop, also on entry. Signal
-/// handlers run at once, as in time.sleep. TypeError or ValueError: not a number, negative, NaN.
+/// Blocks: for that long. Signal handlers run at once, as in time.sleep.
+/// On cancel: Cancelled is raised, also on entry.
+///
+/// Raises:
+///     TypeError: not a number.
+///     ValueError: negative, or NaN.
 #[pyfunction]
 #[pyo3(signature = (seconds, /))]
 pub(super) fn sleep(py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
@@ -66,7 +73,7 @@ pub(super) fn sleep(py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
 
 /// Sleep until `current_time()` has reached the given value, in seconds.
 ///
-/// Raises as sleep() does.
+/// Blocks: until then. Cancel, kill and errors are as with sleep().
 #[pyfunction]
 #[pyo3(signature = (deadline, /))]
 pub(super) fn sleep_until(py: Python<'_>, deadline: Seconds<'_, '_>) -> PyResult<()> {
@@ -120,7 +127,7 @@ impl Latch {
         }
     }
 
-    /// Set it and wake all who wait.
+    /// Set it and wake all waiters.
     fn set(&self) {
         self.latch.set();
     }
@@ -136,7 +143,9 @@ impl Latch {
         Op::new(WaitUntilLatched(slf, value))
     }
 
-    /// Block until it is set (True) or the seconds have passed (False). A checkpoint.
+    /// Wait until it is set (True) or the seconds have passed (False).
+    ///
+    /// Blocks: until then. A checkpoint.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);

@@ -1,5 +1,8 @@
 //! Queues of leases, and the workers' loop.
 //!
+//! `source` is the port: the loop (`worker_slot`) and the lease in a handler's hands know a queue through it
+//! only, and `memory`, `file` and `py_queue` implement it.
+//!
 //! | module | subject |
 //! |---|---|
 //! | `source` | the port: what a worker's loop and a lease need of a queue |
@@ -10,9 +13,9 @@
 //! | `promises` | the futures of submitted items |
 //! | `port` | `QueuePort`: what a pool does with a queue |
 //! | `lease` | `Lease`: one delivery, in its handler's hands |
-//! | `seat` | `Seat`: a worker's place in its pool, and its loop |
-//! | `tally` | `Tally`: what a pool has done so far, and who is told of it |
-//! | `child`, `mirror` | a worker's process, and its parent as that process sees it |
+//! | `worker_slot` | `WorkerSlot`: a worker's place in its pool, and its loop |
+//! | `pool_metrics` | `PoolMetrics`: a pool's counters, and its observer |
+//! | `child`, `parent_watch` | a worker's process, and its parent as that process sees it |
 
 pub(super) mod child;
 mod codec;
@@ -20,15 +23,15 @@ mod codec;
 mod file;
 mod lease;
 mod memory;
-#[cfg(unix)]
-pub(super) mod mirror;
 mod options;
+#[cfg(unix)]
+pub(super) mod parent_watch;
+mod pool_metrics;
 mod port;
 mod promises;
 mod py_queue;
-mod seat;
 mod source;
-mod tally;
+mod worker_slot;
 
 use std::time::Duration;
 
@@ -40,24 +43,24 @@ use pyo3::types::PyDict;
 pub(super) use file::FileQueue;
 pub(super) use lease::Lease;
 pub(super) use memory::LeaseQueue;
+pub(super) use pool_metrics::PoolMetrics;
 pub(super) use port::QueuePort;
 pub(super) use py_queue::{RunningHandler, lease_of};
-pub(super) use seat::Seat;
-pub(super) use tally::Tally;
+pub(super) use worker_slot::WorkerSlot;
 
 use crate::clock::Time;
 use crate::python::binding::seconds;
 use crate::python::cause::CancelCause;
 use crate::{Cause, CauseKind, work};
 
-/// A commit block is meant for one write and its acknowledgement.
+/// The bound of a commit block, which is meant for one write and its acknowledgement.
 const LONGEST_COMMIT: Duration = Duration::from_secs(5);
 
 /// How often, and how soon, failed work is tried again.
 ///
 /// After `max_attempts` leases an item is dead. The pause after a failure is `backoff` seconds at
-/// first and doubles each time up to `max_backoff`, longer or shorter by up to the part `jitter` of
-/// it. Work whose worker was killed is ready again at once.
+/// first and doubles each time up to `max_backoff`, randomised by ±`jitter` (a part of it). Work
+/// whose worker was killed is ready again at once.
 #[pyclass(frozen, module = "desist")]
 pub(super) struct RetryPolicy {
     retry: work::RetryPolicy,
@@ -118,7 +121,7 @@ impl RetryPolicy {
         self.retry.max_backoff.as_secs_f64()
     }
 
-    /// The part of a pause by which it may be longer or shorter.
+    /// The part of a pause by which it is randomised, up or down.
     #[getter]
     fn jitter(&self) -> f64 {
         self.retry.jitter
@@ -150,16 +153,16 @@ pub(super) fn queue_port(queue: &Bound<'_, PyAny>) -> PyResult<QueuePort> {
     )))
 }
 
-/// What is kept of work that was not done because of this.
+/// What a queue stores of work that was stopped for this reason.
 fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Py<PyAny>> {
     let cause = Cause::now(kind, reason.map(Into::into), None);
     Ok(Py::new(py, CancelCause::from(cause))?.into_any())
 }
 
-/// A dead item: its id, itself, and all that went wrong.
+/// A dead item: its id, the item, and all failures.
 type Dead<F> = (u64, Py<PyAny>, Vec<F>);
 
-/// The counts, as Python is told.
+/// The counts as a dict.
 fn counts(py: Python<'_>, counts: work::Counts) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("ready", counts.ready)?;
@@ -175,7 +178,7 @@ fn not_dead(item_id: u64) -> PyErr {
     PyValueError::new_err(message)
 }
 
-/// When work is to end whose lease lasts until then.
+/// When a handler is to stop: at the item's deadline, or when its lease runs out.
 fn earliest(deadline: Time, until: Option<Time>) -> Time {
     until.map_or(deadline, |until| until.min(deadline))
 }

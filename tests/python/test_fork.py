@@ -258,7 +258,7 @@ def test_i37_a_fork_never_interrupts_the_hand_over_of_callbacks(forks: int) -> N
 
 
 @FEW_OR_MANY
-@pytest.mark.skipif(not hasattr(_core, "Mirror"), reason="no worker processes here")
+@pytest.mark.skipif(not hasattr(_core, "ParentWatch"), reason="no worker processes here")
 def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
     """Make threads attach to the interpreter for the first time, and end, all the time.
 
@@ -266,11 +266,11 @@ def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
     script = """if True:
         import os, sys, threading
         from desist import CancelSource
-        from desist._core import ChildProcess, Mirror, Task
+        from desist._core import ChildProcess, ParentWatch, Task
         from test_fork import hung_child
 
         reader, writer = os.pipe()
-        parent, mirror = ChildProcess(), Mirror(reader, os.getppid(), 1000.0)
+        parent, mirror = ChildProcess(), ParentWatch(reader, os.getppid(), 1000.0)
         parent.connect(writer)
         source = CancelSource()
         source.cancel()

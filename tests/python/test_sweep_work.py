@@ -15,7 +15,7 @@ import pytest
 
 import desist
 from desist import FileQueue, LeaseQueue, Lock, RetryPolicy, StopPolicy, WorkerPool
-from desist._core import Seat, Tally
+from desist._core import PoolMetrics, WorkerSlot
 from desist._ports import port_of
 from desist.testing import sweep_cancels, sweep_kills
 from support import NEVER, tell
@@ -50,7 +50,9 @@ class Office:
 
             stopper = threading.Thread(target=finish)
             stopper.start()
-            Seat("worker", port_of(self.queue), source.token, Tally()).work(handler, print)
+            WorkerSlot("worker", port_of(self.queue), source.token, PoolMetrics()).work(
+                handler, print
+            )
             stopper.join()
 
     def begin(self, lease: Lease[str]) -> None:

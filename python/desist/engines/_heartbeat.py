@@ -18,7 +18,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
-from desist._core import current_time, hold_off, sleep
+from desist._core import call_masked, current_time, sleep
 from desist._exceptions import Fenced
 from desist._thread import Thread
 from desist.engines._held import RECONNECT, HeldLease
@@ -106,7 +106,7 @@ class HeartbeatThread:
         for held in self._current():
             asked = current_time()
             try:
-                hold_off(self._engine.extend, held.delivery, None)
+                call_masked(self._engine.extend, held.delivery, None)
             except Fenced:
                 held.lose("its lease is over, and another worker has the item")
             else:

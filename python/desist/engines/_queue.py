@@ -16,10 +16,10 @@ from desist._core import (
     Condition,
     Lease,
     RetryPolicy,
+    call_masked,
     cancel_scope,
     checkpoint,
     current_time,
-    hold_off,
     lease_of,
 )
 from desist.engines._heartbeat import HeartbeatThread
@@ -93,14 +93,14 @@ class EngineQueue(Generic[T]):
     def counts(self) -> Mapping[str, int]:
         """Count the items in each state at one instant, those leased to other hosts included."""
         self.port.check_usable()
-        return hold_off(self.engine.counts)
+        return call_masked(self.engine.counts)
 
     def dead(self) -> list[tuple[str, T | bytes, list[str]]]:
         """List the dead items: id, item (its bytes if they cannot be decoded), and all failures."""
         self.port.check_usable()
         return [
             (dead.id, self.port.decode_dead(dead.body), dead.failures)
-            for dead in hold_off(self.engine.dead)
+            for dead in call_masked(self.engine.dead)
         ]
 
     def retry(self, item_id: str, /) -> None:
@@ -110,7 +110,7 @@ class EngineQueue(Generic[T]):
             ValueError: it is not dead.
         """
         self.port.check_usable()
-        if not hold_off(self.engine.retry, item_id):
+        if not call_masked(self.engine.retry, item_id):
             raise ValueError(f"item {item_id} is not dead; dead() lists those that are")
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class EnginePort:
         if not 0 <= delay < float("inf"):
             raise ValueError(f"delay must not be negative, and not endless, but is {delay}")
         body = self._codec.encode(item)
-        return hold_off(lambda: self._engine.put(item_id, body, key=key, delay=delay))
+        return call_masked(lambda: self._engine.put(item_id, body, key=key, delay=delay))
 
     def submit(
         self,
@@ -196,7 +196,7 @@ class EnginePort:
     def deliver(self, timeout: float | None, /) -> HeldLease | None:
         """Lease the next item, waiting at most for `timeout` seconds."""
         self.check_usable()
-        hold_off(self._heartbeat.start)
+        call_masked(self._heartbeat.start)
         end = math.inf if timeout is None else current_time() + timeout
         first = True
         while first or current_time() < end:
@@ -207,7 +207,7 @@ class EnginePort:
             with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
                 delivery = retry_until_connected(lambda: self._lease(end), end)
             self.check_usable()
-            held = None if delivery is None else hold_off(self._accept, delivery)
+            held = None if delivery is None else call_masked(self._accept, delivery)
             if held is not None:
                 return held
         return None
@@ -253,7 +253,7 @@ class EnginePort:
         """Never lease the item again."""
         self.check_usable()
         cause = _cause(reason)
-        dead = hold_off(self._engine.cancel, item_id, str(cause))
+        dead = call_masked(self._engine.cancel, item_id, str(cause))
         if dead:
             self._fail(item_id, cause)
             self._changed()
@@ -262,13 +262,13 @@ class EnginePort:
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""
         self.check_usable()
-        hold_off(self._heartbeat.start)
+        call_masked(self._heartbeat.start)
         end = math.inf if timeout is None else current_time() + timeout
         while True:
             seen = self._changed.times
             if self._heartbeat.failure is not None:
                 raise self._heartbeat.failure
-            counts = retry_until_connected(lambda: hold_off(self._engine.counts), end)
+            counts = retry_until_connected(lambda: call_masked(self._engine.counts), end)
             if not counts["ready"] + counts["leased"] + counts["delayed"]:
                 return True
             if not self._changed.wait(seen, end - current_time()):
@@ -291,7 +291,7 @@ class EnginePort:
         try:
             self._heartbeat.join()
         finally:
-            hold_off(self._engine.close)
+            call_masked(self._engine.close)
 
     def check_usable(self) -> None:
         """Raise RuntimeError if the queue is closed, or the parent process's."""
@@ -314,7 +314,7 @@ class EnginePort:
     def _fail(self, item_id: str, failure: BaseException | CancelCause) -> None:
         promise = self._take_promise(item_id)
         if promise is not None:
-            hold_off(promise.fail, failure)
+            call_masked(promise.fail, failure)
 
 
 class _Changed:

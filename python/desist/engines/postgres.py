@@ -18,7 +18,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
-from desist._core import current_time, hold_off, wait_readable
+from desist._core import call_masked, current_time, wait_readable
 from desist._exceptions import Fenced
 from desist.engines._port import DeadItem, Delivery, Engine
 
@@ -166,7 +166,7 @@ class PostgresEngine(Engine):
 
     def lease(self, timeout: float) -> Delivery | None:
         """One round trip if an item is ready; else some more, and a wait."""
-        row = hold_off(self._run, "lease")
+        row = call_masked(self._run, "lease")
         if row is None and timeout > 0:
             row = self._listen(timeout, self._lease_next)
         return None if row is None else Delivery(*row)
@@ -264,20 +264,20 @@ class PostgresEngine(Engine):
         with self._connection() as connection:
             connection.add_notify_handler(news.append)
             try:
-                hold_off(connection.execute, "LISTEN desist")
+                call_masked(connection.execute, "LISTEN desist")
                 while True:
                     news.clear()
-                    found = hold_off(look, connection)
+                    found = call_masked(look, connection)
                     left = end - current_time()
                     if found is not None or left <= 0:
                         return found
-                    [due] = hold_off(self._execute, connection, "next_due")
+                    [due] = call_masked(self._execute, connection, "next_due")
                     left = left if due is None else min(left, max(due, 0))
                     # A notification that came with an answer has been read already.
                     if not news:
                         wait_readable(connection.fileno(), left)
             finally:
-                hold_off(_stop_listening, connection, news.append)
+                call_masked(_stop_listening, connection, news.append)
 
     def _run(self, name: str, values: dict[str, Any] | None = None) -> Any:
         with self._connection() as connection:
@@ -295,13 +295,13 @@ class PostgresEngine(Engine):
         """Borrow a connection. The errors of a server that is away become ConnectionError."""
         connection: _Connection | None = None
         try:
-            connection = hold_off(self._borrow)
+            connection = call_masked(self._borrow)
             yield connection
         except (psycopg.OperationalError, psycopg.InterfaceError) as gone:
             raise ConnectionError(str(gone)) from gone
         finally:
             if connection is not None:
-                hold_off(self._return, connection)
+                call_masked(self._return, connection)
 
     def _return(self, connection: _Connection) -> None:
         usable = connection.info.transaction_status == TransactionStatus.IDLE

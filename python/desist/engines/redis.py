@@ -35,7 +35,7 @@ import redis.exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from desist._core import cleanup, current_time, hold_off, wait_readable
+from desist._core import call_masked, cleanup, current_time, wait_readable
 from desist._exceptions import Fenced
 from desist.engines import _redis_scripts as scripts
 from desist.engines._port import DeadItem, Delivery, Engine
@@ -99,11 +99,11 @@ class RedisEngine(Engine):
 
     def lease(self, timeout: float) -> Delivery | None:
         """One round trip if an item is ready; else two more, and a wait on the server."""
-        found = hold_off(self._run, "take", self.consumer)
+        found = call_masked(self._run, "take", self.consumer)
         if not found and timeout > 0:
             command = ("XREADGROUP", "GROUP", scripts.GROUP, self.consumer, "COUNT", 1)
             reply = self._blocked(timeout, command, self.stream, ">", self._put_back)
-            found = reply and hold_off(self._begin, reply)
+            found = reply and call_masked(self._begin, reply)
         if not found:
             return None
         item_id, entry, attempt, epoch, body, progress = found
@@ -160,7 +160,7 @@ class RedisEngine(Engine):
         """
         end = current_time() + timeout
         while True:
-            due, self._news = hold_off(self._run, "tend", self.consumer, _ms(self.lease_timeout))
+            due, self._news = call_masked(self._run, "tend", self.consumer, _ms(self.lease_timeout))
             left = end - current_time()
             if left <= 0:
                 return
@@ -210,15 +210,15 @@ class RedisEngine(Engine):
         anyway.
         """
         pool = self._client.connection_pool
-        connection = hold_off(self._connection)
+        connection = call_masked(self._connection)
         try:
             block = max(_ms(seconds), 1)
-            number = hold_off(
+            number = call_masked(
                 _begin_to_read, connection, (*command, "BLOCK", block, "STREAMS", stream, after)
             )
             try:
                 # The answer may have been read together with the number.
-                there = hold_off(_has_more, connection) or wait_readable(
+                there = call_masked(_has_more, connection) or wait_readable(
                     connection._sock,  # noqa: SLF001
                     seconds + _ANSWER,
                 )
@@ -226,7 +226,7 @@ class RedisEngine(Engine):
                 with cleanup():
                     self._unblock(connection, number, undo)
                 raise
-            return hold_off(_answer if there else _no_answer, connection)
+            return call_masked(_answer if there else _no_answer, connection)
         except BaseException:
             connection.disconnect()
             raise

@@ -28,9 +28,9 @@ pub(in crate::python) trait Hint {
 
 /// An argument as it was given. Taking it cannot fail, whatever it is; `H` is only for the stub.
 #[derive(Clone, Copy)]
-pub(in crate::python) struct Given<'a, 'py, H>(Borrowed<'a, 'py, PyAny>, PhantomData<H>);
+pub(in crate::python) struct LazyArg<'a, 'py, H>(Borrowed<'a, 'py, PyAny>, PhantomData<H>);
 
-impl<'a, 'py, H: Hint> FromPyObject<'a, 'py> for Given<'a, 'py, H> {
+impl<'a, 'py, H: Hint> FromPyObject<'a, 'py> for LazyArg<'a, 'py, H> {
     type Error = Infallible;
     const INPUT_TYPE: PyStaticExpr = H::TYPE;
 
@@ -39,7 +39,7 @@ impl<'a, 'py, H: Hint> FromPyObject<'a, 'py> for Given<'a, 'py, H> {
     }
 }
 
-impl<'py, H> Deref for Given<'_, 'py, H> {
+impl<'py, H> Deref for LazyArg<'_, 'py, H> {
     type Target = Bound<'py, PyAny>;
 
     fn deref(&self) -> &Self::Target {
@@ -85,7 +85,7 @@ impl Hint for File {
     const TYPE: PyStaticExpr = type_hint_identifier!("_typeshed", "FileDescriptorLike");
 }
 
-pub(in crate::python) type GivenFile<'a, 'py> = Given<'a, 'py, File>;
+pub(in crate::python) type LazyFile<'a, 'py> = LazyArg<'a, 'py, File>;
 
 // What `__exit__` is called with; for a block that ends by itself these are three times None. An
 // `__exit__` that refused one of them would leave its block open.
@@ -118,9 +118,9 @@ impl Hint for Traceback {
         type_hint_union!(type_hint_identifier!("types", "TracebackType"), NONE);
 }
 
-pub(in crate::python) type GivenClass<'a, 'py> = Given<'a, 'py, ExceptionClass>;
-pub(in crate::python) type GivenException<'a, 'py> = Given<'a, 'py, Exception>;
-pub(in crate::python) type GivenTraceback<'a, 'py> = Given<'a, 'py, Traceback>;
+pub(in crate::python) type LazyClass<'a, 'py> = LazyArg<'a, 'py, ExceptionClass>;
+pub(in crate::python) type LazyException<'a, 'py> = LazyArg<'a, 'py, Exception>;
+pub(in crate::python) type LazyTraceback<'a, 'py> = LazyArg<'a, 'py, Traceback>;
 
 impl<'py> IntoPyObject<'py> for &ItemId {
     type Target = PyAny;

@@ -8,10 +8,10 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::clock::Time;
-use crate::python::binding::lazy_arg::{Float, Given};
+use crate::python::binding::lazy_arg::{Float, LazyArg};
 
 /// A number of seconds, as given.
-pub(in crate::python) type Seconds<'a, 'py> = Given<'a, 'py, Float>;
+pub(in crate::python) type Seconds<'a, 'py> = LazyArg<'a, 'py, Float>;
 
 /// A real number, with an error that names what it was for.
 fn number(value: Seconds<'_, '_>, what: &str) -> PyResult<f64> {

@@ -37,11 +37,11 @@ impl Drop for Mask {
     }
 }
 
-/// The bound for what [`hold_off`] calls, which is short.
+/// The bound for what [`call_masked`] calls, which is short.
 const LONGEST: Duration = Duration::from_secs(5);
 
 thread_local! {
-    /// The mask of the innermost [`hold_off`] of the thread; `None` while [`let_in`] has opened it.
+    /// The mask of the innermost [`call_masked`] of the thread; `None` while [`unmasked`] has opened it.
     static HELD_OFF: Cell<Option<Mask>> = const { Cell::new(None) };
 }
 
@@ -51,7 +51,7 @@ thread_local! {
 /// or delivered anew.
 #[pyfunction]
 #[pyo3(signature = (r#fn: "Callable[..., _T]", *arguments: "object") -> "_T")]
-pub(in crate::python) fn hold_off<'py>(
+pub(in crate::python) fn call_masked<'py>(
     r#fn: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
 ) -> PyResult<Bound<'py, PyAny>> {
@@ -61,8 +61,8 @@ pub(in crate::python) fn hold_off<'py>(
     result
 }
 
-/// Runs a blocking wait inside what [`hold_off`] calls: kills are delivered during the wait.
-pub(in crate::python) fn let_in<R>(wait: impl FnOnce() -> R) -> R {
+/// Runs a blocking wait inside what [`call_masked`] calls: kills are delivered during the wait.
+pub(in crate::python) fn unmasked<R>(wait: impl FnOnce() -> R) -> R {
     let masked = HELD_OFF.take().is_some();
     let result = wait();
     if masked {

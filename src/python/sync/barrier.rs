@@ -1,4 +1,7 @@
-//! `Barrier`.
+//! `Barrier`: the core's barrier with the signatures of `threading.Barrier`.
+//!
+//! `__init__` makes the core's barrier, because a subclass may call it late; an object without it
+//! raises RuntimeError.
 
 use std::sync::OnceLock;
 
@@ -17,7 +20,7 @@ use crate::sync::{self, Arrival, BarrierError};
 /// `timeout` is in seconds and counts for each wait() that is given none.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(in crate::python) struct Barrier {
-    /// Made by `__init__`.
+    /// Written once, by `__init__`.
     made: OnceLock<Made>,
 }
 
@@ -37,7 +40,7 @@ impl Barrier {
 
 #[pymethods]
 impl Barrier {
-    // Lenient, for subclasses may take what arguments they like.
+    // Takes any arguments, because a subclass's `__init__` may have its own.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(parties, action=None, timeout=None)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -64,10 +67,14 @@ impl Barrier {
         Ok(())
     }
 
-    /// Wait for the others, and pass with them; returns the number of those who had come before.
+    /// Wait until all parties have arrived; returns the number of threads that arrived before.
     ///
-    /// A checkpoint. Whoever is cancelled has not been there, and the others wait on; whoever
-    /// waits for more than `timeout` seconds breaks the barrier. BrokenBarrierError: it is broken.
+    /// Blocks: until the last party has arrived.
+    /// On cancel: Cancelled is raised; the thread does not count as arrived, and the others wait on.
+    /// On timeout: the barrier breaks, for all of its waiters.
+    ///
+    /// Raises:
+    ///     BrokenBarrierError: the barrier is broken, or was while this waited.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<usize> {
         let made = self.made()?;
@@ -92,13 +99,13 @@ impl Barrier {
         }
     }
 
-    /// Make it as new. Whoever waits gets BrokenBarrierError.
+    /// Make the barrier usable again. Threads that wait get BrokenBarrierError.
     fn reset(&self) -> PyResult<()> {
         self.made()?.barrier.reset();
         Ok(())
     }
 
-    /// Break it: whoever waits, or comes, gets BrokenBarrierError.
+    /// Break the barrier: threads that wait, and all later ones, get BrokenBarrierError.
     fn abort(&self) -> PyResult<()> {
         self.made()?.barrier.abort();
         Ok(())
@@ -110,7 +117,7 @@ impl Barrier {
         Ok(self.made()?.barrier.parties())
     }
 
-    /// How many threads wait in it.
+    /// How many threads wait in the barrier.
     #[getter]
     fn n_waiting(&self) -> PyResult<usize> {
         Ok(self.made()?.barrier.waiting())

@@ -1,4 +1,4 @@
-//! `Condition`.
+//! `Condition`: the core's condition on a desist lock, with the signatures of `threading.Condition`.
 
 use std::sync::OnceLock;
 
@@ -8,9 +8,9 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::{self, Seconds};
-use crate::python::hard_stop::mask::let_in;
+use crate::python::hard_stop::mask::unmasked;
 use crate::python::sync::lock::{Lock, RLock, Released};
 use crate::python::{error, hard_stop};
 use crate::sync::{self, WaitError};
@@ -20,7 +20,7 @@ use crate::sync::{self, WaitError};
 /// `lock` is a desist Lock or RLock; an RLock of its own if none is given.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(in crate::python) struct Condition {
-    /// Made by `__init__`.
+    /// Written once, by `__init__`.
     made: OnceLock<Made>,
 }
 
@@ -44,7 +44,8 @@ impl Condition {
         Ok(self.made()?.lock.get())
     }
 
-    /// By whom a lock is held counts for a reentrant one only.
+    /// A reentrant lock is held by its holder only; any other lock counts as held if any thread holds
+    /// it.
     fn is_owned(&self) -> PyResult<bool> {
         let lock = self.lock()?.core();
         Ok(if lock.is_reentrant() {
@@ -54,7 +55,7 @@ impl Condition {
         })
     }
 
-    /// RuntimeError, unless the lock is held.
+    /// Raises RuntimeError unless the lock is held.
     fn check_held(&self, what: &str) -> PyResult<()> {
         if self.is_owned()? {
             Ok(())
@@ -76,7 +77,7 @@ impl Condition {
 
 #[pymethods]
 impl Condition {
-    // Lenient, for subclasses may take what arguments they like.
+    // Takes any arguments, because a subclass's `__init__` may have its own.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(lock=None)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -118,27 +119,32 @@ impl Condition {
         self.lock()?.release(py)
     }
 
-    /// Held by anyone?
+    /// Does any thread hold the lock?
     fn locked(&self) -> PyResult<bool> {
         Ok(self.lock()?.core().is_locked())
     }
 
-    /// Give up the lock, block until a notify (True) or until the seconds have passed (False), and
-    /// take the lock again.
+    /// Release the lock, wait for a notify (True) or until the seconds have passed (False), and
+    /// reacquire the lock.
     ///
-    /// A checkpoint. Whatever ends the wait, the lock is held again afterwards, and a notify that
-    /// comes too late for this waiter goes to the next one. RuntimeError: the lock is not held.
-    /// LockPoisoned: it was poisoned meanwhile, and is not held.
+    /// Blocks: until a notify, and then until the lock is free.
+    /// On cancel: Cancelled is raised when the lock has been reacquired. A notify that comes too late
+    /// for this waiter goes to the next one.
+    /// On kill: as on cancel.
+    ///
+    /// Raises:
+    ///     RuntimeError: the lock is not held.
+    ///     LockPoisoned: the lock was poisoned meanwhile, and is not held.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         self.check_held("wait")?;
         self.wait_until(py, seconds::patience(timeout)?)
     }
 
-    /// wait(), in what hold_off() calls: a kill ends it, and strikes nothing around it.
+    /// wait(), inside what call_masked() calls: a kill is delivered in the wait, and nowhere around it.
     #[pyo3(signature = (timeout = None))]
     fn _wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
-        let_in(|| self.wait(py, timeout))
+        unmasked(|| self.wait(py, timeout))
     }
 
     /// wait() until `predicate()` is true, or the seconds have passed. Returns what it returned
@@ -163,9 +169,10 @@ impl Condition {
         }
     }
 
-    /// Wake one of those who wait, or `n`, the longest waiting first. Never blocks.
+    /// Wake one waiter, or `n`, the longest waiting first. Never blocks.
     ///
-    /// RuntimeError: the lock is not held.
+    /// Raises:
+    ///     RuntimeError: the lock is not held.
     #[pyo3(signature = (n = 1))]
     fn notify(&self, n: isize) -> PyResult<()> {
         self.check_held("notify")?;
@@ -173,7 +180,10 @@ impl Condition {
         Ok(())
     }
 
-    /// Wake all who wait. Never blocks. RuntimeError: the lock is not held.
+    /// Wake all waiters. Never blocks.
+    ///
+    /// Raises:
+    ///     RuntimeError: the lock is not held.
     fn notify_all(&self) -> PyResult<()> {
         self.check_held("notify")?;
         self.core()?.notify(usize::MAX);
@@ -189,7 +199,7 @@ impl Condition {
 
     // As threading.Condition, it can be used in place of its lock.
 
-    /// Does the calling code hold the lock? Of a lock that is not reentrant: does anyone?
+    /// Does the calling code hold the lock? For a lock that is not reentrant: does any thread?
     fn _is_owned(&self) -> PyResult<bool> {
         self.is_owned()
     }
@@ -204,7 +214,7 @@ impl Condition {
         released.give_back(py, self.lock()?.core())
     }
 
-    /// In a forked child, as threading.Condition has it: nobody holds the lock any more.
+    /// In a forked child, as in threading.Condition: the lock is free, and has no waiters.
     fn _at_fork_reinit(&self) -> PyResult<()> {
         self.lock()?.core().reinitialize();
         Ok(())
@@ -218,9 +228,9 @@ impl Condition {
     fn __exit__(
         &self,
         py: Python<'_>,
-        r#type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        traceback: GivenTraceback<'_, '_>,
+        r#type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         self.lock()?.__exit__(py, r#type, value, traceback)
     }

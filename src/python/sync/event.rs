@@ -1,4 +1,4 @@
-//! `Event`.
+//! `Event`: the core's event with the signatures of `threading.Event`.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -30,7 +30,7 @@ impl Operation for WaitUntilSet {
 
 #[pymethods]
 impl Event {
-    // Lenient, for subclasses may take what arguments they like.
+    // Takes any arguments, because a subclass's `__init__` may have its own.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "()")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -42,7 +42,7 @@ impl Event {
     #[pyo3(signature = ())]
     fn __init__(&self) {}
 
-    /// Set the flag and wake all who wait for it. Never blocks.
+    /// Set the flag and wake all waiters. Never blocks.
     fn set(&self) {
         self.event.set();
     }
@@ -64,9 +64,10 @@ impl Event {
         Ok(self.is_set())
     }
 
-    /// Block until the flag is set (True), or the seconds have passed (False).
+    /// Wait until the flag is set (True), or the seconds have passed (False).
     ///
-    /// A checkpoint, even if it is set.
+    /// Blocks: until then.
+    /// On cancel: Cancelled is raised, also if the flag is set.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::patience(timeout)?;
@@ -81,7 +82,7 @@ impl Event {
         Op::new(WaitUntilSet(slf))
     }
 
-    /// In a forked child, as threading.Event has it: nobody waits any more.
+    /// In a forked child, as in threading.Event: there are no waiters any more.
     fn _at_fork_reinit(&self) {}
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {

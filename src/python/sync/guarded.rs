@@ -1,9 +1,14 @@
-//! `Guarded`.
+//! `Guarded`: a value that is reached only while its lock is held.
 //!
-//! The value, and the saved copy of it, are kept where a sweep reaches them without running Python
-//! code: whoever takes the lock from a holder that was stopped in the middle puts the copy back, in
-//! the same critical section, so that nobody ever sees a half changed value. It does not take
-//! `__exit__` for that, which CPython does not always run.
+//! Guarantees: no block ever sees a value that another block has half changed, except in `repair()`.
+//!
+//! How: the value, and the saved copy of it, are kept in a slot that is reached without running Python
+//! code. The thread that takes the lock from a holder that was killed inside puts the copy back in the
+//! same critical section (the core's `Undo`). That does not depend on `__exit__`, which CPython does
+//! not always run.
+//!
+//! The slot's mutex is innermost: it is taken under the core's lock, for moments only, and no Python
+//! object is dropped under it, for that may run any code.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,13 +21,13 @@ use pyo3::types::{PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback, Item};
+use crate::python::binding::lazy_arg::{Item, LazyClass, LazyException, LazyTraceback};
 use crate::python::sync::lock;
-use crate::python::sync::unwinding::Killing;
+use crate::python::sync::unwinding::KilledHolder;
 use crate::python::{error, hard_stop};
 use crate::sync::{self, Acquire, Holding, OnKill, Undo};
 
-/// What is guarded. Its own lock is held for moments only, and last.
+/// The value and its copy.
 struct Cell {
     slot: Mutex<Slot>,
 }
@@ -30,11 +35,12 @@ struct Cell {
 /// Nothing in here is dropped under the lock, for that may run any code.
 struct Slot {
     value: Py<PyAny>,
-    /// A block has it, and may have changed it.
+    /// A block holds the lock and may have changed the value. Set by the block that begins, cleared
+    /// by its end or by the reclaim of its lock.
     open: bool,
-    /// What takes its place if the block does not come to its end.
+    /// The copy that replaces the value if the block does not reach its end.
     saved: Option<Py<PyAny>>,
-    /// What it took the place of.
+    /// The value that such a copy has replaced, to be dropped by the next block.
     spoiled: Option<Py<PyAny>>,
 }
 
@@ -49,7 +55,7 @@ impl Undo for Cell {
     fn undo(&self) -> bool {
         let slot = &mut *self.slot.lock();
         if !slot.open {
-            return true; // nobody has changed it yet, or any more
+            return true; // no block is changing it
         }
         let Some(saved) = slot.close() else {
             return false;
@@ -67,12 +73,12 @@ impl Undo for Cell {
 /// A value that is reached only while its lock is held: `with guarded.lock() as held:` and then
 /// `held.value`.
 ///
-/// If a block is killed in the middle, the value may be half changed, and LockPoisoned is raised in
-/// all who want it, until somebody sets it right in `with guarded.repair() as held:`.
+/// If a block is killed in the middle, the value may be half changed: then lock() raises LockPoisoned
+/// until `with guarded.repair() as held:` has set it right.
 ///
 /// `rollback` is a function that takes the value and returns a copy, copy.deepcopy for instance. It
 /// is called at the beginning of each block, and must change nothing. If the block is left by any
-/// exception, is killed, or its thread is given up, the copy takes the value's place, and the lock
+/// exception, is killed, or its thread is abandoned, the copy takes the value's place, and the lock
 /// is as good as before. Without it an exception leaves the value as it is at that moment.
 ///
 /// `name` is for reports.
@@ -130,9 +136,11 @@ impl Guarded {
 
     /// A block that has the value: `with guarded.lock() as held:`.
     ///
-    /// At its beginning it waits for the lock, as Lock.acquire() does. Cancelled, Killed,
-    /// LockPoisoned or OwnerLost, or what `rollback` raises: the block has not begun, and nothing
-    /// is held.
+    /// Blocks: at its beginning, until the lock is free, as Lock.acquire() does.
+    /// On cancel: Cancelled is raised there; the block has not begun, and nothing is held.
+    ///
+    /// Raises:
+    ///     LockPoisoned, OwnerLost: as Lock.acquire(); what `rollback` raises is raised as well.
     #[pyo3(signature = () -> "GuardedValue[_T]")]
     fn lock(slf: Py<Self>) -> GuardedValue {
         GuardedValue::new(slf, Acquire::Known)
@@ -146,18 +154,18 @@ impl Guarded {
         GuardedValue::new(slf, Acquire::Repair)
     }
 
-    /// Has anyone got the value?
+    /// Does a block have the value?
     fn locked(&self) -> bool {
         self.lock.is_locked()
     }
 
-    /// The last block that had the value was killed, or given up, in the middle.
+    /// Was the last block that had the value killed or abandoned in the middle?
     #[getter]
     fn poisoned(&self) -> bool {
         self.lock.is_poisoned()
     }
 
-    /// The name of the task, or the thread, that has the value, for reports; None if nobody does.
+    /// The name of the task, or the thread, that has the value, for reports; None if none does.
     fn owner(&self) -> Option<String> {
         lock::owner(&self.lock)
     }
@@ -244,8 +252,8 @@ impl GuardedValue {
         Ok(Some(copy.unbind()))
     }
 
-    /// Look at, or change, the slot while nobody can take it from this block. `change` must drop no
-    /// object.
+    /// Reads or changes the slot while the lock cannot be taken from this block. `change` must not
+    /// drop an object.
     fn change<R>(&self, py: Python<'_>, change: impl FnOnce(&mut Slot) -> R) -> PyResult<R> {
         let holding = self.holding.get();
         let holding = holding.ok_or_else(|| error::misuse(py, ScopeMisuse::NotEntered))?;
@@ -259,7 +267,7 @@ impl GuardedValue {
             .map_err(|fenced| error::fenced(py, &fenced))
     }
 
-    /// End the block while `unwinding`, if anything, is on its way.
+    /// Ends the block, with the exception that leaves it, if one does.
     fn exit(&self, py: Python<'_>, unwinding: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let holding = self.holding.get();
         let holding = holding.ok_or_else(|| error::misuse(py, ScopeMisuse::NotEntered))?;
@@ -267,7 +275,8 @@ impl GuardedValue {
             return Ok(());
         }
         let guarded = self.guarded.get();
-        let killing = unwinding.and_then(|raised| Killing::of(py, guarded.lock.hold_seq(), raised));
+        let killing =
+            unwinding.and_then(|raised| KilledHolder::of(py, guarded.lock.hold_seq(), raised));
         if let Some((killing, kill)) = killing {
             self.left.store(true, Ordering::Relaxed);
             if let Ok(poisoned) = holding.release(Some(kill)) {
@@ -312,8 +321,11 @@ impl GuardedValue {
 
     /// The value; assign to put another one in its place.
     ///
-    /// Do not keep what it refers to beyond the block. RuntimeError: the block is over. Fenced: the
-    /// lock was taken from it.
+    /// Do not keep references to parts of it beyond the block.
+    ///
+    /// Raises:
+    ///     RuntimeError: the block is over.
+    ///     Fenced: the lock was taken from this block.
     #[getter]
     fn value(&self, py: Python<'_>) -> PyResult<Item> {
         self.change(py, |slot| slot.value.clone_ref(py)).map(Item)
@@ -336,9 +348,9 @@ impl GuardedValue {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        _type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         self.exit(py, Some(&*value).filter(|value| !value.is_none()))
     }

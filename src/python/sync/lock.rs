@@ -1,4 +1,12 @@
-//! `Lock` and `RLock`.
+//! `Lock` and `RLock`: the core's lock with the signatures of `threading`.
+//!
+//! A lock is acquired in two steps: the waiter is told that the lock is free, attaches to the
+//! interpreter, and then takes the lock. A lock that was handed over to a thread that still waits for
+//! the interpreter would be of no use to any other.
+//!
+//! A lock is released by `__exit__` or `release()`, which tell the core whether a kill of the holder
+//! is unwinding (`unwinding`): the core then poisons the lock. A holder whose `__exit__` never runs is
+//! found in the core's ledger at its task's end.
 
 pub(in crate::python) mod guard;
 
@@ -10,35 +18,35 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
 use crate::python::binding::host::detached;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::Seconds;
 use crate::python::binding::{lazy_arg, seconds};
 use crate::python::op::{Op, Operation, Started, Yield, adapted, always_true};
 use crate::python::sync::lock::guard::LockGuard;
-use crate::python::sync::unwinding::{Killing, unwinding};
+use crate::python::sync::unwinding::{KilledHolder, unwinding};
 use crate::python::wait::{checkpoint, perform};
 use crate::python::{error, hard_stop};
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 
-/// A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
-/// however it ends.
+/// A lock like threading.Lock, whose waits can be cancelled, and which is released however its holder
+/// ends.
 ///
-/// Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its
-/// holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires it
-/// next, until somebody repairs it; `on_kill="release"` frees it instead.
+/// Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. When its
+/// holder is killed inside, the lock is poisoned: acquire() raises LockPoisoned until repair() has set
+/// right what the lock protects; with `on_kill="release"` the lock is freed instead.
 ///
-/// When its holder was given up, and may still be inside, OwnerLost is raised in all who want it. A
-/// `fenced` lock goes on to the next instead, as after a kill; with guard() the stale holder can be
-/// told from later ones. Only its holder, or the guard, releases it.
+/// When its holder is abandoned, and may still be inside, acquire() raises OwnerLost. A `fenced` lock
+/// goes on to the next waiter instead, as after a kill; guard() has numbers that tell the stale
+/// holder from later ones. Only its holder, or the guard, releases a fenced lock.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(in crate::python) struct Lock {
-    /// Made by `__init__`.
+    /// Written once: by `__init__`, or at the first use if a subclass has not called it.
     lock: OnceLock<sync::Lock>,
     reentrant: bool,
 }
 
-/// A reentrant lock like threading.RLock, whose waits can be cancelled, and which its holder
-/// gives back however it ends.
+/// A reentrant lock like threading.RLock, whose waits can be cancelled, and which is released however
+/// its holder ends.
 ///
 /// Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
 /// often. `name`, `on_kill` and `fenced` are as with Lock.
@@ -76,8 +84,8 @@ impl Lock {
         take(py, self.core(), acquire, until)
     }
 
-    /// Release it: at the end of a `block`, or by a call.
-    fn give_back(&self, py: Python<'_>, block: bool) -> PyResult<()> {
+    /// Releases the lock: at the end of a `block`, or by a call. Raises a kill that it deferred.
+    fn release_normally(&self, py: Python<'_>, block: bool) -> PyResult<()> {
         let released = if block {
             self.core().end_block()
         } else {
@@ -87,12 +95,15 @@ impl Lock {
         error::check_kill(py)
     }
 
-    /// As [`Lock::give_back`], while `unwinding`, an exception, is on its way.
-    ///
-    /// Unwinding runs the blocks' ends before the task's boundary is reached, so it is here that a
-    /// lock learns that its holder was stopped inside.
-    fn give_up(&self, py: Python<'_>, block: bool, unwinding: &Bound<'_, PyAny>) -> PyResult<()> {
-        let released = match Killing::of(py, self.core().hold_seq(), unwinding) {
+    /// Releases the lock while an exception is unwinding. If that is a kill of the holder, the lock is
+    /// poisoned, or freed, as its `on_kill` says.
+    fn release_unwinding(
+        &self,
+        py: Python<'_>,
+        block: bool,
+        unwinding: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let released = match KilledHolder::of(py, self.core().hold_seq(), unwinding) {
             Some((killing, kill)) => {
                 let released = if block {
                     self.core().end_block_killed(kill)
@@ -105,7 +116,7 @@ impl Lock {
             None => self.core().release(),
         };
         match released {
-            // A suspended generator may be thrown away long after its task has ended.
+            // A suspended generator may be dropped long after its task has ended.
             Err(ReleaseError::Swept | ReleaseError::Fenced) => Ok(()),
             released => released.map_err(|failure| not_released(py, failure)),
         }
@@ -127,8 +138,7 @@ pub(in crate::python) fn take(
     taken.map_err(|failure| error::from_lock(py, failure))
 }
 
-/// Whoever is told that the lock is free takes the interpreter first, and then the lock: held by
-/// one who waits for the interpreter, it would be of use to nobody.
+/// The waiter attaches before it takes the lock: see the module's header.
 #[cold]
 fn wait_and_take(
     py: Python<'_>,
@@ -141,7 +151,7 @@ fn wait_and_take(
     taken.map(|taken| taken.is_some())
 }
 
-/// Who holds it, for reports.
+/// The holder's name, for reports.
 pub(in crate::python) fn owner(lock: &sync::Lock) -> Option<String> {
     let name = lock.owner()?;
     Some(name.map_or_else(|| "a thread".into(), |name| name.to_string()))
@@ -191,7 +201,7 @@ impl Operation for AcquireLock {
 
 #[pymethods]
 impl Lock {
-    // Lenient, for subclasses may take what arguments they like.
+    // Takes any arguments, because a subclass's `__init__` may have its own.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(*, name=None, on_kill='poison', fenced=False)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -205,12 +215,17 @@ impl Lock {
         Ok(())
     }
 
-    /// Acquire it: wait as long as it takes, or for `timeout` seconds, or not at all. True if it
-    /// is held now.
+    /// Acquire the lock; True if it is held now. It is held until it is released, or the task ends.
     ///
-    /// A blocking call is a checkpoint even if the lock is free: Cancelled and Killed mean that
-    /// it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
-    /// given up and may still be inside. Held until it is released, or the task ends.
+    /// Blocks: until the lock is free, for `timeout` seconds at most; not at all with
+    /// `blocking=False`.
+    /// On cancel: Cancelled is raised, also if the lock is free, and it is not held.
+    /// On timeout: returns False.
+    /// On kill: Killed is raised, and the lock is not held.
+    ///
+    /// Raises:
+    ///     LockPoisoned: the last holder was killed inside.
+    ///     OwnerLost: the holder was abandoned and may still be inside.
     #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
     pub(in crate::python) fn acquire(
         &self,
@@ -248,23 +263,26 @@ impl Lock {
         Op::new(AcquireLock(slf))
     }
 
-    /// Release it, from any thread, unless it is fenced. Never blocks. RuntimeError if nobody holds
-    /// it. Fenced: it is a fenced lock that the calling code has lost, for it was given up itself.
+    /// Release the lock: from any thread, unless it is fenced. Never blocks.
     ///
-    /// A kill that the lock held off is raised here.
+    /// On kill: a kill that the lock deferred is raised here.
+    ///
+    /// Raises:
+    ///     RuntimeError: the lock is not held.
+    ///     Fenced: the calling code has lost this fenced lock, for it was abandoned.
     pub(in crate::python) fn release(&self, py: Python<'_>) -> PyResult<()> {
         match unwinding(py, self.core().hold_seq())? {
-            None => self.give_back(py, false),
-            Some(unwinding) => self.give_up(py, false, &unwinding),
+            None => self.release_normally(py, false),
+            Some(unwinding) => self.release_unwinding(py, false, &unwinding),
         }
     }
 
-    /// Held by anyone?
+    /// Does any thread hold the lock?
     fn locked(&self) -> bool {
         self.core().is_locked()
     }
 
-    /// Its last holder was killed, or given up, inside.
+    /// Was its last holder killed or abandoned inside?
     #[getter]
     fn poisoned(&self) -> bool {
         self.core().is_poisoned()
@@ -276,8 +294,7 @@ impl Lock {
         self.core().name()
     }
 
-    /// A block that holds the lock, and knows which of its holders it is:
-    /// `with lock.guard() as guard:`.
+    /// A block that holds the lock, with the number of this hold: `with lock.guard() as guard:`.
     fn guard(slf: Py<Self>) -> LockGuard {
         LockGuard::new(slf, Acquire::Known)
     }
@@ -312,7 +329,7 @@ impl Lock {
         }
     }
 
-    /// The name of the task, or the thread, that holds it, for reports; None if nobody does.
+    /// The name of the task, or the thread, that holds it, for reports; None if none does.
     fn owner(&self) -> Option<String> {
         owner(self.core())
     }
@@ -325,18 +342,18 @@ impl Lock {
     pub(in crate::python) fn __exit__(
         &self,
         py: Python<'_>,
-        _type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        _type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         if value.is_none() {
-            self.give_back(py, true)
+            self.release_normally(py, true)
         } else {
-            self.give_up(py, true, &value)
+            self.release_unwinding(py, true, &value)
         }
     }
 
-    /// In a forked child, as threading.Lock has it: nobody holds it any more.
+    /// In a forked child, as in threading.Lock: the lock is free.
     fn _at_fork_reinit(&self) {
         self.core().reinitialize();
     }
@@ -378,8 +395,8 @@ impl RLock {
         slf.as_super().get().__init__(name, on_kill, fenced)
     }
 
-    // What threading.Condition, and whatever else of the standard library takes a lock, asks of
-    // one that is reentrant.
+    // Called by threading.Condition, and other code of the standard library that takes a reentrant
+    // lock.
 
     /// Does the calling code hold it?
     fn _is_owned(slf: &Bound<'_, Self>) -> bool {
@@ -402,7 +419,7 @@ impl RLock {
     }
 }
 
-/// What RLock._release_save() returns.
+/// The depth of a hold, between RLock._release_save() and _acquire_restore().
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct Released {
     holds: sync::Holds,

@@ -1,4 +1,9 @@
-//! `Queue`, `LifoQueue` and `SimpleQueue`.
+//! `Queue`, `LifoQueue` and `SimpleQueue`: the core's queue of objects, with the signatures of `queue`.
+//!
+//! A subclass of `Queue` with hooks of its own (`_put`, `_get`, ...) gets methods that call them, from
+//! `desist._queue.adopt`; the native methods serve all other classes. The fast paths (`offer`, `take`)
+//! do no more than a checkpoint and one critical section: a put and get take 1.2 times as long as in
+//! `queue.SimpleQueue`.
 
 use std::sync::atomic::{AtomicIsize, Ordering};
 
@@ -24,7 +29,7 @@ use crate::wait::{Op as CoreOp, Until, Waitable};
 
 type Items = sync::Queue<Py<PyAny>>;
 
-/// When the wait ends; `None`: it does not begin. As in `queue`, a timeout counts only with `block`.
+/// When the wait times out; `None`: the call does not wait. As in `queue`, a timeout counts only with `block`.
 #[inline]
 fn patience(block: bool, timeout: Option<Seconds<'_, '_>>) -> PyResult<Option<Time>> {
     match timeout {
@@ -81,7 +86,7 @@ fn get(py: Python<'_>, items: &Items, until: Option<Time>) -> PyResult<Py<PyAny>
     if until.is_some() {
         checkpoint(py)?;
     } else {
-        // Raised behind the call, it would take the item along.
+        // A kill that is raised right behind the call would lose the item.
         error::check_kill(py)?;
     }
     match items.take() {
@@ -116,7 +121,7 @@ pub(in crate::python) struct Queue {
 
 #[pymethods]
 impl Queue {
-    // Lenient, for subclasses may take what arguments they like.
+    // Takes any arguments, because a subclass's `__init__` may have its own.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "Queue[_T]", text_signature = "(maxsize=0)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -137,7 +142,7 @@ impl Queue {
         Ok(())
     }
 
-    /// `native`: its hooks say no more than the native methods do.
+    /// `native`: its hooks do the same as the native methods.
     #[classmethod]
     #[pyo3(signature = (*, native: "bool" = false, **kwargs: "object"))]
     fn __init_subclass__(
@@ -156,13 +161,13 @@ impl Queue {
         Ok(())
     }
 
-    /// Become what the class is, before it is used.
+    /// Configure the queue as its class is; called once, before it is used.
     #[pyo3(signature = (maxsize: "int"))]
     fn _set_up(&self, maxsize: isize) {
         self.configure(maxsize, false);
     }
 
-    /// Say what queue it is, before it is used.
+    /// Set order and size, before the queue is used.
     #[pyo3(name = "_configure", signature = (maxsize, *, lifo = false))]
     fn configure(&self, maxsize: isize, lifo: bool) {
         let order = if lifo { Order::Lifo } else { Order::Fifo };
@@ -171,8 +176,8 @@ impl Queue {
         self.maxsize.store(maxsize, Ordering::Relaxed);
     }
 
-    // The hooks of queue.Queue, as an overriding one finds them in super(): with the items in an
-    // attribute `queue`, which a subclass has room for. The native methods do without.
+    // The hooks of queue.Queue, for an overriding hook that calls super(): they keep the items in an
+    // attribute `queue` of the subclass. The native methods do not use them.
 
     #[pyo3(signature = (maxsize: "int"))]
     fn _init(slf: &Bound<'_, Self>, maxsize: isize) -> PyResult<()> {
@@ -202,7 +207,7 @@ impl Queue {
         self.maxsize.load(Ordering::Relaxed)
     }
 
-    /// Who waits for a place gets one that is added.
+    /// Waiters for a free place get those that are added.
     #[setter]
     fn set_maxsize(&self, maxsize: isize) {
         self.maxsize.store(maxsize, Ordering::Relaxed);
@@ -218,10 +223,16 @@ impl Queue {
         PyGenericAlias::new(class.py(), class, item)
     }
 
-    /// Put an item: wait for a free place as long as it takes, or for `timeout` seconds, or not.
+    /// Put an item.
     ///
-    /// A blocking call is a checkpoint even if there is a place: Cancelled and Killed mean that
-    /// the item was not put. Full: no place in time. ShutDown: the queue was shut down.
+    /// Blocks: until there is a free place, for `timeout` seconds at most; not at all with
+    /// `block=False`.
+    /// On cancel: a blocking call raises Cancelled, also if there is a place; the item was not put.
+    /// On kill: Killed is raised, and the item was not put.
+    ///
+    /// Raises:
+    ///     Full: no place in time.
+    ///     ShutDown: the queue was shut down.
     #[pyo3(signature = (item: "_T", block: "bool" = true, timeout = None))]
     fn put(
         &self,
@@ -239,10 +250,15 @@ impl Queue {
         put(py, &self.items, item, None)
     }
 
-    /// Get an item: wait for one as long as it takes, or for `timeout` seconds, or not.
+    /// Get an item.
     ///
-    /// A blocking call is a checkpoint even if there is an item: Cancelled and Killed mean that
-    /// none was taken. Empty: none came in time. ShutDown: the queue is empty and shut down.
+    /// Blocks: until there is an item, for `timeout` seconds at most; not at all with `block=False`.
+    /// On cancel: a blocking call raises Cancelled, also if there is an item; none was taken.
+    /// On kill: Killed is raised, and no item was taken.
+    ///
+    /// Raises:
+    ///     Empty: no item in time.
+    ///     ShutDown: the queue is empty and shut down.
     #[pyo3(signature = (block: "bool" = true, timeout = None) -> "_T")]
     fn get(
         &self,
@@ -283,7 +299,10 @@ impl Queue {
         Op::new(PutItem(slf, item))
     }
 
-    /// One item that was got has been worked on; ValueError if there is none left of those put.
+    /// Count one item as done.
+    ///
+    /// Raises:
+    ///     ValueError: as many as were put have been counted already.
     fn task_done(&self) -> PyResult<()> {
         self.items
             .task_done()
@@ -292,7 +311,8 @@ impl Queue {
 
     /// Wait until task_done() was called for each item that was put.
     ///
-    /// A checkpoint.
+    /// Blocks: until then.
+    /// On cancel: Cancelled is raised.
     fn join(&self, py: Python<'_>) -> PyResult<()> {
         checkpoint(py)?;
         if self.items.unfinished() > 0 {
@@ -302,8 +322,8 @@ impl Queue {
         Ok(())
     }
 
-    /// From now on put() raises ShutDown, and get() once the queue is empty, also in those who
-    /// wait. `immediate`: it is emptied at once, and what was in it counts as done.
+    /// Shut the queue down: put() raises ShutDown, and so does get() once the queue is empty, also in
+    /// threads that wait. `immediate`: the queue is emptied at once, and its items count as done.
     #[pyo3(signature = (immediate: "bool" = false))]
     fn shutdown(&self, #[pyo3(from_py_with = lazy_arg::truth)] immediate: bool) {
         drop(self.items.shut_down(immediate));
@@ -353,7 +373,7 @@ pub(in crate::python) struct SimpleQueue {
 
 #[pymethods]
 impl SimpleQueue {
-    // Lenient, for subclasses may take what arguments they like.
+    // Takes any arguments, because a subclass's `__init__` may have its own.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object") -> "SimpleQueue[_T]", text_signature = "()")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -374,8 +394,8 @@ impl SimpleQueue {
         PyGenericAlias::new(class.py(), class, item)
     }
 
-    /// Put an item. Never blocks, and is no checkpoint; the other arguments count for nothing, and
-    /// are there for the likeness with Queue.put().
+    /// Put an item. Never blocks, and is no checkpoint; the other arguments are ignored, and
+    /// are there so that the signature is that of Queue.put().
     #[pyo3(signature = (item: "_T", block: "bool" = true, timeout: "float | None" = None))]
     fn put(
         &self,

@@ -1,4 +1,4 @@
-//! `Semaphore` and `BoundedSemaphore`.
+//! `Semaphore` and `BoundedSemaphore`: the core's semaphore with the signatures of `threading`.
 
 use std::sync::OnceLock;
 
@@ -8,7 +8,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::clock::Time;
 use crate::python::binding::lazy_arg;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
 use crate::python::op::{Op, Operation, Started, Yield, adapted, always_true};
@@ -18,10 +18,10 @@ use crate::sync;
 /// A counter like threading.Semaphore, whose waits can be cancelled.
 ///
 /// A permit that a `with` block acquired comes back however the block ends, also if the thread is
-/// killed there. One that acquire() took belongs to nobody: any thread may release it.
+/// killed there. One that acquire() took has no owner: any thread may release it.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(in crate::python) struct Semaphore {
-    /// Made by `__init__`.
+    /// Written once, by `__init__`.
     semaphore: OnceLock<sync::Semaphore>,
 }
 
@@ -61,7 +61,7 @@ impl Operation for AcquirePermit {
 
 #[pymethods]
 impl Semaphore {
-    // Lenient, for subclasses may take what arguments they like.
+    // Takes any arguments, because a subclass's `__init__` may have its own.
     #[new]
     #[pyo3(signature = (*_args: "object", **_kwargs: "object"), text_signature = "(value=1)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
@@ -75,11 +75,16 @@ impl Semaphore {
         Ok(())
     }
 
-    /// Acquire a permit: wait as long as it takes, or for `timeout` seconds, or not at all. True
-    /// if there was one.
+    /// Acquire a permit; True if one was taken.
     ///
-    /// A blocking call is a checkpoint even if a permit is free: Cancelled and Killed mean that
-    /// none was taken. ValueError: a timeout for a call that does not block.
+    /// Blocks: until a permit is free, for `timeout` seconds at most; not at all with
+    /// `blocking=False`.
+    /// On cancel: a blocking call raises Cancelled, also if a permit is free; none was taken.
+    /// On timeout: returns False.
+    /// On kill: Killed is raised, and no permit was taken.
+    ///
+    /// Raises:
+    ///     ValueError: a timeout for a call that does not block.
     #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
     fn acquire(
         &self,
@@ -108,9 +113,10 @@ impl Semaphore {
         Op::new(AcquirePermit(slf))
     }
 
-    /// Release so many permits: those who wait get them first. Never blocks.
+    /// Release so many permits; waiters get them first. Never blocks.
     ///
-    /// ValueError: less than one, or more than a BoundedSemaphore may have; none is released.
+    /// Raises:
+    ///     ValueError: less than one, or more than a BoundedSemaphore may have; none is released.
     #[pyo3(signature = (n = 1))]
     fn release(&self, n: isize) -> PyResult<()> {
         let permits = usize::try_from(n).ok().filter(|permits| *permits > 0);
@@ -137,19 +143,19 @@ impl Semaphore {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        _type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         if self.core().end_block() {
-            // A kill that the permit held off is raised here.
+            // A kill that the permit deferred is raised here.
             return if value.is_none() {
                 error::check_kill(py)
             } else {
                 Ok(())
             };
         }
-        // A suspended generator may be thrown away long after its task has ended.
+        // A suspended generator may be dropped long after its task has ended.
         if value.is_none() {
             return Err(PyRuntimeError::new_err(
                 "the permit of this block was released when the scope or task around it ended",

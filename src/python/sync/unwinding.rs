@@ -1,4 +1,9 @@
 //! How a lock learns at its block's end that its holder was killed inside.
+//!
+//! A kill unwinds the body as an exception, and so runs the ends of its blocks before the task's
+//! boundary is reached. `__exit__` gets the exception as an argument; `release()`, called in a
+//! `finally`, finds it as the exception that is being handled. Only a task with a requested kill can
+//! be unwound by one, which keeps the look at `sys.exc_info()` out of the usual path.
 
 use std::sync::Arc;
 
@@ -11,18 +16,18 @@ use crate::python::hard_stop::stack;
 use crate::scope;
 use crate::task::{KillInfo, Task};
 
-/// The calling task unwinds because it was stopped hard.
-pub(in crate::python) struct Killing {
+/// The calling task is unwound by a kill.
+pub(in crate::python) struct KilledHolder {
     task: Arc<Task>,
 }
 
-impl Killing {
+impl KilledHolder {
     /// `entry`: of what is held, in the ledger. `unwinding`: the exception that is on its way.
     pub(in crate::python) fn of(
         py: Python<'_>,
         entry: Option<u64>,
         unwinding: &Bound<'_, PyAny>,
-    ) -> Option<(Killing, KillInfo)> {
+    ) -> Option<(KilledHolder, KillInfo)> {
         // A suspended generator that the unwinding throws away gets GeneratorExit instead.
         if !unwinding.is_instance_of::<Killed>() && !unwinding.is_instance_of::<PyGeneratorExit>() {
             return None;
@@ -30,7 +35,7 @@ impl Killing {
         let task = scope::current_task()?;
         let place = stack::stack_of(py, &PyErr::from_value(unwinding.clone()));
         let kill = task.kill_info(entry, place)?;
-        Some((Killing { task }, kill))
+        Some((KilledHolder { task }, kill))
     }
 
     /// For the report: a lock was released.
@@ -46,13 +51,13 @@ impl Killing {
     }
 }
 
-/// What is on its way through the code that calls to release something: in a `finally` it is the
-/// exception that is being handled. `entry`: of what is to be released, in the ledger.
+/// The exception that unwinds the code which calls `release()`, if that may be a kill. `entry`: the
+/// hold's number in the ledger.
 pub(in crate::python) fn unwinding(
     py: Python<'_>,
     entry: Option<u64>,
 ) -> PyResult<Option<Bound<'_, PyAny>>> {
-    // Nobody else can be the victim of a kill than a task that has been told of one.
+    // Without a requested kill, no exception that unwinds is one.
     if scope::current_task().is_none_or(|task| task.kill_info(entry, None).is_none()) {
         return Ok(None);
     }

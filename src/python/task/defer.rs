@@ -1,4 +1,6 @@
-//! Blocks that hold a kill off: `defer_kill()` and `Lease.commit()`.
+//! Blocks that defer kills: `defer_kill()` and `Lease.commit()`.
+//!
+//! Each is one mask of the core's task (`hard_stop::mask`) for the time of a `with` block.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,28 +10,27 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::error::ScopeMisuse;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::{error, wait};
 use crate::scope;
 
-/// How a masked block begins.
+/// What a masked block checks at its beginning.
 #[derive(Clone, Copy)]
 pub(in crate::python) enum Beginning {
-    /// With a look for kills.
+    /// For a kill.
     UnlessKilled,
-    /// With a checkpoint.
+    /// For a kill or a cancellation.
     Checkpoint,
 }
 
-/// A block in which a kill is held off; made by defer_kill() and Lease.commit(), and used in a
-/// `with` statement, once.
+/// A block in which kills are deferred; made by defer_kill() and Lease.commit(), and used in a `with`
+/// statement, once.
 ///
-/// It knows the mask that it has opened: it may be left by another thread, or late, as a suspended
-/// generator is that is thrown away, and closes nobody else's. If it is never left, its mask goes
-/// with it.
+/// It may be left by another thread, or late, as a suspended generator that is dropped: it then closes
+/// its own mask and no other. If it is never left, the mask is closed when this object is dropped.
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct Masked {
     at_most: Duration,
@@ -59,7 +60,7 @@ impl Masked {
             Beginning::UnlessKilled => error::check_kill(py)?,
             Beginning::Checkpoint => wait::checkpoint(py)?,
         }
-        // Not under the lock: what was posted is taken back, by code of the host.
+        // Not under the lock: a posted exception is retracted, which runs code of the host.
         let mask = Mask::open(self.at_most);
         *self.mask.lock() = mask;
         Ok(())
@@ -69,9 +70,9 @@ impl Masked {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        _type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         if !self.entered.load(Ordering::Relaxed) {
             return Err(error::misuse(py, ScopeMisuse::NotEntered));
@@ -81,7 +82,7 @@ impl Masked {
         };
         let mine = scope::current_task().is_some_and(|task| Arc::ptr_eq(&task, &mask.task));
         drop(mask);
-        // What has arrived already goes on by itself.
+        // A kill that was delivered already is unwinding, and is not raised again.
         if mine && !value.is_instance_of::<Killed>() {
             error::check_kill(py).or_else(|kill| {
                 kill.value(py).setattr("__context__", &*value)?;
@@ -92,16 +93,17 @@ impl Masked {
     }
 }
 
-/// A block in which a kill is held off, for at most the given seconds from its beginning: for a
-/// few steps that must all be done, or none.
+/// A block in which kills are deferred, for at most the given seconds from its beginning: for a few
+/// steps that must all be done, or none.
 ///
-/// A kill that has come before, and that nothing holds off, is raised at the beginning; one that
-/// comes inside, at the end. Cancelled is neither raised there nor kept off: a wait inside raises
-/// it. The bound is required, for until then even the strongest rung of a kill() waits; write out
-/// math.inf only where the block surely comes to an end. Threads that are started inside can be
-/// killed. Outside any task it does nothing. Never blocks.
+/// On kill: one that was requested before is raised at the beginning; one that comes inside is raised
+/// at the end. Threads that are started inside can be killed.
+/// On cancel: nothing changes: the block's own ends do not raise Cancelled, a wait inside does.
 ///
-/// To undo things while a kill is on its way through, use cleanup().
+/// The bound is required, for until then even the strongest rung of a kill() waits; write out math.inf
+/// only where the block surely comes to an end. Outside any task it does nothing. Never blocks.
+///
+/// To undo things while a kill unwinds the code, use cleanup().
 #[pyfunction]
 #[pyo3(signature = (seconds, /))]
 pub(in crate::python) fn defer_kill(seconds: Seconds<'_, '_>) -> PyResult<Masked> {

@@ -1,9 +1,22 @@
-//! `Crew`: what of a task group must not be torn apart. `Hand`: a thread that works for one.
+//! `GroupCore`: the parts of `TaskGroup` that must be atomic with respect to kills. `WorkerThread`: a
+//! thread that runs tasks of a group, or finishes a kill.
 //!
-//! The group's own thread may be killed in front of any bytecode, also of the group's methods, and
-//! Ctrl-C may strike there. So that a child is started and known, and that the block does not end
-//! before its children, is native. If a kill falls into a hole of the interpreter's unwinding, the
-//! block's end never runs: then the task's boundary does what it would have done.
+//! Guarantees: a child that has been started is known to the group, and the group's block does not end
+//! before its children, though the group's own thread may be killed, or interrupted by Ctrl-C, before
+//! any bytecode, those of the group's methods included. So starting and joining are native. If the
+//! kill skips `__exit__`, the core calls the block's hook ([`SkippedExit`]) at the end of an enclosing
+//! scope or task, which joins the children instead.
+//!
+//! How: the group's state is under one mutex, and Python objects are dropped after it is released. The
+//! phase goes Fresh, Open, Over; it becomes Over in the same critical section that finds no child left,
+//! so that no child can be started afterwards. A join goes from `Wait` to `Shielded` to `Kill`, and
+//! never back:
+//!
+//! | mode | the children | ends with |
+//! |---|---|---|
+//! | `Wait` | run | a cancel, kill or signal of the group's thread: `Shielded`, or `Kill` for a kill |
+//! | `Shielded` | have been cancelled | a kill, or a second signal: `Kill` |
+//! | `Kill` | are killed, all at once, as the policy says | their end, or their abandonment |
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +36,7 @@ use crate::error::{ScopeMisuse, Stop};
 use crate::fork;
 use crate::python::binding::attach::attach;
 use crate::python::binding::host::detached;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::raised;
 use crate::python::error::{self, Cancelled};
 use crate::python::hard_stop::killed::Killed;
@@ -40,19 +53,20 @@ use crate::testing::{self, Enrolment};
 use crate::token::{CancelSource, CancelToken};
 use crate::wait;
 
-/// What is done whole takes moments; a bound for when it does not.
+/// The bound of masks around steps that take moments.
 const BRIEFLY: Duration = Duration::from_secs(5);
 
-/// The children of a TaskGroup, and the block that they are joined at. For TaskGroup.
+/// The children of a TaskGroup, and the block that joins them.
 #[pyclass(frozen, subclass, weakref, module = "desist._core")]
-pub(in crate::python) struct Crew {
+pub(in crate::python) struct GroupCore {
     scope: Py<CancelScope>,
-    /// What cancels the children: below the block's scope. Made when the block is entered.
-    brood: OnceLock<CancelSource>,
+    /// Cancels the children, but not the block: its node is below the block's scope. Written once, when
+    /// the block is entered.
+    children_source: OnceLock<CancelSource>,
     policy: stop::StopPolicy,
-    /// So many threads at most.
+    /// The greatest number of threads.
     most: usize,
-    /// The process in which the threads are.
+    /// The fork generation of the process that has the threads.
     generation: u32,
     state: Mutex<State>,
 }
@@ -60,13 +74,14 @@ pub(in crate::python) struct Crew {
 #[derive(Default)]
 struct State {
     phase: Phase,
-    /// Those that have been started, and may not have ended.
+    /// Children that have been started; ended ones are removed by the next join.
     children: Vec<Child>,
     threads: usize,
-    /// How many have been started in all, and how many of these have been asked for.
+    /// How many have been started in all, and for how many of these a caller of `_claim` waits or has
+    /// waited.
     started: usize,
     claimed: usize,
-    /// Those for which there is no thread yet.
+    /// Started children for which there is no thread yet, in order.
     waiting: VecDeque<Py<PyAny>>,
 }
 
@@ -80,36 +95,36 @@ enum Phase {
 
 struct Child {
     core: Arc<task::Task>,
-    /// The `desist.Task`.
+    /// The object of `desist.Task`.
     task: Py<PyAny>,
 }
 
-/// How a group waits for its children, ever less politely.
+/// How a group waits for its children; see the module's header.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Manner {
-    /// The block ended well: as any other wait.
-    Calm,
-    /// They have been told to stop. Only a kill or a signal changes anything.
-    Firm,
-    /// The group's own thread was killed, or the user insists.
-    Hard,
+enum JoinMode {
+    /// The block ended without an exception: a wait like any other.
+    Wait,
+    /// The children have been cancelled; a cancellation of the group's thread does not end this.
+    Shielded,
+    /// The group's own thread was killed, or a second signal came.
+    Kill,
 }
 
-/// What came up while a group waited for its children.
+/// The first of each kind of stop that interrupted a join.
 #[derive(Default)]
 struct Interruption {
     cancelled: Option<Cause>,
     killed: Option<Cause>,
-    /// What a signal handler raised.
+    /// The exception of a signal handler.
     raised: Option<PyErr>,
 }
 
-impl Crew {
+impl GroupCore {
     fn lost_in_fork(&self) -> bool {
         self.generation != fork::generation()
     }
 
-    /// One child that has not ended. If there is none, and nobody can start another, it is over.
+    /// One child that has not ended. If there is none, the group is over, and no child can be started.
     fn one_left(&self) -> Option<Arc<task::Task>> {
         let (left, ended) = {
             let mut state = self.state.lock();
@@ -125,45 +140,47 @@ impl Crew {
             }
             (left, ended)
         };
-        drop(ended); // unlocked: it may be the last of somebody's object
+        drop(ended); // unlocked: dropping an object may run any code
         left
     }
 
-    /// Cancel the children, but not the block.
+    /// Cancels the children, but not the block.
     fn cancel_children(&self, py: Python<'_>, reason: &str) {
-        if let Some(brood) = self.brood.get() {
+        if let Some(children_source) = self.children_source.get() {
             detached(py, || {
-                brood.cancel_as(CauseKind::ScopeExited, Some(reason.into()), None)
+                children_source.cancel_as(CauseKind::ScopeExited, Some(reason.into()), None)
             });
         }
     }
 
-    /// Wait until all children have ended, whatever comes up.
-    fn join(&self, py: Python<'_>, mut manner: Manner) -> Interruption {
+    /// Waits until all children have ended, whatever interrupts the wait.
+    fn join(&self, py: Python<'_>, mut mode: JoinMode) -> Interruption {
         let mut up = Interruption::default();
-        if manner == Manner::Calm {
+        if mode == JoinMode::Wait {
             if let Err(stop) = wait::checkpoint() {
-                manner = self.note(py, manner, stop, &mut up);
+                mode = self.note(py, mode, stop, &mut up);
             }
         }
         while let Some(child) = self.one_left() {
-            let ended = match manner {
-                Manner::Calm => detached(py, || child.over().wait_until(Time::NEVER)),
-                Manner::Firm => detached(py, || shielded(|| child.over().wait_until(Time::NEVER))),
-                Manner::Hard => {
+            let ended = match mode {
+                JoinMode::Wait => detached(py, || child.over().wait_until(Time::NEVER)),
+                JoinMode::Shielded => {
+                    detached(py, || shielded(|| child.over().wait_until(Time::NEVER)))
+                }
+                JoinMode::Kill => {
                     self.kill_children(py);
                     continue;
                 }
             };
             if let Err(stop) = ended {
-                manner = self.note(py, manner, stop, &mut up);
+                mode = self.note(py, mode, stop, &mut up);
             }
         }
         up
     }
 
-    /// Something came up: the manner to go on in.
-    fn note(&self, py: Python<'_>, manner: Manner, stop: Stop, up: &mut Interruption) -> Manner {
+    /// Records what interrupted the join, and returns the mode to go on in.
+    fn note(&self, py: Python<'_>, mode: JoinMode, stop: Stop, up: &mut Interruption) -> JoinMode {
         match stop {
             Stop::Cancelled(cause) => {
                 up.cancelled.get_or_insert(cause);
@@ -177,14 +194,14 @@ impl Crew {
             }
         }
         self.cancel_children(py, "the group's block was interrupted");
-        if up.killed.is_some() || (manner == Manner::Firm && up.raised.is_some()) {
-            Manner::Hard
+        if up.killed.is_some() || (mode == JoinMode::Shielded && up.raised.is_some()) {
+            JoinMode::Kill
         } else {
-            Manner::Firm
+            JoinMode::Shielded
         }
     }
 
-    /// Kill them, all at once, as the policy says.
+    /// Kills the children, all at once, as the policy says.
     fn kill_children(&self, py: Python<'_>) {
         let alive: Vec<Child> = {
             let state = self.state.lock();
@@ -195,32 +212,32 @@ impl Crew {
                 .collect()
         };
         let policy = self.policy;
-        // Who kills the group's own thread waits for it meanwhile.
+        // A kill of the group's own thread is deferred until its children have ended.
         let _mask = Mask::open(longest(&policy));
         detached(py, || {
             let asked_until = Time::after(policy.cooperative);
-            let deaf = |child: &Child| loop {
+            let unresponsive = |child: &Child| loop {
                 match child.core.over().wait_shielded(asked_until) {
                     Ok(over) => return !over,
                     // One more Ctrl-C adds nothing.
                     Err(Interrupted) => drop(raised::take()),
                 }
             };
-            let deaf: Vec<Child> = alive.into_iter().filter(deaf).collect();
+            let unresponsive: Vec<Child> = alive.into_iter().filter(unresponsive).collect();
             let at_once = stop::StopPolicy {
                 cooperative: Duration::ZERO,
                 ..policy
             };
             let kill = |child: &Child| {
                 let _inside = fork::inside();
-                // Refused only by a task that is not started, which these are, or by itself.
-                let _ = stop::kill(&child.core, None, &at_once, &mut || child.given_up());
+                // Fails only for a task that was not started, or that calls this itself.
+                let _ = stop::kill(&child.core, None, &at_once, &mut || child.abandoned());
             };
-            // They need turns of a simulation, and take real time.
+            // In a simulation the children need turns to end; the kill itself takes real time.
             testing::in_real_time(|| {
                 fork::outside(|| {
                     thread::scope(|threads| {
-                        for child in &deaf {
+                        for child in &unresponsive {
                             let killer = thread::Builder::new().name("desist-killer".into());
                             if killer.spawn_scoped(threads, move || kill(child)).is_err() {
                                 kill(child);
@@ -229,11 +246,11 @@ impl Crew {
                     });
                 });
             });
-            let _ = fork::outside(|| attach(|_| drop(deaf)));
+            let _ = fork::outside(|| attach(|_| drop(unresponsive)));
         });
     }
 
-    /// Build and raise what comes out of the block, whose children have all ended.
+    /// Makes and raises the exception that leaves the block, whose children have all ended.
     fn conclude(
         slf: &Bound<'_, Self>,
         value: &Bound<'_, PyAny>,
@@ -261,7 +278,7 @@ impl Crew {
         }
         let absorbed = match left {
             Ok(absorbed) => absorbed,
-            // The end of a block in this one was jumped over by the very kill.
+            // The kill has skipped the end of a block inside this one.
             Err(_) if killed => None,
             Err(misuse) => return Err(misuse),
         };
@@ -295,7 +312,7 @@ impl Child {
         }
     }
 
-    fn given_up(&self) {
+    fn abandoned(&self) {
         fork::outside(|| {
             attach(|py| {
                 if let Err(raised) = self.task.call_method0(py, "_abandoned") {
@@ -306,14 +323,14 @@ impl Child {
     }
 }
 
-/// What a kill may take.
+/// The longest that a kill by this policy takes.
 fn longest(policy: &stop::StopPolicy) -> Duration {
     let rungs = [policy.at_wait, policy.async_exc, policy.trace];
     let rungs: Duration = rungs.into_iter().flatten().sum();
     policy.cooperative + rungs + policy.defer + DEFAULT_GRACE
 }
 
-/// Do not hear of cancellations, but of kills.
+/// Runs a wait that kills interrupt, and cancellations do not.
 fn shielded<T>(wait: impl FnOnce() -> T) -> T {
     let node = scope::enter(Kind::Shield, Time::NEVER, None);
     let result = wait();
@@ -321,10 +338,10 @@ fn shielded<T>(wait: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The group's block was left without its end.
-struct Forsaken(Mutex<Option<Py<Crew>>>);
+/// The hook of a group's block whose `__exit__` was skipped.
+struct SkippedExit(Mutex<Option<Py<GroupCore>>>);
 
-impl AbandonHook for Forsaken {
+impl AbandonHook for SkippedExit {
     fn on_abandoned(&self) {
         fork::outside(|| {
             attach(|py| {
@@ -332,7 +349,7 @@ impl AbandonHook for Forsaken {
                     return;
                 };
                 let crew = crew.bind(py);
-                crew.get().join(py, Manner::Hard);
+                crew.get().join(py, JoinMode::Kill);
                 if let Err(raised) = crew.call_method0("_forsaken") {
                     raised.write_unraisable(py, None);
                 }
@@ -342,13 +359,13 @@ impl AbandonHook for Forsaken {
 }
 
 #[pymethods]
-impl Crew {
+impl GroupCore {
     #[new]
     #[pyo3(signature = (policy, most))]
     fn new(py: Python<'_>, policy: Option<&StopPolicy>, most: Option<usize>) -> PyResult<Self> {
         Ok(Self {
             scope: Py::new(py, CancelScope::for_group())?,
-            brood: OnceLock::new(),
+            children_source: OnceLock::new(),
             policy: policy.map_or_else(stop::StopPolicy::default, StopPolicy::core),
             most: most.unwrap_or(usize::MAX),
             generation: fork::generation(),
@@ -356,7 +373,7 @@ impl Crew {
         })
     }
 
-    /// The block's scope: whoever cancels it cancels the block and its tasks.
+    /// The block's scope: cancelling it cancels the block and its tasks.
     #[getter]
     fn cancel_scope(&self, py: Python<'_>) -> Py<CancelScope> {
         self.scope.clone_ref(py)
@@ -364,11 +381,11 @@ impl Crew {
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         let (py, this) = (slf.py(), slf.get());
-        let abandon_hook = Arc::new(Forsaken(Mutex::new(Some(slf.clone().unbind()))));
+        let abandon_hook = Arc::new(SkippedExit(Mutex::new(Some(slf.clone().unbind()))));
         let node = this.scope.get().enter_for(py, abandon_hook)?;
-        // Tasks may look at their tokens only, and never wait.
-        let brood = CancelToken::from_node(node).child();
-        let _ = this.brood.set(brood); // the scope can be entered once
+        // Made now, so that a task's token is below the scope even if the task never waits.
+        let children_source = CancelToken::from_node(node).child();
+        let _ = this.children_source.set(children_source); // the scope can be entered once
         this.state.lock().phase = Phase::Open;
         Ok(slf)
     }
@@ -377,43 +394,46 @@ impl Crew {
     #[pyo3(signature = (r#type, value, _traceback, /))]
     fn __exit__(
         slf: &Bound<'_, Self>,
-        r#type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        r#type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<bool> {
         let (py, this) = (slf.py(), slf.get());
         let phase = this.state.lock().phase;
         match phase {
             Phase::Fresh => return Err(error::misuse(py, ScopeMisuse::NotEntered)),
-            // The task that was in the block is over: a generator is being thrown away.
+            // The task that was in the block is over: a suspended generator is being dropped.
             Phase::Over => return Ok(false),
             Phase::Open => {}
         }
-        let manner = if value.is_instance_of::<Killed>() {
-            Manner::Hard
+        let mode = if value.is_instance_of::<Killed>() {
+            JoinMode::Kill
         } else if r#type.is_none() {
-            Manner::Calm
+            JoinMode::Wait
         } else {
-            Manner::Firm
+            JoinMode::Shielded
         };
-        if manner != Manner::Calm {
+        if mode != JoinMode::Wait {
             this.cancel_children(py, "the group's block was left by an exception");
         }
-        let up = this.join(py, manner);
-        let calm = Self::conclude(slf, &value, &up)?;
+        let up = this.join(py, mode);
+        let absorbed = Self::conclude(slf, &value, &up)?;
         if r#type.is_none() {
             error::check_kill(py)?;
         }
-        Ok(calm)
+        Ok(absorbed)
     }
 
     /// A task to be started in the group. RuntimeError: its block is not open.
     fn _make(&self, name: &str) -> PyResult<Task> {
         self.check_open(self.state.lock().phase)?;
-        let Some(brood) = self.brood.get() else {
+        let Some(children_source) = self.children_source.get() else {
             return Err(not_open(Phase::Fresh));
         };
-        Ok(Task::of(task::Task::new(name, Some(&brood.token()))))
+        Ok(Task::of(task::Task::new(
+            name,
+            Some(&children_source.token()),
+        )))
     }
 
     /// Start what `_make` has made, as `task`: on a new thread, or, if there are enough, on the
@@ -454,7 +474,7 @@ impl Crew {
         error::check_kill(py)
     }
 
-    /// What the thread that asks is to do next; None: end.
+    /// The next task for the calling worker thread; None: end.
     fn _next(&self) -> Option<Py<PyAny>> {
         let mut state = self.state.lock();
         let next = state.waiting.pop_front();
@@ -464,7 +484,7 @@ impl Crew {
         next
     }
 
-    /// Take a task that has no thread yet out of the line. False: it has one, or has ended.
+    /// Take out a task that has no thread yet. False: it has one, or has ended.
     fn _withdraw(&self, core: &Task) -> bool {
         let mut state = self.state.lock();
         let is_it = |child: &Child| Arc::ptr_eq(&child.core, core.core());
@@ -490,7 +510,7 @@ impl Crew {
         Self::start_thread(slf, core.core(), task)
     }
 
-    /// The caller is about to wait for one more task to end. False: there is none.
+    /// The caller will wait for one more task to end. False: there is none to wait for.
     fn _claim(&self) -> bool {
         let mut state = self.state.lock();
         let left = state.claimed < state.started;
@@ -512,7 +532,7 @@ impl Crew {
     }
 }
 
-impl Crew {
+impl GroupCore {
     fn check_open(&self, phase: Phase) -> PyResult<()> {
         if self.lost_in_fork() {
             return Err(PyRuntimeError::new_err(
@@ -532,12 +552,12 @@ impl Crew {
         task: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let hand = Bound::new(py, Hand::new(core.name()))?;
+        let hand = Bound::new(py, WorkerThread::new(core.name()))?;
         let started = slf.call_method1("_start_thread", (&hand, task));
         let Err(failure) = started else {
             return Ok(());
         };
-        // Ctrl-C may have struck after the thread had begun.
+        // Ctrl-C may have been raised after the thread had begun.
         if hand.get().withdraw(py) {
             let child = {
                 let mut state = this.state.lock();
@@ -563,17 +583,19 @@ fn not_open(phase: Phase) -> PyErr {
     })
 }
 
-/// A thread that works for others: no kill strikes what it does between two tasks.
+/// A thread that runs tasks, or finishes a kill. It is a task itself, so that a kill between two bodies
+/// is not delivered in its own code.
 #[pyclass(frozen, module = "desist._core")]
-pub(in crate::python) struct Hand {
+pub(in crate::python) struct WorkerThread {
     worker: Arc<task::Task>,
+    /// Taken by the thread when it begins, or by `withdraw`; the first of them counts.
     claimed: AtomicBool,
-    /// Its place in a simulation, on the way to it.
+    /// The thread's place in a simulation; taken by the thread when it begins.
     enrolment: Mutex<Option<Enrolment>>,
 }
 
 #[pymethods]
-impl Hand {
+impl WorkerThread {
     /// For a thread that the calling one is about to start.
     #[new]
     fn new(name: &str) -> Self {
@@ -598,7 +620,7 @@ impl Hand {
             return Ok(());
         }
         let enrolment = self.enrolment.lock().take();
-        // Elsewhere it goes on at once, and takes what it is for before its starter does more.
+        // Without a simulation it stays attached: it takes its first task before its starter goes on.
         let enrolled = enrolment.map(|enrolment| detached(py, || enrolment.begin()));
         let boundary = Boundary::enter(&self.worker, None);
         let result = crate::python::hard_stop::call(work, arguments);
@@ -606,23 +628,25 @@ impl Hand {
         self.worker.over().set();
         detached(py, || drop(enrolled));
         match result {
-            // In a simulation that cannot go on, idle threads end so.
+            // A simulation that is deadlocked ends idle threads with this.
             Err(raised) if !raised.is_instance_of::<Cancelled>(py) => Err(raised),
             _ => Ok(()),
         }
     }
 
-    /// Block until it has ended its work, or was given up. A checkpoint.
+    /// Wait until it has ended its work, or was abandoned.
+    ///
+    /// Blocks: until then. A checkpoint.
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
         blocking(py, || self.worker.over().wait_until(Time::NEVER)).map(|_| ())
     }
 
-    /// What it works at was given up.
+    /// Its current task was abandoned, and the thread with it.
     fn give_up(&self) {
         self.worker.over().set();
     }
 
-    /// The thread could not be started. False: it was, and works.
+    /// The thread could not be started. False: it was started all the same, and works.
     fn withdraw(&self, py: Python<'_>) -> bool {
         if self.claimed.swap(true, Ordering::AcqRel) {
             return false;

@@ -16,7 +16,7 @@ use crate::item::ItemId;
 use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::error;
-use crate::python::hard_stop::mask::let_in;
+use crate::python::hard_stop::mask::unmasked;
 use crate::stop::{self, AnyStopPolicy, KillError, KillOutcome};
 use crate::task;
 use crate::testing;
@@ -314,7 +314,7 @@ impl BegunKill {
             return Ok(stop::KillReport::already_done().into());
         };
         // What finishes the kill for its caller may be shielded from kills; the wait is not.
-        let_in(|| detached(py, || kill.run(&mut *on_abandon)))
+        unmasked(|| detached(py, || kill.run(&mut *on_abandon)))
             .map(KillReport::from)
             .map_err(|error| refusal(py, error))
     }

@@ -1,4 +1,7 @@
-//! The door for sweeps: stops a task in front of a bytecode of choice.
+//! The injector of the sweeps: kills or cancels a task before a bytecode of choice.
+//!
+//! It is called by the interpreter before every bytecode of a thread, counts those of its victims, and
+//! requests the kill in the same thread, where CPython then delivers it at its next check.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,16 +15,16 @@ use crate::python::task::Task;
 use crate::python::token::cancel_node;
 use crate::{Cause, CauseKind, scope, task};
 
-/// Stops a task in front of a bytecode of choice.
+/// Kills or cancels a task before a bytecode of choice.
 ///
-/// A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It
-/// is native because one written in Python would be struck itself. In front of bytecode `at` of
-/// its victims (the first is 1; 0 is none) it does what a killer does that comes to the rung
-/// ASYNC_EXC at this moment: CPython delivers at its next check.
+/// A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It is
+/// native because the kill would be delivered in one written in Python. Before bytecode `at` of its
+/// victims (the first is 1; 0 is none) it does what a kill does that reaches the rung ASYNC_EXC at this
+/// moment: CPython delivers at its next check.
 ///
 /// Its victims are the bodies of all tasks; or of `task` alone; or, with `started`, of all tasks
-/// that are made after `task`. `cancels`: it only cancels. `defer`: a held lock holds the kill
-/// off, as at the beginning of the rung; otherwise it is struck inside. `block`: kill not the task
+/// that are made after `task`. `cancels`: it only cancels. `defer`: a held lock defers
+/// the kill, as at the beginning of the rung; otherwise it is delivered inside. `block`: kill not the task
 /// but this one of its thread's open blocks that have `kill_after`, the outermost is 0; bytecodes
 /// count only while it is open.
 #[pyclass(frozen, name = "_Injector", module = "desist._core")]
@@ -83,13 +86,13 @@ impl Injector {
         }
     }
 
-    /// How many bytecodes of its victims it has seen; it strikes at most one of them.
+    /// How many bytecodes of its victims it has seen; it acts before at most one of them.
     #[getter]
     fn passed(&self) -> u64 {
         self.passed.load(Ordering::Relaxed)
     }
 
-    /// Where it struck: code object and offset.
+    /// Where it acted: code object and offset.
     #[getter]
     fn place(&self, py: Python<'_>) -> Option<(Py<PyAny>, Py<PyAny>)> {
         let struck = self.struck.lock();
@@ -103,9 +106,9 @@ impl Injector {
         Some(self.victim()?.record().stack?.to_string())
     }
 
-    /// What came of it: the exception came out of the victim, or reached it and did not come out,
-    /// or did not reach it before its end. A cancel that did not come out may have reached it, and
-    /// so may the kill of a block.
+    /// "stopped": the exception came out of the victim. "swallowed": it was raised, and did not come
+    /// out. "finished": it was not raised before the victim's end; a cancellation, or the kill of a
+    /// block, may have been raised and swallowed all the same.
     #[getter]
     fn outcome(&self) -> Option<&'static str> {
         let victim = self.victim()?;
@@ -156,14 +159,14 @@ impl Injector {
         Some(self.struck.lock().as_ref()?.task.clone())
     }
 
-    /// Count a bytecode; whom to strike now.
+    /// Counts a bytecode. Returns the task to act on now, if it is the one.
     fn pass(&self) -> Option<Arc<task::Task>> {
         let task = scope::current_task().filter(|task| match self.victims {
             Victims::All => true,
             Victims::Only(id) => task.id() == id,
             Victims::After(id) => task.id() > id,
         })?;
-        // A worker between two items is a task, too, but there is nothing to strike.
+        // A worker between two items is a task, too, but has no body.
         if !self.block.map_or_else(
             || task.has_interrupter(),
             |at| task.open_block_at(at).is_some(),
@@ -196,7 +199,7 @@ impl Injector {
             }
             return;
         }
-        // A kill begins with that, too.
+        // A kill begins with a cancellation.
         cancel_node(py, task.node(), Some("a sweep"), None);
         if !self.cancels {
             let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);

@@ -1,4 +1,9 @@
-//! `ChildProcess`: a worker process, as its parent may strike it.
+//! `ChildProcess`: a worker process, as its parent cancels and kills it; and the records of the pipe to
+//! `ParentWatch` in that process.
+//!
+//! A process is signalled only between `begin` and `end` of one body, under the lock that both take: so
+//! no signal that was meant for one item reaches the next (I22). Its exit status has not been taken
+//! before `end`, so its pid cannot be another process's.
 #![allow(unsafe_code)] // a descriptor that the caller hands over
 
 use std::fs::File;
@@ -14,14 +19,14 @@ use crate::scope;
 use crate::stop::KillOutcome;
 use crate::task::RemoteBody;
 
-// ---------------------------------------------------------------------- what it is told
+// ---------------------------------------------------------------------- records
 
-/// A record in the pipe to a `Mirror`: its first byte, the number of the work, the kind of the cause, when, the
-/// grace in nanoseconds or the greatest number, the lengths of the two texts that follow.
+/// The length of a record's head: its first byte, the number of the work, the kind of the cause, the
+/// time, the grace in nanoseconds (or the greatest number), the lengths of the two texts that follow.
 pub(in crate::python) const HEAD: usize = 1 + 8 + 1 + 8 + 8 + 2 + 2;
-/// That byte, of a cancel.
+/// The first byte of a cancellation.
 pub(in crate::python) const CANCEL: u8 = b'c';
-/// Written whole or not at all, whoever else writes.
+/// A record is at most this long with its texts: the system writes it in one piece.
 pub(in crate::python) const LONGEST_TEXT: usize = 1000;
 pub(in crate::python) const KINDS: [CauseKind; 6] = [
     CauseKind::Explicit,
@@ -32,10 +37,10 @@ pub(in crate::python) const KINDS: [CauseKind; 6] = [
     CauseKind::Forked,
 ];
 
-/// That byte, when the process is let go.
+/// The first byte of a dismissal, which has no more.
 const DISMISSED: u8 = b'd';
 
-/// See [`HEAD`].
+/// The record of a cancellation; see [`HEAD`].
 pub(in crate::python) fn encoded(round: u64, cause: &Cause) -> Vec<u8> {
     let kind = KINDS.iter().position(|kind| *kind == cause.kind);
     let grace = cause.grace.map_or(u64::MAX, |grace| {
@@ -64,27 +69,26 @@ pub(in crate::python) fn cut(text: &str) -> &str {
 
 // ---------------------------------------------------------------------- the process
 
-/// The process in which a worker has its handler called; another one after each that has died.
+/// The process in which a worker's handler is called; another one after each that has died.
 ///
-/// It is struck only between begin() and end(): an idle process, and one that is at the next item
-/// already, is never hit by what was meant for the item before (I22).
+/// It is signalled only between begin() and end().
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct ChildProcess {
     shared: Arc<Shared>,
-    line: Mutex<Line>,
+    line: Mutex<CommandPipe>,
 }
 
-/// The pipe to its mirror.
+/// The pipe to the process's `ParentWatch`.
 #[derive(Default)]
-struct Line {
+struct CommandPipe {
     pipe: Option<File>,
     dismissed: bool,
 }
 
-impl Line {
+impl CommandPipe {
     fn tell(&mut self, record: &[u8]) {
         if let Some(pipe) = &mut self.pipe {
-            let _ = pipe.write_all(record); // it may have died
+            let _ = pipe.write_all(record); // the process may have died
         }
     }
 }
@@ -95,7 +99,7 @@ struct Shared {
 }
 
 struct AtWork {
-    /// Not taken from it before the end: its number means nobody else.
+    /// The process that has the body. Its exit status is not taken before `end`.
     pid: i32,
     task: u64,
     struck: Option<KillOutcome>,
@@ -144,38 +148,38 @@ impl ChildProcess {
         }
     }
 
-    /// A process was started; this pipe to it is nobody else's from now on.
+    /// A process was started; this object owns the pipe to it from now on.
     #[cfg(unix)]
     fn connect(&self, pipe: std::os::fd::RawFd) {
         use std::os::fd::FromRawFd;
         let mut line = self.line.lock();
-        // SAFETY: the caller has said that it is nobody else's.
+        // SAFETY: the caller passes the ownership of the descriptor.
         line.pipe = Some(unsafe { File::from_raw_fd(pipe) });
         if line.dismissed {
             line.tell(&[DISMISSED]);
         }
     }
 
-    /// It is gone.
+    /// The process has ended.
     fn disconnect(&self) {
         self.line.lock().pipe = None;
     }
 
-    /// The work with this number was cancelled.
+    /// Pass on that the work with this number was cancelled.
     fn cancel(&self, round: u64, cause: &CancelCause) {
         let record = encoded(round, cause.core());
         self.line.lock().tell(&record);
     }
 
-    /// Let it go, and any that is started later: it stops what it does, in short time by force, and
-    /// ends. Never blocks.
+    /// Dismiss the process, and any that is started later: it stops its work, soon by force, and ends.
+    /// Never blocks.
     fn dismiss(&self) {
         let mut line = self.line.lock();
         line.dismissed = true;
         line.tell(&[DISMISSED]);
     }
 
-    /// Was it let go?
+    /// Was it dismissed?
     #[getter]
     fn dismissed(&self) -> bool {
         self.line.lock().dismissed
@@ -190,8 +194,8 @@ impl ChildProcess {
         });
     }
 
-    /// It runs there no more, and the process is not struck from now on. Returns the rung with
-    /// which it was; that is what ended the body, if the process has `died`, at `stack`.
+    /// The body has ended, and the process is not signalled any more. Returns the rung of the last
+    /// signal, if there was one. If the process has `died`, that rung has ended the body, at `stack`.
     #[pyo3(signature = (*, died, stack = None))]
     fn end(&self, died: bool, stack: Option<&str>) -> Option<KillOutcome> {
         let struck = self.shared.at_work.lock().take()?.struck?;

@@ -1,4 +1,4 @@
-//! How items become bytes, and failures text: with `desist._codec`.
+//! Items as bytes, and failures as text, by the functions of `desist._codec`.
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -24,7 +24,7 @@ impl Codec {
         })
     }
 
-    /// TypeError: it cannot be kept.
+    /// The item's bytes. TypeError: the codec cannot write it.
     pub(super) fn encode(&self, item: &Bound<'_, PyAny>) -> PyResult<Bytes> {
         let bytes = self.encode.bind(item.py()).call1((item,))?;
         Ok(bytes.extract::<&[u8]>()?.into())
@@ -34,8 +34,8 @@ impl Codec {
         self.decode.call1(py, (PyBytes::new(py, bytes),))
     }
 
-    /// The text of an exception or `CancelCause`. Nothing that it meets keeps a lease from being
-    /// given back.
+    /// The text of an exception or `CancelCause`. It always succeeds, so that a failure which cannot be
+    /// shown does not prevent its item's requeue.
     pub(super) fn describe(&self, py: Python<'_>, failure: &Py<PyAny>) -> Bytes {
         let text = self
             .describe

@@ -1,6 +1,7 @@
-//! `FileQueue`: items that are kept in a file, as bytes.
+//! `FileQueue`: items that are kept in a file, as bytes; failures are kept as text, which any SQLite
+//! program shows.
 //!
-//! What is said of a failure is kept as text, so that people can read it with any SQLite program.
+//! Every operation may wait for the disk, so all of them run detached.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,21 +27,23 @@ use crate::work::{self, Bytes, FileError, Nack, NackOutcome};
 
 /// A LeaseQueue in a file.
 ///
-/// put() returns when the item is on the disk. What is leased when its process dies, of SIGKILL or
-/// a crash, is leased again by another process that has the file open, or by the next that opens
-/// it, and the attempt counts. After a loss of power, items may be done again whose end was not on
-/// the disk yet. Any number of processes may have the same file open.
+/// put() returns when the item is on the disk. An item whose worker's process dies, of SIGKILL or a
+/// crash, is leased again by another process that has the file open, or by the next that opens it, and
+/// the attempt counts. After a loss of power, items whose end was not on the disk yet may be done
+/// again. Any number of processes may have the same file open.
 ///
 /// The file is a SQLite database that can be read with the sqlite3 program: its view `queue` is
 /// made for that. Never open it with the sqlite3 module in a process that has it open as a
-/// FileQueue: when that closes the file, the locks of both are gone.
+/// FileQueue: when that closes the file, the locks of both are lost.
 ///
-/// Items are kept with pickle, or as JSON with `codec="json"`; what goes wrong is kept as text.
+/// Items are kept with pickle, or as JSON with `codec="json"`; failures are kept as text.
 /// `retry`, `maxsize` and `lease_timeout` are as with LeaseQueue; each process has its own.
 ///
-/// All methods may block for as long as the disk takes, or another process's transaction; only
-/// those with a timeout are checkpoints. QueueFileError, an OSError: the file cannot be used, or is
-/// something else; it is left as it is then.
+/// Blocks: all methods, for as long as the disk or another process's transaction takes. Only those
+/// with a timeout are checkpoints.
+///
+/// Raises:
+///     QueueFileError: (an OSError) the file cannot be used, or is no queue; it is not changed then.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(in crate::python) struct FileQueue {
     file: Arc<File>,
@@ -92,8 +95,10 @@ impl FileQueue {
         PyGenericAlias::new(class.py(), class, item)
     }
 
-    /// Add an item; returns its id, when the item is on the disk. As LeaseQueue.put(). TypeError:
-    /// the codec cannot write it.
+    /// Add an item; returns its id, when the item is on the disk. As LeaseQueue.put().
+    ///
+    /// Raises:
+    ///     TypeError: the codec cannot write it.
     #[pyo3(signature = (
         item: "_T",
         /,
@@ -164,7 +169,7 @@ impl FileQueue {
         counts(py, self.file.run(py, work::FileQueue::counts)?)
     }
 
-    /// The dead items: id, item, and all that went wrong, as text.
+    /// The dead items: id, item, and all failures, as text.
     #[pyo3(signature = () -> "list[tuple[int, _T, list[str]]]")]
     fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<String>>> {
         let dead = self.file.run(py, work::FileQueue::dead)?;
@@ -175,7 +180,10 @@ impl FileQueue {
         dead.into_iter().map(show).collect()
     }
 
-    /// Give a dead item all its attempts again. ValueError if it is not dead.
+    /// Give a dead item all its attempts again.
+    ///
+    /// Raises:
+    ///     ValueError: it is not dead.
     #[pyo3(signature = (item_id: "int", /))]
     fn retry(&self, py: Python<'_>, item_id: u64) -> PyResult<()> {
         if self.file.run(py, |queue| queue.retry(item_id))? {

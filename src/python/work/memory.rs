@@ -1,4 +1,7 @@
-//! `LeaseQueue`: items that are kept in memory, as they are.
+//! `LeaseQueue`: items that are kept in memory, as objects.
+//!
+//! All operations are made attached; only sleeping is done detached. The fast paths of `put()`,
+//! `lease()` and `ack()` are a checkpoint and one critical section of the core's queue.
 
 use std::sync::Arc;
 
@@ -22,14 +25,14 @@ use crate::python::wait::{checkpoint, perform};
 use crate::work::{self, Nack, NackOutcome};
 use crate::{Cause, fork, scope};
 
-/// All calls are made attached; only the sleeping is done detached.
+/// Used attached, so that its notes and items can be cloned under its lock.
 type Queue = work::LeaseQueue<Object, Note>;
 
-/// An object that the queue keeps, and gives another reference of to the code that leases it.
+/// An item; the queue keeps one reference, and each lease gets another.
 struct Object(Py<PyAny>);
 
 impl Clone for Object {
-    /// Counting a reference runs no code, so it may be done under the queue's lock.
+    /// Under the queue's lock: counting a reference runs no code.
     #[inline]
     fn clone(&self) -> Self {
         #[allow(clippy::disallowed_methods)] // the thread is attached: see `Queue`
@@ -37,12 +40,12 @@ impl Clone for Object {
     }
 }
 
-/// What the queue keeps of a failure, or of progress.
+/// What the queue stores of a failure, or of progress.
 #[derive(Clone)]
 enum Note {
-    /// An exception, a CancelCause, or whatever progress is.
+    /// An exception, a `CancelCause`, or an object that is progress.
     Said(Object),
-    /// By the queue itself, which makes no objects.
+    /// The queue's own note, which is made without the interpreter.
     Noted(Cause),
 }
 
@@ -64,7 +67,7 @@ impl Note {
         }
     }
 
-    /// What somebody has said: all that progress can be.
+    /// The object; progress always is one.
     fn into_said(self) -> Option<Py<PyAny>> {
         match self {
             Note::Said(object) => Some(object.0),
@@ -74,7 +77,7 @@ impl Note {
 }
 
 /// Items that are leased to workers, in memory. Each is in one state at any time: ready, leased,
-/// delayed, done or dead. What a worker does not acknowledge is leased again.
+/// delayed, done or dead. An item that its worker does not acknowledge is leased again.
 ///
 /// `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
 /// put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
@@ -123,11 +126,15 @@ impl LeaseQueue {
     ///
     /// `key`: as long as an item with that key is there, dead or alive, its id is returned and
     /// nothing is added. `priority`: of the ready items one with the least is leased first, then
-    /// the oldest. `delay`: seconds before it is leased. `expires`: seconds after which nobody wants
-    /// the work any more; then it is dead, and code at work on it is asked to stop.
+    /// the oldest. `delay`: seconds before it is leased. `expires`: seconds after which the item
+    /// expires; then it is dead, and a handler at work on it is cancelled.
     ///
-    /// Where there is a maxsize it waits for room, at most for `timeout` seconds (then Full). A
-    /// checkpoint: Cancelled and Killed mean that nothing was added.
+    /// Blocks: where there is a maxsize, until there is room, for `timeout` seconds at most.
+    /// On cancel: a checkpoint; Cancelled means that nothing was added.
+    /// On kill: Killed means that nothing was added.
+    ///
+    /// Raises:
+    ///     Full: no room in time.
     #[pyo3(signature = (item: "_T", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
     #[allow(clippy::too_many_arguments)] // what can be said of an item
     fn put(
@@ -144,10 +151,13 @@ impl LeaseQueue {
         self.memory.put(py, item, &arguments)
     }
 
-    /// Lease the next item; waits for one, at most for `timeout` seconds (then None).
+    /// Lease the next item. The caller must acknowledge the lease or give it back; a WorkerPool does
+    /// that for its handlers.
     ///
-    /// A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
-    /// acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
+    /// Blocks: until there is an item, for `timeout` seconds at most.
+    /// On cancel: a checkpoint; Cancelled means that nothing was leased.
+    /// On timeout: returns None.
+    /// On kill: Killed means that nothing was leased.
     #[pyo3(signature = (timeout = None) -> "Lease[_T] | None")]
     fn lease<'py>(
         &self,
@@ -167,7 +177,7 @@ impl LeaseQueue {
         counts(py, self.memory.queue.counts())
     }
 
-    /// The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
+    /// The dead items: id, item, and all failures (exceptions and CancelCauses).
     #[pyo3(signature = () -> "list[tuple[int, _T, list[BaseException | CancelCause]]]")]
     fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<Py<PyAny>>>> {
         let show = |(id, item, failures): work::Dead<Object, Note>| {
@@ -177,7 +187,10 @@ impl LeaseQueue {
         self.memory.queue.dead().into_iter().map(show).collect()
     }
 
-    /// Give a dead item all its attempts again. ValueError if it is not dead.
+    /// Give a dead item all its attempts again.
+    ///
+    /// Raises:
+    ///     ValueError: it is not dead.
     #[pyo3(signature = (item_id: "int", /))]
     fn retry(&self, item_id: u64) -> PyResult<()> {
         self.memory.check_process()?;
@@ -200,7 +213,7 @@ impl LeaseQueue {
 struct Memory {
     queue: Queue,
     promises: Promises,
-    /// Of the process that has made it.
+    /// The fork generation of the process that has made it.
     generation: u32,
 }
 

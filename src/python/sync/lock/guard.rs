@@ -1,4 +1,7 @@
-//! `LockGuard`.
+//! `LockGuard`: one hold of a lock, with its number (the epoch).
+//!
+//! A guard is entered once and released once, by its block's end or by `release()`. It remembers its
+//! hold, so that it never releases a later hold of the same lock.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,10 +11,10 @@ use pyo3::prelude::*;
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
-use crate::python::binding::lazy_arg::{GivenClass, GivenException, GivenTraceback};
+use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::error;
 use crate::python::sync::lock::Lock;
-use crate::python::sync::unwinding::{Killing, unwinding};
+use crate::python::sync::unwinding::{KilledHolder, unwinding};
 use crate::sync::{Acquire, Holding};
 
 /// A block that holds a lock; made by Lock.guard() and Lock.repair(), and used in a `with`
@@ -85,7 +88,7 @@ impl LockGuard {
             return error::check_kill(py);
         };
         // Whether it still had the lock or not: the exception goes on.
-        match Killing::of(py, self.lock.get().core().hold_seq(), unwinding) {
+        match KilledHolder::of(py, self.lock.get().core().hold_seq(), unwinding) {
             Some((killing, kill)) => {
                 if let Ok(poisoned) = holding.release(Some(kill)) {
                     killing.record(self.lock.get().core().name(), poisoned);
@@ -99,9 +102,9 @@ impl LockGuard {
 
 #[pymethods]
 impl LockGuard {
-    /// Which of the lock's holders this is. Each later one has a greater number, so whoever gets it
-    /// along with what is done under the lock, say a database, can refuse a smaller number than it
-    /// has seen.
+    /// The number of this hold. Later holds of the lock have greater numbers, so a service that gets
+    /// the number with each request made under the lock, say a database, can refuse a number smaller
+    /// than one it has seen.
     ///
     /// It also rises when Condition.wait() gives the lock up and takes it back. An RLock that is
     /// taken again by its holder keeps it.
@@ -143,9 +146,9 @@ impl LockGuard {
     fn __exit__(
         &self,
         py: Python<'_>,
-        _type: GivenClass<'_, '_>,
-        value: GivenException<'_, '_>,
-        _traceback: GivenTraceback<'_, '_>,
+        _type: LazyClass<'_, '_>,
+        value: LazyException<'_, '_>,
+        _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         self.exit(py, Some(&*value).filter(|value| !value.is_none()))
     }

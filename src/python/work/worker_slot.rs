@@ -1,4 +1,13 @@
-//! `Seat`: a worker's place in its pool, and the loop in which it works.
+//! `WorkerSlot`: a worker's place in its pool, and the loop in which it works.
+//!
+//! One turn of the loop: lease an item, run the handler as a task of its own behind the boundary, and
+//! settle the lease by how the task ended. The handler is the only code in which a kill is delivered:
+//! the loop itself runs as another task, which is never killed.
+//!
+//! `current` is written by the loop and read by the threads that cancel or kill; a kill holds a
+//! reference of its task, so that it never hits the next item. When a kill abandons the handler, the
+//! killing thread settles the lease in the loop's stead and sets `abandoned`; the loop, if its handler
+//! ever returns, finds that its task was abandoned, settles nothing, and ends.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -9,12 +18,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::lease::{LeaseSlot, Settled};
+use super::pool_metrics::Event;
 use super::port::QueuePort;
 use super::promises::ItemResult;
 use super::py_queue::PyQueue;
 use super::source::{Delivery, LeaseSource};
-use super::tally::Event;
-use super::{LONGEST_COMMIT, Lease, Tally, failure};
+use super::{LONGEST_COMMIT, Lease, PoolMetrics, failure};
 use crate::CauseKind;
 use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
@@ -37,41 +46,42 @@ use crate::task::Task;
 use crate::testing::{self, Enrolment};
 use crate::work::{Nack, NackOutcome};
 
-/// Bytes that " item " and most numbers take.
+/// Room for " item " and most numbers.
 const NUMBERED: usize = 26;
 
-/// What a worker is working on.
+/// The handler's current call.
 struct Current {
     task: Arc<Task>,
     lease: Py<Lease>,
 }
 
-/// A worker's place in its pool: what it is doing now can be cancelled and killed there.
+/// A worker's place in its pool, where its current work can be cancelled and killed.
 #[pyclass(frozen, module = "desist._core")]
-pub(in crate::python) struct Seat {
+pub(in crate::python) struct WorkerSlot {
     name: String,
     source: Arc<dyn LeaseSource>,
-    /// Cancelled when the pool stops.
+    /// The pool's token: cancelled when the pool stops.
     pool: Py<CancelToken>,
-    tally: Py<Tally>,
+    tally: Py<PoolMetrics>,
     current: Mutex<Option<Current>>,
-    /// Its work was given up while it runs, and somebody else has its place.
+    /// Its handler was abandoned while it runs, and another worker has its place. Set by the killing
+    /// thread.
     abandoned: AtomicBool,
-    /// Set when its thread has left the loop, or was given up.
+    /// Set when its thread has left the loop, or was abandoned.
     over: Latch,
-    /// Its thread's place in a simulation, on the way to it.
+    /// Its thread's place in a simulation; taken by the thread when it begins.
     enrolment: Mutex<Option<Enrolment>>,
 }
 
 #[pymethods]
-impl Seat {
+impl WorkerSlot {
     #[new]
     #[pyo3(signature = (name, queue: "object", pool, tally))]
     fn new(
         name: String,
         queue: &Bound<'_, PyAny>,
         pool: Py<CancelToken>,
-        tally: Py<Tally>,
+        tally: Py<PoolMetrics>,
     ) -> Self {
         Self {
             name,
@@ -90,9 +100,9 @@ impl Seat {
         *self.enrolment.lock() = testing::enrol(&self.name, self.pool.get().inner().node());
     }
 
-    /// Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
-    /// kill strikes; if that only waits for a process, it strikes there. What the queue raises,
-    /// other than Cancelled, ends it, and is passed to `failed(exception)`.
+    /// Work, until the pool's token is cancelled. A kill is delivered in `handler(lease)` only, or in
+    /// the process that this waits for. An exception of the queue, other than Cancelled, ends the
+    /// loop, and is passed to `failed(exception)`.
     #[pyo3(signature = (
         handler: "Callable[[Lease[Any]], object]",
         failed: "Callable[[BaseException], object]",
@@ -199,7 +209,9 @@ impl Seat {
         self.abandoned.load(Ordering::Acquire)
     }
 
-    /// Block until the worker has left its loop or was given up. A checkpoint.
+    /// Wait until the worker has left its loop or was abandoned.
+    ///
+    /// Blocks: until then. A checkpoint.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
@@ -207,7 +219,7 @@ impl Seat {
     }
 }
 
-impl Seat {
+impl WorkerSlot {
     fn work_on_all(
         &self,
         py: Python<'_>,
@@ -272,12 +284,12 @@ impl Seat {
             self.settle(py, &task, lease.get(), result, ended)
         })?;
         settled.unwrap_or_else(|| {
-            self.current.lock().take(); // given up: its lease was settled by whoever did that
+            self.current.lock().take(); // abandoned: the killing thread has settled the lease
             Ok(())
         })
     }
 
-    /// The body is over and holds nothing: say what became of its item.
+    /// Settles the lease, after the body has ended and holds nothing.
     fn settle(
         &self,
         py: Python<'_>,
@@ -289,7 +301,7 @@ impl Seat {
         let (handle, key) = (lease.handle(), lease.key());
         let by_handler = lease.settled();
         if !matches!(by_handler, Settled::NotYet) {
-            // What a handler raises after it has settled its lease is nobody's result.
+            // An exception after the handler has settled its lease has no caller to go to.
             if let (Err(raised), Ended::Failed) = (&result, ended) {
                 raised.clone_ref(py).write_unraisable(py, None);
             }
@@ -309,7 +321,7 @@ impl Seat {
                 let value = raised.into_value(py).into_any();
                 let (event, nack, failure) = match ended {
                     Ended::Failed => (Event::Failed, Nack::Failed, value),
-                    // A body in a process of its own is killed there, and cancelled here.
+                    // A kill of a body in a process arrives here as a cancellation.
                     _ if ended == Ended::Killed || task.record().killed_at.is_some() => {
                         (Event::Killed, Nack::AtOnce, cause_of(py, &value))
                     }
@@ -328,7 +340,7 @@ impl Seat {
         Ok(())
     }
 
-    /// It was given up while it worked on this.
+    /// Settles the lease of a handler that was abandoned.
     fn take_from(&self, py: Python<'_>, task: &Task, lease: &Lease, cause: &Py<PyAny>) {
         let id = lease.which().0;
         self.note(py, Event::Killed, lease, Some(cause));
@@ -373,7 +385,7 @@ impl Seat {
     }
 }
 
-/// `None`: the lease was over already, and what became of its item is somebody else's to say.
+/// `None`: the lease was over already, and the thread that ended it has settled the item.
 fn unless_fenced<R>(py: Python<'_>, done: PyResult<R>) -> PyResult<Option<R>> {
     match done {
         Ok(result) => Ok(Some(result)),
@@ -382,7 +394,7 @@ fn unless_fenced<R>(py: Python<'_>, done: PyResult<R>) -> PyResult<Option<R>> {
     }
 }
 
-/// Why a task was stopped, out of its Cancelled or Killed.
+/// The cause of a Cancelled or Killed.
 fn cause_of(py: Python<'_>, raised: &Py<PyAny>) -> Py<PyAny> {
     raised
         .getattr(py, "cause")

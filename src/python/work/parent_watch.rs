@@ -1,11 +1,15 @@
-//! `Mirror`: in a worker process, what happens to its work in the parent.
+//! `ParentWatch`: in a worker process, the thread that receives cancellations from the parent.
 //!
-//! A thread of its own that never needs the interpreter reads a pipe from the parent: a cancel over
-//! there cancels the token here within a thread switch, though the handler be busy in Python or in
-//! C code that keeps the interpreter. So a check here is what it is everywhere, one load.
+//! The thread never needs the interpreter. It reads a pipe from the parent: a cancellation there
+//! cancels the token here within a thread switch, also while the handler runs Python code, or C code
+//! that does not release the interpreter. So a checkpoint in the process is what it is everywhere,
+//! one load.
 //!
-//! When the parent lets the process go, or has died, the same thread asks the handler to stop,
-//! raises SIGTERM, and after a grace kills the process with all that it has started.
+//! When the parent dismisses the process, or has died, the same thread cancels the handler, raises
+//! SIGTERM, and after a grace kills the process with all that it has started.
+//!
+//! A cancellation may arrive before the work that it is for has begun here: it is kept as `early`, and
+//! applied by `begin` if the numbers agree.
 #![allow(unsafe_code)] // a descriptor that the caller hands over
 
 use std::fs::File;
@@ -29,7 +33,7 @@ use crate::python::work::child::{CANCEL, HEAD, KINDS};
 use crate::sys::{self, PollFlags};
 use crate::{Cause, CauseKind, task};
 
-/// The next record; `None`: the parent lets this process go.
+/// The next record; `None`: the parent dismisses this process.
 fn decoded(pipe: &mut impl Read) -> io::Result<Option<(u64, Cause)>> {
     let mut head = [0; HEAD];
     pipe.read_exact(&mut head[..1])?;
@@ -64,10 +68,10 @@ fn decoded(pipe: &mut impl Read) -> io::Result<Option<(u64, Cause)>> {
     Ok(Some((number(1), cause)))
 }
 
-/// In a worker process: cancels what it works on when the parent's side is cancelled, and ends it
-/// when the parent lets it go.
+/// In a worker process: cancels its work when the parent's side is cancelled, and ends the process
+/// when the parent dismisses it.
 #[pyclass(frozen, module = "desist._core")]
-pub(in crate::python) struct Mirror {
+pub(in crate::python) struct ParentWatch {
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -75,21 +79,21 @@ pub(in crate::python) struct Mirror {
 struct Shared {
     round: u64,
     task: Option<Arc<task::Task>>,
-    /// For work that has not begun here.
+    /// A cancellation of work that has not begun here, by its number.
     early: Option<(u64, Cause)>,
-    /// Let go, and why.
+    /// Set once, when the parent has dismissed the process or has died.
     dismissed: Option<Cause>,
 }
 
 #[pymethods]
-impl Mirror {
-    /// Listen to a pipe, which from now on is its own; the process may go on for `grace` seconds
-    /// when it was let go.
+impl ParentWatch {
+    /// Listen to a pipe, which this object owns from now on. A dismissed process may go on for `grace`
+    /// seconds.
     #[new]
     fn new(pipe: RawFd, parent: i32, grace: f64) -> PyResult<Self> {
         let grace = seconds::checked_span(grace, "grace")?;
         let shared: Arc<Mutex<Shared>> = Arc::default();
-        // SAFETY: the caller has said that it is nobody else's.
+        // SAFETY: the caller passes the ownership of the descriptor.
         let pipe = unsafe { File::from_raw_fd(pipe) };
         let parent = sys::open_process(parent);
         let told = shared.clone();
@@ -97,13 +101,13 @@ impl Mirror {
             .name("desist-mirror".into())
             .spawn(move || {
                 listen(pipe, parent.as_ref(), &told);
-                go(&told, grace);
+                terminate_self(&told, grace);
             })
             .map_err(|failure| PyOSError::new_err(failure.to_string()))?;
         Ok(Self { shared })
     }
 
-    /// It works on this from now on.
+    /// The process works on this from now on.
     fn begin(&self, round: u64, task: &Bound<'_, Task>) {
         let task = task.get().core();
         let cause = {
@@ -118,20 +122,20 @@ impl Mirror {
         }
     }
 
-    /// And not any more.
+    /// The process does not work on it any more.
     fn end(&self) {
         let before = self.shared.lock().task.take();
         drop(before);
     }
 
-    /// Has the parent let this process go?
+    /// Has the parent dismissed this process?
     #[getter]
     fn dismissed(&self) -> bool {
         self.shared.lock().dismissed.is_some()
     }
 
-    /// For a signal handler: raise Killed in what it works on, at once, or as soon as nothing
-    /// holds it off; locks do for `defer` seconds. False: it works on nothing.
+    /// For a signal handler: raise Killed in the work, now, or when it is not deferred any more; held
+    /// locks defer it for `defer` seconds. False: there is no work.
     fn strike(&self, py: Python<'_>, defer: f64) -> PyResult<bool> {
         let Some(task) = self.shared.lock().task.clone() else {
             return Ok(false);
@@ -147,7 +151,7 @@ impl Mirror {
     }
 }
 
-/// Until the parent lets this process go, or is no more.
+/// Returns when the parent has dismissed this process, or has died.
 fn listen(mut pipe: File, parent: Option<&OwnedFd>, shared: &Mutex<Shared>) {
     while wait(&pipe, parent) {
         let Ok(Some((round, cause))) = decoded(&mut pipe) else {
@@ -159,7 +163,7 @@ fn listen(mut pipe: File, parent: Option<&OwnedFd>, shared: &Mutex<Shared>) {
             match &shared.task {
                 Some(task) if shared.round == round => Some(task.clone()),
                 _ => {
-                    // Of work that is over, or has not begun.
+                    // For work that is over, or has not begun.
                     shared.early = Some((round, cause.clone()));
                     None
                 }
@@ -171,7 +175,7 @@ fn listen(mut pipe: File, parent: Option<&OwnedFd>, shared: &Mutex<Shared>) {
     }
 }
 
-/// Wait for what the parent has to say. False: it is no more.
+/// Waits for the next record. False: the parent has died.
 fn wait(pipe: &File, parent: Option<&OwnedFd>) -> bool {
     let fds = [Some(pipe.as_raw_fd()), parent.map(AsRawFd::as_raw_fd)];
     loop {
@@ -182,7 +186,7 @@ fn wait(pipe: &File, parent: Option<&OwnedFd>) -> bool {
     }
 }
 
-/// On a thread of its own, for callbacks may take their time.
+/// Cancels on a thread of its own, because callbacks may take long.
 fn cancel(task: &Arc<task::Task>, cause: &Cause) {
     let act = {
         let (task, cause) = (task.clone(), cause.clone());
@@ -193,14 +197,14 @@ fn cancel(task: &Arc<task::Task>, cause: &Cause) {
         }
     };
     if thread::Builder::new().spawn(act.clone()).is_err() {
-        act(); // there is no thread to be had
+        act(); // no thread could be started
     }
 }
 
-/// Ask, terminate, and after the grace kill this process and what it has started.
-fn go(shared: &Mutex<Shared>, grace: Duration) {
+/// Cancels the work, raises SIGTERM, and after the grace kills this process and its children.
+fn terminate_self(shared: &Mutex<Shared>, grace: Duration) {
     let reason = "the pool has let its worker process go";
-    // Not `now()`, which asks the interpreter for the thread's name.
+    // Not `Cause::now()`, which asks the interpreter for the thread's name.
     let cause = Cause {
         kind: CauseKind::Shutdown,
         reason: Some(reason.into()),
@@ -227,7 +231,7 @@ fn go(shared: &Mutex<Shared>, grace: Duration) {
     kill_group();
 }
 
-/// End this process at once, with those of its group, if it leads one.
+/// Kills this process, with its process group if it leads one.
 fn kill_group() {
     let own = getpid();
     if getpgrp() == own {

@@ -1,4 +1,4 @@
-//! `Tally`: what a pool's workers have done so far, and who is told of it.
+//! `PoolMetrics`: the counters of a pool's events, and the pool's observer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,10 +7,10 @@ use pyo3::types::PyDict;
 
 use crate::item::ItemId;
 
-/// What can happen to an item in a pool.
+/// An event of an item in a pool.
 #[derive(Clone, Copy)]
 pub(super) enum Event {
-    /// A worker has begun with it.
+    /// A worker is about to call its handler.
     Started,
     /// It is acknowledged.
     Done,
@@ -18,11 +18,11 @@ pub(super) enum Event {
     Failed,
     /// The code at work on it was cancelled.
     Cancelled,
-    /// The code at work on it was killed, or given up.
+    /// The code at work on it was killed, or abandoned.
     Killed,
-    /// It will be tried again.
+    /// It will be leased again.
     Requeued,
-    /// It will not.
+    /// It is dead.
     Dead,
 }
 
@@ -42,16 +42,16 @@ impl Event {
     }
 }
 
-/// Counts what happens in a pool, and tells `observer(kind, item_id, attempt, worker, failure)`,
-/// if there is one, on the worker's thread, where no kill strikes.
+/// Counts a pool's events, and calls `observer(kind, item_id, attempt, worker, failure)`, if there is
+/// one, on the worker's thread, where no kill is delivered.
 #[pyclass(frozen, module = "desist._core")]
-pub(in crate::python) struct Tally {
+pub(in crate::python) struct PoolMetrics {
     counts: [AtomicU64; 7],
     observer: Option<Py<PyAny>>,
 }
 
 #[pymethods]
-impl Tally {
+impl PoolMetrics {
     #[new]
     #[pyo3(signature = (observer: "Callable[..., object] | None" = None))]
     fn new(observer: Option<Py<PyAny>>) -> Self {
@@ -72,7 +72,7 @@ impl Tally {
     }
 }
 
-impl Tally {
+impl PoolMetrics {
     pub(super) fn note(
         &self,
         py: Python<'_>,
