@@ -4,8 +4,8 @@ Guarantees: a subclass that overrides `_init`, `_qsize`, `_put` or `_get` works 
 and a kill neither loses an item nor the notification of it.
 
 How: the native Queue keeps its items out of Python's reach, so such a subclass gets the methods of
-`_Hooked` instead (`adopt`). They call the hooks with `mutex` held; whatever changes the queue runs
-in call_masked(), which defers a kill except while it waits. The extension imports this module by name.
+`_Hooked` instead (`adopt`). They call the hooks with `mutex` held; each change of the queue runs in
+call_masked(), which defers a kill except while it waits. The extension imports this module by name.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Hooked:
         self._shut = False
         self._init(maxsize)
 
-    # Whatever changes the queue is done in call_masked(): Killed is raised before it, while it waits,
+    # Each change of the queue is made in call_masked(): Killed is raised before it, while it waits,
     # or after it, and neither an item nor its notification is lost.
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:

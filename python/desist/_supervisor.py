@@ -7,8 +7,8 @@ pool has made fails with the same reason.
 How: `restarts`, `abandoned` and `_recent` are written under `_lock`, and only there. `_ended_by` is
 written once, before `ended` is cancelled and the futures fail; a thread that adds a future looks at
 `ended` afterwards, so that one of the two settles it. The lock is the standard library's, so that
-no cancellation keeps the supervisor from counting, and it is only held inside `call_masked()`, so that
-no kill leaves it held.
+no cancellation keeps the supervisor from counting, and it is only held inside `call_masked()`, so
+that no kill leaves it held.
 """
 
 from __future__ import annotations
