@@ -1,4 +1,13 @@
 //! The one clock: monotonic nanoseconds, on Linux the same as Python's `time.monotonic()`.
+//!
+//! All deadlines of the core are absolute instants of it, so that a wait which is woken in between does not
+//! have to count what is left, and so that they can be compared across threads. It does not run while the
+//! machine is suspended, and is not comparable between machines; what must outlive a process uses
+//! another clock (see `work`).
+//!
+//! A thread's clock is the first of these that there is: a frozen one (unit tests), a clock source
+//! (`source`: virtual time), the system's. Which one a thread has changes only at the begin and the end of
+//! a simulation, on that thread.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -10,10 +19,10 @@ use std::time::Duration;
 pub struct Time(u64);
 
 impl Time {
-    /// No deadline.
+    /// No deadline. A wait until it ends for another reason.
     pub const NEVER: Time = Time(u64::MAX);
 
-    /// The current time.
+    /// The current time, by the calling thread's clock.
     pub fn now() -> Time {
         #[cfg(all(test, not(loom)))]
         if let Some(now) = testing::now() {
@@ -25,7 +34,7 @@ impl Time {
         Time(monotonic_nanos())
     }
 
-    /// `delay` from now.
+    /// `delay` from now; [`Time::NEVER`] if that is beyond the clock's range.
     pub fn after(delay: Duration) -> Time {
         Time::now() + delay
     }
@@ -60,7 +69,8 @@ impl Add<Duration> for Time {
 impl Sub for Time {
     type Output = Duration;
 
-    /// How long after `earlier` this is; zero if it is not after.
+    /// How long after `earlier` this is; zero if it is not after, [`Duration::MAX`] for
+    /// [`Time::NEVER`].
     fn sub(self, earlier: Time) -> Duration {
         if self.is_never() {
             Duration::MAX
@@ -70,6 +80,7 @@ impl Sub for Time {
     }
 }
 
+/// `CLOCK_MONOTONIC`, which is also what a futex's absolute timeout is compared with.
 #[cfg(target_os = "linux")]
 #[allow(clippy::cast_sign_loss)] // neither field is ever negative
 fn monotonic_nanos() -> u64 {
@@ -77,6 +88,7 @@ fn monotonic_nanos() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// The time since the first call, by the standard library's monotonic clock.
 #[cfg(not(target_os = "linux"))]
 fn monotonic_nanos() -> u64 {
     static START: std::sync::LazyLock<std::time::Instant> =
@@ -167,15 +179,17 @@ pub(crate) mod testing {
     use std::cell::Cell;
 
     thread_local! {
+        /// What the calling thread's clock shows; `None` while it runs. Written through [`Frozen`].
         static NOW: Cell<Option<Time>> = const { Cell::new(None) };
     }
 
+    /// The time on the calling thread's clock, if that stands still.
     pub(super) fn now() -> Option<Time> {
         NOW.get()
     }
 
-    /// Stop the calling thread's clock; it runs again when the guard is dropped. It stands in the
-    /// far future, so that the timer, which goes by the real one, has no part in what happens.
+    /// Stop the calling thread's clock until the guard is dropped. It shows a time in the far future, so
+    /// that deadlines set by it never pass for the timer, which goes by the real clock.
     pub(crate) fn freeze() -> Frozen {
         NOW.set(Some(Time::now() + Duration::from_secs(1_000_000)));
         Frozen
@@ -185,6 +199,7 @@ pub(crate) mod testing {
     pub(crate) struct Frozen;
 
     impl Frozen {
+        /// Let so much time pass on the clock.
         #[allow(clippy::unused_self)] // it proves that the clock stands still
         pub(crate) fn advance(&self, by: Duration) {
             NOW.set(Some(Time::now() + by));
