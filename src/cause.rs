@@ -1,4 +1,9 @@
-//! Who cancelled, why and when.
+//! The cause of a cancellation: what kind of event it was, why, when, and by which thread.
+//!
+//! A [`Cause`] never changes after it is made. The token's tree keeps the first one of each node (I2) and
+//! copies it to linked nodes; a stop, a kill's report and a message all have copies of the same. It
+//! is what the user sees of a cancellation, so its text stands by itself: `cancelled by MainThread:
+//! shutting down`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,22 +12,24 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::host;
 
-/// How long clean-up zones may go on where neither the canceller nor the scope says otherwise.
+/// How long clean-up zones may go on where neither the canceller nor the scope says otherwise. Also how
+/// long a zone without a limit defers a kill.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 
 /// What kind of event cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CauseKind {
-    /// Somebody called `cancel()` or `kill()`.
+    /// A call of `cancel()` or `kill()`.
     Explicit,
-    /// A deadline passed.
+    /// A deadline passed. The scope that had it turns the stop into
+    /// [`DeadlineExceeded`](crate::DeadlineExceeded), or into a quiet end.
     Deadline,
     /// Another task of the same group failed.
     SiblingFailed,
-    /// The scope or source above was left or closed.
+    /// The scope or source above was left or closed: what still runs below it outlives its block.
     ScopeExited,
-    /// A pool or the process is shutting down.
+    /// A pool, a simulation or the process is shutting down.
     Shutdown,
     /// The process was forked, and this is the child.
     Forked,
@@ -35,16 +42,19 @@ pub struct Cause {
     pub kind: CauseKind,
     /// The reason that the canceller gave.
     pub reason: Option<Arc<str>>,
-    /// When: for a deadline its own time, not the time at which somebody noticed.
+    /// When: for a deadline its own time, not the time at which a thread noticed that it had passed. Graces
+    /// count from it.
     pub at: Time,
-    /// How long clean-up zones may go on, where the canceller said so.
+    /// How long clean-up zones may go on, if the canceller said so; else the scope's own grace counts, and
+    /// then [`DEFAULT_GRACE`].
     pub grace: Option<Duration>,
     /// Name of the thread that cancelled; `None` for a deadline or a nameless thread.
     pub by_thread: Option<Arc<str>>,
 }
 
 impl Cause {
-    /// A cause that happens now, by the calling thread.
+    /// A cause that happens now, by the calling thread. Asks the host for that thread's name the first time,
+    /// so no lock may be held.
     pub fn now(kind: CauseKind, reason: Option<Arc<str>>, grace: Option<Duration>) -> Cause {
         Cause {
             kind,
@@ -55,7 +65,7 @@ impl Cause {
         }
     }
 
-    /// The cause that a deadline at `at` is.
+    /// The cause that a deadline at `at` is, by no thread. Two threads that notice it make equal causes.
     pub fn deadline(at: Time) -> Cause {
         Cause {
             kind: CauseKind::Deadline,
