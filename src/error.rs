@@ -1,4 +1,14 @@
 //! What a wait can end with, other than what was waited for.
+//!
+//! A [`Stop`] is a value that each function hands to its caller. It carries no addressee: each scope that
+//! it leaves decides anew, from the state of the scopes, whether it ends there (I3). So dropping one is
+//! no loss of state: the next checkpoint in the cancelled scope returns another.
+//!
+//! | stop          | where it ends                                             | hidden by                  |
+//! |---------------|-----------------------------------------------------------|----------------------------|
+//! | `Cancelled`   | the outermost cancelled scope that is visible             | a shield, a clean-up zone  |
+//! | `Killed`      | the task's boundary, or the forced block it is meant for  | deferred by masks and locks |
+//! | `Interrupted` | where the host raises the exception that it has kept      | nothing                    |
 
 use std::fmt;
 
@@ -6,10 +16,11 @@ use crate::cause::Cause;
 
 /// Why a checkpoint or a wait did not go on. The operation had no effect.
 ///
-/// Hand it upwards with `?`: the scope that it belongs to absorbs it.
+/// Hand it upwards with `?`: the scope that it belongs to absorbs it. Code that drops it and goes on gets
+/// it again at the next checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stop {
-    /// The code was asked to stop.
+    /// A scope around the code, or its task, was cancelled, or a deadline passed.
     Cancelled(Cause),
     /// The task is being killed: shields do not hold, only the task's boundary absorbs it.
     Killed(Cause),
@@ -31,7 +42,8 @@ impl std::error::Error for Stop {}
 
 /// An error type in which a [`Stop`] can travel up to the scope that absorbs it.
 ///
-/// Implement it for your own error enum to use `?` on desist's waits inside scopes.
+/// Implement it for your own error enum to use `?` on desist's waits inside scopes. An error type
+/// that hides a stop here carries it through its scope like any other error, and nothing is absorbed.
 pub trait AsStop {
     /// The stop inside, if this error is one.
     fn stop(&self) -> Option<&Stop>;
@@ -43,7 +55,8 @@ impl AsStop for Stop {
     }
 }
 
-/// The scope's own deadline passed, and that is why its block was left.
+/// The scope's own deadline passed, and that is why its block was left. An ordinary error, not a stop: no
+/// scope further out absorbs it, and the code behind the block runs on (I5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeadlineExceeded;
 
