@@ -1,8 +1,14 @@
 //! What a runtime around the core (an interpreter, say) lends it.
 //!
-//! The core knows nothing of Python. Three things it cannot do alone: answer signals while a
-//! thread is blocked, name the threads, and say in the user's language that code swallows its
-//! cancellation.
+//! The core knows nothing of Python. What it cannot do alone: run signal handlers while a thread is
+//! blocked, name the threads, and tell in the user's language that code swallows its cancellation or
+//! that a simulation has come to a deadlock. Without a host (a Rust program) each of the functions below has
+//! a default: signals do not end a wait, a thread's name is that of `std`, and nothing is told.
+//!
+//! Protocol. One [`Host`] is installed, once, before the first wait; `HOST` is never written again, so it
+//! is read without a lock. The core calls it with no lock and no borrow of its own held, and marked as
+//! outside (`fork`), so the host may block, fork, or call the core from inside the call. The bound of a sleep
+//! alone is asked for inside: that method only answers.
 
 use std::cell::OnceCell;
 use std::ops::ControlFlow;
@@ -11,59 +17,69 @@ use std::time::Duration;
 
 use crate::fork;
 
-/// The runtime's side. All methods are called without any internal lock held.
+/// The runtime's side. All methods are called on the thread that they are about, with no lock of the core
+/// held, and may call the core.
 pub trait Host: Sync {
     /// A wait of the calling thread was interrupted by a signal (or by [`Host::max_sleep`]).
-    /// `Break` ends the wait; the host keeps what it wants raised.
+    /// `Break` ends the wait as interrupted; the host keeps the exception that it wants raised there.
     fn interrupted(&self) -> ControlFlow<()>;
 
-    /// The longest single sleep allowed on this thread, for runtimes whose signal handlers can
-    /// slip in just before a system call. `None`: no bound.
+    /// The longest single sleep allowed on this thread, for a runtime whose signal handlers only set a flag
+    /// that is looked at between two sleeps: a signal just before the sleep would not be noticed by it.
+    /// `None`: no bound.
     fn max_sleep(&self) -> Option<Duration>;
 
-    /// The calling thread's name.
+    /// The calling thread's name, for causes and reports; asked for once a thread.
     fn thread_name(&self) -> Option<Arc<str>>;
 
-    /// A thread of the core's own begins. It calls the host now and then, as long as the process
+    /// A thread of the core's own begins: it will call the host now and then, as long as the process
     /// lives.
     fn thread_started(&self) {}
 
-    /// In a simulation, nobody can go on: the wait of the calling thread is about to end as
-    /// interrupted, and the host keeps what it wants raised.
+    /// A simulation has come to a deadlock: the wait of the calling thread, its root, is about to end as
+    /// interrupted, and the host keeps the exception that it wants raised there.
     fn deadlocked(&self) {}
 
-    /// The calling thread was told `raised` times that it is cancelled, in one scope.
+    /// `Cancelled` was raised `raised` times on the calling thread with the same innermost scope, so its
+    /// code swallows it. Called from the second time on.
     fn cancel_swallowed(&self, raised: u32);
 }
 
+/// The installed runtime. Written once, by [`install`].
 static HOST: once_cell::sync::OnceCell<&'static dyn Host> = once_cell::sync::OnceCell::new();
 
 thread_local! {
-    // A thread's name is asked for once: cancelling is to stay cheap.
+    /// The calling thread's name, once it was asked for: cancelling is to stay cheap. A thread that is
+    /// renamed later keeps its first name here.
     static NAME: OnceCell<Option<Arc<str>>> = const { OnceCell::new() };
 }
 
-/// Install the runtime; the first one stays.
+/// Install the runtime, for the life of the process; if there is one already, that one stays. Call it before
+/// any wait.
 pub fn install(host: &'static dyn Host) {
     let _ = HOST.set(host);
 }
 
+/// See [`Host::interrupted`]. Without a host the wait goes on.
 pub(crate) fn interrupted() -> ControlFlow<()> {
     HOST.get().map_or(ControlFlow::Continue(()), |host| {
         fork::outside(|| host.interrupted())
     })
 }
 
+/// See [`Host::max_sleep`].
 pub(crate) fn max_sleep() -> Option<Duration> {
     HOST.get().and_then(|host| host.max_sleep())
 }
 
+/// A thread of the core begins, see [`Host::thread_started`]. Called by it before its first work.
 pub(crate) fn thread_started() {
     if let Some(host) = HOST.get() {
         fork::outside(|| host.thread_started());
     }
 }
 
+/// See [`Host::deadlocked`].
 #[cfg(not(loom))]
 pub(crate) fn deadlocked() {
     if let Some(host) = HOST.get() {
@@ -71,12 +87,15 @@ pub(crate) fn deadlocked() {
     }
 }
 
+/// See [`Host::cancel_swallowed`].
 pub(crate) fn cancel_swallowed(raised: u32) {
     if let Some(host) = HOST.get() {
         fork::outside(|| host.cancel_swallowed(raised));
     }
 }
 
+/// The calling thread's name, see [`Host::thread_name`]. Never call it under a lock or a borrow: the first
+/// time it runs code of the host.
 pub(crate) fn thread_name() -> Option<Arc<str>> {
     if let Ok(Some(known)) = NAME.try_with(|name| name.get().cloned()) {
         return known;
