@@ -466,7 +466,7 @@ def test_i35_an_abandoned_task_has_failed_and_is_not_waited_for() -> None:
         assert next(group.as_completed()) is stuck
     (aborted,) = parts
     assert aborted.outcome is KillOutcome.ABANDONED
-    assert "was given up" in str(aborted)
+    assert "was abandoned" in str(aborted)
     assert stuck.state is TaskState.ABANDONED
     end.set()
 

@@ -346,10 +346,10 @@ def test_the_futures_of_an_executor_keep_the_rules_of_concurrent_futures() -> No
         called: list[object] = []
         waiting.add_done_callback(called.append)
         assert (running.running(), waiting.running()) == (True, False)
-        assert not running.cancel()
         assert waiting.cancel()
         assert waiting.cancelled()
         assert called == [waiting]
+        assert not running.cancel()
         done, rest = concurrent.futures.wait([running, waiting], timeout=NEVER)
         assert (done, rest) == ({running, waiting}, set())
         assert not running.cancelled()  # it has begun
