@@ -21,8 +21,8 @@
 //! | release for a condition wait | as release                  | `remove_latest`, until empty     |
 //! | reacquire after the wait     | as acquire                  | [`Ledger::restore`], in its place |
 //!
-//! Lock order: the resource's lock, then the ledger's. The ledger never calls out while it is locked:
-//! a sweep copies what it is to reclaim, unlocks, and calls [`Resource::reclaim`] on each. So no
+//! Lock order: the resource's lock, or a task's when it decides whether held locks defer a kill; then the
+//! ledger's. The ledger never calls out while it is locked: a sweep copies what it is to reclaim, unlocks, and calls [`Resource::reclaim`] on each. So no
 //! deadlock is possible through it, and an entry may disappear between the copy and the call: see 2.
 //!
 //! Relies on `fork` for the generation of the process, and on nothing else that may block.

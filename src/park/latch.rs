@@ -13,6 +13,16 @@ use crate::atomics::Mutex;
 use crate::clock::Time;
 
 /// Set once; a wait for it ends then. Cancelled waiters leave nothing behind.
+///
+/// ```
+/// use desist::Time;
+/// use desist::sync::Latch;
+///
+/// let over = Latch::new();
+/// assert_eq!(over.wait_shielded(Time::now()), Ok(false), "timed out");
+/// over.set();
+/// assert_eq!(over.wait_until(Time::NEVER), Ok(true));
+/// ```
 #[derive(Debug, Default)]
 pub struct Latch {
     /// Locked for a few instructions, never while a thread is woken.

@@ -44,6 +44,19 @@ use crate::park::{Ticket, WaitQueue};
 use crate::wait::{self, Op, Waitable};
 
 /// A meeting point of a fixed number of threads, round after round.
+///
+/// ```
+/// use desist::Time;
+/// use desist::sync::Barrier;
+///
+/// let barrier = Barrier::new(2);
+/// std::thread::scope(|threads| {
+///     let other = threads.spawn(|| barrier.wait_until(Time::NEVER));
+///     let mut indices = [barrier.wait_until(Time::NEVER), other.join().unwrap()];
+///     indices.sort_by_key(|index| index.clone().ok());
+///     assert_eq!(indices, [Ok(0), Ok(1)]);
+/// });
+/// ```
 #[derive(Debug)]
 pub struct Barrier {
     /// How many threads a round takes; at least 1, never changed.

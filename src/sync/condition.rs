@@ -21,6 +21,29 @@ use crate::sync::lock::{Holds, Lock, LockError, ReleaseError};
 use crate::wait::{self, Waitable};
 
 /// A condition variable of a [`Lock`], which its user holds to wait and to notify.
+///
+/// ```
+/// use std::sync::atomic::{AtomicBool, Ordering};
+/// use desist::Time;
+/// use desist::sync::{Condition, Lock, OnKill, WaitError};
+///
+/// let changed = Condition::new(Lock::new("changed", OnKill::Poison));
+/// let done = AtomicBool::new(false); // protected by the lock
+/// std::thread::scope(|threads| {
+///     let waiter = threads.spawn(|| {
+///         let _guard = changed.lock().guard(Time::NEVER)?;
+///         while !done.load(Ordering::Relaxed) {
+///             changed.wait_until(Time::NEVER)?;
+///         }
+///         Ok::<(), WaitError>(())
+///     });
+///     let guard = changed.lock().guard(Time::NEVER);
+///     done.store(true, Ordering::Relaxed);
+///     changed.notify(1);
+///     drop(guard);
+///     assert!(waiter.join().unwrap().is_ok());
+/// });
+/// ```
 #[derive(Debug)]
 pub struct Condition {
     lock: Lock,

@@ -16,6 +16,20 @@ use crate::park::{Ticket, WaitQueue};
 use crate::wait::{self, Op, Waitable};
 
 /// A flag. A wait for it ends when it is set, and also if it is cleared again right after.
+///
+/// ```
+/// use desist::Time;
+/// use desist::sync::Event;
+///
+/// let ready = Event::new();
+/// std::thread::scope(|threads| {
+///     let waiter = threads.spawn(|| ready.wait_until(Time::NEVER));
+///     ready.set();
+///     assert_eq!(waiter.join().unwrap(), Ok(true));
+/// });
+/// ready.clear();
+/// assert_eq!(ready.wait_until(Time::now()), Ok(false), "timed out");
+/// ```
 #[derive(Debug, Default)]
 pub struct Event {
     /// Locked for a few instructions, never while a thread is woken.

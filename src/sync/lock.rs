@@ -90,6 +90,26 @@ const HANDOVER_AFTER: Duration = Duration::from_millis(1);
 ///
 /// May be released by another thread than the one that acquired it, unless it is
 /// [reentrant](Lock::reentrant). Cloning gives another handle of the same lock.
+///
+/// ```
+/// use desist::Time;
+/// use desist::sync::{Acquire, Lock, OnKill};
+/// use std::time::Duration;
+///
+/// let lock = Lock::new("accounts", OnKill::Poison);
+/// let guard = lock.guard(Time::NEVER)?.expect("no time limit");
+/// assert!(lock.is_mine());
+///
+/// // Another thread waits for it, but not for long.
+/// let theirs = lock.clone();
+/// let soon = Time::after(Duration::from_millis(5));
+/// let waiter = std::thread::spawn(move || theirs.acquire(Acquire::Task, soon));
+/// assert!(!waiter.join().unwrap()?, "timed out, and not acquired");
+///
+/// drop(guard);
+/// assert!(!lock.is_locked());
+/// # Ok::<(), desist::sync::LockError>(())
+/// ```
 #[derive(Clone)]
 pub struct Lock {
     /// Shared with all clones, and with each ledger in which a hold of it is recorded.

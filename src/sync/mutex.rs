@@ -16,6 +16,15 @@ use crate::sync::lock::{Acquire, Lock, LockError, OnKill};
 /// Data that is reached only while its lock is held. The wait for it can be cancelled.
 ///
 /// The guard releases the lock when it is dropped, however the scope or task is left.
+///
+/// ```
+/// use desist::sync::Mutex;
+///
+/// let balance = Mutex::new(10);
+/// *balance.lock()? += 5;
+/// assert_eq!(*balance.lock()?, 15);
+/// # Ok::<(), desist::sync::LockError>(())
+/// ```
 pub struct Mutex<T: ?Sized> {
     /// Plain: not reentrant, or two guards of one thread would reach the data at once.
     lock: Lock,

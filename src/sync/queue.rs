@@ -49,6 +49,19 @@ use crate::wait::{self, Op, Waitable};
 /// A queue of any number of items, or of a bounded one. Waits on it can be cancelled.
 ///
 /// It has the semantics of Python's: items may be counted as done, and a queue shut down.
+///
+/// ```
+/// use desist::Time;
+/// use desist::sync::{Order, Queue, QueueError};
+///
+/// let queue = Queue::new(Order::Fifo, 1);
+/// assert_eq!(queue.put("first", Time::NEVER), Ok(None));
+/// assert_eq!(queue.try_put("second"), Ok(Some("second")), "there is no place");
+/// assert_eq!(queue.get(Time::NEVER), Ok(Some("first")));
+/// assert_eq!(queue.get(Time::now()), Ok(None), "timed out");
+/// queue.shut_down(false);
+/// assert_eq!(queue.get(Time::NEVER), Err(QueueError::ShutDown));
+/// ```
 pub struct Queue<T> {
     /// See the protocol above.
     state: Mutex<QueueState<T>>,

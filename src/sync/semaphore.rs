@@ -44,6 +44,19 @@ use crate::wait::{self, Op, Waitable};
 ///
 /// A permit has no owner: it may be released by another thread than the one that acquired it. Only a
 /// permit that was acquired for a block is reclaimed with the scope or task around it.
+///
+/// ```
+/// use desist::Time;
+/// use desist::sync::Semaphore;
+///
+/// let connections = Semaphore::bounded(2);
+/// assert!(connections.acquire(Time::NEVER)?);
+/// assert!(connections.try_acquire());
+/// assert!(!connections.try_acquire(), "both are taken");
+/// connections.release(2).expect("two were taken");
+/// assert!(connections.release(1).is_err(), "there were never more than two");
+/// # Ok::<(), desist::Stop>(())
+/// ```
 #[derive(Clone)]
 pub struct Semaphore {
     /// Shared with all clones, and with each ledger in which a permit is recorded.

@@ -134,6 +134,17 @@ impl Callback {
 /// Dropping it is [`Registration::close`]: afterwards the callback is not running and never
 /// will. Use [`Registration::detach`] to let it stay as long as its token. Where the callback may
 /// wait for a lock that the dropping code holds, call [`Registration::unregister`] first.
+///
+/// ```
+/// use desist::CancelSource;
+///
+/// let source = CancelSource::new();
+/// let kept = source.token().on_cancel(|cause| println!("stopped: {cause}"));
+/// let removed = source.token().on_cancel(|_| unreachable!("it was removed"));
+/// assert!(removed.unregister(), "it has not started and never will");
+/// source.cancel_because("a test"); // runs the first one, here
+/// assert!(!kept.unregister(), "it has run");
+/// ```
 pub struct Registration {
     /// Where the hook is, or was. `None`: the callback ran at registration, or was detached.
     node: Option<NodeRef>,
