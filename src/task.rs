@@ -1,20 +1,64 @@
 //! A task: one run of one body on one thread.
 //!
-//! A kill is addressed to a task, never to a thread: before `Task::open` and after
-//! `Task::shut`, which only the [boundary](crate::boundary) calls, the task refuses it, under the
-//! same lock under which it would be posted, so no kill is seen by other code of the thread (I22).
+//! Guarantees:
+//! 1. A kill is addressed to a task, never to a thread. Before `Task::open` and after `Task::shut`,
+//!    which the [boundary](crate::boundary) alone calls, the task refuses it, under the same lock under
+//!    which it would be posted: no other code of the thread ever sees it (I22).
+//! 2. While a mask is open (a clean-up zone, a commit), or the body holds a desist lock, a kill is
+//!    deferred. That is bounded, by the mask's end and by the request's time for locks; then the kill
+//!    is delivered (I24).
+//! 3. The first cause of a kill stays. Further requests can only shorten the time for locks.
+//! 4. [`Task::over`] is set when all is recorded, so a thread that has waited for it reads a final
+//!    record.
 //!
-//! While the body is in a mask (clean-up, a commit) or holds a lock of ours, a kill waits,
-//! bounded, and is delivered on the way out (I24).
+//! # Phases
 //!
-//! A kill can also be addressed to one block of the body, see `block`; and a body may run in
-//! another process, see `remote`.
+//! | from | by | to |
+//! |---|---|---|
+//! | `New` | `launch` | `Launched`: a thread is being started for it |
+//! | `Launched` | `unlaunch`: there is no thread to be had | `New` |
+//! | `New`, `Launched` | `open`, on the body's thread | `Running` |
+//! | `Running` | `shut`, on the body's thread | `Closed` |
+//! | `Running` | `abandon`, on the killer's thread | `Abandoned` |
 //!
-//! Lock order: the interpreter's own lock if any, then `inner`. Nothing is called under
-//! `inner` but [`Interrupter::post`] and [`RemoteBody::signal`].
+//! Nothing leaves `Closed` and `Abandoned`; all other calls leave the phase as it is.
+//!
+//! # A kill of the body
+//!
+//! *Deferred* means that a mask is open whose end has not come, or that the ledger is not empty and
+//! `lock_grace_until` has not come. *Posted* means that an exception is, or may be, in the host's slot
+//! for the thread. A kill is *due* if it is requested, not deferred, and the phase is `Running`.
+//!
+//! | phase | requested | deferred | posted | what happens next |
+//! |---|---|---|---|---|
+//! | `New` | no | | no | `request_kill` refuses |
+//! | `Launched`, `Running` | no | | no | `request_kill` records the request; waits and checkpoints pass |
+//! | `Launched` | yes | | no | nothing is delivered; `open` makes it due |
+//! | `Running` | yes | no | no | the next wait or checkpoint raises; `deliver_async` posts, at most every 50 ms |
+//! | `Running` | yes | no | yes | the host raises, and `arrived` clears posted; or a wait raises first, and retracts it |
+//! | `Running` | yes | yes | no | waits and checkpoints pass; nothing is posted; the killer tries again later |
+//! | `Running` | yes | yes | yes | whatever has begun to defer it (`mask`, an acquired lock) retracts it at once |
+//! | `Closed` | any | | no | `request_kill` refuses; `shut` has retracted what was posted |
+//! | `Abandoned` | yes | any | any | nothing is delivered any more; `shut`, if it comes, retracts |
+//!
+//! If the exception was raised before it could be retracted, `arrived` still takes it for the kill:
+//! the exception is on its way through the body, and has to be accounted for.
+//!
+//! A kill can also be addressed to one block of the body (`block`), an exception of the user's goes
+//! the same way (`injected`), and a body may run in another process (`remote`).
+//!
+//! # Locks
+//!
+//! All fields of [`TaskInner`] are read and written under `inner`. Lock order: the host's own lock, if
+//! any, then `inner`. Under `inner` nothing is called but [`Interrupter::post`] and
+//! [`RemoteBody::signal`], which only store or send, and the ledger, which calls nothing. Whatever
+//! may run code of the host (retracting, dropping a node, waking) is done after the lock is released.
+//! `record` is a leaf, and never taken together with `inner`.
 
 mod block;
+mod deliver;
 mod injected;
+mod mask;
 pub(crate) mod policy;
 mod remote;
 
@@ -28,59 +72,69 @@ pub(crate) use block::BlockExit;
 use block::{Block, Target};
 pub use injected::Injected;
 use injected::Injection;
+use mask::Mask;
+pub use mask::MaskNumber;
 use policy::KillOutcome;
 pub use remote::RemoteBody;
 
 use crate::atomics::{self, AtomicBool, Mutex};
-use crate::cause::{Cause, DEFAULT_GRACE};
+use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
 use crate::item::ItemId;
 pub use crate::ledger::KillInfo;
-use crate::ledger::{Ledger, Swept, Termination};
+use crate::ledger::{Ledger, Swept};
 use crate::park::{Latch, WaitOutcome, Waiter};
 use crate::stack::Stack;
 use crate::token::tree::NodeRef;
 use crate::token::{CancelSource, CancelToken};
 
-/// How the host stops a body that does not look.
+/// How the host raises an exception in a body that reaches no checkpoint.
+///
+/// Without one, a body can be stopped at its waits and checkpoints only.
 pub trait Interrupter: Send + Sync {
-    /// Call `then` at a moment at which the host allows [`Interrupter::post`].
+    /// Calls `then` once, holding the lock under which the host allows [`Interrupter::post`]. While it
+    /// is held, the body runs no code of the host. May block; called with no internal lock held.
     fn with_host_lock(&self, then: &mut dyn FnMut());
 
-    /// Make the body's thread raise `Killed` as soon as it runs code of the host.
+    /// Has the body's thread raise `Killed` as soon as it runs code of the host. Only stores a note of
+    /// that: it is called inside [`Interrupter::with_host_lock`], and under a lock of the task.
     fn post(&self);
 
-    /// On the body's own thread, after its end: take back what was posted and not yet raised.
+    /// On the body's own thread: withdraws what was posted and has not been raised. Runs code of the
+    /// host, so it is called with no lock held.
     fn retract(&self);
 
-    /// Asked on the body's own thread by a host that can choose where it raises: here? `place` is
-    /// in the host's words.
+    /// Asked on the body's own thread, by a host that can choose where it raises: may `Killed` be raised
+    /// at this place of the code? `place` is in the host's terms.
     fn may_deliver_at(&self, place: Option<u32>) -> bool {
         let _ = place;
         true
     }
 
-    /// A block swallows what is posted: have its thread call `Task::deliver_here` in front of its
-    /// every step, from the next [`Interrupter::post`] on. Without effect for a host that cannot.
+    /// A block swallows what is posted: from the next [`Interrupter::post`] on, its thread has to call
+    /// `Task::deliver_here` before each step. Without effect for a host that cannot do it.
     fn escalate(&self) {}
 
-    /// Have the body's thread call [`Task::stepped`] in front of every step of the body from now
-    /// on, and raise `Killed` there if it says so. Called again and again, at a safe moment: the
-    /// body may be elsewhere by now. Without effect for a host that cannot.
+    /// From now on the body's thread calls [`Task::stepped`] before each step of the body, and raises
+    /// `Killed` there if a cause is returned. Called again and again, inside
+    /// [`Interrupter::with_host_lock`], because code that the body calls may have switched it off.
+    /// Without effect for a host that cannot do it.
     fn trace(&self, _task: &Arc<Task>) {}
 
-    /// No more of that. On the body's own thread, or at a safe moment.
+    /// Ends [`Interrupter::trace`]. On the body's own thread, or inside
+    /// [`Interrupter::with_host_lock`].
     fn end_trace(&self, _task: &Task) {}
 
-    /// Where the body is now, for reports: its calls, the outermost first.
+    /// The calls that the body is in now, for reports, the outermost first. `None`: the host cannot tell.
     fn stack(&self) -> Option<Vec<String>>;
 }
 
-/// Tasks that have been launched, or entered, and are not over.
+/// Number of tasks that were launched or opened and have not ended: raised by `launch` and `open`,
+/// lowered by `unlaunch` and `conclude`. Relaxed, because only tests of leaks read it.
 static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
 
-/// How many tasks have begun, or are about to, and have not ended.
+/// Number of tasks that have begun, or are about to, and have not ended.
 #[cfg(feature = "python")]
 pub(crate) fn unfinished() -> usize {
     UNFINISHED.load(Ordering::Relaxed)
@@ -88,136 +142,142 @@ pub(crate) fn unfinished() -> usize {
 
 /// One run of a body.
 pub struct Task {
+    /// Differs from that of every other task of the process.
     id: u64,
+    /// For reports, and for the poison of locks that the task leaves behind.
     name: Arc<str>,
+    /// Cancelled by a kill before it is requested, and by the parent; closed when the body has ended.
     source: CancelSource,
+    /// What the body holds. Recorded by the body's thread; swept by the boundary, or by the thread
+    /// that abandons the task.
     ledger: Arc<Ledger>,
-    /// A kill has been ordered; spares checkpoints the lock.
+    /// True while a request, for the body or a block, or an injected exception is pending: spares
+    /// checkpoints the lock. Written under `inner` only. Release, read with Acquire: a checkpoint that
+    /// sees it finds what was stored before it.
     requested: AtomicBool,
+    /// The state of the run, see the tables at the top.
     inner: Mutex<TaskInner>,
+    /// For the kill's report. Written by the boundary, the thread that abandons the task, and the binding;
+    /// final once `over` is set.
     record: Mutex<Record>,
+    /// Set last of all: by the code that ran the boundary, or by the thread that abandoned the task.
     over: Latch,
-    /// It stands for a thread outside of any task.
+    /// It stands for a thread outside of any task, which has forced blocks. Such a task is never over,
+    /// and cannot be killed as a whole.
     #[cfg_attr(not(any(feature = "python", test)), allow(dead_code))]
     of_thread: bool,
 }
 
+/// What of a task its lock protects.
 #[derive(Default)]
 struct TaskInner {
+    /// Written by the thread that starts the body's thread, by the boundary, and by `abandon`.
     phase: Phase,
+    /// The kill of the body. Stored by the first killer, and never taken out.
     request: Option<KillRequest>,
-    /// What somebody throws into the body.
+    /// An exception to be raised in the body, once. Stored by any thread, taken by the body's own.
     injection: Option<Injection>,
-    /// Open blocks that can be ended by force, innermost last.
+    /// Open blocks that can be ended by force, the innermost last. The body's thread opens and closes them;
+    /// the enforcer's thread marks them.
     blocks: Vec<Block>,
-    /// Open masks, innermost last, but they close in any order: a suspended generator may keep one
-    /// open.
+    /// Open masks, the innermost last. Opened by the body's thread. They close in any order, and on
+    /// any thread: a suspended generator may keep one open.
     masks: Vec<Mask>,
-    /// How many have been made by [`Task::mask`].
+    /// Number of masks made by [`Task::mask`], for their numbers.
     masks_made: u64,
-    /// The desist wait that the body is in.
+    /// The waiter of the desist wait that the body is in. Set and cleared by the body's thread; a killer
+    /// settles it.
     waiter: Option<atomics::Arc<Waiter>>,
-    /// What the body has others do when it is struck, see [`Task::on_delivery`].
+    /// Cancelled when a kill is delivered at a wait, see [`Task::on_delivery`]. Added by the body's
+    /// thread, taken out by the killer's.
     hooks: Vec<Weak<CancelSource>>,
+    /// Set by `open`, if the host has one, and taken out by `shut`.
     interrupter: Option<Arc<dyn Interrupter>>,
-    /// Where the body runs, if its thread only waits for it.
+    /// Where the body runs, if its thread only waits for it. Set before the body begins.
     remote: Option<Arc<dyn RemoteBody>>,
-    /// Something is, or may be, in the host's slot for this thread.
+    /// A kill of the body is, or may be, in the host's slot for this thread. Set by a killer together
+    /// with [`Interrupter::post`]; cleared by the body's thread, when it arrives or is retracted.
     posted: bool,
-    /// The host has been told to trace the body.
+    /// The host traces the body. Set by a killer, cleared by `shut` and `abandon`.
     traced: bool,
-    /// It was struck by force, and has shown no sign of life since.
+    /// The body has run no code of the host since a kill was posted, or tracing began: it is in foreign
+    /// code. Cleared by `arrived` and `stepped`, on the body's thread.
     unanswered: bool,
-    /// When a kill was last posted or arrived.
+    /// When a kill of the body was last posted or arrived, or first settled a wait. The next one is posted
+    /// [`RESEND_AFTER`] later.
     last_delivery: Option<Time>,
-    /// The rung whose `Killed` reached the body.
+    /// The rung whose `Killed` was raised in the body, written by the body's thread. A stronger rung
+    /// overwrites a weaker one.
     delivered: Option<KillOutcome>,
 }
 
+/// Where the run is. For the transitions see the top of the file.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     #[default]
     New,
-    /// Its thread is on its way to the boundary.
+    /// Its thread is on its way to the boundary. Kills are recorded already.
     Launched,
+    /// The only phase in which a kill is delivered.
     Running,
     /// The body's last instruction has run.
     Closed,
-    /// Given up while it ran.
+    /// Abandoned while it ran; its thread may still run.
     Abandoned,
 }
 
-/// What holds a kill off.
-enum Mask {
-    /// Something short, until then.
-    Until(Time, MaskNumber),
-    /// A clean-up zone, until its own end, which may still move.
-    Zone(NodeRef),
-}
-
-/// Which of all masks that [`Task::mask`] has made for its task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MaskNumber(u64);
-
-impl Mask {
-    fn end(&self, request: &KillRequest) -> Time {
-        let end = match self {
-            Mask::Until(end, _) => return *end,
-            Mask::Zone(node) => node.own_deadline(),
-        };
-        // A zone inside a shield does not hear of the kill's own cancellation.
-        if end.is_never() {
-            request.cause.at + DEFAULT_GRACE
-        } else {
-            end
-        }
-    }
-}
-
-/// After a kill was raised, clean-up code has so long before it is raised again.
+/// After a kill was posted or raised, the body's clean-up code has this long before the next is posted.
 const RESEND_AFTER: Duration = Duration::from_millis(50);
 
-/// A kill on its way.
+/// A kill that was requested: of the body, of a block, or, with no cause of interest, an injection.
 #[derive(Clone)]
 struct KillRequest {
+    /// Of the first request; it stays.
     cause: Cause,
-    /// Until then held locks hold it off.
+    /// Until then held desist locks defer it. Only ever lowered.
     lock_grace_until: Time,
 }
 
 /// What happened to a task and what it held, for [`KillReport`](crate::stop::KillReport).
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Record {
+    /// Locks and permits that the sweep released or poisoned.
     pub(crate) swept: Swept,
+    /// Items whose lease was given back to its queue.
     pub(crate) requeued: Vec<ItemId>,
+    /// Items whose lease the abandoned body still believes to hold.
     pub(crate) fenced: Vec<ItemId>,
+    /// The rung that ended the body; `None`: it ended by itself.
     pub(crate) killed_at: Option<KillOutcome>,
-    /// `Cancelled` came out of the body.
+    /// `Cancelled` came out of the body. Written and read by the binding.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) cancelled: bool,
+    /// Where `Killed` was raised, or where the body was when it was abandoned.
     pub(crate) stack: Option<Stack>,
+    /// The foreign call that the abandoned body had not come back from.
     pub(crate) blocked: Option<Arc<str>>,
 }
 
-/// What has reached a body.
+/// What an asynchronous exception that has reached a body is.
 pub enum Arrival {
     /// A kill, with its cause.
     Kill(Cause),
-    /// What somebody has thrown.
+    /// An exception that another thread has injected.
     Injected(Injected),
 }
 
-/// Where a body is.
+/// The place in its code that a running body has reached.
 pub(crate) struct Place {
+    /// Its calls, the outermost first.
     pub(crate) stack: Stack,
-    /// The innermost call, if it is known to have been there all the time it was struck.
+    /// The innermost call, if the body has not left it since a kill was posted.
     pub(crate) blocked: Option<Arc<str>>,
 }
 
-/// Where a task is in its life.
+/// The part of its life that a task is in, as callers see it: the phase, and whether it is cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing has been done with it.
+    /// It was made, and its thread has not been started.
     Pending,
     /// Its body is about to begin.
     Launched,
@@ -227,7 +287,7 @@ pub enum Progress {
     Cancelling,
     /// No instruction of its body will run any more.
     Over,
-    /// Given up; its body may still run. Or left behind in the process that forked this one.
+    /// Abandoned; its body may still run. Or its thread runs in the process that forked this one.
     Abandoned,
 }
 
@@ -237,6 +297,7 @@ impl Task {
         Arc::new(Task::bare(name, parent))
     }
 
+    /// A task that is not shared yet.
     fn bare(name: &str, parent: Option<&CancelToken>) -> Task {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let name: Arc<str> = name.into();
@@ -268,10 +329,12 @@ impl Task {
         &self.source
     }
 
+    /// The node of its source, which is the outermost node of the body's scopes.
     pub(crate) fn node(&self) -> &NodeRef {
         self.source.node()
     }
 
+    /// What the body holds.
     pub(crate) fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
@@ -281,7 +344,7 @@ impl Task {
         &self.over
     }
 
-    /// Where it is in its life.
+    /// The part of its life that it is in.
     pub fn progress(&self) -> Progress {
         match self.inner.lock().phase {
             Phase::New => Progress::Pending,
@@ -294,13 +357,13 @@ impl Task {
         }
     }
 
-    /// Its thread runs in the process that this one was forked from, and not here.
+    /// True if its thread runs in the process that this one was forked from, and not in this one.
     pub(crate) fn is_lost_in_fork(&self) -> bool {
         self.ledger.is_lost_in_fork()
     }
 
-    /// Its thread is being started: kills are taken from now on, though the body has not begun.
-    /// False: that is so already, or it has begun.
+    /// To be called before its thread is started: kills are recorded from now on, though the body has
+    /// not begun. False: it was launched before.
     pub fn launch(&self) -> bool {
         let mut inner = self.inner.lock();
         let first = inner.phase == Phase::New;
@@ -311,7 +374,7 @@ impl Task {
         first
     }
 
-    /// It was not started after all.
+    /// Undoes `launch`: the thread could not be started.
     #[cfg(feature = "python")]
     pub(crate) fn unlaunch(&self) {
         let mut inner = self.inner.lock();
@@ -321,11 +384,12 @@ impl Task {
         }
     }
 
-    /// Where its body is now, for reports; `None` unless it runs under a host that can tell.
+    /// The place that its body has reached, for reports; `None` unless it runs under a host that can tell.
+    /// May block: it waits for the host's lock.
     pub(crate) fn place(&self) -> Option<Place> {
         let (interrupter, unanswered) = {
             let inner = self.inner.lock();
-            // In a wait of ours it is not out of reach, but held off.
+            // A body in a desist wait is not in foreign code: there the kill is deferred.
             let unanswered = inner.unanswered && inner.waiter.is_none();
             (inner.interrupter.clone()?, unanswered)
         };
@@ -341,37 +405,42 @@ impl Task {
         })
     }
 
+    /// A copy of what is recorded by now.
     pub(crate) fn record(&self) -> Record {
         self.record.lock().clone()
     }
 
+    /// Changes the record, under its lock. `change` must not call back into the task.
     pub(crate) fn amend(&self, change: impl FnOnce(&mut Record)) {
         change(&mut self.record.lock());
     }
 
     // ------------------------------------------------------------------ waits
 
-    /// The body begins a wait that a kill may end.
+    /// On the body's thread: it begins a wait that a kill may end. A kill that is due settles the waiter
+    /// here; one that comes later finds it in `waiter`.
     pub(crate) fn begin_wait(&self, waiter: &atomics::Arc<Waiter>) {
         let mut inner = self.inner.lock();
         if let Some(target) = inner.due(&self.ledger) {
-            // No need to wake: its thread has not parked.
+            // Not woken: its thread, the calling one, has not parked.
             waiter.settle(WaitOutcome::Killed);
             inner.note_delivery_at_wait(target);
         }
         inner.waiter = Some(waiter.clone());
     }
 
+    /// On the body's thread: the wait is over, whatever has ended it.
     pub(crate) fn end_wait(&self) {
         self.inner.lock().waiter = None;
     }
 
-    /// A kill is on its way.
+    /// True if a kill or an injected exception is pending; it may be deferred.
     pub(crate) fn is_kill_requested(&self) -> bool {
         self.requested.load(Ordering::Acquire)
     }
 
-    /// The cause, if a kill is due at a checkpoint of the body.
+    /// On the body's thread, at a checkpoint: the cause, if a kill is due. The caller raises it, and
+    /// counts as delivered at a wait.
     pub fn kill_due(&self) -> Option<Cause> {
         if !self.is_kill_requested() {
             return None;
@@ -382,14 +451,15 @@ impl Task {
         inner.raised_at_wait(target)
     }
 
-    /// The cause of the kill that the body has been told of.
+    /// On the body's thread, after a kill has settled its wait: the cause. By now the kill may be deferred.
     pub(crate) fn kill_cause(&self) -> Option<Cause> {
         let mut inner = self.inner.lock();
         let target = inner.addressee(&self.ledger)?;
         inner.raised_at_wait(target)
     }
 
-    /// What the host raises asynchronously has reached the body. `None`: no kill is on its way.
+    /// On the body's thread, where the host is about to raise the asynchronous exception: what it is.
+    /// `None`: nothing is pending, and the exception is not the core's.
     pub fn arrived(&self) -> Option<Arrival> {
         let mut inner = self.inner.lock();
         match inner.addressee(&self.ledger)? {
@@ -401,7 +471,7 @@ impl Task {
             }
             Target::Body => {
                 let cause = inner.request.as_ref()?.cause.clone();
-                // What is being taken back is raised, too, but not in the body.
+                // What is being retracted is raised, too, by the host and not in the body.
                 if std::mem::take(&mut inner.posted) {
                     inner.delivered = Some(KillOutcome::AsyncExc);
                 }
@@ -412,13 +482,14 @@ impl Task {
         }
     }
 
-    /// Spares checkpoints the lock, as long as nothing is on its way.
+    /// Keeps the flag in front of the lock in line with what is pending.
     fn note_requests(&self, inner: &TaskInner) {
         self.requested
             .store(inner.is_kill_requested(), Ordering::Release);
     }
 
-    /// The traced body is about to take a step. The cause, if it must not, but is to be struck.
+    /// The traced body is about to take a step. The cause, if it must not take it and `Killed` is to be
+    /// raised there.
     pub fn stepped(&self) -> Option<Cause> {
         let mut inner = self.inner.lock();
         if !inner.traced {
@@ -432,265 +503,17 @@ impl Task {
         inner.request.as_ref().map(|request| request.cause.clone())
     }
 
-    /// Is the host to trace the body?
+    /// True if the host is to trace the body.
     pub fn is_traced(&self) -> bool {
         self.inner.lock().traced
-    }
-
-    // ------------------------------------------------------------------ masks
-
-    /// Hold kills off until `until` at the latest; one that was posted and not yet raised is
-    /// taken back. Close it with [`Task::unmask`].
-    pub fn mask(&self, until: Time) -> MaskNumber {
-        let number = {
-            let mut inner = self.inner.lock();
-            inner.masks_made += 1;
-            let number = MaskNumber(inner.masks_made);
-            inner.masks.push(Mask::Until(until, number));
-            number
-        };
-        self.retract_behind_mask();
-        number
-    }
-
-    /// Hold kills off until the zone's end. Close it with [`Task::unmask_zone`].
-    pub(crate) fn mask_zone(&self, zone: &NodeRef) {
-        self.inner.lock().masks.push(Mask::Zone(zone.clone()));
-        self.retract_behind_mask();
-    }
-
-    /// Nobody posts while a mask is open; the order stands, and is delivered when it closes.
-    fn retract_behind_mask(&self) {
-        // An order that is not seen here comes after the mask, and finds it.
-        if self.is_kill_requested() {
-            self.retract();
-        }
-    }
-
-    /// Take back what was posted and not yet raised, for the body is masked from now on, or is
-    /// about to raise `Killed` by itself: one kill is not to strike twice.
-    pub(crate) fn retract(&self) {
-        let posted = self.inner.lock().withdraw_posted();
-        block::retract_all(posted);
-    }
-
-    /// Close this mask and no other; from any thread. What it held off is due now, see
-    /// [`Task::kill_due`].
-    pub fn unmask(&self, number: MaskNumber) {
-        self.close_mask(|mask| matches!(mask, Mask::Until(_, made) if *made == number));
-    }
-
-    pub(crate) fn unmask_zone(&self, zone: &NodeRef) {
-        self.close_mask(|mask| matches!(mask, Mask::Zone(node) if node.same(zone)));
-    }
-
-    fn close_mask(&self, is_it: impl Fn(&Mask) -> bool) {
-        let closed = {
-            let mut inner = self.inner.lock();
-            let at = inner.masks.iter().rposition(is_it);
-            at.map(|at| inner.close_mask(at))
-        };
-        drop(closed); // unlocked: a zone's node may be the last of it
-    }
-
-    fn may_deliver(&self, inner: &TaskInner) -> bool {
-        inner.due(&self.ledger) == Some(Target::Body)
-    }
-
-    // ------------------------------------------------------------------ the killer's side
-
-    /// Until when a kill on its way is held off, at most; the past if it is not.
-    pub(crate) fn deferred_until(&self) -> Time {
-        let inner = self.inner.lock();
-        let Some(request) = &inner.request else {
-            return Time::from_nanos(0);
-        };
-        let locks = if self.ledger.len() == 0 {
-            Time::from_nanos(0)
-        } else {
-            request.lock_grace_until
-        };
-        inner
-            .masks
-            .iter()
-            .map(|mask| mask.end(request))
-            .fold(locks, Time::max)
-    }
-
-    /// Order the kill: from now on the body's desist waits raise. False: nothing to kill.
-    pub(crate) fn request_kill(&self, cause: &Cause, lock_grace_until: Time) -> bool {
-        let mut inner = self.inner.lock();
-        if !matches!(inner.phase, Phase::Launched | Phase::Running) {
-            return false;
-        }
-        // A second killer may only press on: the first cause stays.
-        match &mut inner.request {
-            Some(request) => {
-                request.lock_grace_until = request.lock_grace_until.min(lock_grace_until);
-            }
-            None => {
-                inner.request = Some(KillRequest {
-                    cause: cause.clone(),
-                    lock_grace_until,
-                });
-            }
-        }
-        self.requested.store(true, Ordering::Release);
-        true
-    }
-
-    /// A source that a kill cancels when it strikes the body, and not before: what holds the kill
-    /// off holds it back. For waits that are not ours, as long as it is kept.
-    pub fn on_delivery(&self) -> Arc<CancelSource> {
-        let source = Arc::new(CancelSource::new());
-        let mut inner = self.inner.lock();
-        inner.hooks.retain(|hook| hook.strong_count() > 0);
-        inner.hooks.push(Arc::downgrade(&source));
-        source
-    }
-
-    /// Wake the body to be killed, if it may be: out of a desist wait, and what it waits for in
-    /// ways of its own.
-    pub(crate) fn deliver_at_wait(&self) {
-        let (waiter, hooks, cause) = {
-            let mut inner = self.inner.lock();
-            let due = inner.due(&self.ledger);
-            let waiter = inner.waiter.clone().zip(due);
-            let settled = waiter.filter(|(waiter, _)| waiter.settle(WaitOutcome::Killed));
-            if let Some((_, target)) = &settled {
-                inner.note_delivery_at_wait(*target);
-            }
-            let hooks = if matches!(due, Some(Target::Body | Target::Injected)) {
-                std::mem::take(&mut inner.hooks)
-            } else {
-                Vec::new()
-            };
-            let cause = due.and_then(|target| inner.cause(target));
-            (settled.map(|(waiter, _)| waiter), hooks, cause)
-        };
-        if let Some(waiter) = waiter {
-            waiter.wake();
-        }
-        for hook in hooks.iter().filter_map(Weak::upgrade) {
-            if let Some(cause) = &cause {
-                hook.node().cancel(cause.clone());
-            }
-        }
-    }
-
-    /// Its body runs, under a host that can strike it.
-    #[cfg(feature = "python")]
-    pub(crate) fn has_interrupter(&self) -> bool {
-        self.inner.lock().interrupter.is_some()
-    }
-
-    /// Post the host's asynchronous exception, if the body may be struck now. False: it has no
-    /// such force.
-    pub(crate) fn deliver_async(&self) -> bool {
-        let again = |inner: &TaskInner| {
-            let again = |last| Time::now() - last >= RESEND_AFTER;
-            inner.last_delivery.is_none_or(again)
-        };
-        let interrupter = {
-            let inner = self.inner.lock();
-            match (&inner.interrupter, inner.phase) {
-                // Whoever waits for a safe moment keeps the body from running.
-                (Some(_), _) if !again(&inner) => return true,
-                (Some(interrupter), _) => interrupter.clone(),
-                (None, Phase::Launched) => return true, // it will come
-                (None, _) => return false,
-            }
-        };
-        fork::outside(|| {
-            interrupter.with_host_lock(&mut || {
-                let mut inner = self.inner.lock();
-                if again(&inner) && self.may_deliver(&inner) {
-                    inner.post(&*interrupter);
-                    inner.last_delivery = Some(Time::now());
-                }
-            });
-        });
-        true
-    }
-
-    /// Have every step of the body struck, wherever it may be struck. False: it has no such force.
-    pub(crate) fn deliver_by_trace(self: &Arc<Self>) -> bool {
-        let interrupter = {
-            let mut inner = self.inner.lock();
-            let interrupter = match (&inner.interrupter, inner.phase) {
-                (Some(interrupter), _) => interrupter.clone(),
-                (None, Phase::Launched) => return true, // it will come
-                (None, _) => return false,
-            };
-            if !inner.traced {
-                inner.traced = true;
-                inner.unanswered = true;
-            }
-            interrupter
-        };
-        fork::outside(|| {
-            interrupter.with_host_lock(&mut || {
-                interrupter.trace(self);
-                // Its end may have come first, and did not see what was to be ended.
-                if self.inner.lock().phase != Phase::Running {
-                    interrupter.end_trace(self);
-                }
-            });
-        });
-        true
-    }
-
-    /// For a host that can begin to trace on the body's own thread only: bring it to
-    /// [`Task::arrived`] there, if it may be struck.
-    pub fn post_to_trace(&self, interrupter: &dyn Interrupter) {
-        let mut inner = self.inner.lock();
-        if !inner.posted && self.may_deliver(&inner) {
-            inner.post(interrupter);
-        }
-    }
-
-    /// Give the body up: its leases are fenced, what it holds is lost to all others. False: it
-    /// came to its end in time.
-    pub(crate) fn abandon(&self, kill: KillInfo) -> bool {
-        let traced = {
-            let mut inner = self.inner.lock();
-            if inner.phase != Phase::Running {
-                return false;
-            }
-            inner.phase = Phase::Abandoned;
-            let traced = std::mem::take(&mut inner.traced);
-            inner.interrupter.clone().filter(|_| traced)
-        };
-        if let Some(interrupter) = traced {
-            fork::outside(|| interrupter.with_host_lock(&mut || interrupter.end_trace(self)));
-        }
-        let swept = self.ledger.sweep(&Termination::Abandoned(Arc::new(kill)));
-        self.amend(|record| record.swept = swept);
-        true
-    }
-
-    /// Who dies, for what it holds as this entry of its ledger. `None`: no kill has reached the
-    /// body, or is just about to, or a block of it in which that was taken.
-    #[cfg(any(feature = "python", all(test, not(loom))))]
-    pub(crate) fn kill_info(&self, number: Option<u64>, stack: Option<Stack>) -> Option<KillInfo> {
-        let inner = self.inner.lock();
-        let request = inner.request.as_ref();
-        match request.filter(|_| inner.delivered.is_some() || inner.posted) {
-            Some(request) => Some(self.kill_info_of(request.cause.clone(), stack)),
-            None => self.kill_info_in_block(&inner, number, stack),
-        }
-    }
-
-    pub(crate) fn delivered(&self) -> Option<KillOutcome> {
-        self.inner.lock().delivered
     }
 }
 
 impl Task {
     // ------------------------------------------------------------------ the boundary's side
 
-    /// The body begins on the calling thread: from here kills are taken. What was thrown before is
-    /// delivered now.
+    /// The body begins on the calling thread: from here on kills are delivered. What was injected before
+    /// is posted now.
     pub(crate) fn open(&self, interrupter: Option<Arc<dyn Interrupter>>) {
         let injected = {
             let mut inner = self.inner.lock();
@@ -706,9 +529,9 @@ impl Task {
         }
     }
 
-    /// The body's last instruction has run: from here kills are refused, and what was posted and
-    /// not yet raised is retracted. Idempotent. One critical section decides (I22): a kill is
-    /// posted before it, and withdrawn here, or finds the task closed.
+    /// The body's last instruction has run: from here on kills are refused, and what was posted and not
+    /// yet raised is retracted. Idempotent. One critical section decides (I22): a kill is posted before
+    /// it, and withdrawn here, or finds the task closed.
     pub(crate) fn shut(&self) {
         let (blocks, posted, traced) = {
             let mut inner = self.inner.lock();
@@ -720,21 +543,22 @@ impl Task {
             let interrupter = inner.interrupter.take().filter(|_| traced);
             (std::mem::take(&mut inner.blocks), posted, interrupter)
         };
-        drop(blocks); // unlocked: a node may be the last of it
+        drop(blocks); // unlocked: each may have the last count of its node
         block::retract_all(posted);
         if let Some(interrupter) = traced {
             fork::outside(|| interrupter.end_trace(self));
         }
     }
 
-    /// After [`Task::shut`]: was it abandoned before, and why was it to be killed, if it was?
+    /// After [`Task::shut`]: whether the task was abandoned before, and the cause of its kill, if one
+    /// was requested.
     pub(crate) fn fate(&self) -> (bool, Option<Cause>) {
         let inner = self.inner.lock();
         let cause = inner.request.as_ref().map(|request| request.cause.clone());
         (inner.phase == Phase::Abandoned, cause)
     }
 
-    /// The last step of a body that [`Task::open`] has begun: it is not unfinished any more.
+    /// The body that [`Task::open`] began has ended, and is swept: closes the source, and counts it out.
     pub(crate) fn conclude(&self) {
         self.source.close();
         UNFINISHED.fetch_sub(1, Ordering::Relaxed);
@@ -742,21 +566,15 @@ impl Task {
 }
 
 impl TaskInner {
-    fn close_mask(&mut self, at: usize) -> Mask {
-        self.blocks
-            .iter_mut()
-            .for_each(|block| block.mask_closed(at));
-        self.masks.remove(at)
-    }
-
+    /// Called inside [`Interrupter::with_host_lock`], with the kill due.
     fn post(&mut self, interrupter: &dyn Interrupter) {
         interrupter.post();
         self.posted = true;
         self.unanswered = true;
     }
 
-    /// `Killed` is about to be raised at a wait: the first time, clean-up code gets its time
-    /// before the host's exception follows.
+    /// `Killed` is about to be raised at a wait. The first time, clean-up code gets [`RESEND_AFTER`] before
+    /// the host's exception follows; later ones do not put that off any further.
     fn note_delivery_at_wait(&mut self, target: Target) {
         match target {
             Target::Body if self.delivered.is_none() => self.last_delivery = Some(Time::now()),
@@ -765,7 +583,7 @@ impl TaskInner {
         }
     }
 
-    /// It is raised there. Returns the cause.
+    /// `Killed`, or what was injected, is raised at a wait now. Returns the cause.
     fn raised_at_wait(&mut self, target: Target) -> Option<Cause> {
         match target {
             Target::Body => {
@@ -777,7 +595,7 @@ impl TaskInner {
         }
     }
 
-    /// What is on its way by force, taken out: to be taken back.
+    /// Clears all that is posted, and returns by which interrupter each is to be retracted, unlocked.
     fn withdraw_posted(&mut self) -> Vec<Arc<dyn Interrupter>> {
         let mut posted = self.withdraw_posted_blocks(0);
         let injection = self.injection.as_mut();

@@ -752,13 +752,13 @@ BUGS = (
         "task.rs",
         "task",
         (
-            "inner.due(&self.ledger) { // No need to wake",
-            "inner.due(&self.ledger).filter(|_| inner.posted) { // No need to wake",
+            "inner.due(&self.ledger) { // Not woken",
+            "inner.due(&self.ledger).filter(|_| inner.posted) { // Not woken",
         ),
     ),
     bug(
         "a task that has ended can be abandoned",
-        "task.rs",
+        "task/deliver.rs",
         "task",
         (
             "if inner.phase != Phase::Running { return false; } inner.phase = Phase::Abandoned;",

@@ -1,0 +1,230 @@
+//! The killer's side of a task: requesting a kill, and delivering it rung by rung.
+//!
+//! All of it runs on threads other than the body's. Each delivery decides under the task's lock
+//! whether the kill is due, and acts in the same critical section: it settles the waiter, or posts.
+//! So a mask that is opened, a lock that is acquired, or the end of the body come either before the
+//! decision, and are seen, or after it, and find what was posted. Only the wake-up of a settled
+//! waiter, and calls into the host, follow with the lock released.
+//!
+//! | rung | method | how `Killed` gets raised |
+//! |---|---|---|
+//! | `AtWait` | [`Task::deliver_at_wait`] | settles the waiter of the body's wait; the body raises when it wakes |
+//! | `AsyncExc` | [`Task::deliver_async`] | posts the host's asynchronous exception, under the host's lock |
+//! | `Trace` | [`Task::deliver_by_trace`] | has the host call `Task::stepped` before each step of the body |
+//! | `Sigterm`, `Sigkill` | `Task::signal_process` | signals the process of a remote body |
+//!
+//! A rung is tried again and again, see [`stop`](crate::stop), so a delivery that finds the kill deferred
+//! does nothing.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use super::block::Target;
+use super::{KillRequest, Phase, RESEND_AFTER, Task, TaskInner};
+use crate::cause::Cause;
+use crate::clock::Time;
+use crate::fork;
+use crate::ledger::{KillInfo, Termination};
+use crate::park::WaitOutcome;
+#[cfg(any(feature = "python", all(test, not(loom))))]
+use crate::stack::Stack;
+use crate::task::Interrupter;
+use crate::task::policy::KillOutcome;
+use crate::token::CancelSource;
+
+impl Task {
+    /// True if a kill of the whole body is due.
+    pub(super) fn may_deliver(&self, inner: &TaskInner) -> bool {
+        inner.due(&self.ledger) == Some(Target::Body)
+    }
+
+    /// Until when a requested kill is deferred, at most; the past if it is not.
+    pub(crate) fn deferred_until(&self) -> Time {
+        let inner = self.inner.lock();
+        let Some(request) = &inner.request else {
+            return Time::from_nanos(0);
+        };
+        let locks = if self.ledger.len() == 0 {
+            Time::from_nanos(0)
+        } else {
+            request.lock_grace_until
+        };
+        inner
+            .masks
+            .iter()
+            .map(|mask| mask.end(request))
+            .fold(locks, Time::max)
+    }
+
+    /// Requests the kill: from now on the body's desist waits raise. False: there is no body to kill.
+    pub(crate) fn request_kill(&self, cause: &Cause, lock_grace_until: Time) -> bool {
+        let mut inner = self.inner.lock();
+        if !matches!(inner.phase, Phase::Launched | Phase::Running) {
+            return false;
+        }
+        // A second killer can only shorten the time for locks: the first cause stays.
+        match &mut inner.request {
+            Some(request) => {
+                request.lock_grace_until = request.lock_grace_until.min(lock_grace_until);
+            }
+            None => {
+                inner.request = Some(KillRequest {
+                    cause: cause.clone(),
+                    lock_grace_until,
+                });
+            }
+        }
+        self.requested.store(true, Ordering::Release);
+        true
+    }
+
+    /// On the body's thread: a source that is cancelled when a kill is delivered, and not before; while the
+    /// kill is deferred, so is that. For waits that are not desist's. It counts for as long as the
+    /// caller keeps it.
+    pub fn on_delivery(&self) -> Arc<CancelSource> {
+        let source = Arc::new(CancelSource::new());
+        let mut inner = self.inner.lock();
+        inner.hooks.retain(|hook| hook.strong_count() > 0);
+        inner.hooks.push(Arc::downgrade(&source));
+        source
+    }
+
+    /// Interrupts the body's current wait, and cancels the sources of [`Task::on_delivery`], if a kill is
+    /// due. Without effect if the body is in no wait: its next one sees the request.
+    pub(crate) fn deliver_at_wait(&self) {
+        let (waiter, hooks, cause) = {
+            let mut inner = self.inner.lock();
+            let due = inner.due(&self.ledger);
+            let waiter = inner.waiter.clone().zip(due);
+            let settled = waiter.filter(|(waiter, _)| waiter.settle(WaitOutcome::Killed));
+            if let Some((_, target)) = &settled {
+                inner.note_delivery_at_wait(*target);
+            }
+            let hooks = if matches!(due, Some(Target::Body | Target::Injected)) {
+                std::mem::take(&mut inner.hooks)
+            } else {
+                Vec::new()
+            };
+            let cause = due.and_then(|target| inner.cause(target));
+            (settled.map(|(waiter, _)| waiter), hooks, cause)
+        };
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+        for hook in hooks.iter().filter_map(Weak::upgrade) {
+            if let Some(cause) = &cause {
+                hook.node().cancel(cause.clone());
+            }
+        }
+    }
+
+    /// True if its body runs under a host that can raise exceptions in it.
+    #[cfg(feature = "python")]
+    pub(crate) fn has_interrupter(&self) -> bool {
+        self.inner.lock().interrupter.is_some()
+    }
+
+    /// Posts the host's asynchronous exception, if the kill is due, and not sooner than [`RESEND_AFTER`]
+    /// after the last one. False: the body's host cannot raise anything. May block, for the host's lock.
+    pub(crate) fn deliver_async(&self) -> bool {
+        let again = |inner: &TaskInner| {
+            let again = |last| Time::now() - last >= RESEND_AFTER;
+            inner.last_delivery.is_none_or(again)
+        };
+        let interrupter = {
+            let inner = self.inner.lock();
+            match (&inner.interrupter, inner.phase) {
+                // Waiting for the host's lock would keep the body from running its clean-up.
+                (Some(_), _) if !again(&inner) => return true,
+                (Some(interrupter), _) => interrupter.clone(),
+                (None, Phase::Launched) => return true, // its interrupter comes with `open`
+                (None, _) => return false,
+            }
+        };
+        fork::outside(|| {
+            interrupter.with_host_lock(&mut || {
+                let mut inner = self.inner.lock();
+                if again(&inner) && self.may_deliver(&inner) {
+                    inner.post(&*interrupter);
+                    inner.last_delivery = Some(Time::now());
+                }
+            });
+        });
+        true
+    }
+
+    /// Enables tracing, so that `Killed` is raised before each step of the body at which the kill is due.
+    /// False: the body's host cannot raise anything. May block, for the host's lock.
+    pub(crate) fn deliver_by_trace(self: &Arc<Self>) -> bool {
+        let interrupter = {
+            let mut inner = self.inner.lock();
+            let interrupter = match (&inner.interrupter, inner.phase) {
+                (Some(interrupter), _) => interrupter.clone(),
+                (None, Phase::Launched) => return true, // its interrupter comes with `open`
+                (None, _) => return false,
+            };
+            if !inner.traced {
+                inner.traced = true;
+                inner.unanswered = true;
+            }
+            interrupter
+        };
+        fork::outside(|| {
+            interrupter.with_host_lock(&mut || {
+                interrupter.trace(self);
+                // `shut` may have come first, when there was no trace yet for it to end.
+                if self.inner.lock().phase != Phase::Running {
+                    interrupter.end_trace(self);
+                }
+            });
+        });
+        true
+    }
+
+    /// For a host that can begin to trace only on the body's own thread: posts an exception, if the kill is
+    /// due, so that the thread comes to [`Task::arrived`].
+    pub fn post_to_trace(&self, interrupter: &dyn Interrupter) {
+        let mut inner = self.inner.lock();
+        if !inner.posted && self.may_deliver(&inner) {
+            inner.post(interrupter);
+        }
+    }
+
+    /// Abandons the running body: its leases are fenced, and the locks that it holds are lost to all other
+    /// threads. The caller then records the outcome and sets `over`. False: the body has ended in
+    /// time, and its boundary does all that.
+    pub(crate) fn abandon(&self, kill: KillInfo) -> bool {
+        let traced = {
+            let mut inner = self.inner.lock();
+            if inner.phase != Phase::Running {
+                return false;
+            }
+            inner.phase = Phase::Abandoned;
+            let traced = std::mem::take(&mut inner.traced);
+            inner.interrupter.clone().filter(|_| traced)
+        };
+        if let Some(interrupter) = traced {
+            fork::outside(|| interrupter.with_host_lock(&mut || interrupter.end_trace(self)));
+        }
+        let swept = self.ledger.sweep(&Termination::Abandoned(Arc::new(kill)));
+        self.amend(|record| record.swept = swept);
+        true
+    }
+
+    /// The kill that ends a hold of the body, for the poison: `number` is the hold's entry in the ledger.
+    /// `None`: no kill has reached the body, or is about to, nor a block in which the hold was taken.
+    #[cfg(any(feature = "python", all(test, not(loom))))]
+    pub(crate) fn kill_info(&self, number: Option<u64>, stack: Option<Stack>) -> Option<KillInfo> {
+        let inner = self.inner.lock();
+        let request = inner.request.as_ref();
+        match request.filter(|_| inner.delivered.is_some() || inner.posted) {
+            Some(request) => Some(self.kill_info_of(request.cause.clone(), stack)),
+            None => self.kill_info_in_block(&inner, number, stack),
+        }
+    }
+
+    /// The rung whose `Killed` was raised in the body.
+    pub(crate) fn delivered(&self) -> Option<KillOutcome> {
+        self.inner.lock().delivered
+    }
+}
