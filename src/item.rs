@@ -21,6 +21,7 @@ impl From<u64> for ItemId {
     }
 }
 
+/// Never equal for an item that is known by a name.
 impl PartialEq<u64> for ItemId {
     fn eq(&self, number: &u64) -> bool {
         matches!(self, Self::Number(mine) if mine == number)

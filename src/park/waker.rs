@@ -62,6 +62,7 @@ impl Waker {
         let _ = CACHED.try_with(|kept| kept.set(Some(waker)));
     }
 
+    /// An event descriptor: a counter in the kernel that is readable while it is not 0.
     #[cfg(target_os = "linux")]
     fn new() -> io::Result<Waker> {
         use rustix::event::{EventfdFlags, eventfd};
@@ -73,6 +74,7 @@ impl Waker {
         })
     }
 
+    /// A pipe that is readable while a byte is in it.
     #[cfg(not(target_os = "linux"))]
     fn new() -> io::Result<Waker> {
         use rustix::fs::{OFlags, fcntl_setfl};
@@ -104,6 +106,7 @@ impl Waker {
         let polled = match sys::poll([own].into_iter().chain(theirs), until) {
             Ok(polled) => polled,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Slept::Signalled,
+            // Not a reason to end the wait: it goes on, and the operation reports a bad descriptor.
             Err(_) => return Slept::Woken,
         };
         // Emptied at once, so that it is not ready at the next poll. The settler has settled before it
@@ -119,7 +122,7 @@ impl Waker {
     }
 }
 
-/// How a sleep ended.
+/// How a sleep ended. The caller looks at its waiter's word in any case.
 pub(super) enum Slept {
     /// By a settler, the clock, or for no reason.
     Woken,

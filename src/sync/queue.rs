@@ -67,7 +67,8 @@ pub struct Queue<T> {
     state: Mutex<QueueState<T>>,
 }
 
-/// Which item is got next.
+/// Which item is got next. It decides at `get`, so items that wait for a place are put in the order of
+/// their arrival in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
     /// The one that was put first.
@@ -482,6 +483,7 @@ pub(crate) struct PutOp<'a, T> {
     slot: Option<ItemSlot<T>>,
 }
 
+/// A putter that queues hands its item over to the queue's slot, and takes it back if it was not put.
 impl<T> Waitable for PutOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
@@ -546,6 +548,7 @@ pub(crate) struct GetOp<'a, T> {
     slot: Option<ItemSlot<T>>,
 }
 
+/// A getter that queues is an offer to take the next item that is put.
 impl<T> Waitable for GetOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();
@@ -586,6 +589,7 @@ impl<T> Op for GetOp<'_, T> {
 /// One call of [`Queue::join`]: the operation that the wait performs.
 pub(crate) struct JoinOp<'a, T>(&'a Queue<T>);
 
+/// A joiner waits for the last `task_done`, or for an immediate shutdown.
 impl<T> Waitable for JoinOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.0.state.lock();
@@ -616,6 +620,7 @@ impl<T> Op for JoinOp<'_, T> {
     }
 }
 
+/// What a wait returns that has put, or got, nothing.
 impl From<Stop> for QueueError {
     fn from(stop: Stop) -> QueueError {
         QueueError::Stop(stop)
