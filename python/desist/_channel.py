@@ -1,6 +1,8 @@
 """Messages between a pool and one of its worker processes: each whole, or not at all.
 
-A message is a byte that says what it is, and a pickle that is looked at by whom it is for.
+A message is its length, a byte with its verb, and a pickle that only its recipient decodes. A write
+or a question that was left in the middle marks the channel as torn; it then refuses every other
+message, so that the other end never reads the rest of one message as the beginning of another.
 """
 
 from __future__ import annotations
@@ -22,19 +24,19 @@ CODE = pickle.HIGHEST_PROTOCOL
 
 
 class Verb(enum.IntEnum):
-    """What a message is."""
+    """The kind of a message."""
 
     # To the worker.
     WORK = 1
     OK = 2
     REFUSED = 3
-    # From the worker: what came of the work, and that it is there.
+    # From the worker: that it has started, and how the work ended.
     READY = 10
     DONE = 11
     RAISED = 12
     CANCELLED = 13
     KILLED = 14
-    # From the worker, which waits for an answer.
+    # From the worker, which waits for OK or REFUSED.
     ACK = 20
     NACK = 21
     HEARTBEAT = 22
@@ -52,13 +54,14 @@ class Channel:
         self._torn = False
 
     def write(self, verb: Verb, payload: bytes, wait: Callable[[], object] | None = None) -> None:
-        """Send a message; `wait()` is for a socket that does not block, when it takes no more.
+        """Send a message; on a non-blocking socket, `wait()` waits until it is writable.
 
-        BrokenPipeError: there is nobody at the other end, and the message has not come there. Or
-        this end was left in the middle of a message.
+        Raises:
+            BrokenPipeError: the other end is closed, and has not received the message; or this end
+                was left in the middle of a message.
         """
         if self._torn:
-            raise BrokenPipeError("the last message was left in the middle")
+            raise BrokenPipeError("the channel is torn: a message was only partly sent")
         self._torn = True
         left = memoryview(_HEAD.pack(len(payload), verb) + payload)
         try:
@@ -69,13 +72,14 @@ class Channel:
                     assert wait is not None  # noqa: S101 (for the type checker)
                     wait()
         except ConnectionResetError as gone:
-            raise BrokenPipeError("nobody is at the other end") from gone
+            raise BrokenPipeError("the other end of the channel is closed") from gone
         self._torn = False
 
     def read(self) -> tuple[Verb, bytes] | None:
-        """The next message; None if it is not there yet and the socket does not block.
+        """Read the next message; None if a non-blocking socket does not have it yet.
 
-        EOFError: there will be none.
+        Raises:
+            EOFError: the other end is closed.
         """
         while True:
             message, missing = self._first()
@@ -92,7 +96,7 @@ class Channel:
             self._buffer += part
 
     def _first(self) -> tuple[tuple[Verb, bytes] | None, int]:
-        """The first of what has come, or how much is missing."""
+        """Take the first message out of the buffer, or tell how many bytes of it are missing."""
         buffer = self._buffer
         if len(buffer) < _HEAD.size:
             return None, 0
@@ -105,7 +109,7 @@ class Channel:
         return (Verb(verb), payload), 0
 
     def ask(self, verb: Verb, payload: bytes) -> tuple[Verb, bytes]:
-        """Send a message, and wait for the answer; any thread may."""
+        """Send a message, and wait for the answer. Any thread may call it."""
         with self._lock:
             self.write(verb, payload)
             self._torn = True
@@ -116,7 +120,7 @@ class Channel:
 
 
 def pickled(what: object, name: str, advice: str) -> bytes:
-    """A pickle; TypeError with advice if there is none."""
+    """Pickle an object, or raise TypeError with advice."""
     try:
         return pickle.dumps(what, CODE)
     except Exception as failure:
@@ -128,16 +132,16 @@ class RemoteTraceback(Exception):
     """The traceback of an exception that comes from another process, as text."""
 
     def __init__(self, text: str) -> None:
-        """Keep it."""
+        """Keep the text."""
         super().__init__(text)
 
     def __str__(self) -> str:
-        """The text, set apart."""
+        """Quote the text as a block of its own."""
         return f'\n"""\n{self.args[0]}"""'
 
 
 def pack_exception(raised: BaseException) -> bytes:
-    """As much of an exception as can be sent."""
+    """Pickle an exception with its traceback as text; without the object if it has no pickle."""
     text = "".join(traceback.format_exception(type(raised), raised, raised.__traceback__))
     summary = "".join(traceback.format_exception_only(type(raised), raised)).strip()
     try:
@@ -149,7 +153,10 @@ def pack_exception(raised: BaseException) -> bytes:
 
 
 def unpack_exception(payload: bytes) -> BaseException:
-    """The exception, its traceback over there as its cause; if it could not be sent, another."""
+    """Make the exception, with the other process's traceback as its cause.
+
+    One that could not be pickled becomes a RuntimeError with its text.
+    """
     itself, summary, text = pickle.loads(payload)  # noqa: S301 (of our own worker)
     raised: Any = None
     try:

@@ -1,8 +1,12 @@
-"""The handler of a pool's worker, called in a process of its own.
+"""ChildHandler: calls the handler of a pool's worker in a process of its own.
 
-The worker's thread stays here, and only waits. It is never struck itself: a kill strikes the
-process. Whatever ends the process, the thread is told, nothing of it is left, and another takes its
-place before the next item.
+The worker's thread stays in this process, and only waits. It is never killed itself: a kill signals
+the process. Whatever ends the process, its thread notices, reaps it and its process group, and
+starts another before the next item.
+
+Only the worker's thread uses a `_Child`. Other threads reach the process through the native
+`ChildProcess`, which knows under a lock whether the process works on the task that they kill, so
+that no signal reaches the next item, or another process with the same pid.
 """
 
 from __future__ import annotations
@@ -40,21 +44,24 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _GRACE = 2.0
-"""Seconds for a process to end that is let go, where the policy does not say."""
+"""Seconds for a dismissed process to end by itself, if the policy has no sigterm."""
 _LAST_WAIT = 1.0
-"""Seconds in which a process should be gone that got SIGKILL, or has closed all it had."""
+"""Seconds within which a process ends that got SIGKILL, or has closed its socket."""
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 
 
 def pickled_item(item: object) -> bytes:
-    """An item as it goes to a worker process. TypeError: it cannot."""
-    return pickled(item, "the item", "put something that can be pickled, or what tells where it is")
+    """Pickle an item for a worker process, or raise TypeError."""
+    return pickled(item, "the item", "put something that can be pickled, such as a path or an id")
 
 
 class ChildHandler(Generic[T, R]):
-    """Calls a handler in a process, which is started at once; TypeError if it cannot be sent.
+    """Calls a handler in a process, which is started at once.
 
     An instance is for one seat of a pool, and for its thread.
+
+    Raises:
+        TypeError: the handler cannot be pickled.
     """
 
     def __init__(
@@ -79,7 +86,7 @@ class ChildHandler(Generic[T, R]):
         return _Child(self._handler, self._policy, self._process)
 
     def work(self, failed: Callable[[BaseException], object]) -> None:
-        """The body of the seat's thread. At its end there is no process."""
+        """Run the seat's loop, on its thread. At its end there is no process."""
         try:
             self.seat.work(self, failed, self._process)
         finally:
@@ -90,12 +97,16 @@ class ChildHandler(Generic[T, R]):
                 self.gone.set()
 
     def dismiss(self) -> None:
-        """Let the process go: it ends by itself, in short time. Never blocks."""
+        """Tell the process to end by itself, within the policy's `sigterm`. Never blocks."""
         if os.getpid() == self._owner:
             self._process.dismiss()
 
     def __call__(self, lease: Lease[T]) -> R:
-        """Have it called. What comes out of it comes out here; WorkerDied if the process died."""
+        """Have the handler called in the process; return or raise what it does.
+
+        Raises:
+            WorkerDied: the process has ended before the handler did.
+        """
         work = _Work(lease)
         checkpoint()
         with shield(math.inf):
@@ -103,7 +114,7 @@ class ChildHandler(Generic[T, R]):
         if ended is None:
             if work.died is not None:
                 raise work.died
-            checkpoint()  # it was struck, or let go, because of what is raised here
+            checkpoint()  # raises the kill or cancellation that has ended the process
             raise WorkerDied("the worker process was stopped")
         verb, payload = ended
         if verb is Verb.CANCELLED:
@@ -114,12 +125,12 @@ class ChildHandler(Generic[T, R]):
         return _unpickled(payload)  # type: ignore[no-any-return]
 
     def _have_done(self, work: _Work) -> tuple[Verb, bytes] | None:
-        """What came of it; None: the process died, or was killed."""
+        """Give the process's answer; None: the process has died, or was killed."""
         child = self._child or self._replace()
         try:
             ended = self._try(child, work)
         except _NotBegunError:
-            # It had died before, at no work.
+            # It had died while it was idle.
             ended = self._try(self._replace(), work)
         return ended
 
@@ -133,13 +144,13 @@ class ChildHandler(Generic[T, R]):
             struck = self._process.end(died=ended is None, stack=work.stack)
             if ended is None or struck is not None:
                 self._child = None
-                code = child.bury()
+                code = child.reap()
                 if struck is None and not self._process.dismissed:
-                    work.died = work.obituary(child, code)
+                    work.died = work.death(child, code)
                     if not child.ready:
                         self._could_not_start(str(work.died))
                 if not self._pool.cancelled:
-                    with suppress(OSError):  # the next item will say it
+                    with suppress(OSError):  # the next item's call raises it
                         self._replace()
         return ended
 
@@ -162,7 +173,7 @@ def _grace(policy: ProcessStopPolicy) -> float:
 
 
 class _NotBegunError(Exception):
-    """The process had died before it was given the work."""
+    """The process had died before it received the work."""
 
 
 class _Work:
@@ -183,25 +194,25 @@ class _Work:
         try:
             return pickle.dumps(whole, CODE)
         except Exception:  # noqa: BLE001 (whatever the item's class does)
-            return pickled_item(whole)  # which says it better
+            return pickled_item(whole)  # raises the error with advice
 
     def close(self) -> None:
-        """A commit that was not left holds nothing off any more."""
+        """End a commit that the handler has not left: it defers no kill any more."""
         commit, self._commit = self._commit, None
         if commit is not None:
             commit.__exit__(None, None, None)
 
     def answer(self, verb: Verb, payload: bytes) -> tuple[Verb, bytes]:
-        """What the handler is told."""
+        """Do what the handler asks for, and give the answer for it."""
         try:
             self._obey(verb, payload)
-        except Exception as refusal:  # noqa: BLE001 (it is raised over there)
+        except Exception as refusal:  # noqa: BLE001 (it is raised in the process)
             return Verb.REFUSED, pack_exception(refusal)
         return Verb.OK, b""
 
     def _obey(self, verb: Verb, payload: bytes) -> None:
         if verb is Verb.COMMIT:
-            # From here on the last rung waits for its end. If that has struck, it will not begin.
+            # From here on SIGKILL waits for the commit's end. If it was sent before, no OK arrives.
             commit = defer_kill(BRIEFLY)
             commit.__enter__()
             self._commit = commit
@@ -215,20 +226,20 @@ class _Work:
         else:
             self._lease.heartbeat(_unpickled(payload))
 
-    def obituary(self, child: _Child, code: int | None) -> WorkerDied:
-        """Why it has no result: the process has ended with this code; None: nobody knows."""
+    def death(self, child: _Child, code: int | None) -> WorkerDied:
+        """Make the exception for a process that ended with this code; None: it is unknown."""
         how, advice = _how(child, code)
         if self.stack is not None:
-            how, advice = "was terminated", f"somebody has sent it SIGTERM, here:\n{self.stack}"
+            how, advice = "was terminated", f"another program sent it SIGTERM, here:\n{self.stack}"
         item = self._lease.id
         message = f"worker process {child.pid} {how} while it worked on item {item}: {advice}"
         return WorkerDied(message, code)
 
 
 def _how(child: _Child, code: int | None) -> tuple[str, str]:
-    """How a process has ended, and what to do about it."""
+    """Say how a process has ended, and what to do about it."""
     if code is None:
-        how = "ended, and somebody else was told how"
+        how = "ended, and other code of this program has reaped it"
     elif code >= 0:
         how = f"ended with exit code {code}"
     else:
@@ -238,20 +249,20 @@ def _how(child: _Child, code: int | None) -> tuple[str, str]:
             how = f"died of signal {-code}"
     if not child.ready:
         advice = (
-            "it could not start; what is on stderr says why. The main module is imported there: "
+            "it could not start; see its output on stderr. The main module is imported there: "
             'code that is to run once belongs behind if __name__ == "__main__"'
         )
     elif code is not None and -code in _CRASHES:
         advice = "that is a crash in C code; set PYTHONFAULTHANDLER=1 to see where"
     elif code == -signal.SIGKILL:
-        advice = "that may have been the system, out of memory; its log says so"
+        advice = "the system may have been out of memory; see its log"
     else:
         advice = "a handler that fails should raise an exception instead"
     return how, advice
 
 
 class _Child:
-    """One process, from its start until nothing of it is left."""
+    """One process, from its start until it is reaped."""
 
     def __init__(
         self, handler: Callable[[Any], object], policy: ProcessStopPolicy, process: ChildProcess
@@ -259,8 +270,8 @@ class _Child:
         self.ready = False
         self._process = process
         self._round = 0
-        # Not "fork": this process has threads. Not "forkserver": then it is not our child, and its
-        # number may be another's when we strike.
+        # Not "fork": this process has threads. Not "forkserver": the process would not be our
+        # child, and its pid might be another process's when a signal is sent.
         context = multiprocessing.get_context("spawn")
         self._socket, theirs = context.Pipe()
         line, ours = context.Pipe(duplex=False)
@@ -272,8 +283,8 @@ class _Child:
         )
         self._end = ExitWatch()
         try:
-            # Not start(), by which multiprocessing would wait for it at exit, and might take its
-            # status before we do.
+            # Not start(): multiprocessing would wait for the process at exit, and might reap it
+            # before we do.
             popen: Any = new._Popen(new)  # noqa: SLF001
         except (pickle.PicklingError, TypeError, AttributeError) as failure:
             self._socket.close()
@@ -304,7 +315,7 @@ class _Child:
     # ------------------------------------------------------------------ work
 
     def do(self, work: _Work) -> tuple[Verb, bytes] | None:
-        """Have it done. None: the process is no more, or will be in a moment."""
+        """Have an item worked on. None: the process has ended, or is about to."""
         self._round += 1
         try:
             self._write(Verb.WORK, work.payload)
@@ -331,7 +342,7 @@ class _Child:
                 done = wait_any(self._incoming, ended, *cancelled)
                 assert done is not None  # noqa: S101 (for the type checker: there is no timeout)
                 which, cause = done
-                over = which == 1  # what it has said before comes first
+                over = which == 1  # messages that it has sent before come first
                 if which == 2:  # noqa: PLR2004 (the third of them)
                     self._process.cancel(self._round, cause)
                     cancelled = []
@@ -360,21 +371,24 @@ class _Child:
     # ------------------------------------------------------------------ the end
 
     def retire(self, grace: float) -> None:
-        """There is no more work for it."""
+        """Close its channel, so that it ends, and reap it."""
         self._socket.close()
         try:
             wait_any(self._end.op(), timeout=grace)
         finally:
-            self.bury()
+            self.reap()
 
-    def bury(self) -> int | None:
-        """Nothing of it is left. Returns its exit code; None: somebody else was told."""
+    def reap(self) -> int | None:
+        """Kill its process group and reap it.
+
+        Returns its exit code; None: other code of this program has reaped it.
+        """
         try:
             if self._end.is_ours():
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
                 with suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)  # if it has not come to have a group
+                    os.kill(self.pid, signal.SIGKILL)  # if it has not made its group yet
             self._end.wait_uninterruptibly(_LAST_WAIT)
             code: int | None = self._popen.poll()
             return code

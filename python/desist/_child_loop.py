@@ -1,9 +1,13 @@
-"""What runs in a worker process: the handler, for one item after the other.
+"""The loop of a worker process: it calls the handler for one item after the other.
 
-It runs on the main thread, behind the boundary of a task of its own, whose token is cancelled when
-the item's in the parent is. SIGTERM raises Killed in it, wherever nothing holds a kill off, also in
-calls that the system breaks for a signal; then the process ends. Nothing that it has started stays
-when the parent is gone.
+The handler runs on the main thread, behind the boundary of a task of its own. A second thread, the
+`ParentWatch`, reads cancellations from a pipe and cancels the task's token when the item's token in the
+parent is cancelled. SIGTERM raises Killed in the handler, unless the kill is deferred, also in
+calls that the system breaks for a signal; then the process ends. When the parent has ended, the
+process ends itself and every process that it has started.
+
+Answers of the parent are read by the thread that asked, under the channel's lock; the loop itself
+reads only while no handler runs.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ _RESULT_ADVICE = "return something that can be pickled, or nothing"
 
 
 class ChildLease(Generic[T]):
-    """A Lease, as the handler in a worker process has it; what it is told goes to the parent."""
+    """The Lease of a handler in a worker process; its methods ask the parent."""
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class ChildLease(Generic[T]):
         self._channel = channel
 
     def ack(self, result: object = None) -> None:
-        """As Lease.ack(). TypeError: the result cannot be pickled, and nothing was acknowledged."""
+        """As Lease.ack(); TypeError, and no acknowledgement, if the result cannot be pickled."""
         self._ask(Verb.ACK, pickled(result, "the result", _RESULT_ADVICE))
 
     def nack(self, *, delay: float | None = None, reason: str | None = None) -> None:
@@ -75,7 +79,7 @@ class ChildLease(Generic[T]):
         self._ask(Verb.HEARTBEAT, pickled(progress, "the progress", advice))
 
     def commit(self) -> Commit:
-        """As Lease.commit(). The parent knows of it, and SIGKILL waits for its end, too."""
+        """As Lease.commit(). The parent agrees to it first, and defers SIGKILL until its end."""
         return Commit(self)
 
     def _ask(self, verb: Verb, payload: bytes = b"") -> None:
@@ -89,7 +93,7 @@ class ChildLease(Generic[T]):
 
 
 class Commit:
-    """The block of ChildLease.commit(): either the parent has agreed to it, or it never begins."""
+    """The block of ChildLease.commit(): it begins only when the parent has agreed to it."""
 
     def __init__(self, lease: ChildLease[Any]) -> None:
         self._lease = lease
@@ -118,7 +122,7 @@ class Commit:
 
 
 class ChildLoop:
-    """The loop of the process."""
+    """Calls the handler for the items that come through the channel."""
 
     def __init__(
         self,
@@ -137,7 +141,7 @@ class ChildLoop:
         self._round = 0
 
     def on_sigterm(self, number: int, _frame: FrameType | None) -> None:
-        """Stop what is being done, and leave."""
+        """Kill the handler, and leave the loop."""
         if os.getpid() != self._process:
             os._exit(128 + number)  # forked by the handler
         self._leaves = True
@@ -146,7 +150,7 @@ class ChildLoop:
         self._mirror.strike(self._defer)
 
     def run(self) -> None:
-        """Until the parent has no more, or this is to leave."""
+        """Work until the parent closes the channel, or SIGTERM comes."""
         with suppress(EOFError, BrokenPipeError):
             self._channel.write(Verb.READY, b"")
             while not self._leaves:
@@ -158,7 +162,7 @@ class ChildLoop:
                 self._channel.write(*self._work(message[1]))
 
     def _work(self, payload: bytes) -> tuple[Verb, bytes]:
-        """What came of it."""
+        """Call the handler for one item; give the answer for the parent."""
         try:
             item, remaining, about = pickle.loads(payload)  # noqa: S301 (of our own parent)
         except Exception as failure:  # noqa: BLE001 (whatever the item's class does)
@@ -170,7 +174,7 @@ class ChildLoop:
         self._mirror.begin(self._round, task)
         task.run(partial(self._handler, lease), lambda *ended: outcome.extend(ended))
         if os.getpid() != self._process:
-            os._exit(0)  # forked by the handler: the original says what came of it
+            os._exit(0)  # forked by the handler: the original process answers
         self._mirror.end()
         return self._told(*outcome)
 
@@ -187,7 +191,7 @@ class ChildLoop:
         if isinstance(raised, Cancelled):
             return Verb.CANCELLED, b""
         if isinstance(raised, (SystemExit, KeyboardInterrupt)):
-            raise raised  # it has asked for the end of the process
+            raise raised  # the handler has asked for the end of the process
         return Verb.RAISED, pack_exception(raised)
 
 
@@ -221,6 +225,6 @@ def main(
 
 
 def _leave_nothing(mirror: ParentWatch, parent: int) -> None:
-    """Else the parent does that."""
+    """Kill the process group, if the parent will not: it has ended, or dismissed this process."""
     if (mirror.dismissed or os.getppid() != parent) and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)

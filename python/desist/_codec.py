@@ -1,4 +1,4 @@
-"""How items become bytes, and failures text, in queues that are not in memory."""
+"""Codecs: how items become bytes, and failures text, in queues that are not in memory."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from desist._core import CancelCause
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PROTOCOL = 5  # what the oldest Python that we run on understands
+_PROTOCOL = 5  # the newest one that Python 3.10 reads
 _LONGEST = 8_000
-"""Characters of a failure's text: its end says what it was."""
+"""Characters that are kept of a failure's text: the end, which names the exception."""
 
 
 class Codec(NamedTuple):
-    """Both ways."""
+    """A pair of functions between items and bytes."""
 
     encode: Callable[[Any], bytes]
-    """TypeError: it cannot."""
+    """Raises TypeError, with advice, for an item that has no such bytes."""
     decode: Callable[[bytes], Any]
-    """Raises whatever it raises."""
+    """Raises what the decoder raises for bytes that it cannot read."""
 
 
 def codec(name: str) -> Codec:
-    """ValueError: there is none of that name."""
+    """Give the codec of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
     if name == "pickle":
         import pickle
 
@@ -51,9 +55,8 @@ def _saying_what_to_do(dumps: Callable[[Any], bytes], name: str) -> Callable[[An
             return dumps(item)
         except Exception as error:
             message = (
-                f"{type(item).__name__} cannot be put into this queue, for {name} refuses it "
-                f"({error}): put what the work is about, such as a path or an id, and make the "
-                f"rest in the handler"
+                f"{type(item).__name__} cannot be put into this queue, because {name} refuses it "
+                f"({error}): put a path or an id, and create the object in the handler"
             )
             raise TypeError(message) from error
 
@@ -61,7 +64,7 @@ def _saying_what_to_do(dumps: Callable[[Any], bytes], name: str) -> Callable[[An
 
 
 def describe(failure: BaseException | CancelCause) -> str:
-    """What went wrong, for people."""
+    """Give a failure as text for people."""
     if isinstance(failure, CancelCause):
         return f"{failure.kind.value}: {failure.reason}" if failure.reason else failure.kind.value
     import traceback

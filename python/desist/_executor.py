@@ -1,4 +1,13 @@
-"""ThreadPoolExecutor: that of concurrent.futures, whose work can be cancelled and killed."""
+"""ThreadPoolExecutor: that of concurrent.futures, whose work can be cancelled and killed.
+
+It keeps the fields and locks of its base class (`_work_queue`, `_threads`, `_shutdown_lock`), so
+that the standard library ends it with the interpreter as its own. Its worker threads run behind a
+boundary (`WorkerThread`) that no kill enters; only a submitted function has a boundary of its own, so that
+a kill ends the function and the thread goes on.
+
+The base class's locks are `threading`'s: they are taken only while kills of the thread are
+deferred. `_hands`, `_may_abandon` and `_exhausted` are written under `_shutdown_lock`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
 
     from desist._core import CancelCause, CancelToken
 
-# Shared with the standard library's executors, so that all of them end with the interpreter.
+# Its registry of threads and its lock are shared, so that all executors end with the interpreter.
 stdlib: Any = concurrent.futures.thread
 
 P = ParamSpec("P")
@@ -122,10 +131,10 @@ class TaskFuture(Future[R]):
         assert cause is not None  # noqa: S101 (for the type checker: it was cancelled)
         return cause
 
-    # On the worker's thread, when no kill can strike it.
+    # On the worker's thread, where no kill strikes.
 
     def _run(self) -> bool:
-        """Do it. False: the thread was given up meanwhile, and is to end."""
+        """Call the function. False: it was abandoned meanwhile, and this thread is to end."""
         body, self._body = self._body, None
         self._thread = threading.current_thread()
         if self.set_running_or_notify_cancel() and body is not None:
@@ -177,7 +186,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     `asyncio.wait_for(loop.run_in_executor(...))` really stops it, once this is the loop's
     executor. A kill strikes the submitted function and nothing else of its thread.
 
-    `inherit_context`: functions run in a copy of the context (contextvars) of who submits them.
+    `inherit_context`: a function runs in a copy of the context (contextvars) of its submit().
     `max_abandoned`: at most this many abandoned threads are replaced; with one more the executor is
     exhausted: submitted calls that have not begun fail with PoolExhausted, and submit() raises it.
     `policy` is for TaskFuture.kill().
@@ -212,9 +221,11 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         self._hands: dict[threading.Thread, WorkerThread] = {}
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
-        """Have `fn(*args, **kwargs)` called by a thread of the pool. Never waits for it.
+        """Have `fn(*args, **kwargs)` called by a thread of the pool. Never blocks.
 
-        RuntimeError: after shutdown(). PoolExhausted: more threads than `max_abandoned` were.
+        Raises:
+            RuntimeError: the executor has been shut down.
+            PoolExhausted: more threads than `max_abandoned` were abandoned.
         """
         call: Callable[[], R] = partial(fn, *args, **kwargs)
         if self._inherit_context:
@@ -245,10 +256,10 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         name = f"{self._thread_name_prefix or self}_{self._number}"
         self._number += 1
         hand = WorkerThread(name)
-        # Who is woken by the end of the executor gets the reference itself.
+        # When the executor is dropped, its queue gets the dead reference, which wakes a worker.
         me = weakref.ref(self, self._work_queue.put)
-        # A daemon, for one that was given up must not keep the process; the others are joined by
-        # the standard library at the interpreter's exit, as its own are.
+        # A daemon: an abandoned thread must not keep the process alive. The standard library joins
+        # the others at the interpreter's exit, as it does its own.
         thread = threading.Thread(
             target=hand.work,
             args=(_worker, me, self._work_queue, self._initialize),
@@ -265,7 +276,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         stdlib._threads_queues[thread] = self._work_queue  # noqa: SLF001
 
     def _replace(self, thread: threading.Thread) -> None:
-        """A thread was given up."""
+        """Start a thread in the place of an abandoned one, unless that happened too often."""
         with self._shutdown_lock:
             self._threads.discard(thread)
             hand = self._hands.pop(thread, None)
@@ -296,8 +307,9 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As concurrent.futures.ThreadPoolExecutor.shutdown().
 
-        Waiting for the threads is a desist wait, which can be cancelled, and is not for those
-        that were given up. `cancel_futures` cancels what has not begun, and nothing that runs.
+        `cancel_futures` cancels calls that have not begun, and none that run.
+
+        Blocks: with `wait`, until all threads have ended that were not abandoned. A checkpoint.
         """
         with defer_kill(BRIEFLY), self._shutdown_lock:
             self._shutdown = True
@@ -315,10 +327,10 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
                 return
             if thread is threading.current_thread():
                 raise RuntimeError("a thread of the pool cannot wait for its own end")
-            if thread.is_alive():  # else it was left behind by a fork
+            if thread.is_alive():  # in a forked child it is not
                 hand.wait()
-            if self._hands.pop(thread, None) is not None:  # else it was given up
-                thread.join()  # it is on its last few steps
+            if self._hands.pop(thread, None) is not None:  # else it was abandoned
+                thread.join()  # only the interpreter's own last steps are left
 
 
 _logger = logging.getLogger("concurrent.futures")
@@ -330,7 +342,7 @@ def _worker(
     work_queue: SimpleQueue[Any],
     initialize: Callable[[], object] | None,
 ) -> None:
-    """What the standard library's worker does."""
+    """Work until the executor ends, as the standard library's worker does."""
     if initialize is not None:
         try:
             initialize()
@@ -346,7 +358,7 @@ def _worker(
             if not item._run():  # noqa: SLF001 (its own module)
                 return
         elif _is_over(reference):
-            work_queue.put(None)  # for the next one
+            work_queue.put(None)  # ends the next worker
             return
         del item
 

@@ -1,4 +1,14 @@
-"""TaskGroup: functions that run side by side, and a block that ends when all of them have."""
+"""TaskGroup: functions that run side by side, and a block that ends when all of them have.
+
+The guarantees are native, in `Crew`, the base class: that a started child is known, and that the
+block does not end before its children, whatever strikes its thread. This module has what need not
+be atomic: results, errors and threads. It relies on being called by the core, on a child's thread
+where no kill strikes (`_run`, `_settle`), or on the killing thread (`_abandoned`).
+
+A `Task` is settled once, by whichever of `_settle` and `_abandoned` the core calls: it calls one of
+them, before it tells the task's waiters. So `_result` and `_failure` need no lock: they are written
+before the core's latch is set, and read after it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +49,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Task(Generic[T_co]):
-    """A function that a TaskGroup runs on a thread of its own; made by start_soon()."""
+    """A function that a TaskGroup runs on a thread; made by start_soon()."""
 
     def __init__(self, group: TaskGroup, name: str, body: Callable[[], T_co]) -> None:
         """For start_soon()."""
@@ -55,7 +65,7 @@ class Task(Generic[T_co]):
 
     @property
     def id(self) -> int:
-        """Its number; never used again."""
+        """Its number; no other task of this program ever has it."""
         return self._core.id
 
     @property
@@ -195,7 +205,7 @@ class Task(Generic[T_co]):
 
     def _end_if_waiting(self) -> None:
         group = self._group
-        with defer_kill(BRIEFLY):  # out of the line, it has to end here
+        with defer_kill(BRIEFLY):  # once withdrawn, no thread of the group ends it
             if group is not None and group._withdraw(self._core):  # noqa: SLF001
                 self._run()
 
@@ -213,15 +223,22 @@ class TaskGroup(GroupCore):
             group.start_soon(watch)
         print(page.result())
 
-    If one fails, the others and the block are cancelled, unless `on_error` is "continue"; what
-    they raised comes out of the block as an ExceptionGroup, and what the block itself raised with
-    it. If the block is cancelled from outside, or an exception leaves it, its tasks are cancelled,
-    and waited for; so with Ctrl-C. Tasks that were cancelled have not failed. A task that was
-    killed or given up has, with TaskAborted.
+    If a task fails, the other tasks and the block are cancelled, unless `on_error` is "continue".
+    The failures, and an exception of the block itself, are raised by the block's end as an
+    ExceptionGroup. If the block is cancelled from outside, or left by an exception, its tasks are
+    cancelled and waited for. A cancelled task has not failed; a task that was killed or abandoned
+    has, with TaskAborted.
 
-    `max_threads`: so many run at a time, others wait for their turn. `policy`: how tasks are
-    killed that do not stop when asked, where asking is not enough: if the block's own thread is
-    killed, or Ctrl-C is pressed again. `name` is for the threads.
+    Blocks: the block's end, until all tasks have ended or were abandoned. A checkpoint.
+    On cancel: the tasks are cancelled, and the end goes on to wait for them. So with Ctrl-C;
+    pressed again, it kills the tasks.
+    On kill: of the block's thread: the tasks are cancelled, and killed as `policy` says.
+
+    Args:
+        on_error: Whether a failure cancels the other tasks.
+        max_threads: At most this many tasks run at a time; the others wait.
+        policy: For tasks that are killed because the block's thread is, or because of Ctrl-C.
+        name: For the threads' names.
     """
 
     _numbers = count(1)
@@ -256,23 +273,28 @@ class TaskGroup(GroupCore):
         del max_threads, policy  # for __new__
         self.name: str = name or f"TaskGroup-{next(self._numbers)}"
         self._fails_fast = on_error == "cancel"
-        # By their idents; when there are too many of them, those that are gone are taken out.
+        # The group's threads by their idents, each entered by itself. When there are `_too_many`,
+        # threads that have ended are removed.
         self._threads: dict[int, threading.Thread] = {}
         self._too_many = 16
         self._errors: list[Exception] = []
-        # KeyboardInterrupt, SystemExit and the like, out of a task.
+        # KeyboardInterrupt, SystemExit and the like, which a task raised.
         self._fatal: BaseException | None = None
-        # Those that as_completed() has not told of, and how many they are.
+        # The ended tasks that as_completed() has not given yet, and their number.
         self._ended: deque[Task[Any]] = deque()
         self._endings = Semaphore(0)
 
     def start_soon(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Task[R]:
         """Call `fn(*args, **kwargs)` on a thread of its own, in a copy of this context.
 
-        Never waits for anything but the start of the thread. It may also be called by the tasks
-        of the group, and by others, until the block has ended. In a group that is cancelled the
-        function is not called. RuntimeError: the block has not begun or has ended, or the system
-        has no more threads. TypeError: `fn` is not callable.
+        It may also be called by the tasks of the group, and by other threads, until the block has
+        ended. In a group that is cancelled the function is not called.
+
+        Blocks: only for the start of the thread.
+
+        Raises:
+            RuntimeError: the block has not begun or has ended, or the system has no more threads.
+            TypeError: `fn` is not callable.
         """
         if not callable(fn):
             message = f"start_soon() takes a function to call, not {type(fn).__name__}"  # type: ignore[unreachable]
@@ -283,18 +305,19 @@ class TaskGroup(GroupCore):
         return task
 
     def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
-        """Ask the block and all tasks to stop; the block is left quietly.
+        """Ask the block and all tasks to stop; the block then ends without an exception.
 
-        Never raises, never waits for them; works from any thread. `grace`: seconds that clean-up
-        zones may take (5 unless given). True: this call was the first.
+        Never blocks, never raises; works from any thread. `grace`: seconds that clean-up zones may
+        take (5 unless given). True: this call was the first.
         """
         return self.cancel_scope.cancel(reason, grace=grace)
 
     def as_completed(self) -> Iterator[Task[Any]]:
-        """Give the tasks as they end, those first that have ended already; each once.
+        """Give the tasks as they end, first the ended ones; each once, until no task is left.
 
-        It ends when no task is left. Each step is a wait, which can be cancelled. Until a task has
-        been given here, the group keeps it, and what it returned.
+        The group keeps a task, and its result, until it has been given here.
+
+        Blocks: each step, until a task has ended. A checkpoint.
         """
         while self._claim():
             try:
@@ -315,11 +338,11 @@ class TaskGroup(GroupCore):
 
     def _start_thread(self, hand: WorkerThread, task: Task[Any]) -> None:
         name = f"{self.name}-{task.id}"
-        # A daemon, for it is the block that waits for it, unless it was given up.
+        # A daemon: the block waits for the thread, unless its task was abandoned.
         threading.Thread(target=hand.work, args=(self._work, task), name=name, daemon=True).start()
 
     def _verdict(self, raised: BaseException | None) -> BaseException | None:
-        """All tasks have ended; what is to be raised in place of what leaves the block."""
+        """Give what the block raises in place of `raised`, when all tasks have ended."""
         for thread in list(self._threads.values()):
             thread.join()  # it is on its last few steps
         if raised is not None and not isinstance(raised, (Exception, Cancelled)):
@@ -334,7 +357,7 @@ class TaskGroup(GroupCore):
         if not errors:
             return None
         group = _group_of("unhandled errors in a TaskGroup", errors)
-        group.__cause__ = None  # its parts say it all
+        group.__cause__ = None  # the exceptions in it are the cause
         return group
 
     def _forsaken(self) -> None:
@@ -342,13 +365,13 @@ class TaskGroup(GroupCore):
         self._report()
 
     def _report(self) -> None:
-        """Nobody will be told of the errors by an exception."""
+        """Pass the errors to threading.excepthook, because no exception will carry them."""
         errors, self._errors = self._errors, []
         for error in errors:
             args = (type(error), error, error.__traceback__, None)
             threading.excepthook(threading.ExceptHookArgs(args))
 
-    # On a task's thread, between its tasks, or where one was given up.
+    # On a thread of the group, between its tasks, or on the thread that abandoned a task.
 
     def _work(self, task: Task[Any] | None) -> None:
         thread = threading.current_thread()
@@ -361,7 +384,7 @@ class TaskGroup(GroupCore):
         while task is not None:
             task._run()  # noqa: SLF001 (its own module)
             if task.state is TaskState.ABANDONED:
-                return  # another thread has its place
+                return  # another thread has taken its place
             del task
             task = self._next()
 
@@ -400,7 +423,7 @@ def _group_of(message: str, errors: list[Exception]) -> BaseException:
 
 
 class _Race(TaskGroup):
-    """Once it is won, nobody cares for who failed."""
+    """The group of race(): once a task has won, the others' failures are dropped."""
 
     won = False
 
@@ -411,16 +434,22 @@ class _Race(TaskGroup):
 
 
 def race(*fns: Callable[[], R]) -> R:
-    """Call all functions at once, and return what the first one returns that succeeds.
+    """Call all functions at once, and return the first result.
 
-    The others are cancelled, and waited for. If all fail, an ExceptionGroup has why. A wait that
-    can be cancelled: then all of them are. ValueError: no function was given.
+    The other functions are cancelled, and waited for.
+
+    Blocks: until all functions have ended. A checkpoint.
+    On cancel: all functions are cancelled.
+
+    Raises:
+        ExceptionGroup: all functions failed.
+        ValueError: no function was given.
     """
     if not fns:
         raise ValueError("race() needs a function to call")
     with _Race(on_error="continue", name="race") as group:
         tasks = [group.start_soon(fn) for fn in fns]
-        winner = tasks[0]  # of nobody who was not cancelled
+        winner = tasks[0]  # if all were cancelled, any of them says so
         for task in group.as_completed():
             if task.state is TaskState.DONE:
                 winner, group.won = task, True

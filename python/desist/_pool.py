@@ -1,4 +1,13 @@
-"""WorkerPool: threads that work through a LeaseQueue, and can be killed at it."""
+"""WorkerPool: threads that work through a queue of leases, and can be killed while they do.
+
+What it guarantees: an item of the queue is done, ready again, or dead, whatever ends its handler;
+and every future that submit() has returned is settled, at the latest when the pool stops.
+
+How: the loop of a worker, and the settlement of its item, are native (`Seat`). The workers are in
+the `Roster`, limits of their replacement in the `Supervisor`. A future is settled by the queue when
+its item ends, by the supervisor when the pool ends by itself, or by stop(), and the first of them
+counts.
+"""
 
 from __future__ import annotations
 
@@ -43,33 +52,33 @@ R = TypeVar("R")
 
 
 class WorkEvent(NamedTuple):
-    """Something that has happened to an item of a WorkerPool."""
+    """An event of one item of a WorkerPool."""
 
     kind: Literal["started", "done", "failed", "cancelled", "killed", "requeued", "dead"]
-    """What became of the attempt, and after all but the first two, what becomes of the item."""
+    """How the attempt ended; after every end but "done" follows what becomes of the item."""
     item_id: int | str
     attempt: int
     worker: str
     """The worker's name."""
     failure: BaseException | CancelCause | None
-    """What went wrong, if anything did."""
+    """What the handler raised, or why it was stopped; None if it succeeded."""
 
 
 class PoolStats(NamedTuple):
-    """What a WorkerPool has done so far, and how it is."""
+    """The counts of a WorkerPool."""
 
     workers: int
-    """How many it is meant to have."""
+    """Workers that the pool was made with."""
     alive: int
-    """How many are there."""
+    """Workers that are idle or busy."""
     busy: int
-    """How many are at work on an item."""
+    """Workers that work on an item."""
     restarts: int
-    """How many have been replaced."""
+    """Replacements of workers."""
     abandoned: int
-    """How many threads were given up and left behind."""
+    """Threads that no rung of a kill has ended."""
     started: int
-    """Attempts. Those that are over are done, failed, cancelled or killed."""
+    """Attempts. Each ends as one of the next four."""
     done: int
     failed: int
     cancelled: int
@@ -77,22 +86,23 @@ class PoolStats(NamedTuple):
     requeued: int
     """Attempts after which the item was ready, or delayed, again."""
     dead: int
-    """Items that were tried for the last time."""
+    """Items that were dead-lettered."""
 
 
 class WorkerPool(Generic[T, R]):
     """Threads that call `handler(lease)` for every item of a queue.
 
-    With `isolation="process"` each has a child process, in which the handler is called: a kill ends
-    also what blocks in C, and a crash of it loses one attempt, not the program. Handler, items and
-    results are pickled, and the main module is imported over there (see docs/processes.md).
+    With `isolation="process"` each thread has a child process, in which the handler is called: a
+    kill also ends calls that block in C, and a crash loses one attempt, not the program. Handler,
+    items and results are pickled, and the main module is imported in the process (see
+    docs/processes.md).
 
-    What the handler returns is the item's result, unless it has called lease.ack() itself; an
-    exception gives the item back, to be tried again as the queue's RetryPolicy says. A worker
-    that is killed goes on with the next item, and the one that it had is leased again.
+    The handler's return value is the item's result, unless the handler has called lease.ack()
+    itself. After an exception the item is requeued, as the queue's RetryPolicy says. A worker that
+    is killed goes on with the next item, and its item is leased again.
 
-    Leaving the `with` block waits until all work has ended, then stops the workers; if an
-    exception leaves it, they are stopped at once.
+    Leaving the `with` block waits until all work has ended, then stops the workers; an exception
+    that leaves the block stops them at once.
 
     The pool stops by itself when workers have to be replaced more often than `restart` allows, or
     when the queue fails. Then submit(), drain(), the end of the `with` block and the futures raise
@@ -111,19 +121,20 @@ class WorkerPool(Generic[T, R]):
         restart: RestartPolicy | None = None,
         on_event: Callable[[WorkEvent], object] | None = None,
     ) -> None:
-        """Start `workers` threads, and a process for each if these are to be isolated so.
+        """Start `workers` threads, and a process for each with `isolation="process"`.
 
-        TypeError: the handler cannot be pickled, for those processes.
-
-        `queue` is where the items are: a queue; a path, for the FileQueue in that file; or a URL
-        that desist.engines.open_queue() takes. Without, the pool has a LeaseQueue of its own, and
-        what is left in it when the pool stops is dead; elsewhere it stays.
+        `queue` has the items: a queue; a path, for the FileQueue in that file; or a URL that
+        desist.engines.open_queue() takes. Without it, the pool has a LeaseQueue of its own, whose
+        unfinished items are dead when the pool stops; other queues keep them.
 
         `policy` is for killing workers: a StopPolicy, or a ProcessStopPolicy for worker processes.
         A worker that no rung ends is abandoned, and replaced.
 
-        `on_event(event)` is called for whatever happens to an item, on the worker's own thread,
-        where no kill strikes: it should be quick. What it raises goes to sys.unraisablehook.
+        `on_event(event)` is called for every event of an item, on the worker's own thread, where
+        no kill strikes: it should be quick. Its exceptions go to sys.unraisablehook.
+
+        Raises:
+            TypeError: the handler cannot be pickled, or an argument is of the wrong type.
         """
         restart = RestartPolicy() if restart is None else restart
         _check(handler, workers, restart, isolation)
@@ -163,17 +174,25 @@ class WorkerPool(Generic[T, R]):
         expires: float | None = None,
         timeout: float | None = None,
     ) -> ItemFuture[R]:
-        """Add an item; its future tells what becomes of it, if a worker of this pool has it.
+        """Add an item; its future has the result, if a worker of this pool does the work.
 
-        The rest is as in put() of the queue: where that has a maxsize, it waits for room. With a
-        key that is known the future is told of the item that is there.
+        The arguments are those of the queue's put(). With a key that the queue has, the future is
+        settled with the item that is there.
+
+        Blocks: for room, in a queue with a maxsize. A checkpoint then.
+        On timeout: as put() of the queue.
+
+        Raises:
+            PoolExhausted, PoolFailed: the pool has stopped by itself.
+            RuntimeError: the pool has been stopped.
+            TypeError: the item cannot be pickled, for a process or a file.
         """
         self._roster.check_usable()
         self._supervisor.check()
         if self._roster.children:
             from desist._child import pickled_item
 
-            pickled_item(item)  # told now, not by its worker later
+            pickled_item(item)  # raises here, not in the worker later
         future: ItemFuture[R] = ItemFuture()
         promise = ItemPromise(future)
         item_id = self._port.submit(
@@ -190,7 +209,7 @@ class WorkerPool(Generic[T, R]):
             promise.expire_after(expires, self._roster.cancel_item)
         if key is not None:
             self._fail_if_dead(promise)
-        if self._supervisor.ended.cancelled:  # while this item was put
+        if self._supervisor.ended.cancelled:  # perhaps before the promise was known
             self._supervisor.fail(promise)
         return future
 
@@ -207,22 +226,22 @@ class WorkerPool(Generic[T, R]):
                     promise.fail(why)
 
     def cancel_item(self, item_id: int | str, reason: str | None = None) -> bool:
-        """The work is unwanted: it is never leased again, and code at work on it is asked to stop.
+        """Cancel an item: it is never leased again, and code at work on it is asked to stop.
 
-        False if it had ended before.
+        Never blocks, but for a queue whose server or file has to answer. False: it had ended.
         """
         self._roster.check_usable()
         return self._roster.cancel_item(item_id, reason) is not None
 
     def workers_alive(self) -> int:
-        """How many workers are there to work; one that was given up is not."""
+        """Count the workers that are idle or busy."""
         return sum(worker.state in ("idle", "busy") for worker in self.workers)
 
     def stats(self) -> PoolStats:
-        """What the pool has done so far, and how it is. Never blocks.
+        """Count what the pool has done, and its workers. Never blocks.
 
-        A worker tells of the end of an item when the queue knows of it: drain() may be over an
-        instant before that.
+        The end of an item is counted after the queue has recorded it, so drain() may return an
+        instant earlier.
         """
         return PoolStats(
             workers=len(self.workers),
@@ -234,7 +253,10 @@ class WorkerPool(Generic[T, R]):
         )
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait until all work has ended (True), at most for `timeout` seconds. A checkpoint.
+        """Wait until all work has ended (True), at most for `timeout` seconds.
+
+        Blocks: until then. A checkpoint.
+        On timeout: returns False.
 
         Raises:
             PoolExhausted, PoolFailed: the pool has stopped by itself.
@@ -246,14 +268,17 @@ class WorkerPool(Generic[T, R]):
         return False
 
     def stop(self) -> None:
-        """Stop the workers; what they were working on is ready again. Idempotent.
+        """Stop the workers; the items that they worked on are ready again. Idempotent.
 
-        If the queue is the pool's own, nobody will work on what is left in it: it is dead. A queue
-        that was passed in keeps it for other pools. Futures of what was not done raise
-        TaskCancelled. RuntimeError in a worker of this pool, which cannot wait for itself.
+        Unfinished items of the pool's own queue are dead; a queue that was passed in keeps them for
+        other pools. Futures of unfinished items raise TaskCancelled.
 
-        Blocks until each has ended or was given up, as the pool's policy says, also in a block that
-        is cancelled; they are killed side by side.
+        Blocks: until each worker has ended or was abandoned, as the pool's policy says; they are
+        killed side by side.
+        On cancel: goes on; the caller's own cancellation does not interrupt it.
+
+        Raises:
+            RuntimeError: called by a worker of this pool, which cannot wait for itself.
         """
         roster = self._roster
         if os.getpid() != roster.process:
@@ -289,7 +314,7 @@ class WorkerPool(Generic[T, R]):
         )
 
     def __enter__(self) -> WorkerPool[T, R]:
-        """Give the pool itself."""
+        """Return the pool."""
         return self
 
     def __exit__(
@@ -299,7 +324,7 @@ class WorkerPool(Generic[T, R]):
         traceback: TracebackType | None,
         /,
     ) -> None:
-        """Drain, unless an exception is on its way, and stop."""
+        """Drain, unless an exception leaves the block, and stop."""
         try:
             if kind is None and not self._roster.stopped:
                 self.drain()

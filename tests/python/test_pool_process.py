@@ -243,7 +243,7 @@ def test_a_main_module_that_cannot_be_imported_twice_is_explained(tmp_path: Path
         (handlers.exit_by_exception, 7, 7, "exit code 7"),
         (handlers.crash, 0, -signal.SIGSEGV, "PYTHONFAULTHANDLER"),
         (handlers.signal_itself, int(signal.SIGKILL), -signal.SIGKILL, "out of memory"),
-        (handlers.signal_itself, int(signal.SIGTERM), 0, "somebody has sent it SIGTERM"),
+        (handlers.signal_itself, int(signal.SIGTERM), 0, "another program sent it SIGTERM"),
     ],
 )
 def test_i31_the_item_of_a_process_that_dies_is_tried_again(

@@ -252,7 +252,7 @@ class EnginePort:
     def cancel(self, item_id: str, reason: str | None = None) -> bool | None:
         """Never lease the item again."""
         self.check_usable()
-        cause = _cause(reason)
+        cause = CancelCause.explicit(reason)
         dead = call_masked(self._engine.cancel, item_id, str(cause))
         if dead:
             self._fail(item_id, cause)
@@ -277,7 +277,7 @@ class EnginePort:
     def abandon(self, reason: str | None = None) -> None:
         """Close the queue, and fail the promises; the items stay with the server."""
         self.close()
-        cause = _cause(reason)
+        cause = CancelCause.explicit(reason)
         for item_id in list(self._promises):
             self._fail(item_id, cause)
 
@@ -334,11 +334,3 @@ class _Changed:
         with self._condition:
             patience = None if timeout == math.inf else max(timeout, 0.0)
             return self._condition.wait_for(lambda: self.times != seen, patience)
-
-
-def _cause(reason: str | None) -> CancelCause:
-    source = CancelSource()
-    source.cancel(reason)
-    cause = source.token.cause
-    assert cause is not None  # noqa: S101 (for the type checker: it has just been cancelled)
-    return cause
