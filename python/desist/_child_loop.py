@@ -1,8 +1,8 @@
 """The loop of a worker process: it calls the handler for one item after the other.
 
 The handler runs on the main thread, behind the boundary of a task of its own. A second thread, the
-`ParentWatch`, reads cancellations from a pipe and cancels the task's token when the item's token in the
-parent is cancelled. SIGTERM raises Killed in the handler, unless the kill is deferred, also in
+`ParentWatch`, reads cancellations from a pipe and cancels the task's token when the item's token in
+the parent is cancelled. SIGTERM raises Killed in the handler, unless the kill is deferred, also in
 calls that the system breaks for a signal; then the process ends. When the parent has ended, the
 process ends itself and every process that it has started.
 

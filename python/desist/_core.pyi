@@ -78,6 +78,7 @@ __all__ = [
     "_Injector",
     "call_within",
     "cancel_scope",
+    "leak_counts",
     "checkpoint",
     "cleanup",
     "current_effective_deadline",
@@ -87,7 +88,6 @@ __all__ = [
     "fail_after",
     "fork_timeouts",
     "hold_off",
-    "leak_counts",
     "lease_of",
     "move_on_after",
     "notify_closing",
@@ -2082,6 +2082,12 @@ def cancel_scope(
         ValueError: a time that is NaN, or a negative number of seconds.
     """
 
+def leak_counts() -> tuple[int, int, int, int]:
+    """
+    What code may leave behind by mistake: tasks that have not ended, deadlines that are armed, be
+    it for force, locks and permits that the calling thread holds, and blocks that it is in.
+    """
+
 def checkpoint() -> None:
     """
     Raise Cancelled or Killed if the calling code is to stop.
@@ -2154,12 +2160,6 @@ def hold_off(fn: Callable[..., _T], *arguments: object) -> _T:
 
     On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
     or delivered anew.
-    """
-
-def leak_counts() -> tuple[int, int, int, int]:
-    """
-    What code may leave behind by mistake: tasks that have not ended, deadlines that are armed, be
-    it for force, locks and permits that the calling thread holds, and blocks that it is in.
     """
 
 def lease_of(held: object) -> Lease[Any]:

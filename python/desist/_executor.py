@@ -2,8 +2,8 @@
 
 It keeps the fields and locks of its base class (`_work_queue`, `_threads`, `_shutdown_lock`), so
 that the standard library ends it with the interpreter as its own. Its worker threads run behind a
-boundary (`WorkerThread`) that no kill enters; only a submitted function has a boundary of its own, so that
-a kill ends the function and the thread goes on.
+boundary (`WorkerThread`) that no kill enters; only a submitted function has a boundary of its own,
+so that a kill ends the function and the thread goes on.
 
 The base class's locks are `threading`'s: they are taken only while kills of the thread are
 deferred. `_hands`, `_may_abandon` and `_exhausted` are written under `_shutdown_lock`.

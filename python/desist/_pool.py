@@ -3,10 +3,10 @@
 What it guarantees: an item of the queue is done, ready again, or dead, whatever ends its handler;
 and every future that submit() has returned is settled, at the latest when the pool stops.
 
-How: the loop of a worker, and the settlement of its item, are native (`Seat`). The workers are in
-the `Roster`, limits of their replacement in the `Supervisor`. A future is settled by the queue when
-its item ends, by the supervisor when the pool ends by itself, or by stop(), and the first of them
-counts.
+How: the loop of a worker, and the settlement of its item, are native (`WorkerSlot`). The workers
+are in the `Roster`, limits of their replacement in the `Supervisor`. A future is settled by the
+queue when its item ends, by the supervisor when the pool ends by itself, or by stop(), and the
+first of them counts.
 """
 
 from __future__ import annotations
