@@ -1,10 +1,19 @@
 //! The boundary around a body: the only door through which a thread enters and leaves a task.
 //!
-//! [`Boundary::enter`] gives the thread the task's context and opens the task for kills;
-//! [`Boundary::leave`] shuts it, in one critical section of the task (I22), sweeps what the body
-//! still holds (I20), gives the thread back the context it had, and records how the body ended. Both run on
-//! the body's own thread. A boundary that is dropped without `leave` (its body panicked) does the
-//! same and sets [`Task::over`] itself.
+//! Guarantees:
+//! 1. Kills are delivered only between [`Boundary::enter`] and [`Boundary::shut`]; both are one critical
+//!    section of the task (I22).
+//! 2. What the body still holds when it has ended is swept: released, or poisoned if a kill ended it (I20).
+//! 3. The thread gets back the context that it had before the body, whatever the body left open.
+//! 4. `leave` returns true to the one party that settles what the body worked on: the caller, or, if
+//!    the task was abandoned meanwhile, the thread that abandoned it.
+//!
+//! The steps of an end, all on the body's own thread and in this order: shut the task; sweep the
+//! ledger; close the scopes that are open, and run their abandon hooks; close the task's source; record.
+//! The caller then settles, and sets [`Task::over`]. A boundary that is dropped without `leave`, because its
+//! body panicked, takes the same steps and sets it itself.
+//!
+//! No lock is held across two of the steps. What the sweep and the hooks do may block.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +26,7 @@ use crate::task::{Interrupter, Task};
 /// How a body came to its end.
 #[derive(Debug)]
 pub enum BodyEnd {
-    /// It returned, failed or was cancelled, and unwound.
+    /// It returned, failed, or was cancelled, and has unwound.
     Unwound,
     /// `Killed` came out of it, from here.
     Killed(Option<Stack>),
@@ -25,12 +34,15 @@ pub enum BodyEnd {
 
 /// The task's body is running on this thread, between `enter` and `leave`.
 pub struct Boundary {
+    /// The task, `Running` from `enter` to `shut`.
     task: Arc<Task>,
+    /// The thread's context from before. Taken out by the end, so that it is restored once.
     outer: Option<Outer>,
 }
 
 impl Boundary {
-    /// The body begins: from here kills are taken.
+    /// The body begins on the calling thread: from here on kills are delivered. `interrupter`: how the host
+    /// raises exceptions in it, if it can.
     pub fn enter(task: &Arc<Task>, interrupter: Option<Arc<dyn Interrupter>>) -> Boundary {
         let outer = scope::begin_task(task);
         task.open(interrupter);
@@ -40,20 +52,25 @@ impl Boundary {
         }
     }
 
-    /// The body is over: sweeps what it holds. False: the task had been abandoned, and whoever did
-    /// that has taken care of what it was working on.
+    /// The body has ended: takes all steps of the end. False: the task had been abandoned, and the thread
+    /// that did so has settled what the body worked on.
     ///
-    /// The caller then settles what the body worked on and calls [`Task::over`]`.set()`.
+    /// If true, the caller settles that, and then calls [`Task::over`]`.set()`.
+    ///
+    /// # Blocking
+    ///
+    /// For hooks of blocks whose exit never ran, and for the locks of what is swept.
     pub fn leave(mut self, end: BodyEnd) -> bool {
         self.close(end)
     }
 
-    /// The body's last instruction has run: from here kills are refused, and what was posted and
-    /// not yet raised is taken back. [`Boundary::leave`] does it if it was not done.
+    /// The body's last instruction has run: from here on kills are refused, and what was posted and not
+    /// yet raised is retracted. Idempotent; [`Boundary::leave`] does it if it was not done.
     pub fn shut(&mut self) {
         self.task.shut();
     }
 
+    /// All steps of the end, once. True: the caller is to settle.
     fn close(&mut self, end: BodyEnd) -> bool {
         let Some(outer) = self.outer.take() else {
             return true;
@@ -91,7 +108,7 @@ impl Boundary {
 
 impl Drop for Boundary {
     fn drop(&mut self) {
-        // Not left: the body panicked, and nobody is there to settle anything.
+        // Not left: the body panicked, and there is no caller to settle anything.
         if self.outer.is_some() && self.close(BodyEnd::Unwound) {
             self.task.over().set();
         }

@@ -35,7 +35,7 @@
 //!   at the checkpoint.
 //! - A block that overruns its `kill_after`: only by its cancellation, which comes before.
 //! - A signal: no. crossbeam's sleep goes on; a signal handler of the host runs when the wait has
-//!   ended, or after the host's longest sleep ([`Host::slice`](crate::host::Host::slice)) if it has
+//!   ended, or after the host's longest sleep ([`Host::max_sleep`](crate::host::Host::max_sleep)) if it has
 //!   set one.
 //! - In simulated time (`testing`) nothing can tell when a channel is ready: the wait tries again
 //!   after a virtual millisecond, then after ever longer pauses, up to a second. A channel without

@@ -1,10 +1,29 @@
-//! The ladder from asking to hard stop.
+//! The ladder from asking to the hard stop: how a kill goes from rung to rung.
 //!
-//! Each rung has its own time, and the next begins only when the one before did not end the
-//! body (I23): ask (cancel), raise at desist waits, raise anywhere in the body, raise in front of
-//! its every step, give up; for a body in a process of its own: ask, terminate the process, kill it,
-//! give up. "Ended" means that the task's boundary has said so, never that
-//! something was sent.
+//! Guarantees:
+//! 1. Each rung has its own time, and the next begins only when the one before has not ended the body
+//!    (I23). *Ended* means that [`Task::over`] is set, which the boundary does when all is swept; never that
+//!    something was sent.
+//! 2. A kill takes at most the sum of its policy's times, plus the time for which masks and held locks
+//!    defer it.
+//! 3. It is not interrupted by the killer's own cancellation: a kill that stopped half way would leave
+//!    the task neither killed nor alone. A signal handler of the host that raises does end it.
+//! 4. Several threads may kill one task. Each goes up the ladder by itself; the first cause stays, and the
+//!    task is abandoned by one of them.
+//!
+//! | rung | body on a thread | body in a process |
+//! |---|---|---|
+//! | `Cooperative` | cancel its source, wait | the same |
+//! | `AtWait` | raise `Killed` at its waits and checkpoints | |
+//! | `AsyncExc` | raise it anywhere in the body | |
+//! | `Trace` | raise it before each step of the body | |
+//! | `Sigterm` | | SIGTERM: the process raises `Killed` in the body |
+//! | `Sigkill` | | SIGKILL |
+//! | `Abandoned` | stop waiting: fence its leases, and lose its locks to all others | the same |
+//!
+//! Within a rung the delivery is repeated with growing pauses, for a body can swallow `Killed`, and
+//! because a delivery does nothing while the kill is deferred. The state of a kill is in the task, under the
+//! task's lock; a [`Kill`] belongs to one thread at a time, and has no lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,18 +40,18 @@ pub use crate::task::policy::{
 use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE};
 use crate::task::{Progress, Task};
 
-/// What a kill came to.
+/// How a kill ended, and what became of what the body held.
 #[derive(Debug, Clone)]
 pub struct KillReport {
-    /// How the task ended; `None`: it has not, and the policy does not allow to give it up.
+    /// How the task ended; `None`: it has not, and the policy does not allow to abandon it.
     pub outcome: Option<KillOutcome>,
-    /// Seconds from the call to the swept boundary.
+    /// From the call until the boundary was swept.
     pub elapsed: Duration,
     /// The rungs that were tried, in order. The body ended during the last one, unless the outcome
     /// says that nothing ended it. The outcome may be a softer rung: the last one whose `Killed`
     /// reached the body, which then took longer to end than that rung's time.
     pub rungs: Vec<RungReport>,
-    /// Names of locks that were given back.
+    /// Names of locks that were released on the body's behalf.
     pub released: Vec<Arc<str>>,
     /// Names of locks that are poisoned, or lost with an abandoned owner.
     pub poisoned: Vec<Arc<str>>,
@@ -40,10 +59,10 @@ pub struct KillReport {
     pub requeued: Vec<ItemId>,
     /// Ids of items whose lease the task still believes to hold.
     pub fenced: Vec<ItemId>,
-    /// Where it was stopped, or where it is now.
+    /// Where `Killed` was raised, or where the body is now.
     pub stack: Option<Stack>,
-    /// The call, the last of `stack`, that has not come back in all the time in which force was
-    /// used: foreign code, which no rung can end.
+    /// The last call of `stack`, if it has not returned since the first exception was posted: foreign
+    /// code, which no rung can end.
     pub blocked: Option<Arc<str>>,
 }
 
@@ -60,8 +79,8 @@ pub enum KillError {
     Interrupted,
 }
 
-/// A process is told again this soon: what it has told its body may have been swallowed.
-const TELL_AGAIN: Duration = Duration::from_millis(50);
+/// A process gets its signal again after this time: its body may have swallowed the `Killed` of the last one.
+const RESIGNAL_AFTER: Duration = Duration::from_millis(50);
 
 impl KillReport {
     /// The report where no task was there to be killed.
@@ -106,7 +125,7 @@ pub fn kill(
     kill.run(on_abandon)
 }
 
-/// Act in real time: simulated time would stand still while the task runs.
+/// Acts in real time: a simulated clock would stand still while the task runs.
 fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
     #[cfg(not(loom))]
     return crate::testing::in_real_time(act);
@@ -114,12 +133,16 @@ fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
     act()
 }
 
-/// One kill, on its way up the ladder. Between [`Kill::begin`] and [`Kill::climb`] it may pass from
+/// One kill, on its way up the ladder. Between [`Kill::begin`] and [`Kill::run`] it may pass from
 /// one thread to another.
 pub(crate) struct Kill {
+    /// The one to be killed, which is not the calling thread's.
     task: Arc<Task>,
+    /// The rungs, and the time for each.
     policy: AnyStopPolicy,
+    /// Recorded in the task, unless another kill was first.
     cause: Cause,
+    /// By the system's clock, for the report.
     began: Time,
     /// The task had ended before the kill.
     is_over: bool,
@@ -130,6 +153,11 @@ pub(crate) struct Kill {
 }
 
 impl Kill {
+    /// A kill that has not done anything yet.
+    ///
+    /// # Errors
+    ///
+    /// The task cannot be killed, or not by this thread, or not by this policy.
     pub(crate) fn new(
         task: &Arc<Task>,
         reason: Option<Arc<str>>,
@@ -160,13 +188,14 @@ impl Kill {
         })
     }
 
-    /// Does the policy use force at once?
+    /// True if the policy uses force at once.
     pub(crate) fn is_urgent(&self) -> bool {
         self.policy.cooperative().is_zero()
     }
 
-    /// What comes before the first wait. A host in which one thread runs at a time has an urgent
-    /// kill do this before it lets others run, or it would wait until the task lets it run again.
+    /// The steps before the first wait: cancel, and if the kill is urgent, deliver once. Where one thread of
+    /// the host runs at a time, an urgent kill has to do this before it lets others run: afterwards the task
+    /// may keep it from running.
     pub(crate) fn begin(&mut self) {
         if self.is_over {
             return;
@@ -189,6 +218,7 @@ impl Kill {
         in_real_time(|| self.run_now(on_abandon))
     }
 
+    /// [`Kill::run`], in real time.
     fn run_now(mut self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         if self.is_over {
             return Ok(self.report(Some(KillOutcome::AlreadyDone)));
@@ -196,7 +226,7 @@ impl Kill {
         if self.ask()? || self.use_force()? {
             return Ok(self.report(None));
         }
-        self.give_up(on_abandon)
+        self.abandon(on_abandon)
     }
 
     /// The first rung: the task has been cancelled. True: it has ended.
@@ -232,6 +262,7 @@ impl Kill {
         Ok(false)
     }
 
+    /// Notes a rung for the report.
     fn record(&mut self, rung: KillOutcome, since: Time, limit: Duration, attempts: u32) {
         self.rungs.push(RungReport {
             rung,
@@ -241,8 +272,8 @@ impl Kill {
         });
     }
 
-    /// No rung has ended the task.
-    fn give_up(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
+    /// No rung has ended the task: abandons it, if the policy says so and its boundary has not closed.
+    fn abandon(self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
         let task = &self.task;
         let place = if self.policy.is_for_process() {
             None
@@ -265,12 +296,12 @@ impl Kill {
                 });
                 task.over().set();
             } else {
-                over(task, Duration::MAX)?; // its boundary has begun to close
+                over(task, Duration::MAX)?; // its boundary is closing, which takes no waits
             }
             return Ok(self.report(None));
         }
         if task.progress() == Progress::Over {
-            over(task, Duration::MAX)?; // its boundary has begun to close
+            over(task, Duration::MAX)?; // its boundary is closing, which takes no waits
             return Ok(self.report(None));
         }
         let mut unfinished = self.report(None);
@@ -280,6 +311,7 @@ impl Kill {
         Ok(unfinished)
     }
 
+    /// The report, from what is recorded of the task by now.
     fn report(self, known: Option<KillOutcome>) -> KillReport {
         let record = self.task.record();
         KillReport {
@@ -310,7 +342,7 @@ fn signal(
     while Time::now() < end {
         *attempts += 1;
         end = end.max(task.signal_process(rung) + limit);
-        if over(task, TELL_AGAIN.min(end - Time::now()))? {
+        if over(task, RESIGNAL_AFTER.min(end - Time::now()))? {
             return Ok(true);
         }
     }

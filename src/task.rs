@@ -49,7 +49,7 @@
 //!
 //! # Locks
 //!
-//! All fields of [`TaskInner`] are read and written under `inner`. Lock order: the host's own lock, if
+//! All fields of `TaskInner` are read and written under `inner`. Lock order: the host's own lock, if
 //! any, then `inner`. Under `inner` nothing is called but [`Interrupter::post`] and
 //! [`RemoteBody::signal`], which only store or send, and the ledger, which calls nothing. Whatever
 //! may run code of the host (retracting, dropping a node, waking) is done after the lock is released.

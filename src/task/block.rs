@@ -1,12 +1,25 @@
-//! Blocks that their thread is forced out of: the other kind of kill.
+//! Kills of one block of a task: its forced blocks, and which target a kill is due for.
 //!
-//! A kill of this kind is addressed to one open block of a thread. It strikes while the block is
-//! open and is the thread's innermost concern: [`Task::close_block`] withdraws it under the same
-//! lock under which it would be posted, so none is seen after the block (I22). What the thread took,
-//! and what masks it opened, before the block, neither hold the kill off nor are touched by it.
+//! Guarantees:
+//! 1. Such a kill is addressed to one open block of a thread, and is raised only while that block is
+//!    open: `Task::close_block` withdraws it under the same lock under which it would be posted, so none
+//!    is seen after the block (I22).
+//! 2. What the thread acquired, and which masks it opened, before the block, neither defers the kill
+//!    nor is touched by it. A block remembers how many entries the ledger and how many masks there were.
+//! 3. Of several kills that are due, the one with the widest target is raised: the whole body, then an
+//!    injected exception, then blocks from the outermost to the innermost.
 //!
-//! When several kills are on their way, the one with the widest target goes first: the whole body,
-//! then blocks from the outermost to the innermost.
+//! States of a block, each step in one critical section of the task's lock:
+//!
+//! | state | by | next |
+//! |---|---|---|
+//! | open | `open_block`, on the body's thread | |
+//! | requested | `request_block_kill`, on the enforcer's thread | after `kill_after`; the first cause stays |
+//! | posted | `deliver_async_to_block`, on the enforcer's thread | arrives, or is retracted at a wait or the end |
+//! | killed (`first_delivery` is set) | the body's thread raises `Killed` | is posted again while the block is open |
+//! | closed | `close_block` or `forget_blocks`, on the body's thread | gone; what was posted is retracted |
+//!
+//! The life of a block is in `forced`; here is what the rest of a task has to know of blocks.
 
 #[cfg(any(feature = "python", test))]
 mod forced;
@@ -28,27 +41,33 @@ use crate::token::tree::NodeRef;
 /// One open block that can be ended by force.
 #[cfg_attr(not(any(feature = "python", test)), allow(dead_code))] // only a host opens any
 pub(super) struct Block {
+    /// Differs from that of every other block of the process. Never zero.
     id: u64,
+    /// The node of its scope, for its deadline and its cause.
     node: NodeRef,
-    /// How long after it was cancelled.
+    /// The time from its own cancellation to the first kill.
     kill_after: Duration,
-    /// Entries made in the ledger before: those that come later are the block's.
+    /// The ledger's next number when it was opened: holds with this number or a greater one are its own.
     recorded: u64,
-    /// Masks that were open before.
+    /// Number of open masks that were there before it; lowered when one of them closes.
     masks: usize,
+    /// Raises its kill. Blocks of one thread may have different ones.
     interrupter: Arc<dyn Interrupter>,
+    /// Its kill. Stored by the enforcer's thread, and never taken out.
     request: Option<KillRequest>,
-    /// Something is, or may be, on its way by force.
+    /// Its kill is, or may be, in the host's slot for the thread. Set by the enforcer's thread, cleared by the
+    /// body's.
     posted: bool,
-    /// When `Killed` was first raised inside.
+    /// When `Killed` was first raised inside. Written by the body's thread.
     first_delivery: Option<Time>,
+    /// When its kill was last posted or raised; the next one is posted `RESEND_AFTER` later.
     last_delivery: Option<Time>,
-    /// Until it is struck again.
+    /// The enforcer's next pause before it tries again; it doubles up to `LONGEST_PAUSE`.
     pause: Duration,
 }
 
 impl Block {
-    /// The mask with this index is no more.
+    /// The mask with this index has closed.
     pub(super) fn mask_closed(&mut self, at: usize) {
         if at < self.masks {
             self.masks -= 1;
@@ -60,23 +79,25 @@ impl Block {
         self.first_delivery.get_or_insert_with(Time::now);
     }
 
+    /// The cause of its kill, once requested.
     fn cause(&self) -> Option<Cause> {
         self.request.as_ref().map(|request| request.cause.clone())
     }
 }
 
-/// Whom a kill is for.
+/// What a kill is addressed to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
+    /// The whole body.
     Body,
-    /// The body, for what somebody throws into it.
+    /// The body, for an injected exception.
     Injected,
     /// The block with this index.
     Block(usize),
 }
 
 impl TaskInner {
-    /// For whom a kill may strike now.
+    /// The widest target that a kill is due for: requested, not deferred, and the body running.
     pub(super) fn due(&self, ledger: &Ledger) -> Option<Target> {
         if self.phase != Phase::Running {
             return None;
@@ -104,7 +125,8 @@ impl TaskInner {
             .map(Target::Block)
     }
 
-    /// For whom a kill is that has reached the thread, be it by now held off.
+    /// The target of the exception that has reached the thread. It may be deferred by now, as a mask can
+    /// be opened between the post and the raise: then what was posted counts first, and then any request.
     pub(super) fn addressee(&self, ledger: &Ledger) -> Option<Target> {
         let posted = || self.blocks.iter().position(|block| block.posted);
         let requested = || self.blocks.iter().position(|block| block.request.is_some());
@@ -120,6 +142,7 @@ impl TaskInner {
             .or_else(|| requested().map(Target::Block))
     }
 
+    /// The cause of the target's kill.
     pub(super) fn cause(&self, target: Target) -> Option<Cause> {
         let request = match target {
             Target::Body => &self.request,
@@ -129,13 +152,14 @@ impl TaskInner {
         request.as_ref().map(|request| request.cause.clone())
     }
 
+    /// True if anything is pending, for any target.
     pub(super) fn is_kill_requested(&self) -> bool {
         self.request.is_some()
             || self.injection.is_some()
             || self.blocks.iter().any(|block| block.request.is_some())
     }
 
-    /// A kill is raised in the block.
+    /// On the body's thread: the posted kill is raised in the block. Returns its cause.
     pub(super) fn deliver_to_block(&mut self, index: usize) -> Option<Cause> {
         let block = self.blocks.get_mut(index)?;
         block.posted = false;
@@ -144,14 +168,16 @@ impl TaskInner {
         block.cause()
     }
 
-    /// A kill is raised in the block, at a wait: what was posted is about to be taken back.
+    /// On the body's thread: a kill is raised in the block at a wait. What was posted is retracted by the
+    /// caller, so `posted` stays for that.
     pub(super) fn raised_in_block(&mut self, index: usize) -> Option<Cause> {
         let block = self.blocks.get_mut(index)?;
         block.note_delivery();
         block.cause()
     }
 
-    /// At a wait, as [`TaskInner::note_delivery_at_wait`]: the first time, clean-up code gets its time.
+    /// As [`TaskInner::note_delivery_at_wait`]: the first time, clean-up code gets `RESEND_AFTER` before the
+    /// host's exception follows.
     pub(super) fn note_block_delivery_at_wait(&mut self, index: usize) {
         if let Some(block) = self
             .blocks
@@ -162,7 +188,8 @@ impl TaskInner {
         }
     }
 
-    /// What is on its way by force to blocks from `first` on, taken out: to be taken back.
+    /// Clears what is posted for blocks from `first` on, and returns by which interrupters it is to be
+    /// retracted, unlocked.
     pub(super) fn withdraw_posted_blocks(&mut self, first: usize) -> Vec<Arc<dyn Interrupter>> {
         let posted = |block: &mut Block| {
             let posted = std::mem::take(&mut block.posted);
@@ -173,7 +200,8 @@ impl TaskInner {
 }
 
 impl Task {
-    /// The process was forked in the middle of the blocks: nothing strikes them any more.
+    /// In a forked child, on the body's thread: closes all blocks, for the enforcer's thread is gone. A
+    /// request for the whole body stays.
     pub(crate) fn forget_blocks(&self) {
         let (closed, posted) = {
             let mut inner = self.inner.lock();
@@ -187,7 +215,7 @@ impl Task {
     }
 }
 
-/// Unlocked, for the host runs code to take it back.
+/// Retracts what was posted by these. Called with no lock held, for the host runs code for it.
 pub(super) fn retract_all(posted: Vec<Arc<dyn Interrupter>>) {
     for interrupter in posted {
         fork::outside(|| interrupter.retract());

@@ -1,8 +1,17 @@
-//! An exception of the host's that somebody throws into a body, once.
+//! An exception of the host's that another thread has raised in a body, once.
 //!
-//! It goes the way of a kill: at waits and checkpoints, else by force, in the body and nowhere else,
-//! held off by the same things. But it is not repeated, and what it says is the host's affair: the
-//! core hands it over where it is to be raised.
+//! Guarantees: it is raised at a wait or checkpoint, or asynchronously, in the body and nowhere else
+//! (I22); what defers a kill defers it, and held locks do so without limit; it is raised once; a later
+//! one replaces an earlier one that has not been raised.
+//!
+//! | state | posted | raised | next |
+//! |---|---|---|---|
+//! | stored by `inject` | no | no | due: a wait raises it, or `deliver_injected` posts it |
+//! | posted | yes | no | arrives (`injected_arrives` takes it out), or a mask retracts it: stored again |
+//! | raised at a wait | any | yes | `take_injected`, on the same thread, takes it out |
+//!
+//! The core knows nothing of the exception: it hands the host's object over where it is to be raised.
+//! The object is dropped with no lock held, for its drop is code of the host.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -12,22 +21,24 @@ use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::fork;
 
-/// What is thrown, in the host's terms.
+/// The exception, in the host's terms.
 pub type Injected = Arc<dyn Any + Send + Sync>;
 
-/// One on its way.
+/// An exception that was injected and has not been raised.
 pub(super) struct Injection {
+    /// Handed over where it is raised.
     what: Injected,
-    /// When it may be raised, as for a kill. Held locks hold it off for good.
+    /// Decides when it may be raised, as for a kill: its time for locks never ends.
     pub(super) request: Option<KillRequest>,
-    /// Something is, or may be, in the host's slot for it.
+    /// It is, or may be, in the host's slot for the thread. Set by the injecting thread, cleared by the body's.
     pub(super) posted: bool,
-    /// It is being raised.
+    /// The body's thread is about to raise it at a wait. It is not posted any more, then.
     raised: bool,
 }
 
 impl TaskInner {
-    /// It is raised at a wait; [`Task::take_injected`] says what it is. Returns a cause.
+    /// On the body's thread: it is raised at a wait, and fetched by [`Task::take_injected`]. Returns a cause,
+    /// which is what all stops have, and says nothing here.
     pub(super) fn raise_injected(&mut self) -> Option<Cause> {
         let injection = self.injection.as_mut()?;
         injection.raised = true;
@@ -37,8 +48,8 @@ impl TaskInner {
             .map(|request| request.cause.clone())
     }
 
-    /// What the host raises asynchronously has reached the body, or is being taken back: then it
-    /// is not posted any more, and stays.
+    /// On the body's thread: the posted exception has arrived, and is taken out. `None`: it has been
+    /// retracted, and stays for later.
     pub(super) fn injected_arrives(&mut self) -> Option<Injected> {
         let injection = self.injection.take_if(|injection| injection.posted)?;
         Some(injection.what)
@@ -46,8 +57,8 @@ impl TaskInner {
 }
 
 impl Task {
-    /// Have this raised in the body, once, as soon as nothing holds it off; the last one counts.
-    /// Does not wait for it. False: the body is not there, yet or any more.
+    /// Has this raised in the body, once, as soon as nothing defers it; the last one counts. Does not wait
+    /// until it is raised, but may block for the host's lock. False: the body has not been launched, or has ended.
     pub fn inject(&self, what: Injected) -> bool {
         let cause = Cause::now(CauseKind::Explicit, None, None); // unlocked: it asks the host
         let former = {
@@ -73,10 +84,10 @@ impl Task {
         true
     }
 
-    /// Post it, if it may be raised now, and no wait is about to.
+    /// Posts it, if it is due, and no wait is about to raise it.
     pub(super) fn deliver_injected(&self) {
         let Some(interrupter) = self.inner.lock().interrupter.clone() else {
-            return; // before the body begins, which does it again
+            return; // the body has not begun; `open` does it again
         };
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
@@ -93,7 +104,8 @@ impl Task {
         });
     }
 
-    /// What is to be raised where [`Task::kill_due`] or a wait said so, if it is not the kill.
+    /// On the body's thread, where [`Task::kill_due`] or a wait has returned a kill: the exception to raise
+    /// in its place. `None`: it is a kill.
     pub fn take_injected(&self) -> Option<Injected> {
         if !self.is_kill_requested() {
             return None;
@@ -102,7 +114,7 @@ impl Task {
             let mut inner = self.inner.lock();
             let injection = inner.injection.take_if(|injection| injection.raised)?;
             self.note_requests(&inner);
-            // Posted between the wait's end and now. A kill in the same slot is to stay there.
+            // It may have been posted between the wait's end and now. A kill in the same slot stays there.
             let posted = injection.posted && !inner.posted;
             (injection, inner.interrupter.clone().filter(|_| posted))
         };

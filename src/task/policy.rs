@@ -1,11 +1,11 @@
-//! The words of a kill: its steps, how long each may take, and how it ended.
+//! The vocabulary of a kill: its rungs, how long each may take, and how it ended.
 //!
-//! The procedure that climbs them is [`stop`](crate::stop); a block that is ended by force takes
-//! its pauses and its default for held locks from here, too.
+//! The procedure that goes from rung to rung is [`stop`](crate::stop), which re-exports all of it; a
+//! forced block takes its pauses, and its default for held locks, from here, too.
 
 use std::time::Duration;
 
-/// A step of the ladder, and how a killed task ended.
+/// A rung of the ladder; of a report, the one that ended the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KillOutcome {
@@ -13,9 +13,9 @@ pub enum KillOutcome {
     AlreadyDone,
     /// It came to an end by itself, or because it was asked to.
     Cooperative,
-    /// `Killed` was raised at a desist wait, or where a kill had been held off.
+    /// `Killed` was raised at a desist wait, or where a kill had been deferred.
     AtWait,
-    /// `Killed` was raised by force, anywhere in the body.
+    /// `Killed` was raised by the host's asynchronous exception, anywhere in the body.
     AsyncExc,
     /// `Killed` was raised in front of every step of the body, so that it could not go on.
     Trace,
@@ -23,7 +23,7 @@ pub enum KillOutcome {
     Sigterm,
     /// Its process was killed.
     Sigkill,
-    /// Nothing ended it: it was given up and may still run.
+    /// No rung ended it: it was abandoned, and may still run.
     Abandoned,
 }
 
@@ -99,6 +99,7 @@ pub enum AnyStopPolicy {
 }
 
 impl AnyStopPolicy {
+    /// True if it is for a body in another process.
     pub(crate) fn is_for_process(&self) -> bool {
         matches!(self, Self::Process(_))
     }
@@ -168,6 +169,8 @@ pub struct RungReport {
     pub attempts: u32,
 }
 
-/// Struck again this soon at first, then ever more slowly: whoever swallows a kill gets another.
+/// The pause after the first delivery on a rung. Each following pause is twice as long: a body that swallows
+/// `Killed` gets another, and one that cleans up is left time for it.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest pause between two deliveries.
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(20);

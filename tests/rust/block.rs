@@ -267,7 +267,7 @@ fn i23_i24_a_block_that_swallows_for_long_is_killed_at_every_step_unless_deferre
     block.kill(AT_ONCE);
     assert_eq!(block.strike(), 1);
     assert!(block.task.deliver_here(Some(1)).is_some());
-    clock.advance(PATIENCE.saturating_sub(RESEND_AFTER / 2));
+    clock.advance(SWALLOW_LIMIT.saturating_sub(RESEND_AFTER / 2));
     assert_eq!(block.strike(), 1);
     assert!(block.task.deliver_here(Some(1)).is_some());
     assert_eq!(block.task.deliver_here(Some(1)), None);

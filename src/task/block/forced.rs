@@ -1,4 +1,13 @@
-//! The life of a forced block: opened by its thread, pressed by the enforcer, closed by its thread.
+//! The life of a forced block: opened by its thread, interrupted by the enforcer, closed by its thread.
+//!
+//! The enforcer calls [`Task::interrupt_block`] when the block is due, and again after growing pauses for
+//! as long as it is open. Each time it requests the kill, settles the wait that the thread is in, and posts
+//! the host's exception, if the block is what a kill is due for. A block that goes on swallowing
+//! `Killed` for [`SWALLOW_LIMIT`] is escalated: its thread then calls [`Task::deliver_here`] before each step.
+//!
+//! The block's end and the enforcer meet at the task's lock only. The enforcer may prepare something in
+//! the host with no lock held (a trace, say), so it looks once more afterwards and retracts that if the
+//! block is gone; the block's end retracts what it found posted. One of them comes last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,13 +23,14 @@ use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
 use crate::task::{Interrupter, KillInfo, KillRequest, Phase, RESEND_AFTER, Task, TaskInner};
 use crate::token::tree::NodeRef;
 
-/// So long a block may swallow `Killed` before its every step is struck: as the ladder's default.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a block may swallow `Killed` before it is raised before each of its steps: as long as the
+/// default policy stays on the rung before tracing.
+const SWALLOW_LIMIT: Duration = Duration::from_secs(1);
 
 impl Block {
-    /// When force begins; it may never.
+    /// When its first kill is due; [`Time::NEVER`] if it has no deadline and is not cancelled.
     fn due(&self) -> Time {
-        // What was cancelled from outside is still bound by its own deadline.
+        // A cancellation from outside does not start the time; the block's own deadline still does.
         let cancelled_at = match self.node.cause() {
             Some(cause) if self.node.is_cancelled_itself() => cause.at,
             _ => self.node.own_deadline(),
@@ -28,31 +38,33 @@ impl Block {
         cancelled_at + self.kill_after
     }
 
-    /// It has swallowed that for so long that its every step is to be struck, if the host can.
+    /// True if it has swallowed `Killed` for so long that it is to be raised before each of its steps.
     fn is_swallowing(&self) -> bool {
         self.first_delivery
-            .is_some_and(|first| Time::now() - first >= PATIENCE)
+            .is_some_and(|first| Time::now() - first >= SWALLOW_LIMIT)
     }
 }
 
 impl TaskInner {
+    /// The index of an open block.
     fn find(&self, id: u64) -> Option<usize> {
         self.blocks.iter().position(|block| block.id == id)
     }
 }
 
-/// What became of the kill of a block that was left.
+/// What a block's end found of its kill.
 #[derive(Default)]
 pub(crate) struct BlockExit {
-    /// A `Killed` that leaves the block ends there: no wider target is being killed.
+    /// A `Killed` that unwinds out of the block ends there: the block was to be killed, and a kill is due
+    /// for no wider target.
     pub(crate) absorbs: bool,
-    /// Why, if it was raised inside.
+    /// The cause of the block's kill, if it was raised inside.
     pub(crate) killed: Option<Cause>,
 }
 
 impl Task {
-    /// For the blocks of a thread outside of any task. It is never over, and nobody can kill it
-    /// as a whole.
+    /// A task that stands for a thread outside of any task, so that its blocks can be killed. It shares the
+    /// thread's ledger, is never over, and cannot be killed as a whole.
     pub(crate) fn of_thread(name: &str, ledger: Arc<Ledger>) -> Arc<Task> {
         let mut task = Task::bare(name, None);
         task.ledger = ledger;
@@ -61,12 +73,13 @@ impl Task {
         Arc::new(task)
     }
 
-    /// It stands for a thread outside of any task.
+    /// True if it stands for a thread outside of any task.
     pub(crate) fn is_of_thread(&self) -> bool {
         self.of_thread
     }
 
-    /// The calling thread, which this task is of, enters a block. Returns the block's number.
+    /// On the body's thread: enters a block. Returns its number, by which the enforcer and the block's end
+    /// name it. `recorded`: the ledger's next number.
     pub(crate) fn open_block(
         &self,
         node: &NodeRef,
@@ -94,8 +107,8 @@ impl Task {
         id
     }
 
-    /// The block is over, and with it those that were entered later: from here nothing strikes in
-    /// it, and what was posted and not yet raised is taken back.
+    /// On the body's thread: the block ends, and with it those that were entered later. From here on no
+    /// kill is raised for it, and what was posted and not yet raised is retracted.
     pub(crate) fn close_block(&self, id: u64) -> BlockExit {
         let (left, closed, posted) = {
             let mut inner = self.inner.lock();
@@ -118,7 +131,7 @@ impl Task {
             };
             (left, closed, posted)
         };
-        drop(closed); // unlocked: a node may be the last of it
+        drop(closed); // unlocked: each may have the last count of its node
         retract_all(posted);
         left
     }
@@ -129,7 +142,7 @@ impl Task {
         self.inner.lock().blocks.get(index).map(|block| block.id)
     }
 
-    /// Let the block's deadline be now.
+    /// Cancels the block, as its deadline would at `now`: for tests.
     #[cfg(any(feature = "python", all(test, loom)))]
     pub(crate) fn expire_block(&self, id: u64, now: Time) {
         let node = {
@@ -142,20 +155,21 @@ impl Task {
         }
     }
 
-    /// When force in the block begins, if it is open and has not been left by then.
+    /// When the block's first kill is due; `None` if it is closed, or never due.
     pub(crate) fn block_due(&self, id: u64) -> Option<Time> {
         let inner = self.inner.lock();
         let at = inner.blocks[inner.find(id)?].due();
         (!at.is_never()).then_some(at)
     }
 
-    /// Force the thread out of the block, if it is time to. Returns when to do it again.
+    /// On the enforcer's thread: tries once to get the thread out of the block, if that is due. Returns when
+    /// to try again; `None`: the block is closed. May block, for the host's lock.
     pub(crate) fn interrupt_block(&self, id: u64) -> Option<Time> {
         let node = {
             let inner = self.inner.lock();
             inner.blocks[inner.find(id)?].node.clone()
         };
-        // A deadline that nobody has noticed; unlocked, for it wakes whom it concerns.
+        // The deadline may not have been noticed yet. Unlocked, for a cancellation wakes waiters.
         let now = Time::now();
         node.poll(now);
         let due = self.block_due(id)?;
@@ -175,7 +189,7 @@ impl Task {
         Some(Time::now() + pause)
     }
 
-    /// Order the kill of a block, as [`Task::request_kill`] does for the body. The first cause stays.
+    /// Requests the kill of a block, as [`Task::request_kill`] does for the body. The first cause stays.
     pub(crate) fn request_block_kill(&self, id: u64, cause: &Cause, lock_grace_until: Time) {
         let mut inner = self.inner.lock();
         if let Some(index) = inner.find(id) {
@@ -189,7 +203,8 @@ impl Task {
         }
     }
 
-    /// Strike the block by force, if it may be struck now, and not again too soon.
+    /// Posts the host's exception for the block, if a kill is due for it and for no wider target, and not
+    /// sooner than [`RESEND_AFTER`] after the last one.
     pub(crate) fn deliver_async_to_block(&self, id: u64) {
         let (interrupter, is_swallowing) = {
             let inner = self.inner.lock();
@@ -220,15 +235,15 @@ impl Task {
                 }
             });
         });
-        // What the host prepares outside of the lock may have come too late.
+        // The block may have been closed while the host prepared something with no lock held.
         let gone = self.inner.lock().find(id).is_none();
         if gone {
             fork::outside(|| interrupter.retract());
         }
     }
 
-    /// On the thread itself, where the host can still choose not to raise: the cause, if a kill of a
-    /// block is to be raised at this place.
+    /// On the body's thread, where the host can still choose not to raise: the cause, if the posted kill of
+    /// a block is to be raised at this place.
     #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(crate) fn deliver_here(&self, place: Option<u32>) -> Option<Cause> {
         if !self.is_kill_requested() {
@@ -245,7 +260,7 @@ impl Task {
         if !interrupter.may_deliver_at(place) {
             return None;
         }
-        // Since then only this thread could have left the block, or opened a mask.
+        // The index is still right: only this thread opens and closes blocks and masks.
         let mut inner = self.inner.lock();
         let cause = inner.deliver_to_block(index);
         let block = &mut inner.blocks[index];
@@ -257,8 +272,8 @@ impl Task {
         cause
     }
 
-    /// Who dies in the middle of a block, for what was taken there as this entry of the ledger.
-    /// `None`: no kill has reached a block around it.
+    /// The kill that ends a hold taken inside a block: `number` is the hold's entry in the ledger. `None`: no
+    /// kill was raised in a block around it.
     #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(in crate::task) fn kill_info_in_block(
         &self,
@@ -272,7 +287,7 @@ impl Task {
         Some(self.kill_info_of(cause, stack))
     }
 
-    /// A death of this task's, or of a block of its.
+    /// What the poison of a lock says of a kill of this task, or of a block of it.
     pub(crate) fn kill_info_of(&self, cause: Cause, stack: Option<Stack>) -> KillInfo {
         KillInfo {
             task: self.name.clone(),
