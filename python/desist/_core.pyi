@@ -41,14 +41,14 @@ __all__ = [
     "Cancelled",
     "ChildProcess",
     "Condition",
-    "Crew",
     "Event",
     "FailScope",
     "FileQueue",
+    "GroupCore",
     "Guarded",
     "GuardedValue",
-    "Hand",
     "KillReport",
+    "KillSignal",
     "Killed",
     "Latch",
     "Lease",
@@ -56,8 +56,9 @@ __all__ = [
     "Lock",
     "LockGuard",
     "Masked",
-    "Mirror",
     "Op",
+    "ParentWatch",
+    "PoolMetrics",
     "ProcessStopPolicy",
     "Queue",
     "QueuePort",
@@ -67,18 +68,17 @@ __all__ = [
     "RetryPolicy",
     "RungReport",
     "RunningHandler",
-    "Seat",
     "Semaphore",
     "SimpleQueue",
     "Simulation",
     "StopPolicy",
-    "Strike",
-    "Tally",
     "Task",
+    "WorkerSlot",
+    "WorkerThread",
     "_Injector",
+    "call_masked",
     "call_within",
     "cancel_scope",
-    "leak_counts",
     "checkpoint",
     "cleanup",
     "current_effective_deadline",
@@ -87,7 +87,7 @@ __all__ = [
     "defer_kill",
     "fail_after",
     "fork_timeouts",
-    "hold_off",
+    "leak_counts",
     "lease_of",
     "move_on_after",
     "notify_closing",
@@ -121,7 +121,7 @@ class Barrier:
     def __repr__(self, /) -> str: ...
     def abort(self, /) -> None:
         """
-        Break it: whoever waits, or comes, gets BrokenBarrierError.
+        Break the barrier: threads that wait, and all later ones, get BrokenBarrierError.
         """
     @property
     def broken(self, /) -> bool:
@@ -131,7 +131,7 @@ class Barrier:
     @property
     def n_waiting(self, /) -> int:
         """
-        How many threads wait in it.
+        How many threads wait in the barrier.
         """
     @property
     def parties(self, /) -> int:
@@ -140,14 +140,18 @@ class Barrier:
         """
     def reset(self, /) -> None:
         """
-        Make it as new. Whoever waits gets BrokenBarrierError.
+        Make the barrier usable again. Threads that wait get BrokenBarrierError.
         """
     def wait(self, /, timeout: float | None = None) -> int:
         """
-        Wait for the others, and pass with them; returns the number of those who had come before.
+        Wait until all parties have arrived; returns the number of threads that arrived before.
 
-        A checkpoint. Whoever is cancelled has not been there, and the others wait on; whoever
-        waits for more than `timeout` seconds breaks the barrier. BrokenBarrierError: it is broken.
+        Blocks: until the last party has arrived.
+        On cancel: Cancelled is raised; the thread does not count as arrived, and the others wait on.
+        On timeout: the barrier breaks, for all of its waiters.
+
+        Raises:
+            BrokenBarrierError: the barrier is broken, or was while this waited.
         """
 
 @final
@@ -229,7 +233,7 @@ class CancelScope:
         Cancel the block: it is left quietly at its next checkpoint. True: this call was the
         first; False: it was cancelled, or left, before.
 
-        Never raises, never waits for the block; works from any thread, signal handler and
+        Never raises, and never waits for the block; works from any thread, signal handler and
         finalizer. `grace`: seconds that clean-up zones inside may still take (5 unless given).
         """
     @property
@@ -265,7 +269,7 @@ class CancelScope:
 @final
 class CancelSource:
     """
-    May cancel. Hand out its `token`; what is below a cancelled token is cancelled with it.
+    Cancels its `token`, and all tokens below that. Give the token to other code, and keep the source.
 
     As a context manager it closes itself at the end of the block.
     """
@@ -294,7 +298,7 @@ class CancelSource:
         """
         Cancel. True: this call was the first; False: it was cancelled, or closed, before.
 
-        Never raises, never waits for who is cancelled; works from any thread, signal handler and
+        Never raises, and never waits for the cancelled code; works from any thread, signal handler and
         finalizer. `grace`: seconds that clean-up zones may still take (5 unless given). Callbacks
         run on this thread.
         """
@@ -311,7 +315,7 @@ class CancelSource:
 @final
 class CancelToken:
     """
-    May look whether something was cancelled, wait for it and register callbacks; may not cancel.
+    Tells whether something was cancelled; can be waited for, and takes callbacks. It cannot cancel.
 
     `cancelled` is a slot that the interpreter reads without a call.
     """
@@ -361,8 +365,8 @@ class CancelToken:
 
         It runs on the thread that cancels, or for a deadline on a thread of desist's, in an empty
         context (contextvars), after all waiters have been woken. What it raises goes to
-        sys.unraisablehook. A kill of who cancels waits for its end, for 5 seconds at most. It stays
-        registered as long as the token lives, whether or not what is returned here is kept.
+        sys.unraisablehook. A kill of the cancelling thread is deferred until it returns, for 5 seconds at most. It stays
+        registered as long as the token lives, whether or not the registration is kept.
         """
     def remaining(self, /) -> float:
         """
@@ -391,10 +395,9 @@ class Cancelled(BaseException):
 @final
 class ChildProcess:
     """
-    The process in which a worker has its handler called; another one after each that has died.
+    The process in which a worker's handler is called; another one after each that has died.
 
-    It is struck only between begin() and end(): an idle process, and one that is at the next item
-    already, is never hit by what was meant for the item before (I22).
+    It is signalled only between begin() and end().
     """
     def __new__(cls, /) -> ChildProcess: ...
     def begin(self, /, pid: SupportsIndex) -> None:
@@ -403,30 +406,30 @@ class ChildProcess:
         """
     def cancel(self, /, round: SupportsIndex, cause: CancelCause) -> None:
         """
-        The work with this number was cancelled.
+        Pass on that the work with this number was cancelled.
         """
     def connect(self, /, pipe: SupportsIndex) -> None:
         """
-        A process was started; this pipe to it is nobody else's from now on.
+        A process was started; this object owns the pipe to it from now on.
         """
     def disconnect(self, /) -> None:
         """
-        It is gone.
+        The process has ended.
         """
     def dismiss(self, /) -> None:
         """
-        Let it go, and any that is started later: it stops what it does, in short time by force, and
-        ends. Never blocks.
+        Dismiss the process, and any that is started later: it stops its work, soon by force, and ends.
+        Never blocks.
         """
     @property
     def dismissed(self, /) -> bool:
         """
-        Was it let go?
+        Was it dismissed?
         """
     def end(self, /, *, died: bool, stack: str | None = None) -> KillOutcome | None:
         """
-        It runs there no more, and the process is not struck from now on. Returns the rung with
-        which it was; that is what ended the body, if the process has `died`, at `stack`.
+        The body has ended, and the process is not signalled any more. Returns the rung of the last
+        signal, if there was one. If the process has `died`, that rung has ended the body, at `stack`.
         """
 
 @disjoint_base
@@ -452,11 +455,11 @@ class Condition:
         """
     def _at_fork_reinit(self, /) -> None:
         """
-        In a forked child, as threading.Condition has it: nobody holds the lock any more.
+        In a forked child, as in threading.Condition: the lock is free, and has no waiters.
         """
     def _is_owned(self, /) -> bool:
         """
-        Does the calling code hold the lock? Of a lock that is not reentrant: does anyone?
+        Does the calling code hold the lock? For a lock that is not reentrant: does any thread?
         """
     def _release_save(self, /) -> Released:
         """
@@ -464,7 +467,7 @@ class Condition:
         """
     def _wait(self, /, timeout: float | None = None) -> bool:
         """
-        wait(), in what hold_off() calls: a kill ends it, and strikes nothing around it.
+        wait(), inside what call_masked() calls: a kill is delivered in the wait, and nowhere around it.
         """
     def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
@@ -472,13 +475,14 @@ class Condition:
         """
     def locked(self, /) -> bool:
         """
-        Held by anyone?
+        Does any thread hold the lock?
         """
     def notify(self, /, n: SupportsIndex = 1) -> None:
         """
-        Wake one of those who wait, or `n`, the longest waiting first. Never blocks.
+        Wake one waiter, or `n`, the longest waiting first. Never blocks.
 
-        RuntimeError: the lock is not held.
+        Raises:
+            RuntimeError: the lock is not held.
         """
     def notifyAll(self, /) -> None:
         """
@@ -486,7 +490,10 @@ class Condition:
         """
     def notify_all(self, /) -> None:
         """
-        Wake all who wait. Never blocks. RuntimeError: the lock is not held.
+        Wake all waiters. Never blocks.
+
+        Raises:
+            RuntimeError: the lock is not held.
         """
     def release(self, /) -> None:
         """
@@ -494,73 +501,22 @@ class Condition:
         """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
-        Give up the lock, block until a notify (True) or until the seconds have passed (False), and
-        take the lock again.
+        Release the lock, wait for a notify (True) or until the seconds have passed (False), and
+        reacquire the lock.
 
-        A checkpoint. Whatever ends the wait, the lock is held again afterwards, and a notify that
-        comes too late for this waiter goes to the next one. RuntimeError: the lock is not held.
-        LockPoisoned: it was poisoned meanwhile, and is not held.
+        Blocks: until a notify, and then until the lock is free.
+        On cancel: Cancelled is raised when the lock has been reacquired. A notify that comes too late
+        for this waiter goes to the next one.
+        On kill: as on cancel.
+
+        Raises:
+            RuntimeError: the lock is not held.
+            LockPoisoned: the lock was poisoned meanwhile, and is not held.
         """
     def wait_for(self, /, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
         """
         wait() until `predicate()` is true, or the seconds have passed. Returns what it returned
         last.
-        """
-
-@disjoint_base
-class Crew:
-    """
-    The children of a TaskGroup, and the block that they are joined at. For TaskGroup.
-    """
-    def __enter__(self, /) -> Crew: ...
-    def __exit__(
-        self,
-        type: type[BaseException] | None,
-        value: BaseException | None,
-        _traceback: TracebackType | None,
-        /,
-    ) -> bool:
-        """
-        Waits until all tasks have ended.
-        """
-    def __new__(cls, /, policy: StopPolicy | None, most: SupportsIndex | None) -> Crew: ...
-    def _claim(self, /) -> bool:
-        """
-        The caller is about to wait for one more task to end. False: there is none.
-        """
-    def _fail(self, /, reason: str) -> None:
-        """
-        A task has failed: the others, and the block, are cancelled.
-        """
-    def _hire(self, /, core: Task, task: Any) -> None:
-        """
-        One more thread, for a task that `_next` gave.
-        """
-    def _make(self, /, name: str) -> Task:
-        """
-        A task to be started in the group. RuntimeError: its block is not open.
-        """
-    def _next(self, /) -> Any | None:
-        """
-        What the thread that asks is to do next; None: end.
-        """
-    def _start(self, /, core: Task, task: Any) -> None:
-        """
-        Start what `_make` has made, as `task`: on a new thread, or, if there are enough, on the
-        first one that has nothing else to do.
-        """
-    def _unclaim(self, /) -> None:
-        """
-        The caller does not wait any more.
-        """
-    def _withdraw(self, /, core: Task) -> bool:
-        """
-        Take a task that has no thread yet out of the line. False: it has one, or has ended.
-        """
-    @property
-    def cancel_scope(self, /) -> CancelScope:
-        """
-        The block's scope: whoever cancels it cancels the block and its tasks.
         """
 
 @disjoint_base
@@ -572,7 +528,7 @@ class Event:
     def __repr__(self, /) -> str: ...
     def _at_fork_reinit(self, /) -> None:
         """
-        In a forked child, as threading.Event has it: nobody waits any more.
+        In a forked child, as in threading.Event: there are no waiters any more.
         """
     def clear(self, /) -> None:
         """
@@ -588,13 +544,14 @@ class Event:
         """
     def set(self, /) -> None:
         """
-        Set the flag and wake all who wait for it. Never blocks.
+        Set the flag and wake all waiters. Never blocks.
         """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
-        Block until the flag is set (True), or the seconds have passed (False).
+        Wait until the flag is set (True), or the seconds have passed (False).
 
-        A checkpoint, even if it is set.
+        Blocks: until then.
+        On cancel: Cancelled is raised, also if the flag is set.
         """
     def wait_op(self, /) -> Op[bool]:
         """
@@ -643,21 +600,23 @@ class FileQueue(Generic[_T]):
     """
     A LeaseQueue in a file.
 
-    put() returns when the item is on the disk. What is leased when its process dies, of SIGKILL or
-    a crash, is leased again by another process that has the file open, or by the next that opens
-    it, and the attempt counts. After a loss of power, items may be done again whose end was not on
-    the disk yet. Any number of processes may have the same file open.
+    put() returns when the item is on the disk. An item whose worker's process dies, of SIGKILL or a
+    crash, is leased again by another process that has the file open, or by the next that opens it, and
+    the attempt counts. After a loss of power, items whose end was not on the disk yet may be done
+    again. Any number of processes may have the same file open.
 
     The file is a SQLite database that can be read with the sqlite3 program: its view `queue` is
     made for that. Never open it with the sqlite3 module in a process that has it open as a
-    FileQueue: when that closes the file, the locks of both are gone.
+    FileQueue: when that closes the file, the locks of both are lost.
 
-    Items are kept with pickle, or as JSON with `codec="json"`; what goes wrong is kept as text.
+    Items are kept with pickle, or as JSON with `codec="json"`; failures are kept as text.
     `retry`, `maxsize` and `lease_timeout` are as with LeaseQueue; each process has its own.
 
-    All methods may block for as long as the disk takes, or another process's transaction; only
-    those with a timeout are checkpoints. QueueFileError, an OSError: the file cannot be used, or is
-    something else; it is left as it is then.
+    Blocks: all methods, for as long as the disk or another process's transaction takes. Only those
+    with a timeout are checkpoints.
+
+    Raises:
+        QueueFileError: (an OSError) the file cannot be used, or is no queue; it is not changed then.
     """
     @classmethod
     def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
@@ -678,7 +637,7 @@ class FileQueue(Generic[_T]):
         """
     def dead(self, /) -> list[tuple[int, _T, list[str]]]:
         """
-        The dead items: id, item, and all that went wrong, as text.
+        The dead items: id, item, and all failures, as text.
         """
     def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
         """
@@ -697,8 +656,10 @@ class FileQueue(Generic[_T]):
         timeout: float | None = None,
     ) -> int:
         """
-        Add an item; returns its id, when the item is on the disk. As LeaseQueue.put(). TypeError:
-        the codec cannot write it.
+        Add an item; returns its id, when the item is on the disk. As LeaseQueue.put().
+
+        Raises:
+            TypeError: the codec cannot write it.
         """
     def put_many(
         self,
@@ -716,7 +677,66 @@ class FileQueue(Generic[_T]):
         """
     def retry(self, item_id: int, /) -> None:
         """
-        Give a dead item all its attempts again. ValueError if it is not dead.
+        Give a dead item all its attempts again.
+
+        Raises:
+            ValueError: it is not dead.
+        """
+
+@disjoint_base
+class GroupCore:
+    """
+    The children of a TaskGroup, and the block that joins them.
+    """
+    def __enter__(self, /) -> GroupCore: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> bool:
+        """
+        Waits until all tasks have ended.
+        """
+    def __new__(cls, /, policy: StopPolicy | None, most: SupportsIndex | None) -> GroupCore: ...
+    def _claim(self, /) -> bool:
+        """
+        The caller will wait for one more task to end. False: there is none to wait for.
+        """
+    def _fail(self, /, reason: str) -> None:
+        """
+        A task has failed: the others, and the block, are cancelled.
+        """
+    def _hire(self, /, core: Task, task: Any) -> None:
+        """
+        One more thread, for a task that `_next` gave.
+        """
+    def _make(self, /, name: str) -> Task:
+        """
+        A task to be started in the group. RuntimeError: its block is not open.
+        """
+    def _next(self, /) -> Any | None:
+        """
+        The next task for the calling worker thread; None: end.
+        """
+    def _start(self, /, core: Task, task: Any) -> None:
+        """
+        Start what `_make` has made, as `task`: on a new thread, or, if there are enough, on the
+        first one that has nothing else to do.
+        """
+    def _unclaim(self, /) -> None:
+        """
+        The caller does not wait any more.
+        """
+    def _withdraw(self, /, core: Task) -> bool:
+        """
+        Take out a task that has no thread yet. False: it has one, or has ended.
+        """
+    @property
+    def cancel_scope(self, /) -> CancelScope:
+        """
+        The block's scope: cancelling it cancels the block and its tasks.
         """
 
 @final
@@ -725,12 +745,12 @@ class Guarded(Generic[_T]):
     A value that is reached only while its lock is held: `with guarded.lock() as held:` and then
     `held.value`.
 
-    If a block is killed in the middle, the value may be half changed, and LockPoisoned is raised in
-    all who want it, until somebody sets it right in `with guarded.repair() as held:`.
+    If a block is killed in the middle, the value may be half changed: then lock() raises LockPoisoned
+    until `with guarded.repair() as held:` has set it right.
 
     `rollback` is a function that takes the value and returns a copy, copy.deepcopy for instance. It
     is called at the beginning of each block, and must change nothing. If the block is left by any
-    exception, is killed, or its thread is given up, the copy takes the value's place, and the lock
+    exception, is killed, or its thread is abandoned, the copy takes the value's place, and the lock
     is as good as before. Without it an exception leaves the value as it is at that moment.
 
     `name` is for reports.
@@ -745,13 +765,15 @@ class Guarded(Generic[_T]):
         """
         A block that has the value: `with guarded.lock() as held:`.
 
-        At its beginning it waits for the lock, as Lock.acquire() does. Cancelled, Killed,
-        LockPoisoned or OwnerLost, or what `rollback` raises: the block has not begun, and nothing
-        is held.
+        Blocks: at its beginning, until the lock is free, as Lock.acquire() does.
+        On cancel: Cancelled is raised there; the block has not begun, and nothing is held.
+
+        Raises:
+            LockPoisoned, OwnerLost: as Lock.acquire(); what `rollback` raises is raised as well.
         """
     def locked(self, /) -> bool:
         """
-        Has anyone got the value?
+        Does a block have the value?
         """
     @property
     def name(self, /) -> str:
@@ -760,12 +782,12 @@ class Guarded(Generic[_T]):
         """
     def owner(self, /) -> str | None:
         """
-        The name of the task, or the thread, that has the value, for reports; None if nobody does.
+        The name of the task, or the thread, that has the value, for reports; None if none does.
         """
     @property
     def poisoned(self, /) -> bool:
         """
-        The last block that had the value was killed, or given up, in the middle.
+        Was the last block that had the value killed or abandoned in the middle?
         """
     def repair(self, /) -> GuardedValue[_T]:
         """
@@ -795,37 +817,14 @@ class GuardedValue(Generic[_T]):
         """
         The value; assign to put another one in its place.
 
-        Do not keep what it refers to beyond the block. RuntimeError: the block is over. Fenced: the
-        lock was taken from it.
+        Do not keep references to parts of it beyond the block.
+
+        Raises:
+            RuntimeError: the block is over.
+            Fenced: the lock was taken from this block.
         """
     @value.setter
     def value(self, /, value: _T) -> None: ...
-
-@final
-class Hand:
-    """
-    A thread that works for others: no kill strikes what it does between two tasks.
-    """
-    def __new__(cls, /, name: str) -> Hand:
-        """
-        For a thread that the calling one is about to start.
-        """
-    def give_up(self, /) -> None:
-        """
-        What it works at was given up.
-        """
-    def wait(self, /) -> None:
-        """
-        Block until it has ended its work, or was given up. A checkpoint.
-        """
-    def withdraw(self, /) -> bool:
-        """
-        The thread could not be started. False: it was, and works.
-        """
-    def work(self, /, work: Callable[..., object], *arguments: object) -> None:
-        """
-        On the thread: call `work(*arguments)`.
-        """
 
 @final
 class KillReport:
@@ -888,6 +887,16 @@ class KillReport:
         """
 
 @final
+class KillSignal:
+    """
+    Has a token that is cancelled when a kill of the calling task may be delivered: not while it is
+    deferred, and never outside any task.
+    """
+    def __new__(cls, /) -> KillSignal: ...
+    @property
+    def token(self, /) -> CancelToken: ...
+
+@final
 class Killed(BaseException):
     """
     Raised in code that is being killed. Do not catch it: it is absorbed by the end of the task, or of
@@ -913,11 +922,13 @@ class Latch:
         """
     def set(self, /) -> None:
         """
-        Set it and wake all who wait.
+        Set it and wake all waiters.
         """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
-        Block until it is set (True) or the seconds have passed (False). A checkpoint.
+        Wait until it is set (True) or the seconds have passed (False).
+
+        Blocks: until then. A checkpoint.
         """
     def wait_op(self, value: _T, /) -> Op[_T]:
         """
@@ -934,7 +945,10 @@ class Lease(Generic[_T]):
     def __repr__(self, /) -> str: ...
     def ack(self, /, result: object = None) -> None:
         """
-        The work is done. Fenced if the lease is over: acknowledged, given back, or fenced off.
+        Acknowledge the item: the work is done.
+
+        Raises:
+            Fenced: the lease is over: acknowledged, given back, or lost.
         """
     @property
     def attempt(self, /) -> int:
@@ -943,9 +957,11 @@ class Lease(Generic[_T]):
         """
     def commit(self, /) -> Masked:
         """
-        A block in which a kill is held off, for at most 5 seconds: write what the work came to,
-        then ack() the lease. Killed before the block, the item is leased again; after it, it is
-        done; there is no third outcome.
+        A block in which kills are deferred, for at most 5 seconds: write the result of the work, then
+        ack() the lease.
+
+        On kill: before the block, the item is leased again; after it, the item is done; there is no
+        third outcome.
         """
     @property
     def epoch(self, /) -> int:
@@ -954,9 +970,13 @@ class Lease(Generic[_T]):
         """
     def heartbeat(self, /, progress: object = None) -> None:
         """
-        The work goes on: where the queue has a lease_timeout, it begins anew. `progress` is what
-        the next attempt finds if this one does not come to its end. A checkpoint. Fenced if the
-        lease is over: somebody else has the item.
+        The work goes on: where the queue has a lease_timeout, it begins anew. `progress` is stored for
+        the next attempt, in case this one does not finish.
+
+        On cancel: a checkpoint.
+
+        Raises:
+            Fenced: the lease is over, and another worker may have the item.
         """
     @property
     def id(self, /) -> int | str:
@@ -970,24 +990,27 @@ class Lease(Generic[_T]):
         """
     def nack(self, /, *, delay: float | None = None, reason: str | None = None) -> None:
         """
-        Give it back: to be leased again after `delay` seconds. Fenced if the lease is over.
+        Give the item back, to be leased again after `delay` seconds.
+
+        Raises:
+            Fenced: the lease is over.
         """
     @property
     def progress(self, /) -> Any | None:
         """
-        What an earlier attempt has said with heartbeat(); None if none has.
+        What an earlier attempt has stored with heartbeat(); None if none has.
         """
     @property
     def token(self, /) -> CancelToken:
         """
-        The token of the code that works on it: cancelled when that is to stop.
+        The handler's token: cancelled when it is to stop.
         """
 
 @final
 class LeaseQueue(Generic[_T]):
     """
     Items that are leased to workers, in memory. Each is in one state at any time: ready, leased,
-    delayed, done or dead. What a worker does not acknowledge is leased again.
+    delayed, done or dead. An item that its worker does not acknowledge is leased again.
 
     `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
     put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
@@ -1011,14 +1034,17 @@ class LeaseQueue(Generic[_T]):
         """
     def dead(self, /) -> list[tuple[int, _T, list[BaseException | CancelCause]]]:
         """
-        The dead items: id, item, and all that went wrong (exceptions and CancelCauses).
+        The dead items: id, item, and all failures (exceptions and CancelCauses).
         """
     def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
         """
-        Lease the next item; waits for one, at most for `timeout` seconds (then None).
+        Lease the next item. The caller must acknowledge the lease or give it back; a WorkerPool does
+        that for its handlers.
 
-        A checkpoint: Cancelled and Killed mean that nothing was leased. A lease must be
-        acknowledged or given back by whoever took it; a WorkerPool does that for its handlers.
+        Blocks: until there is an item, for `timeout` seconds at most.
+        On cancel: a checkpoint; Cancelled means that nothing was leased.
+        On timeout: returns None.
+        On kill: Killed means that nothing was leased.
         """
     def put(
         self,
@@ -1036,30 +1062,37 @@ class LeaseQueue(Generic[_T]):
 
         `key`: as long as an item with that key is there, dead or alive, its id is returned and
         nothing is added. `priority`: of the ready items one with the least is leased first, then
-        the oldest. `delay`: seconds before it is leased. `expires`: seconds after which nobody wants
-        the work any more; then it is dead, and code at work on it is asked to stop.
+        the oldest. `delay`: seconds before it is leased. `expires`: seconds after which the item
+        expires; then it is dead, and a handler at work on it is cancelled.
 
-        Where there is a maxsize it waits for room, at most for `timeout` seconds (then Full). A
-        checkpoint: Cancelled and Killed mean that nothing was added.
+        Blocks: where there is a maxsize, until there is room, for `timeout` seconds at most.
+        On cancel: a checkpoint; Cancelled means that nothing was added.
+        On kill: Killed means that nothing was added.
+
+        Raises:
+            Full: no room in time.
         """
     def retry(self, item_id: int, /) -> None:
         """
-        Give a dead item all its attempts again. ValueError if it is not dead.
+        Give a dead item all its attempts again.
+
+        Raises:
+            ValueError: it is not dead.
         """
 
 @disjoint_base
 class Lock:
     """
-    A lock like threading.Lock, whose waits can be cancelled, and which its holder gives back
-    however it ends.
+    A lock like threading.Lock, whose waits can be cancelled, and which is released however its holder
+    ends.
 
-    Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. After its
-    holder was killed inside, the lock is poisoned, and LockPoisoned is raised in whoever acquires it
-    next, until somebody repairs it; `on_kill="release"` frees it instead.
+    Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. When its
+    holder is killed inside, the lock is poisoned: acquire() raises LockPoisoned until repair() has set
+    right what the lock protects; with `on_kill="release"` the lock is freed instead.
 
-    When its holder was given up, and may still be inside, OwnerLost is raised in all who want it. A
-    `fenced` lock goes on to the next instead, as after a kill; with guard() the stale holder can be
-    told from later ones. Only its holder, or the guard, releases it.
+    When its holder is abandoned, and may still be inside, acquire() raises OwnerLost. A `fenced` lock
+    goes on to the next waiter instead, as after a kill; guard() has numbers that tell the stale
+    holder from later ones. Only its holder, or the guard, releases a fenced lock.
     """
     def __enter__(self, /) -> bool: ...
     def __exit__(
@@ -1080,16 +1113,21 @@ class Lock:
     def __repr__(self, /) -> str: ...
     def _at_fork_reinit(self, /) -> None:
         """
-        In a forked child, as threading.Lock has it: nobody holds it any more.
+        In a forked child, as in threading.Lock: the lock is free.
         """
     def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
-        Acquire it: wait as long as it takes, or for `timeout` seconds, or not at all. True if it
-        is held now.
+        Acquire the lock; True if it is held now. It is held until it is released, or the task ends.
 
-        A blocking call is a checkpoint even if the lock is free: Cancelled and Killed mean that
-        it is not held. LockPoisoned: the last holder was killed inside. OwnerLost: the holder was
-        given up and may still be inside. Held until it is released, or the task ends.
+        Blocks: until the lock is free, for `timeout` seconds at most; not at all with
+        `blocking=False`.
+        On cancel: Cancelled is raised, also if the lock is free, and it is not held.
+        On timeout: returns False.
+        On kill: Killed is raised, and the lock is not held.
+
+        Raises:
+            LockPoisoned: the last holder was killed inside.
+            OwnerLost: the holder was abandoned and may still be inside.
         """
     def acquire_op(self, /) -> Op[bool]:
         """
@@ -1099,12 +1137,11 @@ class Lock:
         """
     def guard(self, /) -> LockGuard:
         """
-        A block that holds the lock, and knows which of its holders it is:
-        `with lock.guard() as guard:`.
+        A block that holds the lock, with the number of this hold: `with lock.guard() as guard:`.
         """
     def locked(self, /) -> bool:
         """
-        Held by anyone?
+        Does any thread hold the lock?
         """
     @property
     def name(self, /) -> str:
@@ -1113,19 +1150,22 @@ class Lock:
         """
     def owner(self, /) -> str | None:
         """
-        The name of the task, or the thread, that holds it, for reports; None if nobody does.
+        The name of the task, or the thread, that holds it, for reports; None if none does.
         """
     @property
     def poisoned(self, /) -> bool:
         """
-        Its last holder was killed, or given up, inside.
+        Was its last holder killed or abandoned inside?
         """
     def release(self, /) -> None:
         """
-        Release it, from any thread, unless it is fenced. Never blocks. RuntimeError if nobody holds
-        it. Fenced: it is a fenced lock that the calling code has lost, for it was given up itself.
+        Release the lock: from any thread, unless it is fenced. Never blocks.
 
-        A kill that the lock held off is raised here.
+        On kill: a kill that the lock deferred is raised here.
+
+        Raises:
+            RuntimeError: the lock is not held.
+            Fenced: the calling code has lost this fenced lock, for it was abandoned.
         """
     @overload
     def repair(self, fn: None = None, /) -> LockGuard: ...
@@ -1168,9 +1208,9 @@ class LockGuard:
     @property
     def epoch(self, /) -> int:
         """
-        Which of the lock's holders this is. Each later one has a greater number, so whoever gets it
-        along with what is done under the lock, say a database, can refuse a smaller number than it
-        has seen.
+        The number of this hold. Later holds of the lock have greater numbers, so a service that gets
+        the number with each request made under the lock, say a database, can refuse a number smaller
+        than one it has seen.
 
         It also rises when Condition.wait() gives the lock up and takes it back. An RLock that is
         taken again by its holder keeps it.
@@ -1187,12 +1227,11 @@ class LockGuard:
 @final
 class Masked:
     """
-    A block in which a kill is held off; made by defer_kill() and Lease.commit(), and used in a
-    `with` statement, once.
+    A block in which kills are deferred; made by defer_kill() and Lease.commit(), and used in a `with`
+    statement, once.
 
-    It knows the mask that it has opened: it may be left by another thread, or late, as a suspended
-    generator is that is thrown away, and closes nobody else's. If it is never left, its mask goes
-    with it.
+    It may be left by another thread, or late, as a suspended generator that is dropped: it then closes
+    its own mask and no other. If it is never left, the mask is closed when this object is dropped.
     """
     def __enter__(self, /) -> None: ...
     def __exit__(
@@ -1202,38 +1241,6 @@ class Masked:
         _traceback: TracebackType | None,
         /,
     ) -> None: ...
-
-@final
-class Mirror:
-    """
-    In a worker process: cancels what it works on when the parent's side is cancelled, and ends it
-    when the parent lets it go.
-    """
-    def __new__(
-        cls, /, pipe: SupportsIndex, parent: SupportsIndex, grace: SupportsFloat | SupportsIndex
-    ) -> Mirror:
-        """
-        Listen to a pipe, which from now on is its own; the process may go on for `grace` seconds
-        when it was let go.
-        """
-    def begin(self, /, round: SupportsIndex, task: Task) -> None:
-        """
-        It works on this from now on.
-        """
-    @property
-    def dismissed(self, /) -> bool:
-        """
-        Has the parent let this process go?
-        """
-    def end(self, /) -> None:
-        """
-        And not any more.
-        """
-    def strike(self, /, defer: SupportsFloat | SupportsIndex) -> bool:
-        """
-        For a signal handler: raise Killed in what it works on, at once, or as soon as nothing
-        holds it off; locks do for `defer` seconds. False: it works on nothing.
-        """
 
 @final
 class Op(Generic[_T_co]):
@@ -1270,6 +1277,50 @@ class Op(Generic[_T_co]):
         wait_writable().
 
         `file`, and what is raised, are as with readable().
+        """
+
+@final
+class ParentWatch:
+    """
+    In a worker process: cancels its work when the parent's side is cancelled, and ends the process
+    when the parent dismisses it.
+    """
+    def __new__(
+        cls, /, pipe: SupportsIndex, parent: SupportsIndex, grace: SupportsFloat | SupportsIndex
+    ) -> ParentWatch:
+        """
+        Listen to a pipe, which this object owns from now on. A dismissed process may go on for `grace`
+        seconds.
+        """
+    def begin(self, /, round: SupportsIndex, task: Task) -> None:
+        """
+        The process works on this from now on.
+        """
+    @property
+    def dismissed(self, /) -> bool:
+        """
+        Has the parent dismissed this process?
+        """
+    def end(self, /) -> None:
+        """
+        The process does not work on it any more.
+        """
+    def strike(self, /, defer: SupportsFloat | SupportsIndex) -> bool:
+        """
+        For a signal handler: raise Killed in the work, now, or when it is not deferred any more; held
+        locks defer it for `defer` seconds. False: there is no work.
+        """
+
+@final
+class PoolMetrics:
+    """
+    Counts a pool's events, and calls `observer(kind, item_id, attempt, worker, failure)`, if there is
+    one, on the worker's thread, where no kill is delivered.
+    """
+    def __new__(cls, /, observer: Callable[..., object] | None = None) -> PoolMetrics: ...
+    def counts(self, /) -> dict[str, int]:
+        """
+        How often each has happened.
         """
 
 @final
@@ -1342,11 +1393,11 @@ class Queue(Generic[_T]):
     @classmethod
     def __init_subclass__(cls, /, *, native: bool = False, **kwargs: object) -> None:
         """
-        `native`: its hooks say no more than the native methods do.
+        `native`: its hooks do the same as the native methods.
         """
     def _configure(self, /, maxsize: SupportsIndex, *, lifo: bool = False) -> None:
         """
-        Say what queue it is, before it is used.
+        Set order and size, before the queue is used.
         """
     def _get(self, /) -> _T: ...
     def _init(self, /, maxsize: int) -> None: ...
@@ -1354,7 +1405,7 @@ class Queue(Generic[_T]):
     def _qsize(self, /) -> int: ...
     def _set_up(self, /, maxsize: int) -> None:
         """
-        Become what the class is, before it is used.
+        Configure the queue as its class is; called once, before it is used.
         """
     def empty(self, /) -> bool:
         """
@@ -1366,10 +1417,15 @@ class Queue(Generic[_T]):
         """
     def get(self, /, block: bool = True, timeout: float | None = None) -> _T:
         """
-        Get an item: wait for one as long as it takes, or for `timeout` seconds, or not.
+        Get an item.
 
-        A blocking call is a checkpoint even if there is an item: Cancelled and Killed mean that
-        none was taken. Empty: none came in time. ShutDown: the queue is empty and shut down.
+        Blocks: until there is an item, for `timeout` seconds at most; not at all with `block=False`.
+        On cancel: a blocking call raises Cancelled, also if there is an item; none was taken.
+        On kill: Killed is raised, and no item was taken.
+
+        Raises:
+            Empty: no item in time.
+            ShutDown: the queue is empty and shut down.
         """
     def get_nowait(self, /) -> _T:
         """
@@ -1388,7 +1444,8 @@ class Queue(Generic[_T]):
         """
         Wait until task_done() was called for each item that was put.
 
-        A checkpoint.
+        Blocks: until then.
+        On cancel: Cancelled is raised.
         """
     @property
     def maxsize(self, /) -> int:
@@ -1398,14 +1455,20 @@ class Queue(Generic[_T]):
     @maxsize.setter
     def maxsize(self, /, maxsize: SupportsIndex) -> None:
         """
-        Who waits for a place gets one that is added.
+        Waiters for a free place get those that are added.
         """
     def put(self, /, item: _T, block: bool = True, timeout: float | None = None) -> None:
         """
-        Put an item: wait for a free place as long as it takes, or for `timeout` seconds, or not.
+        Put an item.
 
-        A blocking call is a checkpoint even if there is a place: Cancelled and Killed mean that
-        the item was not put. Full: no place in time. ShutDown: the queue was shut down.
+        Blocks: until there is a free place, for `timeout` seconds at most; not at all with
+        `block=False`.
+        On cancel: a blocking call raises Cancelled, also if there is a place; the item was not put.
+        On kill: Killed is raised, and the item was not put.
+
+        Raises:
+            Full: no place in time.
+            ShutDown: the queue was shut down.
         """
     def put_nowait(self, /, item: _T) -> None:
         """
@@ -1424,12 +1487,15 @@ class Queue(Generic[_T]):
         """
     def shutdown(self, /, immediate: bool = False) -> None:
         """
-        From now on put() raises ShutDown, and get() once the queue is empty, also in those who
-        wait. `immediate`: it is emptied at once, and what was in it counts as done.
+        Shut the queue down: put() raises ShutDown, and so does get() once the queue is empty, also in
+        threads that wait. `immediate`: the queue is emptied at once, and its items count as done.
         """
     def task_done(self, /) -> None:
         """
-        One item that was got has been worked on; ValueError if there is none left of those put.
+        Count one item as done.
+
+        Raises:
+            ValueError: as many as were put have been counted already.
         """
     @property
     def unfinished_tasks(self, /) -> int:
@@ -1476,8 +1542,8 @@ class QueuePort:
 @disjoint_base
 class RLock(Lock):
     """
-    A reentrant lock like threading.RLock, whose waits can be cancelled, and which its holder
-    gives back however it ends.
+    A reentrant lock like threading.RLock, whose waits can be cancelled, and which is released however
+    its holder ends.
 
     Its holder is a task, or a thread outside any; it may acquire it again, and releases it as
     often. `name`, `on_kill` and `fenced` are as with Lock.
@@ -1535,7 +1601,7 @@ class Registration:
 @final
 class Released:
     """
-    What RLock._release_save() returns.
+    The depth of a hold, between RLock._release_save() and _acquire_restore().
     """
 
 @final
@@ -1544,8 +1610,8 @@ class RetryPolicy:
     How often, and how soon, failed work is tried again.
 
     After `max_attempts` leases an item is dead. The pause after a failure is `backoff` seconds at
-    first and doubles each time up to `max_backoff`, longer or shorter by up to the part `jitter` of
-    it. Work whose worker was killed is ready again at once.
+    first and doubles each time up to `max_backoff`, randomised by ±`jitter` (a part of it). Work
+    whose worker was killed is ready again at once.
     """
     def __new__(
         cls,
@@ -1564,7 +1630,7 @@ class RetryPolicy:
     @property
     def jitter(self, /) -> float:
         """
-        The part of a pause by which it may be longer or shorter.
+        The part of a pause by which it is randomised, up or down.
         """
     @property
     def max_attempts(self, /) -> int:
@@ -1616,80 +1682,13 @@ class RunningHandler:
         Cancel the handler's token. False: it was cancelled before.
         """
 
-@final
-class Seat:
-    """
-    A worker's place in its pool: what it is doing now can be cancelled and killed there.
-    """
-    def __new__(cls, /, name: str, queue: object, pool: CancelToken, tally: Tally) -> Seat: ...
-    @property
-    def abandoned(self, /) -> bool:
-        """
-        Was it abandoned?
-        """
-    def begin_kill(
-        self,
-        /,
-        reason: str | None,
-        policy: StopPolicy | ProcessStopPolicy,
-        item_id: int | str | None = None,
-    ) -> BegunKill:
-        """
-        Begin to kill the handler's current call, if there is one, and if it is for `item_id`, if that is
-        given; its item is leased again, by the same worker or another. finish() of what this returns
-        goes on with it.
-        """
-    @property
-    def busy(self, /) -> bool:
-        """
-        Is the handler being called? Not for an abandoned worker.
-        """
-    def cancel(self, /, reason: str | None = None, item_id: int | str | None = None) -> bool:
-        """
-        Ask the handler's current call to stop, if it is for `item_id`, if that is given.
-        """
-    def is_over(self, /) -> bool:
-        """
-        Has its thread left the loop, or was it abandoned?
-        """
-    @property
-    def item_id(self, /) -> int | str | None:
-        """
-        The id of the item that the handler is called for now. None for an abandoned worker.
-        """
-    def launch(self, /) -> None:
-        """
-        Its thread is being started.
-        """
-    @property
-    def name(self, /) -> str:
-        """
-        The worker's name.
-        """
-    def wait(self, /, timeout: float | None = None) -> bool:
-        """
-        Block until the worker has left its loop or was given up. A checkpoint.
-        """
-    def work(
-        self,
-        /,
-        handler: Callable[[Lease[Any]], object],
-        failed: Callable[[BaseException], object],
-        process: ChildProcess | None = None,
-    ) -> None:
-        """
-        Work, until the pool's token is cancelled. `handler(lease)` is the only code in which a
-        kill strikes; if that only waits for a process, it strikes there. What the queue raises,
-        other than Cancelled, ends it, and is passed to `failed(exception)`.
-        """
-
 @disjoint_base
 class Semaphore:
     """
     A counter like threading.Semaphore, whose waits can be cancelled.
 
     A permit that a `with` block acquired comes back however the block ends, also if the thread is
-    killed there. One that acquire() took belongs to nobody: any thread may release it.
+    killed there. One that acquire() took has no owner: any thread may release it.
     """
     def __enter__(self, /) -> bool: ...
     def __exit__(
@@ -1708,11 +1707,16 @@ class Semaphore:
         """
     def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
-        Acquire a permit: wait as long as it takes, or for `timeout` seconds, or not at all. True
-        if there was one.
+        Acquire a permit; True if one was taken.
 
-        A blocking call is a checkpoint even if a permit is free: Cancelled and Killed mean that
-        none was taken. ValueError: a timeout for a call that does not block.
+        Blocks: until a permit is free, for `timeout` seconds at most; not at all with
+        `blocking=False`.
+        On cancel: a blocking call raises Cancelled, also if a permit is free; none was taken.
+        On timeout: returns False.
+        On kill: Killed is raised, and no permit was taken.
+
+        Raises:
+            ValueError: a timeout for a call that does not block.
         """
     def acquire_op(self, /) -> Op[bool]:
         """
@@ -1720,9 +1724,10 @@ class Semaphore:
         """
     def release(self, /, n: SupportsIndex = 1) -> None:
         """
-        Release so many permits: those who wait get them first. Never blocks.
+        Release so many permits; waiters get them first. Never blocks.
 
-        ValueError: less than one, or more than a BoundedSemaphore may have; none is released.
+        Raises:
+            ValueError: less than one, or more than a BoundedSemaphore may have; none is released.
         """
 
 @disjoint_base
@@ -1751,8 +1756,8 @@ class SimpleQueue(Generic[_T]):
         """
     def put(self, /, item: _T, block: bool = True, timeout: float | None = None) -> None:
         """
-        Put an item. Never blocks, and is no checkpoint; the other arguments count for nothing, and
-        are there for the likeness with Queue.put().
+        Put an item. Never blocks, and is no checkpoint; the other arguments are ignored, and
+        are there so that the signature is that of Queue.put().
         """
     def put_nowait(self, /, item: _T) -> None:
         """
@@ -1766,12 +1771,12 @@ class SimpleQueue(Generic[_T]):
 @final
 class Simulation:
     """
-    A clock that jumps, and the threads that go by it.
+    A simulated clock, and the threads that run under it.
     """
     def __new__(cls, /, autojump: bool, seed: SupportsIndex | None = None) -> Simulation: ...
     def jump(self, /, seconds: float) -> None:
         """
-        Let so many seconds pass at once.
+        Move the clock forward by so many seconds.
         """
     def run(self, /, fn: Callable[[], _T]) -> _T:
         """
@@ -1779,7 +1784,7 @@ class Simulation:
         """
     def time(self, /) -> float:
         """
-        What the clock shows.
+        The clock's time.
         """
 
 @final
@@ -1846,28 +1851,6 @@ class StopPolicy:
         """
 
 @final
-class Strike:
-    """
-    As long as it lives, its token is cancelled when a kill strikes the calling task: not before,
-    and not while something holds the kill off. Outside any task, never.
-    """
-    def __new__(cls, /) -> Strike: ...
-    @property
-    def token(self, /) -> CancelToken: ...
-
-@final
-class Tally:
-    """
-    Counts what happens in a pool, and tells `observer(kind, item_id, attempt, worker, failure)`,
-    if there is one, on the worker's thread, where no kill strikes.
-    """
-    def __new__(cls, /, observer: Callable[..., object] | None = None) -> Tally: ...
-    def counts(self, /) -> dict[str, int]:
-        """
-        How often each has happened.
-        """
-
-@final
 class Task:
     """
     One run of a callable that can be cancelled and killed.
@@ -1895,7 +1878,7 @@ class Task:
         """
     def expect(self, /) -> None:
         """
-        It waits for a thread that is there, so that it may be killed from now on.
+        It waits for a thread that exists already: it can be killed from now on.
         """
     @property
     def id(self, /) -> int:
@@ -1928,8 +1911,7 @@ class Task:
         """
     def launch(self, /) -> bool:
         """
-        Its thread is being started, so that it may be killed from now on.
-        False: it is, or was, already.
+        Its thread is being started: it can be killed from now on. False: it was started before.
         """
     @property
     def name(self, /) -> str:
@@ -1951,10 +1933,10 @@ class Task:
         settle: Callable[[Any, BaseException | None], object] | None = None,
     ) -> None:
         """
-        Run it here and now. Cancelled and Killed end here; other exceptions pass.
+        Run it on the calling thread. Cancelled and Killed end here; other exceptions pass.
 
-        `settle(result, exception)` is told of any end instead, before anybody else and where no
-        kill strikes; but not if the task had been given up.
+        `settle(result, exception)`, if given, gets any end instead, before the task is over and where
+        no kill is delivered; it is not called if the task was abandoned.
         """
     def stack(self, /) -> str | None:
         """
@@ -1976,22 +1958,124 @@ class Task:
         """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
-        Block until it is over or was given up (True), or the seconds have passed. A checkpoint.
+        Wait until it is over or was abandoned (True), or the seconds have passed (False).
+
+        Blocks: until then. A checkpoint.
+        """
+
+@final
+class WorkerSlot:
+    """
+    A worker's place in its pool, where its current work can be cancelled and killed.
+    """
+    def __new__(
+        cls, /, name: str, queue: object, pool: CancelToken, tally: PoolMetrics
+    ) -> WorkerSlot: ...
+    @property
+    def abandoned(self, /) -> bool:
+        """
+        Was it abandoned?
+        """
+    def begin_kill(
+        self,
+        /,
+        reason: str | None,
+        policy: StopPolicy | ProcessStopPolicy,
+        item_id: int | str | None = None,
+    ) -> BegunKill:
+        """
+        Begin to kill the handler's current call, if there is one, and if it is for `item_id`, if that is
+        given; its item is leased again, by the same worker or another. finish() of what this returns
+        goes on with it.
+        """
+    @property
+    def busy(self, /) -> bool:
+        """
+        Is the handler being called? Not for an abandoned worker.
+        """
+    def cancel(self, /, reason: str | None = None, item_id: int | str | None = None) -> bool:
+        """
+        Ask the handler's current call to stop, if it is for `item_id`, if that is given.
+        """
+    def is_over(self, /) -> bool:
+        """
+        Has its thread left the loop, or was it abandoned?
+        """
+    @property
+    def item_id(self, /) -> int | str | None:
+        """
+        The id of the item that the handler is called for now. None for an abandoned worker.
+        """
+    def launch(self, /) -> None:
+        """
+        Its thread is being started.
+        """
+    @property
+    def name(self, /) -> str:
+        """
+        The worker's name.
+        """
+    def wait(self, /, timeout: float | None = None) -> bool:
+        """
+        Wait until the worker has left its loop or was abandoned.
+
+        Blocks: until then. A checkpoint.
+        """
+    def work(
+        self,
+        /,
+        handler: Callable[[Lease[Any]], object],
+        failed: Callable[[BaseException], object],
+        process: ChildProcess | None = None,
+    ) -> None:
+        """
+        Work, until the pool's token is cancelled. A kill is delivered in `handler(lease)` only, or in
+        the process that this waits for. An exception of the queue, other than Cancelled, ends the
+        loop, and is passed to `failed(exception)`.
+        """
+
+@final
+class WorkerThread:
+    """
+    A thread that runs tasks, or finishes a kill. It is a task itself, so that a kill between two bodies
+    is not delivered in its own code.
+    """
+    def __new__(cls, /, name: str) -> WorkerThread:
+        """
+        For a thread that the calling one is about to start.
+        """
+    def give_up(self, /) -> None:
+        """
+        Its current task was abandoned, and the thread with it.
+        """
+    def wait(self, /) -> None:
+        """
+        Wait until it has ended its work, or was abandoned.
+
+        Blocks: until then. A checkpoint.
+        """
+    def withdraw(self, /) -> bool:
+        """
+        The thread could not be started. False: it was started all the same, and works.
+        """
+    def work(self, /, work: Callable[..., object], *arguments: object) -> None:
+        """
+        On the thread: call `work(*arguments)`.
         """
 
 @final
 class _Injector:
     """
-    Stops a task in front of a bytecode of choice.
+    Kills or cancels a task before a bytecode of choice.
 
-    A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It
-    is native because one written in Python would be struck itself. In front of bytecode `at` of
-    its victims (the first is 1; 0 is none) it does what a killer does that comes to the rung
-    ASYNC_EXC at this moment: CPython delivers at its next check.
+    A trace function for sys.settrace, and a callback for sys.monitoring's INSTRUCTION events. It is
+    native because the kill would be delivered in one written in Python. Before bytecode `at` of its
+    victims (the first is 1; 0 is none) it does what a kill does that reaches the rung ASYNC_EXC at this
+    moment: CPython delivers at its next check.
 
     Its victims are the bodies of all tasks; or of `task` alone; or, with `started`, of all tasks
-    that are made after `task`. `cancels`: it only cancels. `defer`: a held lock holds the kill
-    off, as at the beginning of the rung; otherwise it is struck inside. `block`: kill not the task
+    that are made after `task`. `cancels`: it only cancels. `defer`: a held lock defers
+    the kill, as at the beginning of the rung; otherwise it is delivered inside. `block`: kill not the task
     but this one of its thread's open blocks that have `kill_after`, the outermost is 0; bytecodes
     count only while it is open.
     """
@@ -2013,25 +2097,33 @@ class _Injector:
     @property
     def outcome(self, /) -> str | None:
         """
-        What came of it: the exception came out of the victim, or reached it and did not come out,
-        or did not reach it before its end. A cancel that did not come out may have reached it, and
-        so may the kill of a block.
+        "stopped": the exception came out of the victim. "swallowed": it was raised, and did not come
+        out. "finished": it was not raised before the victim's end; a cancellation, or the kill of a
+        block, may have been raised and swallowed all the same.
         """
     @property
     def passed(self, /) -> int:
         """
-        How many bytecodes of its victims it has seen; it strikes at most one of them.
+        How many bytecodes of its victims it has seen; it acts before at most one of them.
         """
     @property
     def place(self, /) -> tuple[Any, Any] | None:
         """
-        Where it struck: code object and offset.
+        Where it acted: code object and offset.
         """
     @property
     def stack(self, /) -> str | None:
         """
         Where the exception was raised, as text, if a kill ended the victim.
         """
+
+def call_masked(fn: Callable[..., _T], *arguments: object) -> _T:
+    """
+    Call something short that a kill must not tear apart, and return its result.
+
+    On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
+    or delivered anew.
+    """
 
 def call_within(
     function: Callable[..., _T],
@@ -2082,12 +2174,6 @@ def cancel_scope(
         ValueError: a time that is NaN, or a negative number of seconds.
     """
 
-def leak_counts() -> tuple[int, int, int, int]:
-    """
-    What code may leave behind by mistake: tasks that have not ended, deadlines that are armed, be
-    it for force, locks and permits that the calling thread holds, and blocks that it is in.
-    """
-
 def checkpoint() -> None:
     """
     Raise Cancelled or Killed if the calling code is to stop.
@@ -2097,11 +2183,11 @@ def checkpoint() -> None:
 
 def cleanup(seconds: float | None = None, /) -> CancelScope:
     """
-    A block for cleaning up: a cancellation outside is hidden from it until the grace is spent
-    that the canceller gave (5 seconds unless given); then it is left quietly. All such blocks
-    under one cancellation share that time. `seconds`: at most this long in any case.
+    A block for cleaning up: a cancellation outside is hidden from it until the grace of that
+    cancellation is spent (5 seconds unless given); then it is left quietly. All such blocks under one
+    cancellation share that time. `seconds`: at most this long in any case.
 
-    A kill is held off for as long.
+    On kill: deferred for as long.
     """
 
 def current_effective_deadline() -> float:
@@ -2123,16 +2209,17 @@ def current_token() -> CancelToken:
 
 def defer_kill(seconds: float, /) -> Masked:
     """
-    A block in which a kill is held off, for at most the given seconds from its beginning: for a
-    few steps that must all be done, or none.
+    A block in which kills are deferred, for at most the given seconds from its beginning: for a few
+    steps that must all be done, or none.
 
-    A kill that has come before, and that nothing holds off, is raised at the beginning; one that
-    comes inside, at the end. Cancelled is neither raised there nor kept off: a wait inside raises
-    it. The bound is required, for until then even the strongest rung of a kill() waits; write out
-    math.inf only where the block surely comes to an end. Threads that are started inside can be
-    killed. Outside any task it does nothing. Never blocks.
+    On kill: one that was requested before is raised at the beginning; one that comes inside is raised
+    at the end. Threads that are started inside can be killed.
+    On cancel: nothing changes: the block's own ends do not raise Cancelled, a wait inside does.
 
-    To undo things while a kill is on its way through, use cleanup().
+    The bound is required, for until then even the strongest rung of a kill() waits; write out math.inf
+    only where the block surely comes to an end. Outside any task it does nothing. Never blocks.
+
+    To undo things while a kill unwinds the code, use cleanup().
     """
 
 def fail_after(
@@ -2154,12 +2241,11 @@ def fork_timeouts() -> int:
     Number of forks that timed out waiting for a thread to leave the core.
     """
 
-def hold_off(fn: Callable[..., _T], *arguments: object) -> _T:
+def leak_counts() -> tuple[int, int, int, int]:
     """
-    Call something short that a kill must not tear apart, and return its result.
-
-    On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
-    or delivered anew.
+    Counts of what code may leave behind by mistake: tasks that have not ended; armed deadlines, those of
+    blocks with `kill_after` included; locks and permits that the calling thread holds; scopes that it
+    is in.
     """
 
 def lease_of(held: object) -> Lease[Any]:
@@ -2184,10 +2270,10 @@ def move_on_after(
 
 def notify_closing(file: FileDescriptorLike, /) -> None:
     """
-    Say that the file is about to be closed: whoever waits for it gets OSError (EBADF).
+    Wake the threads that wait for the file, which is about to be closed: they get OSError (EBADF).
 
-    The system does not tell those who wait, and gives the number to the next file that is opened.
-    desist's own sockets and processes say it by themselves.
+    The system does not wake waiters, and gives the number to the next file that is opened. desist's own
+    sockets and processes call this themselves.
     """
 
 def ports() -> dict[str, list[str]]:
@@ -2209,15 +2295,21 @@ def retry_pause(policy: RetryPolicy, attempt: int, random: float) -> float:
 def shield(seconds: float, /) -> CancelScope:
     """
     A block that sees no cancellation from outside, for at most the given seconds; then it is left
-    quietly. The bound is required: write out math.inf if you mean it. A kill pierces it.
+    quietly. The bound is required: write out math.inf if you mean it.
+
+    On kill: Killed is raised inside; a shield does not defer kills.
     """
 
 def sleep(seconds: float, /) -> None:
     """
     Sleep for the given number of seconds; like time.sleep, but it can be cancelled.
 
-    Raises Cancelled or Killed as soon as the calling code is to stop, also on entry. Signal
-    handlers run at once, as in time.sleep. TypeError or ValueError: not a number, negative, NaN.
+    Blocks: for that long. Signal handlers run at once, as in time.sleep.
+    On cancel: Cancelled is raised, also on entry.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: negative, or NaN.
     """
 
 def sleep_forever() -> None:
@@ -2229,7 +2321,7 @@ def sleep_until(deadline: float, /) -> None:
     """
     Sleep until `current_time()` has reached the given value, in seconds.
 
-    Raises as sleep() does.
+    Blocks: until then. Cancel, kill and errors are as with sleep().
     """
 
 @overload
@@ -2296,17 +2388,21 @@ def wait_any(
 
 def wait_readable(file: FileDescriptorLike, /, timeout: float | None = None) -> bool:
     """
-    Block until the file can be read without blocking (True), or the seconds have passed (False).
+    Wait until the file can be read without blocking (True), or the seconds have passed (False).
 
-    `file`: a descriptor, or an object with fileno(). A checkpoint. A connection that comes, the end
-    of the stream and an error count as something to read. OSError: the descriptor is bad, or
-    notify_closing() was called for it.
+    `file`: a descriptor, or an object with fileno(). A new connection, the end of the stream and an
+    error count as readable.
+
+    Blocks: until then.
+    On cancel: Cancelled is raised, also if the file is ready.
+
+    Raises:
+        OSError: the descriptor is bad, or notify_closing() was called for it.
     """
 
 def wait_writable(file: FileDescriptorLike, /, timeout: float | None = None) -> bool:
     """
-    Block until the file can be written without blocking (True), or the seconds have passed
-    (False).
+    Wait until the file can be written without blocking (True), or the seconds have passed (False).
 
     Otherwise as wait_readable().
     """
