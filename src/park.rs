@@ -47,6 +47,9 @@
 //!
 //! Lock order: the word comes last; it is an atomic, and settling takes no lock. [`Waiter::wake`] may
 //! take the lock of a scheduler or do a system call, and is called with no lock held.
+//!
+//! Checked by the models in `models/park.rs`, with a kernel of mutex and condition variable in place of the
+//! futex (`park/model.rs`), and by planted bugs: a lost comparison, a relaxed grant, a missing `ASLEEP`.
 
 mod latch;
 #[cfg(not(loom))]
@@ -99,7 +102,8 @@ const ASLEEP: u32 = 1 << 8;
 /// The bits above it: the index of the operation that was granted.
 const WHICH: u32 = 16;
 
-/// One wait of one thread.
+/// One wait of one thread. Made for the wait, shared with every place that may end it, and not used again:
+/// a late settler finds an outcome, never the thread's next wait.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     /// See the tables above. Also the address that the thread sleeps on.
@@ -125,7 +129,8 @@ struct PollSet {
     which: Vec<usize>,
 }
 
-/// Descriptors, and what they are waited for.
+/// Descriptors, and what each is waited for. Plain numbers: the descriptors belong to the user, who may
+/// close them at any time.
 #[cfg(all(unix, not(loom)))]
 pub(crate) type Interests = Vec<(std::os::fd::RawFd, Readiness)>;
 #[cfg(all(not(unix), not(loom)))]

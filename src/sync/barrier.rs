@@ -33,6 +33,9 @@
 //!
 //! Lock order: `state`, then a round's mutex, then the waiters' words. Nothing that runs under `state`
 //! blocks; the last party's action runs unlocked, between the making of its [`Opening`] and `open`.
+//!
+//! Checked by the models in `models/barrier.rs`: arrivals against cancellations, against the end of the last
+//! party's action, and against `abort` and `reset`.
 
 use std::fmt;
 use std::sync::Arc;

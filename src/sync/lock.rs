@@ -57,6 +57,9 @@
 //! that runs under `state` blocks or takes the state of another lock, so no cycle can form.
 //!
 //! This file decides; `guard` is the handle of one hold, `error` the reasons of a refusal.
+//!
+//! Checked by the models in `models/lock.rs`, which run with waiters that are overdue and with waiters that
+//! are not, and by `tests/rust/lock.rs`. `tests/seeded_bugs.py lock` plants bugs in the transitions and sees the models fail.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -26,6 +26,9 @@
 //!
 //! Lock order: `state`, then a ledger's entries, then the waiter's word. Tickets are woken, and
 //! ledger entries dropped, after `state` is unlocked. Nothing that runs under `state` blocks.
+//!
+//! Checked by the models in `models/semaphore.rs` and by `tests/rust/semaphore.rs`; the tests of blocks, which
+//! only a host has, are at the end of this file.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -49,6 +49,13 @@
 //!
 //! This file has a node's state, its life, and the walk of a cancellation. The use of links, see 5, is
 //! in `children`; what happens at one node is in `hooks`.
+//!
+//! Costs: `is_cancelled` is one load. A child is one allocation, and one lock of its parent at its birth
+//! and one at its end. A cancellation locks each node with children or hooks once or twice, and a node
+//! with very many children once a batch; a leaf costs one compare-and-set and no count.
+//!
+//! Checked by the models in `models/token.rs` and `models/callback.rs`, into which `tests/seeded_bugs.py`
+//! plants bugs, and by `tests/rust/token.rs` for chains and trees of 200,000 nodes.
 #![allow(unsafe_code)] // intrusive lists: nodes are found through raw pointers, see 4 and 5
 
 mod children;
@@ -129,8 +136,9 @@ pub(crate) struct Node {
 /// A counted reference to a node. Dropping the last one frees the node, and may free ancestors.
 pub(crate) struct NodeRef(NonNull<Node>);
 
-/// A pointer to a node that its holder guarantees to be dead or alive but not freed while the
-/// lock under which it is read is held; see [`Hook::Link`] and the timer.
+/// A pointer to a node without a count. The lock under which it is kept is also taken by the free of the
+/// node, which removes the pointer; so while that lock is held the memory is valid, though the last
+/// count may be gone. See [`Hook::Link`] (the other node's lock) and the timer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Weak(*const Node);
 
@@ -139,7 +147,7 @@ pub(crate) struct Weak(*const Node);
 unsafe impl Send for NodeRef {}
 // SAFETY: as above.
 unsafe impl Sync for NodeRef {}
-// SAFETY: a Weak gives access through `Weak::upgrade` only.
+// SAFETY: a Weak gives access through `Weak::upgrade` only, under the lock that keeps it valid.
 unsafe impl Send for Weak {}
 
 /// The nodes of a flagged subtree that have callbacks, which are to be run at once or handed over.
