@@ -115,7 +115,7 @@ impl Deref for CancelReceiver {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecvError {
     /// The calling thread is to stop.
-    Stopped(Stop),
+    Stop(Stop),
     /// The channel is empty, and all its senders are dropped.
     Disconnected,
     /// `until` has passed.
@@ -126,7 +126,7 @@ pub enum RecvError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendError<T> {
     /// The calling thread is to stop.
-    Stopped(Stop, T),
+    Stop(Stop, T),
     /// All receivers of the channel are dropped.
     Disconnected(T),
     /// `until` has passed.
@@ -182,7 +182,7 @@ pub fn recv<T>(from: &Receiver<T>, until: Time) -> Result<T, RecvError> {
 /// message.
 pub fn send<T>(to: &Sender<T>, message: T, until: Time) -> Result<(), SendError<T>> {
     if let Err(stop) = wait::checkpoint() {
-        return Err(SendError::Stopped(stop, message));
+        return Err(SendError::Stop(stop, message));
     }
     let sent = match to.try_send(message) {
         Ok(()) => Ok(()),
@@ -209,7 +209,7 @@ fn wait_and_send<T>(to: &Sender<T>, message: T, until: Time) -> Result<(), SendE
         }
     });
     match (selected, unsent) {
-        (Err(stop), Some(message)) => Err(SendError::Stopped(stop, message)),
+        (Err(stop), Some(message)) => Err(SendError::Stop(stop, message)),
         (Ok(None), Some(message)) => Err(SendError::TimedOut(message)),
         (Ok(Some(sent)), _) => sent,
         (_, None) => unreachable!("a message that was taken was sent or returned"),
@@ -288,7 +288,7 @@ impl<T> SendError<T> {
     /// The message that was not sent.
     pub fn into_message(self) -> T {
         match self {
-            SendError::Stopped(_, message)
+            SendError::Stop(_, message)
             | SendError::Disconnected(message)
             | SendError::TimedOut(message) => message,
         }
@@ -297,14 +297,14 @@ impl<T> SendError<T> {
 
 impl From<Stop> for RecvError {
     fn from(stop: Stop) -> Self {
-        RecvError::Stopped(stop)
+        RecvError::Stop(stop)
     }
 }
 
 impl AsStop for RecvError {
     fn stop(&self) -> Option<&Stop> {
         match self {
-            RecvError::Stopped(stop) => Some(stop),
+            RecvError::Stop(stop) => Some(stop),
             _ => None,
         }
     }
@@ -313,7 +313,7 @@ impl AsStop for RecvError {
 impl<T> AsStop for SendError<T> {
     fn stop(&self) -> Option<&Stop> {
         match self {
-            SendError::Stopped(stop, _) => Some(stop),
+            SendError::Stop(stop, _) => Some(stop),
             _ => None,
         }
     }
@@ -322,7 +322,7 @@ impl<T> AsStop for SendError<T> {
 impl fmt::Display for RecvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RecvError::Stopped(stop) => stop.fmt(f),
+            RecvError::Stop(stop) => stop.fmt(f),
             RecvError::Disconnected => {
                 f.write_str("the channel is empty, and all its senders are dropped")
             }
@@ -334,7 +334,7 @@ impl fmt::Display for RecvError {
 impl<T> fmt::Display for SendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SendError::Stopped(stop, _) => stop.fmt(f),
+            SendError::Stop(stop, _) => stop.fmt(f),
             SendError::Disconnected(_) => f.write_str("all receivers of the channel are dropped"),
             SendError::TimedOut(_) => {
                 f.write_str("the channel had no place for the message in time")

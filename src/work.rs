@@ -1,14 +1,48 @@
-//! Work that a stopped worker gives back.
+//! Leases: work that is leased again when its worker was stopped.
 //!
-//! An item is in exactly one state: ready, leased, delayed, done or dead (I28). A lease is one
-//! delivery of one item; it is settled at most once, by the number (epoch) it was given, which only
-//! grows (I29, I34). Each lease counts as an attempt; after [`RetryPolicy::max_attempts`] the item
-//! is dead, with all that went wrong (I30).
+//! A queue gives an item to a worker on lease. The worker acknowledges the lease when the work is
+//! done; if it does not, because it failed, was killed, or its process died, the item is leased
+//! again. The queues keep their items in memory ([`LeaseQueue`]) or in a file (`FileQueue`),
+//! and follow the same rules.
 //!
-//! The queues keep their items in memory or in a file, and do the same. Whatever time changes is
-//! changed when anybody looks, in the order of the times: an item that is delayed becomes ready, as
-//! the last of its priority; a lease that was not extended is lost, and its item the first; what
-//! nobody wants any more is dead, unless a worker has it.
+//! # States of an item
+//!
+//! An item is in exactly one state (I28). Who moves it:
+//!
+//! | from | to | by |
+//! |---|---|---|
+//! | | ready | `put` |
+//! | | delayed | `put` with a delay |
+//! | ready | leased | `lease`: in a new epoch, and as one more attempt |
+//! | leased | leased | `extend`: the lease ends later |
+//! | leased | done | `ack` |
+//! | leased | ready, before the others | [`Nack::AtOnce`]; a lease that times out; a worker's process that dies |
+//! | leased | delayed | [`Nack::Failed`] and [`Nack::After`] |
+//! | leased | dead | an end without success of the last attempt, of a cancelled item, or of an expired one |
+//! | delayed | ready, after the others | time |
+//! | ready, delayed | dead | `cancel`, `dead_letter_all`, and time: the item expires |
+//! | dead | ready, after the others | `retry`: with all attempts, and without a time to live |
+//!
+//! A done item leaves the queue and is only counted. `cancel` of a leased item marks it, and asks
+//! no worker to stop; if the work is acknowledged nevertheless, it is done.
+//!
+//! # Guarantees
+//!
+//! - A lease is settled at most once, by the epoch that it was given. Epochs only grow, so a late
+//!   call of a worker whose lease is over finds another epoch, is [`Fenced`] and changes nothing
+//!   (I29, I34).
+//! - Each lease counts as an attempt. After [`RetryPolicy::max_attempts`] the item is dead, with
+//!   the notes of all that went wrong (I30).
+//! - State changes that time makes are made by the next operation that looks, in the order of their
+//!   times, and before the operation's own change. So they are never observed late.
+//!
+//! # Who may change what
+//!
+//! | where | what | under |
+//! |---|---|---|
+//! | memory | all items and wait lists | the mutex of the queue, `memory.rs` |
+//! | file | all items and leases | an exclusive transaction of the database, made by one thread of the process at a time, `file/commit.rs` |
+//! | file | wait lists of this process | their own mutex, `file/waits.rs` |
 
 #[cfg(all(feature = "file", unix, not(loom)))]
 mod file;
@@ -27,34 +61,34 @@ use crate::cause::Cause;
 use crate::clock::Time;
 pub use crate::item::ItemId;
 
-/// One delivery of one item. `N` is a note: what is kept of a failure, or of progress.
+/// One delivery of an item to a worker. `N` is a note: what is kept of a failure, or of progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease<T, N> {
-    /// The item's number.
+    /// The item's id.
     pub id: u64,
-    /// The lease's own number; a later lease of any item has a greater one.
+    /// The number of the lease; a later lease of any item has a greater one.
     pub epoch: u64,
     /// How often the item has been leased, this time included.
     pub attempt: u32,
     /// The item.
     pub item: T,
-    /// What most leases do without, which are small for that.
+    /// What most leases do not have, so that they stay small.
     pub details: Option<Box<Details<N>>>,
 }
 
-/// What few leases have.
+/// What only some leases have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Details<N> {
-    /// How far an earlier attempt has come, if it said so.
+    /// The progress that an earlier attempt reported last.
     pub progress: Option<N>,
-    /// Nobody wants the work any more after that.
+    /// When the item expires.
     pub deadline: Option<Time>,
-    /// When the lease is lost unless it is extended; then the item is for others.
+    /// When the lease times out unless it is extended; then the item is leased to another worker.
     pub until: Option<Time>,
 }
 
 impl<N> Details<N> {
-    /// For [`Lease::details`].
+    /// The value of [`Lease::details`]: `None` if there are none.
     #[inline]
     pub fn if_any(self) -> Option<Box<Self>> {
         let any = self.progress.is_some() || self.deadline.is_some() || self.until.is_some();
@@ -78,7 +112,7 @@ impl<T, N> Lease<T, N> {
         self.details.as_ref()?.until
     }
 
-    /// When whoever works on it is to stop.
+    /// When the worker must stop: the earlier of the lease's end and the item's deadline.
     #[inline]
     pub fn ends(&self) -> Time {
         let ends = [self.deadline(), self.until()].into_iter().flatten().min();
@@ -86,23 +120,23 @@ impl<T, N> Lease<T, N> {
     }
 }
 
-/// What a queue goes by.
+/// The options of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct QueueOptions {
-    /// How failed work is tried again.
+    /// How often, and after which pauses, failed items are leased again.
     pub retry: RetryPolicy,
-    /// So many items may be ready, leased or delayed before whoever puts one waits; zero means any
-    /// number.
+    /// The queue is full, and `put` waits, while this many items are ready, leased or delayed. Zero
+    /// means any number.
     pub maxsize: usize,
-    /// A lease that is not extended for so long is lost. `None`: it lasts until it is settled.
+    /// A lease that is not extended for this long times out. `None`: it lasts until it is settled.
     pub lease_timeout: Option<Duration>,
 }
 
-/// A lease that lasts for centuries lasts until it is settled.
+/// A lease timeout of at least this much is none: it spares the queue the bookkeeping.
 const CENTURIES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 impl QueueOptions {
-    /// As a queue keeps them.
+    /// The options as a queue keeps them.
     fn kept(mut self) -> Self {
         self.lease_timeout = self.lease_timeout.filter(|timeout| *timeout < CENTURIES);
         self
@@ -118,16 +152,17 @@ impl From<RetryPolicy> for QueueOptions {
     }
 }
 
-/// How often, and how soon, failed work is tried again.
+/// How often, and how soon, a failed item is leased again.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryPolicy {
-    /// After so many leases the item is dead.
+    /// The item is dead when this many leases have ended without success.
     pub max_attempts: u32,
     /// The pause after the first failure; it doubles with each.
     pub backoff: Duration,
     /// The longest pause.
     pub max_backoff: Duration,
-    /// The pause is longer or shorter by up to this part of it.
+    /// The pause is randomised by up to this part of it, up and down, so that items which failed
+    /// together do not come back together.
     pub jitter: f64,
 }
 
@@ -145,61 +180,62 @@ impl Default for RetryPolicy {
 /// How many items are in each state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Waiting to be leased.
+    /// Items that wait to be leased.
     pub ready: usize,
-    /// With a worker.
+    /// Items with a worker.
     pub leased: usize,
-    /// Waiting for their next attempt's time.
+    /// Items that wait for the time of their next attempt.
     pub delayed: usize,
-    /// Acknowledged.
+    /// Items that were acknowledged, since the queue was made.
     pub done: u64,
-    /// Given up.
+    /// Items that are not leased any more, and kept.
     pub dead: usize,
 }
 
-/// The lease is not valid any more; nothing was changed.
+/// The lease is over; nothing was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fenced;
 
-/// What became of a lease that was given back.
+/// What became of the item of a nacked lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NackOutcome {
-    /// It will be leased again.
+    /// It is ready or delayed, and will be leased again.
     Requeued,
-    /// It was the last attempt, or the item expired.
+    /// It is dead: this was the last attempt, or the item was cancelled or has expired.
     Dead,
 }
 
-/// How a lease ended, if not well.
+/// How a lease ends without success, and so when the item is leased again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nack {
-    /// The work failed: again after the policy's pause.
+    /// The work failed: after the pause of the [`RetryPolicy`].
     Failed,
-    /// Again after this pause.
+    /// After this pause.
     After(Duration),
-    /// The worker was stopped, through no fault of the work: again at once, before others.
+    /// The worker was stopped, through no fault of the work: at once, before other items.
     AtOnce,
 }
 
-/// What is said about an item when it is put.
+/// The options of one item, given when it is put.
 #[derive(Debug, Clone, Default)]
 pub struct PutOptions {
-    /// As long as an item with this key is not done, dead or alive, it stands for this one too.
+    /// While an item with this key is not done (it may be dead), it stands for this one, which is
+    /// not added.
     pub key: Option<Arc<str>>,
-    /// Of the ready items the one with the least is leased first.
+    /// The ready item with the least priority is leased first.
     pub priority: i64,
-    /// It is not leased before so long has passed.
+    /// The item is not leased before this much time has passed.
     pub delay: Duration,
-    /// After so long the item expired, begun or not.
+    /// Its time to live: after this much time the item is dead, unless a worker has it; then the
+    /// worker is to stop, and the item is dead when the lease ends without success.
     pub expires: Option<Duration>,
 }
 
-/// A dead item: its number, itself, all that went wrong.
+/// A dead item: its id, itself, and the notes of what went wrong, in order.
 pub type Dead<T, N> = (u64, T, Vec<N>);
 
 impl RetryPolicy {
-    /// How long failed work rests after that attempt. Exponential, with jitter so that what failed
-    /// together does not come back together; `random` is between 0 and 1.
+    /// The pause after this attempt: exponential, and randomised by `random`, between 0 and 1.
     pub(crate) fn pause(&self, attempt: u32, random: f64) -> Duration {
         let doubled = self
             .backoff
@@ -213,7 +249,7 @@ impl RetryPolicy {
 const EXPIRED: &str = "the item expired";
 const LEASE_LOST: &str = "its lease was not extended in time";
 
-/// What is noted of an item whose own deadline has passed.
+/// The note of an item that has expired.
 fn expired(deadline: Time) -> Cause {
     Cause {
         reason: Some(EXPIRED.into()),
@@ -221,7 +257,7 @@ fn expired(deadline: Time) -> Cause {
     }
 }
 
-/// What is noted of an item whose lease was not extended in time.
+/// The note of an item whose lease has timed out.
 fn lease_lost(until: Time) -> Cause {
     Cause {
         reason: Some(LEASE_LOST.into()),
@@ -229,7 +265,8 @@ fn lease_lost(until: Time) -> Cause {
     }
 }
 
-/// Numbers between 0 and 1, by lot: the same for the same number.
+/// Pseudo-random numbers between 0 and 1: the same for the same number, so that an operation which
+/// is repeated makes the same pause. The seed differs for each queue.
 #[derive(Debug, Default)]
 struct Jitter(RandomState);
 
@@ -243,8 +280,8 @@ impl Jitter {
 impl fmt::Display for Fenced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "this lease is over: the item was acknowledged or given back, or the lease was not \
-             extended in time, or its worker was given up; nothing was changed",
+            "this lease is over: the item was acknowledged or requeued, or the lease was not \
+             extended in time, or its worker was abandoned; nothing was changed",
         )
     }
 }

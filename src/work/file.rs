@@ -1,14 +1,36 @@
 //! Leases of items that are kept in a file.
 //!
-//! The file, a SQLite database in WAL mode, is the truth for everything, leases too: several
-//! processes may have it open, and whichever of them dies, the others go on. What `put` has
-//! returned for is on the disk. Leases and their ends are in the file when the call returns, but
-//! not on the disk: they outlive the process, and after a loss of power some items are leased
-//! again. A lease is good as long as its process lives; when that has died, another that has the
-//! file open, or the next that opens it, leases the item anew, and counts the attempt (I33).
+//! The file is a SQLite database in WAL mode. It is the truth for everything, leases included:
+//! several processes may have it open, and whichever of them dies, the others go on.
 //!
-//! Within a process the file must be opened by this library alone: a second copy of SQLite (that
-//! of Python's `sqlite3`, say) would take its locks away. Other processes may look with any.
+//! - What `put` has returned for is on the disk.
+//! - Leases and their ends are in the file when the call returns, but not on the disk: they outlive
+//!   the process, and after a loss of power some items are leased again.
+//! - A lease is valid only while its process lives. When the process has died, another that has the
+//!   file open, or the next that opens it, makes the item ready; the attempt counts (I33).
+//!
+//! Within a process the file must be opened by this library alone: closing it through a second copy
+//! of SQLite (that of Python's `sqlite3`, say) would release the locks of the process. Other
+//! processes may read it with any.
+//!
+//! # How it works
+//!
+//! | module | subject |
+//! |---|---|
+//! | `schema` | the tables; opening a file, and refusing one that is no queue |
+//! | `tables` | what each operation does, inside a transaction; the table of states is in `work.rs` |
+//! | `commit` | one transaction for all threads that come at the same time |
+//! | `waits` | threads of this process that wait for items, room or the end |
+//! | `watcher` | the thread that notices other processes and time |
+//! | `process` | owners of leases: which process, and whether it lives |
+//! | `clock` | the clock of the file's times, over reboots |
+//!
+//! An operation is a closure over the tables. `Shared::run` gives it to the committer, which runs
+//! it in a transaction behind all state changes that are due, and then tells the waiters of this
+//! process and the watchers of the others what has changed (`Shared::publish`).
+//!
+//! Lock order: the database before the commit queue (`commit.rs`), and the database before the wait
+//! lists (`waits.rs`). Waiters are woken with the wait lists unlocked.
 
 mod clock;
 mod commit;
@@ -38,27 +60,27 @@ use crate::work::{
 use clock::{Clock, Machine};
 use commit::Committer;
 pub use error::FileError;
-use process::{Opening, Process};
-use tables::{Changed, Tables, Terms};
-use waits::{Draining, Leasing, Lines, Putting};
-use watcher::Bell;
+use process::{OpenFile, Process};
+use tables::{Changed, OpContext, Tables};
+use waits::{DrainOp, LeaseOp, PutOp, WaitLists};
+use watcher::Notifier;
 
-/// What the file keeps of an item, a failure, a progress.
+/// An item, a failure or a progress, as the file keeps it.
 pub type Bytes = Arc<[u8]>;
 
 /// What went wrong with an item of a [`FileQueue`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// What was said when the lease was given back, or the item cancelled.
+    /// The note that was given with `nack` or `cancel`.
     Noted(Bytes),
-    /// The process that worked on it died.
+    /// The process that had the lease died.
     OwnerDied {
-        /// It had this number.
+        /// Its pid.
         pid: u32,
     },
-    /// Its lease was not extended in time.
+    /// The lease was not extended in time.
     LeaseTimedOut,
-    /// Its own time has passed: nobody wants the work any more.
+    /// The item's time to live has passed.
     ItemExpired,
 }
 
@@ -67,7 +89,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Noted(note) => f.write_str(&String::from_utf8_lossy(note)),
             Failure::OwnerDied { pid } => {
-                write!(f, "the process that worked on it, number {pid}, died")
+                write!(f, "the process that worked on it, with pid {pid}, died")
             }
             Failure::LeaseTimedOut => f.write_str(LEASE_LOST),
             Failure::ItemExpired => f.write_str(EXPIRED),
@@ -78,36 +100,55 @@ impl fmt::Display for Failure {
 /// A queue of leases, in a file. Cloning gives another handle; when the last one is dropped, what
 /// is still leased through them is ready again.
 ///
-/// All operations may block for the time of a disk's work, and of another process's transaction;
-/// only those that wait for something take an `until`, and are checkpoints.
+/// # Blocking
+/// Every operation may block for the time that the disk takes, and the transaction of another
+/// process. Only those with an `until` wait for something else, and are checkpoints.
+///
+/// # Errors
+/// Every operation fails with a [`FileError`] if the file cannot be used; then nothing was changed.
 #[derive(Clone)]
 pub struct FileQueue {
     handle: Arc<Handle>,
 }
 
-/// What there is once, however many handles.
+/// What all handles share; its drop closes the queue.
 struct Handle {
     shared: Arc<Shared>,
-    keeper: Option<JoinHandle<()>>,
+    /// `None` only while the queue is opened, and after the drop.
+    watcher: Option<JoinHandle<()>>,
 }
 
+/// An open queue. Its watcher has it, too. Only what has locks of its own changes after the queue
+/// was opened.
 struct Shared {
+    /// Canonical: without links.
     path: PathBuf,
     options: QueueOptions,
+    /// For the pauses of failed items.
     jitter: Jitter,
+    /// The machine's, or that of a test.
     clock: Arc<dyn Clock>,
+    /// The process that opened it; in a forked child another than the calling one.
     own: Process,
+    /// Its id in the table `owners`.
     owner: i64,
-    opening: Arc<Opening>,
+    /// Registers the file as open in this process, until the queue is closed.
+    open_file: Arc<OpenFile>,
+    /// Has the connection.
     committer: Committer,
-    lines: Mutex<Lines>,
-    bell: Bell,
+    waits: Mutex<WaitLists>,
+    notifier: Notifier,
 }
 
 impl FileQueue {
-    /// Open the queue in this file; if there is none, it is made. Takes milliseconds, however
-    /// many items there are, unless time has changed many meanwhile. Each process that opens the
-    /// file has its own options.
+    /// Open the queue in this file, which is made if there is none. Each process that opens it has
+    /// options of its own.
+    ///
+    /// # Blocking
+    /// For milliseconds, however many items there are, unless the state changes of many are due.
+    ///
+    /// # Errors
+    /// The file is no queue, of a newer version, damaged, or cannot be written.
     pub fn open(
         path: impl AsRef<Path>,
         options: impl Into<QueueOptions>,
@@ -122,45 +163,50 @@ impl FileQueue {
     ) -> Result<FileQueue, FileError> {
         // A fork in the middle would leave SQLite's own locks held in the child.
         let _inside = fork::inside();
-        let (db, path, opening) = schema::open(path)?;
+        let (db, path, open_file) = schema::open(path)?;
         let own = Process::own(&clock.start());
         let mut shared = Shared {
-            bell: Bell::hang(&path)?, // before others know of this owner, and ring for it
+            notifier: Notifier::open(&path)?, // before other processes know of this owner
             path,
             options: options.kept(),
             jitter: Jitter::default(),
             clock,
             own,
             owner: 0,
-            opening: Arc::new(opening),
+            open_file: Arc::new(open_file),
             committer: Committer::new(db),
-            lines: Mutex::default(),
+            waits: Mutex::default(),
         };
-        let (own, opening) = (shared.own.clone(), shared.opening.clone());
-        shared.owner = shared.commit(false, shared.terms(), move |tables| {
-            let owner = tables.join(&own)?;
-            opening.add(owner); // at once: the keepers of others in this process look for it
+        let (own, open_file) = (shared.own.clone(), shared.open_file.clone());
+        shared.owner = shared.commit(false, shared.context(), move |tables| {
+            let owner = tables.add_owner(&own)?;
+            open_file.add(owner); // in the transaction: the watcher of another queue looks for it
             Ok(owner)
         })?;
         let mut handle = Handle {
             shared: Arc::new(shared),
-            keeper: None,
+            watcher: None,
         };
-        watcher::look(&handle.shared)?;
-        handle.keeper = Some(watcher::start(handle.shared.clone())?);
+        watcher::check_owners(&handle.shared)?;
+        handle.watcher = Some(watcher::start(handle.shared.clone())?);
         Ok(FileQueue {
             handle: Arc::new(handle),
         })
     }
 
-    /// The file.
+    /// The path of the file, without links.
     pub fn path(&self) -> &Path {
         &self.shared().path
     }
 
-    /// Add an item; returns its number, or that of the item which is there with its key. It is on
-    /// the disk then. Where there is a `maxsize` it waits for room, until `until` at most (then
-    /// `None`). A checkpoint; `Err` means that nothing was put.
+    /// Put an item, which is on the disk when this returns. Returns its id, or that of the item
+    /// which has its key already and stands for it. `None`: there was no room until `until`.
+    ///
+    /// # Blocking
+    /// Blocks while the queue is full ([`QueueOptions::maxsize`]).
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry. A cancelled call has put nothing.
     pub fn put(
         &self,
         item: impl Into<Bytes>,
@@ -171,29 +217,48 @@ impl FileQueue {
         Ok(put.and_then(|ids| ids.first().copied()))
     }
 
-    /// [`FileQueue::put`] for many at once: all or none are put. It waits for room for all of
-    /// them, or until nothing else is ready, leased or delayed.
+    /// [`FileQueue::put`] for many items at once: all of them are put, or none.
+    ///
+    /// # Blocking
+    /// Blocks until there is room for all of them, or no other item is unfinished.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry. A cancelled call has put nothing.
     pub fn put_many(
         &self,
         items: impl IntoIterator<Item = (Bytes, PutOptions)>,
         until: Time,
     ) -> Result<Option<Vec<u64>>, FileError> {
-        let mut putting = Putting::new(self.shared(), items.into_iter().collect());
+        let mut putting = PutOp::new(self.shared(), items.into_iter().collect());
         wait::perform(&mut putting, until)
     }
 
-    /// Lease the next item, waiting until `until` at most. `None`: none came, or the queue is
-    /// closed. A checkpoint; `Err` means that nothing was leased.
+    /// Lease the next item; see [`LeaseQueue::lease`](crate::work::LeaseQueue::lease) for the order.
+    /// `None`: no item came until `until`, or the queue is closed.
+    ///
+    /// # Blocking
+    /// Blocks while no item is ready.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry. A cancelled call has leased nothing. If an item was leased first it
+    /// is returned, and the next checkpoint raises.
     pub fn lease(&self, until: Time) -> Result<Option<Lease<Bytes, Bytes>>, FileError> {
-        wait::perform(&mut Leasing::new(self.shared()), until).map(Option::flatten)
+        wait::perform(&mut LeaseOp::new(self.shared()), until).map(Option::flatten)
     }
 
-    /// The work is done. At most one call succeeds for an item (I29).
+    /// Acknowledge: the work of this lease is done, and the item leaves the queue. At most one call
+    /// succeeds for an item (I29).
+    ///
+    /// # Errors
+    /// [`FileError::Fenced`]: the lease is over.
     pub fn ack(&self, id: u64, epoch: u64) -> Result<(), FileError> {
         Ok(self.run(move |tables| tables.ack(id, epoch))??)
     }
 
-    /// Give a lease back, with what went wrong, if anything did.
+    /// End the lease without success, and note what went wrong, if anything did.
+    ///
+    /// # Errors
+    /// [`FileError::Fenced`]: the lease is over.
     pub fn nack(
         &self,
         id: u64,
@@ -208,8 +273,11 @@ impl FileQueue {
         Ok(given?)
     }
 
-    /// The work goes on: the lease is good for its whole time again, and the next attempt, if
-    /// there is one, finds the progress. Returns until when.
+    /// Extend the lease for another [`QueueOptions::lease_timeout`], and keep the progress, if any
+    /// is given, for the next attempt. Returns when the lease ends now.
+    ///
+    /// # Errors
+    /// [`FileError::Fenced`]: the lease is over.
     pub fn extend(
         &self,
         id: u64,
@@ -219,25 +287,25 @@ impl FileQueue {
         Ok(self.run(move |tables| tables.extend(id, epoch, progress.as_deref()))??)
     }
 
-    /// The work is unwanted: it will not be leased again (I31). `Some(true)`: it is dead now.
-    /// `Some(false)`: it is with a worker, and will be when that gives it back. `None`: it is
-    /// done or dead already, or never was.
+    /// Let the item be leased no more (I31). `Some(true)`: it is dead now. `Some(false)`: it is
+    /// leased, and will be dead when its lease ends without success. `None`: it is done or dead
+    /// already, or there never was one with this id.
     pub fn cancel(&self, id: u64, failure: Bytes) -> Result<Option<bool>, FileError> {
         self.run(move |tables| tables.cancel(id, &failure))
     }
 
-    /// Nobody will work on what is here: all that is ready or delayed is dead now. Returns it.
+    /// Let all ready and delayed items be dead, and return them: no worker will lease them.
     pub fn dead_letter_all(&self, failure: Bytes) -> Result<Vec<Bytes>, FileError> {
         self.run(move |tables| tables.dead_letter_all(&failure))
     }
 
-    /// An item that has not been acknowledged.
+    /// The item with this id, if it is not done.
     pub fn item(&self, id: u64) -> Result<Option<Bytes>, FileError> {
         self.run(move |tables| tables.item(id))
     }
 
-    /// Give a dead item all its attempts again, and as much time as it needs, whether there is
-    /// room or not. False: it is not dead.
+    /// Make a dead item ready, whether there is room or not, with all its attempts and without a
+    /// time to live. False: it is not dead.
     pub fn retry(&self, id: u64) -> Result<bool, FileError> {
         self.run(move |tables| tables.retry(id))
     }
@@ -252,18 +320,24 @@ impl FileQueue {
         self.run(|tables| tables.dead())
     }
 
-    /// Wait until nothing is ready, leased or delayed, or until `until` (then false). A
-    /// checkpoint.
+    /// Wait until no item is ready, leased or delayed. False: there was one until `until`.
+    ///
+    /// # Blocking
+    /// Blocks while items are unfinished.
+    ///
+    /// # Cancellation
+    /// A checkpoint on entry.
     pub fn drain(&self, until: Time) -> Result<bool, FileError> {
-        let drained = wait::perform(&mut Draining::new(self.shared()), until)?;
+        let drained = wait::perform(&mut DrainOp::new(self.shared()), until)?;
         Ok(drained.is_some())
     }
 
-    /// From now on `lease` returns `None` at once, here and with all clones of this queue; others
-    /// that have the file open go on. Items stay where they are, and more can be put.
+    /// From now on `lease` of this queue and its clones returns `None` at once, also to the threads
+    /// that wait in it. Other queues that have the file open are not affected. The items keep
+    /// their states, and more can be put.
     pub fn close(&self) {
-        self.shared().lines.lock().closed = true;
-        self.shared().stir();
+        self.shared().waits.lock().closed = true;
+        self.shared().wake_all();
     }
 
     fn shared(&self) -> &Shared {
@@ -274,13 +348,13 @@ impl FileQueue {
         &self,
         work: impl FnMut(&mut Tables<'_>) -> Result<R, FileError> + Send + 'static,
     ) -> Result<R, FileError> {
-        self.shared().run(false, self.shared().terms(), work)
+        self.shared().run(false, self.shared().context(), work)
     }
 }
 
 impl Shared {
-    fn terms(&self) -> Terms {
-        Terms {
+    fn context(&self) -> OpContext {
+        OpContext {
             now: self.clock.now(),
             owner: self.owner,
             retry: self.options.retry,
@@ -289,57 +363,61 @@ impl Shared {
         }
     }
 
+    /// False in a child that was forked after the queue was opened.
     fn is_of_this_process(&self) -> bool {
         self.own.pid == std::process::id()
     }
 
-    /// Do it in a transaction, after all that is due.
+    /// Run `work` in a transaction, behind all state changes that are due. `durable`: it is on the
+    /// disk when this returns.
     fn run<R: Send + 'static>(
         &self,
         durable: bool,
-        terms: Terms,
+        context: OpContext,
         mut work: impl FnMut(&mut Tables<'_>) -> Result<R, FileError> + Send + 'static,
     ) -> Result<R, FileError> {
-        self.commit(durable, terms, move |tables| {
+        self.commit(durable, context, move |tables| {
             tables.catch_up()?;
             work(tables)
         })
     }
 
+    /// Run `work` in a transaction.
     fn commit<R: Send + 'static>(
         &self,
         durable: bool,
-        terms: Terms,
+        context: OpContext,
         work: impl FnMut(&mut Tables<'_>) -> Result<R, FileError> + Send + 'static,
     ) -> Result<R, FileError> {
         if !self.is_of_this_process() {
             return Err(FileError::Forked);
         }
         self.committer
-            .run(durable, terms, &|changed| self.tell(changed), work)
+            .run(durable, context, &|changed| self.publish(changed), work)
     }
 
-    /// Tell those who wait of a commit.
-    fn tell(&self, changed: &Changed) {
-        if changed.concerns_somebody() {
-            let wake = self.lines.lock().change(changed);
+    /// Tell the waiters of this process, its watcher and other processes of a commit. Called by the
+    /// thread that made it, with the database still locked, so in the order of the commits.
+    fn publish(&self, changed: &Changed) {
+        if changed.concerns_waiters() {
+            let wake = self.waits.lock().change(changed);
             wake.iter().for_each(Ticket::wake);
         }
         if let Some(end) = changed.ends {
-            self.bell.by(end);
+            self.notifier.wake_by(end);
         }
         if changed.tell {
-            self.bell.ring();
+            self.notifier.notify_processes();
         }
     }
 
-    /// Have all who wait look again.
-    fn stir(&self) {
-        let wake = self.lines.lock().stir();
+    /// Let all waiters look again.
+    fn wake_all(&self) {
+        let wake = self.waits.lock().wake_all();
         wake.iter().for_each(Ticket::wake);
     }
 
-    /// How long it is until the machine's clock shows this; `None`: for ever.
+    /// How long it takes until the machine's clock shows this; `None`: for ever.
     fn until(&self, machine: i64) -> Option<Duration> {
         let left = machine.saturating_sub(self.clock.now().machine()).max(0);
         (machine < i64::MAX).then(|| Duration::from_millis(left.unsigned_abs()))
@@ -348,20 +426,23 @@ impl Shared {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // The parent's file, and its thread: not to be touched, not even closed.
+        // In a forked child the file and the watcher are the parent's: they must not be touched, not
+        // even closed.
         if !self.shared.is_of_this_process() {
             return std::mem::forget(self.shared.clone());
         }
-        self.shared.bell.end();
-        if let Some(keeper) = self.keeper.take() {
-            let _ = fork::outside(|| keeper.join());
+        self.shared.notifier.end();
+        if let Some(watcher) = self.watcher.take() {
+            let _ = fork::outside(|| watcher.join());
         }
         let owner = self.shared.owner;
-        // If the file cannot be written now, the next who opens it finds out.
-        let _ = self.shared.run(false, self.shared.terms(), move |tables| {
-            tables.part(owner, None)
-        });
-        self.shared.opening.remove(owner);
+        // If the file cannot be written now, the next process that opens it ends the leases.
+        let _ = self
+            .shared
+            .run(false, self.shared.context(), move |tables| {
+                tables.remove_owner(owner, None)
+            });
+        self.shared.open_file.remove(owner);
         self.shared.committer.close();
     }
 }

@@ -18,7 +18,7 @@
 //! # Waiting
 //!
 //! A waiter looks, finds nothing, and joins its wait list under the lock, where it looks once more
-//! (see `waits.rs`); from then on whoever changes the state finds it. It is served in place: the
+//! (see `waits.rs`); from then on every change of the state finds it. It is served in place: the
 //! thread that settles puts the lease into the waiter's slot and grants the ticket, so that no third
 //! thread can take the item in between. A ticket that cannot be granted belongs to a waiter that
 //! was cancelled or timed out: the item goes to the next.

@@ -146,15 +146,9 @@ fn a_cancelled_thread_neither_receives_nor_sends() {
     let left = move_on_after(HOUR, |scope| {
         scope.cancel();
         let received = recv(&receiver, Time::NEVER);
-        assert!(matches!(
-            received,
-            Err(RecvError::Stopped(Stop::Cancelled(_)))
-        ));
+        assert!(matches!(received, Err(RecvError::Stop(Stop::Cancelled(_)))));
         let sent = send(&sender, 2, Time::NEVER);
-        assert!(matches!(
-            &sent,
-            Err(SendError::Stopped(Stop::Cancelled(_), 2))
-        ));
+        assert!(matches!(&sent, Err(SendError::Stop(Stop::Cancelled(_), 2))));
         assert_eq!(sent.unwrap_err().into_message(), 2);
         received
     });
@@ -177,7 +171,7 @@ fn a_cancellation_ends_a_wait_and_the_message_comes_back() {
     });
     source.cancel_because("enough");
     let refused = waiting.join().unwrap_err();
-    let SendError::Stopped(Stop::Cancelled(cause), 1) = refused else {
+    let SendError::Stop(Stop::Cancelled(cause), 1) = refused else {
         panic!("{refused:?}");
     };
     assert_eq!(cause.reason.as_deref(), Some("enough"));
@@ -219,7 +213,7 @@ fn a_kill_ends_a_wait_at_once() {
     assert_eq!(report.outcome, Some(KillOutcome::Cooperative)); // the body returns by itself
     let received = waiting.join();
     assert!(
-        matches!(received, Err(RecvError::Stopped(Stop::Killed(_)))),
+        matches!(received, Err(RecvError::Stop(Stop::Killed(_)))),
         "{received:?}"
     );
 }
@@ -231,7 +225,7 @@ fn a_kill_ends_a_wait_under_a_shield() {
     kill_in_its_wait(&task, None);
     let received = waiting.join();
     assert!(
-        matches!(received, Err(RecvError::Stopped(Stop::Killed(_)))),
+        matches!(received, Err(RecvError::Stop(Stop::Killed(_)))),
         "{received:?}"
     );
 }
@@ -262,7 +256,7 @@ fn i13_a_message_is_received_or_still_there_when_its_receiver_is_cancelled() {
         });
         match received {
             Ok(1) => assert!(receiver.is_empty()),
-            Err(RecvError::Stopped(Stop::Cancelled(cause))) => {
+            Err(RecvError::Stop(Stop::Cancelled(cause))) => {
                 assert_eq!(cause.kind, CauseKind::Explicit);
                 assert_eq!(receiver.try_recv(), Ok(1));
             }

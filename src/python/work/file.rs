@@ -352,7 +352,7 @@ impl LeaseHandle for File {
 
 fn from_file(py: Python<'_>, failure: FileError) -> PyErr {
     match failure {
-        FileError::Stopped(stop) => error::from_stop(py, stop),
+        FileError::Stop(stop) => error::from_stop(py, stop),
         FileError::Fenced => error::fenced(py, &work::Fenced),
         FileError::Forked => PyRuntimeError::new_err(failure.to_string()),
         _ => error::ordinary(py, "QueueFileError", &failure),

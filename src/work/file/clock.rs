@@ -1,32 +1,39 @@
-//! By what clock the file's times go.
+//! The clock of the file's times.
 //!
-//! What is due is told in milliseconds since the machine started, sleep included, beside the name
-//! of that start: so a wall clock that is set does no harm. The wall's time stands beside it, for
-//! people, and for the next start: what was to be waited for then is what the wall says is left,
-//! but never more than the whole pause.
+//! A time in the file must mean the same to every process, and outlive a reboot. So it is kept
+//! three times ([`Due`]): in milliseconds since the machine's boot, time asleep included, which is
+//! what counts and which no setting of the wall clock moves (I38); as wall time, for people, and
+//! for the next boot; and as the whole pause. After a reboot a pause is what the wall clock says
+//! is left of it, but never more than the whole (`Tables::rebase_times`). The table `meta` has the
+//! boot from which the file's times are counted.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::clock::Time;
 
+/// In a millisecond.
 const NANOS: i64 = 1_000_000;
 
-/// An instant, on all clocks.
+/// An instant, on all clocks. Read once for an operation, so that all it does has one time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Now {
     time: Time,
-    /// How far the machine's clock is ahead of [`Time`]'s, for that one may stand in sleep.
+    /// By how many nanoseconds the machine's clock is ahead of [`Time`]'s, which stops while the
+    /// machine sleeps. A multiple of [`NANOS`].
     ahead: i64,
-    /// Milliseconds since 1970.
+    /// The wall clock, in milliseconds since 1970.
     pub(super) wall: i64,
 }
 
-/// A time to come, as the file has it: on the machine's clock, on the wall, and how long that was.
+/// A time to come, as the file keeps it; all in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Due {
+    /// On the machine's clock.
     pub(super) at: i64,
+    /// On the wall clock.
     pub(super) wall: i64,
+    /// How long it was until then when it was written.
     pub(super) pause: i64,
 }
 
@@ -37,12 +44,12 @@ impl Now {
             .saturating_add(self.ahead)
     }
 
-    /// Milliseconds since the machine's start.
+    /// The machine's clock: milliseconds since the boot.
     pub(super) fn machine(self) -> i64 {
         self.nanos().div_euclid(NANOS)
     }
 
-    /// So long from now, or a little later.
+    /// This long from now, rounded up.
     pub(super) fn after(self, pause: Duration) -> Due {
         let nanos = i64::try_from(pause.as_nanos()).unwrap_or(i64::MAX);
         let rounded = |nanos: i64| nanos / NANOS + i64::from(nanos % NANOS > 0);
@@ -54,7 +61,7 @@ impl Now {
         }
     }
 
-    /// When the machine's clock shows this.
+    /// The [`Time`] at which the machine's clock shows this.
     pub(super) fn time_of(self, machine: i64) -> Time {
         let nanos = machine.saturating_mul(NANOS).saturating_sub(self.ahead);
         if machine == i64::MAX {
@@ -65,15 +72,15 @@ impl Now {
     }
 }
 
-/// The clocks of the file.
+/// Where a queue reads its clocks. Tests have one that stands still.
 pub(super) trait Clock: Send + Sync {
     fn now(&self) -> Now;
 
-    /// This start of the machine.
+    /// The id of this boot of the machine.
     fn start(&self) -> Arc<str>;
 }
 
-/// The machine's own.
+/// The clocks of the machine.
 pub(super) struct Machine;
 
 impl Clock for Machine {
@@ -94,7 +101,7 @@ impl Clock for Machine {
         id.unwrap_or_default().trim().into()
     }
 
-    // Nothing tells the starts apart: an owner is gone if its process is.
+    // Nothing tells the boots apart: an owner is dead if its process is.
     #[cfg(not(target_os = "linux"))]
     fn start(&self) -> Arc<str> {
         "".into()
@@ -108,12 +115,13 @@ fn ahead() -> i64 {
         let now = clock_gettime(clock);
         now.tv_sec * 1_000_000_000 + now.tv_nsec
     };
-    // They differ by the time asleep; what passes between the two calls is less than is counted.
+    // They differ by the time asleep. The time between the two calls is below a millisecond, which
+    // the rounding drops.
     let ahead = read(ClockId::Boottime) - read(ClockId::Monotonic);
     ahead.div_euclid(NANOS).max(0) * NANOS
 }
 
-/// [`Time`] counts from the start of the process there, the file from 1970.
+/// Elsewhere [`Time`] counts from the start of the process, and the file from 1970.
 #[cfg(not(target_os = "linux"))]
 fn ahead() -> i64 {
     let wall = SystemTime::now()
@@ -125,7 +133,7 @@ fn ahead() -> i64 {
     *AHEAD.get_or_init(|| wall - i64::try_from(Time::now().as_nanos()).unwrap_or(0))
 }
 
-/// Clocks that stand still, for the tests.
+/// Clocks that stand still, for tests.
 #[cfg(test)]
 pub(super) mod testing {
     use super::{Arc, Clock, NANOS, Now, Time};

@@ -1,11 +1,24 @@
-//! One transaction for all who come at the same time.
+//! Group commit: one transaction for all threads that come at the same time.
 //!
-//! Whoever finds nobody at the file does his own operation and all that are brought meanwhile, in
-//! one transaction; the others sleep until their result is there. Nothing is handed to another
-//! thread when there is only one, and with many they share the sync of the disk.
+//! # Protocol
 //!
-//! An operation that fails takes the whole transaction back; then each is done alone, so that it
-//! fails alone. So operations may run twice, and must not use anything up.
+//! An operation is put into the commit queue. The thread that finds `served` false sets it, and is
+//! the leader: it locks the database, runs its own operation and all that are queued meanwhile in
+//! one transaction, and hands each thread its outcome. The other threads sleep until they have
+//! one. With one thread nothing is handed over to another; with many they share the sync of the
+//! disk, which takes most of the time.
+//!
+//! A leader serves [`ROUNDS`] transactions at most. Then it wakes the first thread of the queue
+//! without an outcome, which is the leader from then on; `served` stays true. The leader that
+//! finds the queue empty sets it to false, under the same lock, so that an operation is either
+//! found by the leader or its thread becomes the leader.
+//!
+//! If an operation fails, the whole transaction is rolled back, and each operation is run in a
+//! transaction of its own, so that the failing one fails alone. So an operation may run twice, and
+//! must not use anything up.
+//!
+//! The thread of an operation sleeps without regard to cancellation: whether its operation was
+//! committed has to be known.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,51 +26,58 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::error::FileError;
-use super::tables::{Changed, Meta, Tables, Terms};
+use super::tables::{Changed, Meta, OpContext, Tables};
 use crate::atomics::Mutex;
 use crate::fork;
 use crate::park::{WaitOutcome, Waiter};
 
-/// How often one thread serves the others before one of them takes over.
+/// The most transactions of one leader.
 const ROUNDS: usize = 8;
-/// How many operations go into one transaction at most.
+/// The most operations of one transaction.
 const BATCH: usize = 256;
 
 type Operation = Box<dyn FnMut(&mut Tables<'_>) -> Result<(), FileError> + Send>;
 
+/// An operation in the commit queue.
 struct Request {
     run: Operation,
+    /// Its transaction must be on the disk when it returns.
     durable: bool,
-    terms: Terms,
+    context: OpContext,
     done: Arc<Done>,
 }
 
+/// What a thread waits for, and the leader fills.
 struct Done {
+    /// Settled by the leader, once.
     waiter: crate::atomics::Arc<Waiter>,
+    /// How the operation ended. Written by the leader before it settles the waiter; still empty
+    /// then, it says that the thread is the leader now.
     outcome: Mutex<Option<Result<(), FileError>>>,
 }
 
 impl Done {
-    /// Wake whoever waits: with an outcome, or to take over.
+    /// Wake the thread of the operation, with its outcome or to be the leader.
     fn wake(&self) {
         self.waiter.settle_and_wake(WaitOutcome::Granted);
     }
 }
 
-/// The connection, and the line in front of it.
+/// The connection, and the operations that wait for it.
 pub(super) struct Committer {
-    line: Mutex<Line>,
-    /// Locked by the one who is at the file, and nobody waits for it. `None`: closed.
+    queue: Mutex<CommitQueue>,
+    /// Locked by the leader alone, so no thread waits for it for long. `None`: closed.
     db: Mutex<Option<Db>>,
 }
 
 struct Db {
     connection: Connection,
-    /// Each commit is on the disk when it returns.
+    /// The connection's setting: each commit is on the disk when it returns.
     syncs: bool,
 }
 
 impl Db {
+    /// Change the setting, if it is another.
     fn sync(&mut self, each_commit: bool) -> Result<(), FileError> {
         if self.syncs != each_commit {
             let level = if each_commit { "FULL" } else { "NORMAL" };
@@ -69,9 +89,10 @@ impl Db {
 }
 
 #[derive(Default)]
-struct Line {
+struct CommitQueue {
     requests: VecDeque<Request>,
-    /// Somebody is at the file, or has been told to come.
+    /// There is a leader. Set by the thread that becomes it, reset by it under the same lock
+    /// under which it finds the queue empty.
     served: bool,
 }
 
@@ -82,19 +103,21 @@ impl Committer {
             syncs: false,
         };
         Committer {
-            line: Mutex::default(),
+            queue: Mutex::default(),
             db: Mutex::new(Some(db)),
         }
     }
 
-    /// Do it in a transaction, on these terms; `changed` is told of every commit that the calling
-    /// thread makes for itself or others. A durable one is on the disk when this returns.
+    /// Run `work` in a transaction, in this context. If the calling thread is the leader,
+    /// `changed` is called for every commit that it makes, with the database locked. A `durable`
+    /// operation is on the disk when this returns.
     ///
-    /// Blocks for the time of the file's work, whatever the calling thread is told meanwhile.
+    /// # Blocking
+    /// For the time that the file takes, without regard to cancellation.
     pub(super) fn run<R: Send + 'static>(
         &self,
         durable: bool,
-        terms: Terms,
+        context: OpContext,
         changed: &dyn Fn(&Changed),
         mut work: impl FnMut(&mut Tables<'_>) -> Result<R, FileError> + Send + 'static,
     ) -> Result<R, FileError> {
@@ -110,13 +133,13 @@ impl Committer {
                 Ok(())
             }),
             durable,
-            terms,
+            context,
             done: done.clone(),
         };
         let is_served = {
-            let mut line = self.line.lock();
-            line.requests.push_back(request);
-            std::mem::replace(&mut line.served, true)
+            let mut queue = self.queue.lock();
+            queue.requests.push_back(request);
+            std::mem::replace(&mut queue.served, true)
         };
         if is_served {
             done.waiter.wait_uninterruptible();
@@ -137,26 +160,26 @@ impl Committer {
         drop(db);
     }
 
-    /// Do what is in the line. The own request is in it: among the first.
+    /// Be the leader: run the operations of the queue, the own one among the first.
     fn serve(&self, changed: &dyn Fn(&Changed)) {
         // A fork in the middle would leave SQLite's own locks held in the child.
         let _inside = fork::inside();
         let mut db = self.db.lock();
         for round in 0.. {
             let mut batch: Vec<Request> = {
-                let mut line = self.line.lock();
-                let next = line.requests.front().map(|next| next.done.clone());
+                let mut queue = self.queue.lock();
+                let next = queue.requests.front().map(|next| next.done.clone());
                 match next {
-                    None => return line.served = false,
+                    None => return queue.served = false,
                     Some(next) if round == ROUNDS => {
-                        drop(line);
+                        drop(queue);
                         drop(db);
                         return next.wake();
                     }
                     Some(_) => {}
                 }
-                let count = line.requests.len().min(BATCH);
-                line.requests.drain(..count).collect()
+                let count = queue.requests.len().min(BATCH);
+                queue.requests.drain(..count).collect()
             };
             let outcomes = do_all(db.as_mut(), &mut batch, changed);
             for (request, outcome) in batch.iter().zip(outcomes) {
@@ -167,6 +190,7 @@ impl Committer {
     }
 }
 
+/// Run a batch in one transaction, or if that fails, each operation alone.
 fn do_all(
     db: Option<&mut Db>,
     batch: &mut [Request],
@@ -181,7 +205,7 @@ fn do_all(
     }
     match transact(db, batch, changed) {
         Ok(()) => batch.iter().map(|_| Ok(())).collect(),
-        // Nobody gets at the file: not one by one, each with all the patience again.
+        // The others would be locked out as well, each for the whole time that is waited.
         Err(FileError::Locked) => batch.iter().map(|_| Err(FileError::Locked)).collect(),
         Err(_) => batch
             .iter_mut()
@@ -190,7 +214,7 @@ fn do_all(
     }
 }
 
-/// All of them, or none.
+/// Run a batch in one transaction: all operations are done, or none.
 fn transact(
     db: &mut Db,
     batch: &mut [Request],
@@ -198,7 +222,7 @@ fn transact(
 ) -> Result<(), FileError> {
     db.sync(batch.iter().any(|request| request.durable))?;
     let done = attempt(&db.connection, batch);
-    // SQLite may have taken it back itself; otherwise it is still open.
+    // After some errors SQLite has rolled back itself; otherwise the transaction is still open.
     if done.is_err() && !db.connection.is_autocommit() {
         db.connection.execute_batch("ROLLBACK")?;
     }
@@ -212,7 +236,7 @@ fn attempt(db: &Connection, batch: &mut [Request]) -> Result<Changed, FileError>
     let before = meta;
     let mut changed = Changed::default();
     for request in batch {
-        let mut tables = Tables::new(db, &request.terms, &mut meta, &mut changed);
+        let mut tables = Tables::new(db, &request.context, &mut meta, &mut changed);
         (request.run)(&mut tables)?;
     }
     meta.tell(&mut changed);
@@ -241,18 +265,18 @@ mod tests {
         let shared = queue.shared();
         let runs = Arc::new(AtomicUsize::new(0));
         let put = || queue.put(*b"item", PutOptions::default(), PAST);
-        let marked = Terms {
+        let marked = OpContext {
             owner: -1,
-            ..shared.terms()
+            ..shared.context()
         };
-        // The keeper may be in the line, too.
-        let are_there = |line: &Line| {
+        // The watcher may be in the queue, too.
+        let are_there = |queue: &CommitQueue| {
             let is_put = |request: &&Request| request.durable;
-            line.requests.iter().filter(is_put).count() == 2
-                && line
+            queue.requests.iter().filter(is_put).count() == 2
+                && queue
                     .requests
                     .iter()
-                    .any(|request| request.terms.owner == -1)
+                    .any(|request| request.context.owner == -1)
         };
         let fail = || {
             let runs = runs.clone();
@@ -268,9 +292,9 @@ mod tests {
                 let at_the_file = theirs.clone();
                 theirs
                     .shared()
-                    .run(false, theirs.shared().terms(), move |_| {
+                    .run(false, theirs.shared().context(), move |_| {
                         let _ = arrived.send(());
-                        while !are_there(&at_the_file.shared().committer.line.lock()) {
+                        while !are_there(&at_the_file.shared().committer.queue.lock()) {
                             std::thread::yield_now();
                         }
                         Ok(())

@@ -1,4 +1,4 @@
-//! What can go wrong with a queue's file, and what to do about it.
+//! What can go wrong with the file of a queue. The messages say what to do about it.
 
 use std::fmt;
 use std::io;
@@ -13,34 +13,34 @@ use crate::work::Fenced;
 #[non_exhaustive]
 pub enum FileError {
     /// The calling thread is to stop.
-    Stopped(Stop),
-    /// The lease is not valid any more.
+    Stop(Stop),
+    /// The lease is over.
     Fenced,
-    /// The file is something else, not a queue.
+    /// The file is no queue.
     Foreign,
-    /// A newer version of this library wrote the file; this one knows less than its version.
+    /// The file is of a newer version of this library.
     Newer {
-        /// The file's.
+        /// The version of the file.
         version: i64,
     },
     /// The file is damaged: cut off, or overwritten.
     Damaged(String),
-    /// The file, or its folder, must not be written.
+    /// The file, or its folder, is read-only.
     ReadOnly,
-    /// Another program has kept the file locked for seconds.
+    /// Another program has had the file locked for ten seconds.
     Locked,
-    /// The disk is full, or the file as large as it may be.
+    /// The disk is full, or the file has the greatest size that is allowed.
     NoSpace,
     /// The file was opened by the process from which this one was forked.
     Forked,
-    /// The system refused something else.
+    /// Another error of the system or of SQLite, with its message.
     Failed(String),
 }
 
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FileError::Stopped(stop) => stop.fmt(f),
+            FileError::Stop(stop) => stop.fmt(f),
             FileError::Fenced => Fenced.fmt(f),
             FileError::Foreign => f.write_str(
                 "this file is not a queue of desist, and was left as it is: choose another path",
@@ -82,7 +82,7 @@ impl std::error::Error for FileError {}
 impl AsStop for FileError {
     fn stop(&self) -> Option<&Stop> {
         match self {
-            FileError::Stopped(stop) => Some(stop),
+            FileError::Stop(stop) => Some(stop),
             _ => None,
         }
     }
@@ -90,7 +90,7 @@ impl AsStop for FileError {
 
 impl From<Stop> for FileError {
     fn from(stop: Stop) -> Self {
-        FileError::Stopped(stop)
+        FileError::Stop(stop)
     }
 }
 

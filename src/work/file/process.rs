@@ -1,8 +1,9 @@
-//! Whose a lease is: an open queue of a process, known by more than its number.
+//! The processes that have leases, and the files that this process has open.
 //!
-//! A pid comes round again, so the process's start and the machine's stand beside it. A process
-//! that replaced itself (exec) has the same pid and start, and forgot its queues: of the own
-//! process's owners only those in [`OPEN`] live.
+//! An owner of leases is an open queue in a process. Its process is known by more than its pid,
+//! for pids are reused: by the time at which it started, the boot of the machine, and the pid
+//! namespace. A process that replaced its program (exec) has the same pid and start, but has lost
+//! its queues: of the owners of the own process only those in [`OPEN`] are alive.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,49 +16,52 @@ use super::error::FileError;
 use crate::atomics::ForkMutex;
 use crate::sys;
 
-/// A process.
+/// What tells a process from all others, now and earlier; a row of the table `owners`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) pid: u32,
-    /// In ticks since the machine's start; 0 where the system does not tell.
+    /// When it started, in ticks since the boot; 0 where the system does not tell.
     pub(super) started: i64,
-    /// The machine's start.
-    pub(super) machine: Arc<str>,
-    /// In which its pid means something: a container has its own.
-    pub(super) space: i64,
+    /// The id of the machine's boot.
+    pub(super) boot: Arc<str>,
+    /// The pid namespace (a container has its own), without which a pid means nothing.
+    pub(super) namespace: i64,
 }
 
 impl Process {
-    /// The calling one.
-    pub(super) fn own(machine: &Arc<str>) -> Process {
+    /// The calling process.
+    pub(super) fn own(boot: &Arc<str>) -> Process {
         let pid = std::process::id();
         Process {
             pid,
             started: stat(pid).map_or(0, |stat| stat.started),
-            machine: machine.clone(),
-            space: space(),
+            boot: boot.clone(),
+            namespace: namespace(),
         }
     }
 
-    /// Whether it may still be working; `own` is the calling process.
+    /// False if the process has certainly ended; `own` is the calling process. A process of
+    /// another namespace cannot be looked up here, and counts as alive.
     pub(super) fn is_alive(&self, own: &Process) -> bool {
-        if self.machine != own.machine {
+        if self.boot != own.boot {
             return false;
         }
-        if self.space != own.space {
-            return true; // nobody here can tell
+        if self.namespace != own.namespace {
+            return true;
         }
         is_running(self)
     }
 
-    /// Something that becomes readable when it ends. `None`: the system has no such thing, or it
-    /// has ended.
+    /// A descriptor that becomes readable when it ends. `None`: the system has no such descriptors,
+    /// or the process has ended.
     pub(super) fn watch(&self) -> Option<OwnedFd> {
         let fd = sys::open_process(i32::try_from(self.pid).ok()?)?;
-        is_running(self).then_some(fd) // and not another one with its pid
+        // Looked up after it was opened: the descriptor is not that of a later process with the pid.
+        is_running(self).then_some(fd)
     }
 }
 
+/// What `/proc` tells of a process.
 struct Stat {
     started: i64,
     ended: bool,
@@ -72,7 +76,8 @@ fn stat(pid: u32) -> Option<Stat> {
     let number = |at: usize| fields.get(at).and_then(|field| field.parse::<i64>().ok());
     Some(Stat {
         started: number(19)?,
-        // Nobody has asked how it ended yet. A first thread can end alone, too.
+        // A zombie, whose status was not collected yet. A first thread that ended while others run
+        // looks the same but for the number of threads.
         ended: matches!(fields.first(), Some(&("Z" | "X"))) && number(17)? <= 1,
     })
 }
@@ -83,8 +88,9 @@ fn is_running(process: &Process) -> bool {
 }
 
 #[cfg(target_os = "linux")]
-fn space() -> i64 {
-    fs::metadata("/proc/self/ns/pid").map_or(0, |space| i64::try_from(space.ino()).unwrap_or(0))
+fn namespace() -> i64 {
+    let about = fs::metadata("/proc/self/ns/pid");
+    about.map_or(0, |about| i64::try_from(about.ino()).unwrap_or(0))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -102,74 +108,82 @@ fn is_running(process: &Process) -> bool {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn space() -> i64 {
+fn namespace() -> i64 {
     0
 }
 
-/// The files that this process has open: by device and number, the process that opened them, how
-/// often, and the owners that its queues are.
-static OPEN: LazyLock<ForkMutex<HashMap<File, Opened>>> =
+/// The files that this process has open, by device and inode. Its lock may be held across a fork.
+static OPEN: LazyLock<ForkMutex<HashMap<FileKey, OpenEntry>>> =
     LazyLock::new(|| ForkMutex::new(HashMap::new()));
 
-type File = (u64, u64);
+/// Device and inode.
+type FileKey = (u64, u64);
 
-struct Opened {
+/// What [`OPEN`] knows of a file.
+struct OpenEntry {
+    /// The process that opened it; in a forked child another than the calling one.
     pid: u32,
+    /// How many [`OpenFile`]s there are.
     times: usize,
+    /// The owners that are queues of this process.
     owners: Vec<i64>,
 }
 
-/// One opening of a file by this process.
+/// One opening of a file by this process; dropped when the queue is closed.
 ///
-/// SQLite, too, keeps a list of the files that a process has open, and it goes along in a fork,
-/// where the locks do not: a child that opened its parent's file would damage it.
-pub(super) struct Opening {
-    file: File,
+/// SQLite also keeps a list of the files that a process has open. A fork copies the list, but not
+/// the locks of the files: a child that opened its parent's file would damage it. So it is refused.
+pub(super) struct OpenFile {
+    file: FileKey,
 }
 
-impl Opening {
-    /// Called before SQLite opens it.
-    pub(super) fn of(path: &Path) -> Result<Opening, FileError> {
+impl OpenFile {
+    /// To be called before SQLite opens the file.
+    ///
+    /// # Errors
+    /// The file was opened by the process that this one was forked from, or cannot be read.
+    pub(super) fn of(path: &Path) -> Result<OpenFile, FileError> {
         let about = fs::metadata(path)?;
         let file = (about.dev(), about.ino());
         let pid = std::process::id();
         let mut open = OPEN.lock();
-        let opened = open.entry(file).or_insert_with(|| Opened {
+        let entry = open.entry(file).or_insert_with(|| OpenEntry {
             pid,
             times: 0,
             owners: Vec::new(),
         });
-        if opened.pid != pid {
+        if entry.pid != pid {
             return Err(FileError::Forked);
         }
-        opened.times += 1;
-        Ok(Opening { file })
+        entry.times += 1;
+        Ok(OpenFile { file })
     }
 
-    fn with<R>(&self, act: impl FnOnce(&mut Opened) -> R) -> Option<R> {
+    fn with<R>(&self, act: impl FnOnce(&mut OpenEntry) -> R) -> Option<R> {
         OPEN.lock().get_mut(&self.file).map(act)
     }
 
-    /// A queue of this process is this owner.
+    /// A queue of this process is this owner from now on.
     pub(super) fn add(&self, owner: i64) {
-        self.with(|opened| opened.owners.push(owner));
+        self.with(|entry| entry.owners.push(owner));
     }
 
+    /// The queue that was this owner is closed.
     pub(super) fn remove(&self, owner: i64) {
-        self.with(|opened| opened.owners.retain(|other| *other != owner));
+        self.with(|entry| entry.owners.retain(|other| *other != owner));
     }
 
-    /// Whether this owner is a queue of this process.
+    /// True if this owner is an open queue of this process.
     pub(super) fn has(&self, owner: i64) -> bool {
-        self.with(|opened| opened.owners.contains(&owner)) == Some(true)
+        self.with(|entry| entry.owners.contains(&owner)) == Some(true)
     }
 }
 
-impl Drop for Opening {
+impl Drop for OpenFile {
     fn drop(&mut self) {
-        let last = self.with(|opened| {
-            opened.times -= 1;
-            opened.times == 0 && opened.pid == std::process::id()
+        let last = self.with(|entry| {
+            entry.times -= 1;
+            entry.times == 0 && entry.pid == std::process::id()
         });
         if last == Some(true) {
             OPEN.lock().remove(&self.file);

@@ -1,8 +1,10 @@
-//! What is in the file, and how one is opened.
+//! The tables of the file, and how it is opened.
 //!
-//! A file that is something else, or newer, is found out by its header, before SQLite touches it.
-//! The tables are made in one transaction with the file's mark, and only then WAL mode is turned
-//! on, so that the mark is in the file itself from its first byte on.
+//! A file that is no queue, or of a newer version, is refused by its header before SQLite touches
+//! it, and stays as it is. The tables are made in one transaction with the mark of the file, and
+//! only then WAL mode is turned on: so the mark is in the file itself from its first byte on, never
+//! in the WAL alone. A process that dies in the middle leaves an empty file, or a journal that
+//! SQLite rolls back.
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -14,17 +16,18 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::FileError;
-use super::process::Opening;
+use super::process::OpenFile;
 use crate::fork;
 
-/// "desi": what SQLite calls the application's id.
+/// "desi", in the header's field for the application's id.
 const MARK: i64 = 0x6465_7369;
+/// The version of the tables, in the header's field for the user's version.
 const VERSION: i64 = 1;
 
-/// How long another program may keep the file locked.
+/// How long an operation waits for another program that has the file locked.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// WAL pages after which they are written back to the file, with two syncs: 16 MB.
+/// The pages in the WAL, 16 MB, at which they are written back to the file, with two syncs.
 const CHECKPOINT_PAGES: u32 = 4000;
 
 const TABLES: &str = "
@@ -32,18 +35,18 @@ CREATE TABLE items (
     id INTEGER PRIMARY KEY,
     state INTEGER NOT NULL,         -- 0 ready, 1 leased, 2 delayed, 3 dead
     priority INTEGER NOT NULL,
-    turn INTEGER NOT NULL,          -- of those with the same priority the least is leased first
+    turn INTEGER NOT NULL,          -- of items with one priority the least is leased first
     attempt INTEGER NOT NULL,
-    epoch INTEGER,                  -- while it is leased: which lease, whose, until when
+    epoch INTEGER,                  -- while it is leased: the lease, its owner, its end
     owner INTEGER,
     lease_until INTEGER,
     due INTEGER,                    -- while it is delayed
     due_wall INTEGER,
     delay INTEGER,
-    expires INTEGER,                -- nobody wants it any more
+    expires INTEGER,                -- the item is dead then, unless it is leased
     expires_wall INTEGER,
     timeout INTEGER,
-    changes INTEGER AS (            -- when time changes its state
+    changes INTEGER AS (            -- when its state changes by itself
         CASE state WHEN 0 THEN expires WHEN 1 THEN lease_until
         WHEN 2 THEN min(due, coalesce(expires, due)) END
     ),
@@ -64,7 +67,7 @@ CREATE TABLE failures (
     item INTEGER NOT NULL,
     number INTEGER NOT NULL,
     kind TEXT NOT NULL,             -- noted, owner died, lease timed out, item timed out
-    pid INTEGER,                    -- whose, if the owner died
+    pid INTEGER,                    -- the owner's, if it died
     note BLOB,
     PRIMARY KEY (item, number)
 ) WITHOUT ROWID;
@@ -72,9 +75,9 @@ CREATE TABLE failures (
 CREATE TABLE owners (
     id INTEGER PRIMARY KEY,
     pid INTEGER NOT NULL,
-    started INTEGER NOT NULL,       -- the process, in ticks since the machine's start
+    started INTEGER NOT NULL,       -- the process, in ticks since the boot
     machine_start TEXT NOT NULL,
-    pid_space INTEGER NOT NULL      -- in which its pid means something
+    pid_space INTEGER NOT NULL      -- the namespace of the pid
 );
 
 CREATE TABLE meta (
@@ -90,8 +93,8 @@ CREATE TABLE meta (
     last_turn INTEGER NOT NULL,
     last_owner INTEGER NOT NULL,
     owners INTEGER NOT NULL,
-    awaited INTEGER NOT NULL,       -- what others are to be told: 1 items, 2 room, 4 the end
-    machine_start TEXT NOT NULL     -- the one that times are counted from
+    awaited INTEGER NOT NULL,       -- what processes wait for: 1 items, 2 room, 4 the end
+    machine_start TEXT NOT NULL     -- the boot that times are counted from
 );
 INSERT INTO meta VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '');
 
@@ -108,16 +111,16 @@ SELECT
 FROM items LEFT JOIN owners ON owners.id = items.owner;
 ";
 
-/// A connection to the queue in this file, which is made if there is none; and the file's own path,
-/// noted as open.
-pub(super) fn open(path: &Path) -> Result<(Connection, PathBuf, Opening), FileError> {
-    let is_new = look_at(path)?;
+/// Open the queue in this file, which is made if there is none. Returns the connection, the path
+/// without links, and the registration of the file as open in this process.
+pub(super) fn open(path: &Path) -> Result<(Connection, PathBuf, OpenFile), FileError> {
+    let is_new = check_header(path)?;
     if is_new {
-        // Not left to SQLite: it would say only that it cannot.
+        // Not left to SQLite, whose error would not say why.
         OpenOptions::new().append(true).create(true).open(path)?;
     }
     let path = fs::canonicalize(path)?;
-    let opening = Opening::of(&path)?;
+    let open_file = OpenFile::of(&path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(&path, flags)?;
     db.busy_handler(Some(wait_for_others))?;
@@ -127,7 +130,7 @@ pub(super) fn open(path: &Path) -> Result<(Connection, PathBuf, Opening), FileEr
     if !db
         .transaction()
         .map_err(FileError::from)
-        .and_then(|db| is_ours(&db))?
+        .and_then(|db| is_queue(&db))?
     {
         create(&mut db)?;
     }
@@ -135,11 +138,11 @@ pub(super) fn open(path: &Path) -> Result<(Connection, PathBuf, Opening), FileEr
     db.execute_batch("PRAGMA synchronous = NORMAL")?;
     db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     db.set_prepared_statement_cache_capacity(64);
-    Ok((db, path, opening))
+    Ok((db, path, open_file))
 }
 
-/// Refuse a file that is none of ours, without touching it. True: there is nothing yet.
-fn look_at(path: &Path) -> Result<bool, FileError> {
+/// Refuse a file that is no queue, by its header. True: there is no file, or it is empty.
+fn check_header(path: &Path) -> Result<bool, FileError> {
     let mut header = [0; 100];
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -150,7 +153,7 @@ fn look_at(path: &Path) -> Result<bool, FileError> {
     if !about.is_file() {
         return Err(FileError::Foreign);
     }
-    // Somebody died while the tables were made: SQLite first takes that back.
+    // A process died while it made the tables: SQLite first rolls that back.
     if about.len() == 0 || beside(path, "-journal").exists() {
         return Ok(about.len() == 0);
     }
@@ -161,21 +164,22 @@ fn look_at(path: &Path) -> Result<bool, FileError> {
         let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
         i64::from(u32::from_be_bytes(bytes))
     };
-    judge(number(68), number(60)).map(|_| false)
+    check_mark(number(68), number(60)).map(|_| false)
 }
 
-/// Whether it is a queue already, or empty; in a transaction, for somebody may be making it.
-fn is_ours(db: &Connection) -> Result<bool, FileError> {
+/// True if the file is a queue, false if it is empty. To be called in a transaction, as another
+/// process may be making the tables.
+fn is_queue(db: &Connection) -> Result<bool, FileError> {
     let number = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (mark, version) = (number("application_id")?, number("user_version")?);
     let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if (mark, version, tables) == (0, 0, 0) {
         return Ok(false);
     }
-    judge(mark, version)
+    check_mark(mark, version)
 }
 
-fn judge(mark: i64, version: i64) -> Result<bool, FileError> {
+fn check_mark(mark: i64, version: i64) -> Result<bool, FileError> {
     match (mark, version) {
         (MARK, VERSION) => Ok(true),
         (MARK, newer) if newer > VERSION => Err(FileError::Newer { version: newer }),
@@ -185,7 +189,7 @@ fn judge(mark: i64, version: i64) -> Result<bool, FileError> {
 
 fn create(db: &mut Connection) -> Result<(), FileError> {
     let making = db.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)?;
-    if !is_ours(&making)? {
+    if !is_queue(&making)? {
         making.execute_batch(TABLES)?;
         making.pragma_update(None, "application_id", MARK)?;
         making.pragma_update(None, "user_version", VERSION)?;
@@ -193,7 +197,8 @@ fn create(db: &mut Connection) -> Result<(), FileError> {
     Ok(making.commit()?)
 }
 
-/// Turn WAL mode on. The one who does it has to be alone, and SQLite does not wait for that.
+/// Turn WAL mode on. The connection that does it must be the only one at the file, and SQLite
+/// itself does not wait for that.
 fn use_wal(db: &Connection) -> Result<(), FileError> {
     for attempt in 0.. {
         let mode =
@@ -213,21 +218,23 @@ fn use_wal(db: &Connection) -> Result<(), FileError> {
 }
 
 thread_local! {
+    /// When the calling thread began to wait for a lock of the file.
     static WAITING_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
-    /// How long the calling thread bears with a lock.
-    pub(super) static BEARS: Cell<Duration> = const { Cell::new(PATIENCE) };
+    /// How long the calling thread waits for a lock of the file; less in tests.
+    pub(super) static LOCK_PATIENCE: Cell<Duration> = const { Cell::new(PATIENCE) };
 }
 
-/// The file is locked, for the `attempt`th time: false: that was long enough. Others of our kind
-/// hold it for a transaction's time.
-#[allow(clippy::disallowed_methods)] // nobody tells when a lock of the system's is free
+/// Called when the file is locked, for the `attempt`th time in a row, counted from 0. Sleeps and
+/// returns true to try again; false if it was tried long enough. Queues hold the lock only for the
+/// time of a transaction.
+#[allow(clippy::disallowed_methods)] // no event tells when a lock of a file is released
 fn wait_for_others(attempt: i32) -> bool {
     if attempt == 0 {
         WAITING_SINCE.set(Some(Instant::now()));
     }
     if WAITING_SINCE
         .get()
-        .is_some_and(|since| since.elapsed() > BEARS.get())
+        .is_some_and(|since| since.elapsed() > LOCK_PATIENCE.get())
     {
         return false;
     }
@@ -236,7 +243,7 @@ fn wait_for_others(attempt: i32) -> bool {
     true
 }
 
-/// The path of a file that belongs to the queue's.
+/// The path of a file beside the database, with this ending.
 pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);

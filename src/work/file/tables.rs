@@ -1,7 +1,13 @@
-//! What the queue's operations do to the tables, inside a transaction.
+//! What the operations do to the tables, inside a transaction.
 //!
-//! Each can run twice, see `commit`. The counts stand in `meta` and change with the items, in the
-//! same transaction: they add up at every instant (I28), and nobody counts a million rows.
+//! The rules are those of the table in `work.rs`, and the same as in `memory/state.rs`. Every
+//! method runs in the transaction of `commit.rs`, may run twice, and changes three things together:
+//! - the rows of `items`, `failures` and `owners`;
+//! - [`Meta`], the row of counts and last numbers, which is read at the begin of the transaction and
+//!   written at its end: so the counts add up at every instant (I28), and no operation counts rows;
+//! - [`Changed`], what the commit is to tell waiters.
+//!
+//! Before any operation `catch_up` makes the state changes that are due (`transitions.rs`).
 
 mod admin;
 mod owners;
@@ -19,47 +25,49 @@ use crate::work::{Details, Fenced, Lease, Nack, NackOutcome, PutOptions, RetryPo
 
 type Result<T> = std::result::Result<T, FileError>;
 
-/// What others are to be told: see the column `awaited`.
+// What a process may wait for: bits of the column `awaited`.
 const ITEMS: i64 = 1;
 const ROOM: i64 = 2;
 const END: i64 = 4;
 
-/// On what terms an operation is done.
+/// What an operation has to know of the queue that it comes from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
+pub(super) struct OpContext {
+    /// When it began.
     pub(super) now: Now,
+    /// The owner of its leases.
     pub(super) owner: i64,
     pub(super) retry: RetryPolicy,
     pub(super) maxsize: usize,
     pub(super) lease_timeout: Option<Duration>,
 }
 
-/// What a transaction has changed for those who wait.
+/// What a transaction has changed for waiters. Times are on the machine's clock.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
-    /// So many items have become ready.
+    /// How many items have become ready.
     pub(super) made_ready: usize,
-    /// So many are ready.
+    /// How many items are ready after the commit.
     pub(super) ready: usize,
-    /// An item is delayed until then.
+    /// The earliest time until which an item was delayed.
     pub(super) due: Option<i64>,
-    /// So many items are done or dead.
+    /// How many items have become done or dead.
     pub(super) room: usize,
-    /// Nothing was left to do, at an instant, and before there was.
+    /// After one of the operations no item was unfinished.
     pub(super) drained: bool,
-    /// A lease is lost then, or nobody wants an item any more.
+    /// The earliest end of a lease, or expiry of an item, that was set.
     pub(super) ends: Option<i64>,
-    /// Other processes wait for what has changed.
+    /// Other processes wait for what has changed, and must be notified.
     pub(super) tell: bool,
 }
 
 impl Changed {
-    pub(super) fn concerns_somebody(&self) -> bool {
+    pub(super) fn concerns_waiters(&self) -> bool {
         self.made_ready > 0 || self.due.is_some() || self.room > 0 || self.drained
     }
 }
 
-/// The table `meta`.
+/// The row of the table `meta`, see `schema.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
     ready: i64,
@@ -136,7 +144,8 @@ impl Meta {
         self.unfinished() == 0
     }
 
-    /// See whom the change concerns. What others wait for is told once, and then they ask again.
+    /// Find out whether other processes wait for what has changed. They are notified once, and note
+    /// anew what they wait for when they look.
     pub(super) fn tell(&mut self, changed: &mut Changed) {
         if self.owners < 2 {
             return;
@@ -159,23 +168,23 @@ impl Meta {
 /// The tables, for one operation in a transaction.
 pub(super) struct Tables<'a> {
     db: &'a Connection,
-    terms: &'a Terms,
+    context: &'a OpContext,
     meta: &'a mut Meta,
     changed: &'a mut Changed,
 }
 
-/// What a rule asks of an item that leaves its state.
-struct Standing {
+/// What the rules ask of an item that leaves its state.
+struct ItemRow {
     id: i64,
     attempt: i64,
     unwanted: Option<Bytes>,
     expires: Option<i64>,
 }
 
-impl Standing {
+impl ItemRow {
     /// Of the columns id, attempt, unwanted, expires.
-    fn read(row: &Row<'_>) -> rusqlite::Result<Standing> {
-        Ok(Standing {
+    fn read(row: &Row<'_>) -> rusqlite::Result<ItemRow> {
+        Ok(ItemRow {
             id: row.get(0)?,
             attempt: row.get(1)?,
             unwanted: row.get(2)?,
@@ -184,11 +193,12 @@ impl Standing {
     }
 }
 
-/// What a look for work found.
-pub(super) enum Taken {
+/// What [`Tables::take`] found.
+pub(super) enum TakeOutcome {
     Lease(Lease<Bytes, Bytes>),
-    /// None, and the next delayed item is due then.
+    /// No item is ready.
     Nothing {
+        /// When the next delayed item is due, on the machine's clock.
         next_due: i64,
     },
 }
@@ -196,13 +206,13 @@ pub(super) enum Taken {
 impl<'a> Tables<'a> {
     pub(super) fn new(
         db: &'a Connection,
-        terms: &'a Terms,
+        context: &'a OpContext,
         meta: &'a mut Meta,
         changed: &'a mut Changed,
     ) -> Tables<'a> {
         Tables {
             db,
-            terms,
+            context,
             meta,
             changed,
         }
@@ -234,10 +244,10 @@ impl<'a> Tables<'a> {
             .collect::<rusqlite::Result<_>>()?)
     }
 
-    // ------------------------------------------------------------------ items come
+    // ------------------------------------------------------------------ putting
 
-    /// Add all, or none where there is no room: `None`. An item with a key that is there already
-    /// is not added.
+    /// Put all items, or none if there is no room for all (`None`). An item whose key another item
+    /// has is not added.
     pub(super) fn put(&mut self, items: &[(Bytes, PutOptions)]) -> Result<Option<Vec<u64>>> {
         let mut ids = Vec::with_capacity(items.len());
         let mut known = 0;
@@ -249,9 +259,9 @@ impl<'a> Tables<'a> {
             known += usize::from(id.is_some());
         }
         let unfinished = count(self.meta.unfinished());
-        let most = self.terms.maxsize;
+        let most = self.context.maxsize;
         let new = items.len() - known;
-        // More than fits at all is let in where nothing else is.
+        // More than `maxsize` at once are accepted by a queue in which nothing is unfinished.
         let is_full = most > 0 && unfinished > 0 && unfinished + new > most;
         if new > 0 && is_full {
             self.meta.awaited |= ROOM;
@@ -271,19 +281,21 @@ impl<'a> Tables<'a> {
         Ok(Some(ids))
     }
 
+    /// The id of the item with this key.
     fn find_key(&self, key: &str) -> Result<Option<i64>> {
         self.find("SELECT id FROM items WHERE key = ?", [key], |row| {
             row.get(0)
         })
     }
 
+    /// Insert an item; returns its id.
     fn add(&mut self, item: &[u8], options: &PutOptions) -> Result<i64> {
-        let now = self.terms.now;
+        let now = self.context.now;
         let due = (!options.delay.is_zero()).then(|| now.after(options.delay));
         let expires = options.expires.map(|expires| now.after(expires));
         self.meta.last_id += 1;
         let id = self.meta.last_id;
-        let turn = self.last_turn();
+        let turn = self.next_turn();
         self.execute(
             "INSERT INTO items (id, state, priority, turn, attempt, due, due_wall, delay, expires, \
              expires_wall, timeout, put_wall, key, item) \
@@ -305,56 +317,58 @@ impl<'a> Tables<'a> {
             ],
         )?;
         match due {
-            Some(due) => self.has_delayed(due),
-            None => self.has_readied(),
+            Some(due) => self.count_delayed(due),
+            None => self.count_ready(),
         }
-        self.ends_at(expires.map(|expires| expires.at));
+        self.note_end(expires.map(|expires| expires.at));
         Ok(id)
     }
 
-    fn last_turn(&mut self) -> i64 {
+    /// A turn after all others.
+    fn next_turn(&mut self) -> i64 {
         self.meta.last_turn += 1;
         self.meta.last_turn
     }
 
-    fn has_readied(&mut self) {
+    fn count_ready(&mut self) {
         self.meta.ready += 1;
         self.changed.made_ready += 1;
     }
 
-    fn has_delayed(&mut self, due: Due) {
+    fn count_delayed(&mut self, due: Due) {
         self.meta.delayed += 1;
         let earliest = self.changed.due.map_or(due.at, |at| at.min(due.at));
         self.changed.due = Some(earliest);
     }
 
-    fn ends_at(&mut self, at: Option<i64>) {
+    /// A state change by itself was set for then.
+    fn note_end(&mut self, at: Option<i64>) {
         self.changed.ends = [self.changed.ends, at].into_iter().flatten().min();
     }
 
-    /// An item that has been counted out of where it was is done or dead.
-    fn has_ended(&mut self) {
+    /// An item is done or dead. It has been subtracted from the count of its former state.
+    fn count_ended(&mut self) {
         self.changed.room += 1;
         self.changed.drained |= self.meta.is_drained();
     }
 
-    // ------------------------------------------------------------------ items are worked on
+    // ------------------------------------------------------------------ leasing and settling
 
     /// Lease the next item, if there is one.
-    pub(super) fn take(&mut self) -> Result<Taken> {
+    pub(super) fn take(&mut self) -> Result<TakeOutcome> {
         if self.meta.ready > 0 {
-            return self.take_first().map(Taken::Lease);
+            return self.take_first().map(TakeOutcome::Lease);
         }
         self.meta.awaited |= ITEMS;
         let next = "SELECT min(due) FROM items WHERE state = 2";
         let next = self.find(next, [], |row| row.get::<_, Option<i64>>(0))?;
-        Ok(Taken::Nothing {
+        Ok(TakeOutcome::Nothing {
             next_due: next.flatten().unwrap_or(i64::MAX),
         })
     }
 
     fn take_first(&mut self) -> Result<Lease<Bytes, Bytes>> {
-        let now = self.terms.now;
+        let now = self.context.now;
         self.meta.last_epoch += 1;
         let epoch = self.meta.last_epoch;
         let until = self.lease_until();
@@ -363,7 +377,7 @@ impl<'a> Tables<'a> {
              lease_until = ? WHERE id = \
              (SELECT id FROM items WHERE state = 0 ORDER BY priority, turn LIMIT 1) \
              RETURNING id, attempt, item, progress, expires",
-            params![epoch, self.terms.owner, until],
+            params![epoch, self.context.owner, until],
             |row| {
                 let expires = row.get::<_, Option<i64>>(4)?;
                 Ok(Lease {
@@ -382,39 +396,41 @@ impl<'a> Tables<'a> {
         )?;
         self.meta.ready -= 1;
         self.meta.leased += 1;
-        found.ok_or_else(|| FileError::Damaged("it has less than it says".into()))
+        found.ok_or_else(|| FileError::Damaged("an item that it counts is not there".into()))
     }
 
     fn lease_until(&mut self) -> Option<i64> {
-        let until = self.terms.lease_timeout;
-        let until = until.map(|timeout| self.terms.now.after(timeout).at);
-        self.ends_at(until);
+        let until = self.context.lease_timeout;
+        let until = until.map(|timeout| self.context.now.after(timeout).at);
+        self.note_end(until);
         until
     }
 
+    /// The item is ready. It has been subtracted from the count of its former state.
     fn make_ready(&mut self, id: i64, turn: i64) -> Result<()> {
         self.execute(
             "UPDATE items SET state = 0, turn = ?, epoch = NULL, owner = NULL, lease_until = NULL, \
              due = NULL, due_wall = NULL, delay = NULL WHERE id = ?",
             [turn, id],
         )?;
-        self.has_readied();
+        self.count_ready();
         Ok(())
     }
 
-    /// The item is dead. It has been counted out of where it was.
-    fn bury(&mut self, id: i64) -> Result<()> {
-        let turn = self.last_turn();
+    /// The item is dead. It has been subtracted from the count of its former state.
+    fn dead_letter(&mut self, id: i64) -> Result<()> {
+        let turn = self.next_turn();
         self.execute(
             "UPDATE items SET state = 3, turn = ?, epoch = NULL, owner = NULL, lease_until = NULL, \
              due = NULL, due_wall = NULL, delay = NULL, unwanted = NULL WHERE id = ?",
             [turn, id],
         )?;
         self.meta.dead += 1;
-        self.has_ended();
+        self.count_ended();
         Ok(())
     }
 
+    /// Note what went wrong with an item.
     fn fail(&mut self, id: i64, failure: &Failure) -> Result<()> {
         let (kind, pid, note) = match failure {
             Failure::Noted(note) => ("noted", None, Some(&**note)),
@@ -430,7 +446,7 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// The work is done.
+    /// See [`FileQueue::ack`](crate::work::FileQueue::ack).
     pub(super) fn ack(&mut self, id: u64, epoch: u64) -> Result<std::result::Result<(), Fenced>> {
         let (id, epoch) = (row_id(id), row_id(epoch));
         let found = self.execute(
@@ -443,11 +459,12 @@ impl<'a> Tables<'a> {
         self.execute("DELETE FROM failures WHERE item = ?", [id])?;
         self.meta.leased -= 1;
         self.meta.done += 1;
-        self.has_ended();
+        self.count_ended();
         Ok(Ok(()))
     }
 
-    /// A lease is given back; `random` is between 0 and 1.
+    /// See [`FileQueue::nack`](crate::work::FileQueue::nack). `random`, between 0 and 1, is given so
+    /// that a second run makes the same pause.
     pub(super) fn nack(
         &mut self,
         id: u64,
@@ -460,23 +477,24 @@ impl<'a> Tables<'a> {
             "SELECT id, attempt, unwanted, expires FROM items \
              WHERE id = ? AND state = 1 AND epoch = ?",
             [row_id(id), row_id(epoch)],
-            Standing::read,
+            ItemRow::read,
         )?;
         let Some(leased) = found else {
             return Ok(Err(Fenced));
         };
         let pause = match nack {
-            Nack::Failed => self.terms.retry.pause(attempts(leased.attempt), random),
+            Nack::Failed => self.context.retry.pause(attempts(leased.attempt), random),
             Nack::After(pause) => pause,
             Nack::AtOnce => Duration::ZERO,
         };
         self.end(&leased, pause, failure).map(Ok)
     }
 
-    /// The lease of this item is over, and the work is not done.
+    /// End the lease of this item without success: it is dead if it may not be tried again, and
+    /// else ready, before others, or delayed.
     fn end(
         &mut self,
-        leased: &Standing,
+        leased: &ItemRow,
         pause: Duration,
         failure: Option<&Failure>,
     ) -> Result<NackOutcome> {
@@ -485,7 +503,7 @@ impl<'a> Tables<'a> {
             self.fail(id, failure)?;
         }
         self.meta.leased -= 1;
-        let mut is_last = attempts(leased.attempt) >= self.terms.retry.max_attempts;
+        let mut is_last = attempts(leased.attempt) >= self.context.retry.max_attempts;
         if let Some(note) = &leased.unwanted {
             self.fail(id, &Failure::Noted(note.clone()))?;
             is_last = true;
@@ -495,26 +513,26 @@ impl<'a> Tables<'a> {
             is_last = true;
         }
         if is_last {
-            self.bury(id)?;
+            self.dead_letter(id)?;
             return Ok(NackOutcome::Dead);
         }
-        self.ends_at(leased.expires);
+        self.note_end(leased.expires);
         if pause.is_zero() {
             self.meta.first_turn -= 1;
             self.make_ready(id, self.meta.first_turn)?;
         } else {
-            let due = self.terms.now.after(pause);
+            let due = self.context.now.after(pause);
             self.execute(
                 "UPDATE items SET state = 2, epoch = NULL, owner = NULL, lease_until = NULL, \
                  due = ?, due_wall = ?, delay = ? WHERE id = ?",
                 [due.at, due.wall, due.pause, id],
             )?;
-            self.has_delayed(due);
+            self.count_delayed(due);
         }
         Ok(NackOutcome::Requeued)
     }
 
-    /// The lease is good for longer, and the work has come so far.
+    /// See [`FileQueue::extend`](crate::work::FileQueue::extend).
     pub(super) fn extend(
         &mut self,
         id: u64,
@@ -527,7 +545,7 @@ impl<'a> Tables<'a> {
              WHERE id = ? AND state = 1 AND epoch = ?",
             params![until, progress, row_id(id), row_id(epoch)],
         )?;
-        let until = until.map(|until| self.terms.now.time_of(until));
+        let until = until.map(|until| self.context.now.time_of(until));
         Ok(if found == 0 { Err(Fenced) } else { Ok(until) })
     }
 }
@@ -536,7 +554,7 @@ fn count(number: i64) -> usize {
     usize::try_from(number).unwrap_or(0)
 }
 
-/// Numbers in the file are signed, and none comes so far.
+/// Numbers in the file are signed, and never negative but for turns.
 #[allow(clippy::cast_sign_loss)]
 fn number(column: i64) -> u64 {
     column as u64

@@ -135,7 +135,12 @@ fn i29_a_lease_that_is_not_extended_in_time_is_over() {
         queue.extend(id, lease.epoch, progress.clone()),
         until(96 * SECOND)
     );
-    let look = || watcher::look(queue.shared()).unwrap().1.unsigned_abs();
+    let look = || {
+        watcher::check_owners(queue.shared())
+            .unwrap()
+            .1
+            .unsigned_abs()
+    };
     clock.set(96 * SECOND - 1, 0);
     assert_eq!(look(), 96 * SECOND);
     assert_eq!(queue.extend(id, lease.epoch, None), until(106 * SECOND - 1));
@@ -176,12 +181,12 @@ fn a_file_that_another_program_has_locked_is_an_error_and_then_goes_on() {
     let queue = folder.open(&clock);
     let other = rusqlite::Connection::open(queue.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    schema::BEARS.set(Duration::from_millis(1));
+    schema::LOCK_PATIENCE.set(Duration::from_millis(1));
     let put_one = || queue.put(*b"item", PutOptions::default(), PAST);
     assert_eq!(put_one(), Err(FileError::Locked));
     assert_eq!(queue.lease(PAST), Err(FileError::Locked));
     other.execute_batch("ROLLBACK").unwrap();
-    schema::BEARS.set(Duration::from_secs(10));
+    schema::LOCK_PATIENCE.set(Duration::from_secs(10));
     assert_eq!(put_one(), Ok(Some(1)));
     assert!(is_there(&queue));
 }

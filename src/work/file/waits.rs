@@ -1,37 +1,54 @@
-//! Who waits for what, and how they learn of it.
+//! The threads of this process that wait at a queue in a file.
 //!
-//! Every commit that changes something for those who wait counts up `version`, under the lock of
-//! the lines. Whoever joins a line has looked before, and if the version is another one by then he
-//! looks again: no wake-up is lost (I12). What other processes change the keeper reports, and then
-//! all look again.
+//! # Protocol
+//!
+//! The wait lists have a mutex of their own. Every commit that changes something for waiters, and
+//! every notification of other processes, adds 1 to `version` under it, then grants waiters.
+//!
+//! An operation reads `version`, tries in a transaction, and if it is not possible, joins its list
+//! under the mutex, unless the version has changed since: then it tries again. A change is
+//! committed either before the transaction, which then sees it, or after; and then its version is
+//! counted before the waiter joins, which tries again, or after, and the waiter is in the list
+//! (I12).
+//!
+//! A grant only says that another try is worth while: the item may be leased by another thread, or
+//! another process, first. A try that fails with an error lets all waiters look again, as the item
+//! for which it was granted is still there.
+//!
+//! Each waiting worker has the time at which the next delayed item is due, and looks again by
+//! itself then. All processes may have waiters: what they wait for is noted in the file, in the
+//! column `awaited`, so that only a commit that they wait for wakes their watchers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::FileError;
-use super::tables::{Changed, Taken};
+use super::tables::{Changed, TakeOutcome};
 use super::{Bytes, Shared};
 use crate::clock::Time;
 use crate::park::{Ticket, WaitQueue};
 use crate::wait::{Op, Waitable};
 use crate::work::{Lease, PutOptions};
 
-/// All who wait, of this process.
+/// The waiters of a queue in this process.
 #[derive(Default)]
-pub(super) struct Lines {
+pub(super) struct WaitLists {
+    /// How often something has changed for waiters; see the header.
     version: u64,
+    /// Set once: no more leases.
     pub(super) closed: bool,
-    /// For an item; beside each, when the next delayed one is due.
+    /// Waiting workers, in order of arrival, each with the time on the machine's clock at which it
+    /// looks again.
     leasing: VecDeque<(Ticket, i64)>,
-    /// For the end; the flag says that it has come.
+    /// Draining threads, each with its flag, which is set before the grant if the queue was drained.
     draining: Vec<(Ticket, Arc<AtomicBool>)>,
-    /// For room.
+    /// Waiting putters, in order of arrival.
     putting: WaitQueue,
 }
 
-impl Lines {
-    /// Wake whom the change concerns: the caller does it, without the lock.
+impl WaitLists {
+    /// Grant the waiters that a commit concerns. Returns the tickets to wake, without the lock.
     pub(super) fn change(&mut self, changed: &Changed) -> Vec<Ticket> {
         let mut wake = Vec::new();
         self.version += 1;
@@ -50,8 +67,8 @@ impl Lines {
             });
         }
         if changed.drained {
-            for (ticket, has_come) in self.draining.drain(..) {
-                has_come.store(true, Ordering::Release);
+            for (ticket, drained) in self.draining.drain(..) {
+                drained.store(true, Ordering::Release);
                 wake.extend(Some(ticket).filter(Ticket::grant));
             }
         }
@@ -59,8 +76,8 @@ impl Lines {
         wake
     }
 
-    /// Have all look again.
-    pub(super) fn stir(&mut self) -> Vec<Ticket> {
+    /// Grant all waiters, so that they look again. Returns the tickets to wake, without the lock.
+    pub(super) fn wake_all(&mut self) -> Vec<Ticket> {
         self.version += 1;
         let leasing = self.leasing.drain(..).map(|(ticket, _)| ticket);
         let draining = self.draining.drain(..).map(|(ticket, _)| ticket);
@@ -71,16 +88,19 @@ impl Lines {
 }
 
 /// One call of [`FileQueue::lease`](super::FileQueue::lease).
-pub(super) struct Leasing<'a> {
+pub(super) struct LeaseOp<'a> {
     shared: &'a Shared,
+    /// The version before the last try.
     seen: u64,
+    /// When the next delayed item is due, as the last try found.
     next_due: i64,
+    /// The same on the clock of waits.
     bound: Time,
 }
 
-impl Leasing<'_> {
-    pub(super) fn new(shared: &Shared) -> Leasing<'_> {
-        Leasing {
+impl LeaseOp<'_> {
+    pub(super) fn new(shared: &Shared) -> LeaseOp<'_> {
+        LeaseOp {
             shared,
             seen: 0,
             next_due: i64::MAX,
@@ -89,19 +109,19 @@ impl Leasing<'_> {
     }
 }
 
-impl Waitable for Leasing<'_> {
+impl Waitable for LeaseOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
-        let mut lines = self.shared.lines.lock();
-        if lines.closed || lines.version != self.seen {
+        let mut waits = self.shared.waits.lock();
+        if waits.closed || waits.version != self.seen {
             ticket.grant();
         } else {
-            lines.leasing.push_back((ticket, self.next_due));
+            waits.leasing.push_back((ticket, self.next_due));
         }
     }
 
     fn dequeue(&mut self, ticket: &Ticket) -> bool {
-        let mut lines = self.shared.lines.lock();
-        lines.leasing.retain(|(other, _)| other != ticket);
+        let mut waits = self.shared.waits.lock();
+        waits.leasing.retain(|(other, _)| other != ticket);
         false
     }
 
@@ -110,29 +130,28 @@ impl Waitable for Leasing<'_> {
     }
 }
 
-impl Op for Leasing<'_> {
+impl Op for LeaseOp<'_> {
     /// `None`: the queue is closed.
     type Output = Option<Lease<Bytes, Bytes>>;
     type Error = FileError;
 
     fn attempt(&mut self) -> Result<Option<Self::Output>, FileError> {
         {
-            let lines = self.shared.lines.lock();
-            if lines.closed {
+            let waits = self.shared.waits.lock();
+            if waits.closed {
                 return Ok(Some(None));
             }
-            self.seen = lines.version;
+            self.seen = waits.version;
         }
-        let terms = self.shared.terms();
+        let context = self.shared.context();
         #[allow(clippy::redundant_closure_for_method_calls)] // the method has one lifetime
-        let taken = self.shared.run(false, terms, |tables| tables.take());
-        // The item that this one was woken for is still there: for another.
-        match taken.inspect_err(|_| self.shared.stir())? {
-            Taken::Lease(lease) => Ok(Some(Some(lease))),
-            Taken::Nothing { next_due } => {
+        let taken = self.shared.run(false, context, |tables| tables.take());
+        // The item for which this waiter was granted is still there, for another one.
+        match taken.inspect_err(|_| self.shared.wake_all())? {
+            TakeOutcome::Lease(lease) => Ok(Some(Some(lease))),
+            TakeOutcome::Nothing { next_due } => {
                 self.next_due = next_due;
-                self.bound = terms.now.time_of(next_due);
-                // An own look that finds nothing is no news.
+                self.bound = context.now.time_of(next_due);
                 Ok(None)
             }
         }
@@ -140,15 +159,17 @@ impl Op for Leasing<'_> {
 }
 
 /// One call of [`FileQueue::put_many`](super::FileQueue::put_many).
-pub(super) struct Putting<'a> {
+pub(super) struct PutOp<'a> {
     shared: &'a Shared,
+    /// Shared with the operation, which may run twice.
     items: Arc<[(Bytes, PutOptions)]>,
+    /// The version before the last try.
     seen: u64,
 }
 
-impl<'a> Putting<'a> {
-    pub(super) fn new(shared: &'a Shared, items: Arc<[(Bytes, PutOptions)]>) -> Putting<'a> {
-        Putting {
+impl<'a> PutOp<'a> {
+    pub(super) fn new(shared: &'a Shared, items: Arc<[(Bytes, PutOptions)]>) -> PutOp<'a> {
+        PutOp {
             shared,
             items,
             seen: 0,
@@ -156,85 +177,87 @@ impl<'a> Putting<'a> {
     }
 }
 
-impl Waitable for Putting<'_> {
+impl Waitable for PutOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
-        let mut lines = self.shared.lines.lock();
-        if lines.version == self.seen {
-            lines.putting.push(ticket);
+        let mut waits = self.shared.waits.lock();
+        if waits.version == self.seen {
+            waits.putting.push(ticket);
         } else {
             ticket.grant();
         }
     }
 
     fn dequeue(&mut self, ticket: &Ticket) -> bool {
-        self.shared.lines.lock().putting.remove(ticket);
+        self.shared.waits.lock().putting.remove(ticket);
         false
     }
 }
 
-impl Op for Putting<'_> {
+impl Op for PutOp<'_> {
     type Output = Vec<u64>;
     type Error = FileError;
 
     fn attempt(&mut self) -> Result<Option<Vec<u64>>, FileError> {
-        self.seen = self.shared.lines.lock().version;
+        self.seen = self.shared.waits.lock().version;
         let items = self.items.clone();
-        let put = self
-            .shared
-            .run(true, self.shared.terms(), move |tables| tables.put(&items));
-        put.inspect_err(|_| self.shared.stir())
+        let put = self.shared.run(true, self.shared.context(), move |tables| {
+            tables.put(&items)
+        });
+        put.inspect_err(|_| self.shared.wake_all())
     }
 }
 
 /// One call of [`FileQueue::drain`](super::FileQueue::drain).
-pub(super) struct Draining<'a> {
+pub(super) struct DrainOp<'a> {
     shared: &'a Shared,
+    /// The version before the last try.
     seen: u64,
-    has_come: Arc<AtomicBool>,
+    /// Set by the thread that grants, if it has drained the queue.
+    drained: Arc<AtomicBool>,
 }
 
-impl Draining<'_> {
-    pub(super) fn new(shared: &Shared) -> Draining<'_> {
-        Draining {
+impl DrainOp<'_> {
+    pub(super) fn new(shared: &Shared) -> DrainOp<'_> {
+        DrainOp {
             shared,
             seen: 0,
-            has_come: Arc::default(),
+            drained: Arc::default(),
         }
     }
 }
 
-impl Waitable for Draining<'_> {
+impl Waitable for DrainOp<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
-        let mut lines = self.shared.lines.lock();
-        if lines.version == self.seen {
-            lines.draining.push((ticket, self.has_come.clone()));
+        let mut waits = self.shared.waits.lock();
+        if waits.version == self.seen {
+            waits.draining.push((ticket, self.drained.clone()));
         } else {
             ticket.grant();
         }
     }
 
     fn dequeue(&mut self, ticket: &Ticket) -> bool {
-        let mut lines = self.shared.lines.lock();
-        lines.draining.retain(|(other, _)| other != ticket);
+        let mut waits = self.shared.waits.lock();
+        waits.draining.retain(|(other, _)| other != ticket);
         false
     }
 }
 
-impl Op for Draining<'_> {
+impl Op for DrainOp<'_> {
     type Output = ();
     type Error = FileError;
 
     fn attempt(&mut self) -> Result<Option<()>, FileError> {
-        self.seen = self.shared.lines.lock().version;
-        let is_drained = self
-            .shared
-            .run(false, self.shared.terms(), |tables| Ok(tables.is_drained()))?;
+        self.seen = self.shared.waits.lock().version;
+        let is_drained = self.shared.run(false, self.shared.context(), |tables| {
+            Ok(tables.is_drained())
+        })?;
         Ok(is_drained.then_some(()))
     }
 
-    // It was drained once, whatever came after.
+    // It was drained at the instant of the grant, even if more items came since.
     fn collect(&mut self) -> Result<Option<()>, FileError> {
-        if self.has_come.load(Ordering::Acquire) {
+        if self.drained.load(Ordering::Acquire) {
             return Ok(Some(()));
         }
         self.attempt()

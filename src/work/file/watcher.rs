@@ -1,7 +1,26 @@
-//! The thread that hears of other processes: what they changed, and that they died.
+//! The watcher: the thread of an open queue that notices what other processes do, and what time
+//! does.
 //!
-//! It sleeps until the file beside the queue's is written to, an owner's process ends, or time
-//! changes an item. Nobody looks at intervals, except where the system cannot tell.
+//! It sleeps until one of these happens, then checks the owners, makes the state changes that are
+//! due, and tells the waiters of this process:
+//! - the `-wake` file beside the database was written to: another process has committed a change
+//!   for which threads of others wait (inotify);
+//! - a process that owns leases has ended (pidfd): its leases are over (I33);
+//! - the next state change by time is due;
+//! - a thread of this process wrote to the socket pair: a state change is due earlier than the
+//!   watcher knew, or the queue is closed.
+//!
+//! Where the system cannot tell one of the first two, the watcher looks every [`INTERVAL`].
+//!
+//! # No wake-up is lost
+//!
+//! Before a look the watcher empties the sockets and the inotify queue; what comes later wakes it
+//! again. [`Notifier::next`] says until when it will sleep, and is [`i64::MAX`] while it looks: a
+//! commit that is made meanwhile compares its time with that, and writes to the socket, whether the
+//! look has seen it or not.
+//!
+//! The watcher takes part in the group commit of `commit.rs` like any other thread, and holds no
+//! lock while it sleeps. It is outside for forks then.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -22,115 +41,123 @@ use crate::clock::Time;
 use crate::fork;
 use crate::sys::{self, PollFlags};
 
-/// How often it looks where nothing tells it.
+/// The longest sleep where the system cannot tell of a change.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// What wakes the keepers: this process's, and those of all others.
-pub(super) struct Bell {
+/// What wakes the watchers: that of this queue, and those of other processes.
+pub(super) struct Notifier {
+    /// The `-wake` file; written to for the watchers of other processes.
     file: File,
-    ears: Ears,
+    /// Tells the watcher of writes to `file`.
+    file_watch: FileWatch,
+    /// The end of the socket pair that all threads of the process write to.
     own: UnixStream,
-    keeper: UnixStream,
-    /// When the keeper looks again by itself; while it looks: never.
+    /// The end that the watcher reads.
+    watcher: UnixStream,
+    /// Until when the watcher will sleep at most, on the machine's clock; [`i64::MAX`] while it
+    /// looks. Written by the watcher alone. Sequentially consistent with the commits that compare
+    /// it, see the header.
     next: AtomicI64,
+    /// Set once: the watcher ends.
     over: AtomicBool,
 }
 
-impl Bell {
-    /// The bell beside this file.
-    pub(super) fn hang(path: &Path) -> Result<Bell, FileError> {
+impl Notifier {
+    /// Open the `-wake` file beside this database, which is made if there is none.
+    pub(super) fn open(path: &Path) -> Result<Notifier, FileError> {
         let path = beside(path, "-wake");
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .open(&path)?;
-        let (own, keeper) = UnixStream::pair()?;
+        let (own, watcher) = UnixStream::pair()?;
         own.set_nonblocking(true)?;
-        keeper.set_nonblocking(true)?;
-        Ok(Bell {
-            ears: Ears::listen(&path),
+        watcher.set_nonblocking(true)?;
+        Ok(Notifier {
+            file_watch: FileWatch::open(&path),
             file,
             own,
-            keeper,
+            watcher,
             next: AtomicI64::new(i64::MAX),
             over: AtomicBool::new(false),
         })
     }
 
-    /// Have all processes look.
-    pub(super) fn ring(&self) {
-        // A full disk: the byte is there already, except at the very first.
+    /// Wake the watchers of all processes that have the queue open.
+    pub(super) fn notify_processes(&self) {
+        // A full disk does not matter: the byte has its place since the first write.
         let _ = self.file.write_all_at(b"!", 0);
     }
 
-    /// Time changes an item of this process's then.
-    pub(super) fn by(&self, end: i64) {
+    /// A state change is due then: wake the watcher if it would sleep longer.
+    pub(super) fn wake_by(&self, end: i64) {
         if end < self.next.load(Ordering::SeqCst) {
-            self.nudge();
+            self.wake();
         }
     }
 
-    /// The keeper is to end.
+    /// Let the watcher end.
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::Release);
-        self.nudge();
+        self.wake();
     }
 
-    fn nudge(&self) {
-        let _ = (&self.own).write(b"!"); // full: it is on its way
+    fn wake(&self) {
+        let _ = (&self.own).write(b"!"); // full: it is woken already
     }
 
-    /// Whether others may have changed something.
-    fn hear(&self) -> bool {
-        let mut heard = [0; 4096];
-        while matches!((&self.keeper).read(&mut heard), Ok(1..)) {}
-        self.ears.hear(&mut heard)
+    /// Empty what has woken the watcher. True: another process may have changed something.
+    fn drain(&self) -> bool {
+        let mut read = [0; 4096];
+        while matches!((&self.watcher).read(&mut read), Ok(1..)) {}
+        self.file_watch.drain(&mut read)
     }
 }
 
-/// Start the keeper of a queue.
+/// Start the watcher of a queue.
 pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
-    let keep = move || {
+    let watch = move || {
         let _inside = fork::inside();
-        keep(&shared);
+        watch(&shared);
     };
     thread::Builder::new()
         .name("desist-file".into())
-        .spawn(keep)
+        .spawn(watch)
 }
 
-fn keep(shared: &Shared) {
-    let bell = &shared.bell;
+fn watch(shared: &Shared) {
+    let notifier = &shared.notifier;
+    // The owners of other processes, with the descriptors of their ends.
     let mut watched: Vec<(i64, Option<OwnedFd>)> = Vec::new();
     loop {
-        bell.next.store(i64::MAX, Ordering::SeqCst);
-        let heard = bell.hear();
-        if bell.over.load(Ordering::Acquire) {
+        notifier.next.store(i64::MAX, Ordering::SeqCst);
+        let notified = notifier.drain();
+        if notifier.over.load(Ordering::Acquire) {
             return;
         }
-        // The file is locked, or the disk full: try again.
+        // If the look fails, as the file is locked or the disk full, it is repeated soon.
         let mut patience = Some(INTERVAL);
-        if let Ok((others, next)) = look(shared) {
+        if let Ok((others, next)) = check_owners(shared) {
             watched.retain(|(id, _)| others.iter().any(|(other, _)| other == id));
             for (id, process) in &others {
-                // This one's own queues end when they say so.
+                // Queues of this process remove themselves when they are closed.
                 if process.pid != shared.own.pid && !watched.iter().any(|(other, _)| other == id) {
                     watched.push((*id, process.watch()));
                 }
             }
-            bell.next.store(next, Ordering::SeqCst);
+            notifier.next.store(next, Ordering::SeqCst);
             patience = shared.until(next);
         }
-        // What the look itself has changed, its commit has told.
-        if heard {
-            shared.stir();
+        // Of what the look itself has changed the waiters were told by its commit.
+        if notified {
+            shared.wake_all();
         }
-        if !bell.ears.hear_all() || watched.iter().any(|(_, fd)| fd.is_none()) {
+        if !notifier.file_watch.is_complete() || watched.iter().any(|(_, fd)| fd.is_none()) {
             patience = Some(patience.map_or(INTERVAL, |patience| patience.min(INTERVAL)));
         }
-        let mut fds = vec![bell.keeper.as_raw_fd()];
-        fds.extend(bell.ears.fd());
+        let mut fds = vec![notifier.watcher.as_raw_fd()];
+        fds.extend(notifier.file_watch.fd());
         fds.extend(
             watched
                 .iter()
@@ -142,22 +169,22 @@ fn keep(shared: &Shared) {
 
 type Owners = Vec<(i64, Process)>;
 
-/// End the leases of those who died, and do what is due. Returns who else is there, and when the
-/// next is.
-pub(super) fn look(shared: &Shared) -> Result<(Owners, i64), FileError> {
-    let (own, opening) = (shared.own.clone(), shared.opening.clone());
-    shared.commit(false, shared.terms(), move |tables| {
-        let mut others = tables.others()?;
+/// End the leases of owners that have died, and make the state changes that are due. Returns the
+/// owners that are left, without this queue, and when the next change is due.
+pub(super) fn check_owners(shared: &Shared) -> Result<(Owners, i64), FileError> {
+    let (own, open_file) = (shared.own.clone(), shared.open_file.clone());
+    shared.commit(false, shared.context(), move |tables| {
+        let mut others = tables.other_owners()?;
         let is_alive = |id: i64, process: &Process| {
-            if (process.pid, process.space) == (own.pid, own.space) {
-                opening.has(id) && process.is_alive(&own)
+            if (process.pid, process.namespace) == (own.pid, own.namespace) {
+                open_file.has(id) && process.is_alive(&own)
             } else {
                 process.is_alive(&own)
             }
         };
         for (id, process) in &others {
             if !is_alive(*id, process) {
-                tables.part(*id, Some(process.pid))?;
+                tables.remove_owner(*id, Some(process.pid))?;
             }
         }
         others.retain(|(id, process)| is_alive(*id, process));
@@ -166,24 +193,26 @@ pub(super) fn look(shared: &Shared) -> Result<(Owners, i64), FileError> {
     })
 }
 
-/// Sleep until one of them is readable, or so long. A signal only makes the thread look once more.
+/// Sleep until a descriptor is readable, or for this long. A signal only makes the watcher look once
+/// more.
 fn sleep(fds: &[RawFd], patience: Option<Duration>) {
     let until = patience.map_or(Time::NEVER, Time::after);
     let _ = sys::poll(fds.iter().map(|fd| (*fd, PollFlags::IN)), until);
 }
 
-/// Hears when the file is written to.
+/// Tells when the `-wake` file was written to. `None`: no inotify instance was to be had, of which
+/// a user has 128.
 #[cfg(target_os = "linux")]
-struct Ears(Option<File>);
+struct FileWatch(Option<File>);
 
 #[cfg(target_os = "linux")]
-impl Ears {
-    /// Deaf where there is no inotify left to have: a user has 128.
-    fn listen(path: &Path) -> Ears {
-        Ears(Ears::watch(path).ok())
+impl FileWatch {
+    fn open(path: &Path) -> FileWatch {
+        FileWatch(FileWatch::watch(path).ok())
     }
 
-    fn hear_all(&self) -> bool {
+    /// False: the watcher has to look at intervals.
+    fn is_complete(&self) -> bool {
         self.0.is_some()
     }
 
@@ -198,28 +227,29 @@ impl Ears {
         self.0.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// Forget what was heard: all of it is one reason to look. Deaf ears may have missed anything.
-    fn hear(&self, heard: &mut [u8]) -> bool {
+    /// Empty the queue of events, all of which mean the same. True: there were some, or there may
+    /// have been.
+    fn drain(&self, into: &mut [u8]) -> bool {
         let Some(mut file) = self.0.as_ref() else {
             return true;
         };
-        let any = matches!(file.read(heard), Ok(1..));
-        while any && matches!(file.read(heard), Ok(1..)) {}
+        let any = matches!(file.read(into), Ok(1..));
+        while any && matches!(file.read(into), Ok(1..)) {}
         any
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-struct Ears;
+struct FileWatch; // nothing tells: the watcher looks at intervals
 
 #[cfg(not(target_os = "linux"))]
 #[allow(clippy::unused_self)]
-impl Ears {
-    fn listen(_path: &Path) -> Ears {
-        Ears
+impl FileWatch {
+    fn open(_path: &Path) -> FileWatch {
+        FileWatch
     }
 
-    fn hear_all(&self) -> bool {
+    fn is_complete(&self) -> bool {
         false
     }
 
@@ -227,7 +257,7 @@ impl Ears {
         None
     }
 
-    fn hear(&self, _heard: &mut [u8]) -> bool {
+    fn drain(&self, _into: &mut [u8]) -> bool {
         true
     }
 }

@@ -1,4 +1,4 @@
-//! What is given up, and what is there.
+//! Cancelling, dead-lettering, retrying and listing items.
 
 use rusqlite::{Row, params};
 
@@ -26,28 +26,29 @@ impl Tables<'_> {
             _ => return Ok(None),
         }
         self.fail(id, &Failure::Noted(note.clone()))?;
-        self.bury(id)?;
+        self.dead_letter(id)?;
         Ok(Some(true))
     }
 
-    /// All that is ready, then all that is delayed, is dead now.
+    /// See [`FileQueue::dead_letter_all`](crate::work::FileQueue::dead_letter_all). The ready items
+    /// come first, then the delayed ones, in the order in which they would have been leased.
     pub(in super::super) fn dead_letter_all(&mut self, note: &Bytes) -> Result<Vec<Bytes>> {
         let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
-        let mut given_up = self.all(
+        let mut unleased = self.all(
             "SELECT id, item FROM items WHERE state = 0 ORDER BY priority, turn",
             [],
             read,
         )?;
-        given_up.extend(self.all(
+        unleased.extend(self.all(
             "SELECT id, item FROM items WHERE state = 2 ORDER BY changes, id",
             [],
             read,
         )?);
         (self.meta.ready, self.meta.delayed) = (0, 0);
-        let mut items = Vec::with_capacity(given_up.len());
-        for (id, item) in given_up {
+        let mut items = Vec::with_capacity(unleased.len());
+        for (id, item) in unleased {
             self.fail(id, &Failure::Noted(note.clone()))?;
-            self.bury(id)?;
+            self.dead_letter(id)?;
             items.push(item);
         }
         Ok(items)
@@ -64,7 +65,7 @@ impl Tables<'_> {
             return Ok(false);
         }
         self.meta.dead -= 1;
-        let turn = self.last_turn();
+        let turn = self.next_turn();
         self.make_ready(row_id(id), turn)?;
         Ok(true)
     }
@@ -79,7 +80,7 @@ impl Tables<'_> {
         }
     }
 
-    /// Whether nothing is left to do; if not, the end is awaited.
+    /// True if no item is unfinished; if not, it is noted that the process waits for the end.
     pub(in super::super) fn is_drained(&mut self) -> bool {
         let is_drained = self.meta.is_drained();
         if !is_drained {
@@ -88,12 +89,14 @@ impl Tables<'_> {
         is_drained
     }
 
+    /// See [`FileQueue::item`](crate::work::FileQueue::item).
     pub(in super::super) fn item(&self, id: u64) -> Result<Option<Bytes>> {
         self.find("SELECT item FROM items WHERE id = ?", [row_id(id)], |row| {
             row.get(0)
         })
     }
 
+    /// See [`FileQueue::dead`](crate::work::FileQueue::dead).
     pub(in super::super) fn dead(&self) -> Result<Vec<Dead<Bytes, Failure>>> {
         let dead = self.all(
             "SELECT id, item FROM items WHERE state = 3 ORDER BY turn",
@@ -105,6 +108,7 @@ impl Tables<'_> {
             .collect()
     }
 
+    /// What went wrong with an item, in order.
     fn failures(&self, id: i64) -> Result<Vec<Failure>> {
         self.all(
             "SELECT kind, pid, note FROM failures WHERE item = ? ORDER BY number",

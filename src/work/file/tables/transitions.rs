@@ -1,24 +1,25 @@
-//! What time does to items.
+//! The state changes that time makes.
 
 use std::time::Duration;
 
-use super::{Failure, Result, Standing, Tables};
+use super::{Failure, ItemRow, Result, Tables};
 
 impl Tables<'_> {
-    /// Do what is due, in the order of the times at which it was.
+    /// Make all state changes that are due, in the order of their times.
     pub(in super::super) fn catch_up(&mut self) -> Result<()> {
         while let Some((item, state)) = self.find(
             "SELECT id, attempt, unwanted, expires, state FROM items WHERE changes <= ? \
              ORDER BY changes, id LIMIT 1",
-            [self.terms.now.machine()],
-            |row| Ok((Standing::read(row)?, row.get::<_, i64>(4)?)),
+            [self.context.now.machine()],
+            |row| Ok((ItemRow::read(row)?, row.get::<_, i64>(4)?)),
         )? {
             self.come_due(&item, state)?;
         }
         Ok(())
     }
 
-    fn come_due(&mut self, item: &Standing, state: i64) -> Result<()> {
+    /// The item's state changes by itself: a lease times out, a delay ends, or the item expires.
+    fn come_due(&mut self, item: &ItemRow, state: i64) -> Result<()> {
         match state {
             0 => self.meta.ready -= 1,
             1 => {
@@ -29,27 +30,28 @@ impl Tables<'_> {
         }
         if self.is_expired(item) {
             self.fail(item.id, &Failure::ItemExpired)?;
-            return self.bury(item.id);
+            return self.dead_letter(item.id);
         }
-        let turn = self.last_turn();
+        let turn = self.next_turn();
         self.make_ready(item.id, turn)
     }
 
-    pub(super) fn is_expired(&self, item: &Standing) -> bool {
-        let now = self.terms.now.machine();
+    pub(super) fn is_expired(&self, item: &ItemRow) -> bool {
+        let now = self.context.now.machine();
         item.expires.is_some_and(|expires| expires <= now)
     }
 
-    /// When time changes the next item.
+    /// When the next state change by itself is due, on the machine's clock.
     pub(in super::super) fn next_change(&self) -> Result<i64> {
         let next = "SELECT changes FROM items WHERE changes IS NOT NULL ORDER BY changes LIMIT 1";
         let next = self.find(next, [], |row| row.get(0))?;
         Ok(next.unwrap_or(i64::MAX))
     }
 
-    /// After another start of the machine: what was left of each pause, as the wall has it.
-    pub(super) fn count_time_from(&mut self, start: &str) -> Result<()> {
-        let now = self.terms.now;
+    /// After a reboot: count the times of the file from this boot, with what the wall clock says is
+    /// left of each pause.
+    pub(super) fn rebase_times(&mut self, start: &str) -> Result<()> {
+        let now = self.context.now;
         let before = self.find("SELECT machine_start FROM meta", [], |row| {
             row.get::<_, String>(0)
         })?;
