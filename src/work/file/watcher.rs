@@ -132,7 +132,7 @@ fn watch(shared: &Shared) {
     let mut watched: Vec<(i64, Option<OwnedFd>)> = Vec::new();
     loop {
         notifier.next.store(i64::MAX, Ordering::SeqCst);
-        let notified = notifier.drain();
+        let others_changed = notifier.drain();
         if notifier.over.load(Ordering::Acquire) {
             return;
         }
@@ -150,7 +150,7 @@ fn watch(shared: &Shared) {
             patience = shared.until(next);
         }
         // Of what the look itself has changed the waiters were told by its commit.
-        if notified {
+        if others_changed {
             shared.wake_all();
         }
         if !notifier.file_watch.is_complete() || watched.iter().any(|(_, fd)| fd.is_none()) {
