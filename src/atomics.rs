@@ -57,16 +57,20 @@ mod chosen {
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
     impl<T> Mutex<T> {
+        /// An unlocked mutex. Not `const`, as loom's is not: statics of the core that a model runs are made
+        /// when they are first used.
         pub(crate) fn new(value: T) -> Self {
             Self(loom::sync::Mutex::new(value))
         }
 
+        /// Lock it; a point at which loom tries other threads first.
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().expect("a model's thread panicked")
         }
     }
 }
 
+/// A model does not fork.
 #[cfg(loom)]
 pub(crate) use Mutex as ForkMutex;
 pub(crate) use chosen::*;

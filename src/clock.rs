@@ -58,6 +58,7 @@ impl Time {
 impl Add<Duration> for Time {
     type Output = Time;
 
+    /// The instant `delay` later; [`Time::NEVER`] if that is beyond the clock's range, or from there.
     fn add(self, delay: Duration) -> Time {
         Time(
             self.0
@@ -121,7 +122,8 @@ pub(crate) mod source {
         static SOURCE: RefCell<Option<Arc<dyn Source>>> = const { RefCell::new(None) };
     }
 
-    /// Announces that threads may be given a source. False: one exists already.
+    /// Announces that threads may be given a source. False: one exists already. To be called before the
+    /// first [`set`], which would have no effect without it.
     pub(crate) fn announce() -> bool {
         !EXISTS.swap(true, Ordering::AcqRel)
     }
@@ -153,6 +155,8 @@ pub(crate) mod source {
         if exists() { look() } else { None }
     }
 
+    /// The rest of [`now`] while a source exists: most threads of the process have none. Also without one at
+    /// the thread's own end, when its thread-locals are gone.
     #[cold]
     fn look() -> Option<Time> {
         let now = |cell: &RefCell<Option<Arc<dyn Source>>>| cell.borrow().as_ref().map(|s| s.now());

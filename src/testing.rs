@@ -276,11 +276,12 @@ impl Simulation {
                 self.yield_turn(*id);
             }
         };
-        yield_turn();
+        yield_turn(); // so that the others have set the deadlines that the clock is to stop at
         let until = self.time() + by;
         loop {
             let mut state = self.state.lock();
             let next = state.next_deadline().min(until);
+            // Called from outside while all threads wait, the jump itself has to wake one.
             let idle = self.advance(&mut state, next) && state.running.is_none();
             let turn = if idle { state.choose() } else { None };
             drop(state);
@@ -396,6 +397,8 @@ impl Simulation {
                 drop(state);
                 return wake(Some(turn));
             }
+            // Nothing to do if no thread is left, nor if one is away: it may make others ready when it
+            // comes back.
             let idle = state.parked.is_empty() && !state.finishing;
             if state.running.is_some() || state.away > 0 || idle {
                 return;
@@ -413,6 +416,7 @@ impl Simulation {
                     .iter()
                     .any(|parked| !parked.interests.is_empty())
                 {
+                    // Only a descriptor can end a wait: sleep for one, in real time.
                     let interests = state.interests();
                     drop(state);
                     park::wait_for_any(&interests);
@@ -423,6 +427,7 @@ impl Simulation {
             }
             self.advance(&mut state, next);
             drop(state);
+            // Cancels at this deadline, which settles waiters and so makes more threads ready.
             timer::expire_simulated(next);
         }
     }
@@ -435,6 +440,7 @@ impl Simulation {
                 if state.running == Some(id) {
                     return;
                 }
+                // One that the kernel wakes: this thread's own scheduler is the simulation.
                 let waiter = Waiter::real();
                 state.turns.insert(id, waiter.clone());
                 waiter
@@ -453,6 +459,7 @@ impl Simulation {
             if state.running == Some(id) {
                 state.running = None;
             }
+            // What the root waits for in `finish`.
             if state.finishing && state.others.is_empty() {
                 state.ready.push(ROOT);
             }
@@ -619,6 +626,7 @@ pub(crate) fn enrol(name: &str, node: &NodeRef) -> Option<Enrolment> {
         let mut state = simulation.state.lock();
         state.enrolled += 1;
         let id = state.enrolled;
+        // Ready at once: the new thread is chosen in its turn, even if it has not yet begun to run.
         let (name, node) = (name.into(), node.clone());
         state.others.insert(id, Participant { name, node });
         state.ready.push(id);
@@ -667,6 +675,7 @@ impl Drop for Enrolled {
     fn drop(&mut self) {
         let membership = set_membership(None);
         if self.id == ROOT {
+            // The next simulation may begin.
             source::withdraw();
         }
         if let Some((simulation, id)) = membership {
@@ -688,6 +697,7 @@ pub(crate) fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
         state.away += 1;
     }
     simulation.dispatch();
+    // The real clock and the kernel's scheduler, for the time of the call.
     set_membership(None);
     let result = act();
     set_membership(Some((simulation.clone(), id)));

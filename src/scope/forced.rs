@@ -71,6 +71,7 @@ pub(crate) fn enter_forced(
     kill_after: Duration,
     interrupter: Arc<dyn Interrupter>,
 ) -> (NodeRef, BlockWatch) {
+    // Before anything is borrowed: the host names the thread.
     let task = current_task().unwrap_or_else(|| {
         let name = host::thread_name().unwrap_or_else(|| "a thread".into());
         Task::of_thread(&name, current_ledger())
@@ -122,6 +123,7 @@ pub(crate) fn exit_forced(
     }
     let absorbs = unwinding == Unwinding::Killed && left.absorbs;
     let exit = exit(node, absorbs || unwinding == Unwinding::Cancelled);
+    // Also if the exit failed: the frame is gone, and with it the need of the task.
     if task.is_some_and(|task| task.is_of_thread()) {
         leave_task_of_thread();
     }
@@ -148,6 +150,7 @@ pub(crate) fn close_above(node: &NodeRef) {
             .for_each(|frame| super::unmask(frame, context));
         above
     });
+    // The outermost forced block among them; closing it closes those inside it.
     if let (Some(block), Some(task)) = (left.iter().find_map(|frame| frame.forced), current_task())
     {
         task.close_block(block.get());
