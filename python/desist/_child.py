@@ -285,7 +285,7 @@ class _Child:
         try:
             # Not start(): multiprocessing would wait for the process at exit, and might reap it
             # before we do.
-            popen: Any = new._Popen(new)  # noqa: SLF001
+            popen: Any = new._Popen(new)  # noqa: SLF001 (of multiprocessing)
         except (pickle.PicklingError, TypeError, AttributeError) as failure:
             self._socket.close()
             message = (

@@ -116,7 +116,7 @@ class Commit:
         /,
     ) -> None:
         try:
-            self._lease._ask(Verb.COMMITTED)  # noqa: SLF001
+            self._lease._ask(Verb.COMMITTED)  # noqa: SLF001 (its own module)
         finally:
             self._masked.__exit__(kind, value, traceback)
 

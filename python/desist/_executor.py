@@ -232,14 +232,14 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             call = partial(copy_context().run, call)
         name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
         # A kill of the calling thread must not leave these locks held.
-        with defer_kill(BRIEFLY), self._shutdown_lock, stdlib._global_shutdown_lock:  # noqa: SLF001
+        with defer_kill(BRIEFLY), self._shutdown_lock, stdlib._global_shutdown_lock:  # noqa: SLF001 (the standard library's own)
             if self._broken:
                 raise stdlib.BrokenThreadPool(self._broken)
             if self._exhausted:
                 raise PoolExhausted(_EXHAUSTED)
             if self._shutdown:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if stdlib._shutdown:  # noqa: SLF001
+            if stdlib._shutdown:  # noqa: SLF001 (the standard library's own)
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             future = TaskFuture(self, name, call)
             self._work_queue.put(future)
@@ -273,7 +273,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
                 raise
         self._hands[thread] = hand
         self._threads.add(thread)
-        stdlib._threads_queues[thread] = self._work_queue  # noqa: SLF001
+        stdlib._threads_queues[thread] = self._work_queue  # noqa: SLF001 (the standard library's own)
 
     def _replace(self, thread: threading.Thread) -> None:
         """Start a thread in the place of an abandoned one, unless that happened too often."""
@@ -282,7 +282,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             hand = self._hands.pop(thread, None)
             if hand is not None:
                 hand.give_up()
-            stdlib._threads_queues.pop(thread, None)  # noqa: SLF001
+            stdlib._threads_queues.pop(thread, None)  # noqa: SLF001 (the standard library's own)
             replaced = self._may_abandon > 0
             if replaced:
                 self._may_abandon -= 1
@@ -368,7 +368,7 @@ def _next_item(reference: weakref.ref[ThreadPoolExecutor], work_queue: SimpleQue
         return work_queue.get_nowait()
     executor = reference()
     if executor is not None:
-        executor._idle_semaphore.release()  # noqa: SLF001
+        executor._idle_semaphore.release()  # noqa: SLF001 (the standard library's own)
     del executor
     return work_queue.get()
 
@@ -377,6 +377,6 @@ def _is_over(reference: weakref.ref[ThreadPoolExecutor]) -> bool:
     executor = reference()
     if executor is None:
         return True
-    if stdlib._shutdown:  # noqa: SLF001
-        executor._shutdown = True  # noqa: SLF001
-    return executor._shutdown  # noqa: SLF001
+    if stdlib._shutdown:  # noqa: SLF001 (the standard library's own)
+        executor._shutdown = True  # noqa: SLF001 (the standard library's own)
+    return executor._shutdown  # noqa: SLF001 (the standard library's own)

@@ -206,13 +206,13 @@ class Task(Generic[T_co]):
     def _end_if_waiting(self) -> None:
         group = self._group
         with defer_kill(BRIEFLY):  # once withdrawn, no thread of the group ends it
-            if group is not None and group._withdraw(self._core):  # noqa: SLF001
+            if group is not None and group._withdraw(self._core):  # noqa: SLF001 (its own module)
                 self._run()
 
     def _tell_group(self) -> None:
         group, self._group = self._group, None
         if group is not None:
-            group._child_ended(self, self._failure)  # noqa: SLF001
+            group._child_ended(self, self._failure)  # noqa: SLF001 (its own module)
 
 
 class TaskGroup(GroupCore):
@@ -360,7 +360,7 @@ class TaskGroup(GroupCore):
         group.__cause__ = None  # the exceptions in it are the cause
         return group
 
-    def _forsaken(self) -> None:
+    def _on_abandoned(self) -> None:
         """The block's thread was killed, and the block's end has not run."""
         self._report()
 
@@ -411,7 +411,7 @@ class TaskGroup(GroupCore):
         except RuntimeError as no_thread:
             self._errors.append(no_thread)
             task.cancel("there is no thread for it")
-            task._run()  # noqa: SLF001
+            task._run()  # noqa: SLF001 (its own module)
 
 
 def _group_of(message: str, errors: list[Exception]) -> BaseException:

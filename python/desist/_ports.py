@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from desist._core import FileQueue, LeaseQueue, queue_port
 
 if TYPE_CHECKING:
-    from desist._core import CancelCause, RunningHandler
+    from desist._core import CancelCause, Op, RunningHandler, WorkerThread
     from desist._item_future import ItemPromise
 
 
@@ -77,6 +77,46 @@ class HeldDelivery(Protocol):
 
     def take_promise(self) -> Promise | None:
         """The promise with which the item was submitted here, once."""
+
+
+# These are methods of public classes, and so their names begin with an underscore.
+
+
+class GroupHooks(Protocol):
+    """What a subclass of `GroupCore` does in Python: a TaskGroup, or one of compat's."""
+
+    def _verdict(self, raised: BaseException | None) -> BaseException | None:
+        """The exception that leaves the block instead of `raised`; None for `raised` itself."""
+
+    def _on_abandoned(self) -> None:
+        """The block's `__exit__` was skipped, and its tasks have ended all the same."""
+
+    def _start_thread(self, hand: WorkerThread, task: Any) -> None:
+        """Start a thread that runs `task` first."""
+
+
+class GroupTask(Protocol):
+    """A task of a group."""
+
+    def _abandoned(self) -> None:
+        """The task was abandoned: its thread is not the group's any more."""
+
+
+class HookedQueue(Protocol):
+    """A subclass of `Queue` whose hooks keep the items."""
+
+    def _set_up(self, maxsize: int) -> None:
+        """Prepare the queue, before it is used."""
+
+    def _has_news(self) -> bool:
+        """Could get() return, or raise ShutDown, at once?"""
+
+
+class Waitable(Protocol):
+    """A class of desist's whose objects `wait_any` takes as they are."""
+
+    def _done_op(self) -> Op[Any]:
+        """The operation of waiting for its end."""
 
 
 # --- implemented by the extension, and by the queues of engines

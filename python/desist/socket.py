@@ -77,7 +77,7 @@ _create_server, _fromfd, _getaddrinfo, _socketpair = (
     _std.getaddrinfo,
     _std.socketpair,
 )
-_DEFAULT: Any = _std._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined] # noqa: SLF001
+_DEFAULT: Any = _std._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined] # noqa: SLF001 (the standard library's own)
 _DONTWAIT = getattr(_std, "MSG_DONTWAIT", 0)
 _UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 _NAMED = (_std.AF_INET, _std.AF_INET6)
@@ -349,7 +349,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
 
     def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send a regular file by os.sendfile(); the original waits in a selector."""
-        give_up = _std._GiveupOnSendfile  # type: ignore[attr-defined] # noqa: SLF001
+        give_up = _std._GiveupOnSendfile  # type: ignore[attr-defined] # noqa: SLF001 (the standard library's own)
         self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]
         if self._timeout == 0:
             raise ValueError("non-blocking sockets are not supported")

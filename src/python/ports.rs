@@ -45,4 +45,12 @@ protocols! {
     /// One lease of such a queue.
     held_delivery is "HeldDelivery":
         id, epoch, attempt, item, progress, begun, ack, nack, heartbeat, take_promise;
+    /// What a subclass of `GroupCore` does in Python.
+    group_hooks is "GroupHooks": _verdict, _on_abandoned, _start_thread;
+    /// A task of a group.
+    group_task is "GroupTask": _abandoned;
+    /// A subclass of `Queue` with hooks of its own.
+    hooked_queue is "HookedQueue": _set_up, _has_news;
+    /// A class of desist's whose objects `wait_any` takes as they are.
+    waitable is "Waitable": _done_op;
 }

@@ -17,6 +17,7 @@ use crate::cause::DEFAULT_GRACE;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::hard_stop::mask::Mask;
 use crate::python::op::{Op, Yield};
+use crate::python::ports::waitable;
 use crate::python::sync::event::Event;
 use crate::python::token::CancelToken;
 use crate::python::wait::asleep;
@@ -103,7 +104,7 @@ fn op_for(what: Bound<'_, PyAny>) -> PyResult<Bound<'_, Op>> {
     if let Ok(token) = what.cast::<CancelToken>() {
         return Bound::new(py, token.get().cancelled_op());
     }
-    let done = match what.getattr_opt(intern!(py, "_done_op"))? {
+    let done = match what.getattr_opt(waitable::_done_op(py))? {
         Some(make) => make.call0()?,
         None => of_future(&what)?,
     };

@@ -103,9 +103,9 @@ class GroupTrial:
         trial = self
 
         class Group(TaskGroup):
-            def _forsaken(self) -> None:
+            def _on_abandoned(self) -> None:
                 trial.forsaken += 1
-                super()._forsaken()
+                super()._on_abandoned()
 
         groups: list[TaskGroup] = []
         owner = Task("owner")

@@ -219,7 +219,7 @@ class RedisEngine(Engine):
             try:
                 # The answer may have been read together with the number.
                 there = call_masked(_has_more, connection) or wait_readable(
-                    connection._sock,  # noqa: SLF001
+                    connection._sock,  # noqa: SLF001 (the package has no other way)
                     seconds + _ANSWER,
                 )
             except BaseException:

@@ -22,6 +22,7 @@ use crate::python::binding::lazy_arg;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
 use crate::python::op::{Failure, Op, Operation, Started, Yield, adapted};
+use crate::python::ports::hooked_queue;
 use crate::python::sync::condition::Condition;
 use crate::python::wait::{checkpoint, perform};
 use crate::sync::{self, Order};
@@ -137,7 +138,7 @@ impl Queue {
         if slf.get_type().is(py.get_type::<Self>()) {
             slf.get().configure(maxsize, false);
         } else {
-            slf.call_method1(intern!(py, "_set_up"), (maxsize,))?;
+            slf.call_method1(hooked_queue::_set_up(py), (maxsize,))?;
         }
         Ok(())
     }
@@ -528,7 +529,11 @@ impl Waitable for GettingHooked<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         self.condition.join(ticket.clone());
         // What came before that was notified to others.
-        let news = Python::attach(|py| self.queue.call_method0(py, "_has_news")?.is_truthy(py));
+        let news = Python::attach(|py| {
+            self.queue
+                .call_method0(py, hooked_queue::_has_news(py))?
+                .is_truthy(py)
+        });
         if news.unwrap_or(true) {
             self.condition.leave(&ticket);
             ticket.grant();

@@ -41,6 +41,7 @@ use crate::python::binding::raised;
 use crate::python::error::{self, Cancelled};
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
+use crate::python::ports::{group_hooks, group_task};
 use crate::python::scope::{CancelScope, deadline_exceeded};
 use crate::python::task::Task;
 use crate::python::task::stop::StopPolicy;
@@ -272,7 +273,7 @@ impl GroupCore {
         let _mask = Mask::open(BRIEFLY);
         let left = this.scope.get().leave(py, raised.as_ref());
         let leaving = raised.as_ref().map(|raised| raised.value(py).clone());
-        let instead = slf.call_method1("_verdict", (leaving,))?;
+        let instead = slf.call_method1(group_hooks::_verdict(py), (leaving,))?;
         if !instead.is_none() {
             return Err(PyErr::from_value(instead));
         }
@@ -315,7 +316,7 @@ impl Child {
     fn abandoned(&self) {
         fork::outside(|| {
             attach(|py| {
-                if let Err(raised) = self.task.call_method0(py, "_abandoned") {
+                if let Err(raised) = self.task.call_method0(py, group_task::_abandoned(py)) {
                     raised.write_unraisable(py, None);
                 }
             })
@@ -350,7 +351,7 @@ impl AbandonHook for SkippedExit {
                 };
                 let crew = crew.bind(py);
                 crew.get().join(py, JoinMode::Kill);
-                if let Err(raised) = crew.call_method0("_forsaken") {
+                if let Err(raised) = crew.call_method0(group_hooks::_on_abandoned(py)) {
                     raised.write_unraisable(py, None);
                 }
             })
@@ -553,7 +554,7 @@ impl GroupCore {
     ) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let hand = Bound::new(py, WorkerThread::new(core.name()))?;
-        let started = slf.call_method1("_start_thread", (&hand, task));
+        let started = slf.call_method1(group_hooks::_start_thread(slf.py()), (&hand, task));
         let Err(failure) = started else {
             return Ok(());
         };

@@ -30,7 +30,7 @@ use crate::token::timer;
 use crate::work::{Nack, NackOutcome};
 
 /// One delivery of one item to one worker.
-#[pyclass(frozen, freelist = 16, module = "desist")]
+#[pyclass(frozen, module = "desist")]
 pub(in crate::python) struct Lease(WrittenOnce<Leased>);
 
 /// A cell that is written before any other code can have the object. With a `OnceLock` in its place,
