@@ -52,7 +52,7 @@ def test_the_block_waits_for_its_children_and_raises_their_failure() -> None:
             left.set()
             while not scope.cancel_called:
                 pass
-            steps.append("nothing strikes where nothing waits")
+            steps.append("nothing is raised where nothing waits")
 
     with testing.no_leaks():
         with pytest.raises(Mine, match="why"):

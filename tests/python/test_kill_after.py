@@ -225,7 +225,7 @@ def swallow_at_waits() -> None:
 DEAF = pytest.mark.parametrize("body", [swallow_all, swallow_in_calls, swallow_at_waits])
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="nothing there strikes every step")
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="before 3.12 no rung kills at every step")
 # As an error, pytest's code would report it inside the block.
 @pytest.mark.filterwarnings("ignore::desist.CancelledSwallowedWarning")
 @pytest.mark.parametrize("decorated", [False, True], ids=["with", "decorator"])

@@ -92,7 +92,7 @@ impl Open {
             .request_block_kill(self.id, &cause, lock_grace_until);
     }
 
-    fn strike(&self) -> i32 {
+    fn deliver(&self) -> i32 {
         self.task.deliver_async_to_block(self.id);
         self.slot.posted()
     }
@@ -114,7 +114,7 @@ fn killed() -> bool {
 fn i22_a_kill_posted_at_a_block_is_retracted_at_its_end_and_none_is_posted_afterwards() {
     let block = open();
     block.kill(AT_ONCE);
-    assert_eq!(block.strike(), 1);
+    assert_eq!(block.deliver(), 1);
     let (task, id, slot) = (block.task.clone(), block.id, block.slot.clone());
     assert_eq!(block.leave(Unwinding::Nothing), Ok(ForcedExit::Pass));
     assert_eq!(slot.posted(), 0);
@@ -151,8 +151,8 @@ fn the_outer_block_is_killed_first_and_absorbs() {
     let (outer, inner) = (open(), open());
     inner.kill(AT_ONCE);
     outer.kill(AT_ONCE);
-    assert_eq!(inner.strike(), 0, "it waits for the outer one's");
-    assert_eq!(outer.strike(), 1);
+    assert_eq!(inner.deliver(), 0, "it waits for the outer one's");
+    assert_eq!(outer.deliver(), 1);
     assert_eq!(inner.leave(Unwinding::Killed), Ok(ForcedExit::Pass));
     assert!(absorbed(outer.leave(Unwinding::Killed)));
 }
@@ -161,7 +161,7 @@ fn the_outer_block_is_killed_first_and_absorbs() {
 fn the_end_of_the_outer_block_is_that_of_an_inner_one_whose_end_was_skipped() {
     let (outer, inner) = (open(), open());
     inner.kill(AT_ONCE);
-    assert_eq!(inner.strike(), 1);
+    assert_eq!(inner.deliver(), 1);
     scope::close_above(&outer.node);
     assert_eq!(inner.slot.posted(), 0);
     assert_eq!(outer.leave(Unwinding::Killed), Ok(ForcedExit::Pass));
@@ -192,9 +192,9 @@ fn i24_only_a_lock_acquired_inside_defers_a_kill() {
     let block = open();
     assert!(inside.try_acquire(Acquire::Task).unwrap());
     block.kill(Time::NEVER);
-    assert_eq!((block.strike(), killed()), (0, false));
+    assert_eq!((block.deliver(), killed()), (0, false));
     inside.release().unwrap();
-    assert_eq!((block.strike(), killed()), (1, true));
+    assert_eq!((block.deliver(), killed()), (1, true));
     block.leave(Unwinding::Killed).unwrap();
     before.release().unwrap();
 }
@@ -205,11 +205,11 @@ fn i25_only_a_mask_opened_inside_defers_a_kill() {
     let outer = outermost.task.mask(Time::NEVER);
     let block = open();
     block.kill(AT_ONCE);
-    assert_eq!(block.strike(), 1);
+    assert_eq!(block.deliver(), 1);
     let inner = block.task.mask(Time::NEVER);
     assert_eq!(block.slot.posted(), 0, "taken back");
     outermost.task.unmask(outer);
-    assert_eq!((block.strike(), killed()), (0, false));
+    assert_eq!((block.deliver(), killed()), (0, false));
     block.task.unmask(inner);
     assert!(killed());
     block.leave(Unwinding::Killed).unwrap();
@@ -250,13 +250,13 @@ fn a_host_that_can_choose_raises_where_it_may_and_once() {
     assert_eq!(block.task.deliver_here(Some(1)), None);
     block.kill(AT_ONCE);
     assert_eq!(block.task.deliver_here(Some(1)), None, "not sent for");
-    assert_eq!(block.strike(), 1);
+    assert_eq!(block.deliver(), 1);
     block.slot.refuses.store(true, Ordering::Relaxed);
     assert_eq!(block.task.deliver_here(Some(1)), None);
     block.slot.refuses.store(false, Ordering::Relaxed);
     assert!(block.task.deliver_here(Some(1)).is_some());
     assert_eq!(block.task.deliver_here(Some(1)), None);
-    assert_eq!((block.slot.posted(), block.strike()), (0, 0), "too soon");
+    assert_eq!((block.slot.posted(), block.deliver()), (0, 0), "too soon");
     assert!(absorbed(block.leave(Unwinding::Killed)));
 }
 
@@ -265,16 +265,16 @@ fn i23_i24_a_block_that_swallows_for_long_is_killed_at_every_step_unless_deferre
     let clock = testing::freeze();
     let block = open();
     block.kill(AT_ONCE);
-    assert_eq!(block.strike(), 1);
+    assert_eq!(block.deliver(), 1);
     assert!(block.task.deliver_here(Some(1)).is_some());
     clock.advance(SWALLOW_LIMIT.saturating_sub(RESEND_AFTER / 2));
-    assert_eq!(block.strike(), 1);
+    assert_eq!(block.deliver(), 1);
     assert!(block.task.deliver_here(Some(1)).is_some());
     assert_eq!(block.task.deliver_here(Some(1)), None);
     assert!(!block.slot.climbs.load(Ordering::Relaxed));
 
     clock.advance(RESEND_AFTER);
-    assert_eq!(block.strike(), 1);
+    assert_eq!(block.deliver(), 1);
     assert!(block.slot.climbs.load(Ordering::Relaxed));
     for _ in 0..3 {
         assert!(block.task.deliver_here(Some(1)).is_some());
@@ -283,10 +283,10 @@ fn i23_i24_a_block_that_swallows_for_long_is_killed_at_every_step_unless_deferre
     let mask = block.task.mask(Time::NEVER);
     assert_eq!(block.slot.posted(), 0);
     clock.advance(RESEND_AFTER);
-    assert_eq!(block.strike(), 0);
+    assert_eq!(block.deliver(), 0);
     assert_eq!(block.task.deliver_here(Some(1)), None, "masked");
     block.task.unmask(mask);
-    assert_eq!(block.strike(), 1);
+    assert_eq!(block.deliver(), 1);
     assert!(block.task.deliver_here(Some(1)).is_some());
 
     let (task, slot) = (block.task.clone(), block.slot.clone());
@@ -340,10 +340,10 @@ fn a_kill_of_a_block_in_a_cancelled_scope_becomes_the_scopes_cancellation() {
 fn i37_no_kill_is_pending_after_a_fork() {
     let block = open();
     block.kill(AT_ONCE);
-    assert_eq!(block.strike(), 1);
+    assert_eq!(block.deliver(), 1);
     scope::forget_forced_blocks();
     assert_eq!(
-        (block.slot.posted(), killed(), block.strike()),
+        (block.slot.posted(), killed(), block.deliver()),
         (0, false, 0)
     );
     assert_eq!(block.leave(Unwinding::Nothing), Ok(ForcedExit::Pass));

@@ -148,7 +148,7 @@ fn i22_it_is_raised_once_even_if_it_was_posted_at_the_end_of_a_wait() {
         assert!(task.kill_due().is_some());
         task.deliver_injected();
         assert!(is_something(task.take_injected()));
-        assert_eq!(slot.posted(), 0, "it would strike again");
+        assert_eq!(slot.posted(), 0, "it would be raised again");
         assert!(checkpoint().is_ok());
         boundary.leave(BodyEnd::Unwound);
     }

@@ -65,7 +65,7 @@ impl Layers {
         Layers { rank, reexports }
     }
 
-    /// What the file, which belongs to `module`, uses of modules that do not stand below.
+    /// The uses in a file of `module` of modules that are not below it.
     fn upward(&self, file: &str, module: &str, text: &str) -> Vec<Upward> {
         let own = self.rank[module];
         let depth = Path::new(file).components().count() - 1; // of `src`
