@@ -1,8 +1,26 @@
-//! What a fork leaves of threads: only the one that forked.
+//! What a runtime does around a fork, so that the core works in the child.
 //!
-//! A runtime that forks calls [`before`], and then [`after_in_parent`] or [`after_in_child`] on the
-//! same thread, in the child before any other thread is started; and, as soon as it can have
-//! threads there, [`restart_in_child`]. In the child the timer runs again.
+//! The runtime calls, all on the forking thread: [`before`]; then [`after_in_parent`] or
+//! [`after_in_child`], in the child before any other thread is started; and there
+//! [`restart_in_child`] as soon as threads may be started.
+//!
+//! Guarantees:
+//! 1. No lock of the core is held by another thread at the moment of the fork (I37): the gate of
+//!    [`fork`] has let all threads out that use the core, and the forking thread holds the locks of
+//!    all that is registered there.
+//! 2. In the child, what belonged to threads that are gone is known by its generation, and is lost, not
+//!    held for ever; what the forking thread holds stays its own.
+//! 3. In the child, service threads run again if they have work, and nothing is ended by force that was
+//!    begun before the fork.
+//!
+//! | step | gate | locks of services | generation |
+//! |---|---|---|---|
+//! | `before` | closed, then empty | held by the forking thread | |
+//! | `after_in_parent` | open | released | the same |
+//! | `after_in_child` | open, with the calling thread alone | released | the next |
+//!
+//! Lock order: the gate, then the services in the order in which they were registered. None of them is
+//! ever locked under another one.
 
 use std::any::Any;
 use std::cell::RefCell;

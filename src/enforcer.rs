@@ -1,10 +1,20 @@
-//! Who forces threads out of blocks that ignore their deadline.
+//! The enforcer: the service thread that interrupts blocks which overrun their `kill_after`.
 //!
-//! One thread for all, started when the first such block is entered, and asleep until the earliest
-//! is due. Not the timer's: to strike one has to wait for the host, which would delay all deadlines.
+//! Guarantees:
+//! 1. A watched block is interrupted when it is due, and again after the pauses that the task asks for, until
+//!    it is closed or its watch is dropped.
+//! 2. Deadlines are never late because of it: interrupting waits for the host's lock, so it is not the
+//!    timer's work.
+//! 3. In a forked child nothing is watched; the next block starts a thread.
 //!
-//! A block is entered here when it is entered, and leaves with its end; that nothing strikes it
-//! afterwards is not this module's doing but that of [`Task::close_block`].
+//! The protocol: a block's thread enters it here (through its [`BlockWatch`]) after it was opened in the task,
+//! and takes it out after it was closed there. The enforcer takes a due block out, calls
+//! [`Task::interrupt_block`] with the state unlocked, and puts it back with the next time. If the block was
+//! closed meanwhile, that puts back an entry which nothing takes out but its turn; then the task does not
+//! know the block any more, and the entry goes. That no kill is raised after a block's end is not this
+//! module's work but that of [`Task::close_block`].
+//!
+//! Lock order: the service's lock and a task's lock are never held together.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
@@ -15,15 +25,16 @@ use crate::task::Task;
 
 static ENFORCER: Service<Watched> = Service::new();
 
-/// Open blocks that are due at some time.
+/// The state of the service: open blocks that are due at some time. `times` and `blocks` have the same entries.
 #[derive(Default)]
 struct Watched {
-    /// By when something is to be done, and to which block: the same as in `blocks`, in order.
+    /// The blocks by the time of their next interruption.
     times: BTreeSet<(Time, u64)>,
+    /// The time and the task of each block. Weak: a watch that is never dropped keeps no task alive.
     blocks: HashMap<u64, (Time, Weak<Task>)>,
 }
 
-/// Open blocks that are watched, and due at some time.
+/// Number of blocks that are watched: for tests of leaks.
 #[cfg(feature = "python")]
 pub(crate) fn watched() -> usize {
     ENFORCER.peek(|watched| watched.blocks.len()).unwrap_or(0)
@@ -32,11 +43,14 @@ pub(crate) fn watched() -> usize {
 /// One open block, watched until this is dropped.
 #[derive(Debug)]
 pub(crate) struct BlockWatch {
+    /// The task whose block it is.
     task: Weak<Task>,
+    /// The block's number in that task.
     block: u64,
 }
 
 impl BlockWatch {
+    /// Watches the block, which the calling thread has just opened.
     pub(crate) fn begin(task: &Arc<Task>, block: u64) -> BlockWatch {
         let watch = BlockWatch {
             task: Arc::downgrade(task),
@@ -46,7 +60,7 @@ impl BlockWatch {
         watch
     }
 
-    /// The block was cancelled, or its deadline was moved.
+    /// Reads anew when the block is due: it was cancelled, or its deadline was moved.
     pub(crate) fn refresh(&self) {
         let due = self
             .task
@@ -67,12 +81,14 @@ impl Drop for BlockWatch {
 }
 
 impl Watched {
+    /// Forgets the block. Without effect if it is not watched.
     fn remove(&mut self, block: u64) {
         if let Some((at, _)) = self.blocks.remove(&block) {
             self.times.remove(&(at, block));
         }
     }
 
+    /// Has the block interrupted at `at`, and not at the time that was set before.
     fn set(&mut self, block: u64, at: Time, task: &Weak<Task>) {
         self.remove(block);
         self.times.insert((at, block));
@@ -96,12 +112,13 @@ impl Work for Watched {
         task.map(|task| (block, task))
     }
 
-    /// Take the next step against a block, unless it has been left.
+    /// Interrupts the block once, unless it is closed, and sets the time for the next attempt.
     fn perform((block, task): Self::Job) {
         let Some(next) = task.upgrade().and_then(|task| task.interrupt_block(block)) else {
             return;
         };
-        // If it was left meanwhile, it comes up once more, and nothing is done.
+        // If it was closed meanwhile, it comes up once more, and the task does not know it any more. An
+        // earlier time was set by `refresh`, and stays.
         ENFORCER.update(|watched| {
             let is_moved = watched.blocks.get(&block).is_some_and(|(at, _)| *at < next);
             if !is_moved {
@@ -110,7 +127,7 @@ impl Work for Watched {
         });
     }
 
-    /// The blocks' threads may not be in the child; the one that is has left its blocks to nothing.
+    /// The threads of most blocks are not in the child, and the forking thread's blocks are closed there.
     fn survive_fork(&mut self) {
         *self = Watched::default();
     }

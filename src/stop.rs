@@ -23,7 +23,7 @@
 //!
 //! Within a rung the delivery is repeated with growing pauses, for a body can swallow `Killed`, and
 //! because a delivery does nothing while the kill is deferred. The state of a kill is in the task, under the
-//! task's lock; a [`Kill`] belongs to one thread at a time, and has no lock.
+//! task's lock; a `Kill` belongs to one thread at a time, and has no lock.
 
 use std::sync::Arc;
 use std::time::Duration;
