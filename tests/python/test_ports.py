@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PROTOCOLS: dict[str, Any] = {
     name: value
     for name, value in vars(_ports).items()
-    if inspect.isclass(value) and issubclass(value, Protocol) and value is not Protocol  # type: ignore[arg-type]
+    if inspect.isclass(value) and issubclass(value, Protocol) and value is not Protocol
 }
 
 

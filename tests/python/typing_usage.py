@@ -206,6 +206,8 @@ def a_pool_takes_its_types_from_the_handler() -> None:
         future = pool.submit("page")
         assert_type(future, desist.ItemFuture[int])
         assert_type(future.result(timeout=1), int)
+        assert_type(pool.workers, tuple[desist.Worker, ...])
+        assert_type(pool.workers[0].kill_soon(), desist.Future[desist.KillReport])
         assert_type(pool.workers[0].kill(), desist.KillReport)
         pool.submit(1)  # type: ignore[arg-type]
 
