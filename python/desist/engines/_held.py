@@ -56,11 +56,11 @@ class HeldLease:
         the promise of the item once, if it was submitted here.
         """
         self.delivery = delivery
-        self.id = delivery.id
-        self.epoch = delivery.epoch
-        self.attempt = delivery.attempt
+        self.id: str = delivery.id
+        self.epoch: int = delivery.epoch
+        self.attempt: int = delivery.attempt
         self.item: Any = None
-        self.until = current_time() + engine.lease_timeout
+        self.until: float = current_time() + engine.lease_timeout
         """When the lease runs out by this host's clock, unless it is extended before.
 
         Written by the thread that has extended it: the heartbeat's or the handler's."""

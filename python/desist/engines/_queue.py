@@ -64,7 +64,7 @@ class EngineQueue(Generic[T]):
         """
         retry = RetryPolicy() if retry is None else retry
         self.engine = engine
-        self.port = EnginePort(engine, retry, codec_named(codec))
+        self.port: EnginePort = EnginePort(engine, retry, codec_named(codec))
 
     def put(self, item: T, /, *, key: str | None = None, delay: float = 0.0) -> str:
         """Add an item and return its id. The server has stored it when this returns.
