@@ -96,10 +96,13 @@ impl Task {
             let mut inner = self.inner.lock();
             let due = inner.due(&self.ledger);
             let waiter = inner.waiter.clone().zip(due);
+            // Settled under the lock under which the body's thread leaves the wait: a waiter that is found here
+            // is that of the wait the body is in.
             let settled = waiter.filter(|(waiter, _)| waiter.settle(WaitOutcome::Killed));
             if let Some((_, target)) = &settled {
                 inner.note_delivery_at_wait(*target);
             }
+            // The hooks are for a kill of the whole body; that of a block leaves them.
             let hooks = if matches!(due, Some(Target::Body | Target::Injected)) {
                 std::mem::take(&mut inner.hooks)
             } else {
@@ -108,6 +111,7 @@ impl Task {
             let cause = due.and_then(|target| inner.cause(target));
             (settled.map(|(waiter, _)| waiter), hooks, cause)
         };
+        // With the lock released: a wake-up is a system call, and a hook's callbacks may do anything.
         if let Some(waiter) = waiter {
             waiter.wake();
         }
@@ -144,6 +148,8 @@ impl Task {
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
                 let mut inner = self.inner.lock();
+                // Looked at again: while this thread waited for the host's lock, another killer may have
+                // posted, or the body have opened a mask.
                 if again(&inner) && self.may_deliver(&inner) {
                     inner.post(&*interrupter);
                     inner.last_delivery = Some(Time::now());
@@ -206,6 +212,7 @@ impl Task {
         if let Some(interrupter) = traced {
             fork::outside(|| interrupter.with_host_lock(&mut || interrupter.end_trace(self)));
         }
+        // With the lock released: a sweep locks what is held, and wakes its waiters.
         let swept = self.ledger.sweep(&Termination::Abandoned(Arc::new(kill)));
         self.amend(|record| record.swept = swept);
         true

@@ -1,9 +1,9 @@
-//! Masks: what defers a kill while the body runs code that must not be torn apart.
+//! Masks: what defers a kill while the body runs code that must be done as a whole.
 //!
-//! A mask is opened by the body's thread. Whoever decides whether a kill is due looks at the masks under the
-//! task's lock, so a kill comes before the mask, or finds it. What was posted before the mask and has
-//! not been raised is retracted right after it was opened: the request stands, and is delivered when
-//! no mask defers it any more. A mask ends at its time at the latest, open or not (I24).
+//! A mask is opened by the body's thread. Each thread that decides whether a kill is due looks at the
+//! masks under the task's lock, so a kill comes before the mask, or finds it. What was posted before the
+//! mask and has not been raised is retracted right after it was opened: the request stands, and is
+//! delivered when no mask defers it any more. A mask defers nothing beyond its time, closed or not (I24).
 //!
 //! A kill of a block is deferred by the masks that were opened inside that block, and by no others.
 //! A block therefore counts the masks around it, and the count is kept right when one of them closes.

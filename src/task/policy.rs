@@ -70,7 +70,7 @@ pub struct ProcessStopPolicy {
     pub sigterm: Option<Duration>,
     /// Time in which SIGKILL is sent, again and again: the process is gone, unless the kernel keeps it.
     pub sigkill: Option<Duration>,
-    /// For how long desist locks that the body holds over there defer SIGTERM.
+    /// For how long desist locks that the body holds in its process defer SIGTERM.
     pub defer: Duration,
     /// Is the process abandoned when no rung has ended it?
     pub abandon: bool,

@@ -115,6 +115,7 @@ impl Task {
             let Some(index) = inner.find(id) else {
                 return BlockExit::default();
             };
+            // Decided before the block is taken out: a wider target that is due keeps its `Killed` unwinding.
             let wider = match inner.due(&self.ledger) {
                 Some(Target::Body | Target::Injected) => true,
                 Some(Target::Block(outer)) => outer < index,
@@ -181,6 +182,7 @@ impl Task {
         self.request_block_kill(id, &cause, now + StopPolicy::default().defer);
         self.deliver_at_wait();
         self.deliver_async_to_block(id);
+        // Closed meanwhile: there is no next time.
         let mut inner = self.inner.lock();
         let index = inner.find(id)?;
         let block = &mut inner.blocks[index];
@@ -214,6 +216,7 @@ impl Task {
             let block = &inner.blocks[index];
             (block.interrupter.clone(), block.is_swallowing())
         };
+        // Each time, for code in the block may have switched off what the last call has set up.
         if is_swallowing {
             interrupter.escalate();
         }
@@ -263,6 +266,7 @@ impl Task {
         // The index is still right: only this thread opens and closes blocks and masks.
         let mut inner = self.inner.lock();
         let cause = inner.deliver_to_block(index);
+        // A block that swallows `Killed` gets it before its next step as well; any other once.
         let block = &mut inner.blocks[index];
         block.posted = block.is_swallowing();
         if !block.posted {
