@@ -43,7 +43,8 @@
 //! Lock order: a borrow of the context, then a node's lock, the timer's, or the task's state. No code
 //! of the host or of a user runs under a borrow, since it may enter a scope on this thread. So frames
 //! are dropped, locks swept and posted exceptions retracted after the borrow has ended, and the
-//! callbacks of a deadline that a checkpoint notices run on the callback thread.
+//! callbacks of a deadline that a checkpoint notices run on the callback thread. In virtual time there is
+//! none; there the thread that advances the clock runs them, before any checkpoint can notice the deadline.
 //!
 //! `rules` decides what is visible and what is absorbed, `forced` has the blocks that are ended by
 //! force, `blocks` the closures for Rust programs. Relies on `token` (the tree, the timer), on `task`
