@@ -141,11 +141,11 @@ class ChildHandler(Generic[T, R]):
             ended = child.do(work)
         finally:
             work.close()
-            struck = self._process.end(died=ended is None, stack=work.stack)
-            if ended is None or struck is not None:
+            signalled = self._process.end(died=ended is None, stack=work.stack)
+            if ended is None or signalled is not None:
                 self._child = None
                 code = child.reap()
-                if struck is None and not self._process.dismissed:
+                if signalled is None and not self._process.dismissed:
                     work.died = work.death(child, code)
                     if not child.ready:
                         self._could_not_start(str(work.died))

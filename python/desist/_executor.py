@@ -131,7 +131,7 @@ class TaskFuture(Future[R]):
         assert cause is not None  # noqa: S101 (for the type checker: it was cancelled)
         return cause
 
-    # On the worker's thread, where no kill strikes.
+    # On the worker's thread, where no kill is delivered.
 
     def _run(self) -> bool:
         """Call the function. False: it was abandoned meanwhile, and this thread is to end."""
@@ -160,7 +160,7 @@ class TaskFuture(Future[R]):
         if executor is not None and thread is not None:
             executor._replace(thread)
 
-    # Where no kill strikes.
+    # Where no kill is delivered.
 
     def _end_unstarted(self, body: Callable[[], object] = checkpoint) -> None:
         """End the task of a call that no thread will run; `body` raises what ended it."""
@@ -184,7 +184,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     Signatures and results are those of the standard library. submit() gives a future that has
     kill() and kill_soon(), and whose cancel() also asks code that runs to stop; so
     `asyncio.wait_for(loop.run_in_executor(...))` really stops it, once this is the loop's
-    executor. A kill strikes the submitted function and nothing else of its thread.
+    executor. A kill is raised in the submitted function and nowhere else in its thread.
 
     `inherit_context`: a function runs in a copy of the context (contextvars) of its submit().
     `max_abandoned`: at most this many abandoned threads are replaced; with one more the executor is

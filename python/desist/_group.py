@@ -1,9 +1,10 @@
 """TaskGroup: functions that run side by side, and a block that ends when all of them have.
 
 The guarantees are native, in `TaskGroupCore`, the base class: that a started child is known, and
-that the block does not end before its children, whatever strikes its thread. This module has what
-need not be atomic: results, errors and threads. It relies on being called by the core, on a child's
-thread where no kill strikes (`_run`, `_settle`), or on the killing thread (`_abandoned`).
+that the block does not end before its children, whatever is raised in its thread. This module has
+what need not be atomic: results, errors and threads. It relies on being called by the core, on a
+child's thread where no kill is delivered (`_run`, `_settle`), or on the killing thread
+(`_abandoned`).
 
 A `Task` is settled once, by whichever of `_settle` and `_abandoned` the core calls: it calls one of
 them, before it tells the task's waiters. So `_result` and `_failure` need no lock: they are written
@@ -178,7 +179,7 @@ class Task(Generic[T_co]):
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.name!r} {self.state.name}>"
 
-    # On the task's thread, when no kill can strike it.
+    # On the task's thread, where no kill is delivered.
 
     def _run(self) -> None:
         body, self._body = self._body, None

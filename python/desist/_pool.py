@@ -131,7 +131,7 @@ class WorkerPool(Generic[T, R]):
         A worker that no rung ends is abandoned, and replaced.
 
         `on_event(event)` is called for every event of an item, on the worker's own thread, where
-        no kill strikes: it should be quick. Its exceptions go to sys.unraisablehook.
+        no kill is delivered: it should be quick. Its exceptions go to sys.unraisablehook.
 
         Raises:
             TypeError: the handler cannot be pickled, or an argument is of the wrong type.
