@@ -24,13 +24,13 @@ MISSING = {
         "\nfrom types import GenericAlias"
         "\nfrom typing import Any, Generic, Literal, TypeAlias, TypeVar, overload"
         "\nfrom desist._group import Task as _GroupTask"
-        "\nfrom desist._thread import Thread"
+        "\nfrom desist._thread import StoppableThread"
         "\n"
         '\n_T = TypeVar("_T")'
         '\n_T_co = TypeVar("_T_co", covariant=True)'
-        '\n_Ending = TypeVar("_Ending", bound=Thread | _GroupTask[Any] | Future[Any])'
+        '\n_Ending = TypeVar("_Ending", bound=StoppableThread | _GroupTask[Any] | Future[Any])'
         "\n_Awaited: TypeAlias = ("
-        "Op[Any] | Event | CancelToken | Thread | _GroupTask[Any] | Future[Any])"
+        "Op[Any] | Event | CancelToken | StoppableThread | _GroupTask[Any] | Future[Any])"
         "\n"
         "\n__all__ = ["
     ),
