@@ -23,12 +23,14 @@ from typing_extensions import disjoint_base
 
 from desist._enums import CauseKind, KillOutcome, TaskState
 from desist._group import Task as _GroupTask
-from desist._thread import Thread
+from desist._thread import StoppableThread
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
-_Ending = TypeVar("_Ending", bound=Thread | _GroupTask[Any] | Future[Any])
-_Awaited: TypeAlias = Op[Any] | Event | CancelToken | Thread | _GroupTask[Any] | Future[Any]
+_Ending = TypeVar("_Ending", bound=StoppableThread | _GroupTask[Any] | Future[Any])
+_Awaited: TypeAlias = (
+    Op[Any] | Event | CancelToken | StoppableThread | _GroupTask[Any] | Future[Any]
+)
 
 __all__ = [
     "Barrier",
