@@ -1,4 +1,10 @@
-"""Thread: threading.Thread, that can be stopped."""
+"""Thread and Timer: those of threading, which can be killed.
+
+`run()` of the class, or of a subclass, is called by the native `Task`, which is the boundary of all
+kills and cancellations of the thread: none is delivered before or after it. `join()` first waits
+for that task, in a wait that can be cancelled, and then for the interpreter's own last steps of the
+thread. The start is masked from kills: it takes locks of `threading`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +71,7 @@ class StoppableThread(threading.Thread):
         first = self._task.launch()
         try:
             super().start()
-        except BaseException:  # there is no thread to be had
+        except BaseException:  # the system has no more threads
             if first:
                 self._task.recall()
             raise
@@ -100,11 +106,14 @@ class StoppableThread(threading.Thread):
         """Raise an exception, or one made of the class given, in the thread, once.
 
         It is raised in the thread's own code and nowhere else: at a desist wait, or between two
-        bytecodes; code that blocks in C has to come back first. Clean-up and commit blocks, and
-        desist locks that it holds, hold it off, and it is raised behind them. Does not wait for
-        that; of several on their way the last one counts, and a kill before all. A thread that has
-        ended is left alone; on the calling thread it is raised at once. TypeError: not an
-        exception, or a class that needs arguments. RuntimeError: not started.
+        bytecodes; a call that blocks in C has to return first. Clean-up and commit blocks, and
+        held desist locks, defer it until their end. Of several exceptions that have not been raised
+        yet, the last one counts, and a kill comes before all. Nothing happens to a thread that has
+        ended; in the calling thread the exception is raised at once. Never blocks.
+
+        Raises:
+            TypeError: `exc` is no exception, or a class that needs arguments.
+            RuntimeError: the thread was not started.
         """
         exception: object = exc() if isinstance(exc, type) else exc
         if not isinstance(exception, BaseException):
@@ -115,24 +124,29 @@ class StoppableThread(threading.Thread):
             raise RuntimeError("cannot raise in a thread before it is started; start it first")
 
     def terminate(self) -> None:
-        """Raise SystemExit in the thread, which ends it without a word; see raise_exc().
+        """Raise SystemExit in the thread, which ends it without a traceback; see raise_exc().
 
-        It can be caught. kill() sees to it that the thread ends.
+        The thread's code can catch it; kill() ends such code as well.
         """
         self.raise_exc(SystemExit)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the thread's end, at most for `timeout` seconds.
 
-        A checkpoint, as every desist wait. Returns at once for a thread that was abandoned.
+        Blocks: until the thread has ended or was abandoned. A checkpoint.
+        On timeout: returns; is_alive() tells.
+
+        Raises:
+            RuntimeError: the thread was not started, or is the calling one.
         """
-        # While the interpreter ends, a daemon thread will not: threading knows what to say of it.
+        # While the interpreter ends, a daemon thread does not end any more: threading's join()
+        # handles that.
         leave_it = self is threading.current_thread() or sys.is_finalizing()
         if self.ident is not None and not leave_it:
             seconds = None if timeout is None else max(timeout, 0.0)
             if self._is_abandoned() or not self._task.wait(seconds) or self._is_abandoned():
                 return
-            timeout = None  # what is left is the interpreter's own few steps
+            timeout = None  # only the interpreter's own last steps are left
         super().join(timeout)
 
     def _done_op(self) -> Op[StoppableThread]:
