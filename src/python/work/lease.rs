@@ -34,7 +34,7 @@ use crate::work::{Nack, NackOutcome};
 pub(in crate::python) struct Lease(WrittenOnce<Leased>);
 
 /// A cell that is written before any other code can have the object. With a `OnceLock` in its place,
-/// `lease()` and `ack()` take 131 ns instead of 108.
+/// `lease()` and `ack()` take a fifth longer: 131 ns, and 108 with this.
 struct WrittenOnce<T>(UnsafeCell<Option<T>>);
 
 // SAFETY: it is written while only one thread has the object, and only read from then on.

@@ -20,9 +20,9 @@ use crate::sync::{Acquire, Holding};
 /// A block that holds a lock; made by Lock.guard() and Lock.repair(), and used in a `with`
 /// statement, once.
 ///
-/// It waits for the lock as acquire() does. It knows its own hold of the lock, and its end takes no
-/// other: not when it was given up while another has the lock, nor when it ends late, as a suspended
-/// generator does that is thrown away.
+/// It waits for the lock as acquire() does. Its end releases its own hold of the lock and no other, also
+/// when it was abandoned while another thread has the lock, or when it ends late, as a suspended
+/// generator that is dropped.
 #[pyclass(frozen, weakref, module = "desist._core")]
 pub(in crate::python) struct LockGuard {
     lock: Py<Lock>,
@@ -73,10 +73,10 @@ impl LockGuard {
             let consistent = holding.mark_consistent();
             consistent.map_err(|fenced| error::fenced(py, &fenced))?;
         }
-        self.give_up(py, holding, unwinding)
+        self.release_hold(py, holding, unwinding)
     }
 
-    fn give_up(
+    fn release_hold(
         &self,
         py: Python<'_>,
         holding: &Holding,
@@ -134,7 +134,7 @@ impl LockGuard {
             let message = "this guard was released before";
             return Err(PyRuntimeError::new_err(message));
         }
-        self.give_up(py, holding, unwinding.as_ref())
+        self.release_hold(py, holding, unwinding.as_ref())
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
