@@ -100,7 +100,7 @@ class Sweep:
         # The first run also imports, fills caches, and the like.
         bytecodes = [self._trial(0).passed for _ in range(2)][-1]
         if not bytecodes:
-            whose = "what fn starts" if self.victims == "started" else "fn"
+            whose = "the code that fn starts" if self.victims == "started" else "fn"
             message = f"there is nothing to sweep: {whose} takes no bytecode, as a task"
             raise ValueError(message)
         if bytecodes > self.limit:
@@ -185,7 +185,7 @@ class Sweep:
         thread.join()
         for failure in raised:
             if isinstance(failure, Cancelled | Killed):
-                raise _Failed("it was struck behind its end") from failure
+                raise _Failed("it was stopped after its end") from failure
             raise _Failed("fn failed") from failure
 
     def _error(self, what: str, point: int, injector: _Injector) -> SweepError:
