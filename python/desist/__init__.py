@@ -75,8 +75,8 @@ from desist._future import Future
 from desist._queue import LifoQueue, PriorityQueue
 from desist._thread import Thread, Timer
 
-# The names below are imported when they are used first: together they take 20 ms, as long again as
-# half of all the others, mostly for `typing` and `traceback`; the modules take 55 ms.
+# The names below are imported when they are first used: the names take 21 ms together and the
+# modules 53 ms, beside 26 ms for all the rest (CPU time, CPython 3.11, two loaded cores).
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from desist import compat as compat
