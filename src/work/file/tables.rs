@@ -25,9 +25,11 @@ use crate::work::{Details, Fenced, Lease, Nack, NackOutcome, PutOptions, RetryPo
 
 type Result<T> = std::result::Result<T, FileError>;
 
-// What a process may wait for: bits of the column `awaited`.
+/// Bit of the column `awaited`: threads of a process wait for an item.
 const ITEMS: i64 = 1;
+/// Bit of the column `awaited`: threads of a process wait for room.
 const ROOM: i64 = 2;
+/// Bit of the column `awaited`: threads of a process wait until no item is unfinished.
 const END: i64 = 4;
 
 /// What an operation has to know of the queue that it comes from.
@@ -37,6 +39,7 @@ pub(super) struct OpContext {
     pub(super) now: Now,
     /// The owner of its leases.
     pub(super) owner: i64,
+    /// These are the options of that queue; other processes may have others.
     pub(super) retry: RetryPolicy,
     pub(super) maxsize: usize,
     pub(super) lease_timeout: Option<Duration>,
@@ -62,29 +65,43 @@ pub(super) struct Changed {
 }
 
 impl Changed {
+    /// False for most changes, which then need no look at the wait lists.
     pub(super) fn concerns_waiters(&self) -> bool {
         self.made_ready > 0 || self.due.is_some() || self.room > 0 || self.drained
     }
 }
 
-/// The row of the table `meta`, see `schema.rs`.
+/// The row of the table `meta`. Read when a transaction begins, changed with the other tables, and
+/// written before the commit if it differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
+    /// How many items are in each state. Done items are only counted.
     ready: i64,
     leased: i64,
     delayed: i64,
     dead: i64,
     done: i64,
+    /// The last id, and the last epoch, that were given out; they only grow (I34).
     last_id: i64,
     last_epoch: i64,
+    /// The least turn: an item before all others gets the next lower one.
     first_turn: i64,
+    /// The greatest turn. Dead items have turns, too, in the order in which they died.
     last_turn: i64,
+    /// The last id of an owner.
     last_owner: i64,
+    /// How many owners there are. With one no other process has to be notified.
     owners: i64,
+    /// What threads of any process wait for: [`ITEMS`], [`ROOM`], [`END`]. Set by an operation that
+    /// finds nothing, reset when the processes are notified.
     awaited: i64,
 }
 
 impl Meta {
+    /// Read the row.
+    ///
+    /// # Errors
+    /// The file is damaged: there is none.
     pub(super) fn read(db: &Connection) -> Result<Meta> {
         let mut query = db.prepare_cached(
             "SELECT ready, leased, delayed, dead, done, last_id, last_epoch, first_turn, \
@@ -110,6 +127,7 @@ impl Meta {
             .ok_or_else(|| FileError::Damaged("its counts are gone".into()))
     }
 
+    /// Write the row.
     pub(super) fn write(&self, db: &Connection) -> Result<()> {
         let mut update = db.prepare_cached(
             "UPDATE meta SET ready = ?, leased = ?, delayed = ?, dead = ?, done = ?, last_id = ?, \
@@ -136,6 +154,7 @@ impl Meta {
         count(self.ready)
     }
 
+    /// How many items are neither done nor dead: those that `maxsize` bounds.
     fn unfinished(&self) -> i64 {
         self.ready + self.leased + self.delayed
     }
@@ -168,8 +187,11 @@ impl Meta {
 /// The tables, for one operation in a transaction.
 pub(super) struct Tables<'a> {
     db: &'a Connection,
+    /// Of this operation; the others of the transaction have their own.
     context: &'a OpContext,
+    /// Shared by the operations of the transaction.
     meta: &'a mut Meta,
+    /// Shared by the operations of the transaction.
     changed: &'a mut Changed,
 }
 
@@ -177,7 +199,9 @@ pub(super) struct Tables<'a> {
 struct ItemRow {
     id: i64,
     attempt: i64,
+    /// Why it was cancelled while it was leased.
     unwanted: Option<Bytes>,
+    /// When it expires, on the machine's clock.
     expires: Option<i64>,
 }
 
@@ -218,10 +242,12 @@ impl<'a> Tables<'a> {
         }
     }
 
+    /// Run a statement, which stays prepared. Returns how many rows it has changed.
     fn execute(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize> {
         Ok(self.db.prepare_cached(sql)?.execute(params)?)
     }
 
+    /// The first row of a query, if there is one.
     fn find<T>(
         &self,
         sql: &str,
@@ -232,6 +258,7 @@ impl<'a> Tables<'a> {
         Ok(query.query_row(params, read).optional()?)
     }
 
+    /// All rows of a query.
     fn all<T>(
         &self,
         sql: &str,
@@ -330,11 +357,13 @@ impl<'a> Tables<'a> {
         self.meta.last_turn
     }
 
+    /// An item has become ready.
     fn count_ready(&mut self) {
         self.meta.ready += 1;
         self.changed.made_ready += 1;
     }
 
+    /// An item was delayed until then. Waiting workers whose bound is later must look again.
     fn count_delayed(&mut self, due: Due) {
         self.meta.delayed += 1;
         let earliest = self.changed.due.map_or(due.at, |at| at.min(due.at));
@@ -354,7 +383,7 @@ impl<'a> Tables<'a> {
 
     // ------------------------------------------------------------------ leasing and settling
 
-    /// Lease the next item, if there is one.
+    /// Lease the next item, if one is ready; if not, it is noted that the process waits for one.
     pub(super) fn take(&mut self) -> Result<TakeOutcome> {
         if self.meta.ready > 0 {
             return self.take_first().map(TakeOutcome::Lease);
@@ -367,6 +396,8 @@ impl<'a> Tables<'a> {
         })
     }
 
+    /// Lease the ready item with the least priority and turn. `Damaged`: there is none, although
+    /// [`Meta`] counts one.
     fn take_first(&mut self) -> Result<Lease<Bytes, Bytes>> {
         let now = self.context.now;
         self.meta.last_epoch += 1;
@@ -399,6 +430,7 @@ impl<'a> Tables<'a> {
         found.ok_or_else(|| FileError::Damaged("an item that it counts is not there".into()))
     }
 
+    /// When a lease ends that begins, or is extended, now.
     fn lease_until(&mut self) -> Option<i64> {
         let until = self.context.lease_timeout;
         let until = until.map(|timeout| self.context.now.after(timeout).at);

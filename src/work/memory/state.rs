@@ -5,6 +5,19 @@
 //! table in `work.rs`, and changes an item only by [`StateIndex`], so that counts, orders and times
 //! agree with the items at the end of each call (I28).
 //!
+//! | operation | items | index |
+//! |---|---|---|
+//! | `put` | a new item in the slab, its key in `keys` | `enqueue` or `delay` |
+//! | `lease` | one attempt more | `lease` |
+//! | `ack` | the item leaves slab and `keys` | `done` |
+//! | `nack`, a lease that times out | a failure more, if there is one | `leave`, then `enqueue`, `delay` or `dead_letter` |
+//! | `extend` | the progress | `extend` |
+//! | `cancel`, `dead_letter_all`, an item that expires | a failure more | `leave`, then `dead_letter` |
+//! | `retry` | no attempt, no deadline | `leave`, then `enqueue` |
+//!
+//! A dead item keeps its key: until it is retried and done, it stands for all items that are put
+//! with the key.
+//!
 //! Values of the user's (items, notes) are never dropped here, for that could run code of the
 //! user's under the lock: they are returned to the caller, or left in the `Option` by which they
 //! came.
@@ -71,25 +84,29 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         }
     }
 
+    /// How many items are in each state; up to date only after [`ItemStates::catch_up`].
     pub(super) fn counts(&self) -> Counts {
         self.index.counts
     }
 
+    /// True if an item can be leased.
     pub(super) fn has_ready(&self) -> bool {
         self.index.counts.ready > 0
     }
 
-    /// How many items are neither done nor dead.
+    /// How many items are neither done nor dead: those that `maxsize` bounds.
     fn unfinished(&self) -> usize {
         let counts = &self.index.counts;
         counts.ready + counts.leased + counts.delayed
     }
 
+    /// True if no item is ready, leased or delayed.
     pub(super) fn is_drained(&self) -> bool {
         self.unfinished() == 0
     }
 
-    /// Can an item with these options be put now?
+    /// True if an item with these options can be put now. If another item has its key there is always
+    /// room, as nothing is added.
     #[inline]
     pub(super) fn has_room(&self, options: &PutOptions) -> bool {
         let maxsize = self.options.maxsize;
@@ -102,12 +119,13 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         self.with_key(options.key.as_ref()?)
     }
 
+    /// Out of line: most items have no key.
     #[cold]
     fn with_key(&self, key: &Arc<str>) -> Option<u64> {
         self.keys.get(key).copied()
     }
 
-    /// When the next item changes its state by itself.
+    /// When the next state change by itself is due; [`Time::NEVER`] if none is.
     pub(super) fn next_due(&self) -> Time {
         self.index.due.first().map_or(Time::NEVER, |(at, _)| *at)
     }
@@ -122,11 +140,13 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         }
     }
 
+    /// [`ItemStates::catch_up`], at this time. The clock is read only if anything can be due.
     fn catch_up_by(&mut self, now: Time) {
         while let Some(&(at, id)) = self.index.due.first() {
             if at > now {
                 break;
             }
+            // Removed first: the change may set a new time for the item.
             self.index.due.pop_first();
             self.come_due(id, at, now);
         }
@@ -142,6 +162,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         if let ItemState::Leased { .. } = item.entry.state {
             self.end_lease(id, &mut Some(lease_lost(at).into()), Duration::ZERO);
         } else if deadline <= now {
+            // Also if a delay ended at the same time: an expired item is never leased.
             item.extras_mut().failures.push(expired(deadline).into());
             self.index.leave(id, &item.entry);
             self.index.dead_letter(id, &mut item.entry);
@@ -155,7 +176,10 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
 
     // ------------------------------------------------------------------ in and out
 
-    /// Put an item: its number, and the value if another stands for it. `Err`: there is no room.
+    /// Put an item. Returns its id; if another item has its key, that item's id, and the value.
+    ///
+    /// # Errors
+    /// There is no room: the value.
     #[inline]
     pub(super) fn put(&mut self, value: T, options: &PutOptions) -> Result<(u64, Option<T>), T> {
         if !self.has_room(options) {
@@ -186,7 +210,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         Ok((id, None))
     }
 
-    /// Lease the next item, if there is one.
+    /// Lease the next item, if one is ready. Stale entries of the run queues are dropped on the way.
     #[inline(always)]
     #[allow(clippy::inline_always)] // a lease that is moved takes as long as all this
     pub(super) fn lease(&mut self) -> Option<Lease<T, N>> {
@@ -213,7 +237,11 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         })
     }
 
-    /// The work is done. Returns the item and the rest of it, to be dropped without the lock.
+    /// The work is done: remove the item. Returns it and the rest of it, to be dropped without the
+    /// lock.
+    ///
+    /// # Errors
+    /// The lease is over.
     #[inline]
     pub(super) fn ack(
         &mut self,
@@ -234,7 +262,8 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         Ok((value, extras))
     }
 
-    /// The item, if this lease of it is the current one.
+    /// The item, if this lease of it is the current one. The only place besides `ack` that compares
+    /// epochs (I29).
     #[inline]
     fn check(
         items: &mut SeqSlab<Item<T, N>>,
@@ -288,6 +317,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         let Some(item) = self.items.get_mut(id) else {
             return NackOutcome::Dead;
         };
+        // The notes are kept in the order: the failure, the cancellation, the expiry.
         let mut last = item.attempt >= self.options.retry.max_attempts;
         if failure.is_some() {
             item.extras_mut().failures.extend(failure.take());

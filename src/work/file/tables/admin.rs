@@ -70,6 +70,7 @@ impl Tables<'_> {
         Ok(true)
     }
 
+    /// See [`FileQueue::counts`](crate::work::FileQueue::counts). No row is counted.
     pub(in super::super) fn counts(&self) -> Counts {
         Counts {
             ready: count(self.meta.ready),

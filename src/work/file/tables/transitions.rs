@@ -1,4 +1,9 @@
 //! The state changes that time makes.
+//!
+//! The generated column `changes` is when the state of an item changes by itself: the end of a lease,
+//! the end of a delay or the expiry if that is earlier, the expiry of a ready item. It is indexed, so
+//! the next change is found at once. All are made by the next operation of any process, before its
+//! own change; so an operation never finds an item in a state that has ended.
 
 use std::time::Duration;
 
@@ -36,6 +41,7 @@ impl Tables<'_> {
         self.make_ready(item.id, turn)
     }
 
+    /// True if the item's time to live has passed.
     pub(super) fn is_expired(&self, item: &ItemRow) -> bool {
         let now = self.context.now.machine();
         item.expires.is_some_and(|expires| expires <= now)
