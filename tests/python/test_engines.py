@@ -256,7 +256,7 @@ def test_an_item_that_cannot_be_encoded_is_refused_at_once() -> None:
         while endless:
             [endless] = endless
     with EngineQueue[Any](engine, codec="json") as queue:
-        with pytest.raises(TypeError, match="set cannot be put into this queue, for json"):
+        with pytest.raises(TypeError, match="set cannot be put into this queue, because json"):
             queue.put({1})
         assert queue.counts()["ready"] == 0
     with pytest.raises(ValueError, match="'pickle' or 'json', not 'xml'"):
