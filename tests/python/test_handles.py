@@ -1,4 +1,4 @@
-"""Every result handle has one protocol, and each of its parts means the same for all: I41."""
+"""Every result handle has one protocol, and each of its parts means the same for all."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ def test_the_future_of_kill_soon_raises_the_errors_of_kill() -> None:
 
 
 @pytest.mark.parametrize("stop", ["cancel", "kill"])
-def test_i41_a_kill_goes_on_when_the_caller_of_kill_soon_is_stopped_itself(stop: str) -> None:
+def test_i23_a_kill_goes_on_when_the_caller_of_kill_soon_is_stopped_itself(stop: str) -> None:
     futures: list[Future[KillReport]] = []
     waits = threading.Event()
 
@@ -432,7 +432,7 @@ def test_kill_soon_works_in_simulated_time() -> None:
     testing.run(run)
 
 
-def test_i41_a_sweep_of_kills_over_kill_soon_leaves_no_kill_unfinished() -> None:
+def test_i23_a_sweep_of_kills_over_kill_soon_leaves_no_kill_unfinished() -> None:
     class Started:
         def __init__(self) -> None:
             self.victim = desist.Thread(target=hold_on, daemon=True)
