@@ -1188,9 +1188,9 @@ class LockGuard:
     A block that holds a lock; made by Lock.guard() and Lock.repair(), and used in a `with`
     statement, once.
 
-    It waits for the lock as acquire() does. It knows its own hold of the lock, and its end takes no
-    other: not when it was given up while another has the lock, nor when it ends late, as a suspended
-    generator does that is thrown away.
+    It waits for the lock as acquire() does. Its end releases its own hold of the lock and no other, also
+    when it was abandoned while another thread has the lock, or when it ends late, as a suspended
+    generator that is dropped.
     """
     def __enter__(self, /) -> LockGuard: ...
     def __exit__(
