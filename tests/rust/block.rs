@@ -21,7 +21,7 @@ const AT_ONCE: Time = Time::from_nanos(0);
 struct Slot {
     posted: AtomicI32,
     refuses: AtomicBool,
-    climbs: AtomicBool,
+    escalated: AtomicBool,
 }
 
 impl Slot {
@@ -48,7 +48,7 @@ impl Interrupter for Slot {
     }
 
     fn escalate(&self) {
-        self.climbs.store(true, Ordering::Relaxed);
+        self.escalated.store(true, Ordering::Relaxed);
     }
 
     fn stack(&self) -> Option<Vec<String>> {
@@ -271,11 +271,11 @@ fn i23_i24_a_block_that_swallows_for_long_is_killed_at_every_step_unless_deferre
     assert_eq!(block.deliver(), 1);
     assert!(block.task.deliver_here(Some(1)).is_some());
     assert_eq!(block.task.deliver_here(Some(1)), None);
-    assert!(!block.slot.climbs.load(Ordering::Relaxed));
+    assert!(!block.slot.escalated.load(Ordering::Relaxed));
 
     clock.advance(RESEND_AFTER);
     assert_eq!(block.deliver(), 1);
-    assert!(block.slot.climbs.load(Ordering::Relaxed));
+    assert!(block.slot.escalated.load(Ordering::Relaxed));
     for _ in 0..3 {
         assert!(block.task.deliver_here(Some(1)).is_some());
     }

@@ -48,7 +48,7 @@ struct InBlock {
     observes: OnceLock<bool>,
     /// The block has swallowed an exception: from then on a native call is observed, too. Only ever
     /// set.
-    climbs: AtomicBool,
+    escalated: AtomicBool,
     /// A post was asked for under a lock of the core's; it is made when that lock is released.
     ordered: AtomicBool,
     observed: Mutex<Observed>,
@@ -99,7 +99,7 @@ fn make(
         caller,
         signal: Signal::to_this_thread(py)?,
         observes: OnceLock::new(),
-        climbs: AtomicBool::new(false),
+        escalated: AtomicBool::new(false),
         ordered: AtomicBool::new(false),
         observed: Mutex::default(),
     }))
@@ -107,7 +107,7 @@ fn make(
 
 impl InBlock {
     fn observes(&self, py: Python<'_>) -> bool {
-        let wants = self.with.is_some() || self.climbs.load(Ordering::Relaxed);
+        let wants = self.with.is_some() || self.escalated.load(Ordering::Relaxed);
         let can = || matches!(monitoring(py), Ok(Some(_)));
         wants && *self.observes.get_or_init(can)
     }
@@ -245,7 +245,7 @@ impl Interrupter for InBlock {
     }
 
     fn escalate(&self) {
-        self.climbs.store(true, Ordering::Relaxed);
+        self.escalated.store(true, Ordering::Relaxed);
     }
 
     fn stack(&self) -> Option<Vec<String>> {
