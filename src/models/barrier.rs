@@ -99,7 +99,7 @@ fn loom_i11_a_party_that_comes_while_the_last_one_opens_belongs_to_the_next_roun
 fn loom_i11_a_party_that_is_cancelled_when_the_last_comes_passes_or_does_not_count() {
     explore(TWICE, || {
         let barrier = Arc::new(Barrier::new(2));
-        let task = Task::new("gives up", None);
+        let task = Task::new("cancelled", None);
         let cancelled = party_as(&barrier, &task);
         let other = party(&barrier);
         end(canceller(&task));
@@ -119,7 +119,7 @@ fn loom_i11_a_party_that_is_cancelled_when_the_last_comes_passes_or_does_not_cou
 fn loom_i11_after_one_of_three_parties_has_stopped_waiting_each_number_is_given_once() {
     explore(ONCE, || {
         let barrier = Arc::new(Barrier::new(3));
-        let task = Task::new("gives up", None);
+        let task = Task::new("cancelled", None);
         let cancelled = party_as(&barrier, &task);
         let before = party(&barrier); // or at the same time
         end(canceller(&task));

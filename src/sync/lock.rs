@@ -726,7 +726,7 @@ impl LockCore {
     }
 
     /// Mark the lock free, or hand it over, and return the waiters to wake: all of them if it is
-    /// poisoned, none if one is notified already, else the first that has not given up.
+    /// poisoned, none if one is notified already, else the first whose ticket accepts the grant.
     fn mark_free(self: &Arc<Self>, state: &mut LockState) -> Vec<Ticket> {
         state.holder = None;
         state.depth = 0;
