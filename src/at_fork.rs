@@ -1,4 +1,4 @@
-//! What a runtime does around a fork, so that the core works in the child.
+//! The steps of a runtime around a fork, so that the core works in the child.
 //!
 //! The runtime calls, all on the forking thread: [`before`]; then [`after_in_parent`] or
 //! [`after_in_child`], in the child before any other thread is started; and there
@@ -9,7 +9,7 @@
 //!    [`fork`] has let all threads out that use the core, and the forking thread holds the locks of
 //!    all that is registered there.
 //! 2. In the child, what belonged to threads that are gone is known by its generation, and is lost, not
-//!    held for ever; what the forking thread holds stays its own.
+//!    held forever; the forking thread keeps its own holds.
 //! 3. In the child, service threads run again if they have work, and nothing is ended by force that was
 //!    begun before the fork.
 //!

@@ -5,13 +5,13 @@
 //!    section of the task (I22).
 //! 2. What the body still holds when it has ended is swept: released, or poisoned if a kill ended it (I20).
 //! 3. The thread gets back the context that it had before the body, whatever the body left open.
-//! 4. `leave` returns true to the one party that settles what the body worked on: the caller, or, if
-//!    the task was abandoned meanwhile, the thread that abandoned it.
+//! 4. `leave` returns true to the one party that settles the body's work (its lease, its future): the
+//!    caller, or, if the task was abandoned meanwhile, the thread that abandoned it.
 //!
 //! The steps of an end, all on the body's own thread and in this order: shut the task; sweep the
-//! ledger; close the scopes that are open, and run their abandon hooks; close the task's source; record.
-//! The caller then settles, and sets [`Task::over`]. A boundary that is dropped without `leave`, because its
-//! body panicked, takes the same steps and sets it itself.
+//! ledger; close the scopes that are open, and run their abandon hooks; close the task's source;
+//! record. The caller then settles, and sets [`Task::over`]. A boundary that is dropped without
+//! `leave`, because its body panicked, takes the same steps and sets it itself.
 //!
 //! No lock is held across two of the steps. What the sweep and the hooks do may block.
 
@@ -53,19 +53,19 @@ impl Boundary {
     }
 
     /// The body has ended: takes all steps of the end. False: the task had been abandoned, and the thread
-    /// that did so has settled what the body worked on.
+    /// that did so has settled the body's work.
     ///
     /// If true, the caller settles that, and then calls [`Task::over`]`.set()`.
     ///
     /// # Blocking
     ///
-    /// For hooks of blocks whose exit never ran, and for the locks of what is swept.
+    /// For hooks of blocks whose exit never ran, and for the locks of the resources that are swept.
     pub fn leave(mut self, end: BodyEnd) -> bool {
         self.close(end)
     }
 
-    /// The body's last instruction has run: from here on kills are refused, and what was posted and not
-    /// yet raised is retracted. Idempotent; [`Boundary::leave`] does it if it was not done.
+    /// The body's last instruction has run: from here on kills are refused, and an exception that was
+    /// posted and not raised is retracted. Idempotent; [`Boundary::leave`] does it if it was not done.
     pub fn shut(&mut self) {
         self.task.shut();
     }

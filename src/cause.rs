@@ -16,7 +16,7 @@ use crate::host;
 /// long a zone without a limit defers a kill.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 
-/// What kind of event cancelled.
+/// The kind of event that cancelled a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CauseKind {
@@ -38,7 +38,7 @@ pub enum CauseKind {
 /// Why something was cancelled. The first cause recorded is final.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
-    /// What kind of event it was.
+    /// The kind of event.
     pub kind: CauseKind,
     /// The reason that the canceller gave.
     pub reason: Option<Arc<str>>,
@@ -53,8 +53,8 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// A cause that happens now, by the calling thread. Asks the host for that thread's name the first time,
-    /// so no lock may be held.
+    /// A cause that happens now, by the calling thread. Asks the host for that thread's name the first
+    /// time, so no lock may be held.
     pub fn now(kind: CauseKind, reason: Option<Arc<str>>, grace: Option<Duration>) -> Cause {
         Cause {
             kind,

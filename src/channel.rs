@@ -26,7 +26,7 @@
 //! callbacks. What was selected decides: a message that was taken is returned, whatever else
 //! happened, and the next checkpoint raises.
 //!
-//! # What ends such a wait, and what does not
+//! # Which events end a wait, and which do not
 //!
 //! - A cancelled scope, its deadline included, and a cancelled task: yes.
 //! - A kill, on each of its rungs, once neither a mask nor a held lock defers it: yes.
@@ -44,7 +44,7 @@
 //! # Forks
 //!
 //! A channel must not be used on both sides of a fork. Its own locks and waiting lists know nothing
-//! of forks: a lock that another thread held at the fork stays locked in the child for ever, and a
+//! of forks: a lock that another thread held at the fork stays locked in the child forever, and a
 //! list may hold a thread that does not exist there, to which a message is then handed. A child
 //! makes channels of its own. Tokens and the other primitives of this crate may be used in a child.
 
@@ -216,7 +216,7 @@ fn wait_and_send<T>(to: &Sender<T>, message: T, until: Time) -> Result<(), SendE
     }
 }
 
-/// What ends a wait of the calling thread; made before its last checkpoint, see the protocol.
+/// The events that end a wait of the calling thread; made before its last checkpoint, see the protocol.
 struct Stops {
     /// Disconnects when the innermost scope, or one that it is in, is cancelled.
     cancelled: CancelReceiver,

@@ -155,8 +155,8 @@ pub(crate) mod source {
         if exists() { look() } else { None }
     }
 
-    /// The rest of [`now`] while a source exists: most threads of the process have none. Also without one at
-    /// the thread's own end, when its thread-locals are gone.
+    /// The rest of [`now`] while a source exists: most threads of the process have none. Also without
+    /// one at the thread's own end, when its thread-locals are gone.
     #[cold]
     fn look() -> Option<Time> {
         let now = |cell: &RefCell<Option<Arc<dyn Source>>>| cell.borrow().as_ref().map(|s| s.now());
@@ -183,7 +183,8 @@ pub(crate) mod testing {
     use std::cell::Cell;
 
     thread_local! {
-        /// What the calling thread's clock shows; `None` while it runs. Written through [`Frozen`].
+        /// The time at which the calling thread's clock stands; `None` while it runs. Written through
+        /// [`Frozen`].
         static NOW: Cell<Option<Time>> = const { Cell::new(None) };
     }
 

@@ -1,4 +1,4 @@
-//! What a wait can end with, other than what was waited for.
+//! The ways in which a wait can end without its result.
 //!
 //! A [`Stop`] is a value that each function hands to its caller. It carries no addressee: each scope that
 //! it leaves decides anew, from the state of the scopes, whether it ends there (I3). So dropping one is

@@ -1,13 +1,13 @@
 //! The gate between forks and the core's locks, and the number that tells processes apart.
 //!
 //! A fork copies one thread. A lock that another thread held at that moment would stay locked in
-//! the child for ever (I37). So a thread that the forking one cannot keep from running is *inside*
+//! the child forever (I37). So a thread that the forking one cannot keep from running is *inside*
 //! while it uses the core, and a fork waits until no thread is. It is *outside* again while
 //! it sleeps, and while it calls the runtime, which the forking thread may have stopped.
 //!
-//! What belonged to threads that are gone in a child is told apart by the [`generation`] in which
-//! it was made: a lock that one of them held is lost, not held for ever. The procedure that a
-//! forking runtime calls is [`at_fork`](crate::at_fork).
+//! The locks and waiters of threads that are gone in a child are recognised by the [`generation`] in
+//! which they were made: a lock that such a thread held is lost, not held forever. The procedure that
+//! a forking runtime calls is [`at_fork`](crate::at_fork).
 
 use std::any::Any;
 use std::cell::Cell;

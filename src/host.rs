@@ -1,14 +1,15 @@
-//! What a runtime around the core (an interpreter, say) lends it.
+//! The services that the core needs of the runtime around it (an interpreter, say).
 //!
 //! The core knows nothing of Python. What it cannot do alone: run signal handlers while a thread is
 //! blocked, name the threads, and tell in the user's language that code swallows its cancellation or
-//! that a simulation has come to a deadlock. Without a host (a Rust program) each of the functions below has
-//! a default: signals do not end a wait, a thread's name is that of `std`, and nothing is told.
+//! that a simulation has come to a deadlock. Without a host (a Rust program) each of the functions
+//! below has a default: signals do not end a wait, a thread's name is that of `std`, and nothing is
+//! told.
 //!
-//! Protocol. One [`Host`] is installed, once, before the first wait; `HOST` is never written again, so it
-//! is read without a lock. The core calls it with no lock and no borrow of its own held, and marked as
-//! outside (`fork`), so the host may block, fork, or call the core from inside the call. The bound of a sleep
-//! alone is asked for inside: that method only answers.
+//! Protocol. One [`Host`] is installed, once, before the first wait; `HOST` is never written again, so
+//! it is read without a lock. The core calls it with no lock and no borrow of its own held, and marked
+//! as outside (`fork`), so the host may block, fork, or call the core from inside the call. The bound
+//! of a sleep alone is asked for inside: that method only answers.
 
 use std::cell::OnceCell;
 use std::ops::ControlFlow;
@@ -54,8 +55,8 @@ thread_local! {
     static NAME: OnceCell<Option<Arc<str>>> = const { OnceCell::new() };
 }
 
-/// Install the runtime, for the life of the process; if there is one already, that one stays. Call it before
-/// any wait.
+/// Install the runtime, for the life of the process; if there is one already, that one stays. Call it
+/// before any wait.
 pub fn install(host: &'static dyn Host) {
     let _ = HOST.set(host);
 }

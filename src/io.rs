@@ -96,7 +96,7 @@ struct Watcher {
 pub(crate) struct Watching {
     /// A number, not an owned descriptor: the caller keeps it open.
     fd: RawFd,
-    /// What it is polled for.
+    /// The readiness that it is polled for.
     what: Readiness,
     /// [`closing`] was called. Set by the closing thread, once; read by the waiting one.
     closed: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! The ledger: what a task holds, so that it can be reclaimed when the task ends.
+//! The ledger: the record of a task's holds, which are reclaimed when the task ends.
 //!
 //! Guarantees:
 //! 1. A resource enters itself in the same critical section in which it changes hands, so there is
@@ -21,13 +21,14 @@
 //! | release for a condition wait | as release                  | `remove_latest`, until empty     |
 //! | reacquire after the wait     | as acquire                  | [`Ledger::restore`], in its place |
 //!
-//! Lock order: the resource's lock, or a task's when it decides whether held locks defer a kill; then the
-//! ledger's. The ledger never calls out while it is locked: a sweep copies what it is to reclaim, unlocks, and calls [`Resource::reclaim`] on each. So no
-//! deadlock is possible through it, and an entry may disappear between the copy and the call: see 2.
+//! Lock order: the resource's lock, or a task's when it decides whether held locks defer a kill; then
+//! the ledger's. The ledger never calls out while it is locked: a sweep copies the entries to reclaim,
+//! unlocks, and calls [`Resource::reclaim`] on each. So no deadlock is possible through it, and an
+//! entry may disappear between the copy and the call: see 2.
 //!
 //! Relies on `fork` for the generation of the process, and on nothing else that may block.
 
-#![allow(clippy::similar_names)] // what is held, and the hold of it
+#![allow(clippy::similar_names)] // a `held` resource, and its `hold`
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -77,7 +78,7 @@ pub struct KillInfo {
     pub stack: Option<Stack>,
 }
 
-/// What releases a hold in the normal course of things. A sweep chooses by it.
+/// The code that normally releases a hold. A sweep chooses by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HoldKind {
     /// The end of a `with` block, which releases the latest hold. Reclaimed with the scope around the
@@ -115,7 +116,7 @@ struct Entry {
     hold: Hold,
 }
 
-/// What the ledger's mutex protects.
+/// The fields that the ledger's mutex protects.
 #[derive(Default)]
 struct Entries {
     /// Ascending by `hold.seq`, so that a hold is found by binary search.
@@ -124,7 +125,7 @@ struct Entries {
     next_seq: u64,
 }
 
-/// What one task, or one thread outside any task, holds. Two ledgers are told apart by address, so
+/// The holds of one task, or of one thread outside any task. Ledgers are compared by address, so
 /// a lock compares the `Arc` of its holder.
 pub(crate) struct Ledger {
     /// The name of the task, or of the thread if it has one, for reports. Never changes.

@@ -13,9 +13,9 @@
 //! | modules | subject |
 //! |---|---|
 //! | `atomics` `item` `stack` `fork` `clock` | atomics or loom's, ids of items, stacks for reports, the gate between forks and locks, time |
-//! | `host` `sys` | what a runtime lends the core; system calls |
-//! | `cause` | who cancelled, why and when |
-//! | `error` `ledger` | what a wait can end with; what a task holds, so that it can be released on its behalf |
+//! | `host` `sys` | what the core needs of the runtime around it; system calls |
+//! | `cause` | which thread cancelled, why and when |
+//! | `error` `ledger` | the ways a wait can end without its result; the holds of a task, so that they can be reclaimed |
 //! | `park` | how a thread blocks until its wait is settled |
 //! | `token` | sources that cancel, tokens that observe, callbacks, and the timer that cancels at deadlines |
 //! | `task` | one run of a body: whether a kill may reach it, and how |

@@ -2,15 +2,15 @@
 //!
 //! Guarantees:
 //! 1. A wait ends in exactly one outcome: the first successful compare-and-set in
-//!    [`Waiter::settle`] decides (I11). Every other settler is told that it lost, and offers what it
-//!    would have handed over to the next waiter.
+//!    [`Waiter::settle`] decides (I11). For every other settler `settle` returns false, and it offers
+//!    its resource to the next waiter.
 //! 2. A waiter that is settled before it parks does not park; one that is settled later is woken
 //!    (I12): the kernel compares the word under its own lock before it puts the thread to sleep.
 //! 3. No wake-up depends on an interval. The only slices of a sleep are the host's, for its signals.
 //! 4. A thread that a fork left in the parent process is granted nothing in the child.
 //!
 //! Protocol. A wait is one [`Waiter`], shared by its thread and by every place that may end the wait.
-//! All there is to agree on is one atomic word:
+//! They agree by one atomic word:
 //!
 //! | the word             | is changed by                               | to                         |
 //! |----------------------|---------------------------------------------|----------------------------|
@@ -29,7 +29,7 @@
 //!
 //! | outcome       | settled by                                                                      |
 //! |---------------|---------------------------------------------------------------------------------|
-//! | `Granted`     | a thread that releases what is waited for, under its mutex, through a [`Ticket`]; the waiting thread, if a descriptor is ready |
+//! | `Granted`     | a thread that releases the resource, under the resource's mutex, through a [`Ticket`]; the waiting thread, if a descriptor is ready |
 //! | `Cancelled`   | the canceller of the scope's node, under the node's lock; the waiting thread, at its own deadline |
 //! | `Killed`      | the killer of the task, under the task's lock; the waiting thread, if the kill was requested before |
 //! | `TimedOut`    | the waiting thread                                                              |
@@ -118,7 +118,7 @@ pub(crate) struct Waiter {
     polls: Option<PollSet>,
 }
 
-/// What a waiter sleeps on that also waits for descriptors: not its word, but a poll.
+/// The poll in which a waiter sleeps, instead of on its word, if it also waits for descriptors.
 #[cfg(all(unix, not(loom)))]
 #[derive(Debug)]
 struct PollSet {
@@ -129,8 +129,8 @@ struct PollSet {
     which: Vec<usize>,
 }
 
-/// Descriptors, and what each is waited for. Plain numbers: the descriptors belong to the user, who may
-/// close them at any time.
+/// Descriptors, each with the readiness that it is waited for. Plain numbers: the descriptors belong to
+/// the user's code, which may close them at any time.
 #[cfg(all(unix, not(loom)))]
 pub(crate) type Interests = Vec<(std::os::fd::RawFd, Readiness)>;
 #[cfg(all(not(unix), not(loom)))]
@@ -395,8 +395,8 @@ impl Drop for PollSet {
     }
 }
 
-/// What an operation queues: its waiter, and the index of the operation in that wait. Keeps the waiter
-/// alive for a settler that comes after the wait has ended.
+/// The entry of an operation in a queue: its waiter, and the index of the operation in that wait. Keeps
+/// the waiter alive for a settler that comes after the wait has ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Ticket {
     waiter: Arc<Waiter>,
@@ -415,10 +415,10 @@ impl Ticket {
 
     /// Decide the wait in favour of this operation. True: the resource is the waiter's, and the caller
     /// must call [`Ticket::wake`] after it has unlocked. False: the waiter was cancelled, killed or
-    /// timed out, or has got another thing, or its thread exists in a parent process only; the caller
-    /// asks the next.
+    /// timed out, or was granted another operation, or its thread exists in a parent process only; the
+    /// caller tries the next ticket.
     pub(crate) fn grant(&self) -> bool {
-        // A thread of the parent process would never take what it is granted.
+        // A thread of the parent process would never take a granted resource.
         self.waiter.generation == fork::generation() && self.waiter.grant(self.which)
     }
 
@@ -440,8 +440,8 @@ impl PartialEq for Ticket {
     }
 }
 
-/// The tickets that wait for one thing, in the order of their arrival. Guarded by the mutex of the
-/// resource that has it.
+/// The tickets that wait for one resource, in the order of their arrival. Guarded by that resource's
+/// mutex.
 #[derive(Debug, Default)]
 pub(crate) struct WaitQueue(VecDeque<Ticket>);
 

@@ -28,7 +28,8 @@
 //!   kill must not tear apart (`task::group`), and the loop of a worker (`work::worker_slot`), which handles
 //!   leases as Python objects.
 //! - Calls of CPython that PyO3 has no safe form of are in `binding::attach`, `hard_stop` and `token`.
-// What Python calls: its docstrings, and methods that look at the calling thread, not at the object.
+// For the functions that Python calls: their docstrings, and methods that look at the calling thread,
+// not at the object.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
 mod binding;

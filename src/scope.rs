@@ -1,4 +1,4 @@
-//! Scopes: blocks of code that can be cancelled, each of one thread, and what that thread is inside of.
+//! Scopes: blocks of code that can be cancelled, each of one thread, and the stack of them for each thread.
 //!
 //! The rules, which `tests/rust/scope_model.rs` has in executable form:
 //! 1. A scope's node is a child of the innermost open scope's. A shield's and a clean-up zone's
@@ -12,7 +12,7 @@
 //!    the canceller gave. All zones under one cancellation see the same instant, so together
 //!    they get the grace once (I8), and the instant only moves earlier.
 //!
-//! What each `Kind` lets its inside see:
+//! The cancellations that each `Kind` lets the code inside see:
 //!
 //! | kind    | parent of its node      | cancelled outside | its own deadline | a kill               |
 //! |---------|-------------------------|-------------------|------------------|----------------------|
@@ -48,7 +48,7 @@
 //!
 //! `rules` decides what is visible and what is absorbed, `forced` has the blocks that are ended by
 //! force, `blocks` the closures for Rust programs. Relies on `token` (the tree, the timer), on `task`
-//! (whether a kill is due) and on `ledger` (what a scope's code has taken).
+//! (whether a kill is due) and on `ledger` (the holds of a scope's code).
 
 mod blocks;
 #[cfg(any(feature = "python", test))]
@@ -84,7 +84,7 @@ const BRAKE_FROM: u32 = 10;
 /// The longest of these sleeps. Short enough that the loop still notices when it is to end.
 const LONGEST_BRAKE: Duration = Duration::from_millis(100);
 
-/// What a scope lets its inside see; the columns are in the table above.
+/// Which cancellations the code inside a scope sees; the columns are in the table above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Everything outside: a timeout, a `cancel_scope`.
@@ -104,7 +104,7 @@ struct Frame {
     node: NodeRef,
     /// Decides what is visible from inside.
     kind: Kind,
-    /// What a clean-up zone inside gets when this scope is cancelled and the cause names no grace.
+    /// The time of clean-up zones inside when this scope is cancelled and the cause names no grace.
     grace: Option<Duration>,
     /// How often a checkpoint has raised `Cancelled` while this was the innermost scope. From the
     /// second time on, the code inside is known to swallow it.
@@ -130,8 +130,8 @@ pub(crate) trait AbandonHook: Send + Sync {
     fn on_abandoned(&self);
 }
 
-/// What the calling thread is inside of. The cells are separate, since a ledger is looked up while the
-/// frames are borrowed.
+/// The scopes and the task that the calling thread is in. The cells are separate, since a ledger is
+/// looked up while the frames are borrowed.
 #[derive(Default)]
 struct Context {
     /// The open scopes, innermost last. In a task's body the first is of [`Kind::Task`].
@@ -154,7 +154,7 @@ thread_local! {
     static OPEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What leaving a scope does to the stop that unwinds out of its block.
+/// The effect of a scope's exit on the stop that unwinds out of its block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Nothing: an exception that is unwinding goes on.
@@ -238,7 +238,7 @@ fn open(
 /// # Errors
 /// [`ScopeMisuse::WrongThread`] if the scope is not open on this thread, and then nothing has changed.
 /// [`ScopeMisuse::NotInnermost`] if a scope entered later is open; this one is removed all the same, so
-/// that the thread does not keep its cancellation for ever, and absorbs nothing.
+/// that the thread does not keep its cancellation forever, and absorbs nothing.
 pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse> {
     let (frame, exit, ledger) = CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
@@ -301,7 +301,7 @@ pub(crate) fn close_unless_private(node: &NodeRef) {
     }
 }
 
-// ---------------------------------------------------------------------- what the thread sees
+// ------------------------------------------------------------- the calling thread's own view
 
 /// The innermost open scope's node, in a task's body at least the task's; `None` outside of both. What is
 /// cancelled for the calling thread is cancelled at this node, for it hears of all that is visible.
@@ -328,8 +328,8 @@ pub(crate) fn current_task() -> Option<Arc<Task>> {
 }
 
 /// The cause, if a kill of the calling thread's task was deferred and may be raised now. The caller
-/// raises it, so what was posted for it is retracted. To be called where something that defers kills
-/// has ended.
+/// raises it, so an exception posted for it is retracted. Call it after the end of anything that
+/// defers kills.
 #[cfg(feature = "python")]
 pub(crate) fn kill_due() -> Option<Cause> {
     if !OPEN.with(Cell::get) {
@@ -478,7 +478,7 @@ pub(crate) fn before_raise(stop: Stop) -> Stop {
 
 // ---------------------------------------------------------------------- tasks
 
-/// What the thread was inside of before it began a task's body: the fields of its [`Context`]. Kept by
+/// The thread's [`Context`], field by field, as it was before the thread began a task's body. Kept by
 /// the boundary, on the same thread, until the body has ended.
 pub(crate) struct Outer {
     /// Not visible from the body, whose first frame is of [`Kind::Task`].
@@ -512,9 +512,9 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
     })
 }
 
-/// The body is over: the thread is inside of what it was before. Scopes that the body has left open are
-/// closed, innermost first. Called after the task is shut and its ledger swept; may block, in the
-/// hooks of abandoned blocks.
+/// The body has ended: the thread's context is again the one from before. Scopes that the body has left
+/// open are closed, innermost first. Called after the task is shut and its ledger swept; may block, in
+/// the hooks of abandoned blocks.
 pub(crate) fn end_task(outer: Outer) {
     let left = CONTEXT.with(|context| {
         let open = !outer.frames.is_empty() || outer.task.is_some();

@@ -22,8 +22,8 @@
 //! | `Abandoned` | stop waiting: fence its leases, and lose its locks to all others | the same |
 //!
 //! Within a rung the delivery is repeated with growing pauses, for a body can swallow `Killed`, and
-//! because a delivery does nothing while the kill is deferred. The state of a kill is in the task, under the
-//! task's lock; a `Kill` belongs to one thread at a time, and has no lock.
+//! because a delivery does nothing while the kill is deferred. The state of a kill is in the task,
+//! under the task's lock; a `Kill` belongs to one thread at a time, and has no lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub use crate::task::policy::{
 use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE};
 use crate::task::{Progress, Task};
 
-/// How a kill ended, and what became of what the body held.
+/// How a kill ended, and the fate of the body's holds.
 #[derive(Debug, Clone)]
 pub struct KillReport {
     /// How the task ended; `None`: it has not, and the policy does not allow to abandon it.
@@ -79,7 +79,8 @@ pub enum KillError {
     Interrupted,
 }
 
-/// A process gets its signal again after this time: its body may have swallowed the `Killed` of the last one.
+/// A process gets its signal again after this time: its body may have swallowed the `Killed` of the
+/// last one.
 const RESIGNAL_AFTER: Duration = Duration::from_millis(50);
 
 impl KillReport {
@@ -193,9 +194,9 @@ impl Kill {
         self.policy.cooperative().is_zero()
     }
 
-    /// The steps before the first wait: cancel, and if the kill is urgent, deliver once. Where one thread of
-    /// the host runs at a time, an urgent kill has to do this before it lets others run: afterwards the task
-    /// may keep it from running.
+    /// The steps before the first wait: cancel, and if the kill is urgent, deliver once. Where one
+    /// thread of the host runs at a time, an urgent kill has to do this before it lets others run:
+    /// afterwards the task may keep it from running.
     pub(crate) fn begin(&mut self) {
         if self.is_over {
             return;
@@ -311,7 +312,7 @@ impl Kill {
         Ok(unfinished)
     }
 
-    /// The report, from what is recorded of the task by now.
+    /// The report, from the task's record so far.
     fn report(self, known: Option<KillOutcome>) -> KillReport {
         let record = self.task.record();
         KillReport {

@@ -1,4 +1,4 @@
-//! What threads share: locks, semaphores, events, conditions, barriers, queues.
+//! The primitives that threads share: locks, semaphores, events, conditions, barriers, queues.
 //!
 //! All of them are built alike. The state of a primitive belongs to one mutex, which is held for a few
 //! instructions and never while a thread sleeps or is woken. A blocking call is an operation

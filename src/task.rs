@@ -38,7 +38,7 @@
 //! | `Running` | yes | no | yes | the host raises, and `arrived` clears posted; or a wait raises first, and retracts it |
 //! | `Running` | yes | yes | no | waits and checkpoints pass; nothing is posted; the killer tries again later |
 //! | `Running` | yes | yes | yes | whatever has begun to defer it (`mask`, an acquired lock) retracts it at once |
-//! | `Closed` | any | | no | `request_kill` refuses; `shut` has retracted what was posted |
+//! | `Closed` | any | | no | `request_kill` refuses; `shut` has retracted a posted exception |
 //! | `Abandoned` | yes | any | any | nothing is delivered any more; `shut`, if it comes, retracts |
 //!
 //! If the exception was raised before it could be retracted, `arrived` still takes it for the kill:
@@ -101,7 +101,7 @@ pub trait Interrupter: Send + Sync {
     /// that: it is called inside [`Interrupter::with_host_lock`], and under a lock of the task.
     fn post(&self);
 
-    /// On the body's own thread: withdraws what was posted and has not been raised. Runs code of the
+    /// On the body's own thread: retracts an exception that was posted and not raised. Runs code of the
     /// host, so it is called with no lock held.
     fn retract(&self);
 
@@ -112,7 +112,7 @@ pub trait Interrupter: Send + Sync {
         true
     }
 
-    /// A block swallows what is posted: from the next [`Interrupter::post`] on, its thread has to call
+    /// A block swallows posted exceptions: from the next [`Interrupter::post`] on, its thread has to call
     /// `Task::deliver_here` before each step. Without effect for a host that cannot do it.
     fn escalate(&self) {}
 
@@ -148,7 +148,7 @@ pub struct Task {
     name: Arc<str>,
     /// Cancelled by a kill before it is requested, and by the parent; closed when the body has ended.
     source: CancelSource,
-    /// What the body holds. Recorded by the body's thread; swept by the boundary, or by the thread
+    /// The holds of the body. Recorded by the body's thread; swept by the boundary, or by the thread
     /// that abandons the task.
     ledger: Arc<Ledger>,
     /// True while a request, for the body or a block, or an injected exception is pending: spares
@@ -168,7 +168,7 @@ pub struct Task {
     of_thread: bool,
 }
 
-/// What of a task its lock protects.
+/// The fields that the task's lock protects.
 #[derive(Default)]
 struct TaskInner {
     /// Written by the thread that starts the body's thread, by the boundary, and by `abandon`.
@@ -238,7 +238,7 @@ struct KillRequest {
     lock_grace_until: Time,
 }
 
-/// What happened to a task and what it held, for [`KillReport`](crate::stop::KillReport).
+/// How a task ended and the fate of its holds, for [`KillReport`](crate::stop::KillReport).
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Record {
     /// Locks and permits that the sweep released or poisoned.
@@ -258,7 +258,7 @@ pub(crate) struct Record {
     pub(crate) blocked: Option<Arc<str>>,
 }
 
-/// What an asynchronous exception that has reached a body is.
+/// The meaning of an asynchronous exception that has reached a body.
 pub enum Arrival {
     /// A kill, with its cause.
     Kill(Cause),
@@ -324,7 +324,7 @@ impl Task {
         &self.name
     }
 
-    /// What cancels it.
+    /// The source that cancels it.
     pub fn source(&self) -> &CancelSource {
         &self.source
     }
@@ -334,7 +334,7 @@ impl Task {
         self.source.node()
     }
 
-    /// What the body holds.
+    /// The holds of the body.
     pub(crate) fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
@@ -405,7 +405,7 @@ impl Task {
         })
     }
 
-    /// A copy of what is recorded by now.
+    /// A copy of the record so far.
     pub(crate) fn record(&self) -> Record {
         self.record.lock().clone()
     }
@@ -458,7 +458,7 @@ impl Task {
         inner.raised_at_wait(target)
     }
 
-    /// On the body's thread, where the host is about to raise the asynchronous exception: what it is.
+    /// The meaning of the asynchronous exception that the host is about to raise on the body's thread.
     /// `None`: nothing is pending, and the exception is not the core's.
     pub fn arrived(&self) -> Option<Arrival> {
         let mut inner = self.inner.lock();
@@ -471,7 +471,7 @@ impl Task {
             }
             Target::Body => {
                 let cause = inner.request.as_ref()?.cause.clone();
-                // What is being retracted is raised, too, by the host and not in the body.
+                // The host raises an exception that is being retracted as well, but not in the body.
                 if std::mem::take(&mut inner.posted) {
                     inner.delivered = Some(KillOutcome::AsyncExc);
                 }
@@ -482,7 +482,7 @@ impl Task {
         }
     }
 
-    /// Keeps the flag in front of the lock in line with what is pending.
+    /// Sets the flag in front of the lock if a kill or an injection is pending, and clears it otherwise.
     fn note_requests(&self, inner: &TaskInner) {
         self.requested
             .store(inner.is_kill_requested(), Ordering::Release);
@@ -529,8 +529,8 @@ impl Task {
         }
     }
 
-    /// The body's last instruction has run: from here on kills are refused, and what was posted and not
-    /// yet raised is retracted. Idempotent. One critical section decides (I22): a kill is posted before
+    /// The body's last instruction has run: from here on kills are refused, and an exception that was
+    /// posted and not raised is retracted. Idempotent. One critical section decides (I22): a kill is posted before
     /// it, and withdrawn here, or finds the task closed.
     pub(crate) fn shut(&self) {
         let (blocks, posted, traced) = {

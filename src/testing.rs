@@ -70,18 +70,18 @@ use crate::token::tree::NodeRef;
 
 /// A clock that jumps, and the threads that go by it. One exists at a time in a process.
 pub struct Simulation {
-    /// What the clock shows, in nanoseconds. Only ever raised, under `state`, by the thread that advances
+    /// The simulated time, in nanoseconds. It only grows, set under `state` by the thread that advances
     /// the clock; read by any thread without the lock. Acquire and Release: a thread that sees a later
     /// time sees what was done before it.
     now: AtomicU64,
-    /// Which thread runs, and what the others wait for.
+    /// Which thread runs, and the waits of the others.
     state: Mutex<State>,
 }
 
 /// The number of a simulated thread, in the order of enrolment.
 type Id = u64;
 
-/// What the simulation's mutex protects; any simulated thread writes it when it gives its turn away.
+/// The fields that the simulation's mutex protects; any simulated thread writes them when it ends its turn.
 struct State {
     /// The state of the pseudo-random generator that chooses among the ready threads. `None`: the one that
     /// was ready first is chosen.
@@ -258,13 +258,13 @@ impl Simulation {
         })
     }
 
-    /// What its clock shows. Callable from any thread.
+    /// The simulated time. Callable from any thread.
     pub fn time(&self) -> Time {
         Time::from_nanos(self.now.load(Ordering::Acquire))
     }
 
-    /// Let so much time pass: the clock stops at each deadline on the way, in their order, and what is due
-    /// then is done before it goes on. A thread of the simulation first lets all others run until they
+    /// Advance the clock by this time. It stops at each deadline on the way, in their order, until the
+    /// work that is due then is done. A thread of the simulation first lets all others run until they
     /// wait, and again after each deadline.
     ///
     /// # Blocking
@@ -384,9 +384,10 @@ impl Simulation {
         any
     }
 
-    /// If no thread runs, choose the next one and wake it; else without effect. Where none is ready, waits
-    /// for a descriptor, advances the clock, or reports a deadlock, in this order, until one is. Called with
-    /// no lock held, by any thread; at most one of several at a time finds a thread to choose.
+    /// If no thread runs, choose the next one and wake it; else without effect. Where none is ready,
+    /// waits for a descriptor, advances the clock, or reports a deadlock, in this order, until one is.
+    /// Called with no lock held, by any thread; at most one of several at a time finds a thread to
+    /// choose.
     fn dispatch(&self) {
         loop {
             let mut state = self.state.lock();
@@ -459,7 +460,7 @@ impl Simulation {
             if state.running == Some(id) {
                 state.running = None;
             }
-            // What the root waits for in `finish`.
+            // The condition for which the root thread waits in `finish`.
             if state.finishing && state.others.is_empty() {
                 state.ready.push(ROOT);
             }
@@ -607,7 +608,8 @@ fn wake(turn: Option<atomics::Arc<Waiter>>) {
 }
 
 /// A place in the simulation for a thread that is being started, and moved to it. It keeps the order of
-/// starting, whatever the system's scheduler does with the new thread; if it is dropped on the way, the place is withdrawn.
+/// starting, whatever the system's scheduler does with the new thread; if it is dropped on the way, the
+/// place is withdrawn.
 #[must_use]
 pub(crate) struct Enrolment {
     /// The simulation of the starting thread.

@@ -10,8 +10,8 @@
 //! 4. A kill that was posted while the operation was performed is not raised inside a lock that it
 //!    acquired (I24).
 //!
-//! What `block_by` does, in this order; each step takes the lock of what it touches and releases it
-//! before the next, so no two are held at a time:
+//! The steps of `block_by`, in this order; each step takes the lock of the resource it touches and
+//! releases it before the next, so no two are held at a time:
 //!
 //! | step | whose lock    | what                                                                       |
 //! |------|---------------|----------------------------------------------------------------------------|
@@ -237,8 +237,8 @@ impl Latch {
     }
 }
 
-/// What a thread can wait for: a place in the queue of some resource. All methods are called on the
-/// waiting thread, with no lock held.
+/// An operation that a thread can wait for, by a place in the queue of some resource. All methods are
+/// called on the waiting thread, with no lock held.
 pub(crate) trait Waitable {
     /// Queue the ticket, under the resource's own lock. If what is waited for is there by now, grant the
     /// ticket at once; its thread has not parked, so it need not be woken.
@@ -459,8 +459,8 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
             granted = Some(which);
         }
     }
-    // The exception that a signal handler raised must not be lost, even if a resource was granted that
-    // cannot be undone: the caller gets the error, and the grant stands.
+    // The exception of a signal handler is always raised, even if the wait was granted meanwhile and the
+    // grant cannot be undone: the caller gets the error, and the grant stands.
     if granted.is_some() && outcome != WaitOutcome::Interrupted {
         outcome = WaitOutcome::Granted;
     }

@@ -7,7 +7,7 @@
 //!
 //! # States of an item
 //!
-//! An item is in exactly one state (I28). Who moves it:
+//! An item is in exactly one state (I28). The transitions:
 //!
 //! | from | to | by |
 //! |---|---|---|
@@ -36,7 +36,7 @@
 //! - State changes that time makes are made by the next operation that looks, in the order of their
 //!   times, and before the operation's own change. So they are never observed late.
 //!
-//! # Who may change what
+//! # Which data each party may change
 //!
 //! | where | what | under |
 //! |---|---|---|
@@ -72,11 +72,11 @@ pub struct Lease<T, N> {
     pub attempt: u32,
     /// The item.
     pub item: T,
-    /// What most leases do not have, so that they stay small.
+    /// The fields that most leases leave empty, boxed so that a lease stays small.
     pub details: Option<Box<Details<N>>>,
 }
 
-/// What only some leases have.
+/// The fields of a lease that most leases leave empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Details<N> {
     /// The progress that an earlier attempt reported last.
@@ -196,7 +196,7 @@ pub struct Counts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fenced;
 
-/// What became of the item of a nacked lease.
+/// The state of the item after a nack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NackOutcome {
     /// It is ready or delayed, and will be leased again.

@@ -102,7 +102,7 @@ class ChildHandler(Generic[T, R]):
             self._process.dismiss()
 
     def __call__(self, lease: Lease[T]) -> R:
-        """Have the handler called in the process; return or raise what it does.
+        """Have the handler called in the process; return its result, or raise its exception.
 
         Raises:
             WorkerDied: the process has ended before the handler did.
@@ -203,7 +203,7 @@ class _Work:
             commit.__exit__(None, None, None)
 
     def answer(self, verb: Verb, payload: bytes) -> tuple[Verb, bytes]:
-        """Do what the handler asks for, and give the answer for it."""
+        """Carry out a request of the handler, and return the answer to it."""
         try:
             self._obey(verb, payload)
         except Exception as refusal:  # noqa: BLE001 (it is raised in the process)
@@ -237,7 +237,7 @@ class _Work:
 
 
 def _how(child: _Child, code: int | None) -> tuple[str, str]:
-    """Say how a process has ended, and what to do about it."""
+    """Describe how a process has ended, with advice."""
     if code is None:
         how = "ended, and other code of this program has reaped it"
     elif code >= 0:

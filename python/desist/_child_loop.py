@@ -128,12 +128,12 @@ class ChildLoop:
         self,
         handler: Callable[[Any], object],
         channel: Channel,
-        mirror: ParentWatch,
+        watch: ParentWatch,
         defer: float,
     ) -> None:
         self._handler = handler
         self._channel = channel
-        self._mirror = mirror
+        self._parent_watch = watch
         self._defer = defer
         self._process = os.getpid()
         self._idle = False
@@ -147,7 +147,7 @@ class ChildLoop:
         self._leaves = True
         if self._idle:
             sys.exit()
-        self._mirror.strike(self._defer)
+        self._parent_watch.deliver(self._defer)
 
     def run(self) -> None:
         """Work until the parent closes the channel, or SIGTERM comes."""
@@ -171,11 +171,11 @@ class ChildLoop:
         task = Task(f"item {about[0]}", bound and bound.token)
         lease = ChildLease(self._channel, task.token, item, about)
         outcome: list[Any] = []
-        self._mirror.begin(self._round, task)
+        self._parent_watch.begin(self._round, task)
         task.run(partial(self._handler, lease), lambda *ended: outcome.extend(ended))
         if os.getpid() != self._process:
             os._exit(0)  # forked by the handler: the original process answers
-        self._mirror.end()
+        self._parent_watch.end()
         return self._told(*outcome)
 
     def _told(self, result: object, raised: BaseException | None) -> tuple[Verb, bytes]:
@@ -212,19 +212,19 @@ def main(
         times: Seconds that the process may go on once it is dismissed, and the policy's `defer`.
     """
     with suppress(OSError):
-        os.setpgid(0, 0)  # Ctrl-C is for the parent; and what this one starts ends with it
+        os.setpgid(0, 0)  # Ctrl-C is for the parent; and this one's children end with it
     grace, defer = times
-    mirror = ParentWatch(os.dup(line.fileno()), parent, grace)
+    watch = ParentWatch(os.dup(line.fileno()), parent, grace)
     line.close()
     if os.getppid() != parent:
         return
-    atexit.register(_leave_nothing, mirror, parent)
-    loop = ChildLoop(handler, Channel(channel.fileno()), mirror, defer)
+    atexit.register(_leave_nothing, watch, parent)
+    loop = ChildLoop(handler, Channel(channel.fileno()), watch, defer)
     signal.signal(signal.SIGTERM, loop.on_sigterm)
     loop.run()
 
 
-def _leave_nothing(mirror: ParentWatch, parent: int) -> None:
-    """Kill the process group, if the parent will not: it has ended, or dismissed this process."""
-    if (mirror.dismissed or os.getppid() != parent) and os.getpgrp() == os.getpid():
+def _leave_nothing(watch: ParentWatch, parent: int) -> None:
+    """Kill the process group, unless the parent will: it has ended, or dismissed this process."""
+    if (watch.dismissed or os.getppid() != parent) and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)

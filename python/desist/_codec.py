@@ -20,14 +20,14 @@ class Codec(NamedTuple):
     encode: Callable[[Any], bytes]
     """Raises TypeError, with advice, for an item that has no such bytes."""
     decode: Callable[[bytes], Any]
-    """Raises what the decoder raises for bytes that it cannot read."""
+    """Raises the decoder's exception for bytes that it cannot read."""
 
 
 def codec(name: str) -> Codec:
-    """Give the codec of that name.
+    """Return the codec of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such codec.
     """
     if name == "pickle":
         import pickle
@@ -64,7 +64,7 @@ def _saying_what_to_do(dumps: Callable[[Any], bytes], name: str) -> Callable[[An
 
 
 def describe(failure: BaseException | CancelCause) -> str:
-    """Give a failure as text for people."""
+    """Format a failure as text for people."""
     if isinstance(failure, CancelCause):
         return f"{failure.kind.value}: {failure.reason}" if failure.reason else failure.kind.value
     import traceback

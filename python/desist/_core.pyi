@@ -1000,7 +1000,7 @@ class Lease(Generic[_T]):
     @property
     def progress(self, /) -> Any | None:
         """
-        What an earlier attempt has stored with heartbeat(); None if none has.
+        The progress that an earlier attempt has stored with heartbeat(); None if none has.
         """
     @property
     def token(self, /) -> CancelToken:
@@ -1298,6 +1298,11 @@ class ParentWatch:
         """
         The process works on this from now on.
         """
+    def deliver(self, /, defer: SupportsFloat | SupportsIndex) -> bool:
+        """
+        For a signal handler: raise Killed in the work, now, or when it is not deferred any more; held
+        locks defer it for `defer` seconds. False: there is no work.
+        """
     @property
     def dismissed(self, /) -> bool:
         """
@@ -1306,11 +1311,6 @@ class ParentWatch:
     def end(self, /) -> None:
         """
         The process does not work on it any more.
-        """
-    def strike(self, /, defer: SupportsFloat | SupportsIndex) -> bool:
-        """
-        For a signal handler: raise Killed in the work, now, or when it is not deferred any more; held
-        locks defer it for `defer` seconds. False: there is no work.
         """
 
 @final
@@ -1887,6 +1887,10 @@ class Task:
         """
         Its number; never used again.
         """
+    def inject(self, /, exception: BaseException) -> bool:
+        """
+        Raise an exception in it, once, and go on. False: it is not there, yet or any more.
+        """
     def is_current(self, /) -> bool:
         """
         Is it the calling code's own?
@@ -1948,10 +1952,6 @@ class Task:
     def state(self, /) -> TaskState:
         """
         Where it is in its life.
-        """
-    def throw(self, /, exception: BaseException) -> bool:
-        """
-        Raise an exception in it, once, and go on. False: it is not there, yet or any more.
         """
     @property
     def token(self, /) -> CancelToken:

@@ -21,7 +21,7 @@ def deadline(
 
     Each call is a block of its own, as that of fail_after(): its desist waits end in time.
     `timeout`: seconds from the call; None: no deadline. `grace`: seconds that clean-up blocks
-    inside may take after the deadline. `kill_after`: if the function still runs so many seconds
+    inside may take after the deadline. `kill_after`: if the function still runs this many seconds
     after its deadline, Killed is raised in it by force, wherever it is, until it returns, and never
     afterwards; see cancel_scope().
 
@@ -62,5 +62,5 @@ def refuse(function: Callable[..., object]) -> None:
             name = getattr(function, "__qualname__", repr(function))
             raise TypeError(
                 f"{name} is {kind} function, whose call returns before its code runs: put "
-                f"`with desist.fail_after(...)` around the code that uses what it returns"
+                f"`with desist.fail_after(...)` around the code that uses its result"
             )

@@ -7,7 +7,7 @@ import enum
 
 
 class CauseKind(enum.Enum):
-    """What kind of event cancelled something."""
+    """The kind of event that cancelled a source or a scope."""
 
     EXPLICIT = "explicit"
     """By a call of cancel() or kill()."""

@@ -108,7 +108,7 @@ class PoolExhausted(RuntimeError):
 
 
 class PoolFailed(RuntimeError):
-    """The pool has stopped because its queue failed; `__cause__` is what the queue raised.
+    """The pool has stopped because its queue failed; `__cause__` is the queue's exception.
 
     Unfinished items are still in the queue: make a new pool for it once it works again.
     """

@@ -74,8 +74,8 @@ class TaskFuture(Future[R]):
         """Ask the code to stop: its desist waits and checkpoints raise Cancelled from now on.
 
         As with concurrent.futures, True says that the code has not begun and never will. If it
-        stops because of this, result() raises TaskCancelled. Never blocks, never raises for what
-        the code does. `grace`: seconds that its clean-up zones may take (5 unless given).
+        stops because of this, result() raises TaskCancelled. Never blocks, and never raises an
+        exception of the code. `grace`: seconds that its clean-up zones may take (5 unless given).
         """
         if not self.done():
             self._task.cancel(reason, grace=grace)
@@ -118,7 +118,7 @@ class TaskFuture(Future[R]):
         return kill_soon(begin)
 
     def _before_kill(self, reason: str | None, policy: StopPolicy | None) -> StopPolicy | None:
-        """End a call that has not begun, and give the policy for one that has."""
+        """End a call that has not begun; return the policy for one that has."""
         if not self.running():
             self.cancel(reason)
         executor = self._executor

@@ -1,6 +1,6 @@
 """Future: concurrent.futures.Future, whose waits can be cancelled.
 
-What it adds to the standard library's: result() and exception() wait for a latch of desist's, which
+It adds this to the standard library's: result() and exception() wait for a latch of desist's, which
 the future's first callback sets, so that no callback of a user keeps waiters waiting; and cancel()
 takes a reason, which the future's token carries.
 
@@ -34,13 +34,13 @@ _ENDED = (*_CANCELLED, "FINISHED")
 
 
 class Future(concurrent.futures.Future["_R"]):
-    """The result of something that was submitted, once it is there.
+    """The result of submitted work.
 
     result() and exception() are desist waits: they can be cancelled. No kill of a desist thread
     that uses a future leaves anything locked in it.
     """
 
-    # What cancels `token`; in the instance's __dict__ from the first use of `token` on.
+    # The source of `token`; in the instance's __dict__ from the first use of `token` on.
     _source: CancelSource | None = None
     # Why cancel() was called first; written by that call only.
     _requested: CancelCause | None = None
@@ -76,7 +76,7 @@ class Future(concurrent.futures.Future["_R"]):
     def result(self, timeout: float | None = None) -> _R:
         """Wait for the result, at most for `timeout` seconds.
 
-        Raises what the code raised; TaskCancelled if it was cancelled, TaskAborted if it was
+        Raises the code's exception; TaskCancelled if it was cancelled, TaskAborted if it was
         killed or abandoned.
 
         Blocks: until it is done. A checkpoint.
@@ -91,7 +91,7 @@ class Future(concurrent.futures.Future["_R"]):
         return self._result  # type: ignore[return-value]  # there is one, as nothing failed
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As result(), but returns what the code raised, or None.
+        """As result(), but returns the code's exception, or None.
 
         TaskCancelled is raised also here if the code never began.
         """

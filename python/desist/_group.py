@@ -1,4 +1,4 @@
-"""TaskGroup: functions that run side by side, and a block that ends when all of them have.
+"""TaskGroup: functions that run side by side, and a block that ends after all of them.
 
 The guarantees are native, in `TaskGroupCore`, the base class: that a started child is known, and
 that the block does not end before its children, whatever is raised in its thread. This module has
@@ -88,7 +88,7 @@ class Task(Generic[T_co]):
         """Ask it to stop: its desist waits and checkpoints raise Cancelled from now on.
 
         The group goes on. As with the other results, True says that its function has not begun and
-        never will. Never blocks, never raises for what the task does. `grace`: seconds that its
+        never will. Never blocks, never raises a task's exception. `grace`: seconds that its
         clean-up zones may take (5 unless given).
         """
         self._core.cancel(reason, grace=grace)
@@ -147,9 +147,9 @@ class Task(Generic[T_co]):
         return self._core.is_over()
 
     def result(self, timeout: float | None = None) -> T_co:
-        """Wait for what its function returns, at most for `timeout` seconds.
+        """Wait for the function's result, at most for `timeout` seconds.
 
-        Raises what the function raised; TaskCancelled if it was cancelled, TaskAborted if it was
+        Raises the function's exception; TaskCancelled if it was cancelled, TaskAborted if it was
         killed or abandoned.
 
         Blocks: until it has ended or was abandoned. A checkpoint.
@@ -167,7 +167,7 @@ class Task(Generic[T_co]):
         return self._core.over_op(self)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As result(), but returns what result() would raise, or None."""
+        """As result(), but returns the exception that result() would raise, or None."""
         if not self.join(timeout):
             raise AnyTimeoutError
         return self._failure
@@ -281,7 +281,7 @@ class TaskGroup(GroupCore):
         self._errors: list[Exception] = []
         # KeyboardInterrupt, SystemExit and the like, which a task raised.
         self._fatal: BaseException | None = None
-        # The ended tasks that as_completed() has not given yet, and their number.
+        # The ended tasks that as_completed() has not yielded yet, and their number.
         self._ended: deque[Task[Any]] = deque()
         self._endings = Semaphore(0)
 
@@ -314,7 +314,7 @@ class TaskGroup(GroupCore):
         return self.cancel_scope.cancel(reason, grace=grace)
 
     def as_completed(self) -> Iterator[Task[Any]]:
-        """Give the tasks as they end, first the ended ones; each once, until no task is left.
+        """Yield the tasks as they end, first the ended ones; each once, until no task is left.
 
         The group keeps a task, and its result, until it has been given here.
 
@@ -343,7 +343,7 @@ class TaskGroup(GroupCore):
         threading.Thread(target=hand.work, args=(self._work, task), name=name, daemon=True).start()
 
     def _verdict(self, raised: BaseException | None) -> BaseException | None:
-        """Give what the block raises in place of `raised`, when all tasks have ended."""
+        """Return the exception to raise in place of `raised`, when all tasks have ended."""
         for thread in list(self._threads.values()):
             thread.join()  # it is on its last few steps
         if raised is not None and not isinstance(raised, (Exception, Cancelled)):

@@ -1,6 +1,6 @@
 """The protocol of all results: Future, TaskFuture, ItemFuture and the Task of a TaskGroup.
 
-`Handle` is what all of them have. `KillableHandle` is for those whose code runs in this program,
+`Handle` is common to all of them. `KillableHandle` is for results whose code runs in this program
 and can be killed. Nothing here is used at run time: the classes do not derive from the protocols; a
 type checker and a test compare them.
 """
@@ -35,7 +35,7 @@ class Handle(Protocol[R_co]):
         raise NotImplementedError
 
     def result(self, timeout: float | None = None) -> R_co:
-        """Wait for the result, or raise what ended the code.
+        """Wait for the result, or raise the exception that ended the code.
 
         TaskCancelled: it was cancelled. TaskAborted: it was killed or abandoned.
 
@@ -45,7 +45,7 @@ class Handle(Protocol[R_co]):
         raise NotImplementedError
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As result(), but returns what result() would raise, or None.
+        """As result(), but returns the exception that result() would raise, or None.
 
         As with concurrent.futures, TaskCancelled of code that has never begun may be raised.
         """

@@ -52,10 +52,10 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     call = _Call(unblock)
     # Made beforehand: a kill may be delivered between the making of a block and its `with`.
     leaving = cleanup()
-    strike = KillSignal()
+    signal = KillSignal()
     registrations = [
         current_token().on_cancel(call.interrupt),
-        strike.token.on_cancel(call.interrupt),
+        signal.token.on_cancel(call.interrupt),
     ]
     try:
         if not call_masked(call.enter):  # a kill would leave its lock held

@@ -40,7 +40,7 @@ class ItemOwner(Protocol):
         policy: StopPolicy | ProcessStopPolicy | None,
         /,
     ) -> KillReport:
-        """Kill what a worker of the pool does for the item."""
+        """Kill the attempt of the pool's worker at the item, if there is one."""
 
     def begin_kill_item(
         self,
@@ -49,7 +49,7 @@ class ItemOwner(Protocol):
         policy: StopPolicy | ProcessStopPolicy | None,
         /,
     ) -> Callable[[], KillReport]:
-        """Begin that; returns what finishes it."""
+        """Begin that kill; returns the function that finishes it."""
 
 
 class ItemFuture(Future[R]):
@@ -58,8 +58,8 @@ class ItemFuture(Future[R]):
     def __init__(self) -> None:
         """For WorkerPool.submit()."""
         super().__init__()
-        # What knows the item's worker, and the pool, which stops when it is dropped; until the
-        # future is settled.
+        # Finds the item's worker. Kept until the future is settled, since it keeps the pool alive:
+        # a dropped pool stops.
         self._owner: tuple[ItemOwner, object] | None = None
         self.item_id: int | str = 0
 
@@ -105,7 +105,7 @@ class ItemFuture(Future[R]):
         """Cancel the item, and stop the worker's code for it, rung by rung of the policy.
 
         As after cancel(), the item is never leased again, and result() raises TaskCancelled; so
-        this is how to be rid of an item for good. Worker.kill() stops the attempt, too, but then
+        this removes an item for good. Worker.kill() stops the attempt, too, but then
         the item is leased again. The policy is the pool's unless one is given. ALREADY_DONE: no
         worker of this pool works on the item.
 

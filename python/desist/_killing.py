@@ -1,4 +1,4 @@
-"""Kills that do not block their caller, and the exceptions that a killed task's result raises.
+"""Kills that do not block their caller, and the exceptions of a killed task's result.
 
 A kill is begun on the calling thread: the task is cancelled, and force that the policy wants at
 once is delivered. A daemon thread of its own then goes up the ladder and settles the future. The
@@ -33,7 +33,7 @@ def _now(begin: Callable[[], Callable[[], KillReport]]) -> KillReport:
 def kill_soon(begin: Callable[[], Callable[[], KillReport]]) -> Future[KillReport]:
     """Begin a kill, and have a thread of its own finish it; never blocks.
 
-    `begin()` returns what finishes the kill. What either of them raises, the future raises.
+    `begin()` returns the function that finishes the kill. The future raises an exception of either.
     """
     future: Future[KillReport] = Future()
     future.set_running_or_notify_cancel()  # a kill that has begun is not called off
@@ -68,7 +68,7 @@ def _finish(finish: Callable[[], KillReport], future: Future[KillReport]) -> Non
 
 
 def failure_of(task: Task, raised: BaseException | None) -> BaseException | None:
-    """Give what the result of a task raises, after `raised` came out of its body."""
+    """Return the exception of a task's result, after `raised` came out of its body."""
     failure: BaseException
     if isinstance(raised, Cancelled):
         failure = TaskCancelled(raised.cause)

@@ -45,7 +45,7 @@ class Offloaded(Generic[_T]):
             self.latch.set()
 
     def result(self) -> _T:
-        """Wait for the end of the call; return or raise what it did. A checkpoint."""
+        """Wait for the end of the call; return its result or raise its exception. A checkpoint."""
         self.latch.wait()
         if self._raised is not None:
             try:

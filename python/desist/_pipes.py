@@ -45,7 +45,7 @@ class _Output(_Pipe):
         self.op = Op.readable(self.fd)
 
     def take_buffered(self) -> None:
-        """Take what the file has buffered, because the caller has read a line before, say.
+        """Take the data that the file has buffered, because the caller has read a line before, say.
 
         The descriptor is non-blocking, for an empty buffer is filled by looking into it.
         """
@@ -74,7 +74,7 @@ class _Input(_Pipe):
         self._left = memoryview(data).cast("B")
 
     def step(self) -> bool:
-        """Write what the pipe takes. False: that was all, or the child reads no more."""
+        """Write as much as the pipe takes. False: that was all, or the child reads no more."""
         try:
             written = os.write(self.fd, self._left[:_CHUNK])
         except BlockingIOError:
@@ -86,7 +86,7 @@ class _Input(_Pipe):
 
 
 class Pipes:
-    """The pipes of one child, and what was read from them."""
+    """The pipes of one child, and the data read from them."""
 
     def __init__(self, process: Popen[Any], data: Any) -> None:
         """`data`: the input; without any, the pipe to the child is closed at once."""
@@ -171,12 +171,12 @@ class Pipes:
             pipe.close()
 
     def read_so_far(self, name: str) -> bytes | None:
-        """What was read from `stdout` or `stderr`; None if that was nothing."""
+        """The data read from `stdout` or `stderr`; None if there were none."""
         pipe = self._outputs.get(name)
         return b"".join(pipe.parts) or None if pipe is not None else None
 
     def text(self, name: str) -> Any:
-        """What was read from `stdout` or `stderr`, as the child's mode has it."""
+        """The data read from `stdout` or `stderr`, as text or bytes, by the child's mode."""
         pipe = self._outputs.get(name)
         if pipe is None:
             return None

@@ -1,6 +1,6 @@
 """WorkerPool: threads that work through a queue of leases, and can be killed while they do.
 
-What it guarantees: an item of the queue is done, ready again, or dead, whatever ends its handler;
+Guarantees: an item of the queue is done, ready again, or dead, whatever ends its handler;
 and every future that submit() has returned is settled, at the latest when the pool stops.
 
 How: the loop of a worker, and the settlement of its item, are native (`WorkerSlot`). The workers
@@ -61,7 +61,7 @@ class WorkEvent(NamedTuple):
     worker: str
     """The worker's name."""
     failure: BaseException | CancelCause | None
-    """What the handler raised, or why it was stopped; None if it succeeded."""
+    """The handler's exception, or the reason of its stop; None if it succeeded."""
 
 
 class PoolStats(NamedTuple):
@@ -238,7 +238,7 @@ class WorkerPool(Generic[T, R]):
         return sum(worker.state in ("idle", "busy") for worker in self.workers)
 
     def stats(self) -> PoolStats:
-        """Count what the pool has done, and its workers. Never blocks.
+        """Count the attempts of the pool, and its workers. Never blocks.
 
         The end of an item is counted after the queue has recorded it, so drain() may return an
         instant earlier.

@@ -1,4 +1,4 @@
-"""What the extension and the Python code expect of each other, apart from the public surface.
+"""The protocols between the extension and the Python code, apart from the public surface.
 
 The extension calls objects that are written in Python by the names in the first part;
 `src/python/ports.rs` has the same list, and `tests/python/test_ports.py` compares the two. The
@@ -58,7 +58,7 @@ class HeldDelivery(Protocol):
 
     @property
     def progress(self) -> Any:
-        """What an earlier attempt has stored with heartbeat(); None if none has."""
+        """The progress that an earlier attempt has stored with heartbeat(); None if none has."""
 
     def begun(self, running: RunningHandler, /) -> object:
         """A worker is about to call its handler, which `running` can cancel."""
@@ -83,7 +83,7 @@ class HeldDelivery(Protocol):
 
 
 class GroupHooks(Protocol):
-    """What a subclass of `GroupCore` does in Python: a TaskGroup, or one of compat's."""
+    """The hooks of a subclass of `GroupCore`: a TaskGroup, or one of compat's."""
 
     def _verdict(self, raised: BaseException | None) -> BaseException | None:
         """The exception that leaves the block instead of `raised`; None for `raised` itself."""
@@ -142,7 +142,7 @@ class QueuePort(Protocol):
     def cancel(self, item_id: Any, reason: str | None = None) -> bool | None:
         """Never lease the item again.
 
-        True: it is dead now. False: it will be, when its worker gives it back. None: it had ended.
+        True: it is dead now. False: it will be, when its worker requeues it. None: it had ended.
         """
 
     def drain(self, timeout: float | None = None) -> bool:

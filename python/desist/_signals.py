@@ -55,7 +55,7 @@ class CancelOnSignal:
         return self._scope.__exit__(kind, value, traceback)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        self._restore()  # so that a second signal does what it did before the block
+        self._restore()  # so that a second signal has its effect from before the block
         self._scope.cancel(f"received {signal.Signals(signum).name}")
 
     def _restore(self) -> None:
@@ -69,10 +69,10 @@ def cancel_on_signal(*signums: int, grace: float | None = None) -> CancelOnSigna
         with cancel_on_signal(signal.SIGTERM), WorkerPool(handle, queue="jobs.db") as pool:
             pool.drain()
 
-    ends in order: items that the workers could not finish are requeued. `with` gives the block's
+    stops cleanly: items that the workers could not finish are requeued. `with` gives the block's
     scope, whose `cancelled_caught` says afterwards whether a signal came; the Cancelled that the
     waits inside raise ends here. `grace`: seconds that clean-up blocks inside may take. A second
-    signal does what it did before the block: by default it ends the process, or raises
+    signal has its effect from before the block: by default it ends the process, or raises
     KeyboardInterrupt.
 
     Blocks: never.

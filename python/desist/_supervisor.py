@@ -1,7 +1,7 @@
 """Supervisor: counts how often a pool's workers are replaced, and ends the pool beyond a limit.
 
-`WorkerPool` asks the supervisor before it replaces a worker, and reports a failed queue to it. What
-it guarantees: once it has ended the pool, the pool's token is cancelled, and every future that the
+`WorkerPool` asks the supervisor before it replaces a worker, and reports a failed queue to it. It
+guarantees: once it has ended the pool, the pool's token is cancelled, and every future that the
 pool has made fails with the same reason.
 
 How: `restarts`, `abandoned` and `_recent` are written under `_lock`, and only there. `_ended_by` is
@@ -54,7 +54,7 @@ class Supervisor:
         self._recent: deque[float] = deque()
         self._lock = threading.Lock()
         self._source = CancelSource()
-        # Why the pool has ended, and what its queue raised if it was that.
+        # Why the pool has ended, and the queue's exception if the queue failed.
         self._ended_by: tuple[str, BaseException | None] | None = None
         # Cancelled when the supervisor has ended the pool.
         self.ended: CancelToken = self._source.token

@@ -162,7 +162,7 @@ class Sweep:
             sys.settrace(None if _MONITORED else injector)  # type: ignore[arg-type]
             try:
                 task.run(body)
-            except BaseException as failure:  # noqa: BLE001 (what it means is for the caller)
+            except BaseException as failure:  # noqa: BLE001 (the caller decides about it)
                 raised.append(failure)
             finally:
                 sys.settrace(None)

@@ -1,4 +1,4 @@
-"""Thread and Timer: those of threading, which can be killed.
+"""Thread and Timer: those of threading, made killable.
 
 `run()` of the class, or of a subclass, is called by the native `Task`, which is the boundary of all
 kills and cancellations of the thread: none is delivered before or after it. `join()` first waits
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class StoppableThread(threading.Thread):
-    """What Thread and Timer have in common: all but cancel()."""
+    """The common part of Thread and Timer: everything except cancel()."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class StoppableThread(threading.Thread):
             raise TypeError(f"exceptions must derive from BaseException, not {exc!r}")
         if self._task.is_current():
             raise exception
-        if not self._task.throw(exception) and self._task.state is TaskState.PENDING:
+        if not self._task.inject(exception) and self._task.state is TaskState.PENDING:
             raise RuntimeError("cannot raise in a thread before it is started; start it first")
 
     def terminate(self) -> None:
@@ -167,7 +167,7 @@ class Thread(StoppableThread):
     def cancel(self, reason: str | None = None, *, grace: float | None = None) -> bool:
         """Ask the thread to stop: its desist waits and checkpoints raise Cancelled from now on.
 
-        Never blocks, never raises for what the thread does. `grace`: seconds that its clean-up
+        Never blocks, never raises an exception of the thread. `grace`: seconds that its clean-up
         zones may take (5 unless given). True: this call was the first.
         """
         return self._task.cancel(reason, grace=grace)

@@ -1,13 +1,13 @@
 """Worker: the handle of one of a pool's workers. Roster: all workers of a pool, and their start.
 
-A handle stays with its worker: when the worker's thread is abandoned, the handle says so for ever,
-and the worker that takes its place has the same name and a handle of its own. A process that dies
-is replaced behind the same handle.
+A handle stays with its worker: when the worker's thread is abandoned, the handle's state remains
+"abandoned", and the worker that takes its place has the same name and a handle of its own. A
+process that dies is replaced behind the same handle.
 
 How: the tuple of workers is replaced as a whole, under the roster's lock, so that readers need no
 lock. The thread whose kill has abandoned a worker replaces it before kill() returns, while kills of
 that thread are deferred, so that such a kill does not leave the pool without the worker. Of several
-kills of a worker that end so, the first to write `_replaced`, under the lock, replaces it.
+kills that abandon one worker, the first to write `_replaced`, under the lock, replaces it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Worker:
 
     @property
     def state(self) -> Literal["idle", "busy", "abandoned", "stopped"]:
-        """What it does: waits for an item, works on one, or no longer counts as a worker.
+        """Whether it waits for an item, works on one, or no longer counts as a worker.
 
         "abandoned": no rung of a kill has ended its handler, which may still run. "stopped": it has
         left its loop, with its pool.
@@ -85,7 +85,7 @@ class Worker:
         *,
         policy: StopPolicy | ProcessStopPolicy | None = None,
     ) -> KillReport:
-        """Stop what the worker does, rung by rung of the policy, and tell how that ended.
+        """Stop the worker's handler, rung by rung of the policy, and report how it ended.
 
         The item is leased again, and the worker goes on with the next one. An idle worker has
         nothing to kill: ALREADY_DONE. A worker that no rung ends is abandoned, and another takes
@@ -140,7 +140,7 @@ class Worker:
 
 
 class Roster(Generic[T, R]):
-    """The workers of one pool, and what starts, cancels and kills them."""
+    """The workers of one pool; starts, cancels and kills them."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class Roster(Generic[T, R]):
         seat.launch()
         work, failed = partial(seat.work, self._handler), self._supervisor.queue_failed
         if isinstance(self.policy, ProcessStopPolicy):
-            # Here, so that the pool's constructor says what is wrong with the handler.
+            # Here, so that the pool's constructor raises the error about the handler.
             work = partial(call_masked(self._new_child, seat, self.policy).work)
         thread = threading.Thread(target=work, args=(failed,), name=name, daemon=True)
         call_masked(thread.start)  # a kill in it would leave locks of threading held
@@ -219,7 +219,7 @@ class Roster(Generic[T, R]):
         with self._lock:
             self.workers = tuple(new if one is abandoned else one for one in self.workers)
 
-    # What a future of the pool does with its item.
+    # The operations of a future of the pool on its item.
 
     def cancel_item(self, item_id: int | str, reason: str | None, /) -> bool | None:
         """Cancel the item. True: it never begins. False: it was begun. None: it had ended."""
@@ -240,7 +240,7 @@ class Roster(Generic[T, R]):
         policy: StopPolicy | ProcessStopPolicy | None,
         /,
     ) -> KillReport:
-        """Kill what a worker does for this item."""
+        """Kill the attempt of a worker at this item, if there is one."""
         return kill_now(partial(self.begin_kill_item, item_id, reason, policy))
 
     def begin_kill_item(
@@ -250,7 +250,7 @@ class Roster(Generic[T, R]):
         policy: StopPolicy | ProcessStopPolicy | None,
         /,
     ) -> Callable[[], KillReport]:
-        """Begin that; returns what finishes the kill."""
+        """Begin that kill; returns the function that finishes it."""
         workers = self.workers
         worker = next((one for one in workers if one.item_id == item_id), workers[0])
         return worker._begin_kill(reason, policy, item_id)  # noqa: SLF001 (its own module)

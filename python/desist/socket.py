@@ -5,9 +5,9 @@
     with socket.create_connection(("example.org", 80)) as connection:
         connection.sendall(b"...")
 
-Names, signatures and results are those of the standard library; what is not defined here is the
-standard library's own. Every call that may block is a checkpoint, and raises Cancelled or Killed
-as soon as the calling code is to stop. A timeout is still a TimeoutError.
+Names, signatures and results are those of the standard library; a name that is not defined here is
+the standard library's own. Every call that may block is a checkpoint, and raises Cancelled or
+Killed as soon as the calling code is to stop. A timeout is still a TimeoutError.
 
 Name resolution (getaddrinfo; create_connection, connect and sendto with a host's name) blocks in C.
 It is done by a helper thread, which is abandoned if the caller is to stop earlier. gethostbyname
@@ -60,7 +60,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is not defined here is the standard library's, so that users need not import both."""
+    """A name that is not defined here is the standard library's: no need to import both."""
     if name.startswith("__"):
         raise AttributeError(f"module 'desist.socket' has no attribute {name!r}")
     return getattr(_std, name)
@@ -89,7 +89,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
     """A socket.socket whose waits end when the calling code is to stop.
 
     Its descriptor never blocks, whatever the timeout; duplicates of it (dup, a child process) share
-    that. The timeout is kept in this object, and means what it always did: None waits as long as it
+    that. The timeout is kept in this object, with its usual meaning: None waits as long as it
     takes, 0 not at all, and then a call is no checkpoint either.
 
     MSG_WAITALL returns the data that are there, as in the standard library for sockets with a
@@ -98,7 +98,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
     Blocks: until the call is possible, or for the timeout's seconds.
 
     On cancel: Cancelled is raised, and nothing was received or sent, except in sendall, sendfile
-    and connect, whose docstrings say what is known.
+    and connect, whose docstrings describe the state then.
 
     On timeout: TimeoutError is raised; the rest is as on cancel.
 
@@ -306,7 +306,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
     # ------------------------------------------------------------------ sending
 
     def send(self, data: Buffer, flags: int = 0, /) -> int:
-        """As socket.socket.send: how much was sent."""
+        """As socket.socket.send: returns the number of bytes sent."""
         return self._do(Op.writable, super().send, data, flags, flags=flags)
 
     def sendto(self, data: Buffer, *flags_and_address: Any) -> int:

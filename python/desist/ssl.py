@@ -7,8 +7,8 @@
         with context.wrap_socket(plain, server_hostname=host) as secure:
             secure.sendall(b"...")
 
-Names, signatures and results are those of the standard library; what is not defined here is the
-standard library's own. For a context that was made elsewhere, assign
+Names, signatures and results are those of the standard library; a name that is not defined here is
+the standard library's own. For a context that was made elsewhere, assign
 ``context.sslsocket_class = desist.ssl.SSLSocket``. MemoryBIO and SSLObject never block.
 """
 
@@ -32,7 +32,7 @@ __all__ = ["SSLContext", "SSLSocket", "create_default_context"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is not defined here is the standard library's, so that users need not import both."""
+    """A name that is not defined here is the standard library's: no need to import both."""
     if name.startswith("__"):
         raise AttributeError(f"module 'desist.ssl' has no attribute {name!r}")
     return getattr(_std, name)
@@ -50,7 +50,7 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
 
     On cancel: Cancelled is raised; on entry, nothing was done. Nothing was read, and do_handshake()
     and unwrap() may be called again, to go on. Data that were to be written may have been sent in
-    part: TLS accepts nothing else before the same data are written again, so do that, or close.
+    part: TLS accepts nothing else before the same data are written again, so write them or close.
 
     On timeout: TimeoutError is raised; the rest is as on cancel.
 

@@ -4,9 +4,9 @@
 
     done = subprocess.run(["make", "docs"], capture_output=True)
 
-Names, signatures, results and exceptions are those of the standard library; what is not defined
-here is the standard library's own. Every call that waits for a child is a checkpoint, and raises
-Cancelled or Killed as soon as the calling code is to stop.
+Names, signatures, results and exceptions are those of the standard library; a name that is not
+defined here is the standard library's own. Every call that waits for a child is a checkpoint, and
+raises Cancelled or Killed as soon as the calling code is to stop.
 
 Guarantees: a child of run(), call(), check_call(), check_output(), getoutput() or of a
 `with Popen(...)` block does not outlive the call or block when that is ended early: it is told to
@@ -89,7 +89,7 @@ _LAST_WAIT = 1.0
 
 
 def __getattr__(name: str) -> Any:
-    """What is not defined here is the standard library's, so that users need not import both."""
+    """A name that is not defined here is the standard library's: no need to import both."""
     if name.startswith("__"):
         raise AttributeError(f"module 'desist.subprocess' has no attribute {name!r}")
     return getattr(_std, name)
@@ -100,7 +100,7 @@ def __dir__() -> list[str]:
 
 
 def _typed_as(_model: _F) -> Callable[[Callable[..., Any]], _F]:
-    """Tell type checkers that a function takes and returns what the model does."""
+    """Tell type checkers that a function has the signature of the model."""
     return lambda function: function  # type: ignore[return-value]
 
 
@@ -121,7 +121,7 @@ class _Popen(_std.Popen[AnyStr]):
     _communication_started: bool
     """The standard library's: communicate() was called."""
     _pipes: Pipes | None = None
-    """What communicate() has read and written; made by the first call."""
+    """The pipes that communicate() reads and writes; made by the first call."""
     _talk: Offloaded[Any] | None = None
     """The helper thread that communicates instead, on Windows."""
     _stopper: _Stopper | None = None
@@ -237,7 +237,7 @@ class _Popen(_std.Popen[AnyStr]):
     def communicate(self, input: Any = None, timeout: float | None = None) -> Any:  # noqa: A002
         """Send `input` to the child, read its output to the end, and wait for its end.
 
-        Returns a pair: what came out of `stdout` and `stderr`, where they are pipes, else None.
+        Returns a pair: the output from `stdout` and from `stderr`, each None if it is no pipe.
         After Cancelled or TimeoutExpired another call goes on, and nothing that was read is lost.
         Text that was read into the buffer of a file in text mode before is not part of the result.
 
@@ -286,7 +286,7 @@ class _Popen(_std.Popen[AnyStr]):
 
 
 if TYPE_CHECKING:
-    # Its overloads say what it is a Popen of, which type checkers cannot infer of a subclass.
+    # Its overloads give the Popen's type parameter, which type checkers cannot infer of a subclass.
     from subprocess import Popen
 else:
     Popen = _Popen
@@ -376,8 +376,8 @@ class _Stopper:
                     pipes.close_inputs()
                     pipes.pump(until, self._watch)
         finally:
-            # Also for what the child leaves in its group. The group's number is the child's, and
-            # its own until the status is taken.
+            # Also for processes that the child leaves in its group. The group's number is the
+            # child's, and its own until the status is taken.
             self._signal(process, signal.SIGKILL)
             try:
                 if self._watch.reports:

@@ -50,7 +50,7 @@ class MockClock:
         self._simulation = Simulation(autojump, seed)
 
     def jump(self, seconds: float) -> None:
-        """Let so many seconds pass; a thread whose deadline comes until then runs at that instant.
+        """Advance the clock by `seconds`; a thread whose deadline passes runs at that instant.
 
         Called under :func:`run`, it lets all other threads run until they wait before it begins,
         and after each deadline.

@@ -29,7 +29,7 @@ pub struct Latch {
     state: Mutex<LatchState>,
 }
 
-/// What the latch's mutex protects.
+/// The fields that the latch's mutex protects.
 #[derive(Debug, Default)]
 struct LatchState {
     /// Written once, by the first `set`.

@@ -30,9 +30,9 @@ use crate::clock::Time;
 use crate::fork::{self, ForkAware};
 use crate::host;
 
-/// What a service thread works off: the state that its lock protects.
+/// The work of a service thread: the state that its lock protects.
 pub(crate) trait Work: Default + Send + Sized + 'static {
-    /// What is taken out of the state at a time, and performed with the state unlocked.
+    /// One piece of work, taken out of the state and performed with the state unlocked.
     type Job;
 
     /// The thread's name, for debuggers and error messages.
@@ -44,7 +44,7 @@ pub(crate) trait Work: Default + Send + Sized + 'static {
     /// When the next work is due; [`Time::NEVER`] if there is none. Called with the state locked.
     fn next(&self) -> Time;
 
-    /// Takes out what is due by `now`. Called on the service thread, with the state locked.
+    /// Takes out a job that is due by `now`. Called on the service thread, with the state locked.
     fn take_due(&mut self, now: Time) -> Option<Self::Job>;
 
     /// Performs a job, on the service thread, with the state unlocked. Must not panic.
@@ -69,7 +69,7 @@ pub(crate) struct Service<W> {
     slot: OnceBox<ForkMutex<Slot<W>>>,
 }
 
-/// What the service's lock protects.
+/// The fields that the service's lock protects.
 struct Slot<W> {
     /// Written by the threads that bring work, and by the service thread, which takes it out.
     work: W,
@@ -133,7 +133,7 @@ impl<W: Work> Service<W> {
         }
     }
 
-    /// What the thread does. It is inside the core, so that a fork waits until it sleeps.
+    /// The service thread's loop. It is inside the core, so that a fork waits until it sleeps.
     fn serve(&'static self) {
         let _inside = fork::inside();
         if W::CALLS_HOST {

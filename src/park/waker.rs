@@ -20,7 +20,7 @@ use crate::clock::Time;
 use crate::fork;
 use crate::sys::{self, PollFlags};
 
-/// What a descriptor is waited for.
+/// The readiness that a descriptor is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
     /// Data, a connection, the end of the stream or an error can be read.

@@ -1,4 +1,4 @@
-//! What the binding itself is made of: attaching to the interpreter and detaching from it, and the
+//! The parts of the binding itself: attaching to the interpreter and detaching from it, and the
 //! conversion of arguments and results.
 
 pub(super) mod attach;

@@ -13,8 +13,8 @@ pub(super) use crate::python::binding::exceptions::{
 };
 use crate::python::binding::raised;
 use crate::python::cause::CancelCause;
-use crate::python::hard_stop::killed::killed_or_thrown;
-pub(super) use crate::python::hard_stop::killed::{check_kill, killed, throwable};
+use crate::python::hard_stop::killed::killed_or_injected;
+pub(super) use crate::python::hard_stop::killed::{check_kill, injectable, killed};
 use crate::sync::{LockError, QueueError};
 
 /// Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
@@ -37,7 +37,7 @@ impl Cancelled {
 pub(super) fn from_stop(py: Python<'_>, stop: Stop) -> PyErr {
     match stop {
         Stop::Cancelled(cause) => cancelled(py, cause),
-        Stop::Killed(cause) => killed_or_thrown(py, cause),
+        Stop::Killed(cause) => killed_or_injected(py, cause),
         // The host has kept the exception before it ended the wait.
         Stop::Interrupted => raised::take()
             .unwrap_or_else(|| ordinary(py, "Interrupted", &"the wait was interrupted")),

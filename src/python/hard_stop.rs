@@ -22,10 +22,10 @@
 //! | calling a Python function delivers what is in the slot | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
 //! | a thread that wants the interpreter while it shuts down is ended by `pthread_exit` | 3.10-3.13 | `test_a_daemon_does_not_abort_the_process_at_its_end` |
 //! | `f_lasti` of a frame that calls `__enter__` lies before the first entry of the exception table for its block; an exception that is raised at an INSTRUCTION event counts as raised at that instruction | 3.12-3.15 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
-//! | up to 3.11, what is posted at a thread is delivered where it stands, and in a `with` block that leads to `__exit__` | 3.10, 3.11 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
+//! | up to 3.11, an exception posted to a thread is raised where the thread stands, and in a `with` block that leads to `__exit__` | 3.10, 3.11 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
 //! | a Python-level handler is run where a signal has broken a system call, and what it raises is raised there | 3.10-3.15 | `test_a_system_call_that_blocks_the_main_thread_is_interrupted` |
-//! | what a callback of sys.monitoring raises, for events local to code that is running, is raised in that code | 3.12-3.15 | `test_tracing_alone_is_enough` |
-//! | what a C trace function raises is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
+//! | an exception of a callback of sys.monitoring, for events local to code that is running, is raised in that code | 3.12-3.15 | `test_tracing_alone_is_enough` |
+//! | an exception of a C trace function is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
 //!
 //! A posted exception is never retracted by posting NULL: up to 3.12 the evaluation loop keeps the
@@ -81,7 +81,7 @@ pub(super) use block::{for_this_block, for_this_call};
 ///
 /// Up to 3.13, a thread that comes back to the interpreter when it shuts down is ended by
 /// `pthread_exit`, which unwinds the stack, and a process whose stack is unwound through frames of
-/// Rust is aborted. Here the thread stays forever instead, which is what CPython does from 3.14 on,
+/// Rust is aborted. Here the thread sleeps forever instead, as in CPython from 3.14 on,
 /// and pyo3 where it takes the interpreter back.
 pub(super) fn call<'py>(
     callable: &Bound<'py, PyAny>,
@@ -165,7 +165,7 @@ impl Interrupter for AsyncException {
 
     fn retract(&self) {
         attach(|py| {
-            // What is raised here is what is taken back; if it was raised before, nothing is.
+            // An exception that is raised here is the retracted one; if that was raised before, none is.
             let _ = nothing(py).and_then(PyAnyMethods::call0);
         });
     }

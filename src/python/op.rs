@@ -32,7 +32,7 @@ pub(super) struct Op {
     operation: Box<dyn Operation>,
 }
 
-/// What an object offers to `wait_any`.
+/// An object's operation for `wait_any`.
 pub(super) trait Operation: Send + Sync + 'static {
     /// The operation of the core, for one wait.
     fn start<'a>(&'a self, py: Python<'_>) -> Started<'a>;

@@ -295,9 +295,9 @@ impl Task {
 
     /// Raise an exception in it, once, and go on. False: it is not there, yet or any more.
     #[pyo3(signature = (exception: "BaseException"))]
-    fn throw(&self, py: Python<'_>, exception: Bound<'_, PyBaseException>) -> bool {
-        let thrown = error::throwable(exception);
-        detached(py, || self.core.inject(thrown))
+    fn inject(&self, py: Python<'_>, exception: Bound<'_, PyBaseException>) -> bool {
+        let injected = error::injectable(exception);
+        detached(py, || self.core.inject(injected))
     }
 
     /// Has it ended, or was it abandoned, and has everything about it been settled?

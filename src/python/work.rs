@@ -1,7 +1,7 @@
 //! Queues of leases, and the workers' loop.
 //!
-//! `source` is the port: the loop (`worker_slot`) and the lease in a handler's hands know a queue through it
-//! only, and `memory`, `file` and `py_queue` implement it.
+//! `source` is the port: the loop (`worker_slot`) and the lease in a handler's hands know a queue
+//! through it only, and `memory`, `file` and `py_queue` implement it.
 //!
 //! | module | subject |
 //! |---|---|
@@ -153,7 +153,7 @@ pub(super) fn queue_port(queue: &Bound<'_, PyAny>) -> PyResult<QueuePort> {
     )))
 }
 
-/// What a queue stores of work that was stopped for this reason.
+/// The failure that a queue stores for work that was stopped for this reason.
 fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Py<PyAny>> {
     let cause = Cause::now(kind, reason.map(Into::into), None);
     Ok(Py::new(py, CancelCause::from(cause))?.into_any())

@@ -6,7 +6,7 @@
 //! withdraws the kill under the lock under which it would be posted. A thread outside of any task gets a
 //! task that stands for it, for as long as it is in such a block.
 //!
-//! How the exit of a forced block ends, by what unwinds out of it:
+//! How the exit of a forced block ends, by the stop that unwinds out of it:
 //!
 //! | unwinding     | the block's kill             | a scope further out | result                     |
 //! |---------------|------------------------------|---------------------|----------------------------|
@@ -48,7 +48,7 @@ pub(crate) enum Unwinding {
     Killed,
 }
 
-/// What leaving a forced block does to the stop that unwinds out of it.
+/// The effect of a forced block's exit on the stop that unwinds out of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ForcedExit {
     /// Nothing: an exception that is unwinding goes on.
@@ -60,10 +60,10 @@ pub(crate) enum ForcedExit {
     Outward,
 }
 
-/// Open a scope on the calling thread that is ended by `interrupter` if it still runs `kill_after` after its
-/// own cancellation. `cancelled`: the cause, if it was cancelled before it was entered; it is set before
-/// the enforcer looks, which then counts from it. The watch is to be dropped when the block has ended,
-/// and told when the deadline was moved.
+/// Open a scope on the calling thread that is ended by `interrupter` if it still runs `kill_after`
+/// after its own cancellation. `cancelled`: the cause, if it was cancelled before it was entered; it is
+/// set before the enforcer looks, which then counts from it. The watch is to be dropped when the block
+/// has ended, and told when the deadline was moved.
 pub(crate) fn enter_forced(
     deadline: Time,
     grace: Option<Duration>,

@@ -34,8 +34,8 @@
 //! Lock order: `state`, then a round's mutex, then the waiters' words. Nothing that runs under `state`
 //! blocks; the last party's action runs unlocked, between the making of its [`Opening`] and `open`.
 //!
-//! Checked by the models in `models/barrier.rs`: arrivals against cancellations, against the end of the last
-//! party's action, and against `abort` and `reset`.
+//! Checked by the models in `models/barrier.rs`: arrivals against cancellations, against the end of the
+//! last party's action, and against `abort` and `reset`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -68,7 +68,7 @@ pub struct Barrier {
     state: Mutex<BarrierState>,
 }
 
-/// What the barrier's mutex protects.
+/// The fields that the barrier's mutex protects.
 #[derive(Debug)]
 struct BarrierState {
     /// The current round: Filling or Opening. Replaced when it has ended.
@@ -85,7 +85,7 @@ struct BarrierState {
 #[derive(Debug, Default)]
 struct Round(Mutex<Parties>);
 
-/// What a round's mutex protects.
+/// The fields that a round's mutex protects.
 #[derive(Debug, Default)]
 struct Parties {
     /// Ends at Passed or Broken, and is not changed afterwards.

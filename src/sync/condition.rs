@@ -1,4 +1,4 @@
-//! Waiting for a change of what a lock protects.
+//! Conditions: waiting for a change of the data that a lock protects.
 //!
 //! Guarantees:
 //! 1. Releasing the lock and queuing are one step as far as a notifier can tell: a notify made with
@@ -63,7 +63,7 @@ pub enum WaitError {
 }
 
 impl Condition {
-    /// A condition of what `lock` protects.
+    /// A condition of the data that `lock` protects.
     pub fn new(lock: Lock) -> Condition {
         Condition {
             lock,
@@ -143,7 +143,7 @@ impl Condition {
 /// One call of [`Condition::wait_until`], in the waiter's thread.
 struct Waiting<'a> {
     condition: &'a Condition,
-    /// What releasing the lock gave: the holds to restore, or that the thread did not hold it. `None`:
+    /// The result of releasing the lock: the holds to restore, or that the thread did not hold it. `None`:
     /// the wait was decided before it queued, so the lock was not released.
     released: Option<Result<Holds, ReleaseError>>,
 }

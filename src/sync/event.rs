@@ -36,7 +36,7 @@ pub struct Event {
     state: Mutex<EventState>,
 }
 
-/// What the event's mutex protects.
+/// The fields that the event's mutex protects.
 #[derive(Debug, Default)]
 struct EventState {
     /// Written by `set` and `clear`, in any thread.

@@ -58,8 +58,9 @@
 //!
 //! This file decides; `guard` is the handle of one hold, `error` the reasons of a refusal.
 //!
-//! Checked by the models in `models/lock.rs`, which run with waiters that are overdue and with waiters that
-//! are not, and by `tests/rust/lock.rs`. `tests/seeded_bugs.py lock` plants bugs in the transitions and sees the models fail.
+//! Checked by the models in `models/lock.rs`, which run with waiters that are overdue and with waiters
+//! that are not, and by `tests/rust/lock.rs`. `tests/seeded_bugs.py lock` plants bugs in the
+//! transitions and sees the models fail.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -123,7 +124,7 @@ pub struct Lock {
 struct LockCore {
     /// For reports and messages; need not be unique.
     name: Arc<str>,
-    /// What becomes of the lock when its holder is killed and nothing was undone.
+    /// The lock's state after its holder was killed, if no rollback has restored its data.
     on_kill: OnKill,
     /// The holder may acquire it again, and only the holder may release it.
     reentrant: bool,
@@ -147,7 +148,7 @@ pub(crate) trait Undo: Send + Sync {
     fn discard(&self);
 }
 
-/// What the lock's mutex protects.
+/// The fields that the lock's mutex protects.
 #[derive(Default)]
 struct LockState {
     /// The ledger of the task or thread that holds the lock, with which it has `depth` entries.
@@ -177,13 +178,13 @@ struct LockRequest {
     ticket: Ticket,
     /// Becomes the holder if the lock is handed over.
     ledger: Arc<Ledger>,
-    /// What is recorded in that case.
+    /// The acquisition that is recorded if the lock is handed over.
     acquisition: Acquisition,
     /// When the waiter queued for the first time, however often it was overtaken since.
     since: Time,
 }
 
-/// What is entered in the new holder's ledger.
+/// The new holder's acquisition, as it is entered in the holder's ledger.
 #[derive(Debug, Clone)]
 enum Acquisition {
     /// One new hold.
@@ -204,7 +205,7 @@ enum Poison {
     OwnerLost(Arc<KillInfo>),
 }
 
-/// What happens to a lock whose holder is killed.
+/// The state of a lock after its holder was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnKill {
     /// Acquiring it is an error until it is repaired, see [`Acquire::Repair`].
@@ -214,7 +215,7 @@ pub enum OnKill {
     Release,
 }
 
-/// What a lock is acquired for: it decides what releases it if the holder does not.
+/// The purpose of an acquisition: it decides which code releases the lock if the holder does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquire {
     /// A block: reclaimed with the scope or task around it, if the block's end did not run.
@@ -486,7 +487,7 @@ impl Lock {
         self.core.state.lock().queue.len()
     }
 
-    /// What it protects is consistent again. Called by a holder that acquired it with
+    /// The data that it protects is consistent again. Called by a holder that acquired it with
     /// [`Acquire::Repair`], before it releases.
     pub fn mark_consistent(&self) {
         self.core.state.lock().poison = None;
@@ -702,7 +703,7 @@ impl LockCore {
         }
     }
 
-    /// If the holder is abandoned while it still runs, must the lock stay unavailable for ever? Yes,
+    /// If the holder is abandoned while it still runs, must the lock stay unavailable forever? Yes,
     /// unless the lock is fenced and the stale holder is kept from the data by its epoch.
     fn is_unrecoverable(&self, hold: Option<Hold>) -> bool {
         // A Rust guard reaches the data without looking at the epoch, for as long as it lives.

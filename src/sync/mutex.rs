@@ -58,7 +58,7 @@ impl<T: ?Sized> Mutex<T> {
     /// Acquire it.
     ///
     /// # Blocking
-    /// Blocks while another thread holds it, and for ever if the calling thread does.
+    /// Blocks while another thread holds it, and forever if the calling thread does.
     ///
     /// # Cancellation
     /// A checkpoint on entry, even if the lock is free.

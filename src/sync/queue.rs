@@ -81,7 +81,7 @@ pub enum Order {
     Lifo,
 }
 
-/// What the queue's mutex protects.
+/// The fields that the queue's mutex protects.
 struct QueueState<T> {
     /// The queued items, the one that was put first at the front.
     items: VecDeque<T>,
@@ -623,7 +623,7 @@ impl<T> Op for JoinOp<'_, T> {
     }
 }
 
-/// What a wait returns that has put, or got, nothing.
+/// The error of a wait that has put, or got, nothing.
 impl From<Stop> for QueueError {
     fn from(stop: Stop) -> QueueError {
         QueueError::Stop(stop)

@@ -27,8 +27,8 @@
 //! Lock order: `state`, then a ledger's entries, then the waiter's word. Tickets are woken, and
 //! ledger entries dropped, after `state` is unlocked. Nothing that runs under `state` blocks.
 //!
-//! Checked by the models in `models/semaphore.rs` and by `tests/rust/semaphore.rs`; the tests of blocks, which
-//! only a host has, are at the end of this file.
+//! Checked by the models in `models/semaphore.rs` and by `tests/rust/semaphore.rs`; the tests of
+//! blocks, which only a host has, are at the end of this file.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -74,7 +74,7 @@ struct SemaphoreCore {
     state: Mutex<SemaphoreState>,
 }
 
-/// What the semaphore's mutex protects.
+/// The fields that the semaphore's mutex protects.
 struct SemaphoreState {
     /// Permits that can be acquired at once. 0 while `queue` has a waiter that wants one: a permit is
     /// handed to it first.

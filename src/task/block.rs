@@ -4,8 +4,8 @@
 //! 1. Such a kill is addressed to one open block of a thread, and is raised only while that block is
 //!    open: `Task::close_block` withdraws it under the same lock under which it would be posted, so none
 //!    is seen after the block (I22).
-//! 2. What the thread acquired, and which masks it opened, before the block, neither defers the kill
-//!    nor is touched by it. A block remembers how many entries the ledger and how many masks there were.
+//! 2. Locks that the thread acquired, and masks that it opened, before the block neither defer the kill
+//!    nor are touched by it. A block remembers how many entries the ledger and how many masks there were.
 //! 3. Of several kills that are due, the one with the widest target is raised: the whole body, then an
 //!    injected exception, then blocks from the outermost to the innermost.
 //!
@@ -17,9 +17,9 @@
 //! | requested | `request_block_kill`, on the enforcer's thread | after `kill_after`; the first cause stays |
 //! | posted | `deliver_async_to_block`, on the enforcer's thread | arrives, or is retracted at a wait or the end |
 //! | killed (`first_delivery` is set) | the body's thread raises `Killed` | is posted again while the block is open |
-//! | closed | `close_block` or `forget_blocks`, on the body's thread | gone; what was posted is retracted |
+//! | closed | `close_block` or `forget_blocks`, on the body's thread | gone; a posted exception is retracted |
 //!
-//! The life of a block is in `forced`; here is what the rest of a task has to know of blocks.
+//! The life of a block is in `forced`; this file has the part that the rest of a task relies on.
 
 #[cfg(any(feature = "python", test))]
 mod forced;
@@ -55,8 +55,8 @@ pub(super) struct Block {
     interrupter: Arc<dyn Interrupter>,
     /// Its kill. Stored by the enforcer's thread, and never taken out.
     request: Option<KillRequest>,
-    /// Its kill is, or may be, in the host's slot for the thread. Set by the enforcer's thread, cleared by the
-    /// body's.
+    /// Its kill is, or may be, in the host's slot for the thread. Set by the enforcer's thread, cleared
+    /// by the body's.
     posted: bool,
     /// When `Killed` was first raised inside. Written by the body's thread.
     first_delivery: Option<Time>,
@@ -85,7 +85,7 @@ impl Block {
     }
 }
 
-/// What a kill is addressed to.
+/// The addressee of a kill: the task, or one of its blocks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     /// The whole body.
@@ -125,8 +125,9 @@ impl TaskInner {
             .map(Target::Block)
     }
 
-    /// The target of the exception that has reached the thread. It may be deferred by now, as a mask can
-    /// be opened between the post and the raise: then what was posted counts first, and then any request.
+    /// The target of the exception that has reached the thread. It may be deferred by now, as a mask
+    /// can be opened between the post and the raise: then the posted exception counts first, and then
+    /// any request.
     pub(super) fn addressee(&self, ledger: &Ledger) -> Option<Target> {
         let posted = || self.blocks.iter().position(|block| block.posted);
         let requested = || self.blocks.iter().position(|block| block.request.is_some());
@@ -168,16 +169,16 @@ impl TaskInner {
         block.cause()
     }
 
-    /// On the body's thread: a kill is raised in the block at a wait. What was posted is retracted by the
-    /// caller, so `posted` stays for that.
+    /// On the body's thread: a kill is raised in the block at a wait. The caller retracts a posted
+    /// exception, so `posted` stays for that.
     pub(super) fn raised_in_block(&mut self, index: usize) -> Option<Cause> {
         let block = self.blocks.get_mut(index)?;
         block.note_delivery();
         block.cause()
     }
 
-    /// As [`TaskInner::note_delivery_at_wait`]: the first time, clean-up code gets `RESEND_AFTER` before the
-    /// host's exception follows.
+    /// As [`TaskInner::note_delivery_at_wait`]: the first time, clean-up code gets `RESEND_AFTER`
+    /// before the host's exception follows.
     pub(super) fn note_block_delivery_at_wait(&mut self, index: usize) {
         if let Some(block) = self
             .blocks
@@ -188,8 +189,8 @@ impl TaskInner {
         }
     }
 
-    /// Clears what is posted for blocks from `first` on, and returns by which interrupters it is to be
-    /// retracted, unlocked.
+    /// Clears the posted kills of blocks from `first` on. Returns the interrupters that must retract
+    /// them after the lock is released.
     pub(super) fn withdraw_posted_blocks(&mut self, first: usize) -> Vec<Arc<dyn Interrupter>> {
         let posted = |block: &mut Block| {
             let posted = std::mem::take(&mut block.posted);
@@ -215,7 +216,7 @@ impl Task {
     }
 }
 
-/// Retracts what was posted by these. Called with no lock held, for the host runs code for it.
+/// Retracts the exceptions that these have posted. Called with no lock held, for the host runs code.
 pub(super) fn retract_all(posted: Vec<Arc<dyn Interrupter>>) {
     for interrupter in posted {
         fork::outside(|| interrupter.retract());

@@ -3,7 +3,7 @@
 //! All of it runs on threads other than the body's. Each delivery decides under the task's lock
 //! whether the kill is due, and acts in the same critical section: it settles the waiter, or posts.
 //! So a mask that is opened, a lock that is acquired, or the end of the body come either before the
-//! decision, and are seen, or after it, and find what was posted. Only the wake-up of a settled
+//! decision, and are seen, or after it, and find the posted exception. Only the wake-up of a settled
 //! waiter, and calls into the host, follow with the lock released.
 //!
 //! | rung | method | how `Killed` gets raised |
@@ -96,8 +96,8 @@ impl Task {
             let mut inner = self.inner.lock();
             let due = inner.due(&self.ledger);
             let waiter = inner.waiter.clone().zip(due);
-            // Settled under the lock under which the body's thread leaves the wait: a waiter that is found here
-            // is that of the wait the body is in.
+            // Settled under the lock under which the body's thread leaves the wait: a waiter that is
+            // found here is that of the wait the body is in.
             let settled = waiter.filter(|(waiter, _)| waiter.settle(WaitOutcome::Killed));
             if let Some((_, target)) = &settled {
                 inner.note_delivery_at_wait(*target);
@@ -212,7 +212,7 @@ impl Task {
         if let Some(interrupter) = traced {
             fork::outside(|| interrupter.with_host_lock(&mut || interrupter.end_trace(self)));
         }
-        // With the lock released: a sweep locks what is held, and wakes its waiters.
+        // With the lock released: a sweep takes the locks of the held resources, and wakes their waiters.
         let swept = self.ledger.sweep(&Termination::Abandoned(Arc::new(kill)));
         self.amend(|record| record.swept = swept);
         true

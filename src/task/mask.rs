@@ -1,8 +1,8 @@
-//! Masks: what defers a kill while the body runs code that must be done as a whole.
+//! Masks: they defer a kill while the body runs code that must be done as a whole.
 //!
 //! A mask is opened by the body's thread. Each thread that decides whether a kill is due looks at the
-//! masks under the task's lock, so a kill comes before the mask, or finds it. What was posted before the
-//! mask and has not been raised is retracted right after it was opened: the request stands, and is
+//! masks under the task's lock, so a kill comes before the mask, or finds it. An exception posted before
+//! the mask and not yet raised is retracted right after the mask was opened: the request stands, and is
 //! delivered when no mask defers it any more. A mask defers nothing beyond its time, closed or not (I24).
 //!
 //! A kill of a block is deferred by the masks that were opened inside that block, and by no others.
@@ -70,7 +70,7 @@ impl Task {
         }
     }
 
-    /// Retracts what was posted and has not been raised. Called on the body's thread, when a mask or
+    /// Retracts an exception that was posted and not raised. Called on the body's thread, when a mask or
     /// a lock defers the kill from now on, or when `Killed` is about to be raised by other means: one kill
     /// must not be raised twice.
     pub(crate) fn retract(&self) {

@@ -31,7 +31,7 @@ use crate::fork;
 use crate::park::{WaitOutcome, Waiter};
 use crate::token::tree::{Hook, HookId, NodeRef};
 
-/// What the user registers.
+/// A user's callback.
 type Function = Box<dyn FnOnce(&Cause) + Send>;
 
 /// A registered function and the state of its run. Shared by its hook and its [`Registration`].
@@ -42,7 +42,7 @@ pub(crate) struct Callback {
     status: Mutex<RunStatus>,
 }
 
-/// What the mutex `status` protects.
+/// The fields that the mutex `status` protects.
 struct RunStatus {
     /// Written by the thread that runs the callback.
     phase: RunPhase,

@@ -26,8 +26,8 @@ static CALLBACK_THREAD: Service<Queued> = Service::new();
 #[derive(Default)]
 struct Queued(VecDeque<Callbacks>);
 
-/// Run a passed deadline's callbacks on the callback thread. Never blocks on them, except where no thread
-/// is to be had, and in a simulation.
+/// Run a passed deadline's callbacks on the callback thread. Never blocks on them, except if no thread
+/// can be started, and in a simulation.
 pub(crate) fn hand_over(callbacks: Callbacks) {
     if callbacks.is_empty() {
         return;

@@ -87,7 +87,7 @@ pub(crate) fn next_simulated() -> Time {
     first.unwrap_or(Time::NEVER)
 }
 
-/// Expire what is due when the simulated clock shows `now`, on the calling thread.
+/// Expire the deadlines that have passed by the simulated time `now`, on the calling thread.
 #[cfg(not(loom))]
 pub(crate) fn expire_simulated(now: Time) {
     let due = TIMER.peek(|deadlines| take_due(&mut deadlines.simulated, now));

@@ -97,7 +97,7 @@ const TAKEN: u32 = 1 << 7;
 /// or a hook to a node with very many children.
 const BATCH: usize = 256;
 
-/// What a node's lock protects.
+/// The fields that a node's lock protects.
 struct Lists {
     /// Its children that are not TAKEN, and through them their `links`.
     children: Children,
@@ -401,7 +401,7 @@ impl NodeRef {
 
     // ------------------------------------------------------------------ cancelling
 
-    /// Cancel this node and all below. True: `cause` is what is recorded.
+    /// Cancel this node and all its descendants. True: `cause` is recorded; false: an earlier one is.
     ///
     /// Deadlines at or above this node that have passed count first. Waiters are woken before
     /// callbacks run. A callback's panic is rethrown after all others have run.

@@ -68,7 +68,7 @@ use watcher::Notifier;
 /// An item, a failure or a progress, as the file keeps it.
 pub type Bytes = Arc<[u8]>;
 
-/// What went wrong with an item of a [`FileQueue`].
+/// One failure of an item of a [`FileQueue`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// The note that was given with `nack` or `cancel`.
@@ -111,7 +111,7 @@ pub struct FileQueue {
     handle: Arc<Handle>,
 }
 
-/// What all handles share; its drop closes the queue.
+/// The state that all handles share; its drop closes the queue.
 struct Handle {
     shared: Arc<Shared>,
     /// `None` only while the queue is opened, and after the drop.
@@ -417,7 +417,7 @@ impl Shared {
         wake.iter().for_each(Ticket::wake);
     }
 
-    /// How long it takes until the machine's clock shows this; `None`: for ever.
+    /// How long it takes until the machine's clock shows this; `None`: forever.
     fn until(&self, machine: i64) -> Option<Duration> {
         let left = machine.saturating_sub(self.clock.now().machine()).max(0);
         (machine < i64::MAX).then(|| Duration::from_millis(left.unsigned_abs()))

@@ -60,7 +60,7 @@ pub struct LeaseQueue<T, N> {
     shared: Arc<Mutex<Shared<T, N>>>,
 }
 
-/// What the lock protects.
+/// The fields that the queue's lock protects.
 struct Shared<T, N> {
     state: ItemStates<T, N>,
     /// Set once, by [`LeaseQueue::close`]: no more leases.
@@ -75,7 +75,7 @@ struct Shared<T, N> {
 
 type WaitList<S> = VecDeque<Request<S>>;
 
-/// What passes between a waiter and the thread that grants its ticket. The granting thread holds
+/// The hand-over between a waiter and the thread that grants its ticket. The granting thread holds
 /// its lock from before the grant until it has filled it, so the waiter finds it filled. Left as it
 /// was, it tells the waiter to look again.
 type Slot<V> = Arc<Mutex<V>>;
@@ -206,7 +206,7 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// The thread is to stop.
     #[inline]
     pub fn lease(&self, until: Time) -> Result<Option<Lease<T, N>>, Stop> {
-        // What `perform` does first, without its request, which takes a tenth of a lease's time.
+        // The first step of `perform`, without making its request, which takes a tenth of a lease's time.
         wait::checkpoint()?;
         match self.try_lease() {
             Some(lease) => {

@@ -130,11 +130,11 @@ def crash(lease: Lease[int]) -> int:
 def signal_itself(lease: Lease[int]) -> int:
     if lease.attempt == 1:
         os.kill(os.getpid(), lease.item)
-        until_struck()
+        until_killed()
     return lease.attempt
 
 
-def until_struck() -> NoReturn:
+def until_killed() -> NoReturn:
     while True:
         time.sleep(1000)
 
@@ -157,7 +157,7 @@ def sleep(lease: Lease[str]) -> int:
     """Sleep in a system call, which a signal interrupts."""
     if lease.attempt == 1:
         tell(lease.item, os.getpid())
-        until_struck()
+        until_killed()
     return lease.attempt
 
 
@@ -165,7 +165,7 @@ def sleep_with_finally(lease: Lease[str]) -> int:
     if lease.attempt == 1:
         try:
             tell(lease.item, os.getpid())
-            until_struck()
+            until_killed()
         finally:
             tell(lease.item, "cleaned")
     return lease.attempt
@@ -213,7 +213,7 @@ def swallow(lease: Lease[str]) -> int:
                 tell(lease.item, os.getpid())
             while True:
                 with contextlib.suppress(BaseException):
-                    until_struck()
+                    until_killed()
 
 
 def block(lease: Lease[str]) -> int:
@@ -232,7 +232,7 @@ def start_others(lease: Lease[str]) -> int:
     if lease.attempt == 1:
         other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
         tell(lease.item, os.getpid(), other.pid)
-        until_struck()
+        until_killed()
     return lease.attempt
 
 
@@ -243,7 +243,7 @@ def commit_slowly(lease: Lease[tuple[str, str]]) -> int:
         tell(there, os.getpid(), lease.attempt)
         until_told(here)
         lease.ack(lease.attempt)
-    until_struck()
+    until_killed()
 
 
 def append(lease: Lease[tuple[str, str, int]]) -> None:

@@ -270,7 +270,7 @@ def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
         from test_fork import hung_child
 
         reader, writer = os.pipe()
-        parent, mirror = ChildProcess(), ParentWatch(reader, os.getppid(), 1000.0)
+        parent, watch = ChildProcess(), ParentWatch(reader, os.getppid(), 1000.0)
         parent.connect(writer)
         source = CancelSource()
         source.cancel()
@@ -279,10 +279,10 @@ def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
         def churn():
             number, task, called = next(rounds), Task("task"), threading.Event()
             task.token.on_cancel(lambda _: called.set())
-            mirror.begin(number, task)
+            watch.begin(number, task)
             parent.cancel(number, source.token.cause)
             called.wait()
-            mirror.end()
+            watch.end()
 
         print(hung_child(int(sys.argv[1]), churn), flush=True)
         os._exit(0)  # the watch of the parent is never released

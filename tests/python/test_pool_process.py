@@ -488,7 +488,7 @@ def test_i33_a_process_that_is_killed_leaves_none(told: Told, handler: str) -> N
 def test_i33_also_if_a_fork_of_it_keeps_its_descriptors_open(told: Told) -> None:
     then = (
         "import os\n"
-        "if os.fork() == 0: handlers.tell(sys.argv[1], os.getpid()); handlers.until_struck()\n"
+        "if os.fork() == 0: handlers.tell(sys.argv[1], os.getpid()); handlers.until_killed()\n"
         "pool.drain()"
     )
     parent = start(PARENT.format(handler="block", then=then), told.path)

@@ -116,7 +116,7 @@ def test_i22_it_is_not_raised_behind_the_body() -> None:
         thread = threading.Thread(target=run)
         task.launch()
         thread.start()
-        task.throw(KeyError())
+        task.inject(KeyError())
         thread.join()
         assert not seen
 

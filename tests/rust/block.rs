@@ -207,7 +207,7 @@ fn i25_only_a_mask_opened_inside_defers_a_kill() {
     block.kill(AT_ONCE);
     assert_eq!(block.deliver(), 1);
     let inner = block.task.mask(Time::NEVER);
-    assert_eq!(block.slot.posted(), 0, "taken back");
+    assert_eq!(block.slot.posted(), 0, "retracted");
     outermost.task.unmask(outer);
     assert_eq!((block.deliver(), killed()), (0, false));
     block.task.unmask(inner);
@@ -306,14 +306,14 @@ fn i23_a_kill_of_a_block_is_delivered_again_and_not_before_it_is_due() {
     let next = block.task.interrupt_block(block.id).unwrap();
     assert!(next <= Time::after(LONGEST_PAUSE));
     assert_eq!(block.slot.posted(), 1);
-    let struck = Time::now();
+    let delivered = Time::now();
     assert!(block.task.arrived().is_some());
     block.slot.retract();
     while block.slot.posted() == 0 {
         block.task.interrupt_block(block.id).unwrap();
         std::thread::yield_now();
     }
-    assert!(Time::now() - struck >= RESEND_AFTER);
+    assert!(Time::now() - delivered >= RESEND_AFTER);
     let deadline = matches!(
         block.leave(Unwinding::Killed),
         Ok(ForcedExit::Absorbed(cause)) if cause.kind == CauseKind::Deadline

@@ -103,7 +103,7 @@ fn i24_a_mask_retracts_it_and_keeps_it() {
     assert_eq!(slot.posted(), 1);
     let mask = task.mask(Time::NEVER);
     assert_eq!(slot.posted(), 0);
-    assert!(task.arrived().is_none(), "it was taken back");
+    assert!(task.arrived().is_none(), "it was retracted");
     task.unmask(mask);
     assert!(stopped(&checkpoint()));
     assert!(is_something(task.take_injected()));

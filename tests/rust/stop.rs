@@ -776,7 +776,7 @@ fn a_forced_body_that_does_not_end_is_abandoned_and_the_report_has_its_stack() {
     assert_eq!(
         fake.counted(),
         (before, 1),
-        "nothing more was posted, and the rest taken back"
+        "nothing more was posted, and the rest retracted"
     );
 }
 

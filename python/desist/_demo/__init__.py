@@ -5,7 +5,7 @@ Read it in this order:
 `with_desist`     the workers built with desist: how the library is meant to be used
 `with_threading`  the workers built with `threading`, `queue` and the usual recipe for a kill
 `work`            the work: one file of the standard library in, one row out, and where rows go
-`measure`         the random kills, what a run has measured, and when it counts as hung
+`measure`         the random kills, the measurements of a run, and when it counts as hung
 `compare`         the three runs, one after the other
 `report`          progress on the terminal, and the table at the end
 

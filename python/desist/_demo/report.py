@@ -175,7 +175,7 @@ def kills(stats: RunStats) -> int:
 
 
 def summary(undisturbed: RunStats, ours: RunStats, theirs: RunStats) -> str:
-    """Say what the table shows."""
+    """Print the conclusions from the table."""
     calm = f"a run of {undisturbed.seconds:.1f} s without kills"
     held = (
         f"desist: {kills(ours)} kills, and the result is that of {calm}."

@@ -40,7 +40,7 @@ def raise_in(thread: threading.Thread) -> None:
 
 
 class ThreadingWorkers:
-    """Daemon threads around a queue; those that hang do not keep the process from its exit."""
+    """Daemon threads around a queue; a thread that hangs does not keep the process from exiting."""
 
     def __init__(self, stats: RunStats) -> None:
         """Prepare to write into the store of `stats`."""

@@ -36,6 +36,6 @@ class KThread(Thread):
     def kill_soon(
         self, reason: str | None = None, *, policy: StopPolicy | None = None
     ) -> Future[KillReport]:
-        """As Thread.kill_soon(), by force from the beginning; this is what the recipe does."""
+        """As Thread.kill_soon(), by force from the beginning, like the recipe's kill()."""
         self.killed = True
         return super().kill_soon(reason, policy=_AT_ONCE if policy is None else policy)

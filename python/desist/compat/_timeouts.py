@@ -114,7 +114,7 @@ def func_set_timeout(
     timeout: float | Callable[..., float],
     allowOverride: bool = False,  # noqa: N803 (func_timeout's name)
 ) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
-    """Limit each call of a function to so many seconds, as func_timeout() does.
+    """Limit each call of a function to `timeout` seconds, as func_timeout() does.
 
     `timeout` may be a function of the call's arguments. `allowOverride`: a call may be given
     another, as ``forceTimeout=``. The native way: ``with desist.fail_after(timeout):`` inside.
@@ -267,7 +267,7 @@ def timeout(
     timeout_exception: type[BaseException] = DeadlineExceeded,
     exception_message: str | None = None,
 ) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
-    """Limit each call of a function to so many seconds (None: no limit).
+    """Limit each call of a function to `seconds` (None: no limit).
 
     A call may be given another timeout, as ``timeout=``. A call that is late raises
     `timeout_exception`, with `exception_message` if there is one. `use_signals` makes no

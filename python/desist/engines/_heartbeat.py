@@ -1,4 +1,4 @@
-"""HeartbeatThread: extends the leases of an EngineQueue, and finds out when one is lost.
+"""HeartbeatThread: extends the leases of an EngineQueue, and detects when one is lost.
 
 Guarantees:
 

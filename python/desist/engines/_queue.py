@@ -83,7 +83,7 @@ class EngineQueue(Generic[T]):
         """Lease the next item; waits for one, at most for `timeout` seconds (then None).
 
         On cancel: a checkpoint. Cancelled and Killed mean that nothing was leased. The caller must
-        acknowledge the lease or give it back; a WorkerPool does that for its handlers.
+        acknowledge the lease or requeue it; a WorkerPool does that for its handlers.
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative, but is {timeout}")
@@ -133,7 +133,7 @@ class EngineQueue(Generic[T]):
 
 
 class EnginePort:
-    """What a WorkerPool and its workers' loops do with an EngineQueue.
+    """An EngineQueue as a WorkerPool and its workers' loops see it.
 
     Implements `QueuePort` and `EngineSource` of `desist._ports`.
     """
@@ -243,7 +243,7 @@ class EnginePort:
         return held
 
     def decode_dead(self, body: bytes) -> Any:
-        """A dead item, or its bytes: what it died of may be that they cannot be decoded."""
+        """A dead item, or its bytes if they cannot be decoded, which may be why it is dead."""
         try:
             return self._codec.decode(body)
         except Exception:  # noqa: BLE001 (whatever the item's class does)

@@ -1,6 +1,6 @@
 /* Let native code see whether it is to stop: one load, no Python, no lock.
  *
- * The flag is what CancelToken.flag gives, as an integer. It is valid for as long as that token is
+ * The flag is the value of CancelToken.flag, an integer. It is valid for as long as that token is
  * kept; it is set once and never cleared. Deadlines set it, too.
  *
  *     for (i = 0; i < n && !desist_is_cancelled(flag); i++) ...

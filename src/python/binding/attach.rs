@@ -29,7 +29,7 @@ thread_local! {
     static STAYS: Cell<Stays> = const { Cell::new(Stays::Not) };
 }
 
-/// What the thread's state is. Written by the thread itself.
+/// The kind of the thread's state. Written by the thread itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stays {
     /// Python's own, or none, or one for a single call.

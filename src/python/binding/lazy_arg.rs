@@ -21,7 +21,7 @@ pub(in crate::python) fn truth(given: &Bound<'_, PyAny>) -> PyResult<bool> {
     given.is_truthy()
 }
 
-/// What the stub says of an argument's type.
+/// The type of an argument, as the stub gives it.
 pub(in crate::python) trait Hint {
     const TYPE: PyStaticExpr;
 }
@@ -87,7 +87,7 @@ impl Hint for File {
 
 pub(in crate::python) type LazyFile<'a, 'py> = LazyArg<'a, 'py, File>;
 
-// What `__exit__` is called with; for a block that ends by itself these are three times None. An
+// The arguments of `__exit__`; three times None for a block that ends without an exception. An
 // `__exit__` that refused one of them would leave its block open.
 
 const NONE: PyStaticExpr = PyNone::TYPE_HINT;

@@ -50,7 +50,7 @@ struct InBlock {
     /// set.
     escalated: AtomicBool,
     /// A post was asked for under a lock of the core's; it is made when that lock is released.
-    ordered: AtomicBool,
+    deferred_post: AtomicBool,
     observed: Mutex<Observed>,
 }
 
@@ -100,7 +100,7 @@ fn make(
         signal: Signal::to_this_thread(py)?,
         observes: OnceLock::new(),
         escalated: AtomicBool::new(false),
-        ordered: AtomicBool::new(false),
+        deferred_post: AtomicBool::new(false),
         observed: Mutex::default(),
     }))
 }
@@ -205,7 +205,7 @@ impl Interrupter for InBlock {
                 return;
             }
             then();
-            if self.ordered.swap(false, Ordering::Relaxed) {
+            if self.deferred_post.swap(false, Ordering::Relaxed) {
                 if self.observes(py) {
                     // No tool id is free, or no memory: the next try may do better.
                     let _ = self.observe(py);
@@ -223,7 +223,7 @@ impl Interrupter for InBlock {
             if self.posts(py) {
                 self.thread.post();
             } else {
-                self.ordered.store(true, Ordering::Relaxed);
+                self.deferred_post.store(true, Ordering::Relaxed);
             }
         });
     }

@@ -37,7 +37,7 @@ impl Killed {
             trace::arrived(py, task);
         }
         let cause = match arrived {
-            Some(Arrival::Injected(thrown)) => return Err(self::thrown(py, &thrown)),
+            Some(Arrival::Injected(injected)) => return Err(self::injected(py, &injected)),
             Some(Arrival::Kill(cause)) => Some(cause),
             None => None,
         };
@@ -65,27 +65,27 @@ pub(in crate::python) fn killed(py: Python<'_>, cause: Cause) -> PyErr {
         )
 }
 
-/// What a wait or a checkpoint raises in a task that is killed: `Killed`, or the injected exception.
-pub(in crate::python) fn killed_or_thrown(py: Python<'_>, cause: Cause) -> PyErr {
+/// The exception of a wait or a checkpoint in a task that is killed: `Killed`, or the injected one.
+pub(in crate::python) fn killed_or_injected(py: Python<'_>, cause: Cause) -> PyErr {
     match scope::current_task().and_then(|task| task.take_injected()) {
-        Some(thrown) => self::thrown(py, &thrown),
+        Some(injected) => self::injected(py, &injected),
         None => killed(py, cause),
     }
 }
 
-/// An exception, ready to be thrown.
-pub(in crate::python) fn throwable(exception: Bound<'_, PyBaseException>) -> Injected {
+/// An exception, ready to be injected.
+pub(in crate::python) fn injectable(exception: Bound<'_, PyBaseException>) -> Injected {
     Arc::new(exception.unbind())
 }
 
-fn thrown(py: Python<'_>, thrown: &Injected) -> PyErr {
-    match thrown.downcast_ref::<Py<PyBaseException>>() {
+fn injected(py: Python<'_>, injected: &Injected) -> PyErr {
+    match injected.downcast_ref::<Py<PyBaseException>>() {
         Some(exception) => PyErr::from_value(exception.bind(py).clone().into_any()),
-        None => PyTypeError::new_err("what was thrown is no exception"), // never: see throwable()
+        None => PyTypeError::new_err("the object to be injected is no exception"), // never: see injectable()
     }
 }
 
 /// Raises the kill that was deferred and may be delivered now, if there is one.
 pub(in crate::python) fn check_kill(py: Python<'_>) -> PyResult<()> {
-    scope::kill_due().map_or(Ok(()), |cause| Err(killed_or_thrown(py, cause)))
+    scope::kill_due().map_or(Ok(()), |cause| Err(killed_or_injected(py, cause)))
 }

@@ -1,6 +1,6 @@
 //! The stack at which an exception was raised, for reports.
 //!
-//! What is taken at the raise keeps no frame and so no variable alive. The text is made when a report
+//! The record taken at the raise keeps no frame and so no variable alive. The text is made when a report
 //! is read, for that reads source files.
 
 use std::time::Duration;

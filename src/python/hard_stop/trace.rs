@@ -238,8 +238,8 @@ fn running(py: Python<'_>, thread: u64) -> PyResult<Vec<Bound<'_, PyCode>>> {
 #[pyfunction]
 #[pyo3(signature = (*_event))]
 fn step(py: Python<'_>, _event: &Bound<'_, PyTuple>) -> PyResult<()> {
-    let struck = scope::current_task().and_then(|task| task.stepped());
-    struck.map_or(Ok(()), |cause| Err(killed(py, cause)))
+    let due = scope::current_task().and_then(|task| task.stepped());
+    due.map_or(Ok(()), |cause| Err(killed(py, cause)))
 }
 
 // ---------------------------------------------------------------------- a trace function

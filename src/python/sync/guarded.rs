@@ -40,7 +40,7 @@ struct Slot {
     open: bool,
     /// The copy that replaces the value if the block does not reach its end.
     saved: Option<Py<PyAny>>,
-    /// The value that such a copy has replaced, to be dropped by the next block.
+    /// The value that `saved` has replaced, to be dropped by the next block.
     spoiled: Option<Py<PyAny>>,
 }
 
@@ -187,7 +187,7 @@ impl Guarded {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // What a block of another thread is changing is not garbage.
+        // A value that a block of another thread is changing is not garbage.
         if let Some(slot) = self.cell.slot.try_lock() {
             visit.call(&slot.value)?;
             visit.call(&slot.saved)?;

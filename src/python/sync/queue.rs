@@ -528,7 +528,7 @@ struct GettingHooked<'a> {
 impl Waitable for GettingHooked<'_> {
     fn enqueue(&mut self, ticket: Ticket) {
         self.condition.join(ticket.clone());
-        // What came before that was notified to others.
+        // Items that were put before this waiter joined have notified other waiters.
         let news = Python::attach(|py| {
             self.queue
                 .call_method0(py, hooked_queue::_has_news(py))?

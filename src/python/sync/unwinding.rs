@@ -22,7 +22,7 @@ pub(in crate::python) struct KilledHolder {
 }
 
 impl KilledHolder {
-    /// `entry`: of what is held, in the ledger. `unwinding`: the exception that is on its way.
+    /// `entry`: the ledger's entry of the hold. `unwinding`: the exception that unwinds.
     pub(in crate::python) fn of(
         py: Python<'_>,
         entry: Option<u64>,

@@ -17,7 +17,7 @@ use crate::python::hard_stop::mask::Mask;
 use crate::python::{error, wait};
 use crate::scope;
 
-/// What a masked block checks at its beginning.
+/// The check that a masked block makes at its beginning.
 #[derive(Clone, Copy)]
 pub(in crate::python) enum Beginning {
     /// For a kill.

@@ -261,7 +261,7 @@ fn refusal(py: Python<'_>, error: KillError) -> PyErr {
     }
 }
 
-/// What is called when a task is abandoned, detached and before its waiters are told.
+/// The hook for an abandoned task, called detached and before the task's waiters are woken.
 pub(in crate::python) type OnAbandon = Box<dyn FnMut() + Send>;
 
 /// A kill that has begun: its task is cancelled, and an urgent one has been delivered once.
@@ -313,7 +313,7 @@ impl BegunKill {
         let Some((kill, mut on_abandon)) = self.kill.lock().take() else {
             return Ok(stop::KillReport::already_done().into());
         };
-        // What finishes the kill for its caller may be shielded from kills; the wait is not.
+        // The code that finishes the kill may run with kills masked; the wait must not.
         unmasked(|| detached(py, || kill.run(&mut *on_abandon)))
             .map(KillReport::from)
             .map_err(|error| refusal(py, error))

@@ -35,7 +35,7 @@ pub(in crate::python) struct Injector {
     defer: bool,
     block: Option<usize>,
     passed: AtomicU64,
-    struck: Mutex<Option<Struck>>,
+    action: Mutex<Option<Action>>,
 }
 
 /// By the numbers of tasks, which rise.
@@ -45,7 +45,7 @@ enum Victims {
     After(u64),
 }
 
-struct Struck {
+struct Action {
     task: Arc<task::Task>,
     code: Py<PyAny>,
     offset: Py<PyAny>,
@@ -82,7 +82,7 @@ impl Injector {
             defer,
             block,
             passed: AtomicU64::new(0),
-            struck: Mutex::new(None),
+            action: Mutex::new(None),
         }
     }
 
@@ -95,8 +95,8 @@ impl Injector {
     /// Where it acted: code object and offset.
     #[getter]
     fn place(&self, py: Python<'_>) -> Option<(Py<PyAny>, Py<PyAny>)> {
-        let struck = self.struck.lock();
-        let Struck { code, offset, .. } = struck.as_ref()?;
+        let action = self.action.lock();
+        let Action { code, offset, .. } = action.as_ref()?;
         Some((code.clone_ref(py), offset.clone_ref(py)))
     }
 
@@ -131,7 +131,7 @@ impl Injector {
         let this = slf.get();
         if arguments.len() != 3 {
             if let Some(victim) = this.pass() {
-                this.strike(
+                this.act(
                     slf.py(),
                     &victim,
                     arguments.get_item(0)?,
@@ -146,7 +146,7 @@ impl Injector {
         if arguments.get_item(1)?.eq("opcode")? {
             if let Some(victim) = this.pass() {
                 let (code, offset) = (frame.getattr("f_code")?, frame.getattr("f_lasti")?);
-                this.strike(slf.py(), &victim, code, offset);
+                this.act(slf.py(), &victim, code, offset);
             }
         }
         // A trace function stays in place if it returns itself.
@@ -156,7 +156,7 @@ impl Injector {
 
 impl Injector {
     fn victim(&self) -> Option<Arc<task::Task>> {
-        Some(self.struck.lock().as_ref()?.task.clone())
+        Some(self.action.lock().as_ref()?.task.clone())
     }
 
     /// Counts a bytecode. Returns the task to act on now, if it is the one.
@@ -177,14 +177,14 @@ impl Injector {
         (passed == self.at).then_some(task)
     }
 
-    fn strike(
+    fn act(
         &self,
         py: Python<'_>,
         task: &Arc<task::Task>,
         code: Bound<'_, PyAny>,
         offset: Bound<'_, PyAny>,
     ) {
-        *self.struck.lock() = Some(Struck {
+        *self.action.lock() = Some(Action {
             task: task.clone(),
             code: code.unbind(),
             offset: offset.unbind(),

@@ -102,7 +102,7 @@ struct AtWork {
     /// The process that has the body. Its exit status is not taken before `end`.
     pid: i32,
     task: u64,
-    struck: Option<KillOutcome>,
+    killed_at: Option<KillOutcome>,
 }
 
 impl ChildProcess {
@@ -115,7 +115,7 @@ impl RemoteBody for Shared {
     fn signal(&self, task: u64, rung: KillOutcome) {
         let mut at_work = self.at_work.lock();
         if let Some(at_work) = at_work.as_mut().filter(|at_work| at_work.task == task) {
-            at_work.struck = Some(rung);
+            at_work.killed_at = Some(rung);
             signal(at_work.pid, rung);
         }
     }
@@ -190,7 +190,7 @@ impl ChildProcess {
         *self.shared.at_work.lock() = scope::current_task().map(|task| AtWork {
             pid,
             task: task.id(),
-            struck: None,
+            killed_at: None,
         });
     }
 
@@ -198,13 +198,13 @@ impl ChildProcess {
     /// signal, if there was one. If the process has `died`, that rung has ended the body, at `stack`.
     #[pyo3(signature = (*, died, stack = None))]
     fn end(&self, died: bool, stack: Option<&str>) -> Option<KillOutcome> {
-        let struck = self.shared.at_work.lock().take()?.struck?;
+        let killed_at = self.shared.at_work.lock().take()?.killed_at?;
         if let Some(task) = scope::current_task().filter(|_| died) {
             task.amend(|record| {
-                record.killed_at = Some(struck);
+                record.killed_at = Some(killed_at);
                 record.stack = stack.map(Into::into);
             });
         }
-        Some(struck)
+        Some(killed_at)
     }
 }

@@ -151,7 +151,7 @@ impl Lease {
         (self.item_id(), self.delivery.attempt)
     }
 
-    /// Takes what the handler has settled, if it has.
+    /// Takes the handler's own settlement, if there is one.
     pub(super) fn settled(&self) -> Settled {
         self.settle(Settled::NotYet)
     }
@@ -204,7 +204,7 @@ impl Lease {
         CancelToken::wrap(py, task.unwrap_or_else(scope::current_token))
     }
 
-    /// What an earlier attempt has stored with heartbeat(); None if none has.
+    /// The progress that an earlier attempt has stored with heartbeat(); None if none has.
     #[getter]
     fn progress(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         let progress = self.delivery.progress.as_ref()?;

@@ -40,7 +40,7 @@ impl Clone for Object {
     }
 }
 
-/// What the queue stores of a failure, or of progress.
+/// A failure, or progress, as the queue stores it.
 #[derive(Clone)]
 enum Note {
     /// An exception, a `CancelCause`, or an object that is progress.

@@ -96,12 +96,12 @@ impl ParentWatch {
         // SAFETY: the caller passes the ownership of the descriptor.
         let pipe = unsafe { File::from_raw_fd(pipe) };
         let parent = sys::open_process(parent);
-        let told = shared.clone();
+        let shared_too = shared.clone();
         thread::Builder::new()
             .name("desist-mirror".into())
             .spawn(move || {
-                listen(pipe, parent.as_ref(), &told);
-                terminate_self(&told, grace);
+                listen(pipe, parent.as_ref(), &shared_too);
+                terminate_self(&shared_too, grace);
             })
             .map_err(|failure| PyOSError::new_err(failure.to_string()))?;
         Ok(Self { shared })
@@ -136,7 +136,7 @@ impl ParentWatch {
 
     /// For a signal handler: raise Killed in the work, now, or when it is not deferred any more; held
     /// locks defer it for `defer` seconds. False: there is no work.
-    fn strike(&self, py: Python<'_>, defer: f64) -> PyResult<bool> {
+    fn deliver(&self, py: Python<'_>, defer: f64) -> PyResult<bool> {
         let Some(task) = self.shared.lock().task.clone() else {
             return Ok(false);
         };

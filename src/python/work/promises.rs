@@ -14,7 +14,7 @@ use super::LONGEST_COMMIT;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::ports::promise as promise_port;
 
-/// What became of an item.
+/// The end of an item.
 pub(super) enum ItemResult {
     /// It was acknowledged with this result.
     Finished(Py<PyAny>),
@@ -59,7 +59,7 @@ struct State {
     /// How many calls of [`Promises::register`] have not returned: their items may be in the queue
     /// already, under numbers that are not known here yet.
     underway: usize,
-    /// What became of items while `underway` was not 0. Emptied when it is 0 again.
+    /// The ends of items that came while `underway` was not 0. Emptied when it is 0 again.
     early: HashMap<u64, ItemResult>,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Delivery {
     /// How often the item has been leased, this time included.
     pub(super) attempt: u32,
     pub(super) item: Py<PyAny>,
-    /// What an earlier attempt has stored with `heartbeat()`.
+    /// The progress that an earlier attempt has stored with `heartbeat()`.
     pub(super) progress: Option<Py<PyAny>>,
     /// When its handler is to stop: the item expires, or the lease does.
     pub(super) ends: Time,

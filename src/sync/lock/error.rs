@@ -36,7 +36,7 @@ pub enum ReleaseError {
     Fenced,
 }
 
-/// What a wait returns that has not acquired the lock.
+/// The error of a wait that has not acquired the lock.
 impl From<Stop> for LockError {
     fn from(stop: Stop) -> Self {
         LockError::Stop(stop)

@@ -121,7 +121,7 @@ impl Holding {
         Ok(result)
     }
 
-    /// What the lock protects is consistent again: clear the poison, if the hold is current.
+    /// The data that the lock protects is consistent again: clear the poison, if the hold is current.
     #[cfg(feature = "python")]
     pub(crate) fn mark_consistent(&self) -> Result<(), Fenced> {
         let mut state = self.core.state.lock();

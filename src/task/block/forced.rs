@@ -1,9 +1,10 @@
 //! The life of a forced block: opened by its thread, interrupted by the enforcer, closed by its thread.
 //!
-//! The enforcer calls [`Task::interrupt_block`] when the block is due, and again after growing pauses for
-//! as long as it is open. Each time it requests the kill, settles the wait that the thread is in, and posts
-//! the host's exception, if the block is what a kill is due for. A block that goes on swallowing
-//! `Killed` for [`SWALLOW_LIMIT`] is escalated: its thread then calls [`Task::deliver_here`] before each step.
+//! The enforcer calls [`Task::interrupt_block`] when the block is due, and again after growing pauses
+//! for as long as it is open. Each time it requests the kill, settles the wait that the thread is in,
+//! and posts the host's exception, if the block is what a kill is due for. A block that goes on
+//! swallowing `Killed` for [`SWALLOW_LIMIT`] is escalated: its thread then calls [`Task::deliver_here`]
+//! before each step.
 //!
 //! The block's end and the enforcer meet at the task's lock only. The enforcer may prepare something in
 //! the host with no lock held (a trace, say), so it looks once more afterwards and retracts that if the
@@ -52,7 +53,7 @@ impl TaskInner {
     }
 }
 
-/// What a block's end found of its kill.
+/// The state of a block's kill, as the block's end found it.
 #[derive(Default)]
 pub(crate) struct BlockExit {
     /// A `Killed` that unwinds out of the block ends there: the block was to be killed, and a kill is due
@@ -108,14 +109,15 @@ impl Task {
     }
 
     /// On the body's thread: the block ends, and with it those that were entered later. From here on no
-    /// kill is raised for it, and what was posted and not yet raised is retracted.
+    /// kill is raised for it, and an exception that was posted and not yet raised is retracted.
     pub(crate) fn close_block(&self, id: u64) -> BlockExit {
         let (left, closed, posted) = {
             let mut inner = self.inner.lock();
             let Some(index) = inner.find(id) else {
                 return BlockExit::default();
             };
-            // Decided before the block is taken out: a wider target that is due keeps its `Killed` unwinding.
+            // Decided before the block is taken out: a wider target that is due keeps its `Killed`
+            // unwinding.
             let wider = match inner.due(&self.ledger) {
                 Some(Target::Body | Target::Injected) => true,
                 Some(Target::Block(outer)) => outer < index,
@@ -163,8 +165,8 @@ impl Task {
         (!at.is_never()).then_some(at)
     }
 
-    /// On the enforcer's thread: tries once to get the thread out of the block, if that is due. Returns when
-    /// to try again; `None`: the block is closed. May block, for the host's lock.
+    /// On the enforcer's thread: tries once to get the thread out of the block, if that is due. Returns
+    /// when to try again; `None`: the block is closed. May block, for the host's lock.
     pub(crate) fn interrupt_block(&self, id: u64) -> Option<Time> {
         let node = {
             let inner = self.inner.lock();
@@ -276,8 +278,8 @@ impl Task {
         cause
     }
 
-    /// The kill that ends a hold taken inside a block: `number` is the hold's entry in the ledger. `None`: no
-    /// kill was raised in a block around it.
+    /// The kill that ends a hold taken inside a block: `number` is the hold's entry in the ledger.
+    /// `None`: no kill was raised in a block around it.
     #[cfg(any(feature = "python", all(test, not(loom))))]
     pub(in crate::task) fn kill_info_in_block(
         &self,
@@ -291,7 +293,7 @@ impl Task {
         Some(self.kill_info_of(cause, stack))
     }
 
-    /// What the poison of a lock says of a kill of this task, or of a block of it.
+    /// The record of a kill of this task, or of a block of it, for the poison of a lock.
     pub(crate) fn kill_info_of(&self, cause: Cause, stack: Option<Stack>) -> KillInfo {
         KillInfo {
             task: self.name.clone(),

@@ -1,4 +1,4 @@
-//! What happens at a node when it is cancelled.
+//! Hooks: the actions of a node's cancellation.
 //!
 //! Guarantees:
 //! 1. Hooks are fired in the order in which they were added. Callbacks stay for later, to be popped the
@@ -17,7 +17,7 @@ use crate::atomics::Arc;
 use crate::park::{self, Ticket, WaitOutcome, Waiter};
 use crate::token::callback::Callback;
 
-/// What happens at a node when it is cancelled. All but callbacks happen before any callback of the
+/// An action of a node's cancellation. All but callbacks run before any callback of the
 /// whole tree runs, so that a slow callback delays no waiter.
 pub(crate) enum Hook {
     /// Settle a blocked thread's wait as cancelled: the thread is in a scope of this node.

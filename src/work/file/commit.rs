@@ -47,7 +47,7 @@ struct Request {
     done: Arc<Done>,
 }
 
-/// What a thread waits for, and the leader fills.
+/// The result of a thread's request: the thread waits for it, and the leader fills it in.
 struct Done {
     /// Settled by the leader, once.
     waiter: crate::atomics::Arc<Waiter>,

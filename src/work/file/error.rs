@@ -1,4 +1,4 @@
-//! What can go wrong with the file of a queue. The messages say what to do about it.
+//! The errors of a queue's file. The messages say what to do about them.
 
 use std::fmt;
 use std::io;

@@ -16,7 +16,7 @@ use super::error::FileError;
 use crate::atomics::ForkMutex;
 use crate::sys;
 
-/// What tells a process from all others, now and earlier; a row of the table `owners`.
+/// The identity of a process among all processes, present and past; a row of the table `owners`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) pid: u32,
@@ -61,7 +61,7 @@ impl Process {
     }
 }
 
-/// What `/proc` tells of a process.
+/// The fields of a process that are read from `/proc`.
 struct Stat {
     started: i64,
     ended: bool,
@@ -119,7 +119,7 @@ static OPEN: LazyLock<ForkMutex<HashMap<FileKey, OpenEntry>>> =
 /// Device and inode.
 type FileKey = (u64, u64);
 
-/// What [`OPEN`] knows of a file.
+/// The entry of a file in [`OPEN`].
 struct OpenEntry {
     /// The process that opened it; in a forked child another than the calling one.
     pid: u32,

@@ -1,4 +1,4 @@
-//! What the operations do to the tables, inside a transaction.
+//! The operations on the tables, inside a transaction.
 //!
 //! The rules are those of the table in `work.rs`, and the same as in `memory/state.rs`. Every
 //! method runs in the transaction of `commit.rs`, may run twice, and changes three things together:
@@ -32,7 +32,7 @@ const ROOM: i64 = 2;
 /// Bit of the column `awaited`: threads of a process wait until no item is unfinished.
 const END: i64 = 4;
 
-/// What an operation has to know of the queue that it comes from.
+/// The settings of the queue that an operation belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OpContext {
     /// When it began.
@@ -45,7 +45,7 @@ pub(super) struct OpContext {
     pub(super) lease_timeout: Option<Duration>,
 }
 
-/// What a transaction has changed for waiters. Times are on the machine's clock.
+/// The changes of a transaction that concern waiters. Times are on the machine's clock.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
     /// How many items have become ready.
@@ -92,8 +92,8 @@ pub(super) struct Meta {
     last_owner: i64,
     /// How many owners there are. With one no other process has to be notified.
     owners: i64,
-    /// What threads of any process wait for: [`ITEMS`], [`ROOM`], [`END`]. Set by an operation that
-    /// finds nothing, reset when the processes are notified.
+    /// The events that threads of any process wait for: [`ITEMS`], [`ROOM`], [`END`]. Set by an
+    /// operation that finds nothing, reset when the processes are notified.
     awaited: i64,
 }
 
@@ -195,7 +195,7 @@ pub(super) struct Tables<'a> {
     changed: &'a mut Changed,
 }
 
-/// What the rules ask of an item that leaves its state.
+/// The columns of an item by which the rules decide its next state.
 struct ItemRow {
     id: i64,
     attempt: i64,
@@ -217,7 +217,7 @@ impl ItemRow {
     }
 }
 
-/// What [`Tables::take`] found.
+/// The result of [`Tables::take`].
 pub(super) enum TakeOutcome {
     Lease(Lease<Bytes, Bytes>),
     /// No item is ready.

@@ -44,7 +44,7 @@ use crate::sys::{self, PollFlags};
 /// The longest sleep where the system cannot tell of a change.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// What wakes the watchers: that of this queue, and those of other processes.
+/// Wakes the watchers: the one of this queue, and those of other processes.
 pub(super) struct Notifier {
     /// The `-wake` file; written to for the watchers of other processes.
     file: File,

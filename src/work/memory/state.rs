@@ -56,7 +56,7 @@ struct Item<T, N> {
     entry: StateEntry,
     /// How often it was leased, since it was put or last retried.
     attempt: u32,
-    /// What most items do not have, so that they stay small.
+    /// The fields that most items leave empty, boxed so that an item stays small.
     extras: Option<Box<Extras<N>>>,
 }
 
@@ -64,9 +64,9 @@ struct Extras<N> {
     schedule: Schedule,
     /// Its key in [`ItemStates::keys`].
     key: Option<Arc<str>>,
-    /// What the last heartbeat said, for the next attempt.
+    /// The progress of the last heartbeat, for the next attempt.
     progress: Option<N>,
-    /// What went wrong, in order.
+    /// The failures of the item, in order.
     failures: Vec<N>,
     /// Why it was cancelled while it was leased: it is dead once its lease has ended (I31).
     cancelled: Option<N>,

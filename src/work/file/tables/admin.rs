@@ -109,7 +109,7 @@ impl Tables<'_> {
             .collect()
     }
 
-    /// What went wrong with an item, in order.
+    /// The failures of an item, in order.
     fn failures(&self, id: i64) -> Result<Vec<Failure>> {
         self.all(
             "SELECT kind, pid, note FROM failures WHERE item = ? ORDER BY number",
