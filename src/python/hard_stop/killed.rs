@@ -43,7 +43,7 @@ impl Killed {
         };
         let cause = cause.ok_or_else(|| {
             PyTypeError::new_err(
-                "Killed cannot be made by hand; use Thread.kill() or WorkerPool.kill_worker()",
+                "Killed cannot be made by hand; use Thread.kill(), or Worker.kill() for a worker of a pool",
             )
         })?;
         Ok(Self {
