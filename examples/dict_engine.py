@@ -1,7 +1,7 @@
 """An engine of your own behind a queue: a dict takes the place of a server.
 
-It does what every engine must: an item is in one state at a time, a lease that is not extended runs
-out, and the worker that has lost it gets Fenced.
+It keeps the rules of every engine: an item is in one state at a time, a lease that is not extended
+runs out, and the worker that has lost it gets Fenced.
 """
 
 from __future__ import annotations

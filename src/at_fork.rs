@@ -8,7 +8,7 @@
 //! 1. No lock of the core is held by another thread at the moment of the fork (I37): the gate of
 //!    [`fork`] has let all threads out that use the core, and the forking thread holds the locks of
 //!    all that is registered there.
-//! 2. In the child, what belonged to threads that are gone is known by its generation, and is lost, not
+//! 2. In the child, locks of threads that are gone are recognised by their generation, and are lost, not
 //!    held forever; the forking thread keeps its own holds.
 //! 3. In the child, service threads run again if they have work, and nothing is ended by force that was
 //!    begun before the fork.

@@ -19,7 +19,7 @@ mod chosen {
     /// forgets them in the child. `parking_lot` queues waiters in user space, and in the child would hand
     /// the mutex to a thread that does not exist.
     ///
-    /// Not poisoned by a panic: what it protects is changed by code that does not panic.
+    /// Not poisoned by a panic: the code that changes its data does not panic.
     pub(crate) struct ForkMutex<T>(std::sync::Mutex<T>);
 
     impl<T> ForkMutex<T> {

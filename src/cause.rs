@@ -1,9 +1,8 @@
-//! The cause of a cancellation: what kind of event it was, why, when, and by which thread.
+//! The cause of a cancellation: the kind of event, the reason, the time, and the cancelling thread.
 //!
 //! A [`Cause`] never changes after it is made. The token's tree keeps the first one of each node (I2) and
-//! copies it to linked nodes; a stop, a kill's report and a message all have copies of the same. It
-//! is what the user sees of a cancellation, so its text stands by itself: `cancelled by MainThread:
-//! shutting down`.
+//! copies it to linked nodes; a stop, a kill's report and a message all have copies of the same. The
+//! user sees its text, which therefore stands by itself: `cancelled by MainThread: shutting down`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ pub enum CauseKind {
     Deadline,
     /// Another task of the same group failed.
     SiblingFailed,
-    /// The scope or source above was left or closed: what still runs below it outlives its block.
+    /// The scope or source above was left or closed while code below it still runs.
     ScopeExited,
     /// A pool, a simulation or the process is shutting down.
     Shutdown,

@@ -1,9 +1,9 @@
 //! The one clock: monotonic nanoseconds, on Linux the same as Python's `time.monotonic()`.
 //!
 //! All deadlines of the core are absolute instants of it, so that a wait which is woken in between does not
-//! have to count what is left, and so that they can be compared across threads. It does not run while the
-//! machine is suspended, and is not comparable between machines; what must outlive a process uses
-//! another clock (see `work`).
+//! have to count the rest, and so that they can be compared across threads. It does not run while the
+//! machine is suspended, and is not comparable between machines; times that must outlive a process are
+//! of another clock (see `work`).
 //!
 //! A thread's clock is the first of these that there is: a frozen one (unit tests), a clock source
 //! (`source`: virtual time), the system's. Which one a thread has changes only at the begin and the end of
@@ -81,7 +81,7 @@ impl Sub for Time {
     }
 }
 
-/// `CLOCK_MONOTONIC`, which is also what a futex's absolute timeout is compared with.
+/// `CLOCK_MONOTONIC`; a futex's absolute timeout is compared with it as well.
 #[cfg(target_os = "linux")]
 #[allow(clippy::cast_sign_loss)] // neither field is ever negative
 fn monotonic_nanos() -> u64 {

@@ -1,7 +1,7 @@
 //! The ways in which a wait can end without its result.
 //!
 //! A [`Stop`] is a value that each function hands to its caller. It carries no addressee: each scope that
-//! it leaves decides anew, from the state of the scopes, whether it ends there (I3). So dropping one is
+//! it leaves decides, from the current state of the scopes, whether it ends there (I3). So dropping one is
 //! no loss of state: the next checkpoint in the cancelled scope returns another.
 //!
 //! | stop          | where it ends                                             | hidden by                  |
@@ -56,7 +56,7 @@ impl AsStop for Stop {
 }
 
 /// The scope's own deadline passed, and that is why its block was left. An ordinary error, not a stop: no
-/// scope further out absorbs it, and the code behind the block runs on (I5).
+/// scope further out absorbs it, and execution continues behind the block (I5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeadlineExceeded;
 

@@ -57,8 +57,8 @@ impl Drop for Inside {
 
 /// Pass the gate: one count in [`INSIDE`], once no fork is near.
 fn come_in() {
-    // Counted first, compared after: a fork that closes the gate in between waits for this count
-    // until it is taken back.
+    // Counted first, compared after: a fork that closes the gate in between waits until this count is
+    // undone.
     while INSIDE.fetch_add(1, Ordering::Acquire) & FORKING != 0 {
         INSIDE.fetch_sub(1, Ordering::Release);
         while INSIDE.load(Ordering::Relaxed) & FORKING != 0 {
@@ -90,7 +90,7 @@ pub(crate) fn close_gate() {
     INSIDE.fetch_or(FORKING, Ordering::Acquire);
 }
 
-/// Are threads inside, other than the calling one? Acquire: what they did there has happened.
+/// Are threads inside, other than the calling one? Acquire: their writes inside are visible.
 pub(crate) fn others_inside() -> bool {
     let own = u32::from(DEPTH.get() > 0);
     INSIDE.load(Ordering::Acquire) & !FORKING > own

@@ -63,7 +63,7 @@ pub(crate) enum Termination {
     /// It was killed between two arbitrary instructions. What the resource protects may be half
     /// changed, but the holder runs no more.
     Killed(Arc<KillInfo>),
-    /// It was abandoned while it still runs, and may go on to use what the resource protects.
+    /// It was abandoned while it still runs, and may go on to use the data that the resource protects.
     Abandoned(Arc<KillInfo>),
 }
 

@@ -1,7 +1,7 @@
 //! Threads that can be stopped safely.
 //!
-//! Code is asked to stop; what it held is released; force is the last rung. The core knows nothing
-//! of Python: what it needs of a runtime around it are the traits [`host::Host`] and
+//! Code is asked to stop; its locks and leases are released; force is the last rung. The core knows
+//! nothing of Python: it needs a runtime around it only through the traits [`host::Host`] and
 //! [`task::Interrupter`].
 //!
 //! # Layers
@@ -26,7 +26,7 @@
 //! | `sync` `io` `channel` | locks, counters, flags and queues; file descriptors; channels of `crossbeam-channel` |
 //! | `testing` | virtual time |
 //! | `stop` | the ladder from asking to the hard stop |
-//! | `at_fork` `work` | what to do around a fork; leases, in memory or (feature `file`) in a file |
+//! | `at_fork` `work` | the steps around a fork; leases, in memory or (feature `file`) in a file |
 //! | `python` | the binding to the Python interpreter (feature `python`) |
 //!
 //! # Example

@@ -198,15 +198,15 @@ impl Waiter {
     }
 
     /// [`Waiter::settle`] as granted, by the operation with this index.
-    #[allow(clippy::cast_possible_truncation)] // no wait has so many operations
+    #[allow(clippy::cast_possible_truncation)] // no wait has that many operations
     fn grant(&self, which: usize) -> bool {
         self.settle_to(WaitOutcome::Granted as u32 | (which as u32) << WHICH)
     }
 
     /// The one place where a wait is decided.
     fn settle_to(&self, outcome: u32) -> bool {
-        // Release on success: the waiting thread, which acquires, sees what the settler did before.
-        // Acquire on failure: the loser sees what the winner did, and can go on from there.
+        // Release on success: the waiting thread, which acquires, sees all earlier writes of the settler.
+        // Acquire on failure: the loser sees all earlier writes of the winner, and can go on from there.
         let mut seen = self.word.load(Ordering::Acquire);
         while seen & !ASLEEP == WAITING {
             match self.word.compare_exchange(

@@ -24,7 +24,7 @@
 //! - The interpreter is released (`detach`) before anything that may block or run callbacks.
 //! - No Python object is touched while a lock of the core is held, for that may run any code at all;
 //!   the core's own critical sections are short and never wait for the interpreter.
-//! - Policy belongs to the core. Here is only what is Python's: the parts of a `TaskGroup` that a
+//! - Policy belongs to the core. Here is only the part of Python: the parts of a `TaskGroup` that a
 //!   kill must not tear apart (`task::group`), and the loop of a worker (`work::worker_slot`), which handles
 //!   leases as Python objects.
 //! - Calls of CPython that PyO3 has no safe form of are in `binding::attach`, `hard_stop` and `token`.

@@ -281,9 +281,9 @@ fn unmask(frame: &Frame, context: &Context) {
     }
 }
 
-/// Close scopes whose ends were skipped (a gap in the host's exception table) or never reached, innermost
-/// first: cancel what is below each, and run its hook. May block. The frames are to be dropped after this,
-/// outside a borrow of the context.
+/// Close scopes whose ends were skipped (a gap in the host's exception table) or never reached,
+/// innermost first: cancel the nodes below each, and run its hook. May block. The frames are to be
+/// dropped after this, outside a borrow of the context.
 fn run_abandon_hooks(left: &[Frame]) {
     for frame in left.iter().rev().filter(|frame| frame.kind != Kind::Task) {
         close_unless_private(&frame.node);
@@ -293,7 +293,7 @@ fn run_abandon_hooks(left: &[Frame]) {
     }
 }
 
-/// Cancel what is below a scope that was left, and take it out of its parent. A node to which there is
+/// Cancel the nodes below a scope that was left, and take it out of its parent. A node to which there is
 /// no other reference has nothing below and is spared both: it goes with its last count.
 pub(crate) fn close_unless_private(node: &NodeRef) {
     if !node.is_private() {
@@ -366,7 +366,7 @@ fn retract_if_holding() {
     }
 }
 
-/// The ledger in which the calling thread records what it acquires: the task's, or its own.
+/// The ledger in which the calling thread records its holds: the task's, or its own.
 pub(crate) fn current_ledger() -> Arc<Ledger> {
     with_ledger(Arc::clone)
 }
@@ -410,7 +410,7 @@ pub fn current_effective_deadline() -> Time {
     current_node().map_or(Time::NEVER, |node| node.effective_deadline())
 }
 
-/// `Err` if the calling thread is to stop: a kill first, for it pierces what hides a cancellation.
+/// `Err` if the calling thread is to stop: a kill first, since shields do not hide it.
 #[inline]
 pub(crate) fn checkpoint() -> Result<(), Stop> {
     if OPEN.with(Cell::get) {
@@ -447,7 +447,7 @@ fn cancelled(frames: &[Frame]) -> Option<&NodeRef> {
     node.is_cancelled_by_now().then_some(node)
 }
 
-/// To be called with every stop that is about to be raised in the user's code, which is returned.
+/// Call it with every stop that is about to be raised in the user's code; it returns the stop.
 ///
 /// A kill that is raised here is retracted where it was posted, or it would be raised twice. A
 /// cancellation is counted in the innermost scope: the second one there means that the first was
@@ -523,7 +523,7 @@ pub(crate) fn end_task(outer: Outer) {
         context.ledger.replace(outer.ledger);
         context.frames.replace(outer.frames)
     });
-    run_abandon_hooks(&left); // outside the borrow, as what drops them
+    run_abandon_hooks(&left); // outside the borrow, as is their drop
 }
 
 /// In a forked child: blocks that are open on the calling thread are not ended by force any more, since

@@ -1,7 +1,7 @@
 //! Where a task was when it was killed or abandoned.
 //!
 //! A kill must not wait for the formatting of a traceback, which needs the host and can take longer than
-//! the kill. So a [`Stack`] keeps what is needed to format it, and does so when it is read for the first
+//! the kill. So a [`Stack`] keeps the data needed to format it, and does so when it is read for the first
 //! time. Most stacks are never read.
 
 use std::fmt;

@@ -37,7 +37,7 @@
 //! | `Running` | yes | no | no | the next wait or checkpoint raises; `deliver_async` posts, at most every 50 ms |
 //! | `Running` | yes | no | yes | the host raises, and `arrived` clears posted; or a wait raises first, and retracts it |
 //! | `Running` | yes | yes | no | waits and checkpoints pass; nothing is posted; the killer tries again later |
-//! | `Running` | yes | yes | yes | whatever has begun to defer it (`mask`, an acquired lock) retracts it at once |
+//! | `Running` | yes | yes | yes | the step that began to defer it (`mask`, an acquired lock) retracts it at once |
 //! | `Closed` | any | | no | `request_kill` refuses; `shut` has retracted a posted exception |
 //! | `Abandoned` | yes | any | any | nothing is delivered any more; `shut`, if it comes, retracts |
 //!
@@ -153,7 +153,7 @@ pub struct Task {
     ledger: Arc<Ledger>,
     /// True while a request, for the body or a block, or an injected exception is pending: spares
     /// checkpoints the lock. Written under `inner` only. Release, read with Acquire: a checkpoint that
-    /// sees it finds what was stored before it.
+    /// sees it finds the request that was stored before it.
     requested: AtomicBool,
     /// The state of the run, see the tables at the top.
     inner: Mutex<TaskInner>,
@@ -530,8 +530,8 @@ impl Task {
     }
 
     /// The body's last instruction has run: from here on kills are refused, and an exception that was
-    /// posted and not raised is retracted. Idempotent. One critical section decides (I22): a kill is posted before
-    /// it, and withdrawn here, or finds the task closed.
+    /// posted and not raised is retracted. Idempotent. One critical section decides (I22): a kill is
+    /// posted before it, and withdrawn here, or finds the task closed.
     pub(crate) fn shut(&self) {
         let (blocks, posted, traced) = {
             let mut inner = self.inner.lock();
@@ -583,7 +583,7 @@ impl TaskInner {
         }
     }
 
-    /// `Killed`, or what was injected, is raised at a wait now. Returns the cause.
+    /// `Killed`, or the injected exception, is raised at a wait now. Returns the cause.
     fn raised_at_wait(&mut self, target: Target) -> Option<Cause> {
         match target {
             Target::Body => {

@@ -72,7 +72,7 @@ use crate::token::tree::NodeRef;
 pub struct Simulation {
     /// The simulated time, in nanoseconds. It only grows, set under `state` by the thread that advances
     /// the clock; read by any thread without the lock. Acquire and Release: a thread that sees a later
-    /// time sees what was done before it.
+    /// time sees all writes from before it.
     now: AtomicU64,
     /// Which thread runs, and the waits of the others.
     state: Mutex<State>,
@@ -174,7 +174,7 @@ fn membership() -> Option<(Arc<Simulation>, Id)> {
 }
 
 /// From now on the calling thread takes part in this simulation, under this number, or in none. Returns
-/// what it took part in before.
+/// its earlier simulation, if there was one.
 fn set_membership(new: Option<(Arc<Simulation>, Id)>) -> Option<(Arc<Simulation>, Id)> {
     let simulation = new.as_ref().map(|(simulation, _)| simulation.clone());
     let scheduler = simulation.clone();

@@ -30,7 +30,7 @@
 //!
 //! | outcome       | settled by                                           | under the lock of | the call returns          |
 //! |---------------|------------------------------------------------------|-------------------|---------------------------|
-//! | `Granted`     | the thread that releases, puts, sets or cancels what is waited for, through the ticket | the resource | the operation's value |
+//! | `Granted`     | the thread that releases, puts, sets or cancels the resource, through the ticket | the resource | the operation's value |
 //! | `Granted`     | the waiting thread: one of its descriptors is ready  | none              | the operation's value     |
 //! | `Cancelled`   | the canceller, through the hook                      | the scope's node  | `Err(Stop::Cancelled)`    |
 //! | `Cancelled`   | the waiting thread: step 2, or a visible deadline has passed | none      | `Err(Stop::Cancelled)`    |
@@ -240,7 +240,7 @@ impl Latch {
 /// An operation that a thread can wait for, by a place in the queue of some resource. All methods are
 /// called on the waiting thread, with no lock held.
 pub(crate) trait Waitable {
-    /// Queue the ticket, under the resource's own lock. If what is waited for is there by now, grant the
+    /// Queue the ticket, under the resource's own lock. If the resource is available by now, grant the
     /// ticket at once; its thread has not parked, so it need not be woken.
     fn enqueue(&mut self, ticket: Ticket);
 
@@ -276,8 +276,8 @@ pub(crate) trait Op: Waitable {
     /// Perform it now, if that is possible without waiting; else `None`.
     fn attempt(&mut self) -> Result<Option<Self::Output>, Self::Error>;
 
-    /// After a grant: take what was handed over. `None`: the grant was a notification, and another thread
-    /// was faster; the caller waits again.
+    /// After a grant: take the value that was handed over. `None`: the grant was a notification, and
+    /// another thread was faster; the caller waits again.
     fn collect(&mut self) -> Result<Option<Self::Output>, Self::Error> {
         self.attempt()
     }

@@ -61,7 +61,7 @@ use crate::cause::Cause;
 use crate::clock::Time;
 pub use crate::item::ItemId;
 
-/// One delivery of an item to a worker. `N` is a note: what is kept of a failure, or of progress.
+/// One delivery of an item to a worker. `N` is a note: the stored form of a failure, or of progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease<T, N> {
     /// The item's id.
@@ -231,7 +231,7 @@ pub struct PutOptions {
     pub expires: Option<Duration>,
 }
 
-/// A dead item: its id, itself, and the notes of what went wrong, in order.
+/// A dead item: its id, itself, and the notes of its failures, in order.
 pub type Dead<T, N> = (u64, T, Vec<N>);
 
 impl RetryPolicy {

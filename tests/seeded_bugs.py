@@ -555,7 +555,7 @@ BUGS = (
         ("if filling { let before", "if filling || !state.broken { let before"),
     ),
     bug(
-        "the others wait for ever if the last party fails to open",
+        "the others wait forever if the last party fails to open",
         "sync/barrier.rs",
         "barrier",
         (

@@ -306,7 +306,7 @@ class CancelSource:
         """
     def close(self, /) -> None:
         """
-        Close: what is below is cancelled (SCOPE_EXITED). Idempotent.
+        Close: sources and tokens below are cancelled (SCOPE_EXITED). Idempotent.
         """
     @property
     def token(self, /) -> CancelToken:
@@ -366,9 +366,10 @@ class CancelToken:
         Call `fn(cause)` once when the token is cancelled; at once if it is already.
 
         It runs on the thread that cancels, or for a deadline on a thread of desist's, in an empty
-        context (contextvars), after all waiters have been woken. What it raises goes to
-        sys.unraisablehook. A kill of the cancelling thread is deferred until it returns, for 5 seconds at most. It stays
-        registered as long as the token lives, whether or not the registration is kept.
+        context (contextvars), after all waiters have been woken. Its exceptions go to
+        sys.unraisablehook. A kill of the cancelling thread is deferred until it returns, for 5 seconds
+        at most. It stays registered as long as the token lives, whether or not the registration is
+        kept.
         """
     def remaining(self, /) -> float:
         """
@@ -469,7 +470,7 @@ class Condition:
         """
     def _wait(self, /, timeout: float | None = None) -> bool:
         """
-        wait(), inside what call_masked() calls: a kill is delivered in the wait, and nowhere around it.
+        wait(), inside a function that call_masked() calls: a kill is delivered in the wait, not around it.
         """
     def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
@@ -517,8 +518,7 @@ class Condition:
         """
     def wait_for(self, /, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
         """
-        wait() until `predicate()` is true, or the seconds have passed. Returns what it returned
-        last.
+        wait() until `predicate()` is true, or the seconds have passed. Returns its last value.
         """
 
 @disjoint_base
@@ -724,7 +724,7 @@ class GroupCore:
         """
     def _start(self, /, core: Task, task: Any) -> None:
         """
-        Start what `_make` has made, as `task`: on a new thread, or, if there are enough, on the
+        Start the body that `_make` has made, as `task`: on a new thread, or, if there are enough, on the
         first one that has nothing else to do.
         """
     def _unclaim(self, /) -> None:
@@ -771,7 +771,7 @@ class Guarded(Generic[_T]):
         On cancel: Cancelled is raised there; the block has not begun, and nothing is held.
 
         Raises:
-            LockPoisoned, OwnerLost: as Lock.acquire(); what `rollback` raises is raised as well.
+            LockPoisoned, OwnerLost: as Lock.acquire(). An exception of `rollback` is raised as well.
         """
     def locked(self, /) -> bool:
         """
@@ -831,7 +831,7 @@ class GuardedValue(Generic[_T]):
 @final
 class KillReport:
     """
-    How a kill ended, and what it did.
+    How a kill ended, and its effects.
     """
     def __repr__(self, /) -> str: ...
     @staticmethod
@@ -1016,7 +1016,7 @@ class LeaseQueue(Generic[_T]):
 
     `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
     put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
-    extended with its heartbeat() for so long is lost, and the item leased anew; without, a lease
+    extended with its heartbeat() for that time is lost, and the item leased anew; without, a lease
     lasts until it is settled.
     """
     @classmethod
@@ -1089,8 +1089,8 @@ class Lock:
     ends.
 
     Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. When its
-    holder is killed inside, the lock is poisoned: acquire() raises LockPoisoned until repair() has set
-    right what the lock protects; with `on_kill="release"` the lock is freed instead.
+    holder is killed inside, the lock is poisoned: acquire() raises LockPoisoned until repair() has
+    restored the data that it protects; with `on_kill="release"` the lock is freed instead.
 
     When its holder is abandoned, and may still be inside, acquire() raises OwnerLost. A `fenced` lock
     goes on to the next waiter instead, as after a kill; guard() has numbers that tell the stale
@@ -1174,7 +1174,7 @@ class Lock:
     @overload
     def repair(self, fn: Callable[[], object], /) -> None:
         """
-        A block that acquires the lock although it is poisoned, to set right what it protects:
+        A block that acquires the lock although it is poisoned, to repair the data that it protects:
         `with lock.repair():`. Or give a function to do that, and it is called here, with the lock
         held.
 
@@ -1205,7 +1205,7 @@ class LockGuard:
         """
         Fenced, if the lock was taken from this block and others may hold it. Never blocks.
 
-        That may happen right after the look: what must not be done twice needs the epoch.
+        That may happen right after the check: work that must not be done twice needs the epoch.
         """
     @property
     def epoch(self, /) -> int:
@@ -1278,7 +1278,7 @@ class Op(Generic[_T_co]):
         The file can be written without blocking: an operation that yields None. See
         wait_writable().
 
-        `file`, and what is raised, are as with readable().
+        `file`, and the exceptions, are as with readable().
         """
 
 @final
@@ -1637,7 +1637,7 @@ class RetryPolicy:
     @property
     def max_attempts(self, /) -> int:
         """
-        After so many leases an item is dead.
+        After this many leases an item is dead.
         """
     @property
     def max_backoff(self, /) -> float:
@@ -1726,7 +1726,7 @@ class Semaphore:
         """
     def release(self, /, n: SupportsIndex = 1) -> None:
         """
-        Release so many permits; waiters get them first. Never blocks.
+        Release `n` permits; waiters get them first. Never blocks.
 
         Raises:
             ValueError: less than one, or more than a BoundedSemaphore may have; none is released.
@@ -1778,7 +1778,7 @@ class Simulation:
     def __new__(cls, /, autojump: bool, seed: SupportsIndex | None = None) -> Simulation: ...
     def jump(self, /, seconds: float) -> None:
         """
-        Move the clock forward by so many seconds.
+        Move the clock forward by this many seconds.
         """
     def run(self, /, fn: Callable[[], _T]) -> _T:
         """
@@ -1870,7 +1870,7 @@ class Task:
         abandoned: Callable[[], object] | None = None,
     ) -> BegunKill:
         """
-        Begin to stop it, rung by rung; finish() of what this returns goes on with it.
+        Begin to stop it, rung by rung; finish() of the returned object goes on with it.
 
         `abandoned()` is called if it is abandoned, before its waiters are told.
         """
@@ -1987,8 +1987,8 @@ class WorkerSlot:
     ) -> BegunKill:
         """
         Begin to kill the handler's current call, if there is one, and if it is for `item_id`, if that is
-        given; its item is leased again, by the same worker or another. finish() of what this returns
-        goes on with it.
+        given; its item is leased again, by the same worker or another. finish() of the returned
+        object goes on with it.
         """
     @property
     def busy(self, /) -> bool:
@@ -2124,7 +2124,7 @@ def call_masked(fn: Callable[..., _T], *arguments: object) -> _T:
     Call something short that a kill must not tear apart, and return its result.
 
     On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
-    or delivered anew.
+    or delivered again.
     """
 
 def call_within(
@@ -2157,7 +2157,7 @@ def cancel_scope(
     itself instead, on the clock of current_time(). `grace`: seconds that clean-up blocks inside may
     take after the deadline.
 
-    `kill_after`: if the block still runs so many seconds after its deadline, or its cancel(), Killed
+    `kill_after`: if the block still runs this many seconds after its deadline, or its cancel(), Killed
     is raised in it by force, again and again until it is left, and never after it: at desist waits,
     through shields, and anywhere in its code. The exception that leaves the block is the same as
     without force, with Killed as the `__cause__` of DeadlineExceeded. Clean-up and commit blocks
@@ -2245,14 +2245,14 @@ def fork_timeouts() -> int:
 
 def leak_counts() -> tuple[int, int, int, int]:
     """
-    Counts of what code may leave behind by mistake: tasks that have not ended; armed deadlines, those of
-    blocks with `kill_after` included; locks and permits that the calling thread holds; scopes that it
-    is in.
+    Counts of objects that code may leave behind by mistake: tasks that have not ended; armed deadlines,
+    those of blocks with `kill_after` included; locks and permits that the calling thread holds; scopes
+    that it is in.
     """
 
 def lease_of(held: object) -> Lease[Any]:
     """
-    A `Lease` of what `EngineSource.deliver()` has returned.
+    A `Lease` of a delivery that `EngineSource.deliver()` has returned.
     """
 
 def move_on_after(

@@ -107,7 +107,7 @@ class TaskFuture(Future[R]):
         """Start a kill() without waiting for it; the future has its report.
 
         When this returns, the code has been cancelled, and a daemon thread named "desist-kill" goes
-        up the ladder. Never blocks, and never raises: what kill() would raise, the future raises.
+        up the ladder. Never blocks, and never raises: the future raises kill()'s exceptions.
         The future cannot be cancelled.
         """
 
@@ -163,7 +163,7 @@ class TaskFuture(Future[R]):
     # Where no kill is delivered.
 
     def _end_unstarted(self, body: Callable[[], object] = checkpoint) -> None:
-        """End the task of a call that no thread will run; `body` raises what ended it."""
+        """End the task of a call that no thread will run; `body` raises its exception."""
         self._executor = self._body = None
         with suppress(RuntimeError):  # another thread is doing it
             self._task.run(body, lambda _result, _raised: None)

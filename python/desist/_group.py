@@ -117,7 +117,7 @@ class Task(Generic[T_co]):
         """Start a kill() without waiting for it; the future has its report.
 
         When this returns, the task has been cancelled, and a daemon thread named "desist-kill" goes
-        up the ladder. Never blocks, and never raises: what kill() would raise, the future raises.
+        up the ladder. Never blocks, and never raises: the future raises kill()'s exceptions.
         The future cannot be cancelled.
         """
 

@@ -29,7 +29,7 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     or killed, from the cancelling thread (from desist's callback thread for a deadline), and only
     while `fn` runs. It may be called when `fn` has hardly begun, so its effect should last, as that
     of closing does; and it must not wait for the calling thread. Its exceptions go to
-    sys.unraisablehook, and `fn` runs on.
+    sys.unraisablehook, and `fn` keeps running.
 
     The result of `fn` is returned, also after unblock(): then the next checkpoint raises.
 

@@ -132,7 +132,7 @@ class ItemFuture(Future[R]):
         """Start a kill() without waiting for it; the future that this returns has its report.
 
         When it returns, the item has been cancelled, and a daemon thread named "desist-kill" goes
-        up the ladder. Never blocks, and never raises: what kill() would raise, that future raises.
+        up the ladder. Never blocks, and never raises: that future raises kill()'s exceptions.
         It cannot be cancelled.
         """
 

@@ -56,7 +56,7 @@ class _Output(_Pipe):
                 self.parts.append(buffer.read(buffered))
 
     def step(self) -> bool:
-        """Read what is there. False: that was all."""
+        """Read the available data. False: that was all."""
         try:
             part = os.read(self.fd, _CHUNK)
         except BlockingIOError:
@@ -95,7 +95,7 @@ class Pipes:
         """Pipes that are not at their end, the one that waited longest first."""
         self._outputs: dict[str, _Output] = {}
         self._begun = False
-        """Whether a pump() has begun, and so taken what was buffered."""
+        """Whether a pump() has begun, and so has taken the buffered data."""
         stdin: Any = process.stdin
         if stdin is not None:
             if data and self._text_mode:

@@ -55,7 +55,7 @@ class WorkEvent(NamedTuple):
     """An event of one item of a WorkerPool."""
 
     kind: Literal["started", "done", "failed", "cancelled", "killed", "requeued", "dead"]
-    """How the attempt ended; after every end but "done" follows what becomes of the item."""
+    """How the attempt ended; unless "done", an event for the item's new state follows."""
     item_id: int | str
     attempt: int
     worker: str

@@ -97,8 +97,8 @@ class StoppableThread(threading.Thread):
         """Start a kill() without waiting for it; the future has its report.
 
         When this returns, the thread has been cancelled, and a daemon thread named "desist-kill"
-        goes up the ladder. Never blocks, and never raises: what kill() would raise, the future
-        raises. The future cannot be cancelled.
+        goes up the ladder. Never blocks, and never raises: the future raises kill()'s exceptions.
+        The future cannot be cancelled.
         """
         return kill_soon(lambda: self._task.begin_kill(reason, policy=policy).finish)
 

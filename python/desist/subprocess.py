@@ -201,11 +201,11 @@ class _Popen(_std.Popen[AnyStr]):
 
         Blocks: until the child has ended, or for `timeout` seconds.
 
-        On cancel: Cancelled is raised, also on entry, and the child runs on.
+        On cancel: Cancelled is raised, also on entry, and the child keeps running.
 
-        On timeout: TimeoutExpired is raised, and the child runs on.
+        On timeout: TimeoutExpired is raised, and the child keeps running.
 
-        On kill: Killed is raised, and the child runs on.
+        On kill: Killed is raised, and the child keeps running.
 
         Raises:
             ChildProcessError: no child of this process, or no longer one. (If its status was taken
@@ -243,11 +243,11 @@ class _Popen(_std.Popen[AnyStr]):
 
         Blocks: until the child has closed its output and ended, or for `timeout` seconds.
 
-        On cancel: Cancelled is raised, also on entry, and the child runs on.
+        On cancel: Cancelled is raised, also on entry, and the child keeps running.
 
-        On timeout: TimeoutExpired is raised, with the output so far, and the child runs on.
+        On timeout: TimeoutExpired is raised, with the output so far, and the child keeps running.
 
-        On kill: Killed is raised, and the child runs on.
+        On kill: Killed is raised, and the child keeps running.
 
         Raises:
             ValueError: input in a second call.

@@ -71,7 +71,7 @@ impl Permits {
         spawn(move || permits.put())
     }
 
-    /// Check that no thread waits or holds the lock, and that so many permits are left.
+    /// Check that no thread waits or holds the lock, and that this many permits are left.
     fn assert_left(&self, number: usize) {
         assert_eq!(self.changed.waiting(), 0);
         assert_eq!(self.lock().waiting(), 0);

@@ -218,7 +218,7 @@ fn loom_i28_i29_a_lease_is_settled_once_and_a_requeued_item_is_leased_again() {
             let queue = queue.clone();
             spawn(move || {
                 let given = queue.nack(id, epoch, Nack::AtOnce, None).is_ok();
-                queue.close(); // otherwise the lease would wait for ever if the item is done
+                queue.close(); // otherwise the lease would wait forever if the item is done
                 given
             })
         };

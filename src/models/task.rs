@@ -152,10 +152,7 @@ fn loom_i27_a_body_ends_or_is_abandoned_and_its_lock_is_released_or_unavailable(
             })
         };
         let (ended, abandoned) = (end(body), end(abandoner));
-        assert_ne!(
-            ended, abandoned,
-            "one of them looks after what the body worked on"
-        );
+        assert_ne!(ended, abandoned, "one of them settles the body's work");
         assert!(!lock.is_locked());
         assert!(abandoned || !lock.is_poisoned());
         assert_eq!(task.ledger().len(), 0);

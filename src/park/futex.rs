@@ -4,7 +4,7 @@
 //! run its handlers, where a library would go back to sleep; its timeout is an absolute time of the
 //! clock that the core uses, so no time is lost between the computation and the sleep; and it needs no
 //! memory but the waiter's word. The kernel compares the word with `expected` under its own lock before
-//! it sleeps, which is what guarantee 2 of the parent module relies on.
+//! it sleeps; guarantee 2 of the parent module relies on that.
 
 use std::num::NonZeroU32;
 
@@ -14,8 +14,8 @@ use rustix::thread::futex::{self, Flags, Timespec};
 use super::{AtomicU32, Time};
 
 /// Nanoseconds between the timer's interrupt and the first instruction of the woken thread. The sleep
-/// ends so much earlier, so that the thread runs on time. If it runs early, which the kernel's own timer
-/// slack makes rare, the caller looks at the clock and sleeps again.
+/// ends earlier by that time, so that the thread runs on time. If it runs early, which the kernel's own
+/// timer slack makes rare, the caller looks at the clock and sleeps again.
 const AHEAD: u64 = 1_000;
 
 /// Sleep while the word is `expected`, until `until`. True: interrupted by a signal.

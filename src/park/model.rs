@@ -8,7 +8,7 @@ use super::{AtomicU32, Time};
 use crate::atomics::Ordering;
 
 loom::lazy_static! {
-    /// The kernel's lock, and what all sleeping threads of the model wait for.
+    /// The kernel's lock, and the condition on which all sleeping threads of the model wait.
     static ref KERNEL: (loom::sync::Mutex<()>, loom::sync::Condvar) =
         (loom::sync::Mutex::new(()), loom::sync::Condvar::new());
 }

@@ -1,4 +1,4 @@
-//! Schedulers: what decides, in the kernel's place, when a parked thread runs again.
+//! Schedulers: they decide, in the kernel's place, when a parked thread runs again.
 //!
 //! A thread that goes by a virtual clock must not sleep in real time. It has a scheduler, its
 //! waiters keep it, and where such a waiter would enter the kernel to sleep or to wake, it calls

@@ -50,7 +50,7 @@ pub(crate) trait Work: Default + Send + Sized + 'static {
     /// Performs a job, on the service thread, with the state unlocked. Must not panic.
     fn perform(job: Self::Job);
 
-    /// In a forked child: drops what concerns threads of the parent.
+    /// In a forked child: drops the work for threads of the parent.
     fn survive_fork(&mut self) {}
 
     /// The system refuses a thread. With the state unlocked, on the thread that brought work.

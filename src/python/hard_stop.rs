@@ -19,11 +19,11 @@
 //! |---|---|---|
 //! | `PyThreadState_SetAsyncExc` has one slot a thread, and takes a class | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
 //! | the class is called in the thread in which it is raised: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_killed_thread` |
-//! | calling a Python function delivers what is in the slot | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
+//! | calling a Python function raises the exception in the slot | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
 //! | a thread that wants the interpreter while it shuts down is ended by `pthread_exit` | 3.10-3.13 | `test_a_daemon_does_not_abort_the_process_at_its_end` |
 //! | `f_lasti` of a frame that calls `__enter__` lies before the first entry of the exception table for its block; an exception that is raised at an INSTRUCTION event counts as raised at that instruction | 3.12-3.15 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
 //! | up to 3.11, an exception posted to a thread is raised where the thread stands, and in a `with` block that leads to `__exit__` | 3.10, 3.11 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
-//! | a Python-level handler is run where a signal has broken a system call, and what it raises is raised there | 3.10-3.15 | `test_a_system_call_that_blocks_the_main_thread_is_interrupted` |
+//! | a Python-level handler is run where a signal has broken a system call, and its exception is raised there | 3.10-3.15 | `test_a_system_call_that_blocks_the_main_thread_is_interrupted` |
 //! | an exception of a callback of sys.monitoring, for events local to code that is running, is raised in that code | 3.12-3.15 | `test_tracing_alone_is_enough` |
 //! | an exception of a C trace function is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
@@ -154,7 +154,7 @@ impl Interrupter for AsyncException {
         // `with_host_lock` has attached.
         attach(|py| {
             let class = PyType::new::<Killed>(py);
-            // PyO3 declares the argument signed, C has it unsigned; the bits are what counts.
+            // PyO3 declares the argument signed, C has it unsigned; only the bits count.
             #[allow(clippy::cast_possible_wrap)]
             let thread = self.thread as c_long;
             // SAFETY: attached; the class is a live exception class, of which the slot takes a

@@ -93,7 +93,7 @@ impl Op {
     /// The file can be written without blocking: an operation that yields None. See
     /// wait_writable().
     ///
-    /// `file`, and what is raised, are as with readable().
+    /// `file`, and the exceptions, are as with readable().
     #[staticmethod]
     #[pyo3(signature = (file, /) -> "Op[None]")]
     fn writable(file: LazyFile<'_, '_>) -> PyResult<Op> {

@@ -598,7 +598,7 @@ fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
 /// itself instead, on the clock of current_time(). `grace`: seconds that clean-up blocks inside may
 /// take after the deadline.
 ///
-/// `kill_after`: if the block still runs so many seconds after its deadline, or its cancel(), Killed
+/// `kill_after`: if the block still runs this many seconds after its deadline, or its cancel(), Killed
 /// is raised in it by force, again and again until it is left, and never after it: at desist waits,
 /// through shields, and anywhere in its code. The exception that leaves the block is the same as
 /// without force, with Killed as the `__cause__` of DeadlineExceeded. Clean-up and commit blocks

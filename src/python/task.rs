@@ -52,7 +52,7 @@ pub(super) enum Ended {
     Killed,
 }
 
-/// Runs a body with a boundary around it. `settle` gets what came out of the body, after the boundary
+/// Runs a body with a boundary around it. `settle` gets the body's result or exception, after the boundary
 /// has closed and before the task is over; it is not called if the task was abandoned.
 pub(super) fn run<R>(
     py: Python<'_>,
@@ -243,7 +243,7 @@ impl Task {
         Ok(cancel_node(py, self.core.source().node(), reason, grace))
     }
 
-    /// Begin to stop it, rung by rung; finish() of what this returns goes on with it.
+    /// Begin to stop it, rung by rung; finish() of the returned object goes on with it.
     ///
     /// `abandoned()` is called if it is abandoned, before its waiters are told.
     #[pyo3(signature = (reason = None, *, policy = None, abandoned: "Callable[[], object] | None" = None))]

@@ -33,7 +33,7 @@ impl Simulation {
         seconds::from_time(self.simulation.time())
     }
 
-    /// Move the clock forward by so many seconds.
+    /// Move the clock forward by this many seconds.
     fn jump(&self, py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
         let span = seconds::span(seconds, "the time to jump")?;
         detached(py, || self.simulation.jump(span));
@@ -57,9 +57,9 @@ impl Simulation {
     }
 }
 
-/// Counts of what code may leave behind by mistake: tasks that have not ended; armed deadlines, those of
-/// blocks with `kill_after` included; locks and permits that the calling thread holds; scopes that it
-/// is in.
+/// Counts of objects that code may leave behind by mistake: tasks that have not ended; armed deadlines,
+/// those of blocks with `kill_after` included; locks and permits that the calling thread holds; scopes
+/// that it is in.
 #[pyfunction]
 pub(super) fn leak_counts() -> (usize, usize, usize, usize) {
     (

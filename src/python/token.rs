@@ -33,8 +33,9 @@ use crate::{park, token};
 /// Tells whether something was cancelled; can be waited for, and takes callbacks. It cannot cancel.
 ///
 /// `cancelled` is a slot that the interpreter reads without a call.
-// The slot holds False or True. The cancelling thread writes it, attached or not: one atomic store of a pointer to an object that never goes away. `#[pyo3(get)]` on
-// a `Py` field of a frozen class gives a plain object member, which is what LOAD_ATTR specialises.
+// The slot holds False or True. The cancelling thread writes it, attached or not: one atomic store of a
+// pointer to an object that never goes away. `#[pyo3(get)]` on a `Py` field of a frozen class gives a
+// plain object member, for which LOAD_ATTR is specialised.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(super) struct CancelToken {
     /// True once cancelled.
@@ -185,9 +186,10 @@ impl CancelToken {
     /// Call `fn(cause)` once when the token is cancelled; at once if it is already.
     ///
     /// It runs on the thread that cancels, or for a deadline on a thread of desist's, in an empty
-    /// context (contextvars), after all waiters have been woken. What it raises goes to
-    /// sys.unraisablehook. A kill of the cancelling thread is deferred until it returns, for 5 seconds at most. It stays
-    /// registered as long as the token lives, whether or not the registration is kept.
+    /// context (contextvars), after all waiters have been woken. Its exceptions go to
+    /// sys.unraisablehook. A kill of the cancelling thread is deferred until it returns, for 5 seconds
+    /// at most. It stays registered as long as the token lives, whether or not the registration is
+    /// kept.
     #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
     fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> PyResult<Registration> {
         if !r#fn.bind(py).is_callable() {
@@ -198,7 +200,8 @@ impl CancelToken {
         }
         let call = move |cause: &crate::Cause| {
             // `None` once the interpreter is being finalized: no Python code runs any more. The
-            // callback is moved in, to be dropped attached: PyO3's list of what was dropped detached has a lock.
+            // callback is moved in, to be dropped attached: PyO3's list of objects dropped detached has
+            // a lock.
             attach(move |py| {
                 let _mask = Mask::open(DEFAULT_GRACE); // the cancelling thread may be killed
                 let called = Py::new(py, CancelCause::from(cause.clone()))
@@ -286,7 +289,7 @@ impl CancelSource {
         Ok(cancel_node(py, self.source.node(), reason, grace))
     }
 
-    /// Close: what is below is cancelled (SCOPE_EXITED). Idempotent.
+    /// Close: sources and tokens below are cancelled (SCOPE_EXITED). Idempotent.
     fn close(&self, py: Python<'_>) {
         detached(py, || self.source.close());
     }

@@ -5,13 +5,13 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | `source` | the port: what a worker's loop and a lease need of a queue |
+//! | `source` | the port: the operations of a worker's loop and of a lease on a queue |
 //! | `memory` | `LeaseQueue`: in memory |
 //! | `file`, `codec` | `FileQueue`: in a file, as bytes |
 //! | `py_queue` | queues written in Python, of engines on servers |
 //! | `options` | the arguments of a queue, and of `put()` |
 //! | `promises` | the futures of submitted items |
-//! | `port` | `QueuePort`: what a pool does with a queue |
+//! | `port` | `QueuePort`: the operations of a pool on a queue |
 //! | `lease` | `Lease`: one delivery, in its handler's hands |
 //! | `worker_slot` | `WorkerSlot`: a worker's place in its pool, and its loop |
 //! | `pool_metrics` | `PoolMetrics`: a pool's counters, and its observer |
@@ -103,7 +103,7 @@ impl RetryPolicy {
         })
     }
 
-    /// After so many leases an item is dead.
+    /// After this many leases an item is dead.
     #[getter]
     fn max_attempts(&self) -> u32 {
         self.retry.max_attempts

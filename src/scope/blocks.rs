@@ -64,7 +64,7 @@ struct Leave {
 }
 
 impl Leave {
-    /// Leaves it, and cancels what is still below its node. Called once.
+    /// Leaves it, and cancels the nodes still below its own. Called once.
     fn leave(&mut self, unwinding: bool) -> Exit {
         self.left = true;
         // By construction innermost and on this thread.

@@ -94,8 +94,8 @@ pub(crate) fn enter_forced(
 /// Leave a scope that [`enter_forced`] opened. `stack`: where `Killed` was raised; called only if a kill
 /// was raised in the block, for the poison of the locks that it held.
 ///
-/// Order of the steps: close the block in the task, so that no kill is raised from here on; reclaim what
-/// was acquired inside, if a kill was raised there; pop the frame; drop the task of the thread, if
+/// Order of the steps: close the block in the task, so that no kill is raised from here on; reclaim the
+/// holds acquired inside, if a kill was raised there; pop the frame; drop the task of the thread, if
 /// this was the last forced block.
 ///
 /// # Errors
@@ -158,7 +158,7 @@ pub(crate) fn close_above(node: &NodeRef) {
             leave_task_of_thread();
         }
     }
-    super::run_abandon_hooks(&left); // outside the borrow, as what drops them
+    super::run_abandon_hooks(&left); // outside the borrow, as is their drop
 }
 
 /// Drop the task that stands for the calling thread, unless a forced block is still open on it.

@@ -122,7 +122,7 @@ pub enum BarrierError {
 /// The place of a thread in the round that it passes.
 #[derive(Debug)]
 pub enum Arrival<'a> {
-    /// It has passed with the others, of which so many had arrived before it.
+    /// It has passed with the others; the number is how many of them had arrived before it.
     Passed(usize),
     /// It is the last party, and opens the barrier for the others.
     Last(Opening<'a>),
@@ -137,7 +137,7 @@ pub struct Opening<'a> {
 }
 
 impl Barrier {
-    /// A barrier for so many threads; at least one.
+    /// A barrier for this many threads; at least one.
     pub fn new(parties: usize) -> Barrier {
         Barrier {
             parties: parties.max(1),

@@ -121,7 +121,7 @@ impl Condition {
         woken.iter().for_each(Ticket::wake);
     }
 
-    /// Queue without releasing the lock: for a waiter that checks what the lock protects after it has
+    /// Queue without releasing the lock: for a waiter that checks the protected data after it has
     /// queued, and again when it is granted.
     #[cfg(feature = "python")]
     pub(crate) fn join(&self, ticket: Ticket) {

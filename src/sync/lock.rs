@@ -85,7 +85,7 @@ pub(crate) use guard::Holding;
 pub use guard::{Fenced, LockGuard};
 
 /// How long a waiter may be overtaken before a release hands the lock over to it. Long enough that a
-/// lock under normal load is never handed over, short against what a user notices.
+/// lock under normal load is never handed over, and short enough that no user notices it.
 #[cfg_attr(all(loom, test), allow(dead_code))]
 const HANDOVER_AFTER: Duration = Duration::from_millis(1);
 
@@ -130,7 +130,7 @@ struct LockCore {
     reentrant: bool,
     /// It stays usable when its holder is abandoned; only the holder may release it.
     fenced: bool,
-    /// Rolls back what a killed holder has half done, if that is possible.
+    /// Rolls back a killed holder's half-done changes, if that is possible.
     undo: Option<Arc<dyn Undo>>,
     /// See the table above.
     state: Mutex<LockState>,
@@ -139,7 +139,7 @@ struct LockCore {
 /// Rolls back a partial update after the holder was killed.
 pub(crate) trait Undo: Send + Sync {
     /// Called with the lock's state locked, so no thread can acquire it before this returns. True:
-    /// what the lock protects is as it was before the holder acquired it, so there is nothing to
+    /// the protected data is as it was before the holder acquired the lock, so there is nothing to
     /// poison. Must not run code of the host, which may take any lock.
     fn undo(&self) -> bool;
 
@@ -439,7 +439,7 @@ impl Lock {
     }
 
     /// Make it free and unpoisoned, for the only thread of a forked child. The epoch stays, so that
-    /// what it fenced still recognises stale holders.
+    /// the data's own store still recognises stale holders.
     #[cfg(feature = "python")]
     pub(crate) fn reinitialize(&self) {
         // The state is replaced whole: the waiters in it are threads of the parent process.

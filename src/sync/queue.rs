@@ -149,7 +149,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Change what `new` was given, before the queue is used.
+    /// Change the settings from `new`, before the queue is used.
     #[cfg(feature = "python")]
     pub(crate) fn configure(&self, order: Order, capacity: usize) {
         let mut state = self.state.lock();
@@ -385,7 +385,7 @@ impl<T> Queue<T> {
     }
 
     /// Visit all queued items, unless another thread has the queue locked: for the garbage collector,
-    /// which must not block and may skip what is in use.
+    /// which must not block and may skip data in use.
     #[cfg(feature = "python")]
     pub(crate) fn try_for_each(&self, visit: impl FnMut(&T)) {
         #[cfg(not(loom))]

@@ -1,7 +1,7 @@
 //! An exception of the host's that another thread has raised in a body, once.
 //!
 //! Guarantees: it is raised at a wait or checkpoint, or asynchronously, in the body and nowhere else
-//! (I22); what defers a kill defers it, and held locks do so without limit; it is raised once; a later
+//! (I22); masks that defer a kill defer it, and held locks do so without limit; it is raised once; a later
 //! one replaces an earlier one that has not been raised.
 //!
 //! | state | posted | raised | next |
@@ -30,15 +30,16 @@ pub(super) struct Injection {
     what: Injected,
     /// Decides when it may be raised, as for a kill: its time for locks never ends.
     pub(super) request: Option<KillRequest>,
-    /// It is, or may be, in the host's slot for the thread. Set by the injecting thread, cleared by the body's.
+    /// It is, or may be, in the host's slot for the thread. Set by the injecting thread, cleared by the
+    /// body's.
     pub(super) posted: bool,
     /// The body's thread is about to raise it at a wait. It is not posted any more, then.
     raised: bool,
 }
 
 impl TaskInner {
-    /// On the body's thread: it is raised at a wait, and fetched by [`Task::take_injected`]. Returns a cause,
-    /// which is what all stops have, and says nothing here.
+    /// On the body's thread: it is raised at a wait, and fetched by [`Task::take_injected`]. Returns a
+    /// cause, which is what all stops have, and says nothing here.
     pub(super) fn raise_injected(&mut self) -> Option<Cause> {
         let injection = self.injection.as_mut()?;
         injection.raised = true;
@@ -57,8 +58,9 @@ impl TaskInner {
 }
 
 impl Task {
-    /// Has this raised in the body, once, as soon as nothing defers it; the last one counts. Does not wait
-    /// until it is raised, but may block for the host's lock. False: the body has not been launched, or has ended.
+    /// Has this raised in the body, once, as soon as nothing defers it; the last one counts. Does not
+    /// wait until it is raised, but may block for the host's lock. False: the body has not been
+    /// launched, or has ended.
     pub fn inject(&self, what: Injected) -> bool {
         let cause = Cause::now(CauseKind::Explicit, None, None); // unlocked: it asks the host
         let former = {

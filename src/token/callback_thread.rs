@@ -1,6 +1,6 @@
 //! The callback thread: runs the callbacks of passed deadlines, so that they never delay a deadline.
 //!
-//! An explicit cancel runs callbacks on the cancelling thread, which knows what it does. A deadline is
+//! An explicit cancel runs callbacks on the cancelling thread, which asked for them. A deadline is
 //! noticed by the timer, or by a thread that waits or polls; neither may be held up by a user's code.
 //!
 //! Guarantees:

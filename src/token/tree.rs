@@ -48,7 +48,7 @@
 //! linked to, and frees it and then its ancestors, as far as nothing else keeps them.
 //!
 //! This file has a node's state, its life, and the walk of a cancellation. The use of links, see 5, is
-//! in `children`; what happens at one node is in `hooks`.
+//! in `children`; the actions at one node are in `hooks`.
 //!
 //! Costs: `is_cancelled` is one load. A child is one allocation, and one lock of its parent at its birth
 //! and one at its end. A cancellation locks each node with children or hooks once or twice, and a node
@@ -707,7 +707,7 @@ fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
     calls
 }
 
-/// Run what callbacks a flagged node has, one at a time, the latest first, unlocked.
+/// Run the callbacks of a flagged node, one at a time, the latest first, unlocked.
 fn run_callbacks(node: &NodeRef, panic: &mut Option<Box<dyn Any + Send>>) {
     // The lock is taken for each callback anew: it may unregister others, register, or cancel.
     while let Some(callback) = {
@@ -774,7 +774,7 @@ fn release(node: *const Node) -> bool {
     if this.refs.fetch_sub(1, Ordering::Release) != 1 {
         return false;
     }
-    // Acquire, with the releases above of all other holders: what they did happens before the free.
+    // Acquire, with the releases above of all other holders: their writes happen before the free.
     this.refs.load(Ordering::Acquire);
     // With count 0 a canceller may still look at the node in the parent's list, under the parent's lock
     // and by `try_ref`, which refuses. After this line it cannot.

@@ -18,7 +18,7 @@
 //! | module | subject |
 //! |---|---|
 //! | `schema` | the tables; opening a file, and refusing one that is no queue |
-//! | `tables` | what each operation does, inside a transaction; the table of states is in `work.rs` |
+//! | `tables` | the operations, each inside a transaction; the table of states is in `work.rs` |
 //! | `commit` | one transaction for all threads that come at the same time |
 //! | `waits` | threads of this process that wait for items, room or the end |
 //! | `watcher` | the thread that notices other processes and time |
@@ -255,7 +255,7 @@ impl FileQueue {
         Ok(self.run(move |tables| tables.ack(id, epoch))??)
     }
 
-    /// End the lease without success, and note what went wrong, if anything did.
+    /// End the lease without success, and store the failure, if there was one.
     ///
     /// # Errors
     /// [`FileError::Fenced`]: the lease is over.

@@ -10,7 +10,7 @@
 //! 3. if threads wait, `settle`: put the items of waiting putters while there is room, lease items
 //!    to waiting workers while there are any, tell the drainers if nothing is left, and choose a
 //!    timekeeper;
-//! 4. unlock; then wake the granted threads, and drop what is the user's.
+//! 4. unlock; then wake the granted threads, and drop the user's objects.
 //!
 //! Lock order: `shared`, then the slot of one waiter, then the lock that a ticket's grant takes in
 //! `park`. A waiter's thread takes its slot alone.
@@ -53,7 +53,7 @@ pub(crate) use waits::{DrainOp, LeaseOp, PutOp};
 
 /// A queue of leases, in memory. Cloning gives another handle of the same queue.
 ///
-/// `T` is an item. `N` is a note: what is kept of a failure, or of progress. Both are cloned under
+/// `T` is an item. `N` is a note: the stored form of a failure, or of progress. Both are cloned under
 /// the lock of the queue and should be cheap handles. Where an item expires or a lease times out,
 /// the note is made of a [`Cause`] of kind [`Deadline`](crate::CauseKind::Deadline).
 pub struct LeaseQueue<T, N> {
@@ -262,7 +262,7 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         self.change(|shared| shared.state.extend(id, epoch, &mut progress))
     }
 
-    /// End the lease without success, and note what went wrong, if anything did. Never blocks.
+    /// End the lease without success, and store the failure, if there was one. Never blocks.
     ///
     /// # Errors
     /// The lease is over. Nothing was changed.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def descriptors() -> dict[str, str]:
-    """Give the open descriptors, and what each is."""
+    """Return the open descriptors, with the target of each."""
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         try:

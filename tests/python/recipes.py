@@ -394,7 +394,7 @@ def stopit_is_swallowed() -> None:
     with stopit.ThreadingTimeout(1000) as block:
         try:
             block.stop()  # as its timer does
-        except Exception:  # noqa: BLE001 (what code does)
+        except Exception:  # noqa: BLE001 (as user code may)
             tell("handled as if it were the code's own")
         tell("goes on, with no timeout any more")
 

@@ -114,7 +114,7 @@ def in_its_wait(wait: Callable[[], object]) -> Iterator[Victim[object]]:
 
 
 def ends_with_a_cancel(wait: Callable[[], object]) -> None:
-    """Check that a cancel ends `wait()`, which blocks for ever, here as below."""
+    """Check that a cancel ends `wait()`, which blocks forever, here as below."""
     with in_its_wait(wait) as victim:
         victim.cancel()
     assert isinstance(victim.raised, Cancelled)

@@ -108,7 +108,7 @@ def test_a_kill_is_repeated_until_it_has_ended_the_thread() -> None:
             try:
                 while True:
                     sum(range(10))
-            except BaseException:  # noqa: BLE001, PERF203 (what a victim does)
+            except BaseException:  # noqa: BLE001, PERF203 (as a victim does)
                 pass
 
     with Killable(body) as victim:

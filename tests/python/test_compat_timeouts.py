@@ -192,7 +192,7 @@ def test_a_block_that_swallows_is_stopped_at_its_next_wait(kind: type[BaseExcept
         for _ in range(3):
             try:
                 wait()
-            except kind as raised:  # noqa: PERF203 (what code does)
+            except kind as raised:  # noqa: PERF203 (as user code may)
                 swallowed.append(type(raised))
         desist.checkpoint()
         raise AssertionError

@@ -162,7 +162,7 @@ def test_the_guard_of_a_block_that_a_scope_has_ended_is_stale() -> None:
         guard.__enter__()
     assert not lock.locked()
     with held(lock):
-        with pytest.raises(Fenced, match="leave what it protects alone"):
+        with pytest.raises(Fenced, match="leave its data alone"):
             guard.check()
         with pytest.raises(Fenced):
             guard.__exit__(None, None, None)

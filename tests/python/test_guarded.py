@@ -70,9 +70,9 @@ def test_it_is_reached_only_inside_the_block() -> None:
             held.__enter__()
     assert not guarded.locked()
     assert guarded.owner() is None
-    with pytest.raises(RuntimeError, match="the block is over"):
+    with pytest.raises(RuntimeError, match="the block has ended"):
         held.value  # noqa: B018 (it raises)
-    with pytest.raises(RuntimeError, match="the block is over"):
+    with pytest.raises(RuntimeError, match="the block has ended"):
         held.value = [2]
     held.__exit__(None, None, None)
     with pytest.raises(ScopeMisuse), held:

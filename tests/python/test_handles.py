@@ -87,7 +87,7 @@ CLASSES = pytest.mark.parametrize("handle", [Future, Task, TaskFuture, ItemFutur
 
 
 def failure_of(handle: Handle[Any]) -> BaseException | None:
-    """Give what exception() returns, or raises for code that has not begun."""
+    """Return the result of exception(), or its exception for code that has not begun."""
     try:
         return handle.exception(NEVER)
     except TaskCancelled as cancelled:

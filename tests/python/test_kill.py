@@ -310,7 +310,7 @@ def test_a_swallowed_kill_is_delivered_again() -> None:
             try:
                 while True:
                     pass
-            except BaseException as raised:  # noqa: BLE001, PERF203 (what a victim does)
+            except BaseException as raised:  # noqa: BLE001, PERF203 (as a victim does)
                 swallowed.append(raised)
         while True:
             pass
@@ -331,7 +331,7 @@ def test_a_kill_swallowed_at_a_wait_is_raised_at_the_next() -> None:
             for _ in range(5):
                 try:
                     desist.sleep(NEVER)
-                except Killed as raised:  # noqa: PERF203 (what a victim does)
+                except Killed as raised:  # noqa: PERF203 (as a victim does)
                     swallowed.append(raised)
             desist.checkpoint()
 

@@ -191,7 +191,7 @@ def test_i23_a_swallowed_kill_is_delivered_again(place: Callable[..., str]) -> N
             while swallowed < 3:
                 try:
                     count()
-                except Killed:  # noqa: PERF203 (what a victim does)
+                except Killed:  # noqa: PERF203 (as a victim does)
                     swallowed += 1
         return "by itself"
 
@@ -203,7 +203,7 @@ def swallow_all() -> None:
         try:
             while True:
                 pass
-        except BaseException:  # noqa: BLE001, PERF203 (what a victim does)
+        except BaseException:  # noqa: BLE001, PERF203 (as a victim does)
             pass
 
 
@@ -522,7 +522,7 @@ def swallowing(lock: Lock) -> None:
             try:
                 with lock:
                     len("")
-            except BaseException:  # noqa: BLE001, PERF203 (what a victim does)
+            except BaseException:  # noqa: BLE001, PERF203 (as a victim does)
                 pass
 
 

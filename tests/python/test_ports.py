@@ -42,7 +42,7 @@ PROTOCOLS: dict[str, Any] = {
 
 
 class Empty(Protocol):
-    """Has what every protocol has."""
+    """Has the members of every protocol."""
 
 
 IMPLEMENTED = [

@@ -90,7 +90,7 @@ WAITS = [
 def wait(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Call, list[socket.socket]]]:
-    """Make a call that blocks for ever, and its socket in a list of its own."""
+    """Make a call that blocks forever, and its socket in a list of its own."""
     name = str(request.param)
     with nothing_left(), ExitStack() as kept:
         one, other = socket.socketpair()

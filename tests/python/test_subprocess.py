@@ -68,7 +68,7 @@ def tied() -> Iterator[Tied]:
 
 
 def blocker(pipe: Tied, before: str = "") -> Callable[[], object]:
-    """Make a function that runs a child, which reports its start and blocks for ever."""
+    """Make a function that runs a child, which reports its start and blocks forever."""
     code = f"{before}\nos.write({pipe.writer}, b'up')\nsignal.pause()"
     return lambda: desist.subprocess.run(python(code), pass_fds=[pipe.writer])
 

@@ -176,7 +176,7 @@ def test_a_hung_run_ends_with_its_stack() -> None:
                 lock.acquire()
                 log()
                 lock.release()
-            except BaseException:  # noqa: BLE001, PERF203 (what a victim does)
+            except BaseException:  # noqa: BLE001, PERF203 (as a victim does)
                 pass
 
     def setup() -> Any:

@@ -214,7 +214,7 @@ def in_a_scope_that_swallows(state: Protected) -> None:
     try:
         with desist.move_on_after(NEVER), state.guard:
             state.change()
-    except BaseException:  # noqa: BLE001 (what a victim does)
+    except BaseException:  # noqa: BLE001 (as a victim does)
         pass
 
 

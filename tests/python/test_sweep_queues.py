@@ -145,7 +145,7 @@ def test_i13_nothing_is_lost_by_a_stop_at_any_bytecode(
 
 
 class Partner:
-    """A thread that is not killed, and does what the code under test waits for."""
+    """A thread that is not killed, and performs the step that the code under test waits for."""
 
     def __init__(self, make: Callable[[], Any], act: Callable[[Any], Any]) -> None:
         self.queue = make()

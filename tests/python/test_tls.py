@@ -84,7 +84,7 @@ def wait(
     pair: tuple[std.SSLSocket, std.SSLSocket],
     tmp_path: Path,
 ) -> Iterator[tuple[Call, std.SSLSocket]]:
-    """Make a call that blocks for ever, and its socket."""
+    """Make a call that blocks forever, and its socket."""
     name, (sock, _) = str(request.param), pair
     if name.startswith(("send", "write")):
         fill(sock)

@@ -38,7 +38,7 @@ def a_loop_in_a_try(ready: Callable[[], None]) -> None:
         try:
             while True:
                 nothing()
-        except BaseException:  # noqa: BLE001, PERF203 (what a victim does)
+        except BaseException:  # noqa: BLE001, PERF203 (as a victim does)
             pass
 
 

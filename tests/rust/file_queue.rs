@@ -165,7 +165,7 @@ fn a_put_waits_for_room_and_can_be_cancelled() {
     let putter =
         Parker::spawn_parked(move || theirs.put(bytes("two"), PutOptions::default(), Time::NEVER));
     let lease = lease(&queue).unwrap();
-    assert_eq!(try_put(PAST), Ok(None), "what is leased takes room, too");
+    assert_eq!(try_put(PAST), Ok(None), "a leased item takes room, too");
     queue.ack(lease.id, lease.epoch).unwrap();
     assert_eq!(putter.join(), Ok(Some(2)));
     assert_eq!(queue.counts().unwrap().ready, 1);

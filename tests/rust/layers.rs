@@ -1,4 +1,4 @@
-//! The modules of the core use only what stands below them: the table in the header of `src/lib.rs`
+//! The modules of the core use only modules of lower layers: the table in the header of `src/lib.rs`
 //! is the only list, and the sources are compared with it.
 //!
 //! What counts as a use is a path from the root of the crate: `crate::a::b`, each name of

@@ -92,10 +92,7 @@ fn i11_a_cancelled_waiter_has_not_acquired_it_and_the_next_gets_it() {
     let (_, next) = waiting_for(&lock, Acquire::Task);
     lock.release().unwrap();
     assert!(next.join().unwrap());
-    assert!(
-        !lock.is_locked(),
-        "the end of a task gives back what it holds"
-    );
+    assert!(!lock.is_locked(), "the end of a task releases its holds");
 }
 
 #[test]
@@ -172,7 +169,7 @@ fn a_waiter_that_is_overtaken_again_and_again_gets_it_by_a_hand_over() {
         waiters_done.store(true, Relaxed);
         theirs.release().unwrap();
     });
-    // No thread yields: without the hand-over this could go on for ever, and there is a minute.
+    // No thread yields: without the hand-over this could go on forever, and there is a minute.
     while !done.load(Relaxed) {
         lock.release().unwrap();
         lock.acquire(Acquire::Task, Time::NEVER).unwrap();

@@ -179,7 +179,7 @@ impl Model {
                 _ if item.deadline <= now => self.die(id, Some(overdue())),
                 _ => self.line_up(id, false),
             }
-            assert!(self.items[&id].due > at, "it would be due for ever");
+            assert!(self.items[&id].due > at, "it would be due forever");
         }
     }
 

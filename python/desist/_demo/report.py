@@ -60,7 +60,7 @@ class Board:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop; what has been drawn stays."""
+        """Stop; the drawing stays on the screen."""
         self._progress.stop()
 
     def line(self, title: str, stats: RunStats) -> Callable[[RunStats], None]:
@@ -191,7 +191,7 @@ def summary(undisturbed: RunStats, ours: RunStats, theirs: RunStats) -> str:
 
 
 def damage(stats: RunStats) -> Iterator[str]:
-    """Name what went wrong in a run, worst first."""
+    """Name the faults of a run, worst first."""
     if stats.hung:
         yield f"hung after {stats.seconds:.1f} s ({stats.hung})"
     counts = {

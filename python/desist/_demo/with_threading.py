@@ -33,7 +33,7 @@ class Killed(BaseException):
 
 
 def raise_in(thread: threading.Thread) -> None:
-    """Raise `Killed` in a thread, at whatever bytecode it is: the recipe."""
+    """Raise `Killed` in a thread, at its current bytecode: the recipe."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Killed)
     )

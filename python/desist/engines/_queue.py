@@ -43,7 +43,7 @@ class EngineQueue(Generic[T]):
     At least once: an item that its worker does not acknowledge is leased again, also when its
     process or host is lost, once the lease has not been extended for the engine's `lease_timeout`.
     As long as this process lives, a thread of it extends its leases. If a lease is lost
-    nevertheless (the server was away for too long, the process stood still), its handler's token is
+    all the same (the server was away for too long, the process stood still), its handler's token is
     cancelled, and ack() raises Fenced.
 
     While the server cannot be reached, workers wait for it, and finished items are acknowledged

@@ -111,7 +111,7 @@ struct Context<'py>(Option<Bound<'py, PyAny>>);
 impl<'py> Context<'py> {
     fn enter(py: Python<'py>) -> Self {
         STAYS.set(Stays::Calls);
-        // SAFETY: attached; what is returned is ours, or null with an exception.
+        // SAFETY: attached; the returned reference is ours, or null with an exception.
         let made = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New()) };
         // Without memory for a context, the calls of the thread share one.
         let context = made.ok();

@@ -16,7 +16,7 @@ use pyo3::{PyTypeInfo, type_hint_identifier, type_hint_subscript, type_hint_unio
 
 use crate::item::ItemId;
 
-/// `from_py_with` for what `threading` and `queue` take as true or false: anything, as `if` does.
+/// `from_py_with` for truth values: any object, as in `if`, because `threading` and `queue` take any.
 pub(in crate::python) fn truth(given: &Bound<'_, PyAny>) -> PyResult<bool> {
     given.is_truthy()
 }

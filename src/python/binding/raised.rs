@@ -1,4 +1,4 @@
-//! The exception that ends a wait: what a signal handler raised during it, or a deadlock of a
+//! The exception that ends a wait: the one that a signal handler raised during it, or a deadlock of a
 //! simulation.
 //!
 //! The core reports both as [`Stop::Interrupted`](crate::error::Stop::Interrupted), which carries no

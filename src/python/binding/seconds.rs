@@ -13,7 +13,7 @@ use crate::python::binding::lazy_arg::{Float, LazyArg};
 /// A number of seconds, as given.
 pub(in crate::python) type Seconds<'a, 'py> = LazyArg<'a, 'py, Float>;
 
-/// A real number, with an error that names what it was for.
+/// A real number, with an error that names the parameter.
 fn number(value: Seconds<'_, '_>, what: &str) -> PyResult<f64> {
     let Ok(seconds) = value.extract::<f64>() else {
         let kind = value.get_type().name()?;
@@ -94,5 +94,5 @@ pub(in crate::python) fn from_time(time: Time) -> f64 {
     }
 }
 
-/// The longest timeout of a lock, in seconds: what `threading.TIMEOUT_MAX` is on Linux.
+/// The longest timeout of a lock, in seconds: the value of `threading.TIMEOUT_MAX` on Linux.
 pub(in crate::python) const LONGEST_TIMEOUT: u64 = 9_223_372_036;

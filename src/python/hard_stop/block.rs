@@ -13,7 +13,7 @@
 //!
 //! A block that is one native call needs none of this: there is no Python code between the function
 //! and the block's end, so wherever the exception is raised, the block ends there. It is observed
-//! only when it swallows what is posted. A block that is observed and swallows gets the exception at
+//! only when it swallows posted exceptions. A block that is observed and swallows gets the exception at
 //! every one of its instructions.
 #![allow(unsafe_code)] // calls of the C API, and two of the system's
 
@@ -374,7 +374,7 @@ fn leads_to(table: &[u8], at: u32, handler: u32) -> bool {
             return true;
         }
         if entry.handler <= at {
-            return false; // handlers lie behind what they handle
+            return false; // handlers lie behind the code they handle
         }
         at = entry.handler;
     }

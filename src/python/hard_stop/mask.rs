@@ -37,7 +37,7 @@ impl Drop for Mask {
     }
 }
 
-/// The bound for what [`call_masked`] calls, which is short.
+/// The bound for a function that [`call_masked`] calls, which is short.
 const LONGEST: Duration = Duration::from_secs(5);
 
 thread_local! {
@@ -48,7 +48,7 @@ thread_local! {
 /// Call something short that a kill must not tear apart, and return its result.
 ///
 /// On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
-/// or delivered anew.
+/// or delivered again.
 #[pyfunction]
 #[pyo3(signature = (r#fn: "Callable[..., _T]", *arguments: "object") -> "_T")]
 pub(in crate::python) fn call_masked<'py>(
@@ -61,7 +61,7 @@ pub(in crate::python) fn call_masked<'py>(
     result
 }
 
-/// Runs a blocking wait inside what [`call_masked`] calls: kills are delivered during the wait.
+/// Runs a blocking wait inside a function that [`call_masked`] calls: kills are delivered during the wait.
 pub(in crate::python) fn unmasked<R>(wait: impl FnOnce() -> R) -> R {
     let masked = HELD_OFF.take().is_some();
     let result = wait();

@@ -32,7 +32,7 @@ use crate::scope;
 use crate::task::{Interrupter, Task};
 
 /// Events that every loop must pass. Raising at EXCEPTION_HANDLED would find the same handler again,
-/// in C, for ever.
+/// in C, forever.
 const EVENTS: [&str; 4] = ["LINE", "JUMP", "PY_START", "PY_RESUME"];
 
 /// Tools that have no name in sys.monitoring come first; a debugger or a profiler keeps its own.

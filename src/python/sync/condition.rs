@@ -141,14 +141,13 @@ impl Condition {
         self.wait_until(py, seconds::patience(timeout)?)
     }
 
-    /// wait(), inside what call_masked() calls: a kill is delivered in the wait, and nowhere around it.
+    /// wait(), inside a function that call_masked() calls: a kill is delivered in the wait, not around it.
     #[pyo3(signature = (timeout = None))]
     fn _wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         unmasked(|| self.wait(py, timeout))
     }
 
-    /// wait() until `predicate()` is true, or the seconds have passed. Returns what it returned
-    /// last.
+    /// wait() until `predicate()` is true, or the seconds have passed. Returns its last value.
     #[pyo3(signature = (predicate: "Callable[[], _T]", timeout = None) -> "_T")]
     fn wait_for<'py>(
         &self,

@@ -140,7 +140,7 @@ impl Guarded {
     /// On cancel: Cancelled is raised there; the block has not begun, and nothing is held.
     ///
     /// Raises:
-    ///     LockPoisoned, OwnerLost: as Lock.acquire(); what `rollback` raises is raised as well.
+    ///     LockPoisoned, OwnerLost: as Lock.acquire(). An exception of `rollback` is raised as well.
     #[pyo3(signature = () -> "GuardedValue[_T]")]
     fn lock(slf: Py<Self>) -> GuardedValue {
         GuardedValue::new(slf, Acquire::Known)
@@ -258,7 +258,7 @@ impl GuardedValue {
         let holding = self.holding.get();
         let holding = holding.ok_or_else(|| error::misuse(py, ScopeMisuse::NotEntered))?;
         if self.left.load(Ordering::Relaxed) {
-            let message = "the block is over; what it guards is reached only inside it";
+            let message = "the block has ended; use the guarded value only inside it";
             return Err(PyRuntimeError::new_err(message));
         }
         let slot = &self.guarded.get().cell.slot;

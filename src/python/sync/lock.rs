@@ -32,8 +32,8 @@ use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 /// ends.
 ///
 /// Not reentrant: use RLock for that. Any thread may release it. `name` is for reports. When its
-/// holder is killed inside, the lock is poisoned: acquire() raises LockPoisoned until repair() has set
-/// right what the lock protects; with `on_kill="release"` the lock is freed instead.
+/// holder is killed inside, the lock is poisoned: acquire() raises LockPoisoned until repair() has
+/// restored the data that it protects; with `on_kill="release"` the lock is freed instead.
 ///
 /// When its holder is abandoned, and may still be inside, acquire() raises OwnerLost. A `fenced` lock
 /// goes on to the next waiter instead, as after a kill; guard() has numbers that tell the stale
@@ -299,7 +299,7 @@ impl Lock {
         LockGuard::new(slf, Acquire::Known)
     }
 
-    /// A block that acquires the lock although it is poisoned, to set right what it protects:
+    /// A block that acquires the lock although it is poisoned, to repair the data that it protects:
     /// `with lock.repair():`. Or give a function to do that, and it is called here, with the lock
     /// held.
     ///
@@ -316,7 +316,7 @@ impl Lock {
             return Ok(Some(guard));
         };
         if !repair.is_callable() {
-            let message = "what repairs must be a function without arguments";
+            let message = "the repair must be a function without arguments";
             return Err(PyTypeError::new_err(message));
         }
         guard.get().enter(py)?;

@@ -113,7 +113,7 @@ impl Semaphore {
         Op::new(AcquirePermit(slf))
     }
 
-    /// Release so many permits; waiters get them first. Never blocks.
+    /// Release `n` permits; waiters get them first. Never blocks.
     ///
     /// Raises:
     ///     ValueError: less than one, or more than a BoundedSemaphore may have; none is released.

@@ -180,7 +180,7 @@ impl GroupCore {
         up
     }
 
-    /// Records what interrupted the join, and returns the mode to go on in.
+    /// Records the exception that interrupted the join, and returns the mode to go on in.
     fn note(&self, py: Python<'_>, mode: JoinMode, stop: Stop, up: &mut Interruption) -> JoinMode {
         match stop {
             Stop::Cancelled(cause) => {
@@ -437,7 +437,7 @@ impl GroupCore {
         )))
     }
 
-    /// Start what `_make` has made, as `task`: on a new thread, or, if there are enough, on the
+    /// Start the body that `_make` has made, as `task`: on a new thread, or, if there are enough, on the
     /// first one that has nothing else to do.
     fn _start(slf: &Bound<'_, Self>, core: &Task, task: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());

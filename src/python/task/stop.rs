@@ -367,7 +367,7 @@ impl RungReport {
     }
 }
 
-/// How a kill ended, and what it did.
+/// How a kill ended, and its effects.
 #[pyclass(frozen, module = "desist")]
 pub(in crate::python) struct KillReport {
     report: stop::KillReport,

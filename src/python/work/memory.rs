@@ -81,7 +81,7 @@ impl Note {
 ///
 /// `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
 /// put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
-/// extended with its heartbeat() for so long is lost, and the item leased anew; without, a lease
+/// extended with its heartbeat() for that time is lost, and the item leased anew; without, a lease
 /// lasts until it is settled.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(in crate::python) struct LeaseQueue {
@@ -136,7 +136,7 @@ impl LeaseQueue {
     /// Raises:
     ///     Full: no room in time.
     #[pyo3(signature = (item: "_T", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
-    #[allow(clippy::too_many_arguments)] // what can be said of an item
+    #[allow(clippy::too_many_arguments)] // the options of an item
     fn put(
         &self,
         py: Python<'_>,

@@ -2,7 +2,7 @@
 //!
 //! The thread never needs the interpreter. It reads a pipe from the parent: a cancellation there
 //! cancels the token here within a thread switch, also while the handler runs Python code, or C code
-//! that does not release the interpreter. So a checkpoint in the process is what it is everywhere,
+//! that does not release the interpreter. So a checkpoint in the process is the same as everywhere,
 //! one load.
 //!
 //! When the parent dismisses the process, or has died, the same thread cancels the handler, raises

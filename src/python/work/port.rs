@@ -1,4 +1,4 @@
-//! `QueuePort`: what a `WorkerPool` does with a queue, apart from what any user may do with it.
+//! `QueuePort`: the operations of a `WorkerPool` on a queue, apart from the public ones.
 //!
 //! The protocol of the same name in `desist._ports` says it for Python; the queues of engines
 //! implement that in Python.

@@ -1,7 +1,7 @@
 //! The futures of submitted items, by the items' numbers.
 //!
 //! A future is registered before its item is put, for a worker may be done with the item before
-//! `put` returns its number: what becomes of items meanwhile is kept in `early`, and handed to the
+//! `put` returns its number: ends of items meanwhile are kept in `early`, and handed to the
 //! future as soon as the number is known. Futures are Python objects, so they are settled and
 //! dropped only while the lock is free.
 
@@ -93,7 +93,7 @@ impl Promises {
                 .or_default()
                 .push(future.clone_ref(py));
         }
-        drop(state); // what follows runs the user's code, or drops the user's objects
+        drop(state); // the rest runs the user's code, or drops the user's objects
         if let Some(result) = result {
             result.settle(py, future);
         }

@@ -46,7 +46,7 @@ impl LeaseSource for PyQueue {
     }
 }
 
-/// A `Lease` of what `EngineSource.deliver()` has returned.
+/// A `Lease` of a delivery that `EngineSource.deliver()` has returned.
 #[pyfunction]
 #[pyo3(signature = (held: "object") -> "Lease[Any]")]
 pub(in crate::python) fn lease_of(held: Bound<'_, PyAny>) -> PyResult<Bound<'_, Lease>> {

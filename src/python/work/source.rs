@@ -25,7 +25,7 @@ pub(super) trait LeaseSource: Send + Sync {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>>;
 }
 
-/// One lease of one item, with what Python may ask of it.
+/// One lease of one item, with the operations for Python.
 pub(super) struct Delivery {
     pub(super) key: LeaseKey,
     /// How often the item has been leased, this time included.

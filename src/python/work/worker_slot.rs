@@ -129,8 +129,8 @@ impl WorkerSlot {
     }
 
     /// Begin to kill the handler's current call, if there is one, and if it is for `item_id`, if that is
-    /// given; its item is leased again, by the same worker or another. finish() of what this returns
-    /// goes on with it.
+    /// given; its item is leased again, by the same worker or another. finish() of the returned
+    /// object goes on with it.
     #[pyo3(signature = (reason, policy: "StopPolicy | ProcessStopPolicy", item_id = None))]
     #[allow(clippy::needless_pass_by_value)] // as arguments come
     fn begin_kill(

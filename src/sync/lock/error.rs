@@ -16,8 +16,8 @@ use crate::ledger::KillInfo;
 pub enum LockError {
     /// The calling thread is cancelled or is being killed, or a signal handler raised.
     Stop(Stop),
-    /// The last holder was killed inside, and what the lock protects may be half changed. Repair it
-    /// with [`Acquire::Repair`](super::Acquire::Repair).
+    /// The last holder was killed inside, and the data that the lock protects may be half changed.
+    /// Repair it with [`Acquire::Repair`](super::Acquire::Repair).
     Poisoned(Arc<KillInfo>),
     /// The holder was abandoned and may still be inside, so the lock is unavailable for good.
     OwnerLost(Arc<KillInfo>),

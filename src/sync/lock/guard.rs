@@ -2,7 +2,7 @@
 //!
 //! Guarantees:
 //! 1. A handle releases its own hold or nothing: after the hold was reclaimed, its end does not
-//!    release what a later holder has acquired.
+//!    release the lock of a later holder.
 //! 2. What `Holding::while_held` does happens before the lock can change hands.
 //! 3. The epoch that a handle reports is that of its own hold, never that of a later holder.
 //!
@@ -176,7 +176,7 @@ impl fmt::Display for Fenced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "this hold of the lock has ended: its holder was abandoned, or the scope or task around \
-             it has ended, and another task may hold the lock now; leave what it protects alone",
+             it has ended, and another task may hold the lock now; leave its data alone",
         )
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! The enforcer calls [`Task::interrupt_block`] when the block is due, and again after growing pauses
 //! for as long as it is open. Each time it requests the kill, settles the wait that the thread is in,
-//! and posts the host's exception, if the block is what a kill is due for. A block that goes on
+//! and posts the host's exception, if the block is the target of the kill that is due. A block that goes on
 //! swallowing `Killed` for [`SWALLOW_LIMIT`] is escalated: its thread then calls [`Task::deliver_here`]
 //! before each step.
 //!
 //! The block's end and the enforcer meet at the task's lock only. The enforcer may prepare something in
 //! the host with no lock held (a trace, say), so it looks once more afterwards and retracts that if the
-//! block is gone; the block's end retracts what it found posted. One of them comes last.
+//! block is gone; the block's end retracts the posted one. One of them comes last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +39,7 @@ impl Block {
         cancelled_at + self.kill_after
     }
 
-    /// True if it has swallowed `Killed` for so long that it is to be raised before each of its steps.
+    /// True if it has swallowed `Killed` for long enough that `Killed` is raised before each of its steps.
     fn is_swallowing(&self) -> bool {
         self.first_delivery
             .is_some_and(|first| Time::now() - first >= SWALLOW_LIMIT)
@@ -218,7 +218,7 @@ impl Task {
             let block = &inner.blocks[index];
             (block.interrupter.clone(), block.is_swallowing())
         };
-        // Each time, for code in the block may have switched off what the last call has set up.
+        // Each time, since code in the block may have undone the effect of the last call.
         if is_swallowing {
             interrupter.escalate();
         }

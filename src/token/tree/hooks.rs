@@ -8,7 +8,7 @@
 //!    when it is unlocked; nodes that are linked are upgraded there, and flagged afterwards.
 //!
 //! Protocol: a thread that can borrow a [`Hooks`] holds the lock of its node. A hook is added by the
-//! thread that waits or registers, removed by the same or by the drop of what it points to, and fired
+//! thread that waits or registers, removed by the same or by the drop of its target, and fired
 //! once by the thread that has set CANCELLED.
 #![allow(unsafe_code)] // flags that live outside the core
 

@@ -5,7 +5,7 @@
 //! - the rows of `items`, `failures` and `owners`;
 //! - [`Meta`], the row of counts and last numbers, which is read at the begin of the transaction and
 //!   written at its end: so the counts add up at every instant (I28), and no operation counts rows;
-//! - [`Changed`], what the commit is to tell waiters.
+//! - [`Changed`], the changes that the commit reports to waiters.
 //!
 //! Before any operation `catch_up` makes the state changes that are due (`transitions.rs`).
 
@@ -60,7 +60,7 @@ pub(super) struct Changed {
     pub(super) drained: bool,
     /// The earliest end of a lease, or expiry of an item, that was set.
     pub(super) ends: Option<i64>,
-    /// Other processes wait for what has changed, and must be notified.
+    /// Other processes wait for these changes, and must be notified.
     pub(super) tell: bool,
 }
 
@@ -163,8 +163,8 @@ impl Meta {
         self.unfinished() == 0
     }
 
-    /// Find out whether other processes wait for what has changed. They are notified once, and note
-    /// anew what they wait for when they look.
+    /// Find out whether other processes wait for these changes. They are notified once, and note their
+    /// waits again when they look.
     pub(super) fn tell(&mut self, changed: &mut Changed) {
         if self.owners < 2 {
             return;
@@ -462,7 +462,7 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Note what went wrong with an item.
+    /// Store a failure of an item.
     fn fail(&mut self, id: i64, failure: &Failure) -> Result<()> {
         let (kind, pid, note) = match failure {
             Failure::Noted(note) => ("noted", None, Some(&**note)),

@@ -1,5 +1,5 @@
-//! The watcher: the thread of an open queue that notices what other processes do, and what time
-//! does.
+//! The watcher: the thread of an open queue that notices changes by other processes and by the passing
+//! of time.
 //!
 //! It sleeps until one of these happens, then checks the owners, makes the state changes that are
 //! due, and tells the waiters of this process:
@@ -107,7 +107,7 @@ impl Notifier {
         let _ = (&self.own).write(b"!"); // full: it is woken already
     }
 
-    /// Empty what has woken the watcher. True: another process may have changed something.
+    /// Empty the descriptors that have woken the watcher. True: another process may have changed the file.
     fn drain(&self) -> bool {
         let mut read = [0; 4096];
         while matches!((&self.watcher).read(&mut read), Ok(1..)) {}
@@ -149,7 +149,7 @@ fn watch(shared: &Shared) {
             notifier.next.store(next, Ordering::SeqCst);
             patience = shared.until(next);
         }
-        // Of what the look itself has changed the waiters were told by its commit.
+        // The waiters for changes of the look itself were notified by its commit.
         if others_changed {
             shared.wake_all();
         }

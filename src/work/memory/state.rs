@@ -130,7 +130,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         self.index.due.first().map_or(Time::NEVER, |(at, _)| *at)
     }
 
-    // ------------------------------------------------------------------ what time does
+    // ------------------------------------------------------------------ transitions by time
 
     /// Make all state changes that are due, in the order of their times.
     #[inline]
@@ -276,7 +276,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
             .ok_or(Fenced)
     }
 
-    /// Extend the lease, and exchange `progress`, if there is any, for what was kept so far.
+    /// Extend the lease, and replace the stored progress by `progress`, if there is any.
     pub(super) fn extend(
         &mut self,
         id: u64,
@@ -420,7 +420,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         Some(self.items.get(id)?.value.clone())
     }
 
-    /// The dead items with what went wrong, in the order in which they died.
+    /// The dead items with their failures, in the order in which they died.
     pub(super) fn dead(&self) -> Vec<Dead<T, N>> {
         let dead = |id: &u64| {
             let item = self.items.get(*id)?;

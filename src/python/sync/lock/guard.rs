@@ -115,7 +115,7 @@ impl LockGuard {
 
     /// Fenced, if the lock was taken from this block and others may hold it. Never blocks.
     ///
-    /// That may happen right after the look: what must not be done twice needs the epoch.
+    /// That may happen right after the check: work that must not be done twice needs the epoch.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         self.holding(py)?
             .check()

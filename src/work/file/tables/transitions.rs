@@ -54,8 +54,8 @@ impl Tables<'_> {
         Ok(next.unwrap_or(i64::MAX))
     }
 
-    /// After a reboot: count the times of the file from this boot, with what the wall clock says is
-    /// left of each pause.
+    /// After a reboot: count the times of the file from this boot, with the rest of each pause as the
+    /// wall clock gives it.
     pub(super) fn rebase_times(&mut self, start: &str) -> Result<()> {
         let now = self.context.now;
         let before = self.find("SELECT machine_start FROM meta", [], |row| {
