@@ -3,8 +3,8 @@
 //! Guarantees:
 //! 1. A resource enters itself in the same critical section in which it changes hands, so there is
 //!    no instant at which it is held and not recorded (I20).
-//! 2. An entry is removed exactly once: by the release, or by the sweep that reclaims it. The other
-//!    one finds that the entry is gone and leaves the resource alone.
+//! 2. An entry is removed exactly once: by the release, or by the sweep that reclaims it. The later of
+//!    the two finds that the entry is gone and leaves the resource alone.
 //! 3. A sweep reclaims the latest entry first, as nested blocks would have released them.
 //! 4. Every thread has a ledger; a task has one of its own, swept at the task's boundary.
 //!

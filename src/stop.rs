@@ -2,12 +2,12 @@
 //!
 //! Guarantees:
 //! 1. Each rung has its own time, and the next begins only when the one before has not ended the body
-//!    (I23). *Ended* means that [`Task::over`] is set, which the boundary does when all is swept; never that
-//!    something was sent.
+//!    (I23). *Ended* means that [`Task::over`] is set, which the boundary does after its sweep; it does not
+//!    mean that an exception or a signal was sent.
 //! 2. A kill takes at most the sum of its policy's times, plus the time for which masks and held locks
 //!    defer it.
 //! 3. It is not interrupted by the killer's own cancellation: a kill that stopped half way would leave
-//!    the task neither killed nor alone. A signal handler of the host that raises does end it.
+//!    the task cancelled but alive. Only a signal handler of the host that raises ends it.
 //! 4. Several threads may kill one task. Each goes up the ladder by itself; the first cause stays, and the
 //!    task is abandoned by one of them.
 //!
@@ -57,7 +57,7 @@ pub struct KillReport {
     pub poisoned: Vec<Arc<str>>,
     /// Ids of items that are ready again.
     pub requeued: Vec<ItemId>,
-    /// Ids of items whose lease the task still believes to hold.
+    /// Ids of items whose leases an abandoned task still uses as its own.
     pub fenced: Vec<ItemId>,
     /// Where `Killed` was raised, or where the body is now.
     pub stack: Option<Stack>,
@@ -66,7 +66,7 @@ pub struct KillReport {
     pub blocked: Option<Arc<str>>,
 }
 
-/// A kill that makes no sense; the message says what to do.
+/// A kill that is not possible; the message says what to do instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KillError {
     /// The calling thread is the task's own.
@@ -84,7 +84,7 @@ pub enum KillError {
 const RESIGNAL_AFTER: Duration = Duration::from_millis(50);
 
 impl KillReport {
-    /// The report where no task was there to be killed.
+    /// The report for a kill that found no task.
     #[cfg(feature = "python")]
     pub(crate) fn already_done() -> Self {
         Self {
@@ -102,7 +102,7 @@ impl KillReport {
 }
 
 /// Kills a task, and waits for its end. `on_abandon` runs when the task is abandoned, before its
-/// waiters are told.
+/// waiters are woken.
 ///
 /// # Blocking
 ///
@@ -137,7 +137,7 @@ fn in_real_time<R>(act: impl FnOnce() -> R) -> R {
 /// One kill, on its way up the ladder. Between [`Kill::begin`] and [`Kill::run`] it may pass from
 /// one thread to another.
 pub(crate) struct Kill {
-    /// The one to be killed, which is not the calling thread's.
+    /// The task to be killed; never the calling thread's own.
     task: Arc<Task>,
     /// The rungs, and the time for each.
     policy: AnyStopPolicy,

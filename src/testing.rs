@@ -47,7 +47,7 @@
 //! ```
 //!
 //! A thread that blocks outside of desist counts as running, so the clock stands still meanwhile. A wait
-//! for a descriptor ends when the descriptor is ready in fact: all of them are polled before the clock
+//! for a descriptor ends when the descriptor is really ready: all of them are polled before the clock
 //! jumps, and waited for, in real time, when there is no deadline to jump to.
 
 use std::cell::RefCell;

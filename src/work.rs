@@ -24,7 +24,7 @@
 //! | dead | ready, after the others | `retry`: with all attempts, and without a time to live |
 //!
 //! A done item leaves the queue and is only counted. `cancel` of a leased item marks it, and asks
-//! no worker to stop; if the work is acknowledged nevertheless, it is done.
+//! no worker to stop; if the work is acknowledged all the same, it is done.
 //!
 //! # Guarantees
 //!
@@ -32,8 +32,8 @@
 //!   call of a worker whose lease is over finds another epoch, is [`Fenced`] and changes nothing
 //!   (I29, I34).
 //! - Each lease counts as an attempt. After [`RetryPolicy::max_attempts`] the item is dead, with
-//!   the notes of all that went wrong (I30).
-//! - State changes that time makes are made by the next operation that looks, in the order of their
+//!   the notes of all failures (I30).
+//! - Transitions that are due by time are made by the next operation on the queue, in the order of their
 //!   times, and before the operation's own change. So they are never observed late.
 //!
 //! # Which data each party may change

@@ -26,7 +26,7 @@ LENGTH = 20_000
 PAUSE = 0.0002
 """Seconds between two kills, on the sides whose kill does not wait for the end."""
 PATIENCE = 5.0
-"""A side is stuck after so many seconds without a finished item."""
+"""A side is stuck after this many seconds without a finished item."""
 
 
 class Side:
@@ -107,7 +107,7 @@ class Watch:
 
 
 def measure(side: Side, kills: int, seconds: float) -> dict[str, Any]:
-    """Kill that many times, and count what is left."""
+    """Kill that many times, and count the remains."""
     sys.setswitchinterval(1e-5)
     watch = Watch(side, seconds)
     side.start()

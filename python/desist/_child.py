@@ -315,7 +315,7 @@ class _Child:
     # ------------------------------------------------------------------ work
 
     def do(self, work: _Work) -> tuple[Verb, bytes] | None:
-        """Have an item worked on. None: the process has ended, or is about to."""
+        """Send an item to the process, and wait for its answer. None: the process has ended."""
         self._round += 1
         try:
             self._write(Verb.WORK, work.payload)

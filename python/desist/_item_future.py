@@ -87,8 +87,8 @@ class ItemFuture(Future[R]):
         """Cancel the item: it is never leased again, and code at work on it is asked to stop.
 
         As with concurrent.futures, True says that it has not begun and never will. result() raises
-        TaskCancelled, unless the code that works on it returns nevertheless. Never blocks, but for
-        a queue whose server or file has to answer.
+        TaskCancelled, unless the code that works on it returns a result all the same. Never blocks,
+        except for a queue whose server or file has to answer.
         """
         owner = self._owner
         if owner is None or self._settled.is_set():

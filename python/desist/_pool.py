@@ -228,7 +228,7 @@ class WorkerPool(Generic[T, R]):
     def cancel_item(self, item_id: int | str, reason: str | None = None) -> bool:
         """Cancel an item: it is never leased again, and code at work on it is asked to stop.
 
-        Never blocks, but for a queue whose server or file has to answer. False: it had ended.
+        Never blocks, except for a queue whose server or file has to answer. False: it had ended.
         """
         self._roster.check_usable()
         return self._roster.cancel_item(item_id, reason) is not None

@@ -2,9 +2,9 @@
 //!
 //! Guarantees:
 //! 1. All parties of a round pass it, or none does.
-//! 2. A party that is cancelled before the last one arrives is not counted, and the others wait on. A
-//!    party that is cancelled later passes with the others; its next checkpoint raises. Which of the
-//!    two it is, is decided under the barrier's mutex.
+//! 2. A party that is cancelled before the last one arrives is not counted, and the others keep waiting.
+//!    A party that is cancelled later passes with the others; its next checkpoint raises. The barrier's
+//!    mutex decides between the two.
 //! 3. The indices of a round's parties are 0, 1, 2 and so on, each once.
 //!
 //! Protocol. [`BarrierState`] belongs to its mutex. A round is an object of its own, since its parties
@@ -29,7 +29,7 @@
 //! that were cancelled: which parties have left is known only when the round is complete.
 //!
 //! Relies on `wait`: if `dequeue` returns true, the wait counts as granted and `collect` is called,
-//! whatever outcome had ended it. That is how a party that is cancelled too late passes.
+//! whichever outcome ended it. So a party that is cancelled too late passes.
 //!
 //! Lock order: `state`, then a round's mutex, then the waiters' words. Nothing that runs under `state`
 //! blocks; the last party's action runs unlocked, between the making of its [`Opening`] and `open`.
@@ -153,8 +153,8 @@ impl Barrier {
     /// Wait for the other parties and pass with them; yields how many had arrived before.
     ///
     /// # Blocking
-    /// Blocks until all parties have arrived. A party that waits until `until` in vain breaks the
-    /// barrier for all.
+    /// Blocks until all parties have arrived. A party whose time limit passes breaks the barrier for
+    /// all.
     ///
     /// # Cancellation
     /// A checkpoint on entry. A cancelled party is not counted; once all have arrived it passes.

@@ -8,8 +8,8 @@
 //!    notifies the first waiter, and the next notification is due only when that one has looked.
 //! 4. A waiter that has waited for [`HANDOVER_AFTER`] gets the lock at the next release: it is handed
 //!    over, so that overtaking is bounded.
-//! 5. The epoch rises with every new holder. A fenced lock survives the abandonment of its holder,
-//!    which is told from later holders by the epoch.
+//! 5. The epoch rises with every new holder. A fenced lock survives the abandonment of its holder; the
+//!    epoch distinguishes that holder from later ones.
 //!
 //! Notification, not hand-over, in the normal case: a lock that is handed over is held by a thread
 //! that has yet to wake up. Where a lock is taken often, every thread would then queue, and each
@@ -44,9 +44,9 @@
 //!
 //! A contended acquisition goes like this: [`AcquireOp::attempt`] finds the lock held; `enqueue` looks
 //! again and queues a [`LockRequest`]; the thread parks. A release pops the request and grants its
-//! ticket, either with the lock or for a look. The thread wakes and `collect` finds itself the holder,
-//! or tries once more; if it was overtaken, `enqueue` puts its request in front, with its first arrival
-//! time, so it becomes overdue in the end.
+//! ticket, either with the lock or as a notification. The thread wakes and `collect` finds itself the
+//! holder, or tries once more; if it was overtaken, `enqueue` puts its request in front, with its first
+//! arrival time, so it becomes overdue in the end.
 //!
 //! Relies on `wait`: after a ticket was granted, `collect` is called in any case, also if the thread was
 //! cancelled meanwhile. Else `notified` would stay set, and no later release would wake a waiter.
@@ -163,8 +163,8 @@ struct LockState {
     orphans: usize,
     /// The waiters, in the order of their arrival; one that was overtaken goes to the front.
     queue: VecDeque<LockRequest>,
-    /// Set by a release that granted a waiter a look, cleared when a granted waiter looks. The value
-    /// is the fork generation: a thread of the parent process never looks, so another value than
+    /// Set by a release that notified a waiter, cleared when the notified waiter tries again. The value
+    /// is the fork generation: a thread of the parent process never tries, so another value than
     /// this process's counts as `None`.
     notified: Option<u32>,
     /// Why the lock is unavailable. Written before the holder is cleared, in one critical section.
@@ -174,7 +174,7 @@ struct LockState {
 /// A place in the lock's queue. Written by its waiter, which also removes it when the wait ends
 /// otherwise; a release pops it.
 struct LockRequest {
-    /// Granted to tell the waiter to look, or that it is the holder now.
+    /// Granted as a notification to try again, or with the lock itself.
     ticket: Ticket,
     /// Becomes the holder if the lock is handed over.
     ledger: Arc<Ledger>,
@@ -772,7 +772,7 @@ impl LockState {
         self.holder.as_ref().is_some_and(same)
     }
 
-    /// True if a waiter of this process was granted a look and has not looked yet.
+    /// True if a waiter of this process was notified and has not tried again yet.
     fn is_notified(&self) -> bool {
         self.notified == Some(fork::generation())
     }

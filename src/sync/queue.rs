@@ -486,7 +486,7 @@ pub(crate) struct PutOp<'a, T> {
     slot: Option<ItemSlot<T>>,
 }
 
-/// A putter that queues hands its item over to the queue's slot, and takes it back if it was not put.
+/// A putter that queues moves its item into the slot, and out again if it was not put.
 impl<T> Waitable for PutOp<'_, T> {
     fn enqueue(&mut self, ticket: Ticket) {
         let mut state = self.queue.state.lock();

@@ -1,10 +1,10 @@
 //! The killer's side of a task: requesting a kill, and delivering it rung by rung.
 //!
-//! All of it runs on threads other than the body's. Each delivery decides under the task's lock
-//! whether the kill is due, and acts in the same critical section: it settles the waiter, or posts.
-//! So a mask that is opened, a lock that is acquired, or the end of the body come either before the
-//! decision, and are seen, or after it, and find the posted exception. Only the wake-up of a settled
-//! waiter, and calls into the host, follow with the lock released.
+//! All of it runs on threads other than the body's. Each delivery decides under the task's lock whether
+//! the kill is due, and acts in the same critical section: it settles the waiter, or posts. So the
+//! opening of a mask, the acquisition of a lock or the end of the body comes either before the
+//! decision, which then sees it, or after it, and then finds the posted exception. Only the wake-up of
+//! a settled waiter, and calls into the host, follow with the lock released.
 //!
 //! | rung | method | how `Killed` gets raised |
 //! |---|---|---|

@@ -1,9 +1,9 @@
 //! Leases of items that are kept in a file.
 //!
 //! The file is a SQLite database in WAL mode. It is the truth for everything, leases included:
-//! several processes may have it open, and whichever of them dies, the others go on.
+//! several processes may have it open, and if one of them dies, the others go on.
 //!
-//! - What `put` has returned for is on the disk.
+//! - An item is on the disk when its `put` has returned.
 //! - Leases and their ends are in the file when the call returns, but not on the disk: they outlive
 //!   the process, and after a loss of power some items are leased again.
 //! - A lease is valid only while its process lives. When the process has died, another that has the
@@ -26,8 +26,8 @@
 //! | `clock` | the clock of the file's times, over reboots |
 //!
 //! An operation is a closure over the tables. `Shared::run` gives it to the committer, which runs
-//! it in a transaction behind all state changes that are due, and then tells the waiters of this
-//! process and the watchers of the others what has changed (`Shared::publish`).
+//! it in a transaction after all state changes that are due, and then notifies the waiters of this
+//! process and the watchers of the others of the changes (`Shared::publish`).
 //!
 //! Lock order: the database before the commit queue (`commit.rs`), and the database before the wait
 //! lists (`waits.rs`). Waiters are woken with the wait lists unlocked.
@@ -97,8 +97,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A queue of leases, in a file. Cloning gives another handle; when the last one is dropped, what
-/// is still leased through them is ready again.
+/// A queue of leases, in a file. Cloning gives another handle; when the last one is dropped, items
+/// still leased through them are ready again.
 ///
 /// # Blocking
 /// Every operation may block for the time that the disk takes, and the transaction of another
