@@ -57,7 +57,7 @@ pub struct KillReport {
     pub poisoned: Vec<Arc<str>>,
     /// Ids of items that are ready again.
     pub requeued: Vec<ItemId>,
-    /// Ids of items whose leases an abandoned task still uses as its own.
+    /// Ids of items whose old lease is fenced, because the task was abandoned.
     pub fenced: Vec<ItemId>,
     /// Where `Killed` was raised, or where the body is now.
     pub stack: Option<Stack>,

@@ -110,8 +110,8 @@ class Barrier:
     """
     A barrier like threading.Barrier, whose waits can be cancelled.
 
-    The last of `parties` threads to arrive calls `action`, if there is one, before all go.
-    `timeout` is in seconds and counts for each wait() that is given none.
+    The last of `parties` threads to arrive calls `action`, if there is one, before all pass.
+    `timeout`, in seconds, is the default of wait().
     """
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Barrier:
     @property
     def parties(self, /) -> int:
         """
-        How many threads it is for.
+        How many threads have to arrive.
         """
     def reset(self, /) -> None:
         """
@@ -149,7 +149,7 @@ class Barrier:
         Wait until all parties have arrived; returns the number of threads that arrived before.
 
         Blocks: until the last party has arrived.
-        On cancel: Cancelled is raised; the thread does not count as arrived, and the others wait on.
+        On cancel: Cancelled is raised; the thread does not count as arrived, and the others keep waiting.
         On timeout: the barrier breaks, for all of its waiters.
 
         Raises:
@@ -161,8 +161,8 @@ class BegunKill:
     """
     A kill that has begun: its task is cancelled, and an urgent one has been delivered once.
 
-    finish() takes it up the ladder, on this thread or another. Without that the kill goes no
-    further.
+    finish() continues with the further rungs, on this thread or another. Without finish() the kill
+    stops here.
     """
     def finish(self, /) -> KillReport:
         """
@@ -180,7 +180,7 @@ class BoundedSemaphore(Semaphore):
 @final
 class CancelCause:
     """
-    Why something was cancelled. Immutable; the first cause recorded is final.
+    Why code was cancelled. Immutable; the first cause recorded is final.
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self, /) -> int: ...
@@ -228,7 +228,7 @@ class CancelScope:
         /,
     ) -> bool:
         """
-        True where the block's own cancellation ends here.
+        True if the block's own cancellation ends here.
         """
     def cancel(self, /, reason: str | None = None, *, grace: float | None = None) -> bool:
         """
@@ -271,7 +271,7 @@ class CancelScope:
 @final
 class CancelSource:
     """
-    Cancels its `token`, and all tokens below that. Give the token to other code, and keep the source.
+    Cancels its `token`, and all tokens below it. Give the token to other code, and keep the source.
 
     As a context manager it closes itself at the end of the block.
     """
@@ -317,7 +317,7 @@ class CancelSource:
 @final
 class CancelToken:
     """
-    Tells whether something was cancelled; can be waited for, and takes callbacks. It cannot cancel.
+    Shows whether its source was cancelled; can be waited for, and takes callbacks. It cannot cancel.
 
     `cancelled` is a slot that the interpreter reads without a call.
     """
@@ -409,7 +409,7 @@ class ChildProcess:
         """
     def cancel(self, /, round: SupportsIndex, cause: CancelCause) -> None:
         """
-        Pass on that the work with this number was cancelled.
+        Tell the process that the work with this number was cancelled.
         """
     def connect(self, /, pipe: SupportsIndex) -> None:
         """
@@ -748,12 +748,12 @@ class Guarded(Generic[_T]):
     `held.value`.
 
     If a block is killed in the middle, the value may be half changed: then lock() raises LockPoisoned
-    until `with guarded.repair() as held:` has set it right.
+    until `with guarded.repair() as held:` has restored it.
 
     `rollback` is a function that takes the value and returns a copy, copy.deepcopy for instance. It
     is called at the beginning of each block, and must change nothing. If the block is left by any
     exception, is killed, or its thread is abandoned, the copy takes the value's place, and the lock
-    is as good as before. Without it an exception leaves the value as it is at that moment.
+    stays usable. Without `rollback` an exception leaves the value as it is at that moment.
 
     `name` is for reports.
     """
@@ -793,9 +793,9 @@ class Guarded(Generic[_T]):
         """
     def repair(self, /) -> GuardedValue[_T]:
         """
-        A block that has the value although it is poisoned, to set it right.
+        A block that has the value although it is poisoned, to restore it.
 
-        At the end of the block it is good again; if the block raises, it stays poisoned.
+        The end of the block clears the poison; if the block raises, the value stays poisoned.
         """
 
 @final
@@ -848,7 +848,7 @@ class KillReport:
     @property
     def elapsed(self, /) -> float:
         """
-        Seconds from the call until the code had ended and all that it held was released.
+        Seconds from the call until the code had ended and all its holds were released.
         """
     @property
     def fenced(self, /) -> list[int | str]:
@@ -858,7 +858,7 @@ class KillReport:
     @property
     def outcome(self, /) -> KillOutcome | None:
         """
-        The last rung that reached the code; None: it still runs, and the policy does not abandon.
+        The last rung that reached the code; None: it still runs, and the policy does not abandon it.
         """
     @property
     def poisoned(self, /) -> list[str]:
@@ -920,7 +920,7 @@ class Latch:
     def __new__(cls, /) -> Latch: ...
     def is_set(self, /) -> bool:
         """
-        Set?
+        Is it set?
         """
     def set(self, /) -> None:
         """
@@ -950,7 +950,7 @@ class Lease(Generic[_T]):
         Acknowledge the item: the work is done.
 
         Raises:
-            Fenced: the lease is over: acknowledged, given back, or lost.
+            Fenced: the lease is over: the item was acknowledged or requeued, or the lease was lost.
         """
     @property
     def attempt(self, /) -> int:
@@ -972,7 +972,7 @@ class Lease(Generic[_T]):
         """
     def heartbeat(self, /, progress: object = None) -> None:
         """
-        The work goes on: where the queue has a lease_timeout, it begins anew. `progress` is stored for
+        Extend the lease: in a queue with a lease_timeout, that time begins again. `progress` is stored for
         the next attempt, in case this one does not finish.
 
         On cancel: a checkpoint.
@@ -992,7 +992,7 @@ class Lease(Generic[_T]):
         """
     def nack(self, /, *, delay: float | None = None, reason: str | None = None) -> None:
         """
-        Give the item back, to be leased again after `delay` seconds.
+        Requeue the item, to be leased again after `delay` seconds.
 
         Raises:
             Fenced: the lease is over.
@@ -1016,7 +1016,7 @@ class LeaseQueue(Generic[_T]):
 
     `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
     put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
-    extended with its heartbeat() for that time is lost, and the item leased anew; without, a lease
+    extended with its heartbeat() for that time is lost, and the item leased again; without, a lease
     lasts until it is settled.
     """
     @classmethod
@@ -1040,8 +1040,8 @@ class LeaseQueue(Generic[_T]):
         """
     def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
         """
-        Lease the next item. The caller must acknowledge the lease or give it back; a WorkerPool does
-        that for its handlers.
+        Lease the next item. The caller must acknowledge or requeue it; a WorkerPool does that for its
+        handlers.
 
         Blocks: until there is an item, for `timeout` seconds at most.
         On cancel: a checkpoint; Cancelled means that nothing was leased.
@@ -1093,7 +1093,7 @@ class Lock:
     restored the data that it protects; with `on_kill="release"` the lock is freed instead.
 
     When its holder is abandoned, and may still be inside, acquire() raises OwnerLost. A `fenced` lock
-    goes on to the next waiter instead, as after a kill; guard() has numbers that tell the stale
+    goes to the next waiter instead, as after a kill; guard() has numbers that distinguish the stale
     holder from later ones. Only its holder, or the guard, releases a fenced lock.
     """
     def __enter__(self, /) -> bool: ...
@@ -1178,8 +1178,8 @@ class Lock:
         `with lock.repair():`. Or give a function to do that, and it is called here, with the lock
         held.
 
-        At the end of the block the lock is good again; if the block raises, it stays poisoned. In
-        all else the block is like that of guard().
+        The end of the block clears the poison; if the block raises, the lock stays poisoned. Otherwise
+        the block is like that of guard().
         """
 
 @final
@@ -1214,8 +1214,8 @@ class LockGuard:
         the number with each request made under the lock, say a database, can refuse a number smaller
         than one it has seen.
 
-        It also rises when Condition.wait() gives the lock up and takes it back. An RLock that is
-        taken again by its holder keeps it.
+        It also rises when Condition.wait() releases and reacquires the lock. An RLock that its holder
+        acquires again keeps it.
         """
     def release(self, /) -> None:
         """
@@ -1223,7 +1223,7 @@ class LockGuard:
         repair() the lock stays poisoned then.
 
         RuntimeError: it was released before. Fenced: the lock was taken from this block. A kill
-        that the lock held off is raised here.
+        that the lock deferred is raised here.
         """
 
 @final
@@ -1247,7 +1247,7 @@ class Masked:
 @final
 class Op(Generic[_T_co]):
     """
-    One operation for wait_any(): made by the object that it is about, as `queue.get_op()`, or by
+    One operation for wait_any(): made by the object that it waits for, as `queue.get_op()`, or by
     readable(), writable() and after().
 
     It is a description: nothing is done before wait_any() does it, and it may be used again.
@@ -1255,7 +1255,7 @@ class Op(Generic[_T_co]):
     @staticmethod
     def after(seconds: float, /) -> Op[None]:
         """
-        So many seconds have passed since this call: an operation that yields None.
+        This many seconds have passed since this call: an operation that yields None.
 
         Raises:
             TypeError: not a number.
@@ -1269,7 +1269,7 @@ class Op(Generic[_T_co]):
         `file`: a descriptor, or an object with fileno().
 
         Raises:
-            TypeError: neither of both.
+            TypeError: neither of these.
             ValueError: the file is closed.
         """
     @staticmethod
@@ -1322,7 +1322,7 @@ class PoolMetrics:
     def __new__(cls, /, observer: Callable[..., object] | None = None) -> PoolMetrics: ...
     def counts(self, /) -> dict[str, int]:
         """
-        How often each has happened.
+        How often each event has happened.
         """
 
 @final
@@ -1452,12 +1452,12 @@ class Queue(Generic[_T]):
     @property
     def maxsize(self, /) -> int:
         """
-        How many items it is for; zero or less means any number.
+        The most items that it may have; zero or less means any number.
         """
     @maxsize.setter
     def maxsize(self, /, maxsize: SupportsIndex) -> None:
         """
-        Waiters for a free place get those that are added.
+        Waiting putters get the added places.
         """
     def put(self, /, item: _T, block: bool = True, timeout: float | None = None) -> None:
         """
@@ -1497,7 +1497,7 @@ class Queue(Generic[_T]):
         Count one item as done.
 
         Raises:
-            ValueError: as many as were put have been counted already.
+            ValueError: all items that were put are counted as done already.
         """
     @property
     def unfinished_tasks(self, /) -> int:
@@ -1508,7 +1508,7 @@ class Queue(Generic[_T]):
 @final
 class QueuePort:
     """
-    What a pool does with a queue.
+    The operations of a pool on a queue.
     """
     def abandon(self, /, reason: str | None = None) -> None:
         """
@@ -1516,8 +1516,8 @@ class QueuePort:
         """
     def cancel(self, /, item_id: int, reason: str | None = None) -> bool | None:
         """
-        Never lease the item again. True: it is dead now. False: it will be, when its worker gives
-        it back. None: it had ended.
+        Never lease the item again. True: it is dead now. False: it will be, when its worker
+        requeues it. None: it had ended.
         """
     def drain(self, /, timeout: float | None = None) -> bool:
         """
@@ -1689,7 +1689,7 @@ class Semaphore:
     """
     A counter like threading.Semaphore, whose waits can be cancelled.
 
-    A permit that a `with` block acquired comes back however the block ends, also if the thread is
+    A permit that a `with` block acquired is released however the block ends, also if the thread is
     killed there. One that acquire() took has no owner: any thread may release it.
     """
     def __enter__(self, /) -> bool: ...
@@ -1872,7 +1872,7 @@ class Task:
         """
         Begin to stop it, rung by rung; finish() of the returned object goes on with it.
 
-        `abandoned()` is called if it is abandoned, before its waiters are told.
+        `abandoned()` is called if it is abandoned, before its waiters are woken.
         """
     def cancel(self, /, reason: str | None = None, *, grace: float | None = None) -> bool:
         """
@@ -2121,7 +2121,7 @@ class _Injector:
 
 def call_masked(fn: Callable[..., _T], *arguments: object) -> _T:
     """
-    Call something short that a kill must not tear apart, and return its result.
+    Call a short function that a kill must not interrupt half-way, and return its result.
 
     On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
     or delivered again.
@@ -2274,7 +2274,7 @@ def notify_closing(file: FileDescriptorLike, /) -> None:
     """
     Wake the threads that wait for the file, which is about to be closed: they get OSError (EBADF).
 
-    The system does not wake waiters, and gives the number to the next file that is opened. desist's own
+    The system does not wake the waiting threads, and reuses the number for the next file. desist's own
     sockets and processes call this themselves.
     """
 
@@ -2285,7 +2285,7 @@ def ports() -> dict[str, list[str]]:
 
 def queue_port(queue: LeaseQueue[Any] | FileQueue[Any]) -> QueuePort:
     """
-    What a pool does with one of the core's queues.
+    The operations of a pool on one of the core's queues.
     """
 
 def retry_pause(policy: RetryPolicy, attempt: int, random: float) -> float:

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use crate::cause::{Cause, CauseKind};
 use crate::python::binding::seconds;
 
-/// Why something was cancelled. Immutable; the first cause recorded is final.
+/// Why code was cancelled. Immutable; the first cause recorded is final.
 #[pyclass(frozen, module = "desist")]
 pub(super) struct CancelCause {
     cause: Cause,

@@ -99,7 +99,7 @@ pub(super) fn wait_writable(
 
 /// Wake the threads that wait for the file, which is about to be closed: they get OSError (EBADF).
 ///
-/// The system does not wake waiters, and gives the number to the next file that is opened. desist's own
+/// The system does not wake the waiting threads, and reuses the number for the next file. desist's own
 /// sockets and processes call this themselves.
 #[pyfunction]
 #[pyo3(signature = (file, /))]

@@ -23,7 +23,7 @@ use crate::python::{error, io};
 use crate::sync::{LockError, QueueError};
 use crate::wait::{Op as CoreOp, Until, Waitable};
 
-/// One operation for wait_any(): made by the object that it is about, as `queue.get_op()`, or by
+/// One operation for wait_any(): made by the object that it waits for, as `queue.get_op()`, or by
 /// readable(), writable() and after().
 ///
 /// It is a description: nothing is done before wait_any() does it, and it may be used again.
@@ -82,7 +82,7 @@ impl Op {
     /// `file`: a descriptor, or an object with fileno().
     ///
     /// Raises:
-    ///     TypeError: neither of both.
+    ///     TypeError: neither of these.
     ///     ValueError: the file is closed.
     #[staticmethod]
     #[pyo3(signature = (file, /) -> "Op[None]")]
@@ -100,7 +100,7 @@ impl Op {
         Ok(Op::new(Ready(io::descriptor(file)?, Readiness::Writable)))
     }
 
-    /// So many seconds have passed since this call: an operation that yields None.
+    /// This many seconds have passed since this call: an operation that yields None.
     ///
     /// Raises:
     ///     TypeError: not a number.

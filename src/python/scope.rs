@@ -433,7 +433,7 @@ impl CancelScope {
         Ok(slf)
     }
 
-    /// True where the block's own cancellation ends here.
+    /// True if the block's own cancellation ends here.
     #[pyo3(signature = (r#type, value, _traceback, /))]
     fn __exit__(
         &self,

@@ -245,7 +245,7 @@ impl Task {
 
     /// Begin to stop it, rung by rung; finish() of the returned object goes on with it.
     ///
-    /// `abandoned()` is called if it is abandoned, before its waiters are told.
+    /// `abandoned()` is called if it is abandoned, before its waiters are woken.
     #[pyo3(signature = (reason = None, *, policy = None, abandoned: "Callable[[], object] | None" = None))]
     fn begin_kill(
         &self,

@@ -30,7 +30,7 @@ use crate::token::tree::{Flag, Hook};
 use crate::wait::Cancellation;
 use crate::{park, token};
 
-/// Tells whether something was cancelled; can be waited for, and takes callbacks. It cannot cancel.
+/// Shows whether its source was cancelled; can be waited for, and takes callbacks. It cannot cancel.
 ///
 /// `cancelled` is a slot that the interpreter reads without a call.
 // The slot holds False or True. The cancelling thread writes it, attached or not: one atomic store of a
@@ -238,7 +238,7 @@ impl CancelToken {
     }
 }
 
-/// Cancels its `token`, and all tokens below that. Give the token to other code, and keep the source.
+/// Cancels its `token`, and all tokens below it. Give the token to other code, and keep the source.
 ///
 /// As a context manager it closes itself at the end of the block.
 #[pyclass(frozen, weakref, module = "desist")]

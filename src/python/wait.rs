@@ -132,7 +132,7 @@ impl Latch {
         self.latch.set();
     }
 
-    /// Set?
+    /// Is it set?
     fn is_set(&self) -> bool {
         self.latch.is_set()
     }

@@ -136,7 +136,7 @@ pub(super) fn retry_pause(policy: &RetryPolicy, attempt: u32, random: f64) -> f6
     policy.retry.pause(attempt, random).as_secs_f64()
 }
 
-/// What a pool does with one of the core's queues.
+/// The operations of a pool on one of the core's queues.
 #[pyfunction]
 #[pyo3(signature = (queue: "LeaseQueue[Any] | FileQueue[Any]"))]
 pub(super) fn queue_port(queue: &Bound<'_, PyAny>) -> PyResult<QueuePort> {

@@ -45,7 +45,7 @@ thread_local! {
     static HELD_OFF: Cell<Option<Mask>> = const { Cell::new(None) };
 }
 
-/// Call something short that a kill must not tear apart, and return its result.
+/// Call a short function that a kill must not interrupt half-way, and return its result.
 ///
 /// On kill: deferred. The result is returned all the same; the kill is raised at the next checkpoint,
 /// or delivered again.

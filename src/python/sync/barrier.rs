@@ -16,8 +16,8 @@ use crate::sync::{self, Arrival, BarrierError};
 
 /// A barrier like threading.Barrier, whose waits can be cancelled.
 ///
-/// The last of `parties` threads to arrive calls `action`, if there is one, before all go.
-/// `timeout` is in seconds and counts for each wait() that is given none.
+/// The last of `parties` threads to arrive calls `action`, if there is one, before all pass.
+/// `timeout`, in seconds, is the default of wait().
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(in crate::python) struct Barrier {
     /// Written once, by `__init__`.
@@ -70,7 +70,7 @@ impl Barrier {
     /// Wait until all parties have arrived; returns the number of threads that arrived before.
     ///
     /// Blocks: until the last party has arrived.
-    /// On cancel: Cancelled is raised; the thread does not count as arrived, and the others wait on.
+    /// On cancel: Cancelled is raised; the thread does not count as arrived, and the others keep waiting.
     /// On timeout: the barrier breaks, for all of its waiters.
     ///
     /// Raises:
@@ -111,7 +111,7 @@ impl Barrier {
         Ok(())
     }
 
-    /// How many threads it is for.
+    /// How many threads have to arrive.
     #[getter]
     fn parties(&self) -> PyResult<usize> {
         Ok(self.made()?.barrier.parties())

@@ -74,12 +74,12 @@ impl Undo for Cell {
 /// `held.value`.
 ///
 /// If a block is killed in the middle, the value may be half changed: then lock() raises LockPoisoned
-/// until `with guarded.repair() as held:` has set it right.
+/// until `with guarded.repair() as held:` has restored it.
 ///
 /// `rollback` is a function that takes the value and returns a copy, copy.deepcopy for instance. It
 /// is called at the beginning of each block, and must change nothing. If the block is left by any
 /// exception, is killed, or its thread is abandoned, the copy takes the value's place, and the lock
-/// is as good as before. Without it an exception leaves the value as it is at that moment.
+/// stays usable. Without `rollback` an exception leaves the value as it is at that moment.
 ///
 /// `name` is for reports.
 #[pyclass(frozen, weakref, module = "desist")]
@@ -146,9 +146,9 @@ impl Guarded {
         GuardedValue::new(slf, Acquire::Known)
     }
 
-    /// A block that has the value although it is poisoned, to set it right.
+    /// A block that has the value although it is poisoned, to restore it.
     ///
-    /// At the end of the block it is good again; if the block raises, it stays poisoned.
+    /// The end of the block clears the poison; if the block raises, the value stays poisoned.
     #[pyo3(signature = () -> "GuardedValue[_T]")]
     fn repair(slf: Py<Self>) -> GuardedValue {
         GuardedValue::new(slf, Acquire::Repair)

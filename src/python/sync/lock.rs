@@ -36,7 +36,7 @@ use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 /// restored the data that it protects; with `on_kill="release"` the lock is freed instead.
 ///
 /// When its holder is abandoned, and may still be inside, acquire() raises OwnerLost. A `fenced` lock
-/// goes on to the next waiter instead, as after a kill; guard() has numbers that tell the stale
+/// goes to the next waiter instead, as after a kill; guard() has numbers that distinguish the stale
 /// holder from later ones. Only its holder, or the guard, releases a fenced lock.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(in crate::python) struct Lock {
@@ -303,8 +303,8 @@ impl Lock {
     /// `with lock.repair():`. Or give a function to do that, and it is called here, with the lock
     /// held.
     ///
-    /// At the end of the block the lock is good again; if the block raises, it stays poisoned. In
-    /// all else the block is like that of guard().
+    /// The end of the block clears the poison; if the block raises, the lock stays poisoned. Otherwise
+    /// the block is like that of guard().
     #[pyo3(signature = (r#fn: "Callable[[], object] | None" = None, /) -> "LockGuard | None")]
     fn repair<'py>(
         slf: &Bound<'py, Self>,

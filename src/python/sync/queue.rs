@@ -202,13 +202,13 @@ impl Queue {
         slf.getattr("queue")?.call_method0("popleft")
     }
 
-    /// How many items it is for; zero or less means any number.
+    /// The most items that it may have; zero or less means any number.
     #[getter]
     fn maxsize(&self) -> isize {
         self.maxsize.load(Ordering::Relaxed)
     }
 
-    /// Waiters for a free place get those that are added.
+    /// Waiting putters get the added places.
     #[setter]
     fn set_maxsize(&self, maxsize: isize) {
         self.maxsize.store(maxsize, Ordering::Relaxed);
@@ -303,7 +303,7 @@ impl Queue {
     /// Count one item as done.
     ///
     /// Raises:
-    ///     ValueError: as many as were put have been counted already.
+    ///     ValueError: all items that were put are counted as done already.
     fn task_done(&self) -> PyResult<()> {
         self.items
             .task_done()

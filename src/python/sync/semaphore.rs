@@ -17,7 +17,7 @@ use crate::sync;
 
 /// A counter like threading.Semaphore, whose waits can be cancelled.
 ///
-/// A permit that a `with` block acquired comes back however the block ends, also if the thread is
+/// A permit that a `with` block acquired is released however the block ends, also if the thread is
 /// killed there. One that acquire() took has no owner: any thread may release it.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(in crate::python) struct Semaphore {

@@ -266,8 +266,8 @@ pub(in crate::python) type OnAbandon = Box<dyn FnMut() + Send>;
 
 /// A kill that has begun: its task is cancelled, and an urgent one has been delivered once.
 ///
-/// finish() takes it up the ladder, on this thread or another. Without that the kill goes no
-/// further.
+/// finish() continues with the further rungs, on this thread or another. Without finish() the kill
+/// stops here.
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct BegunKill {
     /// Taken by the one call of finish(). None from the beginning: no task was there to be killed.
@@ -391,13 +391,13 @@ impl KillReport {
         stop::KillReport::already_done().into()
     }
 
-    /// The last rung that reached the code; None: it still runs, and the policy does not abandon.
+    /// The last rung that reached the code; None: it still runs, and the policy does not abandon it.
     #[getter]
     fn outcome(&self) -> Option<KillOutcome> {
         self.report.outcome
     }
 
-    /// Seconds from the call until the code had ended and all that it held was released.
+    /// Seconds from the call until the code had ended and all its holds were released.
     #[getter]
     fn elapsed(&self) -> f64 {
         self.report.elapsed.as_secs_f64()

@@ -165,7 +165,7 @@ impl ChildProcess {
         self.line.lock().pipe = None;
     }
 
-    /// Pass on that the work with this number was cancelled.
+    /// Tell the process that the work with this number was cancelled.
     fn cancel(&self, round: u64, cause: &CancelCause) {
         let record = encoded(round, cause.core());
         self.line.lock().tell(&record);

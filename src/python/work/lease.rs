@@ -211,7 +211,7 @@ impl Lease {
         Some(progress.clone_ref(py))
     }
 
-    /// The work goes on: where the queue has a lease_timeout, it begins anew. `progress` is stored for
+    /// Extend the lease: in a queue with a lease_timeout, that time begins again. `progress` is stored for
     /// the next attempt, in case this one does not finish.
     ///
     /// On cancel: a checkpoint.
@@ -229,7 +229,7 @@ impl Lease {
     /// Acknowledge the item: the work is done.
     ///
     /// Raises:
-    ///     Fenced: the lease is over: acknowledged, given back, or lost.
+    ///     Fenced: the lease is over: the item was acknowledged or requeued, or the lease was lost.
     #[pyo3(signature = (result: "object" = None))]
     fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
         self.handle().ack(py, self.key())?;
@@ -239,7 +239,7 @@ impl Lease {
         Ok(())
     }
 
-    /// Give the item back, to be leased again after `delay` seconds.
+    /// Requeue the item, to be leased again after `delay` seconds.
     ///
     /// Raises:
     ///     Fenced: the lease is over.

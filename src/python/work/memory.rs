@@ -81,7 +81,7 @@ impl Note {
 ///
 /// `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
 /// put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
-/// extended with its heartbeat() for that time is lost, and the item leased anew; without, a lease
+/// extended with its heartbeat() for that time is lost, and the item leased again; without, a lease
 /// lasts until it is settled.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(in crate::python) struct LeaseQueue {
@@ -151,8 +151,8 @@ impl LeaseQueue {
         self.memory.put(py, item, &arguments)
     }
 
-    /// Lease the next item. The caller must acknowledge the lease or give it back; a WorkerPool does
-    /// that for its handlers.
+    /// Lease the next item. The caller must acknowledge or requeue it; a WorkerPool does that for its
+    /// handlers.
     ///
     /// Blocks: until there is an item, for `timeout` seconds at most.
     /// On cancel: a checkpoint; Cancelled means that nothing was leased.

@@ -61,7 +61,7 @@ impl PoolMetrics {
         }
     }
 
-    /// How often each has happened.
+    /// How often each event has happened.
     #[pyo3(signature = () -> "dict[str, int]")]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);

@@ -37,7 +37,7 @@ pub(super) trait PoolQueue: Send + Sync {
     fn source(self: Arc<Self>) -> Arc<dyn LeaseSource>;
 }
 
-/// What a pool does with a queue.
+/// The operations of a pool on a queue.
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct QueuePort {
     queue: Arc<dyn PoolQueue>,
@@ -72,8 +72,8 @@ impl QueuePort {
         self.queue.submit(item, promise, arguments)
     }
 
-    /// Never lease the item again. True: it is dead now. False: it will be, when its worker gives
-    /// it back. None: it had ended.
+    /// Never lease the item again. True: it is dead now. False: it will be, when its worker
+    /// requeues it. None: it had ended.
     #[pyo3(signature = (item_id: "int", reason = None))]
     fn cancel(&self, py: Python<'_>, item_id: u64, reason: Option<&str>) -> PyResult<Option<bool>> {
         let failure = failure(py, CauseKind::Explicit, reason)?;

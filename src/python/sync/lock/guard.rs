@@ -106,8 +106,8 @@ impl LockGuard {
     /// the number with each request made under the lock, say a database, can refuse a number smaller
     /// than one it has seen.
     ///
-    /// It also rises when Condition.wait() gives the lock up and takes it back. An RLock that is
-    /// taken again by its holder keeps it.
+    /// It also rises when Condition.wait() releases and reacquires the lock. An RLock that its holder
+    /// acquires again keeps it.
     #[getter]
     fn epoch(&self, py: Python<'_>) -> PyResult<u64> {
         Ok(self.holding(py)?.epoch())
@@ -126,7 +126,7 @@ impl LockGuard {
     /// repair() the lock stays poisoned then.
     ///
     /// RuntimeError: it was released before. Fenced: the lock was taken from this block. A kill
-    /// that the lock held off is raised here.
+    /// that the lock deferred is raised here.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
         let holding = self.holding(py)?;
         let unwinding = unwinding(py, self.lock.get().core().hold_seq())?;
