@@ -35,7 +35,7 @@ def codec(name: str) -> Codec:
         def to_pickle(item: object) -> bytes:
             return pickle.dumps(item, _PROTOCOL)
 
-        return Codec(_saying_what_to_do(to_pickle, name), pickle.loads)
+        return Codec(_with_advice(to_pickle, name), pickle.loads)
     if name == "json":
         import json
 
@@ -44,12 +44,12 @@ def codec(name: str) -> Codec:
                 item, ensure_ascii=False, allow_nan=False, separators=(",", ":")
             ).encode()
 
-        return Codec(_saying_what_to_do(to_bytes, name), json.loads)
+        return Codec(_with_advice(to_bytes, name), json.loads)
     message = f"codec must be 'pickle' or 'json', not {name!r}"
     raise ValueError(message)
 
 
-def _saying_what_to_do(dumps: Callable[[Any], bytes], name: str) -> Callable[[Any], bytes]:
+def _with_advice(dumps: Callable[[Any], bytes], name: str) -> Callable[[Any], bytes]:
     def encode(item: object) -> bytes:
         try:
             return dumps(item)

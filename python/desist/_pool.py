@@ -155,7 +155,7 @@ class WorkerPool(Generic[T, R]):
             tally=self._tally,
         )
         # A pool without references, or one that is still there at exit, stops working.
-        weakref.finalize(self, _let_go, self._source, self._roster.children)
+        weakref.finalize(self, _stop_dropped, self._source, self._roster.children)
         for index in range(workers):
             self._roster.add(f"desist-worker-{index}")
 
@@ -389,7 +389,7 @@ def _policy_for(
     return policy
 
 
-def _let_go(source: CancelSource, children: list[ChildHandler[T, R]]) -> None:
+def _stop_dropped(source: CancelSource, children: list[ChildHandler[T, R]]) -> None:
     source.cancel("the pool was dropped without stop()")
     for child in children:
         child.dismiss()

@@ -1,6 +1,6 @@
 //! `Cancelled`, and how the core's errors become Python exceptions.
 //!
-//! The modules above use the exceptions of `desist._exceptions` and `Killed` through here.
+//! The modules above use the exceptions of `desist._exceptions` and `Killed` through this module.
 
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;

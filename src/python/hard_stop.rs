@@ -8,8 +8,8 @@
 //! | `mask` | deferring kills of the calling task |
 //! | `stack` | where an exception was raised, for reports |
 //!
-//! `killed` and `trace` use each other: the delivery of a kill is where a thread learns that it is to
-//! be traced, and the tracer raises kills.
+//! `killed` and `trace` use each other: the delivery of a kill begins the tracing of its thread, and
+//! the tracer raises kills.
 //!
 //! A posted exception lies in one slot of its thread until the interpreter looks at it. The core posts
 //! and retracts only with the interpreter's lock (`with_host_lock`), so that a thread is never
@@ -28,9 +28,9 @@
 //! | an exception of a C trace function is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
 //!
-//! A posted exception is never retracted by posting NULL: up to 3.12 the evaluation loop keeps the
-//! request pending then, which slows all threads down (3.12) or hangs traced ones (3.11). It is
-//! retracted by having it delivered to a function that does nothing.
+//! A posted exception is never retracted by posting NULL: up to 3.12 the evaluation loop would keep the
+//! request pending, which slows all threads down (3.12) or hangs traced ones (3.11). Instead the
+//! exception is delivered in a function that does nothing.
 #![allow(unsafe_code)] // calls of the C API
 
 mod block;

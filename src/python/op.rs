@@ -3,10 +3,10 @@
 //! Guarantees: an `Op` is only a description. Nothing is done, and no queue is joined, before
 //! `wait_any` starts it; a started operation that was not done leaves no trace (I14).
 //!
-//! How: the object that an operation is about makes it (`Queue.get_op()`, `Lock.acquire_op()`), by
+//! How: the object that an operation waits for makes it (`Queue.get_op()`, `Lock.acquire_op()`), by
 //! implementing [`Operation`]; so this module knows none of them, and `wait_any` needs no list of
 //! kinds. An `Op` may be waited for any number of times, one after the other or at once, since each
-//! wait starts it anew.
+//! wait starts it again.
 
 use std::io as std_io;
 

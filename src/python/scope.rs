@@ -3,7 +3,7 @@
 //! Both classes are a [`Block`] with another answer to an absorbed cancellation. The block's state is
 //! under one mutex; the core's scope is entered, and left, after the mutex is released wherever that
 //! may wait or run Python code. A block is entered once, and left on the thread that has entered it.
-//! A `__exit__` that a kill skipped is made up for by the next enclosing block, or by the task's end
+//! If a kill skipped an `__exit__`, the next enclosing block does its work, or the task's end
 //! (`scope::close_above`).
 
 use std::sync::Arc;

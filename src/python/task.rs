@@ -1,7 +1,7 @@
 //! `Task`: one run of a Python callable, behind the boundary.
 //!
 //! [`run`] is the only place where a body is called with a boundary around it: for threads, for tasks
-//! of a group, and for the handlers of workers. What came out of the body is settled after the boundary
+//! of a group, and for the handlers of workers. The body's result is settled after the boundary
 //! has closed, when no kill can be delivered any more and the body holds nothing, and before the task
 //! counts as over, so that a thread that waits for the task finds its result.
 

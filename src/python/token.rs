@@ -98,7 +98,7 @@ impl Drop for CancelToken {
         if let Some(id) = self.hook.get_mut().checked_sub(1) {
             self.token.node().unhook(id);
         }
-        // The field gives back the one that it holds; the other is given back here.
+        // The field releases its own reference; the other one is released here.
         // SAFETY: `wrap` took a count of each; a Python object is dropped attached.
         unsafe {
             let now_true = self.cancelled.as_ptr() == ffi::Py_True();

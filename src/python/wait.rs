@@ -1,7 +1,7 @@
 //! Sleeping, checkpoints, and how any operation of the core waits.
 //!
-//! An operation is tried attached; only its sleeping is done detached ([`perform`]), so that what it
-//! yields is in the hands of an attached thread at once. [`blocking`] runs a whole wait detached, for
+//! An operation is tried attached; only its sleeping is done detached ([`perform`]), so that its
+//! result goes to an attached thread at once. [`blocking`] runs a whole wait detached, for
 //! waits that yield no object.
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Queues of leases, and the workers' loop.
 //!
-//! `source` is the port: the loop (`worker_slot`) and the lease in a handler's hands know a queue
+//! `source` is the port: the loop (`worker_slot`) and a handler's lease know a queue
 //! through it only, and `memory`, `file` and `py_queue` implement it.
 //!
 //! | module | subject |
@@ -12,7 +12,7 @@
 //! | `options` | the arguments of a queue, and of `put()` |
 //! | `promises` | the futures of submitted items |
 //! | `port` | `QueuePort`: the operations of a pool on a queue |
-//! | `lease` | `Lease`: one delivery, in its handler's hands |
+//! | `lease` | `Lease`: one delivery, as its handler sees it |
 //! | `worker_slot` | `WorkerSlot`: a worker's place in its pool, and its loop |
 //! | `pool_metrics` | `PoolMetrics`: a pool's counters, and its observer |
 //! | `child`, `parent_watch` | a worker's process, and its parent as that process sees it |

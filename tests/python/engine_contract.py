@@ -40,7 +40,7 @@ def lease(engine: Engine) -> Delivery:
     return delivery
 
 
-def lease_what_is_due(engine: Engine) -> Delivery:
+def lease_due_item(engine: Engine) -> Delivery:
     while True:
         engine.tend(0.01)
         delivery = engine.lease(0)
@@ -124,7 +124,7 @@ class Contract:
         lost, other = engines(lease_timeout=SHORT), engines(lease_timeout=SHORT)
         put(lost)
         stale = lease(lost)
-        current = lease_what_is_due(other)
+        current = lease_due_item(other)
         assert (current.id, current.attempt) == ("a", 2)
         assert current.epoch > stale.epoch
         with pytest.raises(Fenced):
@@ -145,7 +145,7 @@ class Contract:
         put(engine, delay=0.05)
         assert engine.counts() == counts(delayed=1)
         assert engine.lease(0) is None
-        assert lease_what_is_due(other).attempt == 1
+        assert lease_due_item(other).attempt == 1
 
     def test_progress_is_kept_for_the_next_attempt(self, engines: Engines) -> None:
         engine = engines()
@@ -253,7 +253,7 @@ class Contract:
         put(other, "c", delay=0.01)
         other.tend(0)
         assert engine.counts()["leased"] == 1
-        assert lease_what_is_due(other).id == "c"
+        assert lease_due_item(other).id == "c"
 
     # --- behind a queue, and behind a pool --------------------------------------------------------
 
@@ -329,7 +329,7 @@ class Contract:
         with EngineQueue[str](engines(), retry=policy) as queue:
             queue.put("a")
             assert lease(lost).attempt == 1
-            assert lease_what_is_due(lost).attempt == 2
+            assert lease_due_item(lost).attempt == 2
             while lost.counts()["leased"]:
                 lost.tend(0.01)
             assert queue.lease(0) is None

@@ -363,7 +363,7 @@ def test_futures_of_a_stopped_pool_are_cancelled() -> None:
         future.result()
 
 
-def test_an_item_that_loses_its_workers_is_not_tried_for_ever() -> None:
+def test_an_item_that_loses_its_workers_is_not_tried_forever() -> None:
     def run() -> None:
         engine = DictEngine()
         with EngineQueue[str](engine, retry=RetryPolicy(max_attempts=2)) as queue:

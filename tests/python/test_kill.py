@@ -341,7 +341,7 @@ def test_a_kill_swallowed_at_a_wait_is_raised_at_the_next() -> None:
     assert isinstance(victim.raised, Killed)
 
 
-def test_code_that_swallows_for_ever_is_abandoned_in_time() -> None:
+def test_code_that_swallows_forever_is_abandoned_in_time() -> None:
     end = threading.Event()
 
     def body(ready: Callable[[], None]) -> None:

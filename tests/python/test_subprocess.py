@@ -541,7 +541,7 @@ def cat() -> Iterator[desist.subprocess.Popen[bytes]]:
         yield process
 
 
-def let_go(process: subprocess.Popen[bytes]) -> None:
+def close_input(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     process.stdin.close()
 
@@ -550,7 +550,7 @@ def test_wait_returns_the_exit_code(way: str) -> None:
     assert way
     with cat() as process:
         with in_its_wait(process.wait) as victim:
-            let_go(process)
+            close_input(process)
         assert victim.results == [0]
         assert process.wait() == 0
     with desist.subprocess.Popen("kill -9 $$", shell=True) as process:
@@ -567,7 +567,7 @@ def test_wait_leaves_the_child_running_when_it_is_cancelled(way: str) -> None:
                 process.wait(timeout)
         with pytest.raises(desist.DeadlineExceeded), desist.cancel_scope(timeout=0.01):
             process.wait()
-        let_go(process)
+        close_input(process)
         assert process.wait() == 0
     del way
 
@@ -579,7 +579,7 @@ def test_several_may_wait_for_one_child(way: str) -> None:
             in_its_wait(process.wait) as one,
             in_its_wait(process.wait) as other,
         ):
-            let_go(process)
+            close_input(process)
         assert one.results == other.results == [0]
 
 
@@ -604,7 +604,7 @@ def test_a_child_that_was_reaped_elsewhere_has_ended() -> None:
             return process.wait()
 
         with in_its_wait(wait) as victim:
-            let_go(process)
+            close_input(process)
             # One of the two reaps the child; the other gets ECHILD.
             with suppress(ChildProcessError):
                 os.waitpid(process.pid, 0)
@@ -637,7 +637,7 @@ def test_the_child_of_another_process_cannot_be_waited_for() -> None:
             with pytest.raises(ChildProcessError, match="is not a child of this process"):
                 other.wait()
             other.returncode = 0
-        let_go(process)
+        close_input(process)
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no such descriptors here")
@@ -656,7 +656,7 @@ def test_without_a_free_descriptor_nothing_is_left_behind(
         process = desist.subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         with pytest.raises(OSError, match="Too many open files"):
             process.wait()
-        let_go(process)
+        close_input(process)
         monkeypatch.undo()
         assert process.wait() == 0
     with nothing_left(), monkeypatch.context() as patch:

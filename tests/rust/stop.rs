@@ -372,31 +372,31 @@ struct Fake {
     asked: Mutex<Sender<()>>,
     posted: Mutex<Sender<()>>,
     posts: AtomicU32,
-    taken_back: AtomicU32,
+    retracted: AtomicU32,
     /// Whether the body's thread has left the body.
     over: AtomicBool,
 }
 
-struct Ears {
+struct Calls {
     asked: Receiver<()>,
     posted: Receiver<()>,
 }
 
 impl Fake {
-    fn new() -> (Arc<Fake>, Ears) {
-        let ((asked, hear_asked), (posted, hear_posted)) = (channel(), channel());
+    fn new() -> (Arc<Fake>, Calls) {
+        let ((asked, asked_calls), (posted, posted_calls)) = (channel(), channel());
         let fake = Fake {
             asked: Mutex::new(asked),
             posted: Mutex::new(posted),
             posts: AtomicU32::new(0),
-            taken_back: AtomicU32::new(0),
+            retracted: AtomicU32::new(0),
             over: AtomicBool::new(false),
         };
         (
             Arc::new(fake),
-            Ears {
-                asked: hear_asked,
-                posted: hear_posted,
+            Calls {
+                asked: asked_calls,
+                posted: posted_calls,
             },
         )
     }
@@ -404,7 +404,7 @@ impl Fake {
     fn counted(&self) -> (u32, u32) {
         (
             self.posts.load(Ordering::SeqCst),
-            self.taken_back.load(Ordering::SeqCst),
+            self.retracted.load(Ordering::SeqCst),
         )
     }
 }
@@ -427,7 +427,7 @@ impl Interrupter for Fake {
     fn retract(&self) {
         // A host runs code for this, which may use the whole core.
         let _ = move_on_after(HOUR, |_| checkpoint());
-        self.taken_back.fetch_add(1, Ordering::SeqCst);
+        self.retracted.fetch_add(1, Ordering::SeqCst);
     }
 
     fn stack(&self) -> Option<Vec<String>> {
@@ -468,10 +468,10 @@ fn kill_forced(
 
 #[test]
 fn i23_a_swallowed_kill_is_posted_again_until_the_boundary_confirms() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         for _ in 0..3 {
-            ears.posted.recv().unwrap();
+            calls.posted.recv().unwrap();
             assert!(task.arrived().is_some());
         }
         BodyEnd::Killed(Some("the fourth would be too many".into()))
@@ -486,9 +486,9 @@ fn i23_a_swallowed_kill_is_posted_again_until_the_boundary_confirms() {
 
 #[test]
 fn i22_a_posted_kill_that_was_not_raised_is_retracted_at_the_boundary() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let report = kill_forced(&fake, &BY_FORCE, move |_| {
-        ears.posted.recv().unwrap();
+        calls.posted.recv().unwrap();
         BodyEnd::Unwound
     });
     assert_eq!(
@@ -502,10 +502,10 @@ fn i22_a_posted_kill_that_was_not_raised_is_retracted_at_the_boundary() {
 #[test]
 fn i22_no_kill_is_posted_after_the_body_has_left() {
     for round in 0..200 {
-        let (fake, ears) = Fake::new();
+        let (fake, calls) = Fake::new();
         kill_forced(&fake, &BY_FORCE, move |task| {
             if round % 2 == 0 {
-                ears.posted.recv().unwrap();
+                calls.posted.recv().unwrap();
             }
             if round % 4 == 0 {
                 task.arrived();
@@ -513,8 +513,8 @@ fn i22_no_kill_is_posted_after_the_body_has_left() {
             BodyEnd::Unwound
         });
         // `Fake::post` is the assertion; the content of the slot was taken out of it.
-        let (posts, taken_back) = fake.counted();
-        assert!(taken_back <= 1 && posts >= taken_back);
+        let (posts, retracted) = fake.counted();
+        assert!(retracted <= 1 && posts >= retracted);
     }
 }
 
@@ -546,14 +546,14 @@ impl Interrupter for Late {
 
 #[test]
 fn i22_a_kill_under_way_when_the_body_leaves_is_not_posted() {
-    let ((asked, hear_asked), (leave, left)) = (channel(), channel());
+    let ((asked, asked_calls), (leave, left)) = (channel(), channel());
     let (asked, left) = (Mutex::new(asked), Mutex::new(left));
     let (task, begun) = (Task::new("body", None), Arc::new(Latch::new()));
     let (theirs, begin) = (task.clone(), begun.clone());
     let body = thread::spawn(move || {
         let boundary = Boundary::enter(&theirs, Some(Arc::new(Late { asked, left })));
         begin.set();
-        hear_asked.recv().unwrap();
+        asked_calls.recv().unwrap();
         boundary.leave(BodyEnd::Unwound);
         leave.send(()).unwrap();
         theirs.over().set();
@@ -568,14 +568,14 @@ fn i22_a_kill_under_way_when_the_body_leaves_is_not_posted() {
 
 #[test]
 fn i24_a_kill_waits_behind_a_mask_and_is_delivered_once_when_it_closes() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         let outer = task.mask(far());
         let inner = task.mask(far());
         let before = theirs.counted();
-        while ears.asked.try_recv().is_ok() {}
-        (0..3).for_each(|_| ears.asked.recv().unwrap());
+        while calls.asked.try_recv().is_ok() {}
+        (0..3).for_each(|_| calls.asked.recv().unwrap());
         assert!(
             matches!(checkpoint(), Err(Stop::Cancelled(_))),
             "asked, but not killed"
@@ -596,11 +596,11 @@ fn i24_a_kill_waits_behind_a_mask_and_is_delivered_once_when_it_closes() {
 
 #[test]
 fn i24_a_mask_closes_only_itself_even_out_of_order_and_from_another_thread() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         let (suspended, mine) = (task.mask(PAST), task.mask(far()));
-        while ears.asked.try_recv().is_ok() {}
-        (0..3).for_each(|_| ears.asked.recv().unwrap());
+        while calls.asked.try_recv().is_ok() {}
+        (0..3).for_each(|_| calls.asked.recv().unwrap());
         thread::scope(|threads| {
             threads.spawn(|| task.unmask(suspended));
         });
@@ -619,12 +619,12 @@ fn i24_a_mask_closes_only_itself_even_out_of_order_and_from_another_thread() {
 
 #[test]
 fn i24_a_mask_defers_a_kill_no_longer_than_its_bound() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         let until = Time::after(Duration::from_millis(3));
         task.mask(until);
-        while ears.posted.try_recv().is_ok() {} // before the mask
-        ears.posted.recv().unwrap();
+        while calls.posted.try_recv().is_ok() {} // before the mask
+        calls.posted.recv().unwrap();
         assert!(Time::now() >= until);
         task.arrived().unwrap();
         BodyEnd::Killed(None)
@@ -634,14 +634,14 @@ fn i24_a_mask_defers_a_kill_no_longer_than_its_bound() {
 
 #[test]
 fn i24_a_mask_that_opens_under_a_posted_kill_retracts_it_and_delivers_it_when_it_closes() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
-        ears.posted.recv().unwrap();
+        calls.posted.recv().unwrap();
         let mask = task.mask(far());
         assert_eq!(theirs.counted(), (1, 1), "the host's slot is empty again");
-        while ears.asked.try_recv().is_ok() {}
-        (0..3).for_each(|_| ears.asked.recv().unwrap());
+        while calls.asked.try_recv().is_ok() {}
+        (0..3).for_each(|_| calls.asked.recv().unwrap());
         assert_eq!(theirs.counted(), (1, 1), "nor is it filled again");
         assert_eq!(task.kill_due(), None);
         task.unmask(mask);
@@ -657,10 +657,10 @@ fn i24_a_mask_that_opens_under_a_posted_kill_retracts_it_and_delivers_it_when_it
 
 #[test]
 fn i24_a_clean_up_zone_that_opens_under_a_posted_kill_retracts_it() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
-        ears.posted.recv().unwrap();
+        calls.posted.recv().unwrap();
         let zone = cleanup(|| Ok::<_, Stop>(theirs.counted()));
         assert_eq!(zone, Ok(Some((1, 1))));
         assert!(task.kill_due().is_some());
@@ -671,13 +671,13 @@ fn i24_a_clean_up_zone_that_opens_under_a_posted_kill_retracts_it() {
 
 #[test]
 fn i25_a_clean_up_zone_defers_a_kill_until_its_end() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let theirs = fake.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         let zone = cleanup(|| {
             let before = theirs.counted();
-            while ears.asked.try_recv().is_ok() {}
-            (0..3).for_each(|_| ears.asked.recv().unwrap());
+            while calls.asked.try_recv().is_ok() {}
+            (0..3).for_each(|_| calls.asked.recv().unwrap());
             assert_eq!(theirs.counted(), before);
             checkpoint()
         });
@@ -694,7 +694,7 @@ fn i25_a_clean_up_zone_defers_a_kill_until_its_end() {
 
 #[test]
 fn i24_a_kill_waits_for_a_held_lock_and_is_due_when_it_is_released() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let lock = Lock::default();
     let (theirs, held) = (fake.clone(), lock.clone());
     let report = kill_forced(
@@ -708,8 +708,8 @@ fn i24_a_kill_waits_for_a_held_lock_and_is_due_when_it_is_released() {
             assert!(held.try_acquire(Acquire::Block).unwrap());
             task.unmask(mask);
             let before = theirs.counted();
-            while ears.asked.try_recv().is_ok() {}
-            (0..3).for_each(|_| ears.asked.recv().unwrap());
+            while calls.asked.try_recv().is_ok() {}
+            (0..3).for_each(|_| calls.asked.recv().unwrap());
             assert_eq!((theirs.counted(), task.kill_due()), (before, None));
             held.release().unwrap();
             assert!(task.kill_due().is_some());
@@ -726,15 +726,15 @@ fn i24_a_kill_waits_for_a_held_lock_and_is_due_when_it_is_released() {
 
 #[test]
 fn i21_a_lock_that_defers_a_kill_for_too_long_is_poisoned() {
-    let (fake, ears) = Fake::new();
+    let (fake, calls) = Fake::new();
     let lock = Lock::default();
     let held = lock.clone();
     let report = kill_forced(&fake, &BY_FORCE, move |task| {
         let mask = task.mask(far()); // so that no cancel comes before the lock is held
-        while ears.posted.try_recv().is_ok() {}
+        while calls.posted.try_recv().is_ok() {}
         assert!(held.try_acquire(Acquire::Block).unwrap());
         task.unmask(mask);
-        ears.posted.recv().unwrap();
+        calls.posted.recv().unwrap();
         task.arrived().unwrap();
         BodyEnd::Killed(None)
     });
@@ -747,7 +747,7 @@ fn i21_a_lock_that_defers_a_kill_for_too_long_is_poisoned() {
 
 #[test]
 fn a_forced_body_that_does_not_end_is_abandoned_and_the_report_has_its_stack() {
-    let (fake, _ears) = Fake::new();
+    let (fake, _calls) = Fake::new();
     let task = Task::new("body", None);
     let (theirs, interrupter) = (task.clone(), fake.clone());
     let ((begin, begun), (finish, finished)) = (channel(), channel::<()>());

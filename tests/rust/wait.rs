@@ -120,7 +120,7 @@ fn a_wait_that_was_not_granted_leaves_nothing_behind() {
         ..QueueOptions::default()
     });
     assert!(lock.acquire(Acquire::Task, Time::NEVER).unwrap());
-    let give_up = || {
+    let time_out = || {
         let soon = || Time::after(Duration::from_micros(20));
         assert_eq!(latch.wait_until(soon()), Ok(false));
         assert_eq!(latch.wait_shielded(soon()), Ok(false));
@@ -136,7 +136,7 @@ fn a_wait_that_was_not_granted_leaves_nothing_behind() {
         queue.ack(lease.id, lease.epoch).unwrap();
     };
     // A queue keeps its memory after its first use; there are fewer queues than rounds.
-    let mut rounds = (0..10).map(|_| allocated_by(|| (0..20).for_each(|_| give_up())).0);
+    let mut rounds = (0..10).map(|_| allocated_by(|| (0..20).for_each(|_| time_out())).0);
     assert!(rounds.any(|left| left.blocks == 0));
     lock.release().unwrap();
 }

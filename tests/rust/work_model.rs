@@ -486,8 +486,8 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 pub(crate) fn queue_options() -> impl Strategy<Value = QueueOptions> {
-    let for_ever = Just(Duration::MAX);
-    let lease_timeout = prop::option::of(prop_oneof![4 => seconds(1..8), 1 => for_ever]);
+    let forever = Just(Duration::MAX);
+    let lease_timeout = prop::option::of(prop_oneof![4 => seconds(1..8), 1 => forever]);
     (1..4u32, 0..5usize, lease_timeout).prop_map(|(max_attempts, maxsize, lease_timeout)| {
         QueueOptions {
             // Without jitter, so that the model knows the end of a pause.

@@ -11,8 +11,8 @@
 //! |---|---|---|
 //! | a thread state may be made without being attached, and is then the one with which its thread attaches | 3.10-3.15 | `test_a_system_thread_leaves_no_thread_state_behind` |
 //! | a lock is held meanwhile, for which a fork does not wait: the child hangs, or finds the list of states broken (python/cpython#112275) | 3.10-3.12 | `test_i37_a_fork_never_interrupts_the_attach_of_a_thread` |
-//! | a fork holds that lock, and may wait for us with it in its hand (python/cpython#116607) | 3.13-3.15 | the same |
-//! | of threads that make and drop states all the time, one may end up in an endless loop in the allocator (microsoft/mimalloc#759) | 3.13t | `test_i37_a_fork_never_interrupts_the_hand_over_of_callbacks` |
+//! | a fork holds that lock, and may wait for this thread while it holds it (python/cpython#116607) | 3.13-3.15 | the same |
+//! | a thread may end in an endless loop in the allocator if threads make and drop states all the time (microsoft/mimalloc#759) | 3.13t | `test_i37_a_fork_never_interrupts_the_hand_over_of_callbacks` |
 //! | a new state has no context, and gets an empty one | 3.10-3.15 | `test_a_context_variable_set_in_a_callback_stays_in_it` |
 #![allow(unsafe_code)] // calls of the C API
 

@@ -2,7 +2,7 @@
 //! same name.
 //!
 //! `test_all.py` compares the members with the variants; a member that is missing raises
-//! AttributeError where it is needed first.
+//! AttributeError at its first use.
 
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;

@@ -1,7 +1,7 @@
 //! The exceptions and warnings of `desist._exceptions`, which are written in Python.
 //!
-//! The module is imported when the first of them is needed, and cached: importing it at the
-//! extension's own import would be a circle.
+//! The module is imported when the first of them is needed, and cached: an import during the
+//! extension's own import would be circular.
 
 use std::ffi::CStr;
 

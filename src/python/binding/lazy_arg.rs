@@ -1,4 +1,4 @@
-//! Arguments that a method takes as they come and converts itself, and the types that the stub gives
+//! Arguments that a method takes unconverted and converts itself, and the types that the stub gives
 //! for them.
 //!
 //! PyO3 converts arguments before the method runs and words the errors itself. Where the error has to

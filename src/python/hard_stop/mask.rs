@@ -1,4 +1,4 @@
-//! Masks: as long as a task has one that has not run out, kills of it are deferred.
+//! Masks: while a task has an open mask whose time has not passed, kills of it are deferred.
 //!
 //! A task may have several; the core counts them by their numbers. Each has a time at which it ends by
 //! itself, so that a step that hangs cannot make a thread immortal.

@@ -1,7 +1,7 @@
 //! The stack at which an exception was raised, for reports.
 //!
 //! The record taken at the raise keeps no frame and so no variable alive. The text is made when a report
-//! is read, for that reads source files.
+//! is read, because making it reads source files.
 
 use std::time::Duration;
 

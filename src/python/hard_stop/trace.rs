@@ -1,14 +1,14 @@
 //! The rung TRACE: `Killed` is raised at every step of a body, so that code which swallows it cannot
 //! go on.
 //!
-//! No code is watched before a kill comes this far, and none after the body has ended.
+//! No code is watched before a kill reaches this rung, and none after the body has ended.
 //!
 //! From 3.12 on this uses sys.monitoring, with events that are local to the code that the body is
 //! running and the functions made in it: other threads are slowed only if they run the same code.
 //! Without the GIL another thread's frames cannot be read, so there the events are global. The
 //! callback raises only if the task of its own thread is being traced.
 //!
-//! Before, it uses a trace function, which a thread can only set for itself: an asynchronous `Killed`
+//! Before 3.12 it uses a trace function, which a thread can only set for itself: an asynchronous `Killed`
 //! is posted, and its delivery (see `killed`) sets the function.
 //!
 //! `WATCHED` is the state of sys.monitoring that all kills share: the first kill takes a tool id, the

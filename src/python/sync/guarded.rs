@@ -233,7 +233,7 @@ impl GuardedValue {
             })
         });
         if begun.is_err() {
-            // Nothing has been changed, not even if it was a kill that came in between.
+            // Nothing has been changed, also if a kill has ended the copy.
             self.left.store(true, Ordering::Relaxed);
             let _ = holding.release(None);
         }

@@ -1,8 +1,8 @@
 //! `Lock` and `RLock`: the core's lock with the signatures of `threading`.
 //!
-//! A lock is acquired in two steps: the waiter is told that the lock is free, attaches to the
-//! interpreter, and then takes the lock. A lock that was handed over to a thread that still waits for
-//! the interpreter would be of no use to any other.
+//! A lock is acquired in two steps: the waiter is notified that the lock is free, attaches to the
+//! interpreter, and then takes the lock. A lock handed over to a thread that still waits for the
+//! interpreter would stay locked for that time.
 //!
 //! A lock is released by `__exit__` or `release()`, which tell the core whether a kill of the holder
 //! is unwinding (`unwinding`): the core then poisons the lock. A holder whose `__exit__` never runs is

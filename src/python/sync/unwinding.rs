@@ -28,7 +28,7 @@ impl KilledHolder {
         entry: Option<u64>,
         unwinding: &Bound<'_, PyAny>,
     ) -> Option<(KilledHolder, KillInfo)> {
-        // A suspended generator that the unwinding throws away gets GeneratorExit instead.
+        // A suspended generator that is dropped by the unwinding gets GeneratorExit instead.
         if !unwinding.is_instance_of::<Killed>() && !unwinding.is_instance_of::<PyGeneratorExit>() {
             return None;
         }

@@ -1,7 +1,7 @@
 //! `StopPolicy`, `ProcessStopPolicy`, `KillReport`, `RungReport`, and `BegunKill`, a kill on its way.
 //!
 //! A kill is begun on the calling thread, with the interpreter attached if it is urgent, and goes up
-//! the ladder detached, on that thread or on another. Nothing but conversion happens here; the ladder
+//! the ladder detached, on that thread or on another. This file only converts; the ladder
 //! is [`crate::stop`].
 
 use std::sync::Arc;

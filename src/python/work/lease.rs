@@ -1,8 +1,8 @@
-//! `Lease`: one delivery of one item, in the hands of its handler.
+//! `Lease`: one delivery of one item, as its handler sees it.
 //!
 //! A lease settles itself through the [`LeaseHandle`] of its queue, which refuses a second settlement
-//! (`Fenced`). What its handler said is kept in `settled` for the worker's loop, which settles only
-//! leases that the handler has not.
+//! (`Fenced`). The handler's settlement is kept in `settled` for the worker's loop, which settles only
+//! leases that the handler has not settled.
 #![allow(unsafe_code)] // a cell that is written once
 
 use std::cell::UnsafeCell;

@@ -1,7 +1,7 @@
 //! `QueuePort`: the operations of a `WorkerPool` on a queue, apart from the public ones.
 //!
-//! The protocol of the same name in `desist._ports` says it for Python; the queues of engines
-//! implement that in Python.
+//! The protocol of the same name in `desist._ports` declares them for Python; the queues of engines
+//! implement it in Python.
 
 use std::sync::Arc;
 

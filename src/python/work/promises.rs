@@ -1,6 +1,6 @@
 //! The futures of submitted items, by the items' numbers.
 //!
-//! A future is registered before its item is put, for a worker may be done with the item before
+//! A future is registered before its item is put, since a worker may finish the item before
 //! `put` returns its number: ends of items meanwhile are kept in `early`, and handed to the
 //! future as soon as the number is known. Futures are Python objects, so they are settled and
 //! dropped only while the lock is free.

@@ -1,11 +1,11 @@
 //! The port between a queue of leases and the code that works on them: the workers' loop and the
-//! `Lease` in a handler's hands.
+//! handler's `Lease`.
 //!
-//! A queue is a [`LeaseSource`]. What it leases is a [`Delivery`], which carries the
+//! A queue is a [`LeaseSource`]. It leases a [`Delivery`], which carries the
 //! [`LeaseHandle`] through which the lease is settled. `memory`, `file` and `py_queue` implement
 //! both; this file knows none of them.
 //!
-//! A handle is shared by all leases of a queue where it can be, and the lease is named to it by its
+//! A handle is shared by all leases of a queue if possible, and a call names the lease by its
 //! [`LeaseKey`]: a lease then costs no allocation besides the Python object.
 
 use std::sync::Arc;

@@ -6,7 +6,7 @@
 //!
 //! `current` is written by the loop and read by the threads that cancel or kill; a kill holds a
 //! reference of its task, so that it never hits the next item. When a kill abandons the handler, the
-//! killing thread settles the lease in the loop's stead and sets `abandoned`; the loop, if its handler
+//! killing thread settles the lease in place of the loop and sets `abandoned`; the loop, if its handler
 //! ever returns, finds that its task was abandoned, settles nothing, and ends.
 
 use std::fmt::Write as _;
