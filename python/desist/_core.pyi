@@ -2046,7 +2046,7 @@ class WorkerThread:
         """
         For a thread that the calling one is about to start.
         """
-    def give_up(self, /) -> None:
+    def abandoned(self, /) -> None:
         """
         Its current task was abandoned, and the thread with it.
         """

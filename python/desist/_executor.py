@@ -281,7 +281,7 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             self._threads.discard(thread)
             hand = self._hands.pop(thread, None)
             if hand is not None:
-                hand.give_up()
+                hand.abandoned()
             stdlib._threads_queues.pop(thread, None)  # noqa: SLF001 (the standard library's own)
             replaced = self._may_abandon > 0
             if replaced:

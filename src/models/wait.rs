@@ -73,7 +73,7 @@ impl Both {
         spawn(move || semaphore.release(1).unwrap())
     }
 
-    /// Check what is left, and that no waiter is queued.
+    /// Check the remaining state, and that no waiter is queued.
     fn assert_left(&self, items: usize, permits: usize) {
         assert_eq!((self.queue.len(), self.semaphore.free()), (items, permits));
         assert_eq!((self.queue.waiting(), self.semaphore.waiting()), (0, 0));

@@ -82,11 +82,11 @@ def import_or_skip(name: str) -> types.ModuleType:
 
 
 def load(name: str, overlays: Mapping[str, types.ModuleType]) -> types.ModuleType:
-    """Execute the module anew; its imports of overlaid names give the overlays.
+    """Execute the module again; its imports of overlaid names give the overlays.
 
     No other module is affected. Raises unittest.SkipTest if the interpreter lacks the module.
     """
-    import_or_skip(name)  # what the module needs is installed, and belongs to the standard library
+    import_or_skip(name)  # its dependencies are installed, and belong to the standard library
 
     def import_overlaid(
         wanted: str,

@@ -1,4 +1,4 @@
-"""The crash test: hosts that share a queue are killed, and every item is done nevertheless."""
+"""The crash test: hosts that share a queue are killed, and every item is still done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FileQueue: a put item is on the disk, and the next process finds what another one left."""
+"""FileQueue: a put item is on the disk, and the next process finds the items of an earlier one."""
 
 from __future__ import annotations
 

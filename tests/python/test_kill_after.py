@@ -313,7 +313,7 @@ def test_a_kill_of_the_outer_block_passes_the_inner_one() -> None:
     with desist.move_on_after(0, kill_after=0) as outer:
         with inner:
             count()
-        pytest.fail("the inner block absorbed what was the outer one's")
+        pytest.fail("the inner block absorbed the outer block's cancellation")
     assert outer.cancelled_caught
     assert not inner.cancelled_caught
 

@@ -102,7 +102,7 @@ def test_no_phantom_timeout() -> None:
             outer.cancel()
             inner.deadline = desist.current_time()
             desist.checkpoint()
-        pytest.fail("the inner scope swallowed what was the outer one's")
+        pytest.fail("the inner scope swallowed the outer scope's cancellation")
     assert outer.cancelled_caught
     assert not inner.cancelled_caught
 

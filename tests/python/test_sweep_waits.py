@@ -94,7 +94,7 @@ class Rendezvous:
             self.condition.notify()
 
     def check(self) -> None:
-        """Check that the other two threads end, whatever became of the stopped one."""
+        """Check that the other two threads end, however the stopped one ended."""
         waiter = in_the_background(self.wait)
         self.notify()
         if not self.number:

@@ -332,7 +332,7 @@ fn a_poisoned_lock_goes_to_a_repairer_and_then_to_all() {
         ),
         "not yet"
     );
-    // A repairer that gives up leaves it poisoned.
+    // A holder that releases without a repair leaves it poisoned.
     lock.release().unwrap();
     assert!(lock.is_poisoned());
     assert!(lock.acquire(Acquire::Repair, far()).unwrap());

@@ -643,7 +643,7 @@ impl WorkerThread {
     }
 
     /// Its current task was abandoned, and the thread with it.
-    fn give_up(&self) {
+    fn abandoned(&self) {
         self.worker.over().set();
     }
 
