@@ -126,9 +126,7 @@ impl<'py> LeaseSlot<'py> {
 
 impl Lease {
     fn stop_at(&self, ends: Time) {
-        if let Some(task) = &self.task
-            && !ends.is_never()
-        {
+        if let Some(task) = self.task.as_ref().filter(|_| !ends.is_never()) {
             timer::set(task.node(), ends);
         }
     }
