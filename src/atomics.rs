@@ -1,8 +1,8 @@
 //! The atomics and the mutexes of the core: the real ones, or loom's under `--cfg loom`, so that a
 //! model checks the very code that ships.
 //!
-//! Everything that takes part in a hand-off between threads comes from here. What no model looks at
-//! (counters of names, a process's generation) may use `std` directly; loom then does not see it.
+//! Everything that takes part in a hand-off between threads comes from here. Atomics that no model
+//! examines (counters of names, a process's generation) may be those of `std`; loom does not see them.
 //!
 //! Two mutexes. [`Mutex`] is `parking_lot`'s: one byte, and fast where it is not contended. It is held for
 //! a few instructions, and a fork waits until no thread is inside the core, so no child finds one

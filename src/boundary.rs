@@ -3,7 +3,8 @@
 //! Guarantees:
 //! 1. Kills are delivered only between [`Boundary::enter`] and [`Boundary::shut`]; both are one critical
 //!    section of the task (I22).
-//! 2. What the body still holds when it has ended is swept: released, or poisoned if a kill ended it (I20).
+//! 2. Locks that the body still holds when it has ended are swept: released, or poisoned if a kill ended
+//!    it (I20).
 //! 3. The thread gets back the context that it had before the body, whatever the body left open.
 //! 4. `leave` returns true to the one party that settles the body's work (its lease, its future): the
 //!    caller, or, if the task was abandoned meanwhile, the thread that abandoned it.
@@ -13,7 +14,7 @@
 //! record. The caller then settles, and sets [`Task::over`]. A boundary that is dropped without
 //! `leave`, because its body panicked, takes the same steps and sets it itself.
 //!
-//! No lock is held across two of the steps. What the sweep and the hooks do may block.
+//! No lock is held across two of the steps. The sweep and the hooks may block.
 
 use std::fmt;
 use std::sync::Arc;

@@ -23,8 +23,8 @@
 //! for the token of the innermost scope and one for the task's kill (a source that the kill cancels
 //! whenever it may be delivered), then pass a checkpoint, and only then select. A cancellation or
 //! a kill that comes before the checkpoint raises there; one that comes after it finds the
-//! callbacks. What was selected decides: a message that was taken is returned, whatever else
-//! happened, and the next checkpoint raises.
+//! callbacks. The selected operation decides: a message that was taken is returned, also if the thread
+//! was cancelled meanwhile, and the next checkpoint raises.
 //!
 //! # Which events end a wait, and which do not
 //!

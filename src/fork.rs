@@ -111,16 +111,16 @@ pub(crate) fn begin_child() {
 /// Something with a lock of its own, which a fork must find unlocked, or with a thread, which a
 /// child does not have.
 pub(crate) trait ForkAware: Sync {
-    /// Locks it. What is returned is dropped after the fork, in both processes. `None`: there is
-    /// nothing yet to lock.
+    /// Locks it. The returned guard is dropped after the fork, in both processes. `None`: there is
+    /// nothing to lock yet.
     fn hold(&'static self) -> Option<Box<dyn Any>>;
 
     /// In the child, where threads may be started.
     fn restart_in_child(&'static self);
 }
 
-/// What is [`register`]ed, in the first places. Each place is filled once and without a lock, for
-/// a fork may fall into that.
+/// The [`register`]ed objects, in the first places. Each place is filled once and without a lock,
+/// because a fork may happen meanwhile.
 static REGISTERED: [OnceBox<&'static dyn ForkAware>; 8] = [const { OnceBox::new() }; 8];
 
 /// From now on every fork holds it. Idempotent.
@@ -141,7 +141,7 @@ pub(crate) fn register(service: &'static dyn ForkAware) {
     );
 }
 
-/// What is registered, in the order in which it was.
+/// The registered objects, in the order of their registration.
 pub(crate) fn registered() -> impl Iterator<Item = &'static dyn ForkAware> {
     REGISTERED.iter().map_while(|place| place.get().copied())
 }

@@ -1,10 +1,10 @@
 //! The services that the core needs of the runtime around it (an interpreter, say).
 //!
-//! The core knows nothing of Python. What it cannot do alone: run signal handlers while a thread is
-//! blocked, name the threads, and tell in the user's language that code swallows its cancellation or
-//! that a simulation has come to a deadlock. Without a host (a Rust program) each of the functions
-//! below has a default: signals do not end a wait, a thread's name is that of `std`, and nothing is
-//! told.
+//! The core knows nothing of Python. The host does three things for it: it runs signal handlers while a
+//! thread is blocked, names the threads, and reports in the user's language that code swallows its
+//! cancellation or that a simulation has come to a deadlock. Without a host (a Rust program) each of
+//! the functions below has a default: signals do not end a wait, a thread's name is that of `std`, and
+//! nothing is reported.
 //!
 //! Protocol. One [`Host`] is installed, once, before the first wait; `HOST` is never written again, so
 //! it is read without a lock. The core calls it with no lock and no borrow of its own held, and marked

@@ -60,8 +60,8 @@ pub(crate) trait Resource: Send + Sync {
 pub(crate) enum Termination {
     /// It returned, failed, or was cancelled, and its blocks unwound. The resource is consistent.
     Unwound,
-    /// It was killed between two arbitrary instructions. What the resource protects may be half
-    /// changed, but the holder runs no more.
+    /// It was killed between two arbitrary instructions. The protected data may be half changed, but
+    /// the holder has stopped running.
     Killed(Arc<KillInfo>),
     /// It was abandoned while it still runs, and may go on to use the data that the resource protects.
     Abandoned(Arc<KillInfo>),

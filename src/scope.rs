@@ -125,7 +125,7 @@ struct Frame {
 /// Clean-up for a block whose end never ran: it ends the threads that the block has started, say.
 pub(crate) trait AbandonHook: Send + Sync {
     /// Called when an enclosing scope or the task has ended before the block's end ran, so that it never
-    /// will. What is below the block's scope has been cancelled. On the block's thread, outside a borrow
+    /// will. The nodes below the block's scope have been cancelled. On the block's thread, outside a borrow
     /// of the context; may block.
     fn on_abandoned(&self);
 }
@@ -303,8 +303,8 @@ pub(crate) fn close_unless_private(node: &NodeRef) {
 
 // ------------------------------------------------------------- the calling thread's own view
 
-/// The innermost open scope's node, in a task's body at least the task's; `None` outside of both. What is
-/// cancelled for the calling thread is cancelled at this node, for it hears of all that is visible.
+/// The innermost open scope's node, in a task's body at least the task's; `None` outside of both. Every
+/// visible cancellation of the calling thread reaches this node.
 pub(crate) fn current_node() -> Option<NodeRef> {
     CONTEXT.with(|context| {
         context

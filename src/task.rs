@@ -512,8 +512,8 @@ impl Task {
 impl Task {
     // ------------------------------------------------------------------ the boundary's side
 
-    /// The body begins on the calling thread: from here on kills are delivered. What was injected before
-    /// is posted now.
+    /// The body begins on the calling thread: from here on kills are delivered. An exception injected
+    /// before is posted now.
     pub(crate) fn open(&self, interrupter: Option<Arc<dyn Interrupter>>) {
         let injected = {
             let mut inner = self.inner.lock();

@@ -205,7 +205,7 @@ def main(
     """Run a worker process.
 
     Args:
-        handler: What is called for each item.
+        handler: The function that is called for each item.
         channel: The socket to the pool's thread.
         line: The pipe from which cancellations are read.
         parent: The pid of the pool's process.

@@ -153,7 +153,7 @@ class QueuePort(Protocol):
 
 
 def port_of(queue: Any) -> QueuePort:
-    """What a pool does with a queue.
+    """The operations of a pool on a queue.
 
     Raises:
         TypeError: it is no queue of leases.

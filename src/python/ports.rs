@@ -45,7 +45,7 @@ protocols! {
     /// One lease of such a queue.
     held_delivery is "HeldDelivery":
         id, epoch, attempt, item, progress, begun, ack, nack, heartbeat, take_promise;
-    /// What a subclass of `GroupCore` does in Python.
+    /// The hooks of a subclass of `GroupCore`.
     group_hooks is "GroupHooks": _verdict, _on_abandoned, _start_thread;
     /// A task of a group.
     group_task is "GroupTask": _abandoned;

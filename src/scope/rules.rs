@@ -1,8 +1,8 @@
 //! Which cancellations a scope sees, and which it absorbs: rules 1, 3 and 5 of [`scope`](super).
 //!
-//! All functions take the frames of the calling thread, innermost last, and change none of them. What
-//! they read of a node (its cause, its deadline) may be written by any thread meanwhile; a cause is
-//! final, and a deadline of a zone only moves earlier, so that a late answer is still a right one.
+//! All functions take the frames of the calling thread, innermost last, and change none of them. The
+//! fields that they read of a node (its cause, its deadline) may be written by any thread meanwhile; a
+//! cause is final, and a deadline of a zone only moves earlier, so a late answer is still correct.
 //!
 //! A stop that leaves a block, by rule 3:
 //!

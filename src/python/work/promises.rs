@@ -30,7 +30,7 @@ impl ItemResult {
         }
     }
 
-    /// Settle a future. What its callbacks raise has no caller to go to.
+    /// Settle a future. Exceptions of its callbacks have no caller that could get them.
     pub(super) fn settle(self, py: Python<'_>, promise: &Py<PyAny>) {
         let settled = match self {
             ItemResult::Finished(value) => {

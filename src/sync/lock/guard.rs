@@ -3,7 +3,7 @@
 //! Guarantees:
 //! 1. A handle releases its own hold or nothing: after the hold was reclaimed, its end does not
 //!    release the lock of a later holder.
-//! 2. What `Holding::while_held` does happens before the lock can change hands.
+//! 2. The function that `Holding::while_held` calls has returned before the lock can change hands.
 //! 3. The epoch that a handle reports is that of its own hold, never that of a later holder.
 //!
 //! A block of a host, and a suspended generator above all, may end long after its hold was reclaimed:

@@ -395,8 +395,8 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         values
     }
 
-    /// Make a dead item ready, with all its attempts and without a deadline. What is not kept of it
-    /// any more is left in `dropped`. False: it is not dead.
+    /// Make a dead item ready, with all its attempts and without a deadline. The note of its
+    /// cancellation, if any, is moved to `dropped`. False: it is not dead.
     pub(super) fn retry(&mut self, id: u64, dropped: &mut Option<N>) -> bool {
         let Some(item) = self.items.get_mut(id) else {
             return false;
