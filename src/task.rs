@@ -16,7 +16,7 @@
 //! | from | by | to |
 //! |---|---|---|
 //! | `New` | `launch` | `Launched`: a thread is being started for it |
-//! | `Launched` | `unlaunch`: there is no thread to be had | `New` |
+//! | `Launched` | `unlaunch`: no thread could be started | `New` |
 //! | `New`, `Launched` | `open`, on the body's thread | `Running` |
 //! | `Running` | `shut`, on the body's thread | `Closed` |
 //! | `Running` | `abandon`, on the killer's thread | `Abandoned` |

@@ -200,7 +200,7 @@ fn sleep(fds: &[RawFd], patience: Option<Duration>) {
     let _ = sys::poll(fds.iter().map(|fd| (*fd, PollFlags::IN)), until);
 }
 
-/// Tells when the `-wake` file was written to. `None`: no inotify instance was to be had, of which
+/// Tells when the `-wake` file was written to. `None`: no inotify instance was available, of which
 /// a user has 128.
 #[cfg(target_os = "linux")]
 struct FileWatch(Option<File>);
