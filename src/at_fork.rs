@@ -75,7 +75,7 @@ pub fn after_in_parent() {
 pub fn after_in_child() {
     HELD.with(RefCell::take);
     fork::begin_child();
-    scope::current_ledger().survive_fork();
+    scope::keep_ledger_in_child();
 }
 
 /// Call it in the child after [`after_in_child`], where threads may be started; once is enough.

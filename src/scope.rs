@@ -383,6 +383,17 @@ pub(crate) fn with_ledger<R>(act: impl FnOnce(&Arc<Ledger>) -> R) -> R {
     })
 }
 
+/// In a forked child: what the forking thread holds is still its own. A thread that has no ledger yet
+/// gets none here, because [`first_ledger`] asks the host for the thread's name, and the host cannot be
+/// called before it has put itself right after the fork.
+pub(crate) fn keep_ledger_in_child() {
+    CONTEXT.with(|context| {
+        if let Some(ledger) = &*context.ledger.borrow() {
+            ledger.survive_fork();
+        }
+    });
+}
+
 /// The ledger of a thread outside any task, made when the thread acquires something for the first time.
 #[cold]
 fn first_ledger(context: &Context) -> Arc<Ledger> {
