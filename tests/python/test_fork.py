@@ -198,7 +198,7 @@ def test_i37_a_callback_that_runs_in_the_parent_is_not_waited_for_in_the_child()
     while not called.is_set():
         source = CancelSource(timeout=timeout)
         with source.token.on_cancel(callback) as registration:
-            # On a slow machine the deadline passes before the registration, which then calls it here.
+            # On a slow machine the deadline passes first, and the registration calls it here.
             if source.token.cancelled and not called.wait(0.1):
                 timeout *= 2
                 continue
@@ -253,23 +253,12 @@ FEW_OR_MANY = pytest.mark.parametrize(
 
 @FEW_OR_MANY
 def test_i37_a_fork_never_interrupts_the_hand_over_of_callbacks(forks: int) -> None:
-    """Keep the callback thread busy: it falls asleep, wakes up and calls all the time."""
+    """Keep the callback thread busy: it falls asleep, wakes up and calls all the time.
 
-    def churn() -> None:
-        sources = [CancelSource(timeout=i * 1e-5) for i in range(10)]
-        for source in sources:
-            source.token.on_cancel(lambda _: None)
-        sources[-1].token.wait()
-
-    assert hung_child(forks, churn, churn) is None
-
-
-def test_i37_a_thread_that_forks_need_not_have_used_desist_before() -> None:
-    """In the child the interpreter must not be asked for the thread's name: its locks are not ready.
-
-    It hung after a dozen forks, in a process of its own, whose main thread has no ledger."""
+    In a process of its own, where forks are quick, and whose main thread has used nothing of desist
+    before it forks: the child must not ask the interpreter for that thread's name."""
     script = """if True:
-        import os
+        import os, sys
         from desist import CancelSource
         from test_fork import hung_child
 
@@ -279,14 +268,10 @@ def test_i37_a_thread_that_forks_need_not_have_used_desist_before() -> None:
                 source.token.on_cancel(lambda _: None)
             sources[-1].token.wait()
 
-        print(hung_child(500, churn, churn), flush=True)
+        print(hung_child(int(sys.argv[1]), churn, churn), flush=True)
         os._exit(0)
     """
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    assert (ran.stdout, ran.stderr) == ("None\n", "")
+    assert output_of(script, forks) == ("None\n", "")
 
 
 @FEW_OR_MANY
@@ -319,11 +304,16 @@ def test_i37_a_fork_never_interrupts_the_attach_of_a_thread(forks: int) -> None:
         print(hung_child(int(sys.argv[1]), churn), flush=True)
         os._exit(0)  # the watch of the parent is never released
     """
+    assert output_of(script, forks) == ("None\n", "")
+
+
+def output_of(script: str, forks: int) -> tuple[str, str]:
+    """Run a script in a process of its own; return its output and its errors."""
     command = [sys.executable, "-W", "ignore", "-c", script, str(forks)]
     ran = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
     )
-    assert (ran.stdout, ran.stderr) == ("None\n", "")
+    return ran.stdout, ran.stderr
 
 
 def hung_child(forks: int, *churns: Callable[[], None]) -> int | None:
