@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pytest
 
 import desist
-from desist import Cancelled, Killed, StopPolicy
+from desist import Cancelled, CancelSource, Killed, StopPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from desist import CancelCause
+    from desist._core import Registration
     from desist.testing import SweepReport
 
 T = TypeVar("T")
@@ -206,3 +208,26 @@ def in_child(body: Callable[[], object]) -> str:
         answer = answers.read()
     assert os.waitpid(child, 0)[1] == 0, answer
     return answer
+
+
+def on_deadline(callback: Callable[[CancelCause], object]) -> tuple[CancelSource, Registration]:
+    """Register a callback before a deadline passes, so that the callback thread runs it.
+
+    A registration that comes too late runs it itself: then again, with more time.
+    """
+    here, timeout = threading.get_ident(), 0.001
+    late: list[CancelCause] = []
+
+    def call(cause: CancelCause) -> None:
+        if threading.get_ident() == here:
+            late.append(cause)
+        else:
+            callback(cause)
+
+    while True:
+        late.clear()
+        source = CancelSource(timeout=timeout)
+        registration = source.token.on_cancel(call)
+        if not late:
+            return source, registration
+        timeout *= 2

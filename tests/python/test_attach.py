@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from desist import CancelSource, TaskGroup
-from support import FORCE, NEVER, Victim, in_thread, spin
+from support import FORCE, NEVER, Victim, in_thread, on_deadline, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,7 @@ def when_passed(callback: Callable[[CancelCause], object]) -> None:
         callback(cause)
         over.set()
 
-    source = CancelSource(timeout=0.001)
-    source.token.on_cancel(call)
+    _source, _registration = on_deadline(call)
     assert over.wait(NEVER)
 
 

@@ -25,7 +25,7 @@ from desist import (
     _core,
 )
 from desist._ports import port_of
-from support import FORCE, INSIST, NEVER, Victim, fork, held, in_child, spin
+from support import FORCE, INSIST, NEVER, Victim, fork, held, in_child, on_deadline, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,23 +188,16 @@ def test_a_pool_of_the_parent_is_refused_in_the_child_and_a_new_one_works() -> N
 
 def test_i37_a_callback_that_runs_in_the_parent_is_not_waited_for_in_the_child() -> None:
     called, go_on = threading.Event(), threading.Event()
-    here, timeout = threading.get_ident(), 0.001
 
     def callback(_: object) -> None:
-        if threading.get_ident() != here:
-            called.set()
-            go_on.wait()
+        called.set()
+        go_on.wait()
 
-    while not called.is_set():
-        source = CancelSource(timeout=timeout)
-        with source.token.on_cancel(callback) as registration:
-            # On a slow machine the deadline passes first, and the registration calls it here.
-            if source.token.cancelled and not called.wait(0.1):
-                timeout *= 2
-                continue
-            called.wait()
-            assert in_child(registration.close) == "None"
-            go_on.set()
+    _source, registration = on_deadline(callback)
+    with registration:
+        called.wait()
+        assert in_child(registration.close) == "None"
+        go_on.set()
 
 
 def test_threads_can_be_started_and_killed_in_the_child() -> None:
