@@ -23,16 +23,13 @@ class Handle(Protocol[R_co]):
     @property
     def state(self) -> TaskState:
         """Where the code is in its life."""
-        raise NotImplementedError
 
     @property
     def token(self) -> CancelToken:
         """Cancelled when the code has been asked to stop."""
-        raise NotImplementedError
 
     def done(self) -> bool:
         """Has it ended? Then result() and exception() do not wait."""
-        raise NotImplementedError
 
     def result(self, timeout: float | None = None) -> R_co:
         """Wait for the result, or raise the exception that ended the code.
@@ -42,18 +39,15 @@ class Handle(Protocol[R_co]):
         Blocks: until it is done. A checkpoint.
         On timeout: TimeoutError.
         """
-        raise NotImplementedError
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As result(), but returns the exception that result() would raise, or None.
 
         As with concurrent.futures, TaskCancelled of code that has never begun may be raised.
         """
-        raise NotImplementedError
 
     def cancel(self, reason: str | None = None) -> bool:
         """Ask the code to stop. True: it has not begun, and never will. Never blocks."""
-        raise NotImplementedError
 
 
 class KillableHandle(Handle[R_co], Protocol[R_co]):
@@ -66,10 +60,8 @@ class KillableHandle(Handle[R_co], Protocol[R_co]):
         the kill.
         On cancel: goes on; the caller's own cancellation does not interrupt it.
         """
-        raise NotImplementedError
 
     def kill_soon(
         self, reason: str | None = None, *, policy: StopPolicy | None = None
     ) -> Future[KillReport]:
         """Start a kill() without waiting for it; the future has its report. Never blocks."""
-        raise NotImplementedError
