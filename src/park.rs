@@ -57,7 +57,7 @@ pub(crate) mod scheduler;
 pub(crate) mod service;
 #[cfg_attr(loom, path = "park/model.rs")]
 #[cfg_attr(all(target_os = "linux", not(loom)), path = "park/futex.rs")]
-#[cfg_attr(all(not(target_os = "linux"), not(loom)), path = "park/queue.rs")]
+#[cfg_attr(all(not(target_os = "linux"), not(loom)), path = "park/parking_lot.rs")]
 mod sys;
 #[cfg(all(unix, not(loom)))]
 mod waker;

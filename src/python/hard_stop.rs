@@ -36,8 +36,8 @@
 mod block;
 pub(super) mod killed;
 pub(super) mod mask;
-pub(super) mod stack;
 pub(super) mod trace;
+pub(super) mod traceback;
 
 use std::ffi::{CString, c_long, c_ulong};
 use std::sync::Arc;

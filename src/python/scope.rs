@@ -24,7 +24,7 @@ use crate::python::cause::CancelCause;
 use crate::python::error::{self, Cancelled};
 use crate::python::hard_stop;
 use crate::python::hard_stop::killed::Killed;
-use crate::python::hard_stop::stack;
+use crate::python::hard_stop::traceback;
 use crate::python::token::{CancelToken, cancel_node, timeout_and_deadline};
 use crate::scope::{self, AbandonHook, Exit, ForcedExit, Kind, Unwinding};
 use crate::task::Interrupter;
@@ -364,7 +364,7 @@ fn exit_forced(
     value: &Bound<'_, PyAny>,
 ) -> Result<ForcedExit, ScopeMisuse> {
     scope::exit_forced(node, unwinding, || match unwinding {
-        Unwinding::Killed => stack::stack_of(py, &PyErr::from_value(value.clone())),
+        Unwinding::Killed => traceback::stack_of(py, &PyErr::from_value(value.clone())),
         _ => None,
     })
 }

@@ -29,7 +29,7 @@ use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
-use crate::python::hard_stop::stack;
+use crate::python::hard_stop::traceback;
 use crate::python::op::{Op, Operation, Started, Yield, adapted};
 use crate::python::task::stop::{BegunKill, KillReport, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
@@ -71,7 +71,7 @@ pub(super) fn run<R>(
         Err(_) => Ended::Failed,
     };
     let end = match &result {
-        Err(raised) if ended == Ended::Killed => BodyEnd::Killed(stack::stack_of(py, raised)),
+        Err(raised) if ended == Ended::Killed => BodyEnd::Killed(traceback::stack_of(py, raised)),
         _ => BodyEnd::Unwound,
     };
     task.amend(|record| record.cancelled = ended == Ended::Cancelled);

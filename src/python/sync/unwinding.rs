@@ -12,7 +12,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::python::hard_stop::killed::Killed;
-use crate::python::hard_stop::stack;
+use crate::python::hard_stop::traceback;
 use crate::scope;
 use crate::task::{KillInfo, Task};
 
@@ -33,7 +33,7 @@ impl KilledHolder {
             return None;
         }
         let task = scope::current_task()?;
-        let place = stack::stack_of(py, &PyErr::from_value(unwinding.clone()));
+        let place = traceback::stack_of(py, &PyErr::from_value(unwinding.clone()));
         let kill = task.kill_info(entry, place)?;
         Some((KilledHolder { task }, kill))
     }
