@@ -13,12 +13,35 @@
 //! finds the queue empty sets it to false, under the same lock, so that an operation is either
 //! found by the leader or its thread becomes the leader.
 //!
+//! | `served` | event | then |
+//! |---|---|---|
+//! | false: the queue is empty | an operation is queued | true; its thread is the leader |
+//! | true | an operation is queued | its thread sleeps |
+//! | true | the leader takes a batch and runs it | the threads of the batch have outcomes and are awake |
+//! | true | the leader has served [`ROUNDS`] | the first sleeping thread is the leader |
+//! | true | the leader finds the queue empty | false |
+//!
+//! A thread that becomes the leader has its own operation in front of the queue, and so in its first
+//! batch: it never serves without an outcome of its own in the end.
+//!
+//! The leader alone writes [`Done::outcome`], then settles the waiter; the thread of the operation
+//! reads it after that. The operation's result goes another way, by a slot that the closure fills, so
+//! that operations of all types are one list.
+//!
+//! Lock order: `db`, then `queue` or an outcome, neither of which is held while another lock is taken.
+//! `changed` is called with `db` locked, and takes the lock of the wait lists (`waits.rs`): the
+//! commits are published in their order.
+//!
 //! If an operation fails, the whole transaction is rolled back, and each operation is run in a
 //! transaction of its own, so that the failing one fails alone. So an operation may run twice, and
 //! must not use anything up.
 //!
 //! The thread of an operation sleeps without regard to cancellation: whether its operation was
 //! committed has to be known.
+//!
+//! Relies on operations that do not panic: a leader that unwinds would leave `served` set. And on
+//! SQLite's rollback: what an operation has changed of the file is gone when its transaction fails;
+//! its [`Meta`] and [`Changed`] go with the failed attempt.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,19 +54,24 @@ use crate::atomics::Mutex;
 use crate::fork;
 use crate::park::{WaitOutcome, Waiter};
 
-/// The most transactions of one leader.
+/// The most transactions of one leader. It bounds how long a thread works for others before its own
+/// call returns.
 const ROUNDS: usize = 8;
-/// The most operations of one transaction.
+/// The most operations of one transaction. It bounds how long the file is locked for other processes.
 const BATCH: usize = 256;
 
+/// Changes the tables, and leaves its result in a slot of its own. May be called twice.
 type Operation = Box<dyn FnMut(&mut Tables<'_>) -> Result<(), FileError> + Send>;
 
 /// An operation in the commit queue.
 struct Request {
+    /// Run by the leader, on the leader's thread.
     run: Operation,
     /// Its transaction must be on the disk when it returns.
     durable: bool,
+    /// Time, owner and options of the operation, which its transaction does not share.
     context: OpContext,
+    /// Shared with the thread of the operation.
     done: Arc<Done>,
 }
 
@@ -65,12 +93,15 @@ impl Done {
 
 /// The connection, and the operations that wait for it.
 pub(super) struct Committer {
+    /// The operations that no leader has taken yet. Locked for the time of a push or of a take.
     queue: Mutex<CommitQueue>,
     /// Locked by the leader alone, so no thread waits for it for long. `None`: closed.
     db: Mutex<Option<Db>>,
 }
 
+/// The connection, as the leader uses it.
 struct Db {
+    /// The only connection of this queue. In no transaction between two batches.
     connection: Connection,
     /// The connection's setting: each commit is on the disk when it returns.
     syncs: bool,
@@ -88,8 +119,11 @@ impl Db {
     }
 }
 
+/// The fields that the lock of the queue protects.
 #[derive(Default)]
 struct CommitQueue {
+    /// In the order of arrival, which is the order in their transaction. Empty while `served` is
+    /// false.
     requests: VecDeque<Request>,
     /// There is a leader. Set by the thread that becomes it, reset by it under the same lock
     /// under which it finds the queue empty.
@@ -97,6 +131,7 @@ struct CommitQueue {
 }
 
 impl Committer {
+    /// For a connection that was just opened, with syncs for checkpoints only.
     pub(super) fn new(connection: Connection) -> Committer {
         let db = Db {
             connection,
@@ -154,7 +189,7 @@ impl Committer {
         result.ok_or_else(|| FileError::Failed("it is closed".into()))
     }
 
-    /// Close the connection.
+    /// Close the connection, after the batches of the present leader. Every later operation fails.
     pub(super) fn close(&self) {
         let db = self.db.lock().take();
         drop(db);
@@ -230,6 +265,7 @@ fn transact(
     Ok(())
 }
 
+/// Run a batch in one transaction and commit it. On an error the transaction may still be open.
 fn attempt(db: &Connection, batch: &mut [Request]) -> Result<Changed, FileError> {
     db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
     let mut meta = Meta::read(db)?;

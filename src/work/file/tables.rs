@@ -8,6 +8,46 @@
 //! - [`Changed`], the changes that the commit reports to waiters.
 //!
 //! Before any operation `catch_up` makes the state changes that are due (`transitions.rs`).
+//!
+//! # Protocol
+//!
+//! SQLite's write lock, which `BEGIN IMMEDIATE` takes, is the only lock: all processes and threads make
+//! their transactions one after the other, and what an operation reads stays true until the commit. A
+//! transaction that fails is rolled back, and [`Meta`] and [`Changed`] of it are thrown away: so the
+//! second run of an operation begins where the first one did. The time, and the random part of a
+//! pause, are given to an operation, so that both runs do the same.
+//!
+//! # Rows
+//!
+//! The state of an item is the column `state`, and decides which columns are set:
+//!
+//! | `state` | `epoch`, `owner` | `lease_until` | `due`, `due_wall`, `delay` | `unwanted` | `turn` |
+//! |---|---|---|---|---|---|
+//! | 0 ready | | | | | the place among the ready items of its priority |
+//! | 1 leased | the lease, and the open queue that has it | its end, if leases time out | | if it was cancelled meanwhile | as before |
+//! | 2 delayed | | | the end of the delay | | as before |
+//! | 3 dead | | | | | the place among the dead items |
+//!
+//! | from | by | to |
+//! |---|---|---|
+//! | | `add` | 0, or 2 with a delay |
+//! | 0 | `take_first` | 1 |
+//! | 1 | `ack` | no row |
+//! | 1 | `end`: from `nack`, a lease that times out, an owner that is gone | 3, or 0 without a pause, or 2 |
+//! | 2 | `come_due` | 0, or 3 if it has expired |
+//! | 0, 2 | `cancel`, `dead_letter_all`; `come_due` of an item that expires | 3 |
+//! | 3 | `retry` | 0 |
+//!
+//! Every call of a worker names `state = 1 AND epoch = ?` in its statement, so a lease that is over
+//! changes nothing (I29). Each transition first subtracts the item from the count of its
+//! former state, and `make_ready`, `dead_letter` or `count_delayed` adds it to the next one.
+//!
+//! # Other processes
+//!
+//! [`Meta::awaited`] is set in the same transaction as the look that has found nothing. A later
+//! change of another process is a later transaction and sees the bit, so that no waiter is missed
+//! (I12). The commit that notifies resets the bit; a process that still waits sets it when it looks
+//! again.
 
 mod admin;
 mod owners;
@@ -35,17 +75,21 @@ const END: i64 = 4;
 /// The settings of the queue that an operation belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OpContext {
-    /// When it began.
+    /// When it began; the one time of all that it does.
     pub(super) now: Now,
-    /// The owner of its leases.
+    /// The owner of its leases: the row of the open queue in `owners`.
     pub(super) owner: i64,
-    /// These are the options of that queue; other processes may have others.
+    /// When its failed items are leased again. This and the next two are the options of that queue;
+    /// other processes may have others.
     pub(super) retry: RetryPolicy,
+    /// How many unfinished items there may be; 0 for any number.
     pub(super) maxsize: usize,
+    /// How long its leases last; `None`: until they are settled.
     pub(super) lease_timeout: Option<Duration>,
 }
 
-/// The changes of a transaction that concern waiters. Times are on the machine's clock.
+/// The changes of a transaction that concern waiters. Times are on the machine's clock. Written by the
+/// operations, and read by `Shared::publish` after the commit, on the thread that has made it.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
     /// How many items have become ready.
@@ -75,14 +119,19 @@ impl Changed {
 /// written before the commit if it differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
-    /// How many items are in each state. Done items are only counted.
+    /// The rows of `items` with state 0; the next three count the other states (I28).
     ready: i64,
+    /// The rows with state 1.
     leased: i64,
+    /// The rows with state 2.
     delayed: i64,
+    /// The rows with state 3.
     dead: i64,
+    /// Done items, which have no row: the count only grows.
     done: i64,
-    /// The last id, and the last epoch, that were given out; they only grow (I34).
+    /// The last id that was given out; it only grows, so no id is used twice.
     last_id: i64,
+    /// The last epoch that was given out, by any process; it only grows (I34).
     last_epoch: i64,
     /// The least turn: an item before all others gets the next lower one.
     first_turn: i64,
@@ -150,6 +199,7 @@ impl Meta {
         Ok(())
     }
 
+    /// How many items are ready.
     pub(super) fn count_ready(&self) -> usize {
         count(self.ready)
     }
@@ -159,6 +209,7 @@ impl Meta {
         self.ready + self.leased + self.delayed
     }
 
+    /// True if every item is done or dead.
     fn is_drained(&self) -> bool {
         self.unfinished() == 0
     }
@@ -186,6 +237,7 @@ impl Meta {
 
 /// The tables, for one operation in a transaction.
 pub(super) struct Tables<'a> {
+    /// The connection, in a transaction that has the write lock of the file.
     db: &'a Connection,
     /// Of this operation; the others of the transaction have their own.
     context: &'a OpContext,
@@ -197,7 +249,9 @@ pub(super) struct Tables<'a> {
 
 /// The columns of an item by which the rules decide its next state.
 struct ItemRow {
+    /// Its number, under which it is found in all tables.
     id: i64,
+    /// How often it was leased, since it was put or last retried.
     attempt: i64,
     /// Why it was cancelled while it was leased.
     unwanted: Option<Bytes>,
@@ -219,6 +273,7 @@ impl ItemRow {
 
 /// The result of [`Tables::take`].
 pub(super) enum TakeOutcome {
+    /// An item was ready and is leased now.
     Lease(Lease<Bytes, Bytes>),
     /// No item is ready.
     Nothing {
@@ -228,6 +283,7 @@ pub(super) enum TakeOutcome {
 }
 
 impl<'a> Tables<'a> {
+    /// For one operation of a transaction that has begun.
     pub(super) fn new(
         db: &'a Connection,
         context: &'a OpContext,
@@ -462,7 +518,7 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Store a failure of an item.
+    /// Store a failure of an item, after those that it has. The kinds are read back by `failures`.
     fn fail(&mut self, id: i64, failure: &Failure) -> Result<()> {
         let (kind, pid, note) = match failure {
             Failure::Noted(note) => ("noted", None, Some(&**note)),
@@ -478,7 +534,7 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// See [`FileQueue::ack`](crate::work::FileQueue::ack).
+    /// See [`FileQueue::ack`](crate::work::FileQueue::ack). The row is removed, and its failures.
     pub(super) fn ack(&mut self, id: u64, epoch: u64) -> Result<std::result::Result<(), Fenced>> {
         let (id, epoch) = (row_id(id), row_id(epoch));
         let found = self.execute(
@@ -564,7 +620,7 @@ impl<'a> Tables<'a> {
         Ok(NackOutcome::Requeued)
     }
 
-    /// See [`FileQueue::extend`](crate::work::FileQueue::extend).
+    /// See [`FileQueue::extend`](crate::work::FileQueue::extend). Without a progress the last one stays.
     pub(super) fn extend(
         &mut self,
         id: u64,
@@ -582,6 +638,7 @@ impl<'a> Tables<'a> {
     }
 }
 
+/// A count for the core; a negative one, which only a damaged file has, is 0.
 fn count(number: i64) -> usize {
     usize::try_from(number).unwrap_or(0)
 }
@@ -592,11 +649,13 @@ fn number(column: i64) -> u64 {
     column as u64
 }
 
+/// The inverse of [`number`]: a number that no row has when it is out of range.
 #[allow(clippy::cast_possible_wrap)]
 fn row_id(number: u64) -> i64 {
     number as i64
 }
 
+/// A count of attempts for the core, which has fewer bits than the column.
 fn attempts(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

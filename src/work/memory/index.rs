@@ -6,6 +6,11 @@
 //! themselves (I28). Each method here moves one item: it changes the item's entry and the index
 //! together, under the lock of the queue, which is the only lock involved.
 //!
+//! Protocol: the caller is `state.rs`, which decides; this file only records. A transition is
+//! [`StateIndex::leave`] and then one of `enqueue`, `delay` and `dead_letter`; between the two the
+//! item counts nowhere, so nothing may return between them. `lease`, `extend` and `done` are whole
+//! transitions, and begin in the state that their name implies.
+//!
 //! | state | in `ready` | in `dead` | in `due` |
 //! |---|---|---|---|
 //! | ready | under its turn | | at its deadline, if it has one |
@@ -17,6 +22,12 @@
 //! from the middle would take long. Such an entry is stale: it is recognised by its turn, which the
 //! item does not have any more and no other item ever gets. Stale entries are skipped when they
 //! come to the front, and removed by `ItemStates::tidy` when they are the most.
+//!
+//! A turn is the identity of an entry, not its place: an item that goes to the front gets a new,
+//! greater turn as well. The place in the deque alone is the order.
+//!
+//! Costs: constant for an item of priority 0 without times; the maps make it logarithmic for the
+//! others. The functions for times and other priorities are out of line, as most queues have neither.
 //!
 //! The run queues are plain deques, with 16 bytes for each ready item. Coding runs of successive
 //! numbers saved these, and together with a hand-made ring in place of `slab`'s deque 10 of the 78 ns
@@ -30,6 +41,7 @@ use crate::work::Counts;
 
 /// The state of one item. Written by [`StateIndex`] alone.
 pub(super) struct StateEntry {
+    /// The only record of the item's state; the index is derived from it.
     pub(super) state: ItemState,
     /// When the state changes by itself; then the item is in [`StateIndex::due`] at this time.
     /// [`Time::NEVER`]: it does not, and only a delayed item is in `due` nevertheless.
@@ -83,11 +95,14 @@ impl Schedule {
     };
 }
 
+/// What follows from the entries of all items. `state.rs` reads the fields, and writes `stale` where
+/// it skips or removes stale entries, `ready` and `due` where it takes entries out.
 #[derive(Default)]
 pub(super) struct StateIndex {
-    /// How many items are in each state.
+    /// How many items are in each state; `done` only grows.
     pub(super) counts: Counts,
-    /// The order in which ready items are leased; with stale entries.
+    /// The order in which ready items are leased; with stale entries. Has `counts.ready + stale`
+    /// entries between any two calls.
     pub(super) ready: ReadyQueues,
     /// How many entries of `ready` are stale.
     pub(super) stale: usize,
@@ -95,7 +110,7 @@ pub(super) struct StateIndex {
     pub(super) dead: BTreeMap<u64, u64>,
     /// The times at which states change by themselves, with the items' ids.
     pub(super) due: BTreeSet<(Time, u64)>,
-    /// The last `turn` or `dead_seq` that was given out.
+    /// The last `turn` or `dead_seq` that was given out. It only grows, so neither is given out twice.
     last_seq: u64,
 }
 
@@ -143,6 +158,7 @@ impl StateIndex {
         }
     }
 
+    /// Record when the state that the item has entered ends by itself.
     #[inline]
     fn set_due(&mut self, id: u64, entry: &mut StateEntry, at: Time) {
         entry.due = at;
@@ -246,6 +262,7 @@ impl StateIndex {
 }
 
 impl ReadyQueues {
+    /// The run queue of this priority.
     #[inline]
     fn of(&mut self, priority: i64) -> &mut VecDeque<Entry> {
         if priority == 0 {
@@ -255,11 +272,13 @@ impl ReadyQueues {
         }
     }
 
+    /// The run queue of another priority than 0, which is made if there is none.
     #[cold]
     fn other(&mut self, priority: i64) -> &mut VecDeque<Entry> {
         self.others.entry(priority).or_default()
     }
 
+    /// Take the first entry of the least priority that has one.
     #[inline]
     fn next(&mut self) -> Option<Entry> {
         if !self.others.is_empty() {
@@ -272,6 +291,8 @@ impl ReadyQueues {
         next
     }
 
+    /// [`ReadyQueues::next`], with run queues of other priorities: those below 0 come before `usual`,
+    /// those above 0 after it.
     #[cold]
     fn next_of_all(&mut self) -> Option<Entry> {
         // The only other queue is kept though it is empty: its next item spares the allocation.
@@ -300,6 +321,7 @@ impl ReadyQueues {
         queues.chain(after.into_values()).flatten()
     }
 
+    /// Keep these entries, in their order.
     pub(super) fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
         self.usual.retain(&keep);
         self.others.retain(|_, queue| {

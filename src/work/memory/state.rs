@@ -1,26 +1,53 @@
 //! The items of a queue in memory, and the rules by which they change state.
 //!
-//! Each rule is one step for every observer, as it runs under the lock of the queue, which
-//! [`ItemStates`] has no part in: the caller holds it during each call. Every rule keeps to the
-//! table in `work.rs`, and changes an item only by [`StateIndex`], so that counts, orders and times
-//! agree with the items at the end of each call (I28).
+//! Guarantees:
+//! 1. Each rule is one step for every observer: it runs under the lock of the queue, `shared` in
+//!    `memory.rs`, which the caller holds during each call. There is no other lock here.
+//! 2. An item changes its state only by [`StateIndex`], so that counts, orders and times agree with
+//!    the items at the end of each call (I28).
+//! 3. Only a call with the epoch of the current lease changes a leased item's state, besides time
+//!    (I29): `ack` and `check` compare it, and an epoch is given out once (I34).
+//! 4. Values of the user's (items, notes) are never dropped here, for that could run code of the
+//!    user's under the lock: they are returned to the caller, or left in the `Option` by which they
+//!    came. They are cloned here, which is why [`LeaseQueue`](crate::work::LeaseQueue) asks for
+//!    cheap handles.
 //!
-//! | operation | items | index |
-//! |---|---|---|
-//! | `put` | a new item in the slab, its key in `keys` | `enqueue` or `delay` |
-//! | `lease` | one attempt more | `lease` |
-//! | `ack` | the item leaves slab and `keys` | `done` |
-//! | `nack`, a lease that times out | a failure more, if there is one | `leave`, then `enqueue`, `delay` or `dead_letter` |
-//! | `extend` | the progress | `extend` |
-//! | `cancel`, `dead_letter_all`, an item that expires | a failure more | `leave`, then `dead_letter` |
-//! | `retry` | no attempt, no deadline | `leave`, then `enqueue` |
+//! The transitions, by the functions that make them. The last column is the change of the item
+//! beside its state; each row is one call.
+//!
+//! | from | function | to | the item |
+//! |---|---|---|---|
+//! | | `put` | ready, at the back; delayed, if it has a delay | enters `items`, and `keys` if it has a key |
+//! | ready | `lease` | leased, in a new epoch | `attempt` + 1 |
+//! | ready | `come_due`, at its deadline | dead | a note that it expired |
+//! | leased | `extend` | leased, until later | `progress`, if one is given |
+//! | leased | `cancel` | leased | `cancelled`, if it was not cancelled before |
+//! | leased | `ack` | done | leaves `items` and `keys` |
+//! | leased | `end_lease`: it was the last attempt, or is cancelled, or has expired | dead | a note for each reason |
+//! | leased | `end_lease` without a pause | ready, at the front | the failure's note, if there is one |
+//! | leased | `end_lease` with a pause | delayed | the failure's note, if there is one |
+//! | delayed | `come_due`, before its deadline | ready, at the back | |
+//! | delayed | `come_due`, at or after its deadline | dead | a note that it expired |
+//! | ready, delayed | `cancel`, `dead_letter_all` | dead | the caller's note |
+//! | dead | `retry` | ready, at the back | `attempt` 0, no deadline, not cancelled; `failures` and `progress` stay |
+//!
+//! `end_lease` has two callers: `nack`, and `come_due` when the lease times out. A leased item is not
+//! ended at its own deadline: its worker is stopped then ([`Lease::ends`]), and the end of the lease
+//! finds the deadline passed.
 //!
 //! A dead item keeps its key: until it is retried and done, it stands for all items that are put
 //! with the key.
 //!
-//! Values of the user's (items, notes) are never dropped here, for that could run code of the
-//! user's under the lock: they are returned to the caller, or left in the `Option` by which they
-//! came.
+//! A change by time is made by `catch_up`, which the caller calls before any other rule in the same
+//! critical section: so no rule finds an item in a state that has ended. The clock is not read
+//! while no item has a time.
+//!
+//! Costs: `put`, `lease`, `ack` and `nack` take constant time while no item has a time or a priority
+//! of its own, and logarithmic time otherwise; `dead_letter_all` and `dead` visit the items that they
+//! return. The memory is that of the unfinished and dead items; done ones are only counted.
+//!
+//! Checked by `tests/rust/work.rs`, which runs random operations on the queue and on the model in
+//! `tests/rust/work_model.rs` and compares every answer, and by `models/lease.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,13 +64,17 @@ use crate::work::{
 
 /// All items of a queue.
 pub(super) struct ItemStates<T, N> {
+    /// Fixed when the queue is made.
     options: QueueOptions,
-    /// For the pauses of failed items.
+    /// Spreads the pauses of failed items; a function of its seed and the lease's epoch, and never
+    /// changed.
     jitter: Jitter,
-    /// The items that are not done, by their ids.
+    /// The items that are not done, by their ids. `put` adds, `ack` alone removes.
     items: SeqSlab<Item<T, N>>,
-    /// The ids of the items with a key that are not done, dead ones included.
+    /// The ids of the items with a key that are not done, dead ones included. A key is in here exactly
+    /// while its item is in `items`.
     keys: HashMap<Arc<str>, u64>,
+    /// What follows from the states of all items; agrees with `items` between any two calls.
     index: StateIndex,
     /// The epoch of the last lease; it only grows (I34).
     last_epoch: u64,
@@ -51,24 +82,31 @@ pub(super) struct ItemStates<T, N> {
 
 /// One item that is not done.
 struct Item<T, N> {
+    /// The user's item. Never changed: every lease gets a clone.
     value: T,
     /// Its state. Changed by [`StateIndex`] alone.
     entry: StateEntry,
-    /// How often it was leased, since it was put or last retried.
+    /// How often it was leased, since it was put or last retried. Raised by `lease`, so an attempt
+    /// counts however its lease ends (I30).
     attempt: u32,
     /// The fields that most items leave empty, boxed so that an item stays small.
     extras: Option<Box<Extras<N>>>,
 }
 
+/// The fields of an item that most items leave empty. Made by the first write of one of them, and
+/// kept until the item is done.
 struct Extras<N> {
+    /// Priority and deadline. Set by `put`; `retry` alone changes it, and takes the deadline away.
     schedule: Schedule,
-    /// Its key in [`ItemStates::keys`].
+    /// Its key in [`ItemStates::keys`]. Set by `put`, and never changed.
     key: Option<Arc<str>>,
-    /// The progress of the last heartbeat, for the next attempt.
+    /// The progress of the last heartbeat, for the next attempt. Written by `extend`, and kept over
+    /// the end of the lease, a death and a retry.
     progress: Option<N>,
-    /// The failures of the item, in order.
+    /// The failures of the item, in order. Only appended to, also over a retry.
     failures: Vec<N>,
-    /// Why it was cancelled while it was leased: it is dead once its lease has ended (I31).
+    /// Why it was cancelled while it was leased: it is dead once its lease has ended without success
+    /// (I31). The first cancellation is kept; `retry` takes it out.
     cancelled: Option<N>,
 }
 
@@ -94,7 +132,8 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         self.index.counts.ready > 0
     }
 
-    /// How many items are neither done nor dead: those that `maxsize` bounds.
+    /// How many items are neither done nor dead: those that `maxsize` bounds. Leased ones count, so a
+    /// requeued item always has room.
     fn unfinished(&self) -> usize {
         let counts = &self.index.counts;
         counts.ready + counts.leased + counts.delayed
@@ -153,7 +192,8 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         self.tidy();
     }
 
-    /// The item's state changes by itself: a lease times out, a delay ends, or the item expires.
+    /// The item's state changes by itself: a lease times out, a delay ends, or the item expires. `at`
+    /// is the time in the index, at which the change was due; `now` may be later.
     fn come_due(&mut self, id: u64, at: Time, now: Time) {
         let Some(item) = self.items.get_mut(id) else {
             return;
@@ -263,7 +303,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
     }
 
     /// The item, if this lease of it is the current one. The only place besides `ack` that compares
-    /// epochs (I29).
+    /// epochs (I29). Takes the slab alone, so that the caller can change the index meanwhile.
     #[inline]
     fn check(
         items: &mut SeqSlab<Item<T, N>>,
@@ -416,6 +456,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         true
     }
 
+    /// The value of an item that is not done.
     pub(super) fn item(&self, id: u64) -> Option<T> {
         Some(self.items.get(id)?.value.clone())
     }
@@ -446,12 +487,14 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
 }
 
 impl<T, N: Clone> Item<T, N> {
+    /// Priority and deadline: those of the extras, or of an item without any.
     #[inline]
     fn schedule(&self) -> Schedule {
         let extras = self.extras.as_ref();
         extras.map_or(Schedule::USUAL, |extras| extras.schedule)
     }
 
+    /// The extras, which are made if the item has none.
     fn extras_mut(&mut self) -> &mut Extras<N> {
         self.extras.get_or_insert_with(|| Box::new(Extras::empty()))
     }
@@ -465,6 +508,7 @@ impl<T, N: Clone> Item<T, N> {
         self.all_details(until)
     }
 
+    /// Out of line: most leases have no details.
     #[cold]
     fn all_details(&self, until: Option<Time>) -> Option<Box<Details<N>>> {
         let extras = self.extras.as_ref();
@@ -496,6 +540,7 @@ impl<N> Extras<N> {
         (!is_usual).then(|| Box::new(Self::of_unusual(options)))
     }
 
+    /// Out of line: most items are put with the usual options.
     #[cold]
     fn of_unusual(options: &PutOptions) -> Self {
         Self {
