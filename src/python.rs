@@ -59,11 +59,11 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::cause::CancelCause;
+    use super::cause::{CancelCause, restore_cause};
     #[pymodule_export]
-    use super::error::Cancelled;
+    use super::error::{Cancelled, restore_cancelled};
     #[pymodule_export]
-    use super::hard_stop::killed::Killed;
+    use super::hard_stop::killed::{Killed, restore_killed};
     #[pymodule_export]
     use super::hard_stop::mask::call_masked;
     #[cfg(unix)]
@@ -100,7 +100,10 @@ mod _core {
     #[pymodule_export]
     use super::task::group::{GroupCore, WorkerThread};
     #[pymodule_export]
-    use super::task::stop::{BegunKill, KillReport, ProcessStopPolicy, RungReport, StopPolicy};
+    use super::task::stop::{
+        BegunKill, KillReport, ProcessStopPolicy, RungReport, StopPolicy, restore_report,
+        restore_rung,
+    };
     #[pymodule_export]
     use super::task::{KillSignal, Task};
     #[pymodule_export]

@@ -10,6 +10,7 @@ Code is first asked to stop, its locks and leases are released, and force is the
 
 import importlib as _importlib
 
+from desist import _pickling as _pickling
 from desist._core import (
     Barrier,
     BoundedSemaphore,

@@ -18,7 +18,7 @@ from typing import (
     overload,
 )
 
-from _typeshed import FileDescriptorLike
+from _typeshed import FileDescriptorLike, SupportsGetItem
 from typing_extensions import disjoint_base
 
 from desist._enums import CauseKind, KillOutcome, TaskState
@@ -95,6 +95,11 @@ __all__ = [
     "notify_closing",
     "ports",
     "queue_port",
+    "restore_cancelled",
+    "restore_cause",
+    "restore_killed",
+    "restore_report",
+    "restore_rung",
     "retry_pause",
     "shield",
     "sleep",
@@ -181,9 +186,12 @@ class BoundedSemaphore(Semaphore):
 class CancelCause:
     """
     Why code was cancelled. Immutable; the first cause recorded is final.
+
+    It can be pickled. `at` is a time of this machine since its start: it means nothing on another one.
     """
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self, /) -> int: ...
+    def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
     def __repr__(self, /) -> str: ...
     def __str__(self, /) -> str: ...
     @property
@@ -388,6 +396,7 @@ class Cancelled(BaseException):
     Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
     again: the cancelled scope absorbs it.
     """
+    def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
     def __str__(self, /) -> str: ...
     @property
     def cause(self, /) -> CancelCause:
@@ -833,6 +842,7 @@ class KillReport:
     """
     How a kill ended, and its effects.
     """
+    def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
     def __repr__(self, /) -> str: ...
     @staticmethod
     def already_done() -> KillReport:
@@ -905,6 +915,7 @@ class Killed(BaseException):
     the block with `kill_after` that is being killed.
     """
     def __new__(cls, /) -> Killed: ...
+    def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
     def __str__(self, /) -> str: ...
     @property
     def cause(self, /) -> CancelCause:
@@ -1354,6 +1365,7 @@ class ProcessStopPolicy:
         defer: float = 1.0,
         abandon: bool = True,
     ) -> ProcessStopPolicy: ...
+    def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
     def __repr__(self, /) -> str: ...
     @property
     def abandon(self, /) -> bool:
@@ -1615,6 +1627,8 @@ class RetryPolicy:
     first and doubles each time up to `max_backoff`, randomised by ±`jitter` (a part of it). Work
     whose worker was killed is ready again at once.
     """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __ne__(self, value: object, /) -> bool: ...
     def __new__(
         cls,
         /,
@@ -1624,6 +1638,8 @@ class RetryPolicy:
         max_backoff: float = 60.0,
         jitter: float = 0.2,
     ) -> RetryPolicy: ...
+    def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
+    def __repr__(self, /) -> str: ...
     @property
     def backoff(self, /) -> float:
         """
@@ -1652,6 +1668,7 @@ class RungReport:
     """
     def __eq__(self, value: object, /) -> bool: ...
     def __ne__(self, value: object, /) -> bool: ...
+    def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
     def __repr__(self, /) -> str: ...
     @property
     def attempts(self, /) -> int:
@@ -1820,6 +1837,7 @@ class StopPolicy:
         defer: float = 1.0,
         abandon: bool = True,
     ) -> StopPolicy: ...
+    def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
     def __repr__(self, /) -> str: ...
     @property
     def abandon(self, /) -> bool:
@@ -2286,6 +2304,53 @@ def ports() -> dict[str, list[str]]:
 def queue_port(queue: LeaseQueue[Any] | FileQueue[Any]) -> QueuePort:
     """
     The operations of a pool on one of the core's queues.
+    """
+
+def restore_cancelled(cause: CancelCause, /) -> Cancelled:
+    """
+    For pickles: a Cancelled with this cause.
+    """
+
+def restore_cause(
+    kind: CauseKind,
+    reason: str | None,
+    at: SupportsIndex,
+    grace: SupportsIndex | None,
+    by_thread: str | None,
+    /,
+) -> CancelCause:
+    """
+    For pickles: the cause with these fields; the times in nanoseconds.
+    """
+
+def restore_killed(cause: CancelCause, /) -> Killed:
+    """
+    For pickles: a Killed with this cause.
+    """
+
+def restore_report(
+    outcome: KillOutcome | None,
+    elapsed: SupportsIndex,
+    rungs: SupportsGetItem[int, RungReport],
+    effects: tuple[
+        SupportsGetItem[int, str],
+        SupportsGetItem[int, str],
+        SupportsGetItem[int, int | str],
+        SupportsGetItem[int, int | str],
+    ],
+    stack: str | None,
+    blocked: str | None,
+    /,
+) -> KillReport:
+    """
+    For pickles: the report with these fields; `elapsed` in nanoseconds.
+    """
+
+def restore_rung(
+    rung: KillOutcome, elapsed: SupportsIndex, limit: SupportsIndex, attempts: SupportsIndex, /
+) -> RungReport:
+    """
+    For pickles: the record of a rung with these fields; the times in nanoseconds.
     """
 
 def retry_pause(policy: RetryPolicy, attempt: int, random: float) -> float:

@@ -7,6 +7,7 @@ of its interface. Cancelled and Killed, which only the core makes, are classes o
 from __future__ import annotations
 
 import concurrent.futures
+import copyreg
 import sys
 from queue import Empty, Full
 from threading import BrokenBarrierError
@@ -15,6 +16,8 @@ from desist._enums import KillOutcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from desist._core import CancelCause
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "ShutDown",
     "TaskAborted",
     "TaskCancelled",
+    "Unblocked",
     "WorkerDied",
 ]
 
@@ -57,6 +61,17 @@ else:
     from queue import ShutDown
 
 
+class _WithFields(BaseException):
+    """An exception with fields, whose constructor takes others than `args`.
+
+    Exceptions are pickled and copied by a call of the class with `args`. This one is made without a
+    call of `__init__`, and its fields are set.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+
 class DeadlineExceeded(AnyTimeoutError):
     """The block's own deadline passed before the block ended."""
 
@@ -65,7 +80,7 @@ class ScopeMisuse(RuntimeError):
     """A scope was used in a way that cannot work; the message says what to do instead."""
 
 
-class LockUnavailable(RuntimeError):
+class LockUnavailable(_WithFields, RuntimeError):
     """The lock cannot be acquired, because of how its last holder ended; it is not held.
 
     `owner` is that holder's name, `cause` why it was killed, `stack` where it was, as text.
@@ -126,7 +141,7 @@ class WorkerDied(RuntimeError):
         self.exitcode = exitcode
 
 
-class TaskCancelled(concurrent.futures.CancelledError):
+class TaskCancelled(_WithFields, concurrent.futures.CancelledError):
     """Another task was cancelled, so it has no result. An ordinary exception."""
 
     def __init__(self, cause: CancelCause) -> None:
@@ -139,7 +154,7 @@ class QueueFileError(OSError):
     """The file of a FileQueue cannot be used; nothing was done, and the message says what to do."""
 
 
-class TaskAborted(Exception):
+class TaskAborted(_WithFields, Exception):
     """Another task was killed, or abandoned while it still runs, so it has no result.
 
     `outcome` is the rung that ended it; ABANDONED: none did.
@@ -155,6 +170,18 @@ class TaskAborted(Exception):
         self.cause = cause
 
 
+class Unblocked(_WithFields, Exception):
+    """The `__cause__` of a stop in interruptible(): the call returned after unblock() was called.
+
+    `result` is what it returned: because it was unblocked, or by itself in the same moment.
+    """
+
+    def __init__(self, result: object) -> None:
+        """Keep the result."""
+        super().__init__("the call returned after unblock() was called; its result is kept here")
+        self.result = result
+
+
 class Deadlock(RuntimeError):
     """In a simulation, every thread waits and none has a deadline, so none will ever go on."""
 
@@ -163,7 +190,7 @@ class LeakError(AssertionError):
     """A block of no_leaks() left a thread, a deadline, a lock or an open block behind."""
 
 
-class SweepError(AssertionError):
+class SweepError(_WithFields, AssertionError):
     """A sweep found a bytecode at which a stop breaks the state; the attributes say which."""
 
     def __init__(

@@ -15,6 +15,7 @@ from contextvars import copy_context
 from desist._core import CancelToken, Event, KillReport, StopPolicy, Task, call_masked
 from desist._enums import TaskState
 from desist._killing import kill_soon
+from desist._pickling import refuse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class StoppableThread(threading.Thread):
         body = self._body
         del self.run, self._body  # cycles, which would keep the thread's arguments alive
         self._task.run(lambda: self._context_copy.run(body))
+
+    __reduce__ = refuse  # protocols 0 and 1 would fail over a lock of threading
 
     @property
     def token(self) -> CancelToken:

@@ -6,5 +6,6 @@ pub(super) mod enums;
 pub(super) mod exceptions;
 pub(super) mod host;
 pub(super) mod lazy_arg;
+pub(super) mod pickling;
 pub(super) mod raised;
 pub(super) mod seconds;

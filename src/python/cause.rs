@@ -3,9 +3,13 @@
 use pyo3::prelude::*;
 
 use crate::cause::{Cause, CauseKind};
+use crate::clock::Time;
+use crate::python::binding::pickling::{self, Reduced};
 use crate::python::binding::seconds;
 
 /// Why code was cancelled. Immutable; the first cause recorded is final.
+///
+/// It can be pickled. `at` is a time of this machine since its start: it means nothing on another one.
 #[pyclass(frozen, module = "desist")]
 pub(super) struct CancelCause {
     cause: Cause,
@@ -60,6 +64,38 @@ impl CancelCause {
     fn __hash__(&self) -> u64 {
         self.cause.at.as_nanos()
     }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        let cause = &self.cause;
+        let fields = (
+            cause.kind,
+            cause.reason.as_deref(),
+            cause.at.as_nanos(),
+            cause.grace.map(pickling::nanos),
+            cause.by_thread.as_deref(),
+        );
+        pickling::by_function(py, "restore_cause", fields, None)
+    }
+}
+
+/// For pickles: the cause with these fields; the times in nanoseconds.
+#[pyfunction]
+#[pyo3(signature = (kind, reason, at, grace, by_thread, /))]
+pub(super) fn restore_cause(
+    kind: CauseKind,
+    reason: Option<&str>,
+    at: u64,
+    grace: Option<u128>,
+    by_thread: Option<&str>,
+) -> CancelCause {
+    let cause = Cause {
+        kind,
+        reason: reason.map(Into::into),
+        at: Time::from_nanos(at),
+        grace: grace.map(pickling::span),
+        by_thread: by_thread.map(Into::into),
+    };
+    cause.into()
 }
 
 impl CancelCause {

@@ -3,6 +3,7 @@
 //! The modules above use the exceptions of `desist._exceptions` and `Killed` through this module.
 
 use pyo3::exceptions::PyBaseException;
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cause::Cause;
@@ -11,6 +12,7 @@ use crate::python::binding::exceptions::class;
 pub(super) use crate::python::binding::exceptions::{
     fenced, is, misuse, ordinary, warn_deprecated,
 };
+use crate::python::binding::pickling::{self, Reduced};
 use crate::python::binding::raised;
 use crate::python::cause::CancelCause;
 use crate::python::hard_stop::killed::killed_or_injected;
@@ -31,6 +33,19 @@ impl Cancelled {
     fn __str__(&self) -> String {
         self.cause.get().__str__()
     }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        let (py, cause) = (slf.py(), &slf.get().cause);
+        let state = slf.getattr(intern!(py, "__dict__"))?;
+        pickling::by_function(py, "restore_cancelled", (cause,), Some(state))
+    }
+}
+
+/// For pickles: a Cancelled with this cause.
+#[pyfunction]
+#[pyo3(signature = (cause, /) -> "Cancelled")]
+pub(super) fn restore_cancelled(py: Python<'_>, cause: Py<CancelCause>) -> PyResult<Py<Cancelled>> {
+    Py::new(py, Cancelled { cause })
 }
 
 /// The Python exception for a stop. For a task that `raise_exc` has an exception for, that one.

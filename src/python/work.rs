@@ -49,6 +49,7 @@ pub(super) use py_queue::{RunningHandler, lease_of};
 pub(super) use worker_slot::WorkerSlot;
 
 use crate::clock::Time;
+use crate::python::binding::pickling::{self, Reduced};
 use crate::python::binding::seconds;
 use crate::python::cause::CancelCause;
 use crate::{Cause, CauseKind, work};
@@ -61,7 +62,8 @@ const LONGEST_COMMIT: Duration = Duration::from_secs(5);
 /// After `max_attempts` leases an item is dead. The pause after a failure is `backoff` seconds at
 /// first and doubles each time up to `max_backoff`, randomised by ±`jitter` (a part of it). Work
 /// whose worker was killed is ready again at once.
-#[pyclass(frozen, module = "desist")]
+#[pyclass(frozen, eq, module = "desist")]
+#[derive(PartialEq)]
 pub(super) struct RetryPolicy {
     retry: work::RetryPolicy,
 }
@@ -125,6 +127,25 @@ impl RetryPolicy {
     #[getter]
     fn jitter(&self) -> f64 {
         self.retry.jitter
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "RetryPolicy(max_attempts={}, backoff={:?}, max_backoff={:?}, jitter={:?})",
+            self.max_attempts(),
+            self.backoff(),
+            self.max_backoff(),
+            self.jitter(),
+        )
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        let fields = PyDict::new(py);
+        fields.set_item("max_attempts", self.max_attempts())?;
+        fields.set_item("backoff", self.backoff())?;
+        fields.set_item("max_backoff", self.max_backoff())?;
+        fields.set_item("jitter", self.jitter())?;
+        pickling::by_constructor::<Self>(py, fields)
     }
 }
 

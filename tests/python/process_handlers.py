@@ -51,6 +51,14 @@ def fail(lease: Lease[str]) -> NoReturn:
     raise ZeroDivisionError(lease.attempt)
 
 
+def throw(raised: BaseException) -> NoReturn:
+    raise raised
+
+
+def throw_item(lease: Lease[BaseException]) -> NoReturn:
+    throw(lease.item)
+
+
 class OnlyHereError(Exception):
     """An object whose pickle cannot be loaded."""
 

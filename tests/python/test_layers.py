@@ -20,7 +20,7 @@ import desist
 # other. A dot leads to a module of a folder; the folder's own name is its __init__.py.
 LAYERS = (
     "_core",
-    "_enums",
+    "_enums _pickling",
     "_exceptions _codec _offload _channel _exit_watch",
     "_deadline _future _interruptible _pipes _queue _signals _sweep",
     "_killing",

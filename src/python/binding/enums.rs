@@ -1,9 +1,10 @@
 //! The enums of `desist._enums`, which are written in Python: a Rust value becomes the member of the
-//! same name.
+//! same name, and the member the value.
 //!
 //! `test_all.py` compares the members with the variants; a member that is missing raises
 //! AttributeError at its first use.
 
+use pyo3::exceptions::PyValueError;
 use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -30,7 +31,7 @@ fn member<'py>(py: Python<'py>, class: &str, name: &str) -> PyResult<Bound<'py, 
     enums.bind(py).getattr(class)?.getattr(name)
 }
 
-/// `members!(Rust as "Python", Variant is "MEMBER", ...)`: the conversion of a Rust enum.
+/// `members!(Rust as "Python", Variant is "MEMBER", ...)`: the conversion of a Rust enum, both ways.
 macro_rules! members {
     ($rust:ty as $class:literal, $($variant:ident is $name:literal),+ $(,)?) => {
         impl<'py> IntoPyObject<'py> for $rust {
@@ -44,6 +45,19 @@ macro_rules! members {
                     $(Self::$variant => $name,)+
                 };
                 member(py, $class, name)
+            }
+        }
+
+        impl FromPyObject<'_, '_> for $rust {
+            type Error = PyErr;
+            const INPUT_TYPE: PyStaticExpr = type_hint_identifier!("desist._enums", $class);
+
+            fn extract(given: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+                let name: String = given.getattr("name")?.extract()?;
+                match name.as_str() {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(PyValueError::new_err(format!("{name} is no member of {}", $class))),
+                }
             }
         }
     };

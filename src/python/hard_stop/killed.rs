@@ -9,10 +9,12 @@
 use std::sync::Arc;
 
 use pyo3::exceptions::{PyBaseException, PyTypeError};
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::trace;
 use crate::cause::Cause;
+use crate::python::binding::pickling::{self, Reduced};
 use crate::python::cause::CancelCause;
 use crate::scope;
 use crate::task::{Arrival, Injected};
@@ -54,6 +56,23 @@ impl Killed {
     fn __str__(&self) -> String {
         format!("killed ({})", self.cause.get().__str__())
     }
+
+    // Not by the class, whose call is a delivery.
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        let (py, cause) = (slf.py(), &slf.get().cause);
+        let state = slf.getattr(intern!(py, "__dict__"))?;
+        pickling::by_function(py, "restore_killed", (cause,), Some(state))
+    }
+}
+
+/// For pickles: a Killed with this cause.
+#[pyfunction]
+#[pyo3(signature = (cause, /) -> "Killed")]
+pub(in crate::python) fn restore_killed(
+    py: Python<'_>,
+    cause: Py<CancelCause>,
+) -> PyResult<Py<Killed>> {
+    Py::new(py, Killed { cause })
 }
 
 pub(in crate::python) fn killed(py: Python<'_>, cause: Cause) -> PyErr {

@@ -10,10 +10,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use crate::error::Stop;
 use crate::item::ItemId;
 use crate::python::binding::host::detached;
+use crate::python::binding::pickling::{self, Reduced};
 use crate::python::binding::seconds;
 use crate::python::error;
 use crate::python::hard_stop::mask::unmasked;
@@ -140,6 +142,17 @@ impl StopPolicy {
             truth(self.abandon()),
         )
     }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        let fields = PyDict::new(py);
+        fields.set_item("cooperative", self.cooperative())?;
+        fields.set_item("at_wait", self.at_wait())?;
+        fields.set_item("async_exc", self.async_exc())?;
+        fields.set_item("trace", self.trace())?;
+        fields.set_item("defer", self.defer())?;
+        fields.set_item("abandon", self.abandon())?;
+        pickling::by_constructor::<Self>(py, fields)
+    }
 }
 
 /// How long a kill of code in a worker process stays on each rung of the ladder, in seconds.
@@ -229,6 +242,16 @@ impl ProcessStopPolicy {
             self.defer(),
             truth(self.abandon()),
         )
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        let fields = PyDict::new(py);
+        fields.set_item("cooperative", self.cooperative())?;
+        fields.set_item("sigterm", self.sigterm())?;
+        fields.set_item("sigkill", self.sigkill())?;
+        fields.set_item("defer", self.defer())?;
+        fields.set_item("abandon", self.abandon())?;
+        pickling::by_constructor::<Self>(py, fields)
     }
 }
 
@@ -365,6 +388,40 @@ impl RungReport {
             self.limit(),
         ))
     }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        let stop::RungReport {
+            rung,
+            elapsed,
+            limit,
+            attempts,
+        } = self.report;
+        let fields = (
+            rung,
+            pickling::nanos(elapsed),
+            pickling::nanos(limit),
+            attempts,
+        );
+        pickling::by_function(py, "restore_rung", fields, None)
+    }
+}
+
+/// For pickles: the record of a rung with these fields; the times in nanoseconds.
+#[pyfunction]
+#[pyo3(signature = (rung, elapsed, limit, attempts, /) -> "RungReport")]
+pub(in crate::python) fn restore_rung(
+    rung: KillOutcome,
+    elapsed: u128,
+    limit: u128,
+    attempts: u32,
+) -> RungReport {
+    let report = stop::RungReport {
+        rung,
+        elapsed: pickling::span(elapsed),
+        limit: pickling::span(limit),
+        attempts,
+    };
+    RungReport { report }
 }
 
 /// How a kill ended, and its effects.
@@ -456,4 +513,52 @@ impl KillReport {
             self.elapsed()
         ))
     }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
+        let names = (
+            self.released(),
+            self.poisoned(),
+            self.requeued(),
+            self.fenced(),
+        );
+        let fields = (
+            self.outcome(),
+            pickling::nanos(self.report.elapsed),
+            self.rungs(),
+            names,
+            self.stack(),
+            self.blocked(),
+        );
+        pickling::by_function(py, "restore_report", fields, None)
+    }
+}
+
+/// The names of released and of poisoned locks, the ids of requeued and of fenced items.
+type Effects = (Vec<String>, Vec<String>, Vec<ItemId>, Vec<ItemId>);
+
+/// For pickles: the report with these fields; `elapsed` in nanoseconds.
+#[pyfunction]
+#[pyo3(signature = (outcome, elapsed, rungs, effects, stack, blocked, /) -> "KillReport")]
+pub(in crate::python) fn restore_report(
+    outcome: Option<KillOutcome>,
+    elapsed: u128,
+    rungs: Vec<Bound<'_, RungReport>>,
+    effects: Effects,
+    stack: Option<&str>,
+    blocked: Option<&str>,
+) -> KillReport {
+    let (released, poisoned, requeued, fenced) = effects;
+    let shared = |names: Vec<String>| names.into_iter().map(Into::into).collect();
+    let report = stop::KillReport {
+        outcome,
+        elapsed: pickling::span(elapsed),
+        rungs: rungs.into_iter().map(|rung| rung.get().report).collect(),
+        released: shared(released),
+        poisoned: shared(poisoned),
+        requeued,
+        fenced,
+        stack: stack.map(Into::into),
+        blocked: blocked.map(Into::into),
+    };
+    report.into()
 }
