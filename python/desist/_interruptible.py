@@ -1,11 +1,13 @@
 """interruptible(): blocking calls of other libraries, with the library's own way to wake them.
 
-Guarantees: `unblock` is called at most once, and only while `fn` runs.
+Guarantees: `unblock` is called at most once, and only while `fn` runs. Once it was called, the end
+of `fn` counts as the work of `unblock`: the stop is raised, whether `fn` has raised or returned.
 
 How: `_Call` has a lock; the cancelling thread holds it while it calls `unblock`, and the calling
 thread takes it before and after `fn`. So `fn` begins only if no cancel has come before, and
-interruptible() returns only when an `unblock` that has begun has ended. Two callbacks are
-registered: one with the calling code's token, for a cancel, and one with the task, for a kill.
+interruptible() returns only when an `unblock` that has begun has ended; whether one was called is
+read after that, for `fn` may return by itself in the same moment. Two callbacks are registered: one
+with the calling code's token, for a cancel, and one with the task, for a kill.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist._core import CancelCause, KillSignal, call_masked, checkpoint, cleanup, current_token
+from desist._exceptions import Unblocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +34,13 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     of closing does; and it must not wait for the calling thread. Its exceptions go to
     sys.unraisablehook, and `fn` keeps running.
 
-    The result of `fn` is returned, also after unblock(): then the next checkpoint raises.
-
     Blocks: as long as `fn` does.
 
-    On cancel: unblock() is called. An Exception that `fn` then raises becomes the `__cause__` of
-    Cancelled; without a `__cause__`, `fn` was not called. A checkpoint on entry.
+    On cancel: unblock() is called, and when `fn` has ended, Cancelled is raised. Its `__cause__` is
+    the Exception that `fn` then raised, or, if `fn` returned, an exception whose `result` is what
+    `fn` returned: a result of its own that came in the same moment is not lost. Without a
+    `__cause__`, `fn` was not called. A checkpoint on entry. If `fn` has ended before the cancel,
+    its result is returned, and the next checkpoint raises.
 
     On kill: as on cancel, with Killed. A kill goes through shield() and waits for cleanup(), as at
     every wait.
@@ -58,26 +62,26 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
         signal.token.on_cancel(call.interrupt),
     ]
     try:
-        if not call_masked(call.enter):  # a kill would leave its lock held
-            checkpoint()
-        return fn()
-    except Exception as failure:
-        if call.interrupted:
-            try:
-                checkpoint()
-            except BaseException as stop:
-                raise stop from failure
-        raise
-    finally:
-        # CPython 3.10, too, delivers no kill where a handler begins with a try. Should one be
-        # delivered nevertheless, right behind the exception that led here, this is done again.
         try:
-            with leaving:
-                call.leave()
-                for registration in registrations:
-                    registration.unregister()
+            if not call_masked(call.enter):  # a kill would leave its lock held
+                checkpoint()
+            result = fn()
         finally:
-            call.leave()
+            # CPython 3.10, too, delivers no kill where a handler begins with a try. Should one be
+            # delivered nevertheless, right behind the exception that led here, this is done again.
+            try:
+                with leaving:
+                    call.leave()
+                    for registration in registrations:
+                        registration.unregister()
+            finally:
+                call.leave()
+    except Exception as failure:
+        call.raise_stop_from(failure)
+        raise
+    if call.interrupted:
+        call.raise_stop_from(Unblocked(result))
+    return result
 
 
 class _Call:
@@ -115,3 +119,11 @@ class _Call:
     def leave(self) -> None:
         with self._lock:
             self._inside = False
+
+    def raise_stop_from(self, ended: Exception) -> None:
+        """Raise the stop for which unblock() was called, if it was; `ended`: how `fn` did."""
+        if self.interrupted:
+            try:
+                checkpoint()
+            except BaseException as stop:
+                raise stop from ended
