@@ -644,7 +644,7 @@ def test_the_child_of_another_process_cannot_be_waited_for() -> None:
 def test_without_a_free_descriptor_nothing_is_left_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(_pid: int) -> int:
+    def refuse(_pid: int, _flags: int = 0) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(os, "pidfd_open", refuse)
