@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 import desist
 import recipes
-from desist import Cancelled, DeadlineExceeded, Lock, ScopeMisuse, testing
+from desist import Cancelled, DeadlineExceeded, Killed, Lock, ScopeMisuse, testing
 from desist.compat import (
     FunctionTimedOut,
     ThreadingTimeout,
@@ -22,10 +24,12 @@ from desist.compat import (
     threading_timeoutable,
     timeout,
 )
-from support import NEVER, in_thread
+from support import AT_WAIT, NEVER, Victim, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+T = TypeVar("T")
 
 SOON = 0.01
 
@@ -46,6 +50,21 @@ def stop_at(seconds: float) -> None:
     while desist.current_time() < end:
         pass
     desist.checkpoint()
+
+
+def return_late() -> str:
+    """Return just after the limit, without a wait that could be cancelled."""
+    end = desist.current_time() + SOON
+    while desist.current_time() <= end:
+        pass
+    return "late"
+
+
+def on_this_thread(body: Callable[[], T]) -> T:
+    return body()
+
+
+PLACES = pytest.mark.parametrize("place", [on_this_thread, in_thread])
 
 
 # --- func_timeout ---------------------------------------------------------------------------------
@@ -157,6 +176,138 @@ def test_a_call_may_override_its_timeout() -> None:
         func_set_timeout(NEVER)(double)(2, forceTimeout=1)  # type: ignore[call-arg]
 
 
+LATE: dict[str, Callable[[Callable[..., Any]], object]] = {
+    "func_timeout": lambda function: func_timeout(SOON, function),
+    "func_set_timeout": lambda function: func_set_timeout(SOON)(function)(),
+    "timeout": lambda function: timeout(SOON)(function)(),
+    "timeout without signals": lambda function: timeout(SOON, use_signals=False)(function)(),
+}
+
+
+@PLACES
+@pytest.mark.parametrize("name", ["func_timeout", "func_set_timeout", "timeout without signals"])
+def test_a_caller_gets_control_back_from_a_function_that_is_blocked_in_c(
+    name: str, place: Callable[[Callable[[], object]], object]
+) -> None:
+    blocked = threading.Lock()
+    blocked.acquire()
+    returned = threading.Event()
+
+    def function() -> None:
+        try:
+            blocked.acquire()  # C code, which no force interrupts
+        finally:
+            returned.set()
+
+    with pytest.raises(DeadlineExceeded):
+        place(lambda: LATE[name](function))
+    assert not returned.is_set()
+    blocked.release()
+    assert returned.wait(NEVER)
+
+
+def test_timeout_gives_control_back_on_other_threads_than_the_main_one() -> None:
+    blocked = threading.Lock()
+    blocked.acquire()
+    with pytest.raises(DeadlineExceeded):
+        in_thread(timeout(SOON)(blocked.acquire))
+    blocked.release()
+
+
+def test_a_system_call_on_the_main_thread_is_interrupted() -> None:
+    with pytest.raises(DeadlineExceeded):
+        timeout(SOON)(time.sleep)(NEVER)
+
+
+@PLACES
+@pytest.mark.parametrize("name", LATE)
+def test_a_function_that_returns_just_after_its_limit_is_late(
+    name: str, place: Callable[[Callable[[], object]], object]
+) -> None:
+    with pytest.raises(DeadlineExceeded):
+        place(lambda: LATE[name](return_late))
+    assert threading_timeoutable("default")(return_late)(timeout=SOON) == "default"
+
+
+@pytest.mark.parametrize("name", ["func_timeout", "timeout without signals"])
+@pytest.mark.parametrize("failure", [KeyError, SystemExit, KeyboardInterrupt])
+def test_an_exception_of_the_function_is_raised_in_the_caller(
+    name: str, failure: type[BaseException]
+) -> None:
+    raised = failure("which")
+
+    def function() -> None:
+        raise raised
+
+    with pytest.raises(failure) as caught:
+        LATE[name](function)
+    assert caught.value is raised
+
+
+def test_a_function_runs_in_a_copy_of_its_callers_context() -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(1)
+
+    def function() -> int:
+        value = variable.get()
+        variable.set(2)
+        return value
+
+    assert func_timeout(NEVER, function) == 1
+    assert variable.get() == 1
+
+
+def test_a_function_ends_with_the_code_that_waits_for_it() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def function() -> None:
+        try:
+            begun.set()
+            wait()
+        finally:
+            ended.set()
+
+    def call(ready: Callable[[], None]) -> None:
+        ready()
+        func_timeout(NEVER, function)
+
+    with Victim(call) as victim:
+        assert begun.wait(NEVER)
+        victim.cancel()
+    assert isinstance(victim.raised, Cancelled)
+    assert ended.is_set()
+    begun.clear()
+    ended.clear()
+    with Victim(call) as victim:
+        assert begun.wait(NEVER)
+        victim.kill(policy=AT_WAIT)
+    assert isinstance(victim.raised, Killed)
+    assert ended.wait(NEVER)
+
+
+def test_ctrl_c_ends_the_function() -> None:
+    ended = threading.Event()
+
+    def function() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+            wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        func_timeout(NEVER, function)
+    assert ended.wait(NEVER)
+
+
+def test_a_cancelled_caller_does_not_begin() -> None:
+    begun: list[int] = []
+    with desist.cancel_scope() as scope:
+        scope.cancel()
+        func_timeout(NEVER, begun.append, (1,))
+    assert not begun
+
+
 # --- stopit ---------------------------------------------------------------------------------------
 
 
@@ -167,14 +318,17 @@ def test_stopit_raises_after_the_block() -> None:
     ]
 
 
-def test_a_block_whose_time_comes_as_it_ends_is_done() -> None:
+def test_a_block_that_ends_just_after_its_limit_is_late() -> None:
     with ThreadingTimeout(SOON) as block:
-        end = block._scope.deadline
-        while desist.current_time() < end:  # there is no wait that could be cancelled
-            pass
-    assert block
-    assert block.state == block.EXECUTED
+        return_late()
+    assert not block
+    assert block.state == block.TIMED_OUT
     stop_at(SOON)
+    with pytest.raises(TimeoutException), ThreadingTimeout(SOON, swallow_exc=False) as block:
+        return_late()
+    assert block.state == block.TIMED_OUT
+    with pytest.raises(ZeroDivisionError), ThreadingTimeout(SOON):
+        raise ZeroDivisionError(return_late())
 
 
 def test_the_exception_of_stopit_is_swallowed() -> None:

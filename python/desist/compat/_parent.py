@@ -14,6 +14,7 @@ from desist.compat._with import cancel_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextvars import Context
 
 
 class _Family:
@@ -111,6 +112,7 @@ class Thread(_thread.Thread):
         kwargs: Mapping[str, Any] | None = None,
         *,
         daemon: bool | None = None,
+        context: Context | None = None,
         is_kill_parent: bool = False,
     ) -> None:
         """As threading.Thread.
@@ -118,7 +120,7 @@ class Thread(_thread.Thread):
         Raises:
             ScopeMisuse: `is_kill_parent` outside any parent_scope().
         """
-        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        super().__init__(group, target, name, args, kwargs, daemon=daemon, context=context)
         self._family: _Family | None = None
         if is_kill_parent:
             if not _open.families:

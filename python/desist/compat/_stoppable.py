@@ -11,6 +11,7 @@ from desist.compat._with import cancel_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextvars import Context
 
 _REASON = "stopped"
 
@@ -58,6 +59,7 @@ class StoppableThread(Thread):
         kwargs: Mapping[str, Any] | None = None,
         *,
         daemon: bool | None = None,
+        context: Context | None = None,
         stop_event: StopEvent | None = None,
     ) -> None:
         """As threading.Thread. `stop_event`: a flag of several threads, which stops this one, too.
@@ -67,7 +69,7 @@ class StoppableThread(Thread):
         """
         if not (stop_event is None or isinstance(stop_event, StopEvent)):
             raise TypeError(f"stop_event must be a StopEvent, not {type(stop_event).__qualname__}")
-        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        super().__init__(group, target, name, args, kwargs, daemon=daemon, context=context)
         self._shared_flag = stop_event
 
     def stop(self) -> None:

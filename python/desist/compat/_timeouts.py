@@ -1,11 +1,15 @@
 """func_timeout, stopit and timeout_decorator: limits for the time of a function or a block.
 
-Guarantees: nothing is raised after the block or the call, and when the error is raised, the code
-has ended.
+Guarantees: nothing is raised after the block or the call. Code that is late is reported as late,
+also if it ends by itself just after the limit. When the error is raised, the code has ended; only a
+call into C that does not return is left behind, by func_timeout() and timeout(), whose callers get
+control back all the same.
 
-How: the code runs on the calling thread, in a block of its own with a deadline and `kill_after`. So
-its desist waits and checkpoints raise Cancelled, and code that does not wait is forced out soon
-after.
+How: the code runs in a block of its own with a deadline and `kill_after`. So its desist waits and
+checkpoints raise Cancelled, and code that does not wait is forced out soon after. The block is on
+the thread that the package uses for it: the calling one for stopit, and for timeout_decorator on
+the main thread, where a signal ends blocking system calls; else a thread of its own, whose caller
+waits for it no longer than `_LEFT_AFTER`.
 """
 
 from __future__ import annotations
@@ -13,11 +17,22 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from desist._core import CancelScope, cancel_scope, move_on_after
+from desist._core import (
+    CancelScope,
+    StopPolicy,
+    call_masked,
+    cancel_scope,
+    checkpoint,
+    current_time,
+    move_on_after,
+    shield,
+)
 from desist._deadline import refuse
 from desist._exceptions import DeadlineExceeded, ScopeMisuse
+from desist._thread import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,8 +51,83 @@ _KILL_AFTER = 0.1
 """Seconds after the deadline until code that does not wait, or swallows Cancelled, is killed."""
 
 
+_LEFT_AFTER = 2 * _KILL_AFTER
+"""Seconds after the deadline until the caller of a function that has not ended goes on."""
+
+_FORCE = StopPolicy(cooperative=_KILL_AFTER, at_wait=0)
+"""For a function whose caller does not wait for it any more."""
+
+
 def _block(seconds: float) -> CancelScope:
     return move_on_after(seconds, kill_after=_KILL_AFTER)
+
+
+def _call_here(
+    seconds: float, function: Callable[..., _R], args: Any, kwargs: Any
+) -> tuple[_R] | None:
+    """Call a function on this thread, and return its result; None if it was late."""
+    block = _block(seconds)
+    with block:
+        result = function(*args, **kwargs)
+    return None if block.cancelled_caught or current_time() > block.deadline else (result,)
+
+
+class _Call(Thread):
+    """A call of a function in a block of its own."""
+
+    def __init__(
+        self, deadline: float, function: Callable[..., Any], args: Any, kwargs: Any
+    ) -> None:
+        super().__init__(name=getattr(function, "__qualname__", None), daemon=True)
+        self.deadline = deadline
+        self.late = False
+        self.results: list[Any] = []
+        self.raised: BaseException | None = None
+        self._call: Any = function, args, kwargs
+
+    def run(self) -> None:
+        function, args, kwargs = self._call
+        del self._call
+        try:
+            with move_on_after(deadline=self.deadline, kill_after=_KILL_AFTER) as block:
+                self.results.append(function(*args, **kwargs))
+            self.late = block.cancelled_caught
+        except BaseException as raised:  # noqa: BLE001 (it is raised in the caller)
+            self.raised = raised
+        self.late = self.late or current_time() > self.deadline
+
+
+def _call_elsewhere(
+    seconds: float, function: Callable[..., _R], args: Any, kwargs: Any
+) -> tuple[_R] | None:
+    """Call a function on a thread of its own, and return its result; None if it was late.
+
+    A function that has not ended soon after its limit, or after its caller was stopped, is killed
+    meanwhile; what is blocked in C is abandoned.
+    """
+    deadline = _block(seconds).deadline
+    checkpoint()
+    call = _Call(deadline, function, args, kwargs)
+    try:
+        call.start()
+        call.join(deadline + _LEFT_AFTER - current_time())
+    except BaseException:
+        if call.is_alive():
+            call.kill_soon("the code that waited for it was stopped", policy=_FORCE)
+            with shield(_LEFT_AFTER):
+                call.join()
+        raise
+    try:
+        if call.is_alive():
+            call.kill_soon("it was not done in time", policy=_FORCE)
+            return None
+        if call.late:
+            return None
+        if call.raised is not None:
+            raise call.raised
+        return (call.results.pop(),)
+    finally:
+        del call  # the traceback of its exception leads here
 
 
 # --- func_timeout ---------------------------------------------------------------------------------
@@ -86,18 +176,25 @@ def func_timeout(
 ) -> _R:
     """Call `func(*args, **kwargs)`, and raise FunctionTimedOut if it has not ended in time.
 
-    func_timeout's own calls it on another thread, which it abandons, with all its locks. Here it
-    has ended when FunctionTimedOut is raised. The native way: ``with desist.fail_after(timeout):``.
+    It is called on another thread, in a copy of the caller's context (contextvars).
+    func_timeout's own abandons that thread, with all its locks. Here it has ended when
+    FunctionTimedOut is raised, unless it is blocked in C: then it is killed as soon as it returns,
+    and abandoned some seconds later. The native way: ``with desist.fail_after(timeout):``.
 
-    On timeout: FunctionTimedOut.
+    Blocks: until the function has ended, or 0.2 seconds after the timeout at most.
+
+    On cancel: the function is cancelled as well, and killed if it does not end.
+
+    On timeout: FunctionTimedOut, also if the function has just returned.
 
     Raises:
         TypeError: a generator or coroutine function, whose call returns before its code runs.
     """
     refuse(func)
-    with _block(timeout):
-        return func(*args, **(kwargs or {}))
-    raise FunctionTimedOut("", timeout, func, args, kwargs)
+    returned = _call_elsewhere(timeout, func, args, kwargs or {})
+    if returned is None:
+        raise FunctionTimedOut("", timeout, func, args, kwargs)
+    return returned[0]
 
 
 @overload
@@ -162,8 +259,9 @@ class _OfTheScope:
 class ThreadingTimeout:
     """A block that has to end within `seconds`; afterwards it is true if it has, and `state` tells.
 
-    A block that is late is left quietly; with ``swallow_exc=False`` TimeoutException is raised. For
-    one `with` statement. The native way: move_on_after() and fail_after().
+    A block that is late is left quietly; with ``swallow_exc=False`` TimeoutException is raised. A
+    call into C has to return first. For one `with` statement. The native way: move_on_after() and
+    fail_after().
     """
 
     EXECUTED, EXECUTING, TIMED_OUT, INTERRUPTED, CANCELED = range(5)
@@ -175,7 +273,7 @@ class ThreadingTimeout:
         self._scope: CancelScope = (
             _block(seconds) if swallow_exc else cancel_scope(seconds, kill_after=_KILL_AFTER)
         )
-        self._entered = self._canceled = False
+        self._entered = self._canceled = self._late = False
 
     @property
     def state(self) -> int:
@@ -183,7 +281,7 @@ class ThreadingTimeout:
 
         INTERRUPTED, by the exception of another block, does not happen: each block has its own.
         """
-        if self._scope.cancelled_caught:
+        if self._late or self._scope.cancelled_caught:
             return self.TIMED_OUT
         if self._canceled:
             return self.CANCELED
@@ -214,6 +312,15 @@ class ThreadingTimeout:
         entered = itertools.starmap(self._scope.__enter__, ((),))
         return functools.partial(next, itertools.compress((self,), entered))
 
+    def _leave(self, kind: Any, raised: BaseException | None, traceback: Any) -> bool:
+        caught = self._scope.__exit__(kind, raised, traceback)
+        # Its last call into C may have returned just after the limit.
+        if raised is None and current_time() > self._scope.deadline:
+            self._late = True
+            if not self.swallow_exc:
+                raise TimeoutException("the deadline passed before the block was done")
+        return caught
+
     if TYPE_CHECKING:
 
         def __enter__(self) -> Self: ...
@@ -226,9 +333,10 @@ class ThreadingTimeout:
 
     else:
         __enter__ = _OfTheScope(_enter, lambda self: self._enter()())
+        # The mask holds off the block's own Killed until the scope has ended.
         __exit__ = _OfTheScope(
-            lambda self: self._scope.__exit__,
-            lambda self, kind, raised, traceback: self._scope.__exit__(kind, raised, traceback),
+            lambda self: functools.partial(call_masked, self._leave),
+            lambda self, *raised: call_masked(self._leave, *raised),
         )
 
 
@@ -249,9 +357,8 @@ def threading_timeoutable(
             seconds = kwargs.pop(timeout_param, None)
             if seconds is None:
                 return function(*args, **kwargs)
-            with _block(seconds):
-                return function(*args, **kwargs)
-            return default
+            returned = _call_here(seconds, function, args, kwargs)
+            return default if returned is None else returned[0]
 
         return within
 
@@ -270,11 +377,13 @@ def timeout(
     """Limit each call of a function to `seconds` (None: no limit).
 
     A call may be given another timeout, as ``timeout=``. A call that is late raises
-    `timeout_exception`, with `exception_message` if there is one. `use_signals` makes no
-    difference: neither a signal nor a process is used, so any thread may call it. The native way:
-    ``with desist.fail_after(seconds):`` inside.
+    `timeout_exception`, with `exception_message` if there is one. Any thread may call the function:
+    on the main thread, and with `use_signals`, it runs there; else on a thread of its own, as with
+    func_timeout(), and never in a process. The native way: ``with desist.fail_after(seconds):``
+    inside.
+
+    On timeout: `timeout_exception`, also if the function has just returned.
     """
-    del use_signals
     given: object = timeout_exception
     if not (isinstance(given, type) and issubclass(given, BaseException)):
         raise TypeError(f"timeout_exception must be an exception class, not {given!r}")
@@ -289,9 +398,12 @@ def timeout(
             limit = kwargs.pop("timeout", seconds)
             if limit is None:
                 return function(*args, **kwargs)
-            with _block(limit):
-                return function(*args, **kwargs)
-            raise timeout_exception(*() if exception_message is None else (exception_message,))
+            here = use_signals and threading.current_thread() is threading.main_thread()
+            call = _call_here if here else _call_elsewhere
+            returned = call(limit, function, args, kwargs)
+            if returned is None:
+                raise timeout_exception(*() if exception_message is None else (exception_message,))
+            return returned[0]
 
         return within
 
