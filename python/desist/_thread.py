@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from contextvars import copy_context
+from contextvars import Context, copy_context
 
 from desist._core import CancelToken, Event, KillReport, StopPolicy, Task, call_masked
 from desist._enums import TaskState
@@ -38,11 +38,24 @@ class StoppableThread(threading.Thread):
         kwargs: Mapping[str, Any] | None = None,
         *,
         daemon: bool | None = None,
+        context: Context | None = None,
     ) -> None:
-        """As threading.Thread."""
+        """As threading.Thread of Python 3.14.
+
+        `context`: the context (contextvars) in which the thread's code runs; a copy of the calling
+        code's unless given.
+
+        Raises:
+            TypeError: `context` is none.
+        """
+        given: object = context
+        if not (given is None or isinstance(given, Context)):
+            raise TypeError(
+                f"context must be a contextvars.Context, not {type(given).__qualname__}"
+            )
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
         self._task = Task(self.name)
-        self._context_copy = copy_context()
+        self._run_context = copy_context() if context is None else context
         # A subclass may override run(), as with threading.Thread; the boundary goes around it.
         self._body = self.run
         self.__dict__["run"] = self._run_behind_the_boundary
@@ -50,7 +63,7 @@ class StoppableThread(threading.Thread):
     def _run_behind_the_boundary(self) -> None:
         body = self._body
         del self.run, self._body  # cycles, which would keep the thread's arguments alive
-        self._task.run(lambda: self._context_copy.run(body))
+        self._task.run(lambda: self._run_context.run(body))
 
     __reduce__ = refuse  # protocols 0 and 1 would fail over a lock of threading
 
@@ -146,8 +159,7 @@ class StoppableThread(threading.Thread):
         # handles that.
         leave_it = self is threading.current_thread() or sys.is_finalizing()
         if self.ident is not None and not leave_it:
-            seconds = None if timeout is None else max(timeout, 0.0)
-            if self._is_abandoned() or not self._task.wait(seconds) or self._is_abandoned():
+            if self._is_abandoned() or not self._task.wait(timeout) or self._is_abandoned():
                 return
             timeout = None  # only the interpreter's own last steps are left
         super().join(timeout)
