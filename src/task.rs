@@ -533,7 +533,7 @@ impl Task {
     /// posted and not raised is retracted. Idempotent. One critical section decides (I22): a kill is
     /// posted before it, and withdrawn here, or finds the task closed.
     pub(crate) fn shut(&self) {
-        let (blocks, posted, traced) = {
+        let (blocks, injection, posted, traced) = {
             let mut inner = self.inner.lock();
             if inner.phase == Phase::Running {
                 inner.phase = Phase::Closed;
@@ -541,10 +541,12 @@ impl Task {
             let posted = inner.withdraw_posted();
             let traced = std::mem::take(&mut inner.traced);
             let interrupter = inner.interrupter.take().filter(|_| traced);
-            (std::mem::take(&mut inner.blocks), posted, interrupter)
+            let blocks = std::mem::take(&mut inner.blocks);
+            (blocks, inner.injection.take(), posted, interrupter)
         };
         drop(blocks); // unlocked: each may have the last count of its node
         block::retract_all(posted);
+        drop(injection); // unlocked: it is the host's, and may lead to this task
         if let Some(interrupter) = traced {
             fork::outside(|| interrupter.end_trace(self));
         }

@@ -56,6 +56,8 @@ use std::time::Duration;
 #[cfg(all(feature = "file", unix, not(loom)))]
 pub use file::{Bytes, Failure, FileError, FileQueue};
 pub use memory::LeaseQueue;
+#[cfg(feature = "python")]
+pub(crate) use memory::Stored;
 
 use crate::cause::Cause;
 use crate::clock::Time;

@@ -95,7 +95,7 @@ class Future(concurrent.futures.Future["_R"]):
 
         TaskCancelled is raised also here if the code never began.
         """
-        if not self._settled.wait(None if timeout is None else max(timeout, 0.0)):
+        if not self._settled.wait(timeout):
             raise AnyTimeoutError
         if self._state in _CANCELLED:
             raise TaskCancelled(self._cause())

@@ -140,7 +140,7 @@ class Task(Generic[T_co]):
         Raises:
             RuntimeError: called by the task itself.
         """
-        return self._core.wait(None if timeout is None else max(timeout, 0.0))
+        return self._core.wait(timeout)
 
     def done(self) -> bool:
         """Has it ended, or was it abandoned? Then result() does not wait."""

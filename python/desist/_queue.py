@@ -12,7 +12,16 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from desist._core import Condition, Lock, Queue, call_masked, checkpoint, current_time, shield
+from desist._core import (
+    Condition,
+    Lock,
+    Queue,
+    call_masked,
+    checkpoint,
+    current_time,
+    move_on_after,
+    shield,
+)
 from desist._exceptions import Empty, Full, ShutDown
 
 TYPE_CHECKING = False
@@ -58,9 +67,9 @@ class _Hooked:
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if block:
-            _check(timeout)
+            end = _end(timeout)
             checkpoint()
-            call_masked(self._wait_and_put, item, timeout)
+            call_masked(self._wait_and_put, item, end)
         else:
             call_masked(self._put_at_once, item)
 
@@ -68,9 +77,9 @@ class _Hooked:
         with shield(_FOREVER):
             self._wait_and_put(item, 0)
 
-    def _wait_and_put(self, item: Any, timeout: float | None) -> None:
+    def _wait_and_put(self, item: Any, end: float) -> None:
         with self.mutex:
-            self._wait_until(self.not_full, self._has_place, timeout)
+            self._wait_until(self.not_full, self._has_place, end)
             if self._shut:
                 raise ShutDown
             if not self._has_place():
@@ -88,9 +97,9 @@ class _Hooked:
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         if block:
-            _check(timeout)
+            end = _end(timeout)
             checkpoint()
-            return call_masked(self._wait_and_get, timeout)
+            return call_masked(self._wait_and_get, end)
         return call_masked(self._get_at_once)
 
     def _get_at_once(self) -> Any:
@@ -98,9 +107,9 @@ class _Hooked:
             item = self._wait_and_get(0)
         return item  # noqa: RET504 (a block's end could hold an exception back, for all mypy knows)
 
-    def _wait_and_get(self, timeout: float | None) -> Any:
+    def _wait_and_get(self, end: float) -> Any:
         with self.mutex:
-            self._wait_until(self.not_empty, self._has_news, timeout)
+            self._wait_until(self.not_empty, self._has_news, end)
             if not self._qsize():
                 raise ShutDown if self._shut else Empty
             item = self._get()
@@ -108,9 +117,8 @@ class _Hooked:
         return item
 
     @staticmethod
-    def _wait_until(condition: Condition, met: Callable[[], bool], timeout: float | None) -> None:
-        """Wait until `met()` is true, or the time is over."""
-        end = _FOREVER if timeout is None else current_time() + timeout
+    def _wait_until(condition: Condition, met: Callable[[], bool], end: float) -> None:
+        """Wait until `met()` is true, or until `end` at most."""
         while not met():
             left = end - current_time()
             if left <= 0 or not condition._wait(left):  # noqa: SLF001 (its own door)
@@ -190,9 +198,9 @@ for _name, _method in vars(_Hooked).items():
         _method.__doc__ = getattr(Queue, _name, _method).__doc__  # they do the same
 
 
-def _check(timeout: float | None) -> None:
-    if timeout is not None and timeout < 0:
-        raise ValueError("'timeout' must be a non-negative number")
+def _end(timeout: float | None) -> float:
+    """Return when a wait of this length ends; ValueError if it is negative."""
+    return move_on_after(timeout).deadline
 
 
 def adopt(cls: type[Queue[Any]]) -> None:

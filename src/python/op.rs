@@ -10,6 +10,7 @@
 
 use std::io as std_io;
 
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
 
@@ -37,11 +38,18 @@ pub(super) trait Operation: Send + Sync + 'static {
     /// The operation of the core, for one wait.
     fn start<'a>(&'a self, py: Python<'_>) -> Started<'a>;
 
+    /// Shows the collector the objects that it has. They never change: a cycle through an operation
+    /// also goes through an object that came later, which breaks it.
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited;
+
     /// The result of an operation that yielded [`Yield::Plain`].
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         Ok(py.None().into_bound(py))
     }
 }
+
+/// The result of a traverse.
+pub(super) type Visited = Result<(), PyTraverseError>;
 
 /// An operation during one wait.
 pub(super) type Started<'a> = Box<dyn CoreOp<Output = Yield, Error = Failure> + 'a>;
@@ -111,6 +119,10 @@ impl Op {
         let span = seconds::span(seconds, "the time to wait")?;
         Ok(Op::new(After(Time::after(span))))
     }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        self.operation.traverse(&visit)
+    }
 }
 
 /// A descriptor is ready.
@@ -120,6 +132,10 @@ impl Operation for Ready {
     fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
         adapted(Watching::new(self.0, self.1), |()| Yield::Plain)
     }
+
+    fn traverse(&self, _: &PyVisit<'_>) -> Visited {
+        Ok(())
+    }
 }
 
 /// A time has come.
@@ -128,6 +144,10 @@ struct After(Time);
 impl Operation for After {
     fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
         adapted(Until(self.0), |()| Yield::Plain)
+    }
+
+    fn traverse(&self, _: &PyVisit<'_>) -> Visited {
+        Ok(())
     }
 }
 

@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::atomics::Mutex;
 use crate::boundary::{BodyEnd, Boundary};
-use crate::clock::Time;
 use crate::fork;
 use crate::python::binding::attach::attach;
 use crate::python::binding::enums::TaskState;
@@ -30,8 +30,8 @@ use crate::python::error::Cancelled;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::hard_stop::traceback;
-use crate::python::op::{Op, Operation, Started, Yield, adapted};
-use crate::python::task::stop::{BegunKill, KillReport, StopPolicy};
+use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted};
+use crate::python::task::stop::{BegunKill, KillReport, OnAbandon, StopPolicy};
 use crate::python::token::{CancelToken, cancel_node};
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
@@ -109,12 +109,37 @@ impl Task {
     }
 }
 
+/// Calls a function, if there is one, when the task is abandoned.
+struct CallAbandoned(Option<Py<PyAny>>);
+
+impl OnAbandon for CallAbandoned {
+    fn abandoned(&mut self) {
+        let Some(abandoned) = &self.0 else { return };
+        let _mask = Mask::open(Duration::from_secs(5)); // the killing thread may be killed
+        fork::outside(|| {
+            attach(|py| {
+                if let Err(raised) = abandoned.call0(py) {
+                    raised.write_unraisable(py, None);
+                }
+            })
+        });
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)
+    }
+}
+
 /// Waits until the task is over or was abandoned; the result is the second field.
 struct WaitUntilOver(Arc<task::Task>, Py<PyAny>);
 
 impl Operation for WaitUntilOver {
     fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
         adapted(self.0.over(), |()| Yield::Plain)
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.1)
     }
 
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -255,18 +280,13 @@ impl Task {
         abandoned: Option<Py<PyAny>>,
     ) -> PyResult<BegunKill> {
         let policy = policy.map_or_else(Default::default, StopPolicy::core);
-        let on_abandon = Box::new(move || {
-            let Some(abandoned) = &abandoned else { return };
-            let _mask = Mask::open(Duration::from_secs(5)); // the killing thread may be killed
-            fork::outside(|| {
-                attach(|py| {
-                    if let Err(raised) = abandoned.call0(py) {
-                        raised.write_unraisable(py, None);
-                    }
-                })
-            });
-        });
-        BegunKill::new(py, &self.core, reason, (&policy).into(), on_abandon)
+        BegunKill::new(
+            py,
+            &self.core,
+            reason,
+            (&policy).into(),
+            CallAbandoned(abandoned),
+        )
     }
 
     /// Stop it, rung by rung; blocks until it has ended or was abandoned. See begin_kill().
@@ -321,7 +341,7 @@ impl Task {
     /// Blocks: until then. A checkpoint.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
-        let until = seconds::optional_span(timeout, "timeout")?.map_or(Time::NEVER, Time::after);
+        let until = seconds::patience(timeout)?;
         if scope::current_task().is_some_and(|task| Arc::ptr_eq(&task, &self.core)) {
             return Err(PyRuntimeError::new_err(
                 "a task cannot wait for its own end",

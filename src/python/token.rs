@@ -3,13 +3,30 @@
 //! A token has its state in a slot that the interpreter reads as an attribute, without a call. The
 //! cancelling thread writes the slot through a hook in the token's node (see `CancelToken`). The hook
 //! is removed in the token's drop, which waits until a cancel that runs has left it.
+//!
+//! # Callbacks and the garbage collector
+//!
+//! A callback may lead back to its source. The collector frees such a cycle, for it can follow it: the
+//! functions are not in the core's nodes but in a Python object, the token's [`Callbacks`]. They are
+//! added and removed by attached threads only, so that no collection sees the table change. The node
+//! has to keep the table, for the node may outlive the token object (a child of it may, or a task). So
+//! the token has two references to the table: one of its own, and one that it shares with the node's
+//! hooks. It always shows the collector the first; the second one only while every count of the node
+//! belongs to an object that shows the collector this token ([`Shown`]), so that token and node live
+//! equally long. A stale answer to that question is harmless: it decides only whether the table is kept
+//! by the node, and the first reference keeps it for as long as any object has the token.
 #![allow(unsafe_code)] // the slot `cancelled`, see `CancelToken`
 
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use pyo3::exceptions::PyTypeError;
+use parking_lot::Mutex;
+
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::ffi;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyTuple};
 
@@ -22,7 +39,7 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::cause::CancelCause;
 use crate::python::hard_stop::mask::Mask;
-use crate::python::op::{Op, Operation, Started, Yield, adapted};
+use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted};
 use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
 use crate::scope;
@@ -43,7 +60,83 @@ pub(super) struct CancelToken {
     cancelled: Py<PyBool>,
     /// The id of the hook in the node, plus one; 0: none. Written once, before the token is shared.
     hook: AtomicU64,
+    /// Made by the first `on_cancel()`.
+    callbacks: OnceLock<Table>,
+    /// How many counts of the node belong to objects that show the collector this token, itself not
+    /// included. Changed by [`Shown`].
+    shown: AtomicU32,
+    /// The tokens that the node is linked to, for one of any_of(). Dropped before the node.
+    linked: Vec<Shown>,
     token: token::CancelToken,
+}
+
+/// The functions registered with one token.
+#[pyclass(frozen, module = "desist._core")]
+struct Callbacks {
+    /// By the ids of their registrations. Locked by attached threads only, and for moments.
+    functions: Mutex<HashMap<u64, Py<PyAny>>>,
+    /// The id of the next registration.
+    next: AtomicU64,
+}
+
+/// A token's references to its [`Callbacks`]; see the module's header.
+struct Table {
+    own: Py<Callbacks>,
+    /// Shared with the hooks in the node.
+    of_node: Arc<Py<Callbacks>>,
+}
+
+#[pymethods]
+impl Callbacks {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        // Locked only if this thread itself collects inside a critical section: then in the whole
+        // collection, in which the functions count as in use.
+        match self.functions.try_lock() {
+            Some(functions) => functions
+                .values()
+                .try_for_each(|function| visit.call(function)),
+            None => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        let functions = std::mem::take(&mut *self.functions.lock());
+        drop(functions); // unlocked: may run any code
+    }
+}
+
+impl Callbacks {
+    fn add(&self, function: Py<PyAny>) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.functions.lock().insert(id, function);
+        id
+    }
+
+    /// Takes a function out, to be called or dropped. `None`: it is gone, or its token was garbage.
+    fn take(&self, id: u64) -> Option<Py<PyAny>> {
+        self.functions.lock().remove(&id)
+    }
+}
+
+/// A reference to a token, which its holder shows the collector, and with which the holder has a count
+/// of the token's node. Dropped before that count.
+pub(super) struct Shown(Py<CancelToken>);
+
+impl Shown {
+    fn new(token: Py<CancelToken>) -> Self {
+        token.get().shown.fetch_add(1, Ordering::Relaxed);
+        Self(token)
+    }
+
+    fn get(&self) -> &Py<CancelToken> {
+        &self.0
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.0.get().shown.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Store True in a token's slot.
@@ -61,6 +154,14 @@ unsafe fn raise(place: *const ()) {
 
 impl CancelToken {
     pub(super) fn wrap(py: Python<'_>, token: token::CancelToken) -> PyResult<Py<CancelToken>> {
+        Self::wrap_linked(py, token, Vec::new())
+    }
+
+    fn wrap_linked(
+        py: Python<'_>,
+        token: token::CancelToken,
+        linked: Vec<Shown>,
+    ) -> PyResult<Py<CancelToken>> {
         let cancelled = PyBool::new(py, false).to_owned().unbind();
         // Before CPython 3.12 True and False are counted: own one of each, whichever is in the
         // slot when the token goes (`drop`).
@@ -71,6 +172,9 @@ impl CancelToken {
             CancelToken {
                 cancelled,
                 hook: AtomicU64::new(0),
+                callbacks: OnceLock::new(),
+                shown: AtomicU32::new(0),
+                linked,
                 token,
             },
         )?;
@@ -90,6 +194,23 @@ impl CancelToken {
 
     pub(super) fn inner(&self) -> &token::CancelToken {
         &self.token
+    }
+
+    /// The table of its callbacks, which is made if there is none.
+    fn table(&self, py: Python<'_>) -> PyResult<&Table> {
+        if self.callbacks.get().is_none() {
+            let own = Py::new(
+                py,
+                Callbacks {
+                    functions: Mutex::default(),
+                    next: AtomicU64::new(0),
+                },
+            )?;
+            let of_node = Arc::new(own.clone_ref(py));
+            let _ = self.callbacks.set(Table { own, of_node }); // another thread may be first
+        }
+        let table = self.callbacks.get();
+        table.ok_or_else(|| PyRuntimeError::new_err("the table of callbacks has just been made"))
     }
 }
 
@@ -112,15 +233,21 @@ impl Drop for CancelToken {
 }
 
 /// Waits until the token is cancelled.
-struct WaitUntilCancelled(token::CancelToken);
+struct WaitUntilCancelled(Py<CancelToken>);
 
 impl Operation for WaitUntilCancelled {
     fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
-        adapted(Cancellation::of(self.0.node()), |()| Yield::Plain)
+        adapted(Cancellation::of(self.0.get().token.node()), |()| {
+            Yield::Plain
+        })
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)
     }
 
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        match self.0.cause() {
+        match self.0.get().token.cause() {
             Some(cause) => Ok(Bound::new(py, CancelCause::from(cause))?.into_any()),
             None => Ok(py.None().into_bound(py)),
         }
@@ -179,8 +306,8 @@ impl CancelToken {
     /// The token is cancelled: an operation for wait_any() that yields the cause. The token itself
     /// means the same there.
     #[pyo3(signature = () -> "Op[CancelCause]")]
-    pub(super) fn cancelled_op(&self) -> Op {
-        Op::new(WaitUntilCancelled(self.token.clone()))
+    pub(super) fn cancelled_op(slf: Py<Self>) -> Op {
+        Op::new(WaitUntilCancelled(slf))
     }
 
     /// Call `fn(cause)` once when the token is cancelled; at once if it is already.
@@ -191,30 +318,42 @@ impl CancelToken {
     /// at most. It stays registered as long as the token lives, whether or not the registration is
     /// kept.
     #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
-    fn on_cancel(&self, py: Python<'_>, r#fn: Py<PyAny>) -> PyResult<Registration> {
+    fn on_cancel(slf: &Bound<'_, Self>, r#fn: Py<PyAny>) -> PyResult<Registration> {
+        let (py, this) = (slf.py(), slf.get());
         if !r#fn.bind(py).is_callable() {
             let kind = r#fn.bind(py).get_type().name()?;
             return Err(PyTypeError::new_err(format!(
                 "the callback must be callable, not {kind}"
             )));
         }
+        let table = this.table(py)?.of_node.clone();
+        let id = table.get().add(r#fn);
         let call = move |cause: &crate::Cause| {
-            // `None` once the interpreter is being finalized: no Python code runs any more. The
-            // callback is moved in, to be dropped attached: PyO3's list of objects dropped detached has
-            // a lock.
+            // `None` once the interpreter is being finalized: no Python code runs any more. The table
+            // is moved in, to be dropped attached: PyO3's list of objects dropped detached has a lock.
             attach(move |py| {
+                let Some(function) = table.get().take(id) else {
+                    return;
+                };
+                drop(table);
                 let _mask = Mask::open(DEFAULT_GRACE); // the cancelling thread may be killed
                 let called = Py::new(py, CancelCause::from(cause.clone()))
                     .and_then(|cause| PyTuple::new(py, [cause]))
-                    .and_then(|cause| hard_stop::call(r#fn.bind(py), &cause));
+                    .and_then(|cause| hard_stop::call(function.bind(py), &cause));
                 if let Err(raised) = called {
-                    raised.write_unraisable(py, Some(r#fn.bind(py)));
+                    raised.write_unraisable(py, Some(function.bind(py)));
                 }
             });
         };
-        let registration = detached(py, || self.token.on_cancel(call));
+        let registration = detached(py, || this.token.on_cancel(call));
+        // Without a count of the node, if the callback has run here.
+        let token = registration
+            .has_node()
+            .then(|| Shown::new(slf.clone().unbind()));
         Ok(Registration {
-            registration: Some(registration),
+            token,
+            id,
+            inner: Some(registration),
         })
     }
 
@@ -227,7 +366,29 @@ impl CancelToken {
         let tokens: Vec<Py<CancelToken>> = tokens.extract()?;
         let inner: Vec<&token::CancelToken> =
             tokens.iter().map(|token| &token.get().token).collect();
-        CancelToken::wrap(py, token::CancelToken::any_of(&inner))
+        let any = token::CancelToken::any_of(&inner);
+        // A node that is cancelled may have fewer links: none is shown, then.
+        let linked = if any.is_cancelled() {
+            Vec::new()
+        } else {
+            tokens.into_iter().map(Shown::new).collect()
+        };
+        CancelToken::wrap_linked(py, any, linked)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        for token in &self.linked {
+            visit.call(token.get())?;
+        }
+        let Some(table) = self.callbacks.get() else {
+            return Ok(());
+        };
+        visit.call(&table.own)?;
+        // See the module's header.
+        if self.token.node().count() == 1 + self.shown.load(Ordering::Relaxed) {
+            visit.call(&*table.of_node)?;
+        }
+        Ok(())
     }
 
     fn __repr__(&self) -> String {
@@ -243,6 +404,10 @@ impl CancelToken {
 /// As a context manager it closes itself at the end of the block.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(super) struct CancelSource {
+    /// Made by the first use of `token`.
+    token: OnceLock<Shown>,
+    /// The parent's token; its node is kept by this source's.
+    parent: Option<Shown>,
     source: token::CancelSource,
 }
 
@@ -264,13 +429,22 @@ impl CancelSource {
             (Some(parent), None) => parent.get().token.child(),
             (Some(parent), Some(deadline)) => parent.get().token.child_with_deadline(deadline),
         };
-        Ok(Self { source })
+        Ok(Self {
+            token: OnceLock::new(),
+            parent: parent.map(|parent| Shown::new(parent.clone().unbind())),
+            source,
+        })
     }
 
     /// The token to hand out.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
-        CancelToken::wrap(py, self.source.token())
+        if let Some(token) = self.token.get() {
+            return Ok(token.get().clone_ref(py));
+        }
+        let made = CancelToken::wrap(py, self.source.token())?;
+        let token = self.token.get_or_init(|| Shown::new(made)); // another thread may be first
+        Ok(token.get().clone_ref(py))
     }
 
     /// Cancel. True: this call was the first; False: it was cancelled, or closed, before.
@@ -307,6 +481,13 @@ impl CancelSource {
         _traceback: LazyTraceback<'_, '_>,
     ) {
         self.close(py);
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        let tokens = self.token.get().into_iter().chain(&self.parent);
+        tokens
+            .map(Shown::get)
+            .try_for_each(|token| visit.call(token))
     }
 
     fn __repr__(&self) -> String {
@@ -366,13 +547,17 @@ pub(super) fn timeout_and_deadline() -> PyErr {
 /// A callback registered with CancelToken.on_cancel(). As a context manager it closes itself.
 #[pyclass(frozen, module = "desist._core")]
 pub(super) struct Registration {
+    /// `None` if the callback ran when it was registered.
+    token: Option<Shown>,
+    /// Of its function, in the token's table.
+    id: u64,
     /// `None` only in the drop.
-    registration: Option<token::Registration>,
+    inner: Option<token::Registration>,
 }
 
 impl Registration {
     fn close_until(&self, py: Python<'_>, until: Time) {
-        if let Some(registration) = &self.registration {
+        if let (false, Some(registration)) = (self.unregister(), &self.inner) {
             detached(py, || registration.close_until(until));
         }
     }
@@ -382,7 +567,8 @@ impl Drop for Registration {
     fn drop(&mut self) {
         // Python code need not keep a registration. And a drop must not wait: it is attached, and
         // the running callback needs the interpreter.
-        if let Some(registration) = self.registration.take() {
+        self.token = None; // before the count of the node
+        if let Some(registration) = self.inner.take() {
             registration.detach();
         }
     }
@@ -392,9 +578,14 @@ impl Drop for Registration {
 impl Registration {
     /// Never blocks. True: the callback has not started and never will.
     fn unregister(&self) -> bool {
-        self.registration
-            .as_ref()
-            .is_some_and(token::Registration::unregister)
+        let registration = self.inner.as_ref();
+        let first = registration.is_some_and(token::Registration::unregister);
+        if let (true, Some(token)) = (first, &self.token) {
+            let table = token.get().get().callbacks.get();
+            let function = table.and_then(|table| table.own.get().take(self.id));
+            drop(function); // unlocked: may run any code
+        }
+        first
     }
 
     /// Unregister; if the callback is running on another thread, wait for its end, at most for
@@ -406,6 +597,12 @@ impl Registration {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         self.close_until(py, until);
         Ok(())
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        self.token
+            .as_ref()
+            .map_or(Ok(()), |token| visit.call(token.get()))
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use crate::clock::Time;
@@ -15,7 +16,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
-use crate::python::op::{Op, Operation, Started, Yield, adapted};
+use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted};
 use crate::wait::{Op as CoreOp, Park};
 use crate::{scope, sync, wait};
 
@@ -113,6 +114,11 @@ impl Operation for WaitUntilLatched {
         adapted(&self.0.get().latch, |()| Yield::Plain)
     }
 
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)?;
+        visit.call(&self.1)
+    }
+
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         Ok(self.1.bind(py).clone())
     }
@@ -148,7 +154,7 @@ impl Latch {
     /// Blocks: until then. A checkpoint.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
-        let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        let until = seconds::patience(timeout)?;
         blocking(py, || self.latch.wait_until(until))
     }
 }

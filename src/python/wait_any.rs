@@ -102,7 +102,7 @@ fn op_for(what: Bound<'_, PyAny>) -> PyResult<Bound<'_, Op>> {
         return Bound::new(py, Event::wait_op(event.clone().unbind()));
     }
     if let Ok(token) = what.cast::<CancelToken>() {
-        return Bound::new(py, token.get().cancelled_op());
+        return Bound::new(py, CancelToken::cancelled_op(token.clone().unbind()));
     }
     let done = match what.getattr_opt(waitable::_done_op(py))? {
         Some(make) => make.call0()?,

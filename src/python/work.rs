@@ -84,13 +84,18 @@ impl RetryPolicy {
         max_backoff: "float" = 60.0,
         jitter: "float" = 0.2,
     ))]
-    fn new(max_attempts: u32, backoff: f64, max_backoff: f64, jitter: f64) -> PyResult<Self> {
+    fn new(
+        max_attempts: u32,
+        #[pyo3(from_py_with = seconds::argument::backoff)] backoff: f64,
+        #[pyo3(from_py_with = seconds::argument::max_backoff)] max_backoff: f64,
+        jitter: f64,
+    ) -> PyResult<Self> {
         if max_attempts == 0 {
             return Err(PyValueError::new_err("max_attempts must be at least 1"));
         }
         if !(0.0..=1.0).contains(&jitter) {
             return Err(PyValueError::new_err(format!(
-                "jitter must be between 0 and 1, but is {jitter}"
+                "jitter must be between 0 and 1, but is {jitter:?}"
             )));
         }
         let backoff = seconds::checked_span(backoff, "backoff")?;
@@ -162,11 +167,11 @@ pub(super) fn retry_pause(policy: &RetryPolicy, attempt: u32, random: f64) -> f6
 #[pyo3(signature = (queue: "LeaseQueue[Any] | FileQueue[Any]"))]
 pub(super) fn queue_port(queue: &Bound<'_, PyAny>) -> PyResult<QueuePort> {
     if let Ok(memory) = queue.cast::<LeaseQueue>() {
-        return Ok(QueuePort::new(memory.get().pool_queue()));
+        return Ok(QueuePort::new(queue, memory.get().pool_queue()));
     }
     #[cfg(unix)]
     if let Ok(file) = queue.cast::<FileQueue>() {
-        return Ok(QueuePort::new(file.get().pool_queue()));
+        return Ok(QueuePort::new(queue, file.get().pool_queue()));
     }
     let kind = queue.get_type().name()?;
     Err(PyTypeError::new_err(format!(

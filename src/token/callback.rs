@@ -177,6 +177,12 @@ impl Registration {
         }
     }
 
+    /// True if it keeps its token's node: it does not if the callback ran at registration.
+    #[cfg(feature = "python")]
+    pub(crate) fn has_node(&self) -> bool {
+        self.node.is_some()
+    }
+
     /// Remove the callback, if it has not started. True: it never will. False: it is running or over.
     ///
     /// # Blocking

@@ -482,6 +482,12 @@ impl NodeRef {
         }
     }
 
+    /// How many counts there are; may be stale at once.
+    #[cfg(feature = "python")]
+    pub(crate) fn count(&self) -> u32 {
+        self.node().refs.load(Ordering::Relaxed)
+    }
+
     /// True if no other thread can reach this node: it has no clone, no child, no hook. Acquire: the
     /// uses by other threads that have dropped their counts happened before.
     pub(crate) fn is_private(&self) -> bool {

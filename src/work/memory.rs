@@ -49,6 +49,8 @@ use crate::park::Ticket;
 use crate::work::{Counts, Dead, Fenced, Lease, Nack, NackOutcome, PutOptions, QueueOptions};
 use crate::{scope, wait};
 use state::ItemStates;
+#[cfg(feature = "python")]
+pub(crate) use state::Stored;
 pub(crate) use waits::{DrainOp, LeaseOp, PutOp};
 
 /// A queue of leases, in memory. Cloning gives another handle of the same queue.
@@ -341,6 +343,21 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     /// keep their states, and more can be put. Idempotent; never blocks.
     pub fn close(&self) {
         self.change(|shared| shared.closed = true);
+    }
+
+    /// Visit all items and notes: for the garbage collector. A waiter's item is not among them. Skips
+    /// them if the queue is locked, see `try_for_each` of [`crate::sync::Queue`].
+    #[cfg(feature = "python")]
+    pub(crate) fn try_for_each(&self, visit: impl FnMut(Stored<'_, T, N>)) {
+        if let Some(shared) = self.shared.try_lock() {
+            shared.state.stored().for_each(visit);
+        }
+    }
+
+    /// Removes all items, whatever their states: for the garbage collector. Returns them, to be dropped.
+    #[cfg(feature = "python")]
+    pub(crate) fn clear(&self) -> impl Sized + use<T, N> {
+        self.shared.lock().state.take_all()
     }
 
     /// Run `change` in a critical section as the module's header says.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import math
 import sys
 import threading
+from contextlib import nullcontext, suppress
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,15 +64,49 @@ SPANS: dict[str, Callable[[Any], object]] = {
     "queue": lambda span: LeaseQueue().lease(span),
     "drain": lambda span: port_of(LeaseQueue()).drain(span),
     "nack": lambda span: leased(LeaseQueue()).nack(delay=span),
-    "latch": lambda span: Latch().wait(span),
-    "task": lambda span: Task("").wait(span),
     "registration": lambda span: CancelSource().token.on_cancel(print).close(span),
     "policy cooperative": lambda span: StopPolicy(cooperative=span),
     "policy at_wait": lambda span: StopPolicy(at_wait=span),
     "policy async_exc": lambda span: StopPolicy(async_exc=span),
+    "policy trace": lambda span: StopPolicy(trace=span),
     "policy defer": lambda span: StopPolicy(defer=span),
+    "process policy cooperative": lambda span: ProcessStopPolicy(cooperative=span),
+    "process policy sigterm": lambda span: ProcessStopPolicy(sigterm=span),
+    "process policy sigkill": lambda span: ProcessStopPolicy(sigkill=span),
+    "process policy defer": lambda span: ProcessStopPolicy(defer=span),
+    "put delay": lambda span: LeaseQueue[int]().put(1, delay=span),
+    "put expires": lambda span: LeaseQueue[int]().put(1, expires=span),
+    "put timeout": lambda span: LeaseQueue[int]().put(1, timeout=span),
+    "lease_timeout": lambda span: LeaseQueue(lease_timeout=span),
+    "op": desist.Op.after,
     "retry backoff": lambda span: RetryPolicy(backoff=span),
     "retry max_backoff": lambda span: RetryPolicy(max_backoff=span),
+}
+started = desist.Thread(target=desist.sleep_forever, daemon=True)
+started.start()
+# A negative time has passed, as with the classes of the standard library.
+TIMEOUTS: dict[str, Callable[[Any], object]] = {
+    "event": lambda span: desist.Event().wait(span),
+    "condition": lambda span: in_condition(lambda condition: condition.wait(span)),
+    "condition for": lambda span: in_condition(lambda condition: condition.wait_for(bool, span)),
+    "semaphore": lambda span: desist.Semaphore(0).acquire(timeout=span),
+    "barrier": lambda span: desist.Barrier(2).wait(span),
+    "barrier default": lambda span: desist.Barrier(2, timeout=span).wait(),
+    "latch": lambda span: Latch().wait(span),
+    "task": lambda span: Task("").wait(span),
+    "thread": started.join,
+    "wait_any": lambda span: desist.wait_any(desist.Event(), timeout=span),
+    "readable": lambda span: desist.wait_readable(0, span),
+    "future": lambda span: desist.Future[None]().result(span),
+    "future exception": lambda span: desist.Future[None]().exception(span),
+}
+# A negative time is refused by the queues.
+QUEUES: dict[str, Callable[[Any], object]] = {
+    "get": lambda span: desist.Queue[int]().get(timeout=span),
+    "simple get": lambda span: desist.SimpleQueue[int]().get(timeout=span),
+    "put": lambda span: full(desist.Queue(1)).put(1, timeout=span),
+    "priority get": lambda span: desist.PriorityQueue[int]().get(timeout=span),
+    "priority put": lambda span: full(desist.PriorityQueue(1)).put(1, timeout=span),
 }
 INSTANTS: dict[str, Callable[[Any], object]] = {
     "cancel_scope": lambda instant: desist.cancel_scope(deadline=instant),
@@ -77,6 +116,17 @@ INSTANTS: dict[str, Callable[[Any], object]] = {
     "source": lambda instant: CancelSource(deadline=instant),
     "moved": lambda instant: setattr(desist.cancel_scope(), "deadline", instant),
 }
+
+
+def in_condition(wait: Callable[[desist.Condition], object]) -> object:
+    condition = desist.Condition()
+    with condition:
+        return wait(condition)
+
+
+def full(queue: desist.Queue[int]) -> desist.Queue[int]:
+    queue.put(1)
+    return queue
 
 
 def leased(queue: LeaseQueue[Any]) -> desist.Lease[Any]:
@@ -94,16 +144,109 @@ def test_a_negative_time_is_refused(name: str, span: float) -> None:
 
 
 @pytest.mark.parametrize("name", SPANS)
-def test_a_time_that_is_not_a_number_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="must not be NaN; give a number"):
-        SPANS[name](math.nan)
-
-
-@pytest.mark.parametrize("name", SPANS)
-@pytest.mark.parametrize("span", ["5", [1], 1j, object()], ids=repr)
-def test_a_time_of_another_type_is_refused(name: str, span: object) -> None:
-    with pytest.raises(TypeError, match=r"must be (a number of seconds|real number), not "):
+@pytest.mark.parametrize("span", [-1e-300, -1e300, -(10**400), Fraction(-1, 3)], ids=repr)
+def test_a_negative_time_is_shown_briefly(name: str, span: Any) -> None:
+    with pytest.raises(ValueError, match="must not be negative, but is -") as refused:
         SPANS[name](span)
+    assert len(str(refused.value)) < 100
+
+
+class Real:
+    """A number, as those of other libraries are: with `__float__` alone."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __float__(self) -> float:
+        return self.value
+
+
+class Whole:
+    """An integer, as those of other libraries are: with `__index__` alone."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+class BrokenError(Exception):
+    """An exception of a number's own."""
+
+
+class Broken:
+    """A number that cannot be converted."""
+
+    def __float__(self) -> float:
+        raise BrokenError
+
+
+class BrokenWhole:
+    """As `Broken`, but an integer."""
+
+    def __index__(self) -> int:
+        raise BrokenError
+
+
+EVERYWHERE = {**SPANS, **TIMEOUTS, **QUEUES}
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize(
+    "span",
+    [True, 1, 1.5, Decimal("1.5"), Fraction(3, 2), Real(1.5), Whole(1), math.inf, 1e300, 10**400],
+    ids=lambda span: type(span).__name__ + repr(span)[:10],
+)
+def test_any_number_is_a_time_and_a_great_one_never_passes(name: str, span: Any) -> None:
+    # A lock has the bound of threading.Lock.
+    refused = name == "lock" and span in (math.inf, 10**400, 1e300)
+    with desist.move_on_after(0), pytest.raises(OverflowError) if refused else nullcontext():
+        EVERYWHERE[name](span)
+    if name != "lease_timeout":  # which must be more than 0
+        with desist.move_on_after(0):
+            EVERYWHERE[name](-0.0)
+
+
+@pytest.mark.parametrize("name", TIMEOUTS)
+def test_a_negative_timeout_has_passed(name: str) -> None:
+    for span in (-1, -0.5, -math.inf, -(10**400), -1e-300):
+        with suppress(TimeoutError, concurrent.futures.TimeoutError, threading.BrokenBarrierError):
+            TIMEOUTS[name](span)
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_a_negative_timeout_of_a_queue_is_refused(name: str) -> None:
+    for span in (-1, -0.5, -math.inf, -(10**400), -1e-300):
+        with pytest.raises(ValueError, match=r"must (be a non-|not be )negative"):
+            QUEUES[name](span)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_a_time_that_is_not_a_number_is_refused(name: str) -> None:
+    for span in (math.nan, Decimal("nan"), Real(math.nan)):
+        with pytest.raises(ValueError, match="must not be NaN; give a number"):
+            EVERYWHERE[name](span)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize(
+    "span",
+    ["5", b"5", [1], 1j, object(), timedelta(seconds=1)],
+    ids=lambda span: type(span).__name__,
+)
+def test_a_time_of_another_type_is_refused(name: str, span: object) -> None:
+    advice = r": give its total_seconds\(\)" if isinstance(span, timedelta) else ""
+    kind = type(span).__name__
+    with pytest.raises(TypeError, match=rf"must be a number of seconds, not {kind}{advice}(\n|$)"):
+        EVERYWHERE[name](span)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("span", [Broken(), BrokenWhole()], ids=["float", "index"])
+def test_an_exception_of_a_number_of_its_own_is_raised(name: str, span: Any) -> None:
+    with pytest.raises(BrokenError):
+        EVERYWHERE[name](span)
 
 
 @pytest.mark.parametrize("name", INSTANTS)

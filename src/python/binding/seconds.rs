@@ -1,10 +1,14 @@
 //! Numbers of seconds: conversion in both directions, with errors that name the argument.
 //!
-//! A span is rounded up to nanoseconds, never down. Infinity is `Duration::MAX` or `Time::NEVER`.
+//! A number of seconds is what `float()` makes a number of without parsing text: an int, a float, and
+//! any object with `__float__` or `__index__`. Exceptions of these methods are raised as they are. A
+//! span is rounded up to nanoseconds, never down. Infinity is `Duration::MAX` or `Time::NEVER`, and so
+//! is any number beyond the clock, an int that no float can hold included.
 
 use std::time::Duration;
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::clock::Time;
@@ -14,14 +18,65 @@ use crate::python::binding::lazy_arg::{Float, LazyArg};
 pub(in crate::python) type Seconds<'a, 'py> = LazyArg<'a, 'py, Float>;
 
 /// A real number, with an error that names the parameter.
-fn number(value: Seconds<'_, '_>, what: &str) -> PyResult<f64> {
-    let Ok(seconds) = value.extract::<f64>() else {
-        let kind = value.get_type().name()?;
-        return Err(PyTypeError::new_err(format!(
-            "{what} must be a number of seconds, not {kind}"
-        )));
+pub(in crate::python) fn number(value: Seconds<'_, '_>, what: &str) -> PyResult<f64> {
+    not_nan(real(&value, what)?, what)
+}
+
+/// `from_py_with` for arguments that have a number as their default: a function for each, by its name.
+macro_rules! of_arguments {
+    ($($name:ident),+; or_none: $($optional:ident),+) => {
+        $(
+            pub(in crate::python) fn $name(value: &Bound<'_, PyAny>) -> PyResult<f64> {
+                real(value, stringify!($name))
+            }
+        )+
+        $(
+            pub(in crate::python) fn $optional(value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
+                (!value.is_none()).then(|| real(value, stringify!($optional))).transpose()
+            }
+        )+
     };
-    not_nan(seconds, what)
+}
+pub(in crate::python) mod argument {
+    use super::{Bound, PyAny, PyAnyMethods, PyResult, real};
+
+    of_arguments!(
+        cooperative, defer, backoff, max_backoff;
+        or_none: at_wait, async_exc, trace, sigterm, sigkill
+    );
+}
+
+/// The value as a float.
+fn real(value: &Bound<'_, PyAny>, what: &str) -> PyResult<f64> {
+    let failure = match value.extract::<f64>() {
+        Ok(seconds) => return Ok(seconds),
+        Err(failure) => failure,
+    };
+    let py = value.py();
+    // Looked up on the class, as the conversion does.
+    let kind = value.get_type();
+    let has_index = kind.hasattr(intern!(py, "__index__"))?;
+    if has_index && failure.is_instance_of::<PyOverflowError>(py) {
+        let whole = value.call_method0(intern!(py, "__index__"))?;
+        let infinity = if whole.lt(0)? {
+            f64::NEG_INFINITY
+        } else {
+            f64::INFINITY
+        };
+        return Ok(infinity);
+    }
+    if has_index || kind.hasattr(intern!(py, "__float__"))? {
+        return Err(failure); // of its own method
+    }
+    let advice = if kind.hasattr(intern!(py, "total_seconds"))? {
+        ": give its total_seconds()"
+    } else {
+        ""
+    };
+    let kind = kind.name()?;
+    Err(PyTypeError::new_err(format!(
+        "{what} must be a number of seconds, not {kind}{advice}"
+    )))
 }
 
 fn not_nan(seconds: f64, what: &str) -> PyResult<f64> {
@@ -42,7 +97,7 @@ pub(in crate::python) fn checked_span(seconds: f64, what: &str) -> PyResult<Dura
     let seconds = not_nan(seconds, what)?;
     if seconds < 0.0 {
         return Err(PyValueError::new_err(format!(
-            "{what} must not be negative, but is {seconds}"
+            "{what} must not be negative, but is {seconds:?}"
         )));
     }
     Ok(rounded_up(seconds))
@@ -66,11 +121,14 @@ pub(in crate::python) fn optional_span(
 
 /// When a wait ends, as the classes of `threading` take it: a negative timeout has passed.
 pub(in crate::python) fn patience(timeout: Option<Seconds<'_, '_>>) -> PyResult<Time> {
-    let seconds = timeout
-        .map(|timeout| number(timeout, "timeout"))
-        .transpose()?;
-    let span = seconds.map(|seconds| checked_span(seconds.max(0.0), "timeout"));
-    Ok(until(span.transpose()?))
+    timeout.map_or(Ok(Time::NEVER), |timeout| {
+        Ok(after(number(timeout, "timeout")?))
+    })
+}
+
+/// The instant this many seconds from now; now, if that is negative.
+pub(in crate::python) fn after(seconds: f64) -> Time {
+    Time::after(rounded_up(seconds.max(0.0)))
 }
 
 /// An instant of `current_time()`; infinity is never, the past is allowed.

@@ -1,16 +1,20 @@
 //! `Barrier`: the core's barrier with the signatures of `threading.Barrier`.
 //!
 //! `__init__` makes the core's barrier, because a subclass may call it late; an object without it
-//! raises RuntimeError.
+//! raises RuntimeError. Action and timeout are dropped by a collection, for the action may be a method
+//! of the barrier itself; the mutex is locked by attached threads only.
 
 use std::sync::OnceLock;
 
+use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::python::binding::host::detached;
 use crate::python::binding::seconds::{self, Seconds};
+use crate::python::op::Visited;
 use crate::python::{error, hard_stop};
 use crate::sync::{self, Arrival, BarrierError};
 
@@ -26,7 +30,13 @@ pub(in crate::python) struct Barrier {
 
 struct Made {
     barrier: sync::Barrier,
+    given: Mutex<Given>,
+}
+
+#[derive(Default)]
+struct Given {
     action: Option<Py<PyAny>>,
+    /// The default of `wait()`.
     timeout: Option<Py<PyAny>>,
 }
 
@@ -59,11 +69,8 @@ impl Barrier {
         let parties = usize::try_from(parties).ok().filter(|parties| *parties > 0);
         let parties = parties.ok_or_else(|| PyValueError::new_err("parties must be >= 1"))?;
         let barrier = sync::Barrier::new(parties);
-        self.made.get_or_init(|| Made {
-            barrier,
-            action,
-            timeout,
-        });
+        let given = Mutex::new(Given { action, timeout });
+        self.made.get_or_init(|| Made { barrier, given });
         Ok(())
     }
 
@@ -78,8 +85,14 @@ impl Barrier {
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<usize> {
         let made = self.made()?;
-        let default = made.timeout.as_ref().map(|timeout| timeout.bind(py));
-        let timeout = match (timeout, default) {
+        let default = made
+            .given
+            .lock()
+            .timeout
+            .as_ref()
+            .map(|default| default.clone_ref(py));
+        let default = default.map(|default| default.into_bound(py));
+        let timeout = match (timeout, &default) {
             (None, Some(default)) => Some(default.extract()?),
             (timeout, _) => timeout,
         };
@@ -91,7 +104,13 @@ impl Barrier {
         match detached(py, || made.barrier.arrive(until)).map_err(failed)? {
             Arrival::Passed(index) => Ok(index),
             Arrival::Last(opening) => {
-                if let Some(action) = &made.action {
+                let action = made
+                    .given
+                    .lock()
+                    .action
+                    .as_ref()
+                    .map(|action| action.clone_ref(py));
+                if let Some(action) = action {
                     hard_stop::call(action.bind(py), &PyTuple::empty(py))?;
                 }
                 opening.open().map_err(failed)
@@ -127,6 +146,21 @@ impl Barrier {
     #[getter]
     fn broken(&self) -> PyResult<bool> {
         Ok(self.made()?.barrier.is_broken())
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        let given = self.made.get().and_then(|made| made.given.try_lock());
+        let Some(given) = given else { return Ok(()) };
+        visit.call(&given.action)?;
+        visit.call(&given.timeout)
+    }
+
+    fn __clear__(&self) {
+        let given = self
+            .made
+            .get()
+            .map(|made| std::mem::take(&mut *made.given.lock()));
+        drop(given); // unlocked: may run any code
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {

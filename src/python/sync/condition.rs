@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -11,6 +12,7 @@ use crate::python::binding::lazy_arg;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::hard_stop::mask::unmasked;
+use crate::python::op::Visited;
 use crate::python::sync::lock::{Lock, RLock, Released};
 use crate::python::{error, hard_stop};
 use crate::sync::{self, WaitError};
@@ -232,6 +234,12 @@ impl Condition {
         traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         self.lock()?.__exit__(py, r#type, value, traceback)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        self.made
+            .get()
+            .map_or(Ok(()), |made| visit.call(&made.lock))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

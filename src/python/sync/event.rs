@@ -1,11 +1,12 @@
 //! `Event`: the core's event with the signatures of `threading.Event`.
 
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
-use crate::python::op::{Op, Operation, Started, Yield, adapted, always_true};
+use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted, always_true};
 use crate::python::wait::perform;
 use crate::sync;
 
@@ -21,6 +22,10 @@ struct WaitUntilSet(Py<Event>);
 impl Operation for WaitUntilSet {
     fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
         adapted(&self.0.get().event, |()| Yield::Plain)
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)
     }
 
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

@@ -8,20 +8,23 @@
 //! not always run.
 //!
 //! The slot's mutex is innermost: it is taken under the core's lock, for moments only, and no Python
-//! object is dropped under it, for that may run any code.
+//! object is dropped under it, for that may run any code. Detached threads take it too, to put the copy
+//! back; so the collector waits for it, as a collection must not find the slot once open and once
+//! locked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
-use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyGenericAlias, PyTuple, PyType};
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
 use crate::python::binding::lazy_arg::{Item, LazyClass, LazyException, LazyTraceback};
+use crate::python::op::Visited;
 use crate::python::sync::lock;
 use crate::python::sync::unwinding::KilledHolder;
 use crate::python::{error, hard_stop};
@@ -186,14 +189,20 @@ impl Guarded {
         )
     }
 
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // A value that a block of another thread is changing is not garbage.
-        if let Some(slot) = self.cell.slot.try_lock() {
-            visit.call(&slot.value)?;
-            visit.call(&slot.saved)?;
-            visit.call(&slot.spoiled)?;
-        }
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        let slot = self.cell.slot.lock();
+        visit.call(&slot.value)?;
+        visit.call(&slot.saved)?;
+        visit.call(&slot.spoiled)?;
         visit.call(&self.rollback)
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        let mut slot = self.cell.slot.lock();
+        let value = std::mem::replace(&mut slot.value, py.None());
+        let dropped = (value, slot.saved.take(), slot.spoiled.take());
+        drop(slot);
+        drop(dropped); // unlocked: may run any code
     }
 }
 
@@ -355,7 +364,7 @@ impl GuardedValue {
         self.exit(py, Some(&*value).filter(|value| !value.is_none()))
     }
 
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
         visit.call(&self.guarded)
     }
 }

@@ -13,6 +13,7 @@ pub(in crate::python) mod guard;
 use std::sync::OnceLock;
 
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -21,7 +22,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::Seconds;
 use crate::python::binding::{lazy_arg, seconds};
-use crate::python::op::{Op, Operation, Started, Yield, adapted, always_true};
+use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted, always_true};
 use crate::python::sync::lock::guard::LockGuard;
 use crate::python::sync::unwinding::{KilledHolder, unwinding};
 use crate::python::wait::{checkpoint, perform};
@@ -194,6 +195,10 @@ impl Operation for AcquireLock {
         })
     }
 
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)
+    }
+
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         Ok(always_true(py))
     }
@@ -233,8 +238,10 @@ impl Lock {
         #[pyo3(from_py_with = lazy_arg::truth)] blocking: bool,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<bool> {
+        let timeout = timeout.map(|timeout| seconds::number(timeout, "timeout"));
         // As in threading, -1 is how to say "no timeout" by value.
-        let timeout = timeout.filter(|timeout| !timeout.eq(-1).unwrap_or(false));
+        let no_timeout = |timeout: &f64| timeout.to_bits() == (-1.0_f64).to_bits();
+        let timeout = timeout.transpose()?.filter(|timeout| !no_timeout(timeout));
         if !blocking {
             if timeout.is_some() {
                 return Err(PyValueError::new_err(
@@ -246,7 +253,8 @@ impl Lock {
                 .try_acquire(Acquire::Task)
                 .map_err(|failure| error::from_lock(py, failure));
         }
-        let timeout = seconds::optional_span(timeout, "timeout")?;
+        let timeout = timeout.map(|timeout| seconds::checked_span(timeout, "timeout"));
+        let timeout = timeout.transpose()?;
         if timeout.is_some_and(|timeout| timeout.as_secs() > seconds::LONGEST_TIMEOUT) {
             return Err(PyOverflowError::new_err(
                 "timeout value is too large; leave it out to wait without bound",

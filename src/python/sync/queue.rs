@@ -8,7 +8,6 @@
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 use pyo3::PyClass;
-use pyo3::PyTraverseError;
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::PyVisit;
 use pyo3::intern;
@@ -21,7 +20,7 @@ use crate::park::Ticket;
 use crate::python::binding::lazy_arg;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
-use crate::python::op::{Failure, Op, Operation, Started, Yield, adapted};
+use crate::python::op::{Failure, Op, Operation, Started, Visited, Yield, adapted};
 use crate::python::ports::hooked_queue;
 use crate::python::sync::condition::Condition;
 use crate::python::wait::{checkpoint, perform};
@@ -41,11 +40,12 @@ fn patience(block: bool, timeout: Option<Seconds<'_, '_>>) -> PyResult<Option<Ti
 }
 
 fn counted(timeout: Seconds<'_, '_>) -> PyResult<Option<Time>> {
-    if timeout.lt(0).unwrap_or(false) {
+    let timeout = seconds::number(timeout, "timeout")?;
+    if timeout < 0.0 {
         let message = "'timeout' must be a non-negative number";
         return Err(PyValueError::new_err(message));
     }
-    seconds::patience(Some(timeout)).map(Some)
+    Ok(Some(seconds::after(timeout)))
 }
 
 #[inline]
@@ -357,7 +357,7 @@ impl Queue {
         self.items.is_full()
     }
 
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
         traverse(&self.items, &visit)
     }
 
@@ -448,7 +448,7 @@ impl SimpleQueue {
         self.items.is_empty()
     }
 
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
         traverse(&self.items, &visit)
     }
 
@@ -457,7 +457,7 @@ impl SimpleQueue {
     }
 }
 
-fn traverse(items: &Items, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+fn traverse(items: &Items, visit: &PyVisit<'_>) -> Visited {
     let mut visited = Ok(());
     items.try_for_each(|item| {
         if visited.is_ok() {
@@ -493,6 +493,10 @@ impl<C: Holder> Operation for GetItem<C> {
     fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
         adapted(self.0.get().items().get_op(), Yield::Object)
     }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)
+    }
 }
 
 /// Puts this item.
@@ -502,6 +506,11 @@ impl Operation for PutItem {
     fn start<'a>(&'a self, py: Python<'_>) -> Started<'a> {
         let item = self.1.clone_ref(py);
         adapted(self.0.get().items.put_op(item), |()| Yield::Plain)
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)?;
+        visit.call(&self.1)
     }
 }
 
@@ -516,6 +525,11 @@ impl Operation for HookedGet {
             // Not possible: get_op() has made sure that there is one.
             Err(_) => adapted(Until(Time::NEVER), |()| Yield::Plain),
         }
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)?;
+        visit.call(&self.1)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -11,7 +12,7 @@ use crate::python::binding::lazy_arg;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
-use crate::python::op::{Op, Operation, Started, Yield, adapted, always_true};
+use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted, always_true};
 use crate::python::wait::perform;
 use crate::sync;
 
@@ -52,6 +53,10 @@ struct AcquirePermit(Py<Semaphore>);
 impl Operation for AcquirePermit {
     fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
         adapted(self.0.get().core().acquire_op(), |()| Yield::Plain)
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.0)
     }
 
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

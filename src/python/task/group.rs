@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -41,6 +42,7 @@ use crate::python::binding::raised;
 use crate::python::error::{self, Cancelled};
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
+use crate::python::op::Visited;
 use crate::python::ports::{group_hooks, group_task};
 use crate::python::scope::{CancelScope, deadline_exceeded};
 use crate::python::task::Task;
@@ -372,6 +374,28 @@ impl GroupCore {
             generation: fork::generation(),
             state: Mutex::default(),
         })
+    }
+
+    /// The mutex is locked by attached threads only.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        visit.call(&self.scope)?;
+        let Some(state) = self.state.try_lock() else {
+            return Ok(());
+        };
+        let children = state.children.iter().map(|child| &child.task);
+        children
+            .chain(&state.waiting)
+            .try_for_each(|task| visit.call(task))
+    }
+
+    fn __clear__(&self) {
+        let mut state = self.state.lock();
+        let dropped = (
+            std::mem::take(&mut state.children),
+            std::mem::take(&mut state.waiting),
+        );
+        drop(state);
+        drop(dropped); // unlocked: may run any code
     }
 
     /// The block's scope: cancelling it cancels the block and its tasks.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -19,6 +20,7 @@ use crate::python::binding::pickling::{self, Reduced};
 use crate::python::binding::seconds;
 use crate::python::error;
 use crate::python::hard_stop::mask::unmasked;
+use crate::python::op::Visited;
 use crate::stop::{self, AnyStopPolicy, KillError, KillOutcome};
 use crate::task;
 use crate::testing;
@@ -76,11 +78,11 @@ impl StopPolicy {
         abandon = true,
     ))]
     fn new(
-        cooperative: f64,
-        at_wait: Option<f64>,
-        async_exc: Option<f64>,
-        trace: Option<f64>,
-        defer: f64,
+        #[pyo3(from_py_with = seconds::argument::cooperative)] cooperative: f64,
+        #[pyo3(from_py_with = seconds::argument::at_wait)] at_wait: Option<f64>,
+        #[pyo3(from_py_with = seconds::argument::async_exc)] async_exc: Option<f64>,
+        #[pyo3(from_py_with = seconds::argument::trace)] trace: Option<f64>,
+        #[pyo3(from_py_with = seconds::argument::defer)] defer: f64,
         abandon: bool,
     ) -> PyResult<Self> {
         Ok(Self {
@@ -186,10 +188,10 @@ impl ProcessStopPolicy {
         abandon = true,
     ))]
     fn new(
-        cooperative: f64,
-        sigterm: Option<f64>,
-        sigkill: Option<f64>,
-        defer: f64,
+        #[pyo3(from_py_with = seconds::argument::cooperative)] cooperative: f64,
+        #[pyo3(from_py_with = seconds::argument::sigterm)] sigterm: Option<f64>,
+        #[pyo3(from_py_with = seconds::argument::sigkill)] sigkill: Option<f64>,
+        #[pyo3(from_py_with = seconds::argument::defer)] defer: f64,
         abandon: bool,
     ) -> PyResult<Self> {
         Ok(Self {
@@ -284,8 +286,14 @@ fn refusal(py: Python<'_>, error: KillError) -> PyErr {
     }
 }
 
-/// The hook for an abandoned task, called detached and before the task's waiters are woken.
-pub(in crate::python) type OnAbandon = Box<dyn FnMut() + Send>;
+/// The hook for an abandoned task.
+pub(in crate::python) trait OnAbandon: Send {
+    /// Called detached, and before the task's waiters are woken.
+    fn abandoned(&mut self);
+
+    /// Shows the collector the objects that it has.
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited;
+}
 
 /// A kill that has begun: its task is cancelled, and an urgent one has been delivered once.
 ///
@@ -294,7 +302,8 @@ pub(in crate::python) type OnAbandon = Box<dyn FnMut() + Send>;
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct BegunKill {
     /// Taken by the one call of finish(). None from the beginning: no task was there to be killed.
-    kill: Mutex<Option<(stop::Kill, OnAbandon)>>,
+    /// Locked by attached threads only.
+    kill: Mutex<Option<(stop::Kill, Box<dyn OnAbandon>)>>,
 }
 
 impl BegunKill {
@@ -307,7 +316,7 @@ impl BegunKill {
         task: &Arc<task::Task>,
         reason: Option<&str>,
         policy: AnyStopPolicy,
-        on_abandon: OnAbandon,
+        on_abandon: impl OnAbandon + 'static,
     ) -> PyResult<Self> {
         let mut kill = stop::Kill::new(task, reason.map(Into::into), policy)
             .map_err(|error| refusal(py, error))?;
@@ -317,7 +326,7 @@ impl BegunKill {
             detached(py, || kill.begin());
         }
         Ok(Self {
-            kill: Mutex::new(Some((kill, on_abandon))),
+            kill: Mutex::new(Some((kill, Box::new(on_abandon)))),
         })
     }
 
@@ -331,13 +340,20 @@ impl BegunKill {
 
 #[pymethods]
 impl BegunKill {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        match self.kill.try_lock().as_deref() {
+            Some(Some((_, on_abandon))) => on_abandon.traverse(&visit),
+            _ => Ok(()),
+        }
+    }
+
     /// Go from rung to rung until the task is over or abandoned. A second call finds it over.
     pub(in crate::python) fn finish(&self, py: Python<'_>) -> PyResult<KillReport> {
         let Some((kill, mut on_abandon)) = self.kill.lock().take() else {
             return Ok(stop::KillReport::already_done().into());
         };
         // The code that finishes the kill may run with kills masked; the wait must not.
-        unmasked(|| detached(py, || kill.run(&mut *on_abandon)))
+        unmasked(|| detached(py, || kill.run(&mut || on_abandon.abandoned())))
             .map(KillReport::from)
             .map_err(|error| refusal(py, error))
     }

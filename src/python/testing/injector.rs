@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::clock::Time;
+use crate::python::op::Visited;
 use crate::python::task::Task;
 use crate::python::token::cancel_node;
 use crate::{Cause, CauseKind, scope, task};
@@ -84,6 +86,17 @@ impl Injector {
             passed: AtomicU64::new(0),
             action: Mutex::new(None),
         }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        let Some(action) = self.action.try_lock() else {
+            return Ok(());
+        };
+        let Some(Action { code, offset, .. }) = &*action else {
+            return Ok(());
+        };
+        visit.call(code)?;
+        visit.call(offset)
     }
 
     /// How many bytecodes of its victims it has seen; it acts before at most one of them.

@@ -1,8 +1,10 @@
 //! Items as bytes, and failures as text, by the functions of `desist._codec`.
 
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::python::op::Visited;
 use crate::work::Bytes;
 
 /// Functions of `desist._codec`.
@@ -22,6 +24,13 @@ impl Codec {
             decode,
             describe,
         })
+    }
+
+    pub(super) fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        let functions = [&self.encode, &self.decode, &self.describe];
+        functions
+            .into_iter()
+            .try_for_each(|function| visit.call(function))
     }
 
     /// The item's bytes. TypeError: the codec cannot write it.

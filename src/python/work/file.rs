@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
@@ -23,6 +24,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
+use crate::python::op::Visited;
 use crate::work::{self, Bytes, FileError, Nack, NackOutcome};
 
 /// A LeaseQueue in a file.
@@ -50,6 +52,7 @@ pub(in crate::python) struct FileQueue {
 }
 
 impl FileQueue {
+    /// The operations of a pool, for an object that also has this one.
     pub(super) fn pool_queue(&self) -> Arc<dyn PoolQueue> {
         self.file.clone()
     }
@@ -153,14 +156,24 @@ impl FileQueue {
     /// LeaseQueue.lease().
     #[pyo3(signature = (timeout = None) -> "Lease[_T] | None")]
     fn lease<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Option<Bound<'py, Lease>>> {
+        let py = slf.py();
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         let slot = LeaseSlot::new(py)?;
-        let delivery = self.file.lease(py, until)?;
-        Ok(delivery.map(|delivery| slot.fill(delivery)))
+        let delivery = slf.get().file.lease(py, until)?;
+        let owner = Some(slf.clone().into_any().unbind());
+        Ok(delivery.map(|delivery| slot.fill(delivery, owner)))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        self.file.codec.traverse(&visit)?;
+        self.file.promises.traverse(&visit)
+    }
+
+    fn __clear__(&self) {
+        self.file.promises.clear();
     }
 
     /// How many items are in each state, at one instant. `done` counts from the file's beginning.
@@ -197,7 +210,8 @@ impl FileQueue {
     }
 }
 
-/// The queue, shared by the `FileQueue` object, its leases and the workers' loops.
+/// The queue, shared by the `FileQueue` object, its leases and the workers' loops. These have the object
+/// as well, see `source`.
 struct File {
     queue: work::FileQueue,
     codec: Codec,

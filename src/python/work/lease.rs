@@ -3,13 +3,15 @@
 //! A lease settles itself through the [`LeaseHandle`] of its queue, which refuses a second settlement
 //! (`Fenced`). The handler's settlement is kept in `settled` for the worker's loop, which settles only
 //! leases that the handler has not settled.
-#![allow(unsafe_code)] // a cell that is written once
+#![allow(unsafe_code)] // a cell that is written once, and hidden from the collector until then
 
 use std::cell::UnsafeCell;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pyo3::ffi;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyGenericAlias, PyType};
 
@@ -21,6 +23,7 @@ use crate::item::ItemId;
 use crate::python::binding::lazy_arg::Item;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
+use crate::python::op::Visited;
 use crate::python::task::defer::{Beginning, Masked};
 use crate::python::token::CancelToken;
 use crate::python::wait;
@@ -62,6 +65,8 @@ impl<T> WrittenOnce<T> {
 /// The contents of a [`Lease`].
 pub(in crate::python) struct Leased {
     delivery: Delivery,
+    /// The Python object of the queue, or of the port to it. `None`: the lease's handle has it.
+    owner: Option<Py<PyAny>>,
     /// The handler's task, for a lease of a worker.
     task: Option<Arc<Task>>,
     /// Written by the handler, read by the worker's loop when the handler has returned; unused
@@ -89,37 +94,54 @@ impl Deref for Lease {
 }
 
 /// A `Lease` object to be filled. It is allocated before the queue is asked, so that a failed
-/// allocation cannot lose a leased item.
+/// allocation cannot lose a leased item. Until then the collector does not track it: `gc.get_objects()`
+/// would hand it out.
 pub(super) struct LeaseSlot<'py>(Bound<'py, Lease>);
 
 impl<'py> LeaseSlot<'py> {
     #[inline]
     pub(super) fn new(py: Python<'py>) -> PyResult<Self> {
-        Bound::new(py, Lease(WrittenOnce::new())).map(Self)
+        let lease = Bound::new(py, Lease(WrittenOnce::new()))?;
+        // SAFETY: attached; the object was just made, and is tracked.
+        unsafe { ffi::PyObject_GC_UnTrack(lease.as_ptr().cast()) };
+        Ok(Self(lease))
     }
 
     /// A lease that its caller settles.
     #[inline]
-    pub(super) fn fill(self, delivery: Delivery) -> Bound<'py, Lease> {
-        self.fill_with(delivery, None)
+    pub(super) fn fill(self, delivery: Delivery, owner: Option<Py<PyAny>>) -> Bound<'py, Lease> {
+        self.fill_with(delivery, owner, None)
     }
 
     /// A lease that a worker's handler in `task` works on: the task is cancelled when it ends.
-    pub(super) fn fill_for(self, delivery: Delivery, task: Arc<Task>) -> Bound<'py, Lease> {
-        let lease = self.fill_with(delivery, Some(task));
+    pub(super) fn fill_for(
+        self,
+        delivery: Delivery,
+        owner: Py<PyAny>,
+        task: Arc<Task>,
+    ) -> Bound<'py, Lease> {
+        let lease = self.fill_with(delivery, Some(owner), Some(task));
         lease.get().stop_at(lease.get().delivery.ends);
         lease
     }
 
     #[inline]
-    fn fill_with(self, delivery: Delivery, task: Option<Arc<Task>>) -> Bound<'py, Lease> {
+    fn fill_with(
+        self,
+        delivery: Delivery,
+        owner: Option<Py<PyAny>>,
+        task: Option<Arc<Task>>,
+    ) -> Bound<'py, Lease> {
         let leased = Leased {
             delivery,
+            owner,
             task,
             settled: Mutex::new(Settled::NotYet),
         };
         // SAFETY: only this slot has the object.
         unsafe { self.0.get().0.write(leased) };
+        // SAFETY: attached; its fields are valid, and `new` has untracked it.
+        unsafe { ffi::PyObject_GC_Track(self.0.as_ptr().cast()) };
         self.0
     }
 }
@@ -265,6 +287,29 @@ impl Lease {
     fn commit(&self) -> Masked {
         // A checkpoint first: a cancelled handler does not begin to commit.
         Masked::new(LONGEST_COMMIT, Beginning::Checkpoint)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        let Some(leased) = self.0.get() else {
+            return Ok(()); // not filled
+        };
+        visit.call(&leased.owner)?;
+        visit.call(&leased.delivery.item)?;
+        visit.call(&leased.delivery.progress)?;
+        leased.delivery.handle.traverse(&visit)?;
+        // Locked by attached threads only.
+        match leased.settled.try_lock().as_deref() {
+            Some(Settled::Acked(result)) => visit.call(result),
+            Some(Settled::Nacked(_, failure)) => visit.call(failure),
+            Some(Settled::NotYet) | None => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        if let Some(leased) = self.0.get() {
+            let settled = std::mem::replace(&mut *leased.settled.lock(), Settled::NotYet);
+            drop(settled); // unlocked: may run any code
+        }
     }
 
     fn __repr__(&self) -> String {

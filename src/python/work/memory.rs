@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
@@ -21,8 +22,9 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::cause::CancelCause;
 use crate::python::error;
+use crate::python::op::Visited;
 use crate::python::wait::{checkpoint, perform};
-use crate::work::{self, Nack, NackOutcome};
+use crate::work::{self, Nack, NackOutcome, Stored};
 use crate::{Cause, fork, scope};
 
 /// Used attached, so that its notes and items can be cloned under its lock.
@@ -89,6 +91,7 @@ pub(in crate::python) struct LeaseQueue {
 }
 
 impl LeaseQueue {
+    /// The operations of a pool, for an object that also has this one.
     pub(super) fn pool_queue(&self) -> Arc<dyn PoolQueue> {
         self.memory.clone()
     }
@@ -160,15 +163,35 @@ impl LeaseQueue {
     /// On kill: Killed means that nothing was leased.
     #[pyo3(signature = (timeout = None) -> "Lease[_T] | None")]
     fn lease<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Option<Bound<'py, Lease>>> {
+        let (py, memory) = (slf.py(), &slf.get().memory);
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        self.memory.check_process()?;
+        memory.check_process()?;
         let slot = LeaseSlot::new(py)?;
-        let delivery = self.memory.lease(py, until)?;
-        Ok(delivery.map(|delivery| slot.fill(delivery)))
+        let delivery = memory.lease(py, until)?;
+        let owner = Some(slf.clone().into_any().unbind());
+        Ok(delivery.map(|delivery| slot.fill(delivery, owner)))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        let mut visited = self.memory.promises.traverse(&visit);
+        self.memory.queue.try_for_each(|stored| {
+            let object = match stored {
+                Stored::Item(object) | Stored::Note(Note::Said(object)) => &object.0,
+                Stored::Note(Note::Noted(_)) => return,
+            };
+            if visited.is_ok() {
+                visited = visit.call(object);
+            }
+        });
+        visited
+    }
+
+    fn __clear__(&self) {
+        drop(self.memory.queue.clear());
+        self.memory.promises.clear();
     }
 
     /// How many items are in each state, at one instant.
@@ -209,7 +232,8 @@ impl LeaseQueue {
     }
 }
 
-/// The queue, shared by the `LeaseQueue` object, its leases and the workers' loops.
+/// The queue, shared by the `LeaseQueue` object, its leases and the workers' loops. These have the object
+/// as well, see `source`. Only attached threads lock it.
 struct Memory {
     queue: Queue,
     promises: Promises,

@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::item::ItemId;
+use crate::python::op::Visited;
 
 /// An event of an item in a pool.
 #[derive(Clone, Copy)]
@@ -59,6 +61,10 @@ impl PoolMetrics {
             counts: Default::default(),
             observer,
         }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        visit.call(&self.observer)
     }
 
     /// How often each event has happened.

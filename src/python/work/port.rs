@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use super::failure;
@@ -12,6 +13,7 @@ use super::options::{self, PutArguments};
 use super::source::LeaseSource;
 use crate::CauseKind;
 use crate::python::binding::seconds::Seconds;
+use crate::python::op::Visited;
 
 /// A queue of the core's, as a pool sees it.
 pub(super) trait PoolQueue: Send + Sync {
@@ -40,12 +42,15 @@ pub(super) trait PoolQueue: Send + Sync {
 /// The operations of a pool on a queue.
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct QueuePort {
+    /// The queue's Python object.
+    owner: Py<PyAny>,
     queue: Arc<dyn PoolQueue>,
 }
 
 impl QueuePort {
-    pub(super) fn new(queue: Arc<dyn PoolQueue>) -> Self {
-        Self { queue }
+    pub(super) fn new(owner: &Bound<'_, PyAny>, queue: Arc<dyn PoolQueue>) -> Self {
+        let owner = owner.clone().unbind();
+        Self { owner, queue }
     }
 
     pub(super) fn source(&self) -> Arc<dyn LeaseSource> {
@@ -70,6 +75,10 @@ impl QueuePort {
     ) -> PyResult<u64> {
         let arguments = options::of_put(key, priority, delay, expires, timeout)?;
         self.queue.submit(item, promise, arguments)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        visit.call(&self.owner)
     }
 
     /// Never lease the item again. True: it is dead now. False: it will be, when its worker

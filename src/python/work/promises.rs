@@ -3,15 +3,17 @@
 //! A future is registered before its item is put, since a worker may finish the item before
 //! `put` returns its number: ends of items meanwhile are kept in `early`, and handed to the
 //! future as soon as the number is known. Futures are Python objects, so they are settled and
-//! dropped only while the lock is free.
+//! dropped only while the lock is free. Only attached threads lock it.
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use super::LONGEST_COMMIT;
 use crate::python::hard_stop::mask::Mask;
+use crate::python::op::Visited;
 use crate::python::ports::promise as promise_port;
 
 /// The end of an item.
@@ -98,6 +100,32 @@ impl Promises {
             result.settle(py, future);
         }
         number
+    }
+
+    /// For the object of the queue.
+    pub(super) fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        let Some(state) = self.state.try_lock() else {
+            return Ok(());
+        };
+        for future in state.futures.values().flatten() {
+            visit.call(future)?;
+        }
+        for result in state.early.values() {
+            let (ItemResult::Finished(object) | ItemResult::Failed(object)) = result;
+            visit.call(object)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all futures: the collector has found them to be garbage.
+    pub(super) fn clear(&self) {
+        let mut state = self.state.lock();
+        let dropped = (
+            std::mem::take(&mut state.futures),
+            std::mem::take(&mut state.early),
+        );
+        drop(state);
+        drop(dropped); // unlocked: may run any code
     }
 
     /// Settle the item's futures.

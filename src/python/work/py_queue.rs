@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use super::lease::LeaseSlot;
@@ -15,6 +16,7 @@ use super::{LONGEST_COMMIT, Lease};
 use crate::clock::Time;
 use crate::item::ItemId;
 use crate::python::hard_stop::mask::Mask;
+use crate::python::op::Visited;
 use crate::python::ports::{engine_source, held_delivery};
 use crate::python::token;
 use crate::task::Task;
@@ -44,6 +46,10 @@ impl LeaseSource for PyQueue {
         }
         delivery(held.into_bound(py)).map(Some)
     }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.source)
+    }
 }
 
 /// A `Lease` of a delivery that `EngineSource.deliver()` has returned.
@@ -51,7 +57,7 @@ impl LeaseSource for PyQueue {
 #[pyo3(signature = (held: "object") -> "Lease[Any]")]
 pub(in crate::python) fn lease_of(held: Bound<'_, PyAny>) -> PyResult<Bound<'_, Lease>> {
     let py = held.py();
-    Ok(LeaseSlot::new(py)?.fill(delivery(held)?))
+    Ok(LeaseSlot::new(py)?.fill(delivery(held)?, None))
 }
 
 fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
@@ -127,6 +133,10 @@ impl LeaseHandle for HeldDelivery {
         self.held
             .call_method1(py, held_delivery::heartbeat(py), (progress,))?;
         Ok(Time::NEVER)
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.held)
     }
 
     fn report(&self, py: Python<'_>, _: LeaseKey, result: ItemResult) {

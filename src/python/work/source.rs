@@ -5,16 +5,24 @@
 //! [`LeaseHandle`] through which the lease is settled. `memory`, `file` and `py_queue` implement
 //! both; this file knows none of them.
 //!
+//! The collector sees these objects of Rust only through the Python objects that have them. A queue
+//! that is a Python object of the extension (`LeaseQueue`, `FileQueue`) shows its own contents; so every
+//! Python object with a source or a handle of it also has, and shows, the queue's Python object (its
+//! *owner*), and the contents live as long as that. A source or handle with objects of its own
+//! shows them to the one Python object that has it.
+//!
 //! A handle is shared by all leases of a queue if possible, and a call names the lease by its
 //! [`LeaseKey`]: a lease then costs no allocation besides the Python object.
 
 use std::sync::Arc;
 
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use super::promises::ItemResult;
 use crate::clock::Time;
 use crate::item::ItemId;
+use crate::python::op::Visited;
 use crate::task::Task;
 use crate::work::{Nack, NackOutcome};
 
@@ -23,6 +31,11 @@ pub(super) trait LeaseSource: Send + Sync {
     /// Lease the next item, waiting until `until` at most. `None`: no item came in time, or the
     /// queue is closed. `Cancelled` and `Killed` mean that nothing was leased.
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>>;
+
+    /// Shows the collector the objects that this has and no queue object shows.
+    fn traverse(&self, _visit: &PyVisit<'_>) -> Visited {
+        Ok(())
+    }
 }
 
 /// One lease of one item, with the operations for Python.
@@ -82,6 +95,12 @@ pub(super) trait LeaseHandle: Send + Sync {
         lease: LeaseKey,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Time>;
+
+    /// Shows the collector the objects that this has and no queue object shows. A handle with any
+    /// belongs to one lease.
+    fn traverse(&self, _visit: &PyVisit<'_>) -> Visited {
+        Ok(())
+    }
 
     /// Settle the futures with which the item was submitted.
     fn report(&self, py: Python<'_>, lease: LeaseKey, result: ItemResult);

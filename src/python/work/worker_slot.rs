@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -35,7 +36,8 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
 use crate::python::hard_stop::mask::Mask;
-use crate::python::task::stop::{self, BegunKill};
+use crate::python::op::Visited;
+use crate::python::task::stop::{self, BegunKill, OnAbandon};
 use crate::python::task::{self, Ended};
 use crate::python::token::CancelToken;
 use crate::python::wait::blocking;
@@ -59,6 +61,8 @@ struct Current {
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct WorkerSlot {
     name: String,
+    /// The queue's port, or a queue that is written in Python.
+    queue: Py<PyAny>,
     source: Arc<dyn LeaseSource>,
     /// The pool's token: cancelled when the pool stops.
     pool: Py<CancelToken>,
@@ -85,6 +89,7 @@ impl WorkerSlot {
     ) -> Self {
         Self {
             name,
+            queue: queue.clone().unbind(),
             source: source_of(queue),
             pool,
             tally,
@@ -92,6 +97,18 @@ impl WorkerSlot {
             abandoned: AtomicBool::new(false),
             over: Latch::new(),
             enrolment: Mutex::new(None),
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        visit.call(&self.queue)?;
+        self.source.traverse(&visit)?;
+        visit.call(&self.pool)?;
+        visit.call(&self.tally)?;
+        // Locked by attached threads only.
+        match self.current.try_lock().as_deref() {
+            Some(Some(current)) => visit.call(&current.lease),
+            _ => Ok(()),
         }
     }
 
@@ -148,16 +165,12 @@ impl WorkerSlot {
             return Ok(BegunKill::of_nothing());
         };
         let cause = failure(py, CauseKind::Explicit, reason)?;
-        let (seat, theirs) = (slf.clone().unbind(), task.clone());
-        let on_abandon = Box::new(move || {
-            let seat = seat.get();
-            seat.abandoned.store(true, Ordering::Release);
-            let _mask = Mask::open(LONGEST_COMMIT); // the killing thread may be killed
-            fork::outside(|| {
-                attach(|py| seat.take_from(py, &theirs, lease.get(), &cause));
-            });
-            seat.over.set();
-        });
+        let on_abandon = SlotAbandoned {
+            slot: slf.clone().unbind(),
+            task: task.clone(),
+            lease,
+            cause,
+        };
         BegunKill::new(py, &task, reason, policy, on_abandon)
     }
 
@@ -258,7 +271,7 @@ impl WorkerSlot {
         if let Some(process) = process {
             task.run_remotely(process.elsewhere());
         }
-        let lease = slot.fill_for(delivery, task.clone());
+        let lease = slot.fill_for(delivery, self.queue.clone_ref(py), task.clone());
         let begun = lease.get().handle().begun(py, &task);
         let arguments = begun.and_then(|()| PyTuple::new(py, [&lease]));
         let arguments = arguments.inspect_err(|broken| {
@@ -382,6 +395,32 @@ impl WorkerSlot {
     fn note(&self, py: Python<'_>, event: Event, lease: &Lease, failure: Option<&Py<PyAny>>) {
         let tally = self.tally.get();
         tally.note(py, event, lease.which(), &self.name, failure);
+    }
+}
+
+/// Settles the lease of a handler that is abandoned, and frees the worker's place.
+struct SlotAbandoned {
+    slot: Py<WorkerSlot>,
+    task: Arc<Task>,
+    lease: Py<Lease>,
+    cause: Py<PyAny>,
+}
+
+impl OnAbandon for SlotAbandoned {
+    fn abandoned(&mut self) {
+        let slot = self.slot.get();
+        slot.abandoned.store(true, Ordering::Release);
+        let _mask = Mask::open(LONGEST_COMMIT); // the killing thread may be killed
+        fork::outside(|| {
+            attach(|py| slot.take_from(py, &self.task, self.lease.get(), &self.cause));
+        });
+        slot.over.set();
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
+        visit.call(&self.slot)?;
+        visit.call(&self.lease)?;
+        visit.call(&self.cause)
     }
 }
 

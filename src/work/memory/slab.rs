@@ -98,6 +98,12 @@ impl<V> SeqSlab<V> {
         }
     }
 
+    /// All items, in no order.
+    #[cfg(feature = "python")]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &V> {
+        self.window.iter().flatten().chain(self.overflow.values())
+    }
+
     /// Remove an item, if it is there and `leaves` agrees. One look instead of a `get_mut` and a
     /// removal, since every acknowledged item goes this way.
     #[inline]

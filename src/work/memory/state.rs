@@ -80,6 +80,14 @@ pub(super) struct ItemStates<T, N> {
     last_epoch: u64,
 }
 
+/// A value of the user's in a queue.
+#[cfg(feature = "python")]
+pub(crate) enum Stored<'a, T, N> {
+    Item(&'a T),
+    /// A failure or progress.
+    Note(&'a N),
+}
+
 /// One item that is not done.
 struct Item<T, N> {
     /// The user's item. Never changed: every lease gets a clone.
@@ -167,6 +175,30 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
     /// When the next state change by itself is due; [`Time::NEVER`] if none is.
     pub(super) fn next_due(&self) -> Time {
         self.index.due.first().map_or(Time::NEVER, |(at, _)| *at)
+    }
+
+    /// All values of the user's: the items, and the notes that are kept with them.
+    #[cfg(feature = "python")]
+    pub(super) fn stored(&self) -> impl Iterator<Item = Stored<'_, T, N>> {
+        self.items.iter().flat_map(|item| {
+            let extras = item.extras.iter();
+            let notes = extras.flat_map(|extras| {
+                let others = extras.progress.iter().chain(&extras.cancelled);
+                extras.failures.iter().chain(others)
+            });
+            std::iter::once(Stored::Item(&item.value)).chain(notes.map(Stored::Note))
+        })
+    }
+
+    /// Removes all items, whatever their states. Returns the former states, to be dropped without the
+    /// lock. Epochs go on, so that leases of removed items are fenced.
+    #[cfg(feature = "python")]
+    pub(super) fn take_all(&mut self) -> Self {
+        let empty = Self {
+            last_epoch: self.last_epoch,
+            ..Self::new(self.options)
+        };
+        std::mem::replace(self, empty)
     }
 
     // ------------------------------------------------------------------ transitions by time

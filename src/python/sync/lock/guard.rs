@@ -7,12 +7,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::error;
+use crate::python::op::Visited;
 use crate::python::sync::lock::Lock;
 use crate::python::sync::unwinding::{KilledHolder, unwinding};
 use crate::sync::{Acquire, Holding};
@@ -151,6 +153,10 @@ impl LockGuard {
         _traceback: LazyTraceback<'_, '_>,
     ) -> PyResult<()> {
         self.exit(py, Some(&*value).filter(|value| !value.is_none()))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        visit.call(&self.lock)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
