@@ -4,6 +4,7 @@
 pub(super) mod attach;
 pub(super) mod enums;
 pub(super) mod exceptions;
+pub(super) mod forced_unwind;
 pub(super) mod host;
 pub(super) mod lazy_arg;
 pub(super) mod pickling;

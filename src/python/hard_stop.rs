@@ -20,7 +20,6 @@
 //! | `PyThreadState_SetAsyncExc` has one slot a thread, and takes a class | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
 //! | the class is called in the thread in which it is raised: at delivery from 3.12 on, before that at the first look at the exception | 3.10-3.15 | `test_the_constructor_runs_in_the_killed_thread` |
 //! | calling a Python function raises the exception in the slot | 3.10-3.15 | `test_a_posted_kill_is_retracted` |
-//! | a thread that wants the interpreter while it shuts down is ended by `pthread_exit` | 3.10-3.13 | `test_a_daemon_does_not_abort_the_process_at_its_end` |
 //! | `f_lasti` of a frame that calls `__enter__` lies before the first entry of the exception table for its block; an exception that is raised at an INSTRUCTION event counts as raised at that instruction | 3.12-3.15 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
 //! | up to 3.11, an exception posted to a thread is raised where the thread stands, and in a `with` block that leads to `__exit__` | 3.10, 3.11 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
 //! | a Python-level handler is run where a signal has broken a system call, and its exception is raised there | 3.10-3.15 | `test_a_system_call_that_blocks_the_main_thread_is_interrupted` |
@@ -46,7 +45,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::types::{PyDict, PyType};
 
 use self::killed::Killed;
 use crate::python::binding::attach::attach;
@@ -76,58 +75,6 @@ fn this_thread(py: Python<'_>) -> PyResult<AsyncException> {
 }
 
 pub(super) use block::{for_this_block, for_this_call};
-
-/// Calls Python code that may take long, as the body of a daemon thread may until the process ends.
-///
-/// Up to 3.13, a thread that comes back to the interpreter when it shuts down is ended by
-/// `pthread_exit`, which unwinds the stack, and a process whose stack is unwound through frames of
-/// Rust is aborted. Here the thread sleeps forever instead, as in CPython from 3.14 on,
-/// and pyo3 where it takes the interpreter back.
-pub(super) fn call<'py>(
-    callable: &Bound<'py, PyAny>,
-    arguments: &Bound<'py, PyTuple>,
-) -> PyResult<Bound<'py, PyAny>> {
-    call_with(callable, arguments, None)
-}
-
-/// [`call`], with named arguments.
-pub(super) fn call_with<'py>(
-    callable: &Bound<'py, PyAny>,
-    arguments: &Bound<'py, PyTuple>,
-    named: Option<&Bound<'py, PyDict>>,
-) -> PyResult<Bound<'py, PyAny>> {
-    type Call = unsafe extern "C-unwind" fn(
-        callable: *mut ffi::PyObject,
-        arguments: *mut ffi::PyObject,
-        named: *mut ffi::PyObject,
-    ) -> *mut ffi::PyObject;
-    // SAFETY: it is of this type, except that pyo3-ffi declares that it does not unwind. The
-    // compiler must not see which function it is, or it would rely on that and leave out `stay`.
-    let call = std::hint::black_box(unsafe {
-        std::mem::transmute::<*const (), Call>(ffi::PyObject_Call as *const ())
-    });
-    let py = callable.py();
-    let stay = Stay;
-    let named = named.map_or(std::ptr::null_mut(), Bound::as_ptr);
-    // SAFETY: attached, as `py` shows; the pointers are of live objects, the second
-    // one of a tuple, the third one of a dict; NULL is no named arguments.
-    let result = unsafe { call(callable.as_ptr(), arguments.as_ptr(), named) };
-    std::mem::forget(stay);
-    // SAFETY: a new reference, or NULL and an exception is set.
-    unsafe { Bound::from_owned_ptr_or_err(py, result) }
-}
-
-/// Dropped only if the stack is unwound past it. A panic does not do that: every Rust function that
-/// Python calls catches its own panics.
-struct Stay;
-
-impl Drop for Stay {
-    fn drop(&mut self) {
-        loop {
-            std::thread::park();
-        }
-    }
-}
 
 /// A Python function that does nothing: calling it has a posted exception delivered.
 fn nothing(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {

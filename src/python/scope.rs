@@ -257,7 +257,7 @@ impl Block {
             }
             _ => self.enter(py, None)?,
         }
-        let result = hard_stop::call_with(function, arguments, named);
+        let result = function.call(arguments, named);
         let none = py.None().into_bound(py);
         match result {
             Ok(value) => self.exit(py, &none, &none).map(|_| value),

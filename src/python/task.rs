@@ -16,7 +16,6 @@ use std::time::Duration;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 
 use crate::atomics::Mutex;
 use crate::boundary::{BodyEnd, Boundary};
@@ -211,7 +210,7 @@ impl Task {
         }
         let enrolment = self.enrolment.lock().take();
         let enrolled = enrolment.map(|enrolment| detached(py, || enrolment.begin()));
-        let body = || hard_stop::call(body, &PyTuple::empty(py)).map(Bound::unbind);
+        let body = || body.call0().map(Bound::unbind);
         let settled = run(py, &self.core, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
             match (settle, ended) {

@@ -38,10 +38,10 @@ use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::cause::CancelCause;
+use crate::python::error;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted};
 use crate::python::wait::blocking;
-use crate::python::{error, hard_stop};
 use crate::scope;
 use crate::token::tree::{Flag, Hook};
 use crate::wait::Cancellation;
@@ -338,8 +338,7 @@ impl CancelToken {
                 drop(table);
                 let _mask = Mask::open(DEFAULT_GRACE); // the cancelling thread may be killed
                 let called = Py::new(py, CancelCause::from(cause.clone()))
-                    .and_then(|cause| PyTuple::new(py, [cause]))
-                    .and_then(|cause| hard_stop::call(function.bind(py), &cause));
+                    .and_then(|cause| function.call1(py, (cause,)));
                 if let Err(raised) = called {
                     raised.write_unraisable(py, Some(function.bind(py)));
                 }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING
@@ -98,39 +96,3 @@ def test_the_slot_takes_a_class_and_has_one_place() -> None:
     if victim.raised is not None:  # delivered before the `try`
         caught.append(type(victim.raised))
     assert caught == [Second]
-
-
-DAEMON = """
-import sys, threading, time, desist
-
-def loop(*_):
-    running.set()
-    while True:
-        time.sleep(0.0003)  # comes back to the interpreter, soon also while that shuts down
-
-def wait_for_it():
-    with condition:
-        condition.wait_for(loop)
-
-running, condition, source = threading.Event(), desist.Condition(), desist.CancelSource()
-source.token.on_cancel(loop)
-{start}
-running.wait()
-"""
-
-
-@pytest.mark.parametrize(
-    "start",
-    [
-        "desist.Thread(target=loop, daemon=True).start()",
-        "pool = desist.WorkerPool(loop, workers=1); pool.submit(1)",
-        "threading.Thread(target=source.cancel, daemon=True).start()",
-        "threading.Thread(target=desist.Barrier(1, loop).wait, daemon=True).start()",
-        "threading.Thread(target=wait_for_it, daemon=True).start()",
-    ],
-)
-def test_a_daemon_does_not_abort_the_process_at_its_end(start: str) -> None:
-    script = DAEMON.replace("{start}", start)
-    line = [sys.executable, "-c", script]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")

@@ -16,7 +16,7 @@ use crate::at_fork;
 use crate::fork;
 use crate::host::{self, Host};
 use crate::python::binding::attach::{self, attach};
-use crate::python::binding::{exceptions, raised};
+use crate::python::binding::{exceptions, forced_unwind, raised};
 use crate::testing;
 
 /// The interpreter, to the core.
@@ -103,6 +103,7 @@ pub(in crate::python) fn is_main_thread() -> bool {
 
 pub(in crate::python) fn install(py: Python<'_>) -> PyResult<()> {
     attach::install(py);
+    forced_unwind::install(py);
     host::install(&Interpreter);
     let os = py.import("os")?;
     if os.hasattr("register_at_fork")? {
@@ -137,7 +138,7 @@ fn hold_the_timer_during_forks() {
         at_fork::after_in_child();
     }
     static ONCE: std::sync::Once = std::sync::Once::new();
-    // A subinterpreter initializes the module again. A second `before` would wait for the first.
+    // The module may be initialized again. A second `before` would wait for the first.
     // SAFETY: the functions live as long as this module, which is never unloaded; none calls
     // Python or panics.
     ONCE.call_once(|| unsafe {

@@ -10,7 +10,6 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::call;
 use crate::clock::Time;
 use crate::scope;
 use crate::task::{MaskNumber, Task};
@@ -56,7 +55,7 @@ pub(in crate::python) fn call_masked<'py>(
     arguments: &Bound<'py, PyTuple>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let outer = HELD_OFF.replace(Mask::open(LONGEST));
-    let result = call(r#fn, arguments);
+    let result = r#fn.call1(arguments);
     drop(HELD_OFF.replace(outer));
     result
 }

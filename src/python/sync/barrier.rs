@@ -14,8 +14,8 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::python::binding::host::detached;
 use crate::python::binding::seconds::{self, Seconds};
+use crate::python::error;
 use crate::python::op::Visited;
-use crate::python::{error, hard_stop};
 use crate::sync::{self, Arrival, BarrierError};
 
 /// A barrier like threading.Barrier, whose waits can be cancelled.
@@ -111,7 +111,7 @@ impl Barrier {
                     .as_ref()
                     .map(|action| action.clone_ref(py));
                 if let Some(action) = action {
-                    hard_stop::call(action.bind(py), &PyTuple::empty(py))?;
+                    action.call0(py)?;
                 }
                 opening.open().map_err(failed)
             }

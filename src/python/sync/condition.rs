@@ -11,10 +11,10 @@ use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::{self, Seconds};
+use crate::python::error;
 use crate::python::hard_stop::mask::unmasked;
 use crate::python::op::Visited;
 use crate::python::sync::lock::{Lock, RLock, Released};
-use crate::python::{error, hard_stop};
 use crate::sync::{self, WaitError};
 
 /// A condition variable like threading.Condition, whose waits can be cancelled.
@@ -159,13 +159,13 @@ impl Condition {
     ) -> PyResult<Bound<'py, PyAny>> {
         let until = seconds::patience(timeout)?;
         loop {
-            let result = hard_stop::call(predicate, &PyTuple::empty(py))?;
+            let result = predicate.call0()?;
             if result.is_truthy()? {
                 return Ok(result);
             }
             self.check_held("wait")?;
             if !self.wait_until(py, until)? {
-                return hard_stop::call(predicate, &PyTuple::empty(py));
+                return predicate.call0();
             }
         }
     }

@@ -19,15 +19,15 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::{PyGenericAlias, PyTuple, PyType};
+use pyo3::types::{PyGenericAlias, PyType};
 
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
 use crate::python::binding::lazy_arg::{Item, LazyClass, LazyException, LazyTraceback};
+use crate::python::error;
 use crate::python::op::Visited;
 use crate::python::sync::lock;
 use crate::python::sync::unwinding::KilledHolder;
-use crate::python::{error, hard_stop};
 use crate::sync::{self, Acquire, Holding, OnKill, Undo};
 
 /// The value and its copy.
@@ -256,9 +256,7 @@ impl GuardedValue {
             return Ok(None);
         };
         let value = guarded.cell.slot.lock().value.clone_ref(py);
-        let arguments = PyTuple::new(py, [value])?;
-        let copy = hard_stop::call(rollback.bind(py), &arguments)?;
-        Ok(Some(copy.unbind()))
+        rollback.call1(py, (value,)).map(Some)
     }
 
     /// Reads or changes the slot while the lock cannot be taken from this block. `change` must not

@@ -22,11 +22,11 @@ use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::Seconds;
 use crate::python::binding::{lazy_arg, seconds};
+use crate::python::error;
 use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted, always_true};
 use crate::python::sync::lock::guard::LockGuard;
 use crate::python::sync::unwinding::{KilledHolder, unwinding};
 use crate::python::wait::{checkpoint, perform};
-use crate::python::{error, hard_stop};
 use crate::sync::{self, Acquire, LockError, OnKill, ReleaseError};
 
 /// A lock like threading.Lock, whose waits can be cancelled, and which is released however its holder
@@ -328,7 +328,7 @@ impl Lock {
             return Err(PyTypeError::new_err(message));
         }
         guard.get().enter(py)?;
-        match hard_stop::call(repair, &PyTuple::empty(py)) {
+        match repair.call0() {
             Ok(_) => guard.get().exit(py, None).map(|()| None),
             Err(raised) => {
                 guard.get().exit(py, Some(raised.value(py)))?;

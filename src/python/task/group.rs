@@ -648,7 +648,7 @@ impl WorkerThread {
         // Without a simulation it stays attached: it takes its first task before its starter goes on.
         let enrolled = enrolment.map(|enrolment| detached(py, || enrolment.begin()));
         let boundary = Boundary::enter(&self.worker, None);
-        let result = crate::python::hard_stop::call(work, arguments);
+        let result = work.call1(arguments);
         detached(py, || boundary.leave(BodyEnd::Unwound));
         self.worker.over().set();
         detached(py, || drop(enrolled));

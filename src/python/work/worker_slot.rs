@@ -42,7 +42,7 @@ use crate::python::task::{self, Ended};
 use crate::python::token::CancelToken;
 use crate::python::wait::blocking;
 use crate::python::work::child::ChildProcess;
-use crate::python::{error, hard_stop, token};
+use crate::python::{error, token};
 use crate::sync::Latch;
 use crate::task::Task;
 use crate::testing::{self, Enrolment};
@@ -289,7 +289,7 @@ impl WorkerSlot {
             // one of the two is seen.
             let token = task.source().token();
             token.check().map_err(|stop| error::from_stop(py, stop))?;
-            hard_stop::call(handler, &arguments).map(Bound::unbind)
+            handler.call1(&arguments).map(Bound::unbind)
         };
         let settled = task::run(py, &task, body, |result, ended| {
             let before = self.current.lock().take();

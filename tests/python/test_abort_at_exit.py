@@ -1,0 +1,226 @@
+"""Daemon threads in Python code at the interpreter's end: src/python/binding/forced_unwind.rs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SETTING = """
+import builtins, os, sys, tempfile, threading, time, warnings, desist
+from desist.testing import run
+
+class LastObject:  # its finalizer lets the other threads come back while the interpreter ends
+    def __del__(self, sleep=time.sleep):
+        sleep(0.02)
+
+def linger(*_, sleep=time.sleep, **__):
+    inside.set()
+    while True:
+        sleep(0.0003)  # comes back to the interpreter, soon also while that is finalized
+
+def start(body):
+    threading.Thread(target=body, daemon=True).start()
+
+class Lingers:
+    '''Any use of it lingers.'''
+    __call__ = __float__ = __index__ = __bool__ = __hash__ = __eq__ = __lt__ = __str__ = linger
+    __reduce__ = __enter__ = fileno = _done_op = linger
+
+class Dropped:
+    __del__ = linger
+
+class Unpickled:
+    def __reduce__(self):
+        return linger, ()
+
+def file_queue():
+    return desist.FileQueue(tempfile.mkdtemp() + "/queue")
+
+def cancelled():
+    source = desist.CancelSource()
+    source.cancel()
+    return source.token
+
+def catch_again_and_again():
+    with desist.move_on_after(0):
+        while True:
+            try:
+                desist.sleep(1)
+            except desist.Cancelled:
+                pass
+
+def spin():
+    while True:
+        pass
+
+inside = threading.Event()
+builtins.last_object = LastObject()
+FAST = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=0.01, trace=0.01)
+"""
+
+CASES = {
+    # Calls.
+    "the body of a thread": "desist.Thread(target=linger, daemon=True).start()",
+    "a simulation": "start(lambda: run(linger))",
+    "an action of a barrier": "start(desist.Barrier(1, linger).wait)",
+    "a predicate": """
+def body():
+    with (condition := desist.Condition()):
+        condition.wait_for(linger)
+start(body)""",
+    "the truth of a predicate's value": """
+def body():
+    with (condition := desist.Condition()):
+        condition.wait_for(Lingers)
+start(body)""",
+    "a repair": """
+lock = desist.Lock()
+def hold():
+    with lock:
+        held.set()
+        spin()
+held = threading.Event()
+holder = desist.Thread(target=hold)
+holder.start()
+held.wait()
+holder.kill(policy=desist.StopPolicy(cooperative=0, at_wait=0, async_exc=9, defer=0))
+start(lambda: lock.repair(linger))""",
+    "a rollback": """
+def body():
+    with desist.Guarded(1, rollback=linger).lock():
+        pass
+start(body)""",
+    "a masked call": "start(lambda: desist._core.call_masked(linger))",
+    "a call with a deadline": "start(lambda: desist.deadline(100)(linger)())",
+    "a task of a group": """
+def body():
+    with desist.TaskGroup(policy=FAST) as group:
+        group.start_soon(linger)
+start(body)""",
+    # Callbacks.
+    "a callback of the cancelling thread": """
+source = desist.CancelSource()
+registration = source.token.on_cancel(linger)
+start(source.cancel)""",
+    "a callback of a deadline": """
+source = desist.CancelSource(timeout=0.001)
+registration = source.token.on_cancel(linger)""",
+    "an unraisable hook": """
+sys.unraisablehook = linger
+source = desist.CancelSource()
+registration = source.token.on_cancel(lambda _: 1 / 0)
+start(source.cancel)""",
+    "a hook for warnings": """
+warnings.simplefilter("always")
+warnings.showwarning = linger
+start(catch_again_and_again)""",
+    # Work.
+    "a handler": "pool = desist.WorkerPool(linger, policy=FAST); pool.submit(1)",
+    "an event": """
+pool = desist.WorkerPool(lambda _: 1, on_event=linger, policy=FAST)
+pool.submit(1)""",
+    "a callback of a future": """
+pool = desist.WorkerPool(lambda _: go_on.wait(), policy=FAST)
+go_on = threading.Event()
+pool.submit(1).add_done_callback(linger)
+go_on.set()""",
+    "an engine": """
+from desist.engines import Engine, EngineQueue
+class Network(Engine):
+    lease_timeout = 30
+    put = lease = ack = nack = reject = extend = counts = linger
+start(EngineQueue(Network()).lease)""",
+    "pickling": "queue = file_queue(); start(lambda: queue.put(Lingers()))",
+    "unpickling": "queue = file_queue(); queue.put(Unpickled()); start(queue.lease)",
+    "a comparison of a priority queue": """
+queue = desist.PriorityQueue()
+queue.put(Lingers())
+start(lambda: queue.put(Lingers()))""",
+    "an operation of another object": "start(lambda: desist.wait_any(Lingers()))",
+    # Arguments.
+    "a number of seconds": "start(lambda: desist.sleep(Lingers()))",
+    "a count": "start(lambda: desist.Semaphore(Lingers()))",
+    "a truth value": "start(lambda: desist.Lock().acquire(Lingers()))",
+    "a descriptor": "start(lambda: desist.wait_readable(Lingers()))",
+    # Drops.
+    "an item of a dropped queue": """
+def body():
+    queue = desist.Queue()
+    queue.put(Dropped())
+    del queue
+start(body)""",
+    "an item of a queue that only this thread drops": """
+queues = [desist.Queue()]
+queues[0].put(Dropped())
+start(queues.clear)""",
+    "a replaced value": """
+def body():
+    with desist.Guarded(Dropped()).lock() as held:
+        held.value = 1
+start(body)""",
+    "a callback that is closed": """
+source = desist.CancelSource()
+registrations = [source.token.on_cancel(type("Callback", (Dropped,), {"__call__": print})())]
+start(lambda: registrations.pop().close())""",
+    "an exception of a task": """
+def fail():
+    dropped = Dropped()
+    raise SystemExit
+desist.Thread(target=fail, daemon=True).start()""",
+    "an item that is done": """
+queue = desist.LeaseQueue()
+queue.put(Dropped())
+start(lambda: queue.lease().ack())""",
+    "a weak reference to an item": """
+import weakref
+class Item: pass
+def body():
+    item = Item()
+    reference = weakref.ref(item, linger)
+    queue = desist.Queue()
+    queue.put(item)
+    del item
+    references.append(reference)
+    del queue
+references = []
+start(body)""",
+    "a collection": """
+import gc
+def callback(*_):
+    if threading.current_thread() is not threading.main_thread():
+        linger()
+gc.callbacks.append(callback)
+def body():
+    gc.set_threshold(1)
+    queues = [desist.Queue() for _ in range(1000)]
+start(body)""",
+    # Reports.
+    "the stack of a thread that is killed": """
+import traceback
+thread = desist.Thread(target=time.sleep, args=(1000,), daemon=True)
+thread.start()
+traceback.format_stack = linger
+start(lambda: thread.kill(policy=FAST))""",
+    "the stack of a report": """
+thread = desist.Thread(target=spin, daemon=True)
+thread.start()
+report = thread.kill(policy=desist.StopPolicy(cooperative=0, at_wait=0))
+import linecache
+linecache.checkcache = linger
+start(lambda: report.stack)""",
+    "the name of a thread": """
+class Named(threading.Thread):
+    _name = property(linger, lambda self, name: None)
+source = desist.CancelSource()
+Named(target=source.cancel, daemon=True).start()""",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_i44_no_python_code_of_a_daemon_thread_aborts_the_process(case: str) -> None:
+    script = SETTING + CASES[case] + "\nassert inside.wait(10)"
+    line = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
