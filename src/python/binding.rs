@@ -10,3 +10,4 @@ pub(super) mod lazy_arg;
 pub(super) mod pickling;
 pub(super) mod raised;
 pub(super) mod seconds;
+pub(super) mod surroundings;

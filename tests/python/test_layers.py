@@ -19,7 +19,7 @@ import desist
 # The only list of these layers, from the bottom to the top. Modules of one layer do not import each
 # other. A dot leads to a module of a folder; the folder's own name is its __init__.py.
 LAYERS = (
-    "_core",
+    "_core _surroundings",
     "_enums _pickling",
     "_exceptions _codec _offload _channel _exit_watch",
     "_deadline _future _interruptible _pipes _queue _signals _sweep",

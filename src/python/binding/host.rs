@@ -16,7 +16,7 @@ use crate::at_fork;
 use crate::fork;
 use crate::host::{self, Host};
 use crate::python::binding::attach::{self, attach};
-use crate::python::binding::{exceptions, forced_unwind, raised};
+use crate::python::binding::{exceptions, forced_unwind, raised, surroundings};
 use crate::testing;
 
 /// The interpreter, to the core.
@@ -85,6 +85,7 @@ impl Host for Interpreter {
 
 /// Uses the core detached, for a call that may block.
 pub(in crate::python) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() -> T + Send) -> T {
+    surroundings::look(py);
     py.detach(|| {
         let _inside = fork::inside();
         act()
@@ -102,6 +103,7 @@ pub(in crate::python) fn is_main_thread() -> bool {
 }
 
 pub(in crate::python) fn install(py: Python<'_>) -> PyResult<()> {
+    surroundings::refuse_subinterpreters()?;
     attach::install(py);
     forced_unwind::install(py);
     host::install(&Interpreter);
