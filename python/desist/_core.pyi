@@ -116,7 +116,7 @@ class Barrier:
     A barrier like threading.Barrier, whose waits can be cancelled.
 
     The last of `parties` threads to arrive calls `action`, if there is one, before all pass.
-    `timeout`, in seconds, is the default of wait().
+    `timeout`, in seconds, is the default of wait(). Making a barrier never blocks.
     """
     def __init__(
         self,
@@ -153,9 +153,10 @@ class Barrier:
         """
         Wait until all parties have arrived; returns the number of threads that arrived before.
 
-        Blocks: until the last party has arrived.
+        Blocks: until the last party has arrived, for `timeout` seconds at most.
         On cancel: Cancelled is raised; the thread does not count as arrived, and the others keep waiting.
         On timeout: the barrier breaks, for all of its waiters.
+        On kill: as on cancel, with Killed.
 
         Raises:
             BrokenBarrierError: the barrier is broken, or was while this waited.
@@ -281,7 +282,7 @@ class CancelSource:
     """
     Cancels its `token`, and all tokens below it. Give the token to other code, and keep the source.
 
-    As a context manager it closes itself at the end of the block.
+    As a context manager it closes itself at the end of the block. Making one never blocks.
     """
     def __enter__(self, /) -> CancelSource: ...
     def __exit__(
@@ -301,7 +302,11 @@ class CancelSource:
     ) -> CancelSource:
         """
         A source, below `parent` if one is given; `deadline` on the clock of current_time(), or
-        `timeout` in seconds from now, cancels it in time.
+        `timeout` in seconds from now, cancels it in time. Never blocks.
+
+        Raises:
+            TypeError: a time that is not a number, or both a deadline and a timeout.
+            ValueError: a time that is NaN, or a negative number of seconds.
         """
     def __repr__(self, /) -> str: ...
     def cancel(self, /, reason: str | None = None, *, grace: float | None = None) -> bool:
@@ -387,7 +392,10 @@ class CancelToken:
         """
         Block until the token is cancelled (True), or for the given seconds (False).
 
-        A checkpoint: raises Cancelled or Killed if the calling code itself is to stop.
+        Blocks: until then. A checkpoint.
+        On cancel: of the calling code: Cancelled is raised.
+        On timeout: returns False.
+        On kill: of the calling code: Killed is raised.
         """
 
 @final
@@ -483,7 +491,13 @@ class Condition:
         """
     def acquire(self, /, blocking: bool = True, timeout: float | None = None) -> bool:
         """
-        As the lock's.
+        Acquire the lock, as Lock.acquire() does.
+
+        Blocks: until the lock is free, for `timeout` seconds at most; not at all with
+        `blocking=False`.
+        On cancel: Cancelled is raised, and the lock is not held.
+        On timeout: returns False.
+        On kill: Killed is raised, and the lock is not held.
         """
     def locked(self, /) -> bool:
         """
@@ -509,17 +523,18 @@ class Condition:
         """
     def release(self, /) -> None:
         """
-        As the lock's.
+        Release the lock, as Lock.release() does. Never blocks.
         """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
         Release the lock, wait for a notify (True) or until the seconds have passed (False), and
         reacquire the lock.
 
-        Blocks: until a notify, and then until the lock is free.
+        Blocks: until a notify, for `timeout` seconds at most, and then until the lock is free.
         On cancel: Cancelled is raised when the lock has been reacquired. A notify that comes too late
         for this waiter goes to the next one.
-        On kill: as on cancel.
+        On timeout: returns False, when the lock has been reacquired.
+        On kill: as on cancel, with Killed.
 
         Raises:
             RuntimeError: the lock is not held.
@@ -528,6 +543,15 @@ class Condition:
     def wait_for(self, /, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
         """
         wait() until `predicate()` is true, or the seconds have passed. Returns its last value.
+
+        Blocks: until then, and until the lock is free; `timeout` is for all waits together.
+        On cancel: Cancelled is raised when the lock has been reacquired.
+        On timeout: returns the predicate's last value, which is false.
+        On kill: as on cancel, with Killed.
+
+        Raises:
+            RuntimeError: the lock is not held.
+            LockPoisoned: the lock was poisoned meanwhile, and is not held.
         """
 
 @disjoint_base
@@ -563,6 +587,8 @@ class Event:
 
         Blocks: until then.
         On cancel: Cancelled is raised, also if the flag is set.
+        On timeout: returns False.
+        On kill: Killed is raised.
         """
     def wait_op(self, /) -> Op[bool]:
         """
@@ -626,6 +652,8 @@ class FileQueue(Generic[_T]):
     Blocks: all methods, for as long as the disk or another process's transaction takes. Only those
     with a timeout are checkpoints.
 
+    On cancel: a method without a timeout goes on, and so does a commit that has begun.
+
     Raises:
         QueueFileError: (an OSError) the file cannot be used, or is no queue; it is not changed then.
     """
@@ -652,8 +680,13 @@ class FileQueue(Generic[_T]):
         """
     def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
         """
-        Lease the next item; waits for one, at most for `timeout` seconds (then None). As
-        LeaseQueue.lease().
+        Lease the next item. The caller must acknowledge or requeue it; a WorkerPool does that for its
+        handlers.
+
+        Blocks: until there is an item, for `timeout` seconds at most.
+        On cancel: a checkpoint; Cancelled means that nothing was leased.
+        On timeout: returns None.
+        On kill: Killed means that nothing was leased.
         """
     def put(
         self,
@@ -667,9 +700,16 @@ class FileQueue(Generic[_T]):
         timeout: float | None = None,
     ) -> int:
         """
-        Add an item; returns its id, when the item is on the disk. As LeaseQueue.put().
+        Add an item; returns its id, when the item is on the disk. The arguments are those of
+        LeaseQueue.put().
+
+        Blocks: for the disk, and where there is a maxsize, until there is room, for `timeout` seconds
+        at most.
+        On cancel: a checkpoint; Cancelled means that nothing was added.
+        On kill: Killed means that nothing was added.
 
         Raises:
+            Full: no room in time.
             TypeError: the codec cannot write it.
         """
     def put_many(
@@ -684,7 +724,16 @@ class FileQueue(Generic[_T]):
     ) -> list[int]:
         """
         Add many items; returns their ids, in order. All of them or none, and much quicker than one
-        by one. As put().
+        by one.
+
+        Blocks: for the disk, and where there is a maxsize, until there is room for all, for `timeout`
+        seconds at most.
+        On cancel: a checkpoint; Cancelled means that nothing was added.
+        On kill: Killed means that nothing was added.
+
+        Raises:
+            Full: no room in time.
+            TypeError: the codec cannot write one of them.
         """
     def retry(self, item_id: int, /) -> None:
         """
@@ -805,6 +854,12 @@ class Guarded(Generic[_T]):
         A block that has the value although it is poisoned, to restore it.
 
         The end of the block clears the poison; if the block raises, the value stays poisoned.
+
+        Blocks: at its beginning, until the lock is free, as Lock.acquire() does.
+        On cancel: Cancelled is raised there; the block has not begun, and nothing is held.
+
+        Raises:
+            OwnerLost: as Lock.acquire().
         """
 
 @final
@@ -942,6 +997,7 @@ class Latch:
         Wait until it is set (True) or the seconds have passed (False).
 
         Blocks: until then. A checkpoint.
+        On cancel: Cancelled is raised.
         """
     def wait_op(self, value: _T, /) -> Op[_T]:
         """
@@ -1151,6 +1207,13 @@ class Lock:
     def guard(self, /) -> LockGuard:
         """
         A block that holds the lock, with the number of this hold: `with lock.guard() as guard:`.
+
+        Blocks: at its beginning, until the lock is free.
+        On cancel: Cancelled is raised there; the block has not begun, and the lock is not held.
+        On kill: as on cancel, with Killed.
+
+        Raises:
+            LockPoisoned, OwnerLost: as acquire().
         """
     def locked(self, /) -> bool:
         """
@@ -1191,6 +1254,13 @@ class Lock:
 
         The end of the block clears the poison; if the block raises, the lock stays poisoned. Otherwise
         the block is like that of guard().
+
+        Blocks: at its beginning, until the lock is free.
+        On cancel: Cancelled is raised there; the block has not begun, and the lock is not held.
+        On kill: as on cancel, with Killed.
+
+        Raises:
+            OwnerLost: the last holder was abandoned and may still be inside.
         """
 
 @final
@@ -1435,6 +1505,7 @@ class Queue(Generic[_T]):
 
         Blocks: until there is an item, for `timeout` seconds at most; not at all with `block=False`.
         On cancel: a blocking call raises Cancelled, also if there is an item; none was taken.
+        On timeout: Empty is raised.
         On kill: Killed is raised, and no item was taken.
 
         Raises:
@@ -1443,11 +1514,11 @@ class Queue(Generic[_T]):
         """
     def get_nowait(self, /) -> _T:
         """
-        get(block=False).
+        get(block=False). Never blocks.
         """
     def get_op(self, /) -> Op[_T]:
         """
-        The operation get(), for wait_any(); yields the item.
+        The operation get(), for wait_any(); yields the item. Making it never blocks.
         """
     @property
     def is_shutdown(self, /) -> bool:
@@ -1460,6 +1531,7 @@ class Queue(Generic[_T]):
 
         Blocks: until then.
         On cancel: Cancelled is raised.
+        On kill: Killed is raised.
         """
     @property
     def maxsize(self, /) -> int:
@@ -1478,6 +1550,7 @@ class Queue(Generic[_T]):
         Blocks: until there is a free place, for `timeout` seconds at most; not at all with
         `block=False`.
         On cancel: a blocking call raises Cancelled, also if there is a place; the item was not put.
+        On timeout: Full is raised.
         On kill: Killed is raised, and the item was not put.
 
         Raises:
@@ -1486,7 +1559,7 @@ class Queue(Generic[_T]):
         """
     def put_nowait(self, /, item: _T) -> None:
         """
-        put(item, block=False).
+        put(item, block=False). Never blocks.
         """
     def put_op(self, item: _T, /) -> Op[None]:
         """
@@ -1605,7 +1678,9 @@ class Registration:
         Unregister; if the callback is running on another thread, wait for its end, at most for
         the given seconds.
 
-        From inside any cancel callback it does not wait. Not a checkpoint.
+        Blocks: until then, but not inside a cancel callback.
+        On cancel: nothing changes: this is no checkpoint.
+        On timeout: returns; the callback still runs.
         """
     def unregister(self, /) -> bool:
         """
@@ -1763,15 +1838,23 @@ class SimpleQueue(Generic[_T]):
         """
     def get(self, /, block: bool = True, timeout: float | None = None) -> _T:
         """
-        As Queue.get().
+        Get an item.
+
+        Blocks: until there is an item, for `timeout` seconds at most; not at all with `block=False`.
+        On cancel: a blocking call raises Cancelled, also if there is an item; none was taken.
+        On timeout: Empty is raised.
+        On kill: Killed is raised, and no item was taken.
+
+        Raises:
+            Empty: no item in time.
         """
     def get_nowait(self, /) -> _T:
         """
-        get(block=False).
+        get(block=False). Never blocks.
         """
     def get_op(self, /) -> Op[_T]:
         """
-        The operation get(), for wait_any(); yields the item.
+        The operation get(), for wait_any(); yields the item. Making it never blocks.
         """
     def put(self, /, item: _T, block: bool = True, timeout: float | None = None) -> None:
         """
@@ -1780,7 +1863,7 @@ class SimpleQueue(Generic[_T]):
         """
     def put_nowait(self, /, item: _T) -> None:
         """
-        put(item).
+        put(item). Never blocks.
         """
     def qsize(self, /) -> int:
         """
@@ -2188,6 +2271,8 @@ def cancel_scope(
     has returned, as ExitStack.enter_context() has. In simulated time kill_after is not in force.
 
     Blocks: never; every desist wait inside ends in time.
+    On cancel: a cancellation from outside goes through the block, and ends at its own scope.
+    On timeout: DeadlineExceeded leaves the block.
 
     Raises:
         TypeError: a time that is not a number, or both a timeout and a deadline.
@@ -2254,6 +2339,10 @@ def fail_after(
 
     `timeout`: seconds from when the block is entered; None: no deadline. `deadline`, `grace`,
     `kill_after` and the errors are those of cancel_scope().
+
+    Blocks: never; every desist wait inside ends in time.
+    On cancel: a cancellation from outside goes through the block, and ends at its own scope.
+    On timeout: DeadlineExceeded leaves the block.
     """
 
 def fork_timeouts() -> int:
@@ -2286,6 +2375,10 @@ def move_on_after(
     `cancelled_caught` says afterwards whether it was. `timeout`: seconds from when the block is
     entered; None: no deadline. `deadline`, `grace`, `kill_after` and the errors are those of
     cancel_scope().
+
+    Blocks: never; every desist wait inside ends in time.
+    On cancel: a cancellation from outside goes through the block, and ends at its own scope.
+    On timeout: the block is left quietly.
     """
 
 def notify_closing(file: FileDescriptorLike, /) -> None:
@@ -2364,6 +2457,8 @@ def shield(seconds: float, /) -> CancelScope:
     A block that sees no cancellation from outside, for at most the given seconds; then it is left
     quietly. The bound is required: write out math.inf if you mean it.
 
+    Blocks: never.
+    On cancel: deferred: it is seen by the first checkpoint after the block.
     On kill: Killed is raised inside; a shield does not defer kills.
     """
 
@@ -2373,6 +2468,7 @@ def sleep(seconds: float, /) -> None:
 
     Blocks: for that long. Signal handlers run at once, as in time.sleep.
     On cancel: Cancelled is raised, also on entry.
+    On kill: Killed is raised.
 
     Raises:
         TypeError: not a number.
@@ -2381,14 +2477,24 @@ def sleep(seconds: float, /) -> None:
 
 def sleep_forever() -> None:
     """
-    Sleep until the calling code is to stop; then raise Cancelled or Killed.
+    Sleep until the calling code is to stop.
+
+    Blocks: until then, and never returns.
+    On cancel: Cancelled is raised, also on entry.
+    On kill: Killed is raised.
     """
 
 def sleep_until(deadline: float, /) -> None:
     """
     Sleep until `current_time()` has reached the given value, in seconds.
 
-    Blocks: until then. Cancel, kill and errors are as with sleep().
+    Blocks: until then.
+    On cancel: Cancelled is raised, also on entry.
+    On kill: Killed is raised.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: NaN.
     """
 
 @overload
@@ -2462,6 +2568,8 @@ def wait_readable(file: FileDescriptorLike, /, timeout: float | None = None) -> 
 
     Blocks: until then.
     On cancel: Cancelled is raised, also if the file is ready.
+    On timeout: returns False.
+    On kill: Killed is raised.
 
     Raises:
         OSError: the descriptor is bad, or notify_closing() was called for it.
@@ -2471,5 +2579,13 @@ def wait_writable(file: FileDescriptorLike, /, timeout: float | None = None) -> 
     """
     Wait until the file can be written without blocking (True), or the seconds have passed (False).
 
-    Otherwise as wait_readable().
+    `file`: as with wait_readable(). An error counts as writable.
+
+    Blocks: until then.
+    On cancel: Cancelled is raised, also if the file is ready.
+    On timeout: returns False.
+    On kill: Killed is raised.
+
+    Raises:
+        OSError: the descriptor is bad, or notify_closing() was called for it.
     """

@@ -25,6 +25,10 @@ def deadline(
     after its deadline, Killed is raised in it by force, wherever it is, until it returns, and never
     afterwards; see cancel_scope().
 
+    The decorator itself never blocks.
+
+    On cancel: of the code that calls the function: Cancelled goes through the call.
+
     On timeout: the call raises DeadlineExceeded (a TimeoutError).
 
     Raises:

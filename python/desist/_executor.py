@@ -310,6 +310,12 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         `cancel_futures` cancels calls that have not begun, and none that run.
 
         Blocks: with `wait`, until all threads have ended that were not abandoned. A checkpoint.
+        On cancel: Cancelled is raised by the wait; the executor is shut down all the same, and
+        another call goes on with the wait.
+        On kill: as on cancel, with Killed.
+
+        Raises:
+            RuntimeError: called with `wait` by a thread of the executor.
         """
         with defer_kill(BRIEFLY), self._shutdown_lock:
             self._shutdown = True

@@ -79,8 +79,10 @@ class Future(concurrent.futures.Future["_R"]):
         Raises the code's exception; TaskCancelled if it was cancelled, TaskAborted if it was
         killed or abandoned.
 
-        Blocks: until it is done. A checkpoint.
-        On timeout: TimeoutError.
+        Blocks: until it is done, for `timeout` seconds at most. A checkpoint.
+        On cancel: Cancelled is raised in the waiting code; the work goes on.
+        On timeout: TimeoutError is raised; the work goes on.
+        On kill: as on cancel, with Killed.
         """
         failure = self.exception(timeout)
         if failure is not None:
@@ -94,6 +96,11 @@ class Future(concurrent.futures.Future["_R"]):
         """As result(), but returns the code's exception, or None.
 
         TaskCancelled is raised also here if the code never began.
+
+        Blocks: until it is done, for `timeout` seconds at most. A checkpoint.
+        On cancel: Cancelled is raised in the waiting code; the work goes on.
+        On timeout: TimeoutError is raised; the work goes on.
+        On kill: as on cancel, with Killed.
         """
         if not self._settled.wait(timeout):
             raise AnyTimeoutError

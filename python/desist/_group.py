@@ -135,7 +135,9 @@ class Task(Generic[T_co]):
         """Wait until it has ended or was abandoned (True), or `timeout` seconds have passed.
 
         Blocks: until then. A checkpoint.
+        On cancel: Cancelled is raised in the waiting code; the task goes on.
         On timeout: returns False.
+        On kill: as on cancel, with Killed.
 
         Raises:
             RuntimeError: called by the task itself.
@@ -152,8 +154,10 @@ class Task(Generic[T_co]):
         Raises the function's exception; TaskCancelled if it was cancelled, TaskAborted if it was
         killed or abandoned.
 
-        Blocks: until it has ended or was abandoned. A checkpoint.
-        On timeout: TimeoutError.
+        Blocks: until it has ended or was abandoned, for `timeout` seconds at most. A checkpoint.
+        On cancel: Cancelled is raised in the waiting code; the task goes on.
+        On timeout: TimeoutError is raised; the task goes on.
+        On kill: as on cancel, with Killed.
         """
         failure = self.exception(timeout)
         if failure is not None:
@@ -167,7 +171,13 @@ class Task(Generic[T_co]):
         return self._core.over_op(self)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As result(), but returns the exception that result() would raise, or None."""
+        """As result(), but returns the exception that result() would raise, or None.
+
+        Blocks: until it has ended or was abandoned, for `timeout` seconds at most. A checkpoint.
+        On cancel: Cancelled is raised in the waiting code; the task goes on.
+        On timeout: TimeoutError is raised; the task goes on.
+        On kill: as on cancel, with Killed.
+        """
         if not self.join(timeout):
             raise AnyTimeoutError
         return self._failure
@@ -319,6 +329,8 @@ class TaskGroup(GroupCore):
         The group keeps a task, and its result, until it has been given here.
 
         Blocks: each step, until a task has ended. A checkpoint.
+        On cancel: Cancelled is raised by the step, and no task is lost: a later step yields it.
+        On kill: as on cancel, with Killed.
         """
         while self._claim():
             try:

@@ -102,7 +102,8 @@ class WorkerPool(Generic[T, R]):
     is killed goes on with the next item, and its item is leased again.
 
     Leaving the `with` block waits until all work has ended, then stops the workers; an exception
-    that leaves the block stops them at once.
+    that leaves the block stops them at once. The wait is that of drain(), the stop that of stop(),
+    with what is said there of cancels and kills.
 
     The pool stops by itself when workers have to be replaced more often than `restart` allows, or
     when the queue fails. Then submit(), drain(), the end of the `with` block and the futures raise
@@ -179,8 +180,11 @@ class WorkerPool(Generic[T, R]):
         The arguments are those of the queue's put(). With a key that the queue has, the future is
         settled with the item that is there.
 
-        Blocks: for room, in a queue with a maxsize. A checkpoint then.
+        Blocks: for room, in a queue with a maxsize, for `timeout` seconds at most; and until the
+        queue's file or server has answered. A checkpoint, unless the queue is a server's.
+        On cancel: Cancelled is raised, and nothing was added.
         On timeout: as put() of the queue.
+        On kill: as on cancel, with Killed.
 
         Raises:
             PoolExhausted, PoolFailed: the pool has stopped by itself.
@@ -256,7 +260,9 @@ class WorkerPool(Generic[T, R]):
         """Wait until all work has ended (True), at most for `timeout` seconds.
 
         Blocks: until then. A checkpoint.
+        On cancel: Cancelled is raised in the waiting code; the workers go on.
         On timeout: returns False.
+        On kill: as on cancel, with Killed.
 
         Raises:
             PoolExhausted, PoolFailed: the pool has stopped by itself.

@@ -78,7 +78,14 @@ class StoppableThread(threading.Thread):
         return self._task.state
 
     def start(self) -> None:
-        """As threading.Thread."""
+        """As threading.Thread.
+
+        Blocks: only until the new thread runs; a kill of the caller waits for that.
+        On cancel: nothing changes: this is no checkpoint, and cancelled code can start a thread.
+
+        Raises:
+            RuntimeError: it was started before, or the system has no more threads.
+        """
         # A kill in the middle would leave the new thread waiting for this one, or a lock of
         # threading held that every thread needs at its start.
         call_masked(self._launch_and_start)
@@ -150,7 +157,9 @@ class StoppableThread(threading.Thread):
         """Wait for the thread's end, at most for `timeout` seconds.
 
         Blocks: until the thread has ended or was abandoned. A checkpoint.
+        On cancel: Cancelled is raised in the waiting code; the thread goes on.
         On timeout: returns; is_alive() tells.
+        On kill: as on cancel, with Killed.
 
         Raises:
             RuntimeError: the thread was not started, or is the calling one.
@@ -220,7 +229,12 @@ class Timer(StoppableThread):
         return first
 
     def run(self) -> None:
-        """Wait, and call the function."""
+        """Wait, and call the function, on the timer's own thread.
+
+        Blocks: for `interval` seconds, unless cancel() is called, and while the function runs.
+        On cancel: a Timer has no cancellation but cancel(); the function is not called.
+        On kill: of the timer: Killed is raised in the wait, or in the function.
+        """
         if not self.finished.wait(self.interval):
             self.function(*self.args, **self.kwargs)
         self.finished.set()

@@ -95,7 +95,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
     MSG_WAITALL returns the data that are there, as in the standard library for sockets with a
     timeout.
 
-    Blocks: until the call is possible, or for the timeout's seconds.
+    Blocks: each call, until it is possible, for the timeout's seconds at most.
 
     On cancel: Cancelled is raised, and nothing was received or sent, except in sendall, sendfile
     and connect, whose docstrings describe the state then.
@@ -461,6 +461,17 @@ def create_connection(
     """As socket.create_connection; `timeout` seconds are for each address that is tried.
 
     They do not bound the resolution of the name; a scope does. `all_errors` needs Python 3.11.
+
+    Blocks: until the name is resolved and an address has answered.
+
+    On cancel: Cancelled is raised, also on entry; the sockets made so far are closed.
+
+    On timeout: the next address is tried; after the last one TimeoutError is raised.
+
+    On kill: as on cancel, with Killed.
+
+    Raises:
+        OSError: no address could be connected to; gaierror, a subclass: the name has no address.
     """
     failures: list[OSError] = []
     try:
@@ -502,6 +513,12 @@ def getaddrinfo(  # noqa: PLR0917 (as it is there)
 
     A name is resolved by a helper thread. If the caller is to stop earlier, the thread is
     abandoned, and its result is dropped.
+
+    Blocks: until the resolver of the system has answered, unless `host` is an address.
+
+    On cancel: Cancelled is raised, also on entry.
+
+    On kill: Killed is raised.
     """
     checkpoint()
 

@@ -48,6 +48,8 @@ class SSLSocket(_std.SSLSocket, _socket.socket):  # type: ignore[misc]
     Made by SSLContext.wrap_socket(), of any socket. A timeout is for each call, however often it
     has to wait; in sendall() and sendfile(), as in the standard library, for each part.
 
+    Blocks: each call, until TLS has done it, for the timeout's seconds at most.
+
     On cancel: Cancelled is raised; on entry, nothing was done. Nothing was read, and do_handshake()
     and unwrap() may be called again, to go on. Data that were to be written may have been sent in
     part: TLS accepts nothing else before the same data are written again, so write them or close.

@@ -479,7 +479,13 @@ def run(
 def call(*popenargs: Any, timeout: float | None = None, **kwargs: Any) -> int:
     """Run a command and wait for its end; returns its returncode, as subprocess.call does.
 
-    If the wait is ended early, the child is stopped, as in run().
+    Blocks: until the child has ended, or for `timeout` seconds.
+
+    On cancel: the child is stopped as in run(), and Cancelled is raised; on entry none is made.
+
+    On timeout: the child is stopped, and TimeoutExpired is raised.
+
+    On kill: the child is stopped, and Killed is raised. A kill waits for that.
     """
     _, code = _finish(popenargs, kwargs, lambda process: process.wait(timeout))
     return int(code)
@@ -487,7 +493,19 @@ def call(*popenargs: Any, timeout: float | None = None, **kwargs: Any) -> int:
 
 @_typed_as(_std.check_call)
 def check_call(*popenargs: Any, **kwargs: Any) -> int:
-    """As call(), but raises CalledProcessError unless the returncode is 0."""
+    """As call(), but raises CalledProcessError unless the returncode is 0.
+
+    Blocks: until the child has ended, or for `timeout` seconds.
+
+    On cancel: the child is stopped as in run(), and Cancelled is raised; on entry none is made.
+
+    On timeout: the child is stopped, and TimeoutExpired is raised.
+
+    On kill: the child is stopped, and Killed is raised. A kill waits for that.
+
+    Raises:
+        CalledProcessError: the returncode is not 0.
+    """
     code = call(*popenargs, **kwargs)
     if code:
         command = kwargs.get("args")
@@ -499,8 +517,16 @@ def check_call(*popenargs: Any, **kwargs: Any) -> int:
 def check_output(*popenargs: Any, timeout: float | None = None, **kwargs: Any) -> Any:
     """Run a command and return its output, as subprocess.check_output does.
 
-    Raises CalledProcessError unless the returncode is 0. If the wait is ended early, the child is
-    stopped, as in run().
+    Blocks: until the child has ended and closed its output, or for `timeout` seconds.
+
+    On cancel: the child is stopped as in run(), and Cancelled is raised; on entry none is made.
+
+    On timeout: the child is stopped, and TimeoutExpired is raised, with the output so far.
+
+    On kill: the child is stopped, and Killed is raised. A kill waits for that.
+
+    Raises:
+        CalledProcessError: the returncode is not 0; it has the output.
     """
     for name in ("stdout", "check"):
         if name in kwargs:
@@ -520,8 +546,13 @@ def getstatusoutput(
 ) -> tuple[int, str]:
     """Run a command in a shell; returns its returncode and its output.
 
-    As subprocess.getstatusoutput does. If the wait is ended early, the child is stopped, as in
-    run().
+    As subprocess.getstatusoutput does.
+
+    Blocks: until the shell has ended and closed its output.
+
+    On cancel: the shell is stopped as in run(), and Cancelled is raised; on entry none is made.
+
+    On kill: the shell is stopped, and Killed is raised. A kill waits for that.
     """
     text: dict[str, Any] = {"text": True, "encoding": encoding, "errors": errors}
     done = run(cmd, shell=True, stdout=PIPE, stderr=STDOUT, **text)  # noqa: S604 (as it is there)
@@ -529,6 +560,13 @@ def getstatusoutput(
 
 
 def getoutput(cmd: _Command, *, encoding: str | None = None, errors: str | None = None) -> str:
-    """Run a command in a shell; returns its output, as getstatusoutput() does."""
+    """Run a command in a shell; returns its output, as getstatusoutput() does.
+
+    Blocks: until the shell has ended and closed its output.
+
+    On cancel: the shell is stopped as in run(), and Cancelled is raised; on entry none is made.
+
+    On kill: the shell is stopped, and Killed is raised. A kill waits for that.
+    """
     text: dict[str, Any] = {"encoding": encoding, "errors": errors}
     return getstatusoutput(cmd, **text)[1]

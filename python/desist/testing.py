@@ -55,6 +55,9 @@ class MockClock:
         Called under :func:`run`, it lets all other threads run until they wait before it begins,
         and after each deadline.
 
+        Blocks: until these threads wait; in real time for as long as their code takes.
+        On cancel: nothing changes: this is no checkpoint.
+
         Raises:
             ValueError: negative, or NaN.
         """
@@ -74,6 +77,8 @@ def run(fn: Callable[[], _T], *, clock: MockClock | None = None, seed: int | Non
     threads and of workers, takes real time. `seed` is that of MockClock, instead of `clock`.
 
     Blocks: until `fn` has returned and the threads have ended.
+
+    On cancel: `fn` runs in the calling code: its desist waits raise Cancelled.
 
     Raises:
         Deadlock: every thread waits and none has a deadline. It is raised in `fn`'s wait; or here
@@ -168,6 +173,10 @@ def sweep_kills(
 
     Blocks: until all runs are over.
 
+    On cancel: the present run is killed, or abandoned, and Cancelled is raised.
+
+    On timeout: the run is killed, or abandoned, and SweepError is raised, with its stack.
+
     Raises:
         SweepError: (an AssertionError) `check` failed or returned False, or `fn` itself raised or
             hung; the error names the bytecode.
@@ -208,5 +217,15 @@ def sweep_cancels(
     limit: int = 10_000,
     timeout: float = 10.0,
 ) -> SweepReport:
-    """As :func:`sweep_kills`, with a cancel: the next checkpoint raises Cancelled."""
+    """As :func:`sweep_kills`, with a cancel: the next checkpoint raises Cancelled.
+
+    Blocks: until all runs are over.
+
+    On cancel: the present run is killed, or abandoned, and Cancelled is raised.
+
+    On timeout: the run is killed, or abandoned, and SweepError is raised, with its stack.
+
+    Raises:
+        SweepError, ValueError, RuntimeError: as sweep_kills().
+    """
     return Sweep(fn, check, setup, victims, only, limit, timeout, cancels=True).run()

@@ -71,6 +71,8 @@ fn wait_ready(
 ///
 /// Blocks: until then.
 /// On cancel: Cancelled is raised, also if the file is ready.
+/// On timeout: returns False.
+/// On kill: Killed is raised.
 ///
 /// Raises:
 ///     OSError: the descriptor is bad, or notify_closing() was called for it.
@@ -86,7 +88,15 @@ pub(super) fn wait_readable(
 
 /// Wait until the file can be written without blocking (True), or the seconds have passed (False).
 ///
-/// Otherwise as wait_readable().
+/// `file`: as with wait_readable(). An error counts as writable.
+///
+/// Blocks: until then.
+/// On cancel: Cancelled is raised, also if the file is ready.
+/// On timeout: returns False.
+/// On kill: Killed is raised.
+///
+/// Raises:
+///     OSError: the descriptor is bad, or notify_closing() was called for it.
 #[pyfunction]
 #[pyo3(signature = (file, /, timeout = None))]
 pub(super) fn wait_writable(

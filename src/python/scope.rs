@@ -611,6 +611,8 @@ fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
 /// has returned, as ExitStack.enter_context() has. In simulated time kill_after is not in force.
 ///
 /// Blocks: never; every desist wait inside ends in time.
+/// On cancel: a cancellation from outside goes through the block, and ends at its own scope.
+/// On timeout: DeadlineExceeded leaves the block.
 ///
 /// Raises:
 ///     TypeError: a time that is not a number, or both a timeout and a deadline.
@@ -649,6 +651,10 @@ pub(super) fn call_within<'py>(
 /// `cancelled_caught` says afterwards whether it was. `timeout`: seconds from when the block is
 /// entered; None: no deadline. `deadline`, `grace`, `kill_after` and the errors are those of
 /// cancel_scope().
+///
+/// Blocks: never; every desist wait inside ends in time.
+/// On cancel: a cancellation from outside goes through the block, and ends at its own scope.
+/// On timeout: the block is left quietly.
 #[pyfunction]
 #[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None))]
 pub(super) fn move_on_after(
@@ -667,6 +673,10 @@ pub(super) fn move_on_after(
 ///
 /// `timeout`: seconds from when the block is entered; None: no deadline. `deadline`, `grace`,
 /// `kill_after` and the errors are those of cancel_scope().
+///
+/// Blocks: never; every desist wait inside ends in time.
+/// On cancel: a cancellation from outside goes through the block, and ends at its own scope.
+/// On timeout: DeadlineExceeded leaves the block.
 #[pyfunction]
 #[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None))]
 pub(super) fn fail_after(
@@ -683,6 +693,8 @@ pub(super) fn fail_after(
 /// A block that sees no cancellation from outside, for at most the given seconds; then it is left
 /// quietly. The bound is required: write out math.inf if you mean it.
 ///
+/// Blocks: never.
+/// On cancel: deferred: it is seen by the first checkpoint after the block.
 /// On kill: Killed is raised inside; a shield does not defer kills.
 #[pyfunction]
 #[pyo3(signature = (seconds, /))]

@@ -296,7 +296,10 @@ impl CancelToken {
 
     /// Block until the token is cancelled (True), or for the given seconds (False).
     ///
-    /// A checkpoint: raises Cancelled or Killed if the calling code itself is to stop.
+    /// Blocks: until then. A checkpoint.
+    /// On cancel: of the calling code: Cancelled is raised.
+    /// On timeout: returns False.
+    /// On kill: of the calling code: Killed is raised.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
@@ -400,7 +403,7 @@ impl CancelToken {
 
 /// Cancels its `token`, and all tokens below it. Give the token to other code, and keep the source.
 ///
-/// As a context manager it closes itself at the end of the block.
+/// As a context manager it closes itself at the end of the block. Making one never blocks.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(super) struct CancelSource {
     /// Made by the first use of `token`.
@@ -413,7 +416,11 @@ pub(super) struct CancelSource {
 #[pymethods]
 impl CancelSource {
     /// A source, below `parent` if one is given; `deadline` on the clock of current_time(), or
-    /// `timeout` in seconds from now, cancels it in time.
+    /// `timeout` in seconds from now, cancels it in time. Never blocks.
+    ///
+    /// Raises:
+    ///     TypeError: a time that is not a number, or both a deadline and a timeout.
+    ///     ValueError: a time that is NaN, or a negative number of seconds.
     #[new]
     #[pyo3(signature = (parent = None, *, deadline = None, timeout = None))]
     fn new(
@@ -590,7 +597,9 @@ impl Registration {
     /// Unregister; if the callback is running on another thread, wait for its end, at most for
     /// the given seconds.
     ///
-    /// From inside any cancel callback it does not wait. Not a checkpoint.
+    /// Blocks: until then, but not inside a cancel callback.
+    /// On cancel: nothing changes: this is no checkpoint.
+    /// On timeout: returns; the callback still runs.
     #[pyo3(signature = (timeout = None))]
     fn close(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<()> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);

@@ -56,6 +56,7 @@ pub(super) fn checkpoint(py: Python<'_>) -> PyResult<()> {
 ///
 /// Blocks: for that long. Signal handlers run at once, as in time.sleep.
 /// On cancel: Cancelled is raised, also on entry.
+/// On kill: Killed is raised.
 ///
 /// Raises:
 ///     TypeError: not a number.
@@ -74,7 +75,13 @@ pub(super) fn sleep(py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
 
 /// Sleep until `current_time()` has reached the given value, in seconds.
 ///
-/// Blocks: until then. Cancel, kill and errors are as with sleep().
+/// Blocks: until then.
+/// On cancel: Cancelled is raised, also on entry.
+/// On kill: Killed is raised.
+///
+/// Raises:
+///     TypeError: not a number.
+///     ValueError: NaN.
 #[pyfunction]
 #[pyo3(signature = (deadline, /))]
 pub(super) fn sleep_until(py: Python<'_>, deadline: Seconds<'_, '_>) -> PyResult<()> {
@@ -82,7 +89,11 @@ pub(super) fn sleep_until(py: Python<'_>, deadline: Seconds<'_, '_>) -> PyResult
     blocking(py, || wait::sleep_until(until))
 }
 
-/// Sleep until the calling code is to stop; then raise Cancelled or Killed.
+/// Sleep until the calling code is to stop.
+///
+/// Blocks: until then, and never returns.
+/// On cancel: Cancelled is raised, also on entry.
+/// On kill: Killed is raised.
 #[pyfunction]
 pub(super) fn sleep_forever(py: Python<'_>) -> PyResult<()> {
     blocking(py, || wait::sleep_until(Time::NEVER))
@@ -152,6 +163,7 @@ impl Latch {
     /// Wait until it is set (True) or the seconds have passed (False).
     ///
     /// Blocks: until then. A checkpoint.
+    /// On cancel: Cancelled is raised.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::patience(timeout)?;

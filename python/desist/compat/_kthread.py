@@ -27,8 +27,14 @@ class KThread(Thread):
     def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
         """Stop the thread, and report how it ended: as Thread.kill(), by force from the beginning.
 
-        The recipe's kill() returns at once. This one returns when the thread's code has ended, or
-        the thread was abandoned.
+        The recipe's kill() returns at once; kill_soon() does here.
+
+        Blocks: until the thread's code has ended or was abandoned: at most for the sum of the
+        policy's seconds, and as long as its clean-up blocks defer the kill.
+        On cancel: goes on; the caller's own cancellation does not interrupt it.
+
+        Raises:
+            RuntimeError: the thread was not started, or is the calling one.
         """
         self.killed = True
         return super().kill(reason, policy=_AT_ONCE if policy is None else policy)
@@ -36,6 +42,9 @@ class KThread(Thread):
     def kill_soon(
         self, reason: str | None = None, *, policy: StopPolicy | None = None
     ) -> Future[KillReport]:
-        """As Thread.kill_soon(), by force from the beginning, like the recipe's kill()."""
+        """As Thread.kill_soon(), by force from the beginning, like the recipe's kill().
+
+        Never blocks, and never raises: the future raises kill()'s exceptions.
+        """
         self.killed = True
         return super().kill_soon(reason, policy=_AT_ONCE if policy is None else policy)

@@ -133,6 +133,10 @@ class Thread(_thread.Thread):
     def start(self) -> None:
         """As threading.Thread.
 
+        Blocks: only until the new thread runs; a kill of the caller waits for that.
+        On cancel: nothing changes: this is no checkpoint. A thread of a cancelled block is
+        cancelled before it begins.
+
         Raises:
             ScopeMisuse: the parent_scope() block has been left.
         """

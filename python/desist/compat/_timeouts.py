@@ -156,7 +156,15 @@ class FunctionTimedOut(DeadlineExceeded):
         super().__init__(msg)
 
     def retry(self, timeout: float | str | None = "RETRY_SAME_TIMEOUT") -> Any:
-        """Call the function again: with the same timeout, with another, or (None) with none."""
+        """Call the function again: with the same timeout, with another, or (None) with none.
+
+        Blocks: as func_timeout(); without a timeout, until the function has ended.
+        On cancel: as func_timeout(); without a timeout, Cancelled goes through the call.
+        On timeout: FunctionTimedOut.
+
+        Raises:
+            ValueError: this exception does not have the function.
+        """
         function = self.timedOutFunction
         if function is None:
             raise ValueError("there is no function to call again")
@@ -215,6 +223,9 @@ def func_set_timeout(
 
     `timeout` may be a function of the call's arguments. `allowOverride`: a call may be given
     another, as ``forceTimeout=``. The native way: ``with desist.fail_after(timeout):`` inside.
+    The decorator itself never blocks.
+
+    On timeout: the call raises FunctionTimedOut; the rest is as with func_timeout().
     """
     if not callable(timeout):
         _block(timeout)  # raises for a time that is not valid
@@ -262,6 +273,13 @@ class ThreadingTimeout:
     A block that is late is left quietly; with ``swallow_exc=False`` TimeoutException is raised. A
     call into C has to return first. For one `with` statement. The native way: move_on_after() and
     fail_after().
+
+    Blocks: never; every desist wait inside ends in time.
+
+    On cancel: of the code around it: Cancelled goes through the block.
+
+    On timeout: the block's desist waits and checkpoints raise Cancelled, and 0.1 seconds later the
+    block is ended by force. Then it is left, quietly or with TimeoutException.
     """
 
     EXECUTED, EXECUTING, TIMED_OUT, INTERRUPTED, CANCELED = range(5)
@@ -346,7 +364,7 @@ def threading_timeoutable(
     """Let calls of a function take a timeout, as ``timeout=``.
 
     A call that is late returns `default`. `timeout_param`: another name for that argument. The
-    native way: ``with desist.move_on_after(...):`` inside.
+    native way: ``with desist.move_on_after(...):`` inside. The decorator itself never blocks.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -380,9 +398,13 @@ def timeout(
     `timeout_exception`, with `exception_message` if there is one. Any thread may call the function:
     on the main thread, and with `use_signals`, it runs there; else on a thread of its own, as with
     func_timeout(), and never in a process. The native way: ``with desist.fail_after(seconds):``
-    inside.
+    inside. The decorator itself never blocks.
 
     On timeout: `timeout_exception`, also if the function has just returned.
+
+    Raises:
+        TypeError: `timeout_exception` is no class of exceptions.
+        ValueError: a time that is negative or NaN.
     """
     given: object = timeout_exception
     if not (isinstance(given, type) and issubclass(given, BaseException)):

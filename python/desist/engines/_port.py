@@ -65,8 +65,10 @@ class Engine(ABC):
     def lease(self, timeout: float) -> Delivery | None:
         """Lease the next item; waits for one, at most for `timeout` seconds.
 
-        The wait is a desist wait, so that it can be cancelled; then nothing is leased, or the item
-        is requeued at once.
+        Blocks: until there is an item, for `timeout` seconds at most, in desist waits.
+        On cancel: Cancelled is raised; nothing is leased, or the item is requeued at once.
+        On timeout: returns None.
+        On kill: as on cancel, with Killed.
         """
 
     @abstractmethod
@@ -98,8 +100,9 @@ class Engine(ABC):
     def tend(self, timeout: float) -> None:
         """Do periodic work; called again and again, on a thread of its own.
 
-        Blocks for at most `timeout` seconds, in desist waits; returns earlier when the queue may
+        Blocks: for `timeout` seconds at most, in desist waits; returns earlier when the queue may
         have become empty, for drain().
+        On cancel: Cancelled is raised: the queue is closed.
         """
         sleep(timeout)
 

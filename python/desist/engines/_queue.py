@@ -72,6 +72,10 @@ class EngineQueue(Generic[T]):
         `delay`: seconds before which it is not leased. `key`: if there is an item with this key,
         dead or alive, nothing is added, and the id of that item is returned.
 
+        Blocks: until the server has answered.
+        On cancel: nothing changes: this is no checkpoint.
+        On kill: a kill waits for the answer.
+
         Raises:
             TypeError: the codec cannot write it.
             ConnectionError: the server is away, and may or may not have it; with a key it does no
@@ -82,8 +86,19 @@ class EngineQueue(Generic[T]):
     def lease(self, timeout: float | None = None) -> Lease[T] | None:
         """Lease the next item; waits for one, at most for `timeout` seconds (then None).
 
-        On cancel: a checkpoint. Cancelled and Killed mean that nothing was leased. The caller must
-        acknowledge the lease or requeue it; a WorkerPool does that for its handlers.
+        The caller must acknowledge the lease or requeue it; a WorkerPool does that for its
+        handlers.
+
+        Blocks: until there is an item, for `timeout` seconds at most; also while the server is
+        away.
+        On cancel: a checkpoint; Cancelled means that nothing was leased.
+        On timeout: returns None.
+        On kill: Killed means that nothing was leased.
+
+        Raises:
+            ConnectionError: the server was away until `timeout` was over.
+            RuntimeError: the queue is closed, or belongs to the parent process.
+            ValueError: a negative timeout.
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative, but is {timeout}")
@@ -91,12 +106,20 @@ class EngineQueue(Generic[T]):
         return None if held is None else lease_of(held)
 
     def counts(self) -> Mapping[str, int]:
-        """Count the items in each state at one instant, those leased to other hosts included."""
+        """Count the items in each state at one instant, those leased to other hosts included.
+
+        Blocks: until the server has answered.
+        On cancel: nothing changes: this is no checkpoint.
+        """
         self.port.check_usable()
         return call_masked(self.engine.counts)
 
     def dead(self) -> list[tuple[str, T | bytes, list[str]]]:
-        """List the dead items: id, item (its bytes if they cannot be decoded), and all failures."""
+        """List the dead items: id, item (its bytes if they cannot be decoded), and all failures.
+
+        Blocks: until the server has answered.
+        On cancel: nothing changes: this is no checkpoint.
+        """
         self.port.check_usable()
         return [
             (dead.id, self.port.decode_dead(dead.body), dead.failures)
@@ -105,6 +128,9 @@ class EngineQueue(Generic[T]):
 
     def retry(self, item_id: str, /) -> None:
         """Give a dead item all its attempts again.
+
+        Blocks: until the server has answered.
+        On cancel: nothing changes: this is no checkpoint.
 
         Raises:
             ValueError: it is not dead.
@@ -117,6 +143,8 @@ class EngineQueue(Generic[T]):
         """Close the connections. Leases of this process run out, items stay. Idempotent.
 
         Blocks: until the thread that extends leases has ended. A checkpoint.
+        On cancel: the connections are closed, and Cancelled is raised.
+        On kill: as on cancel, with Killed.
         """
         self.port.close()
 

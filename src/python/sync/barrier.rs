@@ -21,7 +21,7 @@ use crate::sync::{self, Arrival, BarrierError};
 /// A barrier like threading.Barrier, whose waits can be cancelled.
 ///
 /// The last of `parties` threads to arrive calls `action`, if there is one, before all pass.
-/// `timeout`, in seconds, is the default of wait().
+/// `timeout`, in seconds, is the default of wait(). Making a barrier never blocks.
 #[pyclass(frozen, weakref, subclass, module = "desist")]
 pub(in crate::python) struct Barrier {
     /// Written once, by `__init__`.
@@ -76,9 +76,10 @@ impl Barrier {
 
     /// Wait until all parties have arrived; returns the number of threads that arrived before.
     ///
-    /// Blocks: until the last party has arrived.
+    /// Blocks: until the last party has arrived, for `timeout` seconds at most.
     /// On cancel: Cancelled is raised; the thread does not count as arrived, and the others keep waiting.
     /// On timeout: the barrier breaks, for all of its waiters.
+    /// On kill: as on cancel, with Killed.
     ///
     /// Raises:
     ///     BrokenBarrierError: the barrier is broken, or was while this waited.

@@ -105,7 +105,13 @@ impl Condition {
         Ok(())
     }
 
-    /// As the lock's.
+    /// Acquire the lock, as Lock.acquire() does.
+    ///
+    /// Blocks: until the lock is free, for `timeout` seconds at most; not at all with
+    /// `blocking=False`.
+    /// On cancel: Cancelled is raised, and the lock is not held.
+    /// On timeout: returns False.
+    /// On kill: Killed is raised, and the lock is not held.
     #[pyo3(signature = (blocking: "bool" = true, timeout = None))]
     fn acquire(
         &self,
@@ -116,7 +122,7 @@ impl Condition {
         self.lock()?.acquire(py, blocking, timeout)
     }
 
-    /// As the lock's.
+    /// Release the lock, as Lock.release() does. Never blocks.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
         self.lock()?.release(py)
     }
@@ -129,10 +135,11 @@ impl Condition {
     /// Release the lock, wait for a notify (True) or until the seconds have passed (False), and
     /// reacquire the lock.
     ///
-    /// Blocks: until a notify, and then until the lock is free.
+    /// Blocks: until a notify, for `timeout` seconds at most, and then until the lock is free.
     /// On cancel: Cancelled is raised when the lock has been reacquired. A notify that comes too late
     /// for this waiter goes to the next one.
-    /// On kill: as on cancel.
+    /// On timeout: returns False, when the lock has been reacquired.
+    /// On kill: as on cancel, with Killed.
     ///
     /// Raises:
     ///     RuntimeError: the lock is not held.
@@ -150,6 +157,15 @@ impl Condition {
     }
 
     /// wait() until `predicate()` is true, or the seconds have passed. Returns its last value.
+    ///
+    /// Blocks: until then, and until the lock is free; `timeout` is for all waits together.
+    /// On cancel: Cancelled is raised when the lock has been reacquired.
+    /// On timeout: returns the predicate's last value, which is false.
+    /// On kill: as on cancel, with Killed.
+    ///
+    /// Raises:
+    ///     RuntimeError: the lock is not held.
+    ///     LockPoisoned: the lock was poisoned meanwhile, and is not held.
     #[pyo3(signature = (predicate: "Callable[[], _T]", timeout = None) -> "_T")]
     fn wait_for<'py>(
         &self,

@@ -73,6 +73,8 @@ impl Event {
     ///
     /// Blocks: until then.
     /// On cancel: Cancelled is raised, also if the flag is set.
+    /// On timeout: returns False.
+    /// On kill: Killed is raised.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::patience(timeout)?;

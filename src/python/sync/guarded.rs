@@ -152,6 +152,12 @@ impl Guarded {
     /// A block that has the value although it is poisoned, to restore it.
     ///
     /// The end of the block clears the poison; if the block raises, the value stays poisoned.
+    ///
+    /// Blocks: at its beginning, until the lock is free, as Lock.acquire() does.
+    /// On cancel: Cancelled is raised there; the block has not begun, and nothing is held.
+    ///
+    /// Raises:
+    ///     OwnerLost: as Lock.acquire().
     #[pyo3(signature = () -> "GuardedValue[_T]")]
     fn repair(slf: Py<Self>) -> GuardedValue {
         GuardedValue::new(slf, Acquire::Repair)

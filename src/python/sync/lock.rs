@@ -303,6 +303,13 @@ impl Lock {
     }
 
     /// A block that holds the lock, with the number of this hold: `with lock.guard() as guard:`.
+    ///
+    /// Blocks: at its beginning, until the lock is free.
+    /// On cancel: Cancelled is raised there; the block has not begun, and the lock is not held.
+    /// On kill: as on cancel, with Killed.
+    ///
+    /// Raises:
+    ///     LockPoisoned, OwnerLost: as acquire().
     fn guard(slf: Py<Self>) -> LockGuard {
         LockGuard::new(slf, Acquire::Known)
     }
@@ -313,6 +320,13 @@ impl Lock {
     ///
     /// The end of the block clears the poison; if the block raises, the lock stays poisoned. Otherwise
     /// the block is like that of guard().
+    ///
+    /// Blocks: at its beginning, until the lock is free.
+    /// On cancel: Cancelled is raised there; the block has not begun, and the lock is not held.
+    /// On kill: as on cancel, with Killed.
+    ///
+    /// Raises:
+    ///     OwnerLost: the last holder was abandoned and may still be inside.
     #[pyo3(signature = (r#fn: "Callable[[], object] | None" = None, /) -> "LockGuard | None")]
     fn repair<'py>(
         slf: &Bound<'py, Self>,

@@ -229,6 +229,7 @@ impl Queue {
     /// Blocks: until there is a free place, for `timeout` seconds at most; not at all with
     /// `block=False`.
     /// On cancel: a blocking call raises Cancelled, also if there is a place; the item was not put.
+    /// On timeout: Full is raised.
     /// On kill: Killed is raised, and the item was not put.
     ///
     /// Raises:
@@ -245,7 +246,7 @@ impl Queue {
         put(py, &self.items, item, patience(block, timeout)?)
     }
 
-    /// put(item, block=False).
+    /// put(item, block=False). Never blocks.
     #[pyo3(signature = (item: "_T"))]
     fn put_nowait(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<()> {
         put(py, &self.items, item, None)
@@ -255,6 +256,7 @@ impl Queue {
     ///
     /// Blocks: until there is an item, for `timeout` seconds at most; not at all with `block=False`.
     /// On cancel: a blocking call raises Cancelled, also if there is an item; none was taken.
+    /// On timeout: Empty is raised.
     /// On kill: Killed is raised, and no item was taken.
     ///
     /// Raises:
@@ -270,13 +272,13 @@ impl Queue {
         get(py, &self.items, patience(block, timeout)?)
     }
 
-    /// get(block=False).
+    /// get(block=False). Never blocks.
     #[pyo3(signature = () -> "_T")]
     fn get_nowait(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         get(py, &self.items, None)
     }
 
-    /// The operation get(), for wait_any(); yields the item.
+    /// The operation get(), for wait_any(); yields the item. Making it never blocks.
     #[pyo3(signature = () -> "Op[_T]")]
     fn get_op(slf: &Bound<'_, Self>) -> PyResult<Op> {
         // A queue with hooks of its own keeps its items itself, and has the condition for them.
@@ -314,6 +316,7 @@ impl Queue {
     ///
     /// Blocks: until then.
     /// On cancel: Cancelled is raised.
+    /// On kill: Killed is raised.
     fn join(&self, py: Python<'_>) -> PyResult<()> {
         checkpoint(py)?;
         if self.items.unfinished() > 0 {
@@ -409,13 +412,21 @@ impl SimpleQueue {
         put(py, &self.items, item, None)
     }
 
-    /// put(item).
+    /// put(item). Never blocks.
     #[pyo3(signature = (item: "_T"))]
     fn put_nowait(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<()> {
         put(py, &self.items, item, None)
     }
 
-    /// As Queue.get().
+    /// Get an item.
+    ///
+    /// Blocks: until there is an item, for `timeout` seconds at most; not at all with `block=False`.
+    /// On cancel: a blocking call raises Cancelled, also if there is an item; none was taken.
+    /// On timeout: Empty is raised.
+    /// On kill: Killed is raised, and no item was taken.
+    ///
+    /// Raises:
+    ///     Empty: no item in time.
     #[pyo3(signature = (block: "bool" = true, timeout = None) -> "_T")]
     fn get(
         &self,
@@ -426,13 +437,13 @@ impl SimpleQueue {
         get(py, &self.items, patience(block, timeout)?)
     }
 
-    /// get(block=False).
+    /// get(block=False). Never blocks.
     #[pyo3(signature = () -> "_T")]
     fn get_nowait(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         get(py, &self.items, None)
     }
 
-    /// The operation get(), for wait_any(); yields the item.
+    /// The operation get(), for wait_any(); yields the item. Making it never blocks.
     #[pyo3(signature = () -> "Op[_T]")]
     fn get_op(slf: Py<Self>) -> Op {
         Op::new(GetItem(slf))

@@ -44,6 +44,8 @@ use crate::work::{self, Bytes, FileError, Nack, NackOutcome};
 /// Blocks: all methods, for as long as the disk or another process's transaction takes. Only those
 /// with a timeout are checkpoints.
 ///
+/// On cancel: a method without a timeout goes on, and so does a commit that has begun.
+///
 /// Raises:
 ///     QueueFileError: (an OSError) the file cannot be used, or is no queue; it is not changed then.
 #[pyclass(frozen, weakref, module = "desist")]
@@ -98,9 +100,16 @@ impl FileQueue {
         PyGenericAlias::new(class.py(), class, item)
     }
 
-    /// Add an item; returns its id, when the item is on the disk. As LeaseQueue.put().
+    /// Add an item; returns its id, when the item is on the disk. The arguments are those of
+    /// LeaseQueue.put().
+    ///
+    /// Blocks: for the disk, and where there is a maxsize, until there is room, for `timeout` seconds
+    /// at most.
+    /// On cancel: a checkpoint; Cancelled means that nothing was added.
+    /// On kill: Killed means that nothing was added.
     ///
     /// Raises:
+    ///     Full: no room in time.
     ///     TypeError: the codec cannot write it.
     #[pyo3(signature = (
         item: "_T",
@@ -129,7 +138,16 @@ impl FileQueue {
     }
 
     /// Add many items; returns their ids, in order. All of them or none, and much quicker than one
-    /// by one. As put().
+    /// by one.
+    ///
+    /// Blocks: for the disk, and where there is a maxsize, until there is room for all, for `timeout`
+    /// seconds at most.
+    /// On cancel: a checkpoint; Cancelled means that nothing was added.
+    /// On kill: Killed means that nothing was added.
+    ///
+    /// Raises:
+    ///     Full: no room in time.
+    ///     TypeError: the codec cannot write one of them.
     #[pyo3(signature = (items: "Iterable[_T]", /, *, priority = 0, delay = None, expires = None, timeout = None))]
     fn put_many(
         &self,
@@ -152,8 +170,13 @@ impl FileQueue {
             .ok_or_else(|| error::ordinary(py, "Full", &""))
     }
 
-    /// Lease the next item; waits for one, at most for `timeout` seconds (then None). As
-    /// LeaseQueue.lease().
+    /// Lease the next item. The caller must acknowledge or requeue it; a WorkerPool does that for its
+    /// handlers.
+    ///
+    /// Blocks: until there is an item, for `timeout` seconds at most.
+    /// On cancel: a checkpoint; Cancelled means that nothing was leased.
+    /// On timeout: returns None.
+    /// On kill: Killed means that nothing was leased.
     #[pyo3(signature = (timeout = None) -> "Lease[_T] | None")]
     fn lease<'py>(
         slf: &Bound<'py, Self>,
