@@ -10,6 +10,9 @@ Code is first asked to stop, its locks and leases are released, and force is the
 
 import importlib as _importlib
 
+# First: it refuses subinterpreters, which must not load the extension.
+from desist import _surroundings as _surroundings  # isort: split
+
 from desist import _pickling as _pickling
 from desist._core import (
     Barrier,
