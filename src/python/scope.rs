@@ -53,27 +53,37 @@ impl Limit {
 
 /// One block, from before it is entered until after it was left; the same for both classes.
 struct Block {
+    /// What it does to cancellations from outside. Fixed.
     kind: Kind,
+    /// How long clean-up blocks inside may take after its deadline; `None`: the usual time. Fixed.
     grace: Option<Duration>,
-    /// Boxed: few blocks have one.
+    /// How long after its cancellation force begins. Fixed. Boxed: few blocks have one.
     kill_after: Option<Box<Duration>>,
+    /// Written by the thread of the block; by any thread that cancels it or moves its deadline.
     state: Mutex<State>,
 }
 
+/// Fresh, Open, Left: each block goes through them once, in this order.
 enum State {
     // A cause is boxed: few blocks ever have one, and all are moved when they are made.
     Fresh {
+        /// Counted from the entry.
         limit: Limit,
+        /// Of a cancel() before the entry; it cancels the scope when that is made.
         cancelled: Option<Box<Cause>>,
     },
     Open {
+        /// The node of the core's scope, which has the deadline and the cause from now on.
         node: NodeRef,
         /// Present if the block has `kill_after`.
         watch: Option<Box<BlockWatch>>,
     },
     Left {
+        /// As it was at the end.
         deadline: Time,
+        /// Why the block itself was cancelled, if it was.
         cause: Option<Box<Cause>>,
+        /// The cancellation was absorbed at the block's end.
         caught: bool,
     },
 }

@@ -44,10 +44,15 @@ use crate::token;
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Ended {
+    /// It has not begun, or runs.
     NotYet,
+    /// It returned.
     Done,
+    /// It raised an exception of its own.
     Failed,
+    /// Cancelled left it.
     Cancelled,
+    /// Killed left it.
     Killed,
 }
 
@@ -88,7 +93,9 @@ pub(super) fn run<R>(
 /// One run of a callable that can be cancelled and killed.
 #[pyclass(frozen, module = "desist._core")]
 pub(super) struct Task {
+    /// The core's task, which the threads that cancel, kill or wait for it share.
     core: Arc<task::Task>,
+    /// An [`Ended`]. Written once, by the task's thread, before the task is over.
     ended: AtomicU8,
     /// The place in a simulation of the thread that is being started for it; taken by that thread.
     enrolment: Mutex<Option<Enrolment>>,

@@ -38,11 +38,13 @@ use crate::task::Interrupter;
 
 /// Raises in one block of one thread.
 struct InBlock {
+    /// The thread in which the block is, and the slot for exceptions that are posted to it.
     thread: AsyncException,
     /// The `with` statement; `None` for a block that is one native call.
     with: Option<With>,
     /// For a block that is one native call: the frame that made the call.
     caller: Option<Py<PyAny>>,
+    /// On the main thread, where a signal can end a system call; fixed.
     signal: Option<Signal>,
     /// Can its code be observed? Otherwise an asynchronous exception is posted.
     observes: OnceLock<bool>,
@@ -57,12 +59,15 @@ struct InBlock {
 /// A code object that is observed, and by which tool.
 #[derive(Default)]
 struct Observed {
+    /// The id of our tool in sys.monitoring, while any code is observed.
     tool: Option<u8>,
+    /// The code objects for which events are on.
     code: Vec<Py<PyAny>>,
 }
 
 /// A `with` statement that is being executed.
 struct With {
+    /// The frame whose code has the statement; kept, so that it is no other frame's address.
     frame: Py<PyAny>,
     /// The instruction that calls `__enter__`.
     entered_at: u32,

@@ -62,41 +62,54 @@ const BRIEFLY: Duration = Duration::from_secs(5);
 /// The children of a TaskGroup, and the block that joins them.
 #[pyclass(frozen, subclass, weakref, module = "desist._core")]
 pub(in crate::python) struct GroupCore {
+    /// The block's scope, which a cancellation of the group cancels. Above `children_source`.
     scope: Py<CancelScope>,
     /// Cancels the children, but not the block: its node is below the block's scope. Written once, when
     /// the block is entered.
     children_source: OnceLock<CancelSource>,
+    /// For children that a join kills. Fixed.
     policy: stop::StopPolicy,
-    /// The greatest number of threads.
+    /// The greatest number of threads. Fixed.
     most: usize,
-    /// The fork generation of the process that has the threads.
+    /// The fork generation of the process that has the threads. In a child of it they do not exist, and
+    /// no join waits for them.
     generation: u32,
+    /// Locked by attached threads, for moments; no Python code runs under it.
     state: Mutex<State>,
 }
 
+/// The fields that the group's mutex protects.
 #[derive(Default)]
 struct State {
+    /// Written by `__enter__` and by the join that finds no child left.
     phase: Phase,
     /// Children that have been started; ended ones are removed by the next join.
     children: Vec<Child>,
+    /// Threads that run children or are being started, at most `most`.
     threads: usize,
-    /// How many have been started in all, and for how many of these a caller of `_claim` waits or has
-    /// waited.
+    /// How many children have been started in all.
     started: usize,
+    /// For how many of these a caller of `_claim` waits or has waited; at most `started`.
     claimed: usize,
     /// Started children for which there is no thread yet, in order.
     waiting: VecDeque<Py<PyAny>>,
 }
 
+/// Where the group's block is; it goes from each to the next one, and never back.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// Not entered: no child can be started.
     #[default]
     Fresh,
+    /// Children can be started, also while the block's end waits for them.
     Open,
+    /// No child is left, and none can be started.
     Over,
 }
 
+/// A child that was started.
 struct Child {
+    /// Its task, which a join waits for.
     core: Arc<task::Task>,
     /// The object of `desist.Task`.
     task: Py<PyAny>,
@@ -116,13 +129,16 @@ enum JoinMode {
 /// The first of each kind of stop that interrupted a join.
 #[derive(Default)]
 struct Interruption {
+    /// Raised only if neither of the others, nor an exception of the block itself, is.
     cancelled: Option<Cause>,
+    /// Goes before the other two.
     killed: Option<Cause>,
     /// The exception of a signal handler.
     raised: Option<PyErr>,
 }
 
 impl GroupCore {
+    /// True in a forked child of the process that made the group.
     fn lost_in_fork(&self) -> bool {
         self.generation != fork::generation()
     }
@@ -612,6 +628,7 @@ fn not_open(phase: Phase) -> PyErr {
 /// is not delivered in its own code.
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct WorkerThread {
+    /// The task that is never killed. It is over when the thread has ended its work, or was abandoned.
     worker: Arc<task::Task>,
     /// Taken by the thread when it begins, or by `withdraw`; the first of them counts.
     claimed: AtomicBool,

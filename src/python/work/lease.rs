@@ -64,6 +64,7 @@ impl<T> WrittenOnce<T> {
 
 /// The contents of a [`Lease`].
 pub(in crate::python) struct Leased {
+    /// The item, and the handle by which the lease is settled. Never changed.
     delivery: Delivery,
     /// The Python object of the queue, or of the port to it. `None`: the lease's handle has it.
     owner: Option<Py<PyAny>>,
@@ -76,8 +77,11 @@ pub(in crate::python) struct Leased {
 
 /// How a handler has settled its lease itself.
 pub(super) enum Settled {
+    /// It has not: the loop settles the lease by how the handler's call ends.
     NotYet,
+    /// By ack(), with the result that it was given.
     Acked(Option<Py<PyAny>>),
+    /// By nack(), with the item's next state and the failure that was stored.
     Nacked(NackOutcome, Py<PyAny>),
 }
 

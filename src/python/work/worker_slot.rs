@@ -5,9 +5,18 @@
 //! the loop itself runs as another task, which is never killed.
 //!
 //! `current` is written by the loop and read by the threads that cancel or kill; a kill holds a
-//! reference of its task, so that it never hits the next item. When a kill abandons the handler, the
+//! reference of its task, so that it never hits the next item. The lock of `current` is held for the
+//! time of a read or a write, by attached threads only. When a kill abandons the handler, the
 //! killing thread settles the lease in place of the loop and sets `abandoned`; the loop, if its handler
 //! ever returns, finds that its task was abandoned, settles nothing, and ends.
+//!
+//! | the handler's call | settles the lease | then the loop |
+//! |---|---|---|
+//! | returns, raises, or is cancelled or killed | the loop, behind the boundary | goes on |
+//! | settles the lease itself | the handler; the loop only reports it | goes on |
+//! | is abandoned | the killing thread | ends, when the call returns |
+//!
+//! So each lease is settled by one thread, and a late call of another finds it over (`Fenced`).
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -53,20 +62,28 @@ const NUMBERED: usize = 26;
 
 /// The handler's current call.
 struct Current {
+    /// The task of this one call, which a kill stops.
     task: Arc<Task>,
+    /// The lease that is settled in the loop's place if the call is abandoned.
     lease: Py<Lease>,
 }
 
 /// A worker's place in its pool, where its current work can be cancelled and killed.
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct WorkerSlot {
+    /// Of the worker, its thread and its tasks; fixed.
     name: String,
-    /// The queue's port, or a queue that is written in Python.
+    /// The queue's port, or a queue that is written in Python. Shown to the collector, and handed to each
+    /// lease as its owner.
     queue: Py<PyAny>,
+    /// The same queue, as the loop uses it.
     source: Arc<dyn LeaseSource>,
     /// The pool's token: cancelled when the pool stops.
     pool: Py<CancelToken>,
+    /// The pool's counts and its observer, which are told of every event.
     tally: Py<PoolMetrics>,
+    /// `Some` while the handler is called. Set by the loop before the call, and taken by it when the
+    /// call has ended, before the lease is settled.
     current: Mutex<Option<Current>>,
     /// Its handler was abandoned while it runs, and another worker has its place. Set by the killing
     /// thread.
