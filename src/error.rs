@@ -79,24 +79,32 @@ pub enum ScopeMisuse {
     EnteredTwice,
     /// Left without being entered.
     NotEntered,
+    /// Entered by a coroutine or an asynchronous generator, whose thread runs other tasks meanwhile.
+    InCoroutine,
 }
 
 impl fmt::Display for ScopeMisuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ScopeMisuse::WrongThread => {
-                "this scope was entered by another thread; a scope belongs to the thread that \
-                 enters it: hand the other thread `scope.token` instead"
+                "this scope was entered by another thread, or in another task of this one; a scope \
+                 belongs to the thread that enters it: hand the other thread `scope.token` instead, and \
+                 resume a generator on one thread only"
             }
             ScopeMisuse::NotInnermost => {
                 "a scope entered later is still open; leave scopes in the reverse of the order in \
-                 which they were entered (a `with` statement does), and do not yield inside one"
+                 which they were entered (a `with` statement does)"
             }
             ScopeMisuse::EnteredTwice => {
                 "this scope was entered before; make a new one for each block"
             }
             ScopeMisuse::NotEntered => {
                 "this scope is not open: enter it with a `with` statement first"
+            }
+            ScopeMisuse::InCoroutine => {
+                "a coroutine or asynchronous generator cannot enter this scope, which would stop the other \
+                 tasks of its thread as well: use asyncio.timeout() there (anyio.fail_after(), \
+                 trio.fail_after()), and this scope in the threads that it starts"
             }
         })
     }

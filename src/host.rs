@@ -1,15 +1,15 @@
 //! The services that the core needs of the runtime around it (an interpreter, say).
 //!
-//! The core knows nothing of Python. The host does three things for it: it runs signal handlers while a
-//! thread is blocked, names the threads, and reports in the user's language that code swallows its
-//! cancellation or that a simulation has come to a deadlock. Without a host (a Rust program) each of
-//! the functions below has a default: signals do not end a wait, a thread's name is that of `std`, and
-//! nothing is reported.
+//! The core knows nothing of Python. The host does four things for it: it runs signal handlers while a
+//! thread is blocked, names the threads, says whether a block is still on its thread's stack, and
+//! reports in the user's language that code swallows its cancellation or that a simulation has come to a
+//! deadlock. Without a host (a Rust program) each of the functions below has a default: signals do not
+//! end a wait, a thread's name is that of `std`, every block is on the stack, and nothing is reported.
 //!
 //! Protocol. One [`Host`] is installed, once, before the first wait; `HOST` is never written again, so
 //! it is read without a lock. The core calls it with no lock and no borrow of its own held, and marked
 //! as outside (`fork`), so the host may block, fork, or call the core from inside the call. The bound
-//! of a sleep alone is asked for inside: that method only answers.
+//! of a sleep and the place of a block are asked for inside: those methods only answer.
 
 use std::cell::OnceCell;
 use std::ops::ControlFlow;
@@ -17,6 +17,44 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fork;
+
+/// The place at which a block was opened: what the host needs to find it on the stack again. Made by the
+/// host; to the core the two numbers mean nothing but that equal places are equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Home {
+    /// The activation of the function whose block it is; 0 for a block that is one native call.
+    pub frame: usize,
+    /// The statement in it that opened the block; 0 if the block is not one of a statement.
+    pub place: usize,
+    /// The activation can be suspended and resumed, as a generator's can.
+    pub suspendable: bool,
+}
+
+impl Home {
+    /// A block that begins and ends in one native call, so it is on its thread's stack while it is open.
+    pub const NATIVE: Home = Home {
+        frame: 0,
+        place: 0,
+        suspendable: false,
+    };
+
+    /// True for [`Home::NATIVE`].
+    #[cfg(any(feature = "python", test))]
+    pub(crate) fn is_native(self) -> bool {
+        self.frame == 0
+    }
+}
+
+/// The relation of a block to the stack of the calling thread, which has opened it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The block is on the stack, in the activation that lies this many calls below the innermost one.
+    Here(usize),
+    /// It is not, but may come back: a suspended generator's, or one of another stack of the thread's.
+    Away,
+    /// Its end was skipped: the code has left it, and never comes back.
+    Gone,
+}
 
 /// The runtime's side. All methods are called on the thread that they are about, with no lock of the core
 /// held, and may call the core.
@@ -37,12 +75,28 @@ pub trait Host: Sync {
     /// lives.
     fn thread_started(&self) {}
 
+    /// Where a block of the calling thread is now. May run code of the runtime's own (a finalizer, say),
+    /// so it is called with nothing borrowed. It is called inside (`fork`), since the answer is mostly a
+    /// matter of a few loads; a host that may block for it goes outside itself. Not called for
+    /// [`Home::NATIVE`].
+    fn presence(&self, home: Home) -> Presence {
+        let _ = home;
+        Presence::Here(0)
+    }
+
     /// A simulation has come to a deadlock: the wait of the calling thread, its root, is about to end as
     /// interrupted, and the host keeps the exception that it wants raised there.
     fn deadlocked(&self) {}
 
-    /// `Cancelled` was raised `raised` times on the calling thread with the same innermost scope, so its
-    /// code swallows it. Called from the second time on.
+    /// `Cancelled` is about to be raised on the calling thread, not for the first time with the same
+    /// innermost scope. True: the last one was caught and not raised again, so the code swallows it.
+    /// False: it is still on its way, and this raise comes out of clean-up code.
+    fn was_swallowed(&self) -> bool {
+        true
+    }
+
+    /// The code of the calling thread has swallowed `Cancelled`: it is about to be raised for the
+    /// `raised`th time with the same innermost scope, raises in clean-up code not counted.
     fn cancel_swallowed(&self, raised: u32);
 }
 
@@ -80,12 +134,27 @@ pub(crate) fn thread_started() {
     }
 }
 
+/// See [`Host::presence`]. Without a host a block is always on the stack.
+#[cfg(any(feature = "python", test))]
+pub(crate) fn presence(home: Home) -> Presence {
+    match HOST.get() {
+        Some(host) if !home.is_native() => host.presence(home),
+        _ => Presence::Here(usize::MAX),
+    }
+}
+
 /// See [`Host::deadlocked`].
 #[cfg(not(loom))]
 pub(crate) fn deadlocked() {
     if let Some(host) = HOST.get() {
         fork::outside(|| host.deadlocked());
     }
+}
+
+/// See [`Host::was_swallowed`]. Without a host each raise but the first follows a swallowed one.
+pub(crate) fn was_swallowed() -> bool {
+    HOST.get()
+        .is_none_or(|host| fork::outside(|| host.was_swallowed()))
 }
 
 /// See [`Host::cancel_swallowed`].

@@ -63,6 +63,8 @@ mod _core {
     #[pymodule_export]
     use super::error::{Cancelled, restore_cancelled};
     #[pymodule_export]
+    use super::hard_stop::home::knows_homes;
+    #[pymodule_export]
     use super::hard_stop::killed::{Killed, restore_killed};
     #[pymodule_export]
     use super::hard_stop::mask::call_masked;

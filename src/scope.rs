@@ -12,6 +12,11 @@
 //!    the canceller gave. All zones under one cancellation see the same instant, so together
 //!    they get the grace once (I8), and the instant only moves earlier.
 //!
+//! 6. A scope is in force only on its own thread and only while its block is on that thread's stack (I41).
+//!    `stack` asks the host for that: before the thread waits, raises, opens a scope inside another one or
+//!    hands out its token, and when a scope is left that is not the innermost. Entering and leaving a
+//!    scope outside of any other one asks nothing.
+//!
 //! The cancellations that each `Kind` lets the code inside see:
 //!
 //! | kind    | parent of its node      | cancelled outside | its own deadline | a kill               |
@@ -39,6 +44,8 @@
 //! | `enter_forced`         | push                            | a task of the thread, if it had none |
 //! | `exit_forced`          | pop                             | none again, after the last forced block |
 //! | `close_above`          | cut back to the killed block    | as `exit_forced`            |
+//! | `stack::settle`        | suspended ones move to `away` and back, dead ones go | as `exit_forced` |
+//! | `stack::discard`       | the one of a block that is no more is removed        | as `exit_forced` |
 //!
 //! Lock order: a borrow of the context, then a node's lock, the timer's, or the task's state. No code
 //! of the host or of a user runs under a borrow, since it may enter a scope on this thread. So frames
@@ -54,6 +61,8 @@ mod blocks;
 #[cfg(any(feature = "python", test))]
 mod forced;
 mod rules;
+#[cfg(any(feature = "python", test))]
+mod stack;
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
@@ -65,13 +74,17 @@ pub use blocks::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield
 pub(crate) use forced::close_above;
 #[cfg(any(feature = "python", test))]
 pub(crate) use forced::{ForcedExit, Unwinding, enter_forced, exit_forced};
-use rules::{absorb, cutoff, end_nested_zones, limiting, shorten_on_cancel, visible};
+use rules::{absorb, cutoff, end_nested_zones, limiting, reaching, shorten_on_cancel, visible};
+#[cfg(feature = "python")]
+pub(crate) use stack::discard;
+#[cfg(any(feature = "python", test))]
+use stack::settle;
 
 use crate::atomics::thread_local;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
-use crate::host;
+use crate::host::{self, Home};
 use crate::ledger::{Ledger, Termination};
 use crate::park::Waiter;
 use crate::task::Task;
@@ -106,9 +119,12 @@ struct Frame {
     kind: Kind,
     /// The time of clean-up zones inside when this scope is cancelled and the cause names no grace.
     grace: Option<Duration>,
-    /// How often a checkpoint has raised `Cancelled` while this was the innermost scope. From the
-    /// second time on, the code inside is known to swallow it.
+    /// How often `Cancelled` was raised while this was the innermost scope, raises in the clean-up of one
+    /// before not counted. From the second time on, the code inside is known to swallow it.
     raised: u32,
+    /// Where the block was opened: for the host, which finds it on the stack.
+    #[cfg_attr(not(any(feature = "python", test)), allow(dead_code))]
+    home: Home,
     /// The sequence number that the thread's ledger would have given next when the scope was entered:
     /// entries from here on were made inside. 0 if the thread had no ledger then.
     first_seq: u64,
@@ -134,8 +150,11 @@ pub(crate) trait AbandonHook: Send + Sync {
 /// looked up while the frames are borrowed.
 #[derive(Default)]
 struct Context {
-    /// The open scopes, innermost last. In a task's body the first is of [`Kind::Task`].
+    /// The scopes in force, innermost last, as far as the thread has noticed (see `stack`). In a task's
+    /// body the first is of [`Kind::Task`].
     frames: RefCell<Vec<Frame>>,
+    /// Open scopes whose blocks were not on the stack when the thread last looked: suspended generators'.
+    away: RefCell<Vec<Frame>>,
     /// The task whose body runs; outside of any task, the one that stands for the thread while it is in
     /// a forced block.
     task: RefCell<Option<Arc<Task>>>,
@@ -149,7 +168,7 @@ thread_local! {
 }
 
 thread_local! {
-    /// True exactly while the context has a frame or a task. Lets a checkpoint outside any scope cost
+    /// True exactly while the context has a frame, also one that is away, or a task. Lets a checkpoint outside any scope cost
     /// one load: unlike the context, this needs neither to be made nor to be dropped.
     static OPEN: Cell<bool> = const { Cell::new(false) };
 }
@@ -163,13 +182,17 @@ pub(crate) enum Exit {
     Absorbed(Cause),
 }
 
+/// In a Rust program each block is one call, so it is in force while it is open.
+#[cfg(not(any(feature = "python", test)))]
+fn settle() {}
+
 // ---------------------------------------------------------------------- entering and leaving
 
 /// Open a scope on the calling thread; [`exit`] leaves it. `deadline`: absolute, [`Time::NEVER`] for
 /// none. `grace`: see [`Frame::grace`]. Never blocks, and is no checkpoint: a scope inside a cancelled
-/// one is entered, and its first checkpoint raises.
-pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>) -> NodeRef {
-    let node = open(kind, deadline, grace, None);
+/// one is entered, and its first checkpoint raises. `home`: where the block was opened.
+pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>, home: Home) -> NodeRef {
+    let node = open(kind, deadline, grace, home, None);
     if kind == Kind::Cleanup {
         // Not under a borrow: an exception that was posted is retracted, by code of the host.
         if let Some(task) = current_task() {
@@ -186,8 +209,9 @@ pub(crate) fn enter_for(
     abandon_hook: Arc<dyn AbandonHook>,
     deadline: Time,
     grace: Option<Duration>,
+    home: Home,
 ) -> NodeRef {
-    open(Kind::Plain, deadline, grace, Some(abandon_hook))
+    open(Kind::Plain, deadline, grace, home, Some(abandon_hook))
 }
 
 /// [`enter`], without the mask of a clean-up zone.
@@ -195,13 +219,19 @@ fn open(
     kind: Kind,
     deadline: Time,
     grace: Option<Duration>,
+    home: Home,
     abandon_hook: Option<Arc<dyn AbandonHook>>,
 ) -> NodeRef {
+    if OPEN.with(Cell::get) {
+        settle(); // a child of a scope that is not in force would be cancelled with it
+    }
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         let mut cutoffs = Vec::new();
         let node = match (kind, frames.last()) {
-            (Kind::Plain, Some(inner)) => inner.node.child(Some(deadline)),
+            // A block that can be suspended would keep the cancellation of one around it when it is
+            // resumed elsewhere; `reaching` finds that one without the tree.
+            (Kind::Plain, Some(inner)) if !home.suspendable => inner.node.child(Some(deadline)),
             (Kind::Cleanup, _) => {
                 let cutoff = visible(&frames, frames.len()).map(cutoff).min();
                 let node = NodeRef::root(Some(deadline.min(cutoff.unwrap_or(Time::NEVER))));
@@ -222,6 +252,7 @@ fn open(
             kind,
             grace,
             raised: 0,
+            home,
             first_seq,
             forced: None,
             _cutoffs: cutoffs,
@@ -233,44 +264,73 @@ fn open(
 }
 
 /// Leave a scope. `unwinding`: a `Cancelled` is on its way out of the block; only then can the scope
-/// absorb. Reclaims the locks that blocks inside have taken and not released (I20).
+/// absorb. Reclaims the locks that blocks inside have taken and not released (I20). Scopes entered later
+/// that are not in force are no hindrance: suspended ones stay, and those whose ends were skipped go.
 ///
 /// # Errors
 /// [`ScopeMisuse::WrongThread`] if the scope is not open on this thread, and then nothing has changed.
-/// [`ScopeMisuse::NotInnermost`] if a scope entered later is open; this one is removed all the same, so
-/// that the thread does not keep its cancellation forever, and absorbs nothing.
+/// [`ScopeMisuse::NotInnermost`] if a scope entered later is in force; this one is removed all the same,
+/// so that the thread does not keep its cancellation forever, and absorbs nothing.
 pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse> {
-    let (frame, exit, ledger) = CONTEXT.with(|context| {
-        let mut frames = context.frames.borrow_mut();
-        let Some(index) = frames.iter().rposition(|frame| frame.node.same(node)) else {
-            return Err(ScopeMisuse::WrongThread);
-        };
-        if index + 1 != frames.len() {
-            unmask(&frames.remove(index), context);
-            return Err(ScopeMisuse::NotInnermost);
-        }
-        let exit = if unwinding {
-            absorb(&frames)
-        } else {
-            Exit::Pass
-        };
-        let frame = frames.pop().ok_or(ScopeMisuse::NotEntered)?;
-        unmask(&frame, context);
-        let open = !frames.is_empty() || context.task.borrow().is_some();
-        OPEN.with(|cell| cell.set(open));
-        // Blocks that the scope's code has entered and whose ends the host has skipped.
-        let ledger = context
-            .ledger
-            .borrow()
-            .as_ref()
-            .filter(|ledger| ledger.next_seq() > frame.first_seq)
-            .cloned();
-        Ok((frame, exit, ledger))
-    })?;
+    let popped = match CONTEXT.with(|context| pop(context, node, unwinding)) {
+        Some(popped) => popped,
+        None => exit_from_within(node, unwinding)?,
+    };
+    let (frame, exit, ledger) = popped;
     if let Some(ledger) = ledger {
         ledger.sweep_blocks(frame.first_seq, &Termination::Unwound);
     }
     Ok(exit)
+}
+
+/// The frame that is left, the effect of that, and the ledger if it has entries of the frame's code. The
+/// frame is dropped when nothing is borrowed.
+type Popped = (Frame, Exit, Option<Arc<Ledger>>);
+
+/// Leave the scope if it is the innermost.
+#[inline]
+fn pop(context: &Context, node: &NodeRef, unwinding: bool) -> Option<Popped> {
+    let mut frames = context.frames.borrow_mut();
+    frames.last().filter(|frame| frame.node.same(node))?;
+    let exit = if unwinding {
+        absorb(&frames)
+    } else {
+        Exit::Pass
+    };
+    let frame = frames.pop()?;
+    unmask(&frame, context);
+    note_open(context, &frames, &context.away.borrow());
+    // Blocks that the scope's code has entered and whose ends the host has skipped.
+    let ledger = context
+        .ledger
+        .borrow()
+        .as_ref()
+        .filter(|ledger| ledger.next_seq() > frame.first_seq)
+        .cloned();
+    Some((frame, exit, ledger))
+}
+
+/// The rest of [`exit`] for a scope that is not the innermost, as far as the thread has noticed.
+#[cold]
+fn exit_from_within(node: &NodeRef, unwinding: bool) -> Result<Popped, ScopeMisuse> {
+    settle();
+    CONTEXT.with(|context| {
+        if let Some(popped) = pop(context, node, unwinding) {
+            return Ok(popped);
+        }
+        let mut frames = context.frames.borrow_mut();
+        let Some(index) = frames.iter().rposition(|frame| frame.node.same(node)) else {
+            return Err(ScopeMisuse::WrongThread);
+        };
+        unmask(&frames.remove(index), context);
+        Err(ScopeMisuse::NotInnermost)
+    })
+}
+
+/// Write `OPEN` after a change of the context, which has these frames.
+fn note_open(context: &Context, frames: &[Frame], away: &[Frame]) {
+    let open = !frames.is_empty() || !away.is_empty() || context.task.borrow().is_some();
+    OPEN.with(|cell| cell.set(open));
 }
 
 /// A frame is removed: if it is a clean-up zone, it defers kills no longer. One that is due is raised at
@@ -303,22 +363,54 @@ pub(crate) fn close_unless_private(node: &NodeRef) {
 
 // ------------------------------------------------------------- the calling thread's own view
 
-/// The innermost open scope's node, in a task's body at least the task's; `None` outside of both. Every
-/// visible cancellation of the calling thread reaches this node.
-pub(crate) fn current_node() -> Option<NodeRef> {
+/// The nodes that visible cancellations of the calling thread reach, innermost first: the innermost open
+/// scope's, in a task's body at least the task's, none outside of both. There is more than one only in a
+/// generator's block, whose node has no parent.
+pub(crate) fn current_nodes() -> Nodes {
+    if !OPEN.with(Cell::get) {
+        return Nodes::default();
+    }
+    settle();
     CONTEXT.with(|context| {
-        context
-            .frames
-            .borrow()
-            .last()
-            .map(|frame| frame.node.clone())
+        let frames = context.frames.borrow();
+        let mut nodes = reaching(&frames).cloned();
+        Nodes {
+            inner: nodes.next(),
+            outer: nodes.collect(),
+        }
     })
+}
+
+/// See [`current_nodes`]. The first is apart, so that the usual case needs no memory.
+#[derive(Default)]
+pub(crate) struct Nodes {
+    /// The innermost scope's.
+    inner: Option<NodeRef>,
+    /// Those that its node is not below.
+    outer: Vec<NodeRef>,
+}
+
+impl Nodes {
+    /// The innermost scope's.
+    pub(crate) fn inner(&self) -> Option<&NodeRef> {
+        self.inner.as_ref()
+    }
+
+    /// The others.
+    pub(crate) fn outer(&self) -> &[NodeRef] {
+        &self.outer
+    }
+
+    /// All of them, innermost first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &NodeRef> {
+        self.inner.iter().chain(&self.outer)
+    }
 }
 
 /// How many scopes are open on the calling thread; a task's own frame counts.
 #[cfg(feature = "python")]
 pub(crate) fn depth() -> usize {
-    CONTEXT.with(|context| context.frames.borrow().len())
+    CONTEXT.with(|context| context.frames.borrow().len() + context.away.borrow().len())
 }
 
 /// The task whose body the calling thread runs; outside of any task, the one that stands for the thread
@@ -338,12 +430,6 @@ pub(crate) fn kill_due() -> Option<Cause> {
     let cause = CONTEXT.with(|context| context.task.borrow().as_ref()?.kill_due())?;
     current_task()?.retract();
     Some(cause)
-}
-
-/// True if `Killed` has been raised in the body that the calling thread runs.
-#[cfg(feature = "python")]
-pub(crate) fn is_kill_delivered() -> bool {
-    current_task().is_some_and(|task| task.delivered().is_some())
 }
 
 /// To be called after something was acquired: a kill that was posted before is deferred from now on, so
@@ -409,7 +495,16 @@ fn first_ledger(context: &Context) -> Arc<Ledger> {
 /// # Blocking
 /// Never blocks, and is no checkpoint.
 pub fn current_token() -> CancelToken {
-    current_node().map_or_else(CancelToken::never, CancelToken::from_node)
+    let nodes = current_nodes();
+    match nodes.inner {
+        None => CancelToken::never(),
+        Some(inner) if nodes.outer.is_empty() => CancelToken::from_node(inner),
+        Some(inner) => {
+            let tokens = std::iter::once(inner).chain(nodes.outer);
+            let tokens: Vec<_> = tokens.map(CancelToken::from_node).collect();
+            CancelToken::any_of(&tokens.iter().collect::<Vec<_>>())
+        }
+    }
 }
 
 /// The tightest deadline that the calling thread is under, as far as it is visible from the innermost
@@ -418,7 +513,9 @@ pub fn current_token() -> CancelToken {
 /// # Blocking
 /// Never blocks, and is no checkpoint.
 pub fn current_effective_deadline() -> Time {
-    current_node().map_or(Time::NEVER, |node| node.effective_deadline())
+    let nodes = current_nodes();
+    let deadlines = nodes.iter().map(NodeRef::effective_deadline);
+    deadlines.min().unwrap_or(Time::NEVER)
 }
 
 /// `Err` if the calling thread is to stop: a kill first, since shields do not hide it.
@@ -431,8 +528,23 @@ pub(crate) fn checkpoint() -> Result<(), Stop> {
     }
 }
 
-/// [`checkpoint`] in a scope or task. Looks at the clock only if a visible scope has a deadline.
+/// [`checkpoint`] in a scope or task. Looks at the clock only if a visible scope has a deadline, and at the
+/// host's stack only if there is something to raise, or a scope that was not in force may be so again.
 fn checkpoint_inside() -> Result<(), Stop> {
+    let is_doubtful = CONTEXT.with(|context| {
+        let is_kill_requested = |task: &Arc<Task>| task.is_kill_requested();
+        !context.away.borrow().is_empty()
+            || context
+                .task
+                .borrow()
+                .as_ref()
+                .is_some_and(is_kill_requested)
+            || cancelled(&context.frames.borrow()).is_some()
+    });
+    if !is_doubtful {
+        return Ok(());
+    }
+    settle();
     let stop = CONTEXT.with(|context| {
         if let Some(cause) = context
             .task
@@ -451,30 +563,37 @@ fn checkpoint_inside() -> Result<(), Stop> {
     }
 }
 
-/// The innermost node, if it is cancelled by now: itself, or with a visible node above.
+/// The innermost node that is cancelled by now, itself or with a visible node above, and reaches the
+/// calling thread.
 fn cancelled(frames: &[Frame]) -> Option<&NodeRef> {
     end_nested_zones(frames);
-    let node = &frames.last()?.node;
-    node.is_cancelled_by_now().then_some(node)
+    reaching(frames).find(|node| node.is_cancelled_by_now())
 }
 
 /// Call it with every stop that is about to be raised in the user's code; it returns the stop.
 ///
 /// A kill that is raised here is retracted where it was posted, or it would be raised twice. A
-/// cancellation is counted in the innermost scope: the second one there means that the first was
-/// swallowed, which the host is told; from [`BRAKE_FROM`] on, the call sleeps. The sleep is a plain
+/// cancellation is counted in the innermost scope, unless the one before is still on its way: the second
+/// one there means that the first was swallowed, which the host is told; from [`BRAKE_FROM`] on, the call
+/// sleeps. The sleep is a plain
 /// park: nothing but the clock and the host's signals ends it.
 pub(crate) fn before_raise(stop: Stop) -> Stop {
     if let (Stop::Killed(_), Some(task)) = (&stop, current_task()) {
         task.retract();
     }
     if let Stop::Cancelled(_) = stop {
-        let raised = CONTEXT.with(|context| {
-            context.frames.borrow_mut().last_mut().map_or(0, |frame| {
-                frame.raised = frame.raised.saturating_add(1);
-                frame.raised
+        let count = |more: u32| {
+            CONTEXT.with(|context| {
+                context.frames.borrow_mut().last_mut().map_or(0, |frame| {
+                    frame.raised = frame.raised.saturating_add(more);
+                    frame.raised
+                })
             })
-        });
+        };
+        if count(0) > 0 && !host::was_swallowed() {
+            return stop;
+        }
+        let raised = count(1);
         if raised > 1 {
             host::cancel_swallowed(raised);
         }
@@ -494,6 +613,8 @@ pub(crate) fn before_raise(stop: Stop) -> Stop {
 pub(crate) struct Outer {
     /// Not visible from the body, whose first frame is of [`Kind::Task`].
     frames: Vec<Frame>,
+    /// As [`Context::away`].
+    away: Vec<Frame>,
     /// The task in whose body this one runs, if any.
     task: Option<Arc<Task>>,
     /// That task's ledger, or the thread's own; the body records nothing in it.
@@ -509,6 +630,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             kind: Kind::Task,
             grace: None,
             raised: 0,
+            home: Home::NATIVE,
             first_seq: 0,
             forced: None,
             _cutoffs: Vec::new(),
@@ -517,6 +639,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
         OPEN.with(|open| open.set(true));
         Outer {
             frames: context.frames.replace(vec![root]),
+            away: context.away.take(),
             task: context.task.replace(Some(task.clone())),
             ledger: context.ledger.replace(Some(task.ledger().clone())),
         }
@@ -528,11 +651,12 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
 /// the hooks of abandoned blocks.
 pub(crate) fn end_task(outer: Outer) {
     let left = CONTEXT.with(|context| {
-        let open = !outer.frames.is_empty() || outer.task.is_some();
-        OPEN.with(|cell| cell.set(open));
         context.task.replace(outer.task);
         context.ledger.replace(outer.ledger);
-        context.frames.replace(outer.frames)
+        let mut left = context.frames.replace(outer.frames);
+        left.extend(context.away.replace(outer.away));
+        note_open(context, &context.frames.borrow(), &context.away.borrow());
+        left
     });
     run_abandon_hooks(&left); // outside the borrow, as is their drop
 }

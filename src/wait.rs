@@ -16,7 +16,7 @@
 //! | step | whose lock    | what                                                                       |
 //! |------|---------------|----------------------------------------------------------------------------|
 //! | 1    | task          | a checkpoint                                                               |
-//! | 2    | scope's node  | hook the waiter, or settle it if the node is cancelled                     |
+//! | 2    | scope's node  | hook the waiter, or settle it if the node is cancelled; in a generator's block also that around it |
 //! | 3    | task          | register the waiter, or settle it if a kill is due                         |
 //! | 4    | each resource | `Waitable::enqueue`, until the waiter is settled                         |
 //! | 5    | park          | sleep until the waiter is settled, or the clock shows a deadline           |
@@ -44,6 +44,7 @@
 
 #[cfg(all(unix, not(loom)))]
 use std::io;
+use std::iter;
 #[cfg(all(unix, not(loom)))]
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -54,7 +55,7 @@ use crate::error::Stop;
 #[cfg(all(unix, not(loom)))]
 use crate::park::Readiness;
 use crate::park::{Latch, Ticket, WaitOutcome, Waiter};
-use crate::scope;
+use crate::scope::{self, Nodes};
 use crate::token::CancelToken;
 use crate::token::tree::{Hook, HookId, NodeRef};
 
@@ -437,8 +438,10 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
 ) -> Result<Option<usize>, Stop> {
     checkpoint()?;
     let task = scope::current_task();
-    let node = scope::current_node();
-    let hook = node.as_ref().and_then(|node| hook_or_settle(node, waiter));
+    let nodes = scope::current_nodes();
+    let hook_at = |node| hook_or_settle(node, waiter);
+    let hook = nodes.inner().and_then(hook_at);
+    let outer_hooks: Vec<_> = nodes.outer().iter().map(hook_at).collect();
     if let Some(task) = &task {
         task.begin_wait(waiter);
     }
@@ -452,7 +455,7 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
         until = until.min(waitable.bound());
         queued += 1;
     }
-    let mut outcome = sleep(&mut || park_under(node.as_ref(), waiter, until));
+    let mut outcome = sleep(&mut || park_under(&nodes, waiter, until));
     let mut granted = (outcome == WaitOutcome::Granted).then(|| waiter.which());
     for (which, waitable) in what[..queued].iter_mut().enumerate() {
         if granted != Some(which) && waitable.dequeue(&Ticket::new(waiter, which)) {
@@ -467,15 +470,15 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
     if let Some(task) = &task {
         task.end_wait();
     }
-    if let (Some(node), Some(id)) = (&node, hook) {
-        node.unhook(id);
+    for (node, hook) in nodes.iter().zip(iter::once(hook).chain(outer_hooks)) {
+        hook.and_then(|id| node.unhook(id));
     }
     match outcome {
         WaitOutcome::Granted => Ok(granted),
         WaitOutcome::TimedOut => Ok(None),
         WaitOutcome::Interrupted => Err(Stop::Interrupted),
         WaitOutcome::Cancelled => Err(stopped(
-            node.and_then(|node| node.cause()).map(Stop::Cancelled),
+            nodes.iter().find_map(NodeRef::cause).map(Stop::Cancelled),
         )),
         WaitOutcome::Killed => Err(stopped(
             task.and_then(|task| task.kill_cause()).map(Stop::Killed),
@@ -485,10 +488,11 @@ pub(crate) fn block_by<W: Waitable + ?Sized>(
 
 /// Park until the wait is decided. The thread notices the deadlines of its scopes itself, so none of them
 /// has to be told to the timer; they are read again after each wake-up, since they may have moved.
-fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> WaitOutcome {
-    let timed = node.filter(|node| node.may_expire());
+fn park_under(nodes: &Nodes, waiter: &Waiter, until: Time) -> WaitOutcome {
+    let is_timed = nodes.iter().any(NodeRef::may_expire);
+    let deadlines = || nodes.iter().map(NodeRef::effective_deadline);
     loop {
-        let scopes = timed.map_or(Time::NEVER, NodeRef::effective_deadline);
+        let scopes = if is_timed { deadlines().min() } else { None }.unwrap_or(Time::NEVER);
         if let Some(outcome) = waiter.park(until.min(scopes)) {
             return outcome;
         }
@@ -496,7 +500,7 @@ fn park_under(node: Option<&NodeRef>, waiter: &Waiter, until: Time) -> WaitOutco
         // The scope's deadline first: it came first, or at the same time. If it was moved meanwhile, the
         // node is not cancelled, and the loop begins again. If it is, the hook has settled the waiter
         // already, and settling it once more has no effect.
-        if scopes <= until && timed.is_some_and(|node| node.poll(now)) {
+        if scopes <= until && is_timed && nodes.iter().any(|node| node.poll(now)) {
             waiter.settle(WaitOutcome::Cancelled);
         } else if now >= until {
             waiter.settle(WaitOutcome::TimedOut);

@@ -245,7 +245,7 @@ BUGS = (
         "a wait leaves its hook in the scope",
         "wait.rs",
         "park",
-        ("if let (Some(node), Some(id)) = (&node, hook) { node.unhook(id); }", "let _ = hook;"),
+        ("hook.and_then(|id| node.unhook(id));", "let _ = (node, hook);"),
     ),
     # --- a wait for several things
     bug(

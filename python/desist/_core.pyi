@@ -89,6 +89,7 @@ __all__ = [
     "defer_kill",
     "fail_after",
     "fork_timeouts",
+    "knows_homes",
     "leak_counts",
     "lease_of",
     "move_on_after",
@@ -2180,7 +2181,8 @@ class _Injector:
     that are made after `task`. `cancels`: it only cancels. `defer`: a held lock defers
     the kill, as at the beginning of the rung; otherwise it is delivered inside. `block`: kill not the task
     but this one of its thread's open blocks that have `kill_after`, the outermost is 0; bytecodes
-    count only while it is open.
+    count only while it is open. `signal`: no kill at all, but this signal arrives, and CPython calls its
+    handler at its next check; on the main thread only.
     """
     def __call__(self, /, *arguments: object) -> object:
         """
@@ -2196,6 +2198,7 @@ class _Injector:
         cancels: bool = False,
         defer: bool = False,
         block: int | None = None,
+        signal: int | None = None,
     ) -> _Injector: ...
     @property
     def outcome(self, /) -> str | None:
@@ -2348,6 +2351,11 @@ def fail_after(
 def fork_timeouts() -> int:
     """
     Number of forks that timed out waiting for a thread to leave the core.
+    """
+
+def knows_homes() -> bool:
+    """
+    True if blocks can be found on the stack: for tests.
     """
 
 def leak_counts() -> tuple[int, int, int, int]:

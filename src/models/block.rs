@@ -7,6 +7,7 @@ use crate::atomics::{AtomicBool, Ordering};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
+use crate::host::Home;
 use crate::scope::{self, ForcedExit, Kind, Unwinding};
 use crate::task::Interrupter;
 use crate::token::tree::NodeRef;
@@ -46,7 +47,8 @@ fn race(body: fn(&NodeRef) -> Unwinding) {
         let slot = slot.clone();
         spawn(move || {
             let hour = std::time::Duration::from_secs(3600);
-            let (node, watch) = scope::enter_forced(Time::NEVER, None, None, hour, slot.clone());
+            let (node, watch) =
+                scope::enter_forced(Time::NEVER, None, None, hour, Home::NATIVE, slot.clone());
             let task = scope::current_task().unwrap();
             let id = task.open_block_at(0).unwrap();
             tell.send((task, id)).unwrap();
@@ -89,7 +91,7 @@ fn look(_node: &NodeRef) -> Unwinding {
 }
 
 fn wait_shielded(_node: &NodeRef) -> Unwinding {
-    let shield = scope::enter(Kind::Shield, Time::NEVER, None);
+    let shield = scope::enter(Kind::Shield, Time::NEVER, None, Home::NATIVE);
     assert!(matches!(
         wait::sleep_until(Time::NEVER),
         Err(Stop::Killed(_))

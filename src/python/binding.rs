@@ -11,3 +11,4 @@ pub(super) mod pickling;
 pub(super) mod raised;
 pub(super) mod seconds;
 pub(super) mod surroundings;
+pub(super) mod swallow;

@@ -13,7 +13,7 @@ pub(super) use crate::python::binding::exceptions::{
     fenced, is, misuse, ordinary, warn_deprecated,
 };
 use crate::python::binding::pickling::{self, Reduced};
-use crate::python::binding::raised;
+use crate::python::binding::{raised, swallow};
 use crate::python::cause::CancelCause;
 use crate::python::hard_stop::killed::killed_or_injected;
 pub(super) use crate::python::hard_stop::killed::{check_kill, injectable, killed};
@@ -21,7 +21,7 @@ use crate::sync::{LockError, QueueError};
 
 /// Raised at a checkpoint once the code around it is cancelled. Do not catch it, or raise it
 /// again: the cancelled scope absorbs it.
-#[pyclass(extends = PyBaseException, frozen, module = "desist")]
+#[pyclass(extends = PyBaseException, frozen, weakref, module = "desist")]
 pub(super) struct Cancelled {
     /// Why and when the code was cancelled, and by which thread.
     #[pyo3(get)]
@@ -62,6 +62,10 @@ pub(super) fn from_stop(py: Python<'_>, stop: Stop) -> PyErr {
 fn cancelled(py: Python<'_>, cause: Cause) -> PyErr {
     Py::new(py, CancelCause::from(cause))
         .and_then(|cause| Bound::new(py, Cancelled { cause }))
+        .inspect(|value| {
+            // Without memory for it, the raise is merely not watched.
+            let _ = swallow::watch(value.as_any());
+        })
         .map_or_else(
             |failure| failure,
             |value| PyErr::from_value(value.into_any()),

@@ -5,6 +5,7 @@
 //! | `killed` | `Killed`: CPython calls the class in the thread in which it raises it |
 //! | `trace` | the rung TRACE: `Killed` at every step of the body |
 //! | `block` | raising inside one block, and nowhere else |
+//! | `home` | where a block was opened, and whether it is on its thread's stack |
 //! | `mask` | deferring kills of the calling task |
 //! | `stack` | where an exception was raised, for reports |
 //!
@@ -33,6 +34,7 @@
 #![allow(unsafe_code)] // calls of the C API
 
 mod block;
+pub(super) mod home;
 pub(super) mod killed;
 pub(super) mod mask;
 pub(super) mod trace;
@@ -75,6 +77,12 @@ fn this_thread(py: Python<'_>) -> PyResult<AsyncException> {
 }
 
 pub(super) use block::{for_this_block, for_this_call};
+
+/// As if a signal had just arrived: its handler is called at the main thread's next check. For sweeps.
+pub(super) fn signal_arrives(number: i32) {
+    // SAFETY: it may be called at any time.
+    unsafe { ffi::PyErr_SetInterruptEx(number) };
+}
 
 /// A Python function that does nothing: calling it has a posted exception delivered.
 fn nothing(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {

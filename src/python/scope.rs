@@ -17,12 +17,14 @@ use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::enforcer::BlockWatch;
 use crate::error::ScopeMisuse;
+use crate::host::Home;
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::cause::CancelCause;
 use crate::python::error::{self, Cancelled};
 use crate::python::hard_stop;
+use crate::python::hard_stop::home::home_of_block;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::traceback;
 use crate::python::token::{CancelToken, cancel_node, timeout_and_deadline};
@@ -77,6 +79,8 @@ enum State {
         node: NodeRef,
         /// Present if the block has `kill_after`.
         watch: Option<Box<BlockWatch>>,
+        /// It is a generator's.
+        suspendable: bool,
     },
     Left {
         /// As it was at the end.
@@ -106,20 +110,29 @@ impl Block {
         }
     }
 
-    fn enter(&self, py: Python<'_>, abandon_hook: Option<Arc<dyn AbandonHook>>) -> PyResult<()> {
+    fn enter(
+        &self,
+        py: Python<'_>,
+        home: Home,
+        abandon_hook: Option<Arc<dyn AbandonHook>>,
+    ) -> PyResult<()> {
         let mut state = self.state.lock();
         let State::Fresh { limit, cancelled } = &mut *state else {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
         };
         let node = match abandon_hook {
-            None => scope::enter(self.kind, limit.as_of_now(), self.grace),
-            Some(abandon_hook) => scope::enter_for(abandon_hook, limit.as_of_now(), self.grace),
+            None => scope::enter(self.kind, limit.as_of_now(), self.grace, home),
+            Some(hook) => scope::enter_for(hook, limit.as_of_now(), self.grace, home),
         };
         if let Some(cause) = cancelled.take() {
             node.cancel(*cause);
         }
-        *state = State::Open { node, watch: None };
+        *state = State::Open {
+            node,
+            watch: None,
+            suspendable: home.suspendable,
+        };
         Ok(())
     }
 
@@ -130,6 +143,7 @@ impl Block {
         &self,
         py: Python<'_>,
         kill_after: Duration,
+        home: Home,
         interrupter: Arc<dyn Interrupter>,
     ) -> PyResult<()> {
         // Asked for while nothing is locked, for it runs Python code; the core caches it.
@@ -145,21 +159,27 @@ impl Block {
             self.grace,
             cancelled,
             kill_after,
+            home,
             interrupter,
         );
         let watch = Some(Box::new(watch));
-        *state = State::Open { node, watch };
+        *state = State::Open {
+            node,
+            watch,
+            suspendable: home.suspendable,
+        };
         Ok(())
     }
 
     /// Enters it at the beginning of a `with` statement.
     fn enter_with(&self, py: Python<'_>) -> PyResult<()> {
+        let home = home_of_block(py)?;
         match &self.kill_after {
             // Simulated time stands still while code runs that is not in a desist wait.
             Some(kill_after) if testing::current().is_none() => {
-                self.enter_forced(py, **kill_after, hard_stop::for_this_block(py)?)
+                self.enter_forced(py, **kill_after, home, hard_stop::for_this_block(py)?)
             }
-            _ => self.enter(py, None),
+            _ => self.enter(py, home, None),
         }
     }
 
@@ -184,7 +204,7 @@ impl Block {
             scope::close_above(&node); // unlocked: it may wait
         }
         let mut state = self.state.lock();
-        let State::Open { node, watch } = &*state else {
+        let State::Open { node, watch, .. } = &*state else {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::NotEntered));
         };
@@ -202,11 +222,14 @@ impl Block {
         } else {
             scope::exit(node, unwinding == Unwinding::Cancelled)
         };
-        let State::Open { node, .. } = &*state else {
+        let State::Open {
+            node, suspendable, ..
+        } = &*state
+        else {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::NotEntered));
         };
-        if exit == Err(ScopeMisuse::WrongThread) {
+        if exit == Err(ScopeMisuse::WrongThread) && !suspendable {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::WrongThread)); // still open on its own thread
         }
@@ -226,16 +249,17 @@ impl Block {
         };
         let open = std::mem::replace(&mut *state, left);
         drop(state);
-        if let State::Open { node, watch } = open {
+        if let State::Open { node, watch, .. } = open {
             drop(watch);
-            if !node.is_private() {
+            // A generator that ends on another thread than the one on which it opened the block closes it
+            // there: the first thread takes it off when it next looks.
+            if exit == Err(ScopeMisuse::WrongThread) || !node.is_private() {
                 detached(py, || node.close(CauseKind::ScopeExited));
             }
         }
         if let Err(misuse) = exit {
-            // A kill may have been raised right behind the __enter__ of the inner block, where
-            // CPython 3.14 does not call its __exit__.
-            if !scope::is_kill_delivered() {
+            // Any other exception matters more, and so does the end of a generator that is collected.
+            if kind.is_none() || unwinding == Unwinding::Cancelled {
                 return Err(error::misuse(py, misuse));
             }
         }
@@ -263,9 +287,10 @@ impl Block {
         let py = function.py();
         match &self.kill_after {
             Some(kill_after) if testing::current().is_none() => {
-                self.enter_forced(py, **kill_after, hard_stop::for_this_call(py)?)?;
+                let interrupter = hard_stop::for_this_call(py)?;
+                self.enter_forced(py, **kill_after, Home::NATIVE, interrupter)?;
             }
-            _ => self.enter(py, None)?,
+            _ => self.enter(py, Home::NATIVE, None)?,
         }
         let result = function.call(arguments, named);
         let none = py.None().into_bound(py);
@@ -364,6 +389,16 @@ impl Block {
     }
 }
 
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let State::Open { node, watch, .. } = self.state.get_mut() {
+            // The object that could run the block's end is no more.
+            drop(watch.take());
+            scope::discard(node);
+        }
+    }
+}
+
 /// Stops the enforcer's watch of a block. This runs Python code, so the block's mutex is not held.
 #[cold]
 #[inline(never)]
@@ -414,7 +449,8 @@ impl CancelScope {
         py: Python<'_>,
         abandon_hook: Arc<dyn AbandonHook>,
     ) -> PyResult<NodeRef> {
-        self.block.enter(py, Some(abandon_hook))?;
+        self.block
+            .enter(py, home_of_block(py)?, Some(abandon_hook))?;
         self.node()
             .ok_or_else(|| error::misuse(py, ScopeMisuse::NotEntered))
     }

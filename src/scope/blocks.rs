@@ -21,6 +21,7 @@ use super::{Exit, Kind, close_unless_private, enter, exit};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{AsStop, DeadlineExceeded, Stop};
+use crate::host::Home;
 use crate::token::CancelToken;
 use crate::token::timer;
 use crate::token::tree::NodeRef;
@@ -89,7 +90,7 @@ fn run<T, E: AsStop>(
     deadline: Time,
     block: impl FnOnce(&Scope) -> Result<T, E>,
 ) -> (Result<T, E>, Exit) {
-    let node = enter(kind, deadline, None);
+    let node = enter(kind, deadline, None, Home::NATIVE);
     let mut leave = Leave {
         node: node.clone(),
         left: false,

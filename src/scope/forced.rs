@@ -26,12 +26,14 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{CONTEXT, Exit, Kind, OPEN, current_ledger, current_task, exit, open};
+use super::{
+    CONTEXT, Exit, Frame, Kind, current_ledger, current_task, exit, note_open, open, settle,
+};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::enforcer::BlockWatch;
 use crate::error::ScopeMisuse;
-use crate::host;
+use crate::host::{self, Home};
 use crate::ledger::Termination;
 use crate::stack::Stack;
 use crate::task::{BlockExit, Interrupter, Task};
@@ -69,6 +71,7 @@ pub(crate) fn enter_forced(
     grace: Option<Duration>,
     cancelled: Option<Cause>,
     kill_after: Duration,
+    home: Home,
     interrupter: Arc<dyn Interrupter>,
 ) -> (NodeRef, BlockWatch) {
     // Before anything is borrowed: the host names the thread.
@@ -76,7 +79,7 @@ pub(crate) fn enter_forced(
         let name = host::thread_name().unwrap_or_else(|| "a thread".into());
         Task::of_thread(&name, current_ledger())
     });
-    let node = open(Kind::Plain, deadline, grace, None);
+    let node = open(Kind::Plain, deadline, grace, home, None);
     if let Some(cause) = cancelled {
         node.cancel(cause);
     }
@@ -105,10 +108,16 @@ pub(crate) fn exit_forced(
     unwinding: Unwinding,
     stack: impl FnOnce() -> Option<Stack>,
 ) -> Result<ForcedExit, ScopeMisuse> {
-    let found = CONTEXT.with(|context| {
-        let frames = context.frames.borrow();
-        let frame = frames.iter().rfind(|frame| frame.node.same(node))?;
-        Some((frame.forced, frame.first_seq, context.task.borrow().clone()))
+    let find = || {
+        CONTEXT.with(|context| {
+            let frames = context.frames.borrow();
+            let frame = frames.iter().rfind(|frame| frame.node.same(node))?;
+            Some((frame.forced, frame.first_seq, context.task.borrow().clone()))
+        })
+    };
+    let found = find().or_else(|| {
+        settle(); // a generator's, which was suspended
+        find()
     });
     let (forced, first_seq, task) = found.ok_or(ScopeMisuse::WrongThread)?;
     let left = match (&task, forced) {
@@ -162,14 +171,16 @@ pub(crate) fn close_above(node: &NodeRef) {
 }
 
 /// Drop the task that stands for the calling thread, unless a forced block is still open on it.
-fn leave_task_of_thread() {
+pub(super) fn leave_task_of_thread() {
     let task = CONTEXT.with(|context| {
         let frames = context.frames.borrow();
-        if frames.iter().any(|frame| frame.forced.is_some()) {
+        let is_forced = |frame: &Frame| frame.forced.is_some();
+        if frames.iter().any(is_forced) || context.away.borrow().iter().any(is_forced) {
             return None;
         }
-        OPEN.with(|open| open.set(!frames.is_empty()));
-        context.task.take()
+        let task = context.task.take();
+        note_open(context, &frames, &context.away.borrow());
+        task
     });
     drop(task); // outside the borrow
 }

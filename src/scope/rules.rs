@@ -60,6 +60,20 @@ pub(super) fn visible(frames: &[Frame], end: usize) -> impl Iterator<Item = &Fra
         .take_while(move |frame| std::mem::replace(&mut open, frame.kind == Kind::Plain))
 }
 
+/// The nodes that the cancellations visible from inside `frames` reach, innermost first: the innermost
+/// frame's, and that of each visible frame which is not an ancestor of the one before. In the tree, a
+/// frame is below the one around it, unless it is a generator's or hides what is outside.
+pub(super) fn reaching(frames: &[Frame]) -> impl Iterator<Item = &NodeRef> {
+    let mut within: Option<&NodeRef> = None;
+    visible(frames, frames.len()).filter_map(move |frame| {
+        let is_above = within
+            .and_then(NodeRef::parent)
+            .is_some_and(|parent| parent.same(&frame.node));
+        within = Some(&frame.node);
+        (!is_above).then_some(&frame.node)
+    })
+}
+
 /// The frames that limit a zone opened inside `frames`, innermost first. Unlike [`visible`] it looks
 /// through other zones: a cancellation that ends the outer zone ends one inside it at the same instant.
 /// A shield, or the task's frame, is the last.

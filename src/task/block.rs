@@ -17,6 +17,7 @@
 //! | requested | `request_block_kill`, on the enforcer's thread | after `kill_after`; the first cause stays |
 //! | posted | `deliver_async_to_block`, on the enforcer's thread | arrives, or is retracted at a wait or the end |
 //! | killed (`first_delivery` is set) | the body's thread raises `Killed` | is posted again while the block is open |
+//! | suspended (may be so in any state) | `suspend_block`, on the body's thread | nothing is raised until `resume_block` |
 //! | closed | `close_block` or `forget_blocks`, on the body's thread | gone; a posted exception is retracted |
 //!
 //! The life of a block is in `forced`; this file has the part that the rest of a task relies on.
@@ -62,6 +63,8 @@ pub(super) struct Block {
     first_delivery: Option<Time>,
     /// When its kill was last posted or raised; the next one is posted `RESEND_AFTER` later.
     last_delivery: Option<Time>,
+    /// Its code is not on the thread's stack now, so no kill is due for it. Written by the body's thread.
+    suspended: bool,
     /// The enforcer's next pause before it tries again; it doubles up to `LONGEST_PAUSE`.
     pause: Duration,
 }
@@ -121,7 +124,7 @@ impl TaskInner {
         }
         self.blocks
             .iter()
-            .position(|block| due(&block.request, block.masks, block.recorded))
+            .position(|block| !block.suspended && due(&block.request, block.masks, block.recorded))
             .map(Target::Block)
     }
 

@@ -9,6 +9,7 @@ use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::CauseKind;
 use crate::clock::testing;
 use crate::error::{ScopeMisuse, Stop};
+use crate::host::Home;
 use crate::scope::{self, ForcedExit, Unwinding};
 use crate::sync::{Acquire, Lock};
 use crate::wait::checkpoint;
@@ -71,7 +72,8 @@ fn open() -> Open {
 
 fn open_until(deadline: Time, kill_after: Duration) -> Open {
     let slot = Arc::new(Slot::default());
-    let (node, watch) = scope::enter_forced(deadline, None, None, kill_after, slot.clone());
+    let (node, watch) =
+        scope::enter_forced(deadline, None, None, kill_after, Home::NATIVE, slot.clone());
     let task = scope::current_task().unwrap();
     let id = task.inner.lock().blocks.last().unwrap().id;
     Open {

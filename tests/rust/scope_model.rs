@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{
-    Scope, cancel_scope, cleanup, current_effective_deadline, current_node, fail_after,
+    Scope, cancel_scope, cleanup, current_effective_deadline, current_nodes, fail_after,
     move_on_after, shield,
 };
 use crate::boundary::{BodyEnd, Boundary};
@@ -488,9 +488,9 @@ impl Machine<'_> {
                 let see_through = |kind| !matches!(kind, Kind::Shield | Kind::Cleanup);
                 if let Some(scope) = nth(open, *up, see_through) {
                     // No checkpoint in between: a deadline that is moved back has not passed.
-                    current_node().map(|node| node.poll(Time::now()));
+                    current_nodes().inner().map(|node| node.poll(Time::now()));
                     scope.set_deadline(self.start + Duration::from_secs(*to));
-                    current_node().map(|node| node.poll(Time::now()));
+                    current_nodes().inner().map(|node| node.poll(Time::now()));
                 }
             }
             Step::Advance { by } => self.clock.advance(Duration::from_secs(*by)),

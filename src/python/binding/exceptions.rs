@@ -3,14 +3,15 @@
 //! The module is imported when the first of them is needed, and cached: an import during the
 //! extension's own import would be circular.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 use pyo3::exceptions::PyDeprecationWarning;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyDict, PyType};
 
 use crate::error::ScopeMisuse;
+use crate::python::binding::swallow::Place;
 
 /// A class of `desist._exceptions`.
 pub(in crate::python) fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
@@ -46,14 +47,30 @@ pub(in crate::python) fn warn_deprecated(py: Python<'_>, message: &CStr) -> PyRe
     PyErr::warn(py, &category, message, 1)
 }
 
-pub(in crate::python) fn warn_swallowed(py: Python<'_>) {
+/// Warns of code that has swallowed `Cancelled`, at the place where it did so if that is known.
+pub(in crate::python) fn warn_swallowed(py: Python<'_>, place: Option<Place>) {
+    const ADVICE: &str = "do not catch Cancelled (a bare `except:` or `except BaseException:` does) \
+        without raising it again; code that has to wait while it cleans up belongs into `with \
+        desist.cleanup():`";
     let warn = || -> PyResult<()> {
         let category = class(py, "CancelledSwallowedWarning")?;
-        let message =
-            c"this code was told before that it is cancelled, and went on: do not catch Cancelled \
-            (a bare `except:` or `except BaseException:` does) without raising it again; code that \
-            has to wait while it cleans up belongs into `with desist.cleanup():`";
-        PyErr::warn(py, &category, message, 1)
+        let Some(place) = place else {
+            let message = format!("this code was told that it is cancelled, and went on: {ADVICE}");
+            return PyErr::warn(py, &category, &CString::new(message)?, 1);
+        };
+        let message = format!(
+            "{}() has swallowed Cancelled, and the code went on: {ADVICE}",
+            place.function
+        );
+        let globals = place.globals.bind(py);
+        let more = PyDict::new(py);
+        more.set_item("module", globals.get_item("__name__")?)?;
+        let registry = ("__warningregistry__", PyDict::new(py));
+        more.set_item("registry", globals.call_method1("setdefault", registry)?)?;
+        let arguments = (message, category, place.file, place.line);
+        py.import("warnings")?
+            .call_method("warn_explicit", arguments, Some(&more))?;
+        Ok(())
     };
     if let Err(error) = warn() {
         // A filter turns warnings into errors, but the thread is about to raise Cancelled.

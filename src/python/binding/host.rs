@@ -14,9 +14,10 @@ use pyo3::sync::PyOnceLock;
 
 use crate::at_fork;
 use crate::fork;
-use crate::host::{self, Host};
+use crate::host::{self, Home, Host, Presence};
 use crate::python::binding::attach::{self, attach};
-use crate::python::binding::{exceptions, forced_unwind, raised, surroundings};
+use crate::python::binding::{exceptions, forced_unwind, raised, surroundings, swallow};
+use crate::python::hard_stop::home;
 use crate::testing;
 
 /// The interpreter, to the core.
@@ -63,6 +64,10 @@ impl Host for Interpreter {
         .ok()
     }
 
+    fn presence(&self, home: Home) -> Presence {
+        home::presence(home)
+    }
+
     fn thread_started(&self) {
         attach::stay();
     }
@@ -76,9 +81,13 @@ impl Host for Interpreter {
         });
     }
 
+    fn was_swallowed(&self) -> bool {
+        attach(|py| swallow::was_swallowed(py).unwrap_or(false)).unwrap_or(false)
+    }
+
     fn cancel_swallowed(&self, raised: u32) {
         if raised == 2 {
-            attach(exceptions::warn_swallowed);
+            attach(|py| exceptions::warn_swallowed(py, swallow::place()));
         }
     }
 }

@@ -295,22 +295,22 @@ fn deliver_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
 // ---------------------------------------------------------------------- frames and their tables
 
 /// The frame that calls into this module.
-fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
+pub(super) fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
     // SAFETY: attached, as `py` shows; a borrowed reference, or NULL if no code of Python's runs.
     unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast()) }
 }
 
-fn back<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+pub(super) fn back<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let back = frame.getattr(intern!(frame.py(), "f_back"))?;
     Ok((!back.is_none()).then_some(back))
 }
 
-fn last_instruction(frame: &Bound<'_, PyAny>) -> PyResult<u32> {
+pub(super) fn last_instruction(frame: &Bound<'_, PyAny>) -> PyResult<u32> {
     let at: i64 = frame.getattr(intern!(frame.py(), "f_lasti"))?.extract()?;
     Ok(u32::try_from(at).unwrap_or(0))
 }
 
-fn is_jump(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
+pub(super) fn is_jump(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
     static JUMPS: PyOnceLock<Vec<u8>> = PyOnceLock::new();
     let py = code.py();
     let jumps = JUMPS.get_or_try_init(py, || {
@@ -333,14 +333,14 @@ fn is_jump(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
 }
 
 /// One entry of an exception table, in bytes of code.
-struct Covered {
+pub(super) struct Covered {
     start: u32,
-    end: u32,
-    handler: u32,
+    pub(super) end: u32,
+    pub(super) handler: u32,
 }
 
 /// The entries of a table: numbers of 6 bits a byte, the highest first.
-fn entries(table: &[u8]) -> impl Iterator<Item = Covered> {
+pub(super) fn entries(table: &[u8]) -> impl Iterator<Item = Covered> {
     let mut bytes = table.iter();
     let mut number = move || {
         let mut value = 0;
@@ -364,14 +364,14 @@ fn entries(table: &[u8]) -> impl Iterator<Item = Covered> {
 }
 
 /// The handler of the first entry behind `at`.
-fn first_handler_behind(table: &[u8], at: u32) -> Option<u32> {
+pub(super) fn first_handler_behind(table: &[u8], at: u32) -> Option<u32> {
     entries(table)
         .find(|entry| entry.start > at)
         .map(|entry| entry.handler)
 }
 
 /// Would an exception at this place reach the handler, be it through others?
-fn leads_to(table: &[u8], at: u32, handler: u32) -> bool {
+pub(super) fn leads_to(table: &[u8], at: u32, handler: u32) -> bool {
     let covered = |at| entries(table).find(|entry| (entry.start..entry.end).contains(&at));
     let mut at = at;
     while let Some(entry) = covered(at) {

@@ -35,6 +35,7 @@ use crate::cause::{Cause, CauseKind, DEFAULT_GRACE};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
 use crate::fork;
+use crate::host::Home;
 use crate::python::binding::attach::attach;
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
@@ -351,7 +352,7 @@ fn longest(policy: &stop::StopPolicy) -> Duration {
 
 /// Runs a wait that kills interrupt, and cancellations do not.
 fn shielded<T>(wait: impl FnOnce() -> T) -> T {
-    let node = scope::enter(Kind::Shield, Time::NEVER, None);
+    let node = scope::enter(Kind::Shield, Time::NEVER, None, Home::NATIVE);
     let result = wait();
     let _ = scope::exit(&node, false); // innermost, and on this thread
     result

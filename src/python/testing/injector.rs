@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::clock::Time;
+use crate::python::hard_stop;
 use crate::python::op::Visited;
 use crate::python::task::Task;
 use crate::python::token::cancel_node;
@@ -28,7 +29,8 @@ use crate::{Cause, CauseKind, scope, task};
 /// that are made after `task`. `cancels`: it only cancels. `defer`: a held lock defers
 /// the kill, as at the beginning of the rung; otherwise it is delivered inside. `block`: kill not the task
 /// but this one of its thread's open blocks that have `kill_after`, the outermost is 0; bytecodes
-/// count only while it is open.
+/// count only while it is open. `signal`: no kill at all, but this signal arrives, and CPython calls its
+/// handler at its next check; on the main thread only.
 #[pyclass(frozen, name = "_Injector", module = "desist._core")]
 pub(in crate::python) struct Injector {
     at: u64,
@@ -36,6 +38,7 @@ pub(in crate::python) struct Injector {
     cancels: bool,
     defer: bool,
     block: Option<usize>,
+    signal: Option<i32>,
     passed: AtomicU64,
     action: Mutex<Option<Action>>,
 }
@@ -64,6 +67,7 @@ impl Injector {
         cancels = false,
         defer = false,
         block: "int | None" = None,
+        signal: "int | None" = None,
     ))]
     fn new(
         at: u64,
@@ -72,6 +76,7 @@ impl Injector {
         cancels: bool,
         defer: bool,
         block: Option<usize>,
+        signal: Option<i32>,
     ) -> Self {
         Self {
             at,
@@ -83,6 +88,7 @@ impl Injector {
             cancels,
             defer,
             block,
+            signal,
             passed: AtomicU64::new(0),
             action: Mutex::new(None),
         }
@@ -202,6 +208,10 @@ impl Injector {
             code: code.unbind(),
             offset: offset.unbind(),
         });
+        if let Some(number) = self.signal {
+            hard_stop::signal_arrives(number);
+            return;
+        }
         let lock_grace_until = |now| if self.defer { Time::NEVER } else { now };
         if let Some(block) = self.block {
             if let Some(id) = task.open_block_at(block) {

@@ -103,6 +103,7 @@ impl Task {
             posted: false,
             first_delivery: None,
             last_delivery: None,
+            suspended: false,
             pause: FIRST_PAUSE,
         });
         id
@@ -137,6 +138,45 @@ impl Task {
         drop(closed); // unlocked: each may have the last count of its node
         retract_all(posted);
         left
+    }
+
+    /// On the body's thread: the block's code is not on the stack now. No kill is raised for it until
+    /// [`Task::resume_block`], and an exception that was posted is retracted.
+    pub(crate) fn suspend_block(&self, id: u64) {
+        let posted = {
+            let mut inner = self.inner.lock();
+            let Some(index) = inner.find(id) else {
+                return;
+            };
+            let block = &mut inner.blocks[index];
+            block.suspended = true;
+            std::mem::take(&mut block.posted).then(|| block.interrupter.clone())
+        };
+        retract_all(posted.into_iter().collect());
+    }
+
+    /// On the body's thread: the code of a suspended block is on the stack again.
+    pub(crate) fn resume_block(&self, id: u64) {
+        let mut inner = self.inner.lock();
+        if let Some(index) = inner.find(id) {
+            inner.blocks[index].suspended = false;
+        }
+    }
+
+    /// On the body's thread: the block's end was skipped. As [`Task::close_block`], for this block alone:
+    /// those that were entered later may be open.
+    pub(crate) fn remove_block(&self, id: u64) {
+        self.suspend_block(id); // retracts
+        let removed = {
+            let mut inner = self.inner.lock();
+            let Some(index) = inner.find(id) else {
+                return;
+            };
+            let removed = inner.blocks.remove(index);
+            self.note_requests(&inner);
+            removed
+        };
+        drop(removed); // unlocked: it may have the last count of its node
     }
 
     /// Number of the open block with this index.
