@@ -16,7 +16,7 @@
 //! | `token` | `CancelSource`, `CancelToken`, `Registration` |
 //! | `scope`, `sync` | cancel scopes; locks, counters, flags and queues |
 //! | `wait_any` | waiting for several things at once |
-//! | `task` | `Task`, stop policies and kill reports, deferred kills, task groups |
+//! | `task` | `Task`, stop policies and kill reports, deferred kills, task groups, blocks that own work |
 //! | `work` | lease queues, and the workers' loop |
 //! | `testing` | virtual time, and the injector of the sweeps |
 //!
@@ -101,6 +101,8 @@ mod _core {
     use super::task::defer::{Masked, defer_kill};
     #[pymodule_export]
     use super::task::group::{GroupCore, WorkerThread};
+    #[pymodule_export]
+    use super::task::owner::OwnerBlock;
     #[pymodule_export]
     use super::task::stop::{
         BegunKill, KillReport, ProcessStopPolicy, RungReport, StopPolicy, restore_report,

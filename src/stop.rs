@@ -25,6 +25,9 @@
 //! because a delivery does nothing while the kill is deferred. The state of a kill is in the task,
 //! under the task's lock; a `Kill` belongs to one thread at a time, and has no lock.
 
+#[cfg(feature = "python")]
+pub(crate) mod all;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -189,9 +192,21 @@ impl Kill {
         })
     }
 
+    /// The same kill, by this cause.
+    #[cfg(feature = "python")]
+    pub(crate) fn because(self, cause: Cause) -> Kill {
+        Kill { cause, ..self }
+    }
+
     /// True if the policy uses force at once.
     pub(crate) fn is_urgent(&self) -> bool {
         self.policy.cooperative().is_zero()
+    }
+
+    /// The longest that it takes, with a clean-up zone that defers it.
+    #[cfg(feature = "python")]
+    pub(crate) fn longest(&self) -> Duration {
+        self.policy.longest()
     }
 
     /// The steps before the first wait: cancel, and if the kill is urgent, deliver once. Where one
@@ -221,24 +236,29 @@ impl Kill {
 
     /// [`Kill::run`], in real time.
     fn run_now(mut self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
-        if self.is_over {
-            return Ok(self.report(Some(KillOutcome::AlreadyDone)));
+        if self.is_over || self.ask(Time::now())? {
+            return Ok(self.report());
         }
-        if self.ask()? || self.use_force()? {
-            return Ok(self.report(None));
+        self.force(on_abandon)
+    }
+
+    /// The rungs behind the first.
+    fn force(mut self, on_abandon: &mut dyn FnMut()) -> Result<KillReport, KillError> {
+        if self.use_force()? {
+            return Ok(self.report());
         }
         self.abandon(on_abandon)
     }
 
-    /// The first rung: the task has been cancelled. True: it has ended.
-    fn ask(&mut self) -> Result<bool, KillError> {
+    /// The first rung: the task has been cancelled, and gets its time from `since` on. True: it has ended.
+    fn ask(&mut self, since: Time) -> Result<bool, KillError> {
         if self.is_urgent() {
             return Ok(false);
         }
-        let (since, limit) = (Time::now(), self.policy.cooperative());
-        let ended = over(&self.task, limit)?;
+        let limit = self.policy.cooperative();
+        let ended = over(&self.task, since + limit);
         self.record(KillOutcome::Cooperative, since, limit, 1);
-        Ok(ended)
+        ended
     }
 
     /// The other rungs. True: the task has ended.
@@ -297,28 +317,31 @@ impl Kill {
                 });
                 task.over().set();
             } else {
-                over(task, Duration::MAX)?; // its boundary is closing, which takes no waits
+                over(task, Time::NEVER)?; // its boundary is closing, which takes no waits
             }
-            return Ok(self.report(None));
+            return Ok(self.report());
         }
         if task.progress() == Progress::Over {
-            over(task, Duration::MAX)?; // its boundary is closing, which takes no waits
-            return Ok(self.report(None));
+            over(task, Time::NEVER)?; // its boundary is closing, which takes no waits
+            return Ok(self.report());
         }
-        let mut unfinished = self.report(None);
+        let mut unfinished = self.report();
         unfinished.outcome = None;
         unfinished.stack = stack;
         unfinished.blocked = blocked;
         Ok(unfinished)
     }
 
-    /// The report, from the task's record so far.
-    fn report(self, known: Option<KillOutcome>) -> KillReport {
+    /// The report of a kill whose task has ended, from the task's record.
+    fn report(self) -> KillReport {
         let record = self.task.record();
+        let outcome = if self.is_over {
+            KillOutcome::AlreadyDone
+        } else {
+            record.killed_at.unwrap_or(KillOutcome::Cooperative)
+        };
         KillReport {
-            outcome: known
-                .or(record.killed_at)
-                .or(Some(KillOutcome::Cooperative)),
+            outcome: Some(outcome),
             elapsed: Time::now() - self.began,
             rungs: self.rungs,
             released: record.swept.released,
@@ -343,7 +366,7 @@ fn signal(
     while Time::now() < end {
         *attempts += 1;
         end = end.max(task.signal_process(rung) + limit);
-        if over(task, RESIGNAL_AFTER.min(end - Time::now()))? {
+        if over(task, end.min(Time::after(RESIGNAL_AFTER)))? {
             return Ok(true);
         }
     }
@@ -377,7 +400,7 @@ fn retry_rung(
             break;
         }
         *attempts += 1;
-        if over(task, pause)? {
+        if over(task, Time::after(pause))? {
             return Ok(true);
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -386,10 +409,10 @@ fn retry_rung(
     Ok(false)
 }
 
-/// Waits for the task's end. Not interrupted by the caller's own cancellation.
-fn over(task: &Task, at_most: Duration) -> Result<bool, KillError> {
+/// Waits for the task's end, until `until` at most. Not interrupted by the caller's own cancellation.
+fn over(task: &Task, until: Time) -> Result<bool, KillError> {
     task.over()
-        .wait_shielded(Time::after(at_most))
+        .wait_shielded(until)
         .map_err(|_| KillError::Interrupted)
 }
 

@@ -59,6 +59,7 @@ __all__ = [
     "LockGuard",
     "Masked",
     "Op",
+    "OwnerBlock",
     "ParentWatch",
     "PoolMetrics",
     "ProcessStopPolicy",
@@ -174,6 +175,13 @@ class BegunKill:
     def finish(self, /) -> KillReport:
         """
         Go from rung to rung until the task is over or abandoned. A second call finds it over.
+        """
+    @staticmethod
+    def finish_all(kills: SupportsGetItem[int, BegunKill]) -> list[KillReport]:
+        """
+        finish() of several, side by side, with kills of the calling thread deferred for as long as that
+        takes. What a signal handler raises meanwhile makes them use force at once, and is raised
+        when all of them are finished.
         """
 
 @disjoint_base
@@ -769,9 +777,10 @@ class GroupCore:
         """
         A task has failed: the others, and the block, are cancelled.
         """
-    def _hire(self, /, core: Task, task: Any) -> None:
+    def _has_cancelled(self, /, core: Task) -> bool:
         """
-        One more thread, for a task that `_next` gave.
+        Are the tasks cancelled? Then `core` is, though the cancellation may be on its way to it still: an
+        ended sibling must not be followed by a task that is called all the same.
         """
     def _make(self, /, name: str) -> Task:
         """
@@ -785,6 +794,15 @@ class GroupCore:
         """
         Start the body that `_make` has made, as `task`: on a new thread, or, if there are enough, on the
         first one that has nothing else to do.
+        """
+    def _thread_lost(self, /) -> list[Any]:
+        """
+        The task of one of the threads was abandoned, and is not over yet. Returns the tasks that wait, if
+        no thread is left for them.
+        """
+    def _thread_regained(self, /) -> None:
+        """
+        The function of an abandoned task has returned, and its thread goes on.
         """
     def _unclaim(self, /) -> None:
         """
@@ -1362,6 +1380,22 @@ class Op(Generic[_T_co]):
 
         `file`, and the exceptions, are as with readable().
         """
+
+class OwnerBlock:
+    """
+    A block that waits for work of its object, and ends it when it is left early.
+    """
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """
+        Wait for the work, unless an exception leaves the block, and end it.
+        """
+    def __new__(cls, /, *_arguments: object, **_named: object) -> OwnerBlock: ...
 
 @final
 class ParentWatch:

@@ -5,14 +5,19 @@ that the standard library ends it with the interpreter as its own. Its worker th
 boundary (`WorkerThread`) that no kill enters; only a submitted function has a boundary of its own,
 so that a kill ends the function and the thread goes on.
 
+Every future is in `_unfinished` from its submission, under `_shutdown_lock`, until its call has
+ended or was abandoned. So a shutdown that ends the work finds all calls: those that wait, those
+that run, and those on their way from the queue to their thread.
+
 The base class's locks are `threading`'s: they are taken only while kills of the thread are
-deferred. `_hands`, `_may_abandon` and `_exhausted` are written under `_shutdown_lock`.
+deferred. `_hands` and `_abandoned` are written under `_shutdown_lock`.
 """
 
 from __future__ import annotations
 
 import concurrent.futures.thread
 import logging
+import math
 import threading
 import weakref
 from concurrent.futures import InvalidStateError
@@ -22,18 +27,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from desist._core import (
+    BegunKill,
     KillReport,
+    OwnerBlock,
     SimpleQueue,
     StopPolicy,
     Task,
     WorkerThread,
+    call_masked,
     checkpoint,
     defer_kill,
+    shield,
 )
 from desist._enums import KillOutcome, TaskState
 from desist._exceptions import Empty, PoolExhausted, TaskAborted
 from desist._future import BRIEFLY, Future
-from desist._killing import failure_of, kill_soon
+from desist._killing import end_now, failure_of, kill_soon, report_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,8 +107,7 @@ class TaskFuture(Future[R]):
         Raises:
             RuntimeError: called by the code itself.
         """
-        policy = self._before_kill(reason, policy)
-        return self._task.kill(reason, policy=policy, abandoned=self._abandoned)
+        return self._begin_kill(reason, policy).finish()
 
     def kill_soon(
         self, reason: str | None = None, *, policy: StopPolicy | None = None
@@ -110,21 +118,16 @@ class TaskFuture(Future[R]):
         up the ladder. Never blocks, and never raises: the future raises kill()'s exceptions.
         The future cannot be cancelled.
         """
+        return kill_soon(lambda: self._begin_kill(reason, policy).finish)
 
-        def begin() -> Callable[[], KillReport]:
-            stop = self._before_kill(reason, policy)
-            return self._task.begin_kill(reason, policy=stop, abandoned=self._abandoned).finish
-
-        return kill_soon(begin)
-
-    def _before_kill(self, reason: str | None, policy: StopPolicy | None) -> StopPolicy | None:
-        """End a call that has not begun; return the policy for one that has."""
+    def _begin_kill(self, reason: str | None = None, policy: StopPolicy | None = None) -> BegunKill:
+        """Begin a kill; a call that has not begun is ended."""
         if not self.running():
             self.cancel(reason)
         executor = self._executor
         if policy is None and executor is not None:
             policy = executor._policy  # noqa: SLF001 (its own module)
-        return policy
+        return self._task.begin_kill(reason, policy=policy, abandoned=self._abandoned)
 
     def _cause(self) -> CancelCause:
         cause = self._task.token.cause
@@ -143,7 +146,8 @@ class TaskFuture(Future[R]):
 
     def _settle(self, result: R, raised: BaseException | None) -> None:
         failure = failure_of(self._task, raised)
-        self._executor = self._thread = None
+        self._leave_executor()
+        self._thread = None
         with suppress(InvalidStateError):  # user code has settled it
             if failure is None:
                 self.set_result(result)
@@ -153,7 +157,7 @@ class TaskFuture(Future[R]):
     # On the killing thread.
 
     def _abandoned(self) -> None:
-        executor, self._executor = self._executor, None
+        executor = self._leave_executor()
         thread, self._thread = self._thread, None
         with suppress(InvalidStateError):
             self.set_exception(TaskAborted(self._task.name, KillOutcome.ABANDONED, self._cause()))
@@ -162,9 +166,16 @@ class TaskFuture(Future[R]):
 
     # Where no kill is delivered.
 
+    def _leave_executor(self) -> ThreadPoolExecutor | None:
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor._unfinished.discard(self)  # noqa: SLF001 (its own module)
+        return executor
+
     def _end_unstarted(self, body: Callable[[], object] = checkpoint) -> None:
         """End the task of a call that no thread will run; `body` raises its exception."""
-        self._executor = self._body = None
+        self._leave_executor()
+        self._body = None
         with suppress(RuntimeError):  # another thread is doing it
             self._task.run(body, lambda _result, _raised: None)
 
@@ -178,7 +189,7 @@ class TaskFuture(Future[R]):
             self.set_exception(failure)
 
 
-class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
+class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
     """concurrent.futures.ThreadPoolExecutor, whose work can be cancelled and killed.
 
     Signatures and results are those of the standard library. submit() gives a future that has
@@ -186,10 +197,14 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     `asyncio.wait_for(loop.run_in_executor(...))` really stops it, once this is the loop's
     executor. A kill is raised in the submitted function and nowhere else in its thread.
 
+    A `with` block that is left early, by an exception, Ctrl-C or a cancellation, also while it
+    waits for its work, ends the work: as shutdown(cancel_running=True) does. The exception goes on
+    when the work has ended.
+
     `inherit_context`: a function runs in a copy of the context (contextvars) of its submit().
-    `max_abandoned`: at most this many abandoned threads are replaced; with one more the executor is
-    exhausted: submitted calls that have not begun fail with PoolExhausted, and submit() raises it.
-    `policy` is for TaskFuture.kill().
+    `max_abandoned`: so many threads that were abandoned and still run are replaced. With one more
+    the executor is exhausted until one of them ends: submitted calls that have not begun fail with
+    PoolExhausted, and submit() raises it. `policy` is for TaskFuture.kill(), and for shutdown().
     """
 
     def __init__(
@@ -210,23 +225,29 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         super().__init__(max_workers, thread_name_prefix, initializer, initargs)
         self._initialize = partial(initializer, *initargs) if initializer else None
         self._inherit_context = inherit_context
-        self._may_abandon = max_abandoned
+        self._max_abandoned = max_abandoned
         self._policy = StopPolicy() if policy is None else policy
-        self._exhausted = False
         self._number = 0
         # Typeshed has other types for these.
         self._work_queue: SimpleQueue[Any] = SimpleQueue()  # type: ignore[assignment]
         self._threads: set[threading.Thread] = set()
         self._broken: Any = False
         self._hands: dict[threading.Thread, WorkerThread] = {}
+        # Those that were alive when the last one was added.
+        self._abandoned: list[threading.Thread] = []
+        self._unfinished: set[TaskFuture[Any]] = set()
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
-        """Have `fn(*args, **kwargs)` called by a thread of the pool. Never blocks.
+        """Have `fn(*args, **kwargs)` called by a thread of the pool.
+
+        Never blocks. A checkpoint.
+        On cancel: Cancelled means that nothing was submitted.
 
         Raises:
             RuntimeError: the executor has been shut down.
-            PoolExhausted: more threads than `max_abandoned` were abandoned.
+            PoolExhausted: more than `max_abandoned` abandoned threads still run.
         """
+        checkpoint()
         call: Callable[[], R] = partial(fn, *args, **kwargs)
         if self._inherit_context:
             call = partial(copy_context().run, call)
@@ -235,13 +256,14 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         with defer_kill(BRIEFLY), self._shutdown_lock, stdlib._global_shutdown_lock:  # noqa: SLF001 (the standard library's own)
             if self._broken:
                 raise stdlib.BrokenThreadPool(self._broken)
-            if self._exhausted:
+            if self._is_exhausted():
                 raise PoolExhausted(_EXHAUSTED)
             if self._shutdown:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if stdlib._shutdown:  # noqa: SLF001 (the standard library's own)
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             future = TaskFuture(self, name, call)
+            self._unfinished.add(future)
             self._work_queue.put(future)
             self._adjust_thread_count()
         return future
@@ -276,21 +298,23 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         stdlib._threads_queues[thread] = self._work_queue  # noqa: SLF001 (the standard library's own)
 
     def _replace(self, thread: threading.Thread) -> None:
-        """Start a thread in the place of an abandoned one, unless that happened too often."""
+        """Start a thread in the place of an abandoned one, unless the executor is exhausted."""
         with self._shutdown_lock:
             self._threads.discard(thread)
             hand = self._hands.pop(thread, None)
             if hand is not None:
                 hand.abandoned()
             stdlib._threads_queues.pop(thread, None)  # noqa: SLF001 (the standard library's own)
-            replaced = self._may_abandon > 0
-            if replaced:
-                self._may_abandon -= 1
+            self._abandoned = [one for one in (*self._abandoned, thread) if one.is_alive()]
+            exhausted = self._is_exhausted()
+            if not exhausted:
                 with suppress(RuntimeError):  # the interpreter is at its end
                     self._start_worker()
-            if not (replaced and self._threads):
-                self._exhausted = True
+            if exhausted or not self._threads:
                 self._fail_waiting(PoolExhausted(_EXHAUSTED))
+
+    def _is_exhausted(self) -> bool:
+        return sum(thread.is_alive() for thread in self._abandoned) > self._max_abandoned
 
     def _initializer_failed(self) -> None:
         with self._shutdown_lock:
@@ -304,14 +328,22 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
                 if isinstance(future, TaskFuture):
                     future._fail_unstarted(failure)  # noqa: SLF001 (its own module)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, cancel_running: bool = False
+    ) -> None:
         """As concurrent.futures.ThreadPoolExecutor.shutdown().
 
-        `cancel_futures` cancels calls that have not begun, and none that run.
+        `cancel_futures` cancels calls that have not begun, and none that run. `cancel_running` ends
+        both: calls that run are cancelled, and those that do not end are killed, rung by rung of
+        the executor's policy. One that no rung ends is abandoned, and the TaskAborted of its future
+        is passed to threading.excepthook as well.
 
-        Blocks: with `wait`, until all threads have ended that were not abandoned. A checkpoint.
+        Blocks: with `wait`, until all threads have ended that were not abandoned; with
+        `cancel_running`, for the sum of the policy's seconds at most, and as long as clean-up
+        blocks defer a kill. A checkpoint, but not with `cancel_running`.
         On cancel: Cancelled is raised by the wait; the executor is shut down all the same, and
-        another call goes on with the wait.
+        another call goes on with the wait. With `cancel_running` it goes on. Ctrl-C then has the
+        calls killed at once, and is raised when they have ended.
         On kill: as on cancel, with Killed.
 
         Raises:
@@ -319,13 +351,39 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
         """
         with defer_kill(BRIEFLY), self._shutdown_lock:
             self._shutdown = True
-            if cancel_futures:
+            if cancel_futures or cancel_running:
                 with suppress(Empty):
                     while True:
                         future = self._work_queue.get_nowait()
                         if isinstance(future, TaskFuture):
                             future.cancel()
             self._work_queue.put(None)
+        if not cancel_running:
+            self._join(wait)
+        elif wait:
+            # A cancelled caller leaves nothing running either.
+            with shield(math.inf):
+                try:
+                    end_now(self._begin_end)
+                finally:
+                    call_masked(self._join, wait)
+        else:
+            kill_soon(self._begin_end)
+
+    def _begin_end(self) -> Callable[[], None]:
+        """Begin to kill the calls that have not ended; returns the function that goes on."""
+        calls = [call for call in list(self._unfinished) if not call._task.is_current()]  # noqa: SLF001 (its own module)
+        kills = [call._begin_kill("the executor was shut down") for call in calls]  # noqa: SLF001 (its own module)
+
+        def finish() -> None:
+            try:
+                BegunKill.finish_all(kills)
+            finally:
+                report_abandoned(calls)
+
+        return finish
+
+    def _join(self, wait: bool) -> None:
         while wait:
             with defer_kill(BRIEFLY), self._shutdown_lock:
                 thread, hand = next(iter(self._hands.items()), (None, None))
@@ -338,9 +396,20 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
             if self._hands.pop(thread, None) is not None:  # else it was abandoned
                 thread.join()  # only the interpreter's own last steps are left
 
+    # Of the block's end.
+
+    def _join_work(self) -> None:
+        self.shutdown()
+
+    def _end_work(self) -> None:
+        self.shutdown(cancel_running=True)
+
 
 _logger = logging.getLogger("concurrent.futures")
-_EXHAUSTED = "more threads than max_abandoned of this executor were abandoned; make a new executor"
+_EXHAUSTED = (
+    "more than max_abandoned threads of this executor were abandoned, and have not ended; "
+    "make a new executor"
+)
 
 
 def _worker(

@@ -33,12 +33,13 @@ from desist._core import (
     defer_kill,
 )
 from desist._enums import KillOutcome, TaskState
-from desist._exceptions import AnyTimeoutError, TaskAborted
+from desist._exceptions import AnyTimeoutError, PoolExhausted, TaskAborted
 from desist._future import BRIEFLY, Future
-from desist._killing import failure_of, kill_soon
+from desist._killing import failure_of, kill_soon, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import NoReturn
 
     from typing_extensions import Self
 
@@ -189,14 +190,22 @@ class Task(Generic[T_co]):
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.name!r} {self.state.name}>"
 
-    # On the task's thread, where no kill is delivered.
+    # On the task's thread, or for a task without one on another, where no kill is delivered.
 
     def _run(self) -> None:
         body, self._body = self._body, None
         assert body is not None  # noqa: S101 (for the type checker: it runs once)
         self._thread = threading.get_ident()
-        self._never_began = self.token.cancelled
+        group = self._group
+        self._never_began = self.token.cancelled or (
+            group is not None and group._has_cancelled(self._core)  # noqa: SLF001 (its own module)
+        )
         self._core.run(checkpoint if self._never_began else body, self._settle)
+
+    def _run_exhausted(self) -> None:
+        """End it without a thread; it fails, unless it was cancelled."""
+        self._body = _raise_exhausted
+        self._run()
 
     def _settle(self, result: Any, raised: BaseException | None) -> None:
         self._result = result
@@ -212,7 +221,7 @@ class Task(Generic[T_co]):
         group = self._group
         self._tell_group()
         if group is not None:
-            group._replace_thread(self._thread)  # noqa: SLF001 (its own module)
+            group._lose_thread(self._thread)  # noqa: SLF001 (its own module)
 
     def _end_if_waiting(self) -> None:
         group = self._group
@@ -236,19 +245,23 @@ class TaskGroup(GroupCore):
 
     If a task fails, the other tasks and the block are cancelled, unless `on_error` is "continue".
     The failures, and an exception of the block itself, are raised by the block's end as an
-    ExceptionGroup. If the block is cancelled from outside, or left by an exception, its tasks are
-    cancelled and waited for. A cancelled task has not failed; a task that was killed or abandoned
-    has, with TaskAborted.
+    ExceptionGroup. A block that is left early, by an exception, by a cancellation or by a failure
+    of a task, ends its tasks: they are cancelled, and those that do not end are killed, rung by
+    rung of `policy`. A cancelled task has not failed; a task that was killed or abandoned has, with
+    TaskAborted, which names it.
 
-    Blocks: the block's end, until all tasks have ended or were abandoned. A checkpoint.
-    On cancel: the tasks are cancelled, and the end goes on to wait for them. So with Ctrl-C;
-    pressed again, it kills the tasks.
-    On kill: of the block's thread: the tasks are cancelled, and killed as `policy` says.
+    Blocks: the block's end, until all tasks have ended or were abandoned; of a block that is left
+    early, for the sum of the policy's seconds at most, and as long as clean-up blocks defer a
+    kill. A checkpoint.
+    On cancel: of the block: it is left early. So with Ctrl-C; pressed again, it kills the tasks at
+    once.
+    On kill: of the block's thread: it is left early, and the kill is deferred until its end.
 
     Args:
         on_error: Whether a failure cancels the other tasks.
-        max_threads: At most this many tasks run at a time; the others wait.
-        policy: For tasks that are killed because the block's thread is, or because of Ctrl-C.
+        max_threads: At most this many tasks run at a time, abandoned ones that have not ended
+            included; the others wait.
+        policy: How the tasks of a block that is left early are ended.
         name: For the threads' names.
     """
 
@@ -301,15 +314,18 @@ class TaskGroup(GroupCore):
         It may also be called by the tasks of the group, and by other threads, until the block has
         ended. In a group that is cancelled the function is not called.
 
-        Blocks: only for the start of the thread.
+        Blocks: only for the start of the thread. A checkpoint.
+        On cancel: Cancelled means that nothing was started.
 
         Raises:
+            PoolExhausted: all of `max_threads` threads were abandoned, and have not ended.
             RuntimeError: the block has not begun or has ended, or the system has no more threads.
             TypeError: `fn` is not callable.
         """
         if not callable(fn):
             message = f"start_soon() takes a function to call, not {type(fn).__name__}"  # type: ignore[unreachable]
             raise TypeError(message)
+        checkpoint()
         name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
         task = Task(self, name, partial(copy_context().run, fn, *args, **kwargs))
         self._start(task._core, task)  # noqa: SLF001 (its own module)
@@ -379,10 +395,8 @@ class TaskGroup(GroupCore):
 
     def _report(self) -> None:
         """Pass the errors to threading.excepthook, because no exception will carry them."""
-        errors, self._errors = self._errors, []
-        for error in errors:
-            args = (type(error), error, error.__traceback__, None)
-            threading.excepthook(threading.ExceptHookArgs(args))
+        while self._errors:
+            report(self._errors.pop(0))
 
     # On a thread of the group, between its tasks, or on the thread that abandoned a task.
 
@@ -397,7 +411,9 @@ class TaskGroup(GroupCore):
         while task is not None:
             task._run()  # noqa: SLF001 (its own module)
             if task.state is TaskState.ABANDONED:
-                return  # another thread has taken its place
+                task.join()  # the thread that has abandoned it is on its last few steps
+                self._thread_regained()
+                self._threads[threading.get_ident()] = thread
             del task
             task = self._next()
 
@@ -414,17 +430,14 @@ class TaskGroup(GroupCore):
         self._ended.append(task)
         self._endings.release()
 
-    def _replace_thread(self, lost: int) -> None:
-        self._threads.pop(lost, None)
-        task: Task[Any] | None = self._next()
-        if task is None:
-            return
-        try:
-            self._hire(task._core, task)  # noqa: SLF001 (its own module)
-        except RuntimeError as no_thread:
-            self._errors.append(no_thread)
-            task.cancel("there is no thread for it")
-            task._run()  # noqa: SLF001 (its own module)
+    def _lose_thread(self, ident: int) -> None:
+        self._threads.pop(ident, None)
+        for task in self._thread_lost():
+            task._run_exhausted()  # noqa: SLF001 (its own module)
+
+
+def _raise_exhausted() -> NoReturn:
+    raise PoolExhausted("all threads of the group were abandoned, and have not ended")
 
 
 def _group_of(message: str, errors: list[Exception]) -> BaseException:

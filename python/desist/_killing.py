@@ -11,37 +11,54 @@ from __future__ import annotations
 import threading
 
 from desist._core import Cancelled, Killed, WorkerThread, call_masked
+from desist._enums import TaskState
 from desist._exceptions import TaskAborted, TaskCancelled
 from desist._future import Future
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from typing import Any, TypeVar
 
-    from desist._core import KillReport, Task
+    from desist._core import Task
+
+    _R = TypeVar("_R")
 
 
-def kill_now(begin: Callable[[], Callable[[], KillReport]]) -> KillReport:
+def kill_now(begin: Callable[[], Callable[[], _R]]) -> _R:
     """Begin a kill and finish it; a kill of the caller comes during its waits, or afterwards."""
-    return call_masked(_now, begin)
+    result: _R = call_masked(_now, begin)
+    return result
 
 
-def _now(begin: Callable[[], Callable[[], KillReport]]) -> KillReport:
+def _now(begin: Callable[[], Callable[[], _R]]) -> _R:
     return begin()()
 
 
-def kill_soon(begin: Callable[[], Callable[[], KillReport]]) -> Future[KillReport]:
+def end_now(begin: Callable[[], Callable[[], object]]) -> None:
+    """Begin to kill what an owner has left running, and finish it, whatever interrupts that.
+
+    The exception of a signal handler goes on afterwards; that of a second one at once.
+    """
+    try:
+        kill_now(begin)
+    except BaseException:
+        kill_now(begin)  # the rest
+        raise
+
+
+def kill_soon(begin: Callable[[], Callable[[], _R]]) -> Future[_R]:
     """Begin a kill, and have a thread of its own finish it; never blocks.
 
     `begin()` returns the function that finishes the kill. The future raises an exception of either.
     """
-    future: Future[KillReport] = Future()
+    future: Future[_R] = Future()
     future.set_running_or_notify_cancel()  # a kill that has begun is not called off
     call_masked(_begin, begin, future)
     return future
 
 
-def _begin(begin: Callable[[], Callable[[], KillReport]], future: Future[KillReport]) -> None:
+def _begin(begin: Callable[[], Callable[[], _R]], future: Future[_R]) -> None:
     try:
         finish = begin()
         # A WorkerThread takes its place in a simulation, if there is one.
@@ -58,13 +75,27 @@ def _begin(begin: Callable[[], Callable[[], KillReport]], future: Future[KillRep
         future.set_exception(failure)
 
 
-def _finish(finish: Callable[[], KillReport], future: Future[KillReport]) -> None:
+def _finish(finish: Callable[[], _R], future: Future[_R]) -> None:
     try:
         report = finish()
     except BaseException as failure:  # noqa: BLE001 (the future raises it)
         future.set_exception(failure)
     else:
         future.set_result(report)
+
+
+def report_abandoned(results: Iterable[Future[Any]]) -> None:
+    """Pass the failures of abandoned work to threading.excepthook."""
+    for result in results:
+        failure = result.exception() if result.state is TaskState.ABANDONED else None
+        if failure is not None:
+            report(failure)
+
+
+def report(failure: BaseException) -> None:
+    """Pass a failure that no exception carries to threading.excepthook."""
+    args = (type(failure), failure, failure.__traceback__, None)
+    threading.excepthook(threading.ExceptHookArgs(args))
 
 
 def failure_of(task: Task, raised: BaseException | None) -> BaseException | None:

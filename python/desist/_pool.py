@@ -20,35 +20,39 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from desist._core import (
+    BegunKill,
     CancelCause,
     CancelSource,
     FileQueue,
-    KillReport,
     Lease,
     LeaseQueue,
+    OwnerBlock,
     PoolMetrics,
     ProcessStopPolicy,
     StopPolicy,
-    WorkerSlot,
+    call_masked,
     cancel_scope,
+    checkpoint,
     shield,
 )
+from desist._enums import KillOutcome
+from desist._exceptions import TaskAborted
 from desist._item_future import ItemFuture, ItemPromise
-from desist._killing import kill_soon
+from desist._killing import end_now, report
 from desist._ports import port_of
 from desist._supervisor import RestartPolicy, Supervisor
 from desist._worker import Roster, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from desist._child import ChildHandler
-    from desist._future import Future
     from desist.engines import EngineQueue
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_STOPPING = "the pool is stopping"
 
 
 class WorkEvent(NamedTuple):
@@ -76,7 +80,7 @@ class PoolStats(NamedTuple):
     restarts: int
     """Replacements of workers."""
     abandoned: int
-    """Threads that no rung of a kill has ended."""
+    """Workers that no rung of a kill has ended, and whose threads still run."""
     started: int
     """Attempts. Each ends as one of the next four."""
     done: int
@@ -89,7 +93,7 @@ class PoolStats(NamedTuple):
     """Items that were dead-lettered."""
 
 
-class WorkerPool(Generic[T, R]):
+class WorkerPool(OwnerBlock, Generic[T, R]):
     """Threads that call `handler(lease)` for every item of a queue.
 
     With `isolation="process"` each thread has a child process, in which the handler is called: a
@@ -102,8 +106,8 @@ class WorkerPool(Generic[T, R]):
     is killed goes on with the next item, and its item is leased again.
 
     Leaving the `with` block waits until all work has ended, then stops the workers; an exception
-    that leaves the block stops them at once. The wait is that of drain(), the stop that of stop(),
-    with what is said there of cancels and kills.
+    that leaves the block, or is raised in that wait, stops them at once. The wait is that of
+    drain(), the stop that of stop(), with what is said there of cancels and kills.
 
     The pool stops by itself when workers have to be replaced more often than `restart` allows, or
     when the queue fails. Then submit(), drain(), the end of the `with` block and the futures raise
@@ -181,7 +185,7 @@ class WorkerPool(Generic[T, R]):
         settled with the item that is there.
 
         Blocks: for room, in a queue with a maxsize, for `timeout` seconds at most; and until the
-        queue's file or server has answered. A checkpoint, unless the queue is a server's.
+        queue's file or server has answered. A checkpoint.
         On cancel: Cancelled is raised, and nothing was added.
         On timeout: as put() of the queue.
         On kill: as on cancel, with Killed.
@@ -191,6 +195,7 @@ class WorkerPool(Generic[T, R]):
             RuntimeError: the pool has been stopped.
             TypeError: the item cannot be pickled, for a process or a file.
         """
+        checkpoint()
         self._roster.check_usable()
         self._supervisor.check()
         if self._roster.children:
@@ -280,8 +285,9 @@ class WorkerPool(Generic[T, R]):
         other pools. Futures of unfinished items raise TaskCancelled.
 
         Blocks: until each worker has ended or was abandoned, as the pool's policy says; they are
-        killed side by side.
-        On cancel: goes on; the caller's own cancellation does not interrupt it.
+        killed side by side. The TaskAborted of an abandoned one is passed to threading.excepthook.
+        On cancel: goes on; the caller's own cancellation does not interrupt it, and its own kill is
+        deferred. Ctrl-C has the workers killed at once, and is raised when they have ended.
 
         Raises:
             RuntimeError: called by a worker of this pool, which cannot wait for itself.
@@ -296,46 +302,61 @@ class WorkerPool(Generic[T, R]):
             )
             raise RuntimeError(message)
         roster.stopped = True
-        self._source.cancel("the pool is stopping")
+        self._source.cancel(_STOPPING)
         with shield(math.inf):  # a cancelled caller leaves no worker behind either
-            seats = [worker._seat for worker in roster.workers]  # noqa: SLF001 (the pool's own)
-            for kill in [self._start_last_kill(seat) for seat in seats if seat.busy]:
-                kill.result()
-            for seat in seats:
-                seat.wait()
-            for child in roster.children:
-                if child.seat.abandoned:
-                    child.dismiss()
-                else:
-                    child.gone.wait()
-            if self._owns_queue:
-                self._port.abandon("the pool has stopped")
-            stopped = CancelCause.explicit("the pool has stopped")
-            for promise in list(self._promises):
-                promise.fail(stopped)
+            try:
+                end_now(self._begin_end)
+            finally:
+                call_masked(self._settle)
 
-    def _start_last_kill(self, seat: WorkerSlot) -> Future[KillReport]:
-        return kill_soon(
-            lambda: seat.begin_kill("the pool is stopping", self._roster.policy).finish
-        )
+    def _begin_end(self) -> Callable[[], None]:
+        """Begin to kill the busy workers; returns the function that goes on with it."""
+        roster = self._roster
+        busy = [
+            (seat, f"{seat.name} item {seat.item_id}")
+            for seat in (worker._seat for worker in roster.workers)  # noqa: SLF001 (the pool's own)
+            if seat.busy
+        ]
+        kills = [seat.begin_kill(_STOPPING, roster.policy) for seat, _ in busy]
+
+        def finish() -> None:
+            try:
+                BegunKill.finish_all(kills)
+            finally:
+                for seat, work in busy:
+                    if seat.abandoned:
+                        cause = CancelCause.explicit(_STOPPING)
+                        report(TaskAborted(work, KillOutcome.ABANDONED, cause))
+
+        return finish
+
+    def _settle(self) -> None:
+        """Wait for the workers, which have nothing to do any more, and fail what is unfinished."""
+        for worker in self._roster.workers:
+            worker._seat.wait()  # noqa: SLF001 (the pool's own)
+        for child in self._roster.children:
+            if child.seat.abandoned:
+                child.dismiss()
+            else:
+                child.gone.wait()
+        if self._owns_queue:
+            self._port.abandon("the pool has stopped")
+        stopped = CancelCause.explicit("the pool has stopped")
+        for promise in list(self._promises):
+            promise.fail(stopped)
 
     def __enter__(self) -> WorkerPool[T, R]:
         """Return the pool."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> None:
-        """Drain, unless an exception leaves the block, and stop."""
-        try:
-            if kind is None and not self._roster.stopped:
-                self.drain()
-        finally:
-            self.stop()
+    # Of the block's end.
+
+    def _join_work(self) -> None:
+        if not self._roster.stopped:
+            self.drain()
+
+    def _end_work(self) -> None:
+        self.stop()
 
 
 def _opened(queue: Any) -> Any:

@@ -98,8 +98,21 @@ class GroupHooks(Protocol):
 class GroupTask(Protocol):
     """A task of a group."""
 
+    def _run(self) -> None:
+        """Call its function, or end it if it was cancelled, on the calling thread."""
+
     def _abandoned(self) -> None:
         """The task was abandoned: its thread is not the group's any more."""
+
+
+class WorkOwner(Protocol):
+    """A subclass of `OwnerBlock`: work runs that belongs to its block."""
+
+    def _join_work(self) -> object:
+        """Wait until all work has ended."""
+
+    def _end_work(self) -> object:
+        """End all work that has not ended, as the policy says. Idempotent."""
 
 
 class HookedQueue(Protocol):

@@ -4,11 +4,11 @@
 guarantees: once it has ended the pool, the pool's token is cancelled, and every future that the
 pool has made fails with the same reason.
 
-How: `restarts`, `abandoned` and `_recent` are written under `_lock`, and only there. `_ended_by` is
-written once, before `ended` is cancelled and the futures fail; a thread that adds a future looks at
-`ended` afterwards, so that one of the two settles it. The lock is the standard library's, so that
-no cancellation keeps the supervisor from counting, and it is only held inside `call_masked()`, so
-that no kill leaves it held.
+How: `restarts`, `_abandoned` and `_recent` are written under `_lock`, and only there. `_ended_by`
+is written once, before `ended` is cancelled and the futures fail; a thread that adds a future looks
+at `ended` afterwards, so that one of the two settles it. The lock is the standard library's, so
+that no cancellation keeps the supervisor from counting, and it is only held inside `call_masked()`,
+so that no kill leaves it held.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class RestartPolicy(NamedTuple):
     period: float = 5.0
     """Seconds over which replacements are counted."""
     max_abandoned: int = 2
-    """At most this many abandoned threads are replaced; with one more the pool is exhausted."""
+    """So many threads that were abandoned and still run are replaced; with one more the pool is
+    exhausted."""
 
 
 class Supervisor:
@@ -59,25 +60,31 @@ class Supervisor:
         # Cancelled when the supervisor has ended the pool.
         self.ended: CancelToken = self._source.token
         self.restarts: int = 0
-        self.abandoned: int = 0
+        # Those that were alive when the last one was added.
+        self._abandoned: list[threading.Thread] = []
 
-    def count_abandoned(self, what: str) -> None:
+    @property
+    def abandoned(self) -> int:
+        """Number of threads that were abandoned and still run."""
+        return sum(thread.is_alive() for thread in self._abandoned)
+
+    def count_abandoned(self, what: str, thread: threading.Thread) -> None:
         """Count a thread that was abandoned, and its replacement.
 
         Raises:
             PoolExhausted: the thread is not to be replaced.
             PoolFailed: the queue has failed, so that nothing is replaced any more.
         """
-        call_masked(self._count_abandoned, what)
+        call_masked(self._count_abandoned, what, thread)
         self.count_restart(what)
         self.check()
 
-    def _count_abandoned(self, what: str) -> None:
+    def _count_abandoned(self, what: str, thread: threading.Thread) -> None:
         with self._lock:
-            self.abandoned += 1
+            self._abandoned = [one for one in (*self._abandoned, thread) if one.is_alive()]
             limit = self._policy.max_abandoned
             if self.abandoned > limit:
-                self._end(f"{what}, and {limit} threads have been abandoned already", None)
+                self._end(f"{what}, and {limit} abandoned threads still run", None)
 
     def count_restart(self, what: str) -> None:
         """Count a worker that is replaced; ends the pool if that has happened too often."""

@@ -41,10 +41,13 @@ class Worker:
     has the same name, and a handle of its own in WorkerPool.workers.
     """
 
-    def __init__(self, roster: Roster[Any, Any], seat: WorkerSlot) -> None:
+    def __init__(
+        self, roster: Roster[Any, Any], seat: WorkerSlot, thread: threading.Thread
+    ) -> None:
         """For WorkerPool."""
         self._roster = roster
         self._seat = seat
+        self._thread = thread
         # A kill has abandoned it, and has its place taken. For Roster, under its lock.
         self._replaced = False
 
@@ -193,7 +196,7 @@ class Roster(Generic[T, R]):
         thread = threading.Thread(target=work, args=(failed,), name=name, daemon=True)
         call_masked(thread.start)  # a kill in it would leave locks of threading held
         self.threads.append(thread)
-        return Worker(self, seat)
+        return Worker(self, seat, thread)
 
     def _new_child(self, seat: WorkerSlot, policy: ProcessStopPolicy) -> ChildHandler[T, R]:
         from desist._child import ChildHandler  # few need it, and it is heavy
@@ -214,7 +217,8 @@ class Roster(Generic[T, R]):
             if abandoned._replaced:  # noqa: SLF001 (its own module)
                 return
             abandoned._replaced = True  # noqa: SLF001 (its own module)
-        self._supervisor.count_abandoned(f"{abandoned.name} could not be ended")
+        what = f"{abandoned.name} could not be ended"
+        self._supervisor.count_abandoned(what, abandoned._thread)  # noqa: SLF001 (its own module)
         new = self._start(abandoned.name)
         with self._lock:
             self.workers = tuple(new if one is abandoned else one for one in self.workers)

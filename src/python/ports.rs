@@ -48,7 +48,9 @@ protocols! {
     /// The hooks of a subclass of `GroupCore`.
     group_hooks is "GroupHooks": _verdict, _on_abandoned, _start_thread;
     /// A task of a group.
-    group_task is "GroupTask": _abandoned;
+    group_task is "GroupTask": _run, _abandoned;
+    /// A subclass of `OwnerBlock`.
+    work_owner is "WorkOwner": _join_work, _end_work;
     /// A subclass of `Queue` with hooks of its own.
     hooked_queue is "HookedQueue": _set_up, _has_news;
     /// A class of desist's whose objects `wait_any` takes as they are.

@@ -7,6 +7,7 @@
 
 pub(super) mod defer;
 pub(super) mod group;
+pub(super) mod owner;
 pub(super) mod stop;
 
 use std::sync::Arc;

@@ -5,6 +5,9 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "python")]
+use crate::cause::DEFAULT_GRACE;
+
 /// A rung of the ladder; of a report, the one that ended the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -116,6 +119,15 @@ impl AnyStopPolicy {
             Self::Thread(policy) => policy.defer,
             Self::Process(policy) => policy.defer,
         }
+    }
+
+    /// The longest that a kill by this policy takes, with a clean-up zone that defers it.
+    #[cfg(feature = "python")]
+    pub(crate) fn longest(&self) -> Duration {
+        let rungs = self.rungs().map(|(_, time)| time);
+        rungs
+            .chain([self.cooperative(), self.defer(), DEFAULT_GRACE])
+            .fold(Duration::ZERO, Duration::saturating_add)
     }
 
     pub(crate) fn abandon(&self) -> bool {

@@ -210,6 +210,15 @@ def look(lease: Lease[str]) -> int:
     return lease.attempt
 
 
+def spin(lease: Lease[str]) -> int:
+    """Compute, and poll nothing."""
+    if lease.attempt == 1:
+        tell(lease.item, os.getpid())
+        while True:
+            pass
+    return lease.attempt
+
+
 def swallow(lease: Lease[str]) -> int:
     if lease.attempt > 1:
         return lease.attempt

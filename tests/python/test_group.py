@@ -19,6 +19,7 @@ from desist import (
     CancelSource,
     CauseKind,
     KillOutcome,
+    PoolExhausted,
     StopPolicy,
     Task,
     TaskAborted,
@@ -280,7 +281,7 @@ def test_a_cancelled_group_is_left_without_an_error() -> None:
         waits = running(group)
         assert group.cancel("enough")
         assert not group.cancel("again")
-        late = group.start_soon(fail)  # not called
+        late = in_thread(lambda: group.start_soon(fail))  # not called
         desist.sleep_forever()
     assert waits.state is late.state is TaskState.CANCELLED
     assert group.cancel_scope.cause is not None
@@ -471,13 +472,36 @@ def test_i35_an_abandoned_task_has_failed_and_is_not_waited_for() -> None:
     end.set()
 
 
-def test_an_abandoned_thread_is_replaced() -> None:
+def test_no_task_runs_beside_an_abandoned_one_for_which_there_is_no_room() -> None:
     end = threading.Event()
-    with fails_with(TaskAborted), TaskGroup(on_error="continue", max_threads=1) as group:
+    failed = fails_with(TaskAborted, PoolExhausted, PoolExhausted)
+    with failed, TaskGroup(on_error="continue", max_threads=1) as group:
         stuck = running(group, deaf(end))
-        others = [group.start_soon(int, "7") for _ in range(3)]
+        waiting = group.start_soon(int, "7")
         stuck.kill(policy=ABANDON)
-        assert [task.result() for task in others] == [7, 7, 7]
+        with pytest.raises(PoolExhausted, match="have not ended"):
+            waiting.result()
+        with pytest.raises(PoolExhausted, match="have not ended"):
+            group.start_soon(int, "7")
+        assert list(group.as_completed()) == [stuck, waiting]
+        end.set()
+        while True:  # there is no notification
+            with suppress(PoolExhausted):
+                late = group.start_soon(int, "7")
+                break
+        assert late.result() == 7
+        raise PoolExhausted
+
+
+def test_tasks_go_on_waiting_for_the_threads_that_were_not_abandoned() -> None:
+    end, go_on = threading.Event(), threading.Event()
+    with fails_with(TaskAborted), TaskGroup(on_error="continue", max_threads=2) as group:
+        stuck, other = running(group, deaf(end)), running(group, deaf(go_on))
+        waiting = [group.start_soon(int, "7") for _ in range(3)]
+        stuck.kill(policy=ABANDON)
+        assert not waiting[0].done()
+        go_on.set()
+        assert [task.result() for task in (other, *waiting)] == [None, 7, 7, 7]
     end.set()
 
 
@@ -564,10 +588,11 @@ def test_i35_a_block_whose_end_is_skipped_ends_with_the_forced_block_around_it(
     tasks: list[Task[Any]] = []
 
     def body() -> None:
-        with desist.cancel_scope(timeout=0.01, kill_after=0):
+        with desist.cancel_scope(kill_after=0) as scope:
             group = TaskGroup(on_error="continue").__enter__()
             group.start_soon(fail).join()
             tasks.append(running(group))
+            scope.deadline = desist.current_time()
             while True:
                 pass
 
@@ -581,8 +606,9 @@ def test_i35_a_group_in_a_block_that_is_ended_by_force_is_joined() -> None:
     tasks: list[Task[Any]] = []
 
     def body() -> None:
-        with desist.cancel_scope(timeout=0.01, kill_after=0), TaskGroup() as group:
+        with desist.cancel_scope(kill_after=0) as scope, TaskGroup() as group:
             tasks.append(running(group))
+            scope.deadline = desist.current_time()
             while True:
                 pass
 

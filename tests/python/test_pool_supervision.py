@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -214,9 +214,12 @@ def test_the_futures_of_a_failed_pool_have_its_error() -> None:
     pool.stop()
 
 
-def test_an_interrupted_stop_can_be_called_again() -> None:
+def test_an_interrupt_has_a_stop_kill_the_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(str(args.exc_value)))
     deaf = Deaf()
-    pool = WorkerPool(deaf, workers=1, policy=StopPolicy(cooperative=NEVER))
+    policy = StopPolicy(cooperative=NEVER, at_wait=None, async_exc=None, trace=None)
+    pool = WorkerPool(deaf, workers=1, policy=policy)
     busy, waiting = pool.submit(1), pool.submit(2)
     deaf.begun.acquire()
 
@@ -230,12 +233,14 @@ def test_an_interrupted_stop_can_be_called_again() -> None:
             pool.stop()
     finally:
         signal.signal(signal.SIGALRM, before)
-    deaf.go_on.set()
+    assert pool.workers[0].state == "abandoned"
+    (report,) = told
+    assert report.startswith(f"desist-worker-0 item {busy.item_id} was abandoned and may still run")
+    for future in (busy, waiting):
+        with pytest.raises(desist.TaskCancelled, match="the pool has stopped"):
+            future.result()
     pool.stop()
-    assert pool.workers_alive() == 0
-    assert busy.result() is None
-    with pytest.raises(desist.TaskCancelled, match="the pool has stopped"):
-        waiting.result()
+    deaf.go_on.set()
 
 
 def test_a_worker_does_not_wait_for_its_own_end() -> None:

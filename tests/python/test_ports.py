@@ -21,6 +21,7 @@ from desist._ports import (
     Promise,
     QueuePort,
     Waitable,
+    WorkOwner,
 )
 from desist._queue import _Hooked
 from desist.engines._held import HeldLease
@@ -48,6 +49,8 @@ class Empty(Protocol):
 IMPLEMENTED = [
     (GroupHooks, TaskGroup),
     (GroupTask, Task),
+    (WorkOwner, desist.ThreadPoolExecutor),
+    (WorkOwner, desist.WorkerPool),
     (HookedQueue, _Hooked),
     (Waitable, desist.Thread),
     (Waitable, Task),

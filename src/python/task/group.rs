@@ -9,29 +9,30 @@
 //!
 //! How: the group's state is under one mutex, and Python objects are dropped after it is released. The
 //! phase goes Fresh, Open, Over; it becomes Over in the same critical section that finds no child left,
-//! so that no child can be started afterwards. A join goes from `Wait` to `Shielded` to `Kill`, and
-//! never back:
+//! so that no child can be started afterwards. A join goes from `Wait` to `End`, and never back:
 //!
 //! | mode | the children | ends with |
 //! |---|---|---|
-//! | `Wait` | run | a cancel, kill or signal of the group's thread: `Shielded`, or `Kill` for a kill |
-//! | `Shielded` | have been cancelled | a kill, or a second signal: `Kill` |
-//! | `Kill` | are killed, all at once, as the policy says | their end, or their abandonment |
+//! | `Wait` | run | their end; a cancellation, kill or signal of the group's thread: `End` |
+//! | `End` | are cancelled, and killed, all at once, as the policy says | their end, or their abandonment |
+//!
+//! A kill of the group's thread is deferred while it ends the children, which takes no longer than the
+//! policy says ([`finish_all`]). An abandoned child keeps its thread: it counts until its function
+//! returns, so that no more than `most` of them run at a time.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::boundary::{BodyEnd, Boundary};
-use crate::cause::{Cause, CauseKind, DEFAULT_GRACE};
+use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
 use crate::fork;
@@ -39,7 +40,6 @@ use crate::host::Home;
 use crate::python::binding::attach::attach;
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
-use crate::python::binding::raised;
 use crate::python::error::{self, Cancelled};
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::mask::Mask;
@@ -47,9 +47,9 @@ use crate::python::op::Visited;
 use crate::python::ports::{group_hooks, group_task};
 use crate::python::scope::{CancelScope, deadline_exceeded};
 use crate::python::task::Task;
-use crate::python::task::stop::StopPolicy;
+use crate::python::task::stop::{StopPolicy, finish_all};
 use crate::python::wait::blocking;
-use crate::scope::{self, AbandonHook, Kind};
+use crate::scope::{self, AbandonHook};
 use crate::stop;
 use crate::sync::Interrupted;
 use crate::task::{self};
@@ -86,8 +86,12 @@ struct State {
     phase: Phase,
     /// Children that have been started; ended ones are removed by the next join.
     children: Vec<Child>,
-    /// Threads that run children or are being started, at most `most`.
+    /// Threads that run children or are being started, at most `most`; those of abandoned children are
+    /// among them.
     threads: usize,
+    /// Threads whose child was abandoned, and has not returned. Raised by the thread that abandons it,
+    /// before the child is over; lowered by the thread itself afterwards.
+    abandoned: usize,
     /// How many children have been started in all.
     started: usize,
     /// For how many of these a caller of `_claim` waits or has waited; at most `started`.
@@ -121,13 +125,11 @@ struct Child {
 enum JoinMode {
     /// The block ended without an exception: a wait like any other.
     Wait,
-    /// The children have been cancelled; a cancellation of the group's thread does not end this.
-    Shielded,
-    /// The group's own thread was killed, or a second signal came.
-    Kill,
+    /// The block is left early, and ends its children.
+    End,
 }
 
-/// The first of each kind of stop that interrupted a join.
+/// The stop that interrupted a join, and the exception of a signal handler that raised afterwards.
 #[derive(Default)]
 struct Interruption {
     /// Raised only if neither of the others, nor an exception of the block itself, is.
@@ -165,109 +167,85 @@ impl GroupCore {
     }
 
     /// Cancels the children, but not the block.
-    fn cancel_children(&self, py: Python<'_>, reason: &str) {
+    fn cancel_children(&self, py: Python<'_>) {
         if let Some(children_source) = self.children_source.get() {
+            let reason = Some("the group's block was left early".into());
             detached(py, || {
-                children_source.cancel_as(CauseKind::ScopeExited, Some(reason.into()), None)
+                children_source.cancel_as(CauseKind::ScopeExited, reason, None)
             });
         }
     }
 
-    /// Waits until all children have ended, whatever interrupts the wait.
+    /// Waits until all children have ended, or ends them, whatever interrupts the wait.
     fn join(&self, py: Python<'_>, mut mode: JoinMode) -> Interruption {
         let mut up = Interruption::default();
         if mode == JoinMode::Wait {
             if let Err(stop) = wait::checkpoint() {
-                mode = self.note(py, mode, stop, &mut up);
+                mode = JoinMode::End;
+                up.note(py, stop);
             }
         }
+        if mode == JoinMode::End {
+            self.cancel_children(py);
+        }
         while let Some(child) = self.one_left() {
-            let ended = match mode {
-                JoinMode::Wait => detached(py, || child.over().wait_until(Time::NEVER)),
-                JoinMode::Shielded => {
-                    detached(py, || shielded(|| child.over().wait_until(Time::NEVER)))
-                }
-                JoinMode::Kill => {
-                    self.kill_children(py);
-                    continue;
-                }
-            };
-            if let Err(stop) = ended {
-                mode = self.note(py, mode, stop, &mut up);
+            if mode == JoinMode::End {
+                self.end_children(py, &mut up);
+            } else if let Err(stop) = detached(py, || child.over().wait_until(Time::NEVER)) {
+                mode = JoinMode::End;
+                up.note(py, stop);
+                self.cancel_children(py);
             }
         }
         up
     }
 
-    /// Records the exception that interrupted the join, and returns the mode to go on in.
-    fn note(&self, py: Python<'_>, mode: JoinMode, stop: Stop, up: &mut Interruption) -> JoinMode {
-        match stop {
-            Stop::Cancelled(cause) => {
-                up.cancelled.get_or_insert(cause);
-            }
-            Stop::Killed(cause) => {
-                up.killed.get_or_insert(cause);
-            }
-            Stop::Interrupted => {
-                let raised = error::from_stop(py, Stop::Interrupted);
-                up.raised.get_or_insert(raised);
-            }
-        }
-        self.cancel_children(py, "the group's block was interrupted");
-        if up.killed.is_some() || (mode == JoinMode::Shielded && up.raised.is_some()) {
-            JoinMode::Kill
-        } else {
-            JoinMode::Shielded
-        }
-    }
-
-    /// Kills the children, all at once, as the policy says.
-    fn kill_children(&self, py: Python<'_>) {
+    /// Ends the children, all at once, as the policy says. If that does not abandon a child that no rung
+    /// has ended, this waits for the end of each.
+    fn end_children(&self, py: Python<'_>, up: &mut Interruption) {
+        self.end_waiting(py);
         let alive: Vec<Child> = {
             let state = self.state.lock();
-            state
-                .children
-                .iter()
-                .map(|child| child.clone_ref(py))
-                .collect()
+            let children = state.children.iter();
+            children.map(|child| child.clone_ref(py)).collect()
         };
-        let policy = self.policy;
-        // A kill of the group's own thread is deferred until its children have ended.
-        let _mask = Mask::open(longest(&policy));
-        detached(py, || {
-            let asked_until = Time::after(policy.cooperative);
-            let unresponsive = |child: &Child| loop {
-                match child.core.over().wait_shielded(asked_until) {
-                    Ok(over) => return !over,
-                    // One more Ctrl-C adds nothing.
-                    Err(Interrupted) => drop(raised::take()),
-                }
+        // Given to each child, which the cancellation may not have reached yet.
+        let children_source = self.children_source.get();
+        let cause = children_source.and_then(|source| source.token().cause());
+        let begin = |child: &Child| {
+            // Fails only for a task that was not started, or that calls this itself.
+            let kill = stop::Kill::new(&child.core, None, &self.policy).ok()?;
+            let mut kill = match &cause {
+                Some(cause) => kill.because(cause.clone()),
+                None => kill,
             };
-            let unresponsive: Vec<Child> = alive.into_iter().filter(unresponsive).collect();
-            let at_once = stop::StopPolicy {
-                cooperative: Duration::ZERO,
-                ..policy
-            };
-            let kill = |child: &Child| {
-                let _inside = fork::inside();
-                // Fails only for a task that was not started, or that calls this itself.
-                let _ = stop::kill(&child.core, None, &at_once, &mut || child.abandoned());
-            };
-            // In a simulation the children need turns to end; the kill itself takes real time.
-            testing::in_real_time(|| {
-                fork::outside(|| {
-                    thread::scope(|threads| {
-                        for child in &unresponsive {
-                            let killer = thread::Builder::new().name("desist-killer".into());
-                            if killer.spawn_scoped(threads, move || kill(child)).is_err() {
-                                kill(child);
-                            }
-                        }
-                    });
-                });
+            kill.begin();
+            Some(kill)
+        };
+        let kills = detached(py, || alive.iter().filter_map(begin).collect());
+        let abandoned = |index: usize| alive[index].abandoned();
+        let (_, raised) = finish_all(py, kills, &abandoned);
+        let raised = raised.or_else(|| {
+            let ended = |child: &Child| child.core.over().wait_shielded(Time::NEVER);
+            let ended = detached(py, || {
+                alive.iter().try_for_each(|child| ended(child).map(drop))
             });
-            let _ = fork::outside(|| attach(|_| drop(unresponsive)));
+            ended
+                .err()
+                .map(|Interrupted| error::from_stop(py, Stop::Interrupted))
         });
+        up.raised = up.raised.take().or(raised);
+    }
+
+    /// Ends the children that wait for a thread, whose functions are not called any more.
+    fn end_waiting(&self, py: Python<'_>) {
+        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        let _mask = Mask::open(BRIEFLY); // a task that is out of the queue is ended by this thread alone
+        for task in waiting {
+            if let Err(raised) = task.call_method0(py, group_task::_run(py)) {
+                raised.write_unraisable(py, None);
+            }
+        }
     }
 
     /// Makes and raises the exception that leaves the block, whose children have all ended.
@@ -292,7 +270,14 @@ impl GroupCore {
         let _mask = Mask::open(BRIEFLY);
         let left = this.scope.get().leave(py, raised.as_ref());
         let leaving = raised.as_ref().map(|raised| raised.value(py).clone());
-        let instead = slf.call_method1(group_hooks::_verdict(py), (leaving,))?;
+        let instead = match slf.call_method1(group_hooks::_verdict(py), (leaving,)) {
+            // By a signal handler. The errors that are left are reported, and its exception goes on.
+            Err(signal) if !signal.is_instance_of::<PyException>(py) => {
+                slf.call_method1(group_hooks::_verdict(py), (signal.value(py),))?;
+                return Err(signal);
+            }
+            instead => instead?,
+        };
         if !instead.is_none() {
             return Err(PyErr::from_value(instead));
         }
@@ -309,6 +294,17 @@ impl GroupCore {
             (Some(_), _) => Ok(true),
             (None, Some(raised)) if !raised.value(py).is(value) => Err(raised),
             (None, _) => Ok(false),
+        }
+    }
+}
+
+impl Interruption {
+    /// Records the exception that interrupted the join.
+    fn note(&mut self, py: Python<'_>, stop: Stop) {
+        match stop {
+            Stop::Cancelled(cause) => self.cancelled = Some(cause),
+            Stop::Killed(cause) => self.killed = Some(cause),
+            Stop::Interrupted => self.raised = Some(error::from_stop(py, Stop::Interrupted)),
         }
     }
 }
@@ -343,21 +339,6 @@ impl Child {
     }
 }
 
-/// The longest that a kill by this policy takes.
-fn longest(policy: &stop::StopPolicy) -> Duration {
-    let rungs = [policy.at_wait, policy.async_exc, policy.trace];
-    let rungs: Duration = rungs.into_iter().flatten().sum();
-    policy.cooperative + rungs + policy.defer + DEFAULT_GRACE
-}
-
-/// Runs a wait that kills interrupt, and cancellations do not.
-fn shielded<T>(wait: impl FnOnce() -> T) -> T {
-    let node = scope::enter(Kind::Shield, Time::NEVER, None, Home::NATIVE);
-    let result = wait();
-    let _ = scope::exit(&node, false); // innermost, and on this thread
-    result
-}
-
 /// The hook of a group's block whose `__exit__` was skipped.
 struct SkippedExit(Mutex<Option<Py<GroupCore>>>);
 
@@ -369,7 +350,7 @@ impl AbandonHook for SkippedExit {
                     return;
                 };
                 let crew = crew.bind(py);
-                crew.get().join(py, JoinMode::Kill);
+                crew.get().join(py, JoinMode::End);
                 if let Err(raised) = crew.call_method0(group_hooks::_on_abandoned(py)) {
                     raised.write_unraisable(py, None);
                 }
@@ -448,19 +429,17 @@ impl GroupCore {
             Phase::Over => return Ok(false),
             Phase::Open => {}
         }
-        let mode = if value.is_instance_of::<Killed>() {
-            JoinMode::Kill
-        } else if r#type.is_none() {
+        let mode = if r#type.is_none() {
             JoinMode::Wait
         } else {
-            JoinMode::Shielded
+            JoinMode::End
         };
-        if mode != JoinMode::Wait {
-            this.cancel_children(py, "the group's block was left by an exception");
+        let mut up = this.join(py, mode);
+        if up.killed.is_none() && !value.is_instance_of::<Killed>() {
+            up.killed = scope::kill_due(); // it was deferred until the children had ended
         }
-        let up = this.join(py, mode);
         let absorbed = Self::conclude(slf, &value, &up)?;
-        if r#type.is_none() {
+        if absorbed || r#type.is_none() {
             error::check_kill(py)?;
         }
         Ok(absorbed)
@@ -491,6 +470,11 @@ impl GroupCore {
         let (ended, enough) = {
             let mut state = this.state.lock();
             this.check_open(state.phase)?;
+            let enough = state.threads >= this.most;
+            if enough && state.abandoned >= state.threads {
+                let message = "all threads of this group were abandoned, and have not ended";
+                return Err(error::ordinary(py, "PoolExhausted", &message));
+            }
             core.launch();
             let crowded = state.children.len() == state.children.capacity();
             let ended = if crowded {
@@ -500,7 +484,6 @@ impl GroupCore {
             };
             state.children.push(child);
             state.started += 1;
-            let enough = state.threads >= this.most;
             if enough {
                 state.waiting.push_back(task.clone().unbind());
             } else {
@@ -514,6 +497,18 @@ impl GroupCore {
         }
         drop(mask);
         error::check_kill(py)
+    }
+
+    /// Are the tasks cancelled? Then `core` is, though the cancellation may be on its way to it still: an
+    /// ended sibling must not be followed by a task that is called all the same.
+    fn _has_cancelled(&self, py: Python<'_>, core: &Task) -> bool {
+        let source = self.children_source.get();
+        let cause = source.and_then(|source| source.token().cause());
+        let cancelled = cause.is_some();
+        if let Some(cause) = cause {
+            detached(py, || core.core().node().cancel(cause));
+        }
+        cancelled
     }
 
     /// The next task for the calling worker thread; None: end.
@@ -547,9 +542,20 @@ impl GroupCore {
         true
     }
 
-    /// One more thread, for a task that `_next` gave.
-    fn _hire(slf: &Bound<'_, Self>, core: &Task, task: &Bound<'_, PyAny>) -> PyResult<()> {
-        Self::start_thread(slf, core.core(), task)
+    /// The task of one of the threads was abandoned, and is not over yet. Returns the tasks that wait, if
+    /// no thread is left for them.
+    fn _thread_lost(&self) -> Vec<Py<PyAny>> {
+        let mut state = self.state.lock();
+        state.abandoned += 1;
+        if state.abandoned < state.threads {
+            return Vec::new();
+        }
+        std::mem::take(&mut state.waiting).into()
+    }
+
+    /// The function of an abandoned task has returned, and its thread goes on.
+    fn _thread_regained(&self) {
+        self.state.lock().abandoned -= 1;
     }
 
     /// The caller will wait for one more task to end. False: there is none to wait for.

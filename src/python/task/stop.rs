@@ -19,7 +19,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::pickling::{self, Reduced};
 use crate::python::binding::seconds;
 use crate::python::error;
-use crate::python::hard_stop::mask::unmasked;
+use crate::python::hard_stop::mask::{Mask, unmasked};
 use crate::python::op::Visited;
 use crate::stop::{self, AnyStopPolicy, KillError, KillOutcome};
 use crate::task;
@@ -357,6 +357,43 @@ impl BegunKill {
             .map(KillReport::from)
             .map_err(|error| refusal(py, error))
     }
+
+    /// finish() of several, side by side, with kills of the calling thread deferred for as long as that
+    /// takes. What a signal handler raises meanwhile makes them use force at once, and is raised
+    /// when all of them are finished.
+    #[staticmethod]
+    #[allow(clippy::needless_pass_by_value)] // as arguments come
+    fn finish_all(py: Python<'_>, kills: Vec<Py<BegunKill>>) -> PyResult<Vec<KillReport>> {
+        let taken = kills
+            .iter()
+            .filter_map(|begun| begun.get().kill.lock().take());
+        let (kills, hooks): (Vec<_>, Vec<_>) =
+            taken.map(|(kill, hook)| (kill, Mutex::new(hook))).unzip();
+        let (ended, raised) = finish_all(py, kills, &|index| hooks[index].lock().abandoned());
+        if let Some(raised) = raised {
+            return Err(raised);
+        }
+        let reports = ended.into_iter().map(|ended| ended.map(KillReport::from));
+        reports
+            .collect::<Result<_, _>>()
+            .map_err(|error| refusal(py, error))
+    }
+}
+
+/// Finishes kills that have begun, side by side; a kill of the calling thread is deferred for as long as
+/// that takes. The second part of the result is what a signal handler has raised meanwhile.
+pub(in crate::python) fn finish_all(
+    py: Python<'_>,
+    kills: Vec<stop::Kill>,
+    on_abandon: &(dyn Fn(usize) + Sync),
+) -> (Vec<Result<stop::KillReport, KillError>>, Option<PyErr>) {
+    let longest = kills.iter().map(stop::Kill::longest).max();
+    let _mask = Mask::open(longest.unwrap_or_default());
+    let finished = detached(py, || stop::all::finish_all(kills, on_abandon));
+    let raised = finished
+        .interrupted
+        .then(|| error::from_stop(py, Stop::Interrupted));
+    (finished.reports, raised)
 }
 
 /// One rung that a kill has tried.
