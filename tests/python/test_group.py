@@ -421,7 +421,8 @@ def test_ctrl_c_cancels_the_tasks_and_kills_them_when_pressed_again(
             with desist.shield(NEVER):
                 desist.sleep_forever()
 
-    with ends_with(KeyboardInterrupt), TaskGroup(policy=NOW) as group:
+    policy = StopPolicy(cooperative=NEVER, at_wait=NEVER)
+    with ends_with(KeyboardInterrupt), TaskGroup(policy=policy) as group:
         task = running(group, stubborn)
         os.kill(os.getpid(), signal.SIGINT)
         desist.sleep_forever()

@@ -36,7 +36,6 @@ use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
 use crate::fork;
-use crate::host::Home;
 use crate::python::binding::attach::attach;
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
