@@ -305,8 +305,6 @@ impl Waiter {
     }
 
     /// Block until the wait is decided, not interrupted by signals; use only for short waits.
-    #[cfg(all(unix, not(loom)))]
-    #[cfg_attr(not(feature = "file"), allow(dead_code))]
     pub(crate) fn wait_uninterruptible(&self) {
         while self.outcome().is_none() {
             if self

@@ -159,8 +159,8 @@ impl CancelToken {
         }
     }
 
-    /// A token that is cancelled with any of `tokens`, with that one's cause. It leaves nothing
-    /// behind in them when it is dropped.
+    /// A token that is cancelled with any of `tokens`, with that one's cause. Its deadline is the earliest
+    /// of theirs. It leaves nothing behind in them when it is dropped.
     pub fn any_of(tokens: &[&CancelToken]) -> CancelToken {
         let nodes: Vec<&NodeRef> = tokens.iter().map(|token| &token.node).collect();
         CancelToken {

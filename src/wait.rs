@@ -56,8 +56,9 @@ use crate::error::Stop;
 use crate::park::Readiness;
 use crate::park::{Latch, Ticket, WaitOutcome, Waiter};
 use crate::scope::{self, Nodes};
-use crate::token::CancelToken;
+use crate::token::callback::{self, Callback};
 use crate::token::tree::{Hook, HookId, NodeRef};
+use crate::token::{CancelToken, Registration};
 
 /// `Err` if the calling thread is to stop: it has been cancelled, or is being killed. For loops that
 /// compute and never wait.
@@ -199,6 +200,67 @@ impl CancelToken {
     /// [`Stop`] if the calling thread's own scope or task is to stop.
     pub fn wait_until(&self, until: Time) -> Result<bool, Stop> {
         perform(&mut Cancellation::of(self.node()), until).map(|cancelled| cancelled.is_some())
+    }
+}
+
+/// Waits for the end of a callback's run.
+impl Waitable for &Callback {
+    fn enqueue(&mut self, ticket: Ticket) {
+        Callback::enqueue(self, ticket);
+    }
+
+    fn dequeue(&mut self, ticket: &Ticket) -> bool {
+        Callback::dequeue(self, ticket);
+        false
+    }
+}
+
+impl Op for &Callback {
+    type Output = ();
+    type Error = Stop;
+
+    fn attempt(&mut self) -> Result<Option<()>, Stop> {
+        Ok((!self.is_running()).then_some(()))
+    }
+}
+
+impl Registration {
+    /// Unregister; if the callback is running on another thread, wait for its end.
+    ///
+    /// # Blocking
+    /// Blocks while the callback runs on another thread; never from inside a cancel callback.
+    ///
+    /// # Cancellation
+    /// The wait is clean-up: if the calling code is cancelled, or was before, it goes on until the
+    /// canceller's grace is spent; a kill is deferred as long. No checkpoint if there is nothing to wait
+    /// for.
+    ///
+    /// # Errors
+    /// [`Stop`]: the callback is still running.
+    pub fn close(&self) -> Result<(), Stop> {
+        self.close_until(Time::NEVER).map(|_| ())
+    }
+
+    /// As [`Registration::close`], but waits no longer than until `until`. False: the callback is still
+    /// running.
+    ///
+    /// # Blocking
+    /// As [`Registration::close`].
+    ///
+    /// # Cancellation
+    /// As [`Registration::close`].
+    ///
+    /// # Errors
+    /// As [`Registration::close`].
+    pub fn close_until(&self, until: Time) -> Result<bool, Stop> {
+        if self.unregister() || callback::is_inside() || !self.callback().is_running() {
+            return Ok(true);
+        }
+        let over = scope::cleanup(|| perform(&mut self.callback(), until))?;
+        if over.is_none() {
+            checkpoint()?; // the grace is spent: the code around is cancelled
+        }
+        Ok(over.flatten().is_some())
     }
 }
 

@@ -163,23 +163,23 @@ BUGS = (
     ),
     bug(
         "close returns while the callback runs",
-        "token/callback.rs",
+        "wait.rs",
         "callback",
-        ("|| self.callback.wait_until_over(until)", "|| !until.is_never() || true"),
+        ("|| !self.callback().is_running()", "|| true"),
     ),
     bug(
         "a callback that closes itself waits for its end",
-        "token/callback.rs",
+        "wait.rs",
         "callback",
-        ("|| INSIDE.with(Cell::get) > 0", ""),
+        ("|| callback::is_inside()", ""),
     ),
     bug(
         "the end of a callback wakes no closing thread",
         "token/callback.rs",
         "callback",
         (
-            "waiter.settle_and_wake(WaitOutcome::Granted);",
-            "waiter.settle(WaitOutcome::Granted);",
+            "filter(|ticket| ticket.grant()) { ticket.wake(); }",
+            "filter(|ticket| ticket.grant()) {}",
         ),
     ),
     bug(

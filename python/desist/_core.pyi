@@ -347,7 +347,8 @@ class CancelToken:
     @staticmethod
     def any_of(*tokens: CancelToken) -> CancelToken:
         """
-        A token that is cancelled with any of the given ones, with that one's cause.
+        A token that is cancelled with any of the given ones, with that one's cause. Its deadline is the
+        earliest of theirs.
 
         It leaves nothing behind in them.
         """
@@ -1708,10 +1709,10 @@ class Registration:
         _traceback: TracebackType | None,
         /,
     ) -> None: ...
-    def close(self, /, timeout: float | None = None) -> None:
+    def close(self, /, timeout: float | None = None) -> bool:
         """
         Unregister; if the callback is running on another thread, wait for its end, at most for
-        the given seconds.
+        the given seconds. True: it is not running, and never will; False: it still runs.
 
         Blocks: until then, but not inside a cancel callback.
         On cancel: nothing changes: this is no checkpoint.

@@ -83,7 +83,7 @@ fn loom_i17_after_close_the_callback_is_not_running() {
         let canceller = canceller(&node);
         let close = || {
             let registration = registration.clone();
-            spawn(move || registration.close())
+            spawn(move || registration.close().expect("no stop"))
         };
         let (one, other) = (close(), close());
         end(one);
@@ -102,7 +102,7 @@ fn loom_i17_after_close_the_data_of_the_callback_is_free_to_use() {
         let registration = Registration::new(&node, Box::new(move |_| used.touch()));
         let canceller = canceller(&node);
         let closer = spawn(move || {
-            registration.close();
+            registration.close().expect("no stop");
             data.touch();
         });
         end(canceller);
@@ -126,7 +126,7 @@ fn loom_i18_callbacks_that_close_each_other_do_not_deadlock() {
                 ran.fetch_add(1, Ordering::Relaxed);
                 let registration = others.lock().clone();
                 if let Some(registration) = registration {
-                    registration.close();
+                    registration.close().expect("no stop");
                 }
             };
             let registration = Registration::new(&nodes[mine], Box::new(close_other));
@@ -157,13 +157,13 @@ fn loom_i18_a_callback_that_closes_itself_while_another_closes_it_does_not_deadl
             &node,
             Box::new(move |_| {
                 let registration = own.lock().clone();
-                registration.unwrap().close();
+                registration.unwrap().close().expect("no stop");
             }),
         );
         let registration = atomics::Arc::new(registration);
         *place.lock() = Some(registration.clone());
         let canceller = canceller(&node);
-        let closer = spawn(move || registration.close());
+        let closer = spawn(move || registration.close().expect("no stop"));
         end(canceller);
         end(closer);
         place.lock().take();

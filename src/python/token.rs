@@ -359,7 +359,8 @@ impl CancelToken {
         })
     }
 
-    /// A token that is cancelled with any of the given ones, with that one's cause.
+    /// A token that is cancelled with any of the given ones, with that one's cause. Its deadline is the
+    /// earliest of theirs.
     ///
     /// It leaves nothing behind in them.
     #[staticmethod]
@@ -562,9 +563,12 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    fn close_until(&self, py: Python<'_>, until: Time) {
-        if let (false, Some(registration)) = (self.unregister(), &self.inner) {
-            detached(py, || registration.close_until(until));
+    fn close_until(&self, py: Python<'_>, until: Time) -> PyResult<bool> {
+        match &self.inner {
+            Some(registration) if !self.unregister() => {
+                blocking(py, || registration.close_until(until))
+            }
+            _ => Ok(true),
         }
     }
 }
@@ -595,16 +599,17 @@ impl Registration {
     }
 
     /// Unregister; if the callback is running on another thread, wait for its end, at most for
-    /// the given seconds.
+    /// the given seconds. True: it is not running, and never will; False: it still runs.
     ///
-    /// Blocks: until then, but not inside a cancel callback.
-    /// On cancel: nothing changes: this is no checkpoint.
-    /// On timeout: returns; the callback still runs.
+    /// Blocks: until the callback has ended; not at all from inside any cancel callback. What a signal
+    /// handler raises ends the wait.
+    /// On cancel: the wait is clean-up: it goes on until the canceller's grace is spent, and then raises
+    /// Cancelled. A kill is deferred as long. No checkpoint if there is nothing to wait for.
+    /// On timeout: returns False; the callback still runs.
     #[pyo3(signature = (timeout = None))]
-    fn close(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<()> {
+    fn close(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        self.close_until(py, until);
-        Ok(())
+        self.close_until(py, until)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
@@ -624,8 +629,8 @@ impl Registration {
         _type: LazyClass<'_, '_>,
         _value: LazyException<'_, '_>,
         _traceback: LazyTraceback<'_, '_>,
-    ) {
-        self.close_until(py, Time::NEVER);
+    ) -> PyResult<()> {
+        self.close_until(py, Time::NEVER).map(|_| ())
     }
 }
 

@@ -3,8 +3,8 @@
 //! Guarantees:
 //! 1. A callback runs exactly once, or never once it is unregistered (I17).
 //! 2. It runs with no internal lock held.
-//! 3. [`Registration::close`] returns only when the callback is not running. From inside any cancel
-//!    callback it does not wait, so that no cycle of waits can form (I18).
+//! 3. [`Registration::close`], and the drop, return only when the callback is not running. From inside
+//!    any cancel callback they do not wait, so that no cycle of waits can form (I18).
 //!
 //! Protocol. A callback is a hook of its token's node, and its run is owned by the thread that removes
 //! that hook. The removal and the step to Running are one critical section of the node's lock, so a
@@ -15,20 +15,22 @@
 //! | Registered | `unregister` removes the hook                | dropped without a run                  |
 //! | Registered | the canceller pops the hook: `begin`         | Running                                |
 //! | Registered | `on_cancel` finds the token cancelled        | Running, on the registering thread     |
-//! | Running    | the function returns or panics               | Over; the threads in `close` are woken |
+//! | Running    | the function returns or panics               | Over; the waiting threads are woken |
 //! | Running    | seen in a forked child, begun in the parent  | counts as over: its thread is not here |
 //!
 //! Lock order: the node's lock, then `status`. `function` and `status` are each locked alone otherwise,
 //! and neither while the function runs or a thread is woken.
+//!
+//! [`Registration::close`] is a wait like any other, so it is in `wait`; the drop, which can report
+//! nothing, waits here.
 
 use std::cell::Cell;
 use std::fmt;
 
 use crate::atomics::{Arc, Mutex, thread_local};
 use crate::cause::Cause;
-use crate::clock::Time;
 use crate::fork;
-use crate::park::{WaitOutcome, Waiter};
+use crate::park::{Ticket, Waiter};
 use crate::token::tree::{Hook, HookId, NodeRef};
 
 /// A user's callback.
@@ -49,8 +51,15 @@ struct RunStatus {
     /// The process in which it runs, see [`fork::generation`]; set with Running. In a forked child no
     /// thread ends a run that began in the parent.
     generation: u32,
-    /// Threads in `close` that wait for the end of the run. Pushed while Running, emptied with Over.
-    waiting: Vec<Arc<Waiter>>,
+    /// Threads that wait for the end of the run. Pushed while Running, emptied with Over.
+    waiting: Vec<Ticket>,
+}
+
+impl RunStatus {
+    /// True while a thread of this process is in the function, or about to call it.
+    fn is_running(&self) -> bool {
+        self.phase == RunPhase::Running && self.generation == fork::generation()
+    }
 }
 
 /// See the table above.
@@ -67,6 +76,11 @@ enum RunPhase {
 thread_local! {
     /// How many cancel callbacks the calling thread is inside of: callbacks may cancel, and nest.
     static INSIDE: Cell<u32> = const { Cell::new(0) };
+}
+
+/// True on a thread that is inside a cancel callback, of any token.
+pub(crate) fn is_inside() -> bool {
+    INSIDE.with(Cell::get) > 0
 }
 
 impl Callback {
@@ -101,8 +115,8 @@ impl Callback {
                     status.phase = RunPhase::Over;
                     std::mem::take(&mut status.waiting)
                 };
-                for waiter in waiting {
-                    waiter.settle_and_wake(WaitOutcome::Granted);
+                for ticket in waiting.iter().filter(|ticket| ticket.grant()) {
+                    ticket.wake();
                 }
             }
         }
@@ -114,25 +128,42 @@ impl Callback {
         }
     }
 
-    /// Wait for the end of a run in progress, uncancelled. False: `until` came first.
-    fn wait_until_over(&self, until: Time) -> bool {
-        let waiter = {
-            let mut status = self.status.lock();
-            if status.phase != RunPhase::Running || status.generation != fork::generation() {
-                return true;
-            }
-            let waiter = Waiter::new();
-            status.waiting.push(waiter.clone());
-            waiter
-        };
-        waiter.finish(until) == WaitOutcome::Granted
+    /// True while the function runs.
+    pub(crate) fn is_running(&self) -> bool {
+        self.status.lock().is_running()
+    }
+
+    /// Grant the ticket at the end of the run; at once if the function does not run.
+    pub(crate) fn enqueue(&self, ticket: Ticket) {
+        let mut status = self.status.lock();
+        if status.is_running() {
+            status.waiting.push(ticket);
+        } else {
+            ticket.grant(); // its thread, the calling one, has not parked
+        }
+    }
+
+    /// Forget a ticket.
+    pub(crate) fn dequeue(&self, ticket: &Ticket) {
+        self.status
+            .lock()
+            .waiting
+            .retain(|waiting| waiting != ticket);
+    }
+
+    /// Wait for the end of a run in progress. Nothing else ends the wait, not even a signal: the
+    /// exception of a signal handler would have no caller to go to.
+    fn wait_until_over(&self) {
+        let waiter = Waiter::new();
+        self.enqueue(Ticket::new(&waiter, 0));
+        waiter.wait_uninterruptible();
     }
 }
 
 /// A callback registered with [`CancelToken::on_cancel`](crate::CancelToken::on_cancel).
 ///
-/// Dropping it is [`Registration::close`]: afterwards the callback is not running and never
-/// will. Use [`Registration::detach`] to let it stay as long as its token. Where the callback may
+/// Dropping it is like [`Registration::close`], with a wait that nothing else ends: afterwards the
+/// callback is not running and never will. Use [`Registration::detach`] to let it stay as long as its token. Where the callback may
 /// wait for a lock that the dropping code holds, call [`Registration::unregister`] first.
 ///
 /// ```
@@ -194,27 +225,9 @@ impl Registration {
             .is_some()
     }
 
-    /// Unregister; if the callback is running on another thread, wait for its end.
-    ///
-    /// # Blocking
-    /// Blocks while the callback runs on another thread; never from inside a cancel callback.
-    ///
-    /// # Cancellation
-    /// No checkpoint: neither a cancellation nor a kill ends the wait.
-    pub fn close(&self) {
-        self.close_until(Time::NEVER);
-    }
-
-    /// As [`Registration::close`], but waits no longer than until `until`. False: the callback is still
-    /// running.
-    ///
-    /// # Blocking
-    /// As [`Registration::close`].
-    ///
-    /// # Cancellation
-    /// No checkpoint, as [`Registration::close`].
-    pub fn close_until(&self, until: Time) -> bool {
-        self.unregister() || INSIDE.with(Cell::get) > 0 || self.callback.wait_until_over(until)
+    /// The registered function and the state of its run.
+    pub(crate) fn callback(&self) -> &Callback {
+        &self.callback
     }
 
     /// Let the callback stay registered for as long as its token lives.
@@ -226,8 +239,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        if self.id != HookId::MAX {
-            self.close();
+        if self.id != HookId::MAX && !self.unregister() && !is_inside() {
+            self.callback.wait_until_over();
         }
     }
 }

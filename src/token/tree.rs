@@ -25,7 +25,7 @@
 //! | `HAS_CHILDREN` | `child`, before it links the child           | the node's lock        |
 //! | `HAS_HOOKS`    | `hook`, before it adds the hook              | the node's lock        |
 //! | ARMED        | the timer                                    | the timer's lock       |
-//! | TIMED, `TIMED_ABOVE` | the birth of the node                  | it is not yet shared   |
+//! | TIMED, `TIMED_ABOVE`, LINKED | the birth of the node          | it is not yet shared   |
 //!
 //! Orderings. The write of CANCELLED is a release, and [`NodeRef::is_cancelled`] an acquire: a thread
 //! that sees the flag sees the cause in its slot (2). Bits that are fixed at birth are read relaxed. A
@@ -63,6 +63,7 @@ mod hooks;
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 
@@ -83,7 +84,7 @@ const OWN: u32 = 1 << 1;
 const HAS_CHILDREN: u32 = 1 << 2;
 /// Hooks may be in the list. Set before the first is added, and kept when the last has left.
 const HAS_HOOKS: u32 = 1 << 3;
-/// This node may have a deadline of its own. Fixed at birth.
+/// This node may have a deadline of its own, or is LINKED to one that may expire. Fixed at birth.
 const TIMED: u32 = 1 << 4;
 /// A node above may have a deadline. Fixed at birth.
 const TIMED_ABOVE: u32 = 1 << 5;
@@ -92,6 +93,9 @@ const ARMED: u32 = 1 << 6;
 
 /// A canceller has taken this node out of its parent's list and flagged it.
 const TAKEN: u32 = 1 << 7;
+
+/// This node is cancelled with others, of which its hooks have the list; their deadlines are its own.
+const LINKED: u32 = 1 << 8;
 
 /// Children flagged in one critical section. Bounds how long a thread waits that wants to add a child
 /// or a hook to a node with very many children.
@@ -172,19 +176,17 @@ impl NodeRef {
     /// A node without a parent. `deadline`: `None` means that it will never have one.
     #[inline]
     pub(crate) fn root(deadline: Option<Time>) -> NodeRef {
-        Self::alloc(None, 0, deadline)
+        let timed = if deadline.is_some() { TIMED } else { 0 };
+        Self::alloc(None, timed, deadline)
     }
 
     /// A child, cancelled with this node. If this node is cancelled the child is born cancelled (3) and
     /// not linked; the cause is found by walking up (2).
     pub(crate) fn child(&self, deadline: Option<Time>) -> NodeRef {
         // Relaxed: both bits are fixed at birth.
-        let above = if self.node().state.load(Ordering::Relaxed) & (TIMED | TIMED_ABOVE) == 0 {
-            0
-        } else {
-            TIMED_ABOVE
-        };
-        let child = Self::alloc(Some(self.clone()), above, deadline);
+        let above = if self.may_expire() { TIMED_ABOVE } else { 0 };
+        let timed = if deadline.is_some() { TIMED } else { 0 };
+        let child = Self::alloc(Some(self.clone()), above | timed, deadline);
         let mut lists = self.node().lists.lock();
         // Announced, then linked, both under the lock: a canceller that sees the bit locks the list and
         // finds the child; one that has set CANCELLED before makes `announce` refuse.
@@ -199,13 +201,12 @@ impl NodeRef {
         child
     }
 
-    /// A node that no other thread can see, in no list. `above`: `TIMED_ABOVE` or nothing.
+    /// A node that no other thread can see, in no list. `state`: the bits that are fixed at birth.
     #[inline]
-    fn alloc(parent: Option<NodeRef>, above: u32, deadline: Option<Time>) -> NodeRef {
-        let timed = if deadline.is_some() { TIMED } else { 0 };
+    fn alloc(parent: Option<NodeRef>, state: u32, deadline: Option<Time>) -> NodeRef {
         let node = Box::new(Node {
             refs: AtomicU32::new(1),
-            state: AtomicU32::new(above | timed),
+            state: AtomicU32::new(state),
             links: UnsafeCell::new(Links::NONE),
             parent,
             lists: Mutex::new(Lists {
@@ -338,24 +339,58 @@ impl NodeRef {
         })
     }
 
-    /// The earliest deadline here and above. May be stale at once, if a deadline is moved.
+    /// The earliest deadline here, above, and of linked nodes. May be stale at once, if one is moved.
     pub(crate) fn effective_deadline(&self) -> Time {
-        self.timed_path()
-            .map(NodeRef::own_deadline)
-            .min()
-            .unwrap_or(Time::NEVER)
+        let mut earliest = Time::NEVER;
+        for node in self.timed_path() {
+            if node.is_linked() {
+                let all = self.timed_nodes();
+                return all
+                    .iter()
+                    .map(NodeRef::own_deadline)
+                    .min()
+                    .unwrap_or(earliest);
+            }
+            earliest = earliest.min(node.own_deadline());
+        }
+        earliest
+    }
+
+    /// True if it is cancelled with other nodes than those above. Relaxed: the bit is fixed at birth.
+    fn is_linked(&self) -> bool {
+        self.node().state.load(Ordering::Relaxed) & LINKED != 0
+    }
+
+    /// All nodes whose deadlines cancel this one: those of [`NodeRef::timed_path`], and the same for
+    /// nodes linked to one of these. Each once, so that links which meet again cost no more.
+    #[cold]
+    fn timed_nodes(&self) -> Vec<NodeRef> {
+        let mut found: Vec<NodeRef> = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut starts = vec![self.clone()];
+        while let Some(start) = starts.pop() {
+            for node in start.timed_path() {
+                if !seen.insert(node.as_ptr()) {
+                    break; // and so are those above it
+                }
+                if node.is_linked() {
+                    let lists = node.node().lists.lock();
+                    starts.extend(lists.hooks.iter().flat_map(|hooks| hooks.linked_to()));
+                }
+                found.push(node.clone());
+            }
+        }
+        found
     }
 
     /// True if the node is cancelled at `now`. Deadlines that have passed unnoticed cancel their nodes
     /// first, the earliest first, so that each cause has its own time (I2).
     pub(crate) fn poll(&self, now: Time) -> bool {
-        // Ends: each round cancels one more node of the path.
-        while let Some(passed) = self
-            .timed_path()
-            .filter(|node| node.own_deadline() <= now && !node.is_cancelled())
-            .min_by_key(|node| node.own_deadline())
-        {
-            passed.expire(passed.own_deadline());
+        if self.timed_path().any(NodeRef::is_linked) {
+            let all = self.timed_nodes();
+            expire_passed(now, || all.iter());
+        } else {
+            expire_passed(now, || self.timed_path());
         }
         self.is_cancelled()
     }
@@ -494,12 +529,18 @@ impl NodeRef {
         self.node().refs.load(Ordering::Acquire) == 1 && self.node().state() & HAS_HOOKS == 0
     }
 
-    /// A root that is cancelled with any of `others`, with the same cause.
+    /// A root that is cancelled with any of `others`, with the same cause. Its deadline is the earliest
+    /// of theirs, wherever they are moved.
     ///
     /// Each of them gets a hook that points here without a count. The node remembers these hooks in
     /// hooks of its own and removes them when it is freed, so that none can point to freed memory.
     pub(crate) fn linked(others: &[&NodeRef]) -> NodeRef {
-        let node = NodeRef::root(None);
+        let timed = if others.iter().any(|other| other.may_expire()) {
+            TIMED
+        } else {
+            0
+        };
+        let node = NodeRef::alloc(None, LINKED | timed, None);
         for other in others {
             match other.hook(Hook::Link(node.weak())) {
                 Ok(id) => {
@@ -543,6 +584,17 @@ impl NodeRef {
                     .hooks
                     .as_deref()
                     .is_some_and(has_more)
+    }
+}
+
+/// Cancel the nodes whose deadlines have passed, the earliest first.
+fn expire_passed<'a, I: Iterator<Item = &'a NodeRef>>(now: Time, nodes: impl Fn() -> I) {
+    // Ends: each round cancels one more of them.
+    while let Some(passed) = nodes()
+        .filter(|node| node.own_deadline() <= now && !node.is_cancelled())
+        .min_by_key(|node| node.own_deadline())
+    {
+        passed.expire(passed.own_deadline());
     }
 }
 

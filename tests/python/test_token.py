@@ -1,17 +1,26 @@
 from __future__ import annotations
 
 import gc
+import math
+import signal
 import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import desist
-from desist import CancelCause, Cancelled, CancelSource, CancelToken, CauseKind
-from support import NEVER, Victim
+from desist import CancelCause, Cancelled, CancelSource, CancelToken, CauseKind, testing
+from support import AT_WAIT, NEVER, Victim, in_its_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from desist._core import Registration
 
 # --- causes and trees -----------------------------------------------------------------------------
 
@@ -100,6 +109,57 @@ def test_a_token_of_several_is_cancelled_with_any_of_them() -> None:
     assert token.cancelled
     assert token.cause == sources[1].token.cause
     assert not CancelToken.any_of().cancelled
+
+
+def test_the_deadline_of_a_token_of_several_is_the_earliest() -> None:
+    now = desist.current_time()
+    late, early = CancelSource(deadline=now + 200), CancelSource(deadline=now + 100)
+    token = CancelToken.any_of(CancelSource().token, late.token, early.token)
+    below = CancelSource(token, deadline=now + 300).token
+    again = CancelToken.any_of(below, late.token, token)
+    for one in (token, below, again):
+        assert one.deadline == early.token.deadline
+        assert 90 < one.remaining() <= 100
+    assert CancelToken.any_of(CancelSource().token).deadline == math.inf
+    assert CancelToken.any_of().remaining() == math.inf
+
+
+def test_a_token_of_several_follows_a_deadline_that_is_moved() -> None:
+    with desist.cancel_scope(timeout=100) as scope:
+        token = CancelToken.any_of(scope.token, CancelSource().token)
+        assert token.deadline == scope.deadline
+        scope.deadline = desist.current_time() + 50
+        assert token.deadline == scope.deadline
+        scope.deadline = math.inf
+        assert token.deadline == math.inf
+
+
+def test_the_earliest_deadline_of_several_is_the_cause() -> None:
+    now = desist.current_time()
+    sources = [CancelSource(deadline=now + later) for later in (0.03, 0.02, 0.01)]
+    token = CancelToken.any_of(*(source.token for source in sources))
+    assert token.wait()
+    assert token.cause == sources[2].token.cause
+
+
+def test_i16_a_wait_for_a_token_of_several_ends_exactly_at_the_deadline() -> None:
+    def body() -> float:
+        sources = [CancelSource(timeout=later) for later in (30, 20)]
+        token = CancelToken.any_of(*(source.token for source in sources))
+        began = desist.current_time()
+        assert token.wait()
+        return desist.current_time() - began
+
+    assert testing.run(body) == pytest.approx(20, abs=1e-6)
+
+
+def test_tokens_of_several_that_meet_again_and_again_cost_no_more() -> None:
+    token = CancelSource(timeout=NEVER).token
+    first = token.deadline
+    for _ in range(100):
+        token = CancelToken.any_of(token, token)
+    assert token.deadline == first
+    assert token.wait(0) is False
 
 
 def test_check_raises_with_the_cause() -> None:
@@ -246,6 +306,108 @@ def test_close_waits_for_a_callback_that_runs() -> None:
     registration.close()
     assert ended
     canceller.join()
+
+
+class Running:
+    """A registration whose callback runs on another thread until `end` is set."""
+
+    def __init__(self) -> None:
+        source = CancelSource()
+        self.end, inside = threading.Event(), threading.Event()
+
+        def callback(_: CancelCause) -> None:
+            inside.set()
+            self.end.wait()
+
+        self.registration = source.token.on_cancel(callback)
+        self.canceller = threading.Thread(target=source.cancel)
+        self.canceller.start()
+        inside.wait()
+
+
+@contextmanager
+def running_callback() -> Iterator[Running]:
+    running = Running()
+    try:
+        yield running
+    finally:
+        running.end.set()
+        running.canceller.join()
+
+
+def test_close_tells_whether_the_callback_still_runs() -> None:
+    with running_callback() as running:
+        assert running.registration.close(timeout=0) is False
+        running.end.set()
+        assert running.registration.close() is True
+    assert CancelSource().token.on_cancel(print).close() is True
+
+
+def test_i17_a_cancel_ends_the_wait_of_close_when_the_grace_is_spent() -> None:
+    with running_callback() as running, in_its_wait(running.registration.close) as victim:
+        victim.cancel(grace=0.05)
+    assert isinstance(victim.raised, Cancelled)
+    assert not running.canceller.is_alive()
+
+
+def test_i17_close_in_cancelled_code_still_waits_for_the_callback() -> None:
+    order: list[str] = []
+
+    def body() -> None:
+        with desist.move_on_after(0):
+            try:
+                desist.checkpoint()
+            finally:
+                running.registration.close()
+                order.append("closed")
+
+    with running_callback() as running, in_its_wait(body):
+        order.append("ended")
+        running.end.set()
+    assert order == ["ended", "closed"]
+
+
+def test_i17_a_kill_ends_the_wait_of_close() -> None:
+    with running_callback() as running, in_its_wait(running.registration.close) as victim:
+        victim.cancel(grace=0.05)
+        victim.kill(policy=AT_WAIT)
+    assert isinstance(victim.raised, desist.Killed | Cancelled)
+
+
+def leave_block_of(registration: Registration) -> None:
+    with registration:
+        pass
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_i17_a_signal_ends_the_wait_of_close_and_its_exception_is_not_lost(*, leave: bool) -> None:
+    def handler(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    main = threading.main_thread().ident
+    assert main is not None
+    with running_callback() as running:
+        interrupter = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1))
+        interrupter.start()
+        close = (
+            partial(leave_block_of, running.registration) if leave else running.registration.close
+        )
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                close()
+        finally:
+            interrupter.join()
+            signal.signal(signal.SIGUSR1, before)
+        assert running.canceller.is_alive()
+
+
+def test_i18_close_in_the_callback_itself_returns_at_once() -> None:
+    source = CancelSource()
+    closed: list[bool] = []
+    registration = source.token.on_cancel(lambda _: closed.append(registration.close()))
+    source.cancel()
+    assert closed == [True]
 
 
 def test_a_registration_dropped_while_its_callback_runs_does_not_wait() -> None:

@@ -330,7 +330,7 @@ fn i17_an_unregistered_callback_never_runs() {
     drop(register());
     register().detach();
     assert!(unregistered.unregister());
-    closed.close();
+    assert!(closed.close().is_ok());
     source.cancel();
     assert_eq!(calls.load(Ordering::Relaxed), 1, "only the detached one");
     assert!(!closed.unregister());
@@ -354,7 +354,7 @@ fn i17_the_result_of_unregister_is_right_in_every_race() {
         start.wait();
         let never = registration.unregister();
         if round % 2 == 0 && !never {
-            registration.close();
+            assert!(registration.close().is_ok());
             assert_eq!(calls.load(Ordering::Relaxed), 1, "close waits for the run");
         }
         canceller.join().unwrap();
@@ -387,7 +387,7 @@ fn i18_callbacks_that_close_each_other_do_not_deadlock() {
         let registration = sources[at].token().on_cancel(move |_| {
             both_run.wait();
             let other = theirs[1 - at].lock().unwrap().take();
-            other.unwrap().close();
+            assert!(other.unwrap().close().is_ok());
         });
         *registrations[at].lock().unwrap() = Some(registration);
     }
@@ -427,9 +427,9 @@ fn close_waits_for_a_run_on_another_thread_and_close_until_times_out() {
     });
     let canceller = thread::spawn(move || source.cancel());
     begun.recv().unwrap();
-    assert!(!registration.close_until(PAST));
+    assert_eq!(registration.close_until(PAST), Ok(false));
     let closer = Parker::spawn_parked(move || {
-        registration.close();
+        assert!(registration.close().is_ok());
         over.load(Ordering::Relaxed)
     });
     finish.send(()).unwrap();

@@ -139,6 +139,14 @@ impl Hooks {
         self.list.iter().all(|(_, hook)| is_flag(hook))
     }
 
+    /// The nodes that this one is linked to.
+    pub(super) fn linked_to(&self) -> impl Iterator<Item = NodeRef> + '_ {
+        self.list.iter().filter_map(|(_, hook)| match hook {
+            Hook::LinkedTo(other, _) => Some(other.clone()),
+            _ => None,
+        })
+    }
+
     /// The nodes that this one is linked to, each with the id of its hook there.
     pub(super) fn into_links(self) -> impl Iterator<Item = (NodeRef, HookId)> {
         self.list.into_iter().filter_map(|(_, hook)| match hook {
