@@ -217,7 +217,7 @@ impl Kill {
             return;
         }
         in_real_time(|| {
-            self.task.node().cancel(self.cause.clone());
+            self.task.node().cancel_to_kill(self.cause.clone());
             let first = self.policy.rungs().find(|(_, time)| !time.is_zero());
             let urgent = self.is_urgent() && !self.policy.is_for_process();
             let Some((rung, _)) = first.filter(|_| urgent) else {

@@ -102,7 +102,8 @@ impl CancelSource {
         self.cancel_with(Some(reason.into()), None)
     }
 
-    /// [`CancelSource::cancel`], with a reason and the time that clean-up zones may still take.
+    /// [`CancelSource::cancel`], with a reason and the time that clean-up zones may still take. A later
+    /// call can shorten that time, counted from the call, and never lengthens it.
     ///
     /// # Panics
     /// As [`CancelSource::cancel`].
@@ -117,8 +118,9 @@ impl CancelSource {
         reason: Option<Arc<str>>,
         grace: Option<Duration>,
     ) -> bool {
-        // The flag first spares the clock and the allocation of a cause that comes too late.
-        !self.node.is_cancelled() && self.node.cancel(Cause::now(kind, reason, grace))
+        // The flag first spares the clock and the allocation of a cause that has no effect.
+        let has_effect = grace.is_some() || !self.node.is_cancelled();
+        has_effect && self.node.cancel(Cause::now(kind, reason, grace))
     }
 
     /// Cancel everything below with [`CauseKind::ScopeExited`], and leave the parent. Idempotent.

@@ -323,8 +323,8 @@ class CancelSource:
         Cancel. True: this call was the first; False: it was cancelled, or closed, before.
 
         Never raises, and never waits for the cancelled code; works from any thread, signal handler and
-        finalizer. `grace`: seconds that clean-up zones may still take (5 unless given). Callbacks
-        run on this thread.
+        finalizer. `grace`: seconds that clean-up zones may still take (5 unless given); a later call
+        can shorten it, counted from that call, and never lengthens it. Callbacks run on this thread.
         """
     def close(self, /) -> None:
         """

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::cause::{Cause, CauseKind};
+use crate::cause::{Cause, CauseKind, DEFAULT_GRACE};
 use crate::clock::Time;
 use crate::enforcer::BlockWatch;
 use crate::error::ScopeMisuse;
@@ -317,6 +317,16 @@ impl Block {
             State::Fresh { cancelled, .. } if cancelled.is_none() => {
                 *cancelled = early;
                 return true;
+            }
+            State::Fresh {
+                cancelled: Some(first),
+                ..
+            } => {
+                if let Some(end) = grace.map(Time::after) {
+                    let given = first.grace.or(self.grace).unwrap_or(DEFAULT_GRACE);
+                    first.grace = Some(given.min(end - first.at));
+                }
+                return false;
             }
             _ => return false,
         };

@@ -457,8 +457,8 @@ impl CancelSource {
     /// Cancel. True: this call was the first; False: it was cancelled, or closed, before.
     ///
     /// Never raises, and never waits for the cancelled code; works from any thread, signal handler and
-    /// finalizer. `grace`: seconds that clean-up zones may still take (5 unless given). Callbacks
-    /// run on this thread.
+    /// finalizer. `grace`: seconds that clean-up zones may still take (5 unless given); a later call
+    /// can shorten it, counted from that call, and never lengthens it. Callbacks run on this thread.
     #[pyo3(signature = (reason = None, *, grace = None))]
     fn cancel(
         &self,
@@ -512,7 +512,7 @@ pub(super) fn cancel_node(
     reason: Option<&str>,
     grace: Option<Duration>,
 ) -> bool {
-    if node.is_cancelled() {
+    if node.is_cancelled() && grace.is_none() {
         return false;
     }
     let cause = crate::Cause::now(crate::CauseKind::Explicit, reason.map(Into::into), grace);

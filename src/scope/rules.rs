@@ -102,9 +102,7 @@ pub(super) fn end_nested_zones(frames: &[Frame]) {
         let ended = limiting(&frames[..at])
             .filter(|outer| outer.kind == Kind::Cleanup && outer.node.poll(now));
         if let Some(end) = ended.map(cutoff).min() {
-            if end < zone.node.own_deadline() {
-                timer::set(&zone.node, end);
-            }
+            timer::bring_forward(&zone.node, end);
         }
     }
 }
@@ -134,18 +132,18 @@ fn default_grace(kind: Kind) -> Duration {
 }
 
 /// Registers a callback that moves the zone's deadline earlier when `frame` is cancelled; never later, so
-/// the order in which several of them run does not matter.
+/// the order in which several of them run does not matter. From then on each cancel with a shorter grace
+/// does the same.
 ///
 /// The timer is not told of the frame's deadline: the zone's own deadline has it in already, and one that
 /// moves is told to the timer by the move.
 pub(super) fn shorten_on_cancel(zone: &NodeRef, frame: &Frame) -> Registration {
-    let zone = zone.clone();
+    let (zone, node) = (zone.clone(), frame.node.clone());
     let own = frame.grace.unwrap_or_else(|| default_grace(frame.kind));
     CancelToken::from_unarmed(frame.node.clone()).on_cancel(move |cause| {
         let _inside = fork::inside(); // callbacks run outside the core, and this one locks the timer
         let end = cause.at + cause.grace.unwrap_or(own);
-        if end < zone.own_deadline() {
-            timer::set(&zone, end);
-        }
+        let end = end.min(node.watch_grace(&zone, own));
+        timer::bring_forward(&zone, end);
     })
 }

@@ -51,7 +51,7 @@ impl Task {
         if !self.request_kill(cause, lock_grace_until) {
             return None;
         }
-        self.node().cancel(cause.clone());
+        self.node().cancel_to_kill(cause.clone());
         self.deliver_at_wait();
         let waits = self.inner.lock().waiter.is_some();
         (!waits).then(|| self.kill_due()).flatten()

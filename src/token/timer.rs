@@ -19,7 +19,7 @@
 //! | step                    | under the lock                              | then, unlocked               |
 //! |-------------------------|---------------------------------------------|------------------------------|
 //! | [`arm`]                 | set ARMED, insert                           | wake the thread, if earliest |
-//! | [`set`]                 | set ARMED, store, replace the entry         | wake the thread, if earliest |
+//! | [`set`], [`bring_forward`] | set ARMED, store, replace the entry      | wake the thread, if earliest |
 //! | a deadline passes       | remove the entry, take a count of the node  | expire, unless it was moved  |
 //! | the node is freed: [`forget`] | remove the entry                      | free the memory              |
 //!
@@ -64,6 +64,19 @@ pub(crate) fn set(node: &NodeRef, deadline: Time) {
         node.mark_armed();
         node.store_deadline(deadline);
         Some(deadline)
+    });
+}
+
+/// Move a node's deadline, and arm the node, unless its deadline is earlier: of several threads that
+/// do this at once, the earliest deadline stays.
+pub(crate) fn bring_forward(node: &NodeRef, deadline: Time) {
+    insert(node, |node| {
+        let earlier = deadline < node.own_deadline();
+        earlier.then(|| {
+            node.mark_armed();
+            node.store_deadline(deadline);
+            deadline
+        })
     });
 }
 

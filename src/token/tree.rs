@@ -66,6 +66,7 @@ use std::cell::UnsafeCell;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 
 use crate::atomics::{AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::cause::{Cause, CauseKind};
@@ -73,8 +74,8 @@ use crate::clock::Time;
 use children::{Children, Links, NodeStack};
 #[cfg(feature = "python")]
 pub(crate) use hooks::Flag;
-use hooks::Hooks;
 pub(crate) use hooks::{Hook, HookId};
+use hooks::{Hooks, Patience};
 
 /// Cancelled, by a cause of its own or from above. The lowest bit: see [`NodeRef::flag`].
 const CANCELLED: u32 = 1;
@@ -436,11 +437,31 @@ impl NodeRef {
 
     // ------------------------------------------------------------------ cancelling
 
-    /// Cancel this node and all its descendants. True: `cause` is recorded; false: an earlier one is.
+    /// Cancel this node and all its descendants. True: `cause` is recorded; false: an earlier one is, and
+    /// the grace that `cause` names ends open clean-up zones earlier, if it is over before theirs.
     ///
     /// Deadlines at or above this node that have passed count first. Waiters are woken before
     /// callbacks run. A callback's panic is rethrown after all others have run.
     pub(crate) fn cancel(&self, cause: Cause) -> bool {
+        let (at, grace) = (cause.at, cause.grace);
+        let first = self.cancel_first(cause);
+        if !first && grace.is_some() {
+            self.shorten(Patience::of(at, grace));
+        }
+        first
+    }
+
+    /// [`NodeRef::cancel`] for a kill, which names no grace. If the node was cancelled before, its zones
+    /// end as if the kill had been the first.
+    pub(crate) fn cancel_to_kill(&self, cause: Cause) {
+        let at = cause.at;
+        if !self.cancel_first(cause) {
+            self.shorten(Patience::of(at, None));
+        }
+    }
+
+    /// [`NodeRef::cancel`], without an effect on a node that is cancelled.
+    fn cancel_first(&self, cause: Cause) -> bool {
         if self.is_cancelled() {
             return false;
         }
@@ -454,6 +475,52 @@ impl NodeRef {
             flag_below(self, before, at).run();
         }
         won
+    }
+
+    /// Move the ends of zones under this node, which is cancelled, earlier; never later.
+    #[cold]
+    fn shorten(&self, by: Patience) {
+        let zones = {
+            let mut lists = self.node().lists.lock();
+            // So that the node's end frees the hooks.
+            self.node().state.fetch_or(HAS_HOOKS, Ordering::AcqRel);
+            lists.hooks.get_or_insert_default().shorten(by)
+        };
+        for (zone, end) in zones {
+            crate::token::timer::bring_forward(&zone, end);
+        }
+    }
+
+    /// Have later cancels of this node, or of one above up to the one with the cause, move the end of
+    /// `zone` earlier, until the zone is freed. Returns the end by those that have come so far. The node
+    /// is cancelled. `own`: the grace for a canceller that names none.
+    pub(crate) fn watch_grace(&self, zone: &NodeRef, own: Duration) -> Time {
+        let mut end = Time::NEVER;
+        let mut seen = BTreeSet::new();
+        let mut starts = vec![self.clone()];
+        while let Some(start) = starts.pop() {
+            let mut next = Some(&start);
+            while let Some(node) = next.filter(|node| seen.insert(node.as_ptr())) {
+                let (id, patience) = {
+                    let mut lists = node.node().lists.lock();
+                    node.node().state.fetch_or(HAS_HOOKS, Ordering::AcqRel);
+                    let hooks = lists.hooks.get_or_insert_default();
+                    starts.extend(hooks.linked_to().filter(NodeRef::is_cancelled));
+                    // In one critical section: a cancel comes before, and is read here, or finds the hook.
+                    let id = hooks.add(Hook::Shorten(zone.weak(), own));
+                    (id, hooks.patience())
+                };
+                end = end.min(patience.end(own));
+                // Refused if the zone is over by now.
+                if zone.hook(Hook::LinkedTo(node.clone(), id)).is_err() {
+                    node.unhook(id);
+                    return end;
+                }
+                let decided = node.node().state() & OWN != 0;
+                next = if decided { None } else { node.parent() };
+            }
+        }
+        end
     }
 
     /// Cancel by the deadline `at`, which has passed, unless another cause was first. The callbacks run

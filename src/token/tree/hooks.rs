@@ -12,8 +12,11 @@
 //! once by the thread that has set CANCELLED.
 #![allow(unsafe_code)] // flags that live outside the core
 
+use std::time::Duration;
+
 use super::{NodeRef, Weak};
 use crate::atomics::Arc;
+use crate::clock::Time;
 use crate::park::{self, Ticket, WaitOutcome, Waiter};
 use crate::token::callback::Callback;
 
@@ -34,6 +37,57 @@ pub(crate) enum Hook {
     LinkedTo(NodeRef, HookId),
     /// Run a callback, when the whole tree is flagged, with no lock held.
     Call(Arc<Callback>),
+    /// Nothing happens. A clean-up zone, whose end a later cancel of this node may move earlier; and the
+    /// grace for a canceller that names none. The zone removes this hook when it is freed.
+    Shorten(Weak, Duration),
+}
+
+/// How later cancels and kills of a cancelled node have shortened the grace of the first.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience {
+    /// The earliest end that one of them has named.
+    end: Time,
+    /// When the first of them came that has named none.
+    unnamed: Time,
+}
+
+impl Patience {
+    /// One cancel that came at `at`. `grace`: `None` if it named none.
+    pub(super) fn of(at: Time, grace: Option<Duration>) -> Patience {
+        match grace {
+            Some(grace) => Patience {
+                end: at + grace,
+                ..Patience::default()
+            },
+            None => Patience {
+                unnamed: at,
+                ..Patience::default()
+            },
+        }
+    }
+
+    /// The end of a zone under it; `own`: the grace for a canceller that names none.
+    pub(super) fn end(self, own: Duration) -> Time {
+        self.end.min(self.unnamed + own)
+    }
+
+    /// Both.
+    fn min(self, other: Patience) -> Patience {
+        Patience {
+            end: self.end.min(other.end),
+            unnamed: self.unnamed.min(other.unnamed),
+        }
+    }
+}
+
+impl Default for Patience {
+    /// There was no later cancel.
+    fn default() -> Patience {
+        Patience {
+            end: Time::NEVER,
+            unnamed: Time::NEVER,
+        }
+    }
 }
 
 /// A flag outside the core that mirrors "cancelled": may do nothing but store to memory.
@@ -61,6 +115,8 @@ pub(super) struct Hooks {
     next: HookId,
     /// Ascending by id, which is the order in which they were added.
     list: Vec<(HookId, Hook)>,
+    /// Of a cancelled node: the effect of later cancels, for zones that are entered after them.
+    patience: Patience,
 }
 
 /// Hooks that have been fired under the node's lock, for the steps that are made without it.
@@ -104,32 +160,52 @@ impl Hooks {
                 #[cfg(feature = "python")]
                 Hook::Raise(flag) => unsafe { (flag.raise)(flag.place) },
                 Hook::Link(weak) => linked.extend(weak.upgrade()),
-                Hook::Call(_) | Hook::LinkedTo(..) => all = false,
+                Hook::Call(_) | Hook::LinkedTo(..) | Hook::Shorten(..) => all = false,
             }
         }
         let mut hooks = std::mem::take(&mut self.list);
         if !all {
-            let stays = |hook: &Hook| matches!(hook, Hook::Call(_) | Hook::LinkedTo(..));
+            let stays = |hook: &Hook| {
+                matches!(hook, Hook::Call(_) | Hook::LinkedTo(..) | Hook::Shorten(..))
+            };
             (self.list, hooks) = hooks.into_iter().partition(|(_, hook)| stays(hook));
         }
         Fired { hooks, linked }
     }
 
-    /// True if a callback is left. Links are added first, when the node is made, so a look at the last
-    /// hook tells; a callback registered later would have been refused.
+    /// True if a callback is left.
     pub(super) fn has_callback(&self) -> bool {
-        matches!(self.list.last(), Some((_, Hook::Call(_))))
+        self.last_callback().is_some()
+    }
+
+    /// The place of the callback that was registered last. Few hooks are behind it, if any: what is
+    /// left beside callbacks was added when the node was made, or after its cancellation.
+    fn last_callback(&self) -> Option<usize> {
+        let is_callback = |(_, hook): &(HookId, Hook)| matches!(hook, Hook::Call(_));
+        self.list.iter().rposition(is_callback)
     }
 
     /// Remove the callback that was registered last.
     pub(super) fn pop_callback(&mut self) -> Option<Arc<Callback>> {
-        match self.list.pop() {
-            Some((_, Hook::Call(callback))) => Some(callback),
-            other => {
-                self.list.extend(other);
-                None
-            }
+        match self.list.remove(self.last_callback()?).1 {
+            Hook::Call(callback) => Some(callback),
+            _ => None,
         }
+    }
+
+    /// A later cancel: keeps its effect for zones to come, and returns the open ones, with their ends.
+    pub(super) fn shorten(&mut self, by: Patience) -> Vec<(NodeRef, Time)> {
+        self.patience = self.patience.min(by);
+        let zone = |(_, hook): &(HookId, Hook)| match hook {
+            Hook::Shorten(zone, own) => Some((zone.upgrade()?, by.end(*own))),
+            _ => None,
+        };
+        self.list.iter().filter_map(zone).collect()
+    }
+
+    /// The effect of the later cancels so far.
+    pub(super) fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// True if there are no hooks but flags to raise.
