@@ -427,9 +427,13 @@ impl Simulation {
                 continue;
             }
             self.advance(&mut state, next);
+            // Counted as away: the first thread that is woken below runs at once, and must not find that
+            // nothing is left to do before the other deadlines of this instant have been noticed.
+            state.away += 1;
             drop(state);
             // Cancels at this deadline, which settles waiters and so makes more threads ready.
             timer::expire_simulated(next);
+            self.state.lock().away -= 1;
         }
     }
 

@@ -133,6 +133,8 @@ mod rules {
         cause: Option<Cause>,
         /// The grace of its own cancellation, if the cancel had one.
         grace: Option<Seconds>,
+        /// The earliest end of zones inside that a later cancel has named.
+        end: Option<Seconds>,
     }
 
     #[derive(Default)]
@@ -151,6 +153,7 @@ mod rules {
                 deadline: None,
                 cause: None,
                 grace: None,
+                end: None,
             });
         }
         let _ = world.steps(&program.body);
@@ -176,6 +179,8 @@ mod rules {
     /// Cancel one frame, and so all inner ones that see it; each keeps its first cause.
     fn cancel(frames: &mut [Frame], target: usize, cause: Cause, grace: Option<Seconds>) {
         if frames[target].cause.is_some() {
+            let end = grace.map(|grace| cause.at + grace);
+            frames[target].end = [frames[target].end, end].into_iter().flatten().min();
             return;
         }
         for inner in target..frames.len() {
@@ -198,7 +203,8 @@ mod rules {
             } else {
                 DEFAULT_GRACE
             };
-            Some(began + frame.grace.unwrap_or(default))
+            let first = began + frame.grace.unwrap_or(default);
+            Some(frame.end.map_or(first, |end| end.min(first)))
         });
         ends.min()
     }
@@ -311,6 +317,7 @@ mod rules {
                 deadline,
                 cause,
                 grace,
+                end: None,
             });
             self.settle();
             let last = self.frames.len() - 1;
