@@ -1714,9 +1714,11 @@ class Registration:
         Unregister; if the callback is running on another thread, wait for its end, at most for
         the given seconds. True: it is not running, and never will; False: it still runs.
 
-        Blocks: until then, but not inside a cancel callback.
-        On cancel: nothing changes: this is no checkpoint.
-        On timeout: returns; the callback still runs.
+        Blocks: until the callback has ended; not at all from inside any cancel callback. What a signal
+        handler raises ends the wait.
+        On cancel: the wait is clean-up: it goes on until the canceller's grace is spent, and then raises
+        Cancelled. A kill is deferred as long. No checkpoint if there is nothing to wait for.
+        On timeout: returns False; the callback still runs.
         """
     def unregister(self, /) -> bool:
         """
