@@ -286,6 +286,11 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         self.change(|shared| shared.state.cancel(id, &mut failure))
     }
 
+    /// True if the item is leased, and was cancelled meanwhile. Never blocks.
+    pub fn is_cancelled(&self, id: u64) -> bool {
+        self.shared.lock().state.is_cancelled(id)
+    }
+
     /// Let all ready and delayed items be dead, and return them: no worker will lease them. Never
     /// blocks.
     pub fn dead_letter_all(&self, failure: &N) -> Vec<T> {

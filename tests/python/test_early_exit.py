@@ -316,6 +316,17 @@ def test_i35_a_block_whose_thread_is_killed_ends_its_work(
     until_there_are(before)
 
 
+@pytest.mark.parametrize("own", [group, executor, pool], ids=lambda own: own.__name__)
+def test_i15_nothing_is_started_in_a_cancelled_block(own: Any) -> None:
+    called: list[int] = []
+    owner = own(ENDS)
+    with owner.block:
+        with desist.move_on_after(0) as scope:
+            owner.start(lambda: called.append(1))
+        assert scope.cancelled_caught
+    assert called == []
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 HANDLERS = [handlers.wait, handlers.spin, handlers.swallow, handlers.block]

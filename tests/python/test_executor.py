@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import gc
 import subprocess
@@ -258,6 +259,52 @@ def test_an_executor_is_exhausted_by_one_thread_more_than_it_may_abandon() -> No
     busy.cancel()
     executor.shutdown()
     end.set()
+
+
+def test_an_executor_is_not_exhausted_any_more_when_its_abandoned_threads_have_ended() -> None:
+    with ThreadPoolExecutor(1, max_abandoned=0) as executor:
+        for _ in range(3):
+            end, threads = threading.Event(), set(executor._threads)
+            stuck = running(executor, partial(end.wait, NEVER))
+            (thread,) = set(executor._threads) - threads or threads
+            stuck.kill(policy=ABANDON)
+            with pytest.raises(PoolExhausted, match="have not ended"):
+                executor.submit(int, "7")
+            end.set()
+            thread.join()
+            assert executor.submit(int, "7").result() == 7
+
+
+def test_a_shutdown_may_end_what_runs_without_waiting_for_it() -> None:
+    executor = ThreadPoolExecutor(1, policy=FORCE)
+    busy, waiting = running(executor, spin), executor.submit(spin)
+    executor.shutdown(wait=False, cancel_running=True)
+    assert waiting.cancelled()
+    assert isinstance(busy.exception(NEVER), TaskAborted)
+    executor.shutdown()
+
+
+def test_i35_work_that_is_submitted_while_the_block_is_left_is_ended_too() -> None:
+    for _ in range(20):
+        futures: list[TaskFuture[Any]] = []
+
+        def submit(
+            executor: ThreadPoolExecutor, futures: list[TaskFuture[Any]], many: threading.Event
+        ) -> None:
+            with contextlib.suppress(RuntimeError):  # the executor has been shut down
+                while True:
+                    futures.append(executor.submit(desist.sleep_forever))
+                    if len(futures) == 10:
+                        many.set()
+
+        many = threading.Event()
+        with contextlib.suppress(ZeroDivisionError), ThreadPoolExecutor(3) as executor:
+            thread = threading.Thread(target=submit, args=(executor, futures, many))
+            thread.start()
+            many.wait()
+            raise ZeroDivisionError
+        thread.join()
+        assert all(future.done() for future in futures)
 
 
 # --- waiting --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from desist import (
 from support import INSIST, NEVER, in_thread
 
 if TYPE_CHECKING:
-    from desist import Lease
+    from desist import Lease, WorkEvent
 
 AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
 ABANDON = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
@@ -194,6 +194,23 @@ def test_an_item_that_is_cancelled_before_it_begins_never_begins() -> None:
     assert len(gate.attempts) == 1
 
 
+def test_an_item_that_is_cancelled_behind_its_lease_never_begins() -> None:
+    called: list[int] = []
+
+    def listen(event: WorkEvent) -> None:
+        if event.kind == "started":  # it is leased, and the handler has not been called yet
+            pool.cancel_item(event.item_id)
+
+    def handler(lease: Lease[int]) -> None:
+        called.append(lease.item)
+
+    with WorkerPool(handler, workers=1, on_event=listen) as pool:
+        with pytest.raises(TaskCancelled):
+            pool.submit(1).result()
+        assert pool.stats().cancelled == 1
+    assert called == []
+
+
 def test_the_future_of_an_expired_item_is_cancelled() -> None:
     with WorkerPool[str, str](lambda lease: lease.item) as pool:
         future = pool.submit("a", delay=NEVER, expires=0.01)
@@ -273,6 +290,26 @@ def test_a_pool_that_has_abandoned_too_many_workers_fails() -> None:
     with pytest.raises(PoolExhausted, match="unfinished items are still in its queue"), pool:
         pass
     assert queue.counts()["ready"] == 1
+
+
+def test_threads_that_were_abandoned_and_have_ended_do_not_count() -> None:
+    gate = Gate()
+    restart = RestartPolicy(intensity=100, max_abandoned=1)
+    with WorkerPool(gate.deaf, workers=1, policy=ABANDON, restart=restart) as pool:
+        for _ in range(3):
+            gate.go_on.clear()
+            before = threading.active_count()
+            pool.submit(1)
+            gate.begun.acquire()
+            assert pool.workers[0].kill().outcome is KillOutcome.ABANDONED
+            gate.begun.acquire()  # the item's next attempt, by another worker
+            assert pool.stats().abandoned == 1
+            gate.go_on.set()
+            pool.drain()
+            while threading.active_count() > before:
+                threading.Event().wait(0.001)  # there is no notification
+            assert pool.stats().abandoned == 0
+        assert pool.stats().restarts == 3
 
 
 # --- stopping -------------------------------------------------------------------------------------

@@ -373,6 +373,11 @@ impl LeaseHandle for Memory {
     }
 
     #[inline]
+    fn is_cancelled(&self, _py: Python<'_>, lease: LeaseKey) -> bool {
+        self.queue.is_cancelled(lease.number)
+    }
+
+    #[inline]
     fn ack(&self, py: Python<'_>, lease: LeaseKey) -> PyResult<()> {
         let acked = self.queue.ack(lease.number, lease.epoch);
         acked.map_err(|fenced| error::fenced(py, &fenced))

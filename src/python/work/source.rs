@@ -75,6 +75,12 @@ pub(super) trait LeaseHandle: Send + Sync {
         Ok(())
     }
 
+    /// Was the item cancelled since it was leased? Asked when a cancel of the pool finds the handler; one
+    /// that came before has not, and is seen here. A queue that has to ask a file or a server does not.
+    fn is_cancelled(&self, _py: Python<'_>, _lease: LeaseKey) -> bool {
+        false
+    }
+
     /// The work is done.
     fn ack(&self, py: Python<'_>, lease: LeaseKey) -> PyResult<()>;
 

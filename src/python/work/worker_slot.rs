@@ -302,8 +302,17 @@ impl WorkerSlot {
                 task: task.clone(),
                 lease: lease.clone().unbind(),
             });
-            // The pool's stop and a kill of the item first cancel, then look for a seat that is busy:
+            // The pool's stop and a cancel of the item first cancel, then look for a seat that is busy:
             // one of the two is seen.
+            let (handle, key) = (lease.get().handle(), lease.get().key());
+            if handle.is_cancelled(py, key) {
+                token::cancel_node(
+                    py,
+                    task.source().node(),
+                    Some("the item was cancelled"),
+                    None,
+                );
+            }
             let token = task.source().token();
             token.check().map_err(|stop| error::from_stop(py, stop))?;
             handler.call1(&arguments).map(Bound::unbind)

@@ -444,6 +444,12 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         }
     }
 
+    /// See [`LeaseQueue::is_cancelled`](crate::work::LeaseQueue::is_cancelled).
+    pub(super) fn is_cancelled(&self, id: u64) -> bool {
+        let extras = self.items.get(id).and_then(|item| item.extras.as_ref());
+        extras.is_some_and(|extras| extras.cancelled.is_some())
+    }
+
     /// Let all ready and delayed items be dead; returns them, in the order of the run queues and of
     /// the ends of their delays.
     pub(super) fn dead_letter_all(&mut self, failure: &N) -> Vec<T> {
