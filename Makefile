@@ -49,9 +49,12 @@ export VIRTUAL_ENV := $(CURDIR)/$(venv)
 export PYO3_PYTHON := $(CURDIR)/$(venv)/bin/python
 export PATH := $(CURDIR)/$(venv)/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH
+# The dependency group that the tests need.
+tests := test
 ifeq (3.13t,$(version))
   # PyO3 does not support it any more: a pass there is evidence, not support.
   export UNSAFE_PYO3_SKIP_VERSION_CHECK := 1
+  tests := test-without-postgres
 endif
 
 # $(call quietly,LOG,COMMAND): the output of COMMAND goes to LOG, and is shown only if it fails.
@@ -152,17 +155,17 @@ test-loom: ## ... every interleaving of the core's hand-offs
 	    cargo test --release --locked --lib --target-dir target/loom loom_)
 	$(call passed,target/log/loom.log)
 
-test-python: $(extension) $(venv)/group-test ## ... of the Python package
+test-python: $(extension) $(venv)/group-$(tests) ## ... of the Python package
 	@echo "== CPython $(version): pytest"
 	@$(venv)/bin/python -m pytest -q $(ARGS)
 
 matrix: ## ... on every CPython that is found, 3.10 or newer, with a table at the end
 	@$(PYTHON) tools/matrix.py $(addprefix --python=,$(PYTHONS)) -- $(ARGS)
 
-sweep: $(extension) $(venv)/group-test ## ... the sweeps alone, and how many points each has
+sweep: $(extension) $(venv)/group-$(tests) ## ... the sweeps alone, and how many points each has
 	@$(venv)/bin/python -m pytest $(wildcard tests/python/test_sweep*.py) $(ARGS)
 
-soak: $(extension) $(venv)/group-test ## the tests that take minutes
+soak: $(extension) $(venv)/group-$(tests) ## the tests that take minutes
 	PROPTEST_CASES=20000 cargo test --release --locked --features file model
 	$(venv)/bin/python -m pytest -m soak --timeout=3600 $(ARGS)
 
