@@ -79,6 +79,8 @@ use rules::{absorb, cutoff, end_nested_zones, limiting, reaching, shorten_on_can
 pub(crate) use stack::discard;
 #[cfg(any(feature = "python", test))]
 use stack::settle;
+#[cfg(feature = "python")]
+pub(crate) use stack::settle_before;
 
 use crate::atomics::thread_local;
 use crate::cause::{Cause, CauseKind};
@@ -190,7 +192,9 @@ fn settle() {}
 
 /// Open a scope on the calling thread; [`exit`] leaves it. `deadline`: absolute, [`Time::NEVER`] for
 /// none. `grace`: see [`Frame::grace`]. Never blocks, and is no checkpoint: a scope inside a cancelled
-/// one is entered, and its first checkpoint raises. `home`: where the block was opened.
+/// one is entered, and its first checkpoint raises. `home`: where the block was opened. A caller whose home
+/// is not native has called `settle_before`, since a child of a scope that is not in force would be cancelled
+/// with it.
 pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>, home: Home) -> NodeRef {
     let node = open(kind, deadline, grace, home, None);
     if kind == Kind::Cleanup {
@@ -222,9 +226,6 @@ fn open(
     home: Home,
     abandon_hook: Option<Arc<dyn AbandonHook>>,
 ) -> NodeRef {
-    if OPEN.with(Cell::get) {
-        settle(); // a child of a scope that is not in force would be cancelled with it
-    }
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         let mut cutoffs = Vec::new();
@@ -272,15 +273,28 @@ fn open(
 /// [`ScopeMisuse::NotInnermost`] if a scope entered later is in force; this one is removed all the same,
 /// so that the thread does not keep its cancellation forever, and absorbs nothing.
 pub(crate) fn exit(node: &NodeRef, unwinding: bool) -> Result<Exit, ScopeMisuse> {
-    let popped = match CONTEXT.with(|context| pop(context, node, unwinding)) {
-        Some(popped) => popped,
-        None => exit_from_within(node, unwinding)?,
-    };
-    let (frame, exit, ledger) = popped;
+    match exit_innermost(node, unwinding) {
+        Some(exit) => Ok(exit),
+        None => exit_from_within(node, unwinding).map(finish),
+    }
+}
+
+/// [`exit`] for the innermost scope. `None`: it is not that, as far as the thread has noticed, and nothing
+/// has changed. Unlike [`exit`] it never waits.
+#[inline]
+pub(crate) fn exit_innermost(node: &NodeRef, unwinding: bool) -> Option<Exit> {
+    CONTEXT
+        .with(|context| pop(context, node, unwinding))
+        .map(finish)
+}
+
+/// The end of an exit, when nothing is borrowed.
+#[inline]
+fn finish((frame, exit, ledger): Popped) -> Exit {
     if let Some(ledger) = ledger {
         ledger.sweep_blocks(frame.first_seq, &Termination::Unwound);
     }
-    Ok(exit)
+    exit
 }
 
 /// The frame that is left, the effect of that, and the ledger if it has entries of the frame's code. The

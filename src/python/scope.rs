@@ -116,6 +116,7 @@ impl Block {
         home: Home,
         abandon_hook: Option<Arc<dyn AbandonHook>>,
     ) -> PyResult<()> {
+        scope::settle_before(home); // unlocked: it may wait
         let mut state = self.state.lock();
         let State::Fresh { limit, cancelled } = &mut *state else {
             drop(state);
@@ -148,6 +149,7 @@ impl Block {
     ) -> PyResult<()> {
         // Asked for while nothing is locked, for it runs Python code; the core caches it.
         crate::host::thread_name();
+        scope::settle_before(home);
         let mut state = self.state.lock();
         let State::Fresh { limit, cancelled } = &mut *state else {
             drop(state);
@@ -219,8 +221,14 @@ impl Block {
                 ForcedExit::Absorbed(cause) => Exit::Absorbed(cause),
                 ForcedExit::Pass | ForcedExit::Outward => Exit::Pass,
             })
+        } else if let Some(exit) = scope::exit_innermost(node, unwinding == Unwinding::Cancelled) {
+            Ok(exit)
         } else {
-            scope::exit(node, unwinding == Unwinding::Cancelled)
+            let node = node.clone();
+            drop(state); // it may wait
+            let exit = scope::exit(&node, unwinding == Unwinding::Cancelled);
+            state = self.state.lock();
+            exit
         };
         let State::Open {
             node, suspendable, ..

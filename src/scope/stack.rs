@@ -15,25 +15,42 @@
 //! an answer holds until the call returns. The host may run code of its own while it looks, so it is asked
 //! with nothing borrowed, and the answers are applied to frames that are still there.
 
+use std::cell::Cell;
 use std::mem;
 use std::num::NonZeroU64;
 
 use super::forced::leave_task_of_thread;
-use super::{CONTEXT, Context, Frame, Kind, current_task, note_open, run_abandon_hooks, unmask};
+use super::{
+    CONTEXT, Context, Frame, Kind, OPEN, current_task, note_open, run_abandon_hooks, unmask,
+};
 use crate::cause::CauseKind;
-use crate::host::{self, Presence};
+use crate::host::{self, Home, Presence};
 use crate::token::tree::NodeRef;
 
 /// Brings the frames of the calling thread into agreement with its stack. May block only if the end of a
 /// block with an abandon hook was skipped, for its hook.
 pub(crate) fn settle() {
-    if !are_all_here() {
-        sort_out();
+    settle_before(Home::NATIVE);
+}
+
+/// [`settle`], before the thread enters a block of this home. A scope of the same home whose function is
+/// on top of the stack is gone: no thread is at the beginning of a statement and inside it.
+pub(crate) fn settle_before(entered: Home) {
+    if OPEN.with(Cell::get) && !are_all_here(entered) {
+        sort_out(entered);
+    }
+}
+
+/// The answer of the host, but for a scope whose statement is entered anew.
+fn presence(home: Home, entered: Home) -> Presence {
+    match host::presence(home) {
+        Presence::Here(0) if home == entered && home.place != 0 => Presence::Gone,
+        presence => presence,
     }
 }
 
 /// True if no frame has to move. Costs a look at the stack for each frame that is not native.
-fn are_all_here() -> bool {
+fn are_all_here(entered: Home) -> bool {
     let mut at = 0;
     loop {
         let home = CONTEXT.with(|context| {
@@ -49,7 +66,7 @@ fn are_all_here() -> bool {
         let Some((home, closed)) = home else {
             return CONTEXT.with(|context| context.away.borrow().is_empty());
         };
-        if closed || !matches!(host::presence(home), Presence::Here(_)) {
+        if closed || !matches!(presence(home, entered), Presence::Here(_)) {
             return false;
         }
     }
@@ -65,7 +82,7 @@ fn is_closed(frame: &Frame) -> bool {
 
 /// The rest of [`settle`].
 #[cold]
-fn sort_out() {
+fn sort_out(entered: Home) {
     let asked: Vec<_> = CONTEXT.with(|context| {
         let (frames, away) = (context.frames.borrow(), context.away.borrow());
         let all = frames.iter().chain(away.iter());
@@ -78,7 +95,7 @@ fn sort_out() {
             let presence = if closed {
                 Presence::Gone
             } else {
-                host::presence(home)
+                presence(home, entered)
             };
             (node, presence)
         })

@@ -466,7 +466,30 @@ def one_after_the_other(first: Any, second: Any) -> None:
         raise
 
 
-BODIES = [one_in_one, with_names, in_a_call, in_a_context_manager, one_after_the_other]
+def in_a_loop(first: Any, second: Any) -> None:
+    stopped = None
+    for scope in (first, second):
+        try:
+            with scope:
+                desist.checkpoint()
+                again = iter((True, False))
+                while next(again):
+                    pass
+        except Stop as error:  # noqa: PERF203 (the loop is the point)
+            expire(scope)
+            stopped = error
+    if stopped is not None:
+        raise stopped
+
+
+BODIES = [
+    one_in_one,
+    with_names,
+    in_a_call,
+    in_a_context_manager,
+    one_after_the_other,
+    in_a_loop,
+]
 
 
 @pytest.mark.parametrize("kill_after", [None, 0], ids=["plain", "forced"])

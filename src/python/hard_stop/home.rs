@@ -15,9 +15,8 @@
 //! call may get the same address for its frame later, so the address alone proves nothing. A block is on
 //! the stack if a frame with its address is, the instruction belongs to the code of that frame, and the
 //! frame is now at a place inside the block, by the exception table of the code. A second activation that
-//! passes these three tests has entered the same statement, and while it did so the frame was on top of
-//! the stack, at that very instruction. `open` asks about all scopes in that moment, and the answer for
-//! the first activation's is `Gone`: no thread can be at the beginning of a statement and inside it.
+//! passes these three tests has entered the same statement, and so a scope of the same home: in that moment
+//! `scope::stack` drops the scope of the first one.
 //!
 //! Places inside a block that no entry of the table covers: a jump (the interpreter runs signal handlers
 //! there), and the calls of `__exit__`.
@@ -506,13 +505,11 @@ pub(in crate::python) fn presence(home: Home) -> Presence {
     }
     // SAFETY: a frame of the chain; only those of Python functions are homes.
     let place = unsafe { layout.place(at) };
-    let is_inside = if place == home.place {
-        depth > 0
-    } else {
-        is_place_inside(home.place, place, || {
+    // At the call of `__enter__` itself the block is being entered, or was just entered.
+    let is_inside = place == home.place
+        || is_place_inside(home.place, place, || {
             attach(|py| look_inside(py, layout, home, place).unwrap_or(true))
-        })
-    };
+        });
     if is_inside {
         Presence::Here(depth)
     } else {
