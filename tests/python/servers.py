@@ -118,11 +118,13 @@ class Server:
         command: Sequence[str | Path],
         program: Program,
         port: int,
+        sockets: Path,
         user: dict[str, Any] | None = None,
     ) -> None:
         self._command = command
         self._program = program
         self.port = port
+        self.sockets = sockets
         self._user = user or {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -160,13 +162,15 @@ def redis_server(folder: Path) -> Iterator[Server]:
     """Run a Redis server that keeps its data when it is stopped and started."""
     program = find_program("redis-server", "redis-server")
     port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    server = Server([program.path, *options, "--appendonly", "yes", "--save", ""], program, port)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop(signal.SIGKILL)
+    with tempfile.TemporaryDirectory() as sockets:  # whose name is short enough
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        options += ["--unixsocket", f"{sockets}/redis.sock", "--appendonly", "yes", "--save", ""]
+        server = Server([program.path, *options], program, port, Path(sockets))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop(signal.SIGKILL)
 
 
 class PostgresServer(Server):
@@ -204,12 +208,12 @@ def postgres_server(folder: Path) -> Iterator[Server]:
         options = {
             "listen_addresses": "127.0.0.1",
             "port": port,
-            "unix_socket_directories": "",
+            "unix_socket_directories": data,
             "fsync": "off",
             "max_connections": 200,
         }
         settings = [f"--{name}={value}" for name, value in options.items()]
-        server = PostgresServer([postgres.path, "-D", data, *settings], postgres, port, user)
+        server = PostgresServer([postgres.path, "-D", data, *settings], postgres, port, data, user)
         server.start()
         try:
             yield server

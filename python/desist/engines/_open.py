@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from desist.engines._queue import EngineQueue
+from desist.engines._url import scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,7 @@ _POSTGRES = (
 _ENGINES = {
     "redis": _REDIS,
     "rediss": _REDIS,
+    "unix": _REDIS,
     "postgres": _POSTGRES,
     "postgresql": _POSTGRES,
 }
@@ -39,7 +40,11 @@ def open_queue(
     retry: RetryPolicy | None = None,
     codec: Literal["pickle", "json"] = "pickle",
 ) -> EngineQueue[Any]:
-    """Open the queue at this URL, `redis://...` or `postgresql://...`. It has to be closed.
+    """Open the queue at this URL. It has to be closed.
+
+    `redis://`, `rediss://`, `unix://` (Redis at a socket), `postgresql://` or `postgres://`. The
+    parameters `stream`, or `queue`, and `lease_timeout` are desist's; all else means what it means
+    to redis-py or libpq.
 
     Blocks: never. The connection is made when something is put or leased.
 
@@ -53,7 +58,7 @@ def open_queue(
 
 
 def _engine(url: str) -> Engine:
-    scheme = urlsplit(url).scheme
+    scheme = scheme_of(url)
     if scheme not in _ENGINES:
         raise ValueError(f"there is no engine for {scheme}://; {_ADVICE}")
     module, name, needs = _ENGINES[scheme]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -21,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from desist._core import call_masked, current_time, wait_readable
 from desist._exceptions import Fenced
 from desist.engines._port import DeadItem, Delivery, Engine
+from desist.engines._url import check_lease_timeout, lease_timeout_of, take_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,19 +126,24 @@ _OWN_EFFECT = {"ack": (None,), "nack": ("ready", "dead"), "reject": ("dead",)}
 class PostgresEngine(Engine):
     """Items in a table of PostgreSQL.
 
-    postgresql://user@host/database?queue=jobs&lease_timeout=30. Other parameters are libpq's.
+    postgresql://user@host/database?queue=jobs&lease_timeout=30. All else is libpq's, as it is:
+    other parameters (sslmode, service, options), several hosts, and sockets, as
+    postgresql:///database?host=/var/run/postgresql&queue=jobs.
     """
 
     def __init__(self, url: str, *, queue: str = "desist", lease_timeout: float = 30.0) -> None:
         """Set up the engine; connections and tables are made when they are needed."""
-        if not lease_timeout > 0:
-            raise ValueError(f"lease_timeout must be positive, but is {lease_timeout}")
+        check_lease_timeout(lease_timeout)
+        try:
+            given = conninfo_to_dict(url)
+        except psycopg.ProgrammingError as invalid:
+            raise ValueError(f"not a URL that libpq takes: {str(invalid).strip()}") from None
         self.lease_timeout = lease_timeout
         self.queue = queue
         self._options: dict[str, Any] = {
             "connect_timeout": 5,
             "tcp_user_timeout": 5000,
-            **conninfo_to_dict(url),
+            **given,
         }
         self._idle: list[_Connection] = []
         self._closed = False
@@ -149,12 +154,9 @@ class PostgresEngine(Engine):
     @classmethod
     def from_url(cls, url: str) -> PostgresEngine:
         """Make an engine from the URL that the class describes."""
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
-        queue = query.pop("queue", "desist")
-        lease_timeout = float(query.pop("lease_timeout", 30.0))
-        rest = urlunsplit(parts._replace(query=urlencode(query)))
-        return cls(rest, queue=queue, lease_timeout=lease_timeout)
+        rest, own = take_parameters(url, "queue", "lease_timeout")
+        queue = own.get("queue", "desist")
+        return cls(rest, queue=queue, lease_timeout=lease_timeout_of(own))
 
     def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
         """One round trip, if the item is new."""

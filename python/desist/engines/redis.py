@@ -28,7 +28,6 @@ import socket
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import redis
 import redis.exceptions
@@ -39,6 +38,7 @@ from desist._core import call_masked, cleanup, current_time, wait_readable
 from desist._exceptions import Fenced
 from desist.engines import _redis_scripts as scripts
 from desist.engines._port import DeadItem, Delivery, Engine
+from desist.engines._url import check_lease_timeout, lease_timeout_of, take_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,15 +55,15 @@ _ANSWER = 5.0
 class RedisEngine(Engine):
     """Items in a Redis stream, leased through a consumer group.
 
-    redis://host:port/db?stream=jobs&lease_timeout=30. Other parameters are redis-py's.
+    redis://host:port/db?stream=jobs&lease_timeout=30. All else is redis-py's, as it is: other
+    parameters, rediss:// for TLS, and unix://path?db=0&stream=jobs for a socket.
     """
 
     def __init__(
         self, url: str = "redis://localhost", *, stream: str = "desist", lease_timeout: float = 30.0
     ) -> None:
         """Set up the engine; connections are made when they are needed."""
-        if not lease_timeout > 0:
-            raise ValueError(f"lease_timeout must be positive, but is {lease_timeout}")
+        check_lease_timeout(lease_timeout)
         self.lease_timeout = lease_timeout
         self.stream = stream
         self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -85,12 +85,9 @@ class RedisEngine(Engine):
     @classmethod
     def from_url(cls, url: str) -> RedisEngine:
         """Make an engine from the URL that the class describes."""
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
-        stream = query.pop("stream", "desist")
-        lease_timeout = float(query.pop("lease_timeout", 30.0))
-        rest = urlunsplit(parts._replace(query=urlencode(query)))
-        return cls(rest, stream=stream, lease_timeout=lease_timeout)
+        rest, own = take_parameters(url, "stream", "lease_timeout")
+        stream = own.get("stream", "desist")
+        return cls(rest, stream=stream, lease_timeout=lease_timeout_of(own))
 
     def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
         """One round trip."""
