@@ -20,6 +20,7 @@ descriptor and for the socket's `_gone` latch, and the call is tried again.
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import math
 import os
@@ -160,7 +161,7 @@ class socket(_std.socket):  # noqa: N801 (as it is called there)
 
     # ------------------------------------------------------------------ timeouts
 
-    def settimeout(self, value: float | None) -> None:
+    def settimeout(self, value: float | None, /) -> None:
         """As socket.socket.settimeout; waits that have begun keep the old one."""
         if value is not None:
             seconds = math.fabs(value)  # TypeError: not a number
@@ -444,6 +445,7 @@ def socketpair(
     raise AssertionError
 
 
+@functools.wraps(_create_server, assigned=())  # for its signature
 def create_server(*args: Any, **kwargs: Any) -> socket:
     """As socket.create_server. A name instead of an address is resolved in C, and blocks."""
     with cleanup():

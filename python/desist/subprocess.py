@@ -21,6 +21,7 @@ so the child's number is its own for as long as signals are sent to it.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -129,6 +130,7 @@ class _Popen(_std.Popen[AnyStr]):
 
     if not TYPE_CHECKING:  # for type checkers it is the standard library's, with its overloads
 
+        @functools.wraps(_std.Popen.__init__, assigned=())  # for its signature
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             """As subprocess.Popen.
 

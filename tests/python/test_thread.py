@@ -203,3 +203,38 @@ def test_a_thread_begins_or_not_wherever_its_starter_is_killed() -> None:
             assert began.is_set() or started.state is TaskState.KILLED
 
     assert sweep_kills(trial, victims="started").points > 10
+
+
+# --- context --------------------------------------------------------------------------------------
+
+
+def test_a_thread_runs_in_the_context_that_it_is_given() -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+    context = contextvars.copy_context()
+    context.run(variable.set, 1)
+    seen: list[int] = []
+
+    def body() -> None:
+        seen.append(variable.get())
+        variable.set(2)
+
+    thread = desist.Thread(target=body, context=context)
+    thread.start()
+    thread.join()
+    assert seen == [1]
+    assert context[variable] == 2
+    assert variable.get() == 0
+    empty = desist.Thread(
+        target=lambda: seen.append(variable.get(5)), context=contextvars.Context()
+    )
+    variable.set(3)
+    copied = desist.Thread(target=lambda: seen.append(variable.get(5)))
+    for thread in (empty, copied):
+        thread.start()
+        thread.join()
+    assert seen == [1, 5, 3]
+
+
+def test_an_object_that_is_no_context_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be a contextvars\.Context, not dict"):
+        desist.Thread(context={})  # type: ignore[arg-type]
