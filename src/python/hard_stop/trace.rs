@@ -8,8 +8,9 @@
 //! Without the GIL another thread's frames cannot be read, so there the events are global. The
 //! callback raises only if the task of its own thread is being traced.
 //!
-//! Before 3.12 it uses a trace function, which a thread can only set for itself: an asynchronous `Killed`
-//! is posted, and its delivery (see `killed`) sets the function.
+//! Before 3.12, and where other tools have taken all ids of sys.monitoring, it uses a trace function,
+//! which a thread can only set for itself: an asynchronous `Killed` is posted, and its delivery (see
+//! `killed`) sets the function.
 //!
 //! `WATCHED` is the state of sys.monitoring that all kills share: the first kill takes a tool id, the
 //! last to end frees it. The interpreter may run finalizers of other threads while the lock is held,
@@ -20,7 +21,6 @@ use std::ffi::c_int;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -57,43 +57,49 @@ fn is_monitored(py: Python<'_>) -> bool {
 
 /// Starts tracing the body, or extends it to the code that the body runs now.
 pub(super) fn begin(py: Python<'_>, task: &Arc<Task>, thread: u64, interrupter: &dyn Interrupter) {
-    if !is_monitored(py) {
-        task.post_to_trace(interrupter);
-        return;
-    }
-    if let Err(failure) = watch(py, task.id(), thread) {
-        failure.write_unraisable(py, None);
+    let watched = if is_monitored(py) {
+        watch(py, task.id(), thread)
+    } else {
+        Ok(false)
+    };
+    match watched {
+        Ok(true) => {}
+        Ok(false) => task.post_to_trace(interrupter),
+        Err(failure) => failure.write_unraisable(py, None),
     }
 }
 
 /// Ends tracing. Of another thread only sys.monitoring can do that; a trace function removes itself
 /// at its next call.
 pub(super) fn end(py: Python<'_>, task: &Task) {
-    if !is_monitored(py) {
-        return unset(py);
-    }
-    if let Err(failure) = forget(py, task.id()) {
-        failure.write_unraisable(py, None);
+    unset(py);
+    if is_monitored(py) {
+        if let Err(failure) = forget(py, task.id()) {
+            failure.write_unraisable(py, None);
+        }
     }
 }
 
 /// A kill has been delivered in the calling thread: sets the trace function if it was posted for
 /// that.
 pub(in crate::python) fn arrived(py: Python<'_>, task: &Task) {
-    if task.is_traced() && !is_monitored(py) {
+    if task.is_traced() && !(is_monitored(py) && is_watched(py, task.id())) {
         set(py);
     }
 }
 
 // ---------------------------------------------------------------------- sys.monitoring
 
-fn watch(py: Python<'_>, task: u64, thread: u64) -> PyResult<()> {
+/// False: no tool id is free.
+fn watch(py: Python<'_>, task: u64, thread: u64) -> PyResult<bool> {
     let monitoring = monitoring(py)?;
     let (tool, events) = {
         let mut watched = lock(py);
-        let tool = match watched.tool {
-            Some(tool) => tool,
-            None => *watched.tool.insert(take_a_tool(&monitoring)?),
+        if watched.tool.is_none() {
+            watched.tool = take_a_tool(&monitoring)?;
+        }
+        let Some(tool) = watched.tool else {
+            return Ok(false);
         };
         (tool, all_events(&monitoring)?)
     };
@@ -103,7 +109,7 @@ fn watch(py: Python<'_>, task: u64, thread: u64) -> PyResult<()> {
             watched.code.push((task, None));
             monitoring.call_method1(intern!(py, "set_events"), (tool, events))?;
         }
-        return Ok(());
+        return Ok(true);
     }
     for code in running(py, thread)? {
         let mut watched = lock(py);
@@ -115,7 +121,12 @@ fn watch(py: Python<'_>, task: u64, thread: u64) -> PyResult<()> {
             set_local_events(&monitoring, tool, &code, events)?;
         }
     }
-    Ok(())
+    Ok(true)
+}
+
+/// True if code is watched for this task.
+fn is_watched(py: Python<'_>, task: u64) -> bool {
+    lock(py).code.iter().any(|(id, _)| *id == task)
 }
 
 fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
@@ -167,7 +178,8 @@ fn monitoring(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         .getattr(intern!(py, "monitoring"))
 }
 
-fn take_a_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<u8> {
+/// `None`: other tools have all ids.
+fn take_a_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<Option<u8>> {
     let py = monitoring.py();
     for tool in TOOLS {
         if monitoring.call_method1("get_tool", (tool,))?.is_none() {
@@ -177,11 +189,10 @@ fn take_a_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<u8> {
                 let event = monitoring.getattr("events")?.getattr(event)?;
                 monitoring.call_method1("register_callback", (tool, event, &callback))?;
             }
-            return Ok(tool);
+            return Ok(Some(tool));
         }
     }
-    let message = "a kill cannot trace its victim: all tool ids of sys.monitoring are taken";
-    Err(PyRuntimeError::new_err(message))
+    Ok(None)
 }
 
 fn all_events(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> {
