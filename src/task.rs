@@ -177,6 +177,8 @@ struct TaskInner {
     request: Option<KillRequest>,
     /// An exception to be raised in the body, once. Stored by any thread, taken by the body's own.
     injection: Option<Injection>,
+    /// The injected exception that was raised last, see `injected`. Written by the body's thread.
+    raised: Option<Injected>,
     /// Open blocks that can be ended by force, the innermost last. The body's thread opens and closes them;
     /// the enforcer's thread marks them.
     blocks: Vec<Block>,
@@ -445,6 +447,7 @@ impl Task {
         if !self.is_kill_requested() {
             return None;
         }
+        self.settle_raised();
         let mut inner = self.inner.lock();
         let target = inner.due(&self.ledger)?;
         inner.note_delivery_at_wait(target);
@@ -465,9 +468,11 @@ impl Task {
         match inner.addressee(&self.ledger)? {
             Target::Block(index) => inner.deliver_to_block(index).map(Arrival::Kill),
             Target::Injected => {
-                let injected = inner.injected_arrives().map(Arrival::Injected);
+                let (injected, former) = inner.injected_arrives()?;
                 self.note_requests(&inner);
-                injected
+                drop(inner);
+                drop(former); // unlocked: it is the host's
+                Some(Arrival::Injected(injected))
             }
             Target::Body => {
                 let cause = inner.request.as_ref()?.cause.clone();
@@ -533,7 +538,7 @@ impl Task {
     /// posted and not raised is retracted. Idempotent. One critical section decides (I22): a kill is
     /// posted before it, and withdrawn here, or finds the task closed.
     pub(crate) fn shut(&self) {
-        let (blocks, injection, posted, traced) = {
+        let (blocks, injected, posted, traced) = {
             let mut inner = self.inner.lock();
             if inner.phase == Phase::Running {
                 inner.phase = Phase::Closed;
@@ -542,11 +547,12 @@ impl Task {
             let traced = std::mem::take(&mut inner.traced);
             let interrupter = inner.interrupter.take().filter(|_| traced);
             let blocks = std::mem::take(&mut inner.blocks);
-            (blocks, inner.injection.take(), posted, interrupter)
+            let injected = (inner.injection.take(), inner.raised.take());
+            (blocks, injected, posted, interrupter)
         };
         drop(blocks); // unlocked: each may have the last count of its node
         block::retract_all(posted);
-        drop(injection); // unlocked: it is the host's, and may lead to this task
+        drop(injected); // unlocked: they are the host's, and may lead to this task
         if let Some(interrupter) = traced {
             fork::outside(|| interrupter.end_trace(self));
         }

@@ -132,7 +132,9 @@ class StoppableThread(threading.Thread):
         bytecodes; a call that blocks in C has to return first. Clean-up and commit blocks, and
         held desist locks, defer it until their end. Of several exceptions that have not been raised
         yet, the last one counts, and a kill comes before all. Nothing happens to a thread that has
-        ended; in the calling thread the exception is raised at once. Never blocks.
+        ended; in the calling thread the exception is raised at once. In a ``__del__``, or another
+        call whose exceptions go to sys.unraisablehook, it is raised, and then raised again behind
+        it. Never blocks.
 
         Raises:
             TypeError: `exc` is no exception, or a class that needs arguments.

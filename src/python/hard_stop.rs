@@ -6,6 +6,7 @@
 //! | `trace` | the rung TRACE: `Killed` at every step of the body |
 //! | `block` | raising inside one block, and nowhere else |
 //! | `home` | where a block was opened, and whether it is on its thread's stack |
+//! | `lost` | exceptions of `raise_exc` that the interpreter has dropped |
 //! | `mask` | deferring kills of the calling task |
 //! | `stack` | where an exception was raised, for reports |
 //!
@@ -26,6 +27,7 @@
 //! | a Python-level handler is run where a signal has broken a system call, and its exception is raised there | 3.10-3.15 | `test_a_system_call_that_blocks_the_main_thread_is_interrupted` |
 //! | an exception of a callback of sys.monitoring, for events local to code that is running, is raised in that code | 3.12-3.15 | `test_tracing_alone_is_enough` |
 //! | an exception of a C trace function is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
+//! | an exception that a finalizer, or another callback without a caller, raises is shown to audit hooks, as `sys.unraisablehook`, before it is dropped | 3.10-3.15 | `test_an_exception_that_a_finalizer_has_swallowed_is_raised_again` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
 //!
 //! A posted exception is never retracted by posting NULL: up to 3.12 the evaluation loop would keep the
@@ -36,6 +38,7 @@
 mod block;
 pub(super) mod home;
 pub(super) mod killed;
+pub(super) mod lost;
 pub(super) mod mask;
 pub(super) mod trace;
 pub(super) mod traceback;

@@ -28,6 +28,7 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
 use crate::python::hard_stop::killed::Killed;
+use crate::python::hard_stop::lost;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::hard_stop::traceback;
 use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted};
@@ -323,6 +324,7 @@ impl Task {
     /// Raise an exception in it, once, and go on. False: it is not there, yet or any more.
     #[pyo3(signature = (exception: "BaseException"))]
     fn inject(&self, py: Python<'_>, exception: Bound<'_, PyBaseException>) -> bool {
+        lost::watch(py);
         let injected = error::injectable(exception);
         detached(py, || self.core.inject(injected))
     }

@@ -160,6 +160,7 @@ impl TaskInner {
     pub(super) fn is_kill_requested(&self) -> bool {
         self.request.is_some()
             || self.injection.is_some()
+            || self.raised.is_some()
             || self.blocks.iter().any(|block| block.request.is_some())
     }
 

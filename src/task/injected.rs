@@ -2,7 +2,8 @@
 //!
 //! Guarantees: it is raised at a wait or checkpoint, or asynchronously, in the body and nowhere else
 //! (I22); masks that defer a kill defer it, and held locks do so without limit; it is raised once; a later
-//! one replaces an earlier one that has not been raised.
+//! one replaces an earlier one that has not been raised. One that the host has dropped, because it came
+//! out of a finalizer of the host's, does not count as raised, and is posted again.
 //!
 //! | state | posted | raised | next |
 //! |---|---|---|---|
@@ -10,13 +11,17 @@
 //! | posted | yes | no | arrives (`injected_arrives` takes it out), or a mask retracts it: stored again |
 //! | raised at a wait | any | yes | `take_injected`, on the same thread, takes it out |
 //!
+//! The one that was raised last is kept as `raised` until the body comes to its next checkpoint, so that the
+//! host can tell which one was dropped ([`Task::inject_again`]).
+//!
 //! The core knows nothing of the exception: it hands the host's object over where it is to be raised.
 //! The object is dropped with no lock held, for its drop is code of the host.
 
 use std::any::Any;
 use std::sync::Arc;
+use std::thread;
 
-use super::{KillRequest, Phase, Target, Task, TaskInner};
+use super::{KillRequest, Phase, RESEND_AFTER, Target, Task, TaskInner};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::fork;
@@ -50,10 +55,24 @@ impl TaskInner {
     }
 
     /// On the body's thread: the posted exception has arrived, and is taken out. `None`: it has been
-    /// retracted, and stays for later.
-    pub(super) fn injected_arrives(&mut self) -> Option<Injected> {
+    /// retracted, and stays for later. The second one is to be dropped unlocked.
+    pub(super) fn injected_arrives(&mut self) -> Option<(Injected, Option<Injected>)> {
         let injection = self.injection.take_if(|injection| injection.posted)?;
-        Some(injection.what)
+        let former = self.raised.replace(injection.what.clone());
+        Some((injection.what, former))
+    }
+}
+
+/// An exception that is to be raised once.
+fn fresh(what: Injected, cause: Cause) -> Injection {
+    Injection {
+        what,
+        request: Some(KillRequest {
+            cause,
+            lock_grace_until: Time::NEVER,
+        }),
+        posted: false,
+        raised: false,
     }
 }
 
@@ -68,15 +87,7 @@ impl Task {
             if !matches!(inner.phase, Phase::Launched | Phase::Running) {
                 return false;
             }
-            let former = inner.injection.replace(Injection {
-                what,
-                request: Some(KillRequest {
-                    cause,
-                    lock_grace_until: Time::NEVER,
-                }),
-                posted: false,
-                raised: false,
-            });
+            let former = inner.injection.replace(fresh(what, cause));
             self.note_requests(&inner);
             former
         };
@@ -84,6 +95,48 @@ impl Task {
         self.deliver_at_wait();
         self.deliver_injected();
         true
+    }
+
+    /// On the body's thread, for a host that has dropped an exception instead of raising it further: if it
+    /// is the one that was raised last, it is raised again, a little later, when the host's finalizer is
+    /// over. A wait may raise it earlier. Without effect if another one has been injected since.
+    pub fn inject_again(self: &Arc<Self>, is_it: impl FnOnce(&Injected) -> bool) {
+        let cause = Cause::now(CauseKind::Explicit, None, None); // unlocked: it asks the host
+        {
+            let mut inner = self.inner.lock();
+            let wanted = inner.phase == Phase::Running && inner.injection.is_none();
+            let Some(what) = inner.raised.take_if(|what| wanted && is_it(what)) else {
+                return;
+            };
+            inner.injection = Some(fresh(what, cause));
+            self.note_requests(&inner);
+        }
+        let task = self.clone();
+        let resend = move || {
+            let at = Time::after(RESEND_AFTER);
+            while Time::now() < at {
+                thread::park_timeout(at - Time::now());
+            }
+            let _inside = fork::inside();
+            let task = task; // dropped inside, too
+            task.deliver_at_wait();
+            task.deliver_injected();
+        };
+        // If no thread can be started, the next wait raises it.
+        let _ = thread::Builder::new()
+            .name("desist-resend".into())
+            .spawn(resend);
+    }
+
+    /// At a checkpoint of the body: the exception that was raised last has been raised.
+    pub(super) fn settle_raised(&self) {
+        let raised = {
+            let mut inner = self.inner.lock();
+            let raised = inner.raised.take();
+            self.note_requests(&inner);
+            raised
+        };
+        drop(raised); // unlocked: it is the host's
     }
 
     /// Posts it, if it is due, and no wait is about to raise it.
@@ -112,14 +165,17 @@ impl Task {
         if !self.is_kill_requested() {
             return None;
         }
-        let (injection, posted) = {
+        let (injection, former, posted) = {
             let mut inner = self.inner.lock();
             let injection = inner.injection.take_if(|injection| injection.raised)?;
+            let former = inner.raised.replace(injection.what.clone());
             self.note_requests(&inner);
             // It may have been posted between the wait's end and now. A kill in the same slot stays there.
             let posted = injection.posted && !inner.posted;
-            (injection, inner.interrupter.clone().filter(|_| posted))
+            let posted = inner.interrupter.clone().filter(|_| posted);
+            (injection, former, posted)
         };
+        drop(former); // unlocked: it is the host's
         if let Some(interrupter) = posted {
             fork::outside(|| interrupter.retract());
         }

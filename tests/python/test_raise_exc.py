@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +122,142 @@ def test_i22_it_is_not_raised_behind_the_body() -> None:
         task.inject(KeyError())
         thread.join()
         assert not seen
+
+
+class Finalized:
+    """An object whose finalizer runs `code`."""
+
+    def __init__(self, code: Callable[[], None]) -> None:
+        self.code = code
+
+    def __del__(self) -> None:
+        self.code()
+
+
+def in_a_finalizer(code: Callable[[], None]) -> None:
+    Finalized(code)
+
+
+def in_a_cycle(code: Callable[[], None]) -> None:
+    made = Finalized(code)
+    made.itself = made  # type: ignore[attr-defined]
+    del made
+    gc.collect()
+
+
+def in_a_callback_of_a_weak_reference(code: Callable[[], None]) -> None:
+    made = Finalized(lambda: None)
+    reference = weakref.ref(made, lambda _: code())
+    del made
+    assert reference() is None
+
+
+SWALLOWING = pytest.mark.parametrize(
+    "swallow", [in_a_finalizer, in_a_cycle, in_a_callback_of_a_weak_reference]
+)
+
+
+@BODIES
+@SWALLOWING
+@pytest.mark.parametrize("hook", ["in C", "in Python"])
+def test_an_exception_that_a_finalizer_has_swallowed_is_raised_again(
+    body: Callable[..., None],
+    swallow: Callable[..., None],
+    hook: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ignored: list[BaseException | None] = []
+
+    def in_python(unraisable: Any) -> None:
+        ignored.append(unraisable)
+
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append if hook == "in C" else in_python)
+    inside = threading.Event()
+    error = KeyError("which")
+
+    def swallowing(ready: Callable[[], None]) -> None:
+        ready()
+        swallow(lambda: body(inside.set))
+        body(lambda: None)
+
+    with Victim(swallowing) as victim:
+        assert inside.wait(NEVER)
+        victim.raise_exc(error)
+    assert victim.raised is error
+    assert len(ignored) == 1
+
+
+@SWALLOWING
+def test_terminate_ends_a_thread_although_a_finalizer_has_swallowed_it(
+    swallow: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", id)
+    inside = threading.Event()
+
+    def swallowing(ready: Callable[[], None]) -> None:
+        ready()
+        swallow(lambda: spin(inside.set))
+        desist.sleep_forever()
+
+    with Victim(swallowing) as victim:
+        assert inside.wait(NEVER)
+        victim.terminate()
+    assert isinstance(victim.raised, SystemExit)
+
+
+def test_an_exception_that_a_finalizer_has_handled_is_not_raised_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    inside, go_on = threading.Event(), threading.Event()
+    handled: list[BaseException] = []
+
+    def handling() -> None:
+        try:
+            spin(inside.set)
+        except KeyError as error:
+            handled.append(error)
+        raise ValueError
+
+    def body(ready: Callable[[], None]) -> str:
+        ready()
+        in_a_finalizer(handling)
+        go_on.wait()
+        for _ in range(10_000):
+            desist.checkpoint()
+        return "went on"
+
+    with Victim(body) as victim:
+        assert inside.wait(NEVER)
+        victim.raise_exc(KeyError)
+        go_on.set()
+    assert victim.results == ["went on"]
+    assert len(handled) == len(ignored) == 1
+
+
+def test_a_raised_exception_is_not_kept_alive_beyond_the_next_checkpoint() -> None:
+    class Mine(Exception):
+        pass
+
+    gone: list[weakref.ref[Finalized]] = []
+    alive: list[bool] = []
+
+    def body(ready: Callable[[], None]) -> None:
+        with suppress(Mine):
+            spin(ready)
+        desist.checkpoint()
+        alive.extend(ref() is not None for ref in gone)
+
+    def raise_it(victim: Victim[None]) -> None:
+        error = Mine()
+        error.part = Finalized(lambda: None)  # type: ignore[attr-defined]
+        gone.append(weakref.ref(error.part))  # type: ignore[attr-defined]
+        victim.raise_exc(error)
+
+    with Victim(body) as victim:
+        raise_it(victim)
+    assert alive == [False]
 
 
 def test_a_kill_takes_precedence() -> None:

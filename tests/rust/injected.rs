@@ -153,3 +153,34 @@ fn i22_it_is_raised_once_even_if_it_was_posted_at_the_end_of_a_wait() {
         boundary.leave(BodyEnd::Unwound);
     }
 }
+
+#[test]
+fn one_that_the_host_has_dropped_is_raised_again() {
+    let (task, slot, boundary) = begin();
+    let what = something();
+    assert!(task.inject(what.clone()));
+    assert_eq!(slot.posted(), 1);
+    assert!(matches!(task.arrived(), Some(Arrival::Injected(_))));
+    task.inject_again(|_| false);
+    task.inject_again(|raised| Arc::ptr_eq(raised, &what));
+    assert!(stopped(&checkpoint()), "a wait may raise it before it is posted");
+    assert!(is_something(task.take_injected()));
+    assert!(checkpoint().is_ok());
+    task.inject_again(|_| true);
+    assert!(checkpoint().is_ok(), "the checkpoint has settled it");
+    boundary.leave(BodyEnd::Unwound);
+}
+
+#[test]
+fn one_that_was_injected_since_replaces_a_dropped_one() {
+    let (task, slot, boundary) = begin();
+    assert!(task.inject(Arc::new("lost")));
+    assert!(matches!(task.arrived(), Some(Arrival::Injected(_))));
+    assert!(task.inject(something()));
+    assert_eq!(slot.posted(), 2);
+    task.inject_again(|_| true);
+    assert!(stopped(&checkpoint()));
+    assert!(is_something(task.take_injected()));
+    assert!(checkpoint().is_ok());
+    boundary.leave(BodyEnd::Unwound);
+}
