@@ -163,7 +163,10 @@ fn one_that_the_host_has_dropped_is_raised_again() {
     assert!(matches!(task.arrived(), Some(Arrival::Injected(_))));
     task.inject_again(|_| false);
     task.inject_again(|raised| Arc::ptr_eq(raised, &what));
-    assert!(stopped(&checkpoint()), "a wait may raise it before it is posted");
+    assert!(
+        stopped(&checkpoint()),
+        "a wait may raise it before it is posted"
+    );
     assert!(is_something(task.take_injected()));
     assert!(checkpoint().is_ok());
     task.inject_again(|_| true);
