@@ -27,7 +27,7 @@ LAYERS = (
     "_executor _group _handle _item_future _child_loop _thread",
     "_child _ops _ports _supervisor",
     "_worker",
-    "engines._port engines._redis_scripts",
+    "engines._port engines._redis_scripts engines._url",
     "engines._held engines.postgres engines.redis",
     "engines._heartbeat",
     "engines._queue",
