@@ -6,7 +6,6 @@ import threading
 import cpython
 import desist
 
-SUBINTERPRETER = "threads of threading, in an interpreter that the test's script makes"
 EXCLUDED = {
     "CRLockTests.test_signature": (
         "what RLock() is called with: desist's takes name and on_kill, and nothing by position"
@@ -14,12 +13,7 @@ EXCLUDED = {
     "EventTests.test_at_fork_reinit": "uses Event._cond, which threading alone has",
     "MiscTestCase": "compares threading.__all__ with what the module threading defines",
     "PyRLockTests": "as CRLockTests: desist has one RLock",
-    "SubinterpThreadingTests.test_daemon_threads_fatal_error": SUBINTERPRETER,
-    "SubinterpThreadingTests.test_daemon_threads_not_allowed": SUBINTERPRETER,
-    "SubinterpThreadingTests.test_threads_join_with_no_main": (
-        "a thread in an interpreter with a GIL of its own, where desist cannot be imported"
-    ),
-    "SubinterpThreadingTests.test_threads_not_allowed": SUBINTERPRETER,
+    "SubinterpThreadingTests": "desist cannot be imported in the interpreters that they make",
     "ThreadTests.test_disallow_instantiation": (
         "before 3.13 the class of a lock cannot be called; Lock is its class here, as from 3.13 on"
     ),
