@@ -13,6 +13,7 @@ import pytest
 import desist
 from desist import CancelSource, CancelToken
 from desist._core import Latch, PoolMetrics, Task, WorkerSlot
+from desist._item_future import ItemFuture
 from desist._ports import port_of
 from support import NEVER, in_thread
 
@@ -123,7 +124,7 @@ def of_failed_item(thing: Thing) -> Any:
 
 def of_submitted_item(queue: Any, thing: Thing) -> Any:
     port = port_of(queue)
-    future: Any = desist._item_future.ItemFuture[Any]()
+    future: Any = ItemFuture[Any]()
     future.thing = thing
     port.submit(1, future)
     return port
