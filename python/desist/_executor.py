@@ -1,9 +1,9 @@
 """ThreadPoolExecutor: that of concurrent.futures, whose work can be cancelled and killed.
 
-It keeps the fields and locks of its base class (`_work_queue`, `_threads`, `_shutdown_lock`), so
-that the standard library ends it with the interpreter as its own. Its worker threads run behind a
-boundary (`WorkerThread`) that no kill enters; only a submitted function has a boundary of its own,
-so that a kill ends the function and the thread goes on.
+It keeps the fields and locks of its base class (`_work_queue`, `_threads`, `_shutdown_lock`), but
+`_exit` ends its work with the interpreter, not the standard library, which waits without a bound.
+Its worker threads run behind a boundary (`WorkerThread`) that no kill enters; only a submitted
+function has a boundary of its own, so that a kill ends the function and the thread goes on.
 
 Every future is in `_unfinished` from its submission, under `_shutdown_lock`, until its call has
 ended or was abandoned. So a shutdown that ends the work finds all calls: those that wait, those
@@ -37,10 +37,12 @@ from desist._core import (
     call_masked,
     checkpoint,
     defer_kill,
+    move_on_after,
     shield,
 )
 from desist._enums import KillOutcome, TaskState
 from desist._exceptions import Empty, PoolExhausted, TaskAborted
+from desist._exit import CUT_OFF, end_at_exit, in_words
 from desist._future import BRIEFLY, Future
 from desist._killing import end_now, failure_of, kill_soon, report_abandoned
 
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 
     from desist._core import CancelCause, CancelToken
 
-# Its registry of threads and its lock are shared, so that all executors end with the interpreter.
+# Its lock, and its flag that the interpreter exits, are shared: no executor takes calls after that.
 stdlib: Any = concurrent.futures.thread
 
 P = ParamSpec("P")
@@ -280,8 +282,8 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
         hand = WorkerThread(name)
         # When the executor is dropped, its queue gets the dead reference, which wakes a worker.
         me = weakref.ref(self, self._work_queue.put)
-        # A daemon: an abandoned thread must not keep the process alive. The standard library joins
-        # the others at the interpreter's exit, as it does its own.
+        # A daemon, and not among the threads that the standard library joins at exit: it would wait
+        # without a bound, also for an abandoned one.
         thread = threading.Thread(
             target=hand.work,
             args=(_worker, me, self._work_queue, self._initialize),
@@ -295,7 +297,7 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
                 raise
         self._hands[thread] = hand
         self._threads.add(thread)
-        stdlib._threads_queues[thread] = self._work_queue  # noqa: SLF001 (the standard library's own)
+        end_at_exit(self)
 
     def _replace(self, thread: threading.Thread) -> None:
         """Start a thread in the place of an abandoned one, unless the executor is exhausted."""
@@ -304,7 +306,6 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
             hand = self._hands.pop(thread, None)
             if hand is not None:
                 hand.abandoned()
-            stdlib._threads_queues.pop(thread, None)  # noqa: SLF001 (the standard library's own)
             self._abandoned = [one for one in (*self._abandoned, thread) if one.is_alive()]
             exhausted = self._is_exhausted()
             if not exhausted:
@@ -396,6 +397,22 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
             if self._hands.pop(thread, None) is not None:  # else it was abandoned
                 thread.join()  # only the interpreter's own last steps are left
 
+    # Of an Owner.
+
+    def _policy_at_exit(self) -> StopPolicy | None:
+        return self._policy if self._unfinished else None
+
+    def _end_at_exit(self) -> str | None:
+        calls = list(self._unfinished)
+        # Code that relies on the standard library's executor has its short calls run to their end.
+        moment = min(self._policy.cooperative, _MOMENT)
+        with move_on_after(moment):
+            self.shutdown()
+        self._policy = _without(moment, self._policy)
+        self.shutdown(cancel_running=True)
+        cut_off = [call for call in calls if call.state in CUT_OFF]
+        return in_words([f"{call._task.name} ({call.state.name})" for call in cut_off])  # noqa: SLF001 (its own module)
+
     # Of the block's end.
 
     def _join_work(self) -> None:
@@ -406,10 +423,24 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
 
 
 _logger = logging.getLogger("concurrent.futures")
+_MOMENT = 1.0
+"""Seconds in which calls may come to their own end when the interpreter exits."""
 _EXHAUSTED = (
     "more than max_abandoned threads of this executor were abandoned, and have not ended; "
     "make a new executor"
 )
+
+
+def _without(seconds: float, policy: StopPolicy) -> StopPolicy:
+    """Give the policy with so many seconds less for a cancellation."""
+    return StopPolicy(
+        cooperative=policy.cooperative - seconds,
+        at_wait=policy.at_wait,
+        async_exc=policy.async_exc,
+        trace=policy.trace,
+        defer=policy.defer,
+        abandon=policy.abandon,
+    )
 
 
 def _worker(

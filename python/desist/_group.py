@@ -34,6 +34,7 @@ from desist._core import (
 )
 from desist._enums import KillOutcome, TaskState
 from desist._exceptions import AnyTimeoutError, PoolExhausted, TaskAborted
+from desist._exit import CUT_OFF, REASON, end_at_exit, in_words
 from desist._future import BRIEFLY, Future
 from desist._killing import failure_of, kill_soon, report
 
@@ -294,7 +295,8 @@ class TaskGroup(GroupCore):
         name: str | None = None,
     ) -> None:
         """A group, whose block has not begun."""
-        del max_threads, policy  # for __new__
+        del max_threads  # for __new__
+        self._policy = StopPolicy() if policy is None else policy
         self.name: str = name or f"TaskGroup-{next(self._numbers)}"
         self._fails_fast = on_error == "cancel"
         # The group's threads by their idents, each entered by itself. When there are `_too_many`,
@@ -302,6 +304,8 @@ class TaskGroup(GroupCore):
         self._threads: dict[int, threading.Thread] = {}
         self._too_many = 16
         self._errors: list[Exception] = []
+        # The tasks that a thread has begun with, and that have not ended.
+        self._at_work: set[Task[Any]] = set()
         # KeyboardInterrupt, SystemExit and the like, which a task raised.
         self._fatal: BaseException | None = None
         # The ended tasks that as_completed() has not yielded yet, and their number.
@@ -366,6 +370,7 @@ class TaskGroup(GroupCore):
     # Called by the core.
 
     def _start_thread(self, hand: WorkerThread, task: Task[Any]) -> None:
+        end_at_exit(self)
         name = f"{self.name}-{task.id}"
         # A daemon: the block waits for the thread, unless its task was abandoned.
         threading.Thread(target=hand.work, args=(self._work, task), name=name, daemon=True).start()
@@ -389,6 +394,23 @@ class TaskGroup(GroupCore):
         group.__cause__ = None  # the exceptions in it are the cause
         return group
 
+    # Of an Owner: a group whose block is on a daemon thread may be there at exit.
+
+    def _policy_at_exit(self) -> StopPolicy | None:
+        return self._policy if self._at_work else None
+
+    def _end_at_exit(self) -> str | None:
+        tasks = list(self._at_work)
+        self.cancel(REASON)
+        for task in tasks:
+            task.join()
+        states = [(task, task.state) for task in tasks]
+        return in_words(
+            [f"{task.name} ({state.name})" for task, state in states if state in CUT_OFF]
+        )
+
+    # Called by the core.
+
     def _on_abandoned(self) -> None:
         """The block's thread was killed, and the block's end has not run."""
         self._report()
@@ -409,6 +431,7 @@ class TaskGroup(GroupCore):
             self._too_many = 2 * len(self._threads) + 16
         self._threads[threading.get_ident()] = thread
         while task is not None:
+            self._at_work.add(task)
             task._run()  # noqa: SLF001 (its own module)
             if task.state is TaskState.ABANDONED:
                 task.join()  # the thread that has abandoned it is on its last few steps
@@ -427,6 +450,7 @@ class TaskGroup(GroupCore):
                 fails = True
             if fails:
                 self._fail(f"{task.name} failed with {type(failure).__name__}")
+        self._at_work.discard(task)
         self._ended.append(task)
         self._endings.release()
 

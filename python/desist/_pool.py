@@ -35,8 +35,9 @@ from desist._core import (
     checkpoint,
     shield,
 )
-from desist._enums import KillOutcome
+from desist._enums import KillOutcome, TaskState
 from desist._exceptions import TaskAborted
+from desist._exit import end_at_exit
 from desist._item_future import ItemFuture, ItemPromise
 from desist._killing import end_now, report
 from desist._ports import port_of
@@ -159,8 +160,10 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             pool=self._source,
             tally=self._tally,
         )
-        # A pool without references, or one that is still there at exit, stops working.
-        weakref.finalize(self, _stop_dropped, self._source, self._roster.children)
+        # A pool without references stops working.
+        dropped = weakref.finalize(self, _stop_dropped, self._source, self._roster.children)
+        dropped.atexit = False
+        end_at_exit(self)
         for index in range(workers):
             self._roster.add(f"desist-worker-{index}")
 
@@ -344,6 +347,26 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         stopped = CancelCause.explicit("the pool has stopped")
         for promise in list(self._promises):
             promise.fail(stopped)
+
+    # Of an Owner.
+
+    def _policy_at_exit(self) -> StopPolicy | ProcessStopPolicy | None:
+        busy = any(worker.state == "busy" for worker in self.workers)
+        at_work = busy or self._promises or self._roster.children
+        return self._roster.policy if at_work and not self._roster.stopped else None
+
+    def _end_at_exit(self) -> str | None:
+        futures = [promise.future for promise in list(self._promises)]
+        before = self._tally.counts()
+        self.stop()
+        after = self._tally.counts()
+        handlers = sum(after[how] - before[how] for how in ("cancelled", "killed"))
+        handlers += sum(worker.state == "abandoned" for worker in self.workers)
+        items = sum(future.state is TaskState.CANCELLED for future in futures)
+        if not handlers and not items:
+            return None
+        rest = "lost with its queue" if isinstance(self.queue, LeaseQueue) else "still in its queue"
+        return f"handlers that were cut off: {handlers}; items that are not done: {items} ({rest})"
 
     def __enter__(self) -> WorkerPool[T, R]:
         """Return the pool."""

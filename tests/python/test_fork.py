@@ -390,18 +390,3 @@ def test_a_child_can_use_everything_whatever_other_threads_did_at_the_fork() -> 
     # The holder of the lock may have been a thread of the parent.
     assert {answer.partition(":")[0] for answer in answers} <= {"True", "OwnerLost"}
     assert "True" in answers
-
-
-def test_a_process_forks_after_a_subinterpreter_has_imported_desist() -> None:
-    pytest.importorskip("_testcapi")  # some distributions leave it out
-    script = """if True:
-        import os, _testcapi, desist
-        with desist.move_on_after(1000) as scope:
-            scope.token.wait(0)  # starts the timer
-        assert _testcapi.run_in_subinterp("import desist") == 0
-        child = os.fork()
-        if child == 0:
-            os._exit(0)
-        os.waitpid(child, 0)
-    """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=30)
