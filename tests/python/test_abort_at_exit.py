@@ -105,8 +105,13 @@ source = desist.CancelSource()
 registration = source.token.on_cancel(linger)
 start(source.cancel)""",
     "a callback of a deadline": """
-source = desist.CancelSource(timeout=0.001)
-registration = source.token.on_cancel(linger)""",
+def callback(_):
+    if threading.current_thread() is not threading.main_thread():
+        linger()
+while not inside.is_set():  # a deadline that has passed before the registration runs it here
+    source = desist.CancelSource(timeout=0.01)
+    registration = source.token.on_cancel(callback)
+    inside.wait(0.1)""",
     "an unraisable hook": """
 sys.unraisablehook = linger
 source = desist.CancelSource()
