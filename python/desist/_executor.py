@@ -36,13 +36,14 @@ from desist._core import (
     WorkerThread,
     call_masked,
     checkpoint,
+    current_time,
     defer_kill,
     move_on_after,
     shield,
 )
 from desist._enums import KillOutcome, TaskState
 from desist._exceptions import Empty, PoolExhausted, TaskAborted
-from desist._exit import CUT_OFF, end_at_exit, in_words
+from desist._exit import CUT_OFF, REASON, end_at_exit, in_words
 from desist._future import BRIEFLY, Future
 from desist._killing import end_now, failure_of, kill_soon, report_abandoned
 
@@ -399,18 +400,25 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
 
     # Of an Owner.
 
-    def _policy_at_exit(self) -> StopPolicy | None:
-        return self._policy if self._unfinished else None
+    _lets_work_end = True
+    # The calls that had not ended when the interpreter began to exit.
+    _calls_at_exit: tuple[TaskFuture[Any], ...] = ()
 
-    def _end_at_exit(self) -> str | None:
-        calls = list(self._unfinished)
+    def _begin_at_exit(self, until: float, /) -> list[BegunKill]:
+        self._calls_at_exit = tuple(self._unfinished)
         # Code that relies on the standard library's executor has its short calls run to their end.
-        moment = min(self._policy.cooperative, _MOMENT)
-        with move_on_after(moment):
-            self.shutdown()
-        self._policy = _without(moment, self._policy)
-        self.shutdown(cancel_running=True)
-        cut_off = [call for call in calls if call.state in CUT_OFF]
+        begin = current_time()
+        if self._unfinished:
+            with move_on_after(min(max(until - begin, 0.0), self._policy.cooperative)):
+                self.shutdown()
+        policy = _without(current_time() - begin, self._policy)
+        self.shutdown(wait=False, cancel_futures=True)
+        return [call._begin_kill(REASON, policy) for call in list(self._unfinished)]  # noqa: SLF001 (its own module)
+
+    def _finish_at_exit(self) -> str | None:
+        if self._calls_at_exit:
+            self._join(wait=True)
+        cut_off = [call for call in self._calls_at_exit if call.state in CUT_OFF]
         return in_words([f"{call._task.name} ({call.state.name})" for call in cut_off])  # noqa: SLF001 (its own module)
 
     # Of the block's end.
@@ -423,8 +431,6 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
 
 
 _logger = logging.getLogger("concurrent.futures")
-_MOMENT = 1.0
-"""Seconds in which calls may come to their own end when the interpreter exits."""
 _EXHAUSTED = (
     "more than max_abandoned threads of this executor were abandoned, and have not ended; "
     "make a new executor"
@@ -434,7 +440,7 @@ _EXHAUSTED = (
 def _without(seconds: float, policy: StopPolicy) -> StopPolicy:
     """Give the policy with so many seconds less for a cancellation."""
     return StopPolicy(
-        cooperative=policy.cooperative - seconds,
+        cooperative=max(policy.cooperative - seconds, 0.0),
         at_wait=policy.at_wait,
         async_exc=policy.async_exc,
         trace=policy.trace,

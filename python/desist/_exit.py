@@ -1,10 +1,11 @@
 """The end of the interpreter: running work is ended as its owner's policy says, and reported.
 
 An owner has work on threads or processes of its own: an executor, a pool, or a group. When the
-interpreter has waited for all threads that are no daemons, a handler of atexit ends the work of all
-owners, side by side, each on a thread of its own. It waits for none longer than the policy of that
-owner allows. A RuntimeWarning then says which work was cut off; of work that has come to its own
-end meanwhile it says nothing.
+interpreter has waited for all threads that are no daemons, a handler of atexit begins to kill the
+work of all owners, and finishes these kills side by side; so it waits for none longer than the
+policy of that owner allows. It starts no thread, which CPython 3.12 refuses by then. A
+RuntimeWarning then says which work was cut off; of work that has come to its own end meanwhile it
+says nothing.
 
 `_owners` has weak references: an owner is alive while its work is not done. Additions and
 removals are single operations on a set, and the handler works on a copy.
@@ -14,21 +15,19 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from desist._core import BegunKill, current_time, move_on_after
 from desist._enums import TaskState
-from desist._offload import Offloaded
-
-if TYPE_CHECKING:
-    from desist._core import ProcessStopPolicy, StopPolicy
 
 REASON = "the interpreter exits"
 
-_ZONE = 5.0
-"""Seconds for which the clean-up zones of cancelled work may defer its kill."""
+MOMENT = 1.0
+"""Seconds in which the calls of executors may come to their own end."""
+_LAST_STEPS = 1.0
+"""Seconds for the last steps of an owner's threads, when their work has ended."""
 
 
 CUT_OFF = (TaskState.CANCELLED, TaskState.KILLED, TaskState.ABANDONED)
@@ -41,11 +40,14 @@ _LISTED = 5
 class Owner(Protocol):
     """Has work that runs beside the main thread."""
 
-    def _policy_at_exit(self) -> StopPolicy | ProcessStopPolicy | None:
-        """Give the policy for the work that is not done; None: there is none."""
+    _lets_work_end: bool
+    """Whether its work has a moment to come to its own end; it is begun with last."""
 
-    def _end_at_exit(self) -> str | None:
-        """End the work, and describe what was cut off; None: all of it has come to its own end."""
+    def _begin_at_exit(self, until: float, /) -> list[BegunKill]:
+        """Begin to end the work that is not done; `until` is the end of the moment for it."""
+
+    def _finish_at_exit(self) -> str | None:
+        """Describe what was cut off, when the kills are finished; None: nothing. A checkpoint."""
 
 
 _owners: set[weakref.ref[Any]] = set()
@@ -57,34 +59,32 @@ def end_at_exit(owner: Owner) -> None:
 
 
 def _end_all() -> None:
-    begin = time.monotonic()
-    endings = []
-    for reference in list(_owners):
-        owner = reference()
-        policy = None if owner is None else owner._policy_at_exit()  # noqa: SLF001 (of an Owner)
-        if owner is not None and policy is not None:
-            ending = Offloaded(owner._end_at_exit, "desist-exit")  # noqa: SLF001 (of an Owner)
-            endings.append((owner, _longest(policy), ending))
-    for owner, longest, ending in endings:
-        if ending.latch.wait(max(begin + longest - time.monotonic(), 0.0)):
-            cut_off = ending.result()
-        else:
-            cut_off = f"its work has not ended within {longest:g} seconds"
-        if cut_off is not None:
-            message = f"{REASON}, and stops a {type(owner).__name__}: {cut_off}"
-            warnings.warn_explicit(message, RuntimeWarning, "sys", 1)  # no line of code is at fault
+    alive = [owner for owner in (reference() for reference in list(_owners)) if owner is not None]
+    alive.sort(key=lambda owner: owner._lets_work_end)  # noqa: SLF001 (of an Owner)
+    until = current_time() + MOMENT
+    kills: list[BegunKill] = []
+    for owner in alive:
+        kills += owner._begin_at_exit(until)  # noqa: SLF001 (of an Owner)
+    try:
+        BegunKill.finish_all(kills)
+    finally:  # Ctrl-C has made the kills use force at once
+        for owner in alive:
+            _finish(owner)
+
+
+def _finish(owner: Owner) -> None:
+    cut_off: str | None = "its threads have not ended"
+    with move_on_after(_LAST_STEPS):
+        cut_off = owner._finish_at_exit()  # noqa: SLF001 (of an Owner)
+    if cut_off is not None:
+        message = f"{REASON}, and stops a {type(owner).__name__}: {cut_off}"
+        warnings.warn_explicit(message, RuntimeWarning, "sys", 1)  # no line of code is at fault
 
 
 def in_words(works: list[str]) -> str | None:
     """List a few pieces of work that were cut off."""
     more = f", and {len(works) - _LISTED} more" if len(works) > _LISTED else ""
     return f"{', '.join(works[:_LISTED])}{more}" if works else None
-
-
-def _longest(policy: StopPolicy | ProcessStopPolicy) -> float:
-    """Give the seconds that a kill by this policy takes at most."""
-    names = ("cooperative", "at_wait", "async_exc", "trace", "sigterm", "sigkill", "defer")
-    return sum(getattr(policy, name, None) or 0.0 for name in names) + _ZONE
 
 
 atexit.register(_end_all)

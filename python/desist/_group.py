@@ -22,6 +22,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
 from desist._core import (
+    BegunKill,
     Cancelled,
     CancelToken,
     GroupCore,
@@ -396,18 +397,22 @@ class TaskGroup(GroupCore):
 
     # Of an Owner: a group whose block is on a daemon thread may be there at exit.
 
-    def _policy_at_exit(self) -> StopPolicy | None:
-        return self._policy if self._at_work else None
+    _lets_work_end = False
+    # The tasks that ran when the interpreter began to exit.
+    _tasks_at_exit: tuple[Task[Any], ...] = ()
 
-    def _end_at_exit(self) -> str | None:
-        tasks = list(self._at_work)
-        self.cancel(REASON)
-        for task in tasks:
-            task.join()
-        states = [(task, task.state) for task in tasks]
-        return in_words(
-            [f"{task.name} ({state.name})" for task, state in states if state in CUT_OFF]
-        )
+    def _begin_at_exit(self, _until: float, /) -> list[BegunKill]:
+        self._tasks_at_exit = tuple(self._at_work)
+        if self._tasks_at_exit:
+            self.cancel(REASON)
+        return [
+            task._core.begin_kill(REASON, policy=self._policy, abandoned=task._abandoned)  # noqa: SLF001 (its own module)
+            for task in self._tasks_at_exit
+        ]
+
+    def _finish_at_exit(self) -> str | None:
+        cut_off = [task for task in self._tasks_at_exit if task.state in CUT_OFF]
+        return in_words([f"{task.name} ({task.state.name})" for task in cut_off])
 
     # Called by the core.
 

@@ -37,7 +37,7 @@ from desist._core import (
 )
 from desist._enums import KillOutcome, TaskState
 from desist._exceptions import TaskAborted
-from desist._exit import end_at_exit
+from desist._exit import REASON, end_at_exit
 from desist._item_future import ItemFuture, ItemPromise
 from desist._killing import end_now, report
 from desist._ports import port_of
@@ -350,15 +350,26 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
 
     # Of an Owner.
 
-    def _policy_at_exit(self) -> StopPolicy | ProcessStopPolicy | None:
-        busy = any(worker.state == "busy" for worker in self.workers)
-        at_work = busy or self._promises or self._roster.children
-        return self._roster.policy if at_work and not self._roster.stopped else None
+    _lets_work_end = False
+    # The futures that were not settled when the interpreter began to exit, and the counts.
+    _at_exit: tuple[list[ItemFuture[R]], dict[str, int]] | None = None
 
-    def _end_at_exit(self) -> str | None:
+    def _begin_at_exit(self, _until: float, /) -> list[BegunKill]:
+        roster = self._roster
+        if roster.stopped:
+            return []
         futures = [promise.future for promise in list(self._promises)]
-        before = self._tally.counts()
-        self.stop()
+        self._at_exit = (futures, self._tally.counts())
+        roster.stopped = True
+        self._source.cancel(REASON)
+        seats = [worker._seat for worker in roster.workers]  # noqa: SLF001 (the pool's own)
+        return [seat.begin_kill(REASON, roster.policy) for seat in seats if seat.busy]
+
+    def _finish_at_exit(self) -> str | None:
+        if self._at_exit is None:
+            return None
+        self._settle()
+        futures, before = self._at_exit
         after = self._tally.counts()
         handlers = sum(after[how] - before[how] for how in ("cancelled", "killed"))
         handlers += sum(worker.state == "abandoned" for worker in self.workers)

@@ -194,7 +194,8 @@ print("pid", pool.submit(1).result())
 
 def test_a_forked_child_leaves_the_work_of_its_parent_alone() -> None:
     out, err, _ = run("""
-import os
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: of a fork beside threads
 pool = desist.WorkerPool(polite, workers=1)
 future = pool.submit(1)
 inside.wait()
