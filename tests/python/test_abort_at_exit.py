@@ -56,6 +56,7 @@ def spin():
         pass
 
 inside = threading.Event()
+threading.excepthook = lambda _: None  # work that is killed at exit
 builtins.last_object = LastObject()
 FAST = desist.StopPolicy(cooperative=0, at_wait=0, async_exc=0.01, trace=0.01)
 """
