@@ -84,6 +84,12 @@ pub trait Host: Sync {
         Presence::Here(0)
     }
 
+    /// True if the calling thread runs code that the host runs between any two steps of other code of the
+    /// thread: a signal handler, a finalizer. The interrupted code may hold a lock.
+    fn is_interrupting(&self) -> bool {
+        false
+    }
+
     /// A simulation has come to a deadlock: the wait of the calling thread, its root, is about to end as
     /// interrupted, and the host keeps the exception that it wants raised there.
     fn deadlocked(&self) {}
@@ -141,6 +147,12 @@ pub(crate) fn presence(home: Home) -> Presence {
         Some(host) if !home.is_native() => host.presence(home),
         _ => Presence::Here(usize::MAX),
     }
+}
+
+/// See [`Host::is_interrupting`]. Without a host nothing interrupts.
+pub(crate) fn is_interrupting() -> bool {
+    HOST.get()
+        .is_some_and(|host| fork::outside(|| host.is_interrupting()))
 }
 
 /// See [`Host::deadlocked`].

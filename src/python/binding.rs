@@ -6,6 +6,7 @@ pub(super) mod enums;
 pub(super) mod exceptions;
 pub(super) mod forced_unwind;
 pub(super) mod host;
+pub(super) mod interruption;
 pub(super) mod lazy_arg;
 pub(super) mod pickling;
 pub(super) mod raised;

@@ -315,7 +315,8 @@ impl CancelToken {
 
     /// Call `fn(cause)` once when the token is cancelled; at once if it is already.
     ///
-    /// It runs on the thread that cancels, or for a deadline on a thread of desist's, in an empty
+    /// It runs on the thread that cancels, or for a deadline, and for a cancel in a signal handler or
+    /// a finalizer, on a thread of desist's, in an empty
     /// context (contextvars), after all waiters have been woken. Its exceptions go to
     /// sys.unraisablehook. A kill of the cancelling thread is deferred until it returns, for 5 seconds
     /// at most. It stays registered as long as the token lives, whether or not the registration is
@@ -458,7 +459,9 @@ impl CancelSource {
     ///
     /// Never raises, and never waits for the cancelled code; works from any thread, signal handler and
     /// finalizer. `grace`: seconds that clean-up zones may still take (5 unless given); a later call
-    /// can shorten it, counted from that call, and never lengthens it. Callbacks run on this thread.
+    /// can shorten it, counted from that call, and never lengthens it. Callbacks run on
+    /// this thread; in a signal handler, a finalizer or a trace function, which interrupt code that may
+    /// hold a lock, on a thread of desist's.
     #[pyo3(signature = (reason = None, *, grace = None))]
     fn cancel(
         &self,

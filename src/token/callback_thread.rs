@@ -1,7 +1,10 @@
-//! The callback thread: runs the callbacks of passed deadlines, so that they never delay a deadline.
+//! The callback thread: runs the callbacks of passed deadlines, so that they never delay a deadline, and
+//! those of cancels in code that interrupts other code.
 //!
 //! An explicit cancel runs callbacks on the cancelling thread, which asked for them. A deadline is
 //! noticed by the timer, or by a thread that waits or polls; neither may be held up by a user's code.
+//! A signal handler or a finalizer that cancels interrupts code which may hold a lock that a callback
+//! needs; on the interrupted thread the callback would wait for that lock for ever (I19).
 //!
 //! Guarantees:
 //! 1. Callbacks run one after another, in the order in which their deadlines passed.
@@ -16,6 +19,7 @@
 use std::collections::VecDeque;
 
 use crate::clock::{Time, source};
+use crate::host;
 use crate::park::service::{Service, Work};
 use crate::token::tree::Callbacks;
 
@@ -25,6 +29,17 @@ static CALLBACK_THREAD: Service<Queued> = Service::new();
 /// The callbacks to be run, those of the first passed deadline at the front.
 #[derive(Default)]
 struct Queued(VecDeque<Callbacks>);
+
+/// Run the callbacks of an explicit cancel, on the calling thread unless it [interrupts] other code.
+///
+/// [interrupts]: host::Host::is_interrupting
+pub(crate) fn run(callbacks: Callbacks) {
+    if !callbacks.is_empty() && host::is_interrupting() {
+        hand_over(callbacks);
+    } else {
+        callbacks.run();
+    }
+}
 
 /// Run a passed deadline's callbacks on the callback thread. Never blocks on them, except if no thread
 /// can be started, and in a simulation.

@@ -472,7 +472,7 @@ impl NodeRef {
         let at = cause.at;
         let (before, won) = self.claim(cause, 0);
         if let Some(before) = before {
-            flag_below(self, before, at).run();
+            crate::token::callback_thread::run(flag_below(self, before, at));
         }
         won
     }

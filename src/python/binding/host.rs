@@ -16,7 +16,9 @@ use crate::at_fork;
 use crate::fork;
 use crate::host::{self, Home, Host, Presence};
 use crate::python::binding::attach::{self, attach};
-use crate::python::binding::{exceptions, forced_unwind, raised, surroundings, swallow};
+use crate::python::binding::{
+    exceptions, forced_unwind, interruption, raised, surroundings, swallow,
+};
 use crate::python::hard_stop::home;
 use crate::testing;
 
@@ -83,6 +85,11 @@ impl Host for Interpreter {
 
     fn was_swallowed(&self) -> bool {
         attach(|py| swallow::was_swallowed(py).unwrap_or(false)).unwrap_or(false)
+    }
+
+    fn is_interrupting(&self) -> bool {
+        // A failure, such as no memory, is no reason not to cancel.
+        attach(|py| interruption::is_interrupting(py).unwrap_or(false)).unwrap_or(false)
     }
 
     fn cancel_swallowed(&self, raised: u32) {
