@@ -54,7 +54,7 @@ tests := test
 ifeq (3.13t,$(version))
   # PyO3 does not support it any more: a pass there is evidence, not support.
   export UNSAFE_PYO3_SKIP_VERSION_CHECK := 1
-  tests := test-without-postgres
+  tests := test-free-threaded
 endif
 
 # $(call quietly,LOG,COMMAND): the output of COMMAND goes to LOG, and is shown only if it fails.

@@ -27,7 +27,8 @@
 //! - Policy belongs to the core. Here is only the part of Python: the parts of a `TaskGroup` that a
 //!   kill must not tear apart (`task::group`), and the loop of a worker (`work::worker_slot`), which handles
 //!   leases as Python objects.
-//! - Calls of CPython that PyO3 has no safe form of are in `binding::attach`, `hard_stop` and `token`.
+//! - Calls of CPython that PyO3 has no safe form of, and all that reads its structures, are in `binding`,
+//!   `hard_stop` and `token`, each with the facts relied on.
 // For the functions that Python calls: their docstrings, and methods that look at the calling thread,
 // not at the object.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
@@ -59,11 +60,11 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::binding::home::knows_homes;
+    #[pymodule_export]
     use super::cause::{CancelCause, restore_cause};
     #[pymodule_export]
     use super::error::{Cancelled, restore_cancelled};
-    #[pymodule_export]
-    use super::hard_stop::home::knows_homes;
     #[pymodule_export]
     use super::hard_stop::killed::{Killed, restore_killed};
     #[pymodule_export]

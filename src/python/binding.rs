@@ -5,6 +5,8 @@ pub(super) mod attach;
 pub(super) mod enums;
 pub(super) mod exceptions;
 pub(super) mod forced_unwind;
+pub(super) mod frames;
+pub(super) mod home;
 pub(super) mod host;
 pub(super) mod interruption;
 pub(super) mod lazy_arg;

@@ -5,7 +5,6 @@
 //! | `killed` | `Killed`: CPython calls the class in the thread in which it raises it |
 //! | `trace` | the rung TRACE: `Killed` at every step of the body |
 //! | `block` | raising inside one block, and nowhere else |
-//! | `home` | where a block was opened, and whether it is on its thread's stack |
 //! | `lost` | exceptions of `raise_exc` that the interpreter has dropped |
 //! | `mask` | deferring kills of the calling task |
 //! | `stack` | where an exception was raised, for reports |
@@ -36,7 +35,6 @@
 #![allow(unsafe_code)] // calls of the C API
 
 mod block;
-pub(super) mod home;
 pub(super) mod killed;
 pub(super) mod lost;
 pub(super) mod mask;

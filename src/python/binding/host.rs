@@ -17,9 +17,8 @@ use crate::fork;
 use crate::host::{self, Home, Host, Presence};
 use crate::python::binding::attach::{self, attach};
 use crate::python::binding::{
-    exceptions, forced_unwind, interruption, raised, surroundings, swallow,
+    exceptions, forced_unwind, home, interruption, raised, surroundings, swallow,
 };
-use crate::python::hard_stop::home;
 use crate::testing;
 
 /// The interpreter, to the core.

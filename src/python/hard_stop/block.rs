@@ -23,7 +23,6 @@ use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
-use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::{MutexExt, PyOnceLock};
@@ -32,6 +31,9 @@ use pyo3::types::PyBytes;
 use super::killed::killed;
 use super::{AsyncException, this_thread};
 use crate::python::binding::attach::attach;
+use crate::python::binding::frames::{
+    back, first_handler_behind, frame, is_jump, last_instruction, leads_to,
+};
 use crate::python::binding::host;
 use crate::scope;
 use crate::task::Interrupter;
@@ -290,100 +292,6 @@ fn deliver_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
         Some(cause) => Err(killed(py, cause)),
         None => Ok(()),
     }
-}
-
-// ---------------------------------------------------------------------- frames and their tables
-
-/// The frame that calls into this module.
-pub(super) fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
-    // SAFETY: attached, as `py` shows; a borrowed reference, or NULL if no code of Python's runs.
-    unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast()) }
-}
-
-pub(super) fn back<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let back = frame.getattr(intern!(frame.py(), "f_back"))?;
-    Ok((!back.is_none()).then_some(back))
-}
-
-pub(super) fn last_instruction(frame: &Bound<'_, PyAny>) -> PyResult<u32> {
-    let at: i64 = frame.getattr(intern!(frame.py(), "f_lasti"))?.extract()?;
-    Ok(u32::try_from(at).unwrap_or(0))
-}
-
-pub(super) fn is_jump(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
-    static JUMPS: PyOnceLock<Vec<u8>> = PyOnceLock::new();
-    let py = code.py();
-    let jumps = JUMPS.get_or_try_init(py, || {
-        let opcodes = py.import("opcode")?.getattr("opmap")?;
-        let all = opcodes.call_method0("items")?.try_iter()?;
-        let mut jumps = Vec::new();
-        for item in all {
-            let (name, number): (String, u32) = item?.extract()?;
-            if name.starts_with("JUMP_BACKWARD") {
-                jumps.extend(u8::try_from(number));
-            }
-        }
-        Ok::<_, PyErr>(jumps)
-    })?;
-    let bytes = code.getattr(intern!(py, "co_code"))?;
-    let bytes = bytes.cast::<PyBytes>()?.as_bytes();
-    Ok(bytes
-        .get(at as usize)
-        .is_some_and(|code| jumps.contains(code)))
-}
-
-/// One entry of an exception table, in bytes of code.
-pub(super) struct Covered {
-    start: u32,
-    pub(super) end: u32,
-    pub(super) handler: u32,
-}
-
-/// The entries of a table: numbers of 6 bits a byte, the highest first.
-pub(super) fn entries(table: &[u8]) -> impl Iterator<Item = Covered> {
-    let mut bytes = table.iter();
-    let mut number = move || {
-        let mut value = 0;
-        loop {
-            let byte = bytes.next()?;
-            value = value << 6 | u32::from(byte & 0x3f);
-            if byte & 0x40 == 0 {
-                return Some(value * 2);
-            }
-        }
-    };
-    std::iter::from_fn(move || {
-        let (start, length, handler) = (number()?, number()?, number()?);
-        number()?; // the depth of the stack
-        Some(Covered {
-            start,
-            end: start + length,
-            handler,
-        })
-    })
-}
-
-/// The handler of the first entry behind `at`.
-pub(super) fn first_handler_behind(table: &[u8], at: u32) -> Option<u32> {
-    entries(table)
-        .find(|entry| entry.start > at)
-        .map(|entry| entry.handler)
-}
-
-/// Would an exception at this place reach the handler, be it through others?
-pub(super) fn leads_to(table: &[u8], at: u32, handler: u32) -> bool {
-    let covered = |at| entries(table).find(|entry| (entry.start..entry.end).contains(&at));
-    let mut at = at;
-    while let Some(entry) = covered(at) {
-        if entry.handler == handler {
-            return true;
-        }
-        if entry.handler <= at {
-            return false; // handlers lie behind the code they handle
-        }
-        at = entry.handler;
-    }
-    false
 }
 
 fn has_gil(py: Python<'_>) -> PyResult<bool> {

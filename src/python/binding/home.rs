@@ -42,7 +42,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
-use super::block::{
+use super::frames::{
     back, entries, first_handler_behind, frame, is_jump, last_instruction, leads_to,
 };
 use crate::error::ScopeMisuse;
