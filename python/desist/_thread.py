@@ -20,7 +20,7 @@ from desist._pickling import refuse
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+    from typing import Any, NoReturn
 
     from desist._core import Op
     from desist._future import Future
@@ -65,7 +65,9 @@ class StoppableThread(threading.Thread):
         del self.run, self._body  # cycles, which would keep the thread's arguments alive
         self._task.run(lambda: self._run_context.run(body))
 
-    __reduce__ = refuse  # protocols 0 and 1 would fail over a lock of threading
+    # Protocols 0 and 1 would fail over a lock of threading.
+    def __reduce__(self) -> NoReturn:
+        refuse(self)
 
     @property
     def token(self) -> CancelToken:
