@@ -218,9 +218,12 @@ linecache.checkcache = linger
 start(lambda: report.stack)""",
     "the name of a thread": """
 class Named(threading.Thread):
-    _name = property(linger, lambda self, name: None)
-source = desist.CancelSource()
-Named(target=source.cancel, daemon=True).start()""",
+    started = False  # from 3.14 on, start() waits until the thread has asked for its name
+    _name = property(lambda self: linger() if self.started else "named", lambda self, name: None)
+    def run(self):
+        self.started = True
+        desist.CancelSource().cancel()
+Named(daemon=True).start()""",
 }
 
 
