@@ -656,7 +656,18 @@ def keep(kept: list[BaseException]) -> int:
     return 0
 
 
-@pytest.mark.parametrize("code", [swallow, lambda: keep([])])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(
+            swallow,
+            marks=pytest.mark.skipif(
+                sys.version_info[:2] == (3, 13), reason="where it was caught is not known on 3.13"
+            ),
+        ),
+        lambda: keep([]),
+    ],
+)
 def test_the_function_that_swallowed_is_named(code: Callable[[], int]) -> None:
     def goes_on() -> None:
         with desist.move_on_after(0):
