@@ -35,7 +35,7 @@ _told = False
 
 def _is_main_interpreter() -> bool:
     if sys.version_info >= (3, 12):
-        from _thread import _is_main_interpreter
+        from _thread import _is_main_interpreter  # type: ignore[attr-defined,unused-ignore]
 
         return _is_main_interpreter()
     try:
