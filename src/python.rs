@@ -69,6 +69,8 @@ mod _core {
     use super::hard_stop::killed::{Killed, restore_killed};
     #[pymodule_export]
     use super::hard_stop::mask::call_masked;
+    #[pymodule_export]
+    use super::hard_stop::protected::protect_modules;
     #[cfg(unix)]
     #[pymodule_export]
     use super::io::{notify_closing, wait_readable, wait_writable};

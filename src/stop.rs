@@ -58,6 +58,9 @@ pub struct KillReport {
     pub released: Vec<Arc<str>>,
     /// Names of locks that are poisoned, or lost with an abandoned owner.
     pub poisoned: Vec<Arc<str>>,
+    /// Names of modules with locks of their own in whose code the body had to be interrupted, because the
+    /// policy's `defer` had passed. Such a lock may be held for ever.
+    pub interrupted: Vec<Arc<str>>,
     /// Ids of items that are ready again.
     pub requeued: Vec<ItemId>,
     /// Ids of items whose old lease is fenced, because the task was abandoned.
@@ -96,6 +99,7 @@ impl KillReport {
             rungs: Vec::new(),
             released: Vec::new(),
             poisoned: Vec::new(),
+            interrupted: Vec::new(),
             requeued: Vec::new(),
             fenced: Vec::new(),
             stack: None,
@@ -346,6 +350,7 @@ impl Kill {
             rungs: self.rungs,
             released: record.swept.released,
             poisoned: record.swept.poisoned,
+            interrupted: self.task.interrupted(),
             requeued: record.requeued,
             fenced: record.fenced,
             stack: record.stack,

@@ -25,8 +25,9 @@
 //!
 //! # A kill of the body
 //!
-//! *Deferred* means that a mask is open whose end has not come, or that the ledger is not empty and
-//! `lock_grace_until` has not come. *Posted* means that an exception is, or may be, in the host's slot
+//! *Deferred* means that a mask is open whose end has not come, or that `lock_grace_until` has not come and
+//! the ledger is not empty, or the body is inside of a module with locks of its own (I42). The latter only
+//! the host can tell, so it is decided where `Killed` is posted or raised from outside, not at a wait. *Posted* means that an exception is, or may be, in the host's slot
 //! for the thread. A kill is *due* if it is requested, not deferred, and the phase is `Running`.
 //!
 //! | phase | requested | deferred | posted | what happens next |
@@ -97,6 +98,18 @@ pub trait Interrupter: Send + Sync {
     /// is held, the body runs no code of the host. May block; called with no internal lock held.
     fn with_host_lock(&self, then: &mut dyn FnMut());
 
+    /// The module that the body is inside of, if that holds locks of its own, which an exception raised now
+    /// might leave held. On the body's own thread, or inside [`Interrupter::with_host_lock`], which is then
+    /// held until the exception is posted.
+    fn inside(&self) -> Option<Arc<str>> {
+        None
+    }
+
+    /// Can [`Interrupter::inside`] be asked on other threads than the body's own?
+    fn sees_body(&self) -> bool {
+        true
+    }
+
     /// Has the body's thread raise `Killed` as soon as it runs code of the host. Only stores a note of
     /// that: it is called inside [`Interrupter::with_host_lock`], and under a lock of the task.
     fn post(&self);
@@ -112,15 +125,17 @@ pub trait Interrupter: Send + Sync {
         true
     }
 
-    /// A block swallows posted exceptions: from the next [`Interrupter::post`] on, its thread has to call
-    /// `Task::deliver_here` before each step. Without effect for a host that cannot do it.
+    /// A block swallows posted exceptions, or one must not be raised where its thread is now: from the next
+    /// [`Interrupter::post`] on, the thread has to call `Task::deliver_here` before each step. Without effect
+    /// for a host that cannot do it.
     fn escalate(&self) {}
 
     /// From now on the body's thread calls [`Task::stepped`] before each step of the body, and raises
     /// `Killed` there if a cause is returned. Called again and again, inside
-    /// [`Interrupter::with_host_lock`], because code that the body calls may have switched it off.
-    /// Without effect for a host that cannot do it.
-    fn trace(&self, _task: &Arc<Task>) {}
+    /// [`Interrupter::with_host_lock`] while the body runs, because code that the body calls may have
+    /// switched it off. Steps inside of a module with locks of its own may be left out, unless
+    /// `everywhere`. Without effect for a host that cannot do it.
+    fn trace(&self, _task: &Arc<Task>, _everywhere: bool) {}
 
     /// Ends [`Interrupter::trace`]. On the body's own thread, or inside
     /// [`Interrupter::with_host_lock`].
@@ -200,8 +215,8 @@ struct TaskInner {
     /// A kill of the body is, or may be, in the host's slot for this thread. Set by a killer together
     /// with [`Interrupter::post`]; cleared by the body's thread, when it arrives or is retracted.
     posted: bool,
-    /// The host traces the body. Set by a killer, cleared by `shut` and `abandon`.
-    traced: bool,
+    /// The host traces the body, and why. Set by a killer, cleared by `shut` and `abandon`.
+    traced: Option<Tracing>,
     /// The body has run no code of the host since a kill was posted, or tracing began: it is in foreign
     /// code. Cleared by `arrived` and `stepped`, on the body's thread.
     unanswered: bool,
@@ -211,6 +226,12 @@ struct TaskInner {
     /// The rung whose `Killed` was raised in the body, written by the body's thread. A stronger rung
     /// overwrites a weaker one.
     delivered: Option<KillOutcome>,
+    /// The last look at the body, by a killer or by its own thread, has found it inside of a module with
+    /// locks of its own.
+    inside: bool,
+    /// The modules in whose code the body was when a kill was posted or raised all the same, because the
+    /// request's time had passed. For the report; each once.
+    interrupted: Vec<Arc<str>>,
 }
 
 /// Where the run is. For the transitions see the top of the file.
@@ -228,6 +249,15 @@ enum Phase {
     Abandoned,
 }
 
+/// The purpose for which a body is traced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tracing {
+    /// The rung `AsyncExc`: to raise `Killed` as soon as the body is at a place where that is allowed.
+    UntilPlace,
+    /// The rung `Trace`: to raise it in front of every step.
+    EveryStep,
+}
+
 /// After a kill was posted or raised, the body's clean-up code has this long before the next is posted.
 const RESEND_AFTER: Duration = Duration::from_millis(50);
 
@@ -236,7 +266,7 @@ const RESEND_AFTER: Duration = Duration::from_millis(50);
 struct KillRequest {
     /// Of the first request; it stays.
     cause: Cause,
-    /// Until then held desist locks defer it. Only ever lowered.
+    /// Until then held desist locks defer it, and modules with locks of their own. Only ever lowered.
     lock_grace_until: Time,
 }
 
@@ -493,24 +523,36 @@ impl Task {
             .store(inner.is_kill_requested(), Ordering::Release);
     }
 
-    /// The traced body is about to take a step. The cause, if it must not take it and `Killed` is to be
-    /// raised there.
-    pub fn stepped(&self) -> Option<Cause> {
+    /// The traced body is about to take a step, at this place of its code. The cause, if it must not take it
+    /// and `Killed` is to be raised there.
+    pub fn stepped(&self, place: Option<u32>) -> Option<Cause> {
+        let interrupter = {
+            let mut inner = self.inner.lock();
+            let tracing = inner.traced?;
+            inner.unanswered = false;
+            let is_due = tracing == Tracing::EveryStep || inner.may_send_again();
+            if !is_due || !self.may_deliver(&inner) {
+                return None;
+            }
+            inner.interrupter.clone()?
+        };
+        // Unlocked: the host looks at the body's frames.
+        let (inside, may) = (interrupter.inside(), interrupter.may_deliver_at(place));
         let mut inner = self.inner.lock();
-        if !inner.traced {
+        if !may || !self.may_deliver(&inner) || !inner.may_interrupt_body(inside) {
             return None;
         }
-        inner.unanswered = false;
-        if !self.may_deliver(&inner) {
-            return None;
-        }
-        inner.delivered = Some(KillOutcome::Trace);
+        inner.delivered = Some(match inner.traced? {
+            Tracing::UntilPlace => KillOutcome::AsyncExc,
+            Tracing::EveryStep => KillOutcome::Trace,
+        });
+        inner.last_delivery = Some(Time::now());
         inner.request.as_ref().map(|request| request.cause.clone())
     }
 
     /// True if the host is to trace the body.
     pub fn is_traced(&self) -> bool {
-        self.inner.lock().traced
+        self.inner.lock().traced.is_some()
     }
 }
 
@@ -544,8 +586,8 @@ impl Task {
                 inner.phase = Phase::Closed;
             }
             let posted = inner.withdraw_posted();
-            let traced = std::mem::take(&mut inner.traced);
-            let interrupter = inner.interrupter.take().filter(|_| traced);
+            let traced = inner.traced.take();
+            let interrupter = inner.interrupter.take().filter(|_| traced.is_some());
             let blocks = std::mem::take(&mut inner.blocks);
             let injected = (inner.injection.take(), inner.raised.take());
             (blocks, injected, posted, interrupter)
@@ -574,6 +616,43 @@ impl Task {
 }
 
 impl TaskInner {
+    /// The body is inside of that module, or of none: may its kill be posted or raised there? Notes the
+    /// answer.
+    fn may_interrupt_body(&mut self, inside: Option<Arc<str>>) -> bool {
+        let until = self
+            .request
+            .as_ref()
+            .map(|request| request.lock_grace_until);
+        self.may_interrupt(inside, until)
+    }
+
+    /// [`TaskInner::may_interrupt_body`], for a kill that the module defers until then.
+    fn may_interrupt(&mut self, inside: Option<Arc<str>>, until: Option<Time>) -> bool {
+        self.inside = inside.is_some();
+        let Some(module) = inside else {
+            return true;
+        };
+        if until.is_some_and(|until| until > Time::now()) {
+            return false;
+        }
+        if !self.interrupted.contains(&module) {
+            self.interrupted.push(module);
+        }
+        true
+    }
+
+    /// Has the time passed for which held locks, of desist or of other modules, defer the body's kill?
+    fn may_interrupt_anywhere(&self) -> bool {
+        let request = self.request.as_ref();
+        request.is_none_or(|request| request.lock_grace_until <= Time::now())
+    }
+
+    /// Has clean-up code had its time since the last delivery?
+    fn may_send_again(&self) -> bool {
+        let again = |last| Time::now() - last >= RESEND_AFTER;
+        self.last_delivery.is_none_or(again)
+    }
+
     /// Called inside [`Interrupter::with_host_lock`], with the kill due.
     fn post(&mut self, interrupter: &dyn Interrupter) {
         interrupter.post();

@@ -96,6 +96,7 @@ __all__ = [
     "move_on_after",
     "notify_closing",
     "ports",
+    "protect_modules",
     "queue_port",
     "restore_cancelled",
     "restore_cause",
@@ -942,6 +943,12 @@ class KillReport:
     def fenced(self, /) -> list[int | str]:
         """
         Ids of the items whose old lease is fenced, because its worker was abandoned.
+        """
+    @property
+    def interrupted(self, /) -> list[str]:
+        """
+        Names of the modules with locks of their own, as of threading or logging, inside whose code
+        Killed had to be raised, because the policy's `defer` had passed: they may have left one held.
         """
     @property
     def outcome(self, /) -> KillOutcome | None:
@@ -1945,7 +1952,8 @@ class StopPolicy:
         trace: Seconds in which Killed is raised at every line, so that code that swallows it cannot
             go on. Only now is the code traced; other threads that run it are slower meanwhile.
         defer: Seconds that held desist locks delay the kill; afterwards it is delivered, and they
-            are poisoned.
+            are poisoned. Seconds, too, that code of threading, queue, logging, concurrent.futures and
+            the import system delays it, and of modules named to protect_modules().
         abandon: Whether the thread is abandoned, while it still runs, when no rung has ended it.
     """
     def __eq__(self, value: object, /) -> bool: ...
@@ -1986,7 +1994,7 @@ class StopPolicy:
     @property
     def defer(self, /) -> float:
         """
-        Seconds that held desist locks delay the kill.
+        Seconds that held desist locks, and modules with locks of their own, delay the kill.
         """
     @property
     def trace(self, /) -> float | None:
@@ -2222,7 +2230,7 @@ class _Injector:
     the kill, as at the beginning of the rung; otherwise it is delivered inside. `block`: kill not the task
     but this one of its thread's open blocks that have `kill_after`, the outermost is 0; bytecodes
     count only while it is open. `signal`: no kill at all, but this signal arrives, and CPython calls its
-    handler at its next check; on the main thread only.
+    handler at its next check; on the main thread only. `trace`: the kill has reached the rung TRACE.
     """
     def __call__(self, /, *arguments: object) -> object:
         """
@@ -2239,6 +2247,7 @@ class _Injector:
         defer: bool = False,
         block: int | None = None,
         signal: int | None = None,
+        trace: bool = False,
     ) -> _Injector: ...
     @property
     def outcome(self, /) -> str | None:
@@ -2442,6 +2451,21 @@ def ports() -> dict[str, list[str]]:
     The protocols of `desist._ports` that the extension calls, with the members it calls.
     """
 
+def protect_modules(*names: str) -> None:
+    """
+    Defer kills while their victim runs code of these modules, as for threading, queue or logging.
+
+    For modules that hold locks which an exception in the middle of their code would leave held. A
+    package stands for all of its modules. A kill waits until the victim has left them, for at most the
+    policy's `defer` seconds (one second for `kill_after`); the modules need not be imported yet.
+
+    Never blocks; cannot be undone.
+
+    Raises:
+        TypeError: a name that is no string.
+        ValueError: a name that is empty, or relative.
+    """
+
 def queue_port(queue: LeaseQueue[Any] | FileQueue[Any]) -> QueuePort:
     """
     The operations of a pool on one of the core's queues.
@@ -2474,6 +2498,7 @@ def restore_report(
     elapsed: SupportsIndex,
     rungs: SupportsGetItem[int, RungReport],
     effects: tuple[
+        SupportsGetItem[int, str],
         SupportsGetItem[int, str],
         SupportsGetItem[int, str],
         SupportsGetItem[int, int | str],

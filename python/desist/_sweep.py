@@ -72,6 +72,7 @@ class Sweep:
     cancels: bool = False
     defer: bool = False
     block: int | None = None
+    trace: bool = False
 
     def run(self) -> SweepReport:
         """Do all runs."""
@@ -135,6 +136,7 @@ class Sweep:
             cancels=self.cancels,
             defer=self.defer,
             block=self.block,
+            trace=self.trace,
         )
         try:
             self._perform(partial(self.fn, *arguments) if arguments else self.fn, task, injector)

@@ -7,10 +7,8 @@
 //! | `block` | raising inside one block, and nowhere else |
 //! | `lost` | exceptions of `raise_exc` that the interpreter has dropped |
 //! | `mask` | deferring kills of the calling task |
-//! | `stack` | where an exception was raised, for reports |
-//!
-//! `killed` and `trace` use each other: the delivery of a kill begins the tracing of its thread, and
-//! the tracer raises kills.
+//! | `traceback` | where an exception was raised, for reports |
+//! | `protected` | modules that hold locks of their own, in whose code nothing is raised |
 //!
 //! A posted exception lies in one slot of its thread until the interpreter looks at it. The core posts
 //! and retracts only with the interpreter's lock (`with_host_lock`), so that a thread is never
@@ -25,7 +23,8 @@
 //! | up to 3.11, an exception posted to a thread is raised where the thread stands, and in a `with` block that leads to `__exit__` | 3.10, 3.11 | `test_i22_a_kill_at_any_bytecode_of_a_block_ends_there` |
 //! | a Python-level handler is run where a signal has broken a system call, and its exception is raised there | 3.10-3.15 | `test_a_system_call_that_blocks_the_main_thread_is_interrupted` |
 //! | an exception of a callback of sys.monitoring, for events local to code that is running, is raised in that code | 3.12-3.15 | `test_tracing_alone_is_enough` |
-//! | an exception of a C trace function is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
+//! | `_PyEval_SetTrace` sets the C trace function of any thread, which is called for frames that run already; an exception of it is raised in the traced code, and the function stays | 3.10, 3.11 | `test_i23_code_that_swallows_a_kill_cannot_go_on` |
+//! | a thread can set a C trace function for itself while an exception is made that is raised in it, and the function is called for its frames | 3.10-3.15 | `test_i23_a_kill_traces_without_a_free_tool_of_monitoring` |
 //! | an exception that a finalizer, or another callback without a caller, raises is shown to audit hooks, as `sys.unraisablehook`, before it is dropped | 3.10-3.15 | `test_an_exception_that_a_finalizer_has_swallowed_is_raised_again` |
 //! | between the return of a native call and the next native call no exception is delivered | all | the kill sweeps |
 //!
@@ -38,6 +37,7 @@ mod block;
 pub(super) mod killed;
 pub(super) mod lost;
 pub(super) mod mask;
+pub(super) mod protected;
 pub(super) mod trace;
 pub(super) mod traceback;
 
@@ -51,7 +51,9 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
 use self::killed::Killed;
+use self::protected::NoCollection;
 use crate::python::binding::attach::attach;
+use crate::python::binding::frames;
 use crate::task::{Interrupter, Task};
 
 /// Posts `Killed` to one thread.
@@ -59,6 +61,10 @@ struct AsyncException {
     /// As `threading.get_ident()` has it. The thread lives at least as long as its task is known to
     /// the core.
     thread: c_ulong,
+    /// The address of the same thread's state; there is one as long as the task, or block, runs.
+    state: usize,
+    /// The frame that has called the body, or the block's function; `None`: no code of Python's has.
+    around: Option<Py<PyAny>>,
 }
 
 /// How the calling thread is interrupted.
@@ -67,14 +73,49 @@ pub(super) fn for_this_thread(py: Python<'_>) -> PyResult<Arc<dyn Interrupter>> 
 }
 
 fn this_thread(py: Python<'_>) -> PyResult<AsyncException> {
+    nothing(py)?; // made now: a kill may find no memory for it
+    Ok(AsyncException {
+        thread: ident(py)?,
+        // SAFETY: attached.
+        state: unsafe { ffi::PyThreadState_Get() } as usize,
+        around: frames::frame(py).map(Bound::unbind),
+    })
+}
+
+/// The calling thread, as `threading.get_ident()` has it.
+fn ident(py: Python<'_>) -> PyResult<c_ulong> {
     static GET_IDENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let get_ident = GET_IDENT.get_or_try_init(py, || {
         Ok::<_, PyErr>(py.import("_thread")?.getattr("get_ident")?.unbind())
     })?;
-    nothing(py)?; // made now: a kill may find no memory for it
-    Ok(AsyncException {
-        thread: get_ident.bind(py).call0()?.extract()?,
-    })
+    get_ident.bind(py).call0()?.extract()
+}
+
+impl AsyncException {
+    /// Is this the frame that has called the body, or the block's function?
+    fn has_called_body(&self, frame: &Bound<'_, PyAny>) -> bool {
+        self.around.as_ref().is_some_and(|around| frame.is(around))
+    }
+
+    /// The frames of the body, the innermost first. On another thread than the body's own: with the GIL.
+    fn body<'py>(&self, py: Python<'py>) -> impl Iterator<Item = PyResult<Bound<'py, PyAny>>> {
+        let innermost = || {
+            if ident(py)? == self.thread {
+                Ok(frames::frame(py))
+            } else {
+                frames::of_thread(py, self.thread)
+            }
+        };
+        let mut next = innermost();
+        std::iter::from_fn(move || {
+            let frame = match std::mem::replace(&mut next, Ok(None)) {
+                Ok(frame) => frame.filter(|frame| !self.has_called_body(frame))?,
+                Err(failure) => return Some(Err(failure)),
+            };
+            next = frames::back(&frame);
+            Some(Ok(frame))
+        })
+    }
 }
 
 pub(super) use block::{for_this_block, for_this_call};
@@ -103,7 +144,26 @@ fn nothing(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 impl Interrupter for AsyncException {
     fn with_host_lock(&self, then: &mut dyn FnMut()) {
         // Not while the interpreter shuts down: its threads are stopping anyway.
-        attach(|_| then());
+        attach(|py| {
+            let _still = NoCollection::begin(py);
+            then();
+        });
+    }
+
+    fn inside(&self) -> Option<Arc<str>> {
+        attach(|py| protected::module_around(self.body(py)).ok().flatten())?
+    }
+
+    fn sees_body(&self) -> bool {
+        attach(|py| frames::has_gil(py).unwrap_or(true)).unwrap_or(true)
+    }
+
+    fn may_deliver_at(&self, place: Option<u32>) -> bool {
+        let may = |py: Python<'_>| match (frames::frame(py), place) {
+            (Some(frame), Some(place)) => frames::may_raise_at(&frame, place),
+            _ => Ok(true),
+        };
+        attach(|py| may(py).unwrap_or(true)).unwrap_or(false)
     }
 
     fn post(&self) {
@@ -126,9 +186,9 @@ impl Interrupter for AsyncException {
         });
     }
 
-    fn trace(&self, task: &Arc<Task>) {
+    fn trace(&self, task: &Arc<Task>, everywhere: bool) {
         // `with_host_lock` has attached.
-        attach(|py| trace::begin(py, task, self.thread, self));
+        attach(|py| trace::begin(py, task, self, everywhere));
     }
 
     fn end_trace(&self, task: &Task) {
@@ -136,13 +196,14 @@ impl Interrupter for AsyncException {
     }
 
     fn stack(&self) -> Option<Vec<String>> {
-        attach(|py| {
-            let frames = py.import("sys")?.call_method0("_current_frames")?;
-            let frame = frames.get_item(self.thread)?;
+        attach(|py| -> PyResult<_> {
+            let Some(frame) = frames::of_thread(py, self.thread)? else {
+                return Ok(None);
+            };
             py.import("traceback")?
                 .call_method1("format_stack", (frame,))?
                 .extract()
         })?
-        .ok()
+        .unwrap_or(None)
     }
 }

@@ -14,13 +14,15 @@
 //! | `Sigterm`, `Sigkill` | `Task::signal_process` | signals the process of a remote body |
 //!
 //! A rung is tried again and again, see [`stop`](crate::stop), so a delivery that finds the kill deferred
-//! does nothing.
+//! does nothing. A module with locks of its own defers the kill as a desist lock does (I42); since the
+//! host alone knows the body's frames, it looks at them, and the decision and the post follow with the
+//! host's lock held all the time.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::block::Target;
-use super::{KillRequest, Phase, RESEND_AFTER, Task, TaskInner};
+use super::{KillRequest, Phase, Task, TaskInner, Tracing};
 use crate::cause::Cause;
 use crate::clock::Time;
 use crate::fork;
@@ -44,7 +46,7 @@ impl Task {
         let Some(request) = &inner.request else {
             return Time::from_nanos(0);
         };
-        let locks = if self.ledger.len() == 0 {
+        let locks = if self.ledger.len() == 0 && !inner.inside {
             Time::from_nanos(0)
         } else {
             request.lock_grace_until
@@ -130,16 +132,12 @@ impl Task {
 
     /// Posts the host's asynchronous exception, if the kill is due, and not sooner than [`RESEND_AFTER`]
     /// after the last one. False: the body's host cannot raise anything. May block, for the host's lock.
-    pub(crate) fn deliver_async(&self) -> bool {
-        let again = |inner: &TaskInner| {
-            let again = |last| Time::now() - last >= RESEND_AFTER;
-            inner.last_delivery.is_none_or(again)
-        };
+    pub(crate) fn deliver_async(self: &Arc<Self>) -> bool {
         let interrupter = {
             let inner = self.inner.lock();
             match (&inner.interrupter, inner.phase) {
                 // Waiting for the host's lock would keep the body from running its clean-up.
-                (Some(_), _) if !again(&inner) => return true,
+                (Some(_), _) if !inner.may_send_again() => return true,
                 (Some(interrupter), _) => interrupter.clone(),
                 (None, Phase::Launched) => return true, // its interrupter comes with `open`
                 (None, _) => return false,
@@ -147,12 +145,22 @@ impl Task {
         };
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
+                let sees_body = interrupter.sees_body();
+                let inside = interrupter.inside().filter(|_| sees_body);
                 let mut inner = self.inner.lock();
                 // Looked at again: while this thread waited for the host's lock, another killer may have
                 // posted, or the body have opened a mask.
-                if again(&inner) && self.may_deliver(&inner) {
+                if !inner.may_send_again() || !self.may_deliver(&inner) {
+                    return;
+                }
+                if sees_body && inner.may_interrupt_body(inside) {
                     inner.post(&*interrupter);
                     inner.last_delivery = Some(Time::now());
+                } else {
+                    inner.traced.get_or_insert(Tracing::UntilPlace);
+                    let everywhere = inner.may_interrupt_anywhere();
+                    drop(inner);
+                    interrupter.trace(self, everywhere);
                 }
             });
         });
@@ -169,15 +177,21 @@ impl Task {
                 (None, Phase::Launched) => return true, // its interrupter comes with `open`
                 (None, _) => return false,
             };
-            if !inner.traced {
-                inner.traced = true;
+            if inner.traced.replace(Tracing::EveryStep) != Some(Tracing::EveryStep) {
                 inner.unanswered = true;
             }
             interrupter
         };
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
-                interrupter.trace(self);
+                let everywhere = {
+                    let inner = self.inner.lock();
+                    if inner.phase != Phase::Running {
+                        return;
+                    }
+                    inner.may_interrupt_anywhere()
+                };
+                interrupter.trace(self, everywhere);
                 // `shut` may have come first, when there was no trace yet for it to end.
                 if self.inner.lock().phase != Phase::Running {
                     interrupter.end_trace(self);
@@ -188,10 +202,15 @@ impl Task {
     }
 
     /// For a host that can begin to trace only on the body's own thread: posts an exception, if the kill is
-    /// due, so that the thread comes to [`Task::arrived`].
-    pub fn post_to_trace(&self, interrupter: &dyn Interrupter) {
+    /// due, so that the thread comes to [`Task::arrived`]. Called inside [`Interrupter::trace`].
+    pub fn post_to_trace(&self, interrupter: &dyn Interrupter, everywhere: bool) {
+        let sees_body = interrupter.sees_body();
+        let inside = interrupter.inside().filter(|_| sees_body);
         let mut inner = self.inner.lock();
-        if !inner.posted && self.may_deliver(&inner) {
+        if inner.posted || !self.may_deliver(&inner) {
+            return;
+        }
+        if inner.may_interrupt_body(inside) && (sees_body || everywhere) {
             inner.post(interrupter);
         }
     }
@@ -206,8 +225,8 @@ impl Task {
                 return false;
             }
             inner.phase = Phase::Abandoned;
-            let traced = std::mem::take(&mut inner.traced);
-            inner.interrupter.clone().filter(|_| traced)
+            let traced = inner.traced.take();
+            inner.interrupter.clone().filter(|_| traced.is_some())
         };
         if let Some(interrupter) = traced {
             fork::outside(|| interrupter.with_host_lock(&mut || interrupter.end_trace(self)));
@@ -228,6 +247,11 @@ impl Task {
             Some(request) => Some(self.kill_info_of(request.cause.clone(), stack)),
             None => self.kill_info_in_block(&inner, number, stack),
         }
+    }
+
+    /// The modules with locks of their own that a kill has interrupted, since its time for them had passed.
+    pub(crate) fn interrupted(&self) -> Vec<Arc<str>> {
+        self.inner.lock().interrupted.clone()
     }
 
     /// The rung whose `Killed` was raised in the body.

@@ -43,7 +43,8 @@ pub struct StopPolicy {
     pub async_exc: Option<Duration>,
     /// Time in which the body is traced, and `Killed` is raised in front of its every step.
     pub trace: Option<Duration>,
-    /// For how long desist locks that the body holds defer the kill.
+    /// For how long desist locks that the body holds defer the kill, and modules with locks of their own
+    /// that it is inside of.
     pub defer: Duration,
     /// Is the body abandoned when no rung has ended it?
     pub abandon: bool,

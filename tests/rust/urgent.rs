@@ -36,7 +36,7 @@ impl Interrupter for Counted {
 
     fn retract(&self) {}
 
-    fn trace(&self, _task: &Arc<Task>) {
+    fn trace(&self, _task: &Arc<Task>, _everywhere: bool) {
         self.traces.fetch_add(1, Ordering::SeqCst);
     }
 

@@ -1,15 +1,21 @@
-//! The calling thread's frames, and the exception tables of their code, as `hard_stop::block` and `home` read
-//! them.
+//! Frames: the calls that a thread is in, the place in its code that each has reached, and what the code
+//! says of a place: the instruction, and the handler of an exception that is raised there.
 //!
-//! A table (3.11 and later) lists ranges of instructions with their handlers. CPython takes the first entry
-//! that covers an instruction, and a handler lies behind the code it handles.
+//! The handlers are in a table (3.11 and later), which lists ranges of instructions. CPython takes the first
+//! entry that covers an instruction, and a handler lies behind the code it handles.
+//!
+//! | fact relied on | versions | test that fails when it changes |
+//! |---|---|---|
+//! | a frame, its code and its globals are read without running any Python code | 3.10-3.15 | `test_i42_a_kill_at_any_bytecode_leaves_no_lock_of_the_standard_library_held` |
+//! | a `with` block ends with three loads of None and a call, or, for an exception, with WITH_EXCEPT_START, and an exception in front of that call skips it | 3.11-3.15 | `test_i42_tracing_never_skips_the_end_of_a_with_block` |
+//! | an instruction has a line, or none if the compiler has added it; a traceback through the latter has an entry with the line None | 3.11-3.15 | `test_a_kill_leaves_no_traceback_entry_without_a_line` |
 #![allow(unsafe_code)] // PyO3 has no form of PyEval_GetFrame
 
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict};
 
 /// The frame that calls into this module.
 pub(in crate::python) fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
@@ -17,6 +23,20 @@ pub(in crate::python) fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
     unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast()) }
 }
 
+/// The innermost frame of a thread; `None` if it runs no code of Python's, or is gone.
+pub(in crate::python) fn of_thread(
+    py: Python<'_>,
+    thread: u64,
+) -> PyResult<Option<Bound<'_, PyAny>>> {
+    static FRAMES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    // Found once: an import may run code of the user's.
+    let frames = FRAMES.get_or_try_init(py, || {
+        Ok::<_, PyErr>(py.import("sys")?.getattr("_current_frames")?.unbind())
+    })?;
+    frames.bind(py).call0()?.cast::<PyDict>()?.get_item(thread)
+}
+
+/// The frame that has called this one.
 pub(in crate::python) fn back<'py>(
     frame: &Bound<'py, PyAny>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
@@ -24,32 +44,185 @@ pub(in crate::python) fn back<'py>(
     Ok((!back.is_none()).then_some(back))
 }
 
+pub(in crate::python) fn code<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    frame.getattr(intern!(frame.py(), "f_code"))
+}
+
+/// The instruction that the frame is in, in bytes of code.
 pub(in crate::python) fn last_instruction(frame: &Bound<'_, PyAny>) -> PyResult<u32> {
     let at: i64 = frame.getattr(intern!(frame.py(), "f_lasti"))?.extract()?;
     Ok(u32::try_from(at).unwrap_or(0))
 }
 
+/// Does the calling thread keep all others from running Python code?
+pub(in crate::python) fn has_gil(py: Python<'_>) -> PyResult<bool> {
+    static ASK: PyOnceLock<Option<Py<PyAny>>> = PyOnceLock::new();
+    let ask = ASK.get_or_try_init(py, || {
+        let ask = py.import("sys")?.getattr_opt("_is_gil_enabled")?;
+        Ok::<_, PyErr>(ask.map(Bound::unbind))
+    })?;
+    // Older versions always have it.
+    ask.as_ref()
+        .map_or(Ok(true), |ask| ask.bind(py).call0()?.extract())
+}
+
+/// May a tracer raise `Killed` in front of the instruction at `at`, which the frame has reached? Not where
+/// the call that ends a `with` block would be skipped, and not at an instruction without a line.
+pub(in crate::python) fn may_raise_at(frame: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
+    let line = frame.getattr(intern!(frame.py(), "f_lineno"))?;
+    Ok(!line.is_none() && !ends_a_with(&steps(&code(frame)?)?, at))
+}
+
+/// Is the instruction at `at` a jump back?
 pub(in crate::python) fn is_jump(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
-    static JUMPS: PyOnceLock<Vec<u8>> = PyOnceLock::new();
-    let py = code.py();
-    let jumps = JUMPS.get_or_try_init(py, || {
-        let opcodes = py.import("opcode")?.getattr("opmap")?;
-        let all = opcodes.call_method0("items")?.try_iter()?;
-        let mut jumps = Vec::new();
-        for item in all {
-            let (name, number): (String, u32) = item?.extract()?;
-            if name.starts_with("JUMP_BACKWARD") {
-                jumps.extend(u8::try_from(number));
+    let kinds = kinds(code.py())?;
+    let bytes = code.getattr(intern!(code.py(), "co_code"))?;
+    let operation = bytes.cast::<PyBytes>()?.as_bytes().get(at as usize);
+    Ok(operation.is_some_and(|number| kinds[usize::from(*number)] == Kind::JumpBack))
+}
+
+/// Has the frame not run any instruction of its function's own?
+pub(in crate::python) fn is_at_its_start(frame: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let at = last_instruction(frame)?;
+    let steps = steps(&code(frame)?)?;
+    let start = steps.iter().find(|step| step.kind == Kind::Start);
+    Ok(start.is_some_and(|start| at <= start.at))
+}
+
+/// The instructions that are told from each other here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Other,
+    /// Not an instruction, but data of the one before.
+    Cache,
+    /// Not an instruction, but a part of the next one's argument.
+    Extended,
+    /// The beginning of a function.
+    Start,
+    JumpBack,
+    LoadConstant,
+    /// Loads once more what was loaded last.
+    Again,
+    /// Has no effect but on the order of the stack.
+    Reorder,
+    Precall,
+    Call,
+    /// The beginning of a handler.
+    Handler,
+    /// Ends a `with` block because of an exception.
+    WithExcept,
+}
+
+impl Kind {
+    fn of(name: &str) -> Kind {
+        match name {
+            "CACHE" => Kind::Cache,
+            "EXTENDED_ARG" => Kind::Extended,
+            "RESUME" => Kind::Start,
+            "LOAD_CONST" | "LOAD_COMMON_CONSTANT" => Kind::LoadConstant,
+            "DUP_TOP" => Kind::Again,
+            "SWAP" | "ROT_TWO" | "ROT_THREE" | "ROT_FOUR" | "ROT_N" | "NOP" => Kind::Reorder,
+            "PRECALL" => Kind::Precall,
+            "CALL" | "CALL_FUNCTION" => Kind::Call,
+            "PUSH_EXC_INFO" => Kind::Handler,
+            "WITH_EXCEPT_START" => Kind::WithExcept,
+            _ if name.starts_with("JUMP_BACKWARD") => Kind::JumpBack,
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// One instruction.
+struct Step {
+    /// Where it begins: at the first part of its argument that does not fit.
+    start: u32,
+    /// Where its operation is.
+    at: u32,
+    kind: Kind,
+    argument: u32,
+}
+
+fn kinds(py: Python<'_>) -> PyResult<&Vec<Kind>> {
+    static KINDS: PyOnceLock<Vec<Kind>> = PyOnceLock::new();
+    KINDS.get_or_try_init(py, || {
+        let operations = py.import("opcode")?.getattr("opmap")?;
+        let mut kinds = vec![Kind::Other; 256];
+        for item in operations.call_method0("items")?.try_iter()? {
+            let (name, number): (String, usize) = item?.extract()?;
+            if let Some(kind) = kinds.get_mut(number) {
+                *kind = Kind::of(&name);
             }
         }
-        Ok::<_, PyErr>(jumps)
-    })?;
-    let bytes = code.getattr(intern!(py, "co_code"))?;
-    let bytes = bytes.cast::<PyBytes>()?.as_bytes();
-    Ok(bytes
-        .get(at as usize)
-        .is_some_and(|code| jumps.contains(code)))
+        Ok(kinds)
+    })
 }
+
+fn steps(code: &Bound<'_, PyAny>) -> PyResult<Vec<Step>> {
+    let kinds = kinds(code.py())?;
+    let bytes = code.getattr(intern!(code.py(), "co_code"))?;
+    let mut steps = Vec::new();
+    let (mut start, mut argument) = (None, 0);
+    for (at, pair) in (0_u32..)
+        .step_by(2)
+        .zip(bytes.cast::<PyBytes>()?.as_bytes().chunks_exact(2))
+    {
+        argument = argument << 8 | u32::from(pair[1]);
+        match kinds[usize::from(pair[0])] {
+            Kind::Extended => start = start.or(Some(at)),
+            Kind::Cache => argument = 0,
+            kind => {
+                steps.push(Step {
+                    start: start.take().unwrap_or(at),
+                    at,
+                    kind,
+                    argument: std::mem::take(&mut argument),
+                });
+            }
+        }
+    }
+    Ok(steps)
+}
+
+/// Does the instruction at `at` belong to the code between a `with` block and the end of the call of its
+/// `__exit__`?
+fn ends_a_with(steps: &[Step], at: u32) -> bool {
+    let Some(here) = steps
+        .iter()
+        .position(|step| (step.start..=step.at).contains(&at))
+    else {
+        return false;
+    };
+    match steps[here].kind {
+        Kind::WithExcept => return true,
+        Kind::Handler => {
+            let next = steps.get(here + 1);
+            return next.is_some_and(|next| next.kind == Kind::WithExcept);
+        }
+        _ => {}
+    }
+    let reorders = |step: &&Step| step.kind == Kind::Reorder;
+    let behind = here + steps[here..].iter().take_while(reorders).count();
+    // Three loads, and at most two instructions for the call.
+    (behind.saturating_sub(4)..=behind)
+        .filter(|first| *first <= behind)
+        .any(|first| exit_call(&steps[first..]).is_some_and(|length| first + length > here))
+}
+
+/// How many instructions the call of `__exit__` for no exception has, if they begin here.
+fn exit_call(steps: &[Step]) -> Option<usize> {
+    let [first, second, third, ..] = steps else {
+        return None;
+    };
+    let loads_the_same = |step: &Step| {
+        step.kind == Kind::Again
+            || step.kind == Kind::LoadConstant && step.argument == first.argument
+    };
+    let loads = first.kind == Kind::LoadConstant && loads_the_same(second) && loads_the_same(third);
+    let at = 3 + usize::from(steps.get(3)?.kind == Kind::Precall);
+    (loads && steps.get(at)?.kind == Kind::Call).then_some(at + 1)
+}
+
+// ---------------------------------------------------------------------- exception tables
 
 /// One entry of an exception table, in bytes of code.
 pub(in crate::python) struct Covered {
@@ -103,4 +276,44 @@ pub(in crate::python) fn leads_to(table: &[u8], at: u32, handler: u32) -> bool {
         at = entry.handler;
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Instructions of these kinds, of one argument, two bytes each.
+    fn code(kinds: &[Kind]) -> Vec<Step> {
+        let step = |(at, kind): (u32, &Kind)| Step {
+            start: at,
+            at,
+            kind: *kind,
+            argument: 0,
+        };
+        (0..).step_by(2).zip(kinds).map(step).collect()
+    }
+
+    fn ends(kinds: &[Kind]) -> Vec<usize> {
+        let steps = code(kinds);
+        let ends = |index: &usize| ends_a_with(&steps, steps[*index].at);
+        (0..kinds.len()).filter(ends).collect()
+    }
+
+    #[test]
+    fn the_end_of_a_with_block_is_found() {
+        use Kind::{Again, Call, Handler, LoadConstant, Other, Precall, Reorder, WithExcept};
+        let load = LoadConstant;
+        assert_eq!(ends(&[Other, load, load, load, Call, Other]), [1, 2, 3, 4]);
+        let with_value = [
+            Other, Reorder, Reorder, load, load, load, Precall, Call, Other,
+        ];
+        assert_eq!(ends(&with_value), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(
+            ends(&[Other, load, Again, Again, Call, Other]),
+            [1, 2, 3, 4]
+        );
+        assert_eq!(ends(&[Other, Handler, WithExcept, Other, Call]), [1, 2]);
+        assert_eq!(ends(&[Reorder, load, load, Other, Call]), [0; 0]);
+        assert_eq!(ends(&[Handler, Other, load, load, load, Other]), [0; 0]);
+    }
 }

@@ -29,10 +29,11 @@ use pyo3::sync::{MutexExt, PyOnceLock};
 use pyo3::types::PyBytes;
 
 use super::killed::killed;
-use super::{AsyncException, this_thread};
+use super::protected::NoCollection;
+use super::{AsyncException, this_thread, trace};
 use crate::python::binding::attach::attach;
 use crate::python::binding::frames::{
-    back, first_handler_behind, frame, is_jump, last_instruction, leads_to,
+    self, back, first_handler_behind, frame, is_jump, last_instruction, leads_to,
 };
 use crate::python::binding::host;
 use crate::scope;
@@ -40,18 +41,17 @@ use crate::task::Interrupter;
 
 /// Raises in one block of one thread.
 struct InBlock {
-    /// The thread in which the block is, and the slot for exceptions that are posted to it.
+    /// The thread in which the block is, with the slot for exceptions that are posted to it, and the frame of
+    /// the `with` statement, or the one that made the call.
     thread: AsyncException,
-    /// The `with` statement; `None` for a block that is one native call.
+    /// The `with` statement; `None` for a block that is one native call, or was entered by one.
     with: Option<With>,
-    /// For a block that is one native call: the frame that made the call.
-    caller: Option<Py<PyAny>>,
     /// On the main thread, where a signal can end a system call; fixed.
     signal: Option<Signal>,
-    /// Can its code be observed? Otherwise an asynchronous exception is posted.
-    observes: OnceLock<bool>,
-    /// The block has swallowed an exception: from then on a native call is observed, too. Only ever
-    /// set.
+    /// Is there sys.monitoring, to observe its code? Before 3.12 there is a trace function.
+    monitors: OnceLock<bool>,
+    /// The block has swallowed an exception, or none may be raised where its thread was found: from then on
+    /// it is observed in any case. Only ever set.
     escalated: AtomicBool,
     /// A post was asked for under a lock of the core's; it is made when that lock is released.
     deferred_post: AtomicBool,
@@ -69,8 +69,6 @@ struct Observed {
 
 /// A `with` statement that is being executed.
 struct With {
-    /// The frame whose code has the statement; kept, so that it is no other frame's address.
-    frame: Py<PyAny>,
     /// The instruction that calls `__enter__`.
     entered_at: u32,
     /// The handler to which an exception raised in its body goes first.
@@ -82,30 +80,24 @@ pub(in crate::python) fn for_this_block(py: Python<'_>) -> PyResult<Arc<dyn Inte
     let with = match frame(py) {
         Some(frame) => Some(With {
             entered_at: last_instruction(&frame)?,
-            frame: frame.unbind(),
             handler: OnceLock::new(),
         }),
         None => None, // entered by a program that embeds Python
     };
-    make(py, with, None)
+    make(py, with)
 }
 
 /// The interrupter for a block that is one native call.
 pub(in crate::python) fn for_this_call(py: Python<'_>) -> PyResult<Arc<dyn Interrupter>> {
-    make(py, None, frame(py).map(Bound::unbind))
+    make(py, None)
 }
 
-fn make(
-    py: Python<'_>,
-    with: Option<With>,
-    caller: Option<Py<PyAny>>,
-) -> PyResult<Arc<dyn Interrupter>> {
+fn make(py: Python<'_>, with: Option<With>) -> PyResult<Arc<dyn Interrupter>> {
     Ok(Arc::new(InBlock {
         thread: this_thread(py)?,
         with,
-        caller,
         signal: Signal::to_this_thread(py)?,
-        observes: OnceLock::new(),
+        monitors: OnceLock::new(),
         escalated: AtomicBool::new(false),
         deferred_post: AtomicBool::new(false),
         observed: Mutex::default(),
@@ -114,9 +106,13 @@ fn make(
 
 impl InBlock {
     fn observes(&self, py: Python<'_>) -> bool {
-        let wants = self.with.is_some() || self.escalated.load(Ordering::Relaxed);
-        let can = || matches!(monitoring(py), Ok(Some(_)));
-        wants && *self.observes.get_or_init(can)
+        let monitors = || matches!(monitoring(py), Ok(Some(_)));
+        let escalated = || self.escalated.load(Ordering::Relaxed);
+        if *self.monitors.get_or_init(monitors) {
+            self.with.is_some() || escalated()
+        } else {
+            escalated() && trace::sets_for_others(py)
+        }
     }
 
     /// Is an exception posted, or is code observed?
@@ -127,27 +123,26 @@ impl InBlock {
     /// Has the thread check where it is, at its next instruction of the code that it is in now.
     fn observe(&self, py: Python<'_>) -> PyResult<()> {
         let Some(monitoring) = monitoring(py)? else {
+            trace::set(py, &self.thread);
             return Ok(());
         };
-        let frames = py.import("sys")?.call_method0("_current_frames")?;
-        let mut next = frames.get_item(self.thread.thread).ok();
+        let mut next = frames::of_thread(py, self.thread.thread)?;
         let mut codes = Vec::new();
-        if let Some(with) = &self.with {
-            codes.push(with.frame.bind(py).getattr(intern!(py, "f_code"))?);
+        if let Some(frame) = self.frame_of_with() {
+            codes.push(frames::code(frame.bind(py))?);
         }
-        let around = self.with.as_ref().map(|with| &with.frame);
-        let around = around.or(self.caller.as_ref());
-        while let Some(frame) = next {
-            if around.is_some_and(|around| frame.is(around)) {
-                break;
-            }
-            codes.push(frame.getattr(intern!(py, "f_code"))?);
+        while let Some(frame) = next.filter(|frame| !self.thread.has_called_body(frame)) {
+            codes.push(frames::code(&frame)?);
             // Without the GIL the thread runs meanwhile; only code objects do not change.
-            next = if has_gil(py)? { back(&frame)? } else { None };
+            next = if frames::has_gil(py)? {
+                back(&frame)?
+            } else {
+                None
+            };
         }
         let mut seen = HashSet::new();
         codes.retain(|code| seen.insert(code.as_ptr()));
-        let event = instruction(&monitoring)?;
+        let event = trace::instruction_event(&monitoring)?;
         let known = self.observed.lock().tool;
         let tool = known.map_or_else(|| take_tool(&monitoring), Ok)?;
         self.observed.lock().tool = Some(tool);
@@ -160,13 +155,22 @@ impl InBlock {
 
     fn stop_observing(&self, py: Python<'_>) -> PyResult<()> {
         let observed = std::mem::take(&mut *self.observed.lock());
-        let (Some(monitoring), Some(tool)) = (monitoring(py)?, observed.tool) else {
+        let Some(monitoring) = monitoring(py)? else {
+            trace::unset(py);
+            return Ok(());
+        };
+        let Some(tool) = observed.tool else {
             return Ok(());
         };
         for code in &observed.code {
             monitoring.call_method1("set_local_events", (tool, code, 0))?;
         }
         leave_tool(&monitoring)
+    }
+
+    /// The frame of the `with` statement.
+    fn frame_of_with(&self) -> Option<&Py<PyAny>> {
+        self.thread.around.as_ref().filter(|_| self.with.is_some())
     }
 
     /// On the thread itself: would an exception that is raised here reach the block's end?
@@ -177,7 +181,7 @@ impl InBlock {
         let mut next = frame(py);
         let mut top = true;
         while let Some(frame) = next {
-            if frame.is(&with.frame) {
+            if self.thread.has_called_body(&frame) {
                 let observes = self.observes(py);
                 return Ok(!observes || with.is_inside(&frame, at.filter(|_| top), top)?);
             }
@@ -191,8 +195,10 @@ impl InBlock {
 impl With {
     fn is_inside(&self, frame: &Bound<'_, PyAny>, at: Option<u32>, top: bool) -> PyResult<bool> {
         let py = frame.py();
-        let code = frame.getattr(intern!(py, "f_code"))?;
-        let table = code.getattr(intern!(py, "co_exceptiontable"))?;
+        let code = frames::code(frame)?;
+        let Some(table) = code.getattr_opt(intern!(py, "co_exceptiontable"))? else {
+            return Ok(true); // 3.10: the end is found by other means, wherever it is raised
+        };
         let table = table.cast::<PyBytes>()?.as_bytes();
         let here = at.map_or_else(|| last_instruction(frame), Ok)?;
         // An exception out of a signal's handler counts as raised where a jump leads.
@@ -211,7 +217,9 @@ impl Interrupter for InBlock {
             if self.posts(py) && !self.is_running(py).unwrap_or(false) {
                 return;
             }
+            let still = NoCollection::begin(py);
             then();
+            drop(still);
             if self.deferred_post.swap(false, Ordering::Relaxed) {
                 if self.observes(py) {
                     // No tool id is free, or no memory: the next try may do better.
@@ -222,6 +230,14 @@ impl Interrupter for InBlock {
                 }
             }
         });
+    }
+
+    fn inside(&self) -> Option<Arc<str>> {
+        self.thread.inside()
+    }
+
+    fn sees_body(&self) -> bool {
+        self.thread.sees_body()
     }
 
     fn post(&self) {
@@ -241,14 +257,16 @@ impl Interrupter for InBlock {
             let _ = self.stop_observing(py);
             // An exception that was posted on an earlier rung may still be in the slot. Where none is
             // ever posted, the call is left out: an exception of a signal handler would be lost in it.
-            if self.with.is_none() && self.signal.is_none() || self.posts(py) {
+            let has_posted = self.with.is_none() || self.monitors.get() == Some(&false);
+            if has_posted && self.signal.is_none() || self.posts(py) {
                 self.thread.retract();
             }
         });
     }
 
     fn may_deliver_at(&self, place: Option<u32>) -> bool {
-        attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
+        self.thread.may_deliver_at(place)
+            && attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
     }
 
     fn escalate(&self) {
@@ -265,18 +283,17 @@ impl InBlock {
     /// may be suspended before the exception is delivered, for then its resumer would get it.
     fn is_running(&self, py: Python<'_>) -> PyResult<bool> {
         const SUSPENDABLE: u32 = 0x20 | 0x80 | 0x200; // a generator, a coroutine, or both
-        let Some(with) = &self.with else {
+        let Some(with) = self.frame_of_with() else {
             return Ok(true);
         };
-        let code = with.frame.bind(py).getattr(intern!(py, "f_code"))?;
+        let code = frames::code(with.bind(py))?;
         let flags: u32 = code.getattr(intern!(py, "co_flags"))?.extract()?;
         if flags & SUSPENDABLE != 0 {
             return Ok(false);
         }
-        let frames = py.import("sys")?.call_method0("_current_frames")?;
-        let mut next = frames.get_item(self.thread.thread).ok();
+        let mut next = frames::of_thread(py, self.thread.thread)?;
         while let Some(frame) = next {
-            if frame.is(&with.frame) {
+            if frame.is(with) {
                 return Ok(true);
             }
             next = back(&frame)?;
@@ -294,13 +311,6 @@ fn deliver_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
     }
 }
 
-fn has_gil(py: Python<'_>) -> PyResult<bool> {
-    match py.import("sys")?.getattr("_is_gil_enabled") {
-        Ok(ask) => ask.call0()?.extract(),
-        Err(_) => Ok(true), // older
-    }
-}
-
 // ---------------------------------------------------------------------- sys.monitoring
 
 /// Our tool id, while any code is observed, and for how many blocks. Changed attached, under its lock.
@@ -309,13 +319,6 @@ static TOOL: StdMutex<(Option<u8>, usize)> = StdMutex::new((None, 0));
 fn monitoring(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
     py.import(intern!(py, "sys"))?
         .getattr_opt(intern!(py, "monitoring"))
-}
-
-fn instruction(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> {
-    monitoring
-        .getattr("events")?
-        .getattr("INSTRUCTION")?
-        .extract()
 }
 
 /// One block more observes code, with this tool.
@@ -339,7 +342,7 @@ fn take_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<u8> {
             .ok_or_else(|| PyRuntimeError::new_err("all tool ids of sys.monitoring are taken"))?;
         monitoring.call_method1("use_tool_id", (number, "desist"))?;
         let callback = wrap_pyfunction!(at_instruction, py)?;
-        let event = instruction(monitoring)?;
+        let event = trace::instruction_event(monitoring)?;
         monitoring.call_method1("register_callback", (number, event, callback))?;
         *tool.0.insert(number)
     };
@@ -358,7 +361,7 @@ fn leave_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<()> {
         return Ok(());
     }
     if let Some(number) = tool.0.take() {
-        let event = instruction(monitoring)?;
+        let event = trace::instruction_event(monitoring)?;
         monitoring.call_method1("register_callback", (number, event, py.None()))?;
         monitoring.call_method1("free_tool_id", (number,))?;
     }

@@ -12,7 +12,7 @@ use pyo3::exceptions::{PyBaseException, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::trace;
+use super::{protected, trace};
 use crate::cause::Cause;
 use crate::python::binding::pickling::{self, Reduced};
 use crate::python::cause::CancelCause;
@@ -35,6 +35,9 @@ impl Killed {
     fn new(py: Python<'_>) -> PyResult<Self> {
         let task = scope::current_task();
         let arrived = task.as_ref().and_then(|task| task.arrived());
+        if arrived.is_some() && py.version_info() >= (3, 12) {
+            protected::finish_release(py);
+        }
         if let Some(task) = &task {
             trace::arrived(py, task);
         }

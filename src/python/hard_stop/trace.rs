@@ -8,32 +8,38 @@
 //! Without the GIL another thread's frames cannot be read, so there the events are global. The
 //! callback raises only if the task of its own thread is being traced.
 //!
-//! Before 3.12, and where other tools have taken all ids of sys.monitoring, it uses a trace function,
-//! which a thread can only set for itself: an asynchronous `Killed` is posted, and its delivery (see
-//! `killed`) sets the function.
+//! Before 3.12, and where other tools have taken all ids of sys.monitoring, it uses a trace function, which
+//! is called at each call and line. Before 3.12 the killing thread sets it for the victim, by the function with
+//! which CPython does so, too; it sees to forced blocks (`block`) as well. From 3.12 on a thread can only
+//! set its own: an asynchronous `Killed` is posted, and its delivery (see `killed`) sets the function. The
+//! thread's former trace function is kept as the object that ours is called with, and comes back when there is
+//! nothing left to raise.
+//!
+//! Nothing is raised while the body is inside of a module with locks of its own (see `protected`), nor
+//! where that would skip the end of a `with` block, or leave a traceback entry without a line. That is
+//! why the event is INSTRUCTION: an exception that is raised at one for lines or jumps counts as raised
+//! at another instruction. Raising at EXCEPTION_HANDLED would find the same handler again, in C, forever.
 //!
 //! `WATCHED` is the state of sys.monitoring that all kills share: the first kill takes a tool id, the
 //! last to end frees it. The interpreter may run finalizers of other threads while the lock is held,
 //! so it is taken with `lock_py_attached`, and objects are dropped after it is released.
 
-use std::cell::RefCell;
-use std::ffi::c_int;
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use pyo3::types::{PyCode, PyTuple};
+use pyo3::types::PyCode;
 
 use super::killed::killed;
+use super::{AsyncException, protected};
+use crate::python::binding::frames;
 use crate::scope;
-use crate::task::{Interrupter, Task};
-
-/// Events that every loop must pass. Raising at EXCEPTION_HANDLED would find the same handler again,
-/// in C, forever.
-const EVENTS: [&str; 4] = ["LINE", "JUMP", "PY_START", "PY_RESUME"];
+use crate::task::Task;
 
 /// Tools that have no name in sys.monitoring come first; a debugger or a profiler keeps its own.
 const TOOLS: [u8; 4] = [4, 3, 5, 2];
@@ -56,15 +62,17 @@ fn is_monitored(py: Python<'_>) -> bool {
 }
 
 /// Starts tracing the body, or extends it to the code that the body runs now.
-pub(super) fn begin(py: Python<'_>, task: &Arc<Task>, thread: u64, interrupter: &dyn Interrupter) {
+/// Unless `everywhere`, code that is inside of a module with locks of its own can be left out.
+pub(super) fn begin(py: Python<'_>, task: &Arc<Task>, thread: &AsyncException, everywhere: bool) {
     let watched = if is_monitored(py) {
-        watch(py, task.id(), thread)
+        watch(py, task.id(), thread, everywhere)
     } else {
         Ok(false)
     };
     match watched {
         Ok(true) => {}
-        Ok(false) => task.post_to_trace(interrupter),
+        Ok(false) if sets_for_others(py) => set(py, thread),
+        Ok(false) => task.post_to_trace(thread, everywhere),
         Err(failure) => failure.write_unraisable(py, None),
     }
 }
@@ -82,18 +90,28 @@ pub(super) fn end(py: Python<'_>, task: &Task) {
 
 /// A kill has been delivered in the calling thread: sets the trace function if it was posted for
 /// that.
-pub(in crate::python) fn arrived(py: Python<'_>, task: &Task) {
-    if task.is_traced() && !(is_monitored(py) && is_watched(py, task.id())) {
-        set(py);
+pub(super) fn arrived(py: Python<'_>, task: &Task) {
+    let is_watched = || is_monitored(py) && is_watched(py, task.id());
+    if task.is_traced() && !IS_SET.get() && !sets_for_others(py) && !is_watched() {
+        set_for_this_thread(py);
     }
 }
 
 // ---------------------------------------------------------------------- sys.monitoring
 
+/// The event in front of every instruction: what is raised there counts as raised at it.
+pub(super) fn instruction_event(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let events = monitoring.getattr(intern!(monitoring.py(), "events"))?;
+    events
+        .getattr(intern!(monitoring.py(), "INSTRUCTION"))?
+        .extract()
+}
+
 /// False: no tool id is free.
-fn watch(py: Python<'_>, task: u64, thread: u64) -> PyResult<bool> {
+fn watch(py: Python<'_>, task: u64, thread: &AsyncException, everywhere: bool) -> PyResult<bool> {
     let monitoring = monitoring(py)?;
-    let (tool, events) = {
+    let event = instruction_event(&monitoring)?;
+    let tool = {
         let mut watched = lock(py);
         if watched.tool.is_none() {
             watched.tool = take_a_tool(&monitoring)?;
@@ -101,24 +119,24 @@ fn watch(py: Python<'_>, task: u64, thread: u64) -> PyResult<bool> {
         let Some(tool) = watched.tool else {
             return Ok(false);
         };
-        (tool, all_events(&monitoring)?)
+        tool
     };
-    if !has_gil(py)? {
+    if !frames::has_gil(py)? {
         let mut watched = lock(py);
         if !watched.code.iter().any(|(id, _)| *id == task) {
             watched.code.push((task, None));
-            monitoring.call_method1(intern!(py, "set_events"), (tool, events))?;
+            monitoring.call_method1(intern!(py, "set_events"), (tool, event))?;
         }
         return Ok(true);
     }
-    for code in running(py, thread)? {
+    for code in running(py, thread, everywhere)? {
         let mut watched = lock(py);
         let known = |(id, known): &(u64, Option<Py<PyCode>>)| {
             *id == task && known.as_ref().is_some_and(|known| known.is(&code))
         };
         if !watched.code.iter().any(known) {
             watched.code.push((task, Some(code.clone().unbind())));
-            set_local_events(&monitoring, tool, &code, events)?;
+            set_local_events(&monitoring, tool, &code, event)?;
         }
     }
     Ok(true)
@@ -155,10 +173,8 @@ fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
     watched.code = others;
     if watched.code.is_empty() {
         watched.tool = None;
-        for event in EVENTS {
-            let event = monitoring.getattr("events")?.getattr(event)?;
-            monitoring.call_method1("register_callback", (tool, event, py.None()))?;
-        }
+        let event = instruction_event(&monitoring)?;
+        monitoring.call_method1("register_callback", (tool, event, py.None()))?;
         monitoring.call_method1("free_tool_id", (tool,))?;
     }
     drop(watched);
@@ -185,21 +201,12 @@ fn take_a_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<Option<u8>> {
         if monitoring.call_method1("get_tool", (tool,))?.is_none() {
             monitoring.call_method1("use_tool_id", (tool, "desist"))?;
             let callback = wrap_pyfunction!(step, py)?;
-            for event in EVENTS {
-                let event = monitoring.getattr("events")?.getattr(event)?;
-                monitoring.call_method1("register_callback", (tool, event, &callback))?;
-            }
+            let event = instruction_event(monitoring)?;
+            monitoring.call_method1("register_callback", (tool, event, callback))?;
             return Ok(Some(tool));
         }
     }
     Ok(None)
-}
-
-fn all_events(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> {
-    let events = monitoring.getattr("events")?;
-    EVENTS.iter().try_fold(0, |all, event| {
-        Ok(all | events.getattr(*event)?.extract::<u32>()?)
-    })
 }
 
 fn set_local_events(
@@ -213,25 +220,20 @@ fn set_local_events(
     Ok(())
 }
 
-fn has_gil(py: Python<'_>) -> PyResult<bool> {
-    match py
-        .import(intern!(py, "sys"))?
-        .getattr_opt("_is_gil_enabled")?
-    {
-        Some(enabled) => enabled.call0()?.extract(),
-        None => Ok(true),
-    }
-}
-
-/// The code that a thread is running, and the functions made in it: a call into C may be about to
+/// The code that a body is running, and the functions made in it: a call into C may be about to
 /// call one that is not on the stack now.
-fn running(py: Python<'_>, thread: u64) -> PyResult<Vec<Bound<'_, PyCode>>> {
-    let frames = py.import("sys")?.call_method0("_current_frames")?;
-    let mut frame = frames.call_method1("get", (thread,))?;
+fn running<'py>(
+    py: Python<'py>,
+    thread: &AsyncException,
+    everywhere: bool,
+) -> PyResult<Vec<Bound<'py, PyCode>>> {
+    let mut calls = thread.body(py).collect::<PyResult<Vec<_>>>()?;
+    if !everywhere {
+        protected::outside(&mut calls)?;
+    }
     let mut found = Vec::new();
-    while !frame.is_none() {
-        found.push(frame.getattr("f_code")?.cast_into::<PyCode>()?);
-        frame = frame.getattr("f_back")?;
+    for frame in calls {
+        found.push(frames::code(&frame)?.cast_into::<PyCode>()?);
     }
     let mut seen = 0;
     while seen < found.len() {
@@ -245,44 +247,113 @@ fn running(py: Python<'_>, thread: u64) -> PyResult<Vec<Bound<'_, PyCode>>> {
     Ok(found)
 }
 
-/// The callback for every event: raises Killed if the calling thread's task is traced.
+/// Called before every instruction of watched code: raises Killed if the calling thread's task is traced.
 #[pyfunction]
-#[pyo3(signature = (*_event))]
-fn step(py: Python<'_>, _event: &Bound<'_, PyTuple>) -> PyResult<()> {
-    let due = scope::current_task().and_then(|task| task.stepped());
+fn step(py: Python<'_>, _code: &Bound<'_, PyAny>, offset: u32) -> PyResult<()> {
+    let due = scope::current_task().and_then(|task| task.stepped(Some(offset)));
     due.map_or(Ok(()), |cause| Err(killed(py, cause)))
 }
 
 // ---------------------------------------------------------------------- a trace function
 
 thread_local! {
-    /// The trace function that the thread had before, while ours is set.
-    static BEFORE: RefCell<Option<Py<PyAny>>> = const { RefCell::new(None) };
+    /// Our trace function is set on this thread; noted there, at its first call at the latest.
+    static IS_SET: Cell<bool> = const { Cell::new(false) };
 }
 
-fn set(py: Python<'_>) {
-    let before = py
+/// True if [`set`] has an effect: up to 3.11, but on Windows.
+pub(super) fn sets_for_others(py: Python<'_>) -> bool {
+    !is_monitored(py) && set_trace().is_some()
+}
+
+/// Before 3.12: has the thread call our trace function from its next line or call on. With the GIL, while
+/// the thread is in its task or block.
+pub(super) fn set(py: Python<'_>, thread: &AsyncException) {
+    let Some(set_trace) = set_trace() else { return };
+    let set = || {
+        let ask = py.import("sys")?.getattr("gettrace")?;
+        let state = thread.state as *mut ffi::PyThreadState;
+        // SAFETY: attached, and there is a GIL, which swapping the states does not release before 3.12; the
+        // caller says that the thread is there. In its name nothing is called but a function in C that reads
+        // one of its fields. Setting takes a count of the object; our function is there as long as the process.
+        let (former, failed) = unsafe {
+            let own = ffi::PyThreadState_Swap(state);
+            let former = ask.call0();
+            ffi::PyThreadState_Swap(own);
+            let former = former?;
+            let failed = set_trace(state, Some(on_step), kept(&former)) != 0;
+            (former, failed)
+        };
+        drop(former);
+        // The failure is one of an audit hook.
+        if failed {
+            Err(PyErr::fetch(py))
+        } else {
+            Ok(())
+        }
+    };
+    if let Err(failure) = set() {
+        failure.write_unraisable(py, None);
+    }
+}
+
+/// Sets our trace function for the calling thread.
+fn set_for_this_thread(py: Python<'_>) {
+    match py
         .import("sys")
-        .and_then(|sys| sys.call_method0("gettrace"));
-    BEFORE.with(|slot| {
-        let mut slot = slot.borrow_mut();
-        if slot.is_none() {
-            *slot = before.ok().map(Bound::unbind);
-            // SAFETY: attached; the function is of the type that is asked for, needs no object,
-            // and is there as long as the process.
-            unsafe { ffi::PyEval_SetTrace(Some(on_step), ptr::null_mut()) };
-        }
-    });
+        .and_then(|sys| sys.call_method0("gettrace"))
+    {
+        // SAFETY: attached; it takes a count of the object, and our function is there as long as the process.
+        Ok(former) => unsafe { ffi::PyEval_SetTrace(Some(on_step), kept(&former)) },
+        Err(failure) => return failure.write_unraisable(py, None),
+    }
+    IS_SET.set(true);
 }
 
-fn unset(py: Python<'_>) {
-    if let Some(before) = BEFORE.with(RefCell::take) {
-        let restored = py
-            .import("sys")
-            .and_then(|sys| sys.call_method1("settrace", (before,)));
-        if let Err(failure) = restored {
-            failure.write_unraisable(py, None);
+/// The object with which our trace function is called: the thread's former one.
+fn kept(former: &Bound<'_, PyAny>) -> *mut ffi::PyObject {
+    if former.is_none() {
+        ptr::null_mut()
+    } else {
+        former.as_ptr()
+    }
+}
+
+type SetTrace = unsafe extern "C" fn(
+    *mut ffi::PyThreadState,
+    Option<ffi::Py_tracefunc>,
+    *mut ffi::PyObject,
+) -> c_int;
+
+/// CPython's own function, which is no part of its documented interface. For versions before 3.12.
+#[cfg(unix)]
+fn set_trace() -> Option<SetTrace> {
+    static FOUND: OnceLock<Option<SetTrace>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        // SAFETY: the name ends with a NUL; before 3.12 the function is of this type, and NULL is `None`.
+        unsafe {
+            let found = libc::dlsym(libc::RTLD_DEFAULT, c"_PyEval_SetTrace".as_ptr());
+            std::mem::transmute::<*mut c_void, Option<SetTrace>>(found)
         }
+    })
+}
+
+#[cfg(not(unix))]
+fn set_trace() -> Option<SetTrace> {
+    None
+}
+
+/// Removes our trace function from the calling thread, if it is known to be set.
+pub(super) fn unset(py: Python<'_>) {
+    if !IS_SET.replace(false) {
+        return;
+    }
+    let restore = || {
+        let sys = py.import("sys")?;
+        sys.call_method1("settrace", (sys.call_method0("gettrace")?,))
+    };
+    if let Err(failure) = restore() {
+        failure.write_unraisable(py, None);
     }
 }
 
@@ -295,15 +366,20 @@ extern "C" fn on_step(
     if what != ffi::PyTrace_CALL && what != ffi::PyTrace_LINE {
         return 0;
     }
+    IS_SET.set(true);
     // SAFETY: the interpreter calls this, so it is attached.
     let py = unsafe { Python::assume_attached() };
-    let task = scope::current_task();
-    if let Some(cause) = task.as_ref().and_then(|task| task.stepped()) {
-        killed(py, cause).restore(py);
-        return -1;
-    }
-    if !task.is_some_and(|task| task.is_traced()) {
+    let task = scope::current_task().filter(|task| task.is_traced() || task.is_observed());
+    let Some(task) = task else {
         unset(py); // the task was abandoned, or has ended
+        return 0;
+    };
+    let here = frames::frame(py).and_then(|frame| frames::last_instruction(&frame).ok());
+    match task.stepped(here).or_else(|| task.deliver_here(here)) {
+        Some(cause) => {
+            killed(py, cause).restore(py);
+            -1
+        }
+        None => 0,
     }
-    0
 }

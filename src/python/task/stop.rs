@@ -51,7 +51,8 @@ fn truth(flag: bool) -> &'static str {
 ///     trace: Seconds in which Killed is raised at every line, so that code that swallows it cannot
 ///         go on. Only now is the code traced; other threads that run it are slower meanwhile.
 ///     defer: Seconds that held desist locks delay the kill; afterwards it is delivered, and they
-///         are poisoned.
+///         are poisoned. Seconds, too, that code of threading, queue, logging, concurrent.futures and
+///         the import system delays it, and of modules named to protect_modules().
 ///     abandon: Whether the thread is abandoned, while it still runs, when no rung has ended it.
 #[pyclass(frozen, eq, module = "desist")]
 #[derive(Clone, PartialEq)]
@@ -121,7 +122,7 @@ impl StopPolicy {
         self.policy.trace.map(|span| span.as_secs_f64())
     }
 
-    /// Seconds that held desist locks delay the kill.
+    /// Seconds that held desist locks, and modules with locks of their own, delay the kill.
     #[getter]
     fn defer(&self) -> f64 {
         self.policy.defer.as_secs_f64()
@@ -534,6 +535,13 @@ impl KillReport {
         strings(&self.report.poisoned)
     }
 
+    /// Names of the modules with locks of their own, as of threading or logging, inside whose code
+    /// Killed had to be raised, because the policy's `defer` had passed: they may have left one held.
+    #[getter]
+    fn interrupted(&self) -> Vec<String> {
+        strings(&self.report.interrupted)
+    }
+
     /// Ids of the items that will be leased again.
     #[getter]
     fn requeued(&self) -> Vec<ItemId> {
@@ -571,6 +579,7 @@ impl KillReport {
         let names = (
             self.released(),
             self.poisoned(),
+            self.interrupted(),
             self.requeued(),
             self.fenced(),
         );
@@ -586,8 +595,15 @@ impl KillReport {
     }
 }
 
-/// The names of released and of poisoned locks, the ids of requeued and of fenced items.
-type Effects = (Vec<String>, Vec<String>, Vec<ItemId>, Vec<ItemId>);
+/// The names of released and of poisoned locks, and of interrupted modules, the ids of requeued and of
+/// fenced items.
+type Effects = (
+    Vec<String>,
+    Vec<String>,
+    Vec<String>,
+    Vec<ItemId>,
+    Vec<ItemId>,
+);
 
 /// For pickles: the report with these fields; `elapsed` in nanoseconds.
 #[pyfunction]
@@ -600,7 +616,7 @@ pub(in crate::python) fn restore_report(
     stack: Option<&str>,
     blocked: Option<&str>,
 ) -> KillReport {
-    let (released, poisoned, requeued, fenced) = effects;
+    let (released, poisoned, interrupted, requeued, fenced) = effects;
     let shared = |names: Vec<String>| names.into_iter().map(Into::into).collect();
     let report = stop::KillReport {
         outcome,
@@ -608,6 +624,7 @@ pub(in crate::python) fn restore_report(
         rungs: rungs.into_iter().map(|rung| rung.get().report).collect(),
         released: shared(released),
         poisoned: shared(poisoned),
+        interrupted: shared(interrupted),
         requeued,
         fenced,
         stack: stack.map(Into::into),

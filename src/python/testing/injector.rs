@@ -30,7 +30,7 @@ use crate::{Cause, CauseKind, scope, task};
 /// the kill, as at the beginning of the rung; otherwise it is delivered inside. `block`: kill not the task
 /// but this one of its thread's open blocks that have `kill_after`, the outermost is 0; bytecodes
 /// count only while it is open. `signal`: no kill at all, but this signal arrives, and CPython calls its
-/// handler at its next check; on the main thread only.
+/// handler at its next check; on the main thread only. `trace`: the kill has reached the rung TRACE.
 #[pyclass(frozen, name = "_Injector", module = "desist._core")]
 pub(in crate::python) struct Injector {
     at: u64,
@@ -39,6 +39,7 @@ pub(in crate::python) struct Injector {
     defer: bool,
     block: Option<usize>,
     signal: Option<i32>,
+    trace: bool,
     passed: AtomicU64,
     action: Mutex<Option<Action>>,
 }
@@ -68,7 +69,9 @@ impl Injector {
         defer = false,
         block: "int | None" = None,
         signal: "int | None" = None,
+        trace = false,
     ))]
+    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)] // named, in Python
     fn new(
         at: u64,
         task: Option<&Task>,
@@ -77,6 +80,7 @@ impl Injector {
         defer: bool,
         block: Option<usize>,
         signal: Option<i32>,
+        trace: bool,
     ) -> Self {
         Self {
             at,
@@ -89,6 +93,7 @@ impl Injector {
             defer,
             block,
             signal,
+            trace,
             passed: AtomicU64::new(0),
             action: Mutex::new(None),
         }
@@ -228,7 +233,11 @@ impl Injector {
             let cause = Cause::now(CauseKind::Explicit, Some("a sweep".into()), None);
             task.request_kill(&cause, lock_grace_until(cause.at));
             task.deliver_at_wait();
-            task.deliver_async();
+            if self.trace {
+                task.deliver_by_trace();
+            } else {
+                task.deliver_async();
+            }
         }
     }
 }

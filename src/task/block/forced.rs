@@ -51,6 +51,13 @@ impl TaskInner {
     fn find(&self, id: u64) -> Option<usize> {
         self.blocks.iter().position(|block| block.id == id)
     }
+
+    /// As [`TaskInner::may_interrupt_body`], for the kill of the block with this index.
+    fn may_interrupt_block(&mut self, index: usize, inside: Option<Arc<str>>) -> bool {
+        let request = self.blocks[index].request.as_ref();
+        let until = request.map(|request| request.lock_grace_until);
+        self.may_interrupt(inside, until)
+    }
 }
 
 /// The state of a block's kill, as the block's end found it.
@@ -264,20 +271,27 @@ impl Task {
         }
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
+                let sees_body = interrupter.sees_body();
+                let inside = interrupter.inside().filter(|_| sees_body);
                 let mut inner = self.inner.lock();
                 let Some(Target::Block(index)) = inner.due(&self.ledger) else {
                     return;
                 };
                 let now = Time::now();
-                let block = &mut inner.blocks[index];
+                let block = &inner.blocks[index];
                 let again = block
                     .last_delivery
                     .is_none_or(|last| now - last >= RESEND_AFTER);
-                if block.id == id && again {
-                    interrupter.post();
-                    block.posted = true;
-                    block.last_delivery = Some(now);
+                if block.id != id || !again {
+                    return;
                 }
+                if !sees_body || !inner.may_interrupt_block(index, inside) {
+                    interrupter.escalate();
+                }
+                interrupter.post();
+                let block = &mut inner.blocks[index];
+                block.posted = true;
+                block.last_delivery = Some(now);
             });
         });
         // The block may have been closed while the host prepared something with no lock held.
@@ -285,6 +299,12 @@ impl Task {
         if gone {
             fork::outside(|| interrupter.retract());
         }
+    }
+
+    /// True if a kill of one of its blocks is posted.
+    #[cfg(feature = "python")]
+    pub(crate) fn is_observed(&self) -> bool {
+        self.is_kill_requested() && self.inner.lock().blocks.iter().any(|block| block.posted)
     }
 
     /// On the body's thread, where the host can still choose not to raise: the cause, if the posted kill of
@@ -302,11 +322,15 @@ impl Task {
             let block = &inner.blocks[index];
             (index, block.posted.then(|| block.interrupter.clone())?)
         };
+        let inside = interrupter.inside();
         if !interrupter.may_deliver_at(place) {
             return None;
         }
         // The index is still right: only this thread opens and closes blocks and masks.
         let mut inner = self.inner.lock();
+        if !inner.may_interrupt_block(index, inside) {
+            return None;
+        }
         let cause = inner.deliver_to_block(index);
         // A block that swallows `Killed` gets it before its next step as well; any other once.
         let block = &mut inner.blocks[index];
