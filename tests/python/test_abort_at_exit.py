@@ -28,7 +28,7 @@ class Lingers:
     __call__ = __float__ = __index__ = __bool__ = __hash__ = __eq__ = __lt__ = __str__ = linger
     __reduce__ = __enter__ = fileno = _done_op = linger
 
-class Dropped:
+class Dropped:  # made by the daemon thread: free-threaded, its maker's thread finalizes it
     __del__ = linger
 
 class Unpickled:
@@ -158,27 +158,33 @@ def body():
     del queue
 start(body)""",
     "an item of a queue that only this thread drops": """
-queues = [desist.Queue()]
-queues[0].put(Dropped())
-start(queues.clear)""",
+def body():
+    queues = [desist.Queue()]
+    queues[0].put(Dropped())
+    queues.clear()
+start(body)""",
     "a replaced value": """
 def body():
     with desist.Guarded(Dropped()).lock() as held:
         held.value = 1
 start(body)""",
     "a callback that is closed": """
-source = desist.CancelSource()
-registrations = [source.token.on_cancel(type("Callback", (Dropped,), {"__call__": print})())]
-start(lambda: registrations.pop().close())""",
+def body():
+    source = desist.CancelSource()
+    callback = type("Callback", (Dropped,), {"__call__": print})
+    source.token.on_cancel(callback()).close()
+start(body)""",
     "an exception of a task": """
 def fail():
     dropped = Dropped()
     raise SystemExit
 desist.Thread(target=fail, daemon=True).start()""",
     "an item that is done": """
-queue = desist.LeaseQueue()
-queue.put(Dropped())
-start(lambda: queue.lease().ack())""",
+def body():
+    queue = desist.LeaseQueue()
+    queue.put(Dropped())
+    queue.lease().ack()
+start(body)""",
     "a weak reference to an item": """
 import weakref
 class Item: pass
@@ -200,7 +206,7 @@ def callback(*_):
 gc.callbacks.append(callback)
 def body():
     gc.set_threshold(1)
-    queues = [desist.Queue() for _ in range(1000)]
+    queues = [desist.Queue() for _ in range(100_000)]  # so many for a free-threaded collector
 start(body)""",
     # Reports.
     "the stack of a thread that is killed": """
