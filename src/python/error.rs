@@ -13,7 +13,8 @@ pub(super) use crate::python::binding::exceptions::{
     fenced, is, misuse, ordinary, warn_deprecated,
 };
 use crate::python::binding::pickling::{self, Reduced};
-use crate::python::binding::{raised, swallow};
+use crate::python::binding::raised;
+use crate::python::binding::swallow::{self, Watch};
 use crate::python::cause::CancelCause;
 use crate::python::hard_stop::killed::killed_or_injected;
 pub(super) use crate::python::hard_stop::killed::{check_kill, injectable, killed};
@@ -26,6 +27,20 @@ pub(super) struct Cancelled {
     /// Why and when the code was cancelled, and by which thread.
     #[pyo3(get)]
     cause: Py<CancelCause>,
+    watch: Watch,
+}
+
+impl Cancelled {
+    fn new(cause: Py<CancelCause>) -> Cancelled {
+        let watch = Watch::new();
+        Cancelled { cause, watch }
+    }
+}
+
+impl AsRef<Watch> for Cancelled {
+    fn as_ref(&self) -> &Watch {
+        &self.watch
+    }
 }
 
 #[pymethods]
@@ -45,7 +60,7 @@ impl Cancelled {
 #[pyfunction]
 #[pyo3(signature = (cause, /) -> "Cancelled")]
 pub(super) fn restore_cancelled(py: Python<'_>, cause: Py<CancelCause>) -> PyResult<Py<Cancelled>> {
-    Py::new(py, Cancelled { cause })
+    Py::new(py, Cancelled::new(cause))
 }
 
 /// The Python exception for a stop. For a task that `raise_exc` has an exception for, that one.
@@ -61,10 +76,10 @@ pub(super) fn from_stop(py: Python<'_>, stop: Stop) -> PyErr {
 
 fn cancelled(py: Python<'_>, cause: Cause) -> PyErr {
     Py::new(py, CancelCause::from(cause))
-        .and_then(|cause| Bound::new(py, Cancelled { cause }))
+        .and_then(|cause| Bound::new(py, Cancelled::new(cause)))
         .inspect(|value| {
             // Without memory for it, the raise is merely not watched.
-            let _ = swallow::watch(value.as_any());
+            let _ = swallow::watch(value);
         })
         .map_or_else(
             |failure| failure,

@@ -634,51 +634,60 @@ def test_i41_no_later_request_of_a_wsgi_server_is_cancelled() -> None:
 # --- code that swallows ---------------------------------------------------------------------------
 
 
-def swallow() -> int:
-    """Catch a cancellation, and go on. Return the line of the handler."""
+def swallow() -> None:
+    """Catch a cancellation, and go on."""
     try:
         desist.checkpoint()
     except BaseException:  # noqa: BLE001 (that is the point)
-        return sys._getframe().f_lineno
-    return 0
+        return
 
 
-def keep(kept: list[BaseException]) -> int:
-    """As `swallow`, but the exception lives on."""
+def keep() -> None:
+    """Go on while the exception lives."""
+    kept: list[BaseException] = []
     try:
         desist.checkpoint()
     except BaseException as error:  # noqa: BLE001 (as above)
         kept.append(error)
+    with suppress(Cancelled):
+        desist.checkpoint()
+
+
+def hand_over() -> BaseException | None:
+    """Have the caller free the exception."""
     try:
         desist.checkpoint()
-    except Cancelled:
-        return 1
-    return 0
+    except BaseException as error:  # noqa: BLE001 (as above)
+        return error
+    return None
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        pytest.param(
-            swallow,
-            marks=pytest.mark.skipif(
-                sys.version_info[:2] == (3, 13), reason="where it was caught is not known on 3.13"
-            ),
-        ),
-        lambda: keep([]),
-    ],
-)
-def test_the_function_that_swallowed_is_named(code: Callable[[], int]) -> None:
+def pass_over() -> None:
+    """Have another function's `__exit__` catch it."""
+    with suppress(BaseException):
+        desist.checkpoint()
+
+
+def convert() -> None:
+    """Raise another exception, which the caller catches."""
+    try:
+        desist.checkpoint()
+    except BaseException as error:
+        raise LookupError from error
+
+
+@pytest.mark.parametrize("code", [swallow, keep, hand_over, pass_over, convert])
+def test_the_function_that_swallowed_is_named(code: Callable[[], object]) -> None:
     def goes_on() -> None:
         with desist.move_on_after(0):
-            code()
+            with suppress(LookupError):
+                code()
             desist.checkpoint()
 
-    name = "swallow" if code is swallow else "keep"
-    with pytest.warns(desist.CancelledSwallowedWarning, match=rf"{name}\(\)") as told:
+    with pytest.warns(desist.CancelledSwallowedWarning, match=rf"{code.__name__}\(\)") as told:
         goes_on()
     assert told[0].filename == __file__
-    first = (swallow if code is swallow else keep).__code__.co_firstlineno
+    first = code.__code__.co_firstlineno
     assert first < told[0].lineno < first + 10
 
 

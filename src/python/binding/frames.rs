@@ -1,5 +1,9 @@
 //! Frames: the calls that a thread is in, the place in its code that each has reached, and what the code
-//! says of a place: the instruction, and the handler of an exception that is raised there.
+//! says of a place: the instruction, and the handler of an exception that is raised there. This is the one
+//! place that asks the interpreter for a thread's frames, and walks from a frame to its caller.
+//!
+//! Call it from native code that Python has called, not from a destructor or another callback of the
+//! interpreter, which may be clearing a frame.
 //!
 //! The handlers are in a table (3.11 and later), which lists ranges of instructions. CPython takes the first
 //! entry that covers an instruction, and a handler lies behind the code it handles.

@@ -43,7 +43,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
 use super::frames::{
-    back, entries, first_handler_behind, frame, is_jump, last_instruction, leads_to,
+    back, code, entries, first_handler_behind, frame, is_jump, last_instruction, leads_to,
 };
 use crate::error::ScopeMisuse;
 use crate::fork;
@@ -437,19 +437,16 @@ fn by_hand(layout: &Layout, at: &Bound<'_, PyAny>) -> PyResult<Home> {
 }
 
 fn flags(frame: &Bound<'_, PyAny>) -> PyResult<u32> {
-    let py = frame.py();
-    let code = frame.getattr(intern!(py, "f_code"))?;
-    code.getattr(intern!(py, "co_flags"))?.extract()
+    code(frame)?
+        .getattr(intern!(frame.py(), "co_flags"))?
+        .extract()
 }
 
 fn is_named(frame: &Bound<'_, PyAny>, names: &[&str]) -> bool {
     let py = frame.py();
     let name = || {
-        let code = frame.getattr(intern!(py, "f_code"))?;
-        PyResult::Ok(
-            code.getattr(intern!(py, "co_name"))?
-                .cast_into::<PyString>()?,
-        )
+        let name = code(frame)?.getattr(intern!(py, "co_name"))?;
+        PyResult::Ok(name.cast_into::<PyString>()?)
     };
     name().is_ok_and(|name| name.to_str().is_ok_and(|name| names.contains(&name)))
 }
@@ -461,9 +458,8 @@ fn enters_a_block(layout: &Layout, frame: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 fn code_of<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyBytes>>> {
-    let py = frame.py();
-    let code = frame.getattr(intern!(py, "f_code"))?;
-    Ok(code.getattr(intern!(py, "co_code"))?.cast_into().ok())
+    let bytes = code(frame)?.getattr(intern!(frame.py(), "co_code"))?;
+    Ok(bytes.cast_into().ok())
 }
 
 fn is_with(layout: &Layout, code: &[u8], at: usize) -> bool {
@@ -552,20 +548,18 @@ fn look_inside(py: Python<'_>, layout: &Layout, home: Home, place: usize) -> PyR
         let here = last_instruction(&at)?;
         // Both places are in the same copy of the code, if they are in the same code.
         let distance = (place as i128) - (home.place as i128);
-        let Some(code) = code_of(&at)? else {
+        let Some(bytes) = code_of(&at)? else {
             return Ok(true);
         };
         let Ok(opened) = u32::try_from(i128::from(here) - distance) else {
             return Ok(false); // another function's frame
         };
-        if !is_with(layout, code.as_bytes(), opened as usize) {
+        if !is_with(layout, bytes.as_bytes(), opened as usize) {
             return Ok(false);
         }
-        let Some(table) = at
-            .getattr(intern!(py, "f_code"))?
-            .getattr_opt(intern!(py, "co_exceptiontable"))?
-        else {
-            let end = end_of_setup(code.as_bytes(), opened);
+        let code = code(&at)?;
+        let Some(table) = code.getattr_opt(intern!(py, "co_exceptiontable"))? else {
+            let end = end_of_setup(bytes.as_bytes(), opened);
             return Ok(opened < here && here <= end + BEHIND_HANDLER);
         };
         let table = table.cast_into::<PyBytes>()?;
@@ -578,7 +572,7 @@ fn look_inside(py: Python<'_>, layout: &Layout, home: Home, place: usize) -> PyR
         return Ok(leaves
             || (handler..=handler + BEHIND_HANDLER).contains(&here)
             || leads_to(table, here, handler)
-            || is_jump(&at.getattr(intern!(py, "f_code"))?, here)?);
+            || is_jump(&code, here)?);
     }
     Ok(true)
 }

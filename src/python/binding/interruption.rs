@@ -31,6 +31,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyWeakrefMethods, PyWeakrefReference};
 
+use super::frames;
+
 /// So many arguments are looked at: `self`, and two of its own.
 const ARGUMENTS: usize = 3;
 /// The bit of `co_flags` for `*arguments`.
@@ -43,22 +45,21 @@ pub(in crate::python) fn is_interrupting(py: Python<'_>) -> PyResult<bool> {
     if handled.is(py.get_type::<PyGeneratorExit>()) {
         return Ok(true);
     }
-    // SAFETY: attached; the frame is borrowed, or null if the thread runs no Python code.
-    let mut frame = unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast()) };
-    while let Some(this) = frame {
-        let caller = this.getattr(intern!(py, "f_back"))?;
-        if interrupts(&this, &caller)? {
+    let mut next = frames::frame(py);
+    while let Some(frame) = next {
+        let caller = frames::back(&frame)?;
+        if interrupts(&frame, caller.as_ref())? {
             return Ok(true);
         }
-        frame = (!caller.is_none()).then_some(caller);
+        next = caller;
     }
     Ok(false)
 }
 
 /// True if the function of this frame is one of the kinds above.
-fn interrupts(frame: &Bound<'_, PyAny>, caller: &Bound<'_, PyAny>) -> PyResult<bool> {
+fn interrupts(frame: &Bound<'_, PyAny>, caller: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
     let py = frame.py();
-    let code = frame.getattr(intern!(py, "f_code"))?;
+    let code = frames::code(frame)?;
     if code.getattr(intern!(py, "co_name"))?.eq("__del__")? {
         return Ok(true);
     }
@@ -67,7 +68,7 @@ fn interrupts(frame: &Bound<'_, PyAny>, caller: &Bound<'_, PyAny>) -> PyResult<b
     let flags: u32 = code.getattr(intern!(py, "co_flags"))?.extract()?;
     let tells = |argument: &Bound<'_, PyAny>| {
         let dead = argument.cast::<PyWeakrefReference>();
-        !argument.is_none() && argument.is(caller)
+        caller.is_some_and(|caller| argument.is(caller))
             || dead.is_ok_and(|dead| dead.upgrade().is_none())
     };
     for place in 0..named.min(ARGUMENTS) {

@@ -4,26 +4,41 @@
 //! still on its way (in a `finally` clause, an `__exit__`, an `except` clause that has not ended) counts
 //! for nothing, so neither do the waits of clean-up code. The accused is the function that caught it.
 //!
-//! How. The last `Cancelled` of each thread is watched by a weak reference. When the next one is about to be
-//! raised:
+//! How. The last `Cancelled` of each thread is watched. When the next one is about to be raised:
 //!
 //! | the last one | then it |
 //! |---|---|
-//! | is gone | was swallowed, in the frame that ran when it went: an exception dies when its handler ends (not known on 3.13) |
+//! | is gone | was swallowed, in the last frame that it reached, if that was noted |
 //! | is being handled, or is the context of an exception that is | is on its way |
 //! | is kept, and the last frame that it reached is on the stack | was swallowed there |
 //! | is kept, and that frame is not on the stack | may be on its way |
 //!
-//! The reference keeps neither the exception alive, nor the frames of its traceback.
+//! The last frame that an exception reached is the first of its traceback. So when an exception is freed,
+//! its [`Watch`], which is a part of it, notes that frame's function. It asks for no other frame: an
+//! exception may be freed while the interpreter clears one. Nothing here keeps the exception alive, or the
+//! frames of its traceback.
+//!
+//! | fact relied on | versions | test that fails when it changes |
+//! |---|---|---|
+//! | PyO3 drops the fields of an exception's class before those of `BaseException`, such as the traceback | PyO3 0.30 | `test_the_function_that_swallowed_is_named` |
+#![allow(unsafe_code)] // an exception that is being freed has no safe reference
 
 use std::cell::RefCell;
+use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use parking_lot::Mutex;
+use pyo3::PyClass;
 use pyo3::exceptions::PyBaseException;
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyCFunction, PyDict, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::pyclass::boolean_struct::True;
+use pyo3::types::{PyDict, PyWeakrefMethods, PyWeakrefReference};
+
+use super::attach::attach;
+use super::frames;
 
 /// The code that has swallowed: what a warning about it needs.
 pub(in crate::python) struct Place {
@@ -34,31 +49,74 @@ pub(in crate::python) struct Place {
     pub(in crate::python) globals: Py<PyDict>,
 }
 
+/// Where a `Cancelled` was caught: written when the exception is freed, and by [`was_swallowed`]; taken by
+/// the warning.
+type Found = Arc<Mutex<Option<Place>>>;
+
 /// The last `Cancelled` of a thread.
 struct Last {
     exception: Py<PyWeakrefReference>,
-    /// Written when the exception dies, and by [`was_swallowed`]; taken by the warning.
-    place: Arc<Mutex<Option<Place>>>,
+    found: Found,
+}
+
+/// A part of each `Cancelled`, dropped with it.
+pub(in crate::python) struct Watch {
+    /// The exception that this is a part of, without a count. Null until [`watch`] writes it, once.
+    exception: AtomicPtr<ffi::PyObject>,
+    found: Found,
 }
 
 thread_local! {
     static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
 }
 
+impl Watch {
+    pub(in crate::python) fn new() -> Watch {
+        Watch {
+            exception: AtomicPtr::new(ptr::null_mut()),
+            found: Found::default(),
+        }
+    }
+}
+
+/// Notes the last frame that the exception reached, unless another exception is on its way: then attributes
+/// may not be read.
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let exception = *self.exception.get_mut();
+        if exception.is_null() {
+            return;
+        }
+        attach(|py| {
+            if PyErr::occurred(py) {
+                return;
+            }
+            // SAFETY: attached. The exception is being freed: its class drops this, its part, and frees
+            // the traceback and its memory afterwards. The result is a reference of our own, or null.
+            let traceback = unsafe {
+                Bound::from_owned_ptr_or_opt(py, ffi::PyException_GetTraceback(exception))
+            };
+            note(&self.found, traceback.as_ref());
+        });
+    }
+}
+
+fn note(found: &Found, traceback: Option<&Bound<'_, PyAny>>) {
+    let place = traceback.and_then(|traceback| Place::of(traceback).ok());
+    let before = std::mem::replace(&mut *found.lock(), place);
+    drop(before); // unlocked: a reference may be the last one
+}
+
 /// Watches an exception that the calling thread is about to raise.
-pub(in crate::python) fn watch(exception: &Bound<'_, PyAny>) -> PyResult<()> {
-    let py = exception.py();
-    let place = Arc::new(Mutex::new(None));
-    let found = place.clone();
-    let died = PyCFunction::new_closure(py, None, None, move |arguments, _| {
-        let py = arguments.py();
-        let shown = frame_of_callback(py);
-        let here = shown.and_then(|frame| Place::of(&frame, None).ok());
-        *found.lock() = here;
-    })?;
+pub(in crate::python) fn watch<T>(exception: &Bound<'_, T>) -> PyResult<()>
+where
+    T: PyClass<Frozen = True> + AsRef<Watch> + Sync,
+{
+    let part = exception.get().as_ref();
+    part.exception.store(exception.as_ptr(), Ordering::Relaxed);
     let last = Last {
-        exception: PyWeakrefReference::new_with(exception, died)?.unbind(),
-        place,
+        exception: PyWeakrefReference::new(exception.as_any())?.unbind(),
+        found: part.found.clone(),
     };
     let before = LAST.with(|cell| cell.borrow_mut().replace(last));
     drop(before); // not borrowed: a reference may be the last one
@@ -70,9 +128,9 @@ pub(in crate::python) fn was_swallowed(py: Python<'_>) -> PyResult<bool> {
     let last = LAST.with(|cell| {
         let last = cell.borrow();
         let last = last.as_ref()?;
-        Some((last.exception.clone_ref(py), last.place.clone()))
+        Some((last.exception.clone_ref(py), last.found.clone()))
     });
-    let Some((exception, place)) = last else {
+    let Some((exception, found)) = last else {
         return Ok(true);
     };
     let Some(exception) = exception.bind(py).upgrade() else {
@@ -92,55 +150,37 @@ pub(in crate::python) fn was_swallowed(py: Python<'_>) -> PyResult<bool> {
         return Ok(false);
     }
     let caught = traceback.getattr(intern!(py, "tb_frame"))?;
-    let mut next = frame(py);
+    let mut next = frames::frame(py);
     while let Some(here) = next {
         if here.is(&caught) {
-            let line = traceback.getattr(intern!(py, "tb_lineno"))?.extract()?;
-            *place.lock() = Place::of(&caught, line).ok();
+            note(&found, Some(&traceback));
             return Ok(true);
         }
-        let back = here.getattr(intern!(py, "f_back"))?;
-        next = (!back.is_none()).then_some(back);
+        next = frames::back(&here)?;
     }
     Ok(false)
 }
 
 /// The code that has swallowed the last one, if it is known.
 pub(in crate::python) fn place() -> Option<Place> {
-    LAST.with(|cell| cell.borrow().as_ref()?.place.lock().take())
+    LAST.with(|cell| cell.borrow().as_ref()?.found.lock().take())
 }
 
 impl Place {
-    /// The function of this frame, at this line or where it is now.
-    fn of(frame: &Bound<'_, PyAny>, line: Option<i32>) -> PyResult<Place> {
-        let py = frame.py();
-        let code = frame.getattr(intern!(py, "f_code"))?;
-        let now: Option<i32> = frame.getattr(intern!(py, "f_lineno"))?.extract()?;
+    /// The function and line of a traceback's first frame.
+    fn of(traceback: &Bound<'_, PyAny>) -> PyResult<Place> {
+        let py = traceback.py();
+        let frame = traceback.getattr(intern!(py, "tb_frame"))?;
+        let code = frames::code(&frame)?;
+        let line: Option<i32> = traceback.getattr(intern!(py, "tb_lineno"))?.extract()?;
         Ok(Place {
             function: code.getattr(intern!(py, "co_name"))?.extract()?,
             file: code.getattr(intern!(py, "co_filename"))?.extract()?,
-            line: line.or(now).unwrap_or(0),
+            line: line.unwrap_or(0),
             globals: frame
                 .getattr(intern!(py, "f_globals"))?
                 .cast_into::<PyDict>()?
                 .unbind(),
         })
     }
-}
-
-/// The innermost frame, in the callback of a weak reference. Not on 3.13: there the callback may run while the
-/// interpreter clears a frame, and looking at the innermost one has crashed the process
-/// (`test_i35_a_group_killed_at_any_bytecode_leaves_no_task`). The warning then names the next wait.
-fn frame_of_callback(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
-    let version = py.version_info();
-    if (version.major, version.minor) == (3, 13) {
-        return None;
-    }
-    frame(py)
-}
-
-/// The innermost frame of the calling thread.
-fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
-    let frame = py.import("sys").ok()?.call_method1("_getframe", (0,));
-    frame.ok()
 }
