@@ -237,5 +237,5 @@ Named(daemon=True).start()""",
 def test_i44_no_python_code_of_a_daemon_thread_aborts_the_process(case: str) -> None:
     script = SETTING + CASES[case] + "\nassert inside.wait(10)"
     line = [sys.executable, "-W", "ignore", "-c", script]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=50)
     assert (done.returncode, done.stderr) == (0, "")
