@@ -185,6 +185,13 @@ fn failure(py: Python<'_>, kind: CauseKind, reason: Option<&str>) -> PyResult<Py
     Ok(Py::new(py, CancelCause::from(cause))?.into_any())
 }
 
+/// The cause of a Cancelled or Killed; another exception itself.
+fn cause_of(py: Python<'_>, raised: &Py<PyAny>) -> Py<PyAny> {
+    raised
+        .getattr(py, "cause")
+        .unwrap_or_else(|_| raised.clone_ref(py))
+}
+
 /// A dead item: its id, the item, and all failures.
 type Dead<F> = (u64, Py<PyAny>, Vec<F>);
 

@@ -49,7 +49,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::atomics::Mutex;
+use crate::atomics::{AtomicU64, Mutex, Ordering};
 use crate::clock::Time;
 use crate::fork;
 use crate::park::Ticket;
@@ -61,7 +61,7 @@ use clock::{Clock, Machine};
 use commit::Committer;
 pub use error::FileError;
 use process::{OpenFile, Process};
-use tables::{Changed, OpContext, Tables};
+use tables::{CancelOutcome, Changed, OpContext, Tables};
 use waits::{DrainOp, LeaseOp, PutOp, WaitLists};
 use watcher::Notifier;
 
@@ -137,6 +137,10 @@ struct Shared {
     /// Has the connection.
     committer: Committer,
     waits: Mutex<WaitLists>,
+    /// The greatest epoch of a lease whose item was cancelled through this queue. It only grows. A
+    /// later lease has a greater epoch, so that nearly all leases are known not to be cancelled
+    /// without a look into the file.
+    last_cancelled: AtomicU64,
     notifier: Notifier,
 }
 
@@ -176,6 +180,7 @@ impl FileQueue {
             open_file: Arc::new(open_file),
             committer: Committer::new(db),
             waits: Mutex::default(),
+            last_cancelled: AtomicU64::new(0),
         };
         let (own, open_file) = (shared.own.clone(), shared.open_file.clone());
         shared.owner = shared.commit(false, shared.context(), move |tables| {
@@ -291,7 +296,28 @@ impl FileQueue {
     /// leased, and will be dead when its lease ends without success. `None`: it is done or dead
     /// already, or there never was one with this id.
     pub fn cancel(&self, id: u64, failure: Bytes) -> Result<Option<bool>, FileError> {
-        self.run(move |tables| tables.cancel(id, &failure))
+        Ok(match self.run(move |tables| tables.cancel(id, &failure))? {
+            CancelOutcome::Dead => Some(true),
+            CancelOutcome::Leased { epoch } => {
+                // Release: a worker that is not found after this sees it when it begins.
+                let last = &self.shared().last_cancelled;
+                last.fetch_max(epoch, Ordering::Release);
+                Some(false)
+            }
+            CancelOutcome::Ended => None,
+        })
+    }
+
+    /// True if the item was cancelled, through this queue or its clones, since it was leased with this
+    /// epoch. A cancel by another process that has the file open may not be seen.
+    ///
+    /// # Blocking
+    /// Never, if no item of this lease or a later one was cancelled: then the file is not read.
+    pub fn is_cancelled(&self, id: u64, epoch: u64) -> Result<bool, FileError> {
+        if self.shared().last_cancelled.load(Ordering::Acquire) < epoch {
+            return Ok(false);
+        }
+        self.run(move |tables| tables.is_cancelled(id, epoch))
     }
 
     /// Let all ready and delayed items be dead, and return them: no worker will lease them.

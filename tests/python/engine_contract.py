@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import begin_sweep
 import desist
 from desist import Fenced, RetryPolicy, WorkerPool
 from desist.engines import Delivery, Engine, EngineQueue
@@ -411,6 +412,12 @@ class Contract:
                     with pytest.raises(desist.TaskCancelled):
                         one.result()
             assert queue.counts() == counts(dead=2)
+
+    @pytest.mark.parametrize("action", begin_sweep.ACTIONS, ids=lambda action: action.__name__)
+    def test_i31_nothing_is_lost_between_a_lease_and_its_handler(
+        self, engines: Engines, action: Any
+    ) -> None:
+        assert begin_sweep.sweep(lambda: EngineQueue(engines(), retry=AT_ONCE), action) >= 40
 
     def test_a_drain_waits_for_other_hosts(self, engines: Engines) -> None:
         with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:

@@ -68,6 +68,11 @@ class HeartbeatThread:
         """Extend this lease no more: it is settled or lost."""
         self._held.pop(id(held), None)
 
+    def held(self) -> list[HeldLease]:
+        """The leases that are extended now."""
+        references = list(self._held.values())
+        return [held for reference in references if (held := reference()) is not None]
+
     @property
     def idle(self) -> bool:
         """Is there no lease to extend?"""
@@ -98,12 +103,8 @@ class HeartbeatThread:
                 pause = min(2 * pause, longest, self.period)
             self._changed()
 
-    def _current(self) -> list[HeldLease]:
-        references = list(self._held.values())
-        return [held for reference in references if (held := reference()) is not None]
-
     def _extend_all(self) -> None:
-        for held in self._current():
+        for held in self.held():
             asked = current_time()
             try:
                 call_masked(self._engine.extend, held.delivery, None)
@@ -114,6 +115,6 @@ class HeartbeatThread:
 
     def _lose_expired(self) -> None:
         now = current_time()
-        for held in self._current():
+        for held in self.held():
             if now >= held.until:
                 held.lose("its lease ran out while the queue's server was away")

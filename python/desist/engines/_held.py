@@ -6,8 +6,11 @@ Guarantees:
   and changes nothing.
 - A settlement is repeated while the server is away, until the lease has run out.
 
-The handler's thread settles; the heartbeat thread calls `lose` and moves `until` on. It relies on
-`Engine` to raise Fenced when another worker has the item, and knows neither the queue nor the pool.
+The handler's thread settles; the heartbeat thread calls `lose` and moves `until` on; any thread
+calls `cancel`. The worker's thread writes `_running` before it reads `_lost` and `_cancelled`, the
+others write these before they read it: so a handler that is about to begin is cancelled by one of
+the two. It relies on `Engine` to raise Fenced when another worker has the item, and knows neither
+the queue nor the pool.
 """
 
 from __future__ import annotations
@@ -72,6 +75,8 @@ class HeldLease:
         self._take_promise = take_promise
         self._over = False
         self._lost: str | None = None
+        self._cancelled: tuple[str | None] | None = None
+        """The reason, once the item was cancelled through this queue."""
         self._running: RunningHandler | None = None
 
     def settle(self, call: Callable[[], R]) -> R:
@@ -110,6 +115,12 @@ class HeldLease:
         if self._running is not None:
             self._running.cancel(why)
 
+    def cancel(self, reason: str | None) -> None:
+        """Cancel the token of the handler, or let it be cancelled when it begins."""
+        self._cancelled = (reason,)
+        if self._running is not None:
+            self._running.cancel(reason)
+
     # `HeldDelivery` of desist._ports: called by the core, while a mask defers kills.
 
     def begun(self, running: RunningHandler, /) -> None:
@@ -117,6 +128,8 @@ class HeldLease:
         self._running = running
         if self._lost is not None:
             running.cancel(self._lost)
+        if self._cancelled is not None:
+            running.cancel(*self._cancelled)
 
     @property
     def progress(self) -> Any:

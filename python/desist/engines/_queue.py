@@ -22,6 +22,7 @@ from desist._core import (
     current_time,
     lease_of,
 )
+from desist.engines._arrivals import Arrivals
 from desist.engines._heartbeat import HeartbeatThread
 from desist.engines._held import HeldLease, retry_until_connected
 
@@ -176,6 +177,7 @@ class EnginePort:
         self._promises: dict[str, ItemPromise] = {}
         """By the ids of the items. A promise is taken out by the thread that settles it; each step
         is one call of the dict, which is atomic."""
+        self._arrivals = Arrivals()
         self._changed = changed = _Changed()
         self._heartbeat = HeartbeatThread(engine, changed)
         self._stop_heartbeat = weakref.finalize(self, self._heartbeat.stop)
@@ -231,12 +233,15 @@ class EnginePort:
             first = False
             if self._heartbeat.failure is not None:
                 raise self._heartbeat.failure
-            delivery = None
+            delivery, arrival = None, self._arrivals.begin()
             with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
                 delivery = retry_until_connected(lambda: self._lease(end), end)
             self.check_usable()
             held = None if delivery is None else call_masked(self._accept, delivery)
             if held is not None:
+                # A cancel that came before the lease was held here is in `arrival`; a later one
+                # finds the lease.
+                arrival.cancel(held)
                 return held
         return None
 
@@ -267,6 +272,11 @@ class EnginePort:
             held.settle(lambda: self._engine.reject(delivery, why))
             self._fail(delivery.id, failure)
             return None
+        except BaseException as stopped:  # Cancelled at a checkpoint of the item's class, or Ctrl-C
+            cause = getattr(stopped, "cause", stopped)
+            if not held.nack(0.0, cause):
+                self._fail(delivery.id, cause)
+            raise
         self._heartbeat.add(held)
         return held
 
@@ -285,6 +295,11 @@ class EnginePort:
         if dead:
             self._fail(item_id, cause)
             self._changed()
+        elif dead is False:
+            self._arrivals.cancelled(item_id, reason)
+            for held in self._heartbeat.held():
+                if held.id == item_id:
+                    held.cancel(reason)
         return dead
 
     def drain(self, timeout: float | None = None) -> bool:

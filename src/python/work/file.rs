@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
@@ -17,7 +17,7 @@ use super::options::{self, PutArguments};
 use super::port::PoolQueue;
 use super::promises::{ItemResult, Promises};
 use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
-use super::{Dead, Lease, RetryPolicy, counts, earliest, not_dead};
+use super::{Dead, Lease, RetryPolicy, cause_of, counts, earliest, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
 use crate::python::binding::host::detached;
@@ -257,8 +257,9 @@ impl File {
             .ok_or_else(|| error::ordinary(py, "Full", &""))
     }
 
-    /// `None`: the item's bytes could not be decoded. It is given back as failed, and the next item
-    /// is leased instead.
+    /// `None`: the item's bytes could not be decoded. It is requeued as failed, and the next item
+    /// is leased instead. An exception that is no error of the bytes is raised, after the item was
+    /// requeued.
     fn deliver(
         self: &Arc<Self>,
         py: Python<'_>,
@@ -275,11 +276,21 @@ impl File {
         };
         let (item, progress) = match (item, progress.transpose()) {
             (Ok(item), Ok(progress)) => (item, progress),
-            (Err(unreadable), _) | (_, Err(unreadable)) => {
-                let failure = unreadable.into_value(py).into_any();
-                let outcome = self.nack(py, key, Nack::Failed, failure.clone_ref(py))?;
+            (Err(raised), _) | (_, Err(raised)) => {
+                // Not an error of the bytes: Cancelled at a checkpoint of the item's class, or Ctrl-C.
+                let stopped = !raised.is_instance_of::<PyException>(py);
+                let failure = raised.value(py).clone().into_any().unbind();
+                let (nack, failure) = if stopped {
+                    (Nack::AtOnce, cause_of(py, &failure))
+                } else {
+                    (Nack::Failed, failure)
+                };
+                let outcome = self.nack(py, key, nack, failure.clone_ref(py))?;
                 if outcome == NackOutcome::Dead {
                     self.report(py, key, ItemResult::Failed(failure));
+                }
+                if stopped {
+                    return Err(raised);
                 }
                 return Ok(None);
             }
@@ -349,6 +360,10 @@ impl PoolQueue for File {
 impl LeaseHandle for File {
     fn id(&self, lease: LeaseKey) -> ItemId {
         lease.number.into()
+    }
+
+    fn is_cancelled(&self, py: Python<'_>, lease: LeaseKey) -> PyResult<bool> {
+        self.run(py, |queue| queue.is_cancelled(lease.number, lease.epoch))
     }
 
     fn ack(&self, py: Python<'_>, lease: LeaseKey) -> PyResult<()> {

@@ -373,8 +373,8 @@ impl LeaseHandle for Memory {
     }
 
     #[inline]
-    fn is_cancelled(&self, _py: Python<'_>, lease: LeaseKey) -> bool {
-        self.queue.is_cancelled(lease.number)
+    fn is_cancelled(&self, _py: Python<'_>, lease: LeaseKey) -> PyResult<bool> {
+        Ok(self.queue.is_cancelled(lease.number))
     }
 
     #[inline]

@@ -76,9 +76,10 @@ pub(super) trait LeaseHandle: Send + Sync {
     }
 
     /// Was the item cancelled since it was leased? Asked when a cancel of the pool finds the handler; one
-    /// that came before has not, and is seen here. A queue that has to ask a file or a server does not.
-    fn is_cancelled(&self, _py: Python<'_>, _lease: LeaseKey) -> bool {
-        false
+    /// that came before has not, and is seen here. False from a queue that cancels the task of `begun`
+    /// itself.
+    fn is_cancelled(&self, _py: Python<'_>, _lease: LeaseKey) -> PyResult<bool> {
+        Ok(false)
     }
 
     /// The work is done.

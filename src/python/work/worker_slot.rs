@@ -33,7 +33,7 @@ use super::port::QueuePort;
 use super::promises::ItemResult;
 use super::py_queue::PyQueue;
 use super::source::{Delivery, LeaseSource};
-use super::{LONGEST_COMMIT, Lease, PoolMetrics, failure};
+use super::{LONGEST_COMMIT, Lease, PoolMetrics, cause_of, failure};
 use crate::CauseKind;
 use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
@@ -305,7 +305,7 @@ impl WorkerSlot {
             // The pool's stop and a cancel of the item first cancel, then look for a seat that is busy:
             // one of the two is seen.
             let (handle, key) = (lease.get().handle(), lease.get().key());
-            if handle.is_cancelled(py, key) {
+            if handle.is_cancelled(py, key)? {
                 token::cancel_node(
                     py,
                     task.source().node(),
@@ -457,13 +457,6 @@ fn unless_fenced<R>(py: Python<'_>, done: PyResult<R>) -> PyResult<Option<R>> {
         Err(raised) if error::is(py, &raised, "Fenced") => Ok(None),
         Err(broken) => Err(broken),
     }
-}
-
-/// The cause of a Cancelled or Killed.
-fn cause_of(py: Python<'_>, raised: &Py<PyAny>) -> Py<PyAny> {
-    raised
-        .getattr(py, "cause")
-        .unwrap_or_else(|_| raised.clone_ref(py))
 }
 
 /// The queue behind a `QueuePort`; or a queue that is written in Python.

@@ -282,6 +282,19 @@ pub(super) enum TakeOutcome {
     },
 }
 
+/// The result of [`Tables::cancel`].
+pub(super) enum CancelOutcome {
+    /// The item is dead now.
+    Dead,
+    /// The item is leased, and will be dead when this lease ends without success.
+    Leased {
+        /// The epoch of the lease.
+        epoch: u64,
+    },
+    /// The item is done or dead already, or there never was one with this id.
+    Ended,
+}
+
 impl<'a> Tables<'a> {
     /// For one operation of a transaction that has begun.
     pub(super) fn new(

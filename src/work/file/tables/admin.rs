@@ -2,32 +2,43 @@
 
 use rusqlite::{Row, params};
 
-use super::{END, Failure, Result, Tables, count, number, row_id};
+use super::{CancelOutcome, END, Failure, Result, Tables, count, number, row_id};
 use crate::work::file::Bytes;
 use crate::work::{Counts, Dead};
 
 impl Tables<'_> {
     /// See [`FileQueue::cancel`](crate::work::FileQueue::cancel).
-    pub(in super::super) fn cancel(&mut self, id: u64, note: &Bytes) -> Result<Option<bool>> {
+    pub(in super::super) fn cancel(&mut self, id: u64, note: &Bytes) -> Result<CancelOutcome> {
         let id = row_id(id);
-        let state = self.find("SELECT state FROM items WHERE id = ?", [id], |row| {
-            row.get::<_, i64>(0)
+        let found = self.find("SELECT state, epoch FROM items WHERE id = ?", [id], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?))
         })?;
-        match state {
-            Some(0) => self.meta.ready -= 1,
-            Some(1) => {
+        match found {
+            Some((0, _)) => self.meta.ready -= 1,
+            Some((1, epoch)) => {
                 self.execute(
                     "UPDATE items SET unwanted = coalesce(unwanted, ?) WHERE id = ?",
                     params![&**note, id],
                 )?;
-                return Ok(Some(false));
+                let epoch = number(epoch.unwrap_or_default());
+                return Ok(CancelOutcome::Leased { epoch });
             }
-            Some(2) => self.meta.delayed -= 1,
-            _ => return Ok(None),
+            Some((2, _)) => self.meta.delayed -= 1,
+            _ => return Ok(CancelOutcome::Ended),
         }
         self.fail(id, &Failure::Noted(note.clone()))?;
         self.dead_letter(id)?;
-        Ok(Some(true))
+        Ok(CancelOutcome::Dead)
+    }
+
+    /// See [`FileQueue::is_cancelled`](crate::work::FileQueue::is_cancelled).
+    pub(in super::super) fn is_cancelled(&self, id: u64, epoch: u64) -> Result<bool> {
+        let found = self.find(
+            "SELECT unwanted IS NOT NULL FROM items WHERE id = ? AND state = 1 AND epoch = ?",
+            [row_id(id), row_id(epoch)],
+            |row| row.get(0),
+        )?;
+        Ok(found.unwrap_or(false))
     }
 
     /// See [`FileQueue::dead_letter_all`](crate::work::FileQueue::dead_letter_all). The ready items
