@@ -20,18 +20,15 @@
 //!
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
-//! | a frame's arguments are its first variables, at the place that [`variables`] computes | 3.10-3.12 | `test_interruption.py` |
+//! | a frame's arguments are its first variables | 3.10-3.12 | `test_interruption.py` |
 //! | `f_locals` is a view, and keeps nothing alive | 3.13-3.15 | the same |
-#![allow(unsafe_code)] // calls of the C API, and frames before 3.13
-#![allow(clippy::cast_ptr_alignment)] // members of structures, which are aligned
 
 use pyo3::exceptions::PyGeneratorExit;
-use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyWeakrefMethods, PyWeakrefReference};
 
-use super::frames;
+use super::{frames, raw_frames};
 
 /// So many arguments are looked at: `self`, and two of its own.
 const ARGUMENTS: usize = 3;
@@ -97,42 +94,12 @@ fn variable<'py>(
         let variables = frame.getattr(intern!(py, "f_locals"))?; // no copy, but a view
         return Ok(variables.get_item(name).ok());
     }
-    // SAFETY: the frame is on the stack of this thread, which is attached, and its code has a variable at
-    // that place. The value is borrowed from it, or null.
-    let value = unsafe {
-        let value = *variables(py, frame.as_ptr()).add(place);
-        Bound::from_borrowed_ptr_or_opt(py, value)
+    let Some(value) = raw_frames::variable(frame, place)? else {
+        return Ok(None);
     };
-    let Some(value) = value else { return Ok(None) };
-    // SAFETY: a cell, for a variable that an inner function uses; its content is a new reference, or null.
-    unsafe {
-        if ffi::Py_TYPE(value.as_ptr()) != &raw mut ffi::PyCell_Type {
-            return Ok(Some(value));
-        }
-        Ok(Bound::from_owned_ptr_or_opt(
-            py,
-            ffi::PyCell_Get(value.as_ptr()),
-        ))
+    let cell = py.import("types")?.getattr("CellType")?;
+    if value.is_exact_instance(&cell) {
+        return Ok(value.getattr(intern!(py, "cell_contents")).ok()); // an error, if it is empty
     }
-}
-
-/// The place of a running frame's variables, before 3.13.
-///
-/// # Safety
-/// `frame` is a frame that is on the stack of the calling thread.
-unsafe fn variables(py: Python<'_>, frame: *mut ffi::PyObject) -> *const *mut ffi::PyObject {
-    /// In the frame object: its head, and the frame from which it was called.
-    const INNER: usize = size_of::<ffi::PyObject>() + size_of::<usize>();
-    /// In the inner frame: eight pointers, a number and some flags.
-    const VARIABLES: usize = 9 * size_of::<usize>();
-    // SAFETY: the caller's promise. The layouts are those of every 3.10, 3.11 and 3.12; in 3.10 the
-    // variables are the last member of the frame object, declared with room for one.
-    unsafe {
-        if py.version_info() < (3, 11) {
-            let size = usize::try_from((*ffi::Py_TYPE(frame)).tp_basicsize).unwrap_or_default();
-            return frame.cast::<u8>().add(size - size_of::<usize>()).cast();
-        }
-        let inner = *frame.cast::<u8>().add(INNER).cast::<*const u8>();
-        inner.add(VARIABLES).cast()
-    }
+    Ok(Some(value))
 }
