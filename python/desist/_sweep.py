@@ -326,6 +326,8 @@ def _monitored(injector: _Injector) -> Iterator[None]:
     try:
         monitoring.register_callback(tool, event, injector)
         monitoring.set_events(tool, event)
+        # Code for which a kill has set events, and removed them, has lost those of other tools.
+        monitoring.restart_events()
         yield
     finally:
         monitoring.set_events(tool, 0)
