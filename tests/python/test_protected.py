@@ -268,8 +268,8 @@ def test_i42_a_kill_at_any_bytecode_leaves_no_lock_of_the_standard_library_held(
             subject.close()
     rung = "kill_after" if block is not None else "trace" if trace else "async_exc"
     tell(f"protected: {make.__name__}, {rung}", report)
-    # In 3.14, events of one tool of sys.monitoring are lost when another tool's are removed.
-    assert report.points + report.missed > 20
+    assert report.points > 20
+    assert report.missed == 0
     assert block is not None or report.stopped > 3
 
 
@@ -512,6 +512,9 @@ def test_i42_tracing_never_skips_the_end_of_a_with_block() -> None:
                 n = 0
                 while n < 2:
                     n += 1
+                while True:
+                    if n:
+                        break
             for _ in range(2):
                 with second, third:
                     continue
@@ -533,7 +536,8 @@ def test_i42_tracing_never_skips_the_end_of_a_with_block() -> None:
     )
     report = sweep.run()
     tell("protected: tracing through `with` blocks", report)
-    assert report.stopped + report.missed > 20  # in 3.14 some are missed, as above
+    assert report.stopped > 20
+    assert report.missed == 0
 
 
 def swallowing() -> None:

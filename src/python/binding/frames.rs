@@ -12,6 +12,7 @@
 //! |---|---|---|
 //! | a frame, its code and its globals are read without running any Python code | 3.10-3.15 | `test_i42_a_kill_at_any_bytecode_leaves_no_lock_of_the_standard_library_held` |
 //! | a `with` block ends with three loads of None and a call, or, for an exception, with WITH_EXCEPT_START, and an exception in front of that call skips it | 3.11-3.15 | `test_i42_tracing_never_skips_the_end_of_a_with_block` |
+//! | a jump may lack the entry that the code before it has, and an exception that is raised there skips the handler | 3.12-3.14 | `test_i42_tracing_never_skips_the_end_of_a_with_block` |
 //! | an instruction has a line, or none if the compiler has added it; a traceback through the latter has an entry with the line None | 3.11-3.15 | `test_a_kill_leaves_no_traceback_entry_without_a_line` |
 #![allow(unsafe_code)] // PyO3 has no form of PyEval_GetFrame
 
@@ -71,10 +72,24 @@ pub(in crate::python) fn has_gil(py: Python<'_>) -> PyResult<bool> {
 }
 
 /// May a tracer raise `Killed` in front of the instruction at `at`, which the frame has reached? Not where
-/// the call that ends a `with` block would be skipped, and not at an instruction without a line.
+/// the end of a `with` block, or another handler, would be skipped, and not at an instruction without a line.
 pub(in crate::python) fn may_raise_at(frame: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
-    let line = frame.getattr(intern!(frame.py(), "f_lineno"))?;
-    Ok(!line.is_none() && !ends_a_with(&steps(&code(frame)?)?, at))
+    let py = frame.py();
+    let line = frame.getattr(intern!(py, "f_lineno"))?;
+    let code = code(frame)?;
+    let steps = steps(&code)?;
+    let is_here = |step: &Step| (step.start..=step.at).contains(&at);
+    let here = steps.iter().position(is_here);
+    let skips = here.map(|here| {
+        let table = code.getattr_opt(intern!(py, "co_exceptiontable"))?;
+        let table = table
+            .as_ref()
+            .map(|table| table.cast::<PyBytes>())
+            .transpose()?;
+        let table = table.map_or(&[][..], |table| table.as_bytes());
+        PyResult::Ok(ends_a_with(&steps, here) || is_in_a_gap(&steps, here, table))
+    });
+    Ok(!line.is_none() && !skips.transpose()?.unwrap_or(false))
 }
 
 /// Is the instruction at `at` a jump back?
@@ -104,6 +119,8 @@ enum Kind {
     /// The beginning of a function.
     Start,
     JumpBack,
+    /// Another jump, or a mark at one.
+    Jump,
     LoadConstant,
     /// Loads once more what was loaded last.
     Again,
@@ -131,6 +148,7 @@ impl Kind {
             "PUSH_EXC_INFO" => Kind::Handler,
             "WITH_EXCEPT_START" => Kind::WithExcept,
             _ if name.starts_with("JUMP_BACKWARD") => Kind::JumpBack,
+            _ if name.contains("JUMP") || name == "NOT_TAKEN" => Kind::Jump,
             _ => Kind::Other,
         }
     }
@@ -187,15 +205,9 @@ fn steps(code: &Bound<'_, PyAny>) -> PyResult<Vec<Step>> {
     Ok(steps)
 }
 
-/// Does the instruction at `at` belong to the code between a `with` block and the end of the call of its
+/// Does this instruction belong to the code between a `with` block and the end of the call of its
 /// `__exit__`?
-fn ends_a_with(steps: &[Step], at: u32) -> bool {
-    let Some(here) = steps
-        .iter()
-        .position(|step| (step.start..=step.at).contains(&at))
-    else {
-        return false;
-    };
+fn ends_a_with(steps: &[Step], here: usize) -> bool {
     match steps[here].kind {
         Kind::WithExcept => return true,
         Kind::Handler => {
@@ -210,6 +222,20 @@ fn ends_a_with(steps: &[Step], at: u32) -> bool {
     (behind.saturating_sub(4)..=behind)
         .filter(|first| *first <= behind)
         .any(|first| exit_call(&steps[first..]).is_some_and(|length| first + length > here))
+}
+
+/// Is this a jump that the table leaves out, or gives another handler than the code that leads to it? A loop
+/// takes other instructions as well, unless the jump leads to itself.
+fn is_in_a_gap(steps: &[Step], here: usize, table: &[u8]) -> bool {
+    let is_jump = |step: &Step| matches!(step.kind, Kind::Jump | Kind::JumpBack);
+    let step = &steps[here];
+    let behind = steps.get(here + 1).map(|next| next.start);
+    let to_itself = || behind.is_some_and(|behind| behind - step.start == step.argument * 2);
+    if !is_jump(step) || step.kind == Kind::JumpBack && to_itself() {
+        return false;
+    }
+    let before = steps[..here].iter().rfind(|step| !is_jump(step));
+    before.is_some_and(|before| handler_at(table, before.at) != handler_at(table, step.at))
 }
 
 /// How many instructions the call of `__exit__` for no exception has, if they begin here.
@@ -268,18 +294,24 @@ pub(in crate::python) fn first_handler_behind(table: &[u8], at: u32) -> Option<u
 
 /// Would an exception at this place reach the handler, be it through others?
 pub(in crate::python) fn leads_to(table: &[u8], at: u32, handler: u32) -> bool {
-    let covered = |at| entries(table).find(|entry| (entry.start..entry.end).contains(&at));
     let mut at = at;
-    while let Some(entry) = covered(at) {
-        if entry.handler == handler {
+    while let Some(next) = handler_at(table, at) {
+        if next == handler {
             return true;
         }
-        if entry.handler <= at {
+        if next <= at {
             return false; // handlers lie behind the code they handle
         }
-        at = entry.handler;
+        at = next;
     }
     false
+}
+
+/// The handler to which an exception at this place goes first.
+fn handler_at(table: &[u8], at: u32) -> Option<u32> {
+    entries(table)
+        .find(|entry| (entry.start..entry.end).contains(&at))
+        .map(|entry| entry.handler)
 }
 
 #[cfg(test)]
@@ -299,7 +331,7 @@ mod tests {
 
     fn ends(kinds: &[Kind]) -> Vec<usize> {
         let steps = code(kinds);
-        let ends = |index: &usize| ends_a_with(&steps, steps[*index].at);
+        let ends = |index: &usize| ends_a_with(&steps, *index);
         (0..kinds.len()).filter(ends).collect()
     }
 
@@ -319,5 +351,19 @@ mod tests {
         assert_eq!(ends(&[Other, Handler, WithExcept, Other, Call]), [1, 2]);
         assert_eq!(ends(&[Reorder, load, load, Other, Call]), [0; 0]);
         assert_eq!(ends(&[Handler, Other, load, load, load, Other]), [0; 0]);
+    }
+    #[test]
+    fn a_jump_that_the_table_leaves_out_is_found() {
+        use Kind::{Jump, JumpBack, Other};
+        let mut steps = code(&[Other, Other, Jump, JumpBack, Other]);
+        let table = [0, 2, 4, 0]; // the first two instructions have the handler 8
+        let gaps = |steps: &[Step]| -> Vec<usize> {
+            (0..steps.len())
+                .filter(|here| is_in_a_gap(steps, *here, &table))
+                .collect()
+        };
+        assert_eq!(gaps(&steps), [2, 3]);
+        steps[3].argument = 1;
+        assert_eq!(gaps(&steps), [2], "the jump is all of the loop");
     }
 }
