@@ -470,6 +470,14 @@ impl WaitQueue {
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
+
+    /// Ends the wait of the first ticket as if its time had come. False: none is queued.
+    #[cfg(all(test, loom))]
+    pub(crate) fn time_out_first(&self) -> bool {
+        let first = self.0.front();
+        first.inspect(|first| first.waiter.settle_and_wake(WaitOutcome::TimedOut));
+        first.is_some()
+    }
 }
 
 thread_local! {

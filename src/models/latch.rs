@@ -1,4 +1,4 @@
-//! The latch: set, cancelled and waited for at the same time.
+//! The latch: set, cancelled, timed out and waited for at the same time.
 
 use std::sync::Arc;
 
@@ -78,6 +78,27 @@ fn loom_i11_set_and_cancel_race_for_a_latch() {
         end(canceller);
         end(setter);
         assert!(matches!(end(waiter), Ok(true) | Err(Stop::Cancelled(_))));
+        assert_eq!(latch.waiting(), 0);
+    });
+}
+
+#[test]
+fn loom_i11_a_wait_for_a_latch_that_times_out_leaves_nothing() {
+    explore(THRICE, || {
+        let latch = Arc::new(Latch::new());
+        let waiter = {
+            let latch = latch.clone();
+            spawn(move || latch.wait_shielded(Time::NEVER))
+        };
+        let clock = {
+            let latch = latch.clone();
+            spawn(move || latch.time_out_first())
+        };
+        let timed_out = end(clock);
+        if !timed_out {
+            latch.set(); // the waiter was not queued yet
+        }
+        assert_eq!(end(waiter), Ok(!timed_out));
         assert_eq!(latch.waiting(), 0);
     });
 }

@@ -102,6 +102,12 @@ impl Latch {
         self.state.lock().waiting.remove(ticket);
     }
 
+    /// The part of the clock in a model, see `WaitQueue::time_out_first`.
+    #[cfg(all(test, loom))]
+    pub(crate) fn time_out_first(&self) -> bool {
+        self.state.lock().waiting.time_out_first()
+    }
+
     #[cfg(all(test, loom))]
     pub(crate) fn waiting(&self) -> usize {
         self.state.lock().waiting.len()
