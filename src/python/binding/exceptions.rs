@@ -47,6 +47,23 @@ pub(in crate::python) fn warn_deprecated(py: Python<'_>, message: &CStr) -> PyRe
     PyErr::warn(py, &category, message, 1)
 }
 
+/// The namespace of the module in this file. That of `sys` if there is none, as CPython has it for code
+/// without a namespace.
+fn globals_of<'py>(py: Python<'py>, file: &str) -> PyResult<Bound<'py, PyDict>> {
+    let sys = py.import("sys")?;
+    let modules = sys.getattr("modules")?.call_method0("copy")?;
+    for module in modules.call_method0("values")?.try_iter()? {
+        let Ok(module) = module?.cast_into::<PyModule>() else {
+            continue; // any object may be there
+        };
+        let its = module.dict().get_item("__file__")?;
+        if its.is_some_and(|its| its.extract::<&str>().is_ok_and(|its| its == file)) {
+            return Ok(module.dict());
+        }
+    }
+    Ok(sys.dict())
+}
+
 /// Warns of code that has swallowed `Cancelled`, at the place where it did so if that is known.
 pub(in crate::python) fn warn_swallowed(py: Python<'_>, place: Option<Place>) {
     const ADVICE: &str = "do not catch Cancelled (a bare `except:` or `except BaseException:` does) \
@@ -62,7 +79,7 @@ pub(in crate::python) fn warn_swallowed(py: Python<'_>, place: Option<Place>) {
             "{}() has swallowed Cancelled, and the code went on: {ADVICE}",
             place.function
         );
-        let globals = place.globals.bind(py);
+        let globals = globals_of(py, &place.file)?;
         let more = PyDict::new(py);
         more.set_item("module", globals.get_item("__name__")?)?;
         let registry = ("__warningregistry__", PyDict::new(py));

@@ -15,7 +15,7 @@
 //!
 //! The last frame that an exception reached is the first of its traceback. So when an exception is freed,
 //! its [`Watch`], which is a part of it, notes that frame's function. It asks for no other frame: an
-//! exception may be freed while the interpreter clears one. Nothing here keeps the exception alive, or the
+//! exception may be freed while the interpreter clears one. Of that frame it reads the code alone. Nothing here keeps the exception alive, or the
 //! frames of its traceback.
 //!
 //! | fact relied on | versions | test that fails when it changes |
@@ -35,7 +35,7 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::boolean_struct::True;
-use pyo3::types::{PyDict, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
 
 use super::attach::attach;
 use super::frames;
@@ -45,8 +45,6 @@ pub(in crate::python) struct Place {
     pub(in crate::python) function: String,
     pub(in crate::python) file: String,
     pub(in crate::python) line: i32,
-    /// The globals of the function, which have the registry of warnings.
-    pub(in crate::python) globals: Py<PyDict>,
 }
 
 /// Where a `Cancelled` was caught: written when the exception is freed, and by [`was_swallowed`]; taken by
@@ -167,7 +165,8 @@ pub(in crate::python) fn place() -> Option<Place> {
 }
 
 impl Place {
-    /// The function and line of a traceback's first frame.
+    /// The function and line of a traceback's first frame. Not its globals: the collector may have cleared
+    /// the frame, which then has none, and a pointer that is left of them.
     fn of(traceback: &Bound<'_, PyAny>) -> PyResult<Place> {
         let py = traceback.py();
         let frame = traceback.getattr(intern!(py, "tb_frame"))?;
@@ -177,10 +176,6 @@ impl Place {
             function: code.getattr(intern!(py, "co_name"))?.extract()?,
             file: code.getattr(intern!(py, "co_filename"))?.extract()?,
             line: line.unwrap_or(0),
-            globals: frame
-                .getattr(intern!(py, "f_globals"))?
-                .cast_into::<PyDict>()?
-                .unbind(),
         })
     }
 }
