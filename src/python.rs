@@ -118,7 +118,7 @@ mod _core {
     #[pymodule_export]
     use super::testing::{Simulation, fork_timeouts, leak_counts};
     #[pymodule_export]
-    use super::token::{CancelSource, CancelToken, Registration, current_token};
+    use super::token::{CancelSource, CancelToken, Registration, cancel_because, current_token};
     #[pymodule_export]
     use super::wait::{
         Latch, checkpoint, current_effective_deadline, current_time, sleep, sleep_forever,

@@ -128,7 +128,7 @@ pub fn kill(
     policy: impl Into<AnyStopPolicy>,
     on_abandon: &mut dyn FnMut(),
 ) -> Result<KillReport, KillError> {
-    let mut kill = Kill::new(task, reason, policy)?;
+    let mut kill = Kill::new(task, CauseKind::Explicit, reason, policy)?;
     kill.begin();
     kill.run(on_abandon)
 }
@@ -168,6 +168,7 @@ impl Kill {
     /// The task cannot be killed, or not by this thread, or not by this policy.
     pub(crate) fn new(
         task: &Arc<Task>,
+        kind: CauseKind,
         reason: Option<Arc<str>>,
         policy: impl Into<AnyStopPolicy>,
     ) -> Result<Kill, KillError> {
@@ -183,8 +184,7 @@ impl Kill {
         if !is_over && policy.is_for_process() != task.is_remote() {
             return Err(KillError::WrongPolicy);
         }
-        let (cause, began) =
-            in_real_time(|| (Cause::now(CauseKind::Explicit, reason, None), Time::now()));
+        let (cause, began) = in_real_time(|| (Cause::now(kind, reason, None), Time::now()));
         Ok(Kill {
             task: task.clone(),
             policy,

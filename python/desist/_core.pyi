@@ -81,6 +81,7 @@ __all__ = [
     "_Injector",
     "call_masked",
     "call_within",
+    "cancel_because",
     "cancel_scope",
     "checkpoint",
     "cleanup",
@@ -230,6 +231,12 @@ class CancelCause:
     def reason(self, /) -> str | None:
         """
         The reason that the canceller gave.
+        """
+    @staticmethod
+    def shutdown(reason: str | None = None, *, grace: float | None = None) -> CancelCause:
+        """
+        The cause of work that ends with its owner, or with the interpreter. `grace`: seconds that its
+        clean-up zones may take.
         """
 
 @final
@@ -2018,11 +2025,13 @@ class Task:
         *,
         policy: StopPolicy | None = None,
         abandoned: Callable[[], object] | None = None,
+        kind: CauseKind | None = None,
     ) -> BegunKill:
         """
         Begin to stop it, rung by rung; finish() of the returned object goes on with it.
 
-        `abandoned()` is called if it is abandoned, before its waiters are woken.
+        `abandoned()` is called if it is abandoned, before its waiters are woken. `kind` is of the kill's
+        cause; EXPLICIT if it is not given.
         """
     def cancel(self, /, reason: str | None = None, *, grace: float | None = None) -> bool:
         """
@@ -2134,11 +2143,13 @@ class WorkerSlot:
         reason: str | None,
         policy: StopPolicy | ProcessStopPolicy,
         item_id: int | str | None = None,
+        *,
+        kind: CauseKind | None = None,
     ) -> BegunKill:
         """
         Begin to kill the handler's current call, if there is one, and if it is for `item_id`, if that is
         given; its item is leased again, by the same worker or another. finish() of the returned
-        object goes on with it.
+        object goes on with it. `kind` is of the kill's cause; EXPLICIT if it is not given.
         """
     @property
     def busy(self, /) -> bool:
@@ -2291,6 +2302,11 @@ def call_within(
 ) -> _T:
     """
     Call a function as a block of its own, which DeadlineExceeded leaves after the given seconds.
+    """
+
+def cancel_because(token: CancelToken, cause: CancelCause, /) -> bool:
+    """
+    Cancel a token by this cause, which need not be an explicit one. True: this call was the first.
     """
 
 def cancel_scope(

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from desist._core import (
     BegunKill,
+    CancelCause,
     KillReport,
     OwnerBlock,
     SimpleQueue,
@@ -35,6 +36,7 @@ from desist._core import (
     Task,
     WorkerThread,
     call_masked,
+    cancel_because,
     checkpoint,
     current_time,
     defer_kill,
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from desist._core import CancelCause, CancelToken
+    from desist._core import CancelToken
 
 # Its lock, and its flag that the interpreter exits, are shared: no executor takes calls after that.
 stdlib: Any = concurrent.futures.thread
@@ -91,6 +93,9 @@ class TaskFuture(Future[R]):
         """
         if not self.done():
             self._task.cancel(reason, grace=grace)
+        return self._cancelled_unbegun()
+
+    def _cancelled_unbegun(self) -> bool:
         with defer_kill(BRIEFLY):
             if self._cancel_unbegun():
                 self._end_unstarted()
@@ -110,7 +115,7 @@ class TaskFuture(Future[R]):
         Raises:
             RuntimeError: called by the code itself.
         """
-        return self._begin_kill(reason, policy).finish()
+        return self._begin_kill(CancelCause.explicit(reason), policy).finish()
 
     def kill_soon(
         self, reason: str | None = None, *, policy: StopPolicy | None = None
@@ -121,16 +126,24 @@ class TaskFuture(Future[R]):
         up the ladder. Never blocks, and never raises: the future raises kill()'s exceptions.
         The future cannot be cancelled.
         """
-        return kill_soon(lambda: self._begin_kill(reason, policy).finish)
+        return kill_soon(lambda: self._begin_kill(CancelCause.explicit(reason), policy).finish)
 
-    def _begin_kill(self, reason: str | None = None, policy: StopPolicy | None = None) -> BegunKill:
+    def _end_waiting(self, cause: CancelCause) -> None:
+        """Cancel the code by this cause, and end a call that has not begun."""
+        if not self.done():
+            cancel_because(self._task.token, cause)
+        self._cancelled_unbegun()
+
+    def _begin_kill(self, cause: CancelCause, policy: StopPolicy | None = None) -> BegunKill:
         """Begin a kill; a call that has not begun is ended."""
         if not self.running():
-            self.cancel(reason)
+            self._end_waiting(cause)
         executor = self._executor
         if policy is None and executor is not None:
             policy = executor._policy  # noqa: SLF001 (its own module)
-        return self._task.begin_kill(reason, policy=policy, abandoned=self._abandoned)
+        return self._task.begin_kill(
+            cause.reason, policy=policy, abandoned=self._abandoned, kind=cause.kind
+        )
 
     def _cause(self) -> CancelCause:
         cause = self._task.token.cause
@@ -358,7 +371,7 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
                     while True:
                         future = self._work_queue.get_nowait()
                         if isinstance(future, TaskFuture):
-                            future.cancel()
+                            future._end_waiting(CancelCause.shutdown(_SHUT_DOWN))  # noqa: SLF001 (its own module)
             self._work_queue.put(None)
         if not cancel_running:
             self._join(wait)
@@ -375,7 +388,8 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
     def _begin_end(self) -> Callable[[], None]:
         """Begin to kill the calls that have not ended; returns the function that goes on."""
         calls = [call for call in list(self._unfinished) if not call._task.is_current()]  # noqa: SLF001 (its own module)
-        kills = [call._begin_kill("the executor was shut down") for call in calls]  # noqa: SLF001 (its own module)
+        cause = CancelCause.shutdown(_SHUT_DOWN)
+        kills = [call._begin_kill(cause) for call in calls]  # noqa: SLF001 (its own module)
 
         def finish() -> None:
             try:
@@ -413,7 +427,8 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
                 self.shutdown()
         policy = _without(current_time() - begin, self._policy)
         self.shutdown(wait=False, cancel_futures=True)
-        return [call._begin_kill(REASON, policy) for call in list(self._unfinished)]  # noqa: SLF001 (its own module)
+        cause = CancelCause.shutdown(REASON)
+        return [call._begin_kill(cause, policy) for call in list(self._unfinished)]  # noqa: SLF001 (its own module)
 
     def _finish_at_exit(self) -> str | None:
         if self._calls_at_exit:
@@ -431,6 +446,7 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
 
 
 _logger = logging.getLogger("concurrent.futures")
+_SHUT_DOWN = "the executor was shut down"
 _EXHAUSTED = (
     "more than max_abandoned threads of this executor were abandoned, and have not ended; "
     "make a new executor"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 
-from desist._core import CancelCause, CancelSource, Latch, defer_kill
+from desist._core import CancelCause, CancelSource, Latch, cancel_because, defer_kill
 from desist._enums import TaskState
 from desist._exceptions import AnyTimeoutError, TaskCancelled
 
@@ -70,7 +70,7 @@ class Future(concurrent.futures.Future["_R"]):
         if source is None:
             source = self.__dict__.setdefault("_source", CancelSource())
             if self._requested is not None:
-                source.cancel(self._requested.reason)
+                cancel_because(source.token, self._requested)
         return source.token
 
     def result(self, timeout: float | None = None) -> _R:
@@ -121,15 +121,15 @@ class Future(concurrent.futures.Future["_R"]):
         blocks.
         """
         if not self.done():
-            self._request(reason)
+            self._request(CancelCause.explicit(reason))
         return self._cancel_unbegun()
 
-    def _request(self, reason: str | None) -> None:
+    def _request(self, cause: CancelCause) -> None:
         if self._requested is None:
-            self._requested = CancelCause.explicit(reason)
+            self._requested = cause
             source = self._source
             if source is not None:
-                source.cancel(reason)
+                cancel_because(source.token, cause)
 
     # The base class does these under a lock of threading's, which a kill would leave held.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from itertools import count
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
 from desist._core import (
     BegunKill,
+    CancelCause,
     Cancelled,
     CancelToken,
     GroupCore,
@@ -30,11 +32,12 @@ from desist._core import (
     Semaphore,
     StopPolicy,
     WorkerThread,
+    cancel_because,
     checkpoint,
     defer_kill,
 )
-from desist._enums import KillOutcome, TaskState
-from desist._exceptions import AnyTimeoutError, PoolExhausted, TaskAborted
+from desist._enums import CauseKind, KillOutcome, TaskState
+from desist._exceptions import AnyTimeoutError, PoolExhausted, ScopeMisuse, TaskAborted
 from desist._exit import CUT_OFF, REASON, end_at_exit, in_words
 from desist._future import BRIEFLY, Future
 from desist._killing import failure_of, kill_soon, report
@@ -404,9 +407,15 @@ class TaskGroup(GroupCore):
     def _begin_at_exit(self, _until: float, /) -> list[BegunKill]:
         self._tasks_at_exit = tuple(self._at_work)
         if self._tasks_at_exit:
-            self.cancel(REASON)
+            with suppress(ScopeMisuse):  # the tasks and the block have ended just now
+                cancel_because(self.cancel_scope.token, CancelCause.shutdown(REASON))
         return [
-            task._core.begin_kill(REASON, policy=self._policy, abandoned=task._abandoned)  # noqa: SLF001 (its own module)
+            task._core.begin_kill(  # noqa: SLF001 (its own module)
+                REASON,
+                policy=self._policy,
+                abandoned=task._abandoned,  # noqa: SLF001 (its own module)
+                kind=CauseKind.SHUTDOWN,
+            )
             for task in self._tasks_at_exit
         ]
 

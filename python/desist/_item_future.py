@@ -93,7 +93,7 @@ class ItemFuture(Future[R]):
         owner = self._owner
         if owner is None or self._settled.is_set():
             return False
-        self._request(reason)
+        self._request(CancelCause.explicit(reason))
         return owner[0].cancel_item(self.item_id, reason) is True
 
     def kill(
@@ -191,7 +191,7 @@ class ItemPromise:
             return
         self.future.set_running_or_notify_cancel()
         if isinstance(failure, CancelCause):
-            self.future._request(failure.reason)  # noqa: SLF001 (see the class)
+            self.future._request(failure)  # noqa: SLF001 (see the class)
             self.future.set_exception(TaskCancelled(failure))
         else:
             self.future.set_exception(failure)

@@ -31,11 +31,12 @@ from desist._core import (
     ProcessStopPolicy,
     StopPolicy,
     call_masked,
+    cancel_because,
     cancel_scope,
     checkpoint,
     shield,
 )
-from desist._enums import KillOutcome, TaskState
+from desist._enums import CauseKind, KillOutcome, TaskState
 from desist._exceptions import TaskAborted
 from desist._exit import REASON, end_at_exit
 from desist._item_future import ItemFuture, ItemPromise
@@ -305,7 +306,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             )
             raise RuntimeError(message)
         roster.stopped = True
-        self._source.cancel(_STOPPING)
+        cancel_because(self._source.token, CancelCause.shutdown(_STOPPING))
         with shield(math.inf):  # a cancelled caller leaves no worker behind either
             try:
                 end_now(self._begin_end)
@@ -320,7 +321,8 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             for seat in (worker._seat for worker in roster.workers)  # noqa: SLF001 (the pool's own)
             if seat.busy
         ]
-        kills = [seat.begin_kill(_STOPPING, roster.policy) for seat, _ in busy]
+        kind, policy = CauseKind.SHUTDOWN, roster.policy
+        kills = [seat.begin_kill(_STOPPING, policy, kind=kind) for seat, _ in busy]
 
         def finish() -> None:
             try:
@@ -328,7 +330,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             finally:
                 for seat, work in busy:
                     if seat.abandoned:
-                        cause = CancelCause.explicit(_STOPPING)
+                        cause = CancelCause.shutdown(_STOPPING)
                         report(TaskAborted(work, KillOutcome.ABANDONED, cause))
 
         return finish
@@ -344,7 +346,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
                 child.gone.wait()
         if self._owns_queue:
             self._port.abandon("the pool has stopped")
-        stopped = CancelCause.explicit("the pool has stopped")
+        stopped = CancelCause.shutdown("the pool has stopped")
         for promise in list(self._promises):
             promise.fail(stopped)
 
@@ -361,9 +363,10 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         futures = [promise.future for promise in list(self._promises)]
         self._at_exit = (futures, self._tally.counts())
         roster.stopped = True
-        self._source.cancel(REASON)
+        cancel_because(self._source.token, CancelCause.shutdown(REASON))
         seats = [worker._seat for worker in roster.workers]  # noqa: SLF001 (the pool's own)
-        return [seat.begin_kill(REASON, roster.policy) for seat in seats if seat.busy]
+        kind, policy = CauseKind.SHUTDOWN, roster.policy
+        return [seat.begin_kill(REASON, policy, kind=kind) for seat in seats if seat.busy]
 
     def _finish_at_exit(self) -> str | None:
         if self._at_exit is None:
@@ -451,6 +454,7 @@ def _policy_for(
 
 
 def _stop_dropped(source: CancelSource, children: list[ChildHandler[T, R]]) -> None:
-    source.cancel("the pool was dropped without stop()")
+    cause = CancelCause.shutdown("the pool was dropped without stop()")
+    cancel_because(source.token, cause)
     for child in children:
         child.dismiss()

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from desist._core import CancelSource, call_masked
+from desist._core import CancelCause, CancelSource, call_masked, cancel_because
 from desist._exceptions import PoolExhausted, PoolFailed
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Supervisor:
         if self._ended_by is None:
             self._ended_by = (why, failure)
         self._source.cancel(why)
-        self._pool.cancel(why)
+        cancel_because(self._pool.token, CancelCause.shutdown(why))
         for promise in list(self._promises):
             self.fail(promise)
 

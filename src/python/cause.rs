@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::python::binding::pickling::{self, Reduced};
-use crate::python::binding::seconds;
+use crate::python::binding::seconds::{self, Seconds};
 
 /// Why code was cancelled. Immutable; the first cause recorded is final.
 ///
@@ -22,6 +22,15 @@ impl CancelCause {
     #[pyo3(signature = (reason = None))]
     fn explicit(reason: Option<&str>) -> Self {
         Cause::now(CauseKind::Explicit, reason.map(Into::into), None).into()
+    }
+
+    /// The cause of work that ends with its owner, or with the interpreter. `grace`: seconds that its
+    /// clean-up zones may take.
+    #[staticmethod]
+    #[pyo3(signature = (reason = None, *, grace = None))]
+    fn shutdown(reason: Option<&str>, grace: Option<Seconds<'_, '_>>) -> PyResult<Self> {
+        let grace = seconds::optional_span(grace, "grace")?;
+        Ok(Cause::now(CauseKind::Shutdown, reason.map(Into::into), grace).into())
     }
 
     /// The kind of event.

@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 
 use crate::atomics::Mutex;
 use crate::boundary::{BodyEnd, Boundary};
+use crate::cause::CauseKind;
 use crate::fork;
 use crate::python::binding::attach::attach;
 use crate::python::binding::enums::TaskState;
@@ -278,20 +279,28 @@ impl Task {
 
     /// Begin to stop it, rung by rung; finish() of the returned object goes on with it.
     ///
-    /// `abandoned()` is called if it is abandoned, before its waiters are woken.
-    #[pyo3(signature = (reason = None, *, policy = None, abandoned: "Callable[[], object] | None" = None))]
+    /// `abandoned()` is called if it is abandoned, before its waiters are woken. `kind` is of the kill's
+    /// cause; EXPLICIT if it is not given.
+    #[pyo3(signature = (
+        reason = None,
+        *,
+        policy = None,
+        abandoned: "Callable[[], object] | None" = None,
+        kind = None,
+    ))]
     fn begin_kill(
         &self,
         py: Python<'_>,
         reason: Option<&str>,
         policy: Option<&StopPolicy>,
         abandoned: Option<Py<PyAny>>,
+        kind: Option<CauseKind>,
     ) -> PyResult<BegunKill> {
         let policy = policy.map_or_else(Default::default, StopPolicy::core);
         BegunKill::new(
             py,
             &self.core,
-            reason,
+            (kind.unwrap_or(CauseKind::Explicit), reason),
             (&policy).into(),
             CallAbandoned(abandoned),
         )
@@ -306,7 +315,8 @@ impl Task {
         policy: Option<&StopPolicy>,
         abandoned: Option<Py<PyAny>>,
     ) -> PyResult<KillReport> {
-        self.begin_kill(py, reason, policy, abandoned)?.finish(py)
+        self.begin_kill(py, reason, policy, abandoned, None)?
+            .finish(py)
     }
 
     /// The rung of the ladder at which it was killed; None: it was not, or not yet.

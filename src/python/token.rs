@@ -508,7 +508,7 @@ impl CancelSource {
     }
 }
 
-/// Cancels detached, unless the node has neither waiters nor callbacks.
+/// Cancels by an explicit cause that happens now; see [`cancel_by`].
 pub(super) fn cancel_node(
     py: Python<'_>,
     node: &token::tree::NodeRef,
@@ -519,6 +519,23 @@ pub(super) fn cancel_node(
         return false;
     }
     let cause = crate::Cause::now(crate::CauseKind::Explicit, reason.map(Into::into), grace);
+    cancel_by(py, node, cause)
+}
+
+/// Cancel a token by this cause, which need not be an explicit one. True: this call was the first.
+#[pyfunction]
+#[pyo3(signature = (token, cause, /))]
+pub(super) fn cancel_because(
+    py: Python<'_>,
+    token: &Bound<'_, CancelToken>,
+    cause: &Bound<'_, CancelCause>,
+) -> bool {
+    let node = token.get().inner().node();
+    cancel_by(py, node, cause.get().core().clone())
+}
+
+/// Cancels detached, unless the node has neither waiters nor callbacks.
+fn cancel_by(py: Python<'_>, node: &token::tree::NodeRef, cause: crate::Cause) -> bool {
     if !node.has_followers() {
         return node.cancel(cause);
     }

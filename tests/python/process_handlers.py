@@ -51,6 +51,16 @@ def fail(lease: Lease[str]) -> NoReturn:
     raise ZeroDivisionError(lease.attempt)
 
 
+def raise_kind(_: Lease[object]) -> None:
+    """Fails, unless it ends with its pool."""
+    try:
+        desist.sleep_forever()
+    except (desist.Cancelled, desist.Killed) as stopped:
+        if stopped.cause.kind is not desist.CauseKind.SHUTDOWN:
+            raise ValueError(stopped.cause.kind) from None
+        raise
+
+
 def throw(raised: BaseException) -> NoReturn:
     raise raised
 

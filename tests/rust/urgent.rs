@@ -68,7 +68,7 @@ fn body(interrupter: &Arc<Counted>) -> (Arc<Task>, impl FnOnce() -> JoinHandle<(
 fn begun_with(policy: &StopPolicy) -> ((usize, usize), Option<KillOutcome>) {
     let interrupter = Arc::new(Counted::default());
     let (task, end) = body(&interrupter);
-    let mut kill = Kill::new(&task, None, policy).expect("it runs");
+    let mut kill = Kill::new(&task, CauseKind::Explicit, None, policy).expect("it runs");
     kill.begin();
     assert!(task.node().is_cancelled());
     let counts = interrupter.counts();

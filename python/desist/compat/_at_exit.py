@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 from weakref import WeakKeyDictionary
 
-from desist._core import cleanup, current_time
+from desist._core import CancelCause, cancel_because, cleanup, current_time
+from desist._exit import REASON
 from desist._thread import Thread
 
 _graces: WeakKeyDictionary[Thread, float] = WeakKeyDictionary()
@@ -46,6 +47,6 @@ def _cancel_all() -> None:
     alive = [(thread, grace) for thread, grace in _graces.items() if thread.is_alive()]
     begin = current_time()
     for thread, grace in alive:
-        thread.cancel("the interpreter exits", grace=grace)
+        cancel_because(thread.token, CancelCause.shutdown(REASON, grace=grace))
     for thread, grace in alive:
         thread.join(max(begin + grace - current_time(), 0.0))

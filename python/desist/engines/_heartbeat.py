@@ -18,7 +18,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
-from desist._core import call_masked, current_time, sleep
+from desist._core import CancelCause, call_masked, cancel_because, current_time, sleep
 from desist._exceptions import Fenced
 from desist._thread import Thread
 from desist.engines._held import RECONNECT, HeldLease
@@ -52,7 +52,7 @@ class HeartbeatThread:
     def stop(self) -> None:
         """Ask the thread to end. Never blocks."""
         if self._thread is not None:
-            self._thread.cancel("the queue is closed")
+            cancel_because(self._thread.token, CancelCause.shutdown("the queue is closed"))
 
     def join(self) -> None:
         """Wait until the thread has ended. A checkpoint."""

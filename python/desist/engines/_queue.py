@@ -17,6 +17,7 @@ from desist._core import (
     Lease,
     RetryPolicy,
     call_masked,
+    cancel_because,
     cancel_scope,
     checkpoint,
     current_time,
@@ -320,7 +321,7 @@ class EnginePort:
     def abandon(self, reason: str | None = None) -> None:
         """Close the queue, and fail the promises; the items stay with the server."""
         self.close()
-        cause = CancelCause.explicit(reason)
+        cause = CancelCause.shutdown(reason)
         for item_id in list(self._promises):
             self._fail(item_id, cause)
 
@@ -329,7 +330,7 @@ class EnginePort:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
-        self._closing.cancel("the queue is closed")
+        cancel_because(self._closing.token, CancelCause.shutdown("the queue is closed"))
         self._stop_heartbeat()
         try:
             self._heartbeat.join()

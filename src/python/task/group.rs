@@ -213,7 +213,8 @@ impl GroupCore {
         let cause = children_source.and_then(|source| source.token().cause());
         let begin = |child: &Child| {
             // Fails only for a task that was not started, or that calls this itself.
-            let kill = stop::Kill::new(&child.core, None, &self.policy).ok()?;
+            let kill =
+                stop::Kill::new(&child.core, CauseKind::Explicit, None, &self.policy).ok()?;
             let mut kill = match &cause {
                 Some(cause) => kill.because(cause.clone()),
                 None => kill,

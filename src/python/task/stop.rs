@@ -13,6 +13,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::cause::CauseKind;
 use crate::error::Stop;
 use crate::item::ItemId;
 use crate::python::binding::host::detached;
@@ -315,11 +316,11 @@ impl BegunKill {
     pub(in crate::python) fn new(
         py: Python<'_>,
         task: &Arc<task::Task>,
-        reason: Option<&str>,
+        (kind, reason): (CauseKind, Option<&str>),
         policy: AnyStopPolicy,
         on_abandon: impl OnAbandon + 'static,
     ) -> PyResult<Self> {
-        let mut kill = stop::Kill::new(task, reason.map(Into::into), policy)
+        let mut kill = stop::Kill::new(task, kind, reason.map(Into::into), policy)
             .map_err(|error| refusal(py, error))?;
         if kill.is_urgent() && testing::current().is_none() {
             kill.begin();

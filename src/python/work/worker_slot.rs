@@ -164,14 +164,21 @@ impl WorkerSlot {
 
     /// Begin to kill the handler's current call, if there is one, and if it is for `item_id`, if that is
     /// given; its item is leased again, by the same worker or another. finish() of the returned
-    /// object goes on with it.
-    #[pyo3(signature = (reason, policy: "StopPolicy | ProcessStopPolicy", item_id = None))]
+    /// object goes on with it. `kind` is of the kill's cause; EXPLICIT if it is not given.
+    #[pyo3(signature = (
+        reason,
+        policy: "StopPolicy | ProcessStopPolicy",
+        item_id = None,
+        *,
+        kind = None,
+    ))]
     #[allow(clippy::needless_pass_by_value)] // as arguments come
     fn begin_kill(
         slf: &Bound<'_, Self>,
         reason: Option<&str>,
         policy: &Bound<'_, PyAny>,
         item_id: Option<ItemId>,
+        kind: Option<CauseKind>,
     ) -> PyResult<BegunKill> {
         let (py, policy) = (slf.py(), stop::any_policy(policy)?);
         let current = slf.get().current.lock().as_ref().and_then(|current| {
@@ -181,14 +188,15 @@ impl WorkerSlot {
         let Some((task, lease)) = current else {
             return Ok(BegunKill::of_nothing());
         };
-        let cause = failure(py, CauseKind::Explicit, reason)?;
+        let kind = kind.unwrap_or(CauseKind::Explicit);
+        let cause = failure(py, kind, reason)?;
         let on_abandon = SlotAbandoned {
             slot: slf.clone().unbind(),
             task: task.clone(),
             lease,
             cause,
         };
-        BegunKill::new(py, &task, reason, policy, on_abandon)
+        BegunKill::new(py, &task, (kind, reason), policy, on_abandon)
     }
 
     /// Ask the handler's current call to stop, if it is for `item_id`, if that is given.
