@@ -222,6 +222,11 @@ class CancelCause:
         """
         The cause that cancel(reason) records when the calling thread calls it now.
         """
+    @staticmethod
+    def forked() -> CancelCause:
+        """
+        The cause of the end, in a forked child, of work whose thread is in the parent process.
+        """
     @property
     def kind(self, /) -> CauseKind:
         """
@@ -299,7 +304,9 @@ class CancelSource:
     """
     Cancels its `token`, and all tokens below it. Give the token to other code, and keep the source.
 
-    As a context manager it closes itself at the end of the block. Making one never blocks.
+    As a context manager it closes itself at the end of the block. Making one never blocks. One that is
+    dropped without close() cancels nothing: the tokens below it are still cancelled by its deadline, and
+    with its parent, and when they are gone, too, nothing is left of it.
     """
     def __enter__(self, /) -> CancelSource: ...
     def __exit__(
@@ -2053,6 +2060,10 @@ class Task:
     def is_current(self, /) -> bool:
         """
         Is it the calling code's own?
+        """
+    def is_lost(self, /) -> bool:
+        """
+        Is this a forked child, and the task's thread in the parent process?
         """
     def is_over(self, /) -> bool:
         """

@@ -47,7 +47,7 @@ from desist._enums import KillOutcome, TaskState
 from desist._exceptions import Empty, PoolExhausted, TaskAborted
 from desist._exit import CUT_OFF, REASON, end_at_exit, in_words
 from desist._future import BRIEFLY, Future
-from desist._killing import end_now, failure_of, kill_soon, report_abandoned
+from desist._killing import end_now, failure_of, kill_soon, lost_in_fork, report_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +144,10 @@ class TaskFuture(Future[R]):
         return self._task.begin_kill(
             cause.reason, policy=policy, abandoned=self._abandoned, kind=cause.kind
         )
+
+    def _lost_in_fork(self) -> BaseException | None:
+        lost = self._task.is_lost() and not self.done()
+        return lost_in_fork(self._task.name) if lost else None
 
     def _cause(self) -> CancelCause:
         cause = self._task.token.cause

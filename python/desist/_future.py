@@ -102,6 +102,9 @@ class Future(concurrent.futures.Future["_R"]):
         On timeout: TimeoutError is raised; the work goes on.
         On kill: as on cancel, with Killed.
         """
+        lost = self._lost_in_fork()
+        if lost is not None:
+            return lost
         if not self._settled.wait(timeout):
             raise AnyTimeoutError
         if self._state in _CANCELLED:
@@ -109,7 +112,13 @@ class Future(concurrent.futures.Future["_R"]):
         return self._exception
 
     def _done_op(self) -> Op[Future[_R]]:
+        if self._lost_in_fork() is not None:
+            self._settled.set()  # it never ends here
         return self._settled.wait_op(self)
+
+    def _lost_in_fork(self) -> BaseException | None:
+        """In a forked child: the exception of work that goes on in the parent process alone."""
+        return None
 
     def _cause(self) -> CancelCause:
         return self._requested or CancelCause.explicit()

@@ -40,7 +40,7 @@ from desist._enums import CauseKind, KillOutcome, TaskState
 from desist._exceptions import AnyTimeoutError, PoolExhausted, ScopeMisuse, TaskAborted
 from desist._exit import CUT_OFF, REASON, end_at_exit, in_words
 from desist._future import BRIEFLY, Future
-from desist._killing import failure_of, kill_soon, report
+from desist._killing import failure_of, kill_soon, lost_in_fork, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -186,7 +186,7 @@ class Task(Generic[T_co]):
         """
         if not self.join(timeout):
             raise AnyTimeoutError
-        return self._failure
+        return lost_in_fork(self.name) if self._core.is_lost() else self._failure
 
     def stack(self) -> str | None:
         """Where it is now, as the lines of a traceback; None unless its function runs."""

@@ -7,13 +7,14 @@ change nothing.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from desist._core import CancelCause, CancelSource, KillReport, Registration
 from desist._enums import TaskState
 from desist._exceptions import TaskCancelled
 from desist._future import Future
-from desist._killing import kill_soon
+from desist._killing import kill_soon, lost_in_fork
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -26,6 +27,9 @@ R = TypeVar("R")
 
 class ItemOwner(Protocol):
     """The pool of an item, as the item's future uses it."""
+
+    process: int
+    """The number of the process that its workers are in."""
 
     def cancel_item(self, item_id: int | str, reason: str | None, /) -> bool | None:
         """Cancel the item. True: it never begins. False: it was begun. None: it had ended."""
@@ -70,12 +74,19 @@ class ItemFuture(Future[R]):
         RUNNING and CANCELLING: a worker of this pool works on it. An item that another pool of the
         same queue works on is PENDING here, until it has ended.
         """
+        if self._lost_in_fork() is not None:
+            return TaskState.ABANDONED
         if self._settled.is_set():
             return self._state_at_the_end()
         owner = self._owner
         if owner is None or not owner[0].is_at_work(self.item_id):
             return TaskState.PENDING
         return TaskState.RUNNING if self._requested is None else TaskState.CANCELLING
+
+    def _lost_in_fork(self) -> BaseException | None:
+        owner = self._owner
+        lost = owner is not None and owner[0].process != os.getpid()
+        return lost_in_fork(f"item {self.item_id}") if lost else None
 
     def _state_at_the_end(self) -> TaskState:
         failure = self._exception

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 
-from desist._core import Cancelled, Killed, WorkerThread, call_masked
-from desist._enums import TaskState
+from desist._core import CancelCause, Cancelled, Killed, WorkerThread, call_masked
+from desist._enums import KillOutcome, TaskState
 from desist._exceptions import TaskAborted, TaskCancelled
 from desist._future import Future
 
@@ -96,6 +96,11 @@ def report(failure: BaseException) -> None:
     """Pass a failure that no exception carries to threading.excepthook."""
     args = (type(failure), failure, failure.__traceback__, None)
     threading.excepthook(threading.ExceptHookArgs(args))
+
+
+def lost_in_fork(name: str) -> TaskAborted:
+    """Return the exception of work of the parent process, in a forked child."""
+    return TaskAborted(name, KillOutcome.ABANDONED, CancelCause.forked())
 
 
 def failure_of(task: Task, raised: BaseException | None) -> BaseException | None:

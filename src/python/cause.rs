@@ -33,6 +33,20 @@ impl CancelCause {
         Ok(Cause::now(CauseKind::Shutdown, reason.map(Into::into), grace).into())
     }
 
+    /// The cause of the end, in a forked child, of work whose thread is in the parent process.
+    #[staticmethod]
+    fn forked() -> Self {
+        let cause = Cause {
+            by_thread: None,
+            ..Cause::now(
+                CauseKind::Forked,
+                Some("its thread is in the parent process".into()),
+                None,
+            )
+        };
+        cause.into()
+    }
+
     /// The kind of event.
     #[getter]
     fn kind(&self) -> CauseKind {

@@ -39,6 +39,7 @@ use crate::python::wait::blocking;
 use crate::python::{error, hard_stop};
 use crate::scope;
 use crate::stop::KillOutcome;
+use crate::sync::Latch;
 use crate::task::{self, Progress};
 use crate::testing::{self, Enrolment};
 use crate::token;
@@ -107,6 +108,15 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn core(&self) -> &Arc<task::Task> {
         &self.core
+    }
+
+    /// Set when the task has ended, or was abandoned. In a forked child also when its thread is in the
+    /// parent process: it never ends here.
+    fn over(&self) -> &Latch {
+        if self.is_lost() {
+            self.core.over().set();
+        }
+        self.core.over()
     }
 
     pub(super) fn of(core: Arc<task::Task>) -> Self {
@@ -341,7 +351,12 @@ impl Task {
 
     /// Has it ended, or was it abandoned, and has everything about it been settled?
     fn is_over(&self) -> bool {
-        self.core.over().is_set()
+        self.over().is_set()
+    }
+
+    /// Is this a forked child, and the task's thread in the parent process?
+    fn is_lost(&self) -> bool {
+        self.core.is_lost_in_fork() && self.core.progress() == Progress::Abandoned
     }
 
     /// Is it the calling code's own?
@@ -352,6 +367,7 @@ impl Task {
     /// It is over or was abandoned: an operation for wait_any() that yields `value`.
     #[pyo3(signature = (value: "_T", /) -> "Op[_T]")]
     fn over_op(&self, value: Py<PyAny>) -> Op {
+        let _ = self.over(); // of a lost task it is set now
         Op::new(WaitUntilOver(self.core.clone(), value))
     }
 
@@ -366,7 +382,7 @@ impl Task {
                 "a task cannot wait for its own end",
             ));
         }
-        blocking(py, || self.core.over().wait_until(until))
+        blocking(py, || self.over().wait_until(until))
     }
 }
 

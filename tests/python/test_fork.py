@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,7 +20,10 @@ from desist import (
     LeaseQueue,
     Lock,
     OwnerLost,
+    TaskAborted,
+    TaskGroup,
     TaskState,
+    ThreadPoolExecutor,
     WorkerPool,
     _core,
 )
@@ -220,6 +223,54 @@ def test_a_thread_of_the_parent_has_ended_in_the_child() -> None:
         assert victim.state is TaskState.RUNNING
         victim.kill(policy=INSIST)
     assert answer == str((KillOutcome.ALREADY_DONE, TaskState.ABANDONED, False))
+
+
+def test_i37_work_of_the_parent_has_a_cause_of_the_kind_forked_in_the_child() -> None:
+    begun = threading.Semaphore(0)
+
+    def wait(*_: object) -> None:
+        begun.release()
+        desist.sleep_forever()
+
+    def ends(work: Any, failure: BaseException | None) -> tuple[object, ...]:
+        assert isinstance(failure, TaskAborted)
+        return work.state.name, failure.outcome.name, failure.cause.kind.name
+
+    with (
+        ThreadPoolExecutor(1) as executor,
+        WorkerPool[Any, Any](wait, workers=1) as pool,
+        TaskGroup() as group,
+    ):
+        task, call, item = group.start_soon(wait), executor.submit(wait), pool.submit(1)
+        for _ in range(3):
+            begun.acquire()
+        waiting = executor.submit(int), pool.submit(2)
+
+        def child() -> object:
+            lost: list[Any] = [task, call, item, *waiting]
+            assert task.join()
+            assert all(desist.wait_any(work) == (0, work) for work in lost)
+            return {ends(work, work.exception(NEVER)) for work in lost}
+
+        answer = in_child(child)
+        group.cancel()
+        for one in (call, item, *waiting):
+            one.cancel()
+    assert answer == str({("ABANDONED", "ABANDONED", "FORKED")})
+
+
+def test_i37_a_lock_of_another_thread_has_a_cause_of_the_kind_forked_in_the_child() -> None:
+    lock = Lock()
+
+    def child() -> object:
+        try:
+            lock.acquire()
+        except OwnerLost as lost:
+            return lost.cause.kind.name
+        return "acquired"
+
+    with held(lock):
+        assert in_child(child) == "FORKED"
 
 
 def test_a_fork_while_others_cancel_and_wait_hangs_no_thread() -> None:
