@@ -405,7 +405,9 @@ impl CancelToken {
 
 /// Cancels its `token`, and all tokens below it. Give the token to other code, and keep the source.
 ///
-/// As a context manager it closes itself at the end of the block. Making one never blocks.
+/// As a context manager it closes itself at the end of the block. Making one never blocks. One that is
+/// dropped without close() cancels nothing: the tokens below it are still cancelled by its deadline, and
+/// with its parent, and when they are gone, too, nothing is left of it.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(super) struct CancelSource {
     /// Made by the first use of `token`.

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import CancelCause, Cancelled, CancelSource, CancelToken, CauseKind, testing
+from desist import (
+    CancelCause,
+    Cancelled,
+    CancelSource,
+    CancelToken,
+    CauseKind,
+    _core,
+    testing,
+)
 from support import AT_WAIT, NEVER, Victim, in_its_wait
 
 if TYPE_CHECKING:
@@ -481,6 +489,69 @@ def test_dropped_tokens_sources_and_callbacks_are_freed() -> None:
     del source, token, any_of, callback, other
     gc.collect()
     assert [ref() for ref in gone] == [None] * 5
+    root.cancel()
+
+
+def test_i9_the_tokens_of_a_dropped_source_are_cancelled_by_its_deadline() -> None:
+    def run() -> None:
+        token = CancelSource(timeout=5).token
+        below = CancelSource(CancelSource(timeout=7).token).token
+        calls: list[float] = []
+        registration = CancelSource(timeout=6).token.on_cancel(
+            lambda _: calls.append(desist.current_time())
+        )
+        begin = desist.current_time()
+        gc.collect()
+        assert not token.cancelled
+        assert not below.cancelled
+        token.wait()
+        assert desist.current_time() == pytest.approx(begin + 5)
+        below.wait()
+        assert desist.current_time() == pytest.approx(begin + 7)
+        assert calls == [pytest.approx(begin + 6)]
+        registration.close()
+
+    testing.run(run)
+
+
+def test_i9_the_tokens_below_a_dropped_source_are_cancelled_with_those_above() -> None:
+    root = CancelSource()
+    middle = CancelSource(root.token)
+    alone, below = middle.token, CancelSource(CancelSource(middle.token).token).token
+    calls: list[CancelCause] = []
+    below.on_cancel(calls.append)
+    del middle
+    gc.collect()
+    assert not alone.cancelled
+    assert not below.cancelled
+    root.cancel("root")
+    assert alone.cause == below.cause == root.token.cause
+    assert calls == [root.token.cause]
+
+
+def test_i9_dropped_sources_leave_nothing_behind() -> None:
+    root = CancelSource()
+
+    def use() -> list[weakref.ref[Any]]:
+        source = CancelSource(root.token, timeout=NEVER)
+        below = CancelSource(source.token)
+        token = CancelSource(below.token, timeout=NEVER).token
+        linked = CancelToken.any_of(token, root.token)
+
+        def callback(_: CancelCause) -> None:
+            source.cancel()  # a cycle
+
+        token.on_cancel(callback)
+        linked.on_cancel(callback)
+        return [weakref.ref(one) for one in (source, below, token, linked, callback)]
+
+    gc.collect()
+    before = _core.leak_counts()
+    for _ in range(10):
+        gone = [one for _ in range(1000) for one in use()]
+        gc.collect()
+        assert {one() for one in gone} == {None}
+    assert _core.leak_counts() == before
     root.cancel()
 
 
