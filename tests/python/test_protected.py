@@ -270,7 +270,8 @@ def test_i42_a_kill_at_any_bytecode_leaves_no_lock_of_the_standard_library_held(
     tell(f"protected: {make.__name__}, {rung}", report)
     assert report.points > 20
     assert report.missed == 0
-    assert block is not None or report.stopped > 3
+    # Before 3.12 tracing raises at lines, of which the subjects have few.
+    assert block is not None or report.stopped > 2
 
 
 # --- at random ------------------------------------------------------------------------------------
