@@ -152,6 +152,8 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         self._source = CancelSource()
         self._port = port_of(self.queue)
         self._promises: set[ItemPromise] = set()
+        # Set before the promises are failed; a submission looks at it when its promise is there.
+        self._has_ended = False
         self._supervisor = Supervisor(restart, self._source, self._promises)
         self._roster = Roster(
             handler,
@@ -224,6 +226,8 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             self._fail_if_dead(promise)
         if self._supervisor.ended.cancelled:  # perhaps before the promise was known
             self._supervisor.fail(promise)
+        if self._has_ended:
+            call_masked(self._fail_unfinished)
         return future
 
     def _fail_if_dead(self, promise: ItemPromise) -> None:
@@ -344,6 +348,11 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
                 child.dismiss()
             else:
                 child.gone.wait()
+        self._has_ended = True
+        self._fail_unfinished()
+
+    def _fail_unfinished(self) -> None:
+        """Fail what is unfinished, when no worker leases items any more. Idempotent."""
         if self._owns_queue:
             self._port.abandon("the pool has stopped")
         stopped = CancelCause.shutdown("the pool has stopped")
