@@ -68,11 +68,11 @@ BUGS = (
     ),
     bug(
         "the second canceller replaces the cause",
-        "token/tree.rs",
+        "token/tree/cause_slot.rs",
         "token",
         (
-            "node.cause.compare_exchange(ptr::null_mut(), offered, Ordering::AcqRel, Ordering::Acquire)",
-            "Ok::<_, *mut Cause>(node.cause.swap(offered, Ordering::AcqRel))",
+            "self.0.compare_exchange(ptr::null_mut(), offered, Ordering::AcqRel, Ordering::Acquire)",
+            "Ok::<_, *mut Cause>(self.0.swap(offered, Ordering::AcqRel))",
         ),
     ),
     bug(
@@ -92,8 +92,8 @@ BUGS = (
         "token/tree.rs",
         "token",
         (
-            "unsafe { parent.node().lists.lock().children.unlink(node) };",
-            "let _ = parent;",
+            "it cannot. this.unlink_if(|_| true)",
+            "it cannot.\ntrue",
         ),
     ),
     bug(
@@ -101,8 +101,8 @@ BUGS = (
         "token/tree.rs",
         "token",
         (
-            "if this.refs.load(Ordering::Acquire) == 1 { // SAFETY",
-            "if true { // SAFETY",
+            "this.unlink_if(|this| this.refs.load(Ordering::Acquire) == 1)",
+            "this.unlink_if(|_| true)",
         ),
     ),
     bug(
@@ -130,7 +130,7 @@ BUGS = (
         "a closed child stays in its parent's list",
         "token/tree.rs",
         "token",
-        ("unsafe { lists.children.unlink(self.as_ptr()) };", "let _ = &mut lists;"),
+        ("self.node().unlink_if(|_| true);", ""),
     ),
     bug(
         "a passed deadline of a child does not count when the parent is cancelled",

@@ -48,7 +48,7 @@
 //! linked to, and frees it and then its ancestors, as far as nothing else keeps them.
 //!
 //! This file has a node's state, its life, and the walk of a cancellation. The use of links, see 5, is
-//! in `children`; the actions at one node are in `hooks`.
+//! in `children`; the actions at one node are in `hooks`, its cause in `cause_slot`.
 //!
 //! Costs: `is_cancelled` is one load. A child is one allocation, and one lock of its parent at its birth
 //! and one at its end. A cancellation locks each node with children or hooks once or twice, and a node
@@ -58,20 +58,23 @@
 //! plants bugs, and by `tests/rust/token.rs` for chains and trees of 200,000 nodes.
 #![allow(unsafe_code)] // intrusive lists: nodes are found through raw pointers, see 4 and 5
 
+mod cause_slot;
 mod children;
 mod hooks;
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::collections::BTreeSet;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::time::Duration;
 
-use crate::atomics::{AtomicPtr, AtomicU32, AtomicU64, Mutex, Ordering};
+use crate::atomics::{AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
-use children::{Children, Links, NodeStack};
+use cause_slot::CauseSlot;
+use children::{Children, Links, NodeStack, Taken};
 #[cfg(feature = "python")]
 pub(crate) use hooks::Flag;
 pub(crate) use hooks::{Hook, HookId};
@@ -125,8 +128,8 @@ pub(crate) struct Node {
     parent: Option<NodeRef>,
     /// The node's lock. Locked alone, for a few instructions or one batch.
     lists: Mutex<Lists>,
-    /// A box, or null. Filled by the first `claim`, by CAS from null, and freed with the node (2).
-    cause: AtomicPtr<Cause>,
+    /// Filled by the first `claim` (2).
+    cause: CauseSlot,
     /// In nanoseconds, [`Time::NEVER`] for none. Written at birth, and under the timer's lock if it is
     /// moved, so that the timer's entry always has the deadline of the node.
     deadline: AtomicU64,
@@ -145,7 +148,7 @@ pub(crate) struct NodeRef(NonNull<Node>);
 /// node, which removes the pointer; so while that lock is held the memory is valid, though the last
 /// count may be gone. See [`Hook::Link`] (the other node's lock) and the timer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Weak(*const Node);
+pub(crate) struct Weak(NonNull<Node>);
 
 // SAFETY: every field of Node is atomic, immutable, or guarded as invariant 5 says; hooks hold
 // Send things only.
@@ -170,6 +173,22 @@ impl Node {
     #[inline]
     fn state(&self) -> u32 {
         self.state.load(Ordering::Acquire)
+    }
+
+    /// Take it out of its parent's list, if it is there, and if `may` says so under the parent's lock. False:
+    /// `may` has refused. A root is in no list.
+    #[inline]
+    fn unlink_if(&self, may: impl FnOnce(&Node) -> bool) -> bool {
+        let Some(parent) = &self.parent else {
+            return true;
+        };
+        let mut lists = parent.node().lists.lock();
+        if !may(self) {
+            return false;
+        }
+        // SAFETY: a child of that node.
+        unsafe { lists.children.unlink(self) };
+        true
     }
 }
 
@@ -214,7 +233,7 @@ impl NodeRef {
                 children: Children::NONE,
                 hooks: None,
             }),
-            cause: AtomicPtr::new(ptr::null_mut()),
+            cause: CauseSlot::empty(),
             deadline: AtomicU64::new(deadline.unwrap_or(Time::NEVER).as_nanos()),
             #[cfg(loom)]
             canary: loom::cell::UnsafeCell::new(()),
@@ -242,16 +261,15 @@ impl NodeRef {
 
     /// A pointer without a count, for a holder that learns of the node's end.
     pub(crate) fn weak(&self) -> Weak {
-        Weak(self.as_ptr())
+        Weak(self.0)
     }
 
-    /// Take over a count that was kept in a list.
+    /// A reference that has no count. It is never dropped.
     ///
     /// # Safety
-    /// `node` carries a count that no other reference will give back.
-    unsafe fn adopt(node: *const Node) -> NodeRef {
-        // SAFETY: not null, for it carries a count.
-        NodeRef(unsafe { NonNull::new_unchecked(node.cast_mut()) })
+    /// The node is not freed as long as the reference is used.
+    unsafe fn borrow(node: NonNull<Node>) -> ManuallyDrop<NodeRef> {
+        ManuallyDrop::new(NodeRef(node))
     }
 
     /// One acquire load.
@@ -282,8 +300,7 @@ impl NodeRef {
         let mut at = self;
         loop {
             if at.node().state() & OWN != 0 {
-                // SAFETY: invariant 2: the slot was filled before OWN was set and stays so.
-                return Some(unsafe { (*at.node().cause.load(Ordering::Acquire)).clone() });
+                return at.node().cause.get().cloned(); // filled before OWN was set (2)
             }
             at = at.node().parent.as_ref()?;
         }
@@ -539,20 +556,9 @@ impl NodeRef {
     /// set. So the thread whose cause won and the thread that flags may be two different ones.
     fn claim(&self, cause: Cause, more: u32) -> (Option<u32>, bool) {
         let node = self.node();
-        let offered = Box::into_raw(Box::new(cause));
-        let slot = node.cause.compare_exchange(
-            ptr::null_mut(),
-            offered,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-        let ours = slot.is_ok();
-        if !ours {
-            // Another cause is in the slot, and its thread may not have set the flag yet. This thread
-            // sets it for the other, so that its own call returns with the node cancelled.
-            // SAFETY: `offered` came from Box::into_raw and was not published.
-            drop(unsafe { Box::from_raw(offered) });
-        }
+        // Refused: another cause is in the slot, and its thread may not have set the flag yet. This thread
+        // sets it for the other, so that its own call returns with the node cancelled.
+        let ours = node.cause.offer(cause);
         let mut seen = node.state();
         while seen & CANCELLED == 0 {
             let flagged = seen | CANCELLED | OWN | more;
@@ -577,11 +583,7 @@ impl NodeRef {
         if !self.is_cancelled() {
             self.cancel(Cause::now(reason, None, None));
         }
-        if let Some(parent) = self.parent() {
-            let mut lists = parent.node().lists.lock();
-            // SAFETY: a child of that node, and this is a count of it.
-            unsafe { lists.children.unlink(self.as_ptr()) };
-        }
+        self.node().unlink_if(|_| true);
     }
 
     /// How many counts there are; may be stale at once.
@@ -699,8 +701,7 @@ fn flag_tree(
     let root_calls = visit(root, before, at, &mut to_visit, linked);
     while let Some(node) = to_visit.pop() {
         if visit(&node, node.node().state(), at, &mut to_visit, linked) {
-            // SAFETY: it was taken, and has just left the other stack.
-            unsafe { below.push(node) };
+            below.push(node);
         }
     }
     root_calls
@@ -726,7 +727,8 @@ impl Callbacks {
 
     /// The next node with callbacks: those below before the roots, the latest flagged first.
     fn pop(&mut self) -> Option<NodeRef> {
-        self.below.pop().or_else(|| self.roots.pop())
+        let below = self.below.pop().map(Taken::into_node);
+        below.or_else(|| self.roots.pop())
     }
 }
 
@@ -740,51 +742,52 @@ fn visit(
     linked: &mut Vec<(NodeRef, u32)>,
 ) -> bool {
     if state & HAS_CHILDREN != 0 {
-        while flag_children(node.node(), at, to_visit) {}
+        while flag_children(node, at, to_visit) {}
     }
     state & HAS_HOOKS != 0 && fire_hooks(node, linked)
 }
 
 /// Flag one batch of children. True: there are more.
-fn flag_children(node: &Node, at: Time, to_visit: &mut NodeStack) -> bool {
-    let flag = |child: &Node| {
+fn flag_children(node: &NodeRef, at: Time, to_visit: &mut NodeStack) -> bool {
+    let flag = |child: &NodeRef| {
         let Some(before) = flag_child(child, at) else {
             return false;
         };
         // A leaf needs nothing more, not even a count.
-        if before & (HAS_CHILDREN | HAS_HOOKS) != 0 && try_ref(child) {
-            // SAFETY: the count is the stack's from here, and TAKEN was set just now.
-            unsafe { to_visit.push(NodeRef::adopt(child)) };
+        if before & (HAS_CHILDREN | HAS_HOOKS) != 0 {
+            if let Some(child) = try_ref(child) {
+                // SAFETY: TAKEN was set just now.
+                to_visit.push(unsafe { Taken::new(child) });
+            }
         }
         true
     };
     // SAFETY: `flag_child` sets TAKEN whenever it returns a state.
-    unsafe { node.lists.lock().children.take(BATCH, flag) }
+    unsafe { node.node().lists.lock().children.take(BATCH, flag) }
 }
 
 /// Flag a child that is taken out of the list, from above, or by its own deadline if that has
 /// passed. Returns the state before, if this call did it.
-fn flag_child(child: &Node, at: Time) -> Option<u32> {
+#[inline]
+fn flag_child(child: &NodeRef, at: Time) -> Option<u32> {
+    let node = child.node();
     // Relaxed: a stale value makes the CAS below fail, which yields the current one.
-    let mut seen = child.state.load(Ordering::Relaxed);
+    let mut seen = node.state.load(Ordering::Relaxed);
     if seen & (TIMED | CANCELLED) == TIMED {
-        let own = Time::from_nanos(child.deadline.load(Ordering::Acquire));
+        let own = child.own_deadline();
         // In this very walk the parent may have been cancelled by an earlier deadline of its own.
         let above = || {
             child
-                .parent
-                .as_ref()
+                .parent()
                 .and_then(NodeRef::cause)
                 .map_or(at, |cause| cause.at)
         };
         if own <= at && own <= above() {
-            // SAFETY: a borrow of a node that is not freed; ManuallyDrop takes no count.
-            let borrowed = std::mem::ManuallyDrop::new(unsafe { NodeRef::adopt(child) });
-            return borrowed.claim(Cause::deadline(own), TAKEN).0;
+            return child.claim(Cause::deadline(own), TAKEN).0;
         }
     }
     while seen & CANCELLED == 0 {
-        match child.state.compare_exchange_weak(
+        match node.state.compare_exchange_weak(
             seen,
             seen | CANCELLED | TAKEN,
             Ordering::AcqRel,
@@ -799,18 +802,19 @@ fn flag_child(child: &Node, at: Time) -> Option<u32> {
 
 /// Take a count of a node whose last count may be gone. Relaxed: the caller holds the lock under which
 /// the node was put where it is found, and a node with count 0 is not touched.
-fn try_ref(node: &Node) -> bool {
+fn try_ref(found: &NodeRef) -> Option<NodeRef> {
+    let node = found.node();
     let mut refs = node.refs.load(Ordering::Relaxed);
     while refs != 0 {
         match node
             .refs
             .compare_exchange_weak(refs, refs + 1, Ordering::Relaxed, Ordering::Relaxed)
         {
-            Ok(_) => return true,
+            Ok(_) => return Some(NodeRef(found.0)),
             Err(now) => refs = now,
         }
     }
-    false
+    None
 }
 
 /// Fire a flagged node's hooks: settle waiters, raise flags, then, unlocked, wake, and flag linked nodes,
@@ -851,7 +855,8 @@ impl Weak {
     /// A count, unless the last one is gone and the node is being freed.
     pub(crate) fn upgrade(self) -> Option<NodeRef> {
         // SAFETY: the holder of a Weak guarantees that the memory is valid here (see the type).
-        unsafe { try_ref(&*self.0).then(|| NodeRef::adopt(self.0)) }
+        let node = unsafe { NodeRef::borrow(self.0) };
+        try_ref(&node)
     }
 }
 
@@ -867,34 +872,23 @@ impl Clone for NodeRef {
 impl Drop for NodeRef {
     #[inline]
     fn drop(&mut self) {
-        let node = self.as_ptr();
-        if release(node) {
-            free_upwards(node);
+        if release(self) {
+            free_upwards(ManuallyDrop::new(NodeRef(self.0)));
         }
     }
 }
 
-/// Give back a count. True: it was the last, and no thread can find the node any more.
+/// Give back the count of a reference. True: it was the last, and no thread can find the node any more.
 #[inline]
-fn release(node: *const Node) -> bool {
-    // SAFETY: the caller hands over a count of `node`.
-    let this = unsafe { &*node };
-    #[cfg(loom)]
-    this.canary.with(|_| ());
+fn release(node: &NodeRef) -> bool {
+    let this = node.node();
     // A count that is the only one need not be given back, which spares an atomic write: others
     // are made from it, or found through a hook, the timer or, under its lock, the parent's list.
     if this.refs.load(Ordering::Acquire) == 1
         && this.state.load(Ordering::Relaxed) & (HAS_HOOKS | ARMED) == 0
+        && this.unlink_if(|this| this.refs.load(Ordering::Acquire) == 1)
     {
-        let Some(parent) = &this.parent else {
-            return true;
-        };
-        let mut lists = parent.node().lists.lock();
-        if this.refs.load(Ordering::Acquire) == 1 {
-            // SAFETY: a child of that node, and not freed.
-            unsafe { lists.children.unlink(node) };
-            return true;
-        }
+        return true;
     }
     if this.refs.fetch_sub(1, Ordering::Release) != 1 {
         return false;
@@ -903,27 +897,23 @@ fn release(node: *const Node) -> bool {
     this.refs.load(Ordering::Acquire);
     // With count 0 a canceller may still look at the node in the parent's list, under the parent's lock
     // and by `try_ref`, which refuses. After this line it cannot.
-    if let Some(parent) = &this.parent {
-        // SAFETY: as above.
-        unsafe { parent.node().lists.lock().children.unlink(node) };
-    }
-    true
+    this.unlink_if(|_| true)
 }
 
 /// Free a node that no thread can find, and those above it whose last count it had. A loop, not
 /// recursion: a chain of a million nodes is freed in this frame.
 #[inline]
-fn free_upwards(mut node: *const Node) {
+fn free_upwards(mut node: ManuallyDrop<NodeRef>) {
     let mut linked = Vec::new(); // nodes that freed ones were linked to
     loop {
-        let mut above = free(node, &mut linked);
+        let mut above = free(&node, &mut linked);
         loop {
             let Some(next) = above.or_else(|| linked.pop()) else {
                 return;
             };
             // Not dropped here, which would recurse: `release` gives the count back.
-            node = std::mem::ManuallyDrop::new(next).as_ptr();
-            if release(node) {
+            node = ManuallyDrop::new(next);
+            if release(&node) {
                 break;
             }
             above = None;
@@ -935,14 +925,13 @@ fn free_upwards(mut node: *const Node) {
 /// of nodes it was linked to are added to `linked`. Takes the timer's lock if the node is armed, so it
 /// is called with nothing locked.
 #[inline]
-fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
-    // SAFETY: the caller guarantees that it is not freed.
-    let this = unsafe { &*node };
+fn free(node: &NodeRef, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
+    let this = node.node();
     // Relaxed here and below: `release` has acquired all that other holders wrote.
     let state = this.state.load(Ordering::Relaxed);
     if state & ARMED != 0 {
         crate::token::timer::forget(
-            Weak(node),
+            node.weak(),
             Time::from_nanos(this.deadline.load(Ordering::Relaxed)),
         );
     }
@@ -952,12 +941,7 @@ fn free(node: *const Node, linked: &mut Vec<NodeRef>) -> Option<NodeRef> {
     #[cfg(loom)]
     this.canary.with_mut(|_| ());
     // SAFETY: no count is left but perhaps the caller's, and the node is in no list.
-    let mut owned = unsafe { Box::from_raw(node.cast_mut()) };
-    let cause = owned.cause.load(Ordering::Relaxed);
-    if !cause.is_null() {
-        // SAFETY: the slot is filled from Box::into_raw only.
-        drop(unsafe { Box::from_raw(cause) });
-    }
+    let mut owned = unsafe { Box::from_raw(node.0.as_ptr()) };
     live::died();
     owned.parent.take()
 }

@@ -18,24 +18,29 @@
 //! dropped while a canceller has it leaves its links alone.
 #![allow(unsafe_code)] // nodes are found through raw pointers, see 4 and 5 of the tree's invariants
 
-use std::ptr;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::ptr::NonNull;
 
 use super::{Node, NodeRef, TAKEN};
 use crate::atomics::Ordering;
 
-/// Where a node is in its parent's list, or on a stack. Null pointers end both.
+/// A pointer without a count; `None` ends a list and a stack.
+type Link = Option<NonNull<Node>>;
+
+/// Where a node is in its parent's list, or on a stack.
 pub(super) struct Links {
-    /// The neighbour that was added later. Null for the first of a list, unused on a stack.
-    previous: *const Node,
+    /// The neighbour that was added later. `None` for the first of a list, unused on a stack.
+    previous: Link,
     /// The neighbour that was added earlier; the node below on a stack.
-    next: *const Node,
+    next: Link,
 }
 
 impl Links {
     /// In no list and on no stack.
     pub(super) const NONE: Links = Links {
-        previous: ptr::null(),
-        next: ptr::null(),
+        previous: None,
+        next: None,
     };
 }
 
@@ -43,62 +48,61 @@ impl Links {
 ///
 /// # Safety
 /// The node is not freed, and its links are the caller's (5) for as long as it uses them.
-unsafe fn links<'a>(node: *const Node) -> &'a mut Links {
+unsafe fn links<'a>(node: NonNull<Node>) -> &'a mut Links {
     // SAFETY: the caller's promise.
     unsafe {
+        let node = node.as_ref();
         #[cfg(loom)]
-        (*node).links_canary.with_mut(|_| ());
-        &mut *(*node).links.get()
+        node.links_canary.with_mut(|_| ());
+        &mut *node.links.get()
     }
 }
 
 /// The children of one node. A thread that can borrow it holds that node's lock.
 pub(super) struct Children {
-    /// The child that was added last, or null. Carries no count: the child's last drop unlinks it.
-    first: *const Node,
+    /// The child that was added last. The child's last drop unlinks it.
+    first: Link,
 }
 
 impl Children {
     /// No children.
-    pub(super) const NONE: Children = Children { first: ptr::null() };
+    pub(super) const NONE: Children = Children { first: None };
 
     /// Add a child, in front.
     ///
     /// # Safety
     /// No other thread can reach the child yet.
     pub(super) unsafe fn add(&mut self, child: &NodeRef) {
-        let (first, child) = (self.first, child.as_ptr());
+        let child = child.0;
         // SAFETY: the child is not yet shared; `first` is in this list (4).
         unsafe {
-            links(child).next = first;
-            if !first.is_null() {
-                links(first).previous = child;
+            links(child).next = self.first;
+            if let Some(first) = self.first {
+                links(first).previous = Some(child);
             }
         }
-        self.first = child;
+        self.first = Some(child);
     }
 
     /// Take a child out, if it is in the list; else nothing happens.
     ///
     /// # Safety
-    /// It is a child of this list's node, and not freed.
-    pub(super) unsafe fn unlink(&mut self, child: *const Node) {
+    /// It is a child of this list's node.
+    pub(super) unsafe fn unlink(&mut self, child: &Node) {
+        if child.state.load(Ordering::Relaxed) & TAKEN != 0 {
+            return;
+        }
+        let child = NonNull::from(child);
         // SAFETY: the caller's promise; the neighbours are in the same list (4, 5).
         unsafe {
-            if (*child).state.load(Ordering::Relaxed) & TAKEN != 0 {
-                return;
-            }
             let ours = links(child);
-            if ours.previous.is_null() && self.first != child {
-                return; // taken out before
+            match ours.previous {
+                Some(previous) => links(previous).next = ours.next,
+                None if self.first == Some(child) => self.first = ours.next,
+                None => return, // taken out before
             }
-            if ours.previous.is_null() {
-                self.first = ours.next;
-            } else {
-                links(ours.previous).next = ours.next;
-            }
-            if !ours.next.is_null() {
-                links(ours.next).previous = ours.previous;
+            if let Some(next) = ours.next {
+                links(next).previous = ours.previous;
             }
             *ours = Links::NONE;
         }
@@ -110,42 +114,42 @@ impl Children {
     /// # Safety
     /// `flag` returns true only if the calling thread has set TAKEN just now.
     #[inline]
-    pub(super) unsafe fn take(&mut self, most: usize, mut flag: impl FnMut(&Node) -> bool) -> bool {
-        let mut child = self.first;
+    pub(super) unsafe fn take(
+        &mut self,
+        most: usize,
+        mut flag: impl FnMut(&NodeRef) -> bool,
+    ) -> bool {
+        let mut next = self.first;
         for _ in 0..most {
-            if child.is_null() {
+            let Some(child) = next else {
                 break;
-            }
+            };
             // SAFETY: `child` is in the list and the lock is held (4), so it is not freed, and its
             // links are guarded by that lock (5).
             unsafe {
-                let this = &*child;
-                #[cfg(loom)]
-                this.canary.with(|_| ());
-                let next = links(child).next;
+                next = links(child).next;
                 fetch_ahead(child, next);
-                if !flag(this) {
+                if !flag(&NodeRef::borrow(child)) {
                     *links(child) = Links::NONE;
                 }
-                child = next;
             }
         }
-        self.first = child;
-        if !child.is_null() {
+        self.first = next;
+        if let Some(first) = next {
             // SAFETY: still in the list, lock held.
-            unsafe { links(child).previous = ptr::null() };
+            unsafe { links(first).previous = None };
         }
-        !child.is_null()
+        next.is_some()
     }
 
     #[cfg(all(test, loom))]
     pub(super) fn len(&self) -> usize {
         let mut len = 0;
-        let mut child = self.first;
-        while !child.is_null() {
+        let mut next = self.first;
+        while let Some(child) = next {
             len += 1;
             // SAFETY: in the list whose lock is held (4, 5).
-            child = unsafe { links(child).next };
+            next = unsafe { links(child).next };
         }
         len
     }
@@ -154,24 +158,51 @@ impl Children {
 /// Prefetch a child that is still to come. Walking a long list is bound by cache misses, and children
 /// made in a row lie in memory at equal distances, so the address of a later one can be guessed from
 /// two neighbours. A wrong guess costs little and reads nothing.
-fn fetch_ahead(child: *const Node, next: *const Node) {
+fn fetch_ahead(child: NonNull<Node>, next: Link) {
     const AHEAD: usize = 16; // how many are flagged while one is fetched
     #[cfg(all(target_arch = "x86_64", not(loom)))]
     {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        let step = next.addr().wrapping_sub(child.addr());
-        let guess = next.wrapping_byte_add(step.wrapping_mul(AHEAD));
-        // SAFETY: a prefetch may be given any address.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(guess.cast()) };
+        if let Some(next) = next {
+            let step = next.addr().get().wrapping_sub(child.addr().get());
+            let guess = next.as_ptr().wrapping_byte_add(step.wrapping_mul(AHEAD));
+            // SAFETY: a prefetch may be given any address.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(guess.cast()) };
+        }
     }
     let _ = (child, next, AHEAD);
+}
+
+/// A counted node on which the calling thread has set TAKEN, and which is on no stack: its links belong to
+/// this value (5).
+pub(super) struct Taken(NodeRef);
+
+impl Taken {
+    /// # Safety
+    /// The calling thread has set TAKEN on the node, and has made no other such value of it.
+    pub(super) unsafe fn new(node: NodeRef) -> Taken {
+        Taken(node)
+    }
+
+    /// The count alone. The links are not used any more.
+    pub(super) fn into_node(self) -> NodeRef {
+        self.0
+    }
+}
+
+impl Deref for Taken {
+    type Target = NodeRef;
+
+    fn deref(&self) -> &NodeRef {
+        &self.0
+    }
 }
 
 /// Nodes that a canceller has taken out of their lists, the last one on top. Owned by one thread.
 #[must_use]
 pub(super) struct NodeStack {
-    /// Null for an empty stack. Carries a count, as each node below does.
-    top: *const Node,
+    /// Carries a count, as each node below does.
+    top: Link,
 }
 
 // SAFETY: counts of nodes, which are Send.
@@ -179,37 +210,29 @@ unsafe impl Send for NodeStack {}
 
 impl NodeStack {
     /// No nodes.
-    pub(super) const EMPTY: NodeStack = NodeStack { top: ptr::null() };
+    pub(super) const EMPTY: NodeStack = NodeStack { top: None };
 
     /// True if no node is on it.
     pub(super) fn is_empty(&self) -> bool {
-        self.top.is_null()
+        self.top.is_none()
     }
 
     /// Put a node on top; its count is the stack's from now on.
-    ///
-    /// # Safety
-    /// The calling thread has set TAKEN on the node, which is on no stack.
     #[inline]
-    pub(super) unsafe fn push(&mut self, node: NodeRef) {
-        let node = std::mem::ManuallyDrop::new(node).as_ptr();
-        // SAFETY: counted, and its links are the caller's (5).
+    pub(super) fn push(&mut self, node: Taken) {
+        let node = ManuallyDrop::new(node).0.0;
+        // SAFETY: counted, and its links are ours (5).
         unsafe { links(node).next = self.top };
-        self.top = node;
+        self.top = Some(node);
     }
 
     /// Take the top node off, with its count.
     #[inline]
-    pub(super) fn pop(&mut self) -> Option<NodeRef> {
-        if self.top.is_null() {
-            return None;
-        }
+    pub(super) fn pop(&mut self) -> Option<Taken> {
+        let node = self.top?;
         // SAFETY: nodes on the stack carry a count, and their links are ours (5).
-        unsafe {
-            let node = NodeRef::adopt(self.top);
-            self.top = std::mem::replace(&mut links(self.top).next, ptr::null());
-            Some(node)
-        }
+        self.top = unsafe { links(node).next.take() };
+        Some(Taken(NodeRef(node)))
     }
 }
 
