@@ -21,6 +21,14 @@ use crate::task::RemoteBody;
 
 // ---------------------------------------------------------------------- records
 
+/// An end of the pipe, whose descriptor Python code has handed over to the object that asks.
+#[cfg(unix)]
+pub(in crate::python) fn owned(pipe: std::os::fd::RawFd) -> File {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the caller of the object's method passes the ownership of the descriptor.
+    unsafe { File::from_raw_fd(pipe) }
+}
+
 /// The length of a record's head: its first byte, the number of the work, the kind of the cause, the
 /// time, the grace in nanoseconds (or the greatest number), the lengths of the two texts that follow.
 pub(in crate::python) const HEAD: usize = 1 + 8 + 1 + 8 + 8 + 2 + 2;
@@ -151,10 +159,8 @@ impl ChildProcess {
     /// A process was started; this object owns the pipe to it from now on.
     #[cfg(unix)]
     fn connect(&self, pipe: std::os::fd::RawFd) {
-        use std::os::fd::FromRawFd;
         let mut line = self.line.lock();
-        // SAFETY: the caller passes the ownership of the descriptor.
-        line.pipe = Some(unsafe { File::from_raw_fd(pipe) });
+        line.pipe = Some(owned(pipe));
         if line.dismissed {
             line.tell(&[DISMISSED]);
         }

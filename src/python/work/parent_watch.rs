@@ -10,11 +10,10 @@
 //!
 //! A cancellation may arrive before the work that it is for has begun here: it is kept as `early`, and
 //! applied by `begin` if the numbers agree.
-#![allow(unsafe_code)] // a descriptor that the caller hands over
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -29,7 +28,7 @@ use crate::fork;
 use crate::python::binding::seconds;
 use crate::python::error;
 use crate::python::task::Task;
-use crate::python::work::child::{CANCEL, HEAD, KINDS};
+use crate::python::work::child::{self, CANCEL, HEAD, KINDS};
 use crate::sys::{self, PollFlags};
 use crate::{Cause, CauseKind, task};
 
@@ -93,8 +92,7 @@ impl ParentWatch {
     fn new(pipe: RawFd, parent: i32, grace: f64) -> PyResult<Self> {
         let grace = seconds::checked_span(grace, "grace")?;
         let shared: Arc<Mutex<Shared>> = Arc::default();
-        // SAFETY: the caller passes the ownership of the descriptor.
-        let pipe = unsafe { File::from_raw_fd(pipe) };
+        let pipe = child::owned(pipe);
         let parent = sys::open_process(parent);
         let shared_too = shared.clone();
         thread::Builder::new()
