@@ -165,8 +165,7 @@ impl CancelToken {
         let cancelled = PyBool::new(py, false).to_owned().unbind();
         // Before CPython 3.12 True and False are counted: own one of each, whichever is in the
         // slot when the token goes (`drop`).
-        // SAFETY: attached, and True is a live object.
-        unsafe { ffi::Py_INCREF(ffi::Py_True()) };
+        std::mem::forget(PyBool::new(py, true).to_owned());
         let this = Py::new(
             py,
             CancelToken {

@@ -52,14 +52,22 @@ pub(in crate::python) fn install(py: Python<'_>) {
 ///
 /// On a thread with [`stay`], `act` runs in a fresh, empty context of `contextvars`.
 pub(in crate::python) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
-    // SAFETY: it may be called at any time.
-    let known = unsafe { !ffi::PyGILState_GetThisThreadState().is_null() };
-    let _passing = if known { None } else { Some(Passing::new()?) };
+    let _passing = match state() {
+        Some(_) => None,
+        None => Some(Passing::new()?),
+    };
     #[allow(clippy::disallowed_methods)] // the thread has a state by now
     Python::try_attach(|py| {
         let _context = (STAYS.get() == Stays::Idle).then(|| Context::enter(py));
         act(py)
     })
+}
+
+/// The state of the calling thread, attached or not. `None`: the interpreter does not know the thread.
+#[inline]
+pub(in crate::python) fn state() -> Option<NonNull<ffi::PyThreadState>> {
+    // SAFETY: it may be called at any time.
+    NonNull::new(unsafe { ffi::PyGILState_GetThisThreadState() })
 }
 
 /// Gives the calling thread, which will attach again and again, a state that it keeps.

@@ -27,7 +27,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::frames;
+use super::{attach, frames};
 
 // ---------------------------------------------------------------------- structures of the interpreter
 
@@ -316,9 +316,7 @@ impl Layout {
     /// the thread.
     #[inline]
     pub(in crate::python) fn stack<R>(&self, act: impl FnOnce(RawFrames<'_>) -> R) -> Option<R> {
-        // SAFETY: it may be called at any time; the state is the calling thread's, or null.
-        let state = unsafe { ffi::PyGILState_GetThisThreadState() };
-        let state = At::<State>::new(NonNull::new(state)?.as_ptr() as usize);
+        let state = At::<State>::new(attach::state()?.as_ptr() as usize);
         let innermost = match self.current {
             Current::Direct(frame) => state.follow(frame),
             Current::Indirect(cframe, frame) => {

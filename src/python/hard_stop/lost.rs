@@ -18,6 +18,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use crate::python::binding::attach::attach;
 use crate::scope;
 use crate::task::{Injected, Task};
 
@@ -50,14 +51,15 @@ unsafe extern "C" fn on_event(
     let Some(task) = scope::current_task() else {
         return 0; // also on a thread that no body runs on, while the interpreter ends
     };
-    // SAFETY: this event is raised attached.
-    let py = unsafe { Python::assume_attached() };
-    // SAFETY: `arguments` is a borrowed reference to a tuple, or null.
-    let arguments = unsafe { Bound::from_borrowed_ptr_or_opt(py, arguments) };
-    if let Some(arguments) = arguments {
-        // An object of another kind is not the interpreter's own: any code may raise the event.
-        let _ = inject_again(&task, &arguments);
-    }
+    // The event is raised attached.
+    attach(|py| {
+        // SAFETY: `arguments` is a borrowed reference to a tuple, or null.
+        let arguments = unsafe { Bound::from_borrowed_ptr_or_opt(py, arguments) };
+        if let Some(arguments) = arguments {
+            // An object of another kind is not the interpreter's own: any code may raise the event.
+            let _ = inject_again(&task, &arguments);
+        }
+    });
     0
 }
 
