@@ -15,8 +15,8 @@
 //!
 //! The last frame that an exception reached is the first of its traceback. So when an exception is freed,
 //! its [`Watch`], which is a part of it, notes that frame's function. It asks for no other frame: an
-//! exception may be freed while the interpreter clears one. Of that frame it reads the code alone. Nothing here keeps the exception alive, or the
-//! frames of its traceback.
+//! exception may be freed while the interpreter clears one. Of that frame it reads the code alone. Nothing
+//! here keeps the exception alive, or the frames of its traceback.
 //!
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
