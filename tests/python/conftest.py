@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -67,3 +68,15 @@ def _no_tracer_is_left() -> Iterator[None]:
     before = threading.gettrace()
     yield
     threading.settrace(before)
+
+
+@pytest.fixture
+def no_tool_is_free() -> Iterator[None]:
+    """Take all tool ids of sys.monitoring, as a debugger, a profiler and others do."""
+    monitoring: Any = getattr(sys, "monitoring", None)
+    taken = [] if monitoring is None else [n for n in range(6) if monitoring.get_tool(n) is None]
+    for tool in taken:
+        monitoring.use_tool_id(tool, "another")
+    yield
+    for tool in taken:
+        monitoring.free_tool_id(tool)

@@ -434,7 +434,18 @@ QUICK = StopPolicy(cooperative=0, at_wait=0, async_exc=NEVER, defer=0.05)
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_a_kill_waits_until_a_module_of_the_user_is_left(name: str, policy: StopPolicy) -> None:
     desist.protect_modules("protected_one", "protected_package")
-    own, steps = module(name, BUSY), []
+    kill_in(module(name, BUSY), policy)
+
+
+@pytest.mark.usefixtures("no_tool_is_free")
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_kill_waits_for_that_without_a_free_tool_of_monitoring(policy: StopPolicy) -> None:
+    desist.protect_modules("protected_one")
+    kill_in(module("protected_one", BUSY), policy)
+
+
+def kill_in(own: Any, policy: StopPolicy) -> None:
+    steps = []
 
     def body(ready: Callable[[], None]) -> None:
         steps.append(own.busy(ready))

@@ -197,19 +197,7 @@ def no_thread_is_watched() -> bool:
     return monitoring is None or all(monitoring.get_tool(tool) != "desist" for tool in range(6))
 
 
-@pytest.fixture
-def _no_tool_is_free() -> Iterator[None]:
-    """Take all tool ids of sys.monitoring, as a debugger, a profiler and others do."""
-    monitoring: Any = getattr(sys, "monitoring", None)
-    taken = [] if monitoring is None else [n for n in range(6) if monitoring.get_tool(n) is None]
-    for tool in taken:
-        monitoring.use_tool_id(tool, "another")
-    yield
-    for tool in taken:
-        monitoring.free_tool_id(tool)
-
-
-@pytest.mark.usefixtures("_no_tool_is_free")
+@pytest.mark.usefixtures("no_tool_is_free")
 @pytest.mark.parametrize("policy", [TRACE, TRACE_ALONE], ids=["after", "alone"])
 def test_i23_a_kill_traces_without_a_free_tool_of_monitoring(
     policy: StopPolicy, monkeypatch: pytest.MonkeyPatch
