@@ -26,9 +26,9 @@
 //! # A kill of the body
 //!
 //! *Deferred* means that a mask is open whose end has not come, or that `lock_grace_until` has not come and
-//! the ledger is not empty, or the body is inside of a module with locks of its own (I42). The latter only
-//! the host can tell, so it is decided where `Killed` is posted or raised from outside, not at a wait. *Posted* means that an exception is, or may be, in the host's slot
-//! for the thread. A kill is *due* if it is requested, not deferred, and the phase is `Running`.
+//! the ledger is not empty, or the body is inside of a module with locks of its own (I42). The host alone
+//! can tell the latter, so that is decided where `Killed` is posted or raised from outside, not at a wait.
+//! *Posted* means that an exception is, or may be, in the host's slot for the thread. A kill is *due* if it is requested, not deferred, and the phase is `Running`.
 //!
 //! | phase | requested | deferred | posted | what happens next |
 //! |---|---|---|---|---|

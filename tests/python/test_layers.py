@@ -29,7 +29,7 @@ LAYERS = (
     "_worker",
     "engines._port engines._redis_scripts engines._url",
     "engines._held engines.postgres engines.redis",
-    "engines._arrivals engines._heartbeat",
+    "engines._heartbeat engines._lease_calls",
     "engines._queue",
     "engines._open",
     "engines",

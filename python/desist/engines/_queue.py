@@ -23,9 +23,9 @@ from desist._core import (
     current_time,
     lease_of,
 )
-from desist.engines._arrivals import Arrivals
 from desist.engines._heartbeat import HeartbeatThread
 from desist.engines._held import HeldLease, retry_until_connected
+from desist.engines._lease_calls import LeaseCalls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -178,7 +178,7 @@ class EnginePort:
         self._promises: dict[str, ItemPromise] = {}
         """By the ids of the items. A promise is taken out by the thread that settles it; each step
         is one call of the dict, which is atomic."""
-        self._arrivals = Arrivals()
+        self._lease_calls = LeaseCalls()
         self._changed = changed = _Changed()
         self._heartbeat = HeartbeatThread(engine, changed)
         self._stop_heartbeat = weakref.finalize(self, self._heartbeat.stop)
@@ -234,15 +234,15 @@ class EnginePort:
             first = False
             if self._heartbeat.failure is not None:
                 raise self._heartbeat.failure
-            delivery, arrival = None, self._arrivals.begin()
+            delivery, call = None, self._lease_calls.begin()
             with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
                 delivery = retry_until_connected(lambda: self._lease(end), end)
             self.check_usable()
             held = None if delivery is None else call_masked(self._accept, delivery)
             if held is not None:
-                # A cancel that came before the lease was held here is in `arrival`; a later one
+                # A cancel that came before the lease was held here is in `call`; a later one
                 # finds the lease.
-                arrival.cancel(held)
+                call.cancel(held)
                 return held
         return None
 
@@ -297,7 +297,7 @@ class EnginePort:
             self._fail(item_id, cause)
             self._changed()
         elif dead is False:
-            self._arrivals.cancelled(item_id, reason)
+            self._lease_calls.note_cancelled(item_id, reason)
             for held in self._heartbeat.held():
                 if held.id == item_id:
                     held.cancel(reason)

@@ -93,14 +93,14 @@ pub(in crate::python) fn may_raise_at(frame: &Bound<'_, PyAny>, at: u32) -> PyRe
 }
 
 /// Is the instruction at `at` a jump back?
-pub(in crate::python) fn is_jump(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
+pub(in crate::python) fn is_jump_back(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
     let kinds = kinds(code.py())?;
     let bytes = code.getattr(intern!(code.py(), "co_code"))?;
     let operation = bytes.cast::<PyBytes>()?.as_bytes().get(at as usize);
     Ok(operation.is_some_and(|number| kinds[usize::from(*number)] == Kind::JumpBack))
 }
 
-/// Has the frame not run any instruction of its function's own?
+/// Is the frame at the first `RESUME` of its code, or before it?
 pub(in crate::python) fn is_at_its_start(frame: &Bound<'_, PyAny>) -> PyResult<bool> {
     let at = last_instruction(frame)?;
     let steps = steps(&code(frame)?)?;
@@ -156,7 +156,7 @@ impl Kind {
 
 /// One instruction.
 struct Step {
-    /// Where it begins: at the first part of its argument that does not fit.
+    /// Where it begins: at its first `EXTENDED_ARG`, if it has one, else at its operation.
     start: u32,
     /// Where its operation is.
     at: u32,
@@ -220,12 +220,11 @@ fn ends_a_with(steps: &[Step], here: usize) -> bool {
     let behind = here + steps[here..].iter().take_while(reorders).count();
     // Three loads, and at most two instructions for the call.
     (behind.saturating_sub(4)..=behind)
-        .filter(|first| *first <= behind)
         .any(|first| exit_call(&steps[first..]).is_some_and(|length| first + length > here))
 }
 
-/// Is this a jump that the table leaves out, or gives another handler than the code that leads to it? A loop
-/// takes other instructions as well, unless the jump leads to itself.
+/// Is this a jump for which the table has no entry, or another handler than for the code before it? Nothing
+/// is lost by not raising there, for a loop has other instructions; false for a jump that is all of a loop.
 fn is_in_a_gap(steps: &[Step], here: usize, table: &[u8]) -> bool {
     let is_jump = |step: &Step| matches!(step.kind, Kind::Jump | Kind::JumpBack);
     let step = &steps[here];

@@ -37,7 +37,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
 use super::frames::{
-    back, code, entries, first_handler_behind, frame, is_jump, last_instruction, leads_to,
+    back, code, entries, first_handler_behind, frame, is_jump_back, last_instruction, leads_to,
 };
 use super::raw_frames::{Layout, RawFrame, known_layout, layout};
 use crate::error::ScopeMisuse;
@@ -276,7 +276,7 @@ fn look_inside(py: Python<'_>, layout: &Layout, home: Home, place: usize) -> PyR
         return Ok(leaves
             || (handler..=handler + BEHIND_HANDLER).contains(&here)
             || leads_to(table, here, handler)
-            || is_jump(&code, here)?);
+            || is_jump_back(&code, here)?);
     }
     Ok(true)
 }

@@ -302,8 +302,8 @@ impl Layout {
             }
             _ => return Ok(None),
         };
-        // The members of the state are the version's by its own word, or by its headers. The frame that is
-        // found there is compared with the interpreter's before it is followed.
+        // The offsets in the thread's state are from the interpreter's own table, or the version's headers.
+        // The frame that is found with them is compared with the interpreter's before it is followed.
         let innermost = layout
             .stack(|mut frames| frames.next().map(RawFrame::address))
             .flatten();
@@ -445,7 +445,7 @@ impl RawFrame<'_> {
     #[inline]
     pub(in crate::python) fn enters_block(self) -> bool {
         let with = self.layout.with;
-        // Behind `LOAD_SPECIAL`'s kind there is always an instruction before.
+        // A frame that enters a block is at a call, which is never the first instruction of the code.
         let at = At::<Instruction>::new(self.place() - with.distance());
         at.get(Member::<_, u8>::at(0)) == with.opcode
     }

@@ -1,8 +1,8 @@
 //! Which code has swallowed `Cancelled`.
 //!
-//! Guarantees: code is accused only of a `Cancelled` that it caught and did not raise again. One that is
-//! still on its way (in a `finally` clause, an `__exit__`, an `except` clause that has not ended) counts
-//! for nothing, so neither do the waits of clean-up code. The accused is the function that caught it.
+//! Guarantees: code is named only for a `Cancelled` that it caught and did not raise again. One that is
+//! still on its way (in a `finally` clause, an `__exit__`, an `except` clause that has not ended) does not
+//! count, so a wait of clean-up code is not taken for a swallow. The function named is the one that caught.
 //!
 //! How. The last `Cancelled` of each thread is watched. When the next one is about to be raised:
 //!
@@ -12,6 +12,7 @@
 //! | is being handled, or is the context of an exception that is | is on its way |
 //! | is kept, and the last frame that it reached is on the stack | was swallowed there |
 //! | is kept, and that frame is not on the stack | may be on its way |
+//! | is kept, and has no traceback | may be on its way |
 //!
 //! The last frame that an exception reached is the first of its traceback. So when an exception is freed,
 //! its [`Watch`], which is a part of it, notes that frame's function. It asks for no other frame: an

@@ -33,7 +33,7 @@ use super::protected::NoCollection;
 use super::{AsyncException, this_thread, trace};
 use crate::python::binding::attach::attach;
 use crate::python::binding::frames::{
-    self, back, first_handler_behind, frame, is_jump, last_instruction, leads_to,
+    self, back, first_handler_behind, frame, is_jump_back, last_instruction, leads_to,
 };
 use crate::python::binding::host;
 use crate::scope;
@@ -202,7 +202,7 @@ impl With {
         let table = table.cast::<PyBytes>()?.as_bytes();
         let here = at.map_or_else(|| last_instruction(frame), Ok)?;
         // An exception out of a signal's handler counts as raised where a jump leads.
-        if at.is_none() && top && is_jump(&code, here)? {
+        if at.is_none() && top && is_jump_back(&code, here)? {
             return Ok(false);
         }
         let first = || first_handler_behind(table, self.entered_at);

@@ -7,9 +7,9 @@
 //! of them is of such a module the kill is deferred, as it is by a desist lock: until the body has left
 //! the module, and no longer than the policy's `defer` (I42).
 //!
-//! | raised by | who looks at the frames | when it is raised |
+//! | raised by | the thread that looks at the frames | when it is raised |
 //! |---|---|---|
-//! | a posted exception | the thread that posts, and the GIL is held from the look to the post | where the body stands, or (from 3.13 on) at its next check |
+//! | a posted exception | the posting thread, which holds the GIL from the look to the post | where the body stands, or (from 3.13 on) at its next check |
 //! | tracing, or an observed block | the body's own thread | at once |
 //! | a signal's handler | the main thread itself | at once |
 //!
@@ -19,8 +19,8 @@
 //!
 //! Between the post and the next check the body can have begun a function of such a module, and nothing
 //! more: beginning a function is a check. An exception that is raised there has the effect that the call
-//! was not made. That is right for calls that take something, and wrong for those that give it back, so
-//! `Killed` makes such a call first, see [`finish_release`].
+//! was not made. That is right for calls that acquire something, and wrong for those that release it, so
+//! `Killed` makes a releasing call first, see [`finish_release`].
 //!
 //! Only frames of the body count, not those that have called it: a thread's first frames are of
 //! `threading`. A frame that does no more than call code of the user's does not count either.
@@ -64,8 +64,8 @@ const ONLY_CALL: [(&str, &str); 7] = [
     ("threading", "run"),
 ];
 
-/// Functions that give back what another call has taken.
-const GIVE_BACK: [&str; 4] = ["__exit__", "release", "_releaseLock", "task_done"];
+/// Functions that release a resource that another call has acquired.
+const RELEASES: [&str; 4] = ["__exit__", "release", "_releaseLock", "task_done"];
 
 /// Defer kills while their victim runs code of these modules, as for threading, queue or logging.
 ///
@@ -119,7 +119,7 @@ pub(super) fn module_around<'py>(
     Ok(None)
 }
 
-/// Those of the frames, the innermost first, in which the body will be outside again.
+/// Removes the frames, of which the innermost comes first, up to the outermost one of a protected module.
 pub(super) fn outside(frames: &mut Vec<Bound<'_, PyAny>>) -> PyResult<()> {
     let mut inside = 0;
     for (index, frame) in frames.iter().enumerate() {
@@ -131,7 +131,7 @@ pub(super) fn outside(frames: &mut Vec<Bound<'_, PyAny>>) -> PyResult<()> {
     Ok(())
 }
 
-/// The frame's module, if that holds locks of its own.
+/// The frame's module, if that holds locks of its own and the function is none of [`ONLY_CALL`].
 fn module_of<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyString>>> {
     let py = frame.py();
     let globals = frame.getattr(intern!(py, "f_globals"))?;
@@ -154,7 +154,7 @@ fn function_of<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyString>>
     Ok(name.cast_into()?)
 }
 
-/// Is it listed, or a package that it is in?
+/// Is the module in the set, or in a package that is in the set?
 fn is_protected(module: &Bound<'_, PyString>) -> PyResult<bool> {
     let modules = modules(module.py())?;
     if modules.contains(module)? {
@@ -170,8 +170,9 @@ fn is_protected(module: &Bound<'_, PyString>) -> PyResult<bool> {
 }
 
 /// On the body's thread, where `Killed` is about to be raised: if that is at the beginning of a call that
-/// gives back what another call has taken, makes the call first. An exception that is posted inside of a
-/// `with` block of a Python class arrives there if the block takes no check before its end.
+/// releases what another call has acquired, makes the call first. An exception that is posted inside of a
+/// `with` block arrives there if `__exit__` is written in Python, and the interpreter has not checked for
+/// exceptions since the post.
 ///
 /// Called from 3.12 on. Before, the exception is made too late, but arrives where it was posted.
 pub(super) fn finish_release(py: Python<'_>) {
@@ -179,13 +180,13 @@ pub(super) fn finish_release(py: Python<'_>) {
         let Some(frame) = frames::frame(py) else {
             return Ok(());
         };
-        let gives_back = GIVE_BACK.contains(&function_of(&frame)?.to_str()?);
-        if gives_back && module_of(&frame)?.is_some() && frames::is_at_its_start(&frame)? {
+        let releases = RELEASES.contains(&function_of(&frame)?.to_str()?);
+        if releases && module_of(&frame)?.is_some() && frames::is_at_its_start(&frame)? {
             call_anew(&frame)?;
         }
         Ok(())
     };
-    // What it raises, the killed code would have got, which gets Killed instead.
+    // An exception of the call is dropped: the killed code gets `Killed` in its place.
     let _ = begun();
 }
 

@@ -1,7 +1,8 @@
 //! The rung TRACE: `Killed` is raised at every step of a body, so that code which swallows it cannot
 //! go on.
 //!
-//! No code is watched before a kill reaches this rung, and none after the body has ended.
+//! No code is watched before a kill reaches this rung, or finds at the rung ASYNC_EXC that the body is
+//! inside of a module with locks of its own (without the GIL: in any case); none after the body has ended.
 //!
 //! From 3.12 on this uses sys.monitoring, with events that are local to the code that the body is
 //! running and the functions made in it: other threads are slowed only if they run the same code.

@@ -49,8 +49,8 @@ fn truth(flag: bool) -> &'static str {
 ///     cooperative: Seconds to end after a cancellation; 0: the next rung comes at once.
 ///     at_wait: Seconds in which Killed is raised at desist waits, through shields.
 ///     async_exc: Seconds in which Killed is raised anywhere in the code, again and again.
-///     trace: Seconds in which Killed is raised at every line, so that code that swallows it cannot
-///         go on. Only now is the code traced; other threads that run it are slower meanwhile.
+///     trace: Seconds in which Killed is raised at every instruction (before CPython 3.12: every line), so
+///         that code that swallows it cannot go on. Other threads that run the traced code are slower.
 ///     defer: Seconds that held desist locks delay the kill; afterwards it is delivered, and they
 ///         are poisoned. Seconds, too, that code of threading, queue, logging, concurrent.futures and
 ///         the import system delays it, and of modules named to protect_modules().
