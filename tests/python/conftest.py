@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -34,6 +35,12 @@ def pytest_configure() -> None:
         stat = source.stat()
         if max(stat.st_mtime, stat.st_ctime) > built:
             refuse(f"{source.relative_to(ROOT)} is newer than {_core.__file__}")
+
+
+def pytest_collection_finish() -> None:
+    """Hide the collected tests from the garbage collector: many tests collect again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
