@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from desist import Future
+    from desist import Future, ItemFuture
 
 
 class Causes:
@@ -64,13 +64,18 @@ class Causes:
             self.seen.append(ended.cause)
 
 
-def stop(causes: Causes) -> None:
-    pool: WorkerPool[Any, Any] = WorkerPool(causes.wait, workers=1)
+def stop_pool(causes: Causes, pool: WorkerPool[Any, Any]) -> list[ItemFuture[Any]]:
+    """Stop a pool with one worker while it is at work and has a second item."""
     futures = [pool.submit(1), pool.submit(2)]
     causes.begun.acquire()
     pool.stop()
     for future in futures:
         causes.of(future)
+    return futures
+
+
+def stop(causes: Causes) -> None:
+    for future in stop_pool(causes, WorkerPool(causes.wait, workers=1)):
         assert future.token.cause is not None
         causes.seen.append(future.token.cause)
 
@@ -114,24 +119,13 @@ def stop_in_vain(causes: Causes, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stop_a_file(causes: Causes, tmp_path: Path) -> None:
-    pool: WorkerPool[Any, Any] = WorkerPool(
-        causes.wait, workers=1, queue=FileQueue[int](tmp_path / "queue")
-    )
-    futures = [pool.submit(1), pool.submit(2)]
-    causes.begun.acquire()
-    pool.stop()
-    for future in futures:
-        causes.of(future)
+    queue = FileQueue[int](tmp_path / "queue")
+    stop_pool(causes, WorkerPool(causes.wait, workers=1, queue=queue))
 
 
 def stop_an_engine(causes: Causes) -> None:
     with EngineQueue[int](DictEngine()) as queue:
-        pool: WorkerPool[Any, Any] = WorkerPool(causes.wait, workers=1, queue=queue)
-        futures = [pool.submit(1), pool.submit(2)]
-        causes.begun.acquire()
-        pool.stop()
-        for future in futures:
-            causes.of(future)
+        stop_pool(causes, WorkerPool(causes.wait, workers=1, queue=queue))
 
 
 def stop_processes(causes: Causes) -> None:
