@@ -325,11 +325,28 @@ def _monitored(injector: _Injector) -> Iterator[None]:
     monitoring.use_tool_id(tool, "desist sweep")
     try:
         monitoring.register_callback(tool, event, injector)
-        monitoring.set_events(tool, event)
-        # Code for which a kill has set events, and removed them, has lost those of other tools.
-        monitoring.restart_events()
-        yield
+        with _no_other_monitoring(monitoring, tool):
+            monitoring.set_events(tool, event)
+            # Code for which a kill has set events, and removed them, has lost those of other tools.
+            monitoring.restart_events()
+            yield
     finally:
         monitoring.set_events(tool, 0)
         monitoring.register_callback(tool, event, None)
         monitoring.free_tool_id(tool)
+
+
+@contextmanager
+def _no_other_monitoring(monitoring: Any, own: int) -> Iterator[None]:
+    """Keep other tools from setting events for code of the victim, which loses the sweep's then."""
+    others = {tool: monitoring.get_tool(tool) for tool in _TOOLS if tool != own}
+    events = {tool: monitoring.get_events(tool) for tool, name in others.items() if name}
+    for tool, before in events.items():
+        if before:
+            monitoring.set_events(tool, 0)
+    try:
+        yield
+    finally:
+        for tool, before in events.items():
+            if before and monitoring.get_tool(tool) == others[tool]:
+                monitoring.set_events(tool, before)

@@ -168,8 +168,8 @@ def sweep_kills(
     alone, for example in a debugger. `limit`: the most bytecodes that `fn` may take. `timeout`:
     seconds that a run may take.
 
-    One sweep at a time. While it runs, tools that use sys.settrace, such as coverage and debuggers,
-    do not see the swept code.
+    One sweep at a time. Tools that trace or monitor, such as coverage and debuggers, do not see the
+    swept code.
 
     Blocks: until all runs are over.
 
