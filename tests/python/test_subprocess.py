@@ -73,6 +73,19 @@ def blocker(pipe: Tied, before: str = "") -> Callable[[], object]:
     return lambda: desist.subprocess.run(python(code), pass_fds=[pipe.writer])
 
 
+def until_signalled(pipe: Tied, last: str, **options: Any) -> Callable[[], object]:
+    """Make a function that runs a child, which reports its start and does `last` at SIGTERM.
+
+    A handler would race with signal.pause(): a signal just before the call would not end it.
+    """
+    code = (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+        f"os.write({pipe.writer}, b'up')\n"
+        f"signal.sigwait({{signal.SIGTERM}})\n{last}"
+    )
+    return lambda: desist.subprocess.run(python(code), pass_fds=[pipe.writer], **options)
+
+
 # --- as subprocess.run ----------------------------------------------------------------------------
 
 ECHO = python("sys.stdout.write(sys.stdin.read()); sys.stderr.write('err'); sys.exit(3)")
@@ -238,11 +251,8 @@ def test_the_whole_group_is_stopped() -> None:
 
 def test_a_child_may_clean_up() -> None:
     with tied() as pipe:
-        last = (
-            f"def last(*_): os.write({pipe.writer}, b'bye'); sys.exit(0)\n"
-            "signal.signal(signal.SIGTERM, last)"
-        )
-        with in_its_wait(blocker(pipe, last)) as victim:
+        last = f"os.write({pipe.writer}, b'bye')"
+        with in_its_wait(until_signalled(pipe, last)) as victim:
             pipe.hear("up")
             victim.cancel()
         assert pipe.rest() == "bye"
@@ -250,17 +260,11 @@ def test_a_child_may_clean_up() -> None:
 
 def test_a_child_that_cleans_up_may_still_print_much() -> None:
     with tied() as pipe:
-        code = (
-            "def last(*_):\n"
-            " for _ in range(100): sys.stdout.write('x' * 10_000)\n"
-            f" sys.stdout.flush(); os.write({pipe.writer}, b'bye'); sys.exit(0)\n"
-            f"signal.signal(signal.SIGTERM, last); os.write({pipe.writer}, b'up'); signal.pause()"
+        last = (
+            "for _ in range(100): sys.stdout.write('x' * 10_000)\n"
+            f"sys.stdout.flush(); os.write({pipe.writer}, b'bye')"
         )
-
-        def run() -> object:
-            return desist.subprocess.run(python(code), capture_output=True, pass_fds=[pipe.writer])
-
-        with in_its_wait(run) as victim:
+        with in_its_wait(until_signalled(pipe, last, capture_output=True)) as victim:
             pipe.hear("up")
             victim.cancel(grace=NEVER)
         assert pipe.rest() == "bye"
