@@ -62,6 +62,8 @@ mod _core {
     #[pymodule_export]
     use super::binding::home::knows_homes;
     #[pymodule_export]
+    use super::binding::runnable::{call_for_effect, check_runnable};
+    #[pymodule_export]
     use super::cause::{CancelCause, restore_cause};
     #[pymodule_export]
     use super::error::{Cancelled, restore_cancelled};

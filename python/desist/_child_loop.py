@@ -31,6 +31,7 @@ from desist._core import (
     Killed,
     ParentWatch,
     Task,
+    call_for_effect,
     call_masked,
     checkpoint,
     defer_kill,
@@ -172,7 +173,9 @@ class ChildLoop:
         lease = ChildLease(self._channel, task.token, item, about)
         outcome: list[Any] = []
         self._parent_watch.begin(self._round, task)
-        task.run(partial(self._handler, lease), lambda *ended: outcome.extend(ended))
+        task.run(
+            partial(call_for_effect, self._handler, lease), lambda *ended: outcome.extend(ended)
+        )
         if os.getpid() != self._process:
             os._exit(0)  # forked by the handler: the original process answers
         self._parent_watch.end()

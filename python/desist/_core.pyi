@@ -79,10 +79,12 @@ __all__ = [
     "WorkerSlot",
     "WorkerThread",
     "_Injector",
+    "call_for_effect",
     "call_masked",
     "call_within",
     "cancel_because",
     "cancel_scope",
+    "check_runnable",
     "checkpoint",
     "cleanup",
     "current_effective_deadline",
@@ -2294,6 +2296,15 @@ class _Injector:
         Where the exception was raised, as text, if a kill ended the victim.
         """
 
+def call_for_effect(fn: Callable[..., _T], /, *arguments: object, **named: object) -> _T:
+    """
+    Call a function whose result is dropped or acknowledged, and return the result.
+
+    Raises:
+        TypeError: it has returned a coroutine, a generator or another awaitable, whose code has not run to
+            its end.
+    """
+
 def call_masked(fn: Callable[..., _T], *arguments: object) -> _T:
     """
     Call a short function that a kill must not interrupt half-way, and return its result.
@@ -2356,6 +2367,13 @@ def cancel_scope(
     Raises:
         TypeError: a time that is not a number, or both a timeout and a deadline.
         ValueError: a time that is NaN, or a negative number of seconds.
+    """
+
+def check_runnable(function: object, what: str, advice: str | None = None) -> None:
+    """
+    Raise TypeError unless a call of the function runs its code: it is callable, and neither a coroutine
+    function nor a generator function, whose call returns before its code runs. `what` is its name in the
+    message. Methods, partials and callable objects are looked through.
     """
 
 def checkpoint() -> None:

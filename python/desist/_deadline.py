@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from desist._core import call_within, fail_after
+from desist._core import call_within, check_runnable, fail_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,19 +52,5 @@ def deadline(
 
 def refuse(function: Callable[..., object]) -> None:
     """Raise TypeError unless the function's code has run when its call returns."""
-    import inspect
-
-    can_be_called: bool = callable(function)
-    if not can_be_called:
-        raise TypeError(f"expected a function, not {type(function).__qualname__}")
-    for kind, test in (
-        ("a generator", inspect.isgeneratorfunction),
-        ("a coroutine", inspect.iscoroutinefunction),
-        ("an asynchronous generator", inspect.isasyncgenfunction),
-    ):
-        if test(function):
-            name = getattr(function, "__qualname__", repr(function))
-            raise TypeError(
-                f"{name} is {kind} function, whose call returns before its code runs: put "
-                f"`with desist.fail_after(...)` around the code that uses its result"
-            )
+    advice = "put `with desist.fail_after(...)` around the code that uses its result"
+    check_runnable(function, "the function", advice)

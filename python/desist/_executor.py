@@ -35,8 +35,10 @@ from desist._core import (
     StopPolicy,
     Task,
     WorkerThread,
+    call_for_effect,
     call_masked,
     cancel_because,
+    check_runnable,
     checkpoint,
     current_time,
     defer_kill,
@@ -243,7 +245,9 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
             message = f"max_abandoned must not be negative, but is {max_abandoned}"
             raise ValueError(message)
         super().__init__(max_workers, thread_name_prefix, initializer, initargs)
-        self._initialize = partial(initializer, *initargs) if initializer else None
+        if initializer is not None:
+            check_runnable(initializer, "initializer")
+        self._initialize = partial(call_for_effect, initializer, *initargs) if initializer else None
         self._inherit_context = inherit_context
         self._max_abandoned = max_abandoned
         self._policy = StopPolicy() if policy is None else policy
@@ -260,13 +264,20 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]:
         """Have `fn(*args, **kwargs)` called by a thread of the pool.
 
+        A coroutine function or a generator function is refused, whose call returns before its code
+        runs. A function may return a generator, or a future of asyncio: the caller gets it as the
+        result, as from the standard library's executor. If it returns a coroutine, the result is a
+        TypeError.
+
         Never blocks. A checkpoint.
         On cancel: Cancelled means that nothing was submitted.
 
         Raises:
             RuntimeError: the executor has been shut down.
             PoolExhausted: more than `max_abandoned` abandoned threads still run.
+            TypeError: `fn` is not callable, or its call would not run its code.
         """
+        check_runnable(fn, "fn")
         checkpoint()
         call: Callable[[], R] = partial(fn, *args, **kwargs)
         if self._inherit_context:

@@ -13,7 +13,14 @@ from __future__ import annotations
 
 import concurrent.futures
 
-from desist._core import CancelCause, CancelSource, Latch, cancel_because, defer_kill
+from desist._core import (
+    CancelCause,
+    CancelSource,
+    Latch,
+    cancel_because,
+    check_runnable,
+    defer_kill,
+)
 from desist._enums import TaskState
 from desist._exceptions import AnyTimeoutError, TaskCancelled
 
@@ -159,6 +166,11 @@ class Future(concurrent.futures.Future["_R"]):
         return self._state in _ENDED
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[_R]], object]) -> None:
-        """As concurrent.futures.Future.add_done_callback()."""
+        """As concurrent.futures.Future.add_done_callback().
+
+        Raises:
+            TypeError: `fn` is not callable, or its call would not run its code.
+        """
+        check_runnable(fn, "fn")
         with defer_kill(BRIEFLY):
             super().add_done_callback(fn)

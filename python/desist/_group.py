@@ -33,6 +33,7 @@ from desist._core import (
     StopPolicy,
     WorkerThread,
     cancel_because,
+    check_runnable,
     checkpoint,
     defer_kill,
 )
@@ -328,11 +329,10 @@ class TaskGroup(GroupCore):
         Raises:
             PoolExhausted: all of `max_threads` threads were abandoned, and have not ended.
             RuntimeError: the block has not begun or has ended, or the system has no more threads.
-            TypeError: `fn` is not callable.
+            TypeError: `fn` is not callable, or it is a coroutine function or a generator function,
+                whose call returns before its code runs.
         """
-        if not callable(fn):
-            message = f"start_soon() takes a function to call, not {type(fn).__name__}"  # type: ignore[unreachable]
-            raise TypeError(message)
+        check_runnable(fn, "fn")
         checkpoint()
         name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
         task = Task(self, name, partial(copy_context().run, fn, *args, **kwargs))
@@ -507,10 +507,13 @@ def race(*fns: Callable[[], R]) -> R:
 
     Raises:
         ExceptionGroup: all functions failed.
+        TypeError: one of them is not callable, or its call would not run its code.
         ValueError: no function was given.
     """
     if not fns:
         raise ValueError("race() needs a function to call")
+    for fn in fns:
+        check_runnable(fn, "each function")  # before the first one is started
     with _Race(on_error="continue", name="race") as group:
         tasks = [group.start_soon(fn) for fn in fns]
         winner = tasks[0]  # if all were cancelled, any of them says so

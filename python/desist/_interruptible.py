@@ -15,7 +15,16 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from desist._core import CancelCause, KillSignal, call_masked, checkpoint, cleanup, current_token
+from desist._core import (
+    CancelCause,
+    KillSignal,
+    call_for_effect,
+    call_masked,
+    check_runnable,
+    checkpoint,
+    cleanup,
+    current_token,
+)
 from desist._exceptions import Unblocked
 
 if TYPE_CHECKING:
@@ -46,12 +55,10 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
     every wait.
 
     Raises:
-        TypeError: `fn` or `unblock` cannot be called.
+        TypeError: `fn` or `unblock` is not callable, or its call would not run its code.
     """
-    given: object
-    for given in (fn, unblock):
-        if not callable(given):
-            raise TypeError(f"expected a function to call, not {type(given).__qualname__}")
+    check_runnable(fn, "fn")
+    check_runnable(unblock, "unblock")
     checkpoint()
     call = _Call(unblock)
     # Made beforehand: a kill may be delivered between the making of a block and its `with`.
@@ -103,7 +110,7 @@ class _Call:
         with self._lock:
             if self._inside and not self.interrupted:
                 self.interrupted = True
-                self._unblock()
+                call_for_effect(self._unblock)
             elif not self.interrupted:
                 self._too_early = True
 

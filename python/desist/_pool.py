@@ -30,9 +30,11 @@ from desist._core import (
     PoolMetrics,
     ProcessStopPolicy,
     StopPolicy,
+    call_for_effect,
     call_masked,
     cancel_because,
     cancel_scope,
+    check_runnable,
     checkpoint,
     shield,
 )
@@ -104,7 +106,9 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
     docs/processes.md).
 
     The handler's return value is the item's result, unless the handler has called lease.ack()
-    itself. After an exception the item is requeued, as the queue's RetryPolicy says. A worker that
+    itself. A coroutine function or a generator function is refused, whose call returns before its
+    code runs; an attempt whose handler returns a coroutine, a generator or another awaitable has
+    failed. After an exception the item is requeued, as the queue's RetryPolicy says. A worker that
     is killed goes on with the next item, and its item is leased again.
 
     Leaving the `with` block waits until all work has ended, then stops the workers; an exception
@@ -141,7 +145,8 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         no kill is delivered: it should be quick. Its exceptions go to sys.unraisablehook.
 
         Raises:
-            TypeError: the handler cannot be pickled, or an argument is of the wrong type.
+            TypeError: the handler cannot be pickled, or its call would not run its code, or an
+                argument is of the wrong type.
         """
         restart = RestartPolicy() if restart is None else restart
         _check(handler, workers, restart, isolation)
@@ -417,8 +422,10 @@ def _opened(queue: Any) -> Any:
     return FileQueue(queue)
 
 
-def _check(handler: object, workers: int, restart: RestartPolicy, isolation: str) -> None:
-    _check_callable("handler", handler)
+def _check(
+    handler: Callable[..., object], workers: int, restart: RestartPolicy, isolation: str
+) -> None:
+    check_runnable(handler, "handler")
     if not isinstance(restart, RestartPolicy):
         message = f"restart must be a RestartPolicy, not {type(restart).__name__}"  # type: ignore[unreachable]
         raise TypeError(message)
@@ -434,17 +441,11 @@ def _check(handler: object, workers: int, restart: RestartPolicy, isolation: str
             raise ValueError(message)
 
 
-def _check_callable(name: str, value: Any) -> None:
-    if not callable(value):
-        message = f"{name} must be callable, not {type(value).__name__}"
-        raise TypeError(message)
-
-
 def _observer(on_event: Callable[[WorkEvent], object] | None) -> Callable[..., object] | None:
     if on_event is None:
         return None
-    _check_callable("on_event", on_event)
-    return lambda *event: on_event(WorkEvent(*event))
+    check_runnable(on_event, "on_event")
+    return lambda *event: call_for_effect(on_event, WorkEvent(*event))
 
 
 def _policy_for(

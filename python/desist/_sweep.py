@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from desist._core import Cancelled, Killed, Latch, StopPolicy, Task, _Injector
+from desist._core import Cancelled, Killed, Latch, StopPolicy, Task, _Injector, check_runnable
 from desist._exceptions import SweepError
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ class Sweep:
         if self.victims not in {"fn", "started"}:
             message = f"victims must be 'fn' or 'started', not {self.victims!r}"
             raise ValueError(message)
+        for name, function in (("fn", self.fn), ("check", self.check), ("setup", self.setup)):
+            if function is not None:
+                check_runnable(function, name)
         if not _busy.acquire(blocking=False):
             raise RuntimeError("a sweep is running; there can be one at a time in a process")
         try:

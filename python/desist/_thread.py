@@ -12,7 +12,16 @@ import sys
 import threading
 from contextvars import Context, copy_context
 
-from desist._core import CancelToken, Event, KillReport, StopPolicy, Task, call_masked
+from desist._core import (
+    CancelToken,
+    Event,
+    KillReport,
+    StopPolicy,
+    Task,
+    call_for_effect,
+    call_masked,
+    check_runnable,
+)
 from desist._enums import TaskState
 from desist._killing import kill_soon
 from desist._pickling import refuse
@@ -28,6 +37,12 @@ if TYPE_CHECKING:
 
 class StoppableThread(threading.Thread):
     """The common part of Thread and Timer: everything except cancel()."""
+
+    if TYPE_CHECKING:
+        # Of threading.Thread.
+        _target: Callable[..., object] | None
+        _args: Iterable[Any]
+        _kwargs: Mapping[str, Any]
 
     def __init__(
         self,
@@ -46,24 +61,42 @@ class StoppableThread(threading.Thread):
         code's unless given.
 
         Raises:
-            TypeError: `context` is none.
+            TypeError: `context` is none; or `target`, or run() of a subclass, is a coroutine
+                function or a generator function, whose call returns before its code runs.
         """
         given: object = context
         if not (given is None or isinstance(given, Context)):
             raise TypeError(
                 f"context must be a contextvars.Context, not {type(given).__qualname__}"
             )
+        if target is not None:
+            check_runnable(target, "target")
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
         self._task = Task(self.name)
         self._run_context = copy_context() if context is None else context
         # A subclass may override run(), as with threading.Thread; the boundary goes around it.
         self._body = self.run
+        check_runnable(self._body, "run()")
         self.__dict__["run"] = self._run_behind_the_boundary
 
     def _run_behind_the_boundary(self) -> None:
         body = self._body
         del self.run, self._body  # cycles, which would keep the thread's arguments alive
         self._task.run(lambda: self._run_context.run(body))
+
+    def run(self) -> None:
+        """Call the target, as threading.Thread.run() does.
+
+        Raises:
+            TypeError: it has returned a coroutine, a generator or another awaitable, whose code has
+                not run.
+        """
+        try:
+            if self._target is not None:
+                call_for_effect(self._target, *self._args, **self._kwargs)
+        finally:
+            # The arguments may refer to the thread.
+            del self._target, self._args, self._kwargs
 
     # Protocols 0 and 1 would fail over a lock of threading.
     def __reduce__(self) -> NoReturn:
@@ -215,7 +248,12 @@ class Timer(StoppableThread):
         args: Iterable[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """As threading.Timer."""
+        """As threading.Timer.
+
+        Raises:
+            TypeError: `function` is not callable, or its call would not run its code.
+        """
+        check_runnable(function, "function")
         super().__init__()
         self.interval: float = interval
         self.function: Callable[..., object] = function
@@ -240,5 +278,5 @@ class Timer(StoppableThread):
         On kill: of the timer: Killed is raised in the wait, or in the function.
         """
         if not self.finished.wait(self.interval):
-            self.function(*self.args, **self.kwargs)
+            call_for_effect(self.function, *self.args, **self.kwargs)
         self.finished.set()

@@ -13,6 +13,7 @@ pub(super) mod lazy_arg;
 pub(super) mod pickling;
 pub(super) mod raised;
 pub(super) mod raw_frames;
+pub(super) mod runnable;
 pub(super) mod seconds;
 pub(super) mod surroundings;
 pub(super) mod swallow;

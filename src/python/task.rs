@@ -25,6 +25,7 @@ use crate::fork;
 use crate::python::binding::attach::attach;
 use crate::python::binding::enums::TaskState;
 use crate::python::binding::host::detached;
+use crate::python::binding::runnable::check_result;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
@@ -230,7 +231,8 @@ impl Task {
         }
         let enrolment = self.enrolment.lock().take();
         let enrolled = enrolment.map(|enrolment| detached(py, || enrolment.begin()));
-        let body = || body.call0().map(Bound::unbind);
+        // With a `settle` the result is handed on.
+        let body = || check_result(body.call0()?, settle.is_some()).map(Bound::unbind);
         let settled = run(py, &self.core, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
             match (settle, ended) {

@@ -8,6 +8,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::python::binding::host::detached;
+use crate::python::binding::runnable::check_function;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
 use crate::token::timer;
@@ -43,6 +44,7 @@ impl Simulation {
     /// Run `fn()` under the clock, and wait for all threads that it has started.
     #[pyo3(signature = (r#fn: "Callable[[], _T]") -> "_T")]
     fn run<'py>(&self, py: Python<'py>, r#fn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        check_function(r#fn, "fn", None)?;
         let enrolled = self
             .simulation
             .enter()

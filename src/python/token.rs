@@ -35,6 +35,7 @@ use crate::clock::Time;
 use crate::python::binding::attach::attach;
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
+use crate::python::binding::runnable::{check_function, check_result};
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::cause::CancelCause;
@@ -323,12 +324,7 @@ impl CancelToken {
     #[pyo3(signature = (r#fn: "Callable[[CancelCause], object]", /))]
     fn on_cancel(slf: &Bound<'_, Self>, r#fn: Py<PyAny>) -> PyResult<Registration> {
         let (py, this) = (slf.py(), slf.get());
-        if !r#fn.bind(py).is_callable() {
-            let kind = r#fn.bind(py).get_type().name()?;
-            return Err(PyTypeError::new_err(format!(
-                "the callback must be callable, not {kind}"
-            )));
-        }
+        check_function(r#fn.bind(py), "the callback", None)?;
         let table = this.table(py)?.of_node.clone();
         let id = table.get().add(r#fn);
         let call = move |cause: &crate::Cause| {
@@ -341,7 +337,8 @@ impl CancelToken {
                 drop(table);
                 let _mask = Mask::open(DEFAULT_GRACE); // the cancelling thread may be killed
                 let called = Py::new(py, CancelCause::from(cause.clone()))
-                    .and_then(|cause| function.call1(py, (cause,)));
+                    .and_then(|cause| function.bind(py).call1((cause,)))
+                    .and_then(|result| check_result(result, true));
                 if let Err(raised) = called {
                     raised.write_unraisable(py, Some(function.bind(py)));
                 }

@@ -278,3 +278,44 @@ def append(lease: Lease[tuple[str, str, int]]) -> None:
     effects, told, number = lease.item
     tell(effects, number, lease.attempt)
     tell(told, os.getpid())
+
+
+def coroutine(_: Lease[object]) -> object:
+    async def work() -> None:
+        sys.exit("the code ran")
+
+    return work()
+
+
+class DecodesToPid:
+    """Is decoded to the pid of the process that does it."""
+
+    def __reduce__(self) -> Any:
+        return os.getpid, ()
+
+
+class HangsInDecoder:
+    """Tells that its decoding has begun, and hangs in C; another decoding has a result."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return hang_once, (self.path,)
+
+
+def hang_once(path: str) -> str:
+    done = f"{path}-done"
+    if os.path.exists(done):  # noqa: PTH110 (a module without pathlib)
+        return "decoded"
+    os.close(os.open(done, os.O_CREAT))
+    tell(path, "begun")
+    time.sleep(1e6)
+    raise AssertionError
+
+
+class DiesInDecoder:
+    """Ends the process that decodes it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (3,)

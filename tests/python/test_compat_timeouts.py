@@ -566,13 +566,13 @@ DECORATORS: list[Callable[[], Callable[[Any], Any]]] = [
 )
 def test_generators_and_coroutines_are_refused(make: Any, function: Any, kind: str) -> None:
     name = function.__name__
-    with pytest.raises(TypeError, match=rf"^{name} is an? {kind} function, .*fail_after"):
+    with pytest.raises(TypeError, match=rf"{name} is an? {kind} function, .*fail_after"):
         make()(function)
 
 
 @pytest.mark.parametrize("make", DECORATORS)
 def test_an_object_that_is_not_callable_is_refused(make: Any) -> None:
-    with pytest.raises(TypeError, match="expected a function, not int"):
+    with pytest.raises(TypeError, match="the function must be callable, not int"):
         make()(1)
 
 

@@ -344,9 +344,9 @@ def test_a_signal_handler_that_cancels_wakes_the_main_thread() -> None:
 
 @pytest.mark.parametrize("bad", [None, 7, "text"])
 def test_an_object_that_is_not_callable_is_refused(bad: object) -> None:
-    with pytest.raises(TypeError, match="expected a function to call"):
+    with pytest.raises(TypeError, match="must be callable, not"):
         interruptible(bad, unblock=lambda: None)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="expected a function to call"):
+    with pytest.raises(TypeError, match="must be callable, not"):
         interruptible(lambda: None, unblock=bad)  # type: ignore[arg-type]
 
 

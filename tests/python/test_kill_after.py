@@ -868,7 +868,7 @@ def test_generators_and_coroutines_cannot_be_decorated() -> None:
     for refused in (generator, coroutine, asynchronous):
         with pytest.raises(TypeError, match="whose call returns before its code runs"):
             desist.deadline(1)(refused)
-    with pytest.raises(TypeError, match="expected a function, not int"):
+    with pytest.raises(TypeError, match="the function must be callable, not int"):
         desist.deadline(1)(1)  # type: ignore[arg-type]
 
 

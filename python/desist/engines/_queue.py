@@ -19,6 +19,7 @@ from desist._core import (
     call_masked,
     cancel_because,
     cancel_scope,
+    check_runnable,
     checkpoint,
     current_time,
     lease_of,
@@ -26,16 +27,18 @@ from desist._core import (
 from desist.engines._heartbeat import HeartbeatThread
 from desist.engines._held import HeldLease, retry_until_connected
 from desist.engines._lease_calls import LeaseCalls
+from desist.engines._port import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from desist._codec import Codec
     from desist._item_future import ItemPromise
-    from desist.engines._port import Delivery, Engine
+    from desist.engines._port import Delivery
 
 T = TypeVar("T")
 
+_NO_COROUTINE = "its effect must be there when it returns"
 _LOST = "its worker was lost at the last attempt, for an unknown reason"
 
 
@@ -63,7 +66,14 @@ class EngineQueue(Generic[T]):
         """Set up the queue; the connection is made at the first call that needs it.
 
         With `codec="pickle"`, a program that can write to the server can run code in the workers.
+
+        Raises:
+            TypeError: an operation of the engine is a coroutine function.
         """
+        for name, operation in vars(Engine).items():
+            if callable(operation) and not name.startswith("_"):
+                what = f"{type(engine).__name__}.{name}()"
+                check_runnable(getattr(engine, name), what, _NO_COROUTINE)
         retry = RetryPolicy() if retry is None else retry
         self.engine = engine
         self.port: EnginePort = EnginePort(engine, retry, codec_named(codec))

@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::python::binding::host::detached;
+use crate::python::binding::runnable::{check_function, check_result};
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
 use crate::python::op::Visited;
@@ -62,10 +63,14 @@ impl Barrier {
     #[pyo3(signature = (parties, action: "Callable[[], object] | None" = None, timeout: "float | None" = None))]
     fn __init__(
         &self,
+        py: Python<'_>,
         parties: isize,
         action: Option<Py<PyAny>>,
         timeout: Option<Py<PyAny>>,
     ) -> PyResult<()> {
+        if let Some(action) = &action {
+            check_function(action.bind(py), "action", None)?;
+        }
         let parties = usize::try_from(parties).ok().filter(|parties| *parties > 0);
         let parties = parties.ok_or_else(|| PyValueError::new_err("parties must be >= 1"))?;
         let barrier = sync::Barrier::new(parties);
@@ -112,7 +117,7 @@ impl Barrier {
                     .as_ref()
                     .map(|action| action.clone_ref(py));
                 if let Some(action) = action {
-                    action.call0(py)?;
+                    check_result(action.bind(py).call0()?, false)?;
                 }
                 opening.open().map_err(failed)
             }

@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyTuple};
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
+use crate::python::binding::runnable::check_function;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
 use crate::python::hard_stop::mask::unmasked;
@@ -173,6 +174,7 @@ impl Condition {
         predicate: &Bound<'py, PyAny>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        check_function(predicate, "predicate", None)?;
         let until = seconds::patience(timeout)?;
         loop {
             let result = predicate.call0()?;

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyGenericAlias, PyType};
@@ -24,6 +24,7 @@ use pyo3::types::{PyGenericAlias, PyType};
 use crate::clock::Time;
 use crate::error::ScopeMisuse;
 use crate::python::binding::lazy_arg::{Item, LazyClass, LazyException, LazyTraceback};
+use crate::python::binding::runnable::{check_function, check_result};
 use crate::python::error;
 use crate::python::op::Visited;
 use crate::python::sync::lock;
@@ -106,11 +107,8 @@ impl Guarded {
         rollback: Option<Bound<'_, PyAny>>,
         name: Option<&str>,
     ) -> PyResult<Self> {
-        if let Some(given) = rollback.as_ref().filter(|given| !given.is_callable()) {
-            let kind = given.get_type().name()?;
-            return Err(PyTypeError::new_err(format!(
-                "rollback must be a function that copies the value, not {kind}"
-            )));
+        if let Some(rollback) = &rollback {
+            check_function(rollback, "rollback, which copies the value,", None)?;
         }
         let cell = Arc::new(Cell {
             slot: Mutex::new(Slot {
@@ -262,7 +260,8 @@ impl GuardedValue {
             return Ok(None);
         };
         let value = guarded.cell.slot.lock().value.clone_ref(py);
-        rollback.call1(py, (value,)).map(Some)
+        let copy = check_result(rollback.bind(py).call1((value,))?, true)?;
+        Ok(Some(copy.unbind()))
     }
 
     /// Reads or changes the slot while the lock cannot be taken from this block. `change` must not

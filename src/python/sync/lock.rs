@@ -12,7 +12,7 @@ pub(in crate::python) mod guard;
 
 use std::sync::OnceLock;
 
-use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -20,6 +20,7 @@ use pyo3::types::{PyDict, PyTuple};
 use crate::clock::Time;
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
+use crate::python::binding::runnable::{check_function, check_result};
 use crate::python::binding::seconds::Seconds;
 use crate::python::binding::{lazy_arg, seconds};
 use crate::python::error;
@@ -337,12 +338,12 @@ impl Lock {
         let Some(repair) = r#fn else {
             return Ok(Some(guard));
         };
-        if !repair.is_callable() {
-            let message = "the repair must be a function without arguments";
-            return Err(PyTypeError::new_err(message));
-        }
+        check_function(repair, "the repair", None)?;
         guard.get().enter(py)?;
-        match repair.call0() {
+        match repair
+            .call0()
+            .and_then(|result| check_result(result, false))
+        {
             Ok(_) => guard.get().exit(py, None).map(|()| None),
             Err(raised) => {
                 guard.get().exit(py, Some(raised.value(py)))?;

@@ -41,6 +41,7 @@ use crate::fork;
 use crate::item::ItemId;
 use crate::python::binding::attach::attach;
 use crate::python::binding::host::detached;
+use crate::python::binding::runnable::check_result;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
@@ -323,7 +324,7 @@ impl WorkerSlot {
             }
             let token = task.source().token();
             token.check().map_err(|stop| error::from_stop(py, stop))?;
-            handler.call1(&arguments).map(Bound::unbind)
+            check_result(handler.call1(&arguments)?, false).map(Bound::unbind)
         };
         let settled = task::run(py, &task, body, |result, ended| {
             let before = self.current.lock().take();
