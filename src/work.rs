@@ -17,8 +17,8 @@
 //! | leased | leased | `extend`: the lease ends later |
 //! | leased | done | `ack` |
 //! | leased | ready, before the others | [`Nack::AtOnce`]; a lease that times out; a worker's process that dies |
-//! | leased | delayed | [`Nack::Failed`] and [`Nack::After`] |
-//! | leased | dead | an end without success of the last attempt, of a cancelled item, or of an expired one |
+//! | leased | delayed | [`Nack::Failed`], [`Nack::After`] and [`Nack::Snooze`] |
+//! | leased | dead | [`Nack::Discard`]; an end without success of the last attempt, of a cancelled item, or of an expired one |
 //! | delayed | ready, after the others | time |
 //! | ready, delayed | dead | `cancel`, `dead_letter_all`, and time: the item expires |
 //! | dead | ready, after the others | `retry`: with all attempts, and without a time to live |
@@ -31,8 +31,8 @@
 //! - A lease is settled at most once, by the epoch that it was given. Epochs only grow, so a late
 //!   call of a worker whose lease is over finds another epoch, is [`Fenced`] and changes nothing
 //!   (I29, I34).
-//! - Each lease counts as an attempt. After [`RetryPolicy::max_attempts`] the item is dead, with
-//!   the notes of all failures (I30).
+//! - Each lease counts as an attempt, unless it ends by [`Nack::Snooze`]. After
+//!   [`RetryPolicy::max_attempts`] the item is dead, with the notes of all failures (I30).
 //! - Transitions that are due by time are made by the next operation on the queue, in the order of their
 //!   times, and before the operation's own change. So they are never observed late.
 //!
@@ -70,7 +70,7 @@ pub struct Lease<T, N> {
     pub id: u64,
     /// The number of the lease; a later lease of any item has a greater one.
     pub epoch: u64,
-    /// How often the item has been leased, this time included.
+    /// How often the item has been leased, this time included, and snoozed leases left out.
     pub attempt: u32,
     /// The item.
     pub item: T,
@@ -203,7 +203,7 @@ pub struct Fenced;
 pub enum NackOutcome {
     /// It is ready or delayed, and will be leased again.
     Requeued,
-    /// It is dead: this was the last attempt, or the item was cancelled or has expired.
+    /// It is dead: this was the last attempt, or the item was discarded or cancelled, or has expired.
     Dead,
 }
 
@@ -216,6 +216,10 @@ pub enum Nack {
     After(Duration),
     /// The worker was stopped, through no fault of the work: at once, before other items.
     AtOnce,
+    /// Not now: after this pause. The attempt does not count, and no failure is stored.
+    Snooze(Duration),
+    /// Never: the item is dead, whatever attempts it has left.
+    Discard,
 }
 
 /// The options of one item, given when it is put.

@@ -174,7 +174,7 @@ impl Model {
             match item.place {
                 Where::Leased(_) => {
                     let lost = Note::Noted("its lease was not extended in time".into());
-                    self.end_lease(id, Some(lost), Duration::ZERO);
+                    self.end_lease(id, Some(lost), Some(Duration::ZERO));
                 }
                 _ if item.deadline <= now => self.die(id, Some(overdue())),
                 _ => self.line_up(id, false),
@@ -309,14 +309,26 @@ impl Model {
         let retry = self.options.retry;
         let item = self.leased(id, epoch)?;
         let pause = match nack {
-            Nack::AtOnce => Duration::ZERO,
-            Nack::After(pause) => pause,
-            Nack::Failed => (retry.backoff * 2u32.pow(item.attempt - 1)).min(retry.max_backoff),
+            Nack::AtOnce => Some(Duration::ZERO),
+            Nack::After(pause) => Some(pause),
+            Nack::Failed => {
+                Some((retry.backoff * 2u32.pow(item.attempt - 1)).min(retry.max_backoff))
+            }
+            Nack::Discard => None,
+            Nack::Snooze(pause) => {
+                item.attempt -= 1;
+                return Ok(self.end_lease(id, None, Some(pause)));
+            }
         };
         Ok(self.end_lease(id, failure, pause))
     }
 
-    fn end_lease(&mut self, id: u64, failure: Option<Note>, pause: Duration) -> NackOutcome {
+    fn end_lease(
+        &mut self,
+        id: u64,
+        failure: Option<Note>,
+        pause: Option<Duration>,
+    ) -> NackOutcome {
         let max_attempts = self.options.retry.max_attempts;
         let item = self.items.get_mut(&id).unwrap();
         item.failures.extend(failure);
@@ -327,12 +339,16 @@ impl Model {
         } else if item.deadline <= Time::now() {
             self.die(id, Some(overdue()));
             NackOutcome::Dead
-        } else if pause.is_zero() {
-            self.line_up(id, true);
+        } else if let Some(pause) = pause {
+            if pause.is_zero() {
+                self.line_up(id, true);
+            } else {
+                self.delay(id, pause);
+            }
             NackOutcome::Requeued
         } else {
-            self.delay(id, pause);
-            NackOutcome::Requeued
+            self.die(id, None);
+            NackOutcome::Dead
         }
     }
 
@@ -345,7 +361,7 @@ impl Model {
         let mut leased: Vec<_> = self.items.iter().filter_map(leased).collect();
         leased.sort_unstable();
         for (_, id) in leased.into_iter().rev() {
-            self.end_lease(id, None, Duration::ZERO);
+            self.end_lease(id, None, Some(Duration::ZERO));
         }
         self.closed = false;
     }
@@ -468,6 +484,8 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(Nack::Failed),
         seconds(0..8).prop_map(Nack::After),
         Just(Nack::After(Duration::MAX)),
+        seconds(0..8).prop_map(Nack::Snooze),
+        Just(Nack::Discard),
     ];
     let step = prop_oneof![
         80 => put_options().prop_map(Step::Put),

@@ -33,7 +33,7 @@
 //! | | `add` | 0, or 2 with a delay |
 //! | 0 | `take_first` | 1 |
 //! | 1 | `ack` | no row |
-//! | 1 | `end`: from `nack`, a lease that times out, an owner that is gone | 3, or 0 without a pause, or 2 |
+//! | 1 | `end`: from `nack`, a lease that times out, an owner that is gone | 3, or 0 without a pause, or 2; a snooze first takes its attempt back |
 //! | 2 | `come_due` | 0, or 3 if it has expired |
 //! | 0, 2 | `cancel`, `dead_letter_all`; `come_due` of an item that expires | 3 |
 //! | 3 | `retry` | 0 |
@@ -580,23 +580,30 @@ impl<'a> Tables<'a> {
             [row_id(id), row_id(epoch)],
             ItemRow::read,
         )?;
-        let Some(leased) = found else {
+        let Some(mut leased) = found else {
             return Ok(Err(Fenced));
         };
         let pause = match nack {
-            Nack::Failed => self.context.retry.pause(attempts(leased.attempt), random),
-            Nack::After(pause) => pause,
-            Nack::AtOnce => Duration::ZERO,
+            Nack::Failed => Some(self.context.retry.pause(attempts(leased.attempt), random)),
+            Nack::After(pause) => Some(pause),
+            Nack::AtOnce => Some(Duration::ZERO),
+            Nack::Discard => None,
+            Nack::Snooze(pause) => {
+                leased.attempt -= 1;
+                let update = "UPDATE items SET attempt = ? WHERE id = ?";
+                self.execute(update, [leased.attempt, leased.id])?;
+                return self.end(&leased, Some(pause), None).map(Ok);
+            }
         };
         self.end(&leased, pause, failure).map(Ok)
     }
 
     /// End the lease of this item without success: it is dead if it may not be tried again, and
-    /// else ready, before others, or delayed.
+    /// else ready, before others, or delayed. No `pause`: it is not tried again.
     fn end(
         &mut self,
         leased: &ItemRow,
-        pause: Duration,
+        pause: Option<Duration>,
         failure: Option<&Failure>,
     ) -> Result<NackOutcome> {
         let id = leased.id;
@@ -613,10 +620,10 @@ impl<'a> Tables<'a> {
             self.fail(id, &Failure::ItemExpired)?;
             is_last = true;
         }
-        if is_last {
+        let Some(pause) = pause.filter(|_| !is_last) else {
             self.dead_letter(id)?;
             return Ok(NackOutcome::Dead);
-        }
+        };
         self.note_end(leased.expires);
         if pause.is_zero() {
             self.meta.first_turn -= 1;

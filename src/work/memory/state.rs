@@ -23,9 +23,10 @@
 //! | leased | `extend` | leased, until later | `progress`, if one is given |
 //! | leased | `cancel` | leased | `cancelled`, if it was not cancelled before |
 //! | leased | `ack` | done | leaves `items` and `keys` |
-//! | leased | `end_lease`: it was the last attempt, or is cancelled, or has expired | dead | a note for each reason |
+//! | leased | `end_lease`: it was the last attempt, or is discarded, cancelled, or expired | dead | a note for each reason |
 //! | leased | `end_lease` without a pause | ready, at the front | the failure's note, if there is one |
 //! | leased | `end_lease` with a pause | delayed | the failure's note, if there is one |
+//! | leased | `nack`: snoozed, before `end_lease` | leased | `attempt` - 1 |
 //! | delayed | `come_due`, before its deadline | ready, at the back | |
 //! | delayed | `come_due`, at or after its deadline | dead | a note that it expired |
 //! | ready, delayed | `cancel`, `dead_letter_all` | dead | the caller's note |
@@ -95,7 +96,7 @@ struct Item<T, N> {
     /// Its state. Changed by [`StateIndex`] alone.
     entry: StateEntry,
     /// How often it was leased, since it was put or last retried. Raised by `lease`, so an attempt
-    /// counts however its lease ends (I30).
+    /// counts however its lease ends (I30); a snooze alone takes it back.
     attempt: u32,
     /// The fields that most items leave empty, boxed so that an item stays small.
     extras: Option<Box<Extras<N>>>,
@@ -232,7 +233,8 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         };
         let deadline = item.schedule().deadline;
         if let ItemState::Leased { .. } = item.entry.state {
-            self.end_lease(id, &mut Some(lease_lost(at).into()), Duration::ZERO);
+            let lost = &mut Some(lease_lost(at).into());
+            self.end_lease(id, lost, Some(Duration::ZERO));
         } else if deadline <= now {
             // Also if a delay ended at the same time: an expired item is never leased.
             item.extras_mut().failures.push(expired(deadline).into());
@@ -366,7 +368,8 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         Ok(until)
     }
 
-    /// The lease ends, and the work is not done. `failure` is taken, if the lease was valid.
+    /// The lease ends, and the work is not done. `failure` is taken, if the lease was valid and not
+    /// snoozed.
     pub(super) fn nack(
         &mut self,
         id: u64,
@@ -374,18 +377,29 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         nack: Nack,
         failure: &mut Option<N>,
     ) -> Result<NackOutcome, Fenced> {
-        let attempt = Self::check(&mut self.items, id, epoch)?.attempt;
+        let item = Self::check(&mut self.items, id, epoch)?;
+        let retry = &self.options.retry;
         let pause = match nack {
-            Nack::Failed => self.options.retry.pause(attempt, self.jitter.sample(epoch)),
-            Nack::After(pause) => pause,
-            Nack::AtOnce => Duration::ZERO,
+            Nack::Failed => Some(retry.pause(item.attempt, self.jitter.sample(epoch))),
+            Nack::After(pause) => Some(pause),
+            Nack::AtOnce => Some(Duration::ZERO),
+            Nack::Discard => None,
+            Nack::Snooze(pause) => {
+                item.attempt -= 1;
+                return Ok(self.end_lease(id, &mut None, Some(pause)));
+            }
         };
         Ok(self.end_lease(id, failure, pause))
     }
 
     /// End the lease of this item without success: it is dead if it may not be tried again, and
-    /// else ready, before others, or delayed.
-    fn end_lease(&mut self, id: u64, failure: &mut Option<N>, pause: Duration) -> NackOutcome {
+    /// else ready, before others, or delayed. No `pause`: it is not tried again.
+    fn end_lease(
+        &mut self,
+        id: u64,
+        failure: &mut Option<N>,
+        pause: Option<Duration>,
+    ) -> NackOutcome {
         let Some(item) = self.items.get_mut(id) else {
             return NackOutcome::Dead;
         };
@@ -405,10 +419,10 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
             last = true;
         }
         self.index.leave(id, &item.entry);
-        if last {
+        let Some(pause) = pause.filter(|_| !last) else {
             self.index.dead_letter(id, &mut item.entry);
             return NackOutcome::Dead;
-        }
+        };
         let schedule = item.schedule();
         if pause.is_zero() {
             self.index

@@ -58,7 +58,7 @@ impl Tables<'_> {
         )?;
         for leased in leased {
             let failure = died.map(|pid| Failure::OwnerDied { pid });
-            self.end(&leased, Duration::ZERO, failure.as_ref())?;
+            self.end(&leased, Some(Duration::ZERO), failure.as_ref())?;
         }
         Ok(())
     }

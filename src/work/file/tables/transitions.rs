@@ -29,7 +29,7 @@ impl Tables<'_> {
             0 => self.meta.ready -= 1,
             1 => {
                 let lost = Some(&Failure::LeaseTimedOut);
-                return self.end(item, Duration::ZERO, lost).map(|_| ());
+                return self.end(item, Some(Duration::ZERO), lost).map(|_| ());
             }
             _ => self.meta.delayed -= 1,
         }
