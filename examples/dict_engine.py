@@ -72,10 +72,11 @@ class DictEngine(Engine):
             del self.items[delivery.id]
             self.done += 1
 
-    def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
+    def nack(self, delivery: Delivery, delay: float, failure: str | None) -> bool:
         with self.changed:
             item = self.leased(delivery)
             item.state = "ready"
+            item.attempt -= failure is None  # snoozed
             item.due = desist.current_time() + delay
         return True
 

@@ -43,6 +43,13 @@ MISSING = {
     "\nclass Op:\n": "\nclass Op(Generic[_T_co]):\n",
     "\nclass Queue:\n": "\nclass Queue(Generic[_T]):\n",
     "\nclass SimpleQueue:\n": "\nclass SimpleQueue(Generic[_T]):\n",
+    # The type arguments of a tuple.
+    "def discard_for(self, /) -> tuple | None:": (
+        "def discard_for(self, /) -> tuple[type[BaseException], ...] | None:"
+    ),
+    "def retry_for(self, /) -> tuple | None:": (
+        "def retry_for(self, /) -> tuple[type[BaseException], ...] | None:"
+    ),
     # A return type that depends on the argument.
     """
 def wait_any(*what: "Op[_T]", timeout: float | None = None) -> "tuple[int, _T] | None":

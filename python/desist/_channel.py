@@ -42,6 +42,8 @@ class Verb(enum.IntEnum):
     HEARTBEAT = 22
     COMMIT = 23
     COMMITTED = 24
+    DISCARD = 25
+    SNOOZE = 26
 
 
 class Channel:
@@ -140,6 +142,21 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.args[0]}"""'
 
 
+class LostException(RuntimeError):
+    """Stands for an exception that has no pickle, with its text and the names of its types."""
+
+    type_names: tuple[tuple[str, str], ...] = ()
+    """Module and qualified name of its class and the base classes, for RetryPolicy."""
+
+
+def _type_names(raised: BaseException) -> tuple[tuple[str, str], ...]:
+    # In the process, the main module of the parent has a name of its own.
+    return tuple(
+        ("__main__" if kind.__module__ == "__mp_main__" else kind.__module__, kind.__qualname__)
+        for kind in type(raised).__mro__
+    )
+
+
 def pack_exception(raised: BaseException) -> bytes:
     """Pickle an exception with its traceback as text; without the object if it has no pickle."""
     text = "".join(traceback.format_exception(type(raised), raised, raised.__traceback__))
@@ -149,7 +166,7 @@ def pack_exception(raised: BaseException) -> bytes:
         pickle.loads(itself)  # noqa: S301 (our own)
     except Exception:  # noqa: BLE001 (whatever its class does)
         itself = b""
-    return pickle.dumps((itself, summary, text), CODE)
+    return pickle.dumps((itself, summary, text, _type_names(raised)), CODE)
 
 
 def unpack_exception(payload: bytes) -> BaseException:
@@ -157,14 +174,15 @@ def unpack_exception(payload: bytes) -> BaseException:
 
     One that could not be pickled becomes a RuntimeError with its text.
     """
-    itself, summary, text = pickle.loads(payload)  # noqa: S301 (of our own worker)
+    itself, summary, text, names = pickle.loads(payload)  # noqa: S301 (of our own worker)
     raised: Any = None
     try:
         raised = pickle.loads(itself) if itself else None  # noqa: S301
     except Exception:  # noqa: BLE001 (its module may be known over there only)
         raised = None
     if not isinstance(raised, BaseException):
-        raised = RuntimeError(f"{summary} (raised in a worker process; it cannot be pickled)")
+        raised = LostException(f"{summary} (raised in a worker process; it cannot be pickled)")
+        raised.type_names = names
     failure: BaseException = raised
     failure.__cause__ = RemoteTraceback(text)
     return failure

@@ -223,6 +223,10 @@ class _Work:
         elif verb is Verb.NACK:
             delay, reason = pickle.loads(payload)  # noqa: S301 (of our own worker)
             self._lease.nack(delay=delay, reason=reason)
+        elif verb is Verb.DISCARD:
+            self._lease.discard(pickle.loads(payload))  # noqa: S301 (of our own worker)
+        elif verb is Verb.SNOOZE:
+            self._lease.snooze(pickle.loads(payload))  # noqa: S301 (of our own worker)
         else:
             self._lease.heartbeat(_unpickled(payload))
 

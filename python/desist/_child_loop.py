@@ -73,6 +73,14 @@ class ChildLease(Generic[T]):
         """As Lease.nack()."""
         self._ask(Verb.NACK, pickle.dumps((delay, reason), CODE))
 
+    def discard(self, reason: str | None = None) -> None:
+        """As Lease.discard()."""
+        self._ask(Verb.DISCARD, pickle.dumps(reason, CODE))
+
+    def snooze(self, seconds: float, /) -> None:
+        """As Lease.snooze()."""
+        self._ask(Verb.SNOOZE, pickle.dumps(seconds, CODE))
+
     def heartbeat(self, progress: object = None) -> None:
         """As Lease.heartbeat()."""
         checkpoint()

@@ -1068,7 +1068,7 @@ class Lease(Generic[_T]):
     @property
     def attempt(self, /) -> int:
         """
-        How often the item has been leased, this time included.
+        How often the item has been leased, this time included; attempts that were snoozed are left out.
         """
     def commit(self, /) -> Masked:
         """
@@ -1077,6 +1077,15 @@ class Lease(Generic[_T]):
 
         On kill: before the block, the item is leased again; after it, the item is done; there is no
         third outcome.
+        """
+    def discard(self, /, reason: str | None = None) -> None:
+        """
+        Dead-letter the item: it is kept, with the reason among its failures, and is not leased again,
+        whatever attempts it has left, unless `retry()` of the queue gives it new ones. An item that
+        is to leave no trace is acknowledged instead. The item's future raises TaskCancelled.
+
+        Raises:
+            Fenced: the lease is over.
         """
     @property
     def epoch(self, /) -> int:
@@ -1114,6 +1123,15 @@ class Lease(Generic[_T]):
     def progress(self, /) -> Any | None:
         """
         The progress that an earlier attempt has stored with heartbeat(); None if none has.
+        """
+    def snooze(self, seconds: float, /) -> None:
+        """
+        Requeue the item, to be leased again after that many seconds. The attempt does not count, and
+        no failure is stored: the work is to be done later.
+
+        Raises:
+            Fenced: the lease is over.
+            ValueError: `seconds` is negative.
         """
     @property
     def token(self, /) -> CancelToken:
@@ -1672,6 +1690,11 @@ class QueuePort:
 
         Blocks: a checkpoint.
         """
+    @property
+    def retry(self, /) -> RetryPolicy:
+        """
+        The queue's policy.
+        """
     def submit(
         self,
         item: object,
@@ -1765,6 +1788,11 @@ class RetryPolicy:
     After `max_attempts` leases an item is dead. The pause after a failure is `backoff` seconds at
     first and doubles each time up to `max_backoff`, randomised by ±`jitter` (a part of it). Work
     whose worker was killed is ready again at once.
+
+    `retry_for` names the types of exceptions, one or a tuple, after which work is tried again: after
+    another exception of the handler the item is dead at once, with the exception kept. After one of
+    `discard_for` it is dead in any case. Exceptions that do not come from the handler are not judged:
+    work whose worker process died is tried again, unless `discard_for` names WorkerDied.
     """
     def __eq__(self, value: object, /) -> bool: ...
     def __ne__(self, value: object, /) -> bool: ...
@@ -1776,6 +1804,8 @@ class RetryPolicy:
         backoff: float = 0.5,
         max_backoff: float = 60.0,
         jitter: float = 0.2,
+        retry_for: type[BaseException] | tuple[type[BaseException], ...] | None = None,
+        discard_for: type[BaseException] | tuple[type[BaseException], ...] | None = None,
     ) -> RetryPolicy: ...
     def __reduce__(self, /) -> tuple[Any, Any, Any]: ...
     def __repr__(self, /) -> str: ...
@@ -1783,6 +1813,11 @@ class RetryPolicy:
     def backoff(self, /) -> float:
         """
         Seconds of the pause after the first failure.
+        """
+    @property
+    def discard_for(self, /) -> tuple[type[BaseException], ...] | None:
+        """
+        After exceptions of these types the item is dead at once; None means no types.
         """
     @property
     def jitter(self, /) -> float:
@@ -1798,6 +1833,11 @@ class RetryPolicy:
     def max_backoff(self, /) -> float:
         """
         Seconds of the longest pause.
+        """
+    @property
+    def retry_for(self, /) -> tuple[type[BaseException], ...] | None:
+        """
+        After exceptions of these types, work is tried again; None means all types.
         """
 
 @final

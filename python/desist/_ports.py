@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from desist._core import FileQueue, LeaseQueue, queue_port
 
 if TYPE_CHECKING:
-    from desist._core import CancelCause, Op, RunningHandler, WorkerThread
+    from desist._core import CancelCause, Op, RetryPolicy, RunningHandler, WorkerThread
     from desist._item_future import ItemPromise
 
 
@@ -32,6 +32,10 @@ class Promise(Protocol):
 
 class EngineSource(Protocol):
     """A queue that an engine on a server keeps, as a worker's loop sees it."""
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """The queue's policy."""
 
     def deliver(self, timeout: float | None, /) -> HeldDelivery | None:
         """Lease the next item, waiting at most for `timeout` seconds."""
@@ -66,17 +70,29 @@ class HeldDelivery(Protocol):
     def ack(self) -> object:
         """The work is done."""
 
-    def nack(self, pause: float | None, failure: BaseException | CancelCause, /) -> bool:
+    def nack(self, pause: float | None, failure: BaseException | CancelCause | None, /) -> bool:
         """The work was not done. True: the item will be leased again; False: it is dead.
 
-        `pause`: seconds until then; None for that of the queue's RetryPolicy.
+        `pause`: seconds until then; None for that of the queue's RetryPolicy. Without a failure the
+        attempt does not count.
         """
+
+    def discard(self, failure: BaseException | CancelCause, /) -> object:
+        """The work will not be done: the item is dead."""
 
     def heartbeat(self, progress: Any, /) -> object:
         """Extend the lease now, and store `progress` unless it is None."""
 
     def take_promise(self) -> Promise | None:
         """The promise with which the item was submitted here, once."""
+
+
+class LostException(Protocol):
+    """An exception of a worker process that has no pickle."""
+
+    @property
+    def type_names(self) -> tuple[tuple[str, str], ...]:
+        """Module and qualified name of its class and the base classes."""
 
 
 # These are methods of public classes, and so their names begin with an underscore.
@@ -137,6 +153,10 @@ class Waitable(Protocol):
 
 class QueuePort(Protocol):
     """A queue of leases, as a WorkerPool sees it."""
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """The queue's policy."""
 
     def submit(
         self,

@@ -41,10 +41,12 @@ protocols! {
     /// Settles the future of a submitted item.
     promise is "Promise": finish, fail;
     /// A queue that an engine on a server keeps.
-    engine_source is "EngineSource": deliver;
+    engine_source is "EngineSource": deliver, retry;
     /// One lease of such a queue.
     held_delivery is "HeldDelivery":
-        id, epoch, attempt, item, progress, begun, ack, nack, heartbeat, take_promise;
+        id, epoch, attempt, item, progress, begun, ack, nack, discard, heartbeat, take_promise;
+    /// An exception of a worker process, without its object.
+    lost_exception is "LostException": type_names;
     /// The hooks of a subclass of `GroupCore`.
     group_hooks is "GroupHooks": _verdict, _on_abandoned, _start_thread;
     /// A task of a group.

@@ -9,6 +9,7 @@
 //! | `memory` | `LeaseQueue`: in memory |
 //! | `file`, `codec` | `FileQueue`: in a file, as bytes |
 //! | `py_queue` | queues written in Python, of engines on servers |
+//! | `retry` | `RetryPolicy` |
 //! | `options` | the arguments of a queue, and of `put()` |
 //! | `promises` | the futures of submitted items |
 //! | `port` | `QueuePort`: the operations of a pool on a queue |
@@ -30,6 +31,7 @@ mod pool_metrics;
 mod port;
 mod promises;
 mod py_queue;
+mod retry;
 mod source;
 mod worker_slot;
 
@@ -46,121 +48,15 @@ pub(super) use memory::LeaseQueue;
 pub(super) use pool_metrics::PoolMetrics;
 pub(super) use port::QueuePort;
 pub(super) use py_queue::{RunningHandler, lease_of};
+pub(super) use retry::{RetryPolicy, retry_pause};
 pub(super) use worker_slot::WorkerSlot;
 
 use crate::clock::Time;
-use crate::python::binding::pickling::{self, Reduced};
-use crate::python::binding::seconds;
 use crate::python::cause::CancelCause;
 use crate::{Cause, CauseKind, work};
 
 /// The bound of a commit block, which is meant for one write and its acknowledgement.
 const LONGEST_COMMIT: Duration = Duration::from_secs(5);
-
-/// How often, and how soon, failed work is tried again.
-///
-/// After `max_attempts` leases an item is dead. The pause after a failure is `backoff` seconds at
-/// first and doubles each time up to `max_backoff`, randomised by ±`jitter` (a part of it). Work
-/// whose worker was killed is ready again at once.
-#[pyclass(frozen, eq, module = "desist")]
-#[derive(PartialEq)]
-pub(super) struct RetryPolicy {
-    retry: work::RetryPolicy,
-}
-
-impl RetryPolicy {
-    fn inner(&self) -> work::RetryPolicy {
-        self.retry
-    }
-}
-
-#[pymethods]
-impl RetryPolicy {
-    #[new]
-    #[pyo3(signature = (
-        *,
-        max_attempts: "int" = 5,
-        backoff: "float" = 0.5,
-        max_backoff: "float" = 60.0,
-        jitter: "float" = 0.2,
-    ))]
-    fn new(
-        max_attempts: u32,
-        #[pyo3(from_py_with = seconds::argument::backoff)] backoff: f64,
-        #[pyo3(from_py_with = seconds::argument::max_backoff)] max_backoff: f64,
-        jitter: f64,
-    ) -> PyResult<Self> {
-        if max_attempts == 0 {
-            return Err(PyValueError::new_err("max_attempts must be at least 1"));
-        }
-        if !(0.0..=1.0).contains(&jitter) {
-            return Err(PyValueError::new_err(format!(
-                "jitter must be between 0 and 1, but is {jitter:?}"
-            )));
-        }
-        let backoff = seconds::checked_span(backoff, "backoff")?;
-        let max_backoff = seconds::checked_span(max_backoff, "max_backoff")?;
-        Ok(Self {
-            retry: work::RetryPolicy {
-                max_attempts,
-                backoff,
-                max_backoff,
-                jitter,
-            },
-        })
-    }
-
-    /// After this many leases an item is dead.
-    #[getter]
-    fn max_attempts(&self) -> u32 {
-        self.retry.max_attempts
-    }
-
-    /// Seconds of the pause after the first failure.
-    #[getter]
-    fn backoff(&self) -> f64 {
-        self.retry.backoff.as_secs_f64()
-    }
-
-    /// Seconds of the longest pause.
-    #[getter]
-    fn max_backoff(&self) -> f64 {
-        self.retry.max_backoff.as_secs_f64()
-    }
-
-    /// The part of a pause by which it is randomised, up or down.
-    #[getter]
-    fn jitter(&self) -> f64 {
-        self.retry.jitter
-    }
-
-    fn __repr__(&self) -> String {
-        format!(
-            "RetryPolicy(max_attempts={}, backoff={:?}, max_backoff={:?}, jitter={:?})",
-            self.max_attempts(),
-            self.backoff(),
-            self.max_backoff(),
-            self.jitter(),
-        )
-    }
-
-    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py>> {
-        let fields = PyDict::new(py);
-        fields.set_item("max_attempts", self.max_attempts())?;
-        fields.set_item("backoff", self.backoff())?;
-        fields.set_item("max_backoff", self.max_backoff())?;
-        fields.set_item("jitter", self.jitter())?;
-        pickling::by_constructor::<Self>(py, fields)
-    }
-}
-
-/// Seconds of a policy's pause after that attempt; `random` is between 0 and 1. For the queues of
-/// engines, which schedule retries in Python.
-#[pyfunction]
-#[pyo3(signature = (policy, attempt: "int", random: "float"))]
-pub(super) fn retry_pause(policy: &RetryPolicy, attempt: u32, random: f64) -> f64 {
-    policy.retry.pause(attempt, random).as_secs_f64()
-}
 
 /// The operations of a pool on one of the core's queues.
 #[pyfunction]

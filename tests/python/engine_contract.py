@@ -233,6 +233,29 @@ class Contract:
             expected = {"ack": "done", "nack": "ready", "reject": "dead"}[settlement]
             assert queue.counts() == counts(**{expected: 1})
 
+    def test_i30_a_snoozed_attempt_is_taken_back(self, engines: Engines) -> None:
+        engine = engines()
+        put(engine)
+        assert engine.nack(lease(engine), 0, "no")
+        for _ in range(3):
+            snoozed = lease(engine)
+            assert snoozed.attempt == 2
+            assert engine.nack(snoozed, 0, None)
+        assert engine.nack(lease(engine), NEVER, None)
+        assert engine.counts() == counts(delayed=1)
+        assert engine.cancel("a", "unwanted")
+        [dead] = engine.dead()
+        assert dead.failures == ["no", "unwanted"]
+
+    def test_i31_a_cancelled_item_is_dead_when_it_is_snoozed(self, engines: Engines) -> None:
+        engine = engines()
+        put(engine)
+        found = lease(engine)
+        assert engine.cancel("a", "unwanted") is False
+        assert engine.nack(found, 0, None) is False
+        [dead] = engine.dead()
+        assert dead.failures == ["unwanted"]
+
     def test_i28_counts_add_up_after_every_operation(self, engines: Engines) -> None:
         engine, rng = engines(), random.Random(28)
         model = Model()
@@ -323,6 +346,33 @@ class Contract:
             assert item == "a"
             last = [failure.splitlines()[-1] for failure in failures]
             assert last == [f"ZeroDivisionError: {attempt}" for attempt in (1, 2, 3)]
+
+    def test_a_handler_ends_its_item_early(self, engines: Engines) -> None:
+        def handler(lease: Lease[str]) -> int:
+            begun.append(lease.item)
+            if lease.item == "later" and begun.count("later") < 4:
+                lease.snooze(0)
+            elif lease.item == "bad":
+                lease.discard("no such page")
+            elif lease.item == "broken":
+                raise ZeroDivisionError
+            return lease.attempt
+
+        begun: list[str] = []
+        retry = RetryPolicy(max_attempts=2, backoff=0, retry_for=OSError)
+        with EngineQueue[str](engines(), retry=retry) as queue:
+            with WorkerPool(handler, queue=queue) as pool:
+                assert pool.submit("later").result() == 1
+                with pytest.raises(desist.TaskCancelled, match="no such page"):
+                    pool.submit("bad").result()
+                with pytest.raises(ZeroDivisionError):
+                    pool.submit("broken").result()
+            assert begun == ["later"] * 4 + ["bad", "broken"]
+            assert queue.counts() == counts(done=1, dead=2)
+            [(_, bad, [why]), (_, broken, [failure])] = queue.dead()
+            assert (bad, broken) == ("bad", "broken")
+            assert "no such page" in why
+            assert "ZeroDivisionError" in failure
 
     def test_i30_workers_that_are_lost_count_as_attempts(self, engines: Engines) -> None:
         lost = engines(lease_timeout=SHORT)

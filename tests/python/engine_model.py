@@ -27,7 +27,10 @@ def put(engine: Engine, item_id: str = "a", key: str | None = None, delay: float
 class Model:
     """The state of each item, and its leases and attempts."""
 
-    STEPS = ("put", "put", "lease", "lease", "ack", "nack", "later", "reject", "retry", "cancel")
+    STEPS = (
+        *("put", "put", "lease", "lease", "ack", "nack", "later", "snooze", "reject", "retry"),
+        "cancel",
+    )
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
@@ -60,6 +63,13 @@ class Model:
 
     def later(self, engine: Engine, rng: random.Random, _: str) -> None:
         self._settle(lambda delivery: engine.nack(delivery, NEVER, "no"), rng, "delayed")
+
+    def snooze(self, engine: Engine, rng: random.Random, _: str) -> None:
+        def settle(delivery: Delivery) -> None:
+            engine.nack(delivery, 0, None)
+            self.attempts[delivery.id] -= 1
+
+        self._settle(settle, rng, "ready")
 
     def reject(self, engine: Engine, rng: random.Random, _: str) -> None:
         self._settle(lambda delivery: engine.reject(delivery, "bad"), rng, "dead")

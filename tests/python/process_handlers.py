@@ -69,7 +69,7 @@ def throw_item(lease: Lease[BaseException]) -> NoReturn:
     throw(lease.item)
 
 
-class OnlyHereError(Exception):
+class OnlyHereError(LookupError):
     """An object whose pickle cannot be loaded."""
 
     def __init__(self, one: int, other: int) -> None:
@@ -79,6 +79,26 @@ class OnlyHereError(Exception):
 
 def fail_in_a_way_of_its_own(_: Lease[object]) -> NoReturn:
     raise OnlyHereError(1, 2)
+
+
+def fail_with_key_error(_: Lease[object]) -> NoReturn:
+    raise KeyError
+
+
+def end_early(lease: Lease[str]) -> int:
+    """Discards an item, or snoozes it until it was snoozed twice."""
+    how, _, path = lease.item.partition(" ")
+    if how == "discard":
+        lease.discard("no such page")
+    else:
+        tell(path, lease.attempt)
+        count = path + ".count"
+        with open(count, "a+") as file:  # noqa: PTH123 (a module without pytest loads little)
+            file.write("x")
+            file.seek(0)
+            if len(file.read()) < 3:
+                lease.snooze(0)
+    return lease.attempt
 
 
 class Unreadable:

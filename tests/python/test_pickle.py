@@ -164,6 +164,9 @@ VALUES: dict[str, Callable[[], Any]] = {
     "QueueFileError": lambda: desist.QueueFileError("text"),
     "RestartPolicy": lambda: RestartPolicy(intensity=7),
     "RetryPolicy": lambda: RetryPolicy(max_attempts=2, backoff=0.3, max_backoff=7, jitter=0.1),
+    "RetryPolicy with types": lambda: RetryPolicy(
+        retry_for=OSError, discard_for=(KeyError, EOFError)
+    ),
     "RungReport": lambda: kill()[1].rungs[-1],
     "ScopeMisuse": misused,
     "ShutDown": lambda: desist.ShutDown("text"),

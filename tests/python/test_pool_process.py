@@ -148,6 +148,48 @@ def test_an_exception_that_cannot_be_pickled_is_described() -> None:
         assert "in fail_in_a_way_of_its_own" in str(raised.value.__cause__)
 
 
+def test_a_handler_ends_its_item_early(told: Told) -> None:
+    with pool_of(handlers.end_early) as pool:
+        with pytest.raises(TaskCancelled, match="no such page"):
+            pool.submit("discard").result()
+        future = pool.submit(f"snooze {told.path}")
+        assert future.result() == 1
+        assert [told.line() for _ in range(3)] == ["1", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("types", "attempts"),
+    [
+        ({}, 3),
+        ({"retry_for": ZeroDivisionError}, 1),
+        ({"retry_for": LookupError}, 3),
+        ({"discard_for": LookupError}, 1),
+        ({"discard_for": ZeroDivisionError}, 3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "handler", [handlers.fail_with_key_error, handlers.fail_in_a_way_of_its_own]
+)
+def test_the_type_of_an_exception_is_judged_as_it_was_raised(
+    handler: Callable[[Any], Any], types: dict[str, Any], attempts: int
+) -> None:
+    retry = RetryPolicy(max_attempts=3, backoff=0, **types)
+    with pool_of(handler, retry=retry) as pool:
+        assert pool.submit(1).exception() is not None
+    [(_, _, failures)] = pool.queue.dead()
+    assert len(failures) == attempts
+
+
+def test_work_whose_process_died_is_retried_unless_the_policy_discards_it() -> None:
+    for types, attempts in (({"retry_for": OSError}, 3), ({"discard_for": WorkerDied}, 1)):
+        retry = RetryPolicy(max_attempts=3, backoff=0, **types)
+        with pool_of(handlers.always_dies, retry=retry) as pool:
+            assert isinstance(pool.submit(1).exception(), WorkerDied)
+        [(_, _, failures)] = pool.queue.dead()
+        assert len(failures) == attempts
+
+
 @pytest.mark.parametrize("size", [0, 1_000_000])
 def test_large_items_and_results_pass(size: int) -> None:
     with pool_of(handlers.same) as pool:

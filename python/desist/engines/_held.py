@@ -150,14 +150,22 @@ class HeldLease:
         self.settle(lambda: self._engine.ack(self.delivery))
         self._on_end()
 
-    def nack(self, pause: float | None, failure: BaseException | CancelCause, /) -> bool:
-        """Settle the lease: the work was not done. False: the item is dead now."""
-        delivery, retry = self.delivery, self._retry
+    def discard(self, failure: BaseException | CancelCause, /) -> None:
+        """Settle the lease: the work will not be done, and the item is dead."""
         why = describe(failure)
-        if delivery.attempt >= retry.max_attempts:
-            self.settle(lambda: self._engine.reject(delivery, why))
-            self._on_end()
+        self.settle(lambda: self._engine.reject(self.delivery, why))
+        self._on_end()
+
+    def nack(self, pause: float | None, failure: BaseException | CancelCause | None, /) -> bool:
+        """Settle the lease: the work was not done. False: the item is dead now.
+
+        Without a failure the attempt does not count.
+        """
+        delivery, retry = self.delivery, self._retry
+        if failure is not None and delivery.attempt >= retry.max_attempts:
+            self.discard(failure)
             return False
+        why = None if failure is None else describe(failure)
         delay = retry_pause(retry, delivery.attempt, random.random()) if pause is None else pause  # noqa: S311
         requeued = self.settle(lambda: self._engine.nack(delivery, delay, why))
         if not requeued:

@@ -19,7 +19,8 @@ class Delivery(NamedTuple):
     epoch: int
     """The number of the lease; a later lease of the item has a greater one."""
     attempt: int
-    """How often the item has been leased, this time and lost workers included."""
+    """How often the item has been leased: this time and lost workers included, snoozed attempts
+    left out."""
     body: bytes
     progress: bytes | None = None
     """The progress that an earlier attempt has stored with extend()."""
@@ -76,10 +77,11 @@ class Engine(ABC):
         """The item is done, and forgotten."""
 
     @abstractmethod
-    def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
+    def nack(self, delivery: Delivery, delay: float, failure: str | None) -> bool:
         """The item is ready again after `delay` seconds.
 
-        False: the item was cancelled meanwhile, and is dead.
+        Without a failure the handler has snoozed the item: the attempt is taken back. False: the
+        item was cancelled meanwhile, and is dead.
         """
 
     @abstractmethod

@@ -158,7 +158,11 @@ return 1
     "nack": """
 local entry, id, ms, failure = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not end_lease(entry) then return state_of(id) end
-add_failure(id, failure)
+if failure then
+  add_failure(id, failure)
+else -- snoozed
+  redis.call('HINCRBY', key_of(id), 'attempt', -1)
+end
 local unwanted = redis.call('HGET', key_of(id), 'unwanted')
 if unwanted then
   add_failure(id, unwanted)

@@ -78,7 +78,8 @@ _SQL = {
     "nack": f"""
         UPDATE desist_items SET
             state = CASE WHEN unwanted IS NULL THEN 'ready' ELSE 'dead' END,
-            failures = failures || array_remove(ARRAY[%(failure)s, unwanted], NULL),
+            attempt = attempt - CASE WHEN %(failure)s::text IS NULL THEN 1 ELSE 0 END,
+            failures = failures || array_remove(ARRAY[%(failure)s::text, unwanted], NULL),
             due = now() + make_interval(secs => %(delay)s)
         WHERE {_MINE} RETURNING state, pg_notify('desist', '')""",
     "reject": f"""
@@ -183,7 +184,7 @@ class PostgresEngine(Engine):
         self._settle("ack", delivery)
         self._notify_if_drained()
 
-    def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
+    def nack(self, delivery: Delivery, delay: float, failure: str | None) -> bool:
         """One round trip."""
         return bool(self._settle("nack", delivery, failure=failure, delay=delay) != "dead")
 
@@ -194,7 +195,7 @@ class PostgresEngine(Engine):
 
     def _settle(self, name: str, delivery: Delivery, **values: Any) -> Any:
         values |= {"id": delivery.id, "epoch": delivery.epoch}
-        if "failure" in values:
+        if values.get("failure") is not None:
             values["failure"] = values["failure"].replace("\0", "\\0")
         in_doubt = delivery.epoch in self._in_doubt
         try:

@@ -117,9 +117,10 @@ class RedisEngine(Engine):
         """One round trip."""
         self._settle("ack", delivery)
 
-    def nack(self, delivery: Delivery, delay: float, failure: str) -> bool:
+    def nack(self, delivery: Delivery, delay: float, failure: str | None) -> bool:
         """One round trip."""
-        state = self._settle("nack", delivery, _ms(delay), failure)
+        why = () if failure is None else (failure,)
+        state = self._settle("nack", delivery, _ms(delay), *why)
         return state not in (scripts.IS_DEAD, scripts.NOW_DEAD)
 
     def reject(self, delivery: Delivery, failure: str) -> None:

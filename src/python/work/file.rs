@@ -74,18 +74,19 @@ impl FileQueue {
     fn new(
         py: Python<'_>,
         path: PathBuf,
-        retry: Option<&RetryPolicy>,
+        retry: Option<Py<RetryPolicy>>,
         maxsize: isize,
         lease_timeout: Option<Seconds<'_, '_>>,
         codec: &str,
     ) -> PyResult<Self> {
         let codec = Codec::named(py, codec)?;
-        let options = options::of_queue(retry, maxsize, lease_timeout)?;
+        let options = options::of_queue(retry.as_ref(), maxsize, lease_timeout)?;
         let queue = detached(py, || work::FileQueue::open(path, options));
         Ok(Self {
             file: Arc::new(File {
                 queue: queue.map_err(|failure| from_file(py, failure))?,
                 codec,
+                retry,
                 promises: Promises::default(),
             }),
         })
@@ -192,6 +193,7 @@ impl FileQueue {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
         self.file.codec.traverse(&visit)?;
+        visit.call(&self.file.retry)?;
         self.file.promises.traverse(&visit)
     }
 
@@ -238,6 +240,8 @@ impl FileQueue {
 struct File {
     queue: work::FileQueue,
     codec: Codec,
+    /// Shown to the collector by the queue's object. `None`: the default.
+    retry: Option<Py<RetryPolicy>>,
     promises: Promises,
 }
 
@@ -320,6 +324,10 @@ impl LeaseSource for Arc<File> {
 impl PoolQueue for File {
     fn source(self: Arc<Self>) -> Arc<dyn LeaseSource> {
         Arc::new(self)
+    }
+
+    fn retry(&self) -> Option<&Py<RetryPolicy>> {
+        self.retry.as_ref()
     }
 
     fn submit(

@@ -80,7 +80,7 @@ pub(super) enum Settled {
     NotYet,
     /// By ack(), with the result that it was given.
     Acked(Option<Py<PyAny>>),
-    /// By nack(), with the item's next state and the failure that was stored.
+    /// By nack(), discard() or snooze(), with the item's next state and the failure that was stored.
     Nacked(NackOutcome, Py<PyAny>),
 }
 
@@ -179,6 +179,16 @@ impl Lease {
         self.settle(Settled::NotYet)
     }
 
+    /// The handler ends the lease without success.
+    fn end(&self, py: Python<'_>, nack: Nack, reason: Option<&str>) -> PyResult<()> {
+        let failure = failure(py, CauseKind::Explicit, reason)?;
+        let returned = self
+            .handle()
+            .nack(py, self.key(), nack, failure.clone_ref(py))?;
+        self.settle(Settled::Nacked(returned, failure));
+        Ok(())
+    }
+
     /// Returns the value before, to be dropped where no lock is held.
     fn settle(&self, settled: Settled) -> Settled {
         std::mem::replace(&mut *self.settled.lock(), settled)
@@ -208,7 +218,7 @@ impl Lease {
         self.item_id()
     }
 
-    /// How often the item has been leased, this time included.
+    /// How often the item has been leased, this time included; attempts that were snoozed are left out.
     #[getter]
     fn attempt(&self) -> u32 {
         self.delivery.attempt
@@ -274,12 +284,30 @@ impl Lease {
         reason: Option<&str>,
     ) -> PyResult<()> {
         let delay = seconds::optional_span(delay, "delay")?.unwrap_or_default();
-        let failure = failure(py, CauseKind::Explicit, reason)?;
-        let returned =
-            self.handle()
-                .nack(py, self.key(), Nack::After(delay), failure.clone_ref(py))?;
-        self.settle(Settled::Nacked(returned, failure));
-        Ok(())
+        self.end(py, Nack::After(delay), reason)
+    }
+
+    /// Dead-letter the item: it is kept, with the reason among its failures, and is not leased again,
+    /// whatever attempts it has left, unless `retry()` of the queue gives it new ones. An item that
+    /// is to leave no trace is acknowledged instead. The item's future raises TaskCancelled.
+    ///
+    /// Raises:
+    ///     Fenced: the lease is over.
+    #[pyo3(signature = (reason = None))]
+    fn discard(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
+        self.end(py, Nack::Discard, reason)
+    }
+
+    /// Requeue the item, to be leased again after that many seconds. The attempt does not count, and
+    /// no failure is stored: the work is to be done later.
+    ///
+    /// Raises:
+    ///     Fenced: the lease is over.
+    ///     ValueError: `seconds` is negative.
+    #[pyo3(signature = (seconds, /))]
+    fn snooze(&self, py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
+        let pause = seconds::span(seconds, "seconds")?;
+        self.end(py, Nack::Snooze(pause), Some("its handler has snoozed it"))
     }
 
     /// A block in which kills are deferred, for at most 5 seconds: write the result of the work, then

@@ -102,14 +102,15 @@ impl LeaseQueue {
     #[new]
     #[pyo3(signature = (*, retry = None, maxsize = 0, lease_timeout = None) -> "LeaseQueue[_T]")]
     fn new(
-        retry: Option<&RetryPolicy>,
+        retry: Option<Py<RetryPolicy>>,
         maxsize: isize,
         lease_timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Self> {
-        let options = options::of_queue(retry, maxsize, lease_timeout)?;
+        let options = options::of_queue(retry.as_ref(), maxsize, lease_timeout)?;
         Ok(Self {
             memory: Arc::new(Memory {
                 queue: Queue::new(options),
+                retry,
                 promises: Promises::default(),
                 generation: fork::generation(),
             }),
@@ -176,6 +177,7 @@ impl LeaseQueue {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
+        visit.call(&self.memory.retry)?;
         let mut visited = self.memory.promises.traverse(&visit);
         self.memory.queue.try_for_each(|stored| {
             let object = match stored {
@@ -236,6 +238,8 @@ impl LeaseQueue {
 /// as well, see `source`. Only attached threads lock it.
 struct Memory {
     queue: Queue,
+    /// Shown to the collector by the queue's object. `None`: the default.
+    retry: Option<Py<RetryPolicy>>,
     promises: Promises,
     /// The fork generation of the process that has made it.
     generation: u32,
@@ -324,6 +328,10 @@ impl LeaseSource for Arc<Memory> {
 impl PoolQueue for Memory {
     fn source(self: Arc<Self>) -> Arc<dyn LeaseSource> {
         Arc::new(self)
+    }
+
+    fn retry(&self) -> Option<&Py<RetryPolicy>> {
+        self.retry.as_ref()
     }
 
     fn submit(

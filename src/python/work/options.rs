@@ -12,7 +12,7 @@ use crate::work::{PutOptions, QueueOptions};
 
 /// The options of a queue, checked.
 pub(super) fn of_queue(
-    retry: Option<&RetryPolicy>,
+    retry: Option<&Py<RetryPolicy>>,
     maxsize: isize,
     lease_timeout: Option<Seconds<'_, '_>>,
 ) -> PyResult<QueueOptions> {
@@ -23,7 +23,7 @@ pub(super) fn of_queue(
         return Err(PyValueError::new_err(message));
     }
     Ok(QueueOptions {
-        retry: retry.map_or_else(Default::default, RetryPolicy::inner),
+        retry: retry.map_or_else(Default::default, |retry| retry.get().inner()),
         maxsize: usize::try_from(maxsize).unwrap_or(0), // as queue.Queue takes it
         lease_timeout,
     })

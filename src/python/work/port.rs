@@ -8,15 +8,18 @@ use std::sync::Arc;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
-use super::failure;
 use super::options::{self, PutArguments};
 use super::source::LeaseSource;
+use super::{RetryPolicy, failure};
 use crate::CauseKind;
 use crate::python::binding::seconds::Seconds;
 use crate::python::op::Visited;
 
 /// A queue of the core's, as a pool sees it.
 pub(super) trait PoolQueue: Send + Sync {
+    /// The queue's policy; `None` for the default.
+    fn retry(&self) -> Option<&Py<RetryPolicy>>;
+
     /// Put an item; `promise` is settled when the item has ended.
     fn submit(
         &self,
@@ -60,6 +63,15 @@ impl QueuePort {
 
 #[pymethods]
 impl QueuePort {
+    /// The queue's policy.
+    #[getter]
+    fn retry(&self, py: Python<'_>) -> PyResult<Py<RetryPolicy>> {
+        match self.queue.retry() {
+            Some(retry) => Ok(retry.clone_ref(py)),
+            None => Py::new(py, RetryPolicy::default()),
+        }
+    }
+
     /// Add an item, as put() does; `promise` is settled when the item has ended.
     #[pyo3(signature = (item: "object", promise: "object", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
     #[allow(clippy::too_many_arguments)] // those of put()

@@ -112,11 +112,19 @@ impl LeaseHandle for HeldDelivery {
         nack: Nack,
         failure: Py<PyAny>,
     ) -> PyResult<NackOutcome> {
-        let pause = match nack {
-            Nack::Failed => None,
-            Nack::After(pause) => Some(pause.as_secs_f64()),
-            Nack::AtOnce => Some(0.0),
+        let (pause, failure) = match nack {
+            Nack::Failed => (None, Some(failure)),
+            Nack::After(pause) => (Some(pause), Some(failure)),
+            Nack::AtOnce => (Some(Duration::ZERO), Some(failure)),
+            Nack::Snooze(pause) => (Some(pause), None),
+            Nack::Discard => {
+                let _mask = Mask::open(LONGEST_COMMIT);
+                self.held
+                    .call_method1(py, held_delivery::discard(py), (failure,))?;
+                return Ok(NackOutcome::Dead);
+            }
         };
+        let pause = pause.map(|pause| pause.as_secs_f64());
         let _mask = Mask::open(LONGEST_COMMIT);
         let requeued = self
             .held

@@ -33,7 +33,7 @@ use super::port::QueuePort;
 use super::promises::ItemResult;
 use super::py_queue::PyQueue;
 use super::source::{Delivery, LeaseSource};
-use super::{LONGEST_COMMIT, Lease, PoolMetrics, cause_of, failure};
+use super::{LONGEST_COMMIT, Lease, PoolMetrics, RetryPolicy, cause_of, failure};
 use crate::CauseKind;
 use crate::boundary::{BodyEnd, Boundary};
 use crate::clock::Time;
@@ -47,6 +47,7 @@ use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::op::Visited;
+use crate::python::ports::engine_source;
 use crate::python::task::stop::{self, BegunKill, OnAbandon};
 use crate::python::task::{self, Ended};
 use crate::python::token::CancelToken;
@@ -79,6 +80,8 @@ pub(in crate::python) struct WorkerSlot {
     queue: Py<PyAny>,
     /// The same queue, as the loop uses it.
     source: Arc<dyn LeaseSource>,
+    /// The queue's policy, by which the handler's exceptions are judged.
+    retry: Py<RetryPolicy>,
     /// The pool's token: cancelled when the pool stops.
     pool: Py<CancelToken>,
     /// The pool's counts and its observer, which are told of every event.
@@ -104,23 +107,26 @@ impl WorkerSlot {
         queue: &Bound<'_, PyAny>,
         pool: Py<CancelToken>,
         tally: Py<PoolMetrics>,
-    ) -> Self {
-        Self {
+    ) -> PyResult<Self> {
+        let retry = queue.getattr(engine_source::retry(queue.py()))?;
+        Ok(Self {
             name,
             queue: queue.clone().unbind(),
             source: source_of(queue),
+            retry: retry.extract()?,
             pool,
             tally,
             current: Mutex::new(None),
             abandoned: AtomicBool::new(false),
             over: Latch::new(),
             enrolment: Mutex::new(None),
-        }
+        })
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
         visit.call(&self.queue)?;
         self.source.traverse(&visit)?;
+        visit.call(&self.retry)?;
         visit.call(&self.pool)?;
         visit.call(&self.tally)?;
         // Locked by attached threads only.
@@ -368,7 +374,7 @@ impl WorkerSlot {
             (Settled::NotYet, Err(raised)) => {
                 let value = raised.into_value(py).into_any();
                 let (event, nack, failure) = match ended {
-                    Ended::Failed => (Event::Failed, Nack::Failed, value),
+                    Ended::Failed => (Event::Failed, self.after(value.bind(py)), value),
                     // A kill of a body in a process arrives here as a cancellation.
                     _ if ended == Ended::Killed || task.record().killed_at.is_some() => {
                         (Event::Killed, Nack::AtOnce, cause_of(py, &value))
@@ -386,6 +392,15 @@ impl WorkerSlot {
             }
         }
         Ok(())
+    }
+
+    /// How the lease ends whose handler has raised this.
+    fn after(&self, raised: &Bound<'_, PyAny>) -> Nack {
+        let judged = self.retry.get().after(raised);
+        judged.unwrap_or_else(|broken| {
+            broken.write_unraisable(raised.py(), Some(raised));
+            Nack::Failed
+        })
     }
 
     /// Settles the lease of a handler that was abandoned.
