@@ -11,6 +11,7 @@ from desist.engines import EngineQueue, open_queue
 from engine_contract import LONG, Contract
 from engine_crash import crash
 from engine_model import counts
+from engine_network import survive_cuts
 from servers import Server, postgres_server
 
 if TYPE_CHECKING:
@@ -68,6 +69,19 @@ def test_a_pool_opens_a_queue_by_its_url(url: str) -> None:
 
 def test_i33_nothing_is_lost_when_hosts_are_killed(url: str, tmp_path: Path) -> None:
     crash(url, tmp_path, items=300, kills=20)
+
+
+def test_i48_nothing_is_lost_when_the_network_is_cut(
+    server: Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("desist.engines.postgres._ANSWER", 0.3)
+    survive_cuts(server, url, items=200, seconds=[0.1, 0.5, 0.2], lease_timeout=0.9)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_i48_nothing_is_lost_when_the_network_is_cut_for_long(server: Server, url: str) -> None:
+    survive_cuts(server, url, items=2000, seconds=[1, 2, 5, 10, 30, 60], lease_timeout=20)
 
 
 def test_a_pool_continues_after_the_server_was_away(server: Server, engines: Engines) -> None:

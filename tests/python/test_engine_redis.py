@@ -13,6 +13,7 @@ from desist.engines.redis import RedisEngine
 from engine_contract import LONG, Contract, lease, leased
 from engine_crash import crash
 from engine_model import counts
+from engine_network import survive_cuts
 from servers import Server, redis_server
 from support import NEVER
 
@@ -105,6 +106,19 @@ def test_i33_nothing_is_lost_when_hosts_are_killed(url: str, tmp_path: Path) -> 
 @pytest.mark.soak
 def test_i33_nothing_is_lost_when_hosts_are_killed_all_the_time(url: str, tmp_path: Path) -> None:
     crash(url, tmp_path, items=3000, kills=500)
+
+
+def test_i48_nothing_is_lost_when_the_network_is_cut(
+    server: Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("desist.engines.redis._ANSWER", 0.3)
+    survive_cuts(server, url, items=200, seconds=[0.1, 0.5, 0.2], lease_timeout=0.9)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_i48_nothing_is_lost_when_the_network_is_cut_for_long(server: Server, url: str) -> None:
+    survive_cuts(server, url, items=2000, seconds=[1, 2, 5, 10, 30, 60], lease_timeout=20)
 
 
 def test_an_item_that_arrives_together_with_a_cancel_is_requeued(

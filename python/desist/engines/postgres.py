@@ -23,11 +23,12 @@ from desist.engines._port import DeadItem, Delivery, Engine
 from desist.engines._url import check_lease_timeout, lease_timeout_of, take_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    _Connection = psycopg.Connection[Any]
+    from collections.abc import Callable, Generator, Iterator
 
 _T = TypeVar("_T")
+
+_ANSWER = 5.0
+"""Seconds within which a reachable server answers."""
 
 _TABLES = """
 SELECT pg_advisory_xact_lock(7234021);
@@ -318,11 +319,35 @@ class PostgresEngine(Engine):
             connection = self._idle.pop()
             if not connection.closed:
                 return connection
-        connection = psycopg.connect(**self._options, autocommit=True)
+        connection = _Connection.connect(**self._options, autocommit=True)
         if not self._has_tables:
             connection.execute(_TABLES)
             self._has_tables = True
         return connection
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that fails when the server does not answer, for example across a cut network."""
+
+    def wait(self, gen: Generator[Any, Any, _T], *args: Any, **kwargs: Any) -> _T:
+        """As of psycopg, which asks the generator ten times in a second."""
+        return super().wait(_answered_in_time(gen), *args, **kwargs)
+
+
+def _answered_in_time(gen: Generator[Any, Any, _T]) -> Generator[Any, Any, _T]:
+    end = current_time() + _ANSWER
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if ready:
+                end = current_time() + _ANSWER
+            elif current_time() >= end:
+                raise psycopg.OperationalError("the server did not answer in time")
+            wanted = gen.send(ready)
+    except StopIteration as over:
+        result: _T = over.value
+        return result
 
 
 def _stop_listening(connection: _Connection, handler: Callable[[Any], None]) -> None:
