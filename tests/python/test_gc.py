@@ -1,4 +1,4 @@
-"""Cycles through desist's objects are collected, as those through the standard library's are."""
+"""Desist's objects are freed as those of the standard library are, in cycles and at any moment."""
 
 from __future__ import annotations
 
@@ -363,3 +363,86 @@ def test_the_collector_is_not_shown_a_lease_before_it_is_filled() -> None:
     for _ in range(100):
         assert all(repr(each) for each in gc.get_objects() if type(each) is desist.Lease)
     waiting.kill(policy=desist.StopPolicy(cooperative=0, at_wait=NEVER))
+
+
+# --- freed while an exception is on its way -------------------------------------------------------
+
+
+def source_with_a_callback() -> object:
+    source = CancelSource()
+    source.token.on_cancel(lambda _: None)
+    return source
+
+
+def registration() -> object:
+    return CancelSource().token.on_cancel(lambda _: None)
+
+
+def lease() -> object:
+    queue: desist.LeaseQueue[int] = desist.LeaseQueue()
+    queue.put(1)
+    return queue.lease()
+
+
+def held_guard() -> object:
+    return desist.Lock().guard().__enter__()
+
+
+def caught_cancellation() -> object:
+    with desist.cancel_scope() as scope:
+        scope.cancel()
+        try:
+            desist.sleep(0)
+        except desist.Cancelled as cancelled:
+            return cancelled.with_traceback(None)
+    raise AssertionError
+
+
+def entered_group() -> object:
+    return desist.TaskGroup().__enter__()
+
+
+def pool() -> object:
+    return desist.WorkerPool[int, None](lambda _: None, workers=1)
+
+
+FREED = (
+    source_with_a_callback,
+    registration,
+    lease,
+    held_guard,
+    caught_cancellation,
+    entered_group,
+    pool,
+)
+
+
+class Passing(Exception):
+    pass
+
+
+def fail() -> object:
+    raise Passing
+
+
+@pytest.mark.parametrize("make", FREED, ids=lambda make: make.__name__)
+def test_an_object_that_an_unwinding_frame_frees_lets_the_exception_pass(
+    make: Callable[[], object],
+) -> None:
+    def body() -> None:
+        made = [make()]
+        [made.pop(), fail()]  # the object is on the frame's stack, and nowhere else
+
+    with pytest.raises(Passing):
+        in_thread(body)  # on a thread that has not been asked for its name yet
+
+
+def test_i41_a_scope_that_an_unwinding_frame_frees_lets_the_exception_pass() -> None:
+    def body() -> None:
+        open_here = [desist.move_on_after(NEVER)]
+        open_here[0].__enter__()
+        open_here[0].token.on_cancel(lambda _: None)
+        [open_here.pop(), fail()]
+
+    with pytest.raises(Passing):
+        in_thread(body)

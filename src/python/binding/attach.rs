@@ -7,6 +7,9 @@
 //! the core attach again and again, and keep their state ([`stay`]); any other thread of the system
 //! gets a state for one call.
 //!
+//! The core calls the host wherever an object is freed, also while an exception unwinds the frame that has
+//! freed it. Python code must not run with an exception pending, so it is kept aside meanwhile.
+//!
 //! | fact relied on | versions | test that fails when it changes |
 //! |---|---|---|
 //! | a thread state may be made without being attached, and is then the one with which its thread attaches | 3.10-3.15 | `test_a_system_thread_leaves_no_thread_state_behind` |
@@ -17,7 +20,7 @@
 #![allow(unsafe_code)] // calls of the C API
 
 use std::cell::Cell;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::ffi;
@@ -50,7 +53,8 @@ pub(in crate::python) fn install(py: Python<'_>) {
 /// Runs `act` attached. `None`: the interpreter is finalized or being finalized, or there was no
 /// memory for a state.
 ///
-/// On a thread with [`stay`], `act` runs in a fresh, empty context of `contextvars`.
+/// On a thread with [`stay`], `act` runs in a fresh, empty context of `contextvars`. An exception that is
+/// pending is pending again afterwards, and not while `act` runs.
 pub(in crate::python) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
     let _passing = match state() {
         Some(_) => None,
@@ -58,6 +62,7 @@ pub(in crate::python) fn attach<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<
     };
     #[allow(clippy::disallowed_methods)] // the thread has a state by now
     Python::try_attach(|py| {
+        let _pending = Pending::keep(py);
         let _context = (STAYS.get() == Stays::Idle).then(|| Context::enter(py));
         act(py)
     })
@@ -110,6 +115,34 @@ impl Drop for Passing {
             ffi::PyThreadState_Clear(self.0.as_ptr());
             ffi::PyThreadState_DeleteCurrent();
         }
+    }
+}
+
+/// The pending exception of the calling thread, which is kept aside until this is dropped.
+struct Pending<'py> {
+    _py: Python<'py>,
+    /// Its type, value and traceback, as the thread has them.
+    parts: [*mut ffi::PyObject; 3],
+}
+
+impl<'py> Pending<'py> {
+    /// `None`: there is none. The common case costs one load.
+    fn keep(py: Python<'py>) -> Option<Self> {
+        PyErr::occurred(py).then(|| {
+            let mut parts = [ptr::null_mut(); 3];
+            let [kind, value, traceback] = &mut parts;
+            // SAFETY: attached; the places are valid, and get references of our own, or null.
+            unsafe { ffi::PyErr_Fetch(kind, value, traceback) };
+            Self { _py: py, parts }
+        })
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        let [kind, value, traceback] = self.parts;
+        // SAFETY: attached, as `_py` shows; the references are ours, and are given back.
+        unsafe { ffi::PyErr_Restore(kind, value, traceback) };
     }
 }
 

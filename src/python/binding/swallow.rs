@@ -78,8 +78,7 @@ impl Watch {
     }
 }
 
-/// Notes the last frame that the exception reached, unless another exception is on its way: then attributes
-/// may not be read.
+/// Notes the last frame that the exception reached.
 impl Drop for Watch {
     fn drop(&mut self) {
         let exception = *self.exception.get_mut();
@@ -87,9 +86,6 @@ impl Drop for Watch {
             return;
         }
         attach(|py| {
-            if PyErr::occurred(py) {
-                return;
-            }
             // SAFETY: attached. The exception is being freed: its class drops this, its part, and frees
             // the traceback and its memory afterwards. The result is a reference of our own, or null.
             let traceback = unsafe {
