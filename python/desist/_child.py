@@ -27,6 +27,7 @@ from desist._core import (
     Latch,
     Op,
     checkpoint,
+    contents_of,
     defer_kill,
     shield,
     wait_any,
@@ -188,13 +189,19 @@ class _Work:
         self.payload = self._pickled()
 
     def _pickled(self) -> bytes:
+        """Pickle it all, the item as bytes: reading that runs no code of the item's class.
+
+        The process decodes the item as a part of its work, and can be killed meanwhile.
+        """
         lease = self._lease
-        about = (lease.id, lease.attempt, lease.epoch, lease.progress)
-        whole = (lease.item, self.token.remaining(), about)
-        try:
-            return pickle.dumps(whole, CODE)
-        except Exception:  # noqa: BLE001 (whatever the item's class does)
-            return pickled_item(whole)  # raises the error with advice
+        (decode, item), progress = contents_of(lease)
+        if decode is None:
+            decode, item = pickle.loads, pickled_item(item)
+        if progress is not None and progress[0] is None:
+            advice = "give heartbeat() something that can be pickled"
+            progress = pickle.loads, pickled(progress[1], "the progress", advice)
+        about = (lease.id, lease.attempt, lease.epoch)
+        return pickle.dumps(((decode, item), progress, self.token.remaining(), about), CODE)
 
     def close(self) -> None:
         """End a commit that the handler has not left: it defers no kill any more."""

@@ -20,7 +20,6 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from desist._channel import CODE, Channel, Verb, pack_exception, pickled, unpack_exception
@@ -58,11 +57,13 @@ class ChildLease(Generic[T]):
         channel: Channel,
         token: CancelToken,
         item: T,
-        about: tuple[int | str, int, int, object],
+        progress: object,
+        about: tuple[int | str, int, int],
     ) -> None:
         self.token = token
         self.item = item
-        self.id, self.attempt, self.epoch, self.progress = about
+        self.progress = progress
+        self.id, self.attempt, self.epoch = about
         self._channel = channel
 
     def ack(self, result: object = None) -> None:
@@ -172,18 +173,21 @@ class ChildLoop:
 
     def _work(self, payload: bytes) -> tuple[Verb, bytes]:
         """Call the handler for one item; give the answer for the parent."""
-        try:
-            item, remaining, about = pickle.loads(payload)  # noqa: S301 (of our own parent)
-        except Exception as failure:  # noqa: BLE001 (whatever the item's class does)
-            return Verb.RAISED, pack_exception(failure)
+        # The item and the progress are still bytes: this runs no code of their classes.
+        item, progress, remaining, about = pickle.loads(payload)  # noqa: S301 (of our own parent)
         bound = None if remaining == math.inf else CancelSource(timeout=remaining)
         task = Task(f"item {about[0]}", bound and bound.token)
-        lease = ChildLease(self._channel, task.token, item, about)
         outcome: list[Any] = []
+
+        def body() -> object:
+            lease: ChildLease[Any] = ChildLease(
+                self._channel, task.token, _decoded(item), _decoded(progress), about
+            )
+            checkpoint()  # for a cancel that came meanwhile
+            return call_for_effect(self._handler, lease)
+
         self._parent_watch.begin(self._round, task)
-        task.run(
-            partial(call_for_effect, self._handler, lease), lambda *ended: outcome.extend(ended)
-        )
+        task.run(body, lambda *ended: outcome.extend(ended))
         if os.getpid() != self._process:
             os._exit(0)  # forked by the handler: the original process answers
         self._parent_watch.end()
@@ -204,6 +208,13 @@ class ChildLoop:
         if isinstance(raised, (SystemExit, KeyboardInterrupt)):
             raise raised  # the handler has asked for the end of the process
         return Verb.RAISED, pack_exception(raised)
+
+
+def _decoded(content: tuple[Callable[[bytes], Any], bytes] | None) -> Any:
+    if content is None:
+        return None
+    decode, body = content
+    return decode(body)
 
 
 def main(

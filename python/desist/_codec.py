@@ -63,6 +63,20 @@ def _with_advice(dumps: Callable[[Any], bytes], name: str) -> Callable[[Any], by
     return encode
 
 
+def dead_item(
+    decode: Callable[[bytes], Any], body: bytes, failures: list[str]
+) -> tuple[Any, list[str]]:
+    """Decode a dead item, for a list of the dead.
+
+    If it cannot be decoded, which may be why it is dead, its bytes stand for it, and the decoder's
+    exception is one more failure: the other items of the list can still be looked at.
+    """
+    try:
+        return decode(body), failures
+    except Exception as failure:  # noqa: BLE001 (whatever the item's class does)
+        return body, [*failures, f"its bytes cannot be decoded here: {describe(failure)}"]
+
+
 def describe(failure: BaseException | CancelCause) -> str:
     """Format a failure as text for people."""
     if isinstance(failure, CancelCause):

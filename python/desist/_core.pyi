@@ -87,6 +87,7 @@ __all__ = [
     "check_runnable",
     "checkpoint",
     "cleanup",
+    "contents_of",
     "current_effective_deadline",
     "current_time",
     "current_token",
@@ -704,16 +705,22 @@ class FileQueue(Generic[_T]):
         """
         How many items are in each state, at one instant. `done` counts from the file's beginning.
         """
-    def dead(self, /) -> list[tuple[int, _T, list[str]]]:
+    def dead(self, /) -> list[tuple[int, _T | bytes, list[str]]]:
         """
         The dead items: id, item, and all failures, as text.
+
+        An item that cannot be decoded here is listed with its bytes in place of the item, and the
+        decoder's exception as its last failure.
         """
     def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
         """
         Lease the next item. The caller must acknowledge or requeue it; a WorkerPool does that for its
         handlers.
 
-        Blocks: until there is an item, for `timeout` seconds at most.
+        An item that cannot be decoded has failed: it is requeued, or dead, as the RetryPolicy says, and the
+        next item is leased.
+
+        Blocks: until there is an item, for `timeout` seconds at most, and while the item is decoded.
         On cancel: a checkpoint; Cancelled means that nothing was leased.
         On timeout: returns None.
         On kill: Killed means that nothing was leased.
@@ -1690,6 +1697,10 @@ class QueuePort:
 
         Blocks: a checkpoint.
         """
+    def failures_of(self, /, item_id: int) -> list[Any] | None:
+        """
+        The failures of a dead item, without decoding any item. None: it is not dead.
+        """
     @property
     def retry(self, /) -> RetryPolicy:
         """
@@ -1791,8 +1802,9 @@ class RetryPolicy:
 
     `retry_for` names the types of exceptions, one or a tuple, after which work is tried again: after
     another exception of the handler the item is dead at once, with the exception kept. After one of
-    `discard_for` it is dead in any case. Exceptions that do not come from the handler are not judged:
-    work whose worker process died is tried again, unless `discard_for` names WorkerDied.
+    `discard_for` it is dead in any case. An exception of the item's decoding counts as one of the handler.
+    Exceptions that do not come from the handler are not judged: work whose worker process died is tried
+    again, unless `discard_for` names WorkerDied.
     """
     def __eq__(self, value: object, /) -> bool: ...
     def __ne__(self, value: object, /) -> bool: ...
@@ -2432,6 +2444,12 @@ def cleanup(seconds: float | None = None, /) -> CancelScope:
     On kill: deferred for as long.
     """
 
+def contents_of(lease: Lease[Any]) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
+    """
+    The item and the progress of a lease, for a worker process, which decodes them: each as its decoder and
+    its bytes, or as None and the object.
+    """
+
 def current_effective_deadline() -> float:
     """
     The tightest deadline that the calling code is under; infinity if there is none.
@@ -2499,9 +2517,10 @@ def leak_counts() -> tuple[int, int, int, int]:
     that it is in.
     """
 
-def lease_of(held: object) -> Lease[Any]:
+def lease_of(held: object) -> Lease[Any] | None:
     """
-    A `Lease` of a delivery that `EngineSource.deliver()` has returned.
+    A `Lease` of a delivery that `EngineSource.deliver()` has returned. None: it cannot be decoded, and is
+    requeued as failed.
     """
 
 def move_on_after(

@@ -15,7 +15,6 @@ import math
 import os
 import threading
 import weakref
-from contextlib import suppress
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -239,13 +238,14 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         """The item that stands for this one may be dead already: no worker will lease it."""
         if not self.queue.counts()["dead"]:
             return
-        with suppress(NotImplementedError):  # by an engine
-            for item_id, _, failures in self.queue.dead():
-                if item_id == promise.future.item_id:
-                    why = failures[-1] if failures else None
-                    if not isinstance(why, (BaseException, CancelCause)):
-                        why = RuntimeError(f"item {item_id}, which has this key, is dead: {why}")
-                    promise.fail(why)
+        item_id = promise.future.item_id
+        failures = self._port.failures_of(item_id)
+        if failures is None:
+            return
+        why = failures[-1] if failures else None
+        if not isinstance(why, (BaseException, CancelCause)):
+            why = RuntimeError(f"item {item_id}, which has this key, is dead: {why}")
+        promise.fail(why)
 
     def cancel_item(self, item_id: int | str, reason: str | None = None) -> bool:
         """Cancel an item: it is never leased again, and code at work on it is asked to stop.

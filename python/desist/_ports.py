@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from desist._core import FileQueue, LeaseQueue, queue_port
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from desist._core import CancelCause, Op, RetryPolicy, RunningHandler, WorkerThread
     from desist._item_future import ItemPromise
 
@@ -57,11 +59,15 @@ class HeldDelivery(Protocol):
         """How often the item has been leased, this time included."""
 
     @property
-    def item(self) -> Any:
-        """The item."""
+    def body(self) -> bytes:
+        """The item's bytes."""
 
     @property
-    def progress(self) -> Any:
+    def decode(self) -> Callable[[bytes], Any]:
+        """Makes the item, and the progress, of their bytes. May run any code, and never return."""
+
+    @property
+    def progress(self) -> bytes | None:
         """The progress that an earlier attempt has stored with heartbeat(); None if none has."""
 
     def begun(self, running: RunningHandler, /) -> object:
@@ -177,6 +183,9 @@ class QueuePort(Protocol):
 
         True: it is dead now. False: it will be, when its worker requeues it. None: it had ended.
         """
+
+    def failures_of(self, item_id: Any) -> list[Any] | None:
+        """The failures of a dead item, without decoding any item. None: it is not dead."""
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""

@@ -44,7 +44,8 @@ protocols! {
     engine_source is "EngineSource": deliver, retry;
     /// One lease of such a queue.
     held_delivery is "HeldDelivery":
-        id, epoch, attempt, item, progress, begun, ack, nack, discard, heartbeat, take_promise;
+        id, epoch, attempt, body, decode, progress, begun, ack, nack, discard, heartbeat,
+        take_promise;
     /// An exception of a worker process, without its object.
     lost_exception is "LostException": type_names;
     /// The hooks of a subclass of `GroupCore`.

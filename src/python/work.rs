@@ -14,12 +14,14 @@
 //! | `promises` | the futures of submitted items |
 //! | `port` | `QueuePort`: the operations of a pool on a queue |
 //! | `lease` | `Lease`: one delivery, as its handler sees it |
+//! | `content` | an item as its queue delivers it, and who decodes it |
 //! | `worker_slot` | `WorkerSlot`: a worker's place in its pool, and its loop |
 //! | `pool_metrics` | `PoolMetrics`: a pool's counters, and its observer |
 //! | `child`, `parent_watch` | a worker's process, and its parent as that process sees it |
 
 pub(super) mod child;
 mod codec;
+mod content;
 #[cfg(unix)]
 mod file;
 mod lease;
@@ -43,7 +45,7 @@ use pyo3::types::PyDict;
 
 #[cfg(unix)]
 pub(super) use file::FileQueue;
-pub(super) use lease::Lease;
+pub(super) use lease::{Lease, contents_of};
 pub(super) use memory::LeaseQueue;
 pub(super) use pool_metrics::PoolMetrics;
 pub(super) use port::QueuePort;

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from decode_contract import EngineDecoding
 from desist import WorkerPool
 from desist.engines import EngineQueue, open_queue
 from engine_contract import LONG, Contract
@@ -58,6 +59,10 @@ def engines(url: str) -> Iterator[Engines]:
 
 class TestPostgres(Contract):
     """The engine, with a server of its own."""
+
+
+class TestDecoding(EngineDecoding):
+    """Items of the server's, whose decoding fails, hangs or is stopped."""
 
 
 def test_a_pool_opens_a_queue_by_its_url(url: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
+from decode_contract import EngineDecoding
 from desist import WorkerPool, wait_readable
 from desist.engines import EngineQueue, open_queue
 from desist.engines.redis import RedisEngine
@@ -56,6 +57,10 @@ def engines(url: str) -> Iterator[Engines]:
 
 class TestRedis(Contract):
     """The engine, with a server of its own."""
+
+
+class TestDecoding(EngineDecoding):
+    """Items of the server's, whose decoding fails, hangs or is stopped."""
 
 
 def test_another_program_may_add_an_item(engines: Engines) -> None:

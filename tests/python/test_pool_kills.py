@@ -85,8 +85,8 @@ def test_i28_i30_a_pool_keeps_its_workers_and_items_when_handlers_hang(
     assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": 6, "dead": 6}
     for item, future in futures.items():
         assert future.exception() is None or item[1]
-    for _, item, why in queue.dead():
-        assert item[1]
+    for _, dead, why in queue.dead():
+        assert dead[1]
         assert len(why) == 3
         assert all("it hangs" in str(cause) for cause in why)
     hangs.end()

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import weakref
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,15 +27,31 @@ if TYPE_CHECKING:
     from desist.testing import SweepReport
 
 
+class Letter(str):
+    """Is decoded by code that takes some bytecodes."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return decode, (str(self),)
+
+
+def decode(letter: str) -> str:
+    letters = [one for one in "abc" if one == letter]
+    return letters[0]
+
+
 class Office:
     """A worker works through a queue of two items, and is killed somewhere."""
+
+    items: tuple[str, ...] = ("a", "b")
 
     def __init__(self) -> None:
         self.queue = self.open()
         self.written: list[str] = []
         self.starts: list[str] = []
         self.lock = Lock(on_kill="release")
-        for item in "ab":
+        for item in self.items:
             self.queue.put(item)
 
     def open(self) -> LeaseQueue[str] | FileQueue[str]:
@@ -90,7 +106,13 @@ class FileOffice(Office):
         return FileQueue(f"{folder}/jobs.db", retry=RetryPolicy(max_attempts=3))
 
 
-offices = pytest.mark.parametrize("kind", [Office, FileOffice])
+class DecodingOffice(FileOffice):
+    """The same, with items whose decoding is killed, too."""
+
+    items = Letter("a"), Letter("b")
+
+
+offices = pytest.mark.parametrize("kind", [Office, FileOffice, DecodingOffice])
 
 
 @offices

@@ -62,7 +62,9 @@ class HeldLease:
         self.id: str = delivery.id
         self.epoch: int = delivery.epoch
         self.attempt: int = delivery.attempt
-        self.item: Any = None
+        self.body: bytes = delivery.body
+        self.decode: Callable[[bytes], Any] = codec.decode
+        self.progress: bytes | None = delivery.progress
         self.until: float = current_time() + engine.lease_timeout
         """When the lease runs out by this host's clock, unless it is extended before.
 
@@ -130,12 +132,6 @@ class HeldLease:
             running.cancel(self._lost)
         if self._cancelled is not None:
             running.cancel(*self._cancelled)
-
-    @property
-    def progress(self) -> Any:
-        """The progress that an earlier attempt has stored with the item; None if there is none."""
-        progress = self.delivery.progress
-        return None if progress is None else self._codec.decode(progress)
 
     def heartbeat(self, progress: object, /) -> None:
         """Extend the lease now. Fenced: it is over."""

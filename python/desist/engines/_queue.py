@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from desist._codec import codec as codec_named
-from desist._codec import describe
+from desist._codec import dead_item
 from desist._core import (
     CancelCause,
     CancelSource,
@@ -99,10 +99,11 @@ class EngineQueue(Generic[T]):
         """Lease the next item; waits for one, at most for `timeout` seconds (then None).
 
         The caller must acknowledge the lease or requeue it; a WorkerPool does that for its
-        handlers.
+        handlers. An item that cannot be decoded has failed: it is requeued, or dead, as the
+        RetryPolicy says, and the next item is leased.
 
         Blocks: until there is an item, for `timeout` seconds at most; also while the server is
-        away.
+        away, and while the item is decoded.
         On cancel: a checkpoint; Cancelled means that nothing was leased.
         On timeout: returns None.
         On kill: Killed means that nothing was leased.
@@ -114,8 +115,13 @@ class EngineQueue(Generic[T]):
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative, but is {timeout}")
-        held = self.port.deliver(timeout)
-        return None if held is None else lease_of(held)
+        end = math.inf if timeout is None else current_time() + timeout
+        while True:
+            left = None if timeout is None else max(end - current_time(), 0.0)
+            held = self.port.deliver(left)
+            lease = None if held is None else lease_of(held)
+            if held is None or lease is not None:
+                return lease
 
     def counts(self) -> Mapping[str, int]:
         """Count the items in each state at one instant, those leased to other hosts included.
@@ -127,16 +133,15 @@ class EngineQueue(Generic[T]):
         return call_masked(self.engine.counts)
 
     def dead(self) -> list[tuple[str, T | bytes, list[str]]]:
-        """List the dead items: id, item (its bytes if they cannot be decoded), and all failures.
+        """List the dead items: id, item, and all failures.
+
+        An item that cannot be decoded here is listed with its bytes in place of the item, and the
+        decoder's exception as its last failure.
 
         Blocks: until the server has answered.
         On cancel: nothing changes: this is no checkpoint.
         """
-        self.port.check_usable()
-        return [
-            (dead.id, self.port.decode_dead(dead.body), dead.failures)
-            for dead in call_masked(self.engine.dead)
-        ]
+        return self.port.dead()
 
     def retry(self, item_id: str, /) -> None:
         """Give a dead item all its attempts again.
@@ -276,27 +281,25 @@ class EnginePort:
             held.settle(lambda: self._engine.reject(delivery, _LOST))
             self._fail(delivery.id, RuntimeError(_LOST))
             return None
-        try:
-            held.item = self._codec.decode(delivery.body)
-        except Exception as failure:  # noqa: BLE001 (it is kept with the item)
-            why = f"its bytes could not be decoded: {describe(failure)}"
-            held.settle(lambda: self._engine.reject(delivery, why))
-            self._fail(delivery.id, failure)
-            return None
-        except BaseException as stopped:  # Cancelled at a checkpoint of the item's class, or Ctrl-C
-            cause = getattr(stopped, "cause", stopped)
-            if not held.nack(0.0, cause):
-                self._fail(delivery.id, cause)
-            raise
         self._heartbeat.add(held)
         return held
 
-    def decode_dead(self, body: bytes) -> Any:
-        """A dead item, or its bytes if they cannot be decoded, which may be why it is dead."""
+    def dead(self) -> list[tuple[str, Any, list[str]]]:
+        """As EngineQueue.dead()."""
+        self.check_usable()
+        return [
+            (dead.id, *dead_item(self._codec.decode, dead.body, dead.failures))
+            for dead in call_masked(self._engine.dead)
+        ]
+
+    def failures_of(self, item_id: str) -> list[str] | None:
+        """The failures of a dead item; None: it is not dead, or the engine cannot tell."""
+        self.check_usable()
         try:
-            return self._codec.decode(body)
-        except Exception:  # noqa: BLE001 (whatever the item's class does)
-            return body
+            dead = call_masked(self._engine.dead)
+        except NotImplementedError:
+            return None
+        return next((one.failures for one in dead if one.id == item_id), None)
 
     def cancel(self, item_id: str, reason: str | None = None) -> bool | None:
         """Never lease the item again."""

@@ -6,10 +6,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::exceptions::{PyException, PyRuntimeError};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyGenericAlias, PyType};
+use pyo3::types::{PyDict, PyGenericAlias, PyString, PyType};
 
 use super::codec::Codec;
 use super::lease::LeaseSlot;
@@ -17,7 +17,7 @@ use super::options::{self, PutArguments};
 use super::port::PoolQueue;
 use super::promises::{ItemResult, Promises};
 use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
-use super::{Dead, Lease, RetryPolicy, cause_of, counts, earliest, not_dead};
+use super::{Dead, Lease, RetryPolicy, counts, earliest, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
 use crate::python::binding::host::detached;
@@ -174,7 +174,10 @@ impl FileQueue {
     /// Lease the next item. The caller must acknowledge or requeue it; a WorkerPool does that for its
     /// handlers.
     ///
-    /// Blocks: until there is an item, for `timeout` seconds at most.
+    /// An item that cannot be decoded has failed: it is requeued, or dead, as the RetryPolicy says, and the
+    /// next item is leased.
+    ///
+    /// Blocks: until there is an item, for `timeout` seconds at most, and while the item is decoded.
     /// On cancel: a checkpoint; Cancelled means that nothing was leased.
     /// On timeout: returns None.
     /// On kill: Killed means that nothing was leased.
@@ -186,9 +189,13 @@ impl FileQueue {
         let py = slf.py();
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         let slot = LeaseSlot::new(py)?;
-        let delivery = slf.get().file.lease(py, until)?;
-        let owner = Some(slf.clone().into_any().unbind());
-        Ok(delivery.map(|delivery| slot.fill(delivery, owner)))
+        while let Some(delivery) = slf.get().file.lease(py, until)? {
+            if let Some(decoded) = delivery.decoded(py)? {
+                let owner = Some(slf.clone().into_any().unbind());
+                return Ok(Some(slot.fill(decoded, owner)));
+            }
+        }
+        Ok(None)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {
@@ -208,12 +215,16 @@ impl FileQueue {
     }
 
     /// The dead items: id, item, and all failures, as text.
-    #[pyo3(signature = () -> "list[tuple[int, _T, list[str]]]")]
+    ///
+    /// An item that cannot be decoded here is listed with its bytes in place of the item, and the
+    /// decoder's exception as its last failure.
+    #[pyo3(signature = () -> "list[tuple[int, _T | bytes, list[str]]]")]
     fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<String>>> {
         let dead = self.file.run(py, work::FileQueue::dead)?;
         let show = |(id, item, failures): work::Dead<Bytes, work::Failure>| {
-            let item = self.file.codec.decode(py, &item)?;
-            Ok((id, item, failures.iter().map(ToString::to_string).collect()))
+            let failures = failures.iter().map(ToString::to_string).collect();
+            let (item, failures) = self.file.codec.dead_item(py, &item, failures)?;
+            Ok((id, item, failures))
         };
         dead.into_iter().map(show).collect()
     }
@@ -261,63 +272,28 @@ impl File {
             .ok_or_else(|| error::ordinary(py, "Full", &""))
     }
 
-    /// `None`: the item's bytes could not be decoded. It is requeued as failed, and the next item
-    /// is leased instead. An exception that is no error of the bytes is raised, after the item was
-    /// requeued.
-    fn deliver(
-        self: &Arc<Self>,
-        py: Python<'_>,
-        lease: &work::Lease<Bytes, Bytes>,
-    ) -> PyResult<Option<Delivery>> {
-        let item = self.codec.decode(py, &lease.item);
-        let progress = lease
-            .progress()
-            .map(|progress| self.codec.decode(py, progress));
-        let key = LeaseKey {
-            number: lease.id,
-            epoch: lease.epoch,
-            deadline: lease.deadline().unwrap_or(Time::NEVER),
-        };
-        let (item, progress) = match (item, progress.transpose()) {
-            (Ok(item), Ok(progress)) => (item, progress),
-            (Err(raised), _) | (_, Err(raised)) => {
-                // Not an error of the bytes: Cancelled at a checkpoint of the item's class, or Ctrl-C.
-                let stopped = !raised.is_instance_of::<PyException>(py);
-                let failure = raised.value(py).clone().into_any().unbind();
-                let (nack, failure) = if stopped {
-                    (Nack::AtOnce, cause_of(py, &failure))
-                } else {
-                    (Nack::Failed, failure)
-                };
-                let outcome = self.nack(py, key, nack, failure.clone_ref(py))?;
-                if outcome == NackOutcome::Dead {
-                    self.report(py, key, ItemResult::Failed(failure));
-                }
-                if stopped {
-                    return Err(raised);
-                }
-                return Ok(None);
-            }
-        };
-        Ok(Some(Delivery {
-            key,
+    fn deliver(self: &Arc<Self>, py: Python<'_>, lease: &work::Lease<Bytes, Bytes>) -> Delivery {
+        Delivery {
+            key: LeaseKey {
+                number: lease.id,
+                epoch: lease.epoch,
+                deadline: lease.deadline().unwrap_or(Time::NEVER),
+            },
             attempt: lease.attempt,
-            item,
-            progress,
+            item: self.codec.content(py, &lease.item),
+            progress: lease
+                .progress()
+                .map(|progress| self.codec.content(py, progress)),
             ends: lease.ends(),
             handle: self.clone(),
-        }))
+        }
     }
 }
 
 impl LeaseSource for Arc<File> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
-        while let Some(lease) = self.run(py, |queue| queue.lease(until))? {
-            if let Some(delivery) = self.deliver(py, &lease)? {
-                return Ok(Some(delivery));
-            }
-        }
-        Ok(None)
+        let lease = self.run(py, |queue| queue.lease(until))?;
+        Ok(lease.map(|lease| self.deliver(py, &lease)))
     }
 }
 
@@ -351,6 +327,17 @@ impl PoolQueue for File {
             self.promises.fail(py, item_id, failure);
         }
         Ok(dead)
+    }
+
+    fn failures_of(&self, py: Python<'_>, item_id: u64) -> PyResult<Option<Vec<Py<PyAny>>>> {
+        let mut dead = self.run(py, work::FileQueue::dead)?.into_iter();
+        let Some((_, _, failures)) = dead.find(|(id, ..)| *id == item_id) else {
+            return Ok(None);
+        };
+        let texts = failures
+            .iter()
+            .map(|failure| PyString::new(py, &failure.to_string()).into_any().unbind());
+        Ok(Some(texts.collect()))
     }
 
     fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {

@@ -15,6 +15,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyGenericAlias, PyType};
 
+use super::content::Sendable;
 use super::source::{Delivery, LeaseHandle, LeaseKey};
 use super::{LONGEST_COMMIT, failure};
 use crate::CauseKind;
@@ -169,6 +170,12 @@ impl Lease {
         self.handle().id(self.key())
     }
 
+    /// Decode the item, before its handler begins. See [`Delivery::decode`].
+    #[inline]
+    pub(super) fn decode(&self, py: Python<'_>) -> PyResult<()> {
+        self.delivery.decode(py)
+    }
+
     /// Which item it is, and which attempt.
     pub(super) fn which(&self) -> (ItemId, u32) {
         (self.item_id(), self.delivery.attempt)
@@ -208,8 +215,8 @@ impl Lease {
 
     /// The item.
     #[getter]
-    fn item(&self, py: Python<'_>) -> Item {
-        Item(self.delivery.item.clone_ref(py))
+    fn item(&self, py: Python<'_>) -> PyResult<Item> {
+        Ok(Item(self.delivery.item.get(py)?.clone_ref(py)))
     }
 
     /// The item's id.
@@ -239,9 +246,11 @@ impl Lease {
 
     /// The progress that an earlier attempt has stored with heartbeat(); None if none has.
     #[getter]
-    fn progress(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        let progress = self.delivery.progress.as_ref()?;
-        Some(progress.clone_ref(py))
+    fn progress(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let progress = self.delivery.progress.as_ref();
+        progress
+            .map(|progress| Ok(progress.get(py)?.clone_ref(py)))
+            .transpose()
     }
 
     /// Extend the lease: in a queue with a lease_timeout, that time begins again. `progress` is stored for
@@ -325,8 +334,10 @@ impl Lease {
             return Ok(()); // not filled
         };
         visit.call(&leased.owner)?;
-        visit.call(&leased.delivery.item)?;
-        visit.call(&leased.delivery.progress)?;
+        leased.delivery.item.traverse(&visit)?;
+        if let Some(progress) = &leased.delivery.progress {
+            progress.traverse(&visit)?;
+        }
         leased.delivery.handle.traverse(&visit)?;
         // Locked by attached threads only.
         match leased.settled.try_lock().as_deref() {
@@ -350,4 +361,19 @@ impl Lease {
             self.delivery.attempt
         )
     }
+}
+
+/// The item and the progress of a lease, for a worker process, which decodes them: each as its decoder and
+/// its bytes, or as None and the object.
+#[pyfunction]
+#[pyo3(signature = (lease: "Lease[Any]") -> "tuple[tuple[Any, Any], tuple[Any, Any] | None]")]
+pub(in crate::python) fn contents_of(
+    py: Python<'_>,
+    lease: &Lease,
+) -> (Sendable, Option<Sendable>) {
+    let progress = lease.delivery.progress.as_ref();
+    (
+        lease.delivery.item.sendable(py),
+        progress.map(|progress| progress.sendable(py)),
+    )
 }

@@ -10,6 +10,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
+use super::content::Content;
 use super::lease::LeaseSlot;
 use super::options::{self, PutArguments};
 use super::port::PoolQueue;
@@ -285,6 +286,7 @@ impl Memory {
             None => (None, Time::NEVER, Time::NEVER),
             Some(details) => {
                 let progress = details.progress.and_then(Note::into_said);
+                let progress = progress.map(Content::Object);
                 let deadline = details.deadline.unwrap_or(Time::NEVER);
                 (progress, deadline, earliest(deadline, details.until))
             }
@@ -296,7 +298,7 @@ impl Memory {
                 deadline,
             },
             attempt: lease.attempt,
-            item: lease.item.0,
+            item: Content::Object(lease.item.0),
             progress,
             ends,
             handle: self.clone(),
@@ -353,6 +355,15 @@ impl PoolQueue for Memory {
             self.promises.fail(py, item_id, failure);
         }
         Ok(dead)
+    }
+
+    fn failures_of(&self, py: Python<'_>, item_id: u64) -> PyResult<Option<Vec<Py<PyAny>>>> {
+        let mut dead = self.queue.dead().into_iter();
+        let found = dead.find(|(id, ..)| *id == item_id);
+        let failures = found.map(|(_, _, failures)| failures);
+        failures
+            .map(|failures| failures.iter().map(|note| note.to_object(py)).collect())
+            .transpose()
     }
 
     fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {

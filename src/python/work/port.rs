@@ -32,6 +32,9 @@ pub(super) trait PoolQueue: Send + Sync {
     /// worker gives it back. `None`: it had ended.
     fn cancel(&self, py: Python<'_>, item_id: u64, failure: Py<PyAny>) -> PyResult<Option<bool>>;
 
+    /// The failures of a dead item. `None`: it is not dead.
+    fn failures_of(&self, py: Python<'_>, item_id: u64) -> PyResult<Option<Vec<Py<PyAny>>>>;
+
     /// Wait until nothing is ready, leased or delayed. False: not in time.
     fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool>;
 
@@ -99,6 +102,12 @@ impl QueuePort {
     fn cancel(&self, py: Python<'_>, item_id: u64, reason: Option<&str>) -> PyResult<Option<bool>> {
         let failure = failure(py, CauseKind::Explicit, reason)?;
         self.queue.cancel(py, item_id, failure)
+    }
+
+    /// The failures of a dead item, without decoding any item. None: it is not dead.
+    #[pyo3(signature = (item_id: "int") -> "list[Any] | None")]
+    fn failures_of(&self, py: Python<'_>, item_id: u64) -> PyResult<Option<Vec<Py<PyAny>>>> {
+        self.queue.failures_of(py, item_id)
     }
 
     /// Wait until nothing is ready, leased or delayed (True), or the seconds have passed.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
+use super::content::Content;
 use super::lease::LeaseSlot;
 use super::promises::ItemResult;
 use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
@@ -52,18 +54,27 @@ impl LeaseSource for PyQueue {
     }
 }
 
-/// A `Lease` of a delivery that `EngineSource.deliver()` has returned.
+/// A `Lease` of a delivery that `EngineSource.deliver()` has returned. None: it cannot be decoded, and is
+/// requeued as failed.
 #[pyfunction]
-#[pyo3(signature = (held: "object") -> "Lease[Any]")]
-pub(in crate::python) fn lease_of(held: Bound<'_, PyAny>) -> PyResult<Bound<'_, Lease>> {
+#[pyo3(signature = (held: "object") -> "Lease[Any] | None")]
+pub(in crate::python) fn lease_of(held: Bound<'_, PyAny>) -> PyResult<Option<Bound<'_, Lease>>> {
     let py = held.py();
-    Ok(LeaseSlot::new(py)?.fill(delivery(held)?, None))
+    let slot = LeaseSlot::new(py)?;
+    let decoded = delivery(held)?.decoded(py)?;
+    Ok(decoded.map(|decoded| slot.fill(decoded, None)))
 }
 
 fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
     let py = held.py();
     let id: String = held.getattr(held_delivery::id(py))?.extract()?;
     let epoch = held.getattr(held_delivery::epoch(py))?.extract()?;
+    let decode = held.getattr(held_delivery::decode(py))?;
+    let content =
+        |bytes: Bound<'_, PyBytes>| Content::encoded(decode.clone().unbind(), bytes.unbind());
+    let body = held.getattr(held_delivery::body(py))?.cast_into()?;
+    let progress: Option<Bound<'_, PyBytes>> =
+        held.getattr(held_delivery::progress(py))?.extract()?;
     Ok(Delivery {
         key: LeaseKey {
             number: 0, // its handle is of this lease only
@@ -71,8 +82,8 @@ fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
             deadline: Time::NEVER,
         },
         attempt: held.getattr(held_delivery::attempt(py))?.extract()?,
-        item: held.getattr(held_delivery::item(py))?.unbind(),
-        progress: held.getattr(held_delivery::progress(py))?.extract()?,
+        item: content(body),
+        progress: progress.map(content),
         ends: Time::NEVER, // the heartbeat thread extends the lease, and cancels the task if it is lost
         handle: Arc::new(HeldDelivery {
             held: held.unbind(),

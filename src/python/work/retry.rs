@@ -28,8 +28,9 @@ use crate::work::{self, Nack};
 ///
 /// `retry_for` names the types of exceptions, one or a tuple, after which work is tried again: after
 /// another exception of the handler the item is dead at once, with the exception kept. After one of
-/// `discard_for` it is dead in any case. Exceptions that do not come from the handler are not judged:
-/// work whose worker process died is tried again, unless `discard_for` names WorkerDied.
+/// `discard_for` it is dead in any case. An exception of the item's decoding counts as one of the handler.
+/// Exceptions that do not come from the handler are not judged: work whose worker process died is tried
+/// again, unless `discard_for` names WorkerDied.
 #[pyclass(frozen, eq, module = "desist")]
 #[derive(Default)]
 pub(in crate::python) struct RetryPolicy {

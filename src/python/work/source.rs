@@ -16,13 +16,18 @@
 
 use std::sync::Arc;
 
+use pyo3::exceptions::PyException;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
+use super::content::Content;
 use super::promises::ItemResult;
+use super::{LONGEST_COMMIT, cause_of};
 use crate::clock::Time;
 use crate::item::ItemId;
+use crate::python::hard_stop::mask::Mask;
 use crate::python::op::Visited;
+use crate::python::{error, wait};
 use crate::task::Task;
 use crate::work::{Nack, NackOutcome};
 
@@ -43,12 +48,69 @@ pub(super) struct Delivery {
     pub(super) key: LeaseKey,
     /// How often the item has been leased, this time included.
     pub(super) attempt: u32,
-    pub(super) item: Py<PyAny>,
+    pub(super) item: Content,
     /// The progress that an earlier attempt has stored with `heartbeat()`.
-    pub(super) progress: Option<Py<PyAny>>,
+    pub(super) progress: Option<Content>,
     /// When its handler is to stop: the item expires, or the lease does.
     pub(super) ends: Time,
     pub(super) handle: Arc<dyn LeaseHandle>,
+}
+
+impl Delivery {
+    /// Decode the item and the progress, if they are bytes. A checkpoint then, for a cancel or a kill that
+    /// came meanwhile.
+    ///
+    /// # Errors
+    /// An exception of the decoder or of the item's class; `Cancelled` and `Killed`.
+    #[inline]
+    pub(super) fn decode(&self, py: Python<'_>) -> PyResult<()> {
+        self.item.get(py)?;
+        if let Some(progress) = &self.progress {
+            progress.get(py)?;
+        }
+        if self.item.is_encoded() {
+            wait::checkpoint(py)?;
+        }
+        Ok(())
+    }
+
+    /// [`Delivery::decode`], for a lease that no worker settles. `None`: it cannot be decoded. The item is
+    /// requeued as failed, and the next item is to be leased instead. An exception that is no error of the
+    /// bytes is raised, after the item was requeued.
+    pub(super) fn decoded(self, py: Python<'_>) -> PyResult<Option<Self>> {
+        let Err(raised) = self.decode(py) else {
+            return Ok(Some(self));
+        };
+        // Else Cancelled or Killed, of the calling code, or Ctrl-C.
+        let failed = raised.is_instance_of::<PyException>(py);
+        let failure = raised.value(py).clone().into_any().unbind();
+        let (nack, failure) = if failed {
+            (Nack::Failed, failure)
+        } else {
+            (Nack::AtOnce, cause_of(py, &failure))
+        };
+        let _mask = Mask::open(LONGEST_COMMIT);
+        let nacked = self.handle.nack(py, self.key, nack, failure.clone_ref(py));
+        match unless_fenced(py, nacked) {
+            Ok(Some(NackOutcome::Dead)) => {
+                let result = ItemResult::Failed(failure);
+                self.handle.report(py, self.key, result);
+            }
+            Ok(_) => {}
+            Err(broken) if failed => return Err(broken),
+            Err(broken) => broken.write_unraisable(py, None),
+        }
+        if failed { Ok(None) } else { Err(raised) }
+    }
+}
+
+/// `None`: the lease was over already, and the thread that ended it has settled the item.
+pub(super) fn unless_fenced<R>(py: Python<'_>, done: PyResult<R>) -> PyResult<Option<R>> {
+    match done {
+        Ok(result) => Ok(Some(result)),
+        Err(raised) if error::is(py, &raised, "Fenced") => Ok(None),
+        Err(broken) => Err(broken),
+    }
 }
 
 /// Which lease of its queue this is. A queue whose items have names ignores `number`: its handle is

@@ -1,8 +1,9 @@
 //! `WorkerSlot`: a worker's place in its pool, and the loop in which it works.
 //!
-//! One turn of the loop: lease an item, run the handler as a task of its own behind the boundary, and
-//! settle the lease by how the task ended. The handler is the only code in which a kill is delivered:
-//! the loop itself runs as another task, which is never killed.
+//! One turn of the loop: lease an item, decode it and run the handler as a task of its own behind the
+//! boundary, and settle the lease by how the task ended. A kill is delivered in the decoder and in the
+//! handler only: the loop itself runs as another task, which is never killed. "The handler's call" is
+//! both of them; a process decodes the item itself.
 //!
 //! `current` is written by the loop and read by the threads that cancel or kill; a kill holds a
 //! reference of its task, so that it never hits the next item. The lock of `current` is held for the
@@ -32,7 +33,7 @@ use super::pool_metrics::Event;
 use super::port::QueuePort;
 use super::promises::ItemResult;
 use super::py_queue::PyQueue;
-use super::source::{Delivery, LeaseSource};
+use super::source::{Delivery, LeaseSource, unless_fenced};
 use super::{LONGEST_COMMIT, Lease, PoolMetrics, RetryPolicy, cause_of, failure};
 use crate::CauseKind;
 use crate::boundary::{BodyEnd, Boundary};
@@ -330,6 +331,9 @@ impl WorkerSlot {
             }
             let token = task.source().token();
             token.check().map_err(|stop| error::from_stop(py, stop))?;
+            if process.is_none() {
+                lease.get().decode(py)?;
+            }
             check_result(handler.call1(&arguments)?, false).map(Bound::unbind)
         };
         let settled = task::run(py, &task, body, |result, ended| {
@@ -471,15 +475,6 @@ impl OnAbandon for SlotAbandoned {
         visit.call(&self.slot)?;
         visit.call(&self.lease)?;
         visit.call(&self.cause)
-    }
-}
-
-/// `None`: the lease was over already, and the thread that ended it has settled the item.
-fn unless_fenced<R>(py: Python<'_>, done: PyResult<R>) -> PyResult<Option<R>> {
-    match done {
-        Ok(result) => Ok(Some(result)),
-        Err(raised) if error::is(py, &raised, "Fenced") => Ok(None),
-        Err(broken) => Err(broken),
     }
 }
 
