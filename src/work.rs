@@ -54,7 +54,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(all(feature = "file", unix, not(loom)))]
-pub use file::{Bytes, Failure, FileError, FileQueue};
+pub use file::{Bytes, Failure, FileError, FileOptions, FileQueue};
 pub use memory::LeaseQueue;
 #[cfg(feature = "python")]
 pub(crate) use memory::Stored;

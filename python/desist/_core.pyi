@@ -677,7 +677,11 @@ class FileQueue(Generic[_T]):
     made for that. Never open it with the sqlite3 module in a process that has it open as a
     FileQueue: when that closes the file, the locks of both are lost.
 
-    Items are kept with pickle, or as JSON with `codec="json"`; failures are kept as text.
+    Items are kept with pickle, or as JSON with `codec="json"`; failures are kept as text. As unpickling
+    can run any code, a pickled file must belong to the user of the process or to root, and be
+    writable by other users only as far as `mode` says. The files are made with the permissions `mode`,
+    by default for their user alone. None of them may be a symbolic or hard link, or a FIFO.
+
     `retry`, `maxsize` and `lease_timeout` are as with LeaseQueue; each process has its own.
 
     Blocks: all methods, for as long as the disk or another process's transaction takes. Only those
@@ -686,7 +690,8 @@ class FileQueue(Generic[_T]):
     On cancel: a method without a timeout goes on, and so does a commit that has begun.
 
     Raises:
-        QueueFileError: (an OSError) the file cannot be used, or is no queue; it is not changed then.
+        QueueFileError: (an OSError) the file cannot be used, or is no queue; it is not changed then. If
+            a file of the queue was deleted, moved or replaced, all later calls raise it as well.
     """
     @classmethod
     def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
@@ -699,6 +704,7 @@ class FileQueue(Generic[_T]):
         maxsize: SupportsIndex = 0,
         lease_timeout: float | None = None,
         codec: Literal["pickle", "json"] = "pickle",
+        mode: int = 384,
     ) -> FileQueue[_T]: ...
     def __repr__(self, /) -> str: ...
     def counts(self, /) -> dict[Literal["ready", "leased", "delayed", "done", "dead"], int]:

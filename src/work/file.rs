@@ -17,6 +17,7 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | `files` | permissions; refusing links and FIFOs; noticing files that are gone |
 //! | `schema` | the tables; opening a file, and refusing one that is no queue |
 //! | `tables` | the operations, each inside a transaction; the table of states is in `work.rs` |
 //! | `commit` | one transaction for all threads that come at the same time |
@@ -35,6 +36,7 @@
 mod clock;
 mod commit;
 mod error;
+mod files;
 mod process;
 mod schema;
 mod tables;
@@ -44,7 +46,7 @@ mod waits;
 mod watcher;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -56,10 +58,12 @@ use crate::park::Ticket;
 use crate::wait;
 use crate::work::{
     Counts, Dead, EXPIRED, Jitter, LEASE_LOST, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
+    RetryPolicy,
 };
 use clock::{Clock, Machine};
 use commit::Committer;
 pub use error::FileError;
+use files::Files;
 use process::{OpenFile, Process};
 use tables::{CancelOutcome, Changed, OpContext, Tables};
 use waits::{DrainOp, LeaseOp, PutOp, WaitLists};
@@ -97,6 +101,42 @@ impl fmt::Display for Failure {
     }
 }
 
+/// The options of a [`FileQueue`], of which each process that opens the file has its own.
+#[derive(Debug, Clone, Copy)]
+pub struct FileOptions {
+    /// Those of a queue in memory as well.
+    pub queue: QueueOptions,
+    /// The permissions with which the files are made, whatever the umask is: reading and writing
+    /// by the owner, and more only if it says so. To share a queue between the users of a group:
+    /// `0o660`, in a folder of the group that hands it on (`chmod g+s`).
+    pub mode: u32,
+    /// Refuse a file that users other than the caller and root can write, unless `mode` lets them.
+    /// For items that can run code when they are decoded.
+    pub only_trusted_writers: bool,
+}
+
+impl Default for FileOptions {
+    fn default() -> Self {
+        QueueOptions::default().into()
+    }
+}
+
+impl From<QueueOptions> for FileOptions {
+    fn from(queue: QueueOptions) -> Self {
+        Self {
+            queue,
+            mode: 0o600,
+            only_trusted_writers: false,
+        }
+    }
+}
+
+impl From<RetryPolicy> for FileOptions {
+    fn from(retry: RetryPolicy) -> Self {
+        QueueOptions::from(retry).into()
+    }
+}
+
 /// A queue of leases, in a file. Cloning gives another handle; when the last one is dropped, items
 /// still leased through them are ready again.
 ///
@@ -121,8 +161,8 @@ struct Handle {
 /// An open queue. Its watcher has it, too. Only what has locks of its own changes after the queue
 /// was opened.
 struct Shared {
-    /// Canonical: without links.
-    path: PathBuf,
+    /// Shared with the committer, which checks them.
+    files: Arc<Files>,
     options: QueueOptions,
     /// For the pauses of failed items.
     jitter: Jitter,
@@ -132,10 +172,10 @@ struct Shared {
     own: Process,
     /// Its id in the table `owners`.
     owner: i64,
+    /// Has the connection, which is closed before `open_file` is dropped.
+    committer: Committer,
     /// Registers the file as open in this process, until the queue is closed.
     open_file: Arc<OpenFile>,
-    /// Has the connection.
-    committer: Committer,
     waits: Mutex<WaitLists>,
     /// The greatest epoch of a lease whose item was cancelled through this queue. It only grows. A
     /// later lease has a greater epoch, so that nearly all leases are known not to be cancelled
@@ -152,33 +192,35 @@ impl FileQueue {
     /// For milliseconds, however many items there are, unless the state changes of many are due.
     ///
     /// # Errors
-    /// The file is no queue, of a newer version, damaged, or cannot be written.
+    /// The file is no queue, of a newer version, damaged, or cannot be written; it, or a file beside
+    /// it, is a link or a FIFO, or can be written by other users.
     pub fn open(
         path: impl AsRef<Path>,
-        options: impl Into<QueueOptions>,
+        options: impl Into<FileOptions>,
     ) -> Result<FileQueue, FileError> {
         FileQueue::open_by(path.as_ref(), options.into(), Arc::new(Machine))
     }
 
     fn open_by(
         path: &Path,
-        options: QueueOptions,
+        options: FileOptions,
         clock: Arc<dyn Clock>,
     ) -> Result<FileQueue, FileError> {
         // A fork in the middle would leave SQLite's own locks held in the child.
         let _inside = fork::inside();
-        let (db, path, open_file) = schema::open(path)?;
+        let files = Arc::new(Files::new(path, &options)?);
+        let (db, open_file) = schema::open(&files)?;
         let own = Process::own(&clock.start());
         let mut shared = Shared {
-            notifier: Notifier::open(&path)?, // before other processes know of this owner
-            path,
-            options: options.kept(),
+            notifier: Notifier::open(&files)?, // before other processes know of this owner
+            options: options.queue.kept(),
             jitter: Jitter::default(),
             clock,
             own,
             owner: 0,
+            committer: Committer::new(db, files.clone()),
+            files,
             open_file: Arc::new(open_file),
-            committer: Committer::new(db),
             waits: Mutex::default(),
             last_cancelled: AtomicU64::new(0),
         };
@@ -201,7 +243,7 @@ impl FileQueue {
 
     /// The path of the file, without links.
     pub fn path(&self) -> &Path {
-        &self.shared().path
+        self.shared().files.database()
     }
 
     /// Put an item, which is on the disk when this returns. Returns its id, or that of the item
@@ -418,8 +460,13 @@ impl Shared {
         if !self.is_of_this_process() {
             return Err(FileError::Forked);
         }
-        self.committer
-            .run(durable, context, &|changed| self.publish(changed), work)
+        let done = self
+            .committer
+            .run(durable, context, &|changed| self.publish(changed), work);
+        if matches!(done, Err(FileError::Gone(_))) {
+            self.wake_all(); // whether the watcher was told or not
+        }
+        done
     }
 
     /// Tell the waiters of this process, its watcher and other processes of a commit. Called by the

@@ -17,6 +17,8 @@ mod file_queue;
 #[cfg(feature = "file")]
 mod file_queue_crash;
 #[cfg(feature = "file")]
+mod file_queue_files;
+#[cfg(feature = "file")]
 mod file_queue_power;
 mod layers;
 mod lock;

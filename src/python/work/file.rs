@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyString, PyType};
@@ -25,7 +25,7 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
 use crate::python::op::Visited;
-use crate::work::{self, Bytes, FileError, Nack, NackOutcome};
+use crate::work::{self, Bytes, FileError, FileOptions, Nack, NackOutcome};
 
 /// A LeaseQueue in a file.
 ///
@@ -38,7 +38,11 @@ use crate::work::{self, Bytes, FileError, Nack, NackOutcome};
 /// made for that. Never open it with the sqlite3 module in a process that has it open as a
 /// FileQueue: when that closes the file, the locks of both are lost.
 ///
-/// Items are kept with pickle, or as JSON with `codec="json"`; failures are kept as text.
+/// Items are kept with pickle, or as JSON with `codec="json"`; failures are kept as text. As unpickling
+/// can run any code, a pickled file must belong to the user of the process or to root, and be
+/// writable by other users only as far as `mode` says. The files are made with the permissions `mode`,
+/// by default for their user alone. None of them may be a symbolic or hard link, or a FIFO.
+///
 /// `retry`, `maxsize` and `lease_timeout` are as with LeaseQueue; each process has its own.
 ///
 /// Blocks: all methods, for as long as the disk or another process's transaction takes. Only those
@@ -47,7 +51,8 @@ use crate::work::{self, Bytes, FileError, Nack, NackOutcome};
 /// On cancel: a method without a timeout goes on, and so does a commit that has begun.
 ///
 /// Raises:
-///     QueueFileError: (an OSError) the file cannot be used, or is no queue; it is not changed then.
+///     QueueFileError: (an OSError) the file cannot be used, or is no queue; it is not changed then. If
+///         a file of the queue was deleted, moved or replaced, all later calls raise it as well.
 #[pyclass(frozen, weakref, module = "desist")]
 pub(in crate::python) struct FileQueue {
     file: Arc<File>,
@@ -70,6 +75,7 @@ impl FileQueue {
         maxsize = 0,
         lease_timeout = None,
         codec: "Literal['pickle', 'json']" = "pickle",
+        mode: "int" = 0o600,
     ) -> "FileQueue[_T]")]
     fn new(
         py: Python<'_>,
@@ -78,9 +84,15 @@ impl FileQueue {
         maxsize: isize,
         lease_timeout: Option<Seconds<'_, '_>>,
         codec: &str,
+        mode: i64,
     ) -> PyResult<Self> {
+        let runs_code = codec == "pickle";
         let codec = Codec::named(py, codec)?;
-        let options = options::of_queue(retry.as_ref(), maxsize, lease_timeout)?;
+        let options = FileOptions {
+            queue: options::of_queue(retry.as_ref(), maxsize, lease_timeout)?,
+            mode: file_mode(mode)?,
+            only_trusted_writers: runs_code,
+        };
         let queue = detached(py, || work::FileQueue::open(path, options));
         Ok(Self {
             file: Arc::new(File {
@@ -397,11 +409,27 @@ impl LeaseHandle for File {
     }
 }
 
+/// The permissions of a file that its owner can read and write, and no user can execute.
+fn file_mode(mode: i64) -> PyResult<u32> {
+    let is_usable = |mode: &u32| mode & 0o600 == 0o600 && mode & !0o666 == 0;
+    let mode = u32::try_from(mode).ok().filter(is_usable);
+    mode.ok_or_else(|| {
+        PyValueError::new_err(
+            "mode must be permissions to read and write, the owner's among them: 0o600, or 0o660 \
+             to share the file with its group",
+        )
+    })
+}
+
 fn from_file(py: Python<'_>, failure: FileError) -> PyErr {
     match failure {
         FileError::Stop(stop) => error::from_stop(py, stop),
         FileError::Fenced => error::fenced(py, &work::Fenced),
         FileError::Forked => PyRuntimeError::new_err(failure.to_string()),
+        FileError::Untrusted(..) => {
+            let advice = format!("{failure}; or keep the items as JSON, with codec=\"json\"");
+            error::ordinary(py, "QueueFileError", &advice)
+        }
         _ => error::ordinary(py, "QueueFileError", &failure),
     }
 }

@@ -39,6 +39,9 @@
 //! The thread of an operation sleeps without regard to cancellation: whether its operation was
 //! committed has to be known.
 //!
+//! A transaction is begun only while the files are where they were opened (`files.rs`): an operation
+//! that begins after one was deleted or replaced fails, and changes nothing.
+//!
 //! Relies on operations that do not panic: a leader that unwinds would leave `served` set. And on
 //! SQLite's rollback: what an operation has changed of the file is gone when its transaction fails;
 //! its [`Meta`] and [`Changed`] go with the failed attempt.
@@ -49,6 +52,8 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::error::FileError;
+use super::files::Files;
+use super::schema;
 use super::tables::{Changed, Meta, OpContext, Tables};
 use crate::atomics::Mutex;
 use crate::fork;
@@ -105,6 +110,9 @@ struct Db {
     connection: Connection,
     /// The connection's setting: each commit is on the disk when it returns.
     syncs: bool,
+    /// The files that the connection has open, checked before each transaction: SQLite itself would
+    /// go on with deleted ones.
+    files: Arc<Files>,
 }
 
 impl Db {
@@ -116,6 +124,14 @@ impl Db {
             self.syncs = each_commit;
         }
         Ok(())
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        if self.files.check().is_err() {
+            schema::leave_wal(&self.connection);
+        }
     }
 }
 
@@ -132,10 +148,11 @@ struct CommitQueue {
 
 impl Committer {
     /// For a connection that was just opened, with syncs for checkpoints only.
-    pub(super) fn new(connection: Connection) -> Committer {
+    pub(super) fn new(connection: Connection, files: Arc<Files>) -> Committer {
         let db = Db {
             connection,
             syncs: false,
+            files,
         };
         Committer {
             queue: Mutex::default(),
@@ -255,7 +272,13 @@ fn transact(
     batch: &mut [Request],
     changed: &dyn Fn(&Changed),
 ) -> Result<(), FileError> {
-    db.sync(batch.iter().any(|request| request.durable))?;
+    let is_durable = batch.iter().any(|request| request.durable);
+    if is_durable {
+        db.files.check()?;
+    } else {
+        db.files.check_database()?;
+    }
+    db.sync(is_durable)?;
     let done = attempt(&db.connection, batch);
     // After some errors SQLite has rolled back itself; otherwise the transaction is still open.
     if done.is_err() && !db.connection.is_autocommit() {
@@ -357,7 +380,7 @@ mod tests {
 
     fn remove(path: &Path) {
         for ending in ["", "-wake"] {
-            std::fs::remove_file(super::super::schema::beside(path, ending)).unwrap();
+            std::fs::remove_file(super::super::files::beside(path, ending)).unwrap();
         }
     }
 }

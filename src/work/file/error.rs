@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 
@@ -25,6 +26,14 @@ pub enum FileError {
     },
     /// The file is damaged: cut off, or overwritten.
     Damaged(String),
+    /// This file of the queue is a link, a FIFO, a folder or a device, and was not followed nor
+    /// opened. With what to do about it.
+    Irregular(PathBuf, &'static str),
+    /// Other users can write this file of the queue. With what to do about it.
+    Untrusted(PathBuf, &'static str),
+    /// This file of the queue was deleted, moved or replaced while the queue was open, which cannot
+    /// be used any more.
+    Gone(PathBuf),
     /// The file, or its folder, is read-only.
     ReadOnly,
     /// Another program has had the file locked for ten seconds.
@@ -54,6 +63,16 @@ impl fmt::Display for FileError {
                 f,
                 "the queue's file is damaged ({what}): put back a copy, or move it away with its \
                  -wal file, and see what `sqlite3 FILE .recover` finds in it"
+            ),
+            FileError::Irregular(path, what) => write!(f, "{} is {what}", path.display()),
+            FileError::Untrusted(path, why) => {
+                write!(f, "{} is not to be trusted, as {why}", path.display())
+            }
+            FileError::Gone(path) => write!(
+                f,
+                "{} was deleted, moved or replaced while the queue was open: put it back if its \
+                 items are missed, and open the queue again",
+                path.display()
             ),
             FileError::ReadOnly => f.write_str(
                 "the queue's file cannot be written: check the permissions of the file and of its \

@@ -6,13 +6,15 @@
 //! its queues: of the owners of the own process only those in [`OPEN`] are alive.
 
 use std::collections::HashMap;
-use std::fs;
+use std::collections::hash_map::Entry;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+#[cfg(target_os = "linux")]
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use super::error::FileError;
+use super::files::{self, FileKey, Files};
 use crate::atomics::ForkMutex;
 use crate::sys;
 
@@ -116,9 +118,6 @@ fn namespace() -> i64 {
 static OPEN: LazyLock<ForkMutex<HashMap<FileKey, OpenEntry>>> =
     LazyLock::new(|| ForkMutex::new(HashMap::new()));
 
-/// Device and inode.
-type FileKey = (u64, u64);
-
 /// The entry of a file in [`OPEN`].
 struct OpenEntry {
     /// The process that opened it; in a forked child another than the calling one.
@@ -127,6 +126,9 @@ struct OpenEntry {
     times: usize,
     /// The owners that are queues of this process.
     owners: Vec<i64>,
+    /// Closed with the last [`OpenFile`]: closing one earlier would release SQLite's locks. They also
+    /// keep the inode from being used again.
+    descriptors: Vec<File>,
 }
 
 /// One opening of a file by this process; dropped when the queue is closed.
@@ -138,25 +140,49 @@ pub(super) struct OpenFile {
 }
 
 impl OpenFile {
-    /// To be called before SQLite opens the file.
+    /// Open the database, or make it, before SQLite opens it. `check` refuses one that is no queue;
+    /// it is not called if this process has the file open already.
     ///
     /// # Errors
-    /// The file was opened by the process that this one was forked from, or cannot be read.
-    pub(super) fn of(path: &Path) -> Result<OpenFile, FileError> {
-        let about = fs::metadata(path)?;
-        let file = (about.dev(), about.ino());
+    /// The file was opened by the process that this one was forked from, or is refused.
+    pub(super) fn of(
+        files: &Files,
+        check: impl FnOnce(&File) -> Result<(), FileError>,
+    ) -> Result<OpenFile, FileError> {
         let pid = std::process::id();
+        // Locked until the file is registered, so that no other thread has SQLite open it meanwhile.
         let mut open = OPEN.lock();
-        let entry = open.entry(file).or_insert_with(|| OpenEntry {
-            pid,
-            times: 0,
-            owners: Vec::new(),
-        });
+        let mut found = files.look()?;
+        let mut opened = None;
+        if found.is_none_or(|file| !open.contains_key(&file)) {
+            let file = files.open_database()?;
+            found = Some(files::key(&file.metadata()?));
+            opened = Some(file);
+        }
+        let key = found.ok_or_else(|| FileError::Gone(files.database().to_owned()))?;
+        let entry = match open.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                opened.as_ref().map_or(Ok(()), check)?;
+                entry.insert(OpenEntry {
+                    pid,
+                    times: 0,
+                    owners: Vec::new(),
+                    descriptors: Vec::new(),
+                })
+            }
+        };
+        entry.descriptors.extend(opened);
         if entry.pid != pid {
             return Err(FileError::Forked);
         }
         entry.times += 1;
-        Ok(OpenFile { file })
+        Ok(OpenFile { file: key })
+    }
+
+    /// The database's key.
+    pub(super) fn key(&self) -> FileKey {
+        self.file
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut OpenEntry) -> R) -> Option<R> {
@@ -181,12 +207,13 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        let last = self.with(|entry| {
-            entry.times -= 1;
-            entry.times == 0 && entry.pid == std::process::id()
-        });
-        if last == Some(true) {
-            OPEN.lock().remove(&self.file);
+        let mut open = OPEN.lock();
+        let Some(entry) = open.get_mut(&self.file) else {
+            return;
+        };
+        entry.times -= 1;
+        if entry.times == 0 && entry.pid == std::process::id() {
+            open.remove(&self.file);
         }
     }
 }

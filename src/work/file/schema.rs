@@ -7,15 +7,15 @@
 //! SQLite rolls back.
 
 use std::cell::Cell;
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::FileError;
+use super::files::Files;
 use super::process::OpenFile;
 use crate::fork;
 
@@ -111,18 +111,14 @@ SELECT
 FROM items LEFT JOIN owners ON owners.id = items.owner;
 ";
 
-/// Open the queue in this file, which is made if there is none. Returns the connection, the path
-/// without links, and the registration of the file as open in this process.
-pub(super) fn open(path: &Path) -> Result<(Connection, PathBuf, OpenFile), FileError> {
-    let is_new = check_header(path)?;
-    if is_new {
-        // Not left to SQLite, whose error would not say why.
-        OpenOptions::new().append(true).create(true).open(path)?;
-    }
-    let path = fs::canonicalize(path)?;
-    let open_file = OpenFile::of(&path)?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut db = Connection::open_with_flags(&path, flags)?;
+/// Open the queue in these files, which are made if there are none. Returns the connection, and the
+/// registration of the database as open in this process.
+pub(super) fn open(files: &Files) -> Result<(Connection, OpenFile), FileError> {
+    let open_file = OpenFile::of(files, |file| check_header(files, file))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let mut db = Connection::open_with_flags(files.database(), flags)?;
     db.busy_handler(Some(wait_for_others))?;
     if db.is_readonly("main")? {
         return Err(FileError::ReadOnly);
@@ -138,24 +134,24 @@ pub(super) fn open(path: &Path) -> Result<(Connection, PathBuf, OpenFile), FileE
     db.execute_batch("PRAGMA synchronous = NORMAL")?;
     db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     db.set_prepared_statement_cache_capacity(64);
-    Ok((db, path, open_file))
+    is_queue(&db)?; // SQLite opens the files of the WAL at the first read
+    files
+        .settle(open_file.key())
+        .inspect_err(|_| leave_wal(&db))?;
+    Ok((db, open_file))
 }
 
-/// Refuse a file that is no queue, by its header. True: there is no file, or it is empty.
-fn check_header(path: &Path) -> Result<bool, FileError> {
+/// Let the end of the connection leave the files of the WAL alone, because those at the paths are
+/// others by now. Otherwise the last connection writes the WAL back and deletes them.
+pub(super) fn leave_wal(db: &Connection) {
+    let _ = db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+}
+
+/// Refuse a file that is no queue, by its header.
+fn check_header(files: &Files, mut file: &File) -> Result<(), FileError> {
     let mut header = [0; 100];
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
-        Err(error) => return Err(error.into()),
-    };
-    let about = file.metadata()?;
-    if !about.is_file() {
-        return Err(FileError::Foreign);
-    }
-    // A process died while it made the tables: SQLite first rolls that back.
-    if about.len() == 0 || beside(path, "-journal").exists() {
-        return Ok(about.len() == 0);
+    if file.metadata()?.len() == 0 || files.has_journal() {
+        return Ok(());
     }
     if file.read_exact(&mut header).is_err() || !header.starts_with(b"SQLite format 3\0") {
         return Err(FileError::Foreign);
@@ -164,7 +160,7 @@ fn check_header(path: &Path) -> Result<bool, FileError> {
         let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
         i64::from(u32::from_be_bytes(bytes))
     };
-    check_mark(number(68), number(60)).map(|_| false)
+    check_mark(number(68), number(60)).map(|_| ())
 }
 
 /// True if the file is a queue, false if it is empty. To be called in a transaction, as another
@@ -241,11 +237,4 @@ fn wait_for_others(attempt: i32) -> bool {
     let pause = Duration::from_micros(50 << attempt.min(7));
     fork::outside(|| std::thread::sleep(pause));
     true
-}
-
-/// The path of a file beside the database, with this ending.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(ending);
-    name.into()
 }

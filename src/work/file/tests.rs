@@ -39,7 +39,7 @@ impl Folder {
     }
 
     fn open_with(&self, clock: &Arc<Set>, options: QueueOptions) -> FileQueue {
-        FileQueue::open_by(&self.0.join("jobs.db"), options, clock.clone()).unwrap()
+        FileQueue::open_by(&self.0.join("jobs.db"), options.into(), clock.clone()).unwrap()
     }
 }
 

@@ -5,12 +5,13 @@
 //! due, and tells the waiters of this process:
 //! - the `-wake` file beside the database was written to: another process has committed a change
 //!   for which threads of others wait (inotify);
+//! - a file of the queue, or a folder of its path, was deleted or moved (inotify);
 //! - a process that owns leases has ended (pidfd): its leases are over (I33);
 //! - the next state change by time is due;
 //! - a thread of this process wrote to the socket pair: a state change is due earlier than the
 //!   watcher knew, or the queue is closed.
 //!
-//! Where the system cannot tell one of the first two, the watcher looks every [`INTERVAL`].
+//! Where the system cannot tell one of the first three, the watcher looks every [`INTERVAL`].
 //!
 //! # No wake-up is lost
 //!
@@ -19,10 +20,22 @@
 //! commit that is made meanwhile compares its time with that, and writes to the socket, whether the
 //! look has seen it or not.
 //!
+//! # When a file is gone
+//!
+//! If the database is gone, the look fails with [`FileError::Gone`]: the waiters are woken and fail as
+//! well, and the watcher has nothing more to do.
+//!
+//! If only `-wake` is gone, each watcher moves to the file that is at its path, and makes it if there
+//! is none for [`INTERVAL`]: not sooner, because the folder may be about to be deleted with all that
+//! is in it. In the meantime the watcher looks at intervals. Having moved it writes to the new
+//! file, since its process may have written to the old one when other watchers had moved already. A
+//! writer holds the lock of `file`, so its commit comes before the move and the look of the others
+//! sees it, or it writes to the new file itself.
+//!
 //! The watcher takes part in the group commit of `commit.rs` like any other thread, and holds no
 //! lock while it sleeps. It is outside for forks then.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -31,12 +44,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+#[cfg(target_os = "linux")]
+use rustix::fs::inotify::{self, WatchFlags};
 
 use super::Shared;
 use super::error::FileError;
+use super::files::{self, Files};
 use super::process::Process;
-use super::schema::beside;
+use crate::atomics::Mutex;
 use crate::clock::Time;
 use crate::fork;
 use crate::sys::{self, PollFlags};
@@ -46,9 +63,10 @@ const INTERVAL: Duration = Duration::from_millis(250);
 
 /// Wakes the watchers: the one of this queue, and those of other processes.
 pub(super) struct Notifier {
-    /// The `-wake` file; written to for the watchers of other processes.
-    file: File,
-    /// Tells the watcher of writes to `file`.
+    /// The `-wake` file; written to for the watchers of other processes. Replaced by the watcher alone.
+    /// A leaf lock, held for a write of one byte.
+    file: Mutex<File>,
+    /// Tells the watcher of writes to `file`, and of files that are gone.
     file_watch: FileWatch,
     /// The end of the socket pair that all threads of the process write to.
     own: UnixStream,
@@ -64,19 +82,14 @@ pub(super) struct Notifier {
 
 impl Notifier {
     /// Open the `-wake` file beside this database, which is made if there is none.
-    pub(super) fn open(path: &Path) -> Result<Notifier, FileError> {
-        let path = beside(path, "-wake");
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)?;
+    pub(super) fn open(files: &Files) -> Result<Notifier, FileError> {
         let (own, watcher) = UnixStream::pair()?;
         own.set_nonblocking(true)?;
         watcher.set_nonblocking(true)?;
+        let file_watch = FileWatch::open(files);
         Ok(Notifier {
-            file_watch: FileWatch::open(&path),
-            file,
+            file: Mutex::new(open_watched(files, &file_watch)?),
+            file_watch,
             own,
             watcher,
             next: AtomicI64::new(i64::MAX),
@@ -84,10 +97,25 @@ impl Notifier {
         })
     }
 
+    /// True if the `-wake` file is at its path.
+    fn is_in_place(&self, files: &Files) -> Result<bool, FileError> {
+        let file = files::key(&self.file.lock().metadata()?);
+        files::is_at(files.wake(), file)
+    }
+
+    /// Move to the `-wake` file that is at the path now, which is made if there is none.
+    fn renew(&self, files: &Files) -> Result<(), FileError> {
+        files.check()?; // a new one beside a database that is gone would be in the way
+        let file = open_watched(files, &self.file_watch)?;
+        *self.file.lock() = file;
+        self.notify_processes();
+        Ok(())
+    }
+
     /// Wake the watchers of all processes that have the queue open.
     pub(super) fn notify_processes(&self) {
         // A full disk does not matter: the byte has its place since the first write.
-        let _ = self.file.write_all_at(b"!", 0);
+        let _ = self.file.lock().write_all_at(b"!", 0);
     }
 
     /// A state change is due then: wake the watcher if it would sleep longer.
@@ -115,6 +143,18 @@ impl Notifier {
     }
 }
 
+/// Open the `-wake` file, and let the watch tell of writes to it and of its end.
+fn open_watched(files: &Files, watch: &FileWatch) -> Result<File, FileError> {
+    loop {
+        let file = files.open_wake()?;
+        watch.follow(files.wake());
+        // Deleted in between, the watch would not tell of it.
+        if files::is_at(files.wake(), files::key(&file.metadata()?))? {
+            return Ok(file);
+        }
+    }
+}
+
 /// Start the watcher of a queue.
 pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
     let watch = move || {
@@ -130,39 +170,62 @@ fn watch(shared: &Shared) {
     let notifier = &shared.notifier;
     // The owners of other processes, with the descriptors of their ends.
     let mut watched: Vec<(i64, Option<OwnedFd>)> = Vec::new();
+    // Since when `-wake` is not in its place.
+    let mut displaced: Option<Instant> = None;
     loop {
         notifier.next.store(i64::MAX, Ordering::SeqCst);
-        let others_changed = notifier.drain();
+        let mut others_changed = notifier.drain();
         if notifier.over.load(Ordering::Acquire) {
             return;
         }
+        if notifier.is_in_place(&shared.files) == Ok(true) {
+            displaced = None;
+        } else {
+            // The old file has told of no change since, and the new one tells only from now on.
+            others_changed = true;
+            let since = *displaced.get_or_insert_with(Instant::now);
+            let is_due = since.elapsed() >= INTERVAL || shared.files.has_wake();
+            if is_due && notifier.renew(&shared.files).is_ok() {
+                displaced = None;
+            }
+        }
+        let mut fds = vec![notifier.watcher.as_raw_fd()];
         // If the look fails, as the file is locked or the disk full, it is repeated soon.
         let mut patience = Some(INTERVAL);
-        if let Ok((others, next)) = check_owners(shared) {
-            watched.retain(|(id, _)| others.iter().any(|(other, _)| other == id));
-            for (id, process) in &others {
-                // Queues of this process remove themselves when they are closed.
-                if process.pid != shared.own.pid && !watched.iter().any(|(other, _)| other == id) {
-                    watched.push((*id, process.watch()));
+        match shared.files.check().and_then(|()| check_owners(shared)) {
+            Ok((others, next)) => {
+                watched.retain(|(id, _)| others.iter().any(|(other, _)| other == id));
+                for (id, process) in &others {
+                    let is_new = !watched.iter().any(|(other, _)| other == id);
+                    // Queues of this process remove themselves when they are closed.
+                    if process.pid != shared.own.pid && is_new {
+                        watched.push((*id, process.watch()));
+                    }
                 }
+                notifier.next.store(next, Ordering::SeqCst);
+                patience = shared.until(next);
+                let ends = watched.iter().filter_map(|(_, fd)| fd.as_ref());
+                fds.extend(ends.map(AsRawFd::as_raw_fd));
             }
-            notifier.next.store(next, Ordering::SeqCst);
-            patience = shared.until(next);
+            Err(FileError::Gone(_)) => {
+                shared.wake_all();
+                fork::outside(|| sleep(&fds, None)); // only the end of the queue comes
+                continue;
+            }
+            // The descriptors of processes that have ended stay readable until it has succeeded.
+            Err(_) => {}
         }
         // The waiters for changes of the look itself were notified by its commit.
         if others_changed {
             shared.wake_all();
         }
-        if !notifier.file_watch.is_complete() || watched.iter().any(|(_, fd)| fd.is_none()) {
+        let is_told_all = notifier.file_watch.is_complete()
+            && displaced.is_none()
+            && watched.iter().all(|(_, fd)| fd.is_some());
+        if !is_told_all {
             patience = Some(patience.map_or(INTERVAL, |patience| patience.min(INTERVAL)));
         }
-        let mut fds = vec![notifier.watcher.as_raw_fd()];
         fds.extend(notifier.file_watch.fd());
-        fds.extend(
-            watched
-                .iter()
-                .filter_map(|(_, fd)| Some(fd.as_ref()?.as_raw_fd())),
-        );
         fork::outside(|| sleep(&fds, patience));
     }
 }
@@ -200,44 +263,78 @@ fn sleep(fds: &[RawFd], patience: Option<Duration>) {
     let _ = sys::poll(fds.iter().map(|fd| (*fd, PollFlags::IN)), until);
 }
 
-/// Tells when the `-wake` file was written to. `None`: no inotify instance was available, of which
-/// a user has 128.
+/// Tells when the `-wake` file was written to, and when a file or folder of the queue was deleted or
+/// moved.
 #[cfg(target_os = "linux")]
-struct FileWatch(Option<File>);
+struct FileWatch {
+    /// The inotify instance. `None`: none was available, of which a user has 128.
+    events: Option<File>,
+    /// All files of the queue are watched. Written by the watcher, and when the queue is opened.
+    is_complete: AtomicBool,
+}
 
 #[cfg(target_os = "linux")]
 impl FileWatch {
-    fn open(path: &Path) -> FileWatch {
-        FileWatch(FileWatch::watch(path).ok())
+    /// Watch the files that SQLite has open, and the folders of their path.
+    fn open(files: &Files) -> FileWatch {
+        use rustix::fs::inotify::CreateFlags;
+        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC);
+        let watch = FileWatch {
+            events: events.ok().map(File::from),
+            is_complete: AtomicBool::new(true),
+        };
+        files.opened().for_each(|path| watch.add(path, LEAVES));
+        for folder in files.database().ancestors().skip(1) {
+            // A folder that may not be read cannot be watched; it is the system's, as a rule.
+            let _ = watch.try_add(folder, LEAVES.difference(WatchFlags::ATTRIB));
+        }
+        watch
+    }
+
+    /// Watch the `-wake` file that is at this path now.
+    fn follow(&self, wake: &Path) {
+        self.add(wake, LEAVES | WatchFlags::MODIFY);
     }
 
     /// False: the watcher has to look at intervals.
     fn is_complete(&self) -> bool {
-        self.0.is_some()
+        self.is_complete.load(Ordering::Relaxed)
     }
 
-    fn watch(path: &Path) -> io::Result<File> {
-        use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-        let watch = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&watch, path, WatchFlags::MODIFY)?;
-        Ok(File::from(watch))
+    fn add(&self, path: &Path, events: WatchFlags) {
+        if self.try_add(path, events).is_err() {
+            self.is_complete.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn try_add(&self, path: &Path, events: WatchFlags) -> io::Result<()> {
+        let instance = self.events.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        inotify::add_watch(instance, path, events | WatchFlags::DONT_FOLLOW)?;
+        Ok(())
     }
 
     fn fd(&self) -> Option<RawFd> {
-        self.0.as_ref().map(AsRawFd::as_raw_fd)
+        self.events.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Empty the queue of events, all of which mean the same. True: there were some, or there may
     /// have been.
     fn drain(&self, into: &mut [u8]) -> bool {
-        let Some(mut file) = self.0.as_ref() else {
+        let Some(mut file) = self.events.as_ref() else {
             return true;
         };
         let any = matches!(file.read(into), Ok(1..));
         while any && matches!(file.read(into), Ok(1..)) {}
-        any
+        any || !self.is_complete()
     }
 }
+
+/// A file is deleted while it is open (its links are an attribute), deleted, or moved. Of a folder,
+/// ATTRIB would tell of all files in it.
+#[cfg(target_os = "linux")]
+const LEAVES: WatchFlags = WatchFlags::ATTRIB
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF);
 
 #[cfg(not(target_os = "linux"))]
 struct FileWatch; // nothing tells: the watcher looks at intervals
@@ -245,9 +342,11 @@ struct FileWatch; // nothing tells: the watcher looks at intervals
 #[cfg(not(target_os = "linux"))]
 #[allow(clippy::unused_self)]
 impl FileWatch {
-    fn open(_path: &Path) -> FileWatch {
+    fn open(_files: &Files) -> FileWatch {
         FileWatch
     }
+
+    fn follow(&self, _wake: &Path) {}
 
     fn is_complete(&self) -> bool {
         false
