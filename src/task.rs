@@ -95,7 +95,8 @@ use crate::token::{CancelSource, CancelToken};
 /// Without one, a body can be stopped at its waits and checkpoints only.
 pub trait Interrupter: Send + Sync {
     /// Calls `then` once, holding the lock under which the host allows [`Interrupter::post`]. While it
-    /// is held, the body runs no code of the host. May block; called with no internal lock held.
+    /// is held, the body runs no code of the host, or [`Interrupter::sees_body`] is false. May block; called
+    /// with no internal lock held.
     fn with_host_lock(&self, then: &mut dyn FnMut());
 
     /// The module that the body is inside of, if that holds locks of its own, which an exception raised now
@@ -105,7 +106,8 @@ pub trait Interrupter: Send + Sync {
         None
     }
 
-    /// Can [`Interrupter::inside`] be asked on other threads than the body's own?
+    /// Can [`Interrupter::inside`] be asked on other threads than the body's own? False where the body runs on
+    /// in spite of [`Interrupter::with_host_lock`]; it is not asked there.
     fn sees_body(&self) -> bool {
         true
     }

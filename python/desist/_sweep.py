@@ -262,7 +262,9 @@ def _operation(code: Any, offset: int) -> str:
 
 def _stack_of(thread: threading.Thread) -> str:
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 (there is no public way)
-    return "".join(traceback.format_stack(frame)).rstrip() if frame else ""
+    # Without the GIL the callers of a frame may be gone while this thread looks at them.
+    limit = None if getattr(sys, "_is_gil_enabled", lambda: True)() else 1
+    return "".join(traceback.format_stack(frame, limit)).rstrip() if frame else ""
 
 
 # --- how it is watched ----------------------------------------------------------------------------

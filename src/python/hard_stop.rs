@@ -200,8 +200,10 @@ impl Interrupter for AsyncException {
             let Some(frame) = frames::of_thread(py, self.thread)? else {
                 return Ok(None);
             };
+            // Without the GIL the innermost call alone: see `frames::of_thread`.
+            let limit = (!frames::has_gil(py)?).then_some(1);
             py.import("traceback")?
-                .call_method1("format_stack", (frame,))?
+                .call_method1("format_stack", (frame, limit))?
                 .extract()
         })?
         .unwrap_or(None)

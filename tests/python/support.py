@@ -42,9 +42,13 @@ TRACE = StopPolicy(cooperative=0, at_wait=0, async_exc=0.02, trace=NEVER, defer=
 ABANDON = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 """Abandons the thread without any rung."""
 
-IN_HAND = sys.version_info < (3, 11)
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Without it no thread can look at the calls of another one."""
+
+IN_HAND = sys.version_info < (3, 11) or not HAS_GIL
 """CPython 3.10 raises asynchronous exceptions between any two bytecodes, also behind a call that
-has returned an item: the item is lost with the killed thread."""
+has returned an item or a permit: that is lost with the killed thread. Without the GIL the rung
+force traces, which does the same."""
 
 SWEPT: list[tuple[str, SweepReport]] = []
 """The sweeps of this run, for the table at its end."""

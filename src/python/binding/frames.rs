@@ -29,6 +29,10 @@ pub(in crate::python) fn frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
 }
 
 /// The innermost frame of a thread; `None` if it runs no code of Python's, or is gone.
+///
+/// Without the GIL the thread runs meanwhile. Then only the code, the globals and the place of this frame may be
+/// asked for, and none of its callers: CPython makes an object for a caller's frame at the first look at it,
+/// which may outlive the frame itself (python/cpython#118680, #152355).
 pub(in crate::python) fn of_thread(
     py: Python<'_>,
     thread: u64,

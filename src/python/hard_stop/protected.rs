@@ -15,7 +15,7 @@
 //!
 //! A thread that finds the body inside posts nothing. It has the body traced instead, which raises as soon
 //! as it has left: a body that is inside most of the time is hardly ever seen outside by chance. Without the
-//! GIL no other thread can look, so there the body is always traced.
+//! GIL no other thread can look (see `frames::of_thread`), so there the body is always traced.
 //!
 //! Between the post and the next check the body can have begun a function of such a module, and nothing
 //! more: beginning a function is a check. An exception that is raised there has the effect that the call
@@ -230,14 +230,16 @@ fn call_anew(frame: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// While it lives, no garbage is collected: a finalizer may release the GIL, between a look and a post.
+/// While it lives, no garbage is collected: a finalizer may release the GIL, between a look and a post. Without
+/// the GIL nothing is done: there is no look, and other threads would see that the collector is off.
 pub(super) struct NoCollection<'py>(Option<Bound<'py, PyModule>>);
 
 impl<'py> NoCollection<'py> {
     pub(super) fn begin(py: Python<'py>) -> Self {
         let disable = || {
             let gc = py.import(intern!(py, "gc"))?;
-            let collects = gc.call_method0(intern!(py, "isenabled"))?.is_truthy()?;
+            let collects =
+                frames::has_gil(py)? && gc.call_method0(intern!(py, "isenabled"))?.is_truthy()?;
             if collects {
                 gc.call_method0(intern!(py, "disable"))?;
             }

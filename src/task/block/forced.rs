@@ -272,7 +272,11 @@ impl Task {
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
                 let sees_body = interrupter.sees_body();
-                let inside = interrupter.inside().filter(|_| sees_body);
+                let inside = if sees_body {
+                    interrupter.inside()
+                } else {
+                    None
+                };
                 let mut inner = self.inner.lock();
                 let Some(Target::Block(index)) = inner.due(&self.ledger) else {
                     return;
