@@ -146,7 +146,11 @@ impl Task {
         fork::outside(|| {
             interrupter.with_host_lock(&mut || {
                 let sees_body = interrupter.sees_body();
-                let inside = interrupter.inside().filter(|_| sees_body);
+                let inside = if sees_body {
+                    interrupter.inside()
+                } else {
+                    None
+                };
                 let mut inner = self.inner.lock();
                 // Looked at again: while this thread waited for the host's lock, another killer may have
                 // posted, or the body have opened a mask.
@@ -160,7 +164,7 @@ impl Task {
                     inner.traced.get_or_insert(Tracing::UntilPlace);
                     let everywhere = inner.may_interrupt_anywhere();
                     drop(inner);
-                    interrupter.trace(self, everywhere);
+                    self.begin_trace(&*interrupter, everywhere);
                 }
             });
         });
@@ -191,21 +195,30 @@ impl Task {
                     }
                     inner.may_interrupt_anywhere()
                 };
-                interrupter.trace(self, everywhere);
-                // `shut` may have come first, when there was no trace yet for it to end.
-                if self.inner.lock().phase != Phase::Running {
-                    interrupter.end_trace(self);
-                }
+                self.begin_trace(&*interrupter, everywhere);
             });
         });
         true
+    }
+
+    /// Has the host trace the body. Called inside [`Interrupter::with_host_lock`], with `traced` set.
+    fn begin_trace(self: &Arc<Self>, interrupter: &dyn Interrupter, everywhere: bool) {
+        interrupter.trace(self, everywhere);
+        // Where the body runs meanwhile, `shut` may have come first, when there was no trace yet for it to end.
+        if self.inner.lock().phase != Phase::Running {
+            interrupter.end_trace(self);
+        }
     }
 
     /// For a host that can begin to trace only on the body's own thread: posts an exception, if the kill is
     /// due, so that the thread comes to [`Task::arrived`]. Called inside [`Interrupter::trace`].
     pub fn post_to_trace(&self, interrupter: &dyn Interrupter, everywhere: bool) {
         let sees_body = interrupter.sees_body();
-        let inside = interrupter.inside().filter(|_| sees_body);
+        let inside = if sees_body {
+            interrupter.inside()
+        } else {
+            None
+        };
         let mut inner = self.inner.lock();
         if inner.posted || !self.may_deliver(&inner) {
             return;

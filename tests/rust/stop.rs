@@ -441,6 +441,12 @@ const BY_FORCE: StopPolicy = StopPolicy {
     ..NO_RUNG
 };
 
+const BY_TRACE: StopPolicy = StopPolicy {
+    async_exc: None,
+    trace: Some(HOUR),
+    ..NO_RUNG
+};
+
 /// Run a body with that interrupter on a thread of its own, and kill it.
 fn kill_forced(
     fake: &Arc<Fake>,
@@ -564,6 +570,74 @@ fn i22_a_kill_under_way_when_the_body_leaves_is_not_posted() {
         Some(KillOutcome::Cooperative)
     );
     body.join().unwrap();
+}
+
+/// A host that does not keep the body from running: the body leaves while the host begins to trace it.
+struct Loose {
+    asked: Mutex<Sender<()>>,
+    left: Mutex<Receiver<()>>,
+    traces: AtomicBool,
+}
+
+impl Interrupter for Loose {
+    fn with_host_lock(&self, then: &mut dyn FnMut()) {
+        then();
+    }
+
+    fn sees_body(&self) -> bool {
+        false
+    }
+
+    fn post(&self) {
+        panic!("posted by a host that does not see the body");
+    }
+
+    fn retract(&self) {
+        panic!("nothing was posted");
+    }
+
+    fn trace(&self, _: &Arc<Task>, _: bool) {
+        self.asked.lock().unwrap().send(()).unwrap();
+        self.left.lock().unwrap().recv().unwrap();
+        self.traces.store(true, Ordering::SeqCst);
+    }
+
+    fn end_trace(&self, _: &Task) {
+        self.traces.store(false, Ordering::SeqCst);
+    }
+
+    fn stack(&self) -> Option<Vec<String>> {
+        None
+    }
+}
+
+#[test]
+fn no_body_is_traced_after_it_has_left() {
+    for policy in [BY_FORCE, BY_TRACE] {
+        let ((asked, asked_calls), (leave, left)) = (channel(), channel());
+        let host = Arc::new(Loose {
+            asked: Mutex::new(asked),
+            left: Mutex::new(left),
+            traces: AtomicBool::new(false),
+        });
+        let (task, begun) = (Task::new("body", None), Arc::new(Latch::new()));
+        let (theirs, begin, hosts) = (task.clone(), begun.clone(), host.clone());
+        let body = thread::spawn(move || {
+            let boundary = Boundary::enter(&theirs, Some(hosts));
+            begin.set();
+            asked_calls.recv().unwrap();
+            boundary.leave(BodyEnd::Unwound);
+            leave.send(()).unwrap();
+            theirs.over().set();
+        });
+        assert_eq!(begun.wait_until(Time::NEVER), Ok(true));
+        assert_eq!(
+            kill_with(&task, &policy).outcome,
+            Some(KillOutcome::Cooperative)
+        );
+        body.join().unwrap();
+        assert!(!host.traces.load(Ordering::SeqCst));
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
@@ -53,9 +53,12 @@ struct InBlock {
     /// The block has swallowed an exception, or none may be raised where its thread was found: from then on
     /// it is observed in any case. Only ever set.
     escalated: AtomicBool,
-    /// A post was asked for under a lock of the core's; it is made when that lock is released.
+    /// A post was asked for under a lock of the core's; it is made when that lock is released, with
+    /// `observed` locked. Set by the posting thread, cleared by it or, to retract, by the block's own, which
+    /// without the GIL may run meanwhile: a post is either not made, or undone.
     deferred_post: AtomicBool,
-    observed: Mutex<Observed>,
+    /// Locked by the posting thread until all of the code is observed.
+    observed: StdMutex<Observed>,
 }
 
 /// A code object that is observed, and by which tool.
@@ -100,7 +103,7 @@ fn make(py: Python<'_>, with: Option<With>) -> PyResult<Arc<dyn Interrupter>> {
         monitors: OnceLock::new(),
         escalated: AtomicBool::new(false),
         deferred_post: AtomicBool::new(false),
-        observed: Mutex::default(),
+        observed: StdMutex::default(),
     }))
 }
 
@@ -120,8 +123,15 @@ impl InBlock {
         !self.observes(py) && self.signal.is_none()
     }
 
+    /// Detaches while it waits, for the holder may need the interpreter.
+    fn observed(&self, py: Python<'_>) -> StdMutexGuard<'_, Observed> {
+        self.observed
+            .lock_py_attached(py)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Has the thread check where it is, at its next instruction of the code that it is in now.
-    fn observe(&self, py: Python<'_>) -> PyResult<()> {
+    fn observe(&self, py: Python<'_>, observed: &mut Observed) -> PyResult<()> {
         let Some(monitoring) = monitoring(py)? else {
             trace::set(py, &self.thread);
             return Ok(());
@@ -133,7 +143,7 @@ impl InBlock {
         }
         while let Some(frame) = next.filter(|frame| !self.thread.has_called_body(frame)) {
             codes.push(frames::code(&frame)?);
-            // Without the GIL the thread runs meanwhile; only code objects do not change.
+            // See `frames::of_thread`.
             next = if frames::has_gil(py)? {
                 back(&frame)?
             } else {
@@ -143,18 +153,21 @@ impl InBlock {
         let mut seen = HashSet::new();
         codes.retain(|code| seen.insert(code.as_ptr()));
         let event = trace::instruction_event(&monitoring)?;
-        let known = self.observed.lock().tool;
+        let known = observed.tool;
         let tool = known.map_or_else(|| take_tool(&monitoring), Ok)?;
-        self.observed.lock().tool = Some(tool);
+        observed.tool = Some(tool);
         for code in codes {
             monitoring.call_method1("set_local_events", (tool, &code, event))?;
-            self.observed.lock().code.push(code.unbind());
+            observed.code.push(code.unbind());
         }
         Ok(())
     }
 
     fn stop_observing(&self, py: Python<'_>) -> PyResult<()> {
-        let observed = std::mem::take(&mut *self.observed.lock());
+        let mut former = self.observed(py);
+        self.deferred_post.store(false, Ordering::Relaxed);
+        let observed = std::mem::take(&mut *former);
+        drop(former); // also because dropping code objects runs finalizers
         let Some(monitoring) = monitoring(py)? else {
             trace::unset(py);
             return Ok(());
@@ -220,10 +233,11 @@ impl Interrupter for InBlock {
             let still = NoCollection::begin(py);
             then();
             drop(still);
+            let mut observed = self.observed(py);
             if self.deferred_post.swap(false, Ordering::Relaxed) {
                 if self.observes(py) {
                     // No tool id is free, or no memory: the next try may do better.
-                    let _ = self.observe(py);
+                    let _ = self.observe(py, &mut observed);
                 }
                 if let Some(signal) = &self.signal {
                     signal.send();

@@ -112,35 +112,40 @@ pub(super) fn instruction_event(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> 
 fn watch(py: Python<'_>, task: u64, thread: &AsyncException, everywhere: bool) -> PyResult<bool> {
     let monitoring = monitoring(py)?;
     let event = instruction_event(&monitoring)?;
-    let tool = {
-        let mut watched = lock(py);
-        if watched.tool.is_none() {
-            watched.tool = take_a_tool(&monitoring)?;
-        }
-        let Some(tool) = watched.tool else {
-            return Ok(false);
-        };
-        tool
+    let codes = if frames::has_gil(py)? {
+        let running = running(py, thread, everywhere)?;
+        running.into_iter().map(Some).collect()
+    } else {
+        vec![None]
     };
-    if !frames::has_gil(py)? {
-        let mut watched = lock(py);
-        if !watched.code.iter().any(|(id, _)| *id == task) {
-            watched.code.push((task, None));
-            monitoring.call_method1(intern!(py, "set_events"), (tool, event))?;
-        }
-        return Ok(true);
+    // Not released before the events are set: without the GIL `forget` may free the tool meanwhile.
+    let mut watched = lock(py);
+    if watched.tool.is_none() {
+        watched.tool = take_a_tool(&monitoring)?;
     }
-    for code in running(py, thread, everywhere)? {
-        let mut watched = lock(py);
+    let Some(tool) = watched.tool else {
+        return Ok(false);
+    };
+    for code in codes {
         let known = |(id, known): &(u64, Option<Py<PyCode>>)| {
-            *id == task && known.as_ref().is_some_and(|known| known.is(&code))
+            *id == task && is_same(known.as_ref(), code.as_ref())
         };
-        if !watched.code.iter().any(known) {
-            watched.code.push((task, Some(code.clone().unbind())));
-            set_local_events(&monitoring, tool, &code, event)?;
+        if watched.code.iter().any(known) {
+            continue;
         }
+        set_events(&monitoring, tool, code.as_ref(), event)?;
+        let kept = code.map(Bound::unbind);
+        watched.code.push((task, kept));
     }
     Ok(true)
+}
+
+/// Do both stand for this code, or for all code?
+fn is_same(one: Option<&Py<PyCode>>, other: Option<&Bound<'_, PyCode>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.is(other),
+        (one, other) => one.is_none() && other.is_none(),
+    }
 }
 
 /// True if code is watched for this task.
@@ -158,17 +163,10 @@ fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
         .into_iter()
         .partition(|(id, _)| *id == task);
     for (_, code) in &its {
-        let still = |(_, other): &(u64, Option<Py<PyCode>>)| match (code, other) {
-            (Some(code), Some(other)) => code.is(other),
-            (None, None) => true,
-            _ => false,
-        };
-        if others.iter().any(still) {
-            continue;
-        }
-        match code {
-            Some(code) => set_local_events(&monitoring, tool, code.bind(py), 0)?,
-            None => _ = monitoring.call_method1(intern!(py, "set_events"), (tool, 0))?,
+        let code = code.as_ref().map(|code| code.bind(py));
+        let still = |(_, other): &(u64, Option<Py<PyCode>>)| is_same(other.as_ref(), code);
+        if !others.iter().any(still) {
+            set_events(&monitoring, tool, code, 0)?;
         }
     }
     watched.code = others;
@@ -210,14 +208,21 @@ fn take_a_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<Option<u8>> {
     Ok(None)
 }
 
-fn set_local_events(
+/// `None`: in all code.
+fn set_events(
     monitoring: &Bound<'_, PyAny>,
     tool: u8,
-    code: &Bound<'_, PyCode>,
+    code: Option<&Bound<'_, PyCode>>,
     events: u32,
 ) -> PyResult<()> {
-    let name = intern!(monitoring.py(), "set_local_events");
-    monitoring.call_method1(name, (tool, code, events))?;
+    let py = monitoring.py();
+    match code {
+        Some(code) => {
+            let name = intern!(py, "set_local_events");
+            monitoring.call_method1(name, (tool, code, events))?
+        }
+        None => monitoring.call_method1(intern!(py, "set_events"), (tool, events))?,
+    };
     Ok(())
 }
 
