@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Cancelled, DeadlineExceeded, Killed, Lock, TaskState, testing
+from desist import Cancelled, DeadlineExceeded, Killed, KillOutcome, Lock, TaskState, testing
 from desist.testing import sweep_kills
 from support import FORCE, NEVER, Victim, fork, in_thread, tell
 
@@ -355,17 +355,20 @@ def test_a_kill_of_the_whole_task_passes_the_block() -> None:
 
 def test_a_deferred_kill_of_a_task_leaves_the_kill_of_an_inner_block_alone() -> None:
     steps: list[str] = []
+    scope = desist.move_on_after(NEVER, kill_after=0)
 
     def body(ready: Callable[[], None]) -> None:
         with desist.cleanup():
-            with desist.move_on_after(0.01, kill_after=0):
+            with scope:
                 ready()
                 count()
             steps.append("the block is left")
         steps.append("too far")
 
     with Victim(body) as victim:
-        assert victim.kill(policy=FORCE).outcome is not None
+        report = victim.kill_soon(policy=FORCE)
+        scope.cancel()
+        assert report.result().outcome is KillOutcome.AT_WAIT
     assert steps == ["the block is left"]
 
 
