@@ -8,6 +8,8 @@ change nothing.
 from __future__ import annotations
 
 import os
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from desist._core import CancelCause, CancelSource, KillReport, Registration
@@ -190,21 +192,18 @@ class ItemPromise:
     def finish(self, result: Any, /) -> None:
         """The item was acknowledged with this result."""
         self._forget_owner()
-        if self.future.done():
-            return  # its pool has stopped meanwhile
-        self.future.set_running_or_notify_cancel()
-        self.future.set_result(result)
+        with suppress(InvalidStateError):  # its pool has stopped meanwhile
+            self.future.set_result(result)
 
     def fail(self, failure: BaseException | CancelCause, /) -> None:
         """The item is dead, or will not be worked on."""
         self._forget_owner()
         if self.future.done():
             return
-        self.future.set_running_or_notify_cancel()
         if isinstance(failure, CancelCause):
             self.future._request(failure)  # noqa: SLF001 (see the class)
-            self.future.set_exception(TaskCancelled(failure))
-        else:
+            failure = TaskCancelled(failure)
+        with suppress(InvalidStateError):  # another thread has settled it meanwhile
             self.future.set_exception(failure)
 
     def follow(self, first: ItemPromise) -> None:

@@ -22,6 +22,7 @@ from desist import (
     TaskCancelled,
     WorkerPool,
 )
+from desist._item_future import ItemFuture, ItemPromise
 from support import INSIST, NEVER, in_thread
 
 if TYPE_CHECKING:
@@ -209,6 +210,18 @@ def test_an_item_that_is_cancelled_behind_its_lease_never_begins() -> None:
             pool.submit(1).result()
         assert pool.stats().cancelled == 1
     assert called == []
+
+
+def test_of_two_threads_that_settle_a_future_at_once_the_first_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    future: ItemFuture[int] = ItemFuture()
+    promise = ItemPromise(future)
+    promise.finish(1)
+    monkeypatch.setattr(future, "done", lambda: False)  # as the other thread has just seen it
+    promise.finish(2)
+    promise.fail(ValueError())
+    assert future.result() == 1
 
 
 def test_the_future_of_an_expired_item_is_cancelled() -> None:
