@@ -386,6 +386,7 @@ def test_i45_the_pool_of_the_standard_library_survives_every_exception() -> None
             assert vars(failure).keys() == vars(VALUES[name]()).keys()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_i45_a_forked_worker_that_inherits_a_cancelled_scope_says_cancelled() -> None:
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("there is no fork here")
