@@ -68,6 +68,27 @@ struct Observed {
     tool: Option<u8>,
     /// The code objects for which events are on.
     code: Vec<Py<PyAny>>,
+    /// Events are on for all of the code that the thread was in the middle of, and not for its innermost call
+    /// alone, which is all that another thread sees without the GIL.
+    is_complete: bool,
+}
+
+impl Observed {
+    /// Switches the events on for the code objects, which may be there already.
+    fn add(
+        &mut self,
+        monitoring: &Bound<'_, PyAny>,
+        mut codes: Vec<Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let mut seen = HashSet::new();
+        codes.retain(|code| seen.insert(code.as_ptr()));
+        let event = trace::instruction_event(monitoring)?;
+        for code in codes {
+            monitoring.call_method1("set_local_events", (self.tool, &code, event))?;
+            self.code.push(code.unbind());
+        }
+        Ok(())
+    }
 }
 
 /// A `with` statement that is being executed.
@@ -141,26 +162,35 @@ impl InBlock {
         if let Some(frame) = self.frame_of_with() {
             codes.push(frames::code(frame.bind(py))?);
         }
+        observed.is_complete = frames::has_gil(py)?;
         while let Some(frame) = next.filter(|frame| !self.thread.has_called_body(frame)) {
             codes.push(frames::code(&frame)?);
             // See `frames::of_thread`.
-            next = if frames::has_gil(py)? {
+            next = if observed.is_complete {
                 back(&frame)?
             } else {
                 None
             };
         }
-        let mut seen = HashSet::new();
-        codes.retain(|code| seen.insert(code.as_ptr()));
-        let event = trace::instruction_event(&monitoring)?;
         let known = observed.tool;
         let tool = known.map_or_else(|| take_tool(&monitoring), Ok)?;
         observed.tool = Some(tool);
-        for code in codes {
-            monitoring.call_method1("set_local_events", (tool, &code, event))?;
-            observed.code.push(code.unbind());
+        observed.add(&monitoring, codes)
+    }
+
+    /// On the thread itself, at an instruction of its innermost call: has it check in its other calls as well.
+    fn complete(&self, py: Python<'_>) -> PyResult<()> {
+        let mut observed = self.observed(py);
+        if observed.is_complete || observed.tool.is_none() {
+            return Ok(());
         }
-        Ok(())
+        observed.is_complete = true;
+        let Some(monitoring) = monitoring(py)? else {
+            return Ok(());
+        };
+        let codes = self.thread.body(py).map(|frame| frames::code(&frame?));
+        let codes = codes.collect::<PyResult<Vec<_>>>()?;
+        observed.add(&monitoring, codes)
     }
 
     fn stop_observing(&self, py: Python<'_>) -> PyResult<()> {
@@ -279,6 +309,8 @@ impl Interrupter for InBlock {
     }
 
     fn may_deliver_at(&self, place: Option<u32>) -> bool {
+        // Without memory for it, the next try may do better.
+        attach(|py| self.complete(py).ok());
         self.thread.may_deliver_at(place)
             && attach(|py| self.is_inside(py, place).unwrap_or(false)).unwrap_or(false)
     }
