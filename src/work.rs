@@ -54,7 +54,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(all(feature = "file", unix, not(loom)))]
-pub use file::{Bytes, Failure, FileError, FileOptions, FileQueue};
+pub use file::{Bytes, Failure, FileError, FileHolder, FileOptions, FileQueue};
 pub use memory::LeaseQueue;
 #[cfg(feature = "python")]
 pub(crate) use memory::Stored;
@@ -87,13 +87,16 @@ pub struct Details<N> {
     pub deadline: Option<Time>,
     /// When the lease times out unless it is extended; then the item is leased to another worker.
     pub until: Option<Time>,
+    /// The item's key.
+    pub key: Option<Arc<str>>,
 }
 
 impl<N> Details<N> {
     /// The value of [`Lease::details`]: `None` if there are none.
     #[inline]
     pub fn if_any(self) -> Option<Box<Self>> {
-        let any = self.progress.is_some() || self.deadline.is_some() || self.until.is_some();
+        let times = self.deadline.is_some() || self.until.is_some();
+        let any = self.progress.is_some() || times || self.key.is_some();
         any.then(|| Box::new(self))
     }
 }
@@ -235,6 +238,36 @@ pub struct PutOptions {
     /// Its time to live: after this much time the item is dead, unless a worker has it; then the
     /// worker is to stop, and the item is dead when the lease ends without success.
     pub expires: Option<Duration>,
+}
+
+/// The state of an item that is not done, in the order in which items are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ItemState {
+    /// It is with a worker.
+    Leased,
+    /// It waits to be leased.
+    Ready,
+    /// It waits for the time of its next attempt.
+    Delayed,
+    /// It is not leased any more, and kept.
+    Dead,
+}
+
+/// An item that is not done, without the item itself. `H` is what the queue knows of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemInfo<H> {
+    /// The item's id.
+    pub id: u64,
+    /// Its state.
+    pub state: ItemState,
+    /// How often it has been leased, since it was put or last retried.
+    pub attempt: u32,
+    /// How long ago it was put.
+    pub age: Duration,
+    /// The worker that has it; `None` if none has, or the queue does not know which.
+    pub holder: Option<H>,
+    /// Its key.
+    pub key: Option<Arc<str>>,
 }
 
 /// A dead item: its id, itself, and the notes of its failures, in order.

@@ -666,8 +666,8 @@ BUGS = (
         "work/memory.rs",
         "lease",
         (
-            "if request.ticket.grant() { *slot = self.lease()",
-            "if request.ticket.grant() || !self.closed { *slot = self.lease()",
+            "if request.ticket.grant() { *slot = self.lease(*holder)",
+            "if request.ticket.grant() || !self.closed { *slot = self.lease(*holder)",
         ),
     ),
     bug(

@@ -24,6 +24,8 @@ MISSING = {
         "\nfrom types import GenericAlias"
         "\nfrom typing import Any, Generic, Literal, TypeAlias, TypeVar, overload"
         "\nfrom desist._group import Task as _GroupTask"
+        "\nfrom desist._items import ItemInfo"
+        "\nfrom desist._ports import PoolObserver"
         "\nfrom desist._thread import StoppableThread"
         "\n"
         '\n_T = TypeVar("_T")'

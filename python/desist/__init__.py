@@ -90,11 +90,13 @@ if TYPE_CHECKING:
     from desist import ssl as ssl
     from desist import subprocess as subprocess
     from desist._deadline import deadline
+    from desist._events import WorkEvent
     from desist._executor import TaskFuture, ThreadPoolExecutor
     from desist._group import Task, TaskGroup, race
     from desist._interruptible import interruptible
     from desist._item_future import ItemFuture
-    from desist._pool import WorkerPool, WorkEvent
+    from desist._items import ItemInfo
+    from desist._pool import WorkerPool
     from desist._signals import cancel_on_signal
     from desist._supervisor import RestartPolicy
     from desist._worker import Worker
@@ -124,6 +126,7 @@ __all__ = [
     "Future",
     "Guarded",
     "ItemFuture",
+    "ItemInfo",
     "KillOutcome",
     "KillReport",
     "Killed",
@@ -206,7 +209,8 @@ _LAZY = {
     "ThreadPoolExecutor": "_executor",
     "Worker": "_worker",
     "WorkerPool": "_pool",
-    "WorkEvent": "_pool",
+    "ItemInfo": "_items",
+    "WorkEvent": "_events",
 }
 
 

@@ -23,6 +23,8 @@ from typing_extensions import disjoint_base
 
 from desist._enums import CauseKind, KillOutcome, TaskState
 from desist._group import Task as _GroupTask
+from desist._items import ItemInfo
+from desist._ports import PoolObserver
 from desist._thread import StoppableThread
 
 _T = TypeVar("_T")
@@ -718,6 +720,22 @@ class FileQueue(Generic[_T]):
         An item that cannot be decoded here is listed with its bytes in place of the item, and the
         decoder's exception as its last failure.
         """
+    def items(
+        self,
+        /,
+        *,
+        state: Literal["leased", "ready", "delayed", "dead"] | None = None,
+        limit: SupportsIndex | None = None,
+    ) -> list[ItemInfo]:
+        """
+        The items that are not done: their states, attempts, ages and holders, but not the items
+        themselves. Leased ones come first, then ready, delayed and dead ones; within a state in the
+        order in which they were put. `state` lists those of one state only, `limit` so many at most.
+        Ages are by the wall clock.
+
+        Raises:
+            ValueError: there is no such state, or a negative limit.
+        """
     def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
         """
         Lease the next item. The caller must acknowledge or requeue it; a WorkerPool does that for its
@@ -1182,6 +1200,22 @@ class LeaseQueue(Generic[_T]):
         """
         The dead items: id, item, and all failures (exceptions and CancelCauses).
         """
+    def items(
+        self,
+        /,
+        *,
+        state: Literal["leased", "ready", "delayed", "dead"] | None = None,
+        limit: SupportsIndex | None = None,
+    ) -> list[ItemInfo]:
+        """
+        The items that are not done: their states, attempts, ages and holders, but not the items
+        themselves. Leased ones come first, then ready, delayed and dead ones; within a state in the
+        order in which they were put. `state` lists those of one state only, `limit` so many at most.
+        Looks at all items while no other thread uses the queue.
+
+        Raises:
+            ValueError: there is no such state, or a negative limit.
+        """
     def lease(self, /, timeout: float | None = None) -> Lease[_T] | None:
         """
         Lease the next item. The caller must acknowledge or requeue it; a WorkerPool does that for its
@@ -1490,13 +1524,17 @@ class ParentWatch:
 @final
 class PoolMetrics:
     """
-    Counts a pool's events, and calls `observer(kind, item_id, attempt, worker, failure)`, if there is
-    one, on the worker's thread, where no kill is delivered.
+    Counts a pool's events, and tells its observer, if there is one, on the worker's thread, where no kill
+    is delivered.
     """
-    def __new__(cls, /, observer: Callable[..., object] | None = None) -> PoolMetrics: ...
+    def __new__(cls, /, observer: PoolObserver | None = None) -> PoolMetrics: ...
     def counts(self, /) -> dict[str, int]:
         """
         How often each event has happened.
+        """
+    def report(self, /, raised: Any) -> None:
+        """
+        Tell `sys.unraisablehook` of an exception of the pool's listener.
         """
 
 @final
@@ -1706,6 +1744,11 @@ class QueuePort:
     def failures_of(self, /, item_id: int) -> list[Any] | None:
         """
         The failures of a dead item, without decoding any item. None: it is not dead.
+        """
+    @property
+    def name(self, /) -> str:
+        """
+        The queue's name in events: the path of its file, or "memory".
         """
     @property
     def retry(self, /) -> RetryPolicy:
@@ -2249,6 +2292,33 @@ class WorkerSlot:
         """
         The worker's name.
         """
+    def pause(self, /) -> None:
+        """
+        Let it lease nothing more, until it is resumed; it ends the item that it works on. Never blocks.
+        """
+    def resume(self, /) -> None:
+        """
+        Let it lease items again.
+        """
+    def retire(self, /) -> None:
+        """
+        Let it leave its loop, when it has ended the item that it works on. Never blocks.
+        """
+    @property
+    def retired(self, /) -> bool:
+        """
+        Was it retired?
+        """
+    def unlaunch(self, /) -> None:
+        """
+        No thread could be started for it: it is over.
+        """
+    def until_not_leasing(self, /) -> None:
+        """
+        Wait until it is not leasing: after pause() or retire() it leases nothing more then.
+
+        Blocks: at most until the queue's file or server has answered. A checkpoint.
+        """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
         Wait until the worker has left its loop or was abandoned.
@@ -2263,7 +2333,7 @@ class WorkerSlot:
         process: ChildProcess | None = None,
     ) -> None:
         """
-        Work, until the pool's token is cancelled. A kill is delivered in `handler(lease)` only, or in
+        Work, until it is retired, or the pool's token is cancelled. A kill is delivered in `handler(lease)` only, or in
         the process that this waits for. An exception of the queue, other than Cancelled, ends the
         loop, and is passed to `failed(exception)`.
         """

@@ -15,6 +15,8 @@ import math
 import os
 import threading
 import weakref
+from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -29,7 +31,6 @@ from desist._core import (
     PoolMetrics,
     ProcessStopPolicy,
     StopPolicy,
-    call_for_effect,
     call_masked,
     cancel_because,
     cancel_scope,
@@ -38,6 +39,7 @@ from desist._core import (
     shield,
 )
 from desist._enums import CauseKind, KillOutcome, TaskState
+from desist._events import Events
 from desist._exceptions import TaskAborted
 from desist._exit import REASON, end_at_exit
 from desist._item_future import ItemFuture, ItemPromise
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from desist._child import ChildHandler
+    from desist._events import WorkEvent
     from desist.engines import EngineQueue
 
 T = TypeVar("T")
@@ -58,24 +61,11 @@ R = TypeVar("R")
 _STOPPING = "the pool is stopping"
 
 
-class WorkEvent(NamedTuple):
-    """An event of one item of a WorkerPool."""
-
-    kind: Literal["started", "done", "failed", "cancelled", "killed", "requeued", "dead"]
-    """How the attempt ended; unless "done", an event for the item's new state follows."""
-    item_id: int | str
-    attempt: int
-    worker: str
-    """The worker's name."""
-    failure: BaseException | CancelCause | None
-    """The handler's exception, or the reason of its stop; None if it succeeded."""
-
-
 class PoolStats(NamedTuple):
     """The counts of a WorkerPool."""
 
     workers: int
-    """Workers that the pool was made with."""
+    """Workers that the pool has, those included that leave it after their item."""
     alive: int
     """Workers that are idle or busy."""
     busy: int
@@ -140,8 +130,11 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         `policy` is for killing workers: a StopPolicy, or a ProcessStopPolicy for worker processes.
         A worker that no rung ends is abandoned, and replaced.
 
-        `on_event(event)` is called for every event of an item, on the worker's own thread, where
-        no kill is delivered: it should be quick. Its exceptions go to sys.unraisablehook.
+        `on_event(event)` is called for every event of an item: those of one item one after another
+        and in their order, "submitted" first. It is called on the thread on which the event
+        happens, a worker's where no kill is delivered, or on that of the item's event before; so it
+        should be quick. Its exceptions stop nothing, and go to sys.unraisablehook, the first of
+        each type.
 
         Raises:
             TypeError: the handler cannot be pickled, or its call would not run its code, or an
@@ -152,9 +145,12 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         stop = _policy_for(isolation, policy)
         self._owns_queue = queue is None or isinstance(queue, (str, PathLike))
         self.queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] = _opened(queue)
-        self._tally = PoolMetrics(_observer(on_event))
         self._source = CancelSource()
         self._port = port_of(self.queue)
+        self._events = _events_for(on_event, self._port.name)
+        self._tally = PoolMetrics(self._events)
+        if self._events is not None:
+            self._events.metrics = self._tally
         self._promises: set[ItemPromise] = set()
         # Set before the promises are failed; a submission looks at it when its promise is there.
         self._has_ended = False
@@ -166,17 +162,17 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             supervisor=self._supervisor,
             pool=self._source,
             tally=self._tally,
+            events=self._events,
         )
         # A pool without references stops working.
         dropped = weakref.finalize(self, _stop_dropped, self._source, self._roster.children)
         dropped.atexit = False
         end_at_exit(self)
-        for index in range(workers):
-            self._roster.add(f"desist-worker-{index}")
+        call_masked(self._roster.resize, workers)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """The workers, in the order of their names; with one that was replaced its replacement."""
+        """The workers, the oldest first; a replacement is in the place of the one it replaces."""
         return self._roster.workers
 
     def submit(
@@ -214,7 +210,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             pickled_item(item)  # raises here, not in the worker later
         future: ItemFuture[R] = ItemFuture()
         promise = ItemPromise(future)
-        item_id = self._port.submit(
+        item_id = self._submit(
             item,
             promise,
             key=key,
@@ -233,6 +229,22 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         if self._has_ended:
             call_masked(self._fail_unfinished)
         return future
+
+    def _submit(
+        self,
+        item: T,
+        promise: ItemPromise,
+        *,
+        key: str | None,
+        timeout: float | None,
+        **options: Any,
+    ) -> int | str:
+        """Put the item, and tell the listener."""
+        events = self._events
+        if events is None:
+            return self._port.submit(item, promise, key=key, timeout=timeout, **options)
+        put = partial(self._port.submit, item, promise, key=key, **options)
+        return events.submit(put, key, timeout)
 
     def _fail_if_dead(self, promise: ItemPromise) -> None:
         """The item that stands for this one may be dead already: no worker will lease it."""
@@ -254,6 +266,58 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         """
         self._roster.check_usable()
         return self._roster.cancel_item(item_id, reason) is not None
+
+    def pause(self) -> None:
+        """Let the workers lease nothing more; they end the items that they work on. Idempotent.
+
+        When this has returned, no handler begins until resume(): not by workers that replace
+        others, nor by those that resize() adds. Items can be submitted, cancelled and killed, and
+        the pool can be stopped. drain() without a timeout raises RuntimeError while there is work,
+        and so does the end of the `with` block. Other pools of the queue go on.
+
+        Blocks: until no worker is leasing: at once, unless the queue's file or server has to
+        answer. A checkpoint.
+        On cancel: Cancelled is raised; the pool is paused all the same, but a worker that was
+        leasing may have got an item.
+        On kill: as on cancel, with Killed.
+
+        Raises:
+            RuntimeError: the pool has been stopped.
+        """
+        checkpoint()
+        self._roster.check_usable()
+        call_masked(self._roster.pause)
+
+    def resume(self) -> None:
+        """Let the workers lease items again, after pause(). Idempotent; never blocks.
+
+        Raises:
+            RuntimeError: the pool has been stopped.
+        """
+        self._roster.check_usable()
+        call_masked(self._roster.resume)
+
+    def resize(self, workers: int) -> None:
+        """Let the pool have so many workers, at least one; pause() is for none.
+
+        New workers are started. If there are too many, idle ones leave the pool first, and the
+        others when they have ended the items that they work on: until then they are in `workers`.
+
+        Blocks: as pause(), for the workers that leave; and for the start of worker processes.
+        On cancel: Cancelled is raised before anything is changed; or from the wait for the workers
+        that leave, and they do all the same.
+        On kill: as on cancel, with Killed.
+
+        Raises:
+            PoolExhausted, PoolFailed: the pool has stopped by itself.
+            RuntimeError: the pool has been stopped.
+            ValueError: `workers` is less than one.
+        """
+        _check_count(workers)
+        checkpoint()
+        self._roster.check_usable()
+        self._supervisor.check()
+        call_masked(self._roster.resize, workers)
 
     def workers_alive(self) -> int:
         """Count the workers that are idle or busy."""
@@ -284,12 +348,25 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
 
         Raises:
             PoolExhausted, PoolFailed: the pool has stopped by itself.
+            RuntimeError: the pool has been stopped. Or it is paused, or becomes so meanwhile: there
+                is work, and no timeout was given, so that the wait might not end.
         """
         self._roster.check_usable()
-        with cancel_scope() as scope, self._supervisor.ended.on_cancel(lambda _: scope.cancel()):
+        watched = [self._supervisor.ended]
+        if timeout is None:
+            if self._roster.pausing.token.cancelled and self._port.drain(0):
+                return True
+            watched.append(self._roster.pausing.token)
+        with cancel_scope() as scope, ExitStack() as stack:
+            for token in watched:
+                stack.enter_context(token.on_cancel(lambda _: scope.cancel()))
             return self._port.drain(timeout)
         self._supervisor.check()
-        return False
+        message = (
+            "the pool is paused, and its queue is not empty: resume() it, give drain() a timeout, "
+            "or stop() the pool, which leaves the items in the queue"
+        )
+        raise RuntimeError(message)
 
     def stop(self) -> None:
         """Stop the workers; the items that they worked on are ready again. Idempotent.
@@ -314,7 +391,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
                 "something that the code around the pool acts on"
             )
             raise RuntimeError(message)
-        roster.stopped = True
+        call_masked(roster.stop)
         cancel_because(self._source.token, CancelCause.shutdown(_STOPPING))
         with shield(math.inf):  # a cancelled caller leaves no worker behind either
             try:
@@ -348,7 +425,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         """Wait for the workers, which have nothing to do any more, and fail what is unfinished."""
         for worker in self._roster.workers:
             worker._seat.wait()  # noqa: SLF001 (the pool's own)
-        for child in self._roster.children:
+        for child in list(self._roster.children):
             if child.seat.abandoned:
                 child.dismiss()
             else:
@@ -358,10 +435,14 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
 
     def _fail_unfinished(self) -> None:
         """Fail what is unfinished, when no worker leases items any more. Idempotent."""
+        unfinished = list(self._promises)
+        stopped = CancelCause.shutdown("the pool has stopped")
         if self._owns_queue:
             self._port.abandon("the pool has stopped")
-        stopped = CancelCause.shutdown("the pool has stopped")
-        for promise in list(self._promises):
+            if self._events is not None and isinstance(self.queue, LeaseQueue):
+                for promise in unfinished:
+                    self._events.dead(promise.future.item_id, stopped)
+        for promise in unfinished:
             promise.fail(stopped)
 
     # Of an Owner.
@@ -376,7 +457,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             return []
         futures = [promise.future for promise in list(self._promises)]
         self._at_exit = (futures, self._tally.counts())
-        roster.stopped = True
+        roster.stop()
         cancel_because(self._source.token, CancelCause.shutdown(REASON))
         seats = [worker._seat for worker in roster.workers]  # noqa: SLF001 (the pool's own)
         kind, policy = CauseKind.SHUTDOWN, roster.policy
@@ -429,9 +510,7 @@ def _check(
     if not isinstance(restart, RestartPolicy):
         message = f"restart must be a RestartPolicy, not {type(restart).__name__}"  # type: ignore[unreachable]
         raise TypeError(message)
-    if workers < 1:
-        message = f"workers must be at least 1, not {workers}"
-        raise ValueError(message)
+    _check_count(workers)
     if isolation not in ("thread", "process"):
         message = f'isolation must be "thread" or "process", not {isolation!r}'
         raise ValueError(message)
@@ -441,11 +520,17 @@ def _check(
             raise ValueError(message)
 
 
-def _observer(on_event: Callable[[WorkEvent], object] | None) -> Callable[..., object] | None:
+def _check_count(workers: int) -> None:
+    if workers < 1:
+        message = f"workers must be at least 1, not {workers}"
+        raise ValueError(message)
+
+
+def _events_for(on_event: Callable[[WorkEvent], object] | None, queue: str) -> Events | None:
     if on_event is None:
         return None
     check_runnable(on_event, "on_event")
-    return lambda *event: call_for_effect(on_event, WorkEvent(*event))
+    return Events(on_event, queue)
 
 
 def _policy_for(

@@ -70,6 +70,10 @@ class HeldDelivery(Protocol):
     def progress(self) -> bytes | None:
         """The progress that an earlier attempt has stored with heartbeat(); None if none has."""
 
+    @property
+    def key(self) -> str | None:
+        """The key with which the item was put."""
+
     def begun(self, running: RunningHandler, /) -> object:
         """A worker is about to call its handler, which `running` can cancel."""
 
@@ -91,6 +95,26 @@ class HeldDelivery(Protocol):
 
     def take_promise(self) -> Promise | None:
         """The promise with which the item was submitted here, once."""
+
+
+class PoolObserver(Protocol):
+    """Told of the events of a pool's items, on the workers' threads."""
+
+    def note(  # noqa: PLR0917 (called by the extension)
+        self,
+        kind: Any,
+        item_id: int | str,
+        attempt: int,
+        worker: str,
+        failure: BaseException | CancelCause | None,
+        epoch: int,
+        key: str | None,
+        /,
+    ) -> object:
+        """Something has happened to an item in the lease of this epoch."""
+
+    def close(self, item_id: int | str, epoch: int, /) -> object:
+        """The lease is settled, and has no more events. Idempotent."""
 
 
 class LostException(Protocol):
@@ -163,6 +187,10 @@ class QueuePort(Protocol):
     @property
     def retry(self) -> RetryPolicy:
         """The queue's policy."""
+
+    @property
+    def name(self) -> str:
+        """The queue's name in events."""
 
     def submit(
         self,

@@ -5,19 +5,25 @@ A handle stays with its worker: when the worker's thread is abandoned, the handl
 process that dies is replaced behind the same handle.
 
 How: the tuple of workers is replaced as a whole, under the roster's lock, so that readers need no
-lock. The thread whose kill has abandoned a worker replaces it before kill() returns, while kills of
-that thread are deferred, so that such a kill does not leave the pool without the worker. Of several
-kills that abandon one worker, the first to write `_replaced`, under the lock, replaces it.
+lock. A worker is in the tuple before its thread is started, so that pause(), resize() and stop()
+reach it, and leaves it when it has left its loop because it was retired. The thread whose kill has
+abandoned a worker replaces it before kill() returns, while kills of that thread are deferred, so
+that such a kill does not leave the pool without the worker. Of several kills that abandon one
+worker, the first to write `_replaced`, under the lock, replaces it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+from collections import deque
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from desist._core import ProcessStopPolicy, WorkerSlot, call_masked
+from desist._core import CancelCause, CancelSource, ProcessStopPolicy, WorkerSlot, call_masked
 from desist._enums import KillOutcome
 from desist._killing import kill_now, kill_soon
 
@@ -25,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from desist._child import ChildHandler
-    from desist._core import CancelSource, KillReport, Lease, PoolMetrics, StopPolicy
+    from desist._core import KillReport, Lease, PoolMetrics, StopPolicy
+    from desist._events import Events
     from desist._future import Future
     from desist._ports import QueuePort
     from desist._supervisor import Supervisor
@@ -41,13 +48,17 @@ class Worker:
     has the same name, and a handle of its own in WorkerPool.workers.
     """
 
-    def __init__(
-        self, roster: Roster[Any, Any], seat: WorkerSlot, thread: threading.Thread
-    ) -> None:
+    def __init__(self, roster: Roster[Any, Any], seat: WorkerSlot) -> None:
         """For WorkerPool."""
         self._roster = roster
         self._seat = seat
-        self._thread = thread
+        self._thread = threading.Thread(
+            target=roster._run,  # noqa: SLF001 (its own module)
+            args=(self,),
+            name=seat.name,
+            daemon=True,
+        )
+        self._child: ChildHandler[Any, Any] | None = None
         # A kill has abandoned it, and has its place taken. For Roster, under its lock.
         self._replaced = False
 
@@ -61,7 +72,7 @@ class Worker:
         """Whether it waits for an item, works on one, or no longer counts as a worker.
 
         "abandoned": no rung of a kill has ended its handler, which may still run. "stopped": it has
-        left its loop, with its pool.
+        left its loop, with its pool or because of resize().
         """
         if self._seat.abandoned:
             return "abandoned"
@@ -154,6 +165,7 @@ class Roster(Generic[T, R]):
         supervisor: Supervisor,
         pool: CancelSource,
         tally: PoolMetrics,
+        events: Events | None,
     ) -> None:
         self.policy = policy
         # Replaced as a whole, under the lock.
@@ -161,8 +173,10 @@ class Roster(Generic[T, R]):
         # Of all workers there ever were.
         self.threads: list[threading.Thread] = []
         self.children: list[ChildHandler[T, R]] = []
-        # Set by the pool's stop().
+        # Written under the lock. Set by the pool's stop().
         self.stopped = False
+        # Cancelled while the pool is paused. Replaced under the lock.
+        self.pausing = CancelSource()
         # The process that the workers are in.
         self.process: int = os.getpid()
         self._handler = handler
@@ -170,6 +184,7 @@ class Roster(Generic[T, R]):
         self._supervisor = supervisor
         self._pool = pool
         self._tally = tally
+        self._events = events
         # The standard library's, so that a cancelled thread takes it as well.
         self._lock = threading.Lock()
 
@@ -182,21 +197,97 @@ class Roster(Generic[T, R]):
             message = "this pool has been stopped; make a new one"
             raise RuntimeError(message)
 
-    def add(self, name: str) -> None:
-        """Start one more worker; for the pool's own start."""
-        self.workers = (*self.workers, self._start(name))
+    def resize(self, count: int) -> None:
+        """Start workers, or retire some, until `count` stay. Inside call_masked()."""
+        with self._lock:
+            self.check_usable()
+            staying = [one for one in self.workers if not one._seat.retired]  # noqa: SLF001
+            # Idle ones leave first, and of these the last.
+            staying.sort(key=lambda one: not one._seat.busy)  # noqa: SLF001
+            leaving = staying[count:]
+            for worker in leaving:
+                worker._seat.retire()  # noqa: SLF001 (its own module)
+            taken = {one.name for one in self.workers}
+            names = (f"desist-worker-{index}" for index in itertools.count())
+            free = (name for name in names if name not in taken)
+            new = [self._new(name) for name in islice(free, max(count - len(staying), 0))]
+            self.workers = (*self.workers, *new)
+        self._start(new)
+        for worker in leaving:
+            worker._seat.until_not_leasing()  # noqa: SLF001 (its own module)
 
-    def _start(self, name: str) -> Worker:
+    def pause(self) -> None:
+        """Let the workers, and those to come, lease nothing more. Inside call_masked()."""
+        with self._lock:
+            self.pausing.cancel()
+            workers = self.workers
+            for worker in workers:
+                worker._seat.pause()  # noqa: SLF001 (its own module)
+        for worker in workers:
+            worker._seat.until_not_leasing()  # noqa: SLF001 (its own module)
+
+    def resume(self) -> None:
+        """Let them lease again. Inside call_masked()."""
+        with self._lock:
+            if self.pausing.token.cancelled:
+                self.pausing = CancelSource()
+            for worker in self.workers:
+                worker._seat.resume()  # noqa: SLF001 (its own module)
+
+    def stop(self) -> None:
+        """Refuse all other calls from now on. Inside call_masked()."""
+        with self._lock:
+            self.stopped = True
+
+    def _new(self, name: str) -> Worker:
+        """Make a worker, with the lock held: it may be paused before its thread is started."""
         seat = WorkerSlot(name, self._port, self._pool.token, self._tally)
+        if self.pausing.token.cancelled:
+            seat.pause()
+        return Worker(self, seat)
+
+    def _start(self, new: list[Worker]) -> None:
+        """Start the threads of workers. Those that cannot be started leave the roster."""
+        waiting = deque(new)
+        try:
+            while waiting:
+                self._start_thread(waiting[0])
+                waiting.popleft()
+        except BaseException:
+            for worker in waiting:
+                worker._seat.unlaunch()  # noqa: SLF001 (its own module)
+                self._forget(worker)
+            raise
+
+    def _start_thread(self, worker: Worker) -> None:
+        seat, thread = worker._seat, worker._thread  # noqa: SLF001 (its own module)
         seat.launch()
-        work, failed = partial(seat.work, self._handler), self._supervisor.queue_failed
         if isinstance(self.policy, ProcessStopPolicy):
             # Here, so that the pool's constructor raises the error about the handler.
-            work = partial(call_masked(self._new_child, seat, self.policy).work)
-        thread = threading.Thread(target=work, args=(failed,), name=name, daemon=True)
-        call_masked(thread.start)  # a kill in it would leave locks of threading held
+            worker._child = call_masked(self._new_child, seat, self.policy)  # noqa: SLF001
         self.threads.append(thread)
-        return Worker(self, seat, thread)
+        call_masked(thread.start)  # a kill in it would leave locks of threading held
+
+    def _run(self, worker: Worker) -> None:
+        """Work, on the worker's thread."""
+        seat, child = worker._seat, worker._child  # noqa: SLF001 (its own module)
+        failed = self._supervisor.queue_failed
+        try:
+            if child is None:
+                seat.work(self._handler, failed)
+            else:
+                child.work(failed)
+        finally:
+            if seat.retired:
+                self._forget(worker)
+
+    def _forget(self, worker: Worker) -> None:
+        """The worker has left its loop for good, or never began it."""
+        with self._lock:
+            self.workers = tuple(one for one in self.workers if one is not worker)
+        with suppress(ValueError):
+            self.threads.remove(worker._thread)  # noqa: SLF001 (its own module)
+        self.children[:] = [one for one in self.children if one is not worker._child]  # noqa: SLF001
 
     def _new_child(self, seat: WorkerSlot, policy: ProcessStopPolicy) -> ChildHandler[T, R]:
         from desist._child import ChildHandler  # few need it, and it is heavy
@@ -219,15 +310,19 @@ class Roster(Generic[T, R]):
             abandoned._replaced = True  # noqa: SLF001 (its own module)
         what = f"{abandoned.name} could not be ended"
         self._supervisor.count_abandoned(what, abandoned._thread)  # noqa: SLF001 (its own module)
-        new = self._start(abandoned.name)
         with self._lock:
+            if abandoned._seat.retired:  # noqa: SLF001 (its own module)
+                self.workers = tuple(one for one in self.workers if one is not abandoned)
+                return
+            new = self._new(abandoned.name)
             self.workers = tuple(new if one is abandoned else one for one in self.workers)
-
-    # The operations of a future of the pool on its item.
+        self._start([new])
 
     def cancel_item(self, item_id: int | str, reason: str | None, /) -> bool | None:
         """Cancel the item. True: it never begins. False: it was begun. None: it had ended."""
         dead = self._port.cancel(item_id, reason)
+        if dead and self._events is not None:
+            call_masked(self._events.dead, item_id, CancelCause.explicit(reason))
         if dead is False:
             for worker in self.workers:
                 worker._seat.cancel(reason, item_id)  # noqa: SLF001 (its own module)

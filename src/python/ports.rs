@@ -44,8 +44,10 @@ protocols! {
     engine_source is "EngineSource": deliver, retry;
     /// One lease of such a queue.
     held_delivery is "HeldDelivery":
-        id, epoch, attempt, body, decode, progress, begun, ack, nack, discard, heartbeat,
+        id, epoch, attempt, body, decode, progress, key, begun, ack, nack, discard, heartbeat,
         take_promise;
+    /// Told of the events of a pool.
+    pool_observer is "PoolObserver": note, close;
     /// An exception of a worker process, without its object.
     lost_exception is "LostException": type_names;
     /// The hooks of a subclass of `GroupCore`.

@@ -10,12 +10,14 @@
 //! | `file`, `codec` | `FileQueue`: in a file, as bytes |
 //! | `py_queue` | queues written in Python, of engines on servers |
 //! | `retry` | `RetryPolicy` |
+//! | `items` | the arguments and the list of `items()` |
 //! | `options` | the arguments of a queue, and of `put()` |
 //! | `promises` | the futures of submitted items |
 //! | `port` | `QueuePort`: the operations of a pool on a queue |
 //! | `lease` | `Lease`: one delivery, as its handler sees it |
 //! | `content` | an item as its queue delivers it, and who decodes it |
 //! | `worker_slot` | `WorkerSlot`: a worker's place in its pool, and its loop |
+//! | `gate` | whether a worker may lease its next item |
 //! | `pool_metrics` | `PoolMetrics`: a pool's counters, and its observer |
 //! | `child`, `parent_watch` | a worker's process, and its parent as that process sees it |
 
@@ -24,6 +26,8 @@ mod codec;
 mod content;
 #[cfg(unix)]
 mod file;
+mod gate;
+mod items;
 mod lease;
 mod memory;
 mod options;

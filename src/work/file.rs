@@ -57,8 +57,8 @@ use crate::fork;
 use crate::park::Ticket;
 use crate::wait;
 use crate::work::{
-    Counts, Dead, EXPIRED, Jitter, LEASE_LOST, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
-    RetryPolicy,
+    Counts, Dead, EXPIRED, ItemInfo, ItemState, Jitter, LEASE_LOST, Lease, Nack, NackOutcome,
+    PutOptions, QueueOptions, RetryPolicy,
 };
 use clock::{Clock, Machine};
 use commit::Committer;
@@ -135,6 +135,15 @@ impl From<RetryPolicy> for FileOptions {
     fn from(retry: RetryPolicy) -> Self {
         QueueOptions::from(retry).into()
     }
+}
+
+/// The worker that has an item of a [`FileQueue`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileHolder {
+    /// The pid of its process.
+    pub pid: u32,
+    /// The name of its thread; empty if it has none.
+    pub thread: String,
 }
 
 /// A queue of leases, in a file. Cloning gives another handle; when the last one is dropped, items
@@ -290,7 +299,24 @@ impl FileQueue {
     /// A checkpoint on entry. A cancelled call has leased nothing. If an item was leased first it
     /// is returned, and the next checkpoint raises.
     pub fn lease(&self, until: Time) -> Result<Option<Lease<Bytes, Bytes>>, FileError> {
-        wait::perform(&mut LeaseOp::new(self.shared()), until).map(Option::flatten)
+        let thread = std::thread::current();
+        self.lease_for(thread.name().unwrap_or_default(), until)
+    }
+
+    /// [`FileQueue::lease`] for a thread that the host knows by this name.
+    ///
+    /// # Blocking
+    /// As [`FileQueue::lease`].
+    ///
+    /// # Cancellation
+    /// As [`FileQueue::lease`].
+    pub fn lease_for(
+        &self,
+        thread: &str,
+        until: Time,
+    ) -> Result<Option<Lease<Bytes, Bytes>>, FileError> {
+        let mut leasing = LeaseOp::new(self.shared(), thread.into());
+        wait::perform(&mut leasing, until).map(Option::flatten)
     }
 
     /// Acknowledge: the work of this lease is done, and the item leaves the queue. At most one call
@@ -381,6 +407,17 @@ impl FileQueue {
     /// How many items are in each state, at one instant.
     pub fn counts(&self) -> Result<Counts, FileError> {
         self.run(|tables| Ok(tables.counts()))
+    }
+
+    /// The items that are not done: at most `limit`, of this state only if one is given. In the order
+    /// of [`ItemState`], and within a state in the order in which they were put. Ages are by the wall
+    /// clock.
+    pub fn items(
+        &self,
+        state: Option<ItemState>,
+        limit: usize,
+    ) -> Result<Vec<ItemInfo<FileHolder>>, FileError> {
+        self.run(move |tables| tables.infos(state, limit))
     }
 
     /// The dead items, in the order in which they died.

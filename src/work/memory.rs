@@ -46,7 +46,9 @@ use crate::cause::Cause;
 use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::Ticket;
-use crate::work::{Counts, Dead, Fenced, Lease, Nack, NackOutcome, PutOptions, QueueOptions};
+use crate::work::{
+    Counts, Dead, Fenced, ItemInfo, ItemState, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
+};
 use crate::{scope, wait};
 use state::ItemStates;
 #[cfg(feature = "python")]
@@ -68,7 +70,7 @@ struct Shared<T, N> {
     /// Set once, by [`LeaseQueue::close`]: no more leases.
     closed: bool,
     /// Waiting workers, in order of arrival. Not empty only while no item is ready.
-    leasing: WaitList<Slot<Option<Lease<T, N>>>>,
+    leasing: WaitList<LeaseSlot<T, N>>,
     /// Waiting putters, in order of arrival. Not empty only while the queue is full.
     putting: WaitList<Slot<PutState<T>>>,
     /// Threads in [`LeaseQueue::drain`]. Not empty only while items are unfinished.
@@ -81,6 +83,9 @@ type WaitList<S> = VecDeque<Request<S>>;
 /// its lock from before the grant until it has filled it, so the waiter finds it filled. Left as it
 /// was, it tells the waiter to look again.
 type Slot<V> = Arc<Mutex<V>>;
+
+/// The slot of a waiting worker, and the number that it is known by.
+type LeaseSlot<T, N> = (u64, Slot<Option<Lease<T, N>>>);
 
 /// A waiter in a wait list.
 struct Request<S> {
@@ -210,7 +215,7 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
     pub fn lease(&self, until: Time) -> Result<Option<Lease<T, N>>, Stop> {
         // The first step of `perform`, without making its request, which takes a tenth of a lease's time.
         wait::checkpoint()?;
-        match self.try_lease() {
+        match self.try_lease(0) {
             Some(lease) => {
                 scope::defer_pending_kill();
                 Ok(Some(lease))
@@ -221,19 +226,20 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
 
     #[cold]
     fn wait_and_lease(&self, until: Time) -> Result<Option<Lease<T, N>>, Stop> {
-        wait::perform(&mut self.lease_op(), until).map(Option::flatten)
+        wait::perform(&mut self.lease_op(0), until).map(Option::flatten)
     }
 
-    /// Lease the next item if one is ready. Never blocks, and is no checkpoint.
+    /// Lease the next item to this holder if one is ready. Never blocks, and is no checkpoint.
     #[inline]
-    pub(crate) fn try_lease(&self) -> Option<Lease<T, N>> {
-        self.change(Shared::lease)
+    pub(crate) fn try_lease(&self, holder: u64) -> Option<Lease<T, N>> {
+        self.change(|shared| shared.lease(holder))
     }
 
-    /// Leasing, as an operation for a host that parks in its own way.
-    pub(crate) fn lease_op(&self) -> LeaseOp<'_, T, N> {
+    /// Leasing to this holder, as an operation for a host that parks in its own way.
+    pub(crate) fn lease_op(&self, holder: u64) -> LeaseOp<'_, T, N> {
         LeaseOp {
             queue: self,
+            holder,
             slot: None,
             bound: Time::NEVER,
         }
@@ -314,6 +320,13 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         self.change(|shared| shared.state.counts())
     }
 
+    /// The items that are not done: at most `limit`, of this state only if one is given. In the order
+    /// of [`ItemState`], and within a state in the order in which they were put. The holder is a
+    /// number that the host knows the worker by. Looks at all items, while the queue is locked.
+    pub fn items(&self, state: Option<ItemState>, limit: usize) -> Vec<ItemInfo<u64>> {
+        self.change(|shared| shared.state.infos(state, limit))
+    }
+
     /// The dead items, in the order in which they died.
     pub fn dead(&self) -> Vec<Dead<T, N>> {
         self.change(|shared| shared.state.dead())
@@ -384,13 +397,13 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
 }
 
 impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
-    /// Lease the next item, if one is ready and the queue is open.
+    /// Lease the next item to this holder, if one is ready and the queue is open.
     #[inline]
-    fn lease(&mut self) -> Option<Lease<T, N>> {
+    fn lease(&mut self, holder: u64) -> Option<Lease<T, N>> {
         if self.closed {
             None
         } else {
-            self.state.lease()
+            self.state.lease(holder)
         }
     }
 
@@ -448,9 +461,10 @@ impl<T: Clone, N: Clone + From<Cause>> Shared<T, N> {
     fn lease_to_waiter(&mut self) -> Option<Ticket> {
         while self.closed || self.state.has_ready() {
             let request = self.leasing.pop_front()?;
-            let mut slot = request.slot.lock();
+            let (holder, slot) = &request.slot;
+            let mut slot = slot.lock();
             if request.ticket.grant() {
-                *slot = self.lease();
+                *slot = self.lease(*holder);
                 drop(slot);
                 return Some(request.ticket);
             }

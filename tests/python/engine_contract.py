@@ -6,6 +6,7 @@ same queue, as other processes would.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -262,6 +263,13 @@ class Contract:
         for step in range(300):
             getattr(model, rng.choice(Model.STEPS))(engine, rng, str(step))
             assert engine.counts() == counts(**Counter(model.states.values()))
+            listed = engine.list_items(None, None)
+            alive = {name: state for name, state in model.states.items() if state != "done"}
+            assert {one.id: one.state for one in listed} == alive
+            assert {one.id: one.attempt for one in listed} == {
+                name: model.attempts[name] for name in alive
+            }
+            assert len(listed) == len(alive)
 
     def test_i38_the_clocks_of_hosts_do_not_matter(
         self, engines: Engines, monkeypatch: pytest.MonkeyPatch
@@ -278,6 +286,47 @@ class Contract:
         other.tend(0)
         assert engine.counts()["leased"] == 1
         assert lease_due_item(other).id == "c"
+
+    def test_items_are_listed_by_state(self, engines: Engines) -> None:
+        engine, other = engines(), engines()
+        assert engine.list_items(None, None) == []
+        for item_id in "abc":
+            put(engine, item_id)
+        engine.reject(lease(engine), "bad")
+        lease(other)
+        put(engine, "d", delay=NEVER)
+        put(engine, "e", key="a key")
+        listed = engine.list_items(None, None)
+        assert [(one.id, one.state, one.attempt) for one in listed] == [
+            ("b", "leased", 1),
+            ("c", "ready", 0),
+            ("e", "ready", 0),
+            ("d", "delayed", 0),
+            ("a", "dead", 1),
+        ]
+        assert [one.key for one in listed] == [None, None, "a key", None, None]
+        assert all(one.age is not None and 0 <= one.age < LONG for one in listed)
+        [holder, *none] = [one.holder for one in listed]
+        assert holder is not None
+        assert holder.endswith(f"/{os.getpid()}/{threading.current_thread().name}")
+        assert none == [None] * 4
+        for state in ("leased", "ready", "delayed", "dead"):
+            expected = [one.id for one in listed if one.state == state]
+            assert [one.id for one in engine.list_items(state, None)] == expected
+            assert [one.id for one in engine.list_items(state, 1)] == expected[:1]
+        assert [one.id for one in engine.list_items(None, 3)] == ["b", "c", "e"]
+        assert engine.retry("a")
+        assert [one.attempt for one in engine.list_items("ready", None) if one.id == "a"] == [0]
+
+    def test_a_list_needs_no_item_that_can_be_decoded(self, engines: Engines) -> None:
+        with EngineQueue[Any](engines()) as queue:
+            put(queue.engine)
+            [info] = queue.items(state="ready")
+            assert (info.id, info.state) == ("a", "ready")
+            with pytest.raises(ValueError, match="state must be one of"):
+                queue.items(state="done")  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="limit must not be negative"):
+                queue.items(limit=-1)
 
     # --- behind a queue, and behind a pool --------------------------------------------------------
 

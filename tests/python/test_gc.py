@@ -130,9 +130,22 @@ def of_submitted_item(queue: Any, thing: Thing) -> Any:
     return port
 
 
+class Observer:
+    """Of a pool, with an object of its own."""
+
+    def __init__(self, thing: Thing) -> None:
+        self.thing = thing
+
+    def note(self, *_: object) -> None:
+        pass
+
+    def close(self, *_: object) -> None:
+        pass
+
+
 def of_worker(thing: Thing) -> Any:
     port = port_of(of_queue(desist.LeaseQueue(), thing))
-    return WorkerSlot("worker", port, CancelSource().token, PoolMetrics(thing.method))
+    return WorkerSlot("worker", port, CancelSource().token, PoolMetrics(Observer(thing)))
 
 
 def of_group(thing: Thing) -> Any:

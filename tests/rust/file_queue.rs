@@ -442,9 +442,9 @@ fn a_queue_of_a_newer_version_is_refused_and_left_as_it_is() {
     let folder = Folder::new();
     drop(folder.open());
     let newer = rusqlite::Connection::open(folder.file()).unwrap();
-    newer.pragma_update(None, "user_version", 2).unwrap();
+    newer.pragma_update(None, "user_version", 3).unwrap();
     drop(newer);
-    assert_eq!(refused(&folder), FileError::Newer { version: 2 });
+    assert_eq!(refused(&folder), FileError::Newer { version: 3 });
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use desist::work::{
-    Counts, Details, Fenced, Lease, LeaseQueue, Nack, NackOutcome, PutOptions, QueueOptions,
-    RetryPolicy,
+    Counts, Details, Fenced, ItemInfo, ItemState, Lease, LeaseQueue, Nack, NackOutcome, PutOptions,
+    QueueOptions, RetryPolicy,
 };
 use desist::{Cause, Time, sleep};
 use proptest::prelude::*;
@@ -52,6 +52,8 @@ pub(crate) trait Queue {
     fn close(&self);
     fn counts(&self) -> Counts;
     fn dead(&self) -> Vec<(u64, u32, Vec<Note>)>;
+    /// All items that are not done, without their holders.
+    fn items(&self, state: Option<ItemState>, limit: usize) -> Vec<ItemInfo<()>>;
     /// Drop the queue, and open it again. False: it is in memory only.
     fn reopen(&mut self) -> bool;
 }
@@ -116,6 +118,11 @@ impl Queue for LeaseQueue<u32, Note> {
         self.dead()
     }
 
+    fn items(&self, state: Option<ItemState>, limit: usize) -> Vec<ItemInfo<()>> {
+        let items = self.items(state, limit).into_iter();
+        items.map(without_holder).collect()
+    }
+
     fn reopen(&mut self) -> bool {
         false
     }
@@ -134,6 +141,7 @@ enum Where {
 
 struct Item {
     value: u32,
+    put: Time,
     place: Where,
     options: PutOptions,
     deadline: Time,
@@ -221,6 +229,7 @@ impl Model {
             id,
             Item {
                 value,
+                put: Time::now(),
                 place: Where::Ready,
                 options: options.clone(),
                 deadline: options.expires.map_or(Time::NEVER, Time::after),
@@ -262,6 +271,7 @@ impl Model {
                 progress: item.progress.clone(),
                 deadline: Some(item.deadline).filter(|deadline| !deadline.is_never()),
                 until,
+                key: item.options.key.clone(),
             }
             .if_any(),
         })
@@ -428,12 +438,48 @@ impl Model {
         }
     }
 
+    fn items(&self, state: Option<ItemState>, limit: usize) -> Vec<ItemInfo<()>> {
+        let info = |(id, item): (&u64, &Item)| {
+            let is = match item.place {
+                Where::Ready => ItemState::Ready,
+                Where::Leased(_) => ItemState::Leased,
+                Where::Delayed => ItemState::Delayed,
+                Where::Dead => ItemState::Dead,
+                Where::Done => return None,
+            };
+            state.is_none_or(|state| state == is).then(|| ItemInfo {
+                id: *id,
+                state: is,
+                attempt: item.attempt,
+                age: Time::now() - item.put,
+                holder: None,
+                key: item.options.key.clone(),
+            })
+        };
+        let mut items: Vec<_> = self.items.iter().filter_map(info).collect();
+        items.sort_by_key(|item| item.state);
+        items.truncate(limit);
+        items
+    }
+
     fn dead(&self) -> Vec<(u64, u32, Vec<Note>)> {
         let dead = |id: &u64| {
             let item = &self.items[id];
             (*id, item.value, item.failures.clone())
         };
         self.dead.iter().map(dead).collect()
+    }
+}
+
+/// The item, and nothing of its holder: which thread that is differs between queues.
+pub(crate) fn without_holder<H>(info: ItemInfo<H>) -> ItemInfo<()> {
+    ItemInfo {
+        id: info.id,
+        state: info.state,
+        attempt: info.attempt,
+        age: info.age,
+        holder: None,
+        key: info.key,
     }
 }
 
@@ -593,6 +639,10 @@ pub(crate) fn check<Q: Queue>(
         model.catch_up();
         prop_assert_eq!(queue.counts(), model.counts());
         prop_assert_eq!(queue.dead(), model.dead());
+        for state in [None, Some(ItemState::Leased), Some(ItemState::Delayed)] {
+            let limit = if number % 3 == 0 { 2 } else { usize::MAX };
+            prop_assert_eq!(queue.items(state, limit), model.items(state, limit));
+        }
         for id in 1..12 {
             prop_assert_eq!(queue.item(id), model.item(id));
         }

@@ -62,6 +62,7 @@ class HeldLease:
         self.id: str = delivery.id
         self.epoch: int = delivery.epoch
         self.attempt: int = delivery.attempt
+        self.key: str | None = delivery.key
         self.body: bytes = delivery.body
         self.decode: Callable[[bytes], Any] = codec.decode
         self.progress: bytes | None = delivery.progress

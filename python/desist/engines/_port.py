@@ -10,6 +10,8 @@ from desist._core import sleep
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from desist._items import ItemInfo, State
+
 
 class Delivery(NamedTuple):
     """One lease of one item."""
@@ -26,6 +28,8 @@ class Delivery(NamedTuple):
     """The progress that an earlier attempt has stored with extend()."""
     tag: Any = None
     """Data of the engine itself."""
+    key: str | None = None
+    """The key with which the item was put."""
 
 
 class DeadItem(NamedTuple):
@@ -54,6 +58,8 @@ class Engine(ABC):
 
     lease_timeout: float = 30.0
     """Seconds. Leases are extended when a third of it has passed."""
+    name: str = ""
+    """The queue's name on the server, for events."""
 
     @abstractmethod
     def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
@@ -107,6 +113,10 @@ class Engine(ABC):
         On cancel: Cancelled is raised: the queue is closed.
         """
         sleep(timeout)
+
+    def list_items(self, state: State | None, limit: int | None) -> list[ItemInfo]:  # noqa: ARG002 (if it can)
+        """The items that are not done, as EngineQueue.items() lists them."""
+        raise self._cannot("list items")
 
     def dead(self) -> list[DeadItem]:
         """The dead items."""

@@ -24,6 +24,7 @@ from desist._core import (
     current_time,
     lease_of,
 )
+from desist._items import check
 from desist.engines._heartbeat import HeartbeatThread
 from desist.engines._held import HeldLease, retry_until_connected
 from desist.engines._lease_calls import LeaseCalls
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from desist._codec import Codec
     from desist._item_future import ItemPromise
+    from desist._items import ItemInfo, State
     from desist.engines._port import Delivery
 
 T = TypeVar("T")
@@ -132,6 +134,24 @@ class EngineQueue(Generic[T]):
         self.port.check_usable()
         return call_masked(self.engine.counts)
 
+    def items(self, *, state: State | None = None, limit: int | None = None) -> list[ItemInfo]:
+        """List the items that are not done: their states, attempts, ages and holders.
+
+        The items themselves are not decoded. Leased ones come first, then ready, delayed and dead
+        ones; within a state about in the order in which they were put. `state` lists those of one
+        state only, `limit` so many at most.
+
+        Blocks: until the server has answered.
+        On cancel: nothing changes: this is no checkpoint.
+
+        Raises:
+            NotImplementedError: the engine cannot.
+            ValueError: there is no such state, or a negative limit.
+        """
+        self.port.check_usable()
+        check(state, limit)
+        return call_masked(self.engine.list_items, state, limit)
+
     def dead(self) -> list[tuple[str, T | bytes, list[str]]]:
         """List the dead items: id, item, and all failures.
 
@@ -185,6 +205,7 @@ class EnginePort:
 
     def __init__(self, engine: Engine, retry: RetryPolicy, codec: Codec) -> None:
         self.retry = retry
+        self.name: str = engine.name
         self._engine = engine
         self._codec = codec
         self._process = os.getpid()

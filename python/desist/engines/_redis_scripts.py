@@ -99,21 +99,22 @@ local function state_of(id)
 end
 
 -- Begins the lease of an entry that was read.
-local function begin(entry, list)
+local function begin(entry, list, holder)
   local fields = {}
   for at = 1, #list, 2 do fields[list[at]] = list[at + 1] end
   local id = fields.id
   if not id then -- added by another program
     id = entry
-    redis.call('HSET', key_of(id), 'body', fields.body or '', 'entry', entry)
+    local put = string.match(entry, '^%d+')
+    redis.call('HSET', key_of(id), 'body', fields.body or '', 'entry', entry, 'put', put)
   elseif redis.call('EXISTS', key_of(id)) == 0 then -- deleted by hand
     end_lease(entry)
     return false
   end
   local attempt = redis.call('HINCRBY', key_of(id), 'attempt', 1)
-  redis.call('HSET', key_of(id), 'begun', entry)
-  local body = redis.call('HMGET', key_of(id), 'body', 'progress')
-  return {id, entry, attempt, redis.call('INCR', S .. ':epoch'), body[1], body[2]}
+  redis.call('HSET', key_of(id), 'begun', entry, 'holder', holder)
+  local body = redis.call('HMGET', key_of(id), 'body', 'progress', 'key')
+  return {id, entry, attempt, redis.call('INCR', S .. ':epoch'), body[1], body[2], body[3]}
 end
 """
 
@@ -125,7 +126,7 @@ if key then
   if known then return known end
 end
 if state_of(id) ~= @IS_GONE then return id end
-redis.call('HSET', key_of(id), 'body', body)
+redis.call('HSET', key_of(id), 'body', body, 'put', now())
 if key then
   redis.call('HSET', key_of(id), 'key', key)
   redis.call('HSET', S .. ':keys', key, id)
@@ -137,12 +138,12 @@ return id
 local reply = in_group(
   'XREADGROUP', 'GROUP', G, ARGV[1], 'COUNT', 1, 'STREAMS', S, '>')
 if not reply then return false end
-return begin(reply[1][2][1][1], reply[1][2][1][2])
+return begin(reply[1][2][1][1], reply[1][2][1][2], ARGV[2])
 """,
     "begin": """
 local fields = {}
-for at = 2, #ARGV do fields[at - 1] = ARGV[at] end
-return begin(ARGV[1], fields)
+for at = 3, #ARGV do fields[at - 2] = ARGV[at] end
+return begin(ARGV[1], fields, ARGV[2])
 """,
     "put_back": "put_back(ARGV[1])",
     "ack": """
@@ -192,6 +193,56 @@ return {
   redis.call('XLEN', S) - pending, pending, redis.call('ZCARD', S .. ':delayed'),
   tonumber(redis.call('GET', S .. ':done') or 0), redis.call('XLEN', S .. ':dead')}
 """,
+    # Answers id, state, attempt, age in milliseconds (-1: unknown), holder and key of each item.
+    "items": """
+local wanted, left, items, time = ARGV[1], tonumber(ARGV[2]), {}, now()
+local function add(id, state, attempt, put, holder, key)
+  local age = put and time - tonumber(put) or -1
+  left = left - 1
+  table.insert(items, {id, state, tonumber(attempt or 0), age, holder or '', key or ''})
+end
+local function add_living(id, state)
+  local fields = redis.call('HMGET', key_of(id), 'attempt', 'put', 'holder', 'key')
+  add(id, state, fields[1], fields[2], state == 'leased' and fields[3], fields[4])
+end
+local function wants(state) return left > 0 and (wanted == '' or wanted == state) end
+
+local pending = {}
+if wants('leased') or wants('ready') then
+  for _, one in ipairs(in_group('XPENDING', S, G, '-', '+', 2147483647)) do
+    pending[one[1]] = true
+    if wants('leased') then
+      local id = read(one[1])
+      if id then add_living(id, 'leased') end
+    end
+  end
+end
+if wants('ready') then
+  for _, one in ipairs(redis.call('XRANGE', S, '-', '+')) do
+    if left > 0 and not pending[one[1]] then
+      local id = read(one[1])
+      if redis.call('EXISTS', key_of(id)) == 1 then
+        add_living(id, 'ready')
+      else -- added by another program
+        add(id, 'ready', 0, string.match(id, '^%d+'))
+      end
+    end
+  end
+end
+if wants('delayed') then
+  for _, id in ipairs(redis.call('ZRANGE', S .. ':delayed', 0, left - 1)) do
+    add_living(id, 'delayed')
+  end
+end
+if wants('dead') then
+  for _, one in ipairs(redis.call('XRANGE', S .. ':dead', '-', '+', 'COUNT', left)) do
+    local fields = {}
+    for at = 1, #one[2], 2 do fields[one[2][at]] = one[2][at + 1] end
+    add(fields.id, 'dead', fields.attempt, fields.put, nil, fields.key)
+  end
+end
+return items
+""",
     # Answers the milliseconds until the next delayed item is due (-1: there is none), and the
     # latest entry of the news.
     "tend": """
@@ -239,7 +290,7 @@ local list = redis.call('XRANGE', S .. ':dead', dead_entry, dead_entry)[1][2]
 local fields = {}
 for at = 1, #list, 2 do fields[list[at]] = list[at + 1] end
 redis.call('HSET', key_of(id), 'body', fields.body)
-for _, name in ipairs({'key', 'progress'}) do
+for _, name in ipairs({'key', 'progress', 'put'}) do
   if fields[name] then redis.call('HSET', key_of(id), name, fields[name]) end
 end
 redis.call('XDEL', S .. ':dead', dead_entry)

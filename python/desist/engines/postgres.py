@@ -11,6 +11,7 @@ Other programs may read, join and fill the table; `put` shows how.
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -19,11 +20,14 @@ from psycopg.pq import TransactionStatus
 
 from desist._core import call_masked, current_time, wait_readable
 from desist._exceptions import Fenced
+from desist._items import ItemInfo, this_holder
 from desist.engines._port import DeadItem, Delivery, Engine
 from desist.engines._url import check_lease_timeout, lease_timeout_of, take_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+
+    from desist._items import State
 
 _T = TypeVar("_T")
 
@@ -39,7 +43,15 @@ CREATE TABLE IF NOT EXISTS desist_items (
     due timestamptz NOT NULL DEFAULT now(), attempt integer NOT NULL DEFAULT 0,
     epoch bigint NOT NULL DEFAULT 0, body bytea NOT NULL, progress bytea,
     failures text[] NOT NULL DEFAULT '{}', unwanted text,
+    holder text, put_at timestamptz DEFAULT now(),
     PRIMARY KEY (queue, id), UNIQUE (queue, key));
+DO $$ BEGIN -- a table of an older version; only then, since it waits for all transactions
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'desist_items'::regclass
+                   AND attname = 'holder' AND NOT attisdropped) THEN
+        ALTER TABLE desist_items ADD COLUMN holder text, ADD COLUMN put_at timestamptz;
+        ALTER TABLE desist_items ALTER COLUMN put_at SET DEFAULT now();
+    END IF;
+END $$;
 CREATE INDEX IF NOT EXISTS desist_next ON desist_items (queue, due, number) WHERE state <> 'dead';
 CREATE TABLE IF NOT EXISTS desist_done (
     queue text, backend integer, done bigint NOT NULL, PRIMARY KEY (queue, backend));
@@ -54,12 +66,12 @@ _SQL = {
             attempt = item.attempt + 1, epoch = nextval('desist_epoch'), state = 'leased',
             failures = CASE item.state WHEN 'leased' THEN item.failures || '{_LOST}'::text
                                        ELSE item.failures END,
-            due = now() + make_interval(secs => %(lease_timeout)s)
+            due = now() + make_interval(secs => %(lease_timeout)s), holder = %(holder)s
         FROM (SELECT queue, id FROM desist_items
               WHERE queue = %(queue)s AND state <> 'dead' AND due <= now() AND unwanted IS NULL
               ORDER BY due, number LIMIT 1 FOR UPDATE SKIP LOCKED) AS next
         WHERE item.queue = next.queue AND item.id = next.id
-        RETURNING item.id, item.epoch, item.attempt, item.body, item.progress""",
+        RETURNING item.id, item.epoch, item.attempt, item.body, item.progress, item.key""",
     "next_due": """
         SELECT extract(epoch FROM min(due) - now())::float FROM desist_items
         WHERE queue = %(queue)s AND state <> 'dead'""",
@@ -104,6 +116,16 @@ _SQL = {
     "dead_letter_unwanted": f"""
         UPDATE desist_items SET state = 'dead', failures = failures || ARRAY['{_LOST}', unwanted]
         WHERE queue = %(queue)s AND state = 'leased' AND due <= now() AND unwanted IS NOT NULL""",
+    # As "counts" has them: a lease that has run out is ready again.
+    "items": """
+        SELECT id, shown, attempt, extract(epoch FROM now() - put_at)::float,
+            CASE shown WHEN 'leased' THEN holder END, key
+        FROM desist_items CROSS JOIN LATERAL (SELECT CASE
+            WHEN state = 'dead' THEN 'dead' WHEN due <= now() THEN 'ready'
+            WHEN state = 'leased' THEN 'leased' ELSE 'delayed' END) AS as_is (shown)
+        WHERE queue = %(queue)s AND (%(state)s::text IS NULL OR shown = %(state)s)
+        ORDER BY array_position(ARRAY['leased', 'ready', 'delayed', 'dead'], shown), number
+        LIMIT %(limit)s""",
     "dead": """
         SELECT id, body, failures FROM desist_items
         WHERE queue = %(queue)s AND state = 'dead' ORDER BY number""",
@@ -141,7 +163,7 @@ class PostgresEngine(Engine):
         except psycopg.ProgrammingError as invalid:
             raise ValueError(f"not a URL that libpq takes: {str(invalid).strip()}") from None
         self.lease_timeout = lease_timeout
-        self.queue = queue
+        self.queue = self.name = queue
         self._options: dict[str, Any] = {
             "connect_timeout": 5,
             "tcp_user_timeout": 5000,
@@ -170,15 +192,19 @@ class PostgresEngine(Engine):
 
     def lease(self, timeout: float) -> Delivery | None:
         """One round trip if an item is ready; else some more, and a wait."""
-        row = call_masked(self._run, "lease")
+        values = {"holder": this_holder()}
+        row = call_masked(self._run, "lease", values)
         if row is None and timeout > 0:
-            row = self._listen(timeout, self._lease_next)
-        return None if row is None else Delivery(*row)
+            row = self._listen(timeout, partial(self._lease_next, values))
+        if row is None:
+            return None
+        item_id, epoch, attempt, body, progress, key = row
+        return Delivery(item_id, epoch, attempt, body, progress, None, key)
 
-    def _lease_next(self, connection: _Connection) -> Any:
+    def _lease_next(self, values: dict[str, Any], connection: _Connection) -> Any:
         # A cancelled item whose worker was lost would be due, and never leased.
         self._execute(connection, "dead_letter_unwanted")
-        return self._execute(connection, "lease")
+        return self._execute(connection, "lease", values)
 
     def ack(self, delivery: Delivery) -> None:
         """Two round trips."""
@@ -237,11 +263,17 @@ class PostgresEngine(Engine):
 
         self._listen(timeout, look)
 
+    def list_items(self, state: State | None, limit: int | None) -> list[ItemInfo]:
+        """One round trip."""
+        return [ItemInfo(*row) for row in self._rows("items", state=state, limit=limit)]
+
     def dead(self) -> list[DeadItem]:
         """One round trip."""
+        return [DeadItem(*row) for row in self._rows("dead")]
+
+    def _rows(self, name: str, **values: Any) -> list[Any]:
         with self._connection() as connection:
-            rows = connection.execute(_SQL["dead"], {"queue": self.queue}).fetchall()
-        return [DeadItem(*row) for row in rows]
+            return connection.execute(_SQL[name], {"queue": self.queue} | values).fetchall()
 
     def retry(self, item_id: str) -> bool:
         """One round trip."""

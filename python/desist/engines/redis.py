@@ -5,7 +5,7 @@ The keys for a stream `jobs`; with Redis Cluster, name it `{jobs}`, so that all 
 | key | content |
 |---|---|
 | `jobs` | the stream: an entry `id ...` for each item that is ready or leased |
-| `jobs:item:...` | a hash for each item that is not done: body, attempt, progress, failures |
+| `jobs:item:...` | a hash for each item that is not done: body, attempt, progress, failures, ... |
 | `jobs:delayed` | a sorted set: the times at which delayed items are ready, by the server's clock |
 | `jobs:dead` | a second stream: the dead items, with all their failures |
 | `jobs:dead-entries` | a hash: the entry of each dead item in that stream |
@@ -36,6 +36,7 @@ from redis.retry import Retry
 
 from desist._core import call_masked, cleanup, current_time, wait_readable
 from desist._exceptions import Fenced
+from desist._items import ItemInfo, this_holder
 from desist.engines import _redis_scripts as scripts
 from desist.engines._port import DeadItem, Delivery, Engine
 from desist.engines._url import check_lease_timeout, lease_timeout_of, take_parameters
@@ -43,11 +44,15 @@ from desist.engines._url import check_lease_timeout, lease_timeout_of, take_para
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from desist._items import State
+
 _GONE = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
     redis.exceptions.ReadOnlyError,  # a replica by now; the client will connect to the new master
 )
+_MOST = 2**31 - 1
+"""A limit that no list reaches."""
 _ANSWER = 5.0
 """Seconds within which a reachable server answers."""
 
@@ -65,7 +70,7 @@ class RedisEngine(Engine):
         """Set up the engine; connections are made when they are needed."""
         check_lease_timeout(lease_timeout)
         self.lease_timeout = lease_timeout
-        self.stream = stream
+        self.stream = self.name = stream
         self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         # Retries are done by EngineQueue, in waits that can be cancelled.
         self._client = redis.Redis.from_url(
@@ -96,19 +101,21 @@ class RedisEngine(Engine):
 
     def lease(self, timeout: float) -> Delivery | None:
         """One round trip if an item is ready; else two more, and a wait on the server."""
-        found = call_masked(self._run, "take", self.consumer)
+        holder = this_holder()
+        found = call_masked(self._run, "take", self.consumer, holder)
         if not found and timeout > 0:
             command = ("XREADGROUP", "GROUP", scripts.GROUP, self.consumer, "COUNT", 1)
             reply = self._blocked(timeout, command, self.stream, ">", self._put_back)
-            found = reply and call_masked(self._begin, reply)
+            found = reply and call_masked(self._begin, reply, holder)
         if not found:
             return None
-        item_id, entry, attempt, epoch, body, progress = found
-        return Delivery(item_id.decode(), epoch, attempt, body, progress, entry)
+        item_id, entry, attempt, epoch, body, progress, key = found
+        named = None if key is None else key.decode()
+        return Delivery(item_id.decode(), epoch, attempt, body, progress, entry, named)
 
-    def _begin(self, reply: Any) -> Any:
+    def _begin(self, reply: Any, holder: str) -> Any:
         entry, fields = _only_entry(reply)
-        return self._run("begin", entry, *fields)
+        return self._run("begin", entry, holder, *fields)
 
     def _put_back(self, reply: Any) -> None:
         self._run("put_back", _only_entry(reply)[0])
@@ -167,6 +174,11 @@ class RedisEngine(Engine):
                 command = ("XREAD", "COUNT", 1)
                 if self._blocked(pause, command, f"{self.stream}:news", self._news, _nothing):
                     return
+
+    def list_items(self, state: State | None, limit: int | None) -> list[ItemInfo]:
+        """One round trip, in which the server looks at all items of the states."""
+        rows = self._run("items", state or "", _MOST if limit is None else limit)
+        return [_info(row) for row in rows]
 
     def dead(self) -> list[DeadItem]:
         """One round trip. Other programs can read the dead stream, too."""
@@ -277,6 +289,24 @@ def _dead_item(fields: dict[bytes, bytes]) -> DeadItem:
     numbers = range(1, int(fields.get(b"failures", 0)) + 1)
     failures = [fields[b"failure:%d" % number].decode() for number in numbers]
     return DeadItem(fields[b"id"].decode(), fields[b"body"], failures)
+
+
+def _info(row: tuple[bytes, bytes, int, int, bytes, bytes]) -> ItemInfo:
+    item_id, state, attempt, age, holder, key = row
+    states: dict[bytes, State] = {
+        b"leased": "leased",
+        b"ready": "ready",
+        b"delayed": "delayed",
+        b"dead": "dead",
+    }
+    return ItemInfo(
+        item_id.decode(),
+        states[state],
+        attempt,
+        None if age < 0 else age / 1000,
+        holder.decode() or None,
+        key.decode() or None,
+    )
 
 
 def _nothing(_: object) -> None:

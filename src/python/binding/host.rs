@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -105,6 +106,15 @@ pub(in crate::python) fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() ->
         let _inside = fork::inside();
         act()
     })
+}
+
+/// The calling thread, as `threading.get_ident()` has it.
+#[inline]
+#[allow(unsafe_code)] // one call of the C API
+#[allow(clippy::useless_conversion)] // Windows has fewer bits
+pub(in crate::python) fn thread_ident() -> u64 {
+    // SAFETY: asks the system's thread library, and needs nothing of the interpreter.
+    unsafe { ffi::PyThread_get_thread_ident() }.into()
 }
 
 #[cfg(target_os = "linux")]

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::PyVisit;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyString, PyType};
 
 use super::codec::Codec;
+use super::items::{Wanted, listed};
 use super::lease::LeaseSlot;
 use super::options::{self, PutArguments};
 use super::port::PoolQueue;
@@ -25,7 +27,7 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
 use crate::python::op::Visited;
-use crate::work::{self, Bytes, FileError, FileOptions, Nack, NackOutcome};
+use crate::work::{self, Bytes, FileError, FileOptions, ItemInfo, Nack, NackOutcome};
 
 /// A LeaseQueue in a file.
 ///
@@ -241,6 +243,39 @@ impl FileQueue {
         dead.into_iter().map(show).collect()
     }
 
+    /// The items that are not done: their states, attempts, ages and holders, but not the items
+    /// themselves. Leased ones come first, then ready, delayed and dead ones; within a state in the
+    /// order in which they were put. `state` lists those of one state only, `limit` so many at most.
+    /// Ages are by the wall clock.
+    ///
+    /// Raises:
+    ///     ValueError: there is no such state, or a negative limit.
+    #[pyo3(signature = (
+        *,
+        state: "Literal['leased', 'ready', 'delayed', 'dead'] | None" = None,
+        limit = None,
+    ) -> "list[ItemInfo]")]
+    fn items<'py>(
+        &self,
+        py: Python<'py>,
+        state: Option<&str>,
+        limit: Option<isize>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let wanted = Wanted::of(py, state, limit)?;
+        let items = self
+            .file
+            .run(py, |queue| queue.items(wanted.state, wanted.limit))?;
+        let items = items.into_iter().map(|item| ItemInfo {
+            id: item.id,
+            state: item.state,
+            attempt: item.attempt,
+            age: item.age,
+            holder: item.holder.map(|holder| (holder.pid, holder.thread)),
+            key: item.key,
+        });
+        listed(py, items.collect())
+    }
+
     /// Give a dead item all its attempts again.
     ///
     /// Raises:
@@ -296,6 +331,10 @@ impl File {
             progress: lease
                 .progress()
                 .map(|progress| self.codec.content(py, progress)),
+            item_key: lease
+                .details
+                .as_ref()
+                .and_then(|details| details.key.clone()),
             ends: lease.ends(),
             handle: self.clone(),
         }
@@ -304,7 +343,8 @@ impl File {
 
 impl LeaseSource for Arc<File> {
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
-        let lease = self.run(py, |queue| queue.lease(until))?;
+        let thread = current_thread_name(py)?;
+        let lease = self.run(py, |queue| queue.lease_for(&thread, until))?;
         Ok(lease.map(|lease| self.deliver(py, &lease)))
     }
 }
@@ -316,6 +356,10 @@ impl PoolQueue for File {
 
     fn retry(&self) -> Option<&Py<RetryPolicy>> {
         self.retry.as_ref()
+    }
+
+    fn name(&self) -> String {
+        self.queue.path().display().to_string()
     }
 
     fn submit(
@@ -432,4 +476,11 @@ fn from_file(py: Python<'_>, failure: FileError) -> PyErr {
         }
         _ => error::ordinary(py, "QueueFileError", &failure),
     }
+}
+
+/// The name of the calling thread, as the holder of its leases.
+fn current_thread_name(py: Python<'_>) -> PyResult<String> {
+    let threading = py.import(intern!(py, "threading"))?;
+    let thread = threading.call_method0(intern!(py, "current_thread"))?;
+    thread.getattr(intern!(py, "name"))?.extract()
 }

@@ -166,6 +166,11 @@ impl Lease {
         self.delivery.key
     }
 
+    /// The key with which the item was put.
+    pub(super) fn item_key(&self) -> Option<&str> {
+        self.delivery.item_key.as_deref()
+    }
+
     fn item_id(&self) -> ItemId {
         self.handle().id(self.key())
     }

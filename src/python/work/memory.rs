@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyType};
 
 use super::content::Content;
+use super::items::{Wanted, listed};
 use super::lease::LeaseSlot;
 use super::options::{self, PutArguments};
 use super::port::PoolQueue;
@@ -19,13 +20,14 @@ use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
 use super::{Dead, Lease, RetryPolicy, counts, earliest, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
+use crate::python::binding::host::thread_ident;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::cause::CancelCause;
 use crate::python::error;
 use crate::python::op::Visited;
 use crate::python::wait::{checkpoint, perform};
-use crate::work::{self, Nack, NackOutcome, Stored};
+use crate::work::{self, ItemInfo, Nack, NackOutcome, Stored};
 use crate::{Cause, fork, scope};
 
 /// Used attached, so that its notes and items can be cloned under its lock.
@@ -213,6 +215,38 @@ impl LeaseQueue {
         self.memory.queue.dead().into_iter().map(show).collect()
     }
 
+    /// The items that are not done: their states, attempts, ages and holders, but not the items
+    /// themselves. Leased ones come first, then ready, delayed and dead ones; within a state in the
+    /// order in which they were put. `state` lists those of one state only, `limit` so many at most.
+    /// Looks at all items while no other thread uses the queue.
+    ///
+    /// Raises:
+    ///     ValueError: there is no such state, or a negative limit.
+    #[pyo3(signature = (
+        *,
+        state: "Literal['leased', 'ready', 'delayed', 'dead'] | None" = None,
+        limit = None,
+    ) -> "list[ItemInfo]")]
+    fn items<'py>(
+        &self,
+        py: Python<'py>,
+        state: Option<&str>,
+        limit: Option<isize>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let wanted = Wanted::of(py, state, limit)?;
+        let pid = std::process::id();
+        let items = self.memory.queue.items(wanted.state, wanted.limit);
+        let items = items.into_iter().map(|item| ItemInfo {
+            id: item.id,
+            state: item.state,
+            attempt: item.attempt,
+            age: item.age,
+            holder: item.holder.map(|thread| (pid, thread)),
+            key: item.key,
+        });
+        listed(py, items.collect())
+    }
+
     /// Give a dead item all its attempts again.
     ///
     /// Raises:
@@ -282,13 +316,14 @@ impl Memory {
 
     #[inline]
     fn deliver(self: &Arc<Self>, lease: work::Lease<Object, Note>) -> Delivery {
-        let (progress, deadline, ends) = match lease.details {
-            None => (None, Time::NEVER, Time::NEVER),
+        let (progress, deadline, ends, item_key) = match lease.details {
+            None => (None, Time::NEVER, Time::NEVER, None),
             Some(details) => {
                 let progress = details.progress.and_then(Note::into_said);
                 let progress = progress.map(Content::Object);
                 let deadline = details.deadline.unwrap_or(Time::NEVER);
-                (progress, deadline, earliest(deadline, details.until))
+                let ends = earliest(deadline, details.until);
+                (progress, deadline, ends, details.key)
             }
         };
         Delivery {
@@ -300,6 +335,7 @@ impl Memory {
             attempt: lease.attempt,
             item: Content::Object(lease.item.0),
             progress,
+            item_key,
             ends,
             handle: self.clone(),
         }
@@ -307,7 +343,7 @@ impl Memory {
 
     #[cold]
     fn wait_and_lease(self: &Arc<Self>, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
-        let lease = perform(py, &mut self.queue.lease_op(), until);
+        let lease = perform(py, &mut self.queue.lease_op(thread_ident()), until);
         let lease = lease.map_err(|stop| error::from_stop(py, stop))?.flatten();
         Ok(lease.map(|lease| self.deliver(lease)))
     }
@@ -317,7 +353,7 @@ impl LeaseSource for Arc<Memory> {
     #[inline]
     fn lease(&self, py: Python<'_>, until: Time) -> PyResult<Option<Delivery>> {
         checkpoint(py)?;
-        match self.queue.try_lease() {
+        match self.queue.try_lease(thread_ident()) {
             Some(lease) => {
                 scope::defer_pending_kill(); // a kill raised behind the call would lose the lease
                 Ok(Some(self.deliver(lease)))
@@ -334,6 +370,10 @@ impl PoolQueue for Memory {
 
     fn retry(&self) -> Option<&Py<RetryPolicy>> {
         self.retry.as_ref()
+    }
+
+    fn name(&self) -> String {
+        "memory".to_owned()
     }
 
     fn submit(

@@ -20,6 +20,9 @@ pub(super) trait PoolQueue: Send + Sync {
     /// The queue's policy; `None` for the default.
     fn retry(&self) -> Option<&Py<RetryPolicy>>;
 
+    /// The queue's name in events.
+    fn name(&self) -> String;
+
     /// Put an item; `promise` is settled when the item has ended.
     fn submit(
         &self,
@@ -73,6 +76,12 @@ impl QueuePort {
             Some(retry) => Ok(retry.clone_ref(py)),
             None => Py::new(py, RetryPolicy::default()),
         }
+    }
+
+    /// The queue's name in events: the path of its file, or "memory".
+    #[getter]
+    fn name(&self) -> String {
+        self.queue.name()
     }
 
     /// Add an item, as put() does; `promise` is settled when the item has ended.

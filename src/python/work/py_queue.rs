@@ -84,6 +84,10 @@ fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
         attempt: held.getattr(held_delivery::attempt(py))?.extract()?,
         item: content(body),
         progress: progress.map(content),
+        item_key: held
+            .getattr(held_delivery::key(py))?
+            .extract::<Option<String>>()?
+            .map(Into::into),
         ends: Time::NEVER, // the heartbeat thread extends the lease, and cancels the task if it is lost
         handle: Arc::new(HeldDelivery {
             held: held.unbind(),

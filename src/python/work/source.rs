@@ -51,6 +51,8 @@ pub(super) struct Delivery {
     pub(super) item: Content,
     /// The progress that an earlier attempt has stored with `heartbeat()`.
     pub(super) progress: Option<Content>,
+    /// The key with which the item was put.
+    pub(super) item_key: Option<Arc<str>>,
     /// When its handler is to stop: the item expires, or the lease does.
     pub(super) ends: Time,
     pub(super) handle: Arc<dyn LeaseHandle>,

@@ -5,6 +5,8 @@
 //! handler only: the loop itself runs as another task, which is never killed. "The handler's call" is
 //! both of them; a process decodes the item itself.
 //!
+//! Before each lease the worker passes its `gate`, where it can be paused and retired.
+//!
 //! `current` is written by the loop and read by the threads that cancel or kill; a kill holds a
 //! reference of its task, so that it never hits the next item. The lock of `current` is held for the
 //! time of a read or a write, by attached threads only. When a kill abandons the handler, the
@@ -28,6 +30,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use super::gate::LeaseGate;
 use super::lease::{LeaseSlot, Settled};
 use super::pool_metrics::Event;
 use super::port::QueuePort;
@@ -37,7 +40,6 @@ use super::source::{Delivery, LeaseSource, unless_fenced};
 use super::{LONGEST_COMMIT, Lease, PoolMetrics, RetryPolicy, cause_of, failure};
 use crate::CauseKind;
 use crate::boundary::{BodyEnd, Boundary};
-use crate::clock::Time;
 use crate::fork;
 use crate::item::ItemId;
 use crate::python::binding::attach::attach;
@@ -95,6 +97,8 @@ pub(in crate::python) struct WorkerSlot {
     abandoned: AtomicBool,
     /// Set when its thread has left the loop, or was abandoned.
     over: Latch,
+    /// Whether it may lease its next item.
+    gate: LeaseGate,
     /// Its thread's place in a simulation; taken by the thread when it begins.
     enrolment: Mutex<Option<Enrolment>>,
 }
@@ -120,6 +124,7 @@ impl WorkerSlot {
             current: Mutex::new(None),
             abandoned: AtomicBool::new(false),
             over: Latch::new(),
+            gate: LeaseGate::new(),
             enrolment: Mutex::new(None),
         })
     }
@@ -142,7 +147,41 @@ impl WorkerSlot {
         *self.enrolment.lock() = testing::enrol(&self.name, self.pool.get().inner().node());
     }
 
-    /// Work, until the pool's token is cancelled. A kill is delivered in `handler(lease)` only, or in
+    /// No thread could be started for it: it is over.
+    fn unlaunch(&self) {
+        drop(self.enrolment.lock().take());
+        self.over.set();
+    }
+
+    /// Let it lease nothing more, until it is resumed; it ends the item that it works on. Never blocks.
+    fn pause(&self, py: Python<'_>) {
+        self.gate.pause(py);
+    }
+
+    /// Let it lease items again.
+    fn resume(&self, py: Python<'_>) {
+        self.gate.resume(py);
+    }
+
+    /// Let it leave its loop, when it has ended the item that it works on. Never blocks.
+    fn retire(&self, py: Python<'_>) {
+        self.gate.retire(py);
+    }
+
+    /// Was it retired?
+    #[getter]
+    fn retired(&self) -> bool {
+        self.gate.retired()
+    }
+
+    /// Wait until it is not leasing: after pause() or retire() it leases nothing more then.
+    ///
+    /// Blocks: at most until the queue's file or server has answered. A checkpoint.
+    fn until_not_leasing(&self, py: Python<'_>) -> PyResult<()> {
+        self.gate.until_outside(py)
+    }
+
+    /// Work, until it is retired, or the pool's token is cancelled. A kill is delivered in `handler(lease)` only, or in
     /// the process that this waits for. An exception of the queue, other than Cancelled, ends the
     /// loop, and is passed to `failed(exception)`.
     #[pyo3(signature = (
@@ -274,7 +313,7 @@ impl WorkerSlot {
     ) -> PyResult<()> {
         while !self.abandoned.load(Ordering::Acquire) {
             let slot = LeaseSlot::new(py)?;
-            match self.source.lease(py, Time::NEVER) {
+            match self.gate.lease(py, &*self.source) {
                 Ok(Some(delivery)) => self.work_on(py, delivery, slot, handler, process)?,
                 Ok(None) => break,
                 Err(stopped) if stopped.is_instance_of::<Cancelled>(py) => break,
@@ -305,8 +344,23 @@ impl WorkerSlot {
             task.run_remotely(process.elsewhere());
         }
         let lease = slot.fill_for(delivery, self.queue.clone_ref(py), task.clone());
-        let begun = lease.get().handle().begun(py, &task);
-        let arguments = begun.and_then(|()| PyTuple::new(py, [&lease]));
+        self.note(py, Event::Leased, lease.get(), None);
+        let worked = self.call(py, &task, &lease, handler, process);
+        self.tally.get().close(py, lease.get());
+        worked
+    }
+
+    /// One lease, from the handler's begin to settlement.
+    fn call(
+        &self,
+        py: Python<'_>,
+        task: &Arc<Task>,
+        lease: &Bound<'_, Lease>,
+        handler: &Bound<'_, PyAny>,
+        process: Option<&ChildProcess>,
+    ) -> PyResult<()> {
+        let begun = lease.get().handle().begun(py, task);
+        let arguments = begun.and_then(|()| PyTuple::new(py, [lease]));
         let arguments = arguments.inspect_err(|broken| {
             let failure = broken.value(py).clone().into_any().unbind();
             let lease = lease.get();
@@ -336,10 +390,10 @@ impl WorkerSlot {
             }
             check_result(handler.call1(&arguments)?, false).map(Bound::unbind)
         };
-        let settled = task::run(py, &task, body, |result, ended| {
+        let settled = task::run(py, task, body, |result, ended| {
             let before = self.current.lock().take();
             drop(before);
-            self.settle(py, &task, lease.get(), result, ended)
+            self.settle(py, task, lease.get(), result, ended)
         })?;
         settled.unwrap_or_else(|| {
             self.current.lock().take(); // abandoned: the killing thread has settled the lease
@@ -425,6 +479,7 @@ impl WorkerSlot {
             Err(fenced) if error::is(py, &fenced, "Fenced") => {}
             Err(broken) => broken.write_unraisable(py, None),
         }
+        self.tally.get().close(py, lease);
     }
 
     fn done(&self, py: Python<'_>, lease: &Lease, value: Py<PyAny>) {
@@ -448,7 +503,7 @@ impl WorkerSlot {
 
     fn note(&self, py: Python<'_>, event: Event, lease: &Lease, failure: Option<&Py<PyAny>>) {
         let tally = self.tally.get();
-        tally.note(py, event, lease.which(), &self.name, failure);
+        tally.note(py, event, lease, &self.name, failure);
     }
 }
 

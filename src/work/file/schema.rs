@@ -22,7 +22,7 @@ use crate::fork;
 /// "desi", in the header's field for the application's id.
 const MARK: i64 = 0x6465_7369;
 /// The version of the tables, in the header's field for the user's version.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// How long an operation waits for another program that has the file locked.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,6 +39,7 @@ CREATE TABLE items (
     attempt INTEGER NOT NULL,
     epoch INTEGER,                  -- while it is leased: the lease, its owner, its end
     owner INTEGER,
+    holder TEXT,                    -- the name of the thread that has leased it last
     lease_until INTEGER,
     due INTEGER,                    -- while it is delayed
     due_wall INTEGER,
@@ -97,12 +98,16 @@ CREATE TABLE meta (
     machine_start TEXT NOT NULL     -- the boot that times are counted from
 );
 INSERT INTO meta VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '');
+";
 
+/// For people, who read the file with any SQLite program.
+const VIEW: &str = "
 CREATE VIEW queue AS
 SELECT
     items.id,
     CASE state WHEN 0 THEN 'ready' WHEN 1 THEN 'leased' WHEN 2 THEN 'delayed' ELSE 'dead' END AS state,
     priority, attempt, key, owners.pid AS pid,
+    CASE state WHEN 1 THEN holder END AS thread,
     datetime(put_wall / 1000, 'unixepoch') AS put,
     datetime(due_wall / 1000, 'unixepoch') AS due,
     datetime(expires_wall / 1000, 'unixepoch') AS expires,
@@ -130,6 +135,7 @@ pub(super) fn open(files: &Files) -> Result<(Connection, OpenFile), FileError> {
     {
         create(&mut db)?;
     }
+    upgrade(&mut db)?;
     use_wal(&db)?;
     db.execute_batch("PRAGMA synchronous = NORMAL")?;
     db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
@@ -177,7 +183,7 @@ fn is_queue(db: &Connection) -> Result<bool, FileError> {
 
 fn check_mark(mark: i64, version: i64) -> Result<bool, FileError> {
     match (mark, version) {
-        (MARK, VERSION) => Ok(true),
+        (MARK, 1..=VERSION) => Ok(true),
         (MARK, newer) if newer > VERSION => Err(FileError::Newer { version: newer }),
         _ => Err(FileError::Foreign),
     }
@@ -187,10 +193,28 @@ fn create(db: &mut Connection) -> Result<(), FileError> {
     let making = db.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)?;
     if !is_queue(&making)? {
         making.execute_batch(TABLES)?;
+        making.execute_batch(VIEW)?;
         making.pragma_update(None, "application_id", MARK)?;
         making.pragma_update(None, "user_version", VERSION)?;
     }
     Ok(making.commit()?)
+}
+
+/// Add to the tables of a file of an older version what they lack. Programs of that version that have the
+/// file open can go on: they name the columns that they use.
+fn upgrade(db: &mut Connection) -> Result<(), FileError> {
+    let version =
+        |db: &Connection| db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+    if version(db)? == VERSION {
+        return Ok(());
+    }
+    let upgrading = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    if version(&upgrading)? == 1 {
+        upgrading.execute_batch("ALTER TABLE items ADD COLUMN holder TEXT; DROP VIEW queue;")?;
+        upgrading.execute_batch(VIEW)?;
+        upgrading.pragma_update(None, "user_version", VERSION)?;
+    }
+    Ok(upgrading.commit()?)
 }
 
 /// Turn WAL mode on. The connection that does it must be the only one at the file, and SQLite

@@ -452,10 +452,10 @@ impl<'a> Tables<'a> {
 
     // ------------------------------------------------------------------ leasing and settling
 
-    /// Lease the next item, if one is ready; if not, it is noted that the process waits for one.
-    pub(super) fn take(&mut self) -> Result<TakeOutcome> {
+    /// Lease the next item to this thread, if one is ready; if not, it is noted that the process waits for one.
+    pub(super) fn take(&mut self, thread: &str) -> Result<TakeOutcome> {
         if self.meta.ready > 0 {
-            return self.take_first().map(TakeOutcome::Lease);
+            return self.take_first(thread).map(TakeOutcome::Lease);
         }
         self.meta.awaited |= ITEMS;
         let next = "SELECT min(due) FROM items WHERE state = 2";
@@ -467,17 +467,17 @@ impl<'a> Tables<'a> {
 
     /// Lease the ready item with the least priority and turn. `Damaged`: there is none, although
     /// [`Meta`] counts one.
-    fn take_first(&mut self) -> Result<Lease<Bytes, Bytes>> {
+    fn take_first(&mut self, thread: &str) -> Result<Lease<Bytes, Bytes>> {
         let now = self.context.now;
         self.meta.last_epoch += 1;
         let epoch = self.meta.last_epoch;
         let until = self.lease_until();
         let found = self.find(
             "UPDATE items SET state = 1, attempt = attempt + 1, epoch = ?, owner = ?, \
-             lease_until = ? WHERE id = \
+             holder = ?, lease_until = ? WHERE id = \
              (SELECT id FROM items WHERE state = 0 ORDER BY priority, turn LIMIT 1) \
-             RETURNING id, attempt, item, progress, expires",
-            params![epoch, self.context.owner, until],
+             RETURNING id, attempt, item, progress, expires, key",
+            params![epoch, self.context.owner, thread, until],
             |row| {
                 let expires = row.get::<_, Option<i64>>(4)?;
                 Ok(Lease {
@@ -489,6 +489,7 @@ impl<'a> Tables<'a> {
                         progress: row.get(3)?,
                         deadline: expires.map(|expires| now.time_of(expires)),
                         until: until.map(|until| now.time_of(until)),
+                        key: row.get::<_, Option<String>>(5)?.map(Into::into),
                     }
                     .if_any(),
                 })

@@ -11,7 +11,7 @@ use super::clock::testing::Set;
 use super::*;
 use crate::testing;
 use crate::work::{Details, Fenced};
-use model::{Note, Queue, check, queue_options, steps};
+use model::{Note, Queue, check, queue_options, steps, without_holder};
 
 #[path = "../../../tests/rust/work_model.rs"]
 mod model;
@@ -218,7 +218,8 @@ impl Simulated {
     }
 
     fn queue(&self) -> &FileQueue {
-        self.clock.set(Time::now().as_nanos() / 1_000_000, 0);
+        let now = Time::now().as_nanos() / 1_000_000;
+        self.clock.set(now, i64::try_from(now).unwrap());
         self.queue.as_ref().unwrap()
     }
 }
@@ -258,6 +259,10 @@ impl Queue for Simulated {
                 progress: lease.progress().map(read).map(Note::Said),
                 deadline: lease.deadline(),
                 until: lease.until(),
+                key: lease
+                    .details
+                    .as_ref()
+                    .and_then(|details| details.key.clone()),
             }
             .if_any(),
         })
@@ -318,10 +323,42 @@ impl Queue for Simulated {
             .collect()
     }
 
+    fn items(&self, state: Option<ItemState>, limit: usize) -> Vec<ItemInfo<()>> {
+        let items = self.queue().items(state, limit).unwrap().into_iter();
+        items.map(without_holder).collect()
+    }
+
     fn reopen(&mut self) -> bool {
         drop(self.queue.take());
         self.queue = Some(self.folder.open_with(&self.clock, self.options));
         true
+    }
+}
+
+#[test]
+fn a_file_of_the_version_before_gets_the_columns_that_it_lacks() {
+    let folder = Folder::new();
+    let clock = Set::to(10 * SECOND, 1_000_000_000_000, "a");
+    let id = put(&folder.open(&clock), 0, None);
+    let db = rusqlite::Connection::open(folder.0.join("jobs.db")).unwrap();
+    db.execute_batch(
+        "DROP VIEW queue; ALTER TABLE items DROP COLUMN holder; CREATE VIEW queue AS SELECT id FROM items;
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    drop(db);
+    for _ in 0..2 {
+        let queue = folder.open(&clock);
+        let lease = queue.lease_for("thread", PAST).unwrap().unwrap();
+        assert_eq!(lease.id, id);
+        let holder = queue.items(None, 1).unwrap().remove(0).holder.unwrap();
+        assert_eq!(
+            (holder.pid, &*holder.thread),
+            (std::process::id(), "thread")
+        );
+        queue
+            .nack(id, lease.epoch, Nack::Snooze(Duration::ZERO), None)
+            .unwrap();
     }
 }
 

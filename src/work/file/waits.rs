@@ -90,6 +90,8 @@ impl WaitLists {
 /// One call of [`FileQueue::lease`](super::FileQueue::lease).
 pub(super) struct LeaseOp<'a> {
     shared: &'a Shared,
+    /// The name of the thread that leases.
+    thread: Arc<str>,
     /// The version before the last try.
     seen: u64,
     /// When the next delayed item is due, as the last try found.
@@ -99,9 +101,10 @@ pub(super) struct LeaseOp<'a> {
 }
 
 impl LeaseOp<'_> {
-    pub(super) fn new(shared: &Shared) -> LeaseOp<'_> {
+    pub(super) fn new(shared: &Shared, thread: Arc<str>) -> LeaseOp<'_> {
         LeaseOp {
             shared,
+            thread,
             seen: 0,
             next_due: i64::MAX,
             bound: Time::NEVER,
@@ -144,8 +147,10 @@ impl Op for LeaseOp<'_> {
             self.seen = waits.version;
         }
         let context = self.shared.context();
-        #[allow(clippy::redundant_closure_for_method_calls)] // the method has one lifetime
-        let taken = self.shared.run(false, context, |tables| tables.take());
+        let thread = self.thread.clone();
+        let taken = self
+            .shared
+            .run(false, context, move |tables| tables.take(&thread));
         // The item for which this waiter was granted is still there, for another one.
         match taken.inspect_err(|_| self.shared.wake_all())? {
             TakeOutcome::Lease(lease) => Ok(Some(Some(lease))),

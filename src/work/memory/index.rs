@@ -37,7 +37,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::clock::Time;
-use crate::work::Counts;
+use crate::work::{self, Counts};
 
 /// The state of one item. Written by [`StateIndex`] alone.
 pub(super) struct StateEntry {
@@ -68,6 +68,18 @@ pub(super) enum ItemState {
         /// Its key in [`StateIndex::dead`].
         dead_seq: u64,
     },
+}
+
+impl ItemState {
+    /// The state without the numbers.
+    pub(super) fn public(self) -> work::ItemState {
+        match self {
+            ItemState::Ready { .. } => work::ItemState::Ready,
+            ItemState::Leased { .. } => work::ItemState::Leased,
+            ItemState::Delayed => work::ItemState::Delayed,
+            ItemState::Dead { .. } => work::ItemState::Dead,
+        }
+    }
 }
 
 impl StateEntry {

@@ -104,6 +104,14 @@ impl<V> SeqSlab<V> {
         self.window.iter().flatten().chain(self.overflow.values())
     }
 
+    /// All items with their numbers, in no order.
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (u64, &V)> {
+        let window = (self.first..).zip(&self.window);
+        let window = window.filter_map(|(number, value)| Some((number, value.as_ref()?)));
+        let overflow = self.overflow.iter().map(|(number, value)| (*number, value));
+        window.chain(overflow)
+    }
+
     /// Remove an item, if it is there and `leaves` agrees. One look instead of a `get_mut` and a
     /// removal, since every acknowledged item goes this way.
     #[inline]
@@ -242,6 +250,9 @@ mod tests {
                 prop_assert_eq!(slab.get(number), model.get(&number));
                 prop_assert_eq!(slab.get_mut(number), model.get_mut(&number));
             }
+            let mut numbered: Vec<_> = slab.numbered().map(|(number, value)| (number, *value)).collect();
+            numbered.sort_unstable();
+            prop_assert_eq!(numbered, model.clone().into_iter().collect::<Vec<_>>());
             for number in 0..=slab.next() {
                 prop_assert_eq!(slab.get(number), model.get(&number));
             }

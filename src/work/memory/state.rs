@@ -45,7 +45,7 @@
 //!
 //! Costs: `put`, `lease`, `ack` and `nack` take constant time while no item has a time or a priority
 //! of its own, and logarithmic time otherwise; `dead_letter_all` and `dead` visit the items that they
-//! return. The memory is that of the unfinished and dead items; done ones are only counted.
+//! return, and `infos` all items. The memory is that of the unfinished and dead items; done ones are only counted.
 //!
 //! Checked by `tests/rust/work.rs`, which runs random operations on the queue and on the model in
 //! `tests/rust/work_model.rs` and compares every answer, and by `models/lease.rs`.
@@ -59,8 +59,8 @@ use crate::clock::Time;
 use crate::work::memory::index::{ItemState, QueueEnd, Schedule, StateEntry, StateIndex};
 use crate::work::memory::slab::SeqSlab;
 use crate::work::{
-    Counts, Dead, Details, Fenced, Jitter, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
-    expired, lease_lost,
+    self, Counts, Dead, Details, Fenced, ItemInfo, Jitter, Lease, Nack, NackOutcome, PutOptions,
+    QueueOptions, expired, lease_lost,
 };
 
 /// All items of a queue.
@@ -98,6 +98,11 @@ struct Item<T, N> {
     /// How often it was leased, since it was put or last retried. Raised by `lease`, so an attempt
     /// counts however its lease ends (I30); a snooze alone takes it back.
     attempt: u32,
+    /// When it was put. Never changed.
+    put: Time,
+    /// The number by which the caller of the last `lease` is known; 0 if it has given none. Written by
+    /// `lease`; it says who has the item only while that is leased.
+    holder: u64,
     /// The fields that most items leave empty, boxed so that an item stays small.
     extras: Option<Box<Extras<N>>>,
 }
@@ -270,6 +275,8 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
             value,
             entry: StateEntry::NONE,
             attempt: 0,
+            put: Time::now(),
+            holder: 0,
             extras: Extras::of(options),
         };
         let schedule = item.schedule();
@@ -284,10 +291,11 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         Ok((id, None))
     }
 
-    /// Lease the next item, if one is ready. Stale entries of the run queues are dropped on the way.
+    /// Lease the next item, if one is ready, to this holder. Stale entries of the run queues are dropped
+    /// on the way.
     #[inline(always)]
     #[allow(clippy::inline_always)] // a lease that is moved takes as long as all this
-    pub(super) fn lease(&mut self) -> Option<Lease<T, N>> {
+    pub(super) fn lease(&mut self, holder: u64) -> Option<Lease<T, N>> {
         let (id, item) = loop {
             let (turn, id) = self.index.next_entry()?;
             match self.items.get_mut(id) {
@@ -300,6 +308,7 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         let epoch = self.last_epoch;
         let until = self.options.lease_timeout.map(Time::after);
         item.attempt += 1;
+        item.holder = holder;
         let ends = until.unwrap_or(Time::NEVER);
         self.index.lease(id, &mut item.entry, epoch, ends);
         Some(Lease {
@@ -523,6 +532,33 @@ impl<T: Clone, N: Clone + From<Cause>> ItemStates<T, N> {
         self.index.dead.values().filter_map(dead).collect()
     }
 
+    /// See [`LeaseQueue::items`](crate::work::LeaseQueue::items).
+    pub(super) fn infos(&self, state: Option<work::ItemState>, limit: usize) -> Vec<ItemInfo<u64>> {
+        let now = Time::now();
+        let found = self
+            .items
+            .numbered()
+            .map(|(id, item)| (item.entry.state.public(), id));
+        let mut found: Vec<_> = found
+            .filter(|(is, _)| state.is_none_or(|wanted| wanted == *is))
+            .collect();
+        found.sort_unstable();
+        found.truncate(limit);
+        let info = |(state, id): (work::ItemState, u64)| {
+            let item = self.items.get(id)?;
+            let is_leased = state == work::ItemState::Leased && item.holder != 0;
+            Some(ItemInfo {
+                id,
+                state,
+                attempt: item.attempt,
+                age: now - item.put,
+                holder: is_leased.then_some(item.holder),
+                key: item.extras.as_ref().and_then(|extras| extras.key.clone()),
+            })
+        };
+        found.into_iter().filter_map(info).collect()
+    }
+
     /// Remove the stale entries from the run queues, when they are the most: so a run queue is
     /// never longer than twice the ready items, and a few.
     fn tidy(&mut self) {
@@ -569,6 +605,7 @@ impl<T, N: Clone> Item<T, N> {
             progress: extras.and_then(|extras| extras.progress.clone()),
             deadline: Some(deadline).filter(|deadline| !deadline.is_never()),
             until,
+            key: extras.and_then(|extras| extras.key.clone()),
         };
         details.if_any()
     }

@@ -21,6 +21,8 @@ use crate::work::memory::{LeaseQueue, PutState, Request, Shared, Slot, WaitList}
 /// One call of [`LeaseQueue::lease`].
 pub(crate) struct LeaseOp<'a, T, N> {
     pub(super) queue: &'a LeaseQueue<T, N>,
+    /// The number by which the host knows the worker.
+    pub(super) holder: u64,
     /// Filled with the lease by the thread that grants. Made for the first wait.
     pub(super) slot: Option<Slot<Option<Lease<T, N>>>>,
     /// When to look again; set while the waiter joins the list.
@@ -39,7 +41,7 @@ impl<T: Clone, N: Clone + From<Cause>> Waitable for LeaseOp<'_, T, N> {
         shared.leasing.push_back(Request {
             ticket,
             bound: self.bound,
-            slot: self.slot.get_or_insert_default().clone(),
+            slot: (self.holder, self.slot.get_or_insert_default().clone()),
         });
     }
 
@@ -60,7 +62,8 @@ impl<T: Clone, N: Clone + From<Cause>> Op for LeaseOp<'_, T, N> {
     type Error = Stop;
 
     fn attempt(&mut self) -> Result<Option<Self::Output>, Stop> {
-        let lease = |shared: &mut Shared<T, N>| (shared.closed, shared.lease());
+        let holder = self.holder;
+        let lease = |shared: &mut Shared<T, N>| (shared.closed, shared.lease(holder));
         let (closed, lease) = self.queue.change(lease);
         Ok((closed || lease.is_some()).then_some(lease))
     }

@@ -1,10 +1,12 @@
 //! Cancelling, dead-lettering, retrying and listing items.
 
+use std::time::Duration;
+
 use rusqlite::{Row, params};
 
-use super::{CancelOutcome, END, Failure, Result, Tables, count, number, row_id};
-use crate::work::file::Bytes;
-use crate::work::{Counts, Dead};
+use super::{CancelOutcome, END, Failure, Result, Tables, attempts, count, number, row_id};
+use crate::work::file::{Bytes, FileHolder};
+use crate::work::{Counts, Dead, ItemInfo, ItemState};
 
 impl Tables<'_> {
     /// See [`FileQueue::cancel`](crate::work::FileQueue::cancel).
@@ -108,6 +110,36 @@ impl Tables<'_> {
         })
     }
 
+    /// See [`FileQueue::items`](crate::work::FileQueue::items).
+    pub(in super::super) fn infos(
+        &self,
+        state: Option<ItemState>,
+        limit: usize,
+    ) -> Result<Vec<ItemInfo<FileHolder>>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let now = self.context.now.wall;
+        self.all(
+            "SELECT items.id, state, attempt, put_wall, pid, holder, key FROM items \
+             LEFT JOIN owners ON owners.id = items.owner WHERE ?1 IS NULL OR state = ?1 \
+             ORDER BY CASE state WHEN 1 THEN -1 ELSE state END, items.id LIMIT ?2",
+            params![state.map(column), limit],
+            |row| {
+                let age = now.saturating_sub(row.get(3)?);
+                let pid: Option<u32> = row.get(4)?;
+                let thread: Option<String> = row.get(5)?;
+                let thread = thread.unwrap_or_default();
+                Ok(ItemInfo {
+                    id: number(row.get(0)?),
+                    state: state_of(row.get(1)?),
+                    attempt: attempts(row.get(2)?),
+                    age: Duration::from_millis(u64::try_from(age).unwrap_or(0)),
+                    holder: pid.map(|pid| FileHolder { pid, thread }),
+                    key: row.get::<_, Option<String>>(6)?.map(Into::into),
+                })
+            },
+        )
+    }
+
     /// See [`FileQueue::dead`](crate::work::FileQueue::dead).
     pub(in super::super) fn dead(&self) -> Result<Vec<Dead<Bytes, Failure>>> {
         let dead = self.all(
@@ -135,5 +167,25 @@ impl Tables<'_> {
                 })
             },
         )
+    }
+}
+
+/// The column of a state.
+fn column(state: ItemState) -> i64 {
+    match state {
+        ItemState::Ready => 0,
+        ItemState::Leased => 1,
+        ItemState::Delayed => 2,
+        ItemState::Dead => 3,
+    }
+}
+
+/// The inverse of [`column`].
+fn state_of(column: i64) -> ItemState {
+    match column {
+        0 => ItemState::Ready,
+        1 => ItemState::Leased,
+        2 => ItemState::Delayed,
+        _ => ItemState::Dead,
     }
 }
