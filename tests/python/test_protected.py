@@ -27,7 +27,7 @@ import desist
 from desist import KillOutcome, StopPolicy, TaskState
 from desist._core import Task
 from desist._sweep import Sweep
-from support import NEVER, Victim, tell
+from support import HAS_GIL, NEVER, Victim, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -437,6 +437,7 @@ def test_a_kill_waits_until_a_module_of_the_user_is_left(name: str, policy: Stop
     kill_in(module(name, BUSY), policy)
 
 
+@pytest.mark.skipif(not HAS_GIL, reason="without the GIL it waits for all of the policy's defer")
 @pytest.mark.usefixtures("no_tool_is_free")
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_a_kill_waits_for_that_without_a_free_tool_of_monitoring(policy: StopPolicy) -> None:
