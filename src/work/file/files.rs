@@ -37,9 +37,9 @@
 //! it open: that would release the locks of SQLite.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -408,10 +408,10 @@ fn open(path: &Path, access: OFlags) -> Result<File, Errno> {
 /// Make a file that was not there, with these permissions.
 fn create(path: &Path, access: OFlags, mode: u32) -> Result<File, Errno> {
     let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let own = Mode::from_raw_mode(mode & OWNER);
-    let file = File::from(rustix::fs::open(path, flags, own)?);
-    // The umask has taken some away, and not more than these were there for a moment.
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    // The umask may have taken some away, and for a moment there were not more than these.
+    file.set_permissions(Permissions::from_mode(mode))
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     Ok(file)
 }
 
