@@ -21,8 +21,8 @@ use crate::python::op::Visited;
 pub(super) enum Content {
     /// An object of this process.
     Object(Py<PyAny>),
-    /// Its bytes.
-    Encoded(Encoded),
+    /// Its bytes. Boxed, so that a lease of a queue in memory stays small.
+    Encoded(Box<Encoded>),
 }
 
 /// Bytes, and the object when they have been decoded.
@@ -40,11 +40,11 @@ pub(super) type Sendable = (Option<Py<PyAny>>, Py<PyAny>);
 impl Content {
     pub(super) fn encoded(decode: Py<PyAny>, bytes: Py<PyBytes>) -> Self {
         let decoded = OnceLock::new();
-        Self::Encoded(Encoded {
+        Self::Encoded(Box::new(Encoded {
             bytes,
             decode,
             decoded,
-        })
+        }))
     }
 
     /// The object. Decodes the bytes, if that was not done before.
