@@ -15,6 +15,7 @@
 //! [`LeaseKey`]: a lease then costs no allocation besides the Python object.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyo3::exceptions::PyException;
 use pyo3::gc::PyVisit;
@@ -66,10 +67,21 @@ impl Delivery {
     /// An exception of the decoder or of the item's class; `Cancelled` and `Killed`.
     #[inline]
     pub(super) fn decode(&self, py: Python<'_>) -> PyResult<()> {
+        self.decode_bytes(py)?;
+        self.check(py)
+    }
+
+    #[inline]
+    fn decode_bytes(&self, py: Python<'_>) -> PyResult<()> {
         self.item.get(py)?;
         if let Some(progress) = &self.progress {
             progress.get(py)?;
         }
+        Ok(())
+    }
+
+    #[inline]
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
         if self.item.is_encoded() {
             wait::checkpoint(py)?;
         }
@@ -80,7 +92,9 @@ impl Delivery {
     /// requeued as failed, and the next item is to be leased instead. An exception that is no error of the
     /// bytes is raised, after the item was requeued.
     pub(super) fn decoded(self, py: Python<'_>) -> PyResult<Option<Self>> {
-        let Err(raised) = self.decode(py) else {
+        let decoded = self.decode_bytes(py);
+        let is_readable = decoded.is_ok();
+        let Err(raised) = decoded.and_then(|()| self.check(py)) else {
             return Ok(Some(self));
         };
         // Else Cancelled or Killed, of the calling code, or Ctrl-C.
@@ -88,6 +102,9 @@ impl Delivery {
         let failure = raised.value(py).clone().into_any().unbind();
         let (nack, failure) = if failed {
             (Nack::Failed, failure)
+        } else if is_readable {
+            // The caller was stopped before it had the item: for it, nothing was leased.
+            (Nack::Snooze(Duration::ZERO), cause_of(py, &failure))
         } else {
             (Nack::AtOnce, cause_of(py, &failure))
         };
