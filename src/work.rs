@@ -16,7 +16,7 @@
 //! | ready | leased | `lease`: in a new epoch, and as one more attempt |
 //! | leased | leased | `extend`: the lease ends later |
 //! | leased | done | `ack` |
-//! | leased | ready, before the others | [`Nack::AtOnce`]; a lease that times out; a worker's process that dies |
+//! | leased | ready, before the others | [`Nack::AtOnce`]; a lease that times out, or is released; a worker's process that dies |
 //! | leased | delayed | [`Nack::Failed`], [`Nack::After`] and [`Nack::Snooze`] |
 //! | leased | dead | [`Nack::Discard`]; an end without success of the last attempt, of a cancelled item, or of an expired one |
 //! | delayed | ready, after the others | time |
@@ -31,6 +31,10 @@
 //! - A lease is settled at most once, by the epoch that it was given. Epochs only grow, so a late
 //!   call of a worker whose lease is over finds another epoch, is [`Fenced`] and changes nothing
 //!   (I29, I34).
+//! - A leased item has a holder (I48): the owner of its [`Lease`]. A holder that goes without having settled
+//!   the lease releases it, which needs no answer of the store: the queue keeps the release, and makes it
+//!   with its next change that succeeds. So does a holder whose settlement has failed. A holder that dies
+//!   with its process is missed by other processes.
 //! - Each lease counts as an attempt, unless it ends by [`Nack::Snooze`]. After
 //!   [`RetryPolicy::max_attempts`] the item is dead, with the notes of all failures (I30).
 //! - Transitions that are due by time are made by the next operation on the queue, in the order of their
@@ -59,7 +63,7 @@ pub use memory::LeaseQueue;
 #[cfg(feature = "python")]
 pub(crate) use memory::Stored;
 
-use crate::cause::Cause;
+use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 pub use crate::item::ItemId;
 
@@ -287,6 +291,7 @@ impl RetryPolicy {
 
 const EXPIRED: &str = "the item expired";
 const LEASE_LOST: &str = "its lease was not extended in time";
+const LEASE_RELEASED: &str = "its worker ended, or failed, without settling the lease";
 
 /// The note of an item that has expired.
 fn expired(deadline: Time) -> Cause {
@@ -301,6 +306,16 @@ fn lease_lost(until: Time) -> Cause {
     Cause {
         reason: Some(LEASE_LOST.into()),
         ..Cause::deadline(until)
+    }
+}
+
+/// The note of an item whose lease was released. Made without the host, as a release may be made by
+/// its collector.
+fn lease_released() -> Cause {
+    Cause {
+        reason: Some(LEASE_RELEASED.into()),
+        kind: CauseKind::Explicit,
+        ..Cause::deadline(Time::now())
     }
 }
 

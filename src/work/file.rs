@@ -6,12 +6,26 @@
 //! - An item is on the disk when its `put` has returned.
 //! - Leases and their ends are in the file when the call returns, but not on the disk: they outlive
 //!   the process, and after a loss of power some items are leased again.
-//! - A lease is valid only while its process lives. When the process has died, another that has the
+//! - A lease is valid only while its holder lives. One that its holder has released, because it has
+//!   failed or is gone, ends with the next transaction that succeeds (I48).
+//! - And only while its process lives. When the process has died, another that has the
 //!   file open, or the next that opens it, makes the item ready; the attempt counts (I33).
 //!
 //! Within a process the file must be opened by this library alone: closing it through a second copy
 //! of SQLite (that of Python's `sqlite3`, say) would release the locks of the process. Other
 //! processes may read it with any.
+//!
+//! # Leases whose holders are gone (I48)
+//!
+//! A holder whose settlement fails, as the disk is full, and one that goes without a settlement, releases
+//! its lease. [`FileQueue::release`] does not use the file: it adds the lease to `Shared::released`, and
+//! wakes the watcher. Every transaction, of any operation or of the watcher, first requeues the items
+//! of all leases in that list; the thread of a transaction that was committed takes them out. The
+//! watcher repeats a transaction that failed until one succeeds. So the item is ready as soon as the
+//! file can be written, and before any other operation looks.
+//!
+//! A queue that is closed while the file cannot be written leaves a thread behind, which repeats the last
+//! transaction: the one that removes its owner, and so ends all its leases (`watcher::close_later`).
 //!
 //! # How it works
 //!
@@ -31,7 +45,8 @@
 //! process and the watchers of the others of the changes (`Shared::publish`).
 //!
 //! Lock order: the database before the commit queue (`commit.rs`), and the database before the wait
-//! lists (`waits.rs`). Waiters are woken with the wait lists unlocked.
+//! lists (`waits.rs`). Waiters are woken with the wait lists unlocked. No lock is taken while `released`
+//! is locked.
 
 mod clock;
 mod commit;
@@ -186,6 +201,10 @@ struct Shared {
     /// Registers the file as open in this process, until the queue is closed.
     open_file: Arc<OpenFile>,
     waits: Mutex<WaitLists>,
+    /// The leases whose holders are gone, and whose items are still leased in the file; each by its
+    /// item's id and its epoch. Added to by [`FileQueue::release`], which may be called anywhere; taken
+    /// out by the thread of a transaction that has requeued the items.
+    released: Mutex<Vec<(u64, u64)>>,
     /// The greatest epoch of a lease whose item was cancelled through this queue. It only grows. A
     /// later lease has a greater epoch, so that nearly all leases are known not to be cancelled
     /// without a look into the file.
@@ -231,6 +250,7 @@ impl FileQueue {
             files,
             open_file: Arc::new(open_file),
             waits: Mutex::default(),
+            released: Mutex::default(),
             last_cancelled: AtomicU64::new(0),
         };
         let (own, open_file) = (shared.own.clone(), shared.open_file.clone());
@@ -344,6 +364,17 @@ impl FileQueue {
         let given =
             self.run(move |tables| tables.nack(id, epoch, nack, failure.as_ref(), random))?;
         Ok(given?)
+    }
+
+    /// The holder of the lease is gone: requeue the item, unless the lease is over. Never blocks and never
+    /// fails: it is done by the next transaction that succeeds, of any operation or the queue's own
+    /// thread, and before any other change.
+    pub fn release(&self, id: u64, epoch: u64) {
+        let shared = self.shared();
+        if shared.is_of_this_process() {
+            shared.released.lock().push((id, epoch));
+            shared.notifier.wake();
+        }
     }
 
     /// Extend the lease for another [`QueueOptions::lease_timeout`], and keep the progress, if any
@@ -487,23 +518,43 @@ impl Shared {
         })
     }
 
-    /// Run `work` in a transaction.
+    /// Run `work` in a transaction, behind the requeues of released leases.
     fn commit<R: Send + 'static>(
         &self,
         durable: bool,
         context: OpContext,
-        work: impl FnMut(&mut Tables<'_>) -> Result<R, FileError> + Send + 'static,
+        mut work: impl FnMut(&mut Tables<'_>) -> Result<R, FileError> + Send + 'static,
     ) -> Result<R, FileError> {
         if !self.is_of_this_process() {
             return Err(FileError::Forked);
         }
-        let done = self
-            .committer
-            .run(durable, context, &|changed| self.publish(changed), work);
+        let released = self.released.lock().clone();
+        let leases = released.clone();
+        let done = self.committer.run(
+            durable,
+            context,
+            &|changed| self.publish(changed),
+            move |tables| {
+                tables.requeue(&leases)?;
+                work(tables)
+            },
+        );
         if matches!(done, Err(FileError::Gone(_))) {
             self.wake_all(); // whether the watcher was told or not
         }
+        if done.is_ok() && !released.is_empty() {
+            let mut left = self.released.lock();
+            left.retain(|lease| !released.contains(lease));
+        }
         done
+    }
+
+    /// Remove this queue from the owners, and end its leases.
+    fn remove_owner(&self) -> Result<(), FileError> {
+        let owner = self.owner;
+        self.run(false, self.context(), move |tables| {
+            tables.remove_owner(owner, None)
+        })
     }
 
     /// Tell the waiters of this process, its watcher and other processes of a commit. Called by the
@@ -545,15 +596,12 @@ impl Drop for Handle {
         if let Some(watcher) = self.watcher.take() {
             let _ = fork::outside(|| watcher.join());
         }
-        let owner = self.shared.owner;
-        // If the file cannot be written now, the next process that opens it ends the leases.
-        let _ = self
-            .shared
-            .run(false, self.shared.context(), move |tables| {
-                tables.remove_owner(owner, None)
-            });
-        self.shared.open_file.remove(owner);
-        self.shared.committer.close();
+        let removed = self.shared.remove_owner();
+        self.shared.open_file.remove(self.shared.owner); // other queues of the process may remove it, too
+        match removed {
+            Err(error) if error.may_pass() => watcher::close_later(self.shared.clone()),
+            _ => self.shared.committer.close(),
+        }
     }
 }
 

@@ -47,7 +47,7 @@ use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::Ticket;
 use crate::work::{
-    Counts, Dead, Fenced, ItemInfo, ItemState, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
+    self, Counts, Dead, Fenced, ItemInfo, ItemState, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
 };
 use crate::{scope, wait};
 use state::ItemStates;
@@ -282,6 +282,12 @@ impl<T: Clone, N: Clone + From<Cause>> LeaseQueue<T, N> {
         mut failure: Option<N>,
     ) -> Result<NackOutcome, Fenced> {
         self.change(|shared| shared.state.nack(id, epoch, nack, &mut failure))
+    }
+
+    /// The holder of the lease is gone: requeue the item, unless the lease is over. Never blocks.
+    pub fn release(&self, id: u64, epoch: u64) {
+        let note = Some(work::lease_released().into());
+        let _over = self.nack(id, epoch, Nack::AtOnce, note);
     }
 
     /// Let the item be leased no more (I31). `Some(true)`: it is dead now. `Some(false)`: it is

@@ -264,7 +264,8 @@ class Decoding:
         queue = queues(TWICE)
         queue.put(item(fail))
         queue.put("good")
-        assert queue.lease(NEVER).item == "good"
+        held = queue.lease(NEVER)
+        assert held.item == "good"
         while not queue.counts()["dead"]:
             assert queue.lease(0) is None
         [(_, _, why)] = queue.dead()

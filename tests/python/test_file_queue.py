@@ -62,7 +62,8 @@ def test_items_outlive_the_queue_that_they_were_put_into(path: Path) -> None:
     lease = leased(again)
     assert (lease.id, lease.item, lease.attempt) == (first, {"a": 1}, 1)
     lease.ack()
-    assert leased(again).item == ("b", 2.5)
+    other = leased(again)
+    assert other.item == ("b", 2.5)
     assert second > first
     assert again.counts() == {**EMPTY, "leased": 1, "done": 1}
 
@@ -107,7 +108,8 @@ def test_the_options_of_an_item_are_kept(path: Path) -> None:
     soon = queue.put("soon", key="k")
     assert queue.put("another soon", key="k") == soon
     queue.put("later", delay=NEVER)
-    assert [leased(queue).item for _ in range(2)] == ["soon", "late"]
+    held = [leased(queue) for _ in range(2)]
+    assert [lease.item for lease in held] == ["soon", "late"]
     assert queue.lease(0) is None
     assert queue.counts() == {**EMPTY, "leased": 2, "delayed": 1}
 
@@ -352,7 +354,8 @@ def test_a_forked_child_leaves_the_file_to_its_parent(path: Path) -> None:
                 use()
 
     assert in_child(child) == "None"
-    assert leased(queue).item == "a"
+    held = leased(queue)
+    assert held.item == "a"
     assert queue.counts()["leased"] == 1
 
 

@@ -228,7 +228,8 @@ def test_a_cancelled_wait_has_leased_nothing() -> None:
     with desist.move_on_after(0):
         queue.lease()
     assert queue.counts() == counts(ready=1)
-    assert queue.lease(0.0) is not None
+    held = queue.lease(0.0)
+    assert held is not None
     assert queue.lease(0.01) is None
 
 

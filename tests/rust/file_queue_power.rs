@@ -1,6 +1,6 @@
-//! The queue's file when the power fails, or the disk is full: a layer between SQLite and the system
-//! that records every write and sync, and can refuse them. It is SQLite's default in a child process
-//! of its own, so that the other tests keep the real one.
+//! The queue's file when the power fails, the disk is full, or any call of the system fails once: a layer
+//! between SQLite and the system that records every write and sync, and can refuse all calls. It is
+//! SQLite's default in a child process of its own, so that the other tests keep the real one.
 #![allow(unsafe_code)] // SQLite's interface for such layers is in C
 #![allow(
     clippy::cast_sign_loss,
@@ -15,10 +15,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
-use desist::work::{Bytes, FileError, FileQueue, PutOptions, QueueOptions};
+use desist::Time;
+use desist::work::{Bytes, FileError, FileQueue, Nack, PutOptions, QueueOptions, RetryPolicy};
 use rusqlite::ffi;
 
 use crate::file_queue::Folder;
@@ -41,6 +43,13 @@ enum Event {
 static EVENTS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
 static RECORDING: AtomicBool = AtomicBool::new(false);
 static IS_FULL: AtomicBool = AtomicBool::new(false);
+/// How many calls go well until one fails. Negative: none fails any more.
+static UNTIL_FAULT: AtomicI64 = AtomicI64::new(-1);
+
+/// Does this call fail?
+fn fails() -> bool {
+    UNTIL_FAULT.fetch_sub(1, Ordering::SeqCst) == 0
+}
 
 fn record(event: Event) {
     if RECORDING.load(Ordering::SeqCst) {
@@ -89,7 +98,6 @@ macro_rules! pass_on {
 }
 
 pass_on! {
-    xRead(to: *mut c_void, count: c_int, at: ffi::sqlite3_int64) -> c_int;
     xFileSize(size: *mut ffi::sqlite3_int64) -> c_int;
     xLock(level: c_int) -> c_int;
     xUnlock(level: c_int) -> c_int;
@@ -120,7 +128,7 @@ unsafe extern "C" fn xWrite(
     count: c_int,
     at: ffi::sqlite3_int64,
 ) -> c_int {
-    if IS_FULL.load(Ordering::SeqCst) {
+    if IS_FULL.load(Ordering::SeqCst) || fails() {
         return ffi::SQLITE_FULL;
     }
     // SAFETY: SQLite's arguments are passed on, and the buffer has `count` bytes.
@@ -133,7 +141,27 @@ unsafe extern "C" fn xWrite(
 }
 
 #[allow(non_snake_case)]
+unsafe extern "C" fn xRead(
+    file: *mut ffi::sqlite3_file,
+    to: *mut c_void,
+    count: c_int,
+    at: ffi::sqlite3_int64,
+) -> c_int {
+    if fails() {
+        return ffi::SQLITE_IOERR_READ;
+    }
+    // SAFETY: SQLite's arguments are passed on unchanged.
+    unsafe {
+        let file = real(file);
+        (*(*file).pMethods).xRead.unwrap()(file, to, count, at)
+    }
+}
+
+#[allow(non_snake_case)]
 unsafe extern "C" fn xTruncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
+    if fails() {
+        return ffi::SQLITE_IOERR_TRUNCATE;
+    }
     // SAFETY: SQLite's arguments are passed on unchanged.
     unsafe {
         record(Event::Truncate(name_of(file), size as usize));
@@ -147,6 +175,9 @@ unsafe extern "C" fn xSync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int 
     // SAFETY: SQLite's file is the one that `open` made. The real sync is left out.
     let name = unsafe { name_of(file) };
     let _ = flags;
+    if fails() {
+        return ffi::SQLITE_IOERR_FSYNC;
+    }
     record(Event::Sync(name));
     ffi::SQLITE_OK
 }
@@ -182,6 +213,10 @@ unsafe extern "C" fn open(
 ) -> c_int {
     // SAFETY: SQLite's arguments are passed on, with room for both files.
     unsafe {
+        if fails() {
+            (*file).pMethods = ptr::null();
+            return ffi::SQLITE_CANTOPEN;
+        }
         let vfs = default_vfs();
         let opened = (*vfs).xOpen.unwrap()(vfs, name, real(file), flags, answer);
         (*file).pMethods = ptr::null();
@@ -203,6 +238,9 @@ unsafe extern "C" fn delete(
     name: *const c_char,
     sync: c_int,
 ) -> c_int {
+    if fails() {
+        return ffi::SQLITE_IOERR_DELETE;
+    }
     record(Event::Delete(last_part(name)));
     let vfs = default_vfs();
     let _ = sync; // the sync of the folder is left out, too
@@ -248,14 +286,151 @@ fn on_a_full_disk_nothing_changes_and_nothing_is_lost() {
     run("full");
 }
 
+#[test]
+fn i48_a_call_that_fails_once_loses_no_item_and_leaves_none_leased() {
+    run("faults 12 2");
+}
+
+#[test]
+#[ignore = "takes minutes: make soak"]
+fn i48_a_call_that_fails_once_in_the_life_of_two_hundred_items_loses_none() {
+    run("faults 200 4");
+}
+
+#[test]
+fn i48_the_items_of_a_queue_that_was_closed_on_a_full_disk_are_ready_when_there_is_space() {
+    run("close");
+}
+
 /// The work of the children; not a test.
 #[test]
 fn child() {
-    match std::env::var("DESIST_POWER").as_deref() {
-        Ok("power") => lose_power(),
-        Ok("full") => fill_the_disk(),
+    let what = std::env::var("DESIST_POWER").unwrap_or_default();
+    match what.split(' ').collect::<Vec<_>>()[..] {
+        ["power"] => lose_power(),
+        ["full"] => fill_the_disk(),
+        ["close"] => close_on_a_full_disk(),
+        ["faults", items, workers] => {
+            fail_at_every_call(items.parse().unwrap(), workers.parse().unwrap());
+        }
         _ => {}
     }
+}
+
+/// One call after the other fails, until the items end before the call is reached.
+fn fail_at_every_call(items: usize, workers: usize) {
+    install();
+    let mut calls = 0;
+    loop {
+        let folder = Folder::new();
+        UNTIL_FAULT.store(calls, Ordering::SeqCst);
+        live(&folder.file(), items, workers, calls);
+        if UNTIL_FAULT.swap(-1, Ordering::SeqCst) >= 0 {
+            break;
+        }
+        calls += 1;
+    }
+    assert!(calls > 100, "the layer is not in use: {calls} calls");
+}
+
+/// The whole life of the items, one of whose calls fails. As a pool does, a worker whose settlement fails
+/// releases its lease.
+fn live(path: &Path, items: usize, workers: usize, fault: i64) {
+    let options = QueueOptions {
+        retry: RetryPolicy {
+            max_attempts: 1000,
+            backoff: Duration::ZERO,
+            ..RetryPolicy::default()
+        },
+        ..QueueOptions::default()
+    };
+    let told = AtomicUsize::new(0);
+    let again = |error: FileError| {
+        assert!(
+            matches!(error, FileError::NoSpace | FileError::Failed(_)),
+            "{error:?} at call {fault}"
+        );
+        told.fetch_add(1, Ordering::SeqCst);
+    };
+    let queue = FileQueue::open(path, options).unwrap_or_else(|error| {
+        again(error);
+        FileQueue::open(path, options).unwrap()
+    });
+    let mut put = BTreeSet::new();
+    while put.len() < items {
+        let item: Bytes = vec![7; 500].into();
+        match queue.put(item, PutOptions::default(), Time::NEVER) {
+            Ok(id) => _ = put.insert(id.unwrap()),
+            Err(error) => again(error),
+        }
+    }
+    let done = Mutex::new(BTreeSet::new());
+    thread::scope(|threads| {
+        for _ in 0..workers {
+            threads.spawn(|| {
+                loop {
+                    let lease = match queue.lease(Time::NEVER) {
+                        Ok(Some(lease)) => lease,
+                        Ok(None) => break,
+                        Err(error) => {
+                            again(error);
+                            continue;
+                        }
+                    };
+                    let fresh = lease.attempt == 1 && lease.id % 3 == 0;
+                    let settled = if fresh {
+                        let nack = queue.nack(lease.id, lease.epoch, Nack::Failed, None);
+                        nack.map(drop)
+                    } else {
+                        done.lock().unwrap().insert(lease.id);
+                        let extended = queue.extend(lease.id, lease.epoch, None);
+                        extended.and_then(|_| queue.ack(lease.id, lease.epoch))
+                    };
+                    if let Err(error) = settled {
+                        queue.release(lease.id, lease.epoch);
+                        again(error);
+                    }
+                }
+            });
+        }
+        let in_time = || Time::after(Duration::from_secs(60));
+        let drained = queue.drain(in_time()).unwrap_or_else(|error| {
+            again(error);
+            queue.drain(in_time()).unwrap()
+        });
+        queue.close();
+        assert!(drained, "{:?} at call {fault}", queue.counts());
+    });
+    let counts = queue.counts().unwrap_or_else(|error| {
+        again(error);
+        queue.counts().unwrap()
+    });
+    let left = (counts.ready, counts.leased, counts.delayed, counts.dead);
+    assert_eq!(left, (0, 0, 0, 0), "at call {fault}");
+    assert_eq!(counts.done, items as u64, "at call {fault}");
+    assert!(done.lock().unwrap().is_superset(&put), "at call {fault}");
+    assert!(told.load(Ordering::SeqCst) <= 1, "at call {fault}");
+}
+
+fn close_on_a_full_disk() {
+    install();
+    let folder = Folder::new();
+    let open = || FileQueue::open(folder.file(), QueueOptions::default()).unwrap();
+    let (queue, other) = (open(), open());
+    for _ in 0..2 {
+        queue.put(*b"item", PutOptions::default(), PAST).unwrap();
+        assert!(queue.lease(PAST).unwrap().is_some());
+    }
+    IS_FULL.store(true, Ordering::SeqCst);
+    drop(queue);
+    assert_eq!(other.counts().unwrap().leased, 2);
+    IS_FULL.store(false, Ordering::SeqCst);
+    for _ in 0..2 {
+        let lease = other.lease(Time::after(Duration::from_secs(60)));
+        let lease = lease.unwrap().unwrap();
+        other.ack(lease.id, lease.epoch).unwrap();
+    }
+    assert!(other.drain(PAST).unwrap());
 }
 
 fn fill_the_disk() {

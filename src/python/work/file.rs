@@ -18,7 +18,7 @@ use super::lease::LeaseSlot;
 use super::options::{self, PutArguments};
 use super::port::PoolQueue;
 use super::promises::{ItemResult, Promises};
-use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
+use super::source::{Delivery, Hold, LeaseHandle, LeaseKey, LeaseSource};
 use super::{Dead, Lease, RetryPolicy, counts, earliest, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
@@ -320,12 +320,13 @@ impl File {
     }
 
     fn deliver(self: &Arc<Self>, py: Python<'_>, lease: &work::Lease<Bytes, Bytes>) -> Delivery {
+        let key = LeaseKey {
+            number: lease.id,
+            epoch: lease.epoch,
+            deadline: lease.deadline().unwrap_or(Time::NEVER),
+        };
         Delivery {
-            key: LeaseKey {
-                number: lease.id,
-                epoch: lease.epoch,
-                deadline: lease.deadline().unwrap_or(Time::NEVER),
-            },
+            hold: Hold::new(key, self.clone()),
             attempt: lease.attempt,
             item: self.codec.content(py, &lease.item),
             progress: lease
@@ -336,7 +337,6 @@ impl File {
                 .as_ref()
                 .and_then(|details| details.key.clone()),
             ends: lease.ends(),
-            handle: self.clone(),
         }
     }
 }
@@ -432,6 +432,10 @@ impl LeaseHandle for File {
         self.run(py, |queue| {
             queue.nack(lease.number, lease.epoch, nack, note)
         })
+    }
+
+    fn release(&self, lease: LeaseKey) {
+        self.queue.release(lease.number, lease.epoch);
     }
 
     fn extend(

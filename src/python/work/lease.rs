@@ -1,7 +1,7 @@
 //! `Lease`: one delivery of one item, as its handler sees it.
 //!
-//! A lease settles itself through the [`LeaseHandle`] of its queue, which refuses a second settlement
-//! (`Fenced`). The handler's settlement is kept in `settled` for the worker's loop, which settles only
+//! A lease settles itself through the [`Hold`] that it has, by the [`LeaseHandle`] of its queue, which
+//! refuses a second settlement (`Fenced`). A `Lease` that is dropped releases its item. The handler's settlement is kept in `settled` for the worker's loop, which settles only
 //! leases that the handler has not settled.
 #![allow(unsafe_code)] // a cell that is written once, and hidden from the collector until then
 
@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyGenericAlias, PyType};
 
 use super::content::Sendable;
-use super::source::{Delivery, LeaseHandle, LeaseKey};
+use super::source::{Delivery, Hold, LeaseHandle, LeaseKey};
 use super::{LONGEST_COMMIT, failure};
 use crate::CauseKind;
 use crate::clock::Time;
@@ -157,13 +157,18 @@ impl Lease {
         }
     }
 
+    /// The lease itself, to be settled or released.
+    pub(super) fn hold(&self) -> &Hold {
+        &self.delivery.hold
+    }
+
     pub(super) fn handle(&self) -> &dyn LeaseHandle {
-        &*self.delivery.handle
+        self.hold().handle()
     }
 
     /// Which of the handle's leases this is.
     pub(super) fn key(&self) -> LeaseKey {
-        self.delivery.key
+        self.hold().key()
     }
 
     /// The key with which the item was put.
@@ -194,9 +199,7 @@ impl Lease {
     /// The handler ends the lease without success.
     fn end(&self, py: Python<'_>, nack: Nack, reason: Option<&str>) -> PyResult<()> {
         let failure = failure(py, CauseKind::Explicit, reason)?;
-        let returned = self
-            .handle()
-            .nack(py, self.key(), nack, failure.clone_ref(py))?;
+        let returned = self.hold().nack(py, nack, failure.clone_ref(py))?;
         self.settle(Settled::Nacked(returned, failure));
         Ok(())
     }
@@ -239,7 +242,7 @@ impl Lease {
     /// The lease's number; a later lease of any item has a greater one.
     #[getter]
     fn epoch(&self) -> u64 {
-        self.delivery.key.epoch
+        self.key().epoch
     }
 
     /// The handler's token: cancelled when it is to stop.
@@ -279,7 +282,7 @@ impl Lease {
     ///     Fenced: the lease is over: the item was acknowledged or requeued, or the lease was lost.
     #[pyo3(signature = (result: "object" = None))]
     fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
-        self.handle().ack(py, self.key())?;
+        self.hold().ack(py)?;
         if self.task.is_some() {
             self.settle(Settled::Acked(result)); // for the worker's loop
         }
@@ -343,7 +346,7 @@ impl Lease {
         if let Some(progress) = &leased.delivery.progress {
             progress.traverse(&visit)?;
         }
-        leased.delivery.handle.traverse(&visit)?;
+        leased.delivery.hold.handle().traverse(&visit)?;
         // Locked by attached threads only.
         match leased.settled.try_lock().as_deref() {
             Some(Settled::Acked(result)) => visit.call(result),

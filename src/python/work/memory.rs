@@ -16,7 +16,7 @@ use super::lease::LeaseSlot;
 use super::options::{self, PutArguments};
 use super::port::PoolQueue;
 use super::promises::{ItemResult, Promises};
-use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
+use super::source::{Delivery, Hold, LeaseHandle, LeaseKey, LeaseSource};
 use super::{Dead, Lease, RetryPolicy, counts, earliest, not_dead};
 use crate::clock::Time;
 use crate::item::ItemId;
@@ -326,18 +326,18 @@ impl Memory {
                 (progress, deadline, ends, details.key)
             }
         };
+        let key = LeaseKey {
+            number: lease.id,
+            epoch: lease.epoch,
+            deadline,
+        };
         Delivery {
-            key: LeaseKey {
-                number: lease.id,
-                epoch: lease.epoch,
-                deadline,
-            },
+            hold: Hold::new(key, self.clone()),
             attempt: lease.attempt,
             item: Content::Object(lease.item.0),
             progress,
             item_key,
             ends,
-            handle: self.clone(),
         }
     }
 
@@ -438,6 +438,7 @@ impl LeaseHandle for Memory {
 
     #[inline]
     fn ack(&self, py: Python<'_>, lease: LeaseKey) -> PyResult<()> {
+        self.check_process()?;
         let acked = self.queue.ack(lease.number, lease.epoch);
         acked.map_err(|fenced| error::fenced(py, &fenced))
     }
@@ -449,10 +450,17 @@ impl LeaseHandle for Memory {
         nack: Nack,
         failure: Py<PyAny>,
     ) -> PyResult<NackOutcome> {
+        self.check_process()?;
         let failure = Some(Note::said(failure));
         self.queue
             .nack(lease.number, lease.epoch, nack, failure)
             .map_err(|fenced| error::fenced(py, &fenced))
+    }
+
+    fn release(&self, lease: LeaseKey) {
+        if self.check_process().is_ok() {
+            self.queue.release(lease.number, lease.epoch);
+        }
     }
 
     fn extend(
@@ -461,6 +469,7 @@ impl LeaseHandle for Memory {
         lease: LeaseKey,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Time> {
+        self.check_process()?;
         let progress = progress.map(Note::said);
         let until = self.queue.extend(lease.number, lease.epoch, progress);
         let until = until.map_err(|fenced| error::fenced(py, &fenced))?;

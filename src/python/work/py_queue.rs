@@ -13,7 +13,7 @@ use pyo3::types::PyBytes;
 use super::content::Content;
 use super::lease::LeaseSlot;
 use super::promises::ItemResult;
-use super::source::{Delivery, LeaseHandle, LeaseKey, LeaseSource};
+use super::source::{Delivery, Hold, LeaseHandle, LeaseKey, LeaseSource};
 use super::{LONGEST_COMMIT, Lease};
 use crate::clock::Time;
 use crate::item::ItemId;
@@ -68,19 +68,18 @@ pub(in crate::python) fn lease_of(held: Bound<'_, PyAny>) -> PyResult<Option<Bou
 fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
     let py = held.py();
     let id: String = held.getattr(held_delivery::id(py))?.extract()?;
-    let epoch = held.getattr(held_delivery::epoch(py))?.extract()?;
     let decode = held.getattr(held_delivery::decode(py))?;
     let content =
         |bytes: Bound<'_, PyBytes>| Content::encoded(decode.clone().unbind(), bytes.unbind());
     let body = held.getattr(held_delivery::body(py))?.cast_into()?;
     let progress: Option<Bound<'_, PyBytes>> =
         held.getattr(held_delivery::progress(py))?.extract()?;
+    let key = LeaseKey {
+        number: 0, // its handle is of this lease only
+        epoch: held.getattr(held_delivery::epoch(py))?.extract()?,
+        deadline: Time::NEVER,
+    };
     Ok(Delivery {
-        key: LeaseKey {
-            number: 0, // its handle is of this lease only
-            epoch,
-            deadline: Time::NEVER,
-        },
         attempt: held.getattr(held_delivery::attempt(py))?.extract()?,
         item: content(body),
         progress: progress.map(content),
@@ -89,15 +88,19 @@ fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
             .extract::<Option<String>>()?
             .map(Into::into),
         ends: Time::NEVER, // the heartbeat thread extends the lease, and cancels the task if it is lost
-        handle: Arc::new(HeldDelivery {
-            held: held.unbind(),
-            id: id.into(),
-        }),
+        hold: Hold::new(
+            key,
+            Arc::new(HeldDelivery {
+                held: held.unbind(),
+                id: id.into(),
+            }),
+        ),
     })
 }
 
 /// One lease of an engine. Settling it is a request to a server, which may take its time; a mask
-/// keeps a kill from tearing the request apart.
+/// keeps a kill from tearing the request apart. It needs no release: the queue extends the lease as
+/// long as `held` lives and has not failed to settle it.
 struct HeldDelivery {
     held: Py<PyAny>,
     id: Arc<str>,

@@ -5,6 +5,12 @@
 //! [`LeaseHandle`] through which the lease is settled. `memory`, `file` and `py_queue` implement
 //! both; this file knows none of them.
 //!
+//! The holder of a lease is the owner of its [`Hold`]: first the code that delivers the item, then the
+//! `Lease` object. A hold that is dropped without a settlement releases the lease, and so does the
+//! worker's loop when its settlement has failed, although other code may still have the `Lease`. So
+//! no item stays leased without a holder (I48), on any path. The leases of an engine are released by
+//! the engine's side (`desist.engines._held`).
+//!
 //! The collector sees these objects of Rust only through the Python objects that have them. A queue
 //! that is a Python object of the extension (`LeaseQueue`, `FileQueue`) shows its own contents; so every
 //! Python object with a source or a handle of it also has, and shows, the queue's Python object (its
@@ -15,6 +21,7 @@
 //! [`LeaseKey`]: a lease then costs no allocation besides the Python object.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pyo3::exceptions::PyException;
@@ -46,7 +53,7 @@ pub(super) trait LeaseSource: Send + Sync {
 
 /// One lease of one item, with the operations for Python.
 pub(super) struct Delivery {
-    pub(super) key: LeaseKey,
+    pub(super) hold: Hold,
     /// How often the item has been leased, this time included.
     pub(super) attempt: u32,
     pub(super) item: Content,
@@ -56,7 +63,73 @@ pub(super) struct Delivery {
     pub(super) item_key: Option<Arc<str>>,
     /// When its handler is to stop: the item expires, or the lease does.
     pub(super) ends: Time,
-    pub(super) handle: Arc<dyn LeaseHandle>,
+}
+
+/// A lease, until it is settled or released.
+pub(super) struct Hold {
+    key: LeaseKey,
+    handle: Arc<dyn LeaseHandle>,
+    /// Nothing is left to do for the lease. Set by the thread that has settled it, and by the first that
+    /// releases it; it guards no other data.
+    is_over: AtomicBool,
+}
+
+impl Hold {
+    /// Of a lease that was just given out.
+    #[inline]
+    pub(super) fn new(key: LeaseKey, handle: Arc<dyn LeaseHandle>) -> Self {
+        let is_over = AtomicBool::new(false);
+        Self {
+            key,
+            handle,
+            is_over,
+        }
+    }
+
+    pub(super) fn handle(&self) -> &dyn LeaseHandle {
+        &*self.handle
+    }
+
+    /// Which of the handle's leases this is.
+    pub(super) fn key(&self) -> LeaseKey {
+        self.key
+    }
+
+    /// [`LeaseHandle::ack`].
+    #[inline]
+    pub(super) fn ack(&self, py: Python<'_>) -> PyResult<()> {
+        self.handle.ack(py, self.key)?;
+        self.is_over.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// [`LeaseHandle::nack`].
+    pub(super) fn nack(
+        &self,
+        py: Python<'_>,
+        nack: Nack,
+        failure: Py<PyAny>,
+    ) -> PyResult<NackOutcome> {
+        let outcome = self.handle.nack(py, self.key, nack, failure)?;
+        self.is_over.store(true, Ordering::Relaxed);
+        Ok(outcome)
+    }
+
+    /// [`LeaseHandle::release`], unless the lease was settled or released here.
+    pub(super) fn release(&self) {
+        if !self.is_over.swap(true, Ordering::Relaxed) {
+            self.handle.release(self.key);
+        }
+    }
+}
+
+impl Drop for Hold {
+    #[inline]
+    fn drop(&mut self) {
+        if !*self.is_over.get_mut() {
+            self.release();
+        }
+    }
 }
 
 impl Delivery {
@@ -109,11 +182,11 @@ impl Delivery {
             (Nack::AtOnce, cause_of(py, &failure))
         };
         let _mask = Mask::open(LONGEST_COMMIT);
-        let nacked = self.handle.nack(py, self.key, nack, failure.clone_ref(py));
+        let nacked = self.hold.nack(py, nack, failure.clone_ref(py));
         match unless_fenced(py, nacked) {
             Ok(Some(NackOutcome::Dead)) => {
                 let result = ItemResult::Failed(failure);
-                self.handle.report(py, self.key, result);
+                self.hold.handle().report(py, self.hold.key(), result);
             }
             Ok(_) => {}
             Err(broken) if failed => return Err(broken),
@@ -174,6 +247,11 @@ pub(super) trait LeaseHandle: Send + Sync {
         nack: Nack,
         failure: Py<PyAny>,
     ) -> PyResult<NackOutcome>;
+
+    /// The holder is gone, or has failed to settle the lease: let the item be leased again, now or as soon
+    /// as that can be stored. Called attached, anywhere; never fails, and calls no Python code. Not
+    /// needed where the lease ends with the object that this has.
+    fn release(&self, _lease: LeaseKey) {}
 
     /// Keep the lease for another `lease_timeout`, and store `progress` for the next attempt.
     /// Returns when the handler is to stop now.

@@ -19,6 +19,9 @@
 //! | settles the lease itself | the handler; the loop only reports it | goes on |
 //! | is abandoned | the killing thread | ends, when the call returns |
 //!
+//! If the queue fails at that, the lease is released (`Hold::release`) before the loop ends, or the killing
+//! thread goes on: other code may still have the `Lease`, but no worker does (I48).
+//!
 //! So each lease is settled by one thread, and a late call of another finds it over (`Fenced`).
 
 use std::fmt::Write as _;
@@ -337,7 +340,7 @@ impl WorkerSlot {
             name,
             "{} item {}",
             self.name,
-            delivery.handle.id(delivery.key)
+            delivery.hold.handle().id(delivery.hold.key())
         );
         let task = Task::new(&name, Some(self.pool.get().inner()));
         if let Some(process) = process {
@@ -363,8 +366,7 @@ impl WorkerSlot {
         let arguments = begun.and_then(|()| PyTuple::new(py, [lease]));
         let arguments = arguments.inspect_err(|broken| {
             let failure = broken.value(py).clone().into_any().unbind();
-            let lease = lease.get();
-            let _ = lease.handle().nack(py, lease.key(), Nack::AtOnce, failure);
+            let _released = lease.get().hold().nack(py, Nack::AtOnce, failure);
         })?;
         self.note(py, Event::Started, lease.get(), None);
         let body = || {
@@ -393,7 +395,8 @@ impl WorkerSlot {
         let settled = task::run(py, task, body, |result, ended| {
             let before = self.current.lock().take();
             drop(before);
-            self.settle(py, task, lease.get(), result, ended)
+            let settled = self.settle(py, task, lease.get(), result, ended);
+            settled.inspect_err(|_| lease.get().hold().release())
         })?;
         settled.unwrap_or_else(|| {
             self.current.lock().take(); // abandoned: the killing thread has settled the lease
@@ -410,7 +413,7 @@ impl WorkerSlot {
         result: PyResult<Py<PyAny>>,
         ended: Ended,
     ) -> PyResult<()> {
-        let (handle, key) = (lease.handle(), lease.key());
+        let hold = lease.hold();
         let by_handler = lease.settled();
         if !matches!(by_handler, Settled::NotYet) {
             // An exception after the handler has settled its lease has no caller to go to.
@@ -425,7 +428,7 @@ impl WorkerSlot {
             }
             (Settled::Nacked(returned, failure), _) => self.not_done(py, lease, returned, failure),
             (Settled::NotYet, Ok(value)) => {
-                if unless_fenced(py, handle.ack(py, key))?.is_some() {
+                if unless_fenced(py, hold.ack(py))?.is_some() {
                     self.done(py, lease, value);
                 }
             }
@@ -440,7 +443,7 @@ impl WorkerSlot {
                     _ => (Event::Cancelled, Nack::AtOnce, cause_of(py, &value)),
                 };
                 self.note(py, event, lease, Some(&failure));
-                let nacked = handle.nack(py, key, nack, failure.clone_ref(py));
+                let nacked = hold.nack(py, nack, failure.clone_ref(py));
                 if let Some(returned) = unless_fenced(py, nacked)? {
                     if returned == NackOutcome::Requeued {
                         task.amend(|record| record.requeued.push(lease.which().0));
@@ -466,10 +469,8 @@ impl WorkerSlot {
         let id = lease.which().0;
         self.note(py, Event::Killed, lease, Some(cause));
         task.amend(|record| record.fenced.push(id.clone()));
-        match lease
-            .handle()
-            .nack(py, lease.key(), Nack::AtOnce, cause.clone_ref(py))
-        {
+        let hold = lease.hold();
+        match hold.nack(py, Nack::AtOnce, cause.clone_ref(py)) {
             Ok(returned) => {
                 if returned == NackOutcome::Requeued {
                     task.amend(|record| record.requeued.push(id.clone()));
@@ -477,7 +478,10 @@ impl WorkerSlot {
                 self.not_done(py, lease, returned, cause.clone_ref(py));
             }
             Err(fenced) if error::is(py, &fenced, "Fenced") => {}
-            Err(broken) => broken.write_unraisable(py, None),
+            Err(broken) => {
+                hold.release();
+                broken.write_unraisable(py, None);
+            }
         }
         self.tally.get().close(py, lease);
     }

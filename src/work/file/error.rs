@@ -46,6 +46,14 @@ pub enum FileError {
     Failed(String),
 }
 
+impl FileError {
+    /// The same operation may succeed later, on the same file.
+    pub(super) fn may_pass(&self) -> bool {
+        use FileError::{Failed, Locked, NoSpace, ReadOnly};
+        matches!(self, NoSpace | Locked | ReadOnly | Failed(_))
+    }
+}
+
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -33,7 +33,7 @@
 //! | | `add` | 0, or 2 with a delay |
 //! | 0 | `take_first` | 1 |
 //! | 1 | `ack` | no row |
-//! | 1 | `end`: from `nack`, a lease that times out, an owner that is gone | 3, or 0 without a pause, or 2; a snooze first takes its attempt back |
+//! | 1 | `end`: from `nack`, `requeue`, a lease that times out, an owner that is gone | 3, or 0 without a pause, or 2; a snooze first takes its attempt back |
 //! | 2 | `come_due` | 0, or 3 if it has expired |
 //! | 0, 2 | `cancel`, `dead_letter_all`; `come_due` of an item that expires | 3 |
 //! | 3 | `retry` | 0 |
@@ -61,7 +61,9 @@ use super::clock::{Due, Now};
 use super::error::FileError;
 use super::{Bytes, Failure};
 use crate::clock::Time;
-use crate::work::{Details, Fenced, Lease, Nack, NackOutcome, PutOptions, RetryPolicy};
+use crate::work::{
+    Details, Fenced, LEASE_RELEASED, Lease, Nack, NackOutcome, PutOptions, RetryPolicy,
+};
 
 type Result<T> = std::result::Result<T, FileError>;
 
@@ -563,6 +565,16 @@ impl<'a> Tables<'a> {
         self.meta.done += 1;
         self.count_ended();
         Ok(Ok(()))
+    }
+
+    /// Requeue the items of these leases, each an item's id and an epoch, whose holders are gone. A lease
+    /// that is over stays as it is.
+    pub(super) fn requeue(&mut self, leases: &[(u64, u64)]) -> Result<()> {
+        for (id, epoch) in leases {
+            let failure = Failure::Noted(LEASE_RELEASED.as_bytes().into());
+            let _over = self.nack(*id, *epoch, Nack::AtOnce, Some(&failure), 0.0)?;
+        }
+        Ok(())
     }
 
     /// See [`FileQueue::nack`](crate::work::FileQueue::nack). `random`, between 0 and 1, is given so

@@ -9,7 +9,7 @@
 //! - a process that owns leases has ended (pidfd): its leases are over (I33);
 //! - the next state change by time is due;
 //! - a thread of this process wrote to the socket pair: a state change is due earlier than the
-//!   watcher knew, or the queue is closed.
+//!   watcher knew, a lease was released, or the queue is closed.
 //!
 //! Where the system cannot tell one of the first three, the watcher looks every [`INTERVAL`].
 //!
@@ -131,7 +131,8 @@ impl Notifier {
         self.wake();
     }
 
-    fn wake(&self) {
+    /// Let the watcher look.
+    pub(super) fn wake(&self) {
         let _ = (&self.own).write(b"!"); // full: it is woken already
     }
 
@@ -164,6 +165,24 @@ pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
         .name("desist-file".into())
         .spawn(watch)
+}
+
+/// Close a queue whose owner could not be removed, as the file could not be written. While the process
+/// lives, no other process removes it: so a thread tries until the file can be written. Without
+/// threads the leases end with the process.
+pub(super) fn close_later(shared: Arc<Shared>) {
+    let close = move || {
+        let _inside = fork::inside();
+        loop {
+            fork::outside(|| sleep(&[], Some(INTERVAL)));
+            if !matches!(shared.remove_owner(), Err(error) if error.may_pass()) {
+                return shared.committer.close();
+            }
+        }
+    };
+    let _ = thread::Builder::new()
+        .name("desist-file".into())
+        .spawn(close);
 }
 
 fn watch(shared: &Shared) {
