@@ -228,7 +228,7 @@ def test_a_pool_fails_with_the_cause_when_its_engine_fails(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["tend", "extend"])
 @pytest.mark.parametrize("wait", ["lease", "drain"])
-def test_a_waiter_gets_the_failure_that_ended_the_heartbeat(method: str, wait: str) -> None:
+def test_a_waiter_gets_a_failure_of_the_heartbeat(method: str, wait: str) -> None:
     def run() -> None:
         engine = DictEngine()
         setattr(engine, method, fail)

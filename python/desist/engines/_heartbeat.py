@@ -6,8 +6,9 @@ Guarantees:
   the references here are weak, so that a lease which a program drops unsettled runs out.
 - A lease that the server gives to another worker, or that runs out while the server is away, is
   marked as lost (`HeldLease.lose`), which cancels the token of its handler.
-- A failure of the engine other than ConnectionError ends the thread; the queue raises it from its
-  next call.
+- A failure of the engine other than ConnectionError is raised once, by the next call of the queue
+  that leases or drains. The thread goes on, as after ConnectionError: leases whose holders are at
+  work do not run out because one call has failed.
 
 Only this thread calls `Engine.tend` and, on its own schedule, `Engine.extend`. `add` and `remove`
 are called by any thread: each is one operation of a dict.
@@ -16,6 +17,7 @@ are called by any thread: each is one operation of a dict.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING
 
 from desist._core import CancelCause, call_masked, cancel_because, current_time, sleep
@@ -40,8 +42,9 @@ class HeartbeatThread:
         self._thread: Thread | None = None
         self.period = engine.lease_timeout / 3
         """Seconds from one extension of a lease to the next."""
-        self.failure: BaseException | None = None
-        """The exception that ended the thread; None while it runs. Written by the thread only."""
+        self._failures: deque[Exception] = deque(maxlen=1)
+        """The last failure of the engine that no caller has been told yet. Appended by the thread,
+        taken by any; each step is one call of the deque."""
 
     def start(self) -> None:
         """Start the thread, unless it runs. The caller holds off kills."""
@@ -73,19 +76,20 @@ class HeartbeatThread:
         references = list(self._held.values())
         return [held for reference in references if (held := reference()) is not None]
 
+    def check(self) -> None:
+        """Raise a failure of the engine that no other caller has been told."""
+        try:
+            failure = self._failures.pop()
+        except IndexError:
+            return
+        raise failure
+
     @property
     def idle(self) -> bool:
         """Is there no lease to extend?"""
         return not self._held
 
     def _run(self) -> None:
-        try:
-            self._extend_until_cancelled()
-        except Exception as failure:  # noqa: BLE001 (the queue raises it where items are leased)
-            self.failure = failure
-            self._changed()
-
-    def _extend_until_cancelled(self) -> None:
         due = current_time() + self.period
         shortest, longest = RECONNECT
         pause = shortest
@@ -96,7 +100,10 @@ class HeartbeatThread:
                 if current_time() >= due:
                     due = current_time() + self.period
                     self._extend_all()
-            except ConnectionError:
+            except Exception as failure:  # noqa: BLE001 (the queue raises it where items are leased)
+                if not isinstance(failure, ConnectionError):
+                    self._failures.append(failure)
+                    self._changed()
                 self._lose_expired()
                 due = current_time()  # extend at once when the server is back
                 sleep(pause)
@@ -104,17 +111,24 @@ class HeartbeatThread:
             self._changed()
 
     def _extend_all(self) -> None:
+        failed: Exception | None = None
         for held in self.held():
             asked = current_time()
             try:
                 call_masked(self._engine.extend, held.delivery, None)
             except Fenced:
                 held.lose("its lease is over, and another worker has the item")
+            except ConnectionError:
+                raise
+            except Exception as failure:  # noqa: BLE001 (the other leases come first)
+                failed = failure
             else:
                 held.until = asked + self._engine.lease_timeout
+        if failed is not None:
+            raise failed
 
     def _lose_expired(self) -> None:
         now = current_time()
         for held in self.held():
             if now >= held.until:
-                held.lose("its lease ran out while the queue's server was away")
+                held.lose("its lease ran out while the queue's server was away, or failed")

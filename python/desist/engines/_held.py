@@ -5,6 +5,10 @@ Guarantees:
 - A lease is settled once. A second settlement, and one after the lease was lost, raises Fenced
   and changes nothing.
 - A settlement is repeated while the server is away, until the lease has run out.
+- A lease that could not be settled is not extended any more, whatever the error was. Its holder may
+  try again; unless that succeeds, the lease runs out, and the item is leased again. So no item
+  stays leased by a holder that has failed (I48), even while other code has the `Lease` object.
+- In a forked child all calls raise RuntimeError: the lease, and the connection, are the parent's.
 
 The handler's thread settles; the heartbeat thread calls `lose` and moves `until` on; any thread
 calls `cancel`. The worker's thread writes `_running` before it reads `_lost` and `_cancelled`, the
@@ -15,6 +19,7 @@ the queue nor the pool.
 
 from __future__ import annotations
 
+import os
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,9 +59,9 @@ class HeldLease:
     ) -> None:
         """`engine`, `codec` and `retry` are the queue's.
 
-        `on_release(self)` is called when the lease is settled or lost, and need not be extended any
-        more; `on_end()` when its item has left the queue for good. `take_promise(item_id)` gives
-        the promise of the item once, if it was submitted here.
+        `on_release(self)` is called when the lease is settled or lost, or could not be settled, and
+        need not be extended any more; `on_end()` when its item has left the queue for good.
+        `take_promise(item_id)` gives the promise of the item once, if it was submitted here.
         """
         self.delivery = delivery
         self.id: str = delivery.id
@@ -76,6 +81,7 @@ class HeldLease:
         self._on_release = on_release
         self._on_end = on_end
         self._take_promise = take_promise
+        self._process = os.getpid()
         self._over = False
         self._lost: str | None = None
         self._cancelled: tuple[str | None] | None = None
@@ -95,11 +101,16 @@ class HeldLease:
             raise Fenced(
                 "the queue's server was away for longer than clean-up may take; this lease runs out"
             ) from stopped
+        finally:
+            self._on_release(self)
         self._over = True
-        self._on_release(self)
         return result
 
     def _check(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this lease belongs to the parent process; open the queue again after a fork"
+            )
         if self._over:
             raise Fenced(_OVER)
         if self._lost is not None:

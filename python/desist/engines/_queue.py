@@ -268,8 +268,7 @@ class EnginePort:
         first = True
         while first or current_time() < end:
             first = False
-            if self._heartbeat.failure is not None:
-                raise self._heartbeat.failure
+            self._heartbeat.check()
             delivery, call = None, self._lease_calls.begin()
             with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
                 delivery = retry_until_connected(lambda: self._lease(end), end)
@@ -344,8 +343,7 @@ class EnginePort:
         end = math.inf if timeout is None else current_time() + timeout
         while True:
             seen = self._changed.times
-            if self._heartbeat.failure is not None:
-                raise self._heartbeat.failure
+            self._heartbeat.check()
             counts = retry_until_connected(lambda: call_masked(self._engine.counts), end)
             if not counts["ready"] + counts["leased"] + counts["delayed"]:
                 return True
@@ -354,10 +352,12 @@ class EnginePort:
 
     def abandon(self, reason: str | None = None) -> None:
         """Close the queue, and fail the promises; the items stay with the server."""
-        self.close()
-        cause = CancelCause.shutdown(reason)
-        for item_id in list(self._promises):
-            self._fail(item_id, cause)
+        try:
+            self.close()
+        finally:
+            cause = CancelCause.shutdown(reason)
+            for item_id in list(self._promises):
+                self._fail(item_id, cause)
 
     def close(self) -> None:
         """As EngineQueue.close()."""
