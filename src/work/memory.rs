@@ -47,7 +47,8 @@ use crate::clock::Time;
 use crate::error::Stop;
 use crate::park::Ticket;
 use crate::work::{
-    self, Counts, Dead, Fenced, ItemInfo, ItemState, Lease, Nack, NackOutcome, PutOptions, QueueOptions,
+    self, Counts, Dead, Fenced, ItemInfo, ItemState, Lease, Nack, NackOutcome, PutOptions,
+    QueueOptions,
 };
 use crate::{scope, wait};
 use state::ItemStates;
