@@ -21,6 +21,7 @@ class Item:
     attempt: int = 0
     epoch: int = 0
     progress: bytes | None = None
+    time_limit: float | None = None
 
 
 class DictEngine(Engine):
@@ -31,11 +32,20 @@ class DictEngine(Engine):
         self.epochs = itertools.count(1)
         self.done = 0
 
-    def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
+    def put(
+        self,
+        item_id: str,
+        body: bytes,
+        *,
+        key: str | None,
+        delay: float,
+        time_limit: float | None = None,
+    ) -> str:
         if key is not None:
             raise NotImplementedError("this engine has no keys")
         with self.changed:
-            self.items.setdefault(item_id, Item(body, desist.current_time() + delay))
+            item = Item(body, desist.current_time() + delay, time_limit=time_limit)
+            self.items.setdefault(item_id, item)
             self.changed.notify_all()
         return item_id
 
@@ -57,7 +67,8 @@ class DictEngine(Engine):
         item.attempt += 1
         item.epoch = next(self.epochs)
         item.due = desist.current_time() + self.lease_timeout
-        return Delivery(item_id, item.epoch, item.attempt, item.body, item.progress)
+        lease = Delivery(item_id, item.epoch, item.attempt, item.body, item.progress)
+        return lease._replace(time_limit=item.time_limit)
 
     def leased(self, delivery: Delivery) -> Item:
         item = self.items.get(delivery.id)

@@ -93,13 +93,16 @@ pub struct Details<N> {
     pub until: Option<Time>,
     /// The item's key.
     pub key: Option<Arc<str>>,
+    /// How long the worker may work on the item, from the lease on. For the worker to keep: the queue
+    /// does not end the lease.
+    pub time_limit: Option<Duration>,
 }
 
 impl<N> Details<N> {
     /// The value of [`Lease::details`]: `None` if there are none.
     #[inline]
     pub fn if_any(self) -> Option<Box<Self>> {
-        let times = self.deadline.is_some() || self.until.is_some();
+        let times = self.deadline.is_some() || self.until.is_some() || self.time_limit.is_some();
         let any = self.progress.is_some() || times || self.key.is_some();
         any.then(|| Box::new(self))
     }
@@ -119,6 +122,11 @@ impl<T, N> Lease<T, N> {
     /// [`Details::until`].
     pub fn until(&self) -> Option<Time> {
         self.details.as_ref()?.until
+    }
+
+    /// [`Details::time_limit`].
+    pub fn time_limit(&self) -> Option<Duration> {
+        self.details.as_ref()?.time_limit
     }
 
     /// When the worker must stop: the earlier of the lease's end and the item's deadline.
@@ -242,6 +250,9 @@ pub struct PutOptions {
     /// Its time to live: after this much time the item is dead, unless a worker has it; then the
     /// worker is to stop, and the item is dead when the lease ends without success.
     pub expires: Option<Duration>,
+    /// How long a worker may work on the item at each attempt; each lease carries it. It is kept over a
+    /// retry.
+    pub time_limit: Option<Duration>,
 }
 
 /// The state of an item that is not done, in the order in which items are listed.

@@ -20,6 +20,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from desist._channel import CODE, Channel, Verb, pack_exception, pickled, unpack_exception
@@ -187,7 +188,8 @@ class ChildLoop:
             return call_for_effect(self._handler, lease)
 
         self._parent_watch.begin(self._round, task)
-        task.run(body, lambda *ended: outcome.extend(ended))
+        # No variable that a handler sets is seen by the next one.
+        task.run(lambda: Context().run(body), lambda *ended: outcome.extend(ended))
         if os.getpid() != self._process:
             os._exit(0)  # forked by the handler: the original process answers
         self._parent_watch.end()

@@ -87,6 +87,7 @@ __all__ = [
     "cancel_because",
     "cancel_scope",
     "check_runnable",
+    "checked_time_limit",
     "checkpoint",
     "cleanup",
     "contents_of",
@@ -758,6 +759,7 @@ class FileQueue(Generic[_T]):
         priority: SupportsIndex = 0,
         delay: float | None = None,
         expires: float | None = None,
+        time_limit: float | None = None,
         timeout: float | None = None,
     ) -> int:
         """
@@ -781,6 +783,7 @@ class FileQueue(Generic[_T]):
         priority: SupportsIndex = 0,
         delay: float | None = None,
         expires: float | None = None,
+        time_limit: float | None = None,
         timeout: float | None = None,
     ) -> list[int]:
         """
@@ -1235,6 +1238,7 @@ class LeaseQueue(Generic[_T]):
         priority: SupportsIndex = 0,
         delay: float | None = None,
         expires: float | None = None,
+        time_limit: float | None = None,
         timeout: float | None = None,
     ) -> int:
         """
@@ -1243,7 +1247,8 @@ class LeaseQueue(Generic[_T]):
         `key`: as long as an item with that key is there, dead or alive, its id is returned and
         nothing is added. `priority`: of the ready items one with the least is leased first, then
         the oldest. `delay`: seconds before it is leased. `expires`: seconds after which the item
-        expires; then it is dead, and a handler at work on it is cancelled.
+        expires; then it is dead, and a handler at work on it is cancelled. `time_limit`: seconds that
+        each attempt may take, instead of the time_limit of the pool that leases it (see WorkerPool).
 
         Blocks: where there is a maxsize, until there is room, for `timeout` seconds at most.
         On cancel: a checkpoint; Cancelled means that nothing was added.
@@ -1765,6 +1770,7 @@ class QueuePort:
         priority: SupportsIndex = 0,
         delay: float | None = None,
         expires: float | None = None,
+        time_limit: float | None = None,
         timeout: float | None = None,
     ) -> int:
         """
@@ -2244,7 +2250,15 @@ class WorkerSlot:
     A worker's place in its pool, where its current work can be cancelled and killed.
     """
     def __new__(
-        cls, /, name: str, queue: object, pool: CancelToken, tally: PoolMetrics
+        cls,
+        /,
+        name: str,
+        queue: object,
+        pool: CancelToken,
+        tally: PoolMetrics,
+        time_limit: float | None,
+        policy: StopPolicy | ProcessStopPolicy,
+        overdue: Callable[[WorkerSlot, BegunKill], object],
     ) -> WorkerSlot: ...
     @property
     def abandoned(self, /) -> bool:
@@ -2502,6 +2516,11 @@ def check_runnable(function: object, what: str, advice: str | None = None) -> No
     Raise TypeError unless a call of the function runs its code: it is callable, and neither a coroutine
     function nor a generator function, whose call returns before its code runs. `what` is its name in the
     message. Methods, partials and callable objects are looked through.
+    """
+
+def checked_time_limit(time_limit: float | None = None) -> float | None:
+    """
+    The seconds of an argument `time_limit`, checked. For code in Python.
     """
 
 def checkpoint() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from desist._core import CancelCause, CancelSource, KillReport, Registration
@@ -21,6 +22,7 @@ from desist._killing import kill_soon, lost_in_fork
 if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable
+    from contextvars import Context
 
     from desist._core import ProcessStopPolicy, StopPolicy
 
@@ -172,6 +174,8 @@ class ItemPromise:
 
     def __init__(self, future: ItemFuture[Any]) -> None:
         self.future = future
+        # Of the code that submits the item. Each attempt runs in a copy of its own.
+        self.context: Context = copy_context()
         self._expiry: Registration | None = None
         self._unsettled: set[ItemPromise] | None = None
 

@@ -35,6 +35,7 @@ from desist._core import (
     cancel_because,
     cancel_scope,
     check_runnable,
+    checked_time_limit,
     checkpoint,
     shield,
 )
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from desist._child import ChildHandler
+    from desist._core import KillReport
     from desist._events import WorkEvent
     from desist.engines import EngineQueue
 
@@ -118,6 +120,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         queue: LeaseQueue[T] | FileQueue[T] | EngineQueue[T] | str | PathLike[str] | None = None,
         isolation: Literal["thread", "process"] = "thread",
         policy: StopPolicy | ProcessStopPolicy | None = None,
+        time_limit: float | None = None,
         restart: RestartPolicy | None = None,
         on_event: Callable[[WorkEvent], object] | None = None,
     ) -> None:
@@ -130,6 +133,13 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         `policy` is for killing workers: a StopPolicy, or a ProcessStopPolicy for worker processes.
         A worker that no rung ends is abandoned, and replaced.
 
+        `time_limit`: seconds that an attempt may take, counted from the lease. At the limit the
+        handler is cancelled, with a deadline as the cause; if that does not end it, it is killed as
+        by Worker.kill(), rung by rung of the policy. The attempt has failed then, with a
+        TimeoutError that names the limit. An item's own time_limit counts instead of the pool's,
+        whether it is shorter or longer; math.inf means that there is none. In simulated time an
+        attempt is cancelled at its limit, and not killed.
+
         `on_event(event)` is called for every event of an item: those of one item one after another
         and in their order, "submitted" first. It is called on the thread on which the event
         happens, a worker's where no kill is delivered, or on that of the item's event before; so it
@@ -139,7 +149,9 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         Raises:
             TypeError: the handler cannot be pickled, or its call would not run its code, or an
                 argument is of the wrong type.
+            ValueError: a number is out of its range.
         """
+        time_limit = checked_time_limit(time_limit)
         restart = RestartPolicy() if restart is None else restart
         _check(handler, workers, restart, isolation)
         stop = _policy_for(isolation, policy)
@@ -159,6 +171,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             handler,
             port=self._port,
             policy=stop,
+            time_limit=time_limit,
             supervisor=self._supervisor,
             pool=self._source,
             tally=self._tally,
@@ -183,9 +196,13 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         priority: int = 0,
         delay: float | None = None,
         expires: float | None = None,
+        time_limit: float | None = None,
         timeout: float | None = None,
     ) -> ItemFuture[R]:
         """Add an item; its future has the result, if a worker of this pool does the work.
+
+        The handler runs in a copy of the caller's context (contextvars), each attempt in a copy of
+        its own; items of put(), and all items in worker processes, have an empty one.
 
         The arguments are those of the queue's put(). With a key that the queue has, the future is
         settled with the item that is there.
@@ -217,6 +234,7 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
             priority=priority,
             delay=delay,
             expires=expires,
+            time_limit=time_limit,
             timeout=timeout,
         )
         promise.submitted(item_id, (self._roster, self), self._promises)
@@ -266,6 +284,29 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         """
         self._roster.check_usable()
         return self._roster.cancel_item(item_id, reason) is not None
+
+    def kill_item(
+        self,
+        item_id: int | str,
+        reason: str | None = None,
+        *,
+        policy: StopPolicy | ProcessStopPolicy | None = None,
+    ) -> KillReport:
+        """Cancel an item, and stop the worker's code for it, as its future's kill() does.
+
+        Items that put() has added are killed as well. The policy is the pool's unless one is given.
+        ALREADY_DONE: no worker of this pool works on an item with this id.
+
+        Blocks: until the code has ended or was abandoned: at most for the sum of the policy's
+        seconds, and as long as clean-up and commit blocks defer the kill.
+        On cancel: goes on; the caller's own cancellation does not interrupt it.
+
+        Raises:
+            PoolExhausted: the worker was abandoned and is not replaced: that happened too often.
+            RuntimeError: called by the code itself, or the pool has been stopped.
+        """
+        self.cancel_item(item_id, reason)
+        return self._roster.kill_item(item_id, reason, policy)
 
     def pause(self) -> None:
         """Let the workers lease nothing more; they end the items that they work on. Idempotent.

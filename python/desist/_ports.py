@@ -14,6 +14,7 @@ from desist._core import FileQueue, LeaseQueue, queue_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from desist._core import CancelCause, Op, RetryPolicy, RunningHandler, WorkerThread
     from desist._item_future import ItemPromise
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 class Promise(Protocol):
     """Settles the future of a submitted item. The first call counts."""
+
+    @property
+    def context(self) -> Context:
+        """The context of the code that has submitted the item; its handler runs in a copy."""
 
     def finish(self, result: Any, /) -> object:
         """The item was acknowledged with this result."""
@@ -67,12 +72,20 @@ class HeldDelivery(Protocol):
         """Makes the item, and the progress, of their bytes. May run any code, and never return."""
 
     @property
+    def context(self) -> Context | None:
+        """That of the code that has submitted the item; None: it was put, or not here."""
+
+    @property
     def progress(self) -> bytes | None:
         """The progress that an earlier attempt has stored with heartbeat(); None if none has."""
 
     @property
     def key(self) -> str | None:
         """The key with which the item was put."""
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds that this attempt may take; None: the item has no limit of its own."""
 
     def begun(self, running: RunningHandler, /) -> object:
         """A worker is about to call its handler, which `running` can cancel."""
@@ -202,6 +215,7 @@ class QueuePort(Protocol):
         priority: int = 0,
         delay: float | None = None,
         expires: float | None = None,
+        time_limit: float | None = None,
         timeout: float | None = None,
     ) -> int | str:
         """Add an item, as put() does; `promise` is settled when the item has ended."""

@@ -4,6 +4,10 @@ A handle stays with its worker: when the worker's thread is abandoned, the handl
 "abandoned", and the worker that takes its place has the same name and a handle of its own. A
 process that dies is replaced behind the same handle.
 
+An attempt that takes longer than its time limit is killed by the same ladder. Such kills begin on
+the thread that runs the callbacks of deadlines, and all that have begun before the "desist-kill"
+thread comes to them are finished by this one thread, side by side: there is no thread for each.
+
 How: the tuple of workers is replaced as a whole, under the roster's lock, so that readers need no
 lock. A worker is in the tuple before its thread is started, so that pause(), resize() and stop()
 reach it, and leaves it when it has left its loop because it was retired. The thread whose kill has
@@ -23,8 +27,16 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from desist._core import CancelCause, CancelSource, ProcessStopPolicy, WorkerSlot, call_masked
+from desist._core import (
+    BegunKill,
+    CancelCause,
+    CancelSource,
+    ProcessStopPolicy,
+    WorkerSlot,
+    call_masked,
+)
 from desist._enums import KillOutcome
+from desist._exceptions import PoolExhausted, PoolFailed
 from desist._killing import kill_now, kill_soon
 
 if TYPE_CHECKING:
@@ -162,6 +174,7 @@ class Roster(Generic[T, R]):
         *,
         port: QueuePort,
         policy: StopPolicy | ProcessStopPolicy,
+        time_limit: float | None,
         supervisor: Supervisor,
         pool: CancelSource,
         tally: PoolMetrics,
@@ -181,6 +194,9 @@ class Roster(Generic[T, R]):
         self.process: int = os.getpid()
         self._handler = handler
         self._port = port
+        self._time_limit = time_limit
+        # Kills of attempts that took too long, which no thread finishes yet. Under the lock.
+        self._overdue: list[tuple[WorkerSlot, BegunKill]] = []
         self._supervisor = supervisor
         self._pool = pool
         self._tally = tally
@@ -241,7 +257,15 @@ class Roster(Generic[T, R]):
 
     def _new(self, name: str) -> Worker:
         """Make a worker, with the lock held: it may be paused before its thread is started."""
-        seat = WorkerSlot(name, self._port, self._pool.token, self._tally)
+        seat = WorkerSlot(
+            name,
+            self._port,
+            self._pool.token,
+            self._tally,
+            self._time_limit,
+            self.policy,
+            self._finish_soon,
+        )
         if self.pausing.token.cancelled:
             seat.pause()
         return Worker(self, seat)
@@ -317,6 +341,34 @@ class Roster(Generic[T, R]):
             new = self._new(abandoned.name)
             self.workers = tuple(new if one is abandoned else one for one in self.workers)
         self._start([new])
+
+    # The kills of attempts that took too long.
+
+    def _finish_soon(self, seat: WorkerSlot, kill: BegunKill) -> None:
+        """Have this kill finished by the next "desist-kill" thread. Where no kill is delivered."""
+        with self._lock:
+            self._overdue.append((seat, kill))
+            if len(self._overdue) > 1:
+                return  # that thread has been started
+        finishing = kill_soon(lambda: self._finish_overdue)
+        if finishing.done() and finishing.exception() is not None:
+            self._finish_overdue()  # the system refuses a thread
+
+    def _finish_overdue(self) -> None:
+        with self._lock:
+            overdue, self._overdue = self._overdue, []
+        reports = BegunKill.finish_all([kill for _, kill in overdue])
+        for (seat, _), report in zip(overdue, reports, strict=True):
+            if report.outcome is KillOutcome.ABANDONED:
+                self._replace_seat(seat)
+
+    def _replace_seat(self, seat: WorkerSlot) -> None:
+        for worker in self.workers:
+            if worker._seat is seat:  # noqa: SLF001 (its own module)
+                with suppress(PoolExhausted, PoolFailed):  # the pool has ended, and says so
+                    self.replace(worker)
+
+    # The operations of a future of the pool on its item.
 
     def cancel_item(self, item_id: int | str, reason: str | None, /) -> bool | None:
         """Cancel the item. True: it never begins. False: it was begun. None: it had ended."""

@@ -39,13 +39,13 @@ macro_rules! protocols {
 
 protocols! {
     /// Settles the future of a submitted item.
-    promise is "Promise": finish, fail;
+    promise is "Promise": context, finish, fail;
     /// A queue that an engine on a server keeps.
     engine_source is "EngineSource": deliver, retry;
     /// One lease of such a queue.
     held_delivery is "HeldDelivery":
-        id, epoch, attempt, body, decode, progress, key, begun, ack, nack, discard, heartbeat,
-        take_promise;
+        id, epoch, attempt, body, decode, context, progress, key, time_limit, begun, ack, nack, discard,
+        heartbeat, take_promise;
     /// Told of the events of a pool.
     pool_observer is "PoolObserver": note, close;
     /// An exception of a worker process, without its object.

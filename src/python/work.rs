@@ -18,6 +18,7 @@
 //! | `content` | an item as its queue delivers it, and who decodes it |
 //! | `worker_slot` | `WorkerSlot`: a worker's place in its pool, and its loop |
 //! | `gate` | whether a worker may lease its next item |
+//! | `time_limit` | `TimeLimit`: how long an attempt may take |
 //! | `pool_metrics` | `PoolMetrics`: a pool's counters, and its observer |
 //! | `child`, `parent_watch` | a worker's process, and its parent as that process sees it |
 
@@ -39,6 +40,7 @@ mod promises;
 mod py_queue;
 mod retry;
 mod source;
+mod time_limit;
 mod worker_slot;
 
 use std::time::Duration;
@@ -55,6 +57,7 @@ pub(super) use pool_metrics::PoolMetrics;
 pub(super) use port::QueuePort;
 pub(super) use py_queue::{RunningHandler, lease_of};
 pub(super) use retry::{RetryPolicy, retry_pause};
+pub(super) use time_limit::checked_time_limit;
 pub(super) use worker_slot::WorkerSlot;
 
 use crate::clock::Time;

@@ -305,8 +305,23 @@ impl FileQueue {
         items: impl IntoIterator<Item = (Bytes, PutOptions)>,
         until: Time,
     ) -> Result<Option<Vec<u64>>, FileError> {
-        let mut putting = PutOp::new(self.shared(), items.into_iter().collect());
+        let mut putting = PutOp::new(self.shared(), items.into_iter().collect(), None);
         wait::perform(&mut putting, until)
+    }
+
+    /// [`FileQueue::put`]; `on_put` gets the id before any queue of this process leases the item.
+    #[cfg(feature = "python")]
+    pub(crate) fn put_and_tell(
+        &self,
+        item: impl Into<Bytes>,
+        options: PutOptions,
+        until: Time,
+        on_put: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<Option<u64>, FileError> {
+        let items = Arc::new([(item.into(), options)]);
+        let mut putting = PutOp::new(self.shared(), items, Some(Arc::new(on_put)));
+        let put = wait::perform(&mut putting, until)?;
+        Ok(put.and_then(|ids| ids.first().copied()))
     }
 
     /// Lease the next item; see [`LeaseQueue::lease`](crate::work::LeaseQueue::lease) for the order.
@@ -560,6 +575,9 @@ impl Shared {
     /// Tell the waiters of this process, its watcher and other processes of a commit. Called by the
     /// thread that made it, with the database still locked, so in the order of the commits.
     fn publish(&self, changed: &Changed) {
+        for (id, on_put) in &changed.put {
+            on_put(*id);
+        }
         if changed.concerns_waiters() {
             let wake = self.waits.lock().change(changed);
             wake.iter().for_each(Ticket::wake);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,12 +21,18 @@ def counts(**expected: int) -> dict[str, int]:
     return {"ready": 0, "leased": 0, "delayed": 0, "done": 0, "dead": 0} | expected
 
 
-def put(engine: Engine, item_id: str = "a", key: str | None = None, delay: float = 0.0) -> str:
-    return engine.put(item_id, b"\0body\xff", key=key, delay=delay)
+def put(
+    engine: Engine,
+    item_id: str = "a",
+    key: str | None = None,
+    delay: float = 0.0,
+    time_limit: float | None = None,
+) -> str:
+    return engine.put(item_id, b"\0body\xff", key=key, delay=delay, time_limit=time_limit)
 
 
 class Model:
-    """The state of each item, and its leases and attempts."""
+    """The state of each item, its leases, attempts and time limit."""
 
     STEPS = (
         *("put", "put", "lease", "lease", "ack", "nack", "later", "snooze", "reject", "retry"),
@@ -37,10 +44,13 @@ class Model:
         self.attempts: dict[str, int] = {}
         self.leases: dict[str, Delivery] = {}
         self.unwanted: set[str] = set()
+        self.time_limits: dict[str, float | None] = {}
 
     def put(self, engine: Engine, rng: random.Random, item_id: str) -> None:
         delay = rng.choice([0.0, 0.0, 0.0, NEVER])
-        put(engine, item_id, delay=delay)
+        time_limit = rng.choice([None, None, 0.25, 3600.0, math.inf])
+        put(engine, item_id, delay=delay, time_limit=time_limit)
+        self.time_limits[item_id] = time_limit
         self.states[item_id] = "delayed" if delay else "ready"
         self.attempts[item_id] = 0
 
@@ -52,6 +62,7 @@ class Model:
             self.states[delivery.id] = "leased"
             self.attempts[delivery.id] += 1
             assert delivery.attempt == self.attempts[delivery.id]
+            assert delivery.time_limit == self.time_limits[delivery.id]
             assert all(delivery.epoch > other.epoch for other in self.leases.values())
             self.leases[delivery.id] = delivery
 

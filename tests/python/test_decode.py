@@ -43,10 +43,10 @@ class FullEngine(DictEngine):  # type: ignore[misc] # it is loaded
         self.failures: dict[str, list[str]] = {}
         self.unwanted: set[str] = set()
 
-    def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
+    def put(self, item_id: str, body: bytes, *, key: str | None, **options: Any) -> str:
         known = item_id if key is None else self.keys.setdefault(key, item_id)
         if known == item_id:
-            super().put(item_id, body, key=None, delay=delay)
+            super().put(item_id, body, key=None, **options)
         return known
 
     def nack(self, delivery: Delivery, delay: float, failure: str | None) -> bool:

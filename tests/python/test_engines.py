@@ -393,8 +393,8 @@ def test_all_futures_of_one_key_are_settled() -> None:
         return lease.item
 
     class Keyed(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
-        def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
-            return str(super().put(key or item_id, body, key=None, delay=delay))
+        def put(self, item_id: str, body: bytes, *, key: str | None, **options: Any) -> str:
+            return str(super().put(key or item_id, body, key=None, **options))
 
     with EngineQueue[int](Keyed()) as queue, WorkerPool(handler, queue=queue) as pool:
         futures = [pool.submit(item, key="k") for item in (1, 2, 3)]

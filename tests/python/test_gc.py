@@ -13,7 +13,7 @@ import pytest
 import desist
 from desist import CancelSource, CancelToken
 from desist._core import Latch, PoolMetrics, Task, WorkerSlot
-from desist._item_future import ItemFuture
+from desist._item_future import ItemFuture, ItemPromise
 from desist._ports import port_of
 from support import NEVER, in_thread
 
@@ -126,7 +126,7 @@ def of_submitted_item(queue: Any, thing: Thing) -> Any:
     port = port_of(queue)
     future: Any = ItemFuture[Any]()
     future.thing = thing
-    port.submit(1, future)
+    port.submit(1, ItemPromise(future))
     return port
 
 
@@ -145,7 +145,15 @@ class Observer:
 
 def of_worker(thing: Thing) -> Any:
     port = port_of(of_queue(desist.LeaseQueue(), thing))
-    return WorkerSlot("worker", port, CancelSource().token, PoolMetrics(Observer(thing)))
+    return WorkerSlot(
+        "worker",
+        port,
+        CancelSource().token,
+        PoolMetrics(Observer(thing)),
+        None,
+        desist.StopPolicy(),
+        thing.method,
+    )
 
 
 def of_group(thing: Thing) -> Any:

@@ -383,3 +383,58 @@ def test_dropped_pools_and_futures_are_freed() -> None:
     del pool, future
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+
+
+# --- killing an item ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["submit", "put"])
+def test_i31_an_item_is_killed_by_its_id_and_never_leased_again(by: str) -> None:
+    gate = Gate()
+    queue: LeaseQueue[int] = LeaseQueue(retry=AT_ONCE)
+    with WorkerPool(gate.spin, workers=1, queue=queue, policy=INSIST) as pool:
+        item_id = pool.submit(1).item_id if by == "submit" else queue.put(1)
+        gate.begun.acquire()
+        report = pool.kill_item(item_id, "enough")
+        assert report.outcome is KillOutcome.ASYNC_EXC
+        assert pool.workers_alive() == 1
+        assert gate.attempts == [1]
+        pool.drain()
+    [[dead_id, _, failures]] = queue.dead()
+    assert dead_id == item_id
+    assert "enough" in str(failures[-1])
+
+
+def test_a_kill_of_an_item_settles_its_future_as_the_futures_own_kill_does() -> None:
+    gate = Gate()
+    with WorkerPool(gate.wait, workers=1, policy=INSIST) as pool:
+        future = pool.submit(1)
+        gate.begun.acquire()
+        pool.kill_item(future.item_id, "enough")
+        with pytest.raises(TaskCancelled, match="enough"):
+            future.result()
+
+
+def test_a_kill_of_an_item_that_no_worker_has_cancels_it() -> None:
+    gate = Gate()
+    with WorkerPool(gate.deaf, workers=1) as pool:
+        pool.submit(1)
+        gate.begun.acquire()
+        waiting = pool.submit(2)
+        assert pool.kill_item(waiting.item_id).outcome is KillOutcome.ALREADY_DONE
+        assert waiting.cancelled()
+        gate.go_on.set()
+    assert gate.attempts == [1]
+
+
+def test_a_kill_of_an_unknown_item_finds_nothing_to_kill() -> None:
+    gate = Gate()
+    with WorkerPool(gate.deaf, workers=1) as pool:
+        future = pool.submit(1)
+        gate.begun.acquire()
+        assert pool.kill_item(10**6).outcome is KillOutcome.ALREADY_DONE
+        gate.go_on.set()
+        assert future.result() == 1
+        assert pool.kill_item(future.item_id).outcome is KillOutcome.ALREADY_DONE
+    with pytest.raises(RuntimeError, match="stopped"):
+        pool.kill_item(1)

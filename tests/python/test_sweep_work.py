@@ -66,9 +66,9 @@ class Office:
 
             stopper = threading.Thread(target=finish)
             stopper.start()
-            WorkerSlot("worker", port_of(self.queue), source.token, PoolMetrics()).work(
-                handler, print
-            )
+            port, metrics = port_of(self.queue), PoolMetrics()
+            seat = WorkerSlot("worker", port, source.token, metrics, None, StopPolicy(), print)
+            seat.work(handler, print)
             stopper.join()
 
     def begin(self, lease: Lease[str]) -> None:

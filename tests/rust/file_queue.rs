@@ -448,6 +448,30 @@ fn a_queue_of_a_newer_version_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn i28_a_queue_of_an_older_version_is_brought_up_to_date() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    let id = put(&queue, "old");
+    drop(queue);
+    let older = rusqlite::Connection::open(folder.file()).unwrap();
+    let undo = "DROP VIEW queue; ALTER TABLE items DROP COLUMN holder; \
+                ALTER TABLE items DROP COLUMN time_limit; CREATE VIEW queue AS SELECT 1; \
+                PRAGMA user_version = 1";
+    older.execute_batch(undo).unwrap();
+    drop(older);
+    let limited = PutOptions {
+        time_limit: Some(Duration::from_secs(1)),
+        ..PutOptions::default()
+    };
+    let queue = folder.open();
+    queue.put(*b"new", limited, PAST).unwrap();
+    let leases = [(); 2].map(|()| queue.lease(PAST).unwrap().unwrap());
+    assert_eq!(leases[0].id, id);
+    let limits = leases.map(|lease| lease.time_limit());
+    assert_eq!(limits, [None, Some(Duration::from_secs(1))]);
+}
+
+#[test]
 fn a_file_that_was_cut_off_is_refused_and_left_as_it_is() {
     let folder = Folder::new();
     let queue = folder.open();

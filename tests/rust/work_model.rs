@@ -272,6 +272,7 @@ impl Model {
                 deadline: Some(item.deadline).filter(|deadline| !deadline.is_never()),
                 until,
                 key: item.options.key.clone(),
+                time_limit: item.options.time_limit,
             }
             .if_any(),
         })
@@ -514,11 +515,14 @@ fn put_options() -> impl Strategy<Value = PutOptions> {
     let key = prop::option::weighted(0.2, (0..3u32).prop_map(|key| format!("{key}").into()));
     let delay = prop_oneof![3 => Just(Duration::ZERO), 1 => seconds(1..6)];
     let expires = prop::option::weighted(0.3, seconds(0..9));
-    (key, -1..2i64, delay, expires).prop_map(|(key, priority, delay, expires)| PutOptions {
+    let time_limit = prop::option::weighted(0.3, seconds(1..9));
+    let options = (key, -1..2i64, delay, expires, time_limit);
+    options.prop_map(|(key, priority, delay, expires, time_limit)| PutOptions {
         key,
         priority,
         delay,
         expires,
+        time_limit,
     })
 }
 

@@ -29,6 +29,7 @@ from desist._exceptions import Fenced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from desist._codec import Codec
     from desist._core import CancelCause, RetryPolicy
@@ -56,21 +57,25 @@ class HeldLease:
         on_release: Callable[[HeldLease], object],
         on_end: Callable[[], object],
         take_promise: Callable[[str], ItemPromise | None],
+        context: Context | None,
     ) -> None:
         """`engine`, `codec` and `retry` are the queue's.
 
         `on_release(self)` is called when the lease is settled or lost, or could not be settled, and
         need not be extended any more; `on_end()` when its item has left the queue for good.
-        `take_promise(item_id)` gives the promise of the item once, if it was submitted here.
+        `take_promise(item_id)` gives the promise of the item once, if it was submitted here, by
+        code in this `context`.
         """
         self.delivery = delivery
         self.id: str = delivery.id
         self.epoch: int = delivery.epoch
         self.attempt: int = delivery.attempt
         self.key: str | None = delivery.key
+        self.time_limit: float | None = delivery.time_limit
         self.body: bytes = delivery.body
         self.decode: Callable[[bytes], Any] = codec.decode
         self.progress: bytes | None = delivery.progress
+        self.context: Context | None = context
         self.until: float = current_time() + engine.lease_timeout
         """When the lease runs out by this host's clock, unless it is extended before.
 

@@ -30,6 +30,8 @@ class Delivery(NamedTuple):
     """Data of the engine itself."""
     key: str | None = None
     """The key with which the item was put."""
+    time_limit: float | None = None
+    """The time_limit with which the item was put."""
 
 
 class DeadItem(NamedTuple):
@@ -62,10 +64,19 @@ class Engine(ABC):
     """The queue's name on the server, for events."""
 
     @abstractmethod
-    def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
+    def put(
+        self,
+        item_id: str,
+        body: bytes,
+        *,
+        key: str | None,
+        delay: float,
+        time_limit: float | None = None,
+    ) -> str:
         """Add an item, to be ready after `delay` seconds; returns its id.
 
-        Nothing is added if there is an item with this id, or this key: its id is returned.
+        Nothing is added if there is an item with this id, or this key: its id is returned. The
+        `time_limit` (seconds; None: there is none) is only kept, for the item's deliveries.
         """
 
     @abstractmethod

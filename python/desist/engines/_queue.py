@@ -20,6 +20,7 @@ from desist._core import (
     cancel_because,
     cancel_scope,
     check_runnable,
+    checked_time_limit,
     checkpoint,
     current_time,
     lease_of,
@@ -80,11 +81,20 @@ class EngineQueue(Generic[T]):
         self.engine = engine
         self.port: EnginePort = EnginePort(engine, retry, codec_named(codec))
 
-    def put(self, item: T, /, *, key: str | None = None, delay: float = 0.0) -> str:
+    def put(
+        self,
+        item: T,
+        /,
+        *,
+        key: str | None = None,
+        delay: float = 0.0,
+        time_limit: float | None = None,
+    ) -> str:
         """Add an item and return its id. The server has stored it when this returns.
 
         `delay`: seconds before which it is not leased. `key`: if there is an item with this key,
-        dead or alive, nothing is added, and the id of that item is returned.
+        dead or alive, nothing is added, and the id of that item is returned. `time_limit`: seconds
+        that each attempt may take, instead of the time_limit of the pool that leases the item.
 
         Blocks: until the server has answered.
         On cancel: nothing changes: this is no checkpoint.
@@ -95,7 +105,7 @@ class EngineQueue(Generic[T]):
             ConnectionError: the server is away, and may or may not have it; with a key it does no
                 harm to put it again.
         """
-        return self.port.put(uuid.uuid4().hex, item, key, delay)
+        return self.port.put(uuid.uuid4().hex, item, key, delay, time_limit)
 
     def lease(self, timeout: float | None = None) -> Lease[T] | None:
         """Lease the next item; waits for one, at most for `timeout` seconds (then None).
@@ -219,13 +229,18 @@ class EnginePort:
         self._heartbeat = HeartbeatThread(engine, changed)
         self._stop_heartbeat = weakref.finalize(self, self._heartbeat.stop)
 
-    def put(self, item_id: str, item: Any, key: str | None, delay: float) -> str:
+    def put(
+        self, item_id: str, item: Any, key: str | None, delay: float, time_limit: float | None
+    ) -> str:
         """Put an item under this id, or find the one that stands for it; returns its id."""
         self.check_usable()
         if not 0 <= delay < float("inf"):
             raise ValueError(f"delay must not be negative, and not endless, but is {delay}")
+        limit = checked_time_limit(time_limit)
         body = self._codec.encode(item)
-        return call_masked(lambda: self._engine.put(item_id, body, key=key, delay=delay))
+        return call_masked(
+            lambda: self._engine.put(item_id, body, key=key, delay=delay, time_limit=limit)
+        )
 
     def submit(
         self,
@@ -237,6 +252,7 @@ class EnginePort:
         priority: int = 0,
         delay: float | None = None,
         expires: float | None = None,
+        time_limit: float | None = None,
         timeout: float | None = None,  # noqa: ARG002 (there is always room)
     ) -> str:
         """Add an item, as put() does; `promise` is settled when the item has ended here."""
@@ -245,7 +261,7 @@ class EnginePort:
         item_id = uuid.uuid4().hex
         self._promises[item_id] = promise
         try:
-            known = self.put(item_id, item, key, delay or 0.0)
+            known = self.put(item_id, item, key, delay or 0.0, time_limit)
         except BaseException:
             self._promises.pop(item_id, None)
             raise
@@ -288,6 +304,7 @@ class EnginePort:
 
     def _accept(self, delivery: Delivery) -> HeldLease | None:
         """None: it is not for any handler, and settled."""
+        promise = self._promises.get(delivery.id)
         held = HeldLease(
             delivery,
             self._engine,
@@ -296,6 +313,7 @@ class EnginePort:
             on_release=self._heartbeat.remove,
             on_end=self._item_ended,
             take_promise=self._take_promise,
+            context=None if promise is None else promise.context,
         )
         if delivery.attempt > self.retry.max_attempts:
             held.settle(lambda: self._engine.reject(delivery, _LOST))

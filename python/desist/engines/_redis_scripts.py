@@ -113,20 +113,22 @@ local function begin(entry, list, holder)
   end
   local attempt = redis.call('HINCRBY', key_of(id), 'attempt', 1)
   redis.call('HSET', key_of(id), 'begun', entry, 'holder', holder)
-  local body = redis.call('HMGET', key_of(id), 'body', 'progress', 'key')
-  return {id, entry, attempt, redis.call('INCR', S .. ':epoch'), body[1], body[2], body[3]}
+  local kept = redis.call('HMGET', key_of(id), 'body', 'progress', 'key', 'time_limit')
+  local epoch = redis.call('INCR', S .. ':epoch')
+  return {id, entry, attempt, epoch, kept[1], kept[2], kept[3], kept[4]}
 end
 """
 
 _SCRIPTS = {
     "put": """
-local id, body, ms, key = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local id, body, ms, time_limit, key = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if key then
   local known = redis.call('HGET', S .. ':keys', key)
   if known then return known end
 end
 if state_of(id) ~= @IS_GONE then return id end
 redis.call('HSET', key_of(id), 'body', body, 'put', now())
+if time_limit ~= '' then redis.call('HSET', key_of(id), 'time_limit', time_limit) end
 if key then
   redis.call('HSET', key_of(id), 'key', key)
   redis.call('HSET', S .. ':keys', key, id)
@@ -290,7 +292,7 @@ local list = redis.call('XRANGE', S .. ':dead', dead_entry, dead_entry)[1][2]
 local fields = {}
 for at = 1, #list, 2 do fields[list[at]] = list[at + 1] end
 redis.call('HSET', key_of(id), 'body', fields.body)
-for _, name in ipairs({'key', 'progress', 'put'}) do
+for _, name in ipairs({'key', 'progress', 'put', 'time_limit'}) do
   if fields[name] then redis.call('HSET', key_of(id), name, fields[name]) end
 end
 redis.call('XDEL', S .. ':dead', dead_entry)

@@ -43,12 +43,13 @@ CREATE TABLE IF NOT EXISTS desist_items (
     due timestamptz NOT NULL DEFAULT now(), attempt integer NOT NULL DEFAULT 0,
     epoch bigint NOT NULL DEFAULT 0, body bytea NOT NULL, progress bytea,
     failures text[] NOT NULL DEFAULT '{}', unwanted text,
-    holder text, put_at timestamptz DEFAULT now(),
+    holder text, put_at timestamptz DEFAULT now(), time_limit double precision,
     PRIMARY KEY (queue, id), UNIQUE (queue, key));
 DO $$ BEGIN -- a table of an older version; only then, since it waits for all transactions
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'desist_items'::regclass
                    AND attname = 'holder' AND NOT attisdropped) THEN
-        ALTER TABLE desist_items ADD COLUMN holder text, ADD COLUMN put_at timestamptz;
+        ALTER TABLE desist_items ADD COLUMN holder text, ADD COLUMN put_at timestamptz,
+            ADD COLUMN time_limit double precision;
         ALTER TABLE desist_items ALTER COLUMN put_at SET DEFAULT now();
     END IF;
 END $$;
@@ -71,13 +72,15 @@ _SQL = {
               WHERE queue = %(queue)s AND state <> 'dead' AND due <= now() AND unwanted IS NULL
               ORDER BY due, number LIMIT 1 FOR UPDATE SKIP LOCKED) AS next
         WHERE item.queue = next.queue AND item.id = next.id
-        RETURNING item.id, item.epoch, item.attempt, item.body, item.progress, item.key""",
+        RETURNING item.id, item.epoch, item.attempt, item.body, item.progress, item.key,
+            item.time_limit""",
     "next_due": """
         SELECT extract(epoch FROM min(due) - now())::float FROM desist_items
         WHERE queue = %(queue)s AND state <> 'dead'""",
     "put": """
-        INSERT INTO desist_items (queue, id, key, body, due)
-        VALUES (%(queue)s, %(id)s, %(key)s, %(body)s, now() + make_interval(secs => %(delay)s))
+        INSERT INTO desist_items (queue, id, key, body, time_limit, due)
+        VALUES (%(queue)s, %(id)s, %(key)s, %(body)s, %(time_limit)s,
+            now() + make_interval(secs => %(delay)s))
         ON CONFLICT DO NOTHING RETURNING id, pg_notify('desist', '')""",
     "known": """
         SELECT id FROM desist_items WHERE queue = %(queue)s AND (id = %(id)s OR key = %(key)s)
@@ -182,9 +185,23 @@ class PostgresEngine(Engine):
         queue = own.get("queue", "desist")
         return cls(rest, queue=queue, lease_timeout=lease_timeout_of(own))
 
-    def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
+    def put(
+        self,
+        item_id: str,
+        body: bytes,
+        *,
+        key: str | None,
+        delay: float,
+        time_limit: float | None = None,
+    ) -> str:
         """One round trip, if the item is new."""
-        values = {"id": item_id, "body": body, "key": key, "delay": delay}
+        values = {
+            "id": item_id,
+            "body": body,
+            "key": key,
+            "delay": delay,
+            "time_limit": time_limit,
+        }
         while True:  # the conflicting item may have gone before "known" finds it
             row = self._run("put", values) or self._run("known", values)
             if row:
@@ -198,8 +215,8 @@ class PostgresEngine(Engine):
             row = self._listen(timeout, partial(self._lease_next, values))
         if row is None:
             return None
-        item_id, epoch, attempt, body, progress, key = row
-        return Delivery(item_id, epoch, attempt, body, progress, None, key)
+        item_id, epoch, attempt, body, progress, key, limit = row
+        return Delivery(item_id, epoch, attempt, body, progress, None, key, limit)
 
     def _lease_next(self, values: dict[str, Any], connection: _Connection) -> Any:
         # A cancelled item whose worker was lost would be due, and never leased.

@@ -94,9 +94,19 @@ class RedisEngine(Engine):
         stream = own.get("stream", "desist")
         return cls(rest, stream=stream, lease_timeout=lease_timeout_of(own))
 
-    def put(self, item_id: str, body: bytes, *, key: str | None, delay: float) -> str:
+    def put(
+        self,
+        item_id: str,
+        body: bytes,
+        *,
+        key: str | None,
+        delay: float,
+        time_limit: float | None = None,
+    ) -> str:
         """One round trip."""
-        known: bytes = self._run("put", item_id, body, _ms(delay), *([] if key is None else [key]))
+        limit = "" if time_limit is None else repr(time_limit)
+        rest = [] if key is None else [key]
+        known: bytes = self._run("put", item_id, body, _ms(delay), limit, *rest)
         return known.decode()
 
     def lease(self, timeout: float) -> Delivery | None:
@@ -109,9 +119,11 @@ class RedisEngine(Engine):
             found = reply and call_masked(self._begin, reply, holder)
         if not found:
             return None
-        item_id, entry, attempt, epoch, body, progress, key = found
+        item_id, entry, attempt, epoch, body, progress, key, limit = found
         named = None if key is None else key.decode()
-        return Delivery(item_id.decode(), epoch, attempt, body, progress, entry, named)
+        time_limit = None if limit is None else float(limit)
+        found_id = item_id.decode()
+        return Delivery(found_id, epoch, attempt, body, progress, entry, named, time_limit)
 
     def _begin(self, reply: Any, holder: str) -> Any:
         entry, fields = _only_entry(reply)

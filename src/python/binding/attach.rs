@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use super::context::Entered;
 use crate::fork;
 
 thread_local! {
@@ -147,30 +148,22 @@ impl Drop for Pending<'_> {
 }
 
 /// An empty context of `contextvars` on a thread that stays, until this is dropped.
-struct Context<'py>(Option<Bound<'py, PyAny>>);
+struct Context<'py> {
+    /// Without memory for a context, the calls of the thread share one.
+    _entered: Option<Entered<'py>>,
+}
 
 impl<'py> Context<'py> {
     fn enter(py: Python<'py>) -> Self {
         STAYS.set(Stays::Calls);
-        // SAFETY: attached; the returned reference is ours, or null with an exception.
-        let made = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New()) };
-        // Without memory for a context, the calls of the thread share one.
-        let context = made.ok();
-        if let Some(context) = &context {
-            // SAFETY: a context that was just made has not been entered: nothing is refused.
-            unsafe { ffi::PyContext_Enter(context.as_ptr()) };
+        Self {
+            _entered: Entered::empty(py).ok(),
         }
-        Self(context)
     }
 }
 
 impl Drop for Context<'_> {
     fn drop(&mut self) {
         STAYS.set(Stays::Idle);
-        if let Some(context) = &self.0 {
-            // SAFETY: attached, as `Bound` shows; it is the innermost one of this thread, for code
-            // that enters another context leaves it again.
-            unsafe { ffi::PyContext_Exit(context.as_ptr()) };
-        }
     }
 }

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::intern;
@@ -101,7 +102,7 @@ impl FileQueue {
                 queue: queue.map_err(|failure| from_file(py, failure))?,
                 codec,
                 retry,
-                promises: Promises::default(),
+                promises: Arc::default(),
             }),
         })
     }
@@ -134,6 +135,7 @@ impl FileQueue {
         priority = 0,
         delay = None,
         expires = None,
+        time_limit = None,
         timeout = None,
     ))]
     #[allow(clippy::too_many_arguments)]
@@ -145,9 +147,10 @@ impl FileQueue {
         priority: i64,
         delay: Option<Seconds<'_, '_>>,
         expires: Option<Seconds<'_, '_>>,
+        time_limit: Option<Seconds<'_, '_>>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
-        let terms = options::of_put(key, priority, delay, expires, timeout)?;
+        let terms = options::of_put(key, priority, delay, expires, time_limit, timeout)?;
         let item = self.file.codec.encode(item)?;
         self.file.put(py, item, terms)
     }
@@ -163,7 +166,8 @@ impl FileQueue {
     /// Raises:
     ///     Full: no room in time.
     ///     TypeError: the codec cannot write one of them.
-    #[pyo3(signature = (items: "Iterable[_T]", /, *, priority = 0, delay = None, expires = None, timeout = None))]
+    #[pyo3(signature = (items: "Iterable[_T]", /, *, priority = 0, delay = None, expires = None, time_limit = None, timeout = None))]
+    #[allow(clippy::too_many_arguments)] // the options of the items
     fn put_many(
         &self,
         py: Python<'_>,
@@ -171,9 +175,10 @@ impl FileQueue {
         priority: i64,
         delay: Option<Seconds<'_, '_>>,
         expires: Option<Seconds<'_, '_>>,
+        time_limit: Option<Seconds<'_, '_>>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Vec<u64>> {
-        let terms = options::of_put(None, priority, delay, expires, timeout)?;
+        let terms = options::of_put(None, priority, delay, expires, time_limit, timeout)?;
         let codec = &self.file.codec;
         let items = items
             .try_iter()?
@@ -300,7 +305,8 @@ struct File {
     codec: Codec,
     /// Shown to the collector by the queue's object. `None`: the default.
     retry: Option<Py<RetryPolicy>>,
-    promises: Promises,
+    /// Shared with puts that are on their way to the disk.
+    promises: Arc<Promises>,
 }
 
 impl File {
@@ -329,6 +335,7 @@ impl File {
             hold: Hold::new(key, self.clone()),
             attempt: lease.attempt,
             item: self.codec.content(py, &lease.item),
+            context: self.promises.context(py, lease.id),
             progress: lease
                 .progress()
                 .map(|progress| self.codec.content(py, progress)),
@@ -337,6 +344,7 @@ impl File {
                 .as_ref()
                 .and_then(|details| details.key.clone()),
             ends: lease.ends(),
+            time_limit: lease.time_limit(),
         }
     }
 }
@@ -369,8 +377,21 @@ impl PoolQueue for File {
         arguments: PutArguments,
     ) -> PyResult<u64> {
         let item_bytes = self.codec.encode(item)?;
-        let put = || self.put(item.py(), item_bytes, arguments);
-        self.promises.register(promise, put)
+        let PutArguments { options, until } = arguments;
+        // Taken by the commit: a worker finds the item's context as soon as it has leased the item.
+        let waiting = Arc::new(Mutex::new(Some(promise.clone().unbind())));
+        let (promises, taken) = (self.promises.clone(), waiting.clone());
+        let on_put = move |id| {
+            if let Some(promise) = taken.lock().take() {
+                promises.add(id, promise);
+            }
+        };
+        let put = self.run(item.py(), |queue| {
+            queue.put_and_tell(item_bytes, options, until, on_put)
+        });
+        let unput = waiting.lock().take();
+        drop(unput); // attached
+        put?.ok_or_else(|| error::ordinary(item.py(), "Full", &""))
     }
 
     fn cancel(&self, py: Python<'_>, item_id: u64, failure: Py<PyAny>) -> PyResult<Option<bool>> {

@@ -343,6 +343,7 @@ impl Lease {
         };
         visit.call(&leased.owner)?;
         leased.delivery.item.traverse(&visit)?;
+        visit.call(&leased.delivery.context)?;
         if let Some(progress) = &leased.delivery.progress {
             progress.traverse(&visit)?;
         }

@@ -26,14 +26,22 @@ use crate::python::binding::seconds::Seconds;
 use crate::python::cause::CancelCause;
 use crate::python::error;
 use crate::python::op::Visited;
+use crate::python::ports::promise as promise_port;
 use crate::python::wait::{checkpoint, perform};
 use crate::work::{self, ItemInfo, Nack, NackOutcome, Stored};
 use crate::{Cause, fork, scope};
 
 /// Used attached, so that its notes and items can be cloned under its lock.
-type Queue = work::LeaseQueue<Object, Note>;
+type Queue = work::LeaseQueue<Kept, Note>;
 
-/// An item; the queue keeps one reference, and each lease gets another.
+/// An item, and the context (contextvars) of its submit(), if it was submitted.
+#[derive(Clone)]
+struct Kept {
+    item: Object,
+    context: Option<Object>,
+}
+
+/// An object; the queue keeps one reference, and each lease gets another.
 struct Object(Py<PyAny>);
 
 impl Clone for Object {
@@ -134,7 +142,8 @@ impl LeaseQueue {
     /// `key`: as long as an item with that key is there, dead or alive, its id is returned and
     /// nothing is added. `priority`: of the ready items one with the least is leased first, then
     /// the oldest. `delay`: seconds before it is leased. `expires`: seconds after which the item
-    /// expires; then it is dead, and a handler at work on it is cancelled.
+    /// expires; then it is dead, and a handler at work on it is cancelled. `time_limit`: seconds that
+    /// each attempt may take, instead of the time_limit of the pool that leases it (see WorkerPool).
     ///
     /// Blocks: where there is a maxsize, until there is room, for `timeout` seconds at most.
     /// On cancel: a checkpoint; Cancelled means that nothing was added.
@@ -142,7 +151,7 @@ impl LeaseQueue {
     ///
     /// Raises:
     ///     Full: no room in time.
-    #[pyo3(signature = (item: "_T", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
+    #[pyo3(signature = (item: "_T", /, *, key = None, priority = 0, delay = None, expires = None, time_limit = None, timeout = None))]
     #[allow(clippy::too_many_arguments)] // the options of an item
     fn put(
         &self,
@@ -152,9 +161,14 @@ impl LeaseQueue {
         priority: i64,
         delay: Option<Seconds<'_, '_>>,
         expires: Option<Seconds<'_, '_>>,
+        time_limit: Option<Seconds<'_, '_>>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
-        let arguments = options::of_put(key, priority, delay, expires, timeout)?;
+        let arguments = options::of_put(key, priority, delay, expires, time_limit, timeout)?;
+        let item = Kept {
+            item: Object(item),
+            context: None,
+        };
         self.memory.put(py, item, &arguments)
     }
 
@@ -183,12 +197,15 @@ impl LeaseQueue {
         visit.call(&self.memory.retry)?;
         let mut visited = self.memory.promises.traverse(&visit);
         self.memory.queue.try_for_each(|stored| {
-            let object = match stored {
-                Stored::Item(object) | Stored::Note(Note::Said(object)) => &object.0,
+            let (object, context) = match stored {
+                Stored::Item(kept) => (&kept.item.0, kept.context.as_ref()),
+                Stored::Note(Note::Said(object)) => (&object.0, None),
                 Stored::Note(Note::Noted(_)) => return,
             };
-            if visited.is_ok() {
-                visited = visit.call(object);
+            for object in [Some(object), context.map(|context| &context.0)] {
+                if visited.is_ok() {
+                    visited = visit.call(object);
+                }
             }
         });
         visited
@@ -208,9 +225,13 @@ impl LeaseQueue {
     /// The dead items: id, item, and all failures (exceptions and CancelCauses).
     #[pyo3(signature = () -> "list[tuple[int, _T, list[BaseException | CancelCause]]]")]
     fn dead(&self, py: Python<'_>) -> PyResult<Vec<Dead<Py<PyAny>>>> {
-        let show = |(id, item, failures): work::Dead<Object, Note>| {
+        let show = |(id, item, failures): work::Dead<Kept, Note>| {
             let failures = failures.iter().map(|failure| failure.to_object(py));
-            Ok((id, item.0.clone_ref(py), failures.collect::<PyResult<_>>()?))
+            Ok((
+                id,
+                item.item.0.clone_ref(py),
+                failures.collect::<PyResult<_>>()?,
+            ))
         };
         self.memory.queue.dead().into_iter().map(show).collect()
     }
@@ -292,22 +313,17 @@ impl Memory {
     }
 
     #[inline]
-    fn put(&self, py: Python<'_>, item: Py<PyAny>, arguments: &PutArguments) -> PyResult<u64> {
+    fn put(&self, py: Python<'_>, item: Kept, arguments: &PutArguments) -> PyResult<u64> {
         self.check_process()?;
         checkpoint(py)?;
-        match self.queue.try_put(Object(item), &arguments.options) {
+        match self.queue.try_put(item, &arguments.options) {
             Ok(id) => Ok(id),
             Err(item) => self.wait_and_put(py, item, arguments),
         }
     }
 
     #[cold]
-    fn wait_and_put(
-        &self,
-        py: Python<'_>,
-        item: Object,
-        arguments: &PutArguments,
-    ) -> PyResult<u64> {
+    fn wait_and_put(&self, py: Python<'_>, item: Kept, arguments: &PutArguments) -> PyResult<u64> {
         let mut putting = self.queue.put_op(item, &arguments.options);
         let put = perform(py, &mut putting, arguments.until);
         put.map_err(|stop| error::from_stop(py, stop))?
@@ -315,15 +331,15 @@ impl Memory {
     }
 
     #[inline]
-    fn deliver(self: &Arc<Self>, lease: work::Lease<Object, Note>) -> Delivery {
-        let (progress, deadline, ends, item_key) = match lease.details {
-            None => (None, Time::NEVER, Time::NEVER, None),
+    fn deliver(self: &Arc<Self>, lease: work::Lease<Kept, Note>) -> Delivery {
+        let (progress, deadline, ends, item_key, time_limit) = match lease.details {
+            None => (None, Time::NEVER, Time::NEVER, None, None),
             Some(details) => {
                 let progress = details.progress.and_then(Note::into_said);
                 let progress = progress.map(Content::Object);
                 let deadline = details.deadline.unwrap_or(Time::NEVER);
                 let ends = earliest(deadline, details.until);
-                (progress, deadline, ends, details.key)
+                (progress, deadline, ends, details.key, details.time_limit)
             }
         };
         let key = LeaseKey {
@@ -334,10 +350,12 @@ impl Memory {
         Delivery {
             hold: Hold::new(key, self.clone()),
             attempt: lease.attempt,
-            item: Content::Object(lease.item.0),
+            item: Content::Object(lease.item.item.0),
+            context: lease.item.context.map(|context| context.0),
             progress,
             item_key,
             ends,
+            time_limit,
         }
     }
 
@@ -382,7 +400,12 @@ impl PoolQueue for Memory {
         promise: &Bound<'_, PyAny>,
         arguments: PutArguments,
     ) -> PyResult<u64> {
-        let put = || self.put(item.py(), item.clone().unbind(), &arguments);
+        let context = promise.getattr(promise_port::context(item.py()))?;
+        let kept = Kept {
+            item: Object(item.clone().unbind()),
+            context: Some(Object(context.unbind())),
+        };
+        let put = || self.put(item.py(), kept, &arguments);
         self.promises.register(promise, put)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::RetryPolicy;
+use super::{RetryPolicy, time_limit};
 use crate::clock::Time;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::work::{PutOptions, QueueOptions};
@@ -41,6 +41,7 @@ pub(super) fn of_put(
     priority: i64,
     delay: Option<Seconds<'_, '_>>,
     expires: Option<Seconds<'_, '_>>,
+    limit: Option<Seconds<'_, '_>>,
     timeout: Option<Seconds<'_, '_>>,
 ) -> PyResult<PutArguments> {
     Ok(PutArguments {
@@ -49,6 +50,7 @@ pub(super) fn of_put(
             priority,
             delay: seconds::optional_span(delay, "delay")?.unwrap_or(Duration::ZERO),
             expires: seconds::optional_span(expires, "expires")?,
+            time_limit: time_limit::checked(limit)?,
         },
         until: seconds::until(seconds::optional_span(timeout, "timeout")?),
     })

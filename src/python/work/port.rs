@@ -85,7 +85,7 @@ impl QueuePort {
     }
 
     /// Add an item, as put() does; `promise` is settled when the item has ended.
-    #[pyo3(signature = (item: "object", promise: "object", /, *, key = None, priority = 0, delay = None, expires = None, timeout = None))]
+    #[pyo3(signature = (item: "object", promise: "object", /, *, key = None, priority = 0, delay = None, expires = None, time_limit = None, timeout = None))]
     #[allow(clippy::too_many_arguments)] // those of put()
     fn submit(
         &self,
@@ -95,9 +95,10 @@ impl QueuePort {
         priority: i64,
         delay: Option<Seconds<'_, '_>>,
         expires: Option<Seconds<'_, '_>>,
+        time_limit: Option<Seconds<'_, '_>>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<u64> {
-        let arguments = options::of_put(key, priority, delay, expires, timeout)?;
+        let arguments = options::of_put(key, priority, delay, expires, time_limit, timeout)?;
         self.queue.submit(item, promise, arguments)
     }
 

@@ -3,7 +3,8 @@
 //! A future is registered before its item is put, since a worker may finish the item before
 //! `put` returns its number: ends of items meanwhile are kept in `early`, and handed to the
 //! future as soon as the number is known. Futures are Python objects, so they are settled and
-//! dropped only while the lock is free. Only attached threads lock it.
+//! dropped only while the lock is free. Only attached threads lock it, besides the thread that commits
+//! to a file, which registers a future before any worker can lease its item.
 
 use std::collections::HashMap;
 
@@ -100,6 +101,23 @@ impl Promises {
             result.settle(py, future);
         }
         number
+    }
+
+    /// Register the future of an item whose number is known before any worker leases it. The one call that
+    /// a thread makes detached, too: it moves the reference, and touches no count.
+    pub(super) fn add(&self, number: u64, future: Py<PyAny>) {
+        let mut state = self.state.lock();
+        state.futures.entry(number).or_default().push(future);
+    }
+
+    /// The context of the item's first submit() in this process, if its future is not settled.
+    pub(super) fn context(&self, py: Python<'_>, number: u64) -> Option<Py<PyAny>> {
+        let future = {
+            let state = self.state.lock();
+            let futures = state.futures.get(&number);
+            futures.and_then(|futures| futures.first().map(|future| future.clone_ref(py)))
+        };
+        future?.getattr(py, promise_port::context(py)).ok()
     }
 
     /// For the object of the queue.

@@ -14,7 +14,7 @@ use super::content::Content;
 use super::lease::LeaseSlot;
 use super::promises::ItemResult;
 use super::source::{Delivery, Hold, LeaseHandle, LeaseKey, LeaseSource};
-use super::{LONGEST_COMMIT, Lease};
+use super::{LONGEST_COMMIT, Lease, time_limit};
 use crate::clock::Time;
 use crate::item::ItemId;
 use crate::python::hard_stop::mask::Mask;
@@ -82,12 +82,14 @@ fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
     Ok(Delivery {
         attempt: held.getattr(held_delivery::attempt(py))?.extract()?,
         item: content(body),
+        context: held.getattr(held_delivery::context(py))?.extract()?,
         progress: progress.map(content),
         item_key: held
             .getattr(held_delivery::key(py))?
             .extract::<Option<String>>()?
             .map(Into::into),
         ends: Time::NEVER, // the heartbeat thread extends the lease, and cancels the task if it is lost
+        time_limit: time_limit::checked(held.getattr(held_delivery::time_limit(py))?.extract()?)?,
         hold: Hold::new(
             key,
             Arc::new(HeldDelivery {

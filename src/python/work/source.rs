@@ -57,12 +57,17 @@ pub(super) struct Delivery {
     /// How often the item has been leased, this time included.
     pub(super) attempt: u32,
     pub(super) item: Content,
+    /// The context (contextvars) of the item's submit(), of which the handler gets a copy. `None`: it was
+    /// put, or submitted in another process.
+    pub(super) context: Option<Py<PyAny>>,
     /// The progress that an earlier attempt has stored with `heartbeat()`.
     pub(super) progress: Option<Content>,
     /// The key with which the item was put.
     pub(super) item_key: Option<Arc<str>>,
     /// When its handler is to stop: the item expires, or the lease does.
     pub(super) ends: Time,
+    /// How long this attempt may take, from the lease on; `None`: the item has no limit of its own.
+    pub(super) time_limit: Option<Duration>,
 }
 
 /// A lease, until it is settled or released.

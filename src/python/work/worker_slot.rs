@@ -27,6 +27,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::gc::PyVisit;
@@ -40,12 +41,14 @@ use super::port::QueuePort;
 use super::promises::ItemResult;
 use super::py_queue::PyQueue;
 use super::source::{Delivery, LeaseSource, unless_fenced};
+use super::time_limit::{self, TimeLimit};
 use super::{LONGEST_COMMIT, Lease, PoolMetrics, RetryPolicy, cause_of, failure};
 use crate::CauseKind;
 use crate::boundary::{BodyEnd, Boundary};
 use crate::fork;
 use crate::item::ItemId;
 use crate::python::binding::attach::attach;
+use crate::python::binding::context::Entered;
 use crate::python::binding::host::detached;
 use crate::python::binding::runnable::check_result;
 use crate::python::binding::seconds;
@@ -60,9 +63,11 @@ use crate::python::token::CancelToken;
 use crate::python::wait::blocking;
 use crate::python::work::child::ChildProcess;
 use crate::python::{error, token};
+use crate::stop::AnyStopPolicy;
 use crate::sync::Latch;
 use crate::task::Task;
 use crate::testing::{self, Enrolment};
+use crate::token::Registration;
 use crate::work::{Nack, NackOutcome};
 
 /// Room for " item " and most numbers.
@@ -74,6 +79,16 @@ struct Current {
     task: Arc<Task>,
     /// The lease that is settled in the loop's place if the call is abandoned.
     lease: Py<Lease>,
+}
+
+/// One attempt of a worker at an item.
+struct Attempt {
+    /// The task of the handler's call.
+    task: Arc<Task>,
+    /// Ends the attempt when it takes too long, if it has a limit.
+    limit: Option<TimeLimit>,
+    /// The context of the item's submit(), if it was submitted in this process.
+    context: Option<Py<PyAny>>,
 }
 
 /// A worker's place in its pool, where its current work can be cancelled and killed.
@@ -98,6 +113,12 @@ pub(in crate::python) struct WorkerSlot {
     /// Its handler was abandoned while it runs, and another worker has its place. Set by the killing
     /// thread.
     abandoned: AtomicBool,
+    /// The pool's limit for items that have none of their own.
+    time_limit: Option<Duration>,
+    /// The pool's, for the kill of an attempt that takes longer than its limit.
+    policy: AnyStopPolicy,
+    /// Called with this slot and such a kill, which has begun; it sees to its end, and does not block.
+    overdue: Py<PyAny>,
     /// Set when its thread has left the loop, or was abandoned.
     over: Latch,
     /// Whether it may lease its next item.
@@ -109,12 +130,24 @@ pub(in crate::python) struct WorkerSlot {
 #[pymethods]
 impl WorkerSlot {
     #[new]
-    #[pyo3(signature = (name, queue: "object", pool, tally))]
+    #[pyo3(signature = (
+        name,
+        queue: "object",
+        pool,
+        tally,
+        time_limit,
+        policy: "StopPolicy | ProcessStopPolicy",
+        overdue: "Callable[[WorkerSlot, BegunKill], object]",
+    ))]
+    #[allow(clippy::too_many_arguments)] // all of them the pool's
     fn new(
         name: String,
         queue: &Bound<'_, PyAny>,
         pool: Py<CancelToken>,
         tally: Py<PoolMetrics>,
+        time_limit: Option<Seconds<'_, '_>>,
+        policy: &Bound<'_, PyAny>,
+        overdue: Py<PyAny>,
     ) -> PyResult<Self> {
         let retry = queue.getattr(engine_source::retry(queue.py()))?;
         Ok(Self {
@@ -126,6 +159,9 @@ impl WorkerSlot {
             tally,
             current: Mutex::new(None),
             abandoned: AtomicBool::new(false),
+            time_limit: time_limit::checked(time_limit)?,
+            policy: stop::any_policy(policy)?,
+            overdue,
             over: Latch::new(),
             gate: LeaseGate::new(),
             enrolment: Mutex::new(None),
@@ -138,6 +174,7 @@ impl WorkerSlot {
         visit.call(&self.retry)?;
         visit.call(&self.pool)?;
         visit.call(&self.tally)?;
+        visit.call(&self.overdue)?;
         // Locked by attached threads only.
         match self.current.try_lock().as_deref() {
             Some(Some(current)) => visit.call(&current.lease),
@@ -193,21 +230,20 @@ impl WorkerSlot {
         process = None,
     ))]
     fn work(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         handler: &Bound<'_, PyAny>,
         failed: &Bound<'_, PyAny>,
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
-        let enrolment = self.enrolment.lock().take();
+        let (py, this) = (slf.py(), slf.get());
+        let enrolment = this.enrolment.lock().take();
         let enrolled = detached(py, || enrolment.map(Enrolment::begin));
-        let worker = Task::new(&self.name, Some(self.pool.get().inner()));
+        let worker = Task::new(&this.name, Some(this.pool.get().inner()));
         let boundary = Boundary::enter(&worker, None);
-        let result = self
-            .work_on_all(py, handler, process)
+        let result = Self::work_on_all(slf, handler, process)
             .or_else(|failure| failed.call1((failure.into_value(py),)).map(drop));
         detached(py, || boundary.leave(BodyEnd::Unwound));
-        self.over.set();
+        this.over.set();
         detached(py, || drop(enrolled));
         result
     }
@@ -244,7 +280,8 @@ impl WorkerSlot {
             slot: slf.clone().unbind(),
             task: task.clone(),
             lease,
-            cause,
+            nack: Nack::AtOnce,
+            failure: cause,
         };
         BegunKill::new(py, &task, (kind, reason), policy, on_abandon)
     }
@@ -309,15 +346,15 @@ impl WorkerSlot {
 
 impl WorkerSlot {
     fn work_on_all(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         handler: &Bound<'_, PyAny>,
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
-        while !self.abandoned.load(Ordering::Acquire) {
+        let (py, this) = (slf.py(), slf.get());
+        while !this.abandoned.load(Ordering::Acquire) {
             let slot = LeaseSlot::new(py)?;
-            match self.gate.lease(py, &*self.source) {
-                Ok(Some(delivery)) => self.work_on(py, delivery, slot, handler, process)?,
+            match this.gate.lease(py, &*this.source) {
+                Ok(Some(delivery)) => Self::work_on(slf, delivery, slot, handler, process)?,
                 Ok(None) => break,
                 Err(stopped) if stopped.is_instance_of::<Cancelled>(py) => break,
                 Err(broken) => return Err(broken),
@@ -328,49 +365,67 @@ impl WorkerSlot {
 
     /// One lease, from delivery to settlement.
     fn work_on(
-        &self,
-        py: Python<'_>,
-        delivery: Delivery,
+        slf: &Bound<'_, Self>,
+        mut delivery: Delivery,
         slot: LeaseSlot<'_>,
         handler: &Bound<'_, PyAny>,
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
-        let mut name = String::with_capacity(self.name.len() + NUMBERED);
+        let (py, this) = (slf.py(), slf.get());
+        let mut name = String::with_capacity(this.name.len() + NUMBERED);
         let _ = write!(
             name,
             "{} item {}",
-            self.name,
+            this.name,
             delivery.hold.handle().id(delivery.hold.key())
         );
-        let task = Task::new(&name, Some(self.pool.get().inner()));
+        let context = delivery.context.take();
+        let pool = this.pool.get().inner();
+        let limit = delivery.time_limit.or(this.time_limit);
+        let limit = limit.map(|limit| TimeLimit::begin(limit, pool));
+        let bound = limit.as_ref().map(TimeLimit::token);
+        let task = Task::new(&name, Some(bound.as_ref().unwrap_or(pool)));
         if let Some(process) = process {
             task.run_remotely(process.elsewhere());
         }
-        let lease = slot.fill_for(delivery, self.queue.clone_ref(py), task.clone());
-        self.note(py, Event::Leased, lease.get(), None);
-        let worked = self.call(py, &task, &lease, handler, process);
-        self.tally.get().close(py, lease.get());
+        let lease = slot.fill_for(delivery, this.queue.clone_ref(py), task.clone());
+        this.note(py, Event::Leased, lease.get(), None);
+        let attempt = Attempt {
+            task,
+            limit,
+            context,
+        };
+        let worked = Self::call(slf, &attempt, &lease, handler, process);
+        this.tally.get().close(py, lease.get());
         worked
     }
 
     /// One lease, from the handler's begin to settlement.
     fn call(
-        &self,
-        py: Python<'_>,
-        task: &Arc<Task>,
+        slf: &Bound<'_, Self>,
+        attempt: &Attempt,
         lease: &Bound<'_, Lease>,
         handler: &Bound<'_, PyAny>,
         process: Option<&ChildProcess>,
     ) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let Attempt {
+            task,
+            limit,
+            context,
+        } = attempt;
         let begun = lease.get().handle().begun(py, task);
         let arguments = begun.and_then(|()| PyTuple::new(py, [lease]));
         let arguments = arguments.inspect_err(|broken| {
             let failure = broken.value(py).clone().into_any().unbind();
             let _released = lease.get().hold().nack(py, Nack::AtOnce, failure);
         })?;
-        self.note(py, Event::Started, lease.get(), None);
+        this.note(py, Event::Started, lease.get(), None);
+        let watch = limit
+            .as_ref()
+            .map(|limit| Self::watch(slf, limit, task, lease));
         let body = || {
-            *self.current.lock() = Some(Current {
+            *this.current.lock() = Some(Current {
                 task: task.clone(),
                 lease: lease.clone().unbind(),
             });
@@ -387,20 +442,60 @@ impl WorkerSlot {
             }
             let token = task.source().token();
             token.check().map_err(|stop| error::from_stop(py, stop))?;
+            let _context = match context {
+                Some(context) => Entered::copy(context.bind(py))?,
+                None => Entered::empty(py)?,
+            };
             if process.is_none() {
                 lease.get().decode(py)?;
             }
             check_result(handler.call1(&arguments)?, false).map(Bound::unbind)
         };
         let settled = task::run(py, task, body, |result, ended| {
-            let before = self.current.lock().take();
+            let before = this.current.lock().take();
             drop(before);
-            let settled = self.settle(py, task, lease.get(), result, ended);
+            let settled = this.settle(py, task, lease.get(), limit.as_ref(), result, ended);
             settled.inspect_err(|_| lease.get().hold().release())
-        })?;
-        settled.unwrap_or_else(|| {
-            self.current.lock().take(); // abandoned: the killing thread has settled the lease
+        });
+        if let Some(watch) = watch {
+            watch.unregister();
+            watch.detach();
+        }
+        settled?.unwrap_or_else(|| {
+            this.current.lock().take(); // abandoned: the killing thread has settled the lease
             Ok(())
+        })
+    }
+
+    /// Has the attempt killed when its limit is over.
+    fn watch(
+        slf: &Bound<'_, Self>,
+        limit: &TimeLimit,
+        task: &Arc<Task>,
+        lease: &Bound<'_, Lease>,
+    ) -> Registration {
+        let (slot, task, lease) = (slf.clone().unbind(), task.clone(), lease.clone().unbind());
+        let span = limit.span();
+        // A kill that begins before the body does is recorded, and delivered when that begins.
+        task.launch();
+        limit.watch(move |py| {
+            // A simulation uses no force: the handler was cancelled at its limit.
+            if testing::current().is_some() {
+                return Ok(());
+            }
+            let this = slot.get();
+            let failure = time_limit::failure(py, span, None);
+            let on_abandon = SlotAbandoned {
+                slot: slot.clone_ref(py),
+                task: task.clone(),
+                lease,
+                nack: this.after(failure.bind(py)),
+                failure,
+            };
+            let reason = time_limit::words(span);
+            let cause = (CauseKind::Deadline, Some(&*reason));
+            let kill = BegunKill::new(py, &task, cause, this.policy, on_abandon)?;
+            this.overdue.call1(py, (&slot, kill)).map(drop)
         })
     }
 
@@ -410,6 +505,7 @@ impl WorkerSlot {
         py: Python<'_>,
         task: &Task,
         lease: &Lease,
+        limit: Option<&TimeLimit>,
         result: PyResult<Py<PyAny>>,
         ended: Ended,
     ) -> PyResult<()> {
@@ -433,14 +529,28 @@ impl WorkerSlot {
                 }
             }
             (Settled::NotYet, Err(raised)) => {
-                let value = raised.into_value(py).into_any();
-                let (event, nack, failure) = match ended {
-                    Ended::Failed => (Event::Failed, self.after(value.bind(py)), value),
-                    // A kill of a body in a process arrives here as a cancellation.
-                    _ if ended == Ended::Killed || task.record().killed_at.is_some() => {
-                        (Event::Killed, Nack::AtOnce, cause_of(py, &value))
+                // A kill of a body in a process arrives here as a cancellation.
+                let killed = ended == Ended::Killed || task.record().killed_at.is_some();
+                let limit = limit.filter(|limit| limit.has_stopped(task));
+                let (event, nack, failure) = match (ended, limit) {
+                    (Ended::Failed, _) => {
+                        let failure = raised.into_value(py).into_any();
+                        (Event::Failed, self.after(failure.bind(py)), failure)
                     }
-                    _ => (Event::Cancelled, Nack::AtOnce, cause_of(py, &value)),
+                    (_, Some(limit)) => {
+                        let event = if killed { Event::Killed } else { Event::Failed };
+                        let failure = time_limit::failure(py, limit.span(), Some(raised));
+                        (event, self.after(failure.bind(py)), failure)
+                    }
+                    (_, None) => {
+                        let event = if killed {
+                            Event::Killed
+                        } else {
+                            Event::Cancelled
+                        };
+                        let failure = cause_of(py, &raised.into_value(py).into_any());
+                        (event, Nack::AtOnce, failure)
+                    }
                 };
                 self.note(py, event, lease, Some(&failure));
                 let nacked = hold.nack(py, nack, failure.clone_ref(py));
@@ -465,17 +575,25 @@ impl WorkerSlot {
     }
 
     /// Settles the lease of a handler that was abandoned.
-    fn take_from(&self, py: Python<'_>, task: &Task, lease: &Lease, cause: &Py<PyAny>) {
+    fn take_from(&self, py: Python<'_>, abandoned: &SlotAbandoned) {
+        let SlotAbandoned {
+            task,
+            lease,
+            nack,
+            failure,
+            ..
+        } = abandoned;
+        let lease = lease.get();
         let id = lease.which().0;
-        self.note(py, Event::Killed, lease, Some(cause));
+        self.note(py, Event::Killed, lease, Some(failure));
         task.amend(|record| record.fenced.push(id.clone()));
         let hold = lease.hold();
-        match hold.nack(py, Nack::AtOnce, cause.clone_ref(py)) {
+        match hold.nack(py, *nack, failure.clone_ref(py)) {
             Ok(returned) => {
                 if returned == NackOutcome::Requeued {
                     task.amend(|record| record.requeued.push(id.clone()));
                 }
-                self.not_done(py, lease, returned, cause.clone_ref(py));
+                self.not_done(py, lease, returned, failure.clone_ref(py));
             }
             Err(fenced) if error::is(py, &fenced, "Fenced") => {}
             Err(broken) => {
@@ -516,7 +634,10 @@ struct SlotAbandoned {
     slot: Py<WorkerSlot>,
     task: Arc<Task>,
     lease: Py<Lease>,
-    cause: Py<PyAny>,
+    /// When the item is leased again.
+    nack: Nack,
+    /// Why the attempt has ended.
+    failure: Py<PyAny>,
 }
 
 impl OnAbandon for SlotAbandoned {
@@ -525,7 +646,7 @@ impl OnAbandon for SlotAbandoned {
         slot.abandoned.store(true, Ordering::Release);
         let _mask = Mask::open(LONGEST_COMMIT); // the killing thread may be killed
         fork::outside(|| {
-            attach(|py| slot.take_from(py, &self.task, self.lease.get(), &self.cause));
+            attach(|py| slot.take_from(py, self));
         });
         slot.over.set();
     }
@@ -533,7 +654,7 @@ impl OnAbandon for SlotAbandoned {
     fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
         visit.call(&self.slot)?;
         visit.call(&self.lease)?;
-        visit.call(&self.cause)
+        visit.call(&self.failure)
     }
 }
 

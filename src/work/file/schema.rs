@@ -4,7 +4,7 @@
 //! it, and stays as it is. The tables are made in one transaction with the mark of the file, and
 //! only then WAL mode is turned on: so the mark is in the file itself from its first byte on, never
 //! in the WAL alone. A process that dies in the middle leaves an empty file, or a journal that
-//! SQLite rolls back.
+//! SQLite rolls back. The tables of an older version are brought up to date in one transaction as well.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -55,7 +55,8 @@ CREATE TABLE items (
     key TEXT,
     unwanted BLOB,                  -- why it was cancelled, while it was leased
     progress BLOB,
-    item BLOB NOT NULL
+    item BLOB NOT NULL,
+    time_limit INTEGER              -- nanoseconds that a worker has for each attempt
 );
 CREATE INDEX ready ON items (priority, turn) WHERE state = 0;
 CREATE INDEX leased ON items (owner) WHERE state = 1;
@@ -210,7 +211,10 @@ fn upgrade(db: &mut Connection) -> Result<(), FileError> {
     }
     let upgrading = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     if version(&upgrading)? == 1 {
-        upgrading.execute_batch("ALTER TABLE items ADD COLUMN holder TEXT; DROP VIEW queue;")?;
+        upgrading.execute_batch(
+            "ALTER TABLE items ADD COLUMN holder TEXT; \
+             ALTER TABLE items ADD COLUMN time_limit INTEGER; DROP VIEW queue;",
+        )?;
         upgrading.execute_batch(VIEW)?;
         upgrading.pragma_update(None, "user_version", VERSION)?;
     }

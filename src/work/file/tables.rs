@@ -53,6 +53,7 @@ mod admin;
 mod owners;
 mod transitions;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -66,6 +67,10 @@ use crate::work::{
 };
 
 type Result<T> = std::result::Result<T, FileError>;
+
+/// Called with an item's id when its put is committed, before any queue of this process leases the item. On
+/// the thread that has made the commit, with the database locked.
+pub(super) type OnPut = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// Bit of the column `awaited`: threads of a process wait for an item.
 const ITEMS: i64 = 1;
@@ -92,8 +97,10 @@ pub(super) struct OpContext {
 
 /// The changes of a transaction that concern waiters. Times are on the machine's clock. Written by the
 /// operations, and read by `Shared::publish` after the commit, on the thread that has made it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Changed {
+    /// The first ids of puts, and the functions that get them after the commit.
+    pub(super) put: Vec<(u64, OnPut)>,
     /// How many items have become ready.
     pub(super) made_ready: usize,
     /// How many items are ready after the commit.
@@ -379,6 +386,11 @@ impl<'a> Tables<'a> {
         Ok(Some(ids))
     }
 
+    /// Call the function with this id if the transaction is committed.
+    pub(super) fn after_commit(&mut self, id: u64, on_put: OnPut) {
+        self.changed.put.push((id, on_put));
+    }
+
     /// The id of the item with this key.
     fn find_key(&self, key: &str) -> Result<Option<i64>> {
         self.find("SELECT id FROM items WHERE key = ?", [key], |row| {
@@ -396,8 +408,8 @@ impl<'a> Tables<'a> {
         let turn = self.next_turn();
         self.execute(
             "INSERT INTO items (id, state, priority, turn, attempt, due, due_wall, delay, expires, \
-             expires_wall, timeout, put_wall, key, item) \
-             VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             expires_wall, timeout, put_wall, key, item, time_limit) \
+             VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 id,
                 if due.is_some() { 2 } else { 0 },
@@ -412,6 +424,7 @@ impl<'a> Tables<'a> {
                 now.wall,
                 options.key.as_deref(),
                 item,
+                options.time_limit.map(nanos),
             ],
         )?;
         match due {
@@ -478,7 +491,7 @@ impl<'a> Tables<'a> {
             "UPDATE items SET state = 1, attempt = attempt + 1, epoch = ?, owner = ?, \
              holder = ?, lease_until = ? WHERE id = \
              (SELECT id FROM items WHERE state = 0 ORDER BY priority, turn LIMIT 1) \
-             RETURNING id, attempt, item, progress, expires, key",
+             RETURNING id, attempt, item, progress, expires, key, time_limit",
             params![epoch, self.context.owner, thread, until],
             |row| {
                 let expires = row.get::<_, Option<i64>>(4)?;
@@ -492,6 +505,7 @@ impl<'a> Tables<'a> {
                         deadline: expires.map(|expires| now.time_of(expires)),
                         until: until.map(|until| now.time_of(until)),
                         key: row.get::<_, Option<String>>(5)?.map(Into::into),
+                        time_limit: row.get::<_, Option<i64>>(6)?.map(from_nanos),
                     }
                     .if_any(),
                 })
@@ -686,6 +700,16 @@ fn number(column: i64) -> u64 {
 #[allow(clippy::cast_possible_wrap)]
 fn row_id(number: u64) -> i64 {
     number as i64
+}
+
+/// A length of time for the column `time_limit`; the greatest number is any that is longer.
+fn nanos(span: Duration) -> i64 {
+    i64::try_from(span.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The inverse of [`nanos`].
+fn from_nanos(column: i64) -> Duration {
+    Duration::from_nanos(number(column.max(0)))
 }
 
 /// A count of attempts for the core, which has fewer bits than the column.

@@ -263,6 +263,7 @@ impl Queue for Simulated {
                     .details
                     .as_ref()
                     .and_then(|details| details.key.clone()),
+                time_limit: lease.time_limit(),
             }
             .if_any(),
         })
@@ -342,7 +343,8 @@ fn a_file_of_the_version_before_gets_the_columns_that_it_lacks() {
     let id = put(&folder.open(&clock), 0, None);
     let db = rusqlite::Connection::open(folder.0.join("jobs.db")).unwrap();
     db.execute_batch(
-        "DROP VIEW queue; ALTER TABLE items DROP COLUMN holder; CREATE VIEW queue AS SELECT id FROM items;
+        "DROP VIEW queue; ALTER TABLE items DROP COLUMN holder;
+         ALTER TABLE items DROP COLUMN time_limit; CREATE VIEW queue AS SELECT id FROM items;
          PRAGMA user_version = 1;",
     )
     .unwrap();

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::FileError;
-use super::tables::{Changed, TakeOutcome};
+use super::tables::{Changed, OnPut, TakeOutcome};
 use super::{Bytes, Shared};
 use crate::clock::Time;
 use crate::park::{Ticket, WaitQueue};
@@ -168,15 +168,22 @@ pub(super) struct PutOp<'a> {
     shared: &'a Shared,
     /// Shared with the operation, which may run twice.
     items: Arc<[(Bytes, PutOptions)]>,
+    /// Called with the first item's id when the items were put.
+    on_put: Option<OnPut>,
     /// The version before the last try.
     seen: u64,
 }
 
 impl<'a> PutOp<'a> {
-    pub(super) fn new(shared: &'a Shared, items: Arc<[(Bytes, PutOptions)]>) -> PutOp<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        items: Arc<[(Bytes, PutOptions)]>,
+        on_put: Option<OnPut>,
+    ) -> PutOp<'a> {
         PutOp {
             shared,
             items,
+            on_put,
             seen: 0,
         }
     }
@@ -204,9 +211,13 @@ impl Op for PutOp<'_> {
 
     fn attempt(&mut self) -> Result<Option<Vec<u64>>, FileError> {
         self.seen = self.shared.waits.lock().version;
-        let items = self.items.clone();
+        let (items, on_put) = (self.items.clone(), self.on_put.clone());
         let put = self.shared.run(true, self.shared.context(), move |tables| {
-            tables.put(&items)
+            let ids = tables.put(&items)?;
+            if let (Some([first, ..]), Some(on_put)) = (ids.as_deref(), &on_put) {
+                tables.after_commit(*first, on_put.clone());
+            }
+            Ok(ids)
         });
         put.inspect_err(|_| self.shared.wake_all())
     }

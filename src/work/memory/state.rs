@@ -112,6 +112,8 @@ struct Item<T, N> {
 struct Extras<N> {
     /// Priority and deadline. Set by `put`; `retry` alone changes it, and takes the deadline away.
     schedule: Schedule,
+    /// How long an attempt may take, for the leases. Set by `put`, and never changed.
+    time_limit: Option<Duration>,
     /// Its key in [`ItemStates::keys`]. Set by `put`, and never changed.
     key: Option<Arc<str>>,
     /// The progress of the last heartbeat, for the next attempt. Written by `extend`, and kept over
@@ -606,6 +608,7 @@ impl<T, N: Clone> Item<T, N> {
             deadline: Some(deadline).filter(|deadline| !deadline.is_never()),
             until,
             key: extras.and_then(|extras| extras.key.clone()),
+            time_limit: extras.and_then(|extras| extras.time_limit),
         };
         details.if_any()
     }
@@ -615,6 +618,7 @@ impl<N> Extras<N> {
     fn empty() -> Self {
         Self {
             schedule: Schedule::USUAL,
+            time_limit: None,
             key: None,
             progress: None,
             failures: Vec::new(),
@@ -625,7 +629,10 @@ impl<N> Extras<N> {
     /// Of an item that is put with these options.
     #[inline]
     fn of(options: &PutOptions) -> Option<Box<Self>> {
-        let is_usual = options.key.is_none() && options.priority == 0 && options.expires.is_none();
+        let is_usual = options.key.is_none()
+            && options.priority == 0
+            && options.expires.is_none()
+            && options.time_limit.is_none();
         (!is_usual).then(|| Box::new(Self::of_unusual(options)))
     }
 
@@ -637,6 +644,7 @@ impl<N> Extras<N> {
                 priority: options.priority,
                 deadline: options.expires.map_or(Time::NEVER, Time::after),
             },
+            time_limit: options.time_limit,
             key: options.key.clone(),
             ..Self::empty()
         }
