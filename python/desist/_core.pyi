@@ -1182,7 +1182,7 @@ class LeaseQueue(Generic[_T]):
     `retry` says how failed work is tried again. While `maxsize` items are ready, leased or delayed,
     put() waits; 0 means any number. With a `lease_timeout`, in seconds, a lease that is not
     extended with its heartbeat() for that time is lost, and the item leased again; without, a lease
-    lasts until it is settled.
+    lasts until it is settled, or its Lease object is dropped, which requeues the item.
     """
     @classmethod
     def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
