@@ -36,23 +36,34 @@ if TYPE_CHECKING:
 
     from desist._core import PoolMetrics
 
-Kind = Literal[
-    "submitted",
-    "leased",
-    "started",
-    "done",
-    "failed",
-    "cancelled",
-    "killed",
-    "requeued",
-    "dead",
-]
+    # Of WorkEvent.kind.
+    _Kind = Literal[
+        "submitted",
+        "leased",
+        "started",
+        "done",
+        "failed",
+        "cancelled",
+        "killed",
+        "requeued",
+        "dead",
+    ]
 
 
 class WorkEvent(NamedTuple):
     """An event of one item of a WorkerPool."""
 
-    kind: Kind
+    kind: Literal[
+        "submitted",
+        "leased",
+        "started",
+        "done",
+        "failed",
+        "cancelled",
+        "killed",
+        "requeued",
+        "dead",
+    ]
     """What has happened to the item, or how the attempt has ended: "done", "failed", "cancelled",
     "killed". Unless "done", an event for the item's new state follows: "requeued" or "dead". A
     handler that has settled its lease itself ends with that event alone."""
@@ -125,7 +136,7 @@ class Events:
 
     def note(  # noqa: PLR0917 (called by the extension)
         self,
-        kind: Kind,
+        kind: _Kind,
         item_id: int | str,
         attempt: int,
         worker: str,
@@ -238,7 +249,7 @@ class Events:
 
     def _bare(
         self,
-        kind: Kind,
+        kind: _Kind,
         item_id: int | str,
         failure: BaseException | CancelCause | None,
         key: str | None,

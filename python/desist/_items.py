@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import platform
 import threading
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-State = Literal["leased", "ready", "delayed", "dead"]
+    _State = Literal["leased", "ready", "delayed", "dead"]
+    _Row = tuple[int, _State, int, float, tuple[int, str | int] | None, str | None]
+
+STATES = ("leased", "ready", "delayed", "dead")
 """The states of an item that is not done, in the order in which items() lists them."""
 
 
@@ -22,7 +25,7 @@ class ItemInfo(NamedTuple):
     """An item that is not done, as a queue's items() lists it, without the item itself."""
 
     id: int | str
-    state: State
+    state: Literal["leased", "ready", "delayed", "dead"]
     attempt: int
     """How often it has been leased, since it was put or last retried."""
     age: float | None
@@ -39,23 +42,19 @@ def check(state: object, limit: object) -> None:
     Raises:
         ValueError: there is no such state, or the limit is negative.
     """
-    names = get_args(State)
-    if state is not None and state not in names:
-        message = f"state must be one of {', '.join(names)}, or None for all, not {state!r}"
+    if state is not None and state not in STATES:
+        message = f"state must be one of {', '.join(STATES)}, or None for all, not {state!r}"
         raise ValueError(message)
     if isinstance(limit, int) and limit < 0:
         message = f"limit must not be negative, but is {limit}"
         raise ValueError(message)
 
 
-Row = tuple[int, State, int, float, "tuple[int, str | int] | None", "str | None"]
-
-
-def listed(rows: Iterable[Row]) -> list[ItemInfo]:
+def listed(rows: Iterable[_Row]) -> list[ItemInfo]:
     """Make the list out of the extension's rows, in which a holder is a pid and a thread."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
 
-    def info(row: Row) -> ItemInfo:
+    def info(row: _Row) -> ItemInfo:
         item_id, state, attempt, age, holder, key = row
         if holder is None:
             return ItemInfo(item_id, state, attempt, age, None, key)

@@ -125,7 +125,10 @@ start(catch_again_and_again)""",
     # Work.
     "a handler": "pool = desist.WorkerPool(linger, policy=FAST); pool.submit(1)",
     "an event": """
-pool = desist.WorkerPool(lambda _: 1, on_event=linger, policy=FAST)
+def listen(event):
+    if event.kind == "started":  # those before are told to the thread that submits
+        linger()
+pool = desist.WorkerPool(lambda _: 1, on_event=listen, policy=FAST)
 pool.submit(1)""",
     "a callback of a future": """
 pool = desist.WorkerPool(lambda _: go_on.wait(), policy=FAST)

@@ -10,7 +10,7 @@ from desist._core import sleep
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from desist._items import ItemInfo, State
+    from desist._items import ItemInfo, _State
 
 
 class Delivery(NamedTuple):
@@ -125,7 +125,7 @@ class Engine(ABC):
         """
         sleep(timeout)
 
-    def list_items(self, state: State | None, limit: int | None) -> list[ItemInfo]:  # noqa: ARG002 (if it can)
+    def list_items(self, state: _State | None, limit: int | None) -> list[ItemInfo]:  # noqa: ARG002 (if it can)
         """The items that are not done, as EngineQueue.items() lists them."""
         raise self._cannot("list items")
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from desist._codec import Codec
     from desist._item_future import ItemPromise
-    from desist._items import ItemInfo, State
+    from desist._items import ItemInfo, _State
     from desist.engines._port import Delivery
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class EngineQueue(Generic[T]):
         self.port.check_usable()
         return call_masked(self.engine.counts)
 
-    def items(self, *, state: State | None = None, limit: int | None = None) -> list[ItemInfo]:
+    def items(self, *, state: _State | None = None, limit: int | None = None) -> list[ItemInfo]:
         """List the items that are not done: their states, attempts, ages and holders.
 
         The items themselves are not decoded. Leased ones come first, then ready, delayed and dead

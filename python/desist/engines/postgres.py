@@ -27,7 +27,7 @@ from desist.engines._url import check_lease_timeout, lease_timeout_of, take_para
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from desist._items import State
+    from desist._items import _State
 
 _T = TypeVar("_T")
 
@@ -280,7 +280,7 @@ class PostgresEngine(Engine):
 
         self._listen(timeout, look)
 
-    def list_items(self, state: State | None, limit: int | None) -> list[ItemInfo]:
+    def list_items(self, state: _State | None, limit: int | None) -> list[ItemInfo]:
         """One round trip."""
         return [ItemInfo(*row) for row in self._rows("items", state=state, limit=limit)]
 

@@ -44,7 +44,7 @@ from desist.engines._url import check_lease_timeout, lease_timeout_of, take_para
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from desist._items import State
+    from desist._items import _State
 
 _GONE = (
     redis.exceptions.ConnectionError,
@@ -187,7 +187,7 @@ class RedisEngine(Engine):
                 if self._blocked(pause, command, f"{self.stream}:news", self._news, _nothing):
                     return
 
-    def list_items(self, state: State | None, limit: int | None) -> list[ItemInfo]:
+    def list_items(self, state: _State | None, limit: int | None) -> list[ItemInfo]:
         """One round trip, in which the server looks at all items of the states."""
         rows = self._run("items", state or "", _MOST if limit is None else limit)
         return [_info(row) for row in rows]
@@ -305,7 +305,7 @@ def _dead_item(fields: dict[bytes, bytes]) -> DeadItem:
 
 def _info(row: tuple[bytes, bytes, int, int, bytes, bytes]) -> ItemInfo:
     item_id, state, attempt, age, holder, key = row
-    states: dict[bytes, State] = {
+    states: dict[bytes, _State] = {
         b"leased": "leased",
         b"ready": "ready",
         b"delayed": "delayed",
