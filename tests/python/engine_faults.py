@@ -50,9 +50,10 @@ def live(engine: Engine, items: int, workers: int, work: Callable[[], object]) -
             raise ValueError(lease.item)
 
     left = list(range(items))
+    counts: dict[str, int] = {}
     retry = RetryPolicy(max_attempts=1000, backoff=0)
     with EngineQueue[int](engine, retry=retry) as queue:
-        while True:
+        while not counts:
             try:
                 with WorkerPool(handler, queue=queue, workers=workers) as pool:
                     while left:
@@ -60,8 +61,7 @@ def live(engine: Engine, items: int, workers: int, work: Callable[[], object]) -
                         left.pop()
                     assert pool.drain(100)
                 counts = dict(queue.counts())
-                break
-            except (PoolFailed, ConnectionError, ZeroDivisionError) as failure:
+            except (PoolFailed, ConnectionError, ZeroDivisionError) as failure:  # noqa: PERF203
                 told.append(failure)
     done = counts.pop("done")
     assert not any(counts.values()), counts

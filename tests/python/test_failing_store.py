@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Faulty(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
+class Faulty(DictEngine):  # type: ignore[misc] # it is loaded
     """An engine, one call of which fails."""
 
     def __init__(self, fault: Fault) -> None:
