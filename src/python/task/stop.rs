@@ -320,9 +320,15 @@ impl BegunKill {
         policy: AnyStopPolicy,
         on_abandon: impl OnAbandon + 'static,
     ) -> PyResult<Self> {
-        let mut kill = stop::Kill::new(task, kind, reason.map(Into::into), policy)
-            .map_err(|error| refusal(py, error))?;
-        if kill.is_urgent() && testing::current().is_none() {
+        let is_simulated = testing::current().is_some();
+        let new = || stop::Kill::new(task, kind, reason.map(Into::into), policy);
+        let kill = if is_simulated {
+            detached(py, new)
+        } else {
+            new()
+        };
+        let mut kill = kill.map_err(|error| refusal(py, error))?;
+        if kill.is_urgent() && !is_simulated {
             kill.begin();
         } else {
             detached(py, || kill.begin());
