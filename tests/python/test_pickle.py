@@ -146,6 +146,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "Deadlock": lambda: exceptions.Deadlock("text"),
     "Fenced": lambda: desist.Fenced("text"),
     "FunctionTimedOut": lambda: FunctionTimedOut("", 1.5, math.sin, (1,), {}),
+    "ItemInfo": lambda: desist.ItemInfo(7, "leased", 1, 0.5, "host/1/worker", "key"),
     "KillReport": lambda: kill()[1],
     "KillReport of an abandoned thread": lambda: abandoned()[0],
     "KillReport of nothing": KillReport.already_done,
