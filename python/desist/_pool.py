@@ -444,19 +444,23 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         """Begin to kill the busy workers; returns the function that goes on with it."""
         roster = self._roster
         busy = [
-            (seat, f"{seat.name} item {seat.item_id}")
-            for seat in (worker._seat for worker in roster.workers)  # noqa: SLF001 (the pool's own)
-            if seat.busy
+            (worker, f"{worker.name} item {worker.item_id}")
+            for worker in roster.workers
+            if worker._seat.busy  # noqa: SLF001 (the pool's own)
         ]
         kind, policy = CauseKind.SHUTDOWN, roster.policy
-        kills = [seat.begin_kill(_STOPPING, policy, kind=kind) for seat, _ in busy]
+        kills = [
+            worker._seat.begin_kill(_STOPPING, policy, kind=kind)  # noqa: SLF001 (the pool's own)
+            for worker, _ in busy
+        ]
 
         def finish() -> None:
             try:
                 BegunKill.finish_all(kills)
             finally:
-                for seat, work in busy:
-                    if seat.abandoned:
+                for worker, work in busy:
+                    roster.replace_if_abandoned(worker)
+                    if worker.state == "abandoned":
                         cause = CancelCause.shutdown(_STOPPING)
                         report(TaskAborted(work, KillOutcome.ABANDONED, cause))
 

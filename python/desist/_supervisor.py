@@ -1,14 +1,15 @@
 """Supervisor: counts how often a pool's workers are replaced, and ends the pool beyond a limit.
 
-`WorkerPool` asks the supervisor before it replaces a worker, and reports a failed queue to it. It
+The roster asks the supervisor before it replaces a worker, and reports a failed queue to it. It
 guarantees: once it has ended the pool, the pool's token is cancelled, and every future that the
 pool has made fails with the same reason.
 
 How: `restarts`, `_abandoned` and `_recent` are written under `_lock`, and only there. `_ended_by`
-is written once, before `ended` is cancelled and the futures fail; a thread that adds a future looks
-at `ended` afterwards, so that one of the two settles it. The lock is the standard library's, so
-that no cancellation keeps the supervisor from counting, and it is only held inside `call_masked()`,
-so that no kill leaves it held.
+is written once, under it, before `ended` is cancelled and the futures fail; a thread that adds a
+future looks at `ended` afterwards, so that one of the two settles it. The lock is the standard
+library's, so that no cancellation keeps the supervisor from counting, and it is only held inside
+`call_masked()`, so that no kill leaves it held. It is never held while the pool is ended, which
+calls the users' callbacks of futures and tokens: a count only answers that the pool has to end.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Supervisor:
         self._promises = promises
         # When workers were replaced within the last `period`, oldest first.
         self._recent: deque[float] = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may have workers replaced, too
         self._source = CancelSource()
         # Why the pool has ended, and the queue's exception if the queue failed.
         self._ended_by: tuple[str, BaseException | None] | None = None
@@ -68,47 +69,52 @@ class Supervisor:
         """Number of threads that were abandoned and still run."""
         return sum(thread.is_alive() for thread in self._abandoned)
 
-    def count_abandoned(self, what: str, thread: threading.Thread) -> None:
-        """Count a thread that was abandoned, and its replacement.
-
-        Raises:
-            PoolExhausted: the thread is not to be replaced.
-            PoolFailed: the queue has failed, so that nothing is replaced any more.
-        """
-        call_masked(self._count_abandoned, what, thread)
-        self.count_restart(what)
-        self.check()
-
-    def _count_abandoned(self, what: str, thread: threading.Thread) -> None:
+    def add_abandoned(self, thread: threading.Thread) -> None:
+        """Count a thread that was abandoned, for as long as it runs. Inside a mask."""
         with self._lock:
             self._abandoned = [one for one in (*self._abandoned, thread) if one.is_alive()]
-            limit = self._policy.max_abandoned
-            if self.abandoned > limit:
-                self._end(f"{what}, and {limit} abandoned threads still run", None)
 
-    def count_restart(self, what: str) -> None:
-        """Count a worker that is replaced; ends the pool if that has happened too often."""
-        call_masked(self._count_restart, what)
+    def count(self, what: str) -> str | None:
+        """Count the replacement of a worker, unless a limit is reached. Inside a mask.
 
-    def _count_restart(self, what: str) -> None:
+        Returns why the pool has to end instead; None: the worker is to be replaced.
+        """
         now = time.monotonic()
-        intensity, period, _ = self._policy
+        intensity, period, limit = self._policy
         with self._lock:
+            if self._ended_by is not None:
+                return f"{what}, and the pool has ended"
+            if self.abandoned > limit:
+                return f"{what}, and {limit} abandoned threads still run"
             self._recent.append(now)
             while now - self._recent[0] > period:
                 self._recent.popleft()
             if len(self._recent) > intensity:
-                self._end(f"{what}, and {intensity} were replaced in {period} s already", None)
-            if self._ended_by is None:
-                self.restarts += 1
+                return f"{what}, and {intensity} were replaced in {period} s already"
+            self.restarts += 1
+        return None
+
+    def count_restart(self, what: str) -> None:
+        """Count a worker's process that is replaced; ends the pool if that happens too often."""
+        call_masked(self._count_restart, what)
+
+    def _count_restart(self, what: str) -> None:
+        refusal = self.count(what)
+        if refusal is not None:
+            self.end(refusal)
+
+    def end(self, why: str) -> None:
+        """End the pool: a worker had to be replaced, and cannot be. Inside a mask."""
+        self._end(why, None)
 
     def queue_failed(self, failure: BaseException) -> None:
         """End the pool: a worker has left its loop because the queue raised `failure`."""
         call_masked(self._end, "the queue failed", failure)
 
     def _end(self, why: str, failure: BaseException | None) -> None:
-        if self._ended_by is None:
-            self._ended_by = (why, failure)
+        with self._lock:
+            if self._ended_by is None:
+                self._ended_by = (why, failure)
         self._source.cancel(why)
         cancel_because(self._pool.token, CancelCause.shutdown(why))
         for promise in list(self._promises):

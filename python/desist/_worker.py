@@ -10,10 +10,12 @@ thread comes to them are finished by this one thread, side by side: there is no 
 
 How: the tuple of workers is replaced as a whole, under the roster's lock, so that readers need no
 lock. A worker is in the tuple before its thread is started, so that pause(), resize() and stop()
-reach it, and leaves it when it has left its loop because it was retired. The thread whose kill has
-abandoned a worker replaces it before kill() returns, while kills of that thread are deferred, so
-that such a kill does not leave the pool without the worker. Of several kills that abandon one
-worker, the first to write `_replaced`, under the lock, replaces it.
+reach it, and leaves it when it has left its loop because it was retired. One transition,
+`Roster.replace_if_abandoned`, counts a worker that was abandoned and starts another in its place.
+It is made under the lock, once for a worker, however many kills of it there are, and whichever has
+abandoned it. stop() closes the roster under the same lock: from then on none is started, so stop()
+waits for every worker that there is. Lock order: the roster's, then the supervisor's. Both are of
+threading, and reentrant: a signal handler may stop the pool in the middle of a change.
 """
 
 from __future__ import annotations
@@ -35,7 +37,6 @@ from desist._core import (
     WorkerSlot,
     call_masked,
 )
-from desist._enums import KillOutcome
 from desist._exceptions import PoolExhausted, PoolFailed
 from desist._killing import kill_now, kill_soon
 
@@ -71,8 +72,9 @@ class Worker:
             daemon=True,
         )
         self._child: ChildHandler[Any, Any] | None = None
-        # A kill has abandoned it, and has its place taken. For Roster, under its lock.
-        self._replaced = False
+        # It was abandoned, and that is counted, and its place taken if there is a need. Written by
+        # Roster, once, under its lock.
+        self._is_accounted_for = False
 
     @property
     def name(self) -> str:
@@ -153,10 +155,10 @@ class Worker:
         begun = self._seat.begin_kill(reason, policy, item_id)
 
         def finish() -> KillReport:
-            report = begun.finish()
-            if report.outcome is KillOutcome.ABANDONED:
-                roster.replace(self)
-            return report
+            try:
+                return begun.finish()
+            finally:
+                roster.replace_if_abandoned(self)
 
         return finish
 
@@ -202,7 +204,7 @@ class Roster(Generic[T, R]):
         self._tally = tally
         self._events = events
         # The standard library's, so that a cancelled thread takes it as well.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def check_usable(self) -> None:
         """Raise RuntimeError if the pool is stopped, or another process's."""
@@ -322,25 +324,45 @@ class Roster(Generic[T, R]):
         self.children.append(child)
         return child
 
-    def replace(self, abandoned: Worker) -> None:
-        """Start a worker in the place of one whose thread was abandoned, once. Inside kill_now().
+    def replace_if_abandoned(self, worker: Worker) -> None:
+        """Account for a worker that was abandoned, once, and start another in its place.
+
+        None is started when the pool is stopped. Inside kill_now().
 
         Raises:
             PoolExhausted, PoolFailed: the pool has ended, and nothing is replaced.
         """
-        with self._lock:
-            if abandoned._replaced:  # noqa: SLF001 (its own module)
-                return
-            abandoned._replaced = True  # noqa: SLF001 (its own module)
+        if worker._seat.abandoned:  # noqa: SLF001 (its own module)
+            call_masked(self._replace, worker)
+
+    def _replace(self, abandoned: Worker) -> None:
         what = f"{abandoned.name} could not be ended"
-        self._supervisor.count_abandoned(what, abandoned._thread)  # noqa: SLF001 (its own module)
         with self._lock:
-            if abandoned._seat.retired:  # noqa: SLF001 (its own module)
-                self.workers = tuple(one for one in self.workers if one is not abandoned)
+            if abandoned._is_accounted_for:  # noqa: SLF001 (its own module)
                 return
-            new = self._new(abandoned.name)
-            self.workers = tuple(new if one is abandoned else one for one in self.workers)
-        self._start([new])
+            abandoned._is_accounted_for = True  # noqa: SLF001 (its own module)
+            self._supervisor.add_abandoned(abandoned._thread)  # noqa: SLF001 (its own module)
+            if self.stopped:
+                return
+            refusal = self._supervisor.count(what)
+            if refusal is None:
+                refusal = self._fill_place_of(abandoned, what)
+        if refusal is not None:
+            self._supervisor.end(refusal)
+            self._supervisor.check()
+
+    def _fill_place_of(self, abandoned: Worker, what: str) -> str | None:
+        """Start a worker in its place, with the lock held; returns why that failed."""
+        if abandoned._seat.retired:  # noqa: SLF001 (its own module)
+            self.workers = tuple(one for one in self.workers if one is not abandoned)
+            return None
+        new = self._new(abandoned.name)
+        self.workers = tuple(new if one is abandoned else one for one in self.workers)
+        try:
+            self._start([new])
+        except Exception as failure:  # noqa: BLE001 (there is no thread, or no process)
+            return f"{what}, and no worker could be started in its place: {failure}"
+        return None
 
     # The kills of attempts that took too long.
 
@@ -357,16 +379,15 @@ class Roster(Generic[T, R]):
     def _finish_overdue(self) -> None:
         with self._lock:
             overdue, self._overdue = self._overdue, []
-        reports = BegunKill.finish_all([kill for _, kill in overdue])
-        for (seat, _), report in zip(overdue, reports, strict=True):
-            if report.outcome is KillOutcome.ABANDONED:
-                self._replace_seat(seat)
+        BegunKill.finish_all([kill for _, kill in overdue])
+        for seat, _ in overdue:
+            self._replace_seat(seat)
 
     def _replace_seat(self, seat: WorkerSlot) -> None:
         for worker in self.workers:
             if worker._seat is seat:  # noqa: SLF001 (its own module)
                 with suppress(PoolExhausted, PoolFailed):  # the pool has ended, and says so
-                    self.replace(worker)
+                    self.replace_if_abandoned(worker)
 
     # The operations of a future of the pool on its item.
 
