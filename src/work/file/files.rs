@@ -209,7 +209,10 @@ impl Files {
         }
         let opened = |ending| {
             let path = beside(&self.database, ending);
-            let about = look_at(&path)?.ok_or_else(|| self.is_gone(&path))?;
+            // After a failed call of the system SQLite may go on without it.
+            let about = look_at(&path)?.ok_or_else(|| {
+                FileError::Failed(format!("{} could not be made", path.display()))
+            })?;
             Ok::<_, FileError>((path, key(&about)))
         };
         let opened = [
