@@ -189,9 +189,9 @@ class Roster(Generic[T, R]):
         self.threads: list[threading.Thread] = []
         self.children: list[ChildHandler[T, R]] = []
         # Written under the lock. Set by the pool's stop().
-        self.stopped = False
+        self.stopped: bool = False
         # Cancelled while the pool is paused. Replaced under the lock.
-        self.pausing = CancelSource()
+        self.pausing: CancelSource = CancelSource()
         # The process that the workers are in.
         self.process: int = os.getpid()
         self._handler = handler

@@ -166,7 +166,8 @@ class PostgresEngine(Engine):
         except psycopg.ProgrammingError as invalid:
             raise ValueError(f"not a URL that libpq takes: {str(invalid).strip()}") from None
         self.lease_timeout = lease_timeout
-        self.queue = self.name = queue
+        self.queue = queue
+        self.name: str = queue
         self._options: dict[str, Any] = {
             "connect_timeout": 5,
             "tcp_user_timeout": 5000,

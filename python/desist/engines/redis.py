@@ -70,7 +70,8 @@ class RedisEngine(Engine):
         """Set up the engine; connections are made when they are needed."""
         check_lease_timeout(lease_timeout)
         self.lease_timeout = lease_timeout
-        self.stream = self.name = stream
+        self.stream = stream
+        self.name: str = stream
         self.consumer: str = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         # Retries are done by EngineQueue, in waits that can be cancelled.
         self._client = redis.Redis.from_url(
