@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import Fenced, FileQueue, LeaseQueue, testing
+from desist import (
+    Fenced,
+    FileQueue,
+    LeaseQueue,
+    PoolFailed,
+    QueueFileError,
+    WorkerPool,
+    testing,
+)
 from desist.engines import EngineQueue
 from engine_contract import leased
 from engine_faults import CALLS, Fault, live
@@ -119,6 +127,28 @@ for _ in range(2):
         told.append(type(failed.__cause__).__name__)
 print(told, len(set(seen)), queue.counts())
 """
+
+
+def test_a_pool_whose_queue_fails_in_drain_has_failed(tmp_path: Path) -> None:
+    path = tmp_path / "jobs"
+    pool = WorkerPool[str, None](lambda _: None, queue=FileQueue[str](path), workers=1)
+    failed = QueueFileError("the disk is full")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "_port", FailingPort(failed))
+        with pytest.raises(PoolFailed) as raised:
+            pool.drain()
+    assert raised.value.__cause__ is failed
+    with pytest.raises(PoolFailed):
+        pool.submit("a")
+    pool.stop()
+
+
+class FailingPort:
+    def __init__(self, failure: Exception) -> None:
+        self._failure = failure
+
+    def drain(self, _: float | None) -> bool:
+        raise self._failure
 
 
 @pytest.mark.parametrize(
