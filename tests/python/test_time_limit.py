@@ -382,6 +382,7 @@ def total(thing: Any) -> int:
 @pytest.mark.parametrize("where", ["handler", "listener"])
 def test_i22_a_limit_that_passes_at_any_bytecode_stops_its_own_attempt_only(where: str) -> None:
     point = 0
+    Stepper(where, -1).run()  # 3.12 traces the opcodes of a function from its second call on
     while Stepper(where, point).run():
         point += 1
     assert point > 20
