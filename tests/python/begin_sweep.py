@@ -7,6 +7,7 @@ is done within the trace function, as another thread could do it there.
 
 from __future__ import annotations
 
+import gc
 import queue
 import sys
 import threading
@@ -132,6 +133,15 @@ def acted_at(number: int, of_queue: Any, action: Callable[[Pool, ItemFuture[Any]
 
 def sweep(new_queue: Callable[[], Any], action: Callable[[Pool, ItemFuture[Any]], object]) -> int:
     """Act at every instant; returns how many there are."""
+    gc.collect()
+    gc.disable()  # a finalizer that waits for its instant may have interrupted a lock's holder
+    try:
+        return _sweep(new_queue, action)
+    finally:
+        gc.enable()
+
+
+def _sweep(new_queue: Callable[[], Any], action: Callable[[Pool, ItemFuture[Any]], object]) -> int:
     number = 1
     while True:
         of_queue = new_queue()
