@@ -130,7 +130,7 @@ def test_an_item_that_cannot_be_decoded_is_listed(tmp_path: Path) -> None:
         ({"state": "done"}, ValueError, "one of leased, ready, delayed, dead, or None"),
         ({"state": ""}, ValueError, "not ''"),
         ({"limit": -1}, ValueError, "limit must not be negative, but is -1"),
-        ({"limit": "many"}, TypeError, "limit"),
+        ({"limit": "many"}, TypeError, "limit|integer"),  # 3.10 names no argument
     ],
     ids=str,
 )
