@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     _State = Literal["leased", "ready", "delayed", "dead"]
     _Row = tuple[int, _State, int, float, tuple[int, str | int] | None, str | None]
 
-STATES = ("leased", "ready", "delayed", "dead")
+STATES: tuple[_State, ...] = ("leased", "ready", "delayed", "dead")
 """The states of an item that is not done, in the order in which items() lists them."""
 
 

@@ -103,15 +103,12 @@ class Supervisor:
         if refusal is not None:
             self.end(refusal)
 
-    def end(self, why: str) -> None:
-        """End the pool: a worker had to be replaced, and cannot be. Inside a mask."""
-        self._end(why, None)
-
     def queue_failed(self, failure: BaseException) -> None:
-        """End the pool: a worker has left its loop because the queue raised `failure`."""
-        call_masked(self._end, "the queue failed", failure)
+        """End the pool: the queue raised `failure`."""
+        call_masked(self.end, "the queue failed", failure)
 
-    def _end(self, why: str, failure: BaseException | None) -> None:
+    def end(self, why: str, failure: BaseException | None = None) -> None:
+        """End the pool, unless it has ended before. `failure`: of the queue. Inside a mask."""
         with self._lock:
             if self._ended_by is None:
                 self._ended_by = (why, failure)

@@ -344,14 +344,14 @@ def _monitored(injector: _Injector) -> Iterator[None]:
 @contextmanager
 def _no_other_monitoring(monitoring: Any, own: int) -> Iterator[None]:
     """Keep other tools from setting events for code of the victim, which loses the sweep's then."""
-    others = {tool: monitoring.get_tool(tool) for tool in _TOOLS if tool != own}
-    events = {tool: monitoring.get_events(tool) for tool, name in others.items() if name}
-    for tool, before in events.items():
-        if before:
-            monitoring.set_events(tool, 0)
+    names = {tool: monitoring.get_tool(tool) for tool in _TOOLS if tool != own}
+    events = {tool: monitoring.get_events(tool) for tool, name in names.items() if name}
+    others = [tool for tool, before in events.items() if before]
+    for tool in others:
+        monitoring.set_events(tool, 0)
     try:
         yield
     finally:
-        for tool, before in events.items():
-            if before and monitoring.get_tool(tool) == others[tool]:
-                monitoring.set_events(tool, before)
+        for tool in others:
+            if monitoring.get_tool(tool) == names[tool]:
+                monitoring.set_events(tool, events[tool])

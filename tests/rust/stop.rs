@@ -554,19 +554,30 @@ impl Interrupter for Late {
 fn i22_a_kill_under_way_when_the_body_leaves_is_not_posted() {
     let ((asked, asked_calls), (leave, left)) = (channel(), channel());
     let (asked, left) = (Mutex::new(asked), Mutex::new(left));
+    let host = Arc::new(Late { asked, left });
+    kill_a_body_that_leaves(host, &BY_FORCE, asked_calls, leave);
+}
+
+/// Kill a body that leaves when its host was `asked`, and then sends `leave` to the host, which waits for it.
+fn kill_a_body_that_leaves(
+    host: Arc<dyn Interrupter>,
+    policy: &StopPolicy,
+    asked: Receiver<()>,
+    leave: Sender<()>,
+) {
     let (task, begun) = (Task::new("body", None), Arc::new(Latch::new()));
     let (theirs, begin) = (task.clone(), begun.clone());
     let body = thread::spawn(move || {
-        let boundary = Boundary::enter(&theirs, Some(Arc::new(Late { asked, left })));
+        let boundary = Boundary::enter(&theirs, Some(host));
         begin.set();
-        asked_calls.recv().unwrap();
+        asked.recv().unwrap();
         boundary.leave(BodyEnd::Unwound);
         leave.send(()).unwrap();
         theirs.over().set();
     });
     assert_eq!(begun.wait_until(Time::NEVER), Ok(true));
     assert_eq!(
-        kill_with(&task, &BY_FORCE).outcome,
+        kill_with(&task, policy).outcome,
         Some(KillOutcome::Cooperative)
     );
     body.join().unwrap();
@@ -620,22 +631,7 @@ fn no_body_is_traced_after_it_has_left() {
             left: Mutex::new(left),
             traces: AtomicBool::new(false),
         });
-        let (task, begun) = (Task::new("body", None), Arc::new(Latch::new()));
-        let (theirs, begin, hosts) = (task.clone(), begun.clone(), host.clone());
-        let body = thread::spawn(move || {
-            let boundary = Boundary::enter(&theirs, Some(hosts));
-            begin.set();
-            asked_calls.recv().unwrap();
-            boundary.leave(BodyEnd::Unwound);
-            leave.send(()).unwrap();
-            theirs.over().set();
-        });
-        assert_eq!(begun.wait_until(Time::NEVER), Ok(true));
-        assert_eq!(
-            kill_with(&task, &policy).outcome,
-            Some(KillOutcome::Cooperative)
-        );
-        body.join().unwrap();
+        kill_a_body_that_leaves(host.clone(), &policy, asked_calls, leave);
         assert!(!host.traces.load(Ordering::SeqCst));
     }
 }

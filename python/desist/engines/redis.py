@@ -36,7 +36,7 @@ from redis.retry import Retry
 
 from desist._core import call_masked, cleanup, current_time, wait_readable
 from desist._exceptions import Fenced
-from desist._items import ItemInfo, this_holder
+from desist._items import STATES, ItemInfo, this_holder
 from desist.engines import _redis_scripts as scripts
 from desist.engines._port import DeadItem, Delivery, Engine
 from desist.engines._url import check_lease_timeout, lease_timeout_of, take_parameters
@@ -55,6 +55,7 @@ _MOST = 2**31 - 1
 """A limit that no list reaches."""
 _ANSWER = 5.0
 """Seconds within which a reachable server answers."""
+_STATES = {state.encode(): state for state in STATES}
 
 
 class RedisEngine(Engine):
@@ -306,15 +307,9 @@ def _dead_item(fields: dict[bytes, bytes]) -> DeadItem:
 
 def _info(row: tuple[bytes, bytes, int, int, bytes, bytes]) -> ItemInfo:
     item_id, state, attempt, age, holder, key = row
-    states: dict[bytes, _State] = {
-        b"leased": "leased",
-        b"ready": "ready",
-        b"delayed": "delayed",
-        b"dead": "dead",
-    }
     return ItemInfo(
         item_id.decode(),
-        states[state],
+        _STATES[state],
         attempt,
         None if age < 0 else age / 1000,
         holder.decode() or None,

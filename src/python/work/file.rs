@@ -28,7 +28,7 @@ use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
 use crate::python::op::Visited;
-use crate::work::{self, Bytes, FileError, FileOptions, ItemInfo, Nack, NackOutcome};
+use crate::work::{self, Bytes, FileError, FileOptions, Nack, NackOutcome};
 
 /// A LeaseQueue in a file.
 ///
@@ -270,15 +270,7 @@ impl FileQueue {
         let items = self
             .file
             .run(py, |queue| queue.items(wanted.state, wanted.limit))?;
-        let items = items.into_iter().map(|item| ItemInfo {
-            id: item.id,
-            state: item.state,
-            attempt: item.attempt,
-            age: item.age,
-            holder: item.holder.map(|holder| (holder.pid, holder.thread)),
-            key: item.key,
-        });
-        listed(py, items.collect())
+        listed(py, items, |holder| (holder.pid, holder.thread))
     }
 
     /// Give a dead item all its attempts again.

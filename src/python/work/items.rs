@@ -39,18 +39,20 @@ fn name(state: ItemState) -> &'static str {
     }
 }
 
-/// The list for the caller. `H`: the pid of a holder's process, and its thread, by name or number.
-pub(super) fn listed<'py, H>(
+/// The list for the caller. `holder` gives the pid of a holder's process, and its thread, by name or number.
+pub(super) fn listed<'py, H, R>(
     py: Python<'py>,
     items: Vec<ItemInfo<H>>,
+    holder: impl Fn(H) -> R,
 ) -> PyResult<Bound<'py, PyAny>>
 where
-    H: IntoPyObject<'py>,
+    R: IntoPyObject<'py>,
 {
     let row = |item: ItemInfo<H>| {
         let age = item.age.as_secs_f64();
         let (state, key) = (name(item.state), item.key.as_deref().map(str::to_owned));
-        (item.id, state, item.attempt, age, item.holder, key)
+        let holder = item.holder.map(&holder);
+        (item.id, state, item.attempt, age, holder, key)
     };
     let rows: Vec<_> = items.into_iter().map(row).collect();
     py.import("desist._items")?.call_method1("listed", (rows,))

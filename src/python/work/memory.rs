@@ -28,7 +28,7 @@ use crate::python::error;
 use crate::python::op::Visited;
 use crate::python::ports::promise as promise_port;
 use crate::python::wait::{checkpoint, perform};
-use crate::work::{self, ItemInfo, Nack, NackOutcome, Stored};
+use crate::work::{self, Nack, NackOutcome, Stored};
 use crate::{Cause, fork, scope};
 
 /// Used attached, so that its notes and items can be cloned under its lock.
@@ -257,15 +257,7 @@ impl LeaseQueue {
         let wanted = Wanted::of(py, state, limit)?;
         let pid = std::process::id();
         let items = self.memory.queue.items(wanted.state, wanted.limit);
-        let items = items.into_iter().map(|item| ItemInfo {
-            id: item.id,
-            state: item.state,
-            attempt: item.attempt,
-            age: item.age,
-            holder: item.holder.map(|thread| (pid, thread)),
-            key: item.key,
-        });
-        listed(py, items.collect())
+        listed(py, items, |thread| (pid, thread))
     }
 
     /// Give a dead item all its attempts again.
