@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pytest
 
 import desist
-from desist import Cancelled, CancelSource, Killed, StopPolicy
+from desist import Cancelled, CancelSource, FileQueue, Killed, LeaseQueue, StopPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from desist import CancelCause
+    from desist import CancelCause, Lease
     from desist._core import Registration
     from desist.testing import SweepReport
 
@@ -87,6 +87,25 @@ class Victim(desist.Thread, Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.join()
+
+
+class Deaf:
+    """A handler that only the test ends."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def __call__(self, _: Lease[int]) -> None:
+        self.begun.release()
+        self.go_on.wait()
+
+
+def queue_of(kind: str, folder: Path, **options: Any) -> Any:
+    """Open an empty queue: in memory, or in a file of the folder."""
+    if kind == "memory":
+        return LeaseQueue(**options)
+    return FileQueue(folder / "jobs.db", **options)
 
 
 def spin(ready: Callable[[], None]) -> None:

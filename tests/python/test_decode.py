@@ -9,12 +9,12 @@ import pytest
 
 import process_handlers
 from decode_contract import OFTEN, TWICE, Decoding, EngineDecoding
-from desist import FileQueue, KillOutcome, LeaseQueue, ProcessStopPolicy, WorkerDied, WorkerPool
+from desist import FileQueue, KillOutcome, ProcessStopPolicy, WorkerDied, WorkerPool
 from desist._ports import port_of
 from desist.engines import EngineQueue
 from desist.engines._port import DeadItem
 from desist.testing import sweep_kills
-from support import IN_HAND, NEVER, tell
+from support import IN_HAND, NEVER, queue_of, tell
 from test_engines import DictEngine
 from test_file_queue import program
 
@@ -129,10 +129,8 @@ def any_queues(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Queue
     opened: list[EngineQueue[Any]] = []
 
     def open_queue(retry: RetryPolicy) -> Any:
-        if request.param == "memory":
-            return LeaseQueue(retry=retry)
-        if request.param == "file":
-            return FileQueue(tmp_path / "jobs.db", retry=retry)
+        if request.param != "engine":
+            return queue_of(request.param, tmp_path, retry=retry)
         opened.append(EngineQueue(DictEngine(), retry=retry))
         return opened[-1]
 

@@ -7,13 +7,15 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import desist
-from desist import FileQueue, LeaseQueue, RetryPolicy, WorkerPool
+from desist import LeaseQueue, RetryPolicy, WorkerPool
 from held import PATIENCE
+from support import queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +31,7 @@ AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
 @pytest.fixture(params=["memory", "file"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
     """Opens an empty queue."""
-    if request.param == "memory":
-        return lambda: LeaseQueue(retry=AT_ONCE, maxsize=5)
-    return lambda: FileQueue(tmp_path / "jobs.db", retry=AT_ONCE, maxsize=5)
+    return partial(queue_of, request.param, tmp_path, retry=AT_ONCE, maxsize=5)
 
 
 ENDS = {"done", "failed", "cancelled", "killed", "requeued", "dead"}

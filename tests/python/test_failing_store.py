@@ -13,7 +13,6 @@ import desist
 from desist import (
     Fenced,
     FileQueue,
-    LeaseQueue,
     PoolFailed,
     QueueFileError,
     WorkerPool,
@@ -22,7 +21,7 @@ from desist import (
 from desist.engines import EngineQueue
 from engine_contract import leased
 from engine_faults import CALLS, Fault, live
-from support import in_child
+from support import in_child, queue_of
 from test_engines import DictEngine
 
 if TYPE_CHECKING:
@@ -173,14 +172,14 @@ def test_i48_a_disk_that_is_full_for_a_moment_leaves_no_item_leased(
 
 @pytest.fixture(params=["memory", "file", "engine"])
 def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    if request.param == "memory":
-        return LeaseQueue()
-    return FileQueue(tmp_path / "jobs") if request.param == "file" else EngineQueue(DictEngine())
+    if request.param == "engine":
+        return EngineQueue(DictEngine())
+    return queue_of(request.param, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
 def test_i48_a_lease_that_is_dropped_requeues_its_item(kind: str, tmp_path: Path) -> None:
-    queue: Any = LeaseQueue() if kind == "memory" else FileQueue(tmp_path / "jobs")
+    queue = queue_of(kind, tmp_path)
     queue.put("a")
     lease = queue.lease(0)
     assert queue.counts()["leased"] == 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import desist
 from desist import FileQueue, ItemInfo, LeaseQueue, RetryPolicy, WorkerPool, testing
-from support import NEVER
+from support import NEVER, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +27,7 @@ AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
 @pytest.fixture(params=["memory", "file"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
     """Opens an empty queue."""
-    if request.param == "memory":
-        return lambda: LeaseQueue(retry=AT_ONCE)
-    return lambda: FileQueue(tmp_path / "jobs.db", retry=AT_ONCE)
+    return partial(queue_of, request.param, tmp_path, retry=AT_ONCE)
 
 
 def test_i28_each_item_is_listed_in_its_state(opened: Opened) -> None:

@@ -12,12 +12,11 @@ import pytest
 
 from desist import LeaseQueue, PoolExhausted, RestartPolicy, StopPolicy, WorkerPool
 from held import PATIENCE, STUCK, Hold
-from support import ABANDON
+from support import ABANDON, Deaf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from desist import Lease
     from desist._item_future import ItemFuture
     from desist._worker import Worker
 
@@ -27,18 +26,6 @@ NO_LIMIT = RestartPolicy(intensity=10**6, max_abandoned=10**6)
 @pytest.fixture(autouse=True)
 def _abandoned_workers_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-
-
-class Deaf:
-    """A handler that only the test ends."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Semaphore(0)
-        self.go_on = threading.Event()
-
-    def __call__(self, _: Lease[int]) -> None:
-        self.begun.release()
-        self.go_on.wait()
 
 
 class Subject(NamedTuple):

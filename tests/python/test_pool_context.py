@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import desist
-from desist import FileQueue, LeaseQueue, RetryPolicy, WorkerPool
+from desist import RetryPolicy, WorkerPool
 from desist.engines import EngineQueue
-from support import INSIST, NEVER
+from support import INSIST, NEVER, queue_of
 from test_engines import DictEngine
 
 if TYPE_CHECKING:
@@ -26,11 +26,9 @@ variable: ContextVar[str] = ContextVar("variable", default="unset")
 
 @pytest.fixture(params=["memory", "file", "engine"])
 def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    if request.param == "memory":
-        return LeaseQueue(retry=TWICE)
-    if request.param == "file":
-        return FileQueue(tmp_path / "jobs", retry=TWICE)
-    return EngineQueue(DictEngine(), retry=TWICE)
+    if request.param == "engine":
+        return EngineQueue(DictEngine(), retry=TWICE)
+    return queue_of(request.param, tmp_path, retry=TWICE)
 
 
 def submit_from(pool: WorkerPool[Any, Any], value: str, item: object = 0) -> desist.ItemFuture[Any]:

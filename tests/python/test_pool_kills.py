@@ -13,6 +13,7 @@ import pytest
 
 import desist
 from desist import FileQueue, LeaseQueue, RestartPolicy, RetryPolicy, StopPolicy, WorkerPool
+from support import queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,8 +66,8 @@ class Hangs:
 def test_i28_i30_a_pool_keeps_its_workers_and_items_when_handlers_hang(
     kind: str, tmp_path: Path
 ) -> None:
-    queue: LeaseQueue[tuple[str, bool]] | FileQueue[tuple[str, bool]] = (
-        LeaseQueue(retry=RETRY) if kind == "memory" else FileQueue(tmp_path / "jobs", retry=RETRY)
+    queue: LeaseQueue[tuple[str, bool]] | FileQueue[tuple[str, bool]] = queue_of(
+        kind, tmp_path, retry=RETRY
     )
     hangs = Hangs()
 

@@ -21,7 +21,7 @@ from desist import (
     StopPolicy,
     WorkerPool,
 )
-from support import NEVER, in_thread
+from support import NEVER, Deaf, in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 
 ABANDON = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 AT_ONCE = RetryPolicy(max_attempts=2, backoff=0)
-
-
-class Deaf:
-    """A handler that only the test ends."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Semaphore(0)
-        self.go_on = threading.Event()
-
-    def __call__(self, _: Lease[int]) -> None:
-        self.begun.release()
-        self.go_on.wait()
 
 
 # --- events and figures ---------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import desist
 from desist import (
-    FileQueue,
     LeaseQueue,
     RestartPolicy,
     RetryPolicy,
@@ -17,7 +17,7 @@ from desist import (
     WorkerPool,
 )
 from held import PATIENCE, STUCK, Hold
-from support import ABANDON, NEVER, Victim, until_asleep
+from support import ABANDON, NEVER, Victim, queue_of, until_asleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +34,7 @@ OFTEN = RestartPolicy(intensity=1000, max_abandoned=1000)
 @pytest.fixture(params=["memory", "file"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
     """Opens an empty queue."""
-    if request.param == "memory":
-        return lambda: LeaseQueue(retry=RETRY)
-    return lambda: FileQueue(tmp_path / "jobs.db", retry=RETRY)
+    return partial(queue_of, request.param, tmp_path, retry=RETRY)
 
 
 class Gate:

@@ -13,13 +13,13 @@ from desist import (
     CancelCause,
     CauseKind,
     Fenced,
-    FileQueue,
     LeaseQueue,
     RetryPolicy,
     TaskCancelled,
     WorkerPool,
     testing,
 )
+from support import queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +36,7 @@ AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
 @pytest.fixture(params=["memory", "file"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
     """Opens an empty queue with a policy."""
-    if request.param == "memory":
-        return lambda retry: LeaseQueue(retry=retry)
-    return lambda retry: FileQueue(tmp_path / "jobs.db", retry=retry)
+    return lambda retry: queue_of(request.param, tmp_path, retry=retry)
 
 
 def leased(queue: Any) -> Lease[Any]:

@@ -25,7 +25,7 @@ from desist import (
     WorkerPool,
 )
 from desist.testing import no_leaks, run
-from support import ABANDON, ASK, FORCE, NEVER, TRACE, on_deadline
+from support import ABANDON, ASK, FORCE, NEVER, TRACE, on_deadline, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,10 +42,6 @@ SHORT = 0.01
 """Seconds of a limit that passes in a test."""
 
 
-def queue_of(kind: str, folder: Path, retry: RetryPolicy = ONCE) -> Any:
-    return LeaseQueue(retry=retry) if kind == "memory" else FileQueue(folder / "jobs", retry=retry)
-
-
 queues = pytest.mark.parametrize("kind", ["memory", "file"])
 
 
@@ -58,7 +54,7 @@ def until_stopped(_: Lease[Any]) -> None:
 
 @queues
 def test_a_limit_fails_the_attempt_and_the_failure_names_it(kind: str, tmp_path: Path) -> None:
-    queue = queue_of(kind, tmp_path, TWICE)
+    queue = queue_of(kind, tmp_path, retry=TWICE)
     events: list[WorkEvent] = []
     with WorkerPool(
         until_stopped,
@@ -133,7 +129,7 @@ def test_a_loop_is_killed_at_its_limit_and_the_event_says_so(
     events: list[WorkEvent] = []
     with WorkerPool(
         handler,
-        queue=queue_of(kind, tmp_path),
+        queue=queue_of(kind, tmp_path, retry=ONCE),
         time_limit=SHORT,
         policy=policy,
         on_event=events.append,
@@ -199,7 +195,7 @@ def test_many_limits_at_once_need_no_thread_for_each() -> None:
 @queues
 @pytest.mark.parametrize("by", ["submit", "put"])
 def test_an_items_own_limit_counts_instead_of_the_pools(kind: str, by: str, tmp_path: Path) -> None:
-    queue = queue_of(kind, tmp_path)
+    queue = queue_of(kind, tmp_path, retry=ONCE)
     limits: dict[str, float] = {}
 
     def handler(lease: Lease[str]) -> None:
@@ -227,7 +223,7 @@ def test_each_attempt_has_the_whole_limit(kind: str, tmp_path: Path) -> None:
         if lease.attempt == 1:
             raise OSError
 
-    with WorkerPool(handler, queue=queue_of(kind, tmp_path, TWICE)) as pool:
+    with WorkerPool(handler, queue=queue_of(kind, tmp_path, retry=TWICE)) as pool:
         pool.submit("item", time_limit=NEVER).result()
     assert len(left) == 2
     assert all(NEVER / 2 < each <= NEVER for each in left)
@@ -270,7 +266,7 @@ def test_simulated_time_counts() -> None:
 def test_a_bad_limit_is_refused_and_nothing_is_put(
     kind: str, limit: Any, expected: type[Exception], tmp_path: Path
 ) -> None:
-    queue = queue_of(kind, tmp_path)
+    queue = queue_of(kind, tmp_path, retry=ONCE)
     threads = threading.active_count()
     with pytest.raises(expected, match="time_limit"):
         WorkerPool(until_stopped, queue=queue, time_limit=limit)
