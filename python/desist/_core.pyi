@@ -1740,9 +1740,10 @@ class QueuePort:
         Never lease the item again. True: it is dead now. False: it will be, when its worker
         requeues it. None: it had ended.
         """
-    def drain(self, /, timeout: float | None = None) -> bool:
+    def drain(self, timeout: float | None, failed: Callable[[BaseException], object], /) -> bool:
         """
-        Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+        Wait until nothing is ready, leased or delayed (True), or the seconds have passed. An exception of
+        the queue is passed to `failed(exception)`, and False returned.
 
         Blocks: a checkpoint.
         """

@@ -41,7 +41,7 @@ from desist._core import (
 )
 from desist._enums import CauseKind, KillOutcome, TaskState
 from desist._events import Events
-from desist._exceptions import QueueFileError, TaskAborted
+from desist._exceptions import TaskAborted
 from desist._exit import REASON, end_at_exit
 from desist._item_future import ItemFuture, ItemPromise
 from desist._killing import end_now, report
@@ -388,35 +388,30 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         On kill: as on cancel, with Killed.
 
         Raises:
-            PoolExhausted, PoolFailed: the pool has stopped by itself.
+            ConnectionError: the queue's server was away until `timeout` was over. The pool goes on.
+            PoolExhausted, PoolFailed: the pool has stopped by itself, or the queue fails here.
             RuntimeError: the pool has been stopped. Or it is paused, or becomes so meanwhile: there
                 is work, and no timeout was given, so that the wait might not end.
         """
         self._roster.check_usable()
-        watched = [self._supervisor.ended]
+        failed, watched = self._supervisor.queue_failed, [self._supervisor.ended]
         if timeout is None:
-            if self._roster.pausing.token.cancelled and self._drained(0):
+            if self._roster.pausing.token.cancelled and self._port.drain(0, failed):
                 return True
             watched.append(self._roster.pausing.token)
         with cancel_scope() as scope, ExitStack() as stack:
             for token in watched:
                 stack.enter_context(token.on_cancel(lambda _: scope.cancel()))
-            return self._drained(timeout)
+            if self._port.drain(timeout, failed):
+                return True
         self._supervisor.check()
+        if not scope.cancelled_caught:
+            return False
         message = (
             "the pool is paused, and its queue is not empty: resume() it, give drain() a timeout, "
             "or stop() the pool, which leaves the items in the queue"
         )
         raise RuntimeError(message)
-
-    def _drained(self, timeout: float | None) -> bool:
-        try:
-            return self._port.drain(timeout)
-        except QueueFileError as failure:
-            # The pool ends as if a worker had met it first.
-            self._supervisor.queue_failed(failure)
-            self._supervisor.check()
-            raise
 
     def stop(self) -> None:
         """Stop the workers; the items that they worked on are ready again. Idempotent.

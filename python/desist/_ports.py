@@ -229,8 +229,13 @@ class QueuePort(Protocol):
     def failures_of(self, item_id: Any) -> list[Any] | None:
         """The failures of a dead item, without decoding any item. None: it is not dead."""
 
-    def drain(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""
+    def drain(self, timeout: float | None, failed: Callable[[BaseException], object], /) -> bool:
+        """Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+
+        An exception of the queue is passed to `failed(exception)`, and False returned. Those that
+        stop the calling code are raised, and ConnectionError, if the queue's server was away
+        until the seconds had passed.
+        """
 
     def abandon(self, reason: str | None = None) -> None:
         """Fail the promises: the pool that owns the queue has stopped."""

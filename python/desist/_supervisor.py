@@ -104,7 +104,11 @@ class Supervisor:
             self.end(refusal)
 
     def queue_failed(self, failure: BaseException) -> None:
-        """End the pool: the queue raised `failure`."""
+        """End the pool: the queue raised `failure`, to a worker or to a caller of drain().
+
+        The queue decides which exceptions are its own: neither those that stop the calling code,
+        nor ConnectionError of a server that is away, for which workers wait.
+        """
         call_masked(self.end, "the queue failed", failure)
 
     def end(self, why: str, failure: BaseException | None = None) -> None:

@@ -20,7 +20,7 @@ import desist
 from desist import Fenced, RetryPolicy, WorkerPool
 from desist.engines import Delivery, Engine, EngineQueue
 from engine_model import Model, counts, put
-from support import ABANDON, NEVER, Victim, in_its_wait
+from support import ABANDON, NEVER, Victim, drained, in_its_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -522,7 +522,7 @@ class Contract:
         with EngineQueue[str](engines()) as queue, EngineQueue[str](engines()) as other:
             queue.put("a")
             far = leased(other)
-            assert not queue.port.drain(0)
-            with in_its_wait(lambda: queue.port.drain(None)) as victim:
+            assert not drained(queue, 0)
+            with in_its_wait(lambda: drained(queue, None)) as victim:
                 far.ack()
             assert victim.results == [True]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import crash_host
 from desist.engines import open_queue
 from engine_model import counts
-from support import NEVER
+from support import drained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,7 @@ def crash(url: str, folder: Path, *, items: int, kills: int) -> None:
                 for _ in range(more):
                     queue.put(items)
                     items += 1
-        assert queue.port.drain(NEVER)
+        assert drained(queue)
         assert queue.counts() == counts(done=items)
     check_effects(effects, items, killed)
 

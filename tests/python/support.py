@@ -14,6 +14,7 @@ import pytest
 
 import desist
 from desist import Cancelled, CancelSource, FileQueue, Killed, LeaseQueue, StopPolicy
+from desist._ports import port_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,6 +107,15 @@ def queue_of(kind: str, folder: Path, **options: Any) -> Any:
     if kind == "memory":
         return LeaseQueue(**options)
     return FileQueue(folder / "jobs.db", **options)
+
+
+def drained(queue: Any, timeout: float | None = NEVER) -> bool:
+    """Wait until the queue has no work left; an exception of the queue is raised."""
+
+    def failed(failure: BaseException) -> None:
+        raise failure
+
+    return port_of(queue).drain(timeout, failed)
 
 
 def spin(ready: Callable[[], None]) -> None:

@@ -30,8 +30,7 @@ from desist import (
     WorkerPool,
 )
 from desist._core import Latch, Task
-from desist._ports import port_of
-from support import NEVER, in_child, in_thread
+from support import NEVER, drained, in_child, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +61,7 @@ SPANS: dict[str, Callable[[Any], object]] = {
     "defer_kill": desist.defer_kill,
     "lock": lambda span: Lock().acquire(timeout=span),
     "queue": lambda span: LeaseQueue().lease(span),
-    "drain": lambda span: port_of(LeaseQueue()).drain(span),
+    "drain": lambda span: drained(LeaseQueue(), span),
     "nack": lambda span: leased(LeaseQueue()).nack(delay=span),
     "registration": lambda span: CancelSource().token.on_cancel(print).close(span),
     "policy cooperative": lambda span: StopPolicy(cooperative=span),

@@ -10,10 +10,9 @@ import pytest
 import desist
 import recipes
 from desist import Killed, KillOutcome, LeaseQueue, Lock, TaskState, WorkerPool
-from desist._ports import port_of
 from desist.compat import KThread
 from desist.testing import sweep_kills
-from support import LINUX, NEVER, Victim, until_asleep
+from support import LINUX, NEVER, Victim, drained, until_asleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +87,7 @@ def test_wherever_a_desist_worker_is_killed_its_item_is_done() -> None:
 
         with WorkerPool(handler, workers=1, queue=queue):
             queue.put(1)
-            port_of(queue).drain(NEVER)
+            assert drained(queue)
         assert done == [1]
 
     assert sweep_kills(trial, victims="started").points > 5

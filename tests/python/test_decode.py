@@ -14,7 +14,7 @@ from desist._ports import port_of
 from desist.engines import EngineQueue
 from desist.engines._port import DeadItem
 from desist.testing import sweep_kills
-from support import IN_HAND, NEVER, queue_of, tell
+from support import IN_HAND, NEVER, drained, queue_of, tell
 from test_engines import DictEngine
 from test_file_queue import program
 
@@ -194,6 +194,6 @@ def test_i43_an_item_that_ends_its_process_when_it_is_decoded_is_dead_at_last(
     for _ in range(2):
         with program(code, path) as other:
             assert other.wait() == 3
-    assert port_of(queue).drain(NEVER)
+    assert drained(queue)
     assert queue.counts()["dead"] == 1
     assert port_of(queue).failures_of(item_id) is not None

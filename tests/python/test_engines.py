@@ -14,7 +14,7 @@ import desist
 from desist import Fenced, PoolFailed, RetryPolicy, WorkerPool, testing
 from desist.engines import Delivery, Engine, EngineQueue, open_queue
 from engine_contract import leased
-from support import in_child
+from support import drained, in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,7 +236,7 @@ def test_a_waiter_gets_a_failure_of_the_heartbeat(method: str, wait: str) -> Non
             queue.put("a")
             _held = leased(queue)
             with pytest.raises(ZeroDivisionError):
-                (queue.lease if wait == "lease" else queue.port.drain)(1000)
+                queue.lease(1000) if wait == "lease" else drained(queue)
 
     simulated(run)
 

@@ -12,10 +12,7 @@ import pytest
 import desist
 from desist import (
     Fenced,
-    FileQueue,
-    PoolFailed,
-    QueueFileError,
-    WorkerPool,
+    RetryPolicy,
     testing,
 )
 from desist.engines import EngineQueue
@@ -101,6 +98,25 @@ def fail(*_: object) -> None:
     raise ZeroDivisionError
 
 
+def test_i48_a_dead_item_that_could_not_be_rejected_in_time_is_leased_and_rejected_again() -> None:
+    def run() -> None:
+        engine = DictEngine()
+        with EngineQueue[str](engine, retry=RetryPolicy(max_attempts=1)) as queue:
+            queue.put("a")
+            leased(queue)  # dropped: it runs out
+            reject, engine.reject = engine.reject, away
+            assert queue.lease(100) is None  # Fenced, when the lease had run out
+            engine.reject = reject
+            assert queue.lease(100) is None
+            assert queue.counts()["dead"] == 1
+
+    testing.run(run)
+
+
+def away(*_: object) -> None:
+    raise ConnectionError
+
+
 # --- a file -----------------------------------------------------------------------------------
 
 
@@ -126,28 +142,6 @@ for _ in range(2):
         told.append(type(failed.__cause__).__name__)
 print(told, len(set(seen)), queue.counts())
 """
-
-
-def test_a_pool_whose_queue_fails_in_drain_has_failed(tmp_path: Path) -> None:
-    path = tmp_path / "jobs"
-    pool = WorkerPool[str, None](lambda _: None, queue=FileQueue[str](path), workers=1)
-    failed = QueueFileError("the disk is full")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "_port", FailingPort(failed))
-        with pytest.raises(PoolFailed) as raised:
-            pool.drain()
-    assert raised.value.__cause__ is failed
-    with pytest.raises(PoolFailed):
-        pool.submit("a")
-    pool.stop()
-
-
-class FailingPort:
-    def __init__(self, failure: Exception) -> None:
-        self._failure = failure
-
-    def drain(self, _: float | None) -> bool:
-        raise self._failure
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ import pytest
 
 import desist
 from desist import FileQueue, QueueFileError, RetryPolicy, StopPolicy, WorkerPool
-from desist._ports import port_of
-from support import NEVER, ends_with_a_cancel, ends_with_a_kill, in_child, in_its_wait
+from support import NEVER, drained, ends_with_a_cancel, ends_with_a_kill, in_child, in_its_wait
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,7 +210,7 @@ def test_processes_wake_each_other(path: Path) -> None:
     """
     with program(code, path, stdin=subprocess.PIPE) as other:
         queue.put("hello")
-        assert port_of(queue).drain()  # it waits for the ack of the other process
+        assert drained(queue)  # it waits for the ack of the other process
         with in_its_wait(queue.lease) as waiting:
             assert other.stdin is not None
             other.stdin.close()

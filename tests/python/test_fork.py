@@ -27,8 +27,7 @@ from desist import (
     WorkerPool,
     _core,
 )
-from desist._ports import port_of
-from support import FORCE, INSIST, NEVER, Victim, fork, held, in_child, on_deadline, spin
+from support import FORCE, INSIST, NEVER, Victim, drained, fork, held, in_child, on_deadline, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +159,7 @@ def test_a_queue_of_the_parent_is_refused_in_the_child() -> None:
         lambda: queue.put(1),
         lambda: queue.lease(0),
         lambda: queue.retry(1),
-        port_of(queue).drain,
+        lambda: drained(queue),
     ]
     for use in uses:
         assert in_child(use) == (

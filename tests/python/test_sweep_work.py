@@ -18,7 +18,7 @@ from desist import FileQueue, LeaseQueue, Lock, RetryPolicy, StopPolicy, WorkerP
 from desist._core import PoolMetrics, WorkerSlot
 from desist._ports import port_of
 from desist.testing import sweep_cancels, sweep_kills
-from support import NEVER, tell
+from support import NEVER, drained, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ class Office:
         with desist.CancelSource() as source:
 
             def finish() -> None:
-                port_of(self.queue).drain()
+                drained(self.queue, None)
                 source.cancel("no more work")
 
             stopper = threading.Thread(target=finish)

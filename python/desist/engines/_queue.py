@@ -6,6 +6,7 @@ import math
 import os
 import uuid
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from desist._codec import codec as codec_named
@@ -15,6 +16,7 @@ from desist._core import (
     CancelSource,
     Condition,
     Lease,
+    Lock,
     RetryPolicy,
     call_masked,
     cancel_because,
@@ -25,6 +27,7 @@ from desist._core import (
     current_time,
     lease_of,
 )
+from desist._exceptions import Fenced
 from desist._items import check
 from desist.engines._heartbeat import HeartbeatThread
 from desist.engines._held import HeldLease, retry_until_connected
@@ -32,7 +35,7 @@ from desist.engines._lease_calls import LeaseCalls
 from desist.engines._port import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from desist._codec import Codec
     from desist._item_future import ItemPromise
@@ -316,8 +319,9 @@ class EnginePort:
             context=None if promise is None else promise.context,
         )
         if delivery.attempt > self.retry.max_attempts:
-            held.settle(lambda: self._engine.reject(delivery, _LOST))
-            self._fail(delivery.id, RuntimeError(_LOST))
+            with suppress(Fenced):  # then the next worker that leases it rejects it
+                held.settle(lambda: self._engine.reject(delivery, _LOST))
+                self._fail(delivery.id, RuntimeError(_LOST))
             return None
         self._heartbeat.add(held)
         return held
@@ -354,19 +358,40 @@ class EnginePort:
                     held.cancel(reason)
         return dead
 
-    def drain(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is ready, leased or delayed (True), or the seconds have passed."""
-        self.check_usable()
+    def drain(self, timeout: float | None, failed: Callable[[BaseException], object], /) -> bool:
+        """Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+
+        An exception of the queue or its engine is passed to `failed(exception)`, and False
+        returned; but ConnectionError is raised, if the server was away until the seconds had
+        passed.
+        """
         call_masked(self._heartbeat.start)
         end = math.inf if timeout is None else current_time() + timeout
         while True:
             seen = self._changed.times
-            self._heartbeat.check()
-            counts = retry_until_connected(lambda: call_masked(self._engine.counts), end)
-            if not counts["ready"] + counts["leased"] + counts["delayed"]:
+            is_drained = retry_until_connected(lambda: call_masked(self._is_drained), end)
+            if isinstance(is_drained, Exception):
+                failed(is_drained)
+                return False
+            if is_drained:
                 return True
             if not self._changed.wait(seen, end - current_time()):
                 return False
+
+    def _is_drained(self) -> bool | Exception:
+        """Is nothing ready, leased or delayed? Returns the exception of a queue that has failed.
+
+        Inside call_masked(): no exception that stops the calling code is taken for the queue's.
+        """
+        try:
+            self.check_usable()
+            self._heartbeat.check()
+            counts = self._engine.counts()
+        except ConnectionError:
+            raise
+        except Exception as failure:  # noqa: BLE001 (the caller passes it on)
+            return failure
+        return not counts["ready"] + counts["leased"] + counts["delayed"]
 
     def abandon(self, reason: str | None = None) -> None:
         """Close the queue, and fail the promises; the items stay with the server."""
@@ -418,7 +443,8 @@ class _Changed:
 
     def __init__(self) -> None:
         self.times = 0
-        self._condition = Condition()
+        # A count cannot be half changed, and a caller of drain() may be killed in its wait.
+        self._condition = Condition(Lock(on_kill="release"))
 
     def __call__(self) -> None:
         with self._condition:

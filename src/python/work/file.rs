@@ -409,9 +409,16 @@ impl PoolQueue for File {
         Ok(Some(texts.collect()))
     }
 
-    fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+    fn drain(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Result<bool, PyErr>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
-        self.run(py, |queue| queue.drain(until))
+        match detached(py, || self.queue.drain(until)) {
+            Err(FileError::Stop(stop)) => Err(error::from_stop(py, stop)),
+            drained => Ok(drained.map_err(|failure| from_file(py, failure))),
+        }
     }
 
     /// The items stay in the file for other processes, which do not know these futures.

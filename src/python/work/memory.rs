@@ -421,12 +421,16 @@ impl PoolQueue for Memory {
             .transpose()
     }
 
-    fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
+    fn drain(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Result<bool, PyErr>> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
         self.check_process()?;
         let drained = perform(py, &mut self.queue.drain_op(), until);
         let drained = drained.map_err(|stop| error::from_stop(py, stop))?;
-        Ok(drained.is_some())
+        Ok(Ok(drained.is_some()))
     }
 
     /// No worker is left that could lease the items: all of them are dead now.

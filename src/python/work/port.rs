@@ -38,8 +38,13 @@ pub(super) trait PoolQueue: Send + Sync {
     /// The failures of a dead item. `None`: it is not dead.
     fn failures_of(&self, py: Python<'_>, item_id: u64) -> PyResult<Option<Vec<Py<PyAny>>>>;
 
-    /// Wait until nothing is ready, leased or delayed. False: not in time.
-    fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool>;
+    /// Wait until nothing is ready, leased or delayed. False: not in time. An exception of the queue is
+    /// the inner error; the outer one stops the calling code only.
+    fn drain(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Seconds<'_, '_>>,
+    ) -> PyResult<Result<bool, PyErr>>;
 
     /// Fail the futures of this process: no worker of it will work on the items any more.
     fn abandon(&self, py: Python<'_>, failure: &Py<PyAny>) -> PyResult<()>;
@@ -120,12 +125,21 @@ impl QueuePort {
         self.queue.failures_of(py, item_id)
     }
 
-    /// Wait until nothing is ready, leased or delayed (True), or the seconds have passed.
+    /// Wait until nothing is ready, leased or delayed (True), or the seconds have passed. An exception of
+    /// the queue is passed to `failed(exception)`, and False returned.
     ///
     /// Blocks: a checkpoint.
-    #[pyo3(signature = (timeout = None))]
-    fn drain(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
-        self.queue.drain(py, timeout)
+    #[pyo3(signature = (timeout, failed: "Callable[[BaseException], object]", /))]
+    fn drain(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Seconds<'_, '_>>,
+        failed: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        match self.queue.drain(py, timeout)? {
+            Ok(drained) => Ok(drained),
+            Err(broken) => failed.call1((broken.into_value(py),)).map(|_| false),
+        }
     }
 
     /// Fail the futures: the pool that owns the queue has stopped.
