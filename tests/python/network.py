@@ -1,12 +1,13 @@
-"""A network between a program and a server, which can be cut: a proxy that stops forwarding."""
+"""A network between a program and a server, which can be cut or fail: a proxy."""
 
 from __future__ import annotations
 
 import contextlib
 import select
 import socket
+import struct
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,22 +92,70 @@ class Network:
         peer = self._peers[end]
         with contextlib.suppress(OSError):
             data = end.recv(1 << 16)
-            if data:
-                peer.sendall(data)
+            if data and self._send(data, end, peer):
                 return
         for one in (end, peer):
             del self._peers[one]
             one.close()
+
+    def _send(self, data: bytes, _: socket.socket, peer: socket.socket) -> bool:
+        """Forward this to the peer. False: the connection is to end."""
+        peer.sendall(data)
+        return True
 
     def _close_all(self) -> None:
         for end in (*self._peers, *self._forgotten):
             end.close()
 
 
+Forwards = TypeVar("Forwards", bound=Network)
+
+FAULTS = ("request", "answer", "half an answer", "idle")
+
+
+class FailingOnce(Network):
+    """Lets one connection fail once, at one of all messages: those of the program, or the server's.
+
+    "request": the connection is reset, and the server never gets the request. "answer": it is reset
+    in place of the answer. "half an answer": it ends in the middle. "idle": it is reset after the
+    answer, so that the next request cannot be sent. A message is what one call of recv() returns.
+    """
+
+    def __init__(self, port: int, fault: str, number: int) -> None:
+        self._fault = fault
+        self.left = number
+        """Messages up to the one at which it fails; zero or less: it has failed."""
+        super().__init__(port)
+
+    def _send(self, data: bytes, end: socket.socket, peer: socket.socket) -> bool:
+        is_request = end.getsockname()[1] == self.port
+        if is_request == (self._fault == "request"):
+            self.left -= 1
+            if not self.left:
+                self._fail(data, end if is_request else peer)
+                return False
+        return super()._send(data, end, peer)
+
+    def _fail(self, data: bytes, client: socket.socket) -> None:
+        if self._fault == "half an answer":
+            client.sendall(data[: len(data) // 2])
+            return
+        if self._fault == "idle":
+            client.sendall(data)
+        # Its close() resets the connection.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 @contextlib.contextmanager
 def network(port: int) -> Iterator[Network]:
     """Put a network before the server at this port."""
-    made = Network(port)
+    with forwarding(Network(port)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def forwarding(made: Forwards) -> Iterator[Forwards]:
+    """End the connections of a network after the block."""
     try:
         yield made
     finally:

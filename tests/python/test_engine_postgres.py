@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,8 @@ from engine_contract import LONG, Contract
 from engine_crash import crash
 from engine_model import counts
 from engine_network import survive_cuts
+from engine_resets import LIVES, survive_resets
+from network import FAULTS
 from servers import Server, postgres_server
 
 if TYPE_CHECKING:
@@ -81,6 +84,17 @@ def test_i48_nothing_is_lost_when_the_network_is_cut(
 ) -> None:
     monkeypatch.setattr("desist.engines.postgres._ANSWER", 0.3)
     survive_cuts(server, url, items=200, seconds=[0.1, 0.5, 0.2], lease_timeout=0.9)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@LIVES
+@pytest.mark.timeout(3600)
+def test_i48_a_connection_that_fails_once_at_any_message_loses_nothing(
+    server: Server, url: str, fault: str, items: int, step: int
+) -> None:
+    lives = survive_resets(server, url, fault, items=items, lease_timeout=1, step=step)
+    sys.stdout.write(f"{lives} lives\n")  # for `pytest -rP`
+    assert lives > 20
 
 
 @pytest.mark.soak

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from engine_contract import LONG, Contract, lease, leased
 from engine_crash import crash
 from engine_model import counts
 from engine_network import survive_cuts
+from engine_resets import LIVES, survive_resets
+from network import FAULTS
 from servers import Server, redis_server
 from support import NEVER
 
@@ -118,6 +121,17 @@ def test_i48_nothing_is_lost_when_the_network_is_cut(
 ) -> None:
     monkeypatch.setattr("desist.engines.redis._ANSWER", 0.3)
     survive_cuts(server, url, items=200, seconds=[0.1, 0.5, 0.2], lease_timeout=0.9)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@LIVES
+@pytest.mark.timeout(3600)
+def test_i48_a_connection_that_fails_once_at_any_message_loses_nothing(
+    server: Server, url: str, fault: str, items: int, step: int
+) -> None:
+    lives = survive_resets(server, url, fault, items=items, lease_timeout=1, step=step)
+    sys.stdout.write(f"{lives} lives\n")  # for `pytest -rP`
+    assert lives > 20
 
 
 @pytest.mark.soak

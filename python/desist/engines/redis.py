@@ -246,6 +246,8 @@ class RedisEngine(Engine):
                     connection._sock,  # noqa: SLF001 (the package has no other way)
                     seconds + _ANSWER,
                 )
+            except ConnectionError:  # there is no connection any more, and so nothing to unblock
+                raise
             except BaseException:
                 with cleanup():
                     self._unblock(connection, number, undo)
