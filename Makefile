@@ -167,6 +167,7 @@ sweep: $(extension) $(venv)/group-$(tests) ## ... the sweeps alone, and how many
 
 soak: $(extension) $(venv)/group-$(tests) ## the tests that take minutes
 	PROPTEST_CASES=20000 cargo test --release --locked --features file model
+	cargo test --release --locked --features file --test rust -- --ignored
 	$(venv)/bin/python -m pytest -m soak --timeout=3600 $(ARGS)
 
 seeded-bugs: ## plant bugs in the core, and check that the loom models find each: half an hour

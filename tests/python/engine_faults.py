@@ -59,7 +59,7 @@ def live(engine: Engine, items: int, workers: int, work: Callable[[], object]) -
                     while left:
                         pool.submit(left[-1])
                         left.pop()
-                    assert pool.drain(100)
+                    assert pool.drain()
                 counts = dict(queue.counts())
             except (PoolFailed, ConnectionError, ZeroDivisionError) as failure:  # noqa: PERF203
                 told.append(failure)

@@ -75,8 +75,9 @@ def test_a_pool_opens_a_queue_by_its_url(url: str) -> None:
         assert queue.counts() == counts(done=1)
 
 
-def test_i33_nothing_is_lost_when_hosts_are_killed(url: str, tmp_path: Path) -> None:
-    crash(url, tmp_path, items=300, kills=20)
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.soak)])
+def test_i33_nothing_is_lost_when_hosts_are_killed(url: str, tmp_path: Path, kills: int) -> None:
+    crash(url, tmp_path, items=15 * kills, kills=kills)
 
 
 def test_i48_nothing_is_lost_when_the_network_is_cut(

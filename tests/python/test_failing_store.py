@@ -42,21 +42,29 @@ class Faulty(DictEngine):  # type: ignore[misc] # it is loaded
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("error", [ConnectionError, ZeroDivisionError])
+@pytest.mark.parametrize(
+    ("items", "workers", "step"),
+    [
+        (5, 2, 1),
+        pytest.param(200, 4, 10, marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
+    ],
+    ids=["few", "many"],
+)
 def test_i48_an_engine_that_fails_once_at_any_call_loses_nothing(
-    error: Callable[[], Exception], *, after: bool
+    items: int, workers: int, step: int, error: Callable[[], Exception], *, after: bool
 ) -> None:
     def run(number: int) -> int:
         fault = Fault(number, error, after=after)
-        told = live(
-            Faulty(fault), 5, 2, lambda: desist.sleep(11)
-        )  # longer than a heartbeat's pause
+        # The handler takes longer than a heartbeat's pause.
+        told = live(Faulty(fault), items, workers, lambda: desist.sleep(11))
         assert len(told) <= 1, told
         return fault.left
 
-    number = 1
-    while testing.run(partial(run, number)) <= 0:
-        number += 1
-    assert number > 30
+    lives = 1
+    while testing.run(partial(run, 1 + (lives - 1) * step)) <= 0:
+        lives += 1
+    sys.stdout.write(f"{lives} lives\n")  # for `pytest -rP`
+    assert lives > 30
 
 
 def test_a_failure_of_the_heartbeat_is_raised_once_and_the_leases_are_kept() -> None:
@@ -146,7 +154,10 @@ print(told, len(set(seen)), queue.counts())
 
 @pytest.mark.parametrize(
     ("items", "points"),
-    [(6, range(1, 8)), pytest.param(200, range(1, 220, 7), marks=pytest.mark.soak)],
+    [
+        (6, range(1, 8)),
+        pytest.param(200, range(1, 201, 2), marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
+    ],
     ids=["few", "many"],
 )
 def test_i48_a_disk_that_is_full_for_a_moment_leaves_no_item_leased(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import shutil
 import stat
 import subprocess
@@ -232,19 +233,47 @@ with desist.WorkerPool(handler, workers=4, queue=queue) as pool:
 """
 
 
+BACK: dict[str, Callable[[Path], object]] = {
+    "moved": lambda path: beside(path, ".old").rename(path),
+    "with its folder": lambda path: beside(path.parent, ".old").rename(path.parent),
+}
+
+
 @pytest.mark.parametrize("how", GOING)
+@pytest.mark.parametrize(
+    "rounds", [1, pytest.param(15, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+)
 def test_i48_pools_of_several_processes_end_when_their_file_goes_in_the_middle(
-    path: Path, how: str
+    tmp_path: Path, how: str, rounds: int
 ) -> None:
-    programs = [program(WORKER, path) for _ in range(3)]
-    for other in programs:
-        assert other.stdout is not None
-        assert other.stdout.read(20) == "x" * 20
-    GOING[how](path)
-    for other in programs:
-        _, said = other.communicate(timeout=60)
-        assert other.returncode == 1
-        assert said.count("deleted, moved or replaced") == 1, said
+    rng = random.Random(48)
+    for number in range(rounds):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = folder / "jobs.db"
+        programs = [program(WORKER, path) for _ in range(3)]
+        for other in programs:
+            assert other.stdout is not None
+            there = rng.randrange(1, 400)
+            assert other.stdout.read(there) == "x" * there
+        GOING[how](path)
+        for other in programs:
+            _, said = other.communicate(timeout=60)
+            assert other.returncode == 1
+            assert said.count("deleted, moved or replaced") == 1, said
+        if how in BACK:
+            BACK[how](path)
+            all_is_done(path)
+
+
+def all_is_done(path: Path) -> None:
+    """A pool does what the others have left, and no item is lost or stays leased."""
+    queue: FileQueue[int] = FileQueue(path)
+    with WorkerPool[int, int](lambda lease: lease.item, queue=queue) as pool:
+        assert pool.drain(60)
+    done = queue.counts()["done"]
+    assert queue.counts() == {"ready": 0, "leased": 0, "delayed": 0, "done": done, "dead": 0}
+    assert done % 200 == 0
 
 
 def test_a_queue_whose_wal_was_deleted_leaves_that_of_the_next_one_alone(path: Path) -> None:
