@@ -14,6 +14,7 @@ import pytest
 
 import desist
 from desist import LeaseQueue, RetryPolicy, WorkerPool
+from desist._events import Events
 from held import PATIENCE
 from support import queue_of
 
@@ -128,29 +129,22 @@ def test_an_item_that_others_have_put_has_all_events_but_submitted(opened: Opene
     assert {event.key for event in events} == {"a key"}
 
 
-def test_the_events_are_told_while_a_submission_waits_for_room() -> None:
-    events: list[WorkEvent] = []
-    go_on = threading.Event()
+def test_a_worker_waits_for_no_submission_that_waits_for_room_and_submitted_is_told_first() -> None:
+    told: list[WorkEvent] = []
+    events = Events(told.append, "memory")
 
-    def handler(_: Lease[int]) -> None:
-        go_on.wait()
+    def put(*, timeout: float | None) -> int:
+        if timeout == 0:
+            raise queue_module.Full
+        lease = ("leased", 7, 1, "worker", None, 1, None)  # before submit() knows the number
+        worker = threading.Thread(target=events.note, args=lease)
+        worker.start()
+        worker.join(PATIENCE)
+        assert not worker.is_alive()
+        return 7
 
-    queue: LeaseQueue[int] = LeaseQueue(maxsize=1)
-    with WorkerPool(handler, workers=1, queue=queue, on_event=events.append) as pool:
-        first = pool.submit(1)
-        waiting = threading.Thread(target=pool.submit, args=(2,))
-        waiting.start()
-        while pool._events is not None and not pool._events._waiting:
-            desist.checkpoint()
-        go_on.set()
-        waiting.join(PATIENCE)
-    assert [event.kind for event in events if event.item_id == first.item_id] == [
-        "submitted",
-        "leased",
-        "started",
-        "done",
-    ]
-    assert len(events) == 8
+    events.submit(put, None, None)
+    assert [event.kind for event in told] == ["submitted", "leased"]
 
 
 def test_a_refused_submission_is_no_event() -> None:
