@@ -101,17 +101,19 @@ def test_a_failure_of_the_queue_that_drain_meets_first_ends_the_pool(
 
 
 @pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("call", ["ack", "lease"])
 def test_a_failure_of_the_queue_that_a_worker_meets_first_ends_the_pool(
-    opened: Any, break_at: Callable[..., type[Exception]]
+    opened: Any, break_at: Callable[..., type[Exception]], call: str
 ) -> None:
     handler = Deaf()
     pool = WorkerPool(handler, queue=opened, workers=1)
-    future = pool.submit("a")
+    pool.submit("a")
+    next_one = pool.submit("b")
     handler.begun.acquire()
-    failure = break_at("ack")
+    failure = break_at(call)
     handler.go_on.set()
     with pytest.raises(PoolFailed) as raised:
-        future.result(NEVER)
+        next_one.result(NEVER)
     assert type(raised.value.__cause__) is failure
     has_failed(pool, failure)
 
