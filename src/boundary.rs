@@ -10,8 +10,8 @@
 //!    caller, or, if the task was abandoned meanwhile, the thread that abandoned it.
 //!
 //! The steps of an end, all on the body's own thread and in this order: shut the task; sweep the
-//! ledger; close the scopes that are open, and run their abandon hooks; close the task's source;
-//! record. The caller then settles, and sets [`Task::over`]. A boundary that is dropped without
+//! ledger; close the scopes that are open, and run the abandon hooks of scopes and of other blocks; close
+//! the task's source; record. The caller then settles, and sets [`Task::over`]. A boundary that is dropped without
 //! `leave`, because its body panicked, takes the same steps and sets it itself.
 //!
 //! No lock is held across two of the steps. The sweep and the hooks may block.
@@ -93,6 +93,7 @@ impl Boundary {
         let killed = matches!(end, Termination::Killed(_));
         let swept = task.ledger().sweep(&end);
         scope::end_task(outer);
+        task.ledger().abandon_blocks(0);
         task.conclude();
         if !abandoned {
             let rung = killed.then(|| task.delivered()).flatten();

@@ -7,6 +7,9 @@
 //!    the two finds that the entry is gone and leaves the resource alone.
 //! 3. A sweep reclaims the latest entry first, as nested blocks would have released them.
 //! 4. Every thread has a ledger; a task has one of its own, swept at the task's boundary.
+//! 5. A block that owns work is recorded as well, with the hook that ends the work. It is no hold: it defers
+//!    no kill, and nothing waits for it. Its end removes the record; the scope around it, or the task, runs
+//!    the hook if the end was skipped.
 //!
 //! Protocol. `entries` belongs to its mutex. Any thread may write it: the holder when it acquires
 //! and releases, a releasing thread when it hands the resource to a waiter (and so records it in the
@@ -53,6 +56,14 @@ pub(crate) trait Resource: Send + Sync {
         hold: Hold,
         termination: &Termination,
     ) -> Option<bool>;
+}
+
+/// Clean-up for a block whose end never ran: it ends the work that the block has started, say.
+pub(crate) trait AbandonHook: Send + Sync {
+    /// Called when an enclosing scope or the task has ended before the block's end ran, so that it never
+    /// will. If the block has a scope, the nodes below that have been cancelled. On the block's thread, with
+    /// nothing borrowed or locked; may block.
+    fn on_abandoned(&self);
 }
 
 /// How a holder came to its end, as far as its resources are concerned.
@@ -121,7 +132,9 @@ struct Entry {
 struct Entries {
     /// Ascending by `hold.seq`, so that a hold is found by binary search.
     list: Vec<Entry>,
-    /// The sequence number of the next entry. Only ever raised, by `record`.
+    /// The blocks that own work, ascending by their sequence numbers.
+    blocks: Vec<(u64, Arc<dyn AbandonHook>)>,
+    /// The sequence number of the next entry or block. Only ever raised, by `record` and `record_block`.
     next_seq: u64,
 }
 
@@ -180,6 +193,37 @@ impl Ledger {
         entries.next_seq += 1;
         let hold = Hold { kind, seq };
         entries.list.push(Entry { held, hold });
+    }
+
+    /// Record a block that owns work. Returns its number, for [`Ledger::remove_block`].
+    #[cfg(feature = "python")]
+    pub(crate) fn record_block(&self, hook: Arc<dyn AbandonHook>) -> u64 {
+        let mut entries = self.entries.lock();
+        let seq = entries.next_seq;
+        entries.next_seq += 1;
+        entries.blocks.push((seq, hook));
+        seq
+    }
+
+    /// The block's end runs. The returned count is dropped when no lock is held. `None`: its hook has run.
+    #[cfg(feature = "python")]
+    pub(crate) fn remove_block(&self, number: u64) -> Option<Arc<dyn AbandonHook>> {
+        let blocks = &mut self.entries.lock().blocks;
+        let at = blocks.binary_search_by_key(&number, |(seq, _)| *seq).ok()?;
+        Some(blocks.remove(at).1)
+    }
+
+    /// Run the hooks of the blocks from sequence number `first` on, the latest first: the code around them
+    /// has ended, and their ends have not run. On the thread of the ledger; may block.
+    pub(crate) fn abandon_blocks(&self, first: u64) {
+        let skipped = {
+            let blocks = &mut self.entries.lock().blocks;
+            let at = blocks.partition_point(|(seq, _)| *seq < first);
+            blocks.split_off(at)
+        };
+        for (_, hook) in skipped.iter().rev() {
+            hook.on_abandoned();
+        }
     }
 
     /// Put back an entry that was removed for the time of a condition wait, in its old place, so that

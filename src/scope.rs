@@ -87,7 +87,7 @@ use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
 use crate::host::{self, Home};
-use crate::ledger::{Ledger, Termination};
+use crate::ledger::{AbandonHook, Ledger, Termination};
 use crate::park::Waiter;
 use crate::task::Task;
 use crate::token::tree::NodeRef;
@@ -138,14 +138,6 @@ struct Frame {
     _cutoffs: Vec<Registration>,
     /// Runs if the block's end never does.
     abandon_hook: Option<Arc<dyn AbandonHook>>,
-}
-
-/// Clean-up for a block whose end never ran: it ends the threads that the block has started, say.
-pub(crate) trait AbandonHook: Send + Sync {
-    /// Called when an enclosing scope or the task has ended before the block's end ran, so that it never
-    /// will. The nodes below the block's scope have been cancelled. On the block's thread, outside a borrow
-    /// of the context; may block.
-    fn on_abandoned(&self);
 }
 
 /// The scopes and the task that the calling thread is in. The cells are separate, since a ledger is
@@ -293,6 +285,7 @@ pub(crate) fn exit_innermost(node: &NodeRef, unwinding: bool) -> Option<Exit> {
 fn finish((frame, exit, ledger): Popped) -> Exit {
     if let Some(ledger) = ledger {
         ledger.sweep_blocks(frame.first_seq, &Termination::Unwound);
+        ledger.abandon_blocks(frame.first_seq);
     }
     exit
 }

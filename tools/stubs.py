@@ -22,7 +22,7 @@ MISSING = {
         "\nfrom concurrent.futures import Future"
         "\nfrom collections.abc import Callable, Iterable"
         "\nfrom types import GenericAlias"
-        "\nfrom typing import Any, Generic, Literal, TypeAlias, TypeVar, overload"
+        "\nfrom typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, overload"
         "\nfrom desist._group import Task as _GroupTask"
         "\nfrom desist._items import ItemInfo"
         "\nfrom desist._ports import PoolObserver"
@@ -52,6 +52,8 @@ MISSING = {
     "def retry_for(self, /) -> tuple | None:": (
         "def retry_for(self, /) -> tuple[type[BaseException], ...] | None:"
     ),
+    # A return type that is the class of the object.
+    "def __enter__(self, /) -> OwnerBlock:": "def __enter__(self, /) -> Self:",
     # A return type that depends on the argument.
     """
 def wait_any(*what: "Op[_T]", timeout: float | None = None) -> "tuple[int, _T] | None":
@@ -118,7 +120,7 @@ def complete(stub: str) -> str:
     return LENIENT.sub("", stub)
 
 
-NEW_IN_TYPING = {"disjoint_base"}
+NEW_IN_TYPING = {"Self", "disjoint_base"}
 """Names that the `typing` of a newer Python has, and that of the oldest supported one has not."""
 
 

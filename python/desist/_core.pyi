@@ -19,7 +19,7 @@ from typing import (
 )
 
 from _typeshed import FileDescriptorLike, SupportsGetItem
-from typing_extensions import disjoint_base
+from typing_extensions import Self, disjoint_base
 
 from desist._enums import CauseKind, KillOutcome, TaskState
 from desist._group import Task as _GroupTask
@@ -1478,10 +1478,15 @@ class Op(Generic[_T_co]):
         `file`, and the exceptions, are as with readable().
         """
 
+@disjoint_base
 class OwnerBlock:
     """
     A block that waits for work of its object, and ends it when it is left early.
     """
+    def __enter__(self, /) -> Self:
+        """
+        Return the object itself.
+        """
     def __exit__(
         self,
         type: type[BaseException] | None,

@@ -526,10 +526,6 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
         rest = "lost with its queue" if isinstance(self.queue, LeaseQueue) else "still in its queue"
         return f"handlers that were cut off: {handlers}; items that are not done: {items} ({rest})"
 
-    def __enter__(self) -> WorkerPool[T, R]:
-        """Return the pool."""
-        return self
-
     # Of the block's end.
 
     def _join_work(self) -> None:

@@ -55,6 +55,13 @@ SWEPT: list[tuple[str, SweepReport]] = []
 """The sweeps of this run, for the table at its end."""
 
 
+def until_there_are(threads: int) -> None:
+    """Wait until no more threads than these run."""
+    pause = threading.Event()
+    while threading.active_count() > threads:
+        pause.wait(0.001)  # there is no notification
+
+
 def tell(subject: str, report: SweepReport) -> None:
     """Add a sweep to the table."""
     SWEPT.append((subject, report))

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -30,7 +30,7 @@ from desist import (
     ThreadPoolExecutor,
     WorkerPool,
 )
-from support import IN_HAND, INSIST, NEVER, Victim
+from support import INSIST, NEVER, Victim, until_there_are
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -43,8 +43,6 @@ ENDS = StopPolicy(cooperative=0.02, at_wait=0.02, async_exc=0.1, trace=NEVER)
 """Tries each rung, and has time for the last one."""
 GIVES_UP = StopPolicy(cooperative=0.02, at_wait=0.02, async_exc=0.02, trace=0.02)
 """Tries each rung, and then abandons the work."""
-IN_ITS_WAITS = StopPolicy(cooperative=0, at_wait=NEVER)
-"""For CPython 3.10: a posted exception may be raised there in front of the call of `__exit__`."""
 PROCESS = ProcessStopPolicy(cooperative=0.02, sigterm=0.05, sigkill=NEVER)
 SOON = 0.02
 """Seconds after which the block is left."""
@@ -230,12 +228,6 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return told
 
 
-def until_there_are(threads: int) -> None:
-    pause = threading.Event()
-    while threading.active_count() > threads:
-        pause.wait(0.001)  # there is no notification
-
-
 def abandoned(raised: list[BaseException]) -> list[BaseException]:
     return [
         one
@@ -310,12 +302,74 @@ def test_i35_a_block_whose_thread_is_killed_ends_its_work(
             desist.sleep_forever()
 
     with Victim(body) as victim:
-        victim.kill(policy=IN_ITS_WAITS if IN_HAND else INSIST)
+        victim.kill(policy=INSIST)
     assert victim.state in (TaskState.KILLED, TaskState.CANCELLED)
     check_end(owner, tasks[0], work, late, hooked, before)
     victim.raised = None
     end.set()
     until_there_are(before)
+
+
+def in_a_task(body: Callable[[], None]) -> None:
+    thread = desist.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert thread.state is TaskState.DONE
+
+
+def left_with_its_end_skipped(block: Any) -> None:
+    """Call `block`, which raises in a `with` statement; the statement's end does not run."""
+    code: Any = block.__code__
+    block.__code__ = code.replace(co_exceptiontable=b"")
+    with pytest.raises(ZeroDivisionError):
+        block()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="its code has no exception table")
+@pytest.mark.parametrize("around", ["task", "scope", "forced"])
+@pytest.mark.parametrize("work", ENDINGS, ids=lambda work: work.__name__)
+@pytest.mark.parametrize("own", [group, executor, pool], ids=lambda own: own.__name__)
+def test_i35_a_block_whose_end_was_skipped_ends_its_work_with_the_code_around_it(
+    own: Any, work: Any, around: str, hooked: list[Any]
+) -> None:
+    before, begun, end = threading.active_count(), threading.Event(), threading.Event()
+    owner = own(GIVES_UP if work is blocks else ENDS)
+    tasks: list[Any] = []
+    late: list[Any] = []
+
+    def block() -> None:
+        with owner.block:
+            tasks.append(owner.start(partial(work, begun.set, end)))
+            assert begun.wait(NEVER)
+            late.append(owner.start(lambda: late.append("it was called")))
+            raise ZeroDivisionError
+
+    if around == "task":
+        in_a_task(partial(left_with_its_end_skipped, block))
+    else:
+        with desist.cancel_scope(kill_after=NEVER if around == "forced" else None):
+            left_with_its_end_skipped(block)
+    check_end(owner, tasks[0], work, late, hooked, before)
+    end.set()
+    until_there_are(before)
+
+
+@pytest.mark.parametrize("own", [executor, pool], ids=lambda own: own.__name__)
+def test_i35_an_owner_that_was_entered_by_a_call_is_left_alone_by_the_code_around_it(
+    own: Any,
+) -> None:
+    owner, stack = own(ENDS), ExitStack()
+
+    def enters() -> None:
+        owner.block.__enter__()
+        stack.enter_context(owner.block)
+
+    in_a_task(enters)
+    with desist.cancel_scope():
+        enters()
+    assert owner.start(int).result(timeout=NEVER) == 0
+    with stack:
+        pass
 
 
 @pytest.mark.parametrize("own", [group, executor, pool], ids=lambda own: own.__name__)

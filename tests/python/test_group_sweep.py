@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,10 +17,11 @@ from desist import (
     TaskGroup,
     TaskState,
     ThreadPoolExecutor,
+    WorkerPool,
 )
 from desist._core import Task, leak_counts
 from desist.testing import sweep_kills
-from support import NEVER
+from support import NEVER, tell, until_there_are
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -187,6 +188,47 @@ def test_i22_an_executor_works_after_a_kill_at_any_bytecode_of_its_work() -> Non
     print(f"executor: {points} points, {killed} killed")  # noqa: T201
     assert points > 20
     assert killed > 10
+
+
+class Left(Exception):
+    """Raised in a block, which is left early."""
+
+
+@pytest.mark.parametrize("kind", ["executor", "pool"])
+@pytest.mark.timeout(300)
+def test_i35_the_block_of_an_executor_or_a_pool_killed_at_any_bytecode_leaves_no_work(
+    kind: str,
+) -> None:
+    killed = 0
+
+    def trial() -> None:
+        nonlocal killed
+        entered: list[int] = []
+        owner: Any
+        if kind == "executor":
+            owner = ThreadPoolExecutor(1, policy=POLICY)
+        else:
+            owner = WorkerPool(lambda lease: lease.item(), workers=1, policy=POLICY)
+
+        def body() -> None:
+            with owner:
+                entered.append(1)
+                owner.submit(desist.sleep_forever)
+                raise Left
+
+        task = Task("owner")
+        with suppress(Left):
+            task.run(body)
+        killed += task.state is TaskState.KILLED
+        if not entered:
+            owner.shutdown() if kind == "executor" else owner.stop()
+        # The end of the task has ended the work, if the end of the block was skipped.
+        until_there_are(before)
+
+    before = threading.active_count() + 1  # the thread of a run
+    report = sweep_kills(trial, victims="started")
+    tell(f"the block of an early left {kind}", report)
+    assert killed > 50
 
 
 def test_i20_an_executor_works_after_a_kill_at_any_bytecode_of_a_submitting_thread() -> None:

@@ -86,6 +86,19 @@ pub(in crate::python) fn home_of_block(py: Python<'_>) -> PyResult<Home> {
     home.unwrap_or(Ok(Home::NATIVE))
 }
 
+/// True if the `__enter__` that is called now is one of a `with` statement of a function that cannot be
+/// suspended: such a block ends before the function's call does.
+pub(in crate::python) fn is_block_of_function(py: Python<'_>) -> bool {
+    let of_function = |layout: &Layout| {
+        layout.stack(|mut frames| {
+            let frame = frames.next();
+            frame.is_some_and(|frame| frame.is_function() && frame.enters_block())
+        })
+    };
+    let layout = layout(py).ok().flatten();
+    layout.and_then(of_function).unwrap_or(false)
+}
+
 /// [`home_of_block`] for a generator's block, and one that was entered by a call.
 #[cold]
 fn home_by_objects(py: Python<'_>, layout: &Layout) -> PyResult<Home> {
