@@ -135,6 +135,20 @@ def test_items_are_not_unpickled_from_the_file_of_another_user(path: Path) -> No
         FileQueue(path, mode=0o660)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
+def test_a_file_that_root_makes_beside_the_queue_of_another_user_is_theirs(path: Path) -> None:
+    FileQueue[int](path).put(1)
+    for ending in ("", *BESIDE):
+        if beside(path, ending).exists():
+            os.chown(beside(path, ending), 12345, 12345)
+    beside(path, "-wake").unlink()
+    queue: FileQueue[int] = FileQueue(path, codec="json")
+    assert queue.counts()["ready"] == 1
+    assert (beside(path, "-wake").stat().st_uid, beside(path, "-wake").stat().st_gid) == (
+        12345,
+    ) * 2
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("ending", BESIDE)
 def test_nothing_that_another_user_of_a_sticky_folder_has_made_is_used(
