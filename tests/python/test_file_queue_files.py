@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -334,6 +335,11 @@ def test_i12_i48_a_wake_file_that_is_deleted_is_made_again_and_wakes_all(path: P
                     other.stdin.flush()
                 results: list[Any] = waiting.results
                 results[0].ack()
+        beside(path, "-wake").unlink(missing_ok=True)
+        until = time.monotonic() + 30
+        while not beside(path, "-wake").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)  # there is no notification
 
 
 def test_a_pickle_of_another_kind_is_no_queue(path: Path) -> None:
