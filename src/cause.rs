@@ -74,6 +74,18 @@ impl Cause {
             by_thread: None,
         }
     }
+
+    /// The cause of the end, in a forked child, of work whose thread is in the parent process.
+    #[cfg(feature = "python")]
+    pub(crate) fn forked() -> Cause {
+        Cause {
+            kind: CauseKind::Forked,
+            reason: Some("its thread is in the parent process".into()),
+            at: Time::now(),
+            grace: None,
+            by_thread: None,
+        }
+    }
 }
 
 impl fmt::Display for Cause {

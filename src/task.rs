@@ -386,6 +386,8 @@ impl Task {
             Phase::Launched => Progress::Launched,
             Phase::Running if self.node().is_cancelled() => Progress::Cancelling,
             Phase::Running => Progress::Running,
+            // Its thread had not come to the end when the process was forked.
+            Phase::Closed if self.is_lost_in_fork() && !self.over.is_set() => Progress::Abandoned,
             Phase::Closed => Progress::Over,
             Phase::Abandoned => Progress::Abandoned,
         }
@@ -394,6 +396,18 @@ impl Task {
     /// True if its thread runs in the process that this one was forked from, and not in this one.
     pub(crate) fn is_lost_in_fork(&self) -> bool {
         self.ledger.is_lost_in_fork()
+    }
+
+    /// In a forked child, of a task that has begun and not ended in the parent process: it is abandoned for
+    /// good, its token is cancelled with a cause of the kind `Forked`, and its waiters go on (I37). Nothing
+    /// else happens to any task.
+    #[cfg(feature = "python")]
+    pub(crate) fn lose_if_forked(&self) {
+        if self.is_lost_in_fork() && self.progress() == Progress::Abandoned {
+            self.inner.lock().phase = Phase::Abandoned;
+            self.node().cancel(Cause::forked());
+            self.over.set();
+        }
     }
 
     /// To be called before its thread is started: kills are recorded from now on, though the body has

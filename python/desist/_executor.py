@@ -18,6 +18,7 @@ from __future__ import annotations
 import concurrent.futures.thread
 import logging
 import math
+import os
 import threading
 import weakref
 from concurrent.futures import InvalidStateError
@@ -75,6 +76,8 @@ class TaskFuture(Future[R]):
         self._executor: ThreadPoolExecutor | None = executor
         self._body: Callable[[], R] | None = body
         self._thread: threading.Thread | None = None
+        # The process that has the threads which settle it.
+        self._process = os.getpid()
 
     @property
     def state(self) -> TaskState:
@@ -148,8 +151,7 @@ class TaskFuture(Future[R]):
         )
 
     def _lost_in_fork(self) -> BaseException | None:
-        lost = self._task.is_lost() and not self.done()
-        return lost_in_fork(self._task.name) if lost else None
+        return lost_in_fork(self._task.name) if self._process != os.getpid() else None
 
     def _cause(self) -> CancelCause:
         cause = self._task.token.cause

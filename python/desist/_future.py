@@ -4,6 +4,11 @@ It adds this to the standard library's: result() and exception() wait for a latc
 the future's first callback sets, so that no callback of a user keeps waiters waiting; and cancel()
 takes a reason, which the future's token carries.
 
+In a forked child the thread that settles a future of the parent is not there, wherever it was at
+the fork. An end that was recorded by then counts, although the callbacks have not been called: the
+latch is set by the waiter that sees it. A future without an end is lost, if it says so
+(`_lost_in_fork`), and its waiters go on.
+
 The token's source is made when the token is first asked for. cancel() writes `_requested` and then
 reads `_source`, `token` writes `_source` and then reads `_requested`: so one of the two cancels the
 source, whichever comes first.
@@ -35,6 +40,10 @@ if TYPE_CHECKING:
 
 BRIEFLY = 5.0
 """Seconds for which a kill is deferred by steps that belong together and take moments."""
+
+_EVER = Latch()
+"""Set."""
+_EVER.set()
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 _ENDED = (*_CANCELLED, "FINISHED")
@@ -78,6 +87,8 @@ class Future(concurrent.futures.Future["_R"]):
             source = self.__dict__.setdefault("_source", CancelSource())
             if self._requested is not None:
                 cancel_because(source.token, self._requested)
+        if self._lost_in_fork() is not None and not self._is_settled():
+            cancel_because(source.token, CancelCause.forked())
         return source.token
 
     def result(self, timeout: float | None = None) -> _R:
@@ -109,9 +120,10 @@ class Future(concurrent.futures.Future["_R"]):
         On timeout: TimeoutError is raised; the work goes on.
         On kill: as on cancel, with Killed.
         """
-        lost = self._lost_in_fork()
-        if lost is not None:
-            return lost
+        if not self._is_settled():
+            lost = self._lost_in_fork()
+            if lost is not None:
+                return lost
         if not self._settled.wait(timeout):
             raise AnyTimeoutError
         if self._state in _CANCELLED:
@@ -119,12 +131,18 @@ class Future(concurrent.futures.Future["_R"]):
         return self._exception
 
     def _done_op(self) -> Op[Future[_R]]:
-        if self._lost_in_fork() is not None:
-            self._settled.set()  # it never ends here
+        if not self._is_settled() and self._lost_in_fork() is not None:
+            return _EVER.wait_op(self)  # it never ends here
         return self._settled.wait_op(self)
 
+    def _is_settled(self) -> bool:
+        """Has it ended? The thread that has recorded that may not have set the latch."""
+        if self._state in _ENDED:
+            self._settled.set()
+        return self._settled.is_set()
+
     def _lost_in_fork(self) -> BaseException | None:
-        """In a forked child: the exception of work that goes on in the parent process alone."""
+        """In a forked child: the exception of unsettled work that goes on in the parent alone."""
         return None
 
     def _cause(self) -> CancelCause:

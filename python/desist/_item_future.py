@@ -32,9 +32,6 @@ R = TypeVar("R")
 class ItemOwner(Protocol):
     """The pool of an item, as the item's future uses it."""
 
-    process: int
-    """The number of the process that its workers are in."""
-
     def cancel_item(self, item_id: int | str, reason: str | None, /) -> bool | None:
         """Cancel the item. True: it never begins. False: it was begun. None: it had ended."""
 
@@ -70,6 +67,8 @@ class ItemFuture(Future[R]):
         # a dropped pool stops.
         self._owner: tuple[ItemOwner, object] | None = None
         self.item_id: int | str = 0
+        # The process that has the threads which settle it.
+        self._process = os.getpid()
 
     @property
     def state(self) -> TaskState:
@@ -78,18 +77,17 @@ class ItemFuture(Future[R]):
         RUNNING and CANCELLING: a worker of this pool works on it. An item that another pool of the
         same queue works on is PENDING here, until it has ended.
         """
+        if self._is_settled():
+            return self._state_at_the_end()
         if self._lost_in_fork() is not None:
             return TaskState.ABANDONED
-        if self._settled.is_set():
-            return self._state_at_the_end()
         owner = self._owner
         if owner is None or not owner[0].is_at_work(self.item_id):
             return TaskState.PENDING
         return TaskState.RUNNING if self._requested is None else TaskState.CANCELLING
 
     def _lost_in_fork(self) -> BaseException | None:
-        owner = self._owner
-        lost = owner is not None and owner[0].process != os.getpid()
+        lost = self._process != os.getpid()
         return lost_in_fork(f"item {self.item_id}") if lost else None
 
     def _state_at_the_end(self) -> TaskState:

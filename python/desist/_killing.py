@@ -8,6 +8,7 @@ kill that has begun always has its thread, and that thread always settles the fu
 
 from __future__ import annotations
 
+import os
 import threading
 
 from desist._core import CancelCause, Cancelled, Killed, WorkerThread, call_masked
@@ -47,12 +48,24 @@ def end_now(begin: Callable[[], Callable[[], object]]) -> None:
         raise
 
 
+class _KillFuture(Future["_R"]):
+    """The result of a kill that a thread of its own finishes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The process that has this thread.
+        self._process = os.getpid()
+
+    def _lost_in_fork(self) -> BaseException | None:
+        return lost_in_fork("a kill") if self._process != os.getpid() else None
+
+
 def kill_soon(begin: Callable[[], Callable[[], _R]]) -> Future[_R]:
     """Begin a kill, and have a thread of its own finish it; never blocks.
 
     `begin()` returns the function that finishes the kill. The future raises an exception of either.
     """
-    future: Future[_R] = Future()
+    future: Future[_R] = _KillFuture()
     future.set_running_or_notify_cancel()  # a kill that has begun is not called off
     call_masked(_begin, begin, future)
     return future

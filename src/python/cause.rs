@@ -36,15 +36,7 @@ impl CancelCause {
     /// The cause of the end, in a forked child, of work whose thread is in the parent process.
     #[staticmethod]
     fn forked() -> Self {
-        let cause = Cause {
-            by_thread: None,
-            ..Cause::now(
-                CauseKind::Forked,
-                Some("its thread is in the parent process".into()),
-                None,
-            )
-        };
-        cause.into()
+        Cause::forked().into()
     }
 
     /// The kind of event.

@@ -114,9 +114,7 @@ impl Task {
     /// Set when the task has ended, or was abandoned. In a forked child also when its thread is in the
     /// parent process: it never ends here.
     fn over(&self) -> &Latch {
-        if self.is_lost() {
-            self.core.over().set();
-        }
+        self.core.lose_if_forked();
         self.core.over()
     }
 
@@ -257,7 +255,7 @@ impl Task {
     /// The task's token.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
-        CancelToken::wrap(py, self.core.source().token())
+        CancelToken::of_task(py, &self.core)
     }
 
     /// Where it is in its life.

@@ -19,7 +19,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,6 +44,7 @@ use crate::python::hard_stop::mask::Mask;
 use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted};
 use crate::python::wait::blocking;
 use crate::scope;
+use crate::task::Task;
 use crate::token::tree::{Flag, Hook};
 use crate::wait::Cancellation;
 use crate::{park, token};
@@ -68,6 +69,9 @@ pub(super) struct CancelToken {
     shown: AtomicU32,
     /// The tokens that the node is linked to, for one of any_of(). Dropped before the node.
     linked: Vec<Shown>,
+    /// Whose token it is, if it is a task's own. Weak: a task has its token's node, which may have callbacks
+    /// that refer to this object.
+    task: Weak<Task>,
     token: token::CancelToken,
 }
 
@@ -155,13 +159,20 @@ unsafe fn raise(place: *const ()) {
 
 impl CancelToken {
     pub(super) fn wrap(py: Python<'_>, token: token::CancelToken) -> PyResult<Py<CancelToken>> {
-        Self::wrap_linked(py, token, Vec::new())
+        Self::make(py, token, Vec::new(), Weak::new())
     }
 
-    fn wrap_linked(
+    /// The own token of a task.
+    pub(super) fn of_task(py: Python<'_>, task: &Arc<Task>) -> PyResult<Py<CancelToken>> {
+        let token = task.source().token();
+        Self::make(py, token, Vec::new(), Arc::downgrade(task))
+    }
+
+    fn make(
         py: Python<'_>,
         token: token::CancelToken,
         linked: Vec<Shown>,
+        task: Weak<Task>,
     ) -> PyResult<Py<CancelToken>> {
         let cancelled = PyBool::new(py, false).to_owned().unbind();
         // Before CPython 3.12 True and False are counted: own one of each, whichever is in the
@@ -175,6 +186,7 @@ impl CancelToken {
                 callbacks: OnceLock::new(),
                 shown: AtomicU32::new(0),
                 linked,
+                task,
                 token,
             },
         )?;
@@ -194,6 +206,13 @@ impl CancelToken {
 
     pub(super) fn inner(&self) -> &token::CancelToken {
         &self.token
+    }
+
+    /// Before a wait, in a forked child: the token of a task of the parent process is cancelled.
+    fn notice_fork(&self) {
+        if let Some(task) = self.task.upgrade() {
+            task.lose_if_forked();
+        }
     }
 
     /// The table of its callbacks, which is made if there is none.
@@ -237,6 +256,7 @@ struct WaitUntilCancelled(Py<CancelToken>);
 
 impl Operation for WaitUntilCancelled {
     fn start<'a>(&'a self, _: Python<'_>) -> Started<'a> {
+        self.0.get().notice_fork();
         adapted(Cancellation::of(self.0.get().token.node()), |()| {
             Yield::Plain
         })
@@ -303,6 +323,7 @@ impl CancelToken {
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<Seconds<'_, '_>>) -> PyResult<bool> {
         let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
+        self.notice_fork();
         blocking(py, || self.token.wait_until(until))
     }
 
@@ -373,7 +394,7 @@ impl CancelToken {
         } else {
             tokens.into_iter().map(Shown::new).collect()
         };
-        CancelToken::wrap_linked(py, any, linked)
+        CancelToken::make(py, any, linked, Weak::new())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Visited {

@@ -33,12 +33,17 @@ class Hold:
         """The thread's trace function."""
         if not frame.f_code.co_filename.startswith(DESIST):
             return None
-        if what == "line" and self.left:
+        if what == "line":
+            self.count()
+        return self.trace
+
+    def count(self) -> None:
+        """Count a line, and hold the thread if it is the one."""
+        if self.left:
             self.left -= 1
             if not self.left:
                 self.news.put("held")
                 self.go_on.wait()
-        return self.trace
 
     def run(self, act: Callable[[], object]) -> threading.Thread:
         """Call it on a thread that is held, and return when it is, or has ended."""

@@ -258,6 +258,49 @@ def test_i37_work_of_the_parent_has_a_cause_of_the_kind_forked_in_the_child() ->
     assert answer == str({("ABANDONED", "ABANDONED", "FORKED")})
 
 
+@pytest.mark.parametrize("wait", ["wait", "wait_any"])
+def test_i37_the_token_of_a_thread_of_the_parent_is_cancelled_in_the_child(wait: str) -> None:
+    def look(token: desist.CancelToken) -> object:
+        if wait == "wait":
+            assert token.wait(NEVER)
+        else:
+            assert desist.wait_any(token) == (0, token.cause)
+        assert token.cancelled
+        assert token.cause is not None
+        return token.cause.kind.name
+
+    begun = threading.Semaphore(0)
+
+    def body(*_: object) -> None:
+        begun.release()
+        desist.sleep_forever()
+
+    with (
+        Victim(spin_until_cancelled) as victim,
+        ThreadPoolExecutor(1) as executor,
+        WorkerPool[Any, Any](body, workers=1) as pool,
+        TaskGroup() as group,
+    ):
+        task, call, item = group.start_soon(body), executor.submit(body), pool.submit(1)
+        for _ in range(3):
+            begun.acquire()
+        tokens = [victim.token, task.token, call.token, item.token]
+        assert in_child(lambda: {look(token) for token in tokens[:3]}) == "{'FORKED'}"
+        assert in_child(lambda: {look(work.token) for work in (victim, task, call, item)}) == (
+            "{'FORKED'}"
+        )
+        assert not any(token.cancelled for token in tokens)
+        victim.cancel()
+        group.cancel()
+        for one in (call, item):
+            one.cancel()
+
+
+def spin_until_cancelled(ready: Callable[[], None]) -> None:
+    ready()
+    desist.sleep_forever()
+
+
 def test_i37_a_lock_of_another_thread_has_a_cause_of_the_kind_forked_in_the_child() -> None:
     lock = Lock()
 

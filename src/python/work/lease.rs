@@ -248,8 +248,10 @@ impl Lease {
     /// The handler's token: cancelled when it is to stop.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Py<CancelToken>> {
-        let task = self.task.as_ref().map(|task| task.source().token());
-        CancelToken::wrap(py, task.unwrap_or_else(scope::current_token))
+        match &self.task {
+            Some(task) => CancelToken::of_task(py, task),
+            None => CancelToken::wrap(py, scope::current_token()),
+        }
     }
 
     /// The progress that an earlier attempt has stored with heartbeat(); None if none has.
