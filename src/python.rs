@@ -139,7 +139,7 @@ mod _core {
     #[pymodule_export]
     use super::work::{
         Lease, LeaseQueue, PoolMetrics, QueuePort, RetryPolicy, RunningHandler, WorkerSlot,
-        checked_time_limit, contents_of, lease_of, queue_port, retry_pause,
+        checked_time_limit, contents_of, lease_from, queue_port, retry_pause,
     };
 
     #[pymodule_init]

@@ -99,7 +99,7 @@ __all__ = [
     "fork_timeouts",
     "knows_homes",
     "leak_counts",
-    "lease_of",
+    "lease_from",
     "move_on_after",
     "notify_closing",
     "ports",
@@ -2618,10 +2618,10 @@ def leak_counts() -> tuple[int, int, int, int]:
     that it is in.
     """
 
-def lease_of(held: object) -> Lease[Any] | None:
+def lease_from(source: object, timeout: float | None = None) -> Lease[Any] | None:
     """
-    A `Lease` of a delivery that `EngineSource.deliver()` has returned. None: it cannot be decoded, and is
-    requeued as failed.
+    Lease the next item of an `EngineSource`, for a caller that settles the lease itself; see
+    `EngineQueue.lease()`.
     """
 
 def move_on_after(

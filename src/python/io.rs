@@ -11,6 +11,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::LazyFile;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
+use crate::python::hard_stop::mask::in_wait;
 
 pub(super) fn failed(py: Python<'_>, failure: ReadyError) -> PyErr {
     match failure {
@@ -61,7 +62,8 @@ fn wait_ready(
     timeout: Option<Seconds<'_, '_>>,
 ) -> PyResult<bool> {
     let (fd, until) = (descriptor(file)?, seconds::patience(timeout)?);
-    detached(py, || io::wait_ready(fd, what, until)).map_err(|failure| failed(py, failure))
+    in_wait(|| detached(py, || io::wait_ready(fd, what, until)))
+        .map_err(|failure| failed(py, failure))
 }
 
 /// Wait until the file can be read without blocking (True), or the seconds have passed (False).

@@ -16,6 +16,7 @@ use crate::python::binding::host::detached;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error;
+use crate::python::hard_stop::mask::in_wait;
 use crate::python::op::{Op, Operation, Started, Visited, Yield, adapted};
 use crate::wait::{Op as CoreOp, Park};
 use crate::{scope, sync, wait};
@@ -25,7 +26,7 @@ pub(super) fn blocking<R: Send>(
     py: Python<'_>,
     wait: impl FnOnce() -> Result<R, Stop> + Send,
 ) -> PyResult<R> {
-    detached(py, wait).map_err(|stop| error::from_stop(py, stop))
+    in_wait(|| detached(py, wait)).map_err(|stop| error::from_stop(py, stop))
 }
 
 /// Performs an operation, waiting until `until` at most; only the sleeping is done detached.
@@ -40,7 +41,7 @@ pub(super) fn perform<O: CoreOp>(
 
 /// How an operation sleeps detached.
 pub(super) fn asleep(py: Python<'_>) -> impl Fn(&mut Park<'_>) -> WaitOutcome {
-    move |park| detached(py, park)
+    move |park| in_wait(|| detached(py, park))
 }
 
 /// Raise Cancelled or Killed if the calling code is to stop.

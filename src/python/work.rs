@@ -55,7 +55,7 @@ pub(super) use lease::{Lease, contents_of};
 pub(super) use memory::LeaseQueue;
 pub(super) use pool_metrics::PoolMetrics;
 pub(super) use port::QueuePort;
-pub(super) use py_queue::{RunningHandler, lease_of};
+pub(super) use py_queue::{RunningHandler, lease_from};
 pub(super) use retry::{RetryPolicy, retry_pause};
 pub(super) use time_limit::checked_time_limit;
 pub(super) use worker_slot::WorkerSlot;

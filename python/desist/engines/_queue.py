@@ -25,7 +25,7 @@ from desist._core import (
     checked_time_limit,
     checkpoint,
     current_time,
-    lease_of,
+    lease_from,
 )
 from desist._exceptions import Fenced
 from desist._items import check
@@ -128,15 +128,7 @@ class EngineQueue(Generic[T]):
             RuntimeError: the queue is closed, or belongs to the parent process.
             ValueError: a negative timeout.
         """
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout must not be negative, but is {timeout}")
-        end = math.inf if timeout is None else current_time() + timeout
-        while True:
-            left = None if timeout is None else max(end - current_time(), 0.0)
-            held = self.port.deliver(left)
-            lease = None if held is None else lease_of(held)
-            if held is None or lease is not None:
-                return lease
+        return lease_from(self.port, timeout)
 
     def counts(self) -> Mapping[str, int]:
         """Count the items in each state at one instant, those leased to other hosts included.

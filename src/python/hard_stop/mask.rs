@@ -39,9 +39,39 @@ impl Drop for Mask {
 /// The bound for a function that [`call_masked`] calls, which is short.
 const LONGEST: Duration = Duration::from_secs(5);
 
+/// The mask of a call that is masked by [`masked`].
+struct HeldOff {
+    mask: Mask,
+    waits: InWaits,
+}
+
+/// What becomes of a kill while a masked call waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::python) enum InWaits {
+    /// It is deferred, unless the wait is one of [`unmasked`].
+    Deferred,
+    /// It is delivered, in any wait of desist that the call makes itself.
+    Delivered,
+}
+
 thread_local! {
-    /// The mask of the innermost [`call_masked`] of the thread; `None` while [`unmasked`] has opened it.
-    static HELD_OFF: Cell<Option<Mask>> = const { Cell::new(None) };
+    /// Of the innermost [`masked`] call of the thread; `None` while [`unmasked`] has lifted it, and
+    /// outside any task.
+    static HELD_OFF: Cell<Option<HeldOff>> = const { Cell::new(None) };
+}
+
+/// Calls a function that a kill must not interrupt half-way.
+pub(in crate::python) fn masked<R>(waits: InWaits, call: impl FnOnce() -> R) -> R {
+    let outer = HELD_OFF.replace(HeldOff::open(waits));
+    let result = call();
+    drop(HELD_OFF.replace(outer));
+    result
+}
+
+impl HeldOff {
+    fn open(waits: InWaits) -> Option<Self> {
+        Mask::open(LONGEST).map(|mask| Self { mask, waits })
+    }
 }
 
 /// Call a short function that a kill must not interrupt half-way, and return its result.
@@ -54,18 +84,28 @@ pub(in crate::python) fn call_masked<'py>(
     r#fn: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let outer = HELD_OFF.replace(Mask::open(LONGEST));
-    let result = r#fn.call1(arguments);
-    drop(HELD_OFF.replace(outer));
+    masked(InWaits::Deferred, || r#fn.call1(arguments))
+}
+
+/// Runs a blocking wait inside a [`masked`] call: kills are delivered during the wait.
+pub(in crate::python) fn unmasked<R>(wait: impl FnOnce() -> R) -> R {
+    let lifted = HELD_OFF.take().map(|HeldOff { mask, waits }| {
+        drop(mask);
+        waits
+    });
+    let result = wait();
+    if let Some(waits) = lifted {
+        HELD_OFF.set(HeldOff::open(waits));
+    }
     result
 }
 
-/// Runs a blocking wait inside a function that [`call_masked`] calls: kills are delivered during the wait.
-pub(in crate::python) fn unmasked<R>(wait: impl FnOnce() -> R) -> R {
-    let masked = HELD_OFF.take().is_some();
-    let result = wait();
-    if masked {
-        HELD_OFF.set(Mask::open(LONGEST));
-    }
-    result
+/// Runs a wait of any primitive: kills are delivered in it, if the innermost [`masked`] call says so.
+pub(in crate::python) fn in_wait<R>(wait: impl FnOnce() -> R) -> R {
+    let held_off = HELD_OFF.take();
+    let lifts = held_off
+        .as_ref()
+        .is_some_and(|held_off| held_off.waits == InWaits::Delivered);
+    HELD_OFF.set(held_off);
+    if lifts { unmasked(wait) } else { wait() }
 }

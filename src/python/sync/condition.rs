@@ -13,7 +13,7 @@ use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
 use crate::python::binding::runnable::check_function;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::error;
-use crate::python::hard_stop::mask::unmasked;
+use crate::python::hard_stop::mask::{in_wait, unmasked};
 use crate::python::op::Visited;
 use crate::python::sync::lock::{Lock, RLock, Released};
 use crate::sync::{self, WaitError};
@@ -71,7 +71,8 @@ impl Condition {
 
     fn wait_until(&self, py: Python<'_>, until: crate::Time) -> PyResult<bool> {
         let condition = self.core()?;
-        detached(py, || condition.wait_until(until)).map_err(|failure| match failure {
+        let waited = in_wait(|| detached(py, || condition.wait_until(until)));
+        waited.map_err(|failure| match failure {
             WaitError::NotHeld(_) => PyRuntimeError::new_err("cannot wait on un-acquired lock"),
             WaitError::Lock(failure) => error::from_lock(py, failure),
         })

@@ -17,7 +17,8 @@ use super::source::{Delivery, Hold, LeaseHandle, LeaseKey, LeaseSource};
 use super::{LONGEST_COMMIT, Lease, time_limit};
 use crate::clock::Time;
 use crate::item::ItemId;
-use crate::python::hard_stop::mask::Mask;
+use crate::python::binding::seconds::{self, Seconds};
+use crate::python::hard_stop::mask::{InWaits, Mask, masked};
 use crate::python::op::Visited;
 use crate::python::ports::{engine_source, held_delivery};
 use crate::python::token;
@@ -40,13 +41,15 @@ impl LeaseSource for PyQueue {
         let now = Time::now().as_nanos();
         let timeout = (!until.is_never())
             .then(|| Duration::from_nanos(until.as_nanos().saturating_sub(now)).as_secs_f64());
-        let held = self
-            .source
-            .call_method1(py, engine_source::deliver(py), (timeout,))?;
-        if held.is_none(py) {
-            return Ok(None);
-        }
-        delivery(held.into_bound(py)).map(Some)
+        // Between the server's answer and the delivery, the lease has no object that would release it.
+        masked(InWaits::Delivered, || {
+            let source = self.source.bind(py);
+            let held = source.call_method1(engine_source::deliver(py), (timeout,))?;
+            if held.is_none() {
+                return Ok(None);
+            }
+            delivery(held).map(Some)
+        })
     }
 
     fn traverse(&self, visit: &PyVisit<'_>) -> Visited {
@@ -54,15 +57,24 @@ impl LeaseSource for PyQueue {
     }
 }
 
-/// A `Lease` of a delivery that `EngineSource.deliver()` has returned. None: it cannot be decoded, and is
-/// requeued as failed.
+/// Lease the next item of an `EngineSource`, for a caller that settles the lease itself; see
+/// `EngineQueue.lease()`.
 #[pyfunction]
-#[pyo3(signature = (held: "object") -> "Lease[Any] | None")]
-pub(in crate::python) fn lease_of(held: Bound<'_, PyAny>) -> PyResult<Option<Bound<'_, Lease>>> {
-    let py = held.py();
+#[pyo3(signature = (source: "object", timeout = None) -> "Lease[Any] | None")]
+pub(in crate::python) fn lease_from<'py>(
+    source: &Bound<'py, PyAny>,
+    timeout: Option<Seconds<'_, '_>>,
+) -> PyResult<Option<Bound<'py, Lease>>> {
+    let py = source.py();
+    let until = seconds::until(seconds::optional_span(timeout, "timeout")?);
     let slot = LeaseSlot::new(py)?;
-    let decoded = delivery(held)?.decoded(py)?;
-    Ok(decoded.map(|decoded| slot.fill(decoded, None)))
+    let source = PyQueue::new(source.clone().unbind());
+    while let Some(delivery) = source.lease(py, until)? {
+        if let Some(decoded) = delivery.decoded(py)? {
+            return Ok(Some(slot.fill(decoded, None)));
+        }
+    }
+    Ok(None)
 }
 
 fn delivery(held: Bound<'_, PyAny>) -> PyResult<Delivery> {
