@@ -24,6 +24,7 @@ mod block;
 mod callback;
 mod condition;
 mod event;
+mod gate;
 mod latch;
 mod lease;
 mod lock;

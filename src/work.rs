@@ -50,6 +50,8 @@
 
 #[cfg(all(feature = "file", unix, not(loom)))]
 mod file;
+#[cfg(any(feature = "python", all(test, loom)))]
+pub(crate) mod gate;
 mod memory;
 
 use std::fmt;

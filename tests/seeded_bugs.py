@@ -746,6 +746,43 @@ BUGS = (
             "",
         ),
     ),
+    # --- the gate of a worker
+    bug(
+        "a worker that waits for an item is not told that it is paused or retired",
+        "work/gate.rs",
+        "gate",
+        (".filter(|_| is_shut)", ".filter(|_| !is_shut)"),
+    ),
+    bug(
+        "a worker looks at the flags before it can be told",
+        "work/gate.rs",
+        "gate",
+        (
+            "} else { state.leasing = Some(node.clone());",
+            "} else { drop(state); state = self.state.lock(); state.leasing = Some(node.clone());",
+        ),
+    ),
+    bug(
+        "a pause does not wait for a lease that has begun",
+        "work/gate.rs",
+        "gate",
+        (
+            "state.leasing = Some(node.clone()); self.outside.clear();",
+            "state.leasing = Some(node.clone());",
+        ),
+    ),
+    bug(
+        "a worker is outside before it has leased",
+        "work/gate.rs",
+        "gate",
+        ("let leased = lease(); self.leave();", "self.leave(); let leased = lease();"),
+    ),
+    bug(
+        "a paused worker that is retired goes on waiting",
+        "work/gate.rs",
+        "gate",
+        ("if state.paused && !state.retired {", "if state.paused {"),
+    ),
     # --- the task's boundary
     bug(
         "a kill that came just before a wait does not end it",

@@ -399,3 +399,39 @@ fn loom_i28_the_same_key_put_twice_at_the_same_time_is_one_item() {
         assert_eq!(queue.counts(), counts);
     });
 }
+
+#[test]
+fn loom_i48_a_lease_that_is_released_while_it_is_settled_ends_once() {
+    explore(TWICE, || {
+        let queue = queue();
+        put(&queue, 1);
+        let lease = queue.lease(Time::NEVER).unwrap().unwrap();
+        let (id, epoch) = (lease.id, lease.epoch);
+        let acker = {
+            let queue = queue.clone();
+            spawn(move || queue.ack(id, epoch).is_ok())
+        };
+        // The killing thread of an abandoned worker, and then the worker's own.
+        let releaser = {
+            let queue = queue.clone();
+            spawn(move || {
+                queue.release(id, epoch);
+                queue.release(id, epoch);
+                queue.close(); // otherwise the lease would wait forever if the item is done
+            })
+        };
+        let leaser = leaser(&queue);
+        let acked = end(acker);
+        end(releaser);
+        let again = end(leaser);
+        let counts = queue.counts();
+        assert!(!(acked && again.is_some()), "settled once");
+        if let Some(again) = &again {
+            assert_eq!(again.attempt, 2);
+            assert!(again.epoch > epoch);
+        }
+        assert_eq!(counts.done, u64::from(acked));
+        assert_eq!(counts.leased, usize::from(again.is_some()));
+        assert_eq!(counts.ready, usize::from(!acked && again.is_none()));
+    });
+}

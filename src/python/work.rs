@@ -17,7 +17,6 @@
 //! | `lease` | `Lease`: one delivery, as its handler sees it |
 //! | `content` | an item as its queue delivers it, and who decodes it |
 //! | `worker_slot` | `WorkerSlot`: a worker's place in its pool, and its loop |
-//! | `gate` | whether a worker may lease its next item |
 //! | `time_limit` | `TimeLimit`: how long an attempt may take |
 //! | `pool_metrics` | `PoolMetrics`: a pool's counters, and its observer |
 //! | `child`, `parent_watch` | a worker's process, and its parent as that process sees it |
@@ -27,7 +26,6 @@ mod codec;
 mod content;
 #[cfg(unix)]
 mod file;
-mod gate;
 mod items;
 mod lease;
 mod memory;

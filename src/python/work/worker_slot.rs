@@ -5,7 +5,7 @@
 //! handler only: the loop itself runs as another task, which is never killed. "The handler's call" is
 //! both of them; a process decodes the item itself.
 //!
-//! Before each lease the worker passes its `gate`, where it can be paused and retired.
+//! Before each lease the worker passes its gate (`work::gate`), where it can be paused and retired.
 //!
 //! `current` is written by the loop and read by the threads that cancel or kill; a kill holds a
 //! reference of its task, so that it never hits the next item. The lock of `current` is held for the
@@ -34,7 +34,6 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::gate::LeaseGate;
 use super::lease::{LeaseSlot, Settled};
 use super::pool_metrics::Event;
 use super::port::QueuePort;
@@ -45,6 +44,7 @@ use super::time_limit::{self, TimeLimit};
 use super::{LONGEST_COMMIT, Lease, PoolMetrics, RetryPolicy, cause_of, failure};
 use crate::CauseKind;
 use crate::boundary::{BodyEnd, Boundary};
+use crate::clock::Time;
 use crate::fork;
 use crate::item::ItemId;
 use crate::python::binding::attach::attach;
@@ -68,6 +68,7 @@ use crate::sync::Latch;
 use crate::task::Task;
 use crate::testing::{self, Enrolment};
 use crate::token::Registration;
+use crate::work::gate::{LeaseGate, Passed};
 use crate::work::{Nack, NackOutcome};
 
 /// Room for " item " and most numbers.
@@ -195,17 +196,17 @@ impl WorkerSlot {
 
     /// Let it lease nothing more, until it is resumed; it ends the item that it works on. Never blocks.
     fn pause(&self, py: Python<'_>) {
-        self.gate.pause(py);
+        detached(py, || self.gate.pause());
     }
 
     /// Let it lease items again.
     fn resume(&self, py: Python<'_>) {
-        self.gate.resume(py);
+        detached(py, || self.gate.resume());
     }
 
     /// Let it leave its loop, when it has ended the item that it works on. Never blocks.
     fn retire(&self, py: Python<'_>) {
-        self.gate.retire(py);
+        detached(py, || self.gate.retire());
     }
 
     /// Was it retired?
@@ -218,7 +219,7 @@ impl WorkerSlot {
     ///
     /// Blocks: at most until the queue's file or server has answered. A checkpoint.
     fn until_not_leasing(&self, py: Python<'_>) -> PyResult<()> {
-        self.gate.until_outside(py)
+        blocking(py, || self.gate.until_outside())
     }
 
     /// Work, until it is retired, or the pool's token is cancelled. A kill is delivered in `handler(lease)` only, or in
@@ -353,7 +354,7 @@ impl WorkerSlot {
         let (py, this) = (slf.py(), slf.get());
         while !this.abandoned.load(Ordering::Acquire) {
             let slot = LeaseSlot::new(py)?;
-            match this.gate.lease(py, &*this.source) {
+            match this.lease(py) {
                 Ok(Some(delivery)) => Self::work_on(slf, delivery, slot, handler, process)?,
                 Ok(None) => break,
                 Err(stopped) if stopped.is_instance_of::<Cancelled>(py) => break,
@@ -361,6 +362,26 @@ impl WorkerSlot {
             }
         }
         Ok(())
+    }
+
+    /// Lease the next item. `None`: the worker is to leave its loop.
+    ///
+    /// # Errors
+    /// Cancelled: the pool has stopped. Or an exception of the queue.
+    fn lease(&self, py: Python<'_>) -> PyResult<Option<Delivery>> {
+        let is_stopped = |leased: &PyResult<_>| {
+            let raised = leased.as_ref().err();
+            raised.is_some_and(|raised| raised.is_instance_of::<Cancelled>(py))
+        };
+        loop {
+            let lease = || self.source.lease(py, Time::NEVER);
+            match self.gate.pass(lease, is_stopped) {
+                Passed::Leased(leased) => return leased,
+                Passed::Again => {}
+                Passed::Wait => blocking(py, || self.gate.until_open())?,
+                Passed::Leave => return Ok(None),
+            }
+        }
     }
 
     /// One lease, from delivery to settlement.
