@@ -311,8 +311,9 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
     def pause(self) -> None:
         """Let the workers lease nothing more; they end the items that they work on. Idempotent.
 
-        When this has returned, no handler begins until resume(): not by workers that replace
-        others, nor by those that resize() adds. Items can be submitted, cancelled and killed, and
+        When this has returned, no item is leased until resume(): not by workers that replace
+        others, nor by those that resize() adds. The handler of an item that was leased just before
+        may still begin. Items can be submitted, cancelled and killed, and
         the pool can be stopped. drain() without a timeout raises RuntimeError while there is work,
         and so does the end of the `with` block. Other pools of the queue go on.
 
