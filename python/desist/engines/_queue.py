@@ -26,6 +26,7 @@ from desist._core import (
     checkpoint,
     current_time,
     lease_from,
+    shield,
 )
 from desist._exceptions import Fenced
 from desist._items import check
@@ -439,7 +440,8 @@ class _Changed:
         self._condition = Condition(Lock(on_kill="release"))
 
     def __call__(self) -> None:
-        with self._condition:
+        # A worker whose pool stops has settled its lease, and goes on to tell of it.
+        with shield(math.inf), self._condition:
             self.times += 1
             self._condition.notify_all()
 
