@@ -20,6 +20,7 @@ import desist
 from desist import Fenced, RetryPolicy, WorkerPool
 from desist.engines import Delivery, Engine, EngineQueue
 from engine_model import Model, counts, put
+from pool_model import run_programs
 from support import ABANDON, NEVER, Victim, drained, in_its_wait
 
 if TYPE_CHECKING:
@@ -270,6 +271,12 @@ class Contract:
                 name: model.attempts[name] for name in alive
             }
             assert len(listed) == len(alive)
+
+    @pytest.mark.parametrize(
+        "programs", [10, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+    )
+    def test_i28_a_pool_does_what_the_model_says(self, engines: Engines, programs: int) -> None:
+        run_programs(lambda: EngineQueue[int](engines(), retry=AT_ONCE), programs)
 
     def test_i38_the_clocks_of_hosts_do_not_matter(
         self, engines: Engines, monkeypatch: pytest.MonkeyPatch
