@@ -328,16 +328,23 @@ pub enum Progress {
 impl Task {
     /// A task, cancelled with `parent` if there is one.
     pub fn new(name: &str, parent: Option<&CancelToken>) -> Arc<Task> {
-        Arc::new(Task::bare(name, parent))
+        let source = parent.map_or_else(CancelSource::new, CancelToken::child);
+        Arc::new(Task::bare(name, source))
+    }
+
+    /// A task, cancelled with `parent`, and at `deadline` at the latest.
+    #[cfg(feature = "python")]
+    pub(crate) fn with_deadline(name: &str, parent: &CancelToken, deadline: Time) -> Arc<Task> {
+        Arc::new(Task::bare(name, parent.child_with_deadline(deadline)))
     }
 
     /// A task that is not shared yet.
-    fn bare(name: &str, parent: Option<&CancelToken>) -> Task {
+    fn bare(name: &str, source: CancelSource) -> Task {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let name: Arc<str> = name.into();
         Task {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            source: parent.map_or_else(CancelSource::new, CancelToken::child),
+            source,
             ledger: Arc::new(Ledger::of(Some(name.clone()))),
             name,
             requested: AtomicBool::new(false),

@@ -23,12 +23,15 @@ from desist import (
     WorkerPool,
 )
 from desist._item_future import ItemFuture, ItemPromise
-from support import INSIST, NEVER, in_thread
+from support import INSIST, NEVER, in_thread, queue_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from desist import Lease, WorkEvent
 
 AT_ONCE = RetryPolicy(max_attempts=3, backoff=0)
+LONG = 1000.0
 ABANDON = StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)
 
 
@@ -229,6 +232,23 @@ def test_the_future_of_an_expired_item_is_cancelled() -> None:
         future = pool.submit("a", delay=NEVER, expires=0.01)
         with pytest.raises(desist.TaskCancelled, match="its time was over"):
             future.result()
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("option", ["expires", "lease_timeout"])
+def test_the_token_of_a_lease_has_its_end_as_the_deadline(
+    kind: str, option: str, tmp_path: Path
+) -> None:
+    def handler(lease: Lease[str]) -> tuple[float, float, float]:
+        token = lease.token
+        return token.deadline, token.remaining(), desist.current_effective_deadline()
+
+    queue = queue_of(kind, tmp_path, lease_timeout=LONG if option == "lease_timeout" else None)
+    with WorkerPool[Any, Any](handler, queue=queue) as pool:
+        future = pool.submit("a", expires=LONG if option == "expires" else None)
+        deadline, remaining, effective = future.result(timeout=NEVER)
+    assert deadline == effective
+    assert 0 < remaining <= LONG
 
 
 # --- killed workers -------------------------------------------------------------------------------

@@ -355,7 +355,7 @@ class Stepper:
             self.kinds.append(f"{event.item_id} {event.kind}")
 
     def run(self) -> bool:
-        """True: the code has reached the bytecode."""
+        """False: the code has no such bytecode."""
         queue: LeaseQueue[int] = LeaseQueue(retry=TWICE)
         with WorkerPool(
             self.handler, workers=1, queue=queue, policy=FORCE, on_event=self.listen
@@ -364,8 +364,10 @@ class Stepper:
             assert first.result() in (6, -1)
             assert second.result() == -2
         assert [kind for kind in self.kinds if kind[0] == "2"] == ["2 started", "2 done"]
-        assert self.kinds.count("1 started") == 1 + self.kinds.count("1 requeued")
-        return self.reached
+        requeued = self.kinds.count("1 requeued")
+        assert self.kinds.count("1 started") == 1 + requeued
+        # Requeued, but not reached: on a busy machine the limit was over before.
+        return self.reached or (requeued > 0 and Stepper(self.where, self.point).run())
 
 
 def total(thing: Any) -> int:

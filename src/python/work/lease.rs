@@ -117,16 +117,15 @@ impl<'py> LeaseSlot<'py> {
         self.fill_with(delivery, owner, None)
     }
 
-    /// A lease that a worker's handler in `task` works on: the task is cancelled when it ends.
+    /// A lease that a worker's handler in `task` works on: the task was made with the lease's end as its
+    /// deadline.
     pub(super) fn fill_for(
         self,
         delivery: Delivery,
         owner: Py<PyAny>,
         task: Arc<Task>,
     ) -> Bound<'py, Lease> {
-        let lease = self.fill_with(delivery, Some(owner), Some(task));
-        lease.get().stop_at(lease.get().delivery.ends);
-        lease
+        self.fill_with(delivery, Some(owner), Some(task))
     }
 
     #[inline]

@@ -405,7 +405,12 @@ impl WorkerSlot {
         let limit = delivery.time_limit.or(this.time_limit);
         let limit = limit.map(|limit| TimeLimit::begin(limit, pool));
         let bound = limit.as_ref().map(TimeLimit::token);
-        let task = Task::new(&name, Some(bound.as_ref().unwrap_or(pool)));
+        let parent = bound.as_ref().unwrap_or(pool);
+        let task = if delivery.ends.is_never() {
+            Task::new(&name, Some(parent))
+        } else {
+            Task::with_deadline(&name, parent, delivery.ends)
+        };
         if let Some(process) = process {
             task.run_remotely(process.elsewhere());
         }

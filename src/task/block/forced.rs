@@ -22,6 +22,7 @@ use crate::ledger::Ledger;
 use crate::stack::Stack;
 use crate::task::policy::{FIRST_PAUSE, LONGEST_PAUSE, StopPolicy};
 use crate::task::{Interrupter, KillInfo, KillRequest, Phase, RESEND_AFTER, Task, TaskInner};
+use crate::token::CancelSource;
 use crate::token::tree::NodeRef;
 
 /// How long a block may swallow `Killed` before it is raised before each of its steps: as long as the
@@ -74,7 +75,7 @@ impl Task {
     /// A task that stands for a thread outside of any task, so that its blocks can be killed. It shares the
     /// thread's ledger, is never over, and cannot be killed as a whole.
     pub(crate) fn of_thread(name: &str, ledger: Arc<Ledger>) -> Arc<Task> {
-        let mut task = Task::bare(name, None);
+        let mut task = Task::bare(name, CancelSource::new());
         task.ledger = ledger;
         task.of_thread = true;
         task.inner.lock().phase = Phase::Running;
