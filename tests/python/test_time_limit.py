@@ -342,9 +342,11 @@ class Stepper:
             sys.settrace(None)
 
     def handler(self, lease: Lease[int]) -> int:
-        if lease.item != 1 or lease.attempt > 1:
+        if lease.item != 1:
             return -lease.item
         self.end = desist.current_time() + lease.token.remaining()
+        if lease.attempt > 1:
+            return -lease.item
         result: int = self.traced(total, lease) if self.where == "handler" else total(lease)
         return result
 
