@@ -48,5 +48,6 @@ def nothing_left() -> Iterator[None]:
         return
     files, processes = descriptors(), children()
     yield
-    assert descriptors().items() - files.items() == set()
+    opened = descriptors().items() - files.items()
+    assert not opened, f"open: {sorted(opened)}"
     assert children() - processes == set()
