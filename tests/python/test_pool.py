@@ -248,7 +248,7 @@ def test_the_token_of_a_lease_has_its_end_as_the_deadline(
         future = pool.submit("a", expires=LONG if option == "expires" else None)
         deadline, remaining, effective = future.result(timeout=NEVER)
     assert deadline == effective
-    assert 0 < remaining <= LONG
+    assert 0 < remaining < LONG + 0.01  # a file has another clock, which is converted
 
 
 # --- killed workers -------------------------------------------------------------------------------
