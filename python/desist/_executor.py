@@ -18,7 +18,6 @@ from __future__ import annotations
 import concurrent.futures.thread
 import logging
 import math
-import os
 import threading
 import weakref
 from concurrent.futures import InvalidStateError
@@ -50,7 +49,7 @@ from desist._enums import KillOutcome, TaskState
 from desist._exceptions import Empty, PoolExhausted, TaskAborted
 from desist._exit import CUT_OFF, REASON, end_at_exit, in_words
 from desist._future import BRIEFLY, Future
-from desist._killing import end_now, failure_of, kill_soon, lost_in_fork, report_abandoned
+from desist._killing import ThreadFuture, end_now, failure_of, kill_soon, report_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +64,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class TaskFuture(Future[R]):
+class TaskFuture(ThreadFuture[R]):
     """The result of a call that was submitted to a ThreadPoolExecutor."""
 
     def __init__(self, executor: ThreadPoolExecutor, name: str, body: Callable[[], R]) -> None:
@@ -76,8 +75,6 @@ class TaskFuture(Future[R]):
         self._executor: ThreadPoolExecutor | None = executor
         self._body: Callable[[], R] | None = body
         self._thread: threading.Thread | None = None
-        # The process that has the threads which settle it.
-        self._process = os.getpid()
 
     @property
     def state(self) -> TaskState:
@@ -150,8 +147,8 @@ class TaskFuture(Future[R]):
             cause.reason, policy=policy, abandoned=self._abandoned, kind=cause.kind
         )
 
-    def _lost_in_fork(self) -> BaseException | None:
-        return lost_in_fork(self._task.name) if self._process != os.getpid() else None
+    def _work_name(self) -> str:
+        return self._task.name
 
     def _cause(self) -> CancelCause:
         cause = self._task.token.cause

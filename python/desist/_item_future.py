@@ -7,7 +7,6 @@ change nothing.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from contextvars import copy_context
@@ -16,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from desist._core import CancelCause, CancelSource, KillReport, Registration
 from desist._enums import TaskState
 from desist._exceptions import TaskCancelled
-from desist._future import Future
-from desist._killing import kill_soon, lost_in_fork
+from desist._killing import ThreadFuture, kill_soon
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from desist._core import ProcessStopPolicy, StopPolicy
+    from desist._future import Future
 
 R = TypeVar("R")
 
@@ -57,7 +56,7 @@ class ItemOwner(Protocol):
         """Begin that kill; returns the function that finishes it."""
 
 
-class ItemFuture(Future[R]):
+class ItemFuture(ThreadFuture[R]):
     """The result of an item of a WorkerPool; made by WorkerPool.submit()."""
 
     def __init__(self) -> None:
@@ -67,8 +66,6 @@ class ItemFuture(Future[R]):
         # a dropped pool stops.
         self._owner: tuple[ItemOwner, object] | None = None
         self.item_id: int | str = 0
-        # The process that has the threads which settle it.
-        self._process = os.getpid()
 
     @property
     def state(self) -> TaskState:
@@ -86,9 +83,8 @@ class ItemFuture(Future[R]):
             return TaskState.PENDING
         return TaskState.RUNNING if self._requested is None else TaskState.CANCELLING
 
-    def _lost_in_fork(self) -> BaseException | None:
-        lost = self._process != os.getpid()
-        return lost_in_fork(f"item {self.item_id}") if lost else None
+    def _work_name(self) -> str:
+        return f"item {self.item_id}"
 
     def _state_at_the_end(self) -> TaskState:
         failure = self._exception

@@ -48,16 +48,26 @@ def end_now(begin: Callable[[], Callable[[], object]]) -> None:
         raise
 
 
-class _KillFuture(Future["_R"]):
-    """The result of a kill that a thread of its own finishes."""
+class ThreadFuture(Future["_R"]):
+    """A future that only threads of the process settle in which it was made."""
 
     def __init__(self) -> None:
         super().__init__()
-        # The process that has this thread.
         self._process = os.getpid()
 
+    def _work_name(self) -> str:
+        """Name the work whose result it is."""
+        raise NotImplementedError
+
     def _lost_in_fork(self) -> BaseException | None:
-        return lost_in_fork("a kill") if self._process != os.getpid() else None
+        return lost_in_fork(self._work_name()) if self._process != os.getpid() else None
+
+
+class _KillFuture(ThreadFuture["_R"]):
+    """The result of a kill that a thread of its own finishes."""
+
+    def _work_name(self) -> str:
+        return "a kill"
 
 
 def kill_soon(begin: Callable[[], Callable[[], _R]]) -> Future[_R]:

@@ -313,9 +313,9 @@ class WorkerPool(OwnerBlock, Generic[T, R]):
 
         When this has returned, no item is leased until resume(): not by workers that replace
         others, nor by those that resize() adds. The handler of an item that was leased just before
-        may still begin. Items can be submitted, cancelled and killed, and
-        the pool can be stopped. drain() without a timeout raises RuntimeError while there is work,
-        and so does the end of the `with` block. Other pools of the queue go on.
+        may still begin. Items can be submitted, cancelled and killed, and the pool can be stopped.
+        drain() without a timeout raises RuntimeError while there is work, and so does the end of
+        the `with` block. Other pools of the queue go on.
 
         Blocks: until no worker is leasing: at once, unless the queue's file or server has to
         answer. A checkpoint.
