@@ -27,6 +27,8 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(not(loom))]
+use crate::foreign;
 use crate::fork::{self, ForkAware};
 use crate::scope;
 
@@ -75,6 +77,8 @@ pub fn after_in_parent() {
 pub fn after_in_child() {
     HELD.with(RefCell::take);
     fork::begin_child();
+    #[cfg(not(loom))]
+    foreign::begin_child();
     scope::keep_ledger_in_child();
 }
 

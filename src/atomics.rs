@@ -41,7 +41,9 @@ mod chosen {
 mod chosen {
     pub(crate) use loom::sync::Arc;
     use loom::sync::MutexGuard;
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use loom::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence,
+    };
 
     /// loom's `thread_local`, which does not know the `const { }` form.
     macro_rules! of_model {

@@ -71,6 +71,22 @@ pub trait Host: Sync {
     /// The calling thread's name, for causes and reports; asked for once a thread.
     fn thread_name(&self) -> Option<Arc<str>>;
 
+    /// True if blocked calls of the runtime's threads are to be ended in cancelled scopes (`foreign`). The
+    /// runtime turns the error `ECANCELED` of a call into its own exception, and also takes it from a sleep.
+    /// Asked when a thread first enters a scope.
+    fn ends_calls(&self) -> bool {
+        false
+    }
+
+    /// A call of the thread with this kernel number is about to be ended; `end` does it, and returns true if the
+    /// call was ended. It takes about a millisecond at most. The runtime may do something before and after
+    /// it, or not call it at all; then the call is looked at again later. Called on a thread of the core's own,
+    /// outside.
+    fn end_call(&self, thread: u32, end: &mut dyn FnMut() -> bool) {
+        let _ = thread;
+        end();
+    }
+
     /// A thread of the core's own begins: it will call the host now and then, as long as the process
     /// lives.
     fn thread_started(&self) {}
@@ -153,6 +169,27 @@ pub(crate) fn presence(home: Home) -> Presence {
 pub(crate) fn is_interrupting() -> bool {
     HOST.get()
         .is_some_and(|host| fork::outside(|| host.is_interrupting()))
+}
+
+/// See [`Host::ends_calls`]. Without a host they are.
+#[cfg(not(loom))]
+pub(crate) fn ends_calls() -> bool {
+    HOST.get().is_none_or(|host| host.ends_calls())
+}
+
+/// True if there is a host.
+#[cfg(all(target_os = "linux", not(loom)))]
+pub(crate) fn is_installed() -> bool {
+    HOST.get().is_some()
+}
+
+/// See [`Host::end_call`]. Without a host nothing is done before and after it.
+#[cfg(not(loom))]
+pub(crate) fn end_call(thread: u32, end: &mut dyn FnMut() -> bool) {
+    match HOST.get() {
+        Some(host) => fork::outside(|| host.end_call(thread, end)),
+        None => _ = end(),
+    }
 }
 
 /// See [`Host::deadlocked`].

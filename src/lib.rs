@@ -16,6 +16,7 @@
 //! | `host` `sys` | what the core needs of the runtime around it; system calls |
 //! | `cause` | which thread cancelled, why and when |
 //! | `error` `ledger` | the ways a wait can end without its result; the holds of a task, so that they can be reclaimed |
+//! | `foreign` | ending a blocked call of another thread |
 //! | `park` | how a thread blocks until its wait is settled |
 //! | `token` | sources that cancel, tokens that observe, callbacks, and the timer that cancels at deadlines |
 //! | `task` | one run of a body: whether a kill may reach it, and how |
@@ -50,6 +51,7 @@ pub mod cause;
 pub mod channel;
 pub mod clock;
 pub mod error;
+pub mod foreign;
 pub mod fork;
 pub mod host;
 mod item;

@@ -53,13 +53,16 @@
 //! callbacks of a deadline that a checkpoint notices run on the callback thread. In virtual time there is
 //! none; there the thread that advances the clock runs them, before any checkpoint can notice the deadline.
 //!
-//! `rules` decides what is visible and what is absorbed, `forced` has the blocks that are ended by
+//! `rules` decides what is visible and what is absorbed, `foreign_calls` publishes it for calls of other code,
+//! `forced` has the blocks that are ended by
 //! force, `blocks` the closures for Rust programs. Relies on `token` (the tree, the timer), on `task`
 //! (whether a kill is due) and on `ledger` (the holds of a scope's code).
 
 mod blocks;
 #[cfg(any(feature = "python", test))]
 mod forced;
+#[cfg_attr(loom, path = "scope/no_foreign_calls.rs")]
+mod foreign_calls;
 mod rules;
 #[cfg(any(feature = "python", test))]
 mod stack;
@@ -74,6 +77,9 @@ pub use blocks::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield
 pub(crate) use forced::close_above;
 #[cfg(any(feature = "python", test))]
 pub(crate) use forced::{ForcedExit, Unwinding, enter_forced, exit_forced};
+#[cfg(feature = "python")]
+pub(crate) use foreign_calls::leave_calls_alone;
+use foreign_calls::{Place, Published};
 use rules::{absorb, cutoff, end_nested_zones, limiting, reaching, shorten_on_cancel, visible};
 #[cfg(feature = "python")]
 pub(crate) use stack::discard;
@@ -138,12 +144,17 @@ struct Frame {
     _cutoffs: Vec<Registration>,
     /// Runs if the block's end never does.
     abandon_hook: Option<Arc<dyn AbandonHook>>,
+    /// What the thread publishes while this is the innermost frame.
+    published: Published,
 }
 
 /// The scopes and the task that the calling thread is in. The cells are separate, since a ledger is
 /// looked up while the frames are borrowed.
 #[derive(Default)]
 struct Context {
+    /// The slot in which the thread publishes its scopes. The first field, so that at the thread's end it is
+    /// given back before the nodes are dropped.
+    place: Place,
     /// The scopes in force, innermost last, as far as the thread has noticed (see `stack`). In a task's
     /// body the first is of [`Kind::Task`].
     frames: RefCell<Vec<Frame>>,
@@ -221,20 +232,28 @@ fn open(
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         let mut cutoffs = Vec::new();
+        let slot = context.place.slot();
+        let index = slot.map_or(0, |slot| slot.index());
         let node = match (kind, frames.last()) {
             // A block that can be suspended would keep the cancellation of one around it when it is
             // resumed elsewhere; `reaching` finds that one without the tree.
-            (Kind::Plain, Some(inner)) if !home.suspendable => inner.node.child(Some(deadline)),
+            (Kind::Plain, Some(inner)) if !home.suspendable => {
+                inner.node.child_of(index, Some(deadline))
+            }
             (Kind::Cleanup, _) => {
                 let cutoff = visible(&frames, frames.len()).map(cutoff).min();
-                let node = NodeRef::root(Some(deadline.min(cutoff.unwrap_or(Time::NEVER))));
+                let deadline = deadline.min(cutoff.unwrap_or(Time::NEVER));
+                let node = NodeRef::root_of(index, Some(deadline));
                 cutoffs = limiting(&frames)
                     .map(|frame| shorten_on_cancel(&node, frame))
                     .collect();
                 node
             }
-            _ => NodeRef::root(Some(deadline)),
+            _ => NodeRef::root_of(index, Some(deadline)),
         };
+        let outer = frames.last().map(|frame| &frame.published);
+        let own_deadline = node.own_deadline();
+        let published = Published::inside(outer, &node, kind, own_deadline, grace, home);
         let first_seq = context
             .ledger
             .borrow()
@@ -250,7 +269,11 @@ fn open(
             forced: None,
             _cutoffs: cutoffs,
             abandon_hook,
+            published,
         });
+        if let (Some(slot), Some(frame)) = (slot, frames.last_mut()) {
+            foreign_calls::entered(slot, frame);
+        }
         OPEN.with(|open| open.set(true));
         node
     })
@@ -305,6 +328,7 @@ fn pop(context: &Context, node: &NodeRef, unwinding: bool) -> Option<Popped> {
         Exit::Pass
     };
     let frame = frames.pop()?;
+    foreign_calls::left(context, &frame, &frames);
     unmask(&frame, context);
     note_open(context, &frames, &context.away.borrow());
     // Blocks that the scope's code has entered and whose ends the host has skipped.
@@ -329,7 +353,9 @@ fn exit_from_within(node: &NodeRef, unwinding: bool) -> Result<Popped, ScopeMisu
         let Some(index) = frames.iter().rposition(|frame| frame.node.same(node)) else {
             return Err(ScopeMisuse::WrongThread);
         };
-        unmask(&frames.remove(index), context);
+        let frame = frames.remove(index);
+        foreign_calls::changed(context, &frames);
+        unmask(&frame, context);
         Err(ScopeMisuse::NotInnermost)
     })
 }
@@ -632,8 +658,15 @@ pub(crate) struct Outer {
 /// boundary calls it before it opens the task, so that a kill finds the context in place.
 pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
     CONTEXT.with(|context| {
-        let root = Frame {
-            node: task.node().clone(),
+        let slot = context.place.slot();
+        let node = task.node().clone();
+        if let Some(slot) = slot {
+            node.set_slot(slot.index());
+        }
+        let deadline = node.effective_deadline();
+        let published = Published::inside(None, &node, Kind::Task, deadline, None, Home::NATIVE);
+        let mut root = Frame {
+            node,
             kind: Kind::Task,
             grace: None,
             raised: 0,
@@ -642,7 +675,11 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             forced: None,
             _cutoffs: Vec::new(),
             abandon_hook: None,
+            published,
         };
+        if let Some(slot) = slot {
+            foreign_calls::entered(slot, &mut root);
+        }
         OPEN.with(|open| open.set(true));
         Outer {
             frames: context.frames.replace(vec![root]),
@@ -662,6 +699,9 @@ pub(crate) fn end_task(outer: Outer) {
         context.ledger.replace(outer.ledger);
         let mut left = context.frames.replace(outer.frames);
         left.extend(context.away.replace(outer.away));
+        if let Some(root) = left.first() {
+            foreign_calls::left(context, root, &context.frames.borrow());
+        }
         note_open(context, &context.frames.borrow(), &context.away.borrow());
         left
     });

@@ -24,6 +24,8 @@ pub(crate) mod callback;
 pub(crate) mod callback_thread;
 pub(crate) mod timer;
 pub(crate) mod tree;
+#[cfg(not(loom))]
+pub(crate) mod watcher;
 
 use std::fmt;
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use crate::clock::Time;
+use crate::foreign;
 use crate::fork;
 use crate::sys::{self, PollFlags};
 
@@ -103,7 +104,8 @@ impl Waker {
     pub(super) fn sleep(&self, interests: &[(RawFd, Readiness)], until: Time) -> Slept {
         let own = (self.reader.as_raw_fd(), PollFlags::IN);
         let theirs = interests.iter().copied().map(interest);
-        let polled = match sys::poll([own].into_iter().chain(theirs), until) {
+        let poll = || sys::poll([own].into_iter().chain(theirs), until);
+        let polled = match foreign::within_own_wait(poll) {
             Ok(polled) => polled,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Slept::Signalled,
             // Not a reason to end the wait: it goes on, and the operation reports a bad descriptor.
@@ -156,7 +158,9 @@ pub(crate) fn any_ready(interests: &[(RawFd, Readiness)]) -> bool {
 /// Block until one of them is ready, in real time, for a simulation that has nothing else to run.
 /// Signals end it early.
 pub(crate) fn wait_for_any(interests: &[(RawFd, Readiness)]) {
-    let _ = sys::poll(interests.iter().copied().map(interest), Time::NEVER);
+    let _ = foreign::within_own_wait(|| {
+        sys::poll(interests.iter().copied().map(interest), Time::NEVER)
+    });
 }
 
 /// An interest as [`sys::poll`] takes it.

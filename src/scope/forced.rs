@@ -153,6 +153,7 @@ pub(crate) fn close_above(node: &NodeRef) {
         let at = frames.iter().rposition(|frame| frame.node.same(node));
         let first = at.map_or(frames.len(), |at| at + 1);
         let above = frames.split_off(first);
+        super::foreign_calls::changed(context, &frames);
         above
             .iter()
             .rev()

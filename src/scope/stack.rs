@@ -166,6 +166,7 @@ impl Moved {
             frames.push(frame);
         }
         *away = still_away;
+        super::foreign_calls::changed(context, &frames);
         moved.gone.iter().for_each(|frame| unmask(frame, context));
         note_open(context, &frames, &away);
         moved
@@ -221,6 +222,7 @@ pub(crate) fn discard(node: &NodeRef) {
             let at = away.iter().position(is_it)?;
             away.remove(at)
         };
+        super::foreign_calls::changed(context, &frames);
         unmask(&frame, context);
         note_open(context, &frames, &away);
         Some(frame)

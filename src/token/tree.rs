@@ -26,6 +26,7 @@
 //! | `HAS_HOOKS`    | `hook`, before it adds the hook              | the node's lock        |
 //! | ARMED        | the timer                                    | the timer's lock       |
 //! | TIMED, `TIMED_ABOVE`, LINKED | the birth of the node          | it is not yet shared   |
+//! | the slot's index | the birth of a scope's node; [`NodeRef::set_slot`], for a task's | nothing |
 //!
 //! Orderings. The write of CANCELLED is a release, and [`NodeRef::is_cancelled`] an acquire: a thread
 //! that sees the flag sees the cause in its slot (2). Bits that are fixed at birth are read relaxed. A
@@ -73,6 +74,8 @@ use std::time::Duration;
 use crate::atomics::{AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
+#[cfg(not(loom))]
+use crate::foreign::{self, Slot};
 use cause_slot::CauseSlot;
 use children::{Children, Links, NodeStack, Taken};
 #[cfg(feature = "python")]
@@ -100,6 +103,10 @@ const TAKEN: u32 = 1 << 7;
 
 /// This node is cancelled with others, of which its hooks have the list; their deadlines are its own.
 const LINKED: u32 = 1 << 8;
+
+/// From this bit on: the index of the slot of the thread whose scope it is, 0 for none (`foreign`). Fixed at
+/// birth, but for a task's node, to which the thread that begins its body adds it.
+const SLOT: u32 = 16;
 
 /// Children flagged in one critical section. Bounds how long a thread waits that wants to add a child
 /// or a hook to a node with very many children.
@@ -196,17 +203,29 @@ impl NodeRef {
     /// A node without a parent. `deadline`: `None` means that it will never have one.
     #[inline]
     pub(crate) fn root(deadline: Option<Time>) -> NodeRef {
+        Self::root_of(0, deadline)
+    }
+
+    /// [`NodeRef::root`], for a scope of the thread with this slot.
+    #[inline]
+    pub(crate) fn root_of(slot: usize, deadline: Option<Time>) -> NodeRef {
         let timed = if deadline.is_some() { TIMED } else { 0 };
-        Self::alloc(None, timed, deadline)
+        Self::alloc(None, timed | slot_bits(slot), deadline)
     }
 
     /// A child, cancelled with this node. If this node is cancelled the child is born cancelled (3) and
     /// not linked; the cause is found by walking up (2).
     pub(crate) fn child(&self, deadline: Option<Time>) -> NodeRef {
+        self.child_of(0, deadline)
+    }
+
+    /// [`NodeRef::child`], for a scope of the thread with this slot.
+    pub(crate) fn child_of(&self, slot: usize, deadline: Option<Time>) -> NodeRef {
         // Relaxed: both bits are fixed at birth.
         let above = if self.may_expire() { TIMED_ABOVE } else { 0 };
         let timed = if deadline.is_some() { TIMED } else { 0 };
-        let child = Self::alloc(Some(self.clone()), above | timed, deadline);
+        let state = above | timed | slot_bits(slot);
+        let child = Self::alloc(Some(self.clone()), state, deadline);
         let mut lists = self.node().lists.lock();
         // Announced, then linked, both under the lock: a canceller that sees the bit locks the list and
         // finds the child; one that has set CANCELLED before makes `announce` refuse.
@@ -282,6 +301,33 @@ impl NodeRef {
     #[cfg(not(loom))]
     pub(crate) fn flag(&self) -> *const AtomicU32 {
         &raw const self.node().state
+    }
+
+    /// As [`NodeRef::flag`], for what a thread publishes in its slot.
+    #[inline]
+    pub(crate) fn published_flag(&self) -> *const AtomicU32 {
+        &raw const self.node().state
+    }
+
+    /// The node whose flag the thread of this slot has published, with a count of its own.
+    #[cfg(not(loom))]
+    pub(crate) fn published(slot: &Slot) -> Option<NodeRef> {
+        let pin = slot.pin();
+        let flag = NonNull::new(pin.flag())?;
+        // SAFETY: every published flag is the state of a node, which its thread keeps alive as long as the pin
+        // exists; so the count can be taken from one that stands.
+        unsafe {
+            let node = flag.byte_sub(std::mem::offset_of!(Node, state)).cast();
+            Some(NodeRef::clone(&NodeRef::borrow(node)))
+        }
+    }
+
+    /// The node is from now on that of the thread with this slot. Called once, for a task's.
+    pub(crate) fn set_slot(&self, slot: usize) {
+        // Release and acquire: a canceller sees the bits, or its flag is seen by the thread, which looks next.
+        self.node()
+            .state
+            .fetch_or(slot_bits(slot), Ordering::AcqRel);
     }
 
     /// True if it was cancelled by a cause of its own, not from above.
@@ -487,9 +533,15 @@ impl NodeRef {
             return false;
         }
         let at = cause.at;
+        // A scope that was left has no call to be ended; the scopes below it may have.
+        let slot = if cause.kind == CauseKind::ScopeExited {
+            (1 << SLOT) - 1
+        } else {
+            u32::MAX
+        };
         let (before, won) = self.claim(cause, 0);
         if let Some(before) = before {
-            crate::token::callback_thread::run(flag_below(self, before, at));
+            crate::token::callback_thread::run(flag_below(self, before & slot, at));
         }
         won
     }
@@ -684,7 +736,54 @@ fn flag_below(root: &NodeRef, before: u32, at: Time) -> Callbacks {
             callbacks.roots.push(root);
         }
     }
+    marked::wake();
     callbacks
+}
+
+/// The bits of a state that name this slot.
+#[inline]
+#[allow(clippy::cast_possible_truncation)] // the table is smaller
+fn slot_bits(slot: usize) -> u32 {
+    (slot as u32) << SLOT
+}
+
+/// The scopes among the flagged nodes: the watcher has to look at their threads.
+#[cfg(not(loom))]
+mod marked {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::{SLOT, foreign};
+
+    /// A slot was marked since the watcher was woken last. By which thread does not matter: one of those that
+    /// have set it wakes the watcher after all of them have marked their slots.
+    static MARKED: AtomicBool = AtomicBool::new(false);
+
+    /// Mark the slot that is named in the state of a node which has just been flagged. May be called under a
+    /// node's lock.
+    #[inline]
+    pub(super) fn note(state: u32) {
+        if state >> SLOT == 0 {
+            return;
+        }
+        if let Some(slot) = foreign::slot((state >> SLOT) as usize) {
+            slot.mark();
+            MARKED.store(true, Ordering::Release);
+        }
+    }
+
+    /// Wake the watcher, if a slot was marked. With nothing locked.
+    pub(super) fn wake() {
+        if MARKED.load(Ordering::Relaxed) && MARKED.swap(false, Ordering::Acquire) {
+            crate::token::watcher::wake();
+        }
+    }
+}
+
+/// Calls are ended in no model but those of `foreign`.
+#[cfg(loom)]
+mod marked {
+    pub(super) fn note(_state: u32) {}
+    pub(super) fn wake() {}
 }
 
 /// [`flag_below`] but for nodes that are linked to those below: they are added to `linked`, nodes
@@ -698,6 +797,7 @@ fn flag_tree(
 ) -> bool {
     // A visited node has at most one place: it leaves `to_visit` before it is put on `below`.
     let mut to_visit = NodeStack::EMPTY;
+    marked::note(before);
     let root_calls = visit(root, before, at, &mut to_visit, linked);
     while let Some(node) = to_visit.pop() {
         if visit(&node, node.node().state(), at, &mut to_visit, linked) {
@@ -753,6 +853,7 @@ fn flag_children(node: &NodeRef, at: Time, to_visit: &mut NodeStack) -> bool {
         let Some(before) = flag_child(child, at) else {
             return false;
         };
+        marked::note(before);
         // A leaf needs nothing more, not even a count.
         if before & (HAS_CHILDREN | HAS_HOOKS) != 0 {
             if let Some(child) = try_ref(child) {

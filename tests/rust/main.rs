@@ -20,6 +20,8 @@ mod file_queue_crash;
 mod file_queue_files;
 #[cfg(feature = "file")]
 mod file_queue_power;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod foreign;
 mod layers;
 mod lock;
 mod mutex;

@@ -48,6 +48,10 @@ impl Host for Spy {
 
     fn deadlocked(&self) {}
 
+    fn ends_calls(&self) -> bool {
+        true
+    }
+
     fn cancel_swallowed(&self, raised: u32) {
         SWALLOWED.set(raised);
     }

@@ -1,0 +1,144 @@
+//! The sender's side: look at the thread, order the end of its call, wait for the answer.
+//!
+//! All of it happens under the slot's send lock, so that the thread cannot give its number back meanwhile, and
+//! one order at a time is under way. The answer is waited for as long as the sender has patience: the thread may
+//! be descheduled, or block the signal. Then the order is withdrawn, and ends nothing any more; the signal
+//! that arrives later only frees the slot for the next order.
+
+mod calls;
+mod handler;
+mod look;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use calls::Call;
+use handler::{Info, payload};
+use look::Sight;
+
+use super::order::{Answer, Seen};
+use super::{Attempt, Blocked, Slot, Unavailable};
+use crate::clock::Time;
+use crate::host;
+use crate::sys;
+
+impl Blocked {
+    fn of(call: &Call, seen: &Seen) -> Blocked {
+        Blocked {
+            call: call.name,
+            descriptor: call.descriptor.map(|index| seen[1 + index]),
+        }
+    }
+}
+
+impl Slot {
+    /// True if the thread sits in a call that may be ended. May be stale at once: a look before the host is
+    /// asked for a safe moment.
+    pub(crate) fn is_blocked(&self) -> bool {
+        let tid = self.tid.load(Ordering::Acquire);
+        matches!(look::look(tid), Sight::In(seen) if entry(&seen).is_some())
+    }
+
+    /// Ends the call that the thread is in, if it is one of the table and the thread is in a cancelled scope.
+    /// `grace`: how long no further call is ended after the first one; `None`: as the thread has published.
+    /// Waits for `patience` at most, and for the handler, if that has begun.
+    pub(crate) fn end_call(&'static self, grace: Option<Duration>, patience: Duration) -> Attempt {
+        self.while_nothing_is_sent(|| self.end_call_locked(grace, patience))
+    }
+
+    fn end_call_locked(&'static self, grace: Option<Duration>, patience: Duration) -> Attempt {
+        let tid = self.tid.load(Ordering::Acquire);
+        if tid == 0 {
+            return Attempt::Gone;
+        }
+        if self.own_wait.load(Ordering::Relaxed) != 0 || !self.pin().is_cancelled() {
+            return Attempt::Refused; // a look that spares most signals; the handler decides
+        }
+        let Ok(signal) = handler::signal() else {
+            return Attempt::Unavailable;
+        };
+        let seen = match look::look(tid) {
+            Sight::In(seen) => seen,
+            Sight::Running => return Attempt::NotBlocked,
+            Sight::Nothing => return Attempt::Unavailable,
+        };
+        let Some(call) = entry(&seen) else {
+            return Attempt::NotBlocked;
+        };
+        let Some(number) = self.order.arm(&seen, grace) else {
+            return Attempt::Unanswered; // the last signal is still on its way
+        };
+        if !queue(tid, signal, payload(number, self.index())) {
+            self.order.reset();
+            return Attempt::Unavailable;
+        }
+        match self.await_answer(patience) {
+            Some(Answer::Ended) => Attempt::Ended(Blocked::of(call, &seen)),
+            Some(Answer::Refused) => Attempt::Refused,
+            Some(Answer::Moved) => Attempt::NotBlocked,
+            None => Attempt::Unanswered,
+        }
+    }
+
+    /// The answer, or `None` after the order was withdrawn.
+    fn await_answer(&self, patience: Duration) -> Option<Answer> {
+        /// Most threads answer within a few microseconds.
+        const SPINS: u32 = 100;
+        let until = Time::after(patience);
+        let mut rounds = 0_u32;
+        loop {
+            if let Some(answer) = self.order.answer() {
+                return Some(answer);
+            }
+            rounds += 1;
+            if rounds < SPINS {
+                std::hint::spin_loop();
+            } else if Time::now() < until {
+                let _ = sys::poll([], Time::after(Duration::from_micros(20)));
+            } else if self.order.withdraw() {
+                return None;
+            } else {
+                std::thread::yield_now(); // the handler runs
+            }
+        }
+    }
+}
+
+/// The entry of the table, by whether the host takes errors of sleeps.
+fn entry(seen: &Seen) -> Option<&'static Call> {
+    calls::entry(seen, host::is_installed())
+}
+
+/// Queues the signal for the thread. False: the kernel refuses.
+#[allow(unsafe_code)] // one system call
+fn queue(tid: u32, signal: i32, value: u64) -> bool {
+    let info = Info {
+        signal,
+        errno: 0,
+        code: libc::SI_QUEUE,
+        unused: 0,
+        pid: std::process::id().cast_signed(),
+        uid: rustix::process::getuid().as_raw(),
+        value,
+        rest: [0; 12],
+    };
+    // SAFETY: the call reads the structure, which is as long as the kernel's, and nothing else.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_tgsigqueueinfo,
+            info.pid,
+            tid,
+            signal,
+            &raw const info,
+        )
+    };
+    result == 0
+}
+
+/// Ok if the system has all that is needed.
+pub(crate) fn check() -> Result<(), Unavailable> {
+    if !look::works() {
+        return Err(Unavailable::NoProc);
+    }
+    handler::signal().map(drop)
+}

@@ -1,0 +1,38 @@
+//! In models no call of other code is ended, so nothing is published.
+
+use std::time::Duration;
+
+use super::{Context, Frame, Kind};
+use crate::clock::Time;
+use crate::foreign::Slot;
+use crate::host::Home;
+use crate::token::tree::NodeRef;
+
+#[derive(Default)]
+pub(super) struct Place;
+
+impl Place {
+    #[allow(clippy::unused_self)]
+    pub(super) fn slot(&self) -> Option<&'static Slot> {
+        None
+    }
+}
+
+pub(super) struct Published;
+
+impl Published {
+    pub(super) fn inside(
+        _outer: Option<&Published>,
+        _node: &NodeRef,
+        _kind: Kind,
+        _deadline: Time,
+        _grace: Option<Duration>,
+        _home: Home,
+    ) -> Published {
+        Published
+    }
+}
+
+pub(super) fn entered(_slot: &Slot, _frame: &mut Frame) {}
+pub(super) fn left(_context: &Context, _frame: &Frame, _frames: &[Frame]) {}
+pub(super) fn changed(_context: &Context, _frames: &[Frame]) {}
