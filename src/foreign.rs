@@ -52,6 +52,8 @@ mod system;
 
 use std::fmt;
 
+#[cfg(not(loom))]
+use crate::host::EndedCall;
 pub(crate) use fence::heavy as heavy_fence;
 #[cfg(all(test, loom))]
 pub(crate) use order::{Answer, Order};
@@ -62,7 +64,7 @@ pub(crate) use slots::*;
 #[cfg(not(loom))]
 pub(crate) enum Attempt {
     /// The call was ended.
-    Ended(Blocked),
+    Ended(EndedCall),
     /// The thread is in no cancelled scope, or in a wait of this crate, or within the grace after the last
     /// call that was ended; its slot says until when.
     Refused,
@@ -74,17 +76,6 @@ pub(crate) enum Attempt {
     Gone,
     /// The system refuses: see [`status`].
     Unavailable,
-}
-
-/// The call that a thread sits in.
-#[derive(Debug, Clone, Copy)]
-#[cfg(not(loom))]
-#[cfg_attr(not(any(feature = "python", test)), allow(dead_code))]
-pub(crate) struct Blocked {
-    /// The system's name of it.
-    pub(crate) call: &'static str,
-    /// The descriptor that it is about.
-    pub(crate) descriptor: Option<u64>,
 }
 
 /// Why blocked calls of other threads are not ended, see [`status`].

@@ -45,6 +45,15 @@ impl Home {
     }
 }
 
+/// A blocked call that was ended: it has not happened, and fails with `ECANCELED`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedCall {
+    /// The system's name of it, such as `recvfrom`.
+    pub call: &'static str,
+    /// The descriptor that it was about, if it was about one.
+    pub descriptor: Option<i32>,
+}
+
 /// The relation of a block to the stack of the calling thread, which has opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
@@ -78,11 +87,11 @@ pub trait Host: Sync {
         false
     }
 
-    /// A call of the thread with this kernel number is about to be ended; `end` does it, and returns true if the
-    /// call was ended. It takes about a millisecond at most. The runtime may do something before and after
-    /// it, or not call it at all; then the call is looked at again later. Called on a thread of the core's own,
-    /// outside.
-    fn end_call(&self, thread: u32, end: &mut dyn FnMut() -> bool) {
+    /// A call of the thread with this kernel number is about to be ended; `end` does it, and returns what was
+    /// ended, if anything was. It takes about a millisecond at most. The runtime may do something before and
+    /// after it, or not call it at all; then the call is looked at again later. Called on a thread of the core's
+    /// own, outside.
+    fn end_call(&self, thread: u32, end: &mut dyn FnMut() -> Option<EndedCall>) {
         let _ = thread;
         end();
     }
@@ -185,7 +194,7 @@ pub(crate) fn is_installed() -> bool {
 
 /// See [`Host::end_call`]. Without a host nothing is done before and after it.
 #[cfg(not(loom))]
-pub(crate) fn end_call(thread: u32, end: &mut dyn FnMut() -> bool) {
+pub(crate) fn end_call(thread: u32, end: &mut dyn FnMut() -> Option<EndedCall>) {
     match HOST.get() {
         Some(host) => fork::outside(|| host.end_call(thread, end)),
         None => _ = end(),

@@ -77,8 +77,6 @@ pub use blocks::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield
 pub(crate) use forced::close_above;
 #[cfg(any(feature = "python", test))]
 pub(crate) use forced::{ForcedExit, Unwinding, enter_forced, exit_forced};
-#[cfg(feature = "python")]
-pub(crate) use foreign_calls::leave_calls_alone;
 use foreign_calls::{Place, Published};
 use rules::{absorb, cutoff, end_nested_zones, limiting, reaching, shorten_on_cancel, visible};
 #[cfg(feature = "python")]
@@ -92,6 +90,7 @@ use crate::atomics::thread_local;
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
+use crate::foreign::Slot;
 use crate::host::{self, Home};
 use crate::ledger::{AbandonHook, Ledger, Termination};
 use crate::park::Waiter;
@@ -233,7 +232,7 @@ fn open(
         let mut frames = context.frames.borrow_mut();
         let mut cutoffs = Vec::new();
         let slot = context.place.slot();
-        let index = slot.map_or(0, |slot| slot.index());
+        let index = slot.map_or(0, Slot::index);
         let node = match (kind, frames.last()) {
             // A block that can be suspended would keep the cancellation of one around it when it is
             // resumed elsewhere; `reaching` finds that one without the tree.
@@ -253,7 +252,7 @@ fn open(
         };
         let outer = frames.last().map(|frame| &frame.published);
         let own_deadline = node.own_deadline();
-        let published = Published::inside(outer, &node, kind, own_deadline, grace, home);
+        let published = Published::inside(outer, kind, own_deadline, grace, home);
         let first_seq = context
             .ledger
             .borrow()
@@ -664,7 +663,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             node.set_slot(slot.index());
         }
         let deadline = node.effective_deadline();
-        let published = Published::inside(None, &node, Kind::Task, deadline, None, Home::NATIVE);
+        let published = Published::inside(None, Kind::Task, deadline, None, Home::NATIVE);
         let mut root = Frame {
             node,
             kind: Kind::Task,

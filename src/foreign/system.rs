@@ -17,17 +17,17 @@ use handler::{Info, payload};
 use look::Sight;
 
 use super::order::{Answer, Seen};
-use super::{Attempt, Blocked, Slot, Unavailable};
+use super::{Attempt, Slot, Unavailable};
 use crate::clock::Time;
-use crate::host;
+use crate::host::{self, EndedCall};
 use crate::sys;
 
-impl Blocked {
-    fn of(call: &Call, seen: &Seen) -> Blocked {
-        Blocked {
-            call: call.name,
-            descriptor: call.descriptor.map(|index| seen[1 + index]),
-        }
+/// What the host is told of a call that was ended.
+fn ended(call: &Call, seen: &Seen) -> EndedCall {
+    let descriptor = call.descriptor.map(|index| seen[1 + index]);
+    EndedCall {
+        call: call.name,
+        descriptor: descriptor.and_then(|number| i32::try_from(number).ok()),
     }
 }
 
@@ -73,7 +73,7 @@ impl Slot {
             return Attempt::Unavailable;
         }
         match self.await_answer(patience) {
-            Some(Answer::Ended) => Attempt::Ended(Blocked::of(call, &seen)),
+            Some(Answer::Ended) => Attempt::Ended(ended(call, &seen)),
             Some(Answer::Refused) => Attempt::Refused,
             Some(Answer::Moved) => Attempt::NotBlocked,
             None => Attempt::Unanswered,
@@ -117,7 +117,7 @@ fn queue(tid: u32, signal: i32, value: u64) -> bool {
         errno: 0,
         code: libc::SI_QUEUE,
         unused: 0,
-        pid: std::process::id().cast_signed(),
+        pid: rustix::process::getpid().as_raw_nonzero().get(),
         uid: rustix::process::getuid().as_raw(),
         value,
         rest: [0; 12],

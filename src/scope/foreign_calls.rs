@@ -59,8 +59,12 @@ impl Place {
 /// What a frame keeps of this, for the return to it and for its end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Published {
-    /// Published while the frame is innermost.
-    view: View,
+    /// Whether anything is published while the frame is innermost: the flag of its node, and the next two.
+    ends_calls: bool,
+    /// The earliest visible deadline.
+    deadline: Time,
+    /// See [`View::grace`].
+    grace: u64,
     /// Calls are left alone here and further in.
     leaves_alone: bool,
     /// Of a frame that hides what is outside: until when no call is ended outside.
@@ -72,37 +76,43 @@ impl Published {
     #[inline]
     pub(super) fn inside(
         outer: Option<&Published>,
-        node: &NodeRef,
         kind: Kind,
-        deadline: Time,
+        mut deadline: Time,
         grace: Option<Duration>,
         home: Home,
     ) -> Published {
-        let leaves_alone = outer.is_some_and(|outer| outer.leaves_alone);
-        let outer = outer.map_or(View::NONE, |outer| outer.view);
         let nanos = |grace: Duration| u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        let mut view = View {
-            flag: node.published_flag(),
-            deadline,
-            grace: grace.map_or(nanos(DEFAULT_GRACE), nanos),
-        };
-        match kind {
-            Kind::Plain => {
-                view.deadline = deadline.min(outer.deadline);
-                if grace.is_none() && !outer.flag.is_null() {
-                    view.grace = outer.grace;
+        let leaves_alone = outer.is_some_and(|outer| outer.leaves_alone);
+        let mut own_grace = grace.map_or(nanos(DEFAULT_GRACE), nanos);
+        match (kind, outer.filter(|outer| outer.ends_calls)) {
+            (Kind::Plain, Some(outer)) => {
+                deadline = deadline.min(outer.deadline);
+                if grace.is_none() {
+                    own_grace = outer.grace;
                 }
             }
-            Kind::Cleanup => view.grace = 0,
-            Kind::Shield | Kind::Task => {}
-        }
-        if leaves_alone || home.suspendable || source::is_set() {
-            view = View::NONE;
+            (Kind::Cleanup, _) => own_grace = 0,
+            _ => {}
         }
         Published {
-            view,
+            ends_calls: !leaves_alone && !home.suspendable && !source::is_set(),
+            deadline,
+            grace: own_grace,
             leaves_alone,
             quiet: 0,
+        }
+    }
+
+    /// To be published for a frame with this node.
+    #[inline]
+    fn view(&self, node: &NodeRef) -> View {
+        if !self.ends_calls {
+            return View::NONE;
+        }
+        View {
+            flag: node.published_flag(),
+            deadline: self.deadline,
+            grace: self.grace,
         }
     }
 }
@@ -119,7 +129,7 @@ pub(super) fn entered(slot: &Slot, frame: &mut Frame) {
         frame.published.quiet = slot.quiet_until();
         slot.set_quiet_until(0);
     }
-    watcher::publish(slot, &frame.published.view, || frame.node.is_cancelled());
+    publish(slot, frame);
 }
 
 /// The frame was left, or is no more; `frames` are those that are left. To be called before it is dropped.
@@ -153,23 +163,25 @@ pub(super) fn changed(context: &Context, frames: &[Frame]) {
 fn publish_innermost(slot: &Slot, frames: &[Frame]) {
     match frames.last() {
         None => slot.publish(&View::NONE),
-        Some(frame) => {
-            let view = &frame.published.view;
-            watcher::publish(slot, view, || {
-                !view.flag.is_null() && frame.node.is_cancelled()
-            });
-        }
+        Some(frame) => publish(slot, frame),
     }
 }
 
+/// Publishes the frame, which is the innermost.
+#[inline]
+fn publish(slot: &Slot, frame: &Frame) {
+    let is_cancelled = || frame.published.ends_calls && frame.node.is_cancelled();
+    watcher::publish(slot, &frame.published.view(&frame.node), is_cancelled);
+}
+
 /// The calls in the innermost scope, which has just been entered, and in those inside it are never ended.
-#[cfg(any(feature = "python", test))]
+#[allow(dead_code)] // for the binding: a scope of Python with `foreign=False`
 pub(crate) fn leave_calls_alone() {
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         if let Some(frame) = frames.last_mut() {
             frame.published.leaves_alone = true;
-            frame.published.view = View::NONE;
+            frame.published.ends_calls = false;
         }
         changed(context, &frames);
     });
@@ -229,3 +241,62 @@ impl Stop {
 const CANCELED: i32 = rustix::io::Errno::CANCELED.raw_os_error();
 #[cfg(not(unix))]
 const CANCELED: i32 = 0;
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::scope::{enter, exit};
+
+    /// What the calling thread publishes now.
+    fn published() -> (bool, Time) {
+        let slot = CONTEXT.with(|context| context.place.slot());
+        let slot = slot.expect("there is no host");
+        (!slot.pin().flag().is_null(), slot.deadline())
+    }
+
+    #[test]
+    fn i47_the_innermost_scope_and_the_earliest_deadline_are_published() {
+        let plain = |deadline| enter(Kind::Plain, deadline, None, Home::NATIVE);
+        let (early, late) = (
+            Time::after(Duration::from_secs(1000)),
+            Time::after(Duration::from_secs(2000)),
+        );
+        let outer = plain(early);
+        let inner = plain(late);
+        assert_eq!(published(), (true, early));
+        let shield = enter(Kind::Shield, late, None, Home::NATIVE);
+        assert_eq!(published(), (true, late));
+        for node in [shield, inner] {
+            exit(&node, false).expect("it is innermost");
+        }
+        assert_eq!(published(), (true, early));
+        exit(&outer, false).expect("it is innermost");
+        assert_eq!(published(), (false, Time::NEVER));
+    }
+
+    #[test]
+    fn i47_a_scope_that_leaves_calls_alone_publishes_nothing_and_so_do_those_inside() {
+        let outer = enter(Kind::Plain, Time::NEVER, None, Home::NATIVE);
+        let alone = enter(Kind::Plain, Time::NEVER, None, Home::NATIVE);
+        leave_calls_alone();
+        assert_eq!(published(), (false, Time::NEVER));
+        let inside = enter(Kind::Shield, Time::NEVER, None, Home::NATIVE);
+        assert_eq!(published(), (false, Time::NEVER));
+        for node in [inside, alone] {
+            exit(&node, false).expect("it is innermost");
+        }
+        assert_eq!(published(), (true, Time::NEVER));
+        exit(&outer, false).expect("it is innermost");
+    }
+
+    #[test]
+    fn i41_a_block_that_can_be_suspended_publishes_nothing() {
+        let suspendable = Home {
+            suspendable: true,
+            ..Home::NATIVE
+        };
+        let node = enter(Kind::Plain, Time::NEVER, None, suspendable);
+        assert_eq!(published(), (false, Time::NEVER));
+        exit(&node, false).expect("it is innermost");
+    }
+}

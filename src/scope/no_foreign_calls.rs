@@ -6,7 +6,6 @@ use super::{Context, Frame, Kind};
 use crate::clock::Time;
 use crate::foreign::Slot;
 use crate::host::Home;
-use crate::token::tree::NodeRef;
 
 #[derive(Default)]
 pub(super) struct Place;
@@ -23,7 +22,6 @@ pub(super) struct Published;
 impl Published {
     pub(super) fn inside(
         _outer: Option<&Published>,
-        _node: &NodeRef,
         _kind: Kind,
         _deadline: Time,
         _grace: Option<Duration>,

@@ -236,7 +236,10 @@ fn attempt(slot: &'static Slot) -> Attempt {
     let mut made = Attempt::NotBlocked;
     host::end_call(slot.thread(), &mut || {
         made = slot.end_call(grace, PATIENCE);
-        matches!(made, Attempt::Ended(_))
+        match made {
+            Attempt::Ended(call) => Some(call),
+            _ => None,
+        }
     });
     made
 }

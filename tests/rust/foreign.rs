@@ -12,10 +12,12 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use desist::boundary::{BodyEnd, Boundary};
 use desist::error::AsStop;
+use desist::task::Task;
 use desist::{
-    CancelSource, CauseKind, DeadlineExceeded, Stop, cancel_scope, cleanup, fail_after, foreign,
-    move_on_after, shield,
+    CancelSource, CauseKind, DeadlineExceeded, Stop, cleanup, fail_after, foreign, move_on_after,
+    shield,
 };
 
 /// The error of a block.
@@ -23,6 +25,7 @@ use desist::{
 enum Error {
     Stop(Stop),
     Late(DeadlineExceeded),
+    #[allow(dead_code)] // shown by a test that fails
     Io(io::Error),
 }
 
@@ -217,7 +220,7 @@ fn i46_a_wait_for_a_record_lock_is_ended() {
         // SAFETY: the structure is valid, and all zero but for the type means the whole file.
         unsafe {
             let mut lock: libc::flock = std::mem::zeroed();
-            lock.l_type = libc::F_WRLCK as i16;
+            lock.l_type = libc::F_WRLCK.try_into().unwrap();
             c(libc::fcntl(file.as_raw_fd(), command, &raw const lock))
         }
     };
@@ -269,7 +272,12 @@ fn i46_a_sleep_is_ended_under_a_host() {
         };
         // SAFETY: the remaining time is not asked for.
         match unsafe {
-            libc::clock_nanosleep(libc::CLOCK_MONOTONIC, 0, &time, std::ptr::null_mut())
+            libc::clock_nanosleep(
+                libc::CLOCK_MONOTONIC,
+                0,
+                &raw const time,
+                std::ptr::null_mut(),
+            )
         } {
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error)),
@@ -280,21 +288,27 @@ fn i46_a_sleep_is_ended_under_a_host() {
 #[test]
 fn i46_a_cancel_by_another_thread_ends_the_call() {
     let (mut reader, _writer) = pipe();
+    let outer = CancelSource::new();
+    let task = Task::new("body", Some(&outer.token()));
     let (sender, receiver) = channel();
-    let blocked = thread::spawn(move || {
-        cancel_scope(LONG, |scope| {
-            sender.send(scope.token().child()).unwrap();
-            reader.read(&mut [0; 8])?;
-            Ok::<_, Error>(())
-        })
-    });
-    let below: CancelSource = receiver.recv().unwrap();
-    below.cancel();
-    assert!(
-        !blocked.is_finished(),
-        "a source below the scope does not cancel it"
-    );
-    drop(blocked);
+    let body = {
+        let task = task.clone();
+        move || {
+            let boundary = Boundary::enter(&task, None);
+            sender.send(()).unwrap();
+            let ended = fail_after(LONG, || Ok::<_, Error>(reader.read(&mut [0; 8])?));
+            boundary.leave(BodyEnd::Unwound);
+            ended
+        }
+    };
+    let blocked = thread::spawn(body);
+    receiver.recv().unwrap();
+    outer.cancel_because("enough");
+    let ended = blocked.join().unwrap();
+    let Err(Error::Stop(Stop::Cancelled(cause))) = ended else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(cause.reason.as_deref(), Some("enough"));
 }
 
 #[test]
@@ -309,11 +323,11 @@ fn i46_an_ended_call_outside_of_a_scope_is_no_stop() {
 fn i47_a_second_call_has_the_grace_and_is_ended_after_it() {
     let (mut reader, mut writer) = pipe();
     let source = CancelSource::new();
-    let task = desist::task::Task::new("body", Some(&source.token()));
+    let task = Task::new("body", Some(&source.token()));
     let body = {
         let task = task.clone();
         move || {
-            let boundary = desist::boundary::Boundary::enter(&task, None);
+            let boundary = Boundary::enter(&task, None);
             let first = reader
                 .read(&mut [0; 1])
                 .map_err(|error| Stop::of_io_error(&error));
@@ -323,7 +337,7 @@ fn i47_a_second_call_has_the_grace_and_is_ended_after_it() {
             let second = reader
                 .read(&mut [0; 1])
                 .map_err(|error| Stop::of_io_error(&error));
-            boundary.leave(desist::boundary::BodyEnd::Unwound);
+            boundary.leave(BodyEnd::Unwound);
             (first, during, second, began.elapsed())
         }
     };
@@ -369,10 +383,7 @@ fn i47_a_shield_and_a_clean_up_zone_hide_the_cancellation() {
 #[test]
 fn i47_the_bound_of_a_shield_ends_a_call_in_it() {
     let (mut reader, _writer) = pipe();
-    let ended = shield(SOON, || {
-        reader.read(&mut [0; 1])?;
-        Ok::<_, Error>(())
-    });
+    let ended = shield(SOON, || Ok::<_, Error>(reader.read(&mut [0; 1])?));
     assert!(matches!(ended, Ok(None)), "{ended:?}");
 }
 
@@ -380,10 +391,7 @@ fn i47_the_bound_of_a_shield_ends_a_call_in_it() {
 fn i47_after_the_scope_the_thread_is_left_alone_and_the_next_scope_begins_anew() {
     let (mut reader, mut writer) = pipe();
     for _ in 0..3 {
-        let ended = move_on_after(SOON, |_| {
-            reader.read(&mut [0; 1])?;
-            Ok::<_, Error>(())
-        });
+        let ended = move_on_after(SOON, |_| Ok::<_, Error>(reader.read(&mut [0; 1])?));
         assert!(matches!(ended, Ok(None)), "{ended:?}");
         let feeder = thread::spawn(move || {
             desist::sleep(SOON * 3).unwrap();

@@ -30,7 +30,6 @@ pub(crate) struct Call {
     /// The system's name.
     pub(crate) name: &'static str,
     /// The index of the argument that is a descriptor.
-    #[cfg_attr(not(any(feature = "python", test)), allow(dead_code))]
     pub(crate) descriptor: Option<usize>,
     /// Which of these calls.
     kind: Kind,
@@ -42,7 +41,7 @@ enum Kind {
     /// All of them.
     Any,
     /// A sleep: only under a host. Rust's `std::thread::sleep` panics on an error other than `EINTR`, where a
-    /// runtime like CPython's raises one.
+    /// runtime that raises exceptions for errors does so.
     Sleep,
     /// `fcntl`: only the commands that wait for a lock.
     Lock,
@@ -221,7 +220,7 @@ mod tests {
         assert_eq!(of(address, 0), None, "FUTEX_WAIT");
         assert_eq!(of(address, 128), None, "FUTEX_WAIT, private");
         assert_eq!(
-            of(address, 137 | 256),
+            of(address, 0x89 | 0x100),
             None,
             "FUTEX_WAIT_BITSET, private, real time"
         );

@@ -119,9 +119,9 @@ fn handle(info: &Info, context: &mut libc::ucontext_t) {
     if info.code != libc::SI_QUEUE || info.pid != pid {
         return;
     }
-    let (number, index) = (info.value >> 16, info.value as u16);
+    let (number, index) = (info.value >> 16, info.value & 0xffff);
     let mine = |slot: &&Slot| i32::try_from(slot.tid.load(Ordering::Relaxed)) == Ok(tid);
-    let Some(slot) = slot(index.into()).filter(mine) else {
+    let Some(slot) = usize::try_from(index).ok().and_then(slot).filter(mine) else {
         return;
     };
     let Some((seen, grace)) = slot.order.take(number) else {
@@ -166,9 +166,9 @@ fn now() -> u64 {
 /// The registers of the interrupted code, which continues with them when the handler returns.
 struct Registers<'a>(&'a mut libc::ucontext_t);
 
-/// The result of a call that was interrupted, and the one that is put in its place.
-const INTERRUPTED: u64 = (-(libc::EINTR as i64)).cast_unsigned();
-const CANCELED: u64 = (-(libc::ECANCELED as i64)).cast_unsigned();
+/// The result of a call that was interrupted, and the one that is put in its place, as the kernel has them.
+const INTERRUPTED: u64 = (libc::EINTR as u64).wrapping_neg();
+const CANCELED: u64 = (libc::ECANCELED as u64).wrapping_neg();
 
 impl Registers<'_> {
     /// Ends the seen call, if the registers are those of that call, without effect, and `may` says so. `None`:
@@ -191,11 +191,12 @@ impl Registers<'_> {
     const INSTRUCTION: u64 = 2;
 
     fn get(&self, register: i32) -> u64 {
-        self.0.uc_mcontext.gregs[register.unsigned_abs() as usize].cast_unsigned()
+        u64::from_ne_bytes(self.0.uc_mcontext.gregs[register.unsigned_abs() as usize].to_ne_bytes())
     }
 
     fn set(&mut self, register: i32, value: u64) {
-        self.0.uc_mcontext.gregs[register.unsigned_abs() as usize] = value.cast_signed();
+        self.0.uc_mcontext.gregs[register.unsigned_abs() as usize] =
+            i64::from_ne_bytes(value.to_ne_bytes());
     }
 
     /// True for the two forms of the module's header.
