@@ -55,9 +55,12 @@ use std::fmt;
 #[cfg(not(loom))]
 use crate::host::EndedCall;
 pub(crate) use fence::heavy as heavy_fence;
-#[cfg(all(test, loom))]
-pub(crate) use order::{Answer, Order};
 pub(crate) use slots::*;
+#[cfg(all(test, loom))]
+pub(crate) use {
+    fence::light as light_fence,
+    order::{Answer, Order},
+};
 
 /// The result of an attempt to end a thread's call.
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +137,12 @@ pub fn status() -> Result<(), Unavailable> {
     } else {
         Err(Unavailable::Host)
     }
+}
+
+/// Number of blocked calls that were ended in this process so far.
+#[cfg(not(loom))]
+pub fn ended_calls() -> u64 {
+    system::ended()
 }
 
 /// True if threads that enter scopes are to publish them: without a host, or if the host has asked for it.

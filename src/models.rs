@@ -24,6 +24,7 @@ mod block;
 mod callback;
 mod condition;
 mod event;
+mod foreign;
 mod gate;
 mod latch;
 mod lease;

@@ -5,8 +5,9 @@
 //!
 //! Here are the documented handles. The logic is in `tree`, the callbacks are in `callback`, and the
 //! threads that cancel by deadline and run the callbacks of deadlines are in `timer` and
-//! `callback_thread`. These four know each other: a node that is freed leaves the timer, and a deadline
-//! that passes cancels a node. They are one module in four files, under the invariants of `tree`.
+//! `callback_thread`; `watcher`, with its `alarm`, has blocked calls of other code ended in cancelled scopes. They know
+//! each other: a node that is freed leaves the timer, and a deadline that passes cancels a node. They are one
+//! module in several files, under the invariants of `tree`.
 //!
 //! ```
 //! use desist::CancelSource;
@@ -20,6 +21,8 @@
 //! assert_eq!(cause.reason.as_deref(), Some("shutting down"));
 //! ```
 
+#[cfg_attr(loom, allow(dead_code))] // a model of its own uses it
+pub(crate) mod alarm;
 pub(crate) mod callback;
 pub(crate) mod callback_thread;
 pub(crate) mod timer;

@@ -130,9 +130,13 @@ impl Order {
             self.change(number << BITS | WITHDRAWN, IDLE);
             return None;
         }
-        let load = |at: usize| self.seen[at].load(Ordering::Relaxed);
         let grace = Some(self.grace.load(Ordering::Relaxed)).filter(|grace| *grace != NO_GRACE);
-        Some((std::array::from_fn(load), grace))
+        Some((self.seen(), grace))
+    }
+
+    /// What was seen by the last order: for the handler that has taken it, and for senders.
+    pub(crate) fn seen(&self) -> Seen {
+        std::array::from_fn(|at| self.seen[at].load(Ordering::Relaxed))
     }
 
     /// The handler: answer the order that it has taken.

@@ -2,8 +2,10 @@
 //!
 //! All of it happens under the slot's send lock, so that the thread cannot give its number back meanwhile, and
 //! one order at a time is under way. The answer is waited for as long as the sender has patience: the thread may
-//! be descheduled, or block the signal. Then the order is withdrawn, and ends nothing any more; the signal
-//! that arrives later only frees the slot for the next order.
+//! be descheduled, or block the signal. Then, under a host, the order is withdrawn, and ends nothing any more,
+//! since the host has prepared for that moment only; the signal that arrives later frees the slot for the
+//! next order. Without a host the order stands: the handler decides whenever it runs, and the next attempt finds
+//! its answer.
 
 mod calls;
 mod handler;
@@ -23,7 +25,7 @@ use crate::host::{self, EndedCall};
 use crate::sys;
 
 /// What the host is told of a call that was ended.
-fn ended(call: &Call, seen: &Seen) -> EndedCall {
+fn report(call: &Call, seen: &Seen) -> EndedCall {
     let descriptor = call.descriptor.map(|index| seen[1 + index]);
     EndedCall {
         call: call.name,
@@ -42,6 +44,8 @@ impl Slot {
     /// Ends the call that the thread is in, if it is one of the table and the thread is in a cancelled scope.
     /// `grace`: how long no further call is ended after the first one; `None`: as the thread has published.
     /// Waits for `patience` at most, and for the handler, if that has begun.
+    ///
+    /// [`Attempt::Ended`] may be that of an order which an earlier attempt has left standing.
     pub(crate) fn end_call(&'static self, grace: Option<Duration>, patience: Duration) -> Attempt {
         self.while_nothing_is_sent(|| self.end_call_locked(grace, patience))
     }
@@ -51,13 +55,22 @@ impl Slot {
         if tid == 0 {
             return Attempt::Gone;
         }
+        let blocked = match self.order.answer() {
+            Some(Answer::Ended) => {
+                let seen = self.order.seen();
+                return entry(&seen).map_or(Attempt::NotBlocked, |call| {
+                    Attempt::Ended(report(call, &seen))
+                });
+            }
+            _ => look::look(tid),
+        };
         if self.own_wait.load(Ordering::Relaxed) != 0 || !self.pin().is_cancelled() {
             return Attempt::Refused; // a look that spares most signals; the handler decides
         }
         let Ok(signal) = handler::signal() else {
             return Attempt::Unavailable;
         };
-        let seen = match look::look(tid) {
+        let seen = match blocked {
             Sight::In(seen) => seen,
             Sight::Running => return Attempt::NotBlocked,
             Sight::Nothing => return Attempt::Unavailable,
@@ -73,14 +86,14 @@ impl Slot {
             return Attempt::Unavailable;
         }
         match self.await_answer(patience) {
-            Some(Answer::Ended) => Attempt::Ended(ended(call, &seen)),
+            Some(Answer::Ended) => Attempt::Ended(report(call, &seen)),
             Some(Answer::Refused) => Attempt::Refused,
             Some(Answer::Moved) => Attempt::NotBlocked,
             None => Attempt::Unanswered,
         }
     }
 
-    /// The answer, or `None` after the order was withdrawn.
+    /// The answer, or `None` after the order was withdrawn, or left standing.
     fn await_answer(&self, patience: Duration) -> Option<Answer> {
         /// Most threads answer within a few microseconds.
         const SPINS: u32 = 100;
@@ -95,7 +108,7 @@ impl Slot {
                 std::hint::spin_loop();
             } else if Time::now() < until {
                 let _ = sys::poll([], Time::after(Duration::from_micros(20)));
-            } else if self.order.withdraw() {
+            } else if !host::is_installed() || self.order.withdraw() {
                 return None;
             } else {
                 std::thread::yield_now(); // the handler runs
@@ -141,4 +154,9 @@ pub(crate) fn check() -> Result<(), Unavailable> {
         return Err(Unavailable::NoProc);
     }
     handler::signal().map(drop)
+}
+
+/// See [`crate::foreign::ended_calls`].
+pub(crate) fn ended() -> u64 {
+    handler::ended()
 }

@@ -16,11 +16,9 @@
 //! |---------------------------------------|----------------------------------|----------------------------------|
 //! | a node is cancelled, whose slot is in its state | the canceller, in [`tree`](super::tree): marks the slot, then wakes | the slot's bit |
 //! | a thread publishes a cancelled flag   | that thread: sets the bit, wakes | the slot's bit                   |
-//! | a thread publishes an earlier deadline than [`Alarm::next`] | that thread: wakes | the published deadline     |
+//! | a thread publishes an earlier deadline than the alarm's | that thread: wakes | the published deadline     |
 //!
-//! The alarm. A thread stores its deadline, and then loads `next`; the watcher stores `next`, and then loads all
-//! deadlines once more, before it sleeps. With the fences of `foreign` between, one of the two sees the other's
-//! store. So most scopes cost a load, and no wake-up. Checked by models in `models/foreign.rs`.
+//! So most scopes cost a load of the alarm, and no wake-up.
 //!
 //! Deadlines. A published one may have been moved, by any thread, to later. So the watcher takes a count of
 //! the node that the thread has published, with the slot pinned, and has the node say whether it has expired;
@@ -30,8 +28,8 @@
 
 use std::time::Duration;
 
+use super::alarm::Alarm;
 use super::tree::NodeRef;
-use crate::atomics::{AtomicU64, Ordering};
 use crate::clock::Time;
 use crate::foreign::{self, Attempt, Slot, View};
 use crate::host;
@@ -59,45 +57,6 @@ struct Watch {
 impl Default for Watch {
     fn default() -> Watch {
         Watch { at: Time::NEVER }
-    }
-}
-
-/// See the header.
-pub(crate) struct Alarm {
-    /// In nanoseconds. Lowered by a thread that has woken the watcher, else written by the watcher alone.
-    next: AtomicU64,
-}
-
-impl Alarm {
-    /// No look is planned.
-    pub(crate) const fn new() -> Alarm {
-        Alarm {
-            next: AtomicU64::new(u64::MAX),
-        }
-    }
-
-    /// A thread, after it has published `deadline` and executed the light fence: true if the watcher would look
-    /// too late, and has to be woken.
-    #[inline]
-    pub(crate) fn is_late_for(&self, deadline: Time) -> bool {
-        deadline.as_nanos() < self.next.load(Ordering::Relaxed)
-    }
-
-    /// The watcher has been told to look at `deadline`: others need not.
-    pub(crate) fn bring_forward(&self, deadline: Time) {
-        self.next.fetch_min(deadline.as_nanos(), Ordering::Relaxed);
-    }
-
-    /// The watcher: it is about to sleep until `next`, or until an earlier one of the `deadlines`, which are
-    /// read after the store. Returns that instant.
-    pub(crate) fn set(&self, next: Time, deadlines: impl FnOnce() -> Time) -> Time {
-        self.next.store(next.as_nanos(), Ordering::Relaxed);
-        foreign::heavy_fence();
-        let first = deadlines();
-        if first < next {
-            self.next.store(first.as_nanos(), Ordering::Relaxed);
-        }
-        first.min(next)
     }
 }
 

@@ -402,3 +402,121 @@ fn i47_after_the_scope_the_thread_is_left_alone_and_the_next_scope_begins_anew()
         writer = feeder.join().unwrap();
     }
 }
+
+/// The signal that is in use: the real-time one that has a handler.
+fn signal() -> i32 {
+    assert_eq!(foreign::status(), Ok(()));
+    let has_handler = |number: &i32| {
+        // SAFETY: it fills the structure.
+        unsafe {
+            let mut now: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(*number, std::ptr::null(), &raw mut now);
+            now.sa_sigaction != libc::SIG_DFL
+        }
+    };
+    let mut numbers = libc::SIGRTMIN()..=libc::SIGRTMAX();
+    numbers.find(has_handler).expect("a signal with a handler")
+}
+
+#[test]
+fn i46_a_signal_that_belongs_to_no_order_changes_nothing() {
+    let signal = signal();
+    let (mut reader, mut writer) = pipe();
+    let (sender, receiver) = channel();
+    let blocked = thread::spawn(move || {
+        fail_after(LONG, || {
+            // SAFETY: no arguments.
+            sender
+                .send(unsafe { (libc::pthread_self(), libc::gettid()) })
+                .unwrap();
+            Ok::<_, Error>(reader.read(&mut [0; 1])?)
+        })
+    });
+    let (thread, tid) = receiver.recv().unwrap();
+    for index in 0..64_usize {
+        // SAFETY: the thread lives: it waits for the byte below. The payload is no pointer.
+        unsafe {
+            libc::pthread_kill(thread, signal);
+            let mut info: [u64; 16] = [0; 16];
+            let info = info.as_mut_ptr();
+            info.cast::<i32>().write(signal);
+            info.cast::<i32>().add(2).write(libc::SI_QUEUE);
+            info.cast::<i32>().add(4).write(libc::getpid());
+            info.add(3).write((1 << 16 | index) as u64);
+            let pid = libc::getpid();
+            libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info);
+        }
+    }
+    assert!(!blocked.is_finished());
+    writer.write_all(b"x").unwrap();
+    assert!(matches!(blocked.join().unwrap(), Ok(1)));
+}
+
+#[test]
+fn i46_a_thread_that_blocks_the_signal_is_not_harmed_and_answers_later() {
+    let (mut reader, mut writer) = pipe();
+    let feeder = thread::spawn(move || {
+        desist::sleep(SOON * 5).unwrap();
+        writer.write_all(b"x").unwrap();
+        writer
+    });
+    let set_mask = |how| {
+        // SAFETY: the set is valid.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&raw mut set);
+            libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+        }
+    };
+    set_mask(libc::SIG_BLOCK);
+    let ended = move_on_after(SOON, |_| {
+        let read = reader.read(&mut [0; 1])?;
+        set_mask(libc::SIG_UNBLOCK);
+        assert_eq!(read, 1, "the signal is blocked");
+        Ok::<_, Error>(reader.read(&mut [0; 1])?)
+    });
+    set_mask(libc::SIG_UNBLOCK);
+    assert!(matches!(ended, Ok(None)), "{ended:?}");
+    feeder.join().unwrap();
+}
+
+/// Runs a test that is ignored, in a process of its own.
+fn run_alone(name: &str) {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--ignored"])
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && output.contains("1 passed"),
+        "{output}"
+    );
+}
+
+#[test]
+fn i46_where_other_code_has_taken_the_signal_nothing_is_sent() {
+    run_alone("foreign::alone_where_other_code_has_taken_the_signal");
+}
+
+#[test]
+#[ignore = "changes the signal's handler: run by the test above, in a process of its own"]
+fn alone_where_other_code_has_taken_the_signal() {
+    extern "C" fn theirs(_number: i32) {
+        std::process::abort();
+    }
+    let number = signal();
+    // SAFETY: a valid handler.
+    unsafe { libc::signal(number, theirs as extern "C" fn(i32) as libc::sighandler_t) };
+    let taken = foreign::Unavailable::SignalTaken(number);
+    assert_eq!(foreign::status(), Err(taken));
+    assert!(taken.to_string().contains(&number.to_string()));
+    let (mut reader, mut writer) = pipe();
+    let feeder = thread::spawn(move || {
+        desist::sleep(SOON * 5).unwrap();
+        writer.write_all(b"x").unwrap();
+    });
+    let read = fail_after(SOON, || Ok::<_, Error>(reader.read(&mut [0; 1])?));
+    assert!(matches!(read, Ok(1)), "{read:?}");
+    feeder.join().unwrap();
+    assert_eq!(foreign::ended_calls(), 0);
+}

@@ -22,6 +22,8 @@ mod file_queue_files;
 mod file_queue_power;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod foreign;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod foreign_soak;
 mod layers;
 mod lock;
 mod mutex;

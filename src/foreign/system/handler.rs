@@ -26,7 +26,7 @@
 
 use std::mem;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::foreign::order::{Answer, Seen};
 use crate::foreign::{Slot, Unavailable, slot};
@@ -52,6 +52,14 @@ pub(super) struct Info {
 /// The signal's payload: the number of the order, and the index of the slot.
 pub(super) fn payload(number: u64, index: usize) -> u64 {
     number << 16 | index as u64
+}
+
+/// How many calls this process has had ended. Written by handlers.
+static ENDED: AtomicU64 = AtomicU64::new(0);
+
+/// See [`crate::foreign::ended_calls`].
+pub(crate) fn ended() -> u64 {
+    ENDED.load(Ordering::Relaxed)
 }
 
 /// The signal that has our handler, which is installed if there is none yet. Called with the send lock
@@ -148,6 +156,7 @@ fn may_end(slot: &Slot, grace: Option<u64>) -> bool {
             .store(now.saturating_add(grace).max(1), Ordering::Relaxed);
     }
     slot.ended.fetch_add(1, Ordering::Relaxed);
+    ENDED.fetch_add(1, Ordering::Relaxed);
     true
 }
 
