@@ -47,6 +47,55 @@ def bug(name: str, file: str, models: str, *edits: tuple[str, str]) -> Bug:
 
 
 BUGS = (
+    # --- blocked calls of other code
+    bug(
+        "an order is withdrawn although the handler may have taken it",
+        "foreign/order.rs",
+        "foreign",
+        (
+            "word & MASK == ARMED && self.change(word, WITHDRAWN)",
+            "{ self.word.store(word & !MASK | WITHDRAWN, Ordering::Relaxed); true }",
+        ),
+    ),
+    bug(
+        "the handler takes any order, whatever its signal's number",
+        "foreign/order.rs",
+        "foreign",
+        ("if word >> BITS != number {", "if number == 0 {"),
+    ),
+    bug(
+        "an answer is no release",
+        "foreign/order.rs",
+        "foreign",
+        (
+            "self.word.store(number << BITS | state, Ordering::Release);",
+            "self.word.store(number << BITS | state, Ordering::Relaxed);",
+        ),
+    ),
+    bug(
+        "a flag is read before it is pinned",
+        "foreign/slots.rs",
+        "foreign",
+        ("self.pins.fetch_add(1, Ordering::SeqCst); fence::heavy();", "self.pins.fetch_add(1, Ordering::Relaxed);"),
+    ),
+    bug(
+        "a thread publishes and does not wait for pins",
+        "foreign/slots.rs",
+        "foreign",
+        ("if self.pins.load(Ordering::Acquire) != 0 { self.wait_for_pins(); }", ""),
+    ),
+    bug(
+        "the watcher stops looking, and does not look at the flag once more",
+        "foreign/slots.rs",
+        "foreign",
+        ("let cancelled = self.pin().is_cancelled();", "let cancelled = false;"),
+    ),
+    bug(
+        "the watcher sleeps, and does not look at the deadlines once more",
+        "token/alarm.rs",
+        "foreign",
+        ("let first = deadlines();", "let first = Time::NEVER; let _ = deadlines;"),
+    ),
     # --- the tree of tokens
     bug(
         "the cancelled flag is set with relaxed ordering",

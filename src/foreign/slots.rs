@@ -31,6 +31,7 @@
 //! looks at the flag once more. The thread publishes, then looks at the flag and the bit. Checked by the models
 //! in `models/foreign.rs`.
 #![allow(unsafe_code)] // published flags are found through raw pointers, see 2
+#![cfg_attr(loom, allow(dead_code))] // models use a part of it
 
 use std::ptr;
 

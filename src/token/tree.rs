@@ -304,6 +304,7 @@ impl NodeRef {
     }
 
     /// As [`NodeRef::flag`], for what a thread publishes in its slot.
+    #[cfg(not(loom))]
     #[inline]
     pub(crate) fn published_flag(&self) -> *const AtomicU32 {
         &raw const self.node().state

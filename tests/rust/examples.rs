@@ -2,6 +2,9 @@
 
 #[path = "../../examples/cancel_tree.rs"]
 mod cancel_tree;
+#[cfg(all(target_os = "linux", not(loom)))]
+#[path = "../../examples/foreign_call.rs"]
+mod foreign_call;
 #[cfg(not(loom))]
 #[path = "../../examples/select.rs"]
 mod select;
@@ -14,6 +17,12 @@ mod worker;
 #[test]
 fn a_block_ends_in_time() {
     timeout::main();
+}
+
+#[cfg(all(target_os = "linux", not(loom)))]
+#[test]
+fn a_read_of_the_standard_library_ends_in_time() {
+    foreign_call::main();
 }
 
 #[test]

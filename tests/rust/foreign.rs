@@ -80,13 +80,18 @@ fn c(result: impl TryInto<i64>) -> io::Result<i64> {
     }
 }
 
-/// Runs the call in a scope whose deadline passes, on a thread of its own; it must end by that.
-fn ends<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + Send + 'static) {
+/// Runs the call in a scope whose deadline passes, on a thread of its own; it must end by that. A call that a
+/// signal has interrupted is made again, as `std` and CPython do.
+fn ends<T: Send + 'static>(mut call: impl FnMut() -> io::Result<T> + Send + 'static) {
     let began = Instant::now();
     let ended = thread::spawn(move || {
         fail_after(SOON, || {
-            call()?;
-            Ok::<_, Error>(())
+            loop {
+                match call() {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    result => return Ok::<_, Error>(drop(result?)),
+                }
+            }
         })
     });
     let ended = ended.join().unwrap();
