@@ -22,27 +22,20 @@ mod chosen {
 }
 
 #[cfg(all(target_os = "linux", not(loom)))]
-#[allow(unsafe_code)] // one system call
 mod chosen {
     use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
+
+    use rustix::thread::{MembarrierCommand, membarrier};
 
     /// The process is registered with the kernel. Set by [`prepare`] before the first slot is taken, so
     /// before the watcher exists, and never cleared; a fork keeps the registration.
     static REGISTERED: AtomicBool = AtomicBool::new(false);
 
-    /// Of `membarrier(2)`: `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, and the registration for it.
-    const EXPEDITED: i32 = 1 << 3;
-    const REGISTER_EXPEDITED: i32 = 1 << 4;
-
-    /// The system call; true if it succeeds.
-    fn membarrier(command: i32) -> bool {
-        // SAFETY: it takes numbers and touches no memory of the process.
-        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
-    }
-
     /// Called by every thread before its first [`light`].
     pub(crate) fn prepare() {
-        if !REGISTERED.load(Ordering::SeqCst) && membarrier(REGISTER_EXPEDITED) {
+        if !REGISTERED.load(Ordering::SeqCst)
+            && membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok()
+        {
             REGISTERED.store(true, Ordering::SeqCst);
         }
     }
@@ -61,7 +54,7 @@ mod chosen {
     pub(crate) fn heavy() {
         fence(Ordering::SeqCst);
         if REGISTERED.load(Ordering::SeqCst) {
-            membarrier(EXPEDITED);
+            let _ = membarrier(MembarrierCommand::PrivateExpedited); // it is registered: no failure
         }
     }
 }

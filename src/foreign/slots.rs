@@ -116,18 +116,10 @@ impl Pin<'_> {
 
     /// True if the thread is in a scope that is cancelled.
     pub(crate) fn is_cancelled(&self) -> bool {
-        // SAFETY: the thread waits for this pin before it frees what it has published.
-        unsafe { is_set(self.flag()) }
+        // SAFETY: null, or valid: the thread waits for this pin before it frees what it has published.
+        let flag = unsafe { self.flag().as_ref() };
+        flag.is_some_and(|flag| flag.load(Ordering::Acquire) & CANCELLED != 0)
     }
-}
-
-/// True if the flag is that of a cancelled node.
-///
-/// # Safety
-/// The flag is null or valid.
-unsafe fn is_set(flag: *const AtomicU32) -> bool {
-    // SAFETY: by the caller.
-    unsafe { flag.as_ref() }.is_some_and(|flag| flag.load(Ordering::Acquire) & CANCELLED != 0)
 }
 
 macro_rules! constructor {
@@ -221,15 +213,14 @@ impl Slot {
         self.ended.load(Ordering::Relaxed) != 0
     }
 
-    /// For the handler, on the slot's thread: may a call be ended now, by what is published?
-    ///
-    /// # Safety
-    /// Called on the slot's thread: what it has published is valid for itself.
+    /// For the handler: may a call be ended now, by what is published? On the slot's own thread only: it needs
+    /// no fence to see its own stores, so the pin is made without one.
     #[cfg(not(loom))]
-    pub(super) unsafe fn may_end(&self, now: u64) -> bool {
-        // SAFETY: by the caller; a node is dropped after its flag was replaced.
+    pub(super) fn may_end(&self, now: u64) -> bool {
+        self.pins.fetch_add(1, Ordering::Relaxed);
+        let pin = Pin(self);
         self.own_wait.load(Ordering::Relaxed) == 0
-            && unsafe { is_set(self.flag.load(Ordering::Acquire)) }
+            && pin.is_cancelled()
             && now >= self.not_before.load(Ordering::Relaxed)
     }
 

@@ -16,7 +16,8 @@
 //! operation, in the same registers, but `poll` with as many descriptors as that operation's number and its
 //! array at the address of that very futex.
 //!
-//! Async-signal-safe: registers, atomics of a static table, `gettid`, `getpid`, `clock_gettime`. No thread-local
+//! Async-signal-safe: registers, atomics of a static table, and the system calls `gettid`, `getpid` and
+//! `clock_gettime`. No thread-local
 //! of this library, no allocation, no lock. `errno` is kept.
 //!
 //! The signal is the first real-time one from the top that has no handler; below `SIGRTMAX` first, for
@@ -67,7 +68,7 @@ pub(crate) fn ended() -> u64 {
 pub(crate) fn signal() -> Result<i32, Unavailable> {
     match SIGNAL.load(Ordering::Acquire) {
         0 => install(),
-        number if disposition(number) == handler_address() => Ok(number),
+        number if disposition(number, false) == handler_address() => Ok(number),
         number => Err(Unavailable::SignalTaken(number)),
     }
 }
@@ -78,12 +79,22 @@ fn handler_address() -> libc::sighandler_t {
     handler as libc::sighandler_t
 }
 
-/// The disposition of a signal.
-fn disposition(number: i32) -> libc::sighandler_t {
-    // SAFETY: sigaction only fills the structure, for which all zero is a valid value.
+/// The disposition of a signal; it is replaced by our handler if `install` says so.
+fn disposition(number: i32, install: bool) -> libc::sighandler_t {
+    // SAFETY: sigaction reads the first structure and fills the second. All zero is valid for both: no signal is
+    // blocked in the handler but its own. The handler is async-signal-safe, and of the type that SA_SIGINFO
+    // asks for.
     unsafe {
+        let mut ours: libc::sigaction = mem::zeroed();
+        ours.sa_sigaction = handler_address();
+        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+        let new = if install {
+            &raw const ours
+        } else {
+            ptr::null()
+        };
         let mut now: libc::sigaction = mem::zeroed();
-        libc::sigaction(number, ptr::null(), &raw mut now);
+        libc::sigaction(number, new, &raw mut now);
         now.sa_sigaction
     }
 }
@@ -91,20 +102,13 @@ fn disposition(number: i32) -> libc::sighandler_t {
 /// Installs the handler for the first free signal.
 fn install() -> Result<i32, Unavailable> {
     let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
-    for number in [last - 1, last].into_iter().chain((first..last - 1).rev()) {
-        if disposition(number) != libc::SIG_DFL {
-            continue;
+    let numbers = [last - 1, last].into_iter();
+    for number in numbers.chain((first..last - 1).rev()) {
+        if disposition(number, false) == libc::SIG_DFL {
+            disposition(number, true);
+            let chosen = SIGNAL.compare_exchange(0, number, Ordering::AcqRel, Ordering::Acquire);
+            return Ok(chosen.map_or_else(|other| other, |_| number));
         }
-        // SAFETY: the handler is async-signal-safe, and of the type that SA_SIGINFO asks for. All zero is a
-        // valid value: no signal is blocked in the handler but its own.
-        unsafe {
-            let mut ours: libc::sigaction = mem::zeroed();
-            ours.sa_sigaction = handler_address();
-            ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-            libc::sigaction(number, &raw const ours, ptr::null_mut());
-        }
-        let chosen = SIGNAL.compare_exchange(0, number, Ordering::AcqRel, Ordering::Acquire);
-        return Ok(chosen.map_or_else(|other| other, |_| number));
     }
     Err(Unavailable::NoSignal)
 }
@@ -122,8 +126,8 @@ extern "C" fn on_signal(_number: i32, info: *mut Info, context: *mut libc::ucont
 
 /// [`on_signal`], for the interrupted registers.
 fn handle(info: &Info, context: &mut libc::ucontext_t) {
-    // SAFETY: these calls touch no memory.
-    let (pid, tid) = unsafe { (libc::getpid(), libc::gettid()) };
+    let (pid, tid) = (rustix::process::getpid(), rustix::thread::gettid());
+    let (pid, tid) = (pid.as_raw_nonzero().get(), tid.as_raw_nonzero().get());
     if info.code != libc::SI_QUEUE || info.pid != pid {
         return;
     }
@@ -146,8 +150,7 @@ fn handle(info: &Info, context: &mut libc::ucontext_t) {
 /// Decides, and if so counts the call, and begins the grace after the first one.
 fn may_end(slot: &Slot, grace: Option<u64>) -> bool {
     let now = now();
-    // SAFETY: this is the slot's thread, by its number.
-    if !unsafe { slot.may_end(now) } {
+    if !slot.may_end(now) {
         return false;
     }
     if slot.not_before.load(Ordering::Relaxed) == 0 {
@@ -163,12 +166,7 @@ fn may_end(slot: &Slot, grace: Option<u64>) -> bool {
 /// The monotonic clock, in nanoseconds.
 #[allow(clippy::cast_sign_loss)] // neither field is ever negative
 fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: it fills the structure.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
