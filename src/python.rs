@@ -56,7 +56,8 @@ use pyo3::prelude::*;
 /// Native core of desist.
 #[pymodule(gil_used = false)]
 mod _core {
-    use super::binding::host;
+    use super::binding::host::{self, ForeignCalls};
+    use super::hard_stop::in_place;
     use pyo3::prelude::*;
 
     #[pymodule_export]
@@ -144,6 +145,11 @@ mod _core {
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {
-        host::install(py)
+        in_place::install(py, checkpoint)?;
+        let calls = ForeignCalls {
+            are_ended: in_place::is_on,
+            end: in_place::end_call,
+        };
+        host::install(py, calls)
     }
 }

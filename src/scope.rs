@@ -77,6 +77,8 @@ pub use blocks::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield
 pub(crate) use forced::close_above;
 #[cfg(any(feature = "python", test))]
 pub(crate) use forced::{ForcedExit, Unwinding, enter_forced, exit_forced};
+#[cfg(feature = "python")]
+pub(crate) use foreign_calls::has_ended_call;
 use foreign_calls::{Place, Published};
 use rules::{absorb, cutoff, end_nested_zones, limiting, reaching, shorten_on_cancel, visible};
 #[cfg(feature = "python")]

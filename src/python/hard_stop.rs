@@ -5,6 +5,7 @@
 //! | `killed` | `Killed`: CPython calls the class in the thread in which it raises it |
 //! | `trace` | the rung TRACE: `Killed` at every step of the body |
 //! | `block` | raising inside one block, and nowhere else |
+//! | `in_place` | `Cancelled` in place of the error of a call that was ended |
 //! | `lost` | exceptions of `raise_exc` that the interpreter has dropped |
 //! | `mask` | deferring kills of the calling task |
 //! | `traceback` | where an exception was raised, for reports |
@@ -34,6 +35,7 @@
 #![allow(unsafe_code)] // calls of the C API
 
 mod block;
+pub(super) mod in_place;
 pub(super) mod killed;
 pub(super) mod lost;
 pub(super) mod mask;

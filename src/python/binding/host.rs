@@ -5,7 +5,7 @@
 //! finalized. An exception that ends a wait is kept in [`raised`] until the wait's caller takes it.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use pyo3::ffi;
@@ -15,7 +15,7 @@ use pyo3::sync::PyOnceLock;
 
 use crate::at_fork;
 use crate::fork;
-use crate::host::{self, Home, Host, Presence};
+use crate::host::{self, EndedCall, Home, Host, Presence};
 use crate::python::binding::attach::{self, attach};
 use crate::python::binding::{
     exceptions, forced_unwind, home, interruption, raised, surroundings, swallow,
@@ -24,6 +24,16 @@ use crate::testing;
 
 /// The interpreter, to the core.
 struct Interpreter;
+
+/// The part of the host that ends calls of foreign code, which needs more of the interpreter than this module:
+/// see [`Host::ends_calls`] and [`Host::end_call`].
+pub(in crate::python) struct ForeignCalls {
+    pub(in crate::python) are_ended: fn() -> bool,
+    pub(in crate::python) end: fn(u32, &mut dyn FnMut() -> Option<EndedCall>),
+}
+
+/// Written once, by [`install`].
+static FOREIGN_CALLS: OnceLock<ForeignCalls> = OnceLock::new();
 
 /// The longest that the main thread sleeps at once. A signal may arrive between the check for
 /// signals and the system call, which then does not return for it. `time.sleep` has the same race;
@@ -72,6 +82,16 @@ impl Host for Interpreter {
 
     fn thread_started(&self) {
         attach::stay();
+    }
+
+    fn ends_calls(&self) -> bool {
+        FOREIGN_CALLS.get().is_some_and(|calls| (calls.are_ended)())
+    }
+
+    fn end_call(&self, thread: u32, end: &mut dyn FnMut() -> Option<EndedCall>) {
+        if let Some(calls) = FOREIGN_CALLS.get() {
+            (calls.end)(thread, end);
+        }
     }
 
     fn deadlocked(&self) {
@@ -127,7 +147,8 @@ pub(in crate::python) fn is_main_thread() -> bool {
     true // a needless slice costs little; a main thread that misses signals costs more
 }
 
-pub(in crate::python) fn install(py: Python<'_>) -> PyResult<()> {
+pub(in crate::python) fn install(py: Python<'_>, calls: ForeignCalls) -> PyResult<()> {
+    let _ = FOREIGN_CALLS.set(calls);
     surroundings::refuse_subinterpreters()?;
     attach::install(py);
     forced_unwind::install(py);

@@ -26,6 +26,7 @@
 //! so it is taken with `lock_py_attached`, and objects are dropped after it is released.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -34,10 +35,10 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
-use pyo3::types::PyCode;
+use pyo3::types::{PyCFunction, PyCode, PyTuple};
 
 use super::killed::killed;
-use super::{AsyncException, protected};
+use super::{AsyncException, in_place, protected};
 use crate::python::binding::frames;
 use crate::scope;
 use crate::task::Task;
@@ -58,7 +59,8 @@ static WATCHED: Mutex<Watched> = Mutex::new(Watched {
     code: Vec::new(),
 });
 
-fn is_monitored(py: Python<'_>) -> bool {
+/// Is there sys.monitoring?
+pub(super) fn is_monitored(py: Python<'_>) -> bool {
     py.version_info() >= (3, 12)
 }
 
@@ -121,7 +123,8 @@ fn watch(py: Python<'_>, task: u64, thread: &AsyncException, everywhere: bool) -
     // Not released before the events are set: without the GIL `forget` may free the tool meanwhile.
     let mut watched = lock(py);
     if watched.tool.is_none() {
-        watched.tool = take_a_tool(&monitoring)?;
+        let callback = wrap_pyfunction!(step, py)?;
+        watched.tool = take_tool_for(&monitoring, event, callback)?;
     }
     let Some(tool) = watched.tool else {
         return Ok(false);
@@ -172,9 +175,7 @@ fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
     watched.code = others;
     if watched.code.is_empty() {
         watched.tool = None;
-        let event = instruction_event(&monitoring)?;
-        monitoring.call_method1("register_callback", (tool, event, py.None()))?;
-        monitoring.call_method1("free_tool_id", (tool,))?;
+        free_tool(&monitoring, tool, instruction_event(&monitoring)?)?;
     }
     drop(watched);
     drop(its); // unlocked: dropping code objects runs finalizers
@@ -188,19 +189,20 @@ fn lock(py: Python<'_>) -> std::sync::MutexGuard<'_, Watched> {
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-fn monitoring(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+pub(super) fn monitoring(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     py.import(intern!(py, "sys"))?
         .getattr(intern!(py, "monitoring"))
 }
 
-/// `None`: other tools have all ids.
-fn take_a_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<Option<u8>> {
-    let py = monitoring.py();
+/// A tool with this callback for the event. `None`: other tools have all ids.
+pub(super) fn take_tool_for(
+    monitoring: &Bound<'_, PyAny>,
+    event: u32,
+    callback: Bound<'_, PyCFunction>,
+) -> PyResult<Option<u8>> {
     for tool in TOOLS {
         if monitoring.call_method1("get_tool", (tool,))?.is_none() {
             monitoring.call_method1("use_tool_id", (tool, "desist"))?;
-            let callback = wrap_pyfunction!(step, py)?;
-            let event = instruction_event(monitoring)?;
             monitoring.call_method1("register_callback", (tool, event, callback))?;
             return Ok(Some(tool));
         }
@@ -208,8 +210,16 @@ fn take_a_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<Option<u8>> {
     Ok(None)
 }
 
+/// Gives back a tool that has no events any more.
+pub(super) fn free_tool(monitoring: &Bound<'_, PyAny>, tool: u8, event: u32) -> PyResult<()> {
+    let none = monitoring.py().None();
+    monitoring.call_method1("register_callback", (tool, event, none))?;
+    monitoring.call_method1("free_tool_id", (tool,))?;
+    Ok(())
+}
+
 /// `None`: in all code.
-fn set_events(
+pub(super) fn set_events(
     monitoring: &Bound<'_, PyAny>,
     tool: u8,
     code: Option<&Bound<'_, PyCode>>,
@@ -275,31 +285,83 @@ pub(super) fn sets_for_others(py: Python<'_>) -> bool {
 /// Before 3.12: has the thread call our trace function from its next line or call on. With the GIL, while
 /// the thread is in its task or block.
 pub(super) fn set(py: Python<'_>, thread: &AsyncException) {
-    let Some(set_trace) = set_trace() else { return };
-    let set = || {
-        let ask = py.import("sys")?.getattr("gettrace")?;
-        let state = thread.state as *mut ffi::PyThreadState;
-        // SAFETY: attached, and there is a GIL, which swapping the states does not release before 3.12; the
-        // caller says that the thread is there. In its name nothing is called but a function in C that reads
-        // one of its fields. Setting takes a count of the object; our function is there as long as the process.
-        let (former, failed) = unsafe {
-            let own = ffi::PyThreadState_Swap(state);
-            let former = ask.call0();
-            ffi::PyThreadState_Swap(own);
-            let former = former?;
-            let failed = set_trace(state, Some(on_step), kept(&former)) != 0;
-            (former, failed)
-        };
-        drop(former);
-        // The failure is one of an audit hook.
-        if failed {
-            Err(PyErr::fetch(py))
-        } else {
-            Ok(())
-        }
-    };
-    if let Err(failure) = set() {
+    if let Err(failure) = set_for(py, thread.state) {
         failure.write_unraisable(py, None);
+    }
+}
+
+/// [`set`], for the thread with this state.
+pub(super) fn set_for(py: Python<'_>, state: usize) -> PyResult<()> {
+    let Some(set_trace) = set_trace() else {
+        return Ok(());
+    };
+    let ask = py.import("sys")?.getattr("gettrace")?;
+    let state = state as *mut ffi::PyThreadState;
+    // SAFETY: attached, and there is a GIL, which swapping the states does not release before 3.12; the
+    // caller says that the thread is there. In its name nothing is called but a function in C that reads
+    // one of its fields. Setting takes a count of the object; our function is there as long as the process.
+    let (former, failed) = unsafe {
+        let own = ffi::PyThreadState_Swap(state);
+        let former = ask.call0();
+        ffi::PyThreadState_Swap(own);
+        let former = former?;
+        let failed = set_trace(state, Some(on_step), kept(&former)) != 0;
+        (former, failed)
+    };
+    drop(former);
+    // The failure is one of an audit hook.
+    if failed {
+        Err(PyErr::fetch(py))
+    } else {
+        Ok(())
+    }
+}
+
+/// The states of the threads that have entered scopes, by the kernel's numbers. Before 3.12.
+static STATES: Mutex<BTreeMap<u32, usize>> = Mutex::new(BTreeMap::new());
+
+thread_local! {
+    static NOTED: Noted = Noted::new();
+}
+
+/// The calling thread's entry in `STATES`, until the thread ends.
+struct Noted(u32);
+
+impl Noted {
+    fn new() -> Self {
+        let number = in_place::thread_number();
+        // SAFETY: it may be called at any time.
+        let state = unsafe { ffi::PyGILState_GetThisThreadState() };
+        states().insert(number, state as usize);
+        Self(number)
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        states().remove(&self.0);
+    }
+}
+
+fn states() -> std::sync::MutexGuard<'static, BTreeMap<u32, usize>> {
+    STATES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Before 3.12: the calling thread can be found by its number from now on.
+pub(super) fn note_state() {
+    let _ = NOTED.try_with(|_| ());
+}
+
+/// The state of the thread with this number, if it is still there.
+pub(super) fn state_of(_py: Python<'_>, thread: u32) -> Option<usize> {
+    let noted = *states().get(&thread)?;
+    // SAFETY: attached, so that no state is freed while the list is walked.
+    unsafe {
+        let mut state = ffi::PyInterpreterState_ThreadHead(ffi::PyInterpreterState_Main());
+        while !state.is_null() && state as usize != noted {
+            state = ffi::PyThreadState_Next(state);
+        }
+        (!state.is_null()).then_some(noted)
     }
 }
 
@@ -367,25 +429,58 @@ extern "C" fn on_step(
     _: *mut ffi::PyObject,
     _: *mut ffi::PyFrameObject,
     what: c_int,
-    _: *mut ffi::PyObject,
+    argument: *mut ffi::PyObject,
 ) -> c_int {
-    if what != ffi::PyTrace_CALL && what != ffi::PyTrace_LINE {
-        return 0;
-    }
-    IS_SET.set(true);
     // SAFETY: the interpreter calls this, so it is attached.
     let py = unsafe { Python::assume_attached() };
-    let task = scope::current_task().filter(|task| task.is_traced() || task.is_observed());
-    let Some(task) = task else {
-        unset(py); // the task was abandoned, or has ended
-        return 0;
+    let step = what == ffi::PyTrace_CALL || what == ffi::PyTrace_LINE;
+    let raised = if what == ffi::PyTrace_EXCEPTION {
+        // SAFETY: with this event the argument is the tuple of `sys.exc_info()`, which lives as long as the call.
+        let raised = unsafe { Bound::from_borrowed_ptr_or_opt(py, argument) };
+        raised.and_then(|raised| replaced(&raised))
+    } else if step {
+        stepped(py)
+    } else {
+        None
     };
-    let here = frames::frame(py).and_then(|frame| frames::last_instruction(&frame).ok());
-    match task.stepped(here).or_else(|| task.deliver_here(here)) {
-        Some(cause) => {
-            killed(py, cause).restore(py);
+    match raised {
+        Some(raised) => {
+            raised.restore(py);
             -1
         }
         None => 0,
     }
+}
+
+/// The body comes to a step: `Killed`, if it is due.
+fn stepped(py: Python<'_>) -> Option<PyErr> {
+    IS_SET.set(true);
+    let task = traced_task();
+    let Some(task) = task else {
+        // The task was abandoned, or has ended; or a call of the thread was ended that has raised no error yet.
+        if !scope::has_ended_call() {
+            unset(py);
+        }
+        return None;
+    };
+    let here = frames::frame(py).and_then(|frame| frames::last_instruction(&frame).ok());
+    let cause = task.stepped(here).or_else(|| task.deliver_here(here));
+    cause.map(|cause| killed(py, cause))
+}
+
+/// An exception is raised: what is raised in its place, if it is the error of a call that was ended.
+fn replaced(raised: &Bound<'_, PyAny>) -> Option<PyErr> {
+    let value = raised.cast::<PyTuple>().ok()?.get_item(1).ok()?;
+    if !in_place::is_of_ended_call(&value) {
+        return None;
+    }
+    IS_SET.set(true);
+    if traced_task().is_none() {
+        unset(raised.py());
+    }
+    in_place::checkpoint(raised.py()).err()
+}
+
+fn traced_task() -> Option<Arc<Task>> {
+    scope::current_task().filter(|task| task.is_traced() || task.is_observed())
 }
