@@ -112,11 +112,16 @@ fn end_attached(
         let callback = wrap_pyfunction!(on_raise, py)?;
         armed.tool = trace::take_tool_for(&monitoring, raise_event(&monitoring)?, callback)?;
     }
-    // Held meanwhile: the thread cannot raise the error before it is attached.
-    if armed.tool.is_some() && end().is_some() {
-        armed.threads.push((thread, now));
+    if armed.tool.is_none() {
+        return Ok(());
     }
-    apply(&monitoring, &mut armed)
+    armed.threads.push((thread, now));
+    apply(&monitoring, &mut armed)?;
+    if end().is_none() {
+        armed.threads.pop();
+        apply(&monitoring, &mut armed)?;
+    }
+    Ok(())
 }
 
 /// Sets the event, or gives the tool back, by whether a thread is listed.
