@@ -12,7 +12,9 @@
 mod chosen {
     pub(crate) use parking_lot::Mutex;
     pub(crate) use std::sync::Arc;
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use std::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    };
     pub(crate) use std::thread_local;
 
     /// A mutex that may be held across a fork: its waiters are queued by the kernel (a futex), which
@@ -42,7 +44,7 @@ mod chosen {
     pub(crate) use loom::sync::Arc;
     use loom::sync::MutexGuard;
     pub(crate) use loom::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence,
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
 
     /// loom's `thread_local`, which does not know the `const { }` form.

@@ -75,10 +75,24 @@ pub(crate) enum Attempt {
     NotBlocked,
     /// The thread did not answer in time: it is descheduled, or blocks the signal. To be tried again later.
     Unanswered,
+    /// The code takes the error for another try, again and again.
+    LeftAlone,
     /// The thread has ended.
     Gone,
     /// The system refuses: see [`status`].
     Unavailable,
+}
+
+/// What a thread is blocked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg(not(loom))]
+pub(crate) enum Blocked {
+    /// A call that may be ended.
+    InCall,
+    /// A wait for a change of memory, which only the host can end.
+    InFutex,
+    /// Neither.
+    No,
 }
 
 /// Why blocked calls of other threads are not ended, see [`status`].
@@ -145,7 +159,7 @@ pub fn ended_calls() -> u64 {
     system::ended()
 }
 
-/// True if threads that enter scopes are to publish them: without a host, or if the host has asked for it.
+/// True if calls are ended: without a host, or if the host has asked for it.
 #[cfg(not(loom))]
 pub(crate) fn is_wanted() -> bool {
     crate::host::ends_calls()

@@ -54,6 +54,34 @@ pub struct EndedCall {
     pub descriptor: Option<i32>,
 }
 
+/// A call of another thread, in which that was found blocked, in a cancelled scope.
+pub trait BlockedCall {
+    /// The thread.
+    fn thread(&self) -> HostThread;
+
+    /// Where the scope's block was opened. To be asked for while the thread can run no code of the runtime's;
+    /// else it may be that of another block.
+    fn home(&self) -> Home;
+
+    /// The thread waits for a change of memory: for a lock, say. Such a call is never ended by the core. The
+    /// runtime can do so, if it knows the lock: it has to ask [`BlockedCall::end`] first, while the thread
+    /// can run no code of the runtime's.
+    fn is_futex(&self) -> bool;
+
+    /// Ends the call, unless the thread has left it; the call that was ended. About a millisecond at most.
+    /// For a futex: whether the runtime is to end it, which counts as done.
+    fn end(&mut self) -> Option<EndedCall>;
+}
+
+/// How the runtime finds one of its threads again. To the core the numbers mean nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostThread {
+    /// The runtime's own number of the thread.
+    pub ident: usize,
+    /// Where the runtime keeps the thread's state.
+    pub state: usize,
+}
+
 /// The relation of a block to the stack of the calling thread, which has opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
@@ -80,20 +108,34 @@ pub trait Host: Sync {
     /// The calling thread's name, for causes and reports; asked for once a thread.
     fn thread_name(&self) -> Option<Arc<str>>;
 
-    /// True if blocked calls of the runtime's threads are to be ended in cancelled scopes (`foreign`). The
+    /// The calling thread, if its blocked calls are to be ended in cancelled scopes (`foreign`). The
     /// runtime turns the error `ECANCELED` of a call into its own exception, and also takes it from a sleep.
-    /// Asked when a thread first enters a scope.
+    /// Asked when a thread first enters a scope, inside (`fork`).
+    fn thread(&self) -> Option<HostThread> {
+        None
+    }
+
+    /// True if blocked calls of the runtime's threads are ended at all.
     fn ends_calls(&self) -> bool {
         false
     }
 
-    /// A call of the thread with this kernel number is about to be ended; `end` does it, and returns what was
-    /// ended, if anything was. It takes about a millisecond at most. The runtime may do something before and
-    /// after it, or not call it at all; then the call is looked at again later. Called on a thread of the core's
-    /// own, outside.
-    fn end_call(&self, thread: u32, end: &mut dyn FnMut() -> Option<EndedCall>) {
+    /// A call of another thread is about to be ended. The runtime may do something before and after it, or
+    /// not end it at all; then it is looked at again later. Called on a thread of the core's own, outside.
+    fn end_call(&self, call: &mut dyn BlockedCall) {
+        call.end();
+    }
+
+    /// The thread is in a cancelled scope, in code that takes the error of a call for another try: its calls are
+    /// left alone from now on. Called as [`Host::end_call`] is.
+    fn left_alone(&self, thread: HostThread) {
         let _ = thread;
-        end();
+    }
+
+    /// The thread has left the scope in which a call of its was ended. Called as [`Host::end_call`] is, some
+    /// time later.
+    fn left_scope(&self, thread: HostThread) {
+        let _ = thread;
     }
 
     /// A thread of the core's own begins: it will call the host now and then, as long as the process
@@ -180,6 +222,15 @@ pub(crate) fn is_interrupting() -> bool {
         .is_some_and(|host| fork::outside(|| host.is_interrupting()))
 }
 
+/// See [`Host::thread`]. Without a host all calls are ended, and nothing has to find the thread.
+#[cfg(not(loom))]
+pub(crate) fn thread() -> Option<HostThread> {
+    HOST.get()
+        .map_or(Some(HostThread { ident: 0, state: 0 }), |host| {
+            host.thread()
+        })
+}
+
 /// See [`Host::ends_calls`]. Without a host they are.
 #[cfg(not(loom))]
 pub(crate) fn ends_calls() -> bool {
@@ -194,10 +245,26 @@ pub(crate) fn is_installed() -> bool {
 
 /// See [`Host::end_call`]. Without a host nothing is done before and after it.
 #[cfg(not(loom))]
-pub(crate) fn end_call(thread: u32, end: &mut dyn FnMut() -> Option<EndedCall>) {
+pub(crate) fn end_call(call: &mut dyn BlockedCall) {
     match HOST.get() {
-        Some(host) => fork::outside(|| host.end_call(thread, end)),
-        None => _ = end(),
+        Some(host) => fork::outside(|| host.end_call(call)),
+        None => _ = call.end(),
+    }
+}
+
+/// See [`Host::left_alone`].
+#[cfg(not(loom))]
+pub(crate) fn left_alone(thread: HostThread) {
+    if let Some(host) = HOST.get() {
+        fork::outside(|| host.left_alone(thread));
+    }
+}
+
+/// See [`Host::left_scope`].
+#[cfg(not(loom))]
+pub(crate) fn left_scope(thread: HostThread) {
+    if let Some(host) = HOST.get() {
+        fork::outside(|| host.left_scope(thread));
     }
 }
 

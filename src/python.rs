@@ -10,6 +10,7 @@
 //! | `cause` | `CancelCause` |
 //! | `hard_stop` | everything that relies on CPython's internals: how `Killed` is raised in a running thread |
 //! | `error` | `Cancelled`, and how errors of the core become exceptions |
+//! | `foreign` | calls of foreign code that end in cancelled scopes: status and switches |
 //! | `io` | waiting for file descriptors |
 //! | `op` | `Op`: an operation of an object, to be waited for along with others |
 //! | `wait` | sleeping, checkpoints, and how any operation waits detached |
@@ -36,6 +37,7 @@
 mod binding;
 mod cause;
 mod error;
+mod foreign;
 mod hard_stop;
 #[cfg(unix)]
 mod io;
@@ -68,6 +70,8 @@ mod _core {
     use super::cause::{CancelCause, restore_cause};
     #[pymodule_export]
     use super::error::{Cancelled, restore_cancelled};
+    #[pymodule_export]
+    use super::foreign::{ForeignStatus, foreign_status, leave_calls_alone, set_foreign};
     #[pymodule_export]
     use super::hard_stop::killed::{Killed, restore_killed};
     #[pymodule_export]
@@ -147,8 +151,11 @@ mod _core {
     fn init(py: Python<'_>) -> PyResult<()> {
         in_place::install(py, checkpoint)?;
         let calls = ForeignCalls {
+            thread: in_place::thread,
             are_ended: in_place::is_on,
             end: in_place::end_call,
+            left_alone: in_place::left_alone,
+            left_scope: in_place::left_scope,
         };
         host::install(py, calls)
     }

@@ -77,9 +77,9 @@ pub use blocks::{Scope, cancel_scope, cleanup, fail_after, move_on_after, shield
 pub(crate) use forced::close_above;
 #[cfg(any(feature = "python", test))]
 pub(crate) use forced::{ForcedExit, Unwinding, enter_forced, exit_forced};
-#[cfg(feature = "python")]
-pub(crate) use foreign_calls::has_ended_call;
 use foreign_calls::{Place, Published};
+#[cfg(feature = "python")]
+pub(crate) use foreign_calls::{has_ended_call, leave_calls_alone, note_raised};
 use rules::{absorb, cutoff, end_nested_zones, limiting, reaching, shorten_on_cancel, visible};
 #[cfg(feature = "python")]
 pub(crate) use stack::discard;
@@ -272,8 +272,8 @@ fn open(
             abandon_hook,
             published,
         });
-        if let (Some(slot), Some(frame)) = (slot, frames.last_mut()) {
-            foreign_calls::entered(slot, frame);
+        if let Some(slot) = slot {
+            foreign_calls::entered(slot, &mut frames);
         }
         OPEN.with(|open| open.set(true));
         node
@@ -666,7 +666,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
         }
         let deadline = node.effective_deadline();
         let published = Published::inside(None, Kind::Task, deadline, None, Home::NATIVE);
-        let mut root = Frame {
+        let root = Frame {
             node,
             kind: Kind::Task,
             grace: None,
@@ -678,12 +678,13 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             abandon_hook: None,
             published,
         };
+        let mut frames = vec![root];
         if let Some(slot) = slot {
-            foreign_calls::entered(slot, &mut root);
+            foreign_calls::entered(slot, &mut frames);
         }
         OPEN.with(|open| open.set(true));
         Outer {
-            frames: context.frames.replace(vec![root]),
+            frames: context.frames.replace(frames),
             away: context.away.take(),
             task: context.task.replace(Some(task.clone())),
             ledger: context.ledger.replace(Some(task.ledger().clone())),

@@ -21,6 +21,7 @@ from desist._core import (
     call_for_effect,
     call_masked,
     check_runnable,
+    leave_calls_alone,
 )
 from desist._enums import TaskState
 from desist._killing import kill_soon
@@ -54,11 +55,13 @@ class StoppableThread(threading.Thread):
         *,
         daemon: bool | None = None,
         context: Context | None = None,
+        foreign: bool = True,
     ) -> None:
         """As threading.Thread of Python 3.14.
 
         `context`: the context (contextvars) in which the thread's code runs; a copy of the calling
-        code's unless given.
+        code's unless given. `foreign`: False if blocking calls of foreign code go on when the
+        thread is cancelled or killed; see cancel_scope().
 
         Raises:
             TypeError: `context` is none; or `target`, or run() of a subclass, is a coroutine
@@ -74,6 +77,7 @@ class StoppableThread(threading.Thread):
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
         self._task = Task(self.name)
         self._run_context = copy_context() if context is None else context
+        self._ends_calls = foreign
         # A subclass may override run(), as with threading.Thread; the boundary goes around it.
         self._body = self.run
         check_runnable(self._body, "run()")
@@ -82,7 +86,13 @@ class StoppableThread(threading.Thread):
     def _run_behind_the_boundary(self) -> None:
         body = self._body
         del self.run, self._body  # cycles, which would keep the thread's arguments alive
-        self._task.run(lambda: self._run_context.run(body))
+
+        def run() -> None:
+            if not self._ends_calls:
+                leave_calls_alone()
+            self._run_context.run(body)
+
+        self._task.run(run)
 
     def run(self) -> None:
         """Call the target, as threading.Thread.run() does.

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use super::{Attempt, Slot, Unavailable};
+use super::{Attempt, Blocked, Slot, Unavailable};
 
 #[allow(clippy::unused_self)] // the signatures are those of the other systems
 impl Slot {
-    /// Never.
-    pub(crate) fn is_blocked(&self) -> bool {
-        false
+    /// Not known.
+    pub(crate) fn blocked_in(&self) -> Blocked {
+        Blocked::No
+    }
+
+    /// Never ends one.
+    pub(crate) fn end_futex(&self, _grace: Option<Duration>) -> Attempt {
+        Attempt::Unavailable
     }
 
     /// Never ends one.

@@ -15,8 +15,9 @@
 //! |----------------------------|---------------------------------------------------|-----------------------------|
 //! | `tid`                      | a thread that takes the free slot: CAS; its end   | senders, under the send lock |
 //! | `flag`, `grace`            | its thread, when it enters or leaves a scope      | its handler; a thread that has pinned it |
+//! | `home_frame`, `home_place` | its thread, likewise                              | the host, while the thread runs no code of the host's |
 //! | `deadline`                 | its thread; the watcher, by a CAS, where it has passed | the watcher            |
-//! | `not_before`, `ended`      | its thread, also in the handler                   | the watcher                 |
+//! | `not_before`, `ended`, `unraised` | its thread, also in the handler; a kill sets `not_before` | the watcher  |
 //! | `own_wait`                 | its thread                                        | its handler                 |
 //! | `pins`                     | the watcher, a kill                               | its thread, after it has replaced the flag |
 //! | `watched`, `fresh`         | cancellers and its thread set it, the watcher clears it | all                   |
@@ -37,11 +38,15 @@ use std::ptr;
 
 use super::fence;
 use super::order::Order;
-use crate::atomics::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::atomics::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::clock::Time;
+use crate::host::{Home, HostThread};
 
 /// The lowest bit of a published flag: cancelled.
 const CANCELLED: u32 = 1;
+
+/// So many calls one after the other are ended in code that raises no error for it.
+const TRIES: u32 = 3;
 
 /// What a thread publishes of its scopes: which cancellation ends its calls. A copy is kept with each scope,
 /// for the return to it.
@@ -53,6 +58,8 @@ pub(crate) struct View {
     pub(crate) deadline: Time,
     /// In nanoseconds: how long no further call is ended after the first one, if the canceller names no time.
     pub(crate) grace: u64,
+    /// Where the block of that node was opened.
+    pub(crate) home: Home,
 }
 
 impl View {
@@ -61,6 +68,7 @@ impl View {
         flag: ptr::null(),
         deadline: Time::NEVER,
         grace: 0,
+        home: Home::NATIVE,
     };
 }
 
@@ -78,10 +86,21 @@ pub(crate) struct Slot {
     deadline: AtomicU64,
     /// See [`View::grace`].
     pub(super) grace: AtomicU64,
+    /// See [`View::home`]: its frame.
+    home_frame: AtomicUsize,
+    /// And its place.
+    home_place: AtomicUsize,
     /// No call is ended before this instant; 0: none was ended in the visible cancellation.
     pub(super) not_before: AtomicU64,
     /// Calls that were ended in the visible cancellation.
     pub(super) ended: AtomicU32,
+    /// See [`HostThread`]. Written by the thread that takes the slot.
+    host_ident: AtomicUsize,
+    host_state: AtomicUsize,
+    /// The watcher's own: a call was ended in the cancellation that it looks at.
+    has_ended: AtomicBool,
+    /// Under a host: calls that were ended one after the other, of which the code has raised no error yet.
+    pub(super) unraised: AtomicU32,
     /// The thread is in a wait of this crate, which is settled in another way.
     pub(super) own_wait: AtomicU32,
     /// The watcher is to look at the thread, or does so again and again.
@@ -132,8 +151,14 @@ macro_rules! constructor {
                 flag: AtomicPtr::new(ptr::null_mut()),
                 deadline: AtomicU64::new(0),
                 grace: AtomicU64::new(0),
+                home_frame: AtomicUsize::new(0),
+                home_place: AtomicUsize::new(0),
                 not_before: AtomicU64::new(0),
                 ended: AtomicU32::new(0),
+                host_ident: AtomicUsize::new(0),
+                host_state: AtomicUsize::new(0),
+                has_ended: AtomicBool::new(false),
+                unraised: AtomicU32::new(0),
                 own_wait: AtomicU32::new(0),
                 watched: AtomicBool::new(false),
                 fresh: AtomicBool::new(false),
@@ -166,6 +191,8 @@ impl Slot {
     #[inline]
     pub(crate) fn publish(&self, view: &View) {
         self.grace.store(view.grace, Ordering::Relaxed);
+        self.home_frame.store(view.home.frame, Ordering::Relaxed);
+        self.home_place.store(view.home.place, Ordering::Relaxed);
         self.deadline
             .store(view.deadline.as_nanos(), Ordering::Relaxed);
         // Release: a thread that reads the flag finds the node as it was made.
@@ -205,7 +232,31 @@ impl Slot {
         self.not_before.store(instant, Ordering::Relaxed);
         if instant == 0 {
             self.ended.store(0, Ordering::Relaxed);
+            self.unraised.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// The code of the thread raises the error of the call that was ended last. By that thread. True: its calls
+    /// had been left alone, and the watcher is to look at it again.
+    pub(crate) fn note_raised(&self) -> bool {
+        self.unraised.swap(0, Ordering::Relaxed) >= TRIES
+    }
+
+    /// True if the code took the errors of the last few calls for another try, or kept them for itself: no more
+    /// calls are ended then, before it raises one.
+    pub(crate) fn is_left_alone(&self) -> bool {
+        self.unraised.load(Ordering::Relaxed) >= TRIES
+    }
+
+    /// True if the code has not raised the error of the call that was ended last.
+    pub(crate) fn is_unraised(&self) -> bool {
+        self.unraised.load(Ordering::Relaxed) != 0
+    }
+
+    /// Another thread: the grace is over, if the cancellation has begun.
+    pub(crate) fn end_grace(&self) {
+        self.not_before.store(1, Ordering::Relaxed);
+        self.mark();
     }
 
     /// True if a call of the slot's thread was ended in the cancellation that is visible. By that thread.
@@ -221,15 +272,19 @@ impl Slot {
         let pin = Pin(self);
         self.own_wait.load(Ordering::Relaxed) == 0
             && pin.is_cancelled()
-            && now >= self.not_before.load(Ordering::Relaxed)
+            && !self.is_left_alone()
+            && (self.is_unraised() || now >= self.not_before.load(Ordering::Relaxed))
     }
 
     // ------------------------------------------------------------------ other threads
 
-    /// The kernel's number of the thread. 0: it has ended.
-    #[cfg(not(loom))]
-    pub(crate) fn thread(&self) -> u32 {
-        self.tid.load(Ordering::Acquire)
+    /// Where the block was opened whose flag is published. While the thread cannot enter or leave a block.
+    pub(crate) fn home(&self) -> Home {
+        Home {
+            frame: self.home_frame.load(Ordering::Relaxed),
+            place: self.home_place.load(Ordering::Relaxed),
+            suspendable: false,
+        }
     }
 
     /// Keeps the memory behind the flag valid.
@@ -237,6 +292,24 @@ impl Slot {
         self.pins.fetch_add(1, Ordering::SeqCst);
         fence::heavy();
         Pin(self)
+    }
+
+    /// The thread, as the host has it. While the thread cannot take or give back a slot.
+    pub(crate) fn host_thread(&self) -> HostThread {
+        HostThread {
+            ident: self.host_ident.load(Ordering::Relaxed),
+            state: self.host_state.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The watcher: it has ended a call.
+    pub(crate) fn note_ended(&self) {
+        self.has_ended.store(true, Ordering::Relaxed);
+    }
+
+    /// The watcher: has it ended a call since it was asked last?
+    pub(crate) fn forget_ended(&self) -> bool {
+        self.has_ended.swap(false, Ordering::Relaxed)
     }
 
     /// The earliest deadline that the watcher is to notice.
@@ -277,6 +350,11 @@ impl Slot {
         cancelled
     }
 
+    /// The watcher: stop looking, until the slot is marked again.
+    pub(crate) fn stop_watching(&self) {
+        self.watched.store(false, Ordering::SeqCst);
+    }
+
     /// The watcher's own: when to look next, and the pause after that; anew if the thread was cancelled anew.
     #[cfg(not(loom))]
     pub(crate) fn schedule(&self, first: u64) -> (Time, u64) {
@@ -307,6 +385,7 @@ mod table {
 
     use super::{AtomicU32, Ordering, Slot, View, fence};
     use crate::clock::Time;
+    use crate::host;
 
     /// As many threads at a time can be in scopes and have their calls ended. Memory is used only for
     /// slots that were taken once.
@@ -361,8 +440,9 @@ mod table {
     pub(crate) struct Seat(&'static Slot);
 
     impl Seat {
-        /// A slot for the calling thread, which has none. `None`: all are taken.
+        /// A slot for the calling thread, which has none. `None`: all are taken, or the host wants none.
         pub(crate) fn take() -> Option<Seat> {
+            let thread = host::thread()?;
             fence::prepare();
             PROCESS.store(std::process::id(), Ordering::Relaxed);
             let tid = own_tid();
@@ -378,6 +458,8 @@ mod table {
             })?;
             // The next search begins behind it. A slot is found by others once it has published.
             HINT.store((slot.index() + 1).min(SIZE - 1), Ordering::Relaxed);
+            slot.host_ident.store(thread.ident, Ordering::Relaxed);
+            slot.host_state.store(thread.state, Ordering::Relaxed);
             slot.publish(&View::NONE);
             HIGH.fetch_max(slot.index() + 1, Ordering::AcqRel);
             MINE.set(Some(slot));

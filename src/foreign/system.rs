@@ -19,7 +19,7 @@ use handler::{Info, payload};
 use look::Sight;
 
 use super::order::{Answer, Seen};
-use super::{Attempt, Slot, Unavailable};
+use super::{Attempt, Blocked, Slot, Unavailable};
 use crate::clock::Time;
 use crate::host::{self, EndedCall};
 use crate::sys;
@@ -34,11 +34,32 @@ fn report(call: &Call, seen: &Seen) -> EndedCall {
 }
 
 impl Slot {
-    /// True if the thread sits in a call that may be ended. May be stale at once: a look before the host is
-    /// asked for a safe moment.
-    pub(crate) fn is_blocked(&self) -> bool {
-        let tid = self.tid.load(Ordering::Acquire);
-        matches!(look::look(tid), Sight::In(seen) if entry(&seen).is_some())
+    /// What the thread sits in. May be stale at once: a look before the host is asked for a safe moment.
+    pub(crate) fn blocked_in(&self) -> Blocked {
+        match look::look(self.tid.load(Ordering::Acquire)) {
+            Sight::In(seen) if entry(&seen).is_some() => Blocked::InCall,
+            Sight::In(seen) if calls::is_futex(&seen) => Blocked::InFutex,
+            _ => Blocked::No,
+        }
+    }
+
+    /// For a thread that cannot run now, since the host keeps it from that, and waits for a lock of the host's:
+    /// whether the host is to end that wait. If so, it counts as an ended call.
+    pub(crate) fn end_futex(&'static self, grace: Option<Duration>) -> Attempt {
+        self.while_nothing_is_sent(|| {
+            if self.tid.load(Ordering::Acquire) == 0 {
+                return Attempt::Gone;
+            }
+            let _pin = self.pin(); // the fence: `decide` is made for the thread itself
+            let nanos = |grace: Duration| u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+            if !handler::decide(self, grace.map(nanos)) {
+                return Attempt::Refused;
+            }
+            Attempt::Ended(EndedCall {
+                call: "futex",
+                descriptor: None,
+            })
+        })
     }
 
     /// Ends the call that the thread is in, if it is one of the table and the thread is in a cancelled scope.

@@ -62,6 +62,8 @@ struct Block {
     grace: Option<Duration>,
     /// How long after its cancellation force begins. Fixed. Boxed: few blocks have one.
     kill_after: Option<Box<Duration>>,
+    /// Whether its cancellation ends blocking calls of foreign code. Fixed.
+    foreign: bool,
     /// Written by the thread of the block; by any thread that cancels it or moves its deadline.
     state: Mutex<State>,
 }
@@ -104,6 +106,7 @@ impl Block {
             kind,
             grace,
             kill_after: kill_after.map(Box::new),
+            foreign: true,
             state: Mutex::new(State::Fresh {
                 limit,
                 cancelled: None,
@@ -180,10 +183,14 @@ impl Block {
         match &self.kill_after {
             // Simulated time stands still while code runs that is not in a desist wait.
             Some(kill_after) if testing::current().is_none() => {
-                self.enter_forced(py, **kill_after, home, hard_stop::for_this_block(py)?)
+                self.enter_forced(py, **kill_after, home, hard_stop::for_this_block(py)?)?;
             }
-            _ => self.enter(py, home, None),
+            _ => self.enter(py, home, None)?,
         }
+        if !self.foreign {
+            scope::leave_calls_alone();
+        }
+        Ok(())
     }
 
     /// Leaves the block. Returns the cause if the block's own cancellation was absorbed.
@@ -663,6 +670,11 @@ fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
 /// itself instead, on the clock of current_time(). `grace`: seconds that clean-up blocks inside may
 /// take after the deadline.
 ///
+/// Blocking calls of foreign code are left early, too, where foreign_status() says so: time.sleep(), the
+/// recv() of a library's socket, the wait for a child process, threading.Event.wait(). Cancelled is raised at
+/// the call, which has then had no effect: once; then clean-up code may block for the canceller's grace
+/// (`grace`), and is left early again. `foreign`: False if such calls are to go on.
+///
 /// `kill_after`: if the block still runs this many seconds after its deadline, or its cancel(), Killed
 /// is raised in it by force, again and again until it is left, and never after it: at desist waits,
 /// through shields, and anywhere in its code. The exception that leaves the block is the same as
@@ -683,15 +695,18 @@ fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
 ///     TypeError: a time that is not a number, or both a timeout and a deadline.
 ///     ValueError: a time that is NaN, or a negative number of seconds.
 #[pyfunction]
-#[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None))]
+#[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None, foreign = true))]
 pub(super) fn cancel_scope(
     timeout: Option<Seconds<'_, '_>>,
     deadline: Option<Seconds<'_, '_>>,
     grace: Option<Seconds<'_, '_>>,
     kill_after: Option<Seconds<'_, '_>>,
+    foreign: bool,
 ) -> PyResult<CancelScope> {
+    let mut block = block(timeout, deadline, grace, kill_after)?;
+    block.foreign = foreign;
     Ok(CancelScope {
-        block: block(timeout, deadline, grace, kill_after)?,
+        block,
         raises: true,
     })
 }

@@ -16,8 +16,10 @@
 //! | Cleanup | of its node                              | none: the zone was the grace | is remembered for its end |
 //! | Task    | of the task's node                       | the default                  | is remembered for its end |
 //!
-//! Nothing is published in a block that can be suspended (a generator's): its thread may be outside it at
-//! any call. Nor in a scope that is to leave calls alone ([`leave_calls_alone`]), nor in one inside it.
+//! A block that can be suspended (a generator's) publishes what is outside: its thread may be outside it at
+//! any call. A scope that is to leave calls alone ([`leave_calls_alone`]), and those inside it, publish nothing.
+//! The home of the block is published as well: the host ends a call only while the block is on the thread's
+//! stack (I41).
 //!
 //! A thread takes its slot when it first enters a scope, and keeps it until it ends. In virtual time nothing is
 //! published. A frame's node is dropped after what is further out was published again, see `foreign`.
@@ -30,9 +32,8 @@ use super::{CONTEXT, Context, Frame, Kind, checkpoint};
 use crate::cause::DEFAULT_GRACE;
 use crate::clock::{Time, source};
 use crate::error::Stop;
-use crate::foreign::{self, Seat, Slot, View};
+use crate::foreign::{Seat, Slot, View};
 use crate::host::Home;
-use crate::token::tree::NodeRef;
 use crate::token::watcher;
 
 /// The calling thread's slot, once it was asked for; nothing in it: there is none for it.
@@ -43,9 +44,7 @@ impl Place {
     /// The slot, for a thread that enters a scope.
     #[inline]
     pub(super) fn slot(&self) -> Option<&'static Slot> {
-        let seat = self
-            .0
-            .get_or_init(|| foreign::is_wanted().then(Seat::take).flatten());
+        let seat = self.0.get_or_init(Seat::take);
         seat.as_ref().map(Seat::slot)
     }
 
@@ -56,17 +55,25 @@ impl Place {
     }
 }
 
+/// What is published while a frame is innermost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// Its own node's flag, with the two values beside this.
+    Own,
+    /// As if the frame were not there.
+    Outer,
+    /// No call is ended.
+    Nothing,
+}
+
 /// What a frame keeps of this, for the return to it and for its end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Published {
-    /// Whether anything is published while the frame is innermost: the flag of its node, and the next two.
-    ends_calls: bool,
+    ends: Ends,
     /// The earliest visible deadline.
     deadline: Time,
     /// See [`View::grace`].
     grace: u64,
-    /// Calls are left alone here and further in.
-    leaves_alone: bool,
     /// Of a frame that hides what is outside: until when no call is ended outside.
     quiet: u64,
 }
@@ -82,9 +89,16 @@ impl Published {
         home: Home,
     ) -> Published {
         let nanos = |grace: Duration| u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        let leaves_alone = outer.is_some_and(|outer| outer.leaves_alone);
         let mut own_grace = grace.map_or(nanos(DEFAULT_GRACE), nanos);
-        match (kind, outer.filter(|outer| outer.ends_calls)) {
+        let ends = match outer {
+            _ if source::is_set() => Ends::Nothing,
+            // Of a task, the frames of its thread are not outside.
+            Some(outer) if outer.ends == Ends::Nothing => Ends::Nothing,
+            _ if !home.suspendable => Ends::Own,
+            _ if kind == Kind::Plain => Ends::Outer,
+            _ => Ends::Nothing,
+        };
+        match (kind, outer) {
             (Kind::Plain, Some(outer)) => {
                 deadline = deadline.min(outer.deadline);
                 if grace.is_none() {
@@ -95,24 +109,10 @@ impl Published {
             _ => {}
         }
         Published {
-            ends_calls: !leaves_alone && !home.suspendable && !source::is_set(),
+            ends,
             deadline,
             grace: own_grace,
-            leaves_alone,
             quiet: 0,
-        }
-    }
-
-    /// To be published for a frame with this node.
-    #[inline]
-    fn view(&self, node: &NodeRef) -> View {
-        if !self.ends_calls {
-            return View::NONE;
-        }
-        View {
-            flag: node.published_flag(),
-            deadline: self.deadline,
-            grace: self.grace,
         }
     }
 }
@@ -122,14 +122,14 @@ fn hides(kind: Kind) -> bool {
     kind != Kind::Plain
 }
 
-/// The frame was entered: it is the innermost now.
+/// The last of the frames was entered: it is the innermost now.
 #[inline]
-pub(super) fn entered(slot: &Slot, frame: &mut Frame) {
-    if hides(frame.kind) {
+pub(super) fn entered(slot: &Slot, frames: &mut [Frame]) {
+    if let Some(frame) = frames.last_mut().filter(|frame| hides(frame.kind)) {
         frame.published.quiet = slot.quiet_until();
         slot.set_quiet_until(0);
     }
-    publish(slot, frame);
+    publish(slot, frames);
 }
 
 /// The frame was left, or is no more; `frames` are those that are left. To be called before it is dropped.
@@ -138,7 +138,7 @@ pub(super) fn left(context: &Context, frame: &Frame, frames: &[Frame]) {
     let Some(slot) = context.place.taken() else {
         return;
     };
-    publish_innermost(slot, frames);
+    publish(slot, frames);
     if hides(frame.kind) {
         slot.set_quiet_until(frame.published.quiet);
     } else if slot.quiet_until() != 0
@@ -151,7 +151,7 @@ pub(super) fn left(context: &Context, frame: &Frame, frames: &[Frame]) {
 /// Several frames have changed. To be called before those that are gone are dropped.
 pub(super) fn changed(context: &Context, frames: &[Frame]) {
     if let Some(slot) = context.place.taken() {
-        publish_innermost(slot, frames);
+        publish(slot, frames);
         if slot.quiet_until() != 0 && !frames.last().is_some_and(|frame| frame.node.is_cancelled())
         {
             slot.set_quiet_until(0);
@@ -159,29 +159,32 @@ pub(super) fn changed(context: &Context, frames: &[Frame]) {
     }
 }
 
+/// Publishes the innermost of the frames.
 #[inline]
-fn publish_innermost(slot: &Slot, frames: &[Frame]) {
-    match frames.last() {
-        None => slot.publish(&View::NONE),
-        Some(frame) => publish(slot, frame),
-    }
+fn publish(slot: &Slot, frames: &[Frame]) {
+    let mut inwards = frames.iter().rev();
+    let Some(frame) = inwards
+        .find(|frame| frame.published.ends != Ends::Outer)
+        .filter(|frame| frame.published.ends == Ends::Own)
+    else {
+        return slot.publish(&View::NONE);
+    };
+    let view = View {
+        flag: frame.node.published_flag(),
+        deadline: frame.published.deadline,
+        grace: frame.published.grace,
+        home: frame.home,
+    };
+    watcher::publish(slot, &view, || frame.node.is_cancelled());
 }
 
-/// Publishes the frame, which is the innermost.
-#[inline]
-fn publish(slot: &Slot, frame: &Frame) {
-    let is_cancelled = || frame.published.ends_calls && frame.node.is_cancelled();
-    watcher::publish(slot, &frame.published.view(&frame.node), is_cancelled);
-}
-
+#[cfg(any(feature = "python", test))]
 /// The calls in the innermost scope, which has just been entered, and in those inside it are never ended.
-#[allow(dead_code)] // for the binding: a scope of Python with `foreign=False`
 pub(crate) fn leave_calls_alone() {
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
         if let Some(frame) = frames.last_mut() {
-            frame.published.leaves_alone = true;
-            frame.published.ends_calls = false;
+            frame.published.ends = Ends::Nothing;
         }
         changed(context, &frames);
     });
@@ -190,6 +193,16 @@ pub(crate) fn leave_calls_alone() {
 /// True if a blocking call of the calling thread was ended in the cancellation that is visible now.
 pub(crate) fn has_ended_call() -> bool {
     CONTEXT.with(|context| context.place.taken().is_some_and(Slot::has_ended_call))
+}
+
+#[cfg(feature = "python")]
+/// The code of the calling thread has met the error of the call that was ended last.
+pub(crate) fn note_raised() {
+    let slot = CONTEXT.with(|context| context.place.taken());
+    if let Some(slot) = slot.filter(|slot| slot.note_raised()) {
+        slot.mark();
+        watcher::wake();
+    }
 }
 
 impl Stop {

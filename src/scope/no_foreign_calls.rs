@@ -31,6 +31,6 @@ impl Published {
     }
 }
 
-pub(super) fn entered(_slot: &Slot, _frame: &mut Frame) {}
+pub(super) fn entered(_slot: &Slot, _frames: &mut [Frame]) {}
 pub(super) fn left(_context: &Context, _frame: &Frame, _frames: &[Frame]) {}
 pub(super) fn changed(_context: &Context, _frames: &[Frame]) {}

@@ -7,7 +7,8 @@
 //!    ends the call that it is blocked in, once; then again when the canceller's grace is over (I47).
 //! 3. Nothing is sent by a cancelling thread: `cancel()` stays short, and callable from signal handlers and
 //!    destructors. One thread asks the host for a safe moment.
-//! 4. Scopes with a long time limit that are left early wake the watcher at most once in that time.
+//! 4. Code that takes the error of an ended call for another try is left alone after a few.
+//! 5. Scopes with a long time limit that are left early wake the watcher at most once in that time.
 //!
 //! Protocol. Each thread publishes its view in its slot (`foreign`): the flag of the innermost visible node, and
 //! the earliest visible deadline. Three events bring work:
@@ -31,8 +32,8 @@ use std::time::Duration;
 use super::alarm::Alarm;
 use super::tree::NodeRef;
 use crate::clock::Time;
-use crate::foreign::{self, Attempt, Slot, View};
-use crate::host;
+use crate::foreign::{self, Attempt, Blocked, Slot, View};
+use crate::host::{self, BlockedCall, EndedCall, Home, HostThread};
 use crate::park::service::{Service, Work};
 
 /// The first pause between two looks at a thread; doubled each time.
@@ -158,12 +159,23 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
         return at;
     }
     let (at, pause) = match attempt(slot) {
-        Attempt::Ended(_) => (Time::from_nanos(slot.quiet_until()), nanos(FIRST_PAUSE)),
+        // The next look finds the grace, or that the code keeps the error for itself.
+        Attempt::Ended(_) => {
+            slot.note_ended();
+            (Time::NEVER, pause)
+        }
         Attempt::Refused => {
             if !slot.unwatch() {
+                if slot.forget_ended() {
+                    host::left_scope(slot.host_thread());
+                }
                 return Time::NEVER;
             }
             (Time::from_nanos(slot.quiet_until()), pause)
+        }
+        Attempt::LeftAlone => {
+            slot.stop_watching();
+            return Time::NEVER;
         }
         Attempt::Gone | Attempt::Unavailable => {
             slot.unwatch();
@@ -180,27 +192,72 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
 
 /// Looks at the thread, and ends its call with the host's help.
 fn attempt(slot: &'static Slot) -> Attempt {
+    if !foreign::is_wanted() {
+        return Attempt::NotBlocked; // the host may want it again
+    }
     let quiet = Time::from_nanos(slot.quiet_until());
     let Some(node) = NodeRef::published(slot).filter(NodeRef::is_cancelled) else {
         return Attempt::Refused;
     };
-    if quiet > Time::now() {
+    if quiet > Time::now() && !slot.is_unraised() {
         return Attempt::Refused;
     }
-    if !slot.is_blocked() {
-        return Attempt::NotBlocked;
+    let is_futex = match slot.blocked_in() {
+        Blocked::InCall => false,
+        Blocked::InFutex if host::is_installed() => true,
+        _ => return Attempt::NotBlocked,
+    };
+    if slot.is_left_alone() {
+        host::left_alone(slot.host_thread());
+        return Attempt::LeftAlone;
     }
     let grace = node.cause().and_then(|cause| cause.grace);
     drop(node);
-    let mut made = Attempt::NotBlocked;
-    host::end_call(slot.thread(), &mut || {
-        made = slot.end_call(grace, PATIENCE);
-        match made {
+    let mut call = Call {
+        slot,
+        grace,
+        is_futex,
+        made: Attempt::NotBlocked,
+    };
+    host::end_call(&mut call);
+    call.made
+}
+
+/// The call that a thread sits in.
+struct Call {
+    slot: &'static Slot,
+    /// The canceller's.
+    grace: Option<Duration>,
+    /// See [`BlockedCall::is_futex`].
+    is_futex: bool,
+    /// What has become of it.
+    made: Attempt,
+}
+
+impl BlockedCall for Call {
+    fn thread(&self) -> HostThread {
+        self.slot.host_thread()
+    }
+
+    fn home(&self) -> Home {
+        self.slot.home()
+    }
+
+    fn is_futex(&self) -> bool {
+        self.is_futex
+    }
+
+    fn end(&mut self) -> Option<EndedCall> {
+        self.made = if self.is_futex {
+            self.slot.end_futex(self.grace)
+        } else {
+            self.slot.end_call(self.grace, PATIENCE)
+        };
+        match self.made {
             Attempt::Ended(call) => Some(call),
             _ => None,
         }
-    });
-    made
+    }
 }
 
 /// A length of time that fits.

@@ -145,6 +145,11 @@ pub(crate) fn entry(seen: &Seen, sleeps: bool) -> Option<&'static Call> {
     })
 }
 
+/// True for a wait for a change of memory.
+pub(crate) fn is_futex(seen: &Seen) -> bool {
+    libc::c_long::try_from(seen[0]) == Ok(libc::SYS_futex)
+}
+
 /// Which call a `restart_syscall` is, as far as its arguments tell: the kernel shows those of the call that
 /// was restarted. `None`: it may be a `futex`.
 ///

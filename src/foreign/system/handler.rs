@@ -139,7 +139,7 @@ fn handle(info: &Info, context: &mut libc::ucontext_t) {
     let Some((seen, grace)) = slot.order.take(number) else {
         return;
     };
-    let answer = match Registers(context).end_if(&seen, || may_end(slot, grace)) {
+    let answer = match Registers(context).end_if(&seen, || decide(slot, grace)) {
         Some(true) => Answer::Ended,
         Some(false) => Answer::Refused,
         None => Answer::Moved,
@@ -147,16 +147,21 @@ fn handle(info: &Info, context: &mut libc::ucontext_t) {
     slot.order.reply(number, answer);
 }
 
-/// Decides, and if so counts the call, and begins the grace after the first one.
-fn may_end(slot: &Slot, grace: Option<u64>) -> bool {
+/// Decides whether a call of the slot's thread is ended; if so counts it, and begins the grace. On that thread,
+/// or while it cannot run.
+pub(super) fn decide(slot: &Slot, grace: Option<u64>) -> bool {
     let now = now();
     if !slot.may_end(now) {
         return false;
     }
-    if slot.not_before.load(Ordering::Relaxed) == 0 {
+    // Code that has not seen the error of the last one has not begun to clean up, either.
+    if slot.not_before.load(Ordering::Relaxed) == 0 || slot.is_unraised() {
         let grace = grace.unwrap_or_else(|| slot.grace.load(Ordering::Relaxed));
         slot.not_before
             .store(now.saturating_add(grace).max(1), Ordering::Relaxed);
+    }
+    if crate::host::is_installed() {
+        slot.unraised.fetch_add(1, Ordering::Relaxed);
     }
     slot.ended.fetch_add(1, Ordering::Relaxed);
     ENDED.fetch_add(1, Ordering::Relaxed);

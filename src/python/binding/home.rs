@@ -37,7 +37,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
 use super::frames::{
-    back, code, entries, first_handler_behind, frame, is_jump_back, last_instruction, leads_to,
+    self, back, code, entries, first_handler_behind, frame, is_jump_back, last_instruction,
+    leads_to,
 };
 use super::raw_frames::{Layout, RawFrame, known_layout, layout};
 use crate::error::ScopeMisuse;
@@ -221,13 +222,38 @@ fn presence_of(layout: &Layout, home: Home, frame: Option<(usize, RawFrame<'_>)>
     // At the call of `__enter__` itself the block is being entered, or was just entered.
     let is_inside = place == home.place
         || is_place_inside(home.place, place, || {
-            attach(|py| look_inside(py, layout, home, place).unwrap_or(true))
+            attach(|py| look_inside(py, layout, home, place, frames::frame(py)).unwrap_or(true))
         });
     if is_inside {
         Presence::Here(depth)
     } else {
         Presence::Gone
     }
+}
+
+/// Is the block with this home on the stack of a thread with this innermost frame? While that thread can run no
+/// code of the interpreter's.
+pub(in crate::python) fn is_on_stack(
+    py: Python<'_>,
+    innermost: &Bound<'_, PyAny>,
+    home: Home,
+) -> PyResult<bool> {
+    let Some(layout) = known_layout().filter(|_| !home.is_native()) else {
+        return Ok(true);
+    };
+    let mut next = Some(innermost.clone());
+    while let Some(at) = next {
+        let raw = layout.of_object(&at);
+        if raw.address() != home.frame {
+            next = back(&at)?;
+            continue;
+        }
+        let place = raw.place();
+        return Ok(home.place == 0
+            || place == home.place
+            || look_inside(py, layout, home, place, Some(at))?);
+    }
+    Ok(home.place == 0)
 }
 
 /// Is the frame's place inside the block that the other place opens? `look` finds it out.
@@ -255,8 +281,14 @@ fn is_place_inside(opened: usize, place: usize, look: impl FnOnce() -> Option<bo
 }
 
 /// Is the frame of this home, which is at `place`, inside the block?
-fn look_inside(py: Python<'_>, layout: &Layout, home: Home, place: usize) -> PyResult<bool> {
-    let mut next = frame(py);
+fn look_inside(
+    py: Python<'_>,
+    layout: &Layout,
+    home: Home,
+    place: usize,
+    innermost: Option<Bound<'_, PyAny>>,
+) -> PyResult<bool> {
+    let mut next = innermost;
     while let Some(at) = next {
         if layout.of_object(&at).address() != home.frame {
             next = back(&at)?;

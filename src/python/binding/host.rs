@@ -15,7 +15,7 @@ use pyo3::sync::PyOnceLock;
 
 use crate::at_fork;
 use crate::fork;
-use crate::host::{self, EndedCall, Home, Host, Presence};
+use crate::host::{self, BlockedCall, Home, Host, HostThread, Presence};
 use crate::python::binding::attach::{self, attach};
 use crate::python::binding::{
     exceptions, forced_unwind, home, interruption, raised, surroundings, swallow,
@@ -28,8 +28,11 @@ struct Interpreter;
 /// The part of the host that ends calls of foreign code, which needs more of the interpreter than this module:
 /// see [`Host::ends_calls`] and [`Host::end_call`].
 pub(in crate::python) struct ForeignCalls {
+    pub(in crate::python) thread: fn() -> Option<HostThread>,
     pub(in crate::python) are_ended: fn() -> bool,
-    pub(in crate::python) end: fn(u32, &mut dyn FnMut() -> Option<EndedCall>),
+    pub(in crate::python) end: fn(&mut dyn BlockedCall),
+    pub(in crate::python) left_alone: fn(HostThread),
+    pub(in crate::python) left_scope: fn(HostThread),
 }
 
 /// Written once, by [`install`].
@@ -88,9 +91,25 @@ impl Host for Interpreter {
         FOREIGN_CALLS.get().is_some_and(|calls| (calls.are_ended)())
     }
 
-    fn end_call(&self, thread: u32, end: &mut dyn FnMut() -> Option<EndedCall>) {
+    fn thread(&self) -> Option<HostThread> {
+        (FOREIGN_CALLS.get()?.thread)()
+    }
+
+    fn end_call(&self, call: &mut dyn BlockedCall) {
         if let Some(calls) = FOREIGN_CALLS.get() {
-            (calls.end)(thread, end);
+            (calls.end)(call);
+        }
+    }
+
+    fn left_alone(&self, thread: HostThread) {
+        if let Some(calls) = FOREIGN_CALLS.get() {
+            (calls.left_alone)(thread);
+        }
+    }
+
+    fn left_scope(&self, thread: HostThread) {
+        if let Some(calls) = FOREIGN_CALLS.get() {
+            (calls.left_scope)(thread);
         }
     }
 

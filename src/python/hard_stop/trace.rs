@@ -26,7 +26,6 @@
 //! so it is taken with `lock_py_attached`, and objects are dropped after it is released.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -104,10 +103,13 @@ pub(super) fn arrived(py: Python<'_>, task: &Task) {
 
 /// The event in front of every instruction: what is raised there counts as raised at it.
 pub(super) fn instruction_event(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> {
+    event(monitoring, "INSTRUCTION")
+}
+
+/// The event with this name.
+pub(super) fn event(monitoring: &Bound<'_, PyAny>, name: &str) -> PyResult<u32> {
     let events = monitoring.getattr(intern!(monitoring.py(), "events"))?;
-    events
-        .getattr(intern!(monitoring.py(), "INSTRUCTION"))?
-        .extract()
+    events.getattr(name)?.extract()
 }
 
 /// False: no tool id is free.
@@ -124,7 +126,7 @@ fn watch(py: Python<'_>, task: u64, thread: &AsyncException, everywhere: bool) -
     let mut watched = lock(py);
     if watched.tool.is_none() {
         let callback = wrap_pyfunction!(step, py)?;
-        watched.tool = take_tool_for(&monitoring, event, callback)?;
+        watched.tool = take_tool_for(&monitoring, &[(event, callback)])?;
     }
     let Some(tool) = watched.tool else {
         return Ok(false);
@@ -175,7 +177,7 @@ fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
     watched.code = others;
     if watched.code.is_empty() {
         watched.tool = None;
-        free_tool(&monitoring, tool, instruction_event(&monitoring)?)?;
+        free_tool(&monitoring, tool, &[instruction_event(&monitoring)?])?;
     }
     drop(watched);
     drop(its); // unlocked: dropping code objects runs finalizers
@@ -194,16 +196,17 @@ pub(super) fn monitoring(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         .getattr(intern!(py, "monitoring"))
 }
 
-/// A tool with this callback for the event. `None`: other tools have all ids.
+/// A tool with these callbacks for the events. `None`: other tools have all ids.
 pub(super) fn take_tool_for(
     monitoring: &Bound<'_, PyAny>,
-    event: u32,
-    callback: Bound<'_, PyCFunction>,
+    callbacks: &[(u32, Bound<'_, PyCFunction>)],
 ) -> PyResult<Option<u8>> {
     for tool in TOOLS {
         if monitoring.call_method1("get_tool", (tool,))?.is_none() {
             monitoring.call_method1("use_tool_id", (tool, "desist"))?;
-            monitoring.call_method1("register_callback", (tool, event, callback))?;
+            for (event, callback) in callbacks {
+                monitoring.call_method1("register_callback", (tool, event, callback))?;
+            }
             return Ok(Some(tool));
         }
     }
@@ -211,9 +214,11 @@ pub(super) fn take_tool_for(
 }
 
 /// Gives back a tool that has no events any more.
-pub(super) fn free_tool(monitoring: &Bound<'_, PyAny>, tool: u8, event: u32) -> PyResult<()> {
-    let none = monitoring.py().None();
-    monitoring.call_method1("register_callback", (tool, event, none))?;
+pub(super) fn free_tool(monitoring: &Bound<'_, PyAny>, tool: u8, events: &[u32]) -> PyResult<()> {
+    for event in events {
+        let none = monitoring.py().None();
+        monitoring.call_method1("register_callback", (tool, event, none))?;
+    }
     monitoring.call_method1("free_tool_id", (tool,))?;
     Ok(())
 }
@@ -317,54 +322,6 @@ pub(super) fn set_for(py: Python<'_>, state: usize) -> PyResult<()> {
     }
 }
 
-/// The states of the threads that have entered scopes, by the kernel's numbers. Before 3.12.
-static STATES: Mutex<BTreeMap<u32, usize>> = Mutex::new(BTreeMap::new());
-
-thread_local! {
-    static NOTED: Noted = Noted::new();
-}
-
-/// The calling thread's entry in `STATES`, until the thread ends.
-struct Noted(u32);
-
-impl Noted {
-    fn new() -> Self {
-        let number = in_place::thread_number();
-        // SAFETY: it may be called at any time.
-        let state = unsafe { ffi::PyGILState_GetThisThreadState() };
-        states().insert(number, state as usize);
-        Self(number)
-    }
-}
-
-impl Drop for Noted {
-    fn drop(&mut self) {
-        states().remove(&self.0);
-    }
-}
-
-fn states() -> std::sync::MutexGuard<'static, BTreeMap<u32, usize>> {
-    STATES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Before 3.12: the calling thread can be found by its number from now on.
-pub(super) fn note_state() {
-    let _ = NOTED.try_with(|_| ());
-}
-
-/// The state of the thread with this number, if it is still there.
-pub(super) fn state_of(_py: Python<'_>, thread: u32) -> Option<usize> {
-    let noted = *states().get(&thread)?;
-    // SAFETY: attached, so that no state is freed while the list is walked.
-    unsafe {
-        let mut state = ffi::PyInterpreterState_ThreadHead(ffi::PyInterpreterState_Main());
-        while !state.is_null() && state as usize != noted {
-            state = ffi::PyThreadState_Next(state);
-        }
-        (!state.is_null()).then_some(noted)
-    }
-}
-
 /// Sets our trace function for the calling thread.
 fn set_for_this_thread(py: Python<'_>) {
     match py
@@ -433,12 +390,12 @@ extern "C" fn on_step(
 ) -> c_int {
     // SAFETY: the interpreter calls this, so it is attached.
     let py = unsafe { Python::assume_attached() };
-    let step = what == ffi::PyTrace_CALL || what == ffi::PyTrace_LINE;
+    let steps = [ffi::PyTrace_CALL, ffi::PyTrace_LINE, ffi::PyTrace_OPCODE];
     let raised = if what == ffi::PyTrace_EXCEPTION {
         // SAFETY: with this event the argument is the tuple of `sys.exc_info()`, which lives as long as the call.
         let raised = unsafe { Bound::from_borrowed_ptr_or_opt(py, argument) };
         raised.and_then(|raised| replaced(&raised))
-    } else if step {
+    } else if steps.contains(&what) {
         stepped(py)
     } else {
         None
@@ -456,6 +413,12 @@ extern "C" fn on_step(
 fn stepped(py: Python<'_>) -> Option<PyErr> {
     IS_SET.set(true);
     let task = traced_task();
+    if let Some(stop) = in_place::instead_of_return(py) {
+        if task.is_none() {
+            unset(py);
+        }
+        return Some(stop);
+    }
     let Some(task) = task else {
         // The task was abandoned, or has ended; or a call of the thread was ended that has raised no error yet.
         if !scope::has_ended_call() {
@@ -470,15 +433,15 @@ fn stepped(py: Python<'_>) -> Option<PyErr> {
 
 /// An exception is raised: what is raised in its place, if it is the error of a call that was ended.
 fn replaced(raised: &Bound<'_, PyAny>) -> Option<PyErr> {
+    let py = raised.py();
     let value = raised.cast::<PyTuple>().ok()?.get_item(1).ok()?;
-    if !in_place::is_of_ended_call(&value) {
-        return None;
-    }
+    let place = frames::frame(py).and_then(|frame| frames::last_instruction(&frame).ok());
+    let stop = in_place::instead_of(py, &value, place)?;
     IS_SET.set(true);
     if traced_task().is_none() {
-        unset(raised.py());
+        unset(py);
     }
-    in_place::checkpoint(raised.py()).err()
+    Some(stop)
 }
 
 fn traced_task() -> Option<Arc<Task>> {
