@@ -83,17 +83,8 @@ pub(crate) enum Attempt {
     Unavailable,
 }
 
-/// What a thread is blocked in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg(not(loom))]
-pub(crate) enum Blocked {
-    /// A call that may be ended.
-    InCall,
-    /// A wait for a change of memory, which only the host can end.
-    InFutex,
-    /// Neither.
-    No,
-}
+/// The name of the call in which a thread waits for a change of memory.
+pub(crate) const FUTEX: &str = "futex";
 
 /// Why blocked calls of other threads are not ended, see [`status`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -63,10 +63,10 @@ pub trait BlockedCall {
     /// else it may be that of another block.
     fn home(&self) -> Home;
 
-    /// The thread waits for a change of memory: for a lock, say. Such a call is never ended by the core. The
-    /// runtime can do so, if it knows the lock: it has to ask [`BlockedCall::end`] first, while the thread
-    /// can run no code of the runtime's.
-    fn is_futex(&self) -> bool;
+    /// The system's name of the call. In `futex` the thread waits for a change of memory: for a lock, say. Such a
+    /// call is never ended by the core. The runtime can do so, if it knows the lock: it has to ask
+    /// [`BlockedCall::end`] first, while the thread can run no code of the runtime's.
+    fn name(&self) -> &'static str;
 
     /// Ends the call, unless the thread has left it; the call that was ended. About a millisecond at most.
     /// For a futex: whether the runtime is to end it, which counts as done.
@@ -76,8 +76,8 @@ pub trait BlockedCall {
 /// How the runtime finds one of its threads again. To the core the numbers mean nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostThread {
-    /// The runtime's own number of the thread.
-    pub ident: usize,
+    /// The runtime's own number of the thread; 0 for one that raises no exceptions for errors of calls.
+    pub ident: u64,
     /// Where the runtime keeps the thread's state.
     pub state: usize,
 }

@@ -140,13 +140,26 @@ struct Frame {
     /// The block's number in its task, if it can be ended by force. Set once, by [`enter_forced`].
     #[cfg_attr(not(any(feature = "python", test)), allow(dead_code))]
     forced: Option<NonZeroU64>,
+    /// Boxed: few scopes have any.
+    hooks: Option<Box<Hooks>>,
+    /// What the thread publishes while this is the innermost frame.
+    published: Published,
+}
+
+/// What runs at events of one scope.
+struct Hooks {
     /// Of a clean-up zone: callbacks at the frames outside, which move the zone's deadline earlier.
     /// Unregistered when the frame is dropped, which may wait for one that is running.
     _cutoffs: Vec<Registration>,
     /// Runs if the block's end never does.
     abandon_hook: Option<Arc<dyn AbandonHook>>,
-    /// What the thread publishes while this is the innermost frame.
-    published: Published,
+}
+
+impl Frame {
+    /// See [`Hooks::abandon_hook`].
+    fn abandon_hook(&self) -> Option<&Arc<dyn AbandonHook>> {
+        self.hooks.as_ref()?.abandon_hook.as_ref()
+    }
 }
 
 /// The scopes and the task that the calling thread is in. The cells are separate, since a ledger is
@@ -232,7 +245,10 @@ fn open(
 ) -> NodeRef {
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
-        let mut cutoffs = Vec::new();
+        let mut hooks = abandon_hook.map(|hook| Hooks {
+            _cutoffs: Vec::new(),
+            abandon_hook: Some(hook),
+        });
         let slot = context.place.slot();
         let index = slot.map_or(0, Slot::index);
         let node = match (kind, frames.last()) {
@@ -245,16 +261,18 @@ fn open(
                 let cutoff = visible(&frames, frames.len()).map(cutoff).min();
                 let deadline = deadline.min(cutoff.unwrap_or(Time::NEVER));
                 let node = NodeRef::root_of(index, Some(deadline));
-                cutoffs = limiting(&frames)
-                    .map(|frame| shorten_on_cancel(&node, frame))
-                    .collect();
+                let cutoffs = limiting(&frames).map(|frame| shorten_on_cancel(&node, frame));
+                hooks = Some(Hooks {
+                    _cutoffs: cutoffs.collect(),
+                    abandon_hook: None,
+                });
                 node
             }
             _ => NodeRef::root_of(index, Some(deadline)),
         };
         let outer = frames.last().map(|frame| &frame.published);
         let own_deadline = node.own_deadline();
-        let published = Published::inside(outer, kind, own_deadline, grace, home);
+        let published = Published::inside(outer, kind, own_deadline, home);
         let first_seq = context
             .ledger
             .borrow()
@@ -268,8 +286,7 @@ fn open(
             home,
             first_seq,
             forced: None,
-            _cutoffs: cutoffs,
-            abandon_hook,
+            hooks: hooks.map(Box::new),
             published,
         });
         if let Some(slot) = slot {
@@ -381,7 +398,7 @@ fn unmask(frame: &Frame, context: &Context) {
 fn run_abandon_hooks(left: &[Frame]) {
     for frame in left.iter().rev().filter(|frame| frame.kind != Kind::Task) {
         close_unless_private(&frame.node);
-        if let Some(abandon_hook) = &frame.abandon_hook {
+        if let Some(abandon_hook) = frame.abandon_hook() {
             abandon_hook.on_abandoned();
         }
     }
@@ -665,7 +682,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             node.set_slot(slot.index());
         }
         let deadline = node.effective_deadline();
-        let published = Published::inside(None, Kind::Task, deadline, None, Home::NATIVE);
+        let published = Published::inside(None, Kind::Task, deadline, Home::NATIVE);
         let root = Frame {
             node,
             kind: Kind::Task,
@@ -674,8 +691,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
             home: Home::NATIVE,
             first_seq: 0,
             forced: None,
-            _cutoffs: Vec::new(),
-            abandon_hook: None,
+            hooks: None,
             published,
         };
         let mut frames = vec![root];

@@ -26,7 +26,6 @@ from desist._core import (
     Event,
     FailScope,
     FileQueue,
-    ForeignStatus,
     Guarded,
     Killed,
     KillReport,
@@ -49,7 +48,6 @@ from desist._core import (
     current_token,
     defer_kill,
     fail_after,
-    foreign_status,
     move_on_after,
     notify_closing,
     protect_modules,
@@ -95,6 +93,7 @@ if TYPE_CHECKING:
     from desist._deadline import deadline
     from desist._events import WorkEvent
     from desist._executor import TaskFuture, ThreadPoolExecutor
+    from desist._foreign import foreign_status
     from desist._group import Task, TaskGroup, race
     from desist._interruptible import interruptible
     from desist._item_future import ItemFuture
@@ -126,7 +125,6 @@ __all__ = [
     "FailScope",
     "Fenced",
     "FileQueue",
-    "ForeignStatus",
     "Future",
     "Guarded",
     "ItemFuture",
@@ -202,6 +200,7 @@ _LAZY = {
     "compat": "compat",
     "deadline": "_deadline",
     "engines": "engines",
+    "foreign_status": "_foreign",
     "interruptible": "_interruptible",
     "ItemFuture": "_item_future",
     "race": "_group",

@@ -96,10 +96,12 @@ __all__ = [
     "current_token",
     "defer_kill",
     "fail_after",
+    "foreign_state",
     "fork_timeouts",
     "knows_homes",
     "leak_counts",
     "lease_from",
+    "leave_calls_alone",
     "move_on_after",
     "notify_closing",
     "ports",
@@ -111,6 +113,7 @@ __all__ = [
     "restore_report",
     "restore_rung",
     "retry_pause",
+    "set_foreign",
     "shield",
     "sleep",
     "sleep_forever",
@@ -2485,6 +2488,7 @@ def cancel_scope(
     deadline: float | None = None,
     grace: float | None = None,
     kill_after: float | None = None,
+    foreign: bool = True,
 ) -> CancelScope:
     """
     A block that can be cancelled, and whose deadline, if it has one, is an error.
@@ -2495,6 +2499,11 @@ def cancel_scope(
     `timeout`: seconds from when the block is entered; None: no deadline. `deadline`: the time
     itself instead, on the clock of current_time(). `grace`: seconds that clean-up blocks inside may
     take after the deadline.
+
+    Blocking calls of foreign code are left early, too, where foreign_status() says so: time.sleep(), the
+    recv() of a library's socket, the wait for a child process, threading.Event.wait(). Cancelled is raised at
+    the call, which has then had no effect: once; then clean-up code may block for the canceller's grace
+    (`grace`), and is left early again. `foreign`: False if such calls are to go on.
 
     `kill_after`: if the block still runs this many seconds after its deadline, or its cancel(), Killed
     is raised in it by force, again and again until it is left, and never after it: at desist waits,
@@ -2601,6 +2610,12 @@ def fail_after(
     On timeout: DeadlineExceeded leaves the block.
     """
 
+def foreign_state() -> tuple[str | None, int, list[str]]:
+    """
+    Why blocking calls of foreign code are not ended, or None; how many were ended; and the modules whose calls were
+    left alone.
+    """
+
 def fork_timeouts() -> int:
     """
     Number of forks that timed out waiting for a thread to leave the core.
@@ -2622,6 +2637,12 @@ def lease_from(source: object, timeout: float | None = None) -> Lease[Any] | Non
     """
     Lease the next item of an `EngineSource`, for a caller that settles the lease itself; see
     `EngineQueue.lease()`.
+    """
+
+def leave_calls_alone() -> None:
+    """
+    The calls of foreign code in the innermost scope, and in those that are opened inside it, go on when it is
+    cancelled.
     """
 
 def move_on_after(
@@ -2728,6 +2749,14 @@ def retry_pause(policy: RetryPolicy, attempt: int, random: float) -> float:
     """
     Seconds of a policy's pause after that attempt; `random` is between 0 and 1. For the queues of
     engines, which schedule retries in Python.
+    """
+
+def set_foreign(on: bool) -> bool:
+    """
+    Switch the ending of foreign calls on or off, for all scopes of the process; what it was before.
+
+    It is on at the start. Off: a blocking call of foreign code in a cancelled scope goes on, as
+    without desist. Never blocks.
     """
 
 def shield(seconds: float, /) -> CancelScope:

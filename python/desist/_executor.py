@@ -319,7 +319,7 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
             daemon=True,
         )
         try:
-            thread.start()
+            call_masked(thread.start)  # its wait for the thread is not to be ended, either
         except BaseException:
             if hand.withdraw():
                 raise

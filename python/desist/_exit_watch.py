@@ -15,7 +15,7 @@ import select
 import threading
 from typing import TYPE_CHECKING
 
-from desist._core import Latch, Op
+from desist._core import Latch, Op, call_masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ class ExitWatch:
             watch = threading.Thread(
                 target=self._watch, args=(pid, wait), name="desist-wait", daemon=True
             )
-            watch.start()
+            call_masked(watch.start)
         else:
             if not self.is_ours():
                 # Either another process of the same number; or the child of a process that ignores

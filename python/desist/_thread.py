@@ -64,14 +64,18 @@ class StoppableThread(threading.Thread):
         thread is cancelled or killed; see cancel_scope().
 
         Raises:
-            TypeError: `context` is none; or `target`, or run() of a subclass, is a coroutine
-                function or a generator function, whose call returns before its code runs.
+            TypeError: `context` is none, or `foreign` is no bool; or `target`, or run() of a
+                subclass, is a coroutine function or a generator function, whose call returns
+                before its code runs.
         """
         given: object = context
         if not (given is None or isinstance(given, Context)):
             raise TypeError(
                 f"context must be a contextvars.Context, not {type(given).__qualname__}"
             )
+        switch: object = foreign
+        if not isinstance(switch, bool):
+            raise TypeError(f"foreign must be True or False, not {switch!r}")
         if target is not None:
             check_runnable(target, "target")
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
@@ -147,8 +151,8 @@ class StoppableThread(threading.Thread):
     def kill(self, reason: str | None = None, *, policy: StopPolicy | None = None) -> KillReport:
         """Stop the thread, rung by rung of the policy, and tell how it ended.
 
-        Code that is blocked in C does not notice; if it does not return in time, the thread is
-        abandoned: it stays alive, and the report says so.
+        Code in C that does not return is not ended, but for the blocking calls of foreign_status();
+        the thread is abandoned: it stays alive, and the report says so.
 
         Blocks: until the thread's code has ended or was abandoned: at most for the sum of the
         policy's seconds, and as long as its clean-up blocks defer the kill.

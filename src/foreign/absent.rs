@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Attempt, Blocked, Slot, Unavailable};
+use super::{Attempt, Slot, Unavailable};
 
 #[allow(clippy::unused_self)] // the signatures are those of the other systems
 impl Slot {
     /// Not known.
-    pub(crate) fn blocked_in(&self) -> Blocked {
-        Blocked::No
+    pub(crate) fn blocked_in(&self) -> Option<&'static str> {
+        None
     }
 
     /// Never ends one.

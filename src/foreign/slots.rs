@@ -18,7 +18,7 @@
 //! | `home_frame`, `home_place` | its thread, likewise                              | the host, while the thread runs no code of the host's |
 //! | `deadline`                 | its thread; the watcher, by a CAS, where it has passed | the watcher            |
 //! | `not_before`, `ended`, `unraised` | its thread, also in the handler; a kill sets `not_before` | the watcher  |
-//! | `own_wait`                 | its thread                                        | its handler                 |
+//! | `own_code`, `masked_until` | its thread; the end of a mask                     | its handler                 |
 //! | `pins`                     | the watcher, a kill                               | its thread, after it has replaced the flag |
 //! | `watched`, `fresh`         | cancellers and its thread set it, the watcher clears it | all                   |
 //! | `look_at`, `pause`         | the watcher                                       | the watcher                 |
@@ -56,8 +56,6 @@ pub(crate) struct View {
     pub(crate) flag: *const AtomicU32,
     /// The earliest visible deadline that no timer may know.
     pub(crate) deadline: Time,
-    /// In nanoseconds: how long no further call is ended after the first one, if the canceller names no time.
-    pub(crate) grace: u64,
     /// Where the block of that node was opened.
     pub(crate) home: Home,
 }
@@ -67,7 +65,6 @@ impl View {
     pub(crate) const NONE: View = View {
         flag: ptr::null(),
         deadline: Time::NEVER,
-        grace: 0,
         home: Home::NATIVE,
     };
 }
@@ -84,7 +81,7 @@ pub(crate) struct Slot {
     flag: AtomicPtr<AtomicU32>,
     /// See [`View::deadline`]. 0 while the slot is free: without meaning then.
     deadline: AtomicU64,
-    /// See [`View::grace`].
+    /// In nanoseconds: how long no further call is ended after the first one, if the canceller names no time.
     pub(super) grace: AtomicU64,
     /// See [`View::home`]: its frame.
     home_frame: AtomicUsize,
@@ -95,14 +92,17 @@ pub(crate) struct Slot {
     /// Calls that were ended in the visible cancellation.
     pub(super) ended: AtomicU32,
     /// See [`HostThread`]. Written by the thread that takes the slot.
-    host_ident: AtomicUsize,
+    host_ident: AtomicU64,
     host_state: AtomicUsize,
     /// The watcher's own: a call was ended in the cancellation that it looks at.
     has_ended: AtomicBool,
     /// Under a host: calls that were ended one after the other, of which the code has raised no error yet.
     pub(super) unraised: AtomicU32,
-    /// The thread is in a wait of this crate, which is settled in another way.
-    pub(super) own_wait: AtomicU32,
+    /// How deep the thread is in code of this crate: in a wait, which is settled in another way, or in a step that
+    /// must not be interrupted half-way.
+    pub(super) own_code: AtomicU32,
+    /// No call is ended before this instant: kills of the thread's task are deferred.
+    masked_until: AtomicU64,
     /// The watcher is to look at the thread, or does so again and again.
     watched: AtomicBool,
     /// The thread was cancelled since the watcher last looked.
@@ -155,11 +155,12 @@ macro_rules! constructor {
                 home_place: AtomicUsize::new(0),
                 not_before: AtomicU64::new(0),
                 ended: AtomicU32::new(0),
-                host_ident: AtomicUsize::new(0),
+                host_ident: AtomicU64::new(0),
                 host_state: AtomicUsize::new(0),
                 has_ended: AtomicBool::new(false),
                 unraised: AtomicU32::new(0),
-                own_wait: AtomicU32::new(0),
+                own_code: AtomicU32::new(0),
+                masked_until: AtomicU64::new(0),
                 watched: AtomicBool::new(false),
                 fresh: AtomicBool::new(false),
                 look_at: AtomicU64::new(0),
@@ -190,7 +191,6 @@ impl Slot {
     /// flag that was published before.
     #[inline]
     pub(crate) fn publish(&self, view: &View) {
-        self.grace.store(view.grace, Ordering::Relaxed);
         self.home_frame.store(view.home.frame, Ordering::Relaxed);
         self.home_place.store(view.home.place, Ordering::Relaxed);
         self.deadline
@@ -202,6 +202,13 @@ impl Slot {
         if self.pins.load(Ordering::Acquire) != 0 {
             self.wait_for_pins();
         }
+    }
+
+    /// The grace in the innermost scope, in nanoseconds. By the slot's thread, when it enters or leaves one with
+    /// another grace.
+    #[cfg(not(loom))]
+    pub(crate) fn set_grace(&self, grace: u64) {
+        self.grace.store(grace, Ordering::Relaxed);
     }
 
     /// A pin lasts for a few loads, or for the moment in which its thread does not run.
@@ -238,8 +245,23 @@ impl Slot {
 
     /// The code of the thread raises the error of the call that was ended last. By that thread. True: its calls
     /// had been left alone, and the watcher is to look at it again.
+    #[cfg(feature = "python")]
     pub(crate) fn note_raised(&self) -> bool {
         self.unraised.swap(0, Ordering::Relaxed) >= TRIES
+    }
+
+    /// A call was ended; by its thread, or while that cannot run. Code that keeps the errors of sleeps for itself goes on
+    /// with what it slept for, and is never left alone: each sleep is ended. Without a host that raises errors
+    /// it is not known what the code does.
+    pub(super) fn note_unraised(&self, was_sleep: bool) {
+        if self.host_ident.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        if was_sleep {
+            self.unraised.fetch_max(1, Ordering::Relaxed);
+        } else {
+            self.unraised.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// True if the code took the errors of the last few calls for another try, or kept them for itself: no more
@@ -270,7 +292,8 @@ impl Slot {
     pub(super) fn may_end(&self, now: u64) -> bool {
         self.pins.fetch_add(1, Ordering::Relaxed);
         let pin = Pin(self);
-        self.own_wait.load(Ordering::Relaxed) == 0
+        self.own_code.load(Ordering::Relaxed) == 0
+            && now >= self.masked_until.load(Ordering::Relaxed)
             && pin.is_cancelled()
             && !self.is_left_alone()
             && (self.is_unraised() || now >= self.not_before.load(Ordering::Relaxed))
@@ -300,6 +323,12 @@ impl Slot {
             ident: self.host_ident.load(Ordering::Relaxed),
             state: self.host_state.load(Ordering::Relaxed),
         }
+    }
+
+    /// The instant before which calls are left alone, since kills are deferred.
+    #[cfg(not(loom))]
+    pub(crate) fn masked_until(&self) -> Time {
+        Time::from_nanos(self.masked_until.load(Ordering::Relaxed))
     }
 
     /// The watcher: it has ended a call.
@@ -374,8 +403,10 @@ impl Slot {
     }
 }
 
+#[cfg(all(feature = "python", not(loom)))]
+pub(crate) use table::CallsMasked;
 #[cfg(not(loom))]
-pub(crate) use table::{Seat, begin_child, has_work, in_use, slot, within_own_wait};
+pub(crate) use table::{Seat, begin_child, has_work, in_use, slot, with_calls_left_alone};
 
 /// The table, and which thread has which slot.
 #[cfg(not(loom))]
@@ -440,8 +471,8 @@ mod table {
     pub(crate) struct Seat(&'static Slot);
 
     impl Seat {
-        /// A slot for the calling thread, which has none. `None`: all are taken, or the host wants none.
-        pub(crate) fn take() -> Option<Seat> {
+        /// A slot for the calling thread, which has none, with this grace. `None`: all are taken, or the host wants none.
+        pub(crate) fn take(grace: u64) -> Option<Seat> {
             let thread = host::thread()?;
             fence::prepare();
             PROCESS.store(std::process::id(), Ordering::Relaxed);
@@ -460,6 +491,7 @@ mod table {
             HINT.store((slot.index() + 1).min(SIZE - 1), Ordering::Relaxed);
             slot.host_ident.store(thread.ident, Ordering::Relaxed);
             slot.host_state.store(thread.state, Ordering::Relaxed);
+            slot.set_grace(grace);
             slot.publish(&View::NONE);
             HIGH.fetch_max(slot.index() + 1, Ordering::AcqRel);
             MINE.set(Some(slot));
@@ -480,6 +512,7 @@ mod table {
             let _ = MINE.try_with(|mine| mine.set(None));
             slot.publish(&View::NONE);
             slot.set_quiet_until(0);
+            slot.masked_until.store(0, Ordering::Relaxed);
             slot.while_nothing_is_sent(|| {
                 slot.order.reset();
                 slot.tid.store(0, Ordering::Release);
@@ -488,15 +521,59 @@ mod table {
         }
     }
 
-    /// Runs a system call of a wait of this crate, which is never ended from outside.
-    pub(crate) fn within_own_wait<R>(wait: impl FnOnce() -> R) -> R {
+    /// Runs code of this crate, a wait or one that must not be interrupted half-way: no call in it is ended.
+    pub(crate) fn with_calls_left_alone<R>(own: impl FnOnce() -> R) -> R {
         let Ok(Some(slot)) = MINE.try_with(Cell::get) else {
-            return wait();
+            return own();
         };
-        slot.own_wait.store(1, Ordering::Release);
-        let result = wait();
-        slot.own_wait.store(0, Ordering::Release);
-        result
+        let _own = OwnCode::enter(slot);
+        own()
+    }
+
+    /// Calls of the thread that has made it are left alone while this exists, but not beyond its time.
+    #[cfg(feature = "python")]
+    #[derive(Debug)]
+    pub(crate) struct CallsMasked {
+        slot: &'static Slot,
+        /// As it was before.
+        outer: u64,
+    }
+
+    #[cfg(feature = "python")]
+    impl CallsMasked {
+        /// `None`: the thread has no slot, so no call of it is ended.
+        pub(crate) fn until(end: Time) -> Option<CallsMasked> {
+            let slot = MINE.try_with(Cell::get).ok()??;
+            let outer = slot
+                .masked_until
+                .fetch_max(end.as_nanos(), Ordering::Relaxed);
+            Some(CallsMasked { slot, outer })
+        }
+    }
+
+    #[cfg(feature = "python")]
+    impl Drop for CallsMasked {
+        fn drop(&mut self) {
+            self.slot.masked_until.store(self.outer, Ordering::Relaxed);
+        }
+    }
+
+    /// Code of this crate, entered; left when this is dropped.
+    struct OwnCode(&'static Slot);
+
+    impl OwnCode {
+        fn enter(slot: &'static Slot) -> OwnCode {
+            let depth = slot.own_code.load(Ordering::Relaxed);
+            slot.own_code.store(depth + 1, Ordering::Release);
+            OwnCode(slot)
+        }
+    }
+
+    impl Drop for OwnCode {
+        fn drop(&mut self) {
+            let depth = self.0.own_code.load(Ordering::Relaxed);
+            self.0.own_code.store(depth - 1, Ordering::Release);
+        }
     }
 
     /// True in a forked child that does not know it yet.

@@ -19,7 +19,7 @@ use handler::{Info, payload};
 use look::Sight;
 
 use super::order::{Answer, Seen};
-use super::{Attempt, Blocked, Slot, Unavailable};
+use super::{Attempt, FUTEX, Slot, Unavailable};
 use crate::clock::Time;
 use crate::host::{self, EndedCall};
 use crate::sys;
@@ -34,12 +34,13 @@ fn report(call: &Call, seen: &Seen) -> EndedCall {
 }
 
 impl Slot {
-    /// What the thread sits in. May be stale at once: a look before the host is asked for a safe moment.
-    pub(crate) fn blocked_in(&self) -> Blocked {
+    /// The name of the call that the thread sits in, if it is one that may be ended, or under a host a futex. May be
+    /// stale at once: a look before the host is asked for a safe moment.
+    pub(crate) fn blocked_in(&self) -> Option<&'static str> {
         match look::look(self.tid.load(Ordering::Acquire)) {
-            Sight::In(seen) if entry(&seen).is_some() => Blocked::InCall,
-            Sight::In(seen) if calls::is_futex(&seen) => Blocked::InFutex,
-            _ => Blocked::No,
+            Sight::In(seen) if calls::is_futex(&seen) => host::is_installed().then_some(FUTEX),
+            Sight::In(seen) => entry(&seen).map(|call| call.name),
+            _ => None,
         }
     }
 
@@ -52,11 +53,11 @@ impl Slot {
             }
             let _pin = self.pin(); // the fence: `decide` is made for the thread itself
             let nanos = |grace: Duration| u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-            if !handler::decide(self, grace.map(nanos)) {
+            if !handler::decide(self, grace.map(nanos), false) {
                 return Attempt::Refused;
             }
             Attempt::Ended(EndedCall {
-                call: "futex",
+                call: FUTEX,
                 descriptor: None,
             })
         })
@@ -85,7 +86,7 @@ impl Slot {
             }
             _ => look::look(tid),
         };
-        if self.own_wait.load(Ordering::Relaxed) != 0 || !self.pin().is_cancelled() {
+        if self.own_code.load(Ordering::Relaxed) != 0 || !self.pin().is_cancelled() {
             return Attempt::Refused; // a look that spares most signals; the handler decides
         }
         let Ok(signal) = handler::signal() else {
@@ -138,7 +139,7 @@ impl Slot {
     }
 }
 
-/// The entry of the table, by whether the host takes errors of sleeps.
+/// The entry of the table, by whether there is a host.
 fn entry(seen: &Seen) -> Option<&'static Call> {
     calls::entry(seen, host::is_installed())
 }

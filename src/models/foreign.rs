@@ -58,15 +58,15 @@ fn loom_i46_a_signal_of_an_earlier_order_takes_no_later_one() {
         let order = Arc::new(Order::new());
         let first = order.arm(&SEEN, None).unwrap();
         order.reset();
-        let stale = spawn({
+        let later = spawn({
             let order = order.clone();
-            move || assert!(order.take(first).is_none())
+            move || {
+                let number = order.arm(&SEEN, None).unwrap();
+                assert_ne!(number, first);
+                assert!(order.take(number).is_some());
+            }
         });
-        let later = spawn(move || {
-            let number = order.arm(&SEEN, None).unwrap();
-            assert_ne!(number, first);
-            assert!(order.take(number).is_some());
-        });
+        let stale = spawn(move || assert!(order.take(first).is_none()));
         end(stale);
         end(later);
     });
@@ -139,6 +139,7 @@ fn loom_i47_a_cancelled_flag_that_is_published_is_watched() {
 fn loom_i47_the_watcher_sleeps_past_no_deadline() {
     explore(ALL, || {
         let alarm = Arc::new(Alarm::new());
+        alarm.bring_forward(Time::from_nanos(3)); // the look that the watcher takes now
         let deadline = Arc::new(AtomicU64::new(u64::MAX));
         let watcher = spawn({
             let (alarm, deadline) = (alarm.clone(), deadline.clone());

@@ -105,7 +105,7 @@ impl Waker {
         let own = (self.reader.as_raw_fd(), PollFlags::IN);
         let theirs = interests.iter().copied().map(interest);
         let poll = || sys::poll([own].into_iter().chain(theirs), until);
-        let polled = match foreign::within_own_wait(poll) {
+        let polled = match foreign::with_calls_left_alone(poll) {
             Ok(polled) => polled,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Slept::Signalled,
             // Not a reason to end the wait: it goes on, and the operation reports a bad descriptor.
@@ -158,7 +158,7 @@ pub(crate) fn any_ready(interests: &[(RawFd, Readiness)]) -> bool {
 /// Block until one of them is ready, in real time, for a simulation that has nothing else to run.
 /// Signals end it early.
 pub(crate) fn wait_for_any(interests: &[(RawFd, Readiness)]) {
-    let _ = foreign::within_own_wait(|| {
+    let _ = foreign::with_calls_left_alone(|| {
         sys::poll(interests.iter().copied().map(interest), Time::NEVER)
     });
 }

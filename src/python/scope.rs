@@ -26,6 +26,7 @@ use crate::python::binding::seconds::{self, Seconds};
 use crate::python::cause::CancelCause;
 use crate::python::error::{self, Cancelled};
 use crate::python::hard_stop;
+use crate::python::hard_stop::in_place;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::traceback;
 use crate::python::token::{CancelToken, cancel_node, timeout_and_deadline};
@@ -308,7 +309,7 @@ impl Block {
             }
             _ => self.enter(py, Home::NATIVE, None)?,
         }
-        let result = function.call(arguments, named);
+        let result = in_place::checked(py, function.call(arguments, named));
         let none = py.None().into_bound(py);
         match result {
             Ok(value) => self.exit(py, &none, &none).map(|_| value),

@@ -29,6 +29,7 @@ use crate::python::binding::runnable::check_result;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
+use crate::python::hard_stop::in_place;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::lost;
 use crate::python::hard_stop::mask::Mask;
@@ -230,7 +231,10 @@ impl Task {
         let enrolment = self.enrolment.lock().take();
         let enrolled = enrolment.map(|enrolment| detached(py, || enrolment.begin()));
         // With a `settle` the result is handed on.
-        let body = || check_result(body.call0()?, settle.is_some()).map(Bound::unbind);
+        let body = || {
+            let result = in_place::checked(py, body.call0())?;
+            check_result(result, settle.is_some()).map(Bound::unbind)
+        };
         let settled = run(py, &self.core, body, |result, ended| {
             self.ended.store(ended as u8, Ordering::Release);
             match (settle, ended) {

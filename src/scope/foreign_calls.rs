@@ -9,7 +9,7 @@
 //!    to release a lock on a server, has this time.
 //! 3. [`Stop::of_io_error`] recognises the error of an ended call, and no other.
 //!
-//! | kind    | flag and deadline published             | grace                        | a call was ended outside |
+//! | kind    | flag and deadline published              | grace                        | a call was ended outside |
 //! |---------|------------------------------------------|------------------------------|--------------------------|
 //! | Plain   | of its node; with the deadline outside   | its own, else that outside   | counts                   |
 //! | Shield  | of its node                              | its own, else the default    | is remembered for its end |
@@ -44,7 +44,7 @@ impl Place {
     /// The slot, for a thread that enters a scope.
     #[inline]
     pub(super) fn slot(&self) -> Option<&'static Slot> {
-        let seat = self.0.get_or_init(Seat::take);
+        let seat = self.0.get_or_init(|| Seat::take(grace(&[])));
         seat.as_ref().map(Seat::slot)
     }
 
@@ -72,8 +72,6 @@ pub(super) struct Published {
     ends: Ends,
     /// The earliest visible deadline.
     deadline: Time,
-    /// See [`View::grace`].
-    grace: u64,
     /// Of a frame that hides what is outside: until when no call is ended outside.
     quiet: u64,
 }
@@ -85,11 +83,8 @@ impl Published {
         outer: Option<&Published>,
         kind: Kind,
         mut deadline: Time,
-        grace: Option<Duration>,
         home: Home,
     ) -> Published {
-        let nanos = |grace: Duration| u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        let mut own_grace = grace.map_or(nanos(DEFAULT_GRACE), nanos);
         let ends = match outer {
             _ if source::is_set() => Ends::Nothing,
             // Of a task, the frames of its thread are not outside.
@@ -98,20 +93,12 @@ impl Published {
             _ if kind == Kind::Plain => Ends::Outer,
             _ => Ends::Nothing,
         };
-        match (kind, outer) {
-            (Kind::Plain, Some(outer)) => {
-                deadline = deadline.min(outer.deadline);
-                if grace.is_none() {
-                    own_grace = outer.grace;
-                }
-            }
-            (Kind::Cleanup, _) => own_grace = 0,
-            _ => {}
+        if let (Kind::Plain, Some(outer)) = (kind, outer) {
+            deadline = deadline.min(outer.deadline);
         }
         Published {
             ends,
             deadline,
-            grace: own_grace,
             quiet: 0,
         }
     }
@@ -129,7 +116,27 @@ pub(super) fn entered(slot: &Slot, frames: &mut [Frame]) {
         frame.published.quiet = slot.quiet_until();
         slot.set_quiet_until(0);
     }
+    if frames.last().is_some_and(changes_grace) {
+        slot.set_grace(grace(frames));
+    }
     publish(slot, frames);
+}
+
+/// True if the grace inside of such a frame is not the one outside.
+fn changes_grace(frame: &Frame) -> bool {
+    frame.grace.is_some() || hides(frame.kind)
+}
+
+/// How long no further call is ended after the first one, if the canceller names no time. In nanoseconds.
+#[cold]
+fn grace(frames: &[Frame]) -> u64 {
+    let named = frames.iter().rev().find(|frame| changes_grace(frame));
+    let grace = match named {
+        Some(frame) if frame.kind == Kind::Cleanup => Duration::ZERO,
+        Some(frame) => frame.grace.unwrap_or(DEFAULT_GRACE),
+        None => DEFAULT_GRACE,
+    };
+    u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The frame was left, or is no more; `frames` are those that are left. To be called before it is dropped.
@@ -139,6 +146,9 @@ pub(super) fn left(context: &Context, frame: &Frame, frames: &[Frame]) {
         return;
     };
     publish(slot, frames);
+    if changes_grace(frame) {
+        slot.set_grace(grace(frames));
+    }
     if hides(frame.kind) {
         slot.set_quiet_until(frame.published.quiet);
     } else if slot.quiet_until() != 0
@@ -152,6 +162,7 @@ pub(super) fn left(context: &Context, frame: &Frame, frames: &[Frame]) {
 pub(super) fn changed(context: &Context, frames: &[Frame]) {
     if let Some(slot) = context.place.taken() {
         publish(slot, frames);
+        slot.set_grace(grace(frames));
         if slot.quiet_until() != 0 && !frames.last().is_some_and(|frame| frame.node.is_cancelled())
         {
             slot.set_quiet_until(0);
@@ -172,7 +183,6 @@ fn publish(slot: &Slot, frames: &[Frame]) {
     let view = View {
         flag: frame.node.published_flag(),
         deadline: frame.published.deadline,
-        grace: frame.published.grace,
         home: frame.home,
     };
     watcher::publish(slot, &view, || frame.node.is_cancelled());

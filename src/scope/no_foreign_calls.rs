@@ -1,7 +1,5 @@
 //! In models no call of other code is ended, so nothing is published.
 
-use std::time::Duration;
-
 use super::{Context, Frame, Kind};
 use crate::clock::Time;
 use crate::foreign::Slot;
@@ -24,7 +22,6 @@ impl Published {
         _outer: Option<&Published>,
         _kind: Kind,
         _deadline: Time,
-        _grace: Option<Duration>,
         _home: Home,
     ) -> Published {
         Published

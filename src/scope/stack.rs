@@ -215,7 +215,7 @@ pub(crate) fn discard(node: &NodeRef) {
     let found = CONTEXT.try_with(|context| {
         let mut frames = context.frames.try_borrow_mut().ok()?;
         let mut away = context.away.try_borrow_mut().ok()?;
-        let is_it = |frame: &Frame| frame.node.same(node) && frame.abandon_hook.is_none();
+        let is_it = |frame: &Frame| frame.node.same(node) && frame.abandon_hook().is_none();
         let frame = if let Some(at) = frames.iter().rposition(is_it) {
             frames.remove(at)
         } else {

@@ -92,7 +92,8 @@ impl Task {
     }
 
     /// Interrupts the body's current wait, and cancels the sources of [`Task::on_delivery`], if a kill is
-    /// due. Without effect if the body is in no wait: its next one sees the request.
+    /// due. Without effect if the body is in no wait: its next one sees the request. A blocking call of other
+    /// code is such a wait as well: the grace for clean-up in it is over.
     pub(crate) fn deliver_at_wait(&self) {
         let (waiter, hooks, cause) = {
             let mut inner = self.inner.lock();
@@ -121,6 +122,9 @@ impl Task {
             if let Some(cause) = &cause {
                 hook.node().cancel(cause.clone());
             }
+        }
+        if cause.is_some() {
+            self.node().end_grace();
         }
     }
 

@@ -32,7 +32,7 @@ use std::time::Duration;
 use super::alarm::Alarm;
 use super::tree::NodeRef;
 use crate::clock::Time;
-use crate::foreign::{self, Attempt, Blocked, Slot, View};
+use crate::foreign::{self, Attempt, Slot, View};
 use crate::host::{self, BlockedCall, EndedCall, Home, HostThread};
 use crate::park::service::{Service, Work};
 
@@ -162,13 +162,11 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
         // The next look finds the grace, or that the code keeps the error for itself.
         Attempt::Ended(_) => {
             slot.note_ended();
-            (Time::NEVER, pause)
+            (Time::NEVER, nanos(FIRST_PAUSE))
         }
         Attempt::Refused => {
             if !slot.unwatch() {
-                if slot.forget_ended() {
-                    host::left_scope(slot.host_thread());
-                }
+                tell_host(slot);
                 return Time::NEVER;
             }
             (Time::from_nanos(slot.quiet_until()), pause)
@@ -179,6 +177,7 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
         }
         Attempt::Gone | Attempt::Unavailable => {
             slot.unwatch();
+            tell_host(slot);
             return Time::NEVER;
         }
         Attempt::NotBlocked | Attempt::Unanswered => (Time::NEVER, pause),
@@ -190,6 +189,13 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
     at
 }
 
+/// The thread is looked at no more: if a call of it was ended, the host is told.
+fn tell_host(slot: &'static Slot) {
+    if slot.forget_ended() {
+        host::left_scope(slot.host_thread());
+    }
+}
+
 /// Looks at the thread, and ends its call with the host's help.
 fn attempt(slot: &'static Slot) -> Attempt {
     if !foreign::is_wanted() {
@@ -199,13 +205,14 @@ fn attempt(slot: &'static Slot) -> Attempt {
     let Some(node) = NodeRef::published(slot).filter(NodeRef::is_cancelled) else {
         return Attempt::Refused;
     };
+    if slot.masked_until() > Time::now() {
+        return Attempt::NotBlocked;
+    }
     if quiet > Time::now() && !slot.is_unraised() {
         return Attempt::Refused;
     }
-    let is_futex = match slot.blocked_in() {
-        Blocked::InCall => false,
-        Blocked::InFutex if host::is_installed() => true,
-        _ => return Attempt::NotBlocked,
+    let Some(name) = slot.blocked_in() else {
+        return Attempt::NotBlocked;
     };
     if slot.is_left_alone() {
         host::left_alone(slot.host_thread());
@@ -216,7 +223,7 @@ fn attempt(slot: &'static Slot) -> Attempt {
     let mut call = Call {
         slot,
         grace,
-        is_futex,
+        name,
         made: Attempt::NotBlocked,
     };
     host::end_call(&mut call);
@@ -228,8 +235,8 @@ struct Call {
     slot: &'static Slot,
     /// The canceller's.
     grace: Option<Duration>,
-    /// See [`BlockedCall::is_futex`].
-    is_futex: bool,
+    /// See [`BlockedCall::name`].
+    name: &'static str,
     /// What has become of it.
     made: Attempt,
 }
@@ -243,12 +250,12 @@ impl BlockedCall for Call {
         self.slot.home()
     }
 
-    fn is_futex(&self) -> bool {
-        self.is_futex
+    fn name(&self) -> &'static str {
+        self.name
     }
 
     fn end(&mut self) -> Option<EndedCall> {
-        self.made = if self.is_futex {
+        self.made = if self.name == foreign::FUTEX {
             self.slot.end_futex(self.grace)
         } else {
             self.slot.end_call(self.grace, PATIENCE)

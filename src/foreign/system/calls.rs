@@ -40,9 +40,9 @@ pub(crate) struct Call {
 enum Kind {
     /// All of them.
     Any,
-    /// A sleep: only under a host. Rust's `std::thread::sleep` panics on an error other than `EINTR`, where a
-    /// runtime that raises exceptions for errors does so.
-    Sleep,
+    /// Only under a host, which knows the code that makes the call. Rust's `std::thread::sleep` panics on an error
+    /// other than `EINTR`, and event loops abort the process at such an error of `epoll_wait`.
+    Hosted,
     /// `fcntl`: only the commands that wait for a lock.
     Lock,
 }
@@ -91,8 +91,13 @@ static CALLS: &[Call] = &[
     of_file(libc::SYS_connect, "connect"),
     plain(libc::SYS_ppoll, "ppoll"),
     plain(libc::SYS_pselect6, "pselect6"),
-    of_file(libc::SYS_epoll_pwait, "epoll_pwait"),
-    of_file(libc::SYS_epoll_pwait2, "epoll_pwait2"),
+    call(libc::SYS_epoll_pwait, "epoll_pwait", Some(0), Kind::Hosted),
+    call(
+        libc::SYS_epoll_pwait2,
+        "epoll_pwait2",
+        Some(0),
+        Kind::Hosted,
+    ),
     plain(libc::SYS_wait4, "wait4"),
     plain(libc::SYS_waitid, "waitid"),
     of_file(libc::SYS_flock, "flock"),
@@ -102,19 +107,19 @@ static CALLS: &[Call] = &[
     plain(libc::SYS_semtimedop, "semtimedop"),
     plain(libc::SYS_msgrcv, "msgrcv"),
     plain(libc::SYS_msgsnd, "msgsnd"),
-    call(libc::SYS_nanosleep, "nanosleep", None, Kind::Sleep),
+    call(libc::SYS_nanosleep, "nanosleep", None, Kind::Hosted),
     call(
         libc::SYS_clock_nanosleep,
         "clock_nanosleep",
         None,
-        Kind::Sleep,
+        Kind::Hosted,
     ),
     #[cfg(target_arch = "x86_64")]
     plain(libc::SYS_poll, "poll"),
     #[cfg(target_arch = "x86_64")]
     plain(libc::SYS_select, "select"),
     #[cfg(target_arch = "x86_64")]
-    of_file(libc::SYS_epoll_wait, "epoll_wait"),
+    call(libc::SYS_epoll_wait, "epoll_wait", Some(0), Kind::Hosted),
     #[cfg(target_arch = "x86_64")]
     plain(libc::SYS_open, "open"),
 ];
@@ -125,11 +130,11 @@ static RESTARTED_SLEEP: Call = call(
     libc::SYS_restart_syscall,
     "clock_nanosleep",
     None,
-    Kind::Sleep,
+    Kind::Hosted,
 );
 
-/// The entry of a call that was seen, if it may be ended. `sleeps`: sleeps may be ended as well.
-pub(crate) fn entry(seen: &Seen, sleeps: bool) -> Option<&'static Call> {
+/// The entry of a call that was seen, if it may be ended.
+pub(crate) fn entry(seen: &Seen, has_host: bool) -> Option<&'static Call> {
     let number = libc::c_long::try_from(seen[0]).ok()?;
     let found = if number == libc::SYS_restart_syscall {
         restarted(seen)
@@ -138,11 +143,17 @@ pub(crate) fn entry(seen: &Seen, sleeps: bool) -> Option<&'static Call> {
     };
     found.filter(|call| match call.kind {
         Kind::Any => true,
-        Kind::Sleep => sleeps,
+        Kind::Hosted => has_host,
         Kind::Lock => [libc::F_SETLKW, libc::F_OFD_SETLKW]
             .iter()
             .any(|command| u64::try_from(*command).is_ok_and(|command| command == seen[2])),
     })
+}
+
+/// True for a sleep.
+pub(crate) fn is_sleep(seen: &Seen) -> bool {
+    let number = libc::c_long::try_from(seen[0]);
+    number == Ok(libc::SYS_clock_nanosleep) || number == Ok(libc::SYS_nanosleep)
 }
 
 /// True for a wait for a change of memory.

@@ -29,6 +29,7 @@ use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
+use super::calls::is_sleep;
 use crate::foreign::order::{Answer, Seen};
 use crate::foreign::{Slot, Unavailable, slot};
 
@@ -139,7 +140,7 @@ fn handle(info: &Info, context: &mut libc::ucontext_t) {
     let Some((seen, grace)) = slot.order.take(number) else {
         return;
     };
-    let answer = match Registers(context).end_if(&seen, || decide(slot, grace)) {
+    let answer = match Registers(context).end_if(&seen, || decide(slot, grace, is_sleep(&seen))) {
         Some(true) => Answer::Ended,
         Some(false) => Answer::Refused,
         None => Answer::Moved,
@@ -149,7 +150,7 @@ fn handle(info: &Info, context: &mut libc::ucontext_t) {
 
 /// Decides whether a call of the slot's thread is ended; if so counts it, and begins the grace. On that thread,
 /// or while it cannot run.
-pub(super) fn decide(slot: &Slot, grace: Option<u64>) -> bool {
+pub(super) fn decide(slot: &Slot, grace: Option<u64>, is_sleep: bool) -> bool {
     let now = now();
     if !slot.may_end(now) {
         return false;
@@ -160,9 +161,7 @@ pub(super) fn decide(slot: &Slot, grace: Option<u64>) -> bool {
         slot.not_before
             .store(now.saturating_add(grace).max(1), Ordering::Relaxed);
     }
-    if crate::host::is_installed() {
-        slot.unraised.fetch_add(1, Ordering::Relaxed);
-    }
+    slot.note_unraised(is_sleep);
     slot.ended.fetch_add(1, Ordering::Relaxed);
     ENDED.fetch_add(1, Ordering::Relaxed);
     true

@@ -5,7 +5,7 @@
 //! 1. That error is replaced where it is raised, before any handler of the code sees it, by what a checkpoint
 //!    would raise there.
 //! 2. No other exception is replaced: the thread asks the core whether a call of its own was ended, and the
-//!    error is the `OSError`, or is raised by the very call into C in which the thread was found.
+//!    error is raised by the very call into C in which the thread was found: in the same frame, at the same place.
 //! 3. A call is ended only if its error can be replaced, and only while the block of the cancelled scope is on
 //!    the thread's stack (I41).
 //!
@@ -33,17 +33,20 @@ use pyo3::sync::MutexExt;
 
 use super::protected::NoCollection;
 use super::trace;
+use crate::foreign::FUTEX;
 use crate::host::{BlockedCall, HostThread};
 use crate::python::binding::attach::attach;
-use crate::python::binding::{frames, home, raw_frames};
+use crate::python::binding::{frames, home};
 use crate::scope;
 
 /// A thread whose call was ended, and which has not raised the error yet.
 struct Ended {
     /// See [`HostThread::ident`].
-    thread: usize,
-    /// The address of the frame that has made the call, and the place in its code.
-    place: (usize, u32),
+    thread: u64,
+    /// The frame that has made the call. Dropped with nothing locked: that may run finalizers.
+    frame: Py<PyAny>,
+    /// The place in its code.
+    place: u32,
     /// It is a wait of a `Condition`, which raises no error by itself.
     is_wait: bool,
 }
@@ -118,15 +121,14 @@ pub(in crate::python) fn thread() -> Option<HostThread> {
 }
 
 /// The calling thread, as `threading.get_ident()` has it.
-#[cfg(unix)]
-fn ident() -> usize {
+#[cfg(target_os = "linux")]
+fn ident() -> u64 {
     // SAFETY: it may be called at any time.
-    let ident = unsafe { libc::pthread_self() };
-    ident as usize
+    unsafe { libc::pthread_self() }
 }
 
-#[cfg(not(unix))]
-fn ident() -> usize {
+#[cfg(not(target_os = "linux"))]
+fn ident() -> u64 {
     0 // no call is ended there
 }
 
@@ -143,13 +145,10 @@ pub(in crate::python) fn left_scope(thread: HostThread) {
 /// The watcher: the thread's calls are left alone. Notes the module whose code made the call.
 pub(in crate::python) fn left_alone(thread: HostThread) {
     watch(|py| {
-        let Some(frame) = frames::of_thread(py, thread.ident as u64)? else {
+        let Some(frame) = frames::of_thread(py, thread.ident)? else {
             return Ok(());
         };
-        let name = frame
-            .getattr(intern!(py, "f_globals"))?
-            .get_item(intern!(py, "__name__"))?
-            .extract()?;
+        let name = module_of(&frame)?;
         let mut modules = modules();
         if !modules.contains(&name) {
             modules.push(name);
@@ -169,58 +168,79 @@ fn watch(act: impl FnOnce(Python<'_>) -> PyResult<()>) {
 }
 
 fn end_attached(py: Python<'_>, call: &mut dyn BlockedCall) -> PyResult<()> {
+    let mut gone = None; // dropped after the lock is released
     let mut armed = lock(py);
     let thread = call.thread();
-    let Some(frame) = frames::of_thread(py, thread.ident as u64)? else {
+    let Some(frame) = frames::of_thread(py, thread.ident)? else {
         return Ok(());
     };
     if !home::is_on_stack(py, &frame, call.home())? {
         return Ok(());
     }
-    if call.is_futex() {
+    if call.name().starts_with("epoll") && !calls_poll(&frame)? {
+        return Ok(());
+    }
+    if call.name() == FUTEX {
         return condition::end(&frame, &mut || {
-            arm_and_end(py, &mut armed, &frame, call, true)
+            arm_and_end(&mut armed, &mut gone, &frame, call, true)
         });
     }
-    arm_and_end(py, &mut armed, &frame, call, false)?;
+    arm_and_end(&mut armed, &mut gone, &frame, call, false)?;
     Ok(())
 }
 
-/// True: it was ended.
+/// Does the code of the frame call a `poll()` that may raise? That of `select.epoll` takes any error. Event loops in
+/// C, as that of uvloop, abort the process at an error of `epoll_wait` which they do not know; the code that
+/// runs them calls none. That of trio cannot go on after an exception in its `poll()`.
+fn calls_poll(frame: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = frame.py();
+    let names = frames::code(frame)?.getattr(intern!(py, "co_names"))?;
+    Ok(names.contains(intern!(py, "poll"))? && !module_of(frame)?.starts_with("trio."))
+}
+
+/// The name of the module whose code the frame runs.
+fn module_of(frame: &Bound<'_, PyAny>) -> PyResult<String> {
+    let py = frame.py();
+    let globals = frame.getattr(intern!(py, "f_globals"))?;
+    globals.get_item(intern!(py, "__name__"))?.extract()
+}
+
+/// True: it was ended. `gone` gets an entry that is not needed any more.
 fn arm_and_end(
-    py: Python<'_>,
     armed: &mut Armed,
+    gone: &mut Option<Ended>,
     frame: &Bound<'_, PyAny>,
     call: &mut dyn BlockedCall,
     is_wait: bool,
 ) -> PyResult<bool> {
-    let thread = call.thread();
-    let Some(layout) = raw_frames::layout(py)? else {
-        return Ok(false); // an unknown interpreter
-    };
-    let place = (
-        layout.of_object(frame).address(),
-        frames::last_instruction(frame)?,
-    );
-    armed.threads.retain(|other| other.thread != thread.ident);
+    let (py, thread) = (frame.py(), call.thread());
+    let is_of_thread = |ended: &Ended| ended.thread == thread.ident;
+    // Of a call that was ended before, and whose error was not raised yet.
+    let former = armed.threads.iter().position(is_of_thread);
+    let former = former.map(|index| armed.threads.swap_remove(index));
     armed.threads.push(Ended {
         thread: thread.ident,
-        place,
+        frame: frame.clone().unbind(),
+        place: frames::last_instruction(frame)?,
         is_wait,
     });
     let is_armed = apply(py, armed)?;
     let ended = is_armed && call.end().is_some();
     if !ended {
-        armed.threads.pop();
+        *gone = armed.threads.pop();
+        armed.threads.extend(former);
         apply(py, armed)?;
-    } else if !trace::is_monitored(py) {
+        return Ok(false);
+    }
+    *gone = former;
+    if !trace::is_monitored(py) {
         // The thread comes to its next instruction after this, for it needs the interpreter.
         if is_wait {
             frame.setattr(intern!(py, "f_trace_opcodes"), true)?;
         }
         trace::set_for(py, thread.state)?;
     }
-    Ok(ended)
+    Ok(true)
 }
 
 /// Sets the events of sys.monitoring that the listed threads need; gives the tool back if there are none.
@@ -263,14 +283,17 @@ fn lock(py: Python<'_>) -> MutexGuard<'_, Armed> {
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-fn disarm(py: Python<'_>, thread: usize) -> PyResult<()> {
+fn disarm(py: Python<'_>, thread: u64) -> PyResult<()> {
     let mut armed = lock(py);
-    let before = armed.threads.len();
-    armed.threads.retain(|ended| ended.thread != thread);
-    if armed.threads.len() != before {
-        apply(py, &mut armed)?;
-    }
-    Ok(())
+    let of_thread = |ended: &Ended| ended.thread == thread;
+    let Some(index) = armed.threads.iter().position(of_thread) else {
+        return Ok(());
+    };
+    let gone = armed.threads.swap_remove(index);
+    let applied = apply(py, &mut armed);
+    drop(armed);
+    drop(gone);
+    applied.map(drop)
 }
 
 /// From 3.12 on, where an exception is raised, in all threads.
@@ -278,10 +301,10 @@ fn disarm(py: Python<'_>, thread: usize) -> PyResult<()> {
 fn on_raise(
     py: Python<'_>,
     _code: &Bound<'_, PyAny>,
-    offset: u32,
+    _offset: u32,
     raised: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    instead_of(py, raised, Some(offset)).map_or(Ok(()), Err)
+    instead_of(py, raised).map_or(Ok(()), Err)
 }
 
 /// From 3.12 on, in front of each instruction of `Condition.wait`, in all threads.
@@ -290,37 +313,27 @@ fn on_step(py: Python<'_>, _code: &Bound<'_, PyAny>, _offset: u32) -> PyResult<(
     instead_of_return(py).map_or(Ok(()), Err)
 }
 
-/// The calling thread raises an exception, at this place in the code of its innermost frame: what is raised in
-/// place of it, if it is the error of a call that was ended.
-pub(super) fn instead_of(
-    py: Python<'_>,
-    raised: &Bound<'_, PyAny>,
-    place: Option<u32>,
-) -> Option<PyErr> {
-    if !scope::has_ended_call() {
-        return None;
-    }
-    let is_error_of_c = || {
-        let is_error = raised.is_instance_of::<PyException>()
-            && !raised.is_instance_of::<PyStopIteration>()
-            && !raised.is_instance_of::<PyStopAsyncIteration>();
-        is_error && is_at(py, place, false)
-    };
-    if is_canceled(raised) {
-        return raise(py);
-    }
-    if !is_error_of_c() {
+/// The calling thread raises an exception: what is raised in place of it, if it is the error of a call that was
+/// ended.
+pub(super) fn instead_of(py: Python<'_>, raised: &Bound<'_, PyAny>) -> Option<PyErr> {
+    if !scope::has_ended_call()
+        || !is_error(raised)
+        || !places(py, false).is_some_and(|(here, call)| here == call)
+    {
         return None;
     }
     let stop = raise(py)?;
-    stop.set_cause(py, Some(PyErr::from_value(raised.clone())));
+    if !is_canceled(raised) {
+        stop.set_cause(py, Some(PyErr::from_value(raised.clone())));
+    }
     Some(stop)
 }
 
 /// The calling thread comes to an instruction: what is raised there, if it is the first one behind a wait
 /// that was ended.
 pub(super) fn instead_of_return(py: Python<'_>) -> Option<PyErr> {
-    let is_due = scope::has_ended_call() && is_at(py, None, true);
+    let is_due =
+        scope::has_ended_call() && places(py, true).is_some_and(|(here, wait)| here > wait);
     if !is_due {
         return None;
     }
@@ -331,25 +344,34 @@ pub(super) fn instead_of_return(py: Python<'_>) -> Option<PyErr> {
     raise(py)
 }
 
-/// Is the calling thread in the frame whose call was ended, and at the place of that call, if one is given?
-fn is_at(py: Python<'_>, place: Option<u32>, is_wait: bool) -> bool {
+/// The place at which the calling thread is in the frame whose call was ended, and that of the call. `None`: it is in
+/// no such frame.
+fn places(py: Python<'_>, is_wait: bool) -> Option<(u32, u32)> {
+    let frame = frames::frame(py)?;
     let thread = ident();
-    let of_thread = lock(py)
+    let place = lock(py)
         .threads
         .iter()
         .find(|ended| ended.thread == thread && ended.is_wait == is_wait)
-        .map(|ended| ended.place);
-    let Some((frame, at)) = of_thread else {
-        return false;
-    };
-    let innermost = || {
-        let layout = raw_frames::layout(py).ok()??;
-        Some(layout.of_object(&frames::frame(py)?).address())
-    };
-    place.is_none_or(|place| place == at) && innermost() == Some(frame)
+        .filter(|ended| frame.is(&ended.frame))
+        .map(|ended| ended.place)?;
+    Some((frames::last_instruction(&frame).ok()?, place))
 }
 
-/// Is it the `OSError` of a call that was ended?
+/// The result of a function that native code has called. If the function is one of C, that code takes the exception
+/// before it is raised in a frame of the interpreter.
+pub(in crate::python) fn checked<T>(py: Python<'_>, result: PyResult<T>) -> PyResult<T> {
+    result.map_err(|raised| instead_of(py, raised.value(py)).unwrap_or(raised))
+}
+
+/// An exception that is an error: not one of the loop that the call was made for.
+fn is_error(raised: &Bound<'_, PyAny>) -> bool {
+    raised.is_instance_of::<PyException>()
+        && !raised.is_instance_of::<PyStopIteration>()
+        && !raised.is_instance_of::<PyStopAsyncIteration>()
+}
+
+/// Is it the `OSError` that CPython makes of the error?
 fn is_canceled(raised: &Bound<'_, PyAny>) -> bool {
     raised.is_instance_of::<PyOSError>()
         && raised

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::clock::Time;
+use crate::foreign::{self, CallsMasked};
 use crate::scope;
 use crate::task::{MaskNumber, Task};
 
@@ -18,6 +19,8 @@ use crate::task::{MaskNumber, Task};
 pub(in crate::python) struct Mask {
     pub(in crate::python) task: Arc<Task>,
     number: MaskNumber,
+    /// A step that is not to be killed half-way is not to be cut short in a blocking call, either.
+    _calls: Option<CallsMasked>,
 }
 
 impl Mask {
@@ -25,8 +28,13 @@ impl Mask {
     /// where no kill can come.
     pub(in crate::python) fn open(at_most: Duration) -> Option<Mask> {
         let task = scope::current_task()?;
-        let number = task.mask(Time::after(at_most));
-        Some(Mask { task, number })
+        let end = Time::after(at_most);
+        let number = task.mask(end);
+        Some(Mask {
+            task,
+            number,
+            _calls: CallsMasked::until(end),
+        })
     }
 }
 
@@ -60,10 +68,10 @@ thread_local! {
     static HELD_OFF: Cell<Option<HeldOff>> = const { Cell::new(None) };
 }
 
-/// Calls a function that a kill must not interrupt half-way.
+/// Calls a function that a kill must not interrupt half-way, nor the end of a blocking call in it.
 pub(in crate::python) fn masked<R>(waits: InWaits, call: impl FnOnce() -> R) -> R {
     let outer = HELD_OFF.replace(HeldOff::open(waits));
-    let result = call();
+    let result = foreign::with_calls_left_alone(call);
     drop(HELD_OFF.replace(outer));
     result
 }

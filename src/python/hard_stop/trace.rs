@@ -435,8 +435,7 @@ fn stepped(py: Python<'_>) -> Option<PyErr> {
 fn replaced(raised: &Bound<'_, PyAny>) -> Option<PyErr> {
     let py = raised.py();
     let value = raised.cast::<PyTuple>().ok()?.get_item(1).ok()?;
-    let place = frames::frame(py).and_then(|frame| frames::last_instruction(&frame).ok());
-    let stop = in_place::instead_of(py, &value, place)?;
+    let stop = in_place::instead_of(py, &value)?;
     IS_SET.set(true);
     if traced_task().is_none() {
         unset(py);

@@ -35,6 +35,7 @@ use crate::boundary::{BodyEnd, Boundary};
 use crate::cause::{Cause, CauseKind};
 use crate::clock::Time;
 use crate::error::{ScopeMisuse, Stop};
+use crate::foreign;
 use crate::fork;
 use crate::ledger::AbandonHook;
 use crate::python::binding::attach::attach;
@@ -602,7 +603,10 @@ impl GroupCore {
     ) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let hand = Bound::new(py, WorkerThread::new(core.name()))?;
-        let started = slf.call_method1(group_hooks::_start_thread(slf.py()), (&hand, task));
+        // It waits until the thread runs, also in a cancelled group.
+        let started = foreign::with_calls_left_alone(|| {
+            slf.call_method1(group_hooks::_start_thread(py), (&hand, task))
+        });
         let Err(failure) = started else {
             return Ok(());
         };

@@ -54,6 +54,7 @@ use crate::python::binding::runnable::check_result;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
 use crate::python::error::Cancelled;
+use crate::python::hard_stop::in_place;
 use crate::python::hard_stop::mask::Mask;
 use crate::python::op::Visited;
 use crate::python::ports::engine_source;
@@ -475,7 +476,8 @@ impl WorkerSlot {
             if process.is_none() {
                 lease.get().decode(py)?;
             }
-            check_result(handler.call1(&arguments)?, false).map(Bound::unbind)
+            let result = in_place::checked(py, handler.call1(&arguments))?;
+            check_result(result, false).map(Bound::unbind)
         };
         let settled = task::run(py, task, body, |result, ended| {
             let before = this.current.lock().take();

@@ -231,6 +231,7 @@ impl Task {
         let cause = cause.unwrap_or_else(|| Cause::deadline(node.own_deadline()));
         self.request_block_kill(id, &cause, now + StopPolicy::default().defer);
         self.deliver_at_wait();
+        node.end_grace();
         self.deliver_async_to_block(id);
         // Closed meanwhile: there is no next time.
         let mut inner = self.inner.lock();
