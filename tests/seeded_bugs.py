@@ -76,7 +76,10 @@ BUGS = (
         "a flag is read before it is pinned",
         "foreign/slots.rs",
         "foreign",
-        ("self.pins.fetch_add(1, Ordering::SeqCst); fence::heavy();", "self.pins.fetch_add(1, Ordering::Relaxed);"),
+        (
+            "self.pins.fetch_add(1, Ordering::SeqCst); fence::heavy();",
+            "self.pins.fetch_add(1, Ordering::Relaxed);",
+        ),
     ),
     bug(
         "a thread publishes and does not wait for pins",

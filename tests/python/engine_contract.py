@@ -21,7 +21,7 @@ from desist import Fenced, RetryPolicy, WorkerPool
 from desist.engines import Delivery, Engine, EngineQueue
 from engine_model import Model, counts, put
 from pool_model import run_programs
-from support import ABANDON, NEVER, Victim, drained, in_its_wait
+from support import ABANDON, NEVER, DeafEvent, Victim, drained, in_its_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -466,7 +466,7 @@ class Contract:
         assert attempts == [1, 2]
 
     def test_an_abandoned_worker_is_fenced(self, engines: Engines) -> None:
-        begun, go_on = threading.Semaphore(0), threading.Event()
+        begun, go_on = threading.Semaphore(0), DeafEvent()
         late: list[BaseException] = []
 
         def handler(lease: Lease[str]) -> int:
@@ -480,7 +480,7 @@ class Contract:
                 over.set()
             return lease.attempt
 
-        over = threading.Event()
+        over = DeafEvent()
         with (
             EngineQueue[str](engines()) as queue,
             WorkerPool(handler, queue=queue, workers=1, policy=ABANDON) as pool,

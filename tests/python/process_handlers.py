@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -173,8 +174,10 @@ def signal_itself(lease: Lease[int]) -> int:
 
 
 def until_killed() -> NoReturn:
+    stuck = threading.Lock()
+    stuck.acquire()
     while True:
-        time.sleep(1000)
+        stuck.acquire(timeout=1000)  # a wait that no cancellation ends
 
 
 def always_dies(lease: Lease[int]) -> NoReturn:

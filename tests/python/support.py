@@ -97,12 +97,36 @@ class Victim(desist.Thread, Generic[T]):
         self.join()
 
 
+class DeafEvent:
+    """An event whose wait nothing else ends: it is one for a lock."""
+
+    def __init__(self) -> None:
+        self._unset = threading.Lock()
+        self._unset.acquire()
+
+    def is_set(self) -> bool:
+        return not self._unset.locked()
+
+    def set(self) -> None:
+        if not self.is_set():
+            self._unset.release()
+
+    def clear(self) -> None:
+        self._unset.acquire(blocking=False)
+
+    def wait(self, timeout: float = -1) -> bool:
+        is_set = self._unset.acquire(timeout=timeout)
+        if is_set:
+            self._unset.release()
+        return is_set
+
+
 class Deaf:
     """A handler that only the test ends."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
-        self.go_on = threading.Event()
+        self.go_on = DeafEvent()
 
     def __call__(self, _: Lease[int]) -> None:
         self.begun.release()
@@ -271,3 +295,11 @@ def on_deadline(callback: Callable[[CancelCause], object]) -> tuple[CancelSource
         if not late:
             return source, registration
         timeout *= 2
+
+
+def left_with_its_end_skipped(block: Any) -> None:
+    """Call `block`, which raises in a `with` statement; the statement's end does not run."""
+    code: Any = block.__code__
+    block.__code__ = code.replace(co_exceptiontable=b"")
+    with pytest.raises(ZeroDivisionError):
+        block()

@@ -11,6 +11,8 @@ SETTING = """
 import builtins, os, sys, tempfile, threading, time, warnings, desist
 from desist.testing import run
 
+desist.set_foreign(False)  # the code that lingers is not stopped
+
 class LastObject:  # its finalizer lets the other threads come back while the interpreter ends
     def __del__(self, sleep=time.sleep):
         sleep(0.02)

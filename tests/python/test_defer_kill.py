@@ -12,7 +12,7 @@ import pytest
 import desist
 from desist import Killed, KillOutcome, ScopeMisuse, TaskState, defer_kill
 from desist._core import Task
-from support import ABANDON, AT_WAIT, FORCE, INSIST, NEVER, Victim, in_thread, spin
+from support import ABANDON, AT_WAIT, FORCE, INSIST, NEVER, DeafEvent, Victim, in_thread, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -30,7 +30,7 @@ class Deferred:
 
     def __init__(self, policy: StopPolicy = INSIST) -> None:
         self.policy = policy
-        self.go_on = threading.Event()
+        self.go_on = DeafEvent()
 
     def __call__(self, victim: Victim[Any]) -> None:
         killer = threading.Thread(target=victim.kill, kwargs={"policy": self.policy})
@@ -153,7 +153,7 @@ def test_i25_a_kill_is_deferred_no_longer_than_the_block_asks_for() -> None:
 
 
 def test_i25_a_block_is_not_abandoned_before_its_time() -> None:
-    end = threading.Event()
+    end = DeafEvent()
 
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(0.05):
@@ -301,7 +301,7 @@ def test_without_a_bound_it_defers_a_kill_until_its_end() -> None:
 
 
 def test_an_abandoned_task_may_still_leave_its_block() -> None:
-    end = threading.Event()
+    end = DeafEvent()
 
     def body(ready: Callable[[], None]) -> None:
         with defer_kill(NEVER):

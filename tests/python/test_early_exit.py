@@ -30,7 +30,7 @@ from desist import (
     ThreadPoolExecutor,
     WorkerPool,
 )
-from support import INSIST, NEVER, Victim, until_there_are
+from support import INSIST, NEVER, DeafEvent, Victim, left_with_its_end_skipped, until_there_are
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -51,18 +51,18 @@ SOON = 0.02
 # --- the work -------------------------------------------------------------------------------------
 
 
-def waits(begun: Callable[[], None], _: threading.Event) -> None:
+def waits(begun: Callable[[], None], _: DeafEvent) -> None:
     begun()
     desist.sleep_forever()
 
 
-def spins(begun: Callable[[], None], _: threading.Event) -> None:
+def spins(begun: Callable[[], None], _: DeafEvent) -> None:
     begun()
     while True:
         pass
 
 
-def swallows(begun: Callable[[], None], _: threading.Event) -> None:
+def swallows(begun: Callable[[], None], _: DeafEvent) -> None:
     begun()
     while True:
         try:
@@ -72,7 +72,7 @@ def swallows(begun: Callable[[], None], _: threading.Event) -> None:
             pass
 
 
-def blocks(begun: Callable[[], None], end: threading.Event) -> None:
+def blocks(begun: Callable[[], None], end: DeafEvent) -> None:
     begun()
     end.wait()
 
@@ -259,7 +259,7 @@ def check_end(  # noqa: PLR0917 (the columns of the table)
 def test_i35_a_block_that_is_left_early_ends_its_work(
     own: Any, work: Any, way: Any, at_its_end: bool, hooked: list[Any]
 ) -> None:
-    before, begun, end = threading.active_count(), threading.Event(), threading.Event()
+    before, begun, end = threading.active_count(), threading.Event(), DeafEvent()
     owner = own(GIVES_UP if work is blocks else ENDS)
     raised: BaseException | None = None
     tasks: list[Any] = []
@@ -288,7 +288,7 @@ def test_i35_a_block_that_is_left_early_ends_its_work(
 def test_i35_a_block_whose_thread_is_killed_ends_its_work(
     own: Any, work: Any, hooked: list[Any]
 ) -> None:
-    before, begun, end = threading.active_count(), threading.Event(), threading.Event()
+    before, begun, end = threading.active_count(), threading.Event(), DeafEvent()
     owner = own(GIVES_UP if work is blocks else ENDS)
     tasks: list[Any] = []
     late: list[Any] = []
@@ -317,14 +317,6 @@ def in_a_task(body: Callable[[], None]) -> None:
     assert thread.state is TaskState.DONE
 
 
-def left_with_its_end_skipped(block: Any) -> None:
-    """Call `block`, which raises in a `with` statement; the statement's end does not run."""
-    code: Any = block.__code__
-    block.__code__ = code.replace(co_exceptiontable=b"")
-    with pytest.raises(ZeroDivisionError):
-        block()
-
-
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="its code has no exception table")
 @pytest.mark.parametrize("around", ["task", "scope", "forced"])
 @pytest.mark.parametrize("work", ENDINGS, ids=lambda work: work.__name__)
@@ -332,7 +324,7 @@ def left_with_its_end_skipped(block: Any) -> None:
 def test_i35_a_block_whose_end_was_skipped_ends_its_work_with_the_code_around_it(
     own: Any, work: Any, around: str, hooked: list[Any]
 ) -> None:
-    before, begun, end = threading.active_count(), threading.Event(), threading.Event()
+    before, begun, end = threading.active_count(), threading.Event(), DeafEvent()
     owner = own(GIVES_UP if work is blocks else ENDS)
     tasks: list[Any] = []
     late: list[Any] = []

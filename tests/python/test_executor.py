@@ -25,7 +25,7 @@ from desist import (
     ThreadPoolExecutor,
     testing,
 )
-from support import ABANDON, FORCE, NEVER, in_its_wait
+from support import ABANDON, FORCE, NEVER, DeafEvent, in_its_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_a_shutdown_may_cancel_the_functions_that_have_not_begun() -> None:
 
 
 def test_code_without_checkpoints_goes_on() -> None:
-    end = threading.Event()
+    end = DeafEvent()
     with ThreadPoolExecutor(1) as executor:
         future = running(executor, partial(end.wait, NEVER))
         future.cancel()
@@ -224,7 +224,7 @@ def test_a_function_cannot_kill_itself() -> None:
 
 
 def test_an_abandoned_thread_is_replaced_up_to_the_limit() -> None:
-    ends = [threading.Event() for _ in range(2)]
+    ends = [DeafEvent() for _ in range(2)]
     executor = ThreadPoolExecutor(1, max_abandoned=1)
     for number, end in enumerate(ends):
         stuck = running(executor, partial(end.wait, NEVER))
@@ -246,7 +246,7 @@ def test_an_abandoned_thread_is_replaced_up_to_the_limit() -> None:
 
 
 def test_an_executor_is_exhausted_by_one_thread_more_than_it_may_abandon() -> None:
-    end = threading.Event()
+    end = DeafEvent()
     executor = ThreadPoolExecutor(2, max_abandoned=0)
     stuck, busy = running(executor, partial(end.wait, NEVER)), running(executor)
     waiting = executor.submit(int, "7")
@@ -264,7 +264,7 @@ def test_an_executor_is_exhausted_by_one_thread_more_than_it_may_abandon() -> No
 def test_an_executor_is_not_exhausted_any_more_when_its_abandoned_threads_have_ended() -> None:
     with ThreadPoolExecutor(1, max_abandoned=0) as executor:
         for _ in range(3):
-            end, threads = threading.Event(), set(executor._threads)
+            end, threads = DeafEvent(), set(executor._threads)
             stuck = running(executor, partial(end.wait, NEVER))
             (thread,) = set(executor._threads) - threads or threads
             stuck.kill(policy=ABANDON)
@@ -429,7 +429,9 @@ def test_an_abandoned_thread_does_not_keep_the_interpreter_from_its_exit() -> No
         "import desist, threading\n"
         "executor = desist.ThreadPoolExecutor(1)\n"
         "begun = threading.Event()\n"
-        "future = executor.submit(lambda: (begun.set(), threading.Event().wait()))\n"
+        "stuck = threading.Lock()\n"
+        "stuck.acquire()\n"
+        "future = executor.submit(lambda: (begun.set(), stuck.acquire()))\n"
         "begun.wait()\n"
         "policy = desist.StopPolicy(cooperative=0, at_wait=None, async_exc=None, trace=None)\n"
         "print(future.kill(policy=policy).outcome.name)\n"

@@ -18,6 +18,7 @@ import sys, threading, time, desist
 FAST = desist.StopPolicy(cooperative=0.05, at_wait=0.05, async_exc=0.05, trace=0.05, defer=0.05)
 PATIENT = desist.StopPolicy(cooperative=1000)
 inside, go_on = threading.Event(), threading.Event()
+desist.set_foreign(False)  # the handlers are deaf
 
 def polite(*_):
     try:

@@ -12,7 +12,7 @@ import pytest
 import desist
 from desist import Fenced, KillOutcome, Lock, LockPoisoned, OwnerLost, RLock, ScopeMisuse
 from desist._core import LockGuard, Task
-from support import ABANDON, HAS_GIL, INSIST, NEVER, Victim, held, in_thread, spin
+from support import ABANDON, HAS_GIL, INSIST, NEVER, DeafEvent, Victim, held, in_thread, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -25,7 +25,7 @@ def abandoned_in(
     hold: Callable[[], object], afterwards: Callable[[], object]
 ) -> Iterator[Victim[object]]:
     """Run the block while a thread is abandoned in `hold`; then the thread runs `afterwards`."""
-    go_on = threading.Event()
+    go_on = DeafEvent()
 
     def body(ready: Callable[[], None]) -> object:
         hold()
@@ -349,7 +349,7 @@ def test_a_lock_that_is_not_fenced_stays_unavailable() -> None:
 
 
 def test_a_waiter_of_a_fenced_lock_gets_it_when_its_holder_is_abandoned() -> None:
-    lock, end = Lock(fenced=True, on_kill="release"), threading.Event()
+    lock, end = Lock(fenced=True, on_kill="release"), DeafEvent()
 
     def hold(ready: Callable[[], None]) -> None:
         with lock.guard():

@@ -36,6 +36,7 @@ from support import (
     HAS_GIL,
     INSIST,
     NEVER,
+    DeafEvent,
     Victim,
     in_child,
     in_thread,
@@ -90,7 +91,7 @@ def running(group: TaskGroup, fn: Callable[[], Any] = desist.sleep_forever) -> T
     return task
 
 
-def deaf(end: threading.Event) -> Callable[[], None]:
+def deaf(end: DeafEvent) -> Callable[[], None]:
     """Start a task that ignores every cancel until `end`."""
 
     def body() -> None:
@@ -462,7 +463,7 @@ def test_a_task_that_stops_when_asked_has_not_failed_though_it_was_to_be_killed(
 
 
 def test_i35_an_abandoned_task_has_failed_and_is_not_waited_for() -> None:
-    end = threading.Event()
+    end = DeafEvent()
     with fails_with(TaskAborted) as parts, TaskGroup(on_error="continue") as group:
         stuck = running(group, deaf(end))
         assert stuck.kill(policy=ABANDON).outcome is KillOutcome.ABANDONED
@@ -475,7 +476,7 @@ def test_i35_an_abandoned_task_has_failed_and_is_not_waited_for() -> None:
 
 
 def test_no_task_runs_beside_an_abandoned_one_for_which_there_is_no_room() -> None:
-    end = threading.Event()
+    end = DeafEvent()
     failed = fails_with(TaskAborted, PoolExhausted, PoolExhausted)
     with failed, TaskGroup(on_error="continue", max_threads=1) as group:
         stuck = running(group, deaf(end))
@@ -496,7 +497,7 @@ def test_no_task_runs_beside_an_abandoned_one_for_which_there_is_no_room() -> No
 
 
 def test_tasks_go_on_waiting_for_the_threads_that_were_not_abandoned() -> None:
-    end, go_on = threading.Event(), threading.Event()
+    end, go_on = DeafEvent(), DeafEvent()
     with fails_with(TaskAborted), TaskGroup(on_error="continue", max_threads=2) as group:
         stuck, other = running(group, deaf(end)), running(group, deaf(go_on))
         waiting = [group.start_soon(int, "7") for _ in range(3)]
@@ -548,7 +549,7 @@ def test_i35_tasks_that_ignore_the_cancel_are_killed_with_the_groups_thread(
 
 
 def test_i35_tasks_of_a_killed_group_that_cannot_be_ended_are_abandoned(hooked: list[Any]) -> None:
-    end = threading.Event()
+    end = DeafEvent()
     tasks: list[Task[Any]] = []
 
     def body(ready: Callable[[], None]) -> None:

@@ -119,7 +119,7 @@ class GroupTrial:
                 told += [type(error) for error in raised.exceptions]
         threading.excepthook = threading.__excepthook__
         # A started thread that was not registered, because its starter was killed, ends by itself.
-        assert threading.active_count() == before
+        assert threading.active_count() == before, threading.enumerate()
         assert {child.state for child in children} <= OVER
         assert not lock.locked()
         killed = [child.state for child in children].count(TaskState.KILLED)

@@ -13,7 +13,7 @@ import pytest
 import desist
 from desist import Fenced, Guarded, KillOutcome, LockPoisoned, OwnerLost, ScopeMisuse
 from desist._core import Task
-from support import ABANDON, INSIST, NEVER, Victim, in_thread, spin
+from support import ABANDON, INSIST, NEVER, DeafEvent, Victim, in_thread, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -223,8 +223,8 @@ def test_a_kill_in_the_copy_changes_nothing_and_does_not_poison() -> None:
 # --- abandoned inside -----------------------------------------------------------------------------
 
 
-def abandoned_in(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], threading.Event]:
-    end = threading.Event()
+def abandoned_in(guarded: Guarded[dict[str, int]]) -> tuple[Victim[None], DeafEvent]:
+    end = DeafEvent()
 
     def body(ready: Callable[[], None]) -> None:
         with guarded.lock() as held:
@@ -268,7 +268,7 @@ def test_a_value_without_a_rollback_is_unavailable_after_an_abandoned_holder() -
 
 
 def test_a_block_that_was_abandoned_while_it_copied_does_not_begin() -> None:
-    entered, end = threading.Event(), threading.Event()
+    entered, end = DeafEvent(), DeafEvent()
     first = [True]
 
     def slow(value: dict[str, int]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import pytest
 import desist
 from desist import Cancelled, Killed, KillOutcome, Lock, LockPoisoned, OwnerLost, TaskState
 from desist._core import Task
-from support import ABANDON, AT_WAIT, FORCE, INSIST, NEVER, Victim, held, in_thread, spin
+from support import ABANDON, AT_WAIT, FORCE, INSIST, NEVER, DeafEvent, Victim, held, in_thread, spin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -247,7 +247,7 @@ def test_a_lock_that_a_finally_releases_is_poisoned_too() -> None:
 
 
 def test_a_held_lock_defers_a_kill_until_it_is_released() -> None:
-    lock, go_on = Lock(), threading.Event()
+    lock, go_on = Lock(), DeafEvent()
     steps: list[str] = []
 
     def body(ready: Callable[[], None]) -> None:
@@ -303,7 +303,7 @@ def test_a_killed_waiter_has_not_acquired_it() -> None:
 
 
 def test_a_lock_whose_holder_was_abandoned_is_unavailable_at_once() -> None:
-    lock, end = Lock(name="accounts"), threading.Event()
+    lock, end = Lock(name="accounts"), DeafEvent()
 
     def body(ready: Callable[[], None]) -> None:
         with lock:
@@ -328,7 +328,7 @@ def test_a_lock_whose_holder_was_abandoned_is_unavailable_at_once() -> None:
 
 
 def test_a_waiter_of_a_lock_gets_owner_lost() -> None:
-    lock, end = Lock(), threading.Event()
+    lock, end = Lock(), DeafEvent()
 
     def hold(ready: Callable[[], None]) -> None:
         with lock:

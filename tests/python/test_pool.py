@@ -23,7 +23,7 @@ from desist import (
     WorkerPool,
 )
 from desist._item_future import ItemFuture, ItemPromise
-from support import INSIST, NEVER, in_thread, queue_of
+from support import INSIST, NEVER, DeafEvent, in_thread, queue_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
-        self.go_on = threading.Event()
+        self.go_on = DeafEvent()
         self.attempts: list[int] = []
 
     def deaf(self, lease: Lease[int]) -> int:

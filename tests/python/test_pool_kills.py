@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import pytest
 
 import desist
 from desist import FileQueue, LeaseQueue, RestartPolicy, RetryPolicy, StopPolicy, WorkerPool
-from support import queue_of
+from support import DeafEvent, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +29,7 @@ class Hangs:
     """Ways to hang, until the end of the test."""
 
     def __init__(self) -> None:
-        self.over = threading.Event()
+        self.over = DeafEvent()
         self.reading, self.writing = os.pipe()
         self.ways: dict[str, Callable[[], object]] = {
             "in a desist wait": desist.sleep_forever,

@@ -17,7 +17,7 @@ from desist import (
     WorkerPool,
 )
 from held import PATIENCE, STUCK, Hold
-from support import ABANDON, NEVER, Victim, queue_of, until_asleep
+from support import ABANDON, NEVER, DeafEvent, Victim, queue_of, until_asleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
-        self.go_on = threading.Event()
+        self.go_on = DeafEvent()
 
     def __call__(self, lease: Lease[int]) -> int:
         self.begun.release()

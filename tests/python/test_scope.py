@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import desist
 from desist import Cancelled, CauseKind, DeadlineExceeded
-from support import NEVER, Victim, in_thread
+from support import NEVER, DeafEvent, Victim, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -493,7 +493,7 @@ class Real:
 
 def wait_for_callbacks() -> None:
     """Let callbacks of deadlines run, which end clean-up zones; they have a thread of their own."""
-    ran = threading.Event()
+    ran = DeafEvent()  # the scope is cancelled when it is set
     with desist.cancel_scope(NEVER) as scope:
         scope.token.on_cancel(lambda _: ran.set())
         scope.deadline = desist.current_time()

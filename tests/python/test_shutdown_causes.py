@@ -30,7 +30,7 @@ from desist import (
     testing,
 )
 from desist.engines import EngineQueue
-from support import ABANDON, AT_WAIT, INSIST, NEVER, in_thread
+from support import ABANDON, AT_WAIT, INSIST, NEVER, DeafEvent, in_thread
 from test_engines import DictEngine
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def stop_by_force(causes: Causes) -> None:
 
 
 def stop_in_vain(causes: Causes, monkeypatch: pytest.MonkeyPatch) -> None:
-    end, begun = threading.Event(), threading.Event()
+    end, begun = DeafEvent(), threading.Event()
 
     def handler(_: object) -> None:
         begun.set()
@@ -152,7 +152,7 @@ def drop(causes: Causes) -> None:
 
 def exhaust(causes: Causes) -> None:
     restart = desist.RestartPolicy(intensity=0)
-    end, begun = threading.Event(), threading.Event()
+    end, begun = DeafEvent(), threading.Event()
 
     def handler(lease: desist.Lease[str]) -> None:
         if lease.item == "wait":

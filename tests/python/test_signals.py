@@ -34,7 +34,9 @@ import os, signal, sys, threading
 import desist
 lock = desist.Lock()
 lock.acquire()
-thread = desist.Thread(target=threading.Event().wait, daemon=True)
+stuck = threading.Lock()
+stuck.acquire()
+thread = desist.Thread(target=stuck.acquire, daemon=True)
 thread.start()
 def desist_kill():
     thread.kill(policy=desist.StopPolicy(cooperative=1000))

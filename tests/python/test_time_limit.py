@@ -25,7 +25,7 @@ from desist import (
     WorkerPool,
 )
 from desist.testing import no_leaks, run
-from support import ABANDON, ASK, FORCE, NEVER, TRACE, on_deadline, queue_of
+from support import ABANDON, ASK, FORCE, NEVER, TRACE, DeafEvent, on_deadline, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,7 +150,7 @@ def test_a_loop_is_killed_at_its_limit_and_the_event_says_so(
 
 
 def test_a_handler_that_nothing_ends_is_abandoned_and_its_worker_replaced() -> None:
-    gate = threading.Event()
+    gate = DeafEvent()
 
     def handler(lease: Lease[int]) -> int:
         if lease.item == 1:

@@ -13,7 +13,7 @@ import pytest
 
 import desist
 from desist import KillOutcome, StopPolicy, TaskState
-from support import NEVER, TRACE, Victim
+from support import NEVER, TRACE, DeafEvent, Victim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -330,7 +330,7 @@ def test_a_former_tracer_of_a_thread_traces_it_again() -> None:
 
 
 def test_an_abandoned_thread_that_returns_from_c_is_not_traced_any_more() -> None:
-    end = threading.Event()
+    end = DeafEvent()
     seen: list[object] = []
 
     def body(ready: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from desist import (
     TaskState,
     WorkerPool,
 )
-from support import ABANDON, AT_WAIT, NEVER
+from support import ABANDON, AT_WAIT, NEVER, DeafEvent
 
 
 class Stuck:
@@ -27,7 +27,7 @@ class Stuck:
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
-        self.go_on = threading.Event()
+        self.go_on = DeafEvent()
 
     def __call__(self, lease: Lease[int]) -> int:
         self.begun.release()

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use desist::Time;
 use desist::boundary::{BodyEnd, Boundary};
-use desist::host::{self, Host};
+use desist::host::{self, Host, HostThread};
 use desist::stop::{KillReport, StopPolicy, kill};
 use desist::task::{Interrupter, Task};
 
@@ -47,6 +47,10 @@ impl Host for Spy {
     }
 
     fn deadlocked(&self) {}
+
+    fn thread(&self) -> Option<HostThread> {
+        Some(HostThread { ident: 0, state: 0 })
+    }
 
     fn ends_calls(&self) -> bool {
         true
