@@ -171,14 +171,14 @@ class TaskAborted(_WithFields, Exception):
 
 
 class Unblocked(_WithFields, Exception):
-    """The `__cause__` of a stop in interruptible(): the call returned after unblock() was called.
+    """The `__cause__` of a stop: the call returned after it was unblocked, or asked to stop.
 
-    `result` is what it returned: because it was unblocked, or by itself in the same moment.
+    `result` is what it returned: because of that, or by itself in the same moment.
     """
 
     def __init__(self, result: object) -> None:
         """Keep the result."""
-        super().__init__("the call returned after unblock() was called; its result is kept here")
+        super().__init__("the call returned after it was asked to stop; its result is kept here")
         self.result = result
 
 

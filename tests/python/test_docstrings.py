@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(desist.__file__).parent
 SOURCES = PACKAGE.parents[1] / "src" / "python"
-MODULES = ("", ".compat", ".engines", ".socket", ".ssl", ".subprocess", ".testing")
+MODULES = ("", ".aio", ".compat", ".engines", ".socket", ".ssl", ".subprocess", ".testing")
 
 PRIMITIVES = {"perform", "perform_any", "blocking", "wait_ready", "wait_until", "arrive"}
 """The functions of the core, and of src/python, by which a native call waits."""
@@ -127,11 +127,13 @@ def native_waits() -> set[str]:
     return closure(calls, PRIMITIVES)
 
 
+FunctionDef = ast.FunctionDef | ast.AsyncFunctionDef
+
 EVERYDAY = {*dir(dict), *dir(list), *dir(str), *dir(set), "put", "run"}
 """Names of methods that say nothing about the object."""
 
 
-def called_names(function: ast.FunctionDef, path: Path, owner: str, local: set[str]) -> set[str]:
+def called_names(function: FunctionDef, path: Path, owner: str, local: set[str]) -> set[str]:
     """What a Python function calls, as keys of the calls in `python_waits`."""
     called = set()
     for node in ast.walk(function):
@@ -154,14 +156,14 @@ def python_waits(native: set[str]) -> set[str]:
     calls: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        functions = [node for node in tree.body if isinstance(node, FunctionDef)]
         local = {function.name for function in functions}
         for function in functions:
             called = called_names(function, path, "", local)
             calls[function.name] = calls[f"{path}:{function.name}"] = called
         for owner in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
             for method in owner.body:
-                if isinstance(method, ast.FunctionDef):
+                if isinstance(method, FunctionDef):
                     called = called_names(method, path, owner.name, local)
                     calls[f"{owner.name}.{method.name}"] = called
     direct = {f"any {name.rpartition('.')[2]}" for name in native if ":" not in name}
