@@ -86,6 +86,7 @@ from desist._thread import Thread, Timer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from desist import aio as aio
+    from desist import asgi as asgi
     from desist import compat as compat
     from desist import engines as engines
     from desist import socket as socket
@@ -198,6 +199,7 @@ __all__ = [
 
 _LAZY = {
     "aio": "aio",
+    "asgi": "asgi",
     "cancel_on_signal": "_signals",
     "compat": "compat",
     "deadline": "_deadline",

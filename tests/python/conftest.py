@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+
+    Run = Callable[[Callable[[], Awaitable[object]]], Any]
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ("points", "stopped", "swallowed", "finished", "missed")
@@ -87,3 +89,16 @@ def no_tool_is_free() -> Iterator[None]:
     yield
     for tool in taken:
         monitoring.free_tool_id(tool)
+
+
+@pytest.fixture(params=["asyncio", "uvloop", "trio"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run a coroutine function in one event loop; anyio's tasks and scopes are the loop's own."""
+    import anyio
+
+    library = request.param
+    if library != "asyncio":
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    options = {"use_uvloop": True} if library == "uvloop" else {}
+    backend = "trio" if library == "trio" else "asyncio"
+    return lambda main: anyio.run(main, backend=backend, backend_options=options)

@@ -62,6 +62,22 @@ def until_there_are(threads: int) -> None:
         pause.wait(0.001)  # there is no notification
 
 
+async def until(event: threading.Event) -> None:
+    """Wait for an event of a thread, while the event loop runs."""
+    import anyio
+
+    while not event.is_set():  # noqa: ASYNC110 (there is no notification)
+        await anyio.sleep(0.001)
+
+
+async def turns(number: int = 20) -> None:
+    """Let all tasks of the event loop that can go on do so."""
+    from anyio.lowlevel import checkpoint
+
+    for _ in range(number):
+        await checkpoint()
+
+
 def tell(subject: str, report: SweepReport) -> None:
     """Add a sweep to the table."""
     SWEPT.append((subject, report))

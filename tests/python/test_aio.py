@@ -18,23 +18,12 @@ from anyio.lowlevel import checkpoint
 import desist
 from desist import Cancelled, CancelSource, CauseKind, TaskCancelled, aio
 from desist._exceptions import Unblocked
-from support import NEVER, fork, held, until_asleep, until_there_are
+from support import NEVER, fork, held, turns, until, until_asleep, until_there_are
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    Run = Callable[[Callable[[], Awaitable[object]]], Any]
-
-
-# Each of these three is one event loop; anyio's tasks and scopes are the loop's own.
-@pytest.fixture(params=["asyncio", "uvloop", "trio"])
-def run(request: pytest.FixtureRequest) -> Run:
-    library = request.param
-    if library != "asyncio":
-        pytest.importorskip(library, reason=f"{library} is not installed")
-    options = {"use_uvloop": True} if library == "uvloop" else {}
-    backend = "trio" if library == "trio" else "asyncio"
-    return lambda main: anyio.run(main, backend=backend, backend_options=options)
+    from conftest import Run
 
 
 @pytest.fixture(autouse=True)
@@ -61,18 +50,6 @@ class Stubborn:
             self.go_on.wait()
             self.ended = True
         return "never"
-
-
-async def until(event: threading.Event) -> None:
-    """Wait for an event of a thread, while the loop runs."""
-    while not event.is_set():  # noqa: ASYNC110 (there is no notification)
-        await anyio.sleep(0.001)
-
-
-async def turns(number: int = 20) -> None:
-    """Let all tasks that can go on do so."""
-    for _ in range(number):
-        await checkpoint()
 
 
 async def until_waiting() -> None:
@@ -259,13 +236,16 @@ def test_a_deadline_around_the_event_loop_reaches_the_call(run: Run) -> None:
 
 
 @pytest.mark.parametrize("wait", [False, True])
-def test_in_a_cancelled_scope_around_the_event_loop_nothing_begins(run: Run, wait: bool) -> None:
+def test_in_a_cancelled_scope_around_the_event_loop_nothing_begins(
+    run: Run, wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queue: desist.Queue[int] = desist.Queue()
 
     async def main() -> None:
         scope.cancel()
         await (aio.perform(queue.put_op(1)) if wait else aio.to_thread(queue.put, 1))
 
+    monkeypatch.setattr(threading.Thread, "start", None)
     with desist.move_on_after(NEVER) as scope:
         run(main)
     assert scope.cancelled_caught

@@ -33,7 +33,7 @@ LAYERS = (
     "engines._queue",
     "engines._open",
     "engines",
-    "_pool aio socket subprocess testing",
+    "_pool aio asgi socket subprocess testing",
     "ssl",
     "compat._at_exit compat._timeouts compat._with",
     "compat._kthread compat._parent compat._stoppable",
