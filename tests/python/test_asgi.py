@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import pytest
+from anyio.lowlevel import checkpoint
 
 import desist
 from desist import CancelSource
@@ -40,6 +41,7 @@ class Server:
         return LEFT
 
     async def send(self, message: Any) -> None:
+        await checkpoint()  # as for a connection that is slow
         self.sent.append(message)
 
     async def request(self, app: Any, timeout: float | None = None) -> None:  # noqa: ASYNC109
@@ -133,14 +135,20 @@ def test_when_the_time_is_up_the_function_is_stopped_and_the_answer_is_503(run: 
 def test_the_deadline_of_the_request_is_known_in_its_functions(run: Run) -> None:
     remaining: list[float] = []
 
+    @stoppable
     def look() -> None:
         remaining.append(desist.current_token().remaining())
 
+    async def app(*_: Any) -> None:
+        await anyio.to_thread.run_sync(look)
+
     async def main() -> None:
-        await Server().request(on_thread(stoppable(look)), timeout=NEVER)
+        await Server().request(app, timeout=NEVER)
+        look()  # outside of the request
 
     run(main)
     assert 0 < remaining[0] <= NEVER
+    assert remaining[1] == float("inf")
 
 
 def test_a_function_that_cannot_be_stopped_does_not_hold_up_the_answer(run: Run) -> None:
@@ -180,9 +188,39 @@ def test_a_coroutine_is_cancelled_too(run: Run, leaves: bool) -> None:
             if leaves:
                 server.left.set()
         assert server.status == (None if leaves else 503)
+        assert len(server.sent) == (0 if leaves else 2)
 
     run(main)
     assert cleaned == [1]
+
+
+def test_functions_in_a_task_group_end_with_the_request(run: Run) -> None:
+    endpoint = Endpoint()
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, stoppable(endpoint))
+
+    async def main() -> None:
+        server = Server()
+        await server.request(app, timeout=0.02)
+        assert server.status == 503
+
+    run(main)
+
+
+def test_an_error_of_the_clean_up_is_raised(run: Run) -> None:
+    def fail() -> None:
+        try:
+            desist.sleep_forever()
+        finally:
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await Server().request(on_thread(stoppable(fail)), timeout=0.02)
+
+    run(main)
 
 
 def test_a_response_that_has_begun_is_cut_off(run: Run) -> None:
@@ -297,6 +335,22 @@ def test_a_scope_around_the_event_loop_stops_the_function(run: Run) -> None:
         run(main)
     assert scope.cancelled_caught
     assert isinstance(endpoint.raised, desist.Cancelled)
+
+
+def test_in_a_cancelled_scope_around_the_event_loop_no_request_begins(run: Run) -> None:
+    begun: list[int] = []
+
+    async def app(*_: Any) -> None:
+        begun.append(1)
+
+    async def main() -> None:
+        scope.cancel()
+        await Server().request(app)
+
+    with desist.move_on_after(NEVER) as scope:
+        run(main)
+    assert scope.cancelled_caught
+    assert not begun
 
 
 def test_other_connections_are_passed_on(run: Run) -> None:
