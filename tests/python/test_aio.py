@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import os
 import random
+import selectors
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from anyio.lowlevel import checkpoint
 import desist
 from desist import Cancelled, CancelSource, CauseKind, TaskCancelled, aio
 from desist._exceptions import Unblocked
-from support import NEVER, fork, held, turns, until, until_asleep, until_there_are
+from support import LINUX, NEVER, fork, held, turns, until, until_asleep, until_there_are
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -264,6 +265,63 @@ def test_all_tasks_of_a_loop_in_a_cancelled_scope_are_stopped() -> None:
     with desist.move_on_after(0.05) as scope:
         asyncio.run(main())
     assert scope.cancelled_caught
+
+
+class Selector(selectors.DefaultSelector):
+    """A selector whose wait is a cancellation point, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raised = False
+
+    def select(self, timeout: float | None = None) -> Any:
+        if not self.raised:
+            try:
+                desist.wait_readable(self.fileno(), None if timeout is None else max(timeout, 0))
+            except Cancelled:
+                self.raised = True
+                raise
+            timeout = 0
+        return super().select(timeout)
+
+    if TYPE_CHECKING:
+
+        def fileno(self) -> int: ...
+
+
+@pytest.mark.skipif(not LINUX, reason="the selector needs a descriptor")
+def test_a_cancellation_of_the_loop_itself_ends_the_calls_of_all_tasks() -> None:
+    ended: list[str] = []
+
+    def call() -> None:
+        try:
+            desist.sleep_forever()
+        finally:
+            ended.append("call")
+
+    async def task() -> None:
+        try:
+            await aio.to_thread(call)
+        except asyncio.CancelledError:
+            ended.append("task")
+            raise
+
+    async def main() -> None:
+        await asyncio.gather(task(), task(), asyncio.sleep(NEVER))
+
+    loop = asyncio.SelectorEventLoop(Selector())
+    with desist.move_on_after(0.1) as scope:
+        try:
+            loop.run_until_complete(main())
+        finally:  # as asyncio.run() does
+            tasks = asyncio.all_tasks(loop)
+            for one in tasks:
+                one.cancel()
+            with desist.shield(NEVER):
+                loop.run_until_complete(asyncio.wait(tasks))
+                loop.close()
+    assert scope.cancelled_caught
+    assert sorted(ended) == ["call", "call", "task", "task"]
 
 
 def test_a_cancelled_call_of_a_task_that_is_not_cancelled_is_a_failure(run: Run) -> None:
