@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint
 import desist
 from desist import Cancelled, CancelSource, CauseKind, TaskCancelled, aio
 from desist._exceptions import Unblocked
-from support import LINUX, NEVER, fork, held, turns, until, until_asleep, until_there_are
+from support import LINUX, NEVER, DeafEvent, fork, held, turns, until, until_asleep, until_there_are
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -39,7 +39,7 @@ class Stubborn:
     """A call that begins to wait, and whose clean-up only the test ends."""
 
     def __init__(self) -> None:
-        self.begun, self.stopped, self.go_on = (threading.Event() for _ in range(3))
+        self.begun, self.stopped, self.go_on = threading.Event(), threading.Event(), DeafEvent()
         self.ended = False
 
     def __call__(self) -> str:
