@@ -84,6 +84,7 @@ pub(crate) enum Attempt {
 }
 
 /// The name of the call in which a thread waits for a change of memory.
+#[cfg(not(loom))]
 pub(crate) const FUTEX: &str = "futex";
 
 /// Why blocked calls of other threads are not ended, see [`status`].
