@@ -63,6 +63,12 @@ fn is_acquiring(py: Python<'_>, place: u32) -> PyResult<bool> {
     Ok(places.contains(&place))
 }
 
+/// Finds out what [`end`] needs of the interpreter: the first time that imports modules, which lets other threads run.
+pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
+    is_acquiring(py, 0)?;
+    Types::of(py).map(drop)
+}
+
 /// Ends the wait that the thread with this innermost frame is in, if it is one of a `Condition`, has not been
 /// notified, and `decide` says so.
 pub(super) fn end(
