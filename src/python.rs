@@ -71,7 +71,7 @@ mod _core {
     #[pymodule_export]
     use super::error::{Cancelled, restore_cancelled};
     #[pymodule_export]
-    use super::foreign::{foreign_state, leave_calls_alone, set_foreign};
+    use super::foreign::{call_left_alone, foreign_state, leave_calls_alone, set_foreign};
     #[pymodule_export]
     use super::hard_stop::killed::{Killed, restore_killed};
     #[pymodule_export]

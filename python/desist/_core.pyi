@@ -82,6 +82,7 @@ __all__ = [
     "WorkerThread",
     "_Injector",
     "call_for_effect",
+    "call_left_alone",
     "call_masked",
     "call_within",
     "cancel_because",
@@ -2454,6 +2455,11 @@ def call_for_effect(fn: Callable[..., _T], /, *arguments: object, **named: objec
     Raises:
         TypeError: it has returned a coroutine, a generator or another awaitable, whose code has not run to
             its end.
+    """
+
+def call_left_alone(fn: Callable[[], _T], /) -> _T:
+    """
+    Call a function whose blocking calls go on, also in a cancelled scope: they are ended in another way.
     """
 
 def call_masked(fn: Callable[..., _T], *arguments: object) -> _T:

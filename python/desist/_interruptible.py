@@ -19,6 +19,7 @@ from desist._core import (
     CancelCause,
     KillSignal,
     call_for_effect,
+    call_left_alone,
     call_masked,
     check_runnable,
     checkpoint,
@@ -72,7 +73,7 @@ def interruptible(fn: Callable[[], _T], *, unblock: Callable[[], object]) -> _T:
         try:
             if not call_masked(call.enter):  # a kill would leave its lock held
                 checkpoint()
-            result = fn()
+            result = call_left_alone(fn)
         finally:
             # CPython 3.10, too, delivers no kill where a handler begins with a try. Should one be
             # delivered nevertheless, right behind the exception that led here, this is done again.

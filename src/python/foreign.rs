@@ -39,3 +39,10 @@ pub(super) fn set_foreign(on: bool) -> bool {
 pub(super) fn leave_calls_alone() {
     scope::leave_calls_alone();
 }
+
+/// Call a function whose blocking calls go on, also in a cancelled scope: they are ended in another way.
+#[pyfunction]
+#[pyo3(signature = (r#fn: "Callable[[], _T]", /) -> "_T")]
+pub(super) fn call_left_alone<'py>(r#fn: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    foreign::with_calls_left_alone(|| r#fn.call0())
+}
