@@ -38,6 +38,7 @@
 //! ended; the waits of this crate are not concerned.
 
 mod fence;
+#[cfg_attr(loom, allow(dead_code))] // models of their own use it
 mod order;
 mod slots;
 #[cfg_attr(

@@ -320,10 +320,8 @@ fn on_step(py: Python<'_>, _code: &Bound<'_, PyAny>, _offset: u32) -> PyResult<(
 /// The calling thread raises an exception: what is raised in place of it, if it is the error of a call that was
 /// ended.
 pub(super) fn instead_of(py: Python<'_>, raised: &Bound<'_, PyAny>) -> Option<PyErr> {
-    if !scope::has_ended_call()
-        || !is_error(raised)
-        || !places(py, false).is_some_and(|(here, call)| here == call)
-    {
+    let is_at_call = || places(py, false).is_some_and(|(here, call)| here == call);
+    if !(scope::has_ended_call() && is_error(raised) && is_at_call()) {
         return None;
     }
     let stop = raise(py)?;
