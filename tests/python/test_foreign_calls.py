@@ -30,6 +30,7 @@ import pytest
 
 import desist
 from desist import Cancelled, DeadlineExceeded, Killed
+from leaks import children
 from support import ASK, AT_WAIT, NEVER, Victim, in_child, in_thread, left_with_its_end_skipped
 
 if TYPE_CHECKING:
@@ -294,12 +295,15 @@ def test_i46_input_is_ended(terminal: bool, calls: Calls) -> None:
 
 
 def test_i46_a_call_whose_result_tells_of_the_error_returns_and_the_next_one_raises() -> None:
+    before = children()
     with desist.cancel_scope() as scope:
         scope.cancel()
         assert os.system("exec sleep 1000") == -1
         time.sleep(NEVER)
     assert scope.cancelled_caught
-    subprocess.run(["pkill", "-P", str(os.getpid()), "sleep"], check=True)
+    (child,) = children() - before
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def test_code_that_takes_the_error_for_another_try_is_left_alone(calls: Calls) -> None:
