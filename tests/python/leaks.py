@@ -21,8 +21,8 @@ def descriptors() -> dict[str, str]:
             target = str(entry.readlink())
         except FileNotFoundError:  # the descriptor of the listing itself
             continue
-        # A thread keeps its waker from one wait to the next.
-        if target != "anon_inode:[eventfd]":
+        # A thread keeps its waker from one wait to the next; the watcher looks at a thread's call.
+        if target != "anon_inode:[eventfd]" and not target.endswith("/syscall"):
             found[entry.name] = target
     return found
 
