@@ -54,7 +54,7 @@ mod system;
 use std::fmt;
 
 #[cfg(not(loom))]
-use crate::host::EndedCall;
+use crate::host::{self, EndedCall};
 pub(crate) use fence::heavy as heavy_fence;
 pub(crate) use slots::*;
 #[cfg(all(test, loom))]
@@ -139,7 +139,7 @@ impl std::error::Error for Unavailable {}
 /// [`Unavailable`]: they are not, and why. Waits of this crate are cancelled all the same.
 #[cfg(not(loom))]
 pub fn status() -> Result<(), Unavailable> {
-    if is_wanted() {
+    if host::ends_calls() {
         system::check()
     } else {
         Err(Unavailable::Host)
@@ -150,10 +150,4 @@ pub fn status() -> Result<(), Unavailable> {
 #[cfg(not(loom))]
 pub fn ended_calls() -> u64 {
     system::ended()
-}
-
-/// True if calls are ended: without a host, or if the host has asked for it.
-#[cfg(not(loom))]
-pub(crate) fn is_wanted() -> bool {
-    crate::host::ends_calls()
 }

@@ -198,7 +198,7 @@ fn tell_host(slot: &'static Slot) {
 
 /// Looks at the thread, and ends its call with the host's help.
 fn attempt(slot: &'static Slot) -> Attempt {
-    if !foreign::is_wanted() {
+    if !host::ends_calls() {
         return Attempt::NotBlocked; // the host may want it again
     }
     let quiet = Time::from_nanos(slot.quiet_until());

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -522,14 +522,9 @@ def test_i47_a_scope_can_leave_calls_alone(inner: bool, calls: Calls) -> None:
     reader, writer = calls.pipe()
     with desist.cancel_scope(foreign=False) as scope:
         scope.cancel()
-        with desist.cancel_scope(foreign=True) if inner else scope_that_is_none(), fed(writer):
+        with desist.cancel_scope(foreign=True) if inner else nullcontext(), fed(writer):
             assert os.read(reader, 1) == b"x"
     assert is_ended(partial(os.read, reader, 1))
-
-
-@contextmanager
-def scope_that_is_none() -> Iterator[None]:
-    yield
 
 
 def test_i47_a_thread_can_leave_calls_alone(calls: Calls) -> None:

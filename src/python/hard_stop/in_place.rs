@@ -256,11 +256,11 @@ fn apply(py: Python<'_>, armed: &mut Armed) -> PyResult<bool> {
     let monitoring = trace::monitoring(py)?;
     let event = |name| trace::event(&monitoring, name);
     let (raise, step) = (event("RAISE")?, event("INSTRUCTION")?);
-    let callbacks = [
-        (raise, wrap_pyfunction!(on_raise, py)?),
-        (step, wrap_pyfunction!(on_step, py)?),
-    ];
     if armed.tool.is_none() && !armed.threads.is_empty() {
+        let callbacks = [
+            (raise, wrap_pyfunction!(on_raise, py)?),
+            (step, wrap_pyfunction!(on_step, py)?),
+        ];
         armed.tool = trace::take_tool_for(&monitoring, &callbacks)?;
     }
     let Some(tool) = armed.tool else {
