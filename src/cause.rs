@@ -32,6 +32,8 @@ pub enum CauseKind {
     Shutdown,
     /// The process was forked, and this is the child.
     Forked,
+    /// Another process has cancelled it, and has said so in a message.
+    Remote,
 }
 
 /// Why something was cancelled. The first cause recorded is final.
@@ -75,6 +77,18 @@ impl Cause {
         }
     }
 
+    /// The cause that a message of another process is.
+    #[cfg(feature = "python")]
+    pub(crate) fn remote(reason: Option<Arc<str>>) -> Cause {
+        Cause {
+            kind: CauseKind::Remote,
+            reason,
+            at: Time::now(),
+            grace: None,
+            by_thread: None,
+        }
+    }
+
     /// The cause of the end, in a forked child, of work whose thread is in the parent process.
     #[cfg(feature = "python")]
     pub(crate) fn forked() -> Cause {
@@ -97,6 +111,7 @@ impl fmt::Display for Cause {
             CauseKind::ScopeExited => "the scope was left",
             CauseKind::Shutdown => "shut down",
             CauseKind::Forked => "lost in a fork",
+            CauseKind::Remote => "cancelled from another process",
         })?;
         if let Some(thread) = &self.by_thread {
             write!(f, " by {thread}")?;

@@ -22,6 +22,7 @@ use std::sync::{Arc, Weak};
 use crate::clock::Time;
 use crate::park::service::{Service, Work};
 use crate::task::Task;
+use crate::token::{CancelToken, Registration};
 
 static ENFORCER: Service<Watched> = Service::new();
 
@@ -47,35 +48,43 @@ pub(crate) struct BlockWatch {
     task: Weak<Task>,
     /// The block's number in that task.
     block: u64,
+    /// At a token with which the block is cancelled as well.
+    on_cancel: Option<Registration>,
 }
 
 impl BlockWatch {
-    /// Watches the block, which the calling thread has just opened.
-    pub(crate) fn begin(task: &Arc<Task>, block: u64) -> BlockWatch {
-        let watch = BlockWatch {
+    /// Watches the block, which the calling thread has just opened, and which is cancelled with `token` as well.
+    pub(crate) fn begin(task: &Arc<Task>, block: u64, token: Option<&CancelToken>) -> BlockWatch {
+        let mut watch = BlockWatch {
             task: Arc::downgrade(task),
             block,
+            on_cancel: None,
         };
         watch.refresh();
+        let task = watch.task.clone();
+        watch.on_cancel = token.map(|token| token.on_cancel(move |_| refresh(&task, block)));
         watch
     }
 
     /// Reads anew when the block is due: it was cancelled, or its deadline was moved.
     pub(crate) fn refresh(&self) {
-        let due = self
-            .task
-            .upgrade()
-            .and_then(|task| task.block_due(self.block));
-        if let Some(due) = due {
-            ENFORCER.update(|watched| watched.set(self.block, due, &self.task));
-        } else {
-            ENFORCER.peek(|watched| watched.remove(self.block));
-        }
+        refresh(&self.task, self.block);
+    }
+}
+
+/// See [`BlockWatch::refresh`].
+fn refresh(task: &Weak<Task>, block: u64) {
+    let due = task.upgrade().and_then(|task| task.block_due(block));
+    if let Some(due) = due {
+        ENFORCER.update(|watched| watched.set(block, due, task));
+    } else {
+        ENFORCER.peek(|watched| watched.remove(block));
     }
 }
 
 impl Drop for BlockWatch {
     fn drop(&mut self) {
+        drop(self.on_cancel.take()); // first: it may watch the block anew, and the drop waits until it has
         ENFORCER.peek(|watched| watched.remove(self.block));
     }
 }

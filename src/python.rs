@@ -88,8 +88,8 @@ mod _core {
     use super::ports::ports;
     #[pymodule_export]
     use super::scope::{
-        CancelScope, FailScope, call_within, cancel_scope, cleanup, fail_after, move_on_after,
-        shield,
+        CancelScope, FailScope, call_under, call_within, cancel_scope, cleanup, fail_after,
+        move_on_after, shield,
     };
     #[pymodule_export]
     use super::sync::barrier::Barrier;

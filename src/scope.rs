@@ -197,8 +197,8 @@ thread_local! {
 pub(crate) enum Exit {
     /// Nothing: an exception that is unwinding goes on.
     Pass,
-    /// It was this scope's, and ends here. The cause is the scope's own.
-    Absorbed(Cause),
+    /// It was this scope's, and ends here. The cause is the scope's own. Boxed: most exits absorb nothing.
+    Absorbed(Box<Cause>),
 }
 
 /// In a Rust program each block is one call, so it is in force while it is open.
@@ -213,7 +213,7 @@ fn settle() {}
 /// is not native has called `settle_before`, since a child of a scope that is not in force would be cancelled
 /// with it.
 pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>, home: Home) -> NodeRef {
-    let node = open(kind, deadline, grace, home, None);
+    let node = open(kind, deadline, grace, home, Extras::default());
     if kind == Kind::Cleanup {
         // Not under a borrow: an exception that was posted is retracted, by code of the host.
         if let Some(task) = current_task() {
@@ -223,16 +223,25 @@ pub(crate) fn enter(kind: Kind, deadline: Time, grace: Option<Duration>, home: H
     node
 }
 
-/// Open a plain scope whose block has threads or the like to end; the hook does so if the block's end
-/// never runs.
+/// What few scopes have.
+#[derive(Default)]
+pub(crate) struct Extras<'a> {
+    /// A token with which the scope is cancelled as well.
+    #[cfg_attr(not(any(feature = "python", test)), allow(dead_code))]
+    pub(crate) token: Option<&'a CancelToken>,
+    /// Of a block that has threads or the like to end: does so if the block's end never runs.
+    pub(crate) abandon_hook: Option<Arc<dyn AbandonHook>>,
+}
+
+/// [`enter`], for a plain scope with extras.
 #[cfg(feature = "python")]
-pub(crate) fn enter_for(
-    abandon_hook: Arc<dyn AbandonHook>,
+pub(crate) fn enter_with(
+    extras: Extras<'_>,
     deadline: Time,
     grace: Option<Duration>,
     home: Home,
 ) -> NodeRef {
-    open(Kind::Plain, deadline, grace, home, Some(abandon_hook))
+    open(Kind::Plain, deadline, grace, home, extras)
 }
 
 /// [`enter`], without the mask of a clean-up zone.
@@ -241,11 +250,11 @@ fn open(
     deadline: Time,
     grace: Option<Duration>,
     home: Home,
-    abandon_hook: Option<Arc<dyn AbandonHook>>,
+    extras: Extras<'_>,
 ) -> NodeRef {
     CONTEXT.with(|context| {
         let mut frames = context.frames.borrow_mut();
-        let mut hooks = abandon_hook.map(|hook| Hooks {
+        let mut hooks = extras.abandon_hook.map(|hook| Hooks {
             _cutoffs: Vec::new(),
             abandon_hook: Some(hook),
         });
@@ -270,6 +279,9 @@ fn open(
             }
             _ => NodeRef::root_of(index, Some(deadline)),
         };
+        if let Some(token) = extras.token {
+            node.link_to(token.node());
+        }
         let outer = frames.last().map(|frame| &frame.published);
         let own_deadline = node.own_deadline();
         let published = Published::inside(outer, kind, own_deadline, home);
@@ -321,19 +333,27 @@ pub(crate) fn exit_innermost(node: &NodeRef, unwinding: bool) -> Option<Exit> {
         .map(finish)
 }
 
-/// The end of an exit, when nothing is borrowed.
-#[inline]
-fn finish((frame, exit, ledger): Popped) -> Exit {
-    if let Some(ledger) = ledger {
-        ledger.sweep_blocks(frame.first_seq, &Termination::Unwound);
-        ledger.abandon_blocks(frame.first_seq);
-    }
-    exit
+/// A scope that was left.
+struct Popped {
+    /// The effect of that.
+    exit: Exit,
+    /// The ledger, if it has entries of the scope's code.
+    ledger: Option<Arc<Ledger>>,
+    /// See [`Frame::first_seq`].
+    first_seq: u64,
+    /// What is to be dropped when nothing is borrowed.
+    _rest: (NodeRef, Option<Box<Hooks>>),
 }
 
-/// The frame that is left, the effect of that, and the ledger if it has entries of the frame's code. The
-/// frame is dropped when nothing is borrowed.
-type Popped = (Frame, Exit, Option<Arc<Ledger>>);
+/// The end of an exit, when nothing is borrowed.
+#[inline]
+fn finish(popped: Popped) -> Exit {
+    if let Some(ledger) = popped.ledger {
+        ledger.sweep_blocks(popped.first_seq, &Termination::Unwound);
+        ledger.abandon_blocks(popped.first_seq);
+    }
+    popped.exit
+}
 
 /// Leave the scope if it is the innermost.
 #[inline]
@@ -356,7 +376,12 @@ fn pop(context: &Context, node: &NodeRef, unwinding: bool) -> Option<Popped> {
         .as_ref()
         .filter(|ledger| ledger.next_seq() > frame.first_seq)
         .cloned();
-    Some((frame, exit, ledger))
+    Some(Popped {
+        exit,
+        ledger,
+        first_seq: frame.first_seq,
+        _rest: (frame.node, frame.hooks),
+    })
 }
 
 /// The rest of [`exit`] for a scope that is not the innermost, as far as the thread has noticed.

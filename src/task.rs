@@ -328,8 +328,7 @@ pub enum Progress {
 impl Task {
     /// A task, cancelled with `parent` if there is one.
     pub fn new(name: &str, parent: Option<&CancelToken>) -> Arc<Task> {
-        let source = parent.map_or_else(CancelSource::new, CancelToken::child);
-        Arc::new(Task::bare(name, source))
+        Arc::new(Task::bare(name, CancelSource::without_deadline(parent)))
     }
 
     /// A task, cancelled with `parent`, and at `deadline` at the latest.

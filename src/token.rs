@@ -60,7 +60,15 @@ impl CancelSource {
     #[inline]
     pub fn new() -> CancelSource {
         CancelSource {
-            node: NodeRef::root(None),
+            node: NodeRef::root(Some(Time::NEVER)),
+        }
+    }
+
+    /// A source that never has a deadline of its own, which spares checks the look at it; below `parent`, if
+    /// there is one.
+    pub(crate) fn without_deadline(parent: Option<&CancelToken>) -> CancelSource {
+        CancelSource {
+            node: parent.map_or_else(|| NodeRef::root(None), |parent| parent.node.child(None)),
         }
     }
 
@@ -126,6 +134,12 @@ impl CancelSource {
         // The flag first spares the clock and the allocation of a cause that has no effect.
         let has_effect = grace.is_some() || !self.node.is_cancelled();
         has_effect && self.node.cancel(Cause::now(kind, reason, grace))
+    }
+
+    /// Move this source's deadline, earlier or later, or give it one; [`Time::NEVER`]: none. A source that is
+    /// cancelled stays so.
+    pub fn set_deadline(&self, deadline: Time) {
+        timer::set(&self.node, deadline);
     }
 
     /// Cancel everything below with [`CauseKind::ScopeExited`], and leave the parent. Idempotent.
@@ -214,7 +228,7 @@ impl CancelToken {
     /// A source that is cancelled with this token.
     pub fn child(&self) -> CancelSource {
         CancelSource {
-            node: self.node.child(None),
+            node: self.node.child(Some(Time::NEVER)),
         }
     }
 

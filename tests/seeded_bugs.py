@@ -200,7 +200,13 @@ BUGS = (
         "a token linked to a cancelled one is not cancelled",
         "token/tree.rs",
         "token",
-        ("if let Some(cause) = other.cause() { node.cancel(cause); }", ""),
+        ("if let Some(cause) = other.cause() { self.cancel(cause); }", ""),
+    ),
+    bug(
+        "a passed deadline of a linked token does not count when the other one is cancelled",
+        "token/tree.rs",
+        "token",
+        ("if own <= cause.at {", "if own > cause.at {"),
     ),
     # --- callbacks
     bug(

@@ -20,7 +20,8 @@ MISSING = {
     "\n__all__ = [": (
         "\nimport os"
         "\nfrom concurrent.futures import Future"
-        "\nfrom collections.abc import Callable, Iterable"
+        "\nfrom email.message import Message"
+        "\nfrom collections.abc import Callable, Iterable, Mapping"
         "\nfrom types import GenericAlias"
         "\nfrom typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, overload"
         "\nfrom desist._group import Task as _GroupTask"

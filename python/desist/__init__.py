@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from desist import socket as socket
     from desist import ssl as ssl
     from desist import subprocess as subprocess
+    from desist._bind import bind
     from desist._deadline import deadline
     from desist._events import WorkEvent
     from desist._executor import TaskFuture, ThreadPoolExecutor
@@ -169,6 +170,7 @@ __all__ = [
     "Worker",
     "WorkerDied",
     "WorkerPool",
+    "bind",
     "cancel_on_signal",
     "cancel_scope",
     "checkpoint",
@@ -200,6 +202,7 @@ __all__ = [
 _LAZY = {
     "aio": "aio",
     "asgi": "asgi",
+    "bind": "_bind",
     "cancel_on_signal": "_signals",
     "compat": "compat",
     "deadline": "_deadline",

@@ -3,8 +3,9 @@ Native core of desist.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from email.message import Message
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
@@ -84,6 +85,7 @@ __all__ = [
     "call_for_effect",
     "call_left_alone",
     "call_masked",
+    "call_under",
     "call_within",
     "cancel_because",
     "cancel_scope",
@@ -358,6 +360,31 @@ class CancelSource:
         Close: sources and tokens below are cancelled (SCOPE_EXITED). Idempotent.
         """
     @property
+    def deadline(self, /) -> float:
+        """
+        When it is cancelled at the latest, on the clock of current_time(); infinity if it has no deadline of
+        its own.
+
+        It can be moved, earlier or later, by any thread, until the source is cancelled.
+        """
+    @deadline.setter
+    def deadline(self, /, value: float) -> None: ...
+    @staticmethod
+    def from_headers(
+        headers: Mapping[str, str] | Message, parent: CancelToken | None = None
+    ) -> CancelSource:
+        """
+        A source for the work that a message asks for: below `parent` if one is given, with the deadline in the
+        headers that CancelToken.to_headers() has made, and cancelled (REMOTE) if they say so. Never blocks.
+
+        The deadline is counted from now: the clocks of the two hosts are not compared. Other headers are
+        passed over, and the names may be in any case.
+
+        Raises:
+            TypeError: `headers` has no items(), or has names or values that are no strings.
+            ValueError: the time in the headers is not a number of seconds.
+        """
+    @property
     def token(self, /) -> CancelToken:
         """
         The token to hand out.
@@ -425,6 +452,14 @@ class CancelToken:
     def remaining(self, /) -> float:
         """
         Seconds until the deadline, 0.0 once it has passed; infinity if there is none.
+        """
+    def to_headers(self, /) -> dict[str, str]:
+        """
+        The headers that carry this token to another process: the seconds that are left until its deadline,
+        and its cancellation, if it is cancelled. CancelSource.from_headers() reads them there.
+
+        They are valid in HTTP and in other protocols whose headers are text. Without a deadline and a
+        cancellation there are none.
         """
     def wait(self, /, timeout: float | None = None) -> bool:
         """
@@ -827,7 +862,9 @@ class GroupCore:
         """
         Waits until all tasks have ended.
         """
-    def __new__(cls, /, policy: StopPolicy | None, most: SupportsIndex | None) -> GroupCore: ...
+    def __new__(
+        cls, /, policy: StopPolicy | None, most: SupportsIndex | None, token: CancelToken | None
+    ) -> GroupCore: ...
     def _claim(self, /) -> bool:
         """
         The caller will wait for one more task to end. False: there is none to wait for.
@@ -2470,6 +2507,17 @@ def call_masked(fn: Callable[..., _T], *arguments: object) -> _T:
     or delivered again.
     """
 
+def call_under(
+    function: Callable[..., _T],
+    arguments: tuple[object, ...],
+    named: dict[str, object],
+    token: CancelToken,
+) -> _T:
+    """
+    Call a function as a block that is cancelled with this token. TaskCancelled is raised in place of a Cancelled
+    that is the token's.
+    """
+
 def call_within(
     function: Callable[..., _T],
     arguments: tuple[object, ...],
@@ -2495,6 +2543,7 @@ def cancel_scope(
     grace: float | None = None,
     kill_after: float | None = None,
     foreign: bool = True,
+    token: CancelToken | None = None,
 ) -> CancelScope:
     """
     A block that can be cancelled, and whose deadline, if it has one, is an error.
@@ -2505,6 +2554,10 @@ def cancel_scope(
     `timeout`: seconds from when the block is entered; None: no deadline. `deadline`: the time
     itself instead, on the clock of current_time(). `grace`: seconds that clean-up blocks inside may
     take after the deadline.
+
+    `token`: the block is cancelled with this token as well, and then has its cause and its grace: a deadline
+    of the token leaves the block as DeadlineExceeded, as the block's own does, and any other cancellation
+    leaves it quietly.
 
     Blocking calls of foreign code are left early, too, where foreign_status() says so: time.sleep(), the
     recv() of a library's socket, the wait for a child process, threading.Event.wait(). Cancelled is raised at

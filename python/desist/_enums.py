@@ -21,6 +21,8 @@ class CauseKind(enum.Enum):
     """A pool or the process is shutting down."""
     FORKED = "forked"
     """The process was forked, and this is the child."""
+    REMOTE = "remote"
+    """Another process has cancelled it, and has said so in a message."""
 
 
 class TaskState(enum.Enum):

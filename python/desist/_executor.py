@@ -41,6 +41,7 @@ from desist._core import (
     check_runnable,
     checkpoint,
     current_time,
+    current_token,
     defer_kill,
     move_on_after,
     shield,
@@ -67,10 +68,16 @@ R = TypeVar("R")
 class TaskFuture(ThreadFuture[R]):
     """The result of a call that was submitted to a ThreadPoolExecutor."""
 
-    def __init__(self, executor: ThreadPoolExecutor, name: str, body: Callable[[], R]) -> None:
+    def __init__(
+        self,
+        executor: ThreadPoolExecutor,
+        name: str,
+        body: Callable[[], R],
+        parent: CancelToken | None,
+    ) -> None:
         """For ThreadPoolExecutor.submit()."""
         super().__init__()
-        self._task = Task(name)
+        self._task = Task(name, parent)
         self._task.expect()
         self._executor: ThreadPoolExecutor | None = executor
         self._body: Callable[[], R] | None = body
@@ -223,6 +230,8 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
     when the work has ended.
 
     `inherit_context`: a function runs in a copy of the context (contextvars) of its submit().
+    `inherit`: a function is cancelled with the scope of its submit(), too, and has its deadline;
+    when that scope is left, functions that still wait or run are cancelled.
     `max_abandoned`: so many threads that were abandoned and still run are replaced. With one more
     the executor is exhausted until one of them ends: submitted calls that have not begun fail with
     PoolExhausted, and submit() raises it. `policy` is for TaskFuture.kill(), and for shutdown().
@@ -236,6 +245,7 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
         initargs: tuple[Any, ...] = (),
         *,
         inherit_context: bool = True,
+        inherit: bool = False,
         max_abandoned: int = 2,
         policy: StopPolicy | None = None,
     ) -> None:
@@ -248,6 +258,7 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
             check_runnable(initializer, "initializer")
         self._initialize = partial(call_for_effect, initializer, *initargs) if initializer else None
         self._inherit_context = inherit_context
+        self._inherit = inherit
         self._max_abandoned = max_abandoned
         self._policy = StopPolicy() if policy is None else policy
         self._number = 0
@@ -281,6 +292,7 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
         call: Callable[[], R] = partial(fn, *args, **kwargs)
         if self._inherit_context:
             call = partial(copy_context().run, call)
+        parent = current_token() if self._inherit else None
         name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
         # A kill of the calling thread must not leave these locks held.
         with defer_kill(BRIEFLY), self._shutdown_lock, stdlib._global_shutdown_lock:  # noqa: SLF001 (the standard library's own)
@@ -292,7 +304,7 @@ class ThreadPoolExecutor(OwnerBlock, concurrent.futures.ThreadPoolExecutor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if stdlib._shutdown:  # noqa: SLF001 (the standard library's own)
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-            future = TaskFuture(self, name, call)
+            future = TaskFuture(self, name, call, parent)
             self._unfinished.add(future)
             self._work_queue.put(future)
             self._adjust_thread_count()

@@ -269,6 +269,7 @@ class TaskGroup(GroupCore):
             included; the others wait.
         policy: How the tasks of a block that is left early are ended.
         name: For the threads' names.
+        token: The block is cancelled with this token as well; see cancel_scope().
     """
 
     _numbers = count(1)
@@ -280,6 +281,7 @@ class TaskGroup(GroupCore):
         max_threads: int | None = None,
         policy: StopPolicy | None = None,
         name: str | None = None,
+        token: CancelToken | None = None,
     ) -> Self:
         """A group, whose block has not begun."""
         if on_error not in ("cancel", "continue"):
@@ -289,7 +291,7 @@ class TaskGroup(GroupCore):
             message = f"max_threads must be at least 1, not {max_threads}"
             raise ValueError(message)
         del on_error, name  # for __init__
-        return super().__new__(cls, policy, max_threads)  # type: ignore[return-value]  # a cls
+        return super().__new__(cls, policy, max_threads, token)  # type: ignore[return-value]  # a cls
 
     def __init__(
         self,
@@ -298,9 +300,10 @@ class TaskGroup(GroupCore):
         max_threads: int | None = None,
         policy: StopPolicy | None = None,
         name: str | None = None,
+        token: CancelToken | None = None,
     ) -> None:
         """A group, whose block has not begun."""
-        del max_threads  # for __new__
+        del max_threads, token  # for __new__
         self._policy = StopPolicy() if policy is None else policy
         self.name: str = name or f"TaskGroup-{next(self._numbers)}"
         self._fails_fast = on_error == "cancel"

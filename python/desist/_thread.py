@@ -21,6 +21,7 @@ from desist._core import (
     call_for_effect,
     call_masked,
     check_runnable,
+    current_token,
     leave_calls_alone,
 )
 from desist._enums import TaskState
@@ -56,30 +57,34 @@ class StoppableThread(threading.Thread):
         daemon: bool | None = None,
         context: Context | None = None,
         foreign: bool = True,
+        inherit: bool = False,
     ) -> None:
         """As threading.Thread of Python 3.14.
 
         `context`: the context (contextvars) in which the thread's code runs; a copy of the calling
         code's unless given. `foreign`: False if blocking calls of foreign code go on when the
-        thread is cancelled or killed; see cancel_scope().
+        thread is cancelled or killed; see cancel_scope(). `inherit`: True if the thread is
+        cancelled with the scope of the calling code as well, and has its deadline; when that scope
+        is left, a thread that still runs is cancelled.
 
         Raises:
-            TypeError: `context` is none, or `foreign` is no bool; or `target`, or run() of a
-                subclass, is a coroutine function or a generator function, whose call returns
-                before its code runs.
+            TypeError: `context` is none, or `foreign` or `inherit` is no bool; or `target`, or
+                run() of a subclass, is a coroutine function or a generator function, whose call
+                returns before its code runs.
         """
         given: object = context
         if not (given is None or isinstance(given, Context)):
             raise TypeError(
                 f"context must be a contextvars.Context, not {type(given).__qualname__}"
             )
-        switch: object = foreign
-        if not isinstance(switch, bool):
-            raise TypeError(f"foreign must be True or False, not {switch!r}")
+        switches: dict[str, object] = {"foreign": foreign, "inherit": inherit}
+        for option, switch in switches.items():
+            if not isinstance(switch, bool):
+                raise TypeError(f"{option} must be True or False, not {switch!r}")
         if target is not None:
             check_runnable(target, "target")
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
-        self._task = Task(self.name)
+        self._task = Task(self.name, current_token() if inherit else None)
         self._run_context = copy_context() if context is None else context
         self._ends_calls = foreign
         # A subclass may override run(), as with threading.Thread; the boundary goes around it.

@@ -47,8 +47,15 @@ fn race(body: fn(&NodeRef) -> Unwinding) {
         let slot = slot.clone();
         spawn(move || {
             let hour = std::time::Duration::from_secs(3600);
-            let (node, watch) =
-                scope::enter_forced(Time::NEVER, None, None, hour, Home::NATIVE, slot.clone());
+            let (node, watch) = scope::enter_forced(
+                Time::NEVER,
+                None,
+                None,
+                hour,
+                Home::NATIVE,
+                None,
+                slot.clone(),
+            );
             let task = scope::current_task().unwrap();
             let id = task.open_block_at(0).unwrap();
             tell.send((task, id)).unwrap();

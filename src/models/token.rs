@@ -266,3 +266,47 @@ fn loom_i9_a_token_linked_during_a_cancel_is_cancelled() {
         assert_eq!((one.followers(), other.followers()), ((0, 0), (0, 0)));
     });
 }
+
+#[test]
+fn loom_i9_a_child_that_is_linked_is_cancelled_once_and_leaves_nothing() {
+    explore(TWICE, || {
+        let (parent, other) = (NodeRef::root(None), NodeRef::root(None));
+        let child = parent.child(None);
+        child.link_to(&other);
+        let ran = Arc::new(AtomicUsize::new(0));
+        count(&child, &ran);
+        let (first, second) = (canceller(&parent, "parent"), canceller(&other, "other"));
+        assert!(end(first) && end(second));
+        assert!(child.cause() == parent.cause() || child.cause() == other.cause());
+        assert_eq!(ran.load(Ordering::Relaxed), 1);
+        drop(child);
+        assert_eq!((parent.followers(), other.followers()), ((0, 0), (0, 0)));
+    });
+}
+
+#[test]
+fn loom_i9_a_child_that_is_linked_may_be_dropped_during_both_cancels() {
+    explore(TWICE, || {
+        let (parent, other) = (NodeRef::root(None), NodeRef::root(None));
+        let child = parent.child(None);
+        child.link_to(&other);
+        let (first, second) = (canceller(&parent, "parent"), canceller(&other, "other"));
+        drop(child);
+        end(first);
+        end(second);
+        assert_eq!((parent.followers(), other.followers()), ((0, 0), (0, 0)));
+    });
+}
+
+#[test]
+fn loom_i2_the_passed_deadline_of_a_linked_token_is_its_cause() {
+    explore(ONCE, || {
+        let at = Time::from_nanos(1);
+        let other = NodeRef::root(None);
+        let linked = NodeRef::root(Some(at));
+        linked.link_to(&other);
+        let (first, second) = (canceller(&other, "other"), canceller(&linked, "own"));
+        assert!(end(first) && !end(second));
+        assert_eq!(linked.cause(), Some(Cause::deadline(at)));
+    });
+}

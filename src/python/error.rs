@@ -87,6 +87,31 @@ fn cancelled(py: Python<'_>, cause: Cause) -> PyErr {
         )
 }
 
+/// The exception of another task's result, which was cancelled by this cause.
+pub(super) fn other_cancelled(py: Python<'_>, cause: Cause, cancelled: &Bound<'_, PyAny>) -> PyErr {
+    let made = Py::new(py, CancelCause::from(cause))
+        .and_then(|cause| class(py, "TaskCancelled")?.call1((cause,)));
+    match made {
+        Ok(value) => {
+            let error = PyErr::from_value(value);
+            error.set_cause(py, Some(PyErr::from_value(cancelled.clone())));
+            error
+        }
+        Err(failure) => failure,
+    }
+}
+
+/// The cause of a [`other_cancelled`] exception; `None` for any other.
+pub(super) fn cause_of_other(raised: &Bound<'_, PyAny>) -> Option<Cause> {
+    let py = raised.py();
+    let class = class(py, "TaskCancelled").ok()?;
+    if !raised.is_instance(&class).ok()? {
+        return None;
+    }
+    let cause = raised.getattr(intern!(py, "cause")).ok()?;
+    Some(cause.cast::<CancelCause>().ok()?.get().core().clone())
+}
+
 pub(super) fn from_lock(py: Python<'_>, error: LockError) -> PyErr {
     let message = error.to_string();
     let (name, kill) = match error {

@@ -22,6 +22,7 @@ use crate::ledger::AbandonHook;
 use crate::python::binding::home::home_of_block;
 use crate::python::binding::host::detached;
 use crate::python::binding::lazy_arg::{LazyClass, LazyException, LazyTraceback};
+use crate::python::binding::runnable::check_result;
 use crate::python::binding::seconds::{self, Seconds};
 use crate::python::cause::CancelCause;
 use crate::python::error::{self, Cancelled};
@@ -30,7 +31,7 @@ use crate::python::hard_stop::in_place;
 use crate::python::hard_stop::killed::Killed;
 use crate::python::hard_stop::traceback;
 use crate::python::token::{CancelToken, cancel_node, timeout_and_deadline};
-use crate::scope::{self, Exit, ForcedExit, Kind, Unwinding};
+use crate::scope::{self, Exit, Extras, ForcedExit, Kind, Unwinding};
 use crate::task::Interrupter;
 use crate::token::timer;
 use crate::token::tree::NodeRef;
@@ -59,14 +60,28 @@ impl Limit {
 struct Block {
     /// What it does to cancellations from outside. Fixed.
     kind: Kind,
-    /// How long clean-up blocks inside may take after its deadline; `None`: the usual time. Fixed.
-    grace: Option<Duration>,
-    /// How long after its cancellation force begins. Fixed. Boxed: few blocks have one.
-    kill_after: Option<Box<Duration>>,
-    /// Whether its cancellation ends blocking calls of foreign code. Fixed.
-    foreign: bool,
+    /// Fixed. Boxed: few blocks have any.
+    options: Option<Box<Options>>,
     /// Written by the thread of the block; by any thread that cancels it or moves its deadline.
     state: Mutex<State>,
+}
+
+/// What few blocks have.
+struct Options {
+    /// How long clean-up blocks inside may take after its deadline; `None`: the usual time.
+    grace: Option<Duration>,
+    /// How long after its cancellation force begins.
+    kill_after: Option<Duration>,
+    /// Whether its cancellation ends blocking calls of foreign code.
+    foreign: bool,
+}
+
+impl Options {
+    const NONE: Options = Options {
+        grace: None,
+        kill_after: None,
+        foreign: true,
+    };
 }
 
 /// Fresh, Open, Left: each block goes through them once, in this order.
@@ -75,6 +90,8 @@ enum State {
     Fresh {
         /// Counted from the entry.
         limit: Limit,
+        /// Cancels the block as well. Not kept beyond the entry, for the collector does not see it.
+        token: Option<token::CancelToken>,
         /// Of a cancel() before the entry; it cancels the scope when that is made.
         cancelled: Option<Box<Cause>>,
     },
@@ -97,22 +114,20 @@ enum State {
 }
 
 impl Block {
-    fn new(
-        kind: Kind,
-        limit: Limit,
-        grace: Option<Duration>,
-        kill_after: Option<Duration>,
-    ) -> Self {
+    fn new(kind: Kind, limit: Limit, token: Option<token::CancelToken>) -> Self {
         Self {
             kind,
-            grace,
-            kill_after: kill_after.map(Box::new),
-            foreign: true,
+            options: None,
             state: Mutex::new(State::Fresh {
                 limit,
+                token,
                 cancelled: None,
             }),
         }
+    }
+
+    fn options(&self) -> &Options {
+        self.options.as_deref().unwrap_or(&Options::NONE)
     }
 
     fn enter(
@@ -123,13 +138,25 @@ impl Block {
     ) -> PyResult<()> {
         scope::settle_before(home); // unlocked: it may wait
         let mut state = self.state.lock();
-        let State::Fresh { limit, cancelled } = &mut *state else {
+        let State::Fresh {
+            limit,
+            token,
+            cancelled,
+        } = &mut *state
+        else {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
         };
-        let node = match abandon_hook {
-            None => scope::enter(self.kind, limit.as_of_now(), self.grace, home),
-            Some(hook) => scope::enter_for(hook, limit.as_of_now(), self.grace, home),
+        let (deadline, grace) = (limit.as_of_now(), self.options().grace);
+        let node = if token.is_some() || abandon_hook.is_some() {
+            let token = token.as_ref();
+            let extras = Extras {
+                token,
+                abandon_hook,
+            };
+            scope::enter_with(extras, deadline, grace, home)
+        } else {
+            scope::enter(self.kind, deadline, grace, home)
         };
         if let Some(cause) = cancelled.take() {
             node.cancel(*cause);
@@ -156,17 +183,23 @@ impl Block {
         crate::host::thread_name();
         scope::settle_before(home);
         let mut state = self.state.lock();
-        let State::Fresh { limit, cancelled } = &mut *state else {
+        let State::Fresh {
+            limit,
+            token,
+            cancelled,
+        } = &mut *state
+        else {
             drop(state);
             return Err(error::misuse(py, ScopeMisuse::EnteredTwice));
         };
         let cancelled = cancelled.take().map(|cause| *cause);
         let (node, watch) = scope::enter_forced(
             limit.as_of_now(),
-            self.grace,
+            self.options().grace,
             cancelled,
             kill_after,
             home,
+            token.as_ref(),
             interrupter,
         );
         let watch = Some(Box::new(watch));
@@ -181,14 +214,17 @@ impl Block {
     /// Enters it at the beginning of a `with` statement.
     fn enter_with(&self, py: Python<'_>) -> PyResult<()> {
         let home = home_of_block(py)?;
-        match &self.kill_after {
+        let Some(options) = &self.options else {
+            return self.enter(py, home, None);
+        };
+        match options.kill_after {
             // Simulated time stands still while code runs that is not in a desist wait.
             Some(kill_after) if testing::current().is_none() => {
-                self.enter_forced(py, **kill_after, home, hard_stop::for_this_block(py)?)?;
+                self.enter_forced(py, kill_after, home, hard_stop::for_this_block(py)?)?;
             }
             _ => self.enter(py, home, None)?,
         }
-        if !self.foreign {
+        if !options.foreign {
             scope::leave_calls_alone();
         }
         Ok(())
@@ -208,6 +244,8 @@ impl Block {
             Unwinding::Cancelled
         } else if kind.is(py.get_type::<Killed>()) {
             Unwinding::Killed
+        } else if self.has_cancelled_other_code(value) {
+            Unwinding::Cancelled
         } else {
             Unwinding::Nothing
         };
@@ -251,7 +289,7 @@ impl Block {
             return Err(error::misuse(py, ScopeMisuse::WrongThread)); // still open on its own thread
         }
         let caught = match &exit {
-            Ok(Exit::Absorbed(cause)) => Some(cause.clone()),
+            Ok(Exit::Absorbed(cause)) => Some((**cause).clone()),
             _ => None,
         };
         let cause = if node.is_cancelled_itself() {
@@ -294,29 +332,38 @@ impl Block {
         Ok(caught)
     }
 
+    /// Is the exception the `TaskCancelled` of code on another thread that this block's cancellation has reached?
+    /// It is then this cancellation, which has come in another way.
+    fn has_cancelled_other_code(&self, raised: &Bound<'_, PyAny>) -> bool {
+        let cause = self.node().and_then(|node| node.cause());
+        cause.is_some_and(|cause| error::cause_of_other(raised) == Some(cause))
+    }
+
     /// Calls a function as the block: no Python code runs between the function and the block's ends.
+    /// `instead` makes the exception of a call that the block's cancellation has ended.
     fn call<'py>(
         &self,
         function: &Bound<'py, PyAny>,
         arguments: &Bound<'py, PyTuple>,
-        named: Option<&Bound<'py, PyDict>>,
+        named: &Bound<'py, PyDict>,
+        instead: impl FnOnce(Cause, &Bound<'py, PyAny>) -> PyErr,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = function.py();
-        match &self.kill_after {
+        match self.options().kill_after {
             Some(kill_after) if testing::current().is_none() => {
                 let interrupter = hard_stop::for_this_call(py)?;
-                self.enter_forced(py, **kill_after, Home::NATIVE, interrupter)?;
+                self.enter_forced(py, kill_after, Home::NATIVE, interrupter)?;
             }
             _ => self.enter(py, Home::NATIVE, None)?,
         }
-        let result = in_place::checked(py, function.call(arguments, named));
+        let result = in_place::checked(py, function.call(arguments, Some(named)));
         let none = py.None().into_bound(py);
         match result {
             Ok(value) => self.exit(py, &none, &none).map(|_| value),
             Err(raised) => {
                 let (kind, value) = (raised.get_type(py), raised.value(py).clone().into_any());
                 match self.exit(py, &kind, &value)? {
-                    Some(_) => Err(deadline_exceeded(py, &value)),
+                    Some(cause) => Err(instead(cause, &value)),
                     None => Err(raised),
                 }
             }
@@ -340,7 +387,10 @@ impl Block {
                 ..
             } => {
                 if let Some(end) = grace.map(Time::after) {
-                    let given = first.grace.or(self.grace).unwrap_or(DEFAULT_GRACE);
+                    let given = first
+                        .grace
+                        .or(self.options().grace)
+                        .unwrap_or(DEFAULT_GRACE);
                     first.grace = Some(given.min(end - first.at));
                 }
                 return false;
@@ -463,9 +513,9 @@ pub(super) struct CancelScope {
 
 /// The scope that a group's block is.
 impl CancelScope {
-    pub(super) fn for_group() -> Self {
+    pub(super) fn for_group(token: Option<token::CancelToken>) -> Self {
         Self {
-            block: Block::new(Kind::Plain, Limit::None, None, None),
+            block: Block::new(Kind::Plain, Limit::None, token),
             raises: true,
         }
     }
@@ -645,15 +695,21 @@ fn block(
         (None, Some(deadline)) => Limit::At(seconds::instant(deadline, "deadline")?),
         (Some(_), Some(_)) => return Err(timeout_and_deadline()),
     };
-    let grace = seconds::optional_span(grace, "grace")?;
-    let kill_after = seconds::optional_span(kill_after, "kill_after")?;
-    Ok(Block::new(Kind::Plain, limit, grace, kill_after))
+    let mut block = Block::new(Kind::Plain, limit, None);
+    if grace.is_some() || kill_after.is_some() {
+        block.options = Some(Box::new(Options {
+            grace: seconds::optional_span(grace, "grace")?,
+            kill_after: seconds::optional_span(kill_after, "kill_after")?,
+            ..Options::NONE
+        }));
+    }
+    Ok(block)
 }
 
 /// A shield or a clean-up zone.
 fn hiding(kind: Kind, limit: Limit) -> CancelScope {
     CancelScope {
-        block: Block::new(kind, limit, None, None),
+        block: Block::new(kind, limit, None),
         raises: false,
     }
 }
@@ -670,6 +726,10 @@ fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
 /// `timeout`: seconds from when the block is entered; None: no deadline. `deadline`: the time
 /// itself instead, on the clock of current_time(). `grace`: seconds that clean-up blocks inside may
 /// take after the deadline.
+///
+/// `token`: the block is cancelled with this token as well, and then has its cause and its grace: a deadline
+/// of the token leaves the block as DeadlineExceeded, as the block's own does, and any other cancellation
+/// leaves it quietly.
 ///
 /// Blocking calls of foreign code are left early, too, where foreign_status() says so: time.sleep(), the
 /// recv() of a library's socket, the wait for a child process, threading.Event.wait(). Cancelled is raised at
@@ -696,16 +756,25 @@ fn after(seconds: Seconds<'_, '_>) -> PyResult<Limit> {
 ///     TypeError: a time that is not a number, or both a timeout and a deadline.
 ///     ValueError: a time that is NaN, or a negative number of seconds.
 #[pyfunction]
-#[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None, foreign = true))]
+#[pyo3(signature = (timeout = None, *, deadline = None, grace = None, kill_after = None, foreign = true, token = None))]
 pub(super) fn cancel_scope(
     timeout: Option<Seconds<'_, '_>>,
     deadline: Option<Seconds<'_, '_>>,
     grace: Option<Seconds<'_, '_>>,
     kill_after: Option<Seconds<'_, '_>>,
     foreign: bool,
+    token: Option<&Bound<'_, CancelToken>>,
 ) -> PyResult<CancelScope> {
     let mut block = block(timeout, deadline, grace, kill_after)?;
-    block.foreign = foreign;
+    if !foreign {
+        block
+            .options
+            .get_or_insert_with(|| Box::new(Options::NONE))
+            .foreign = false;
+    }
+    if let (Some(given), State::Fresh { token, .. }) = (token, block.state.get_mut()) {
+        *token = Some(given.get().inner().clone());
+    }
     Ok(CancelScope {
         block,
         raises: true,
@@ -724,7 +793,29 @@ pub(super) fn call_within<'py>(
     kill_after: Option<Seconds<'_, '_>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let block = block(timeout, None, grace, kill_after)?;
-    block.call(function, arguments, Some(named))
+    block.call(function, arguments, named, |_, raised| {
+        deadline_exceeded(raised.py(), raised)
+    })
+}
+
+/// Call a function as a block that is cancelled with this token. TaskCancelled is raised in place of a Cancelled
+/// that is the token's.
+#[pyfunction]
+#[pyo3(signature = (function: "Callable[..., _T]", arguments: "tuple[object, ...]", named: "dict[str, object]", token) -> "_T")]
+pub(super) fn call_under<'py>(
+    function: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+    named: &Bound<'py, PyDict>,
+    token: &Bound<'py, CancelToken>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let token = token.get().inner().clone();
+    let result = Block::new(Kind::Plain, Limit::None, Some(token)).call(
+        function,
+        arguments,
+        named,
+        |cause, raised| error::other_cancelled(raised.py(), cause, raised),
+    );
+    check_result(result?, true)
 }
 
 /// A block that is left quietly when its deadline has passed, or its cancel() is called.

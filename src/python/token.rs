@@ -17,6 +17,8 @@
 //! by the node, and the first reference keeps it for as long as any object has the token.
 #![allow(unsafe_code)] // the slot `cancelled`, see `CancelToken`
 
+mod headers;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -28,7 +30,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::ffi;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyTuple};
 
 use crate::cause::DEFAULT_GRACE;
 use crate::clock::Time;
@@ -307,6 +309,16 @@ impl CancelToken {
         }
     }
 
+    /// The headers that carry this token to another process: the seconds that are left until its deadline,
+    /// and its cancellation, if it is cancelled. CancelSource.from_headers() reads them there.
+    ///
+    /// They are valid in HTTP and in other protocols whose headers are text. Without a deadline and a
+    /// cancellation there are none.
+    #[pyo3(signature = () -> "dict[str, str]")]
+    fn to_headers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        headers::of(py, &self.token)
+    }
+
     /// Raise Cancelled if the token is cancelled. Never blocks.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         self.token
@@ -434,6 +446,22 @@ pub(super) struct CancelSource {
     source: token::CancelSource,
 }
 
+impl CancelSource {
+    fn make(parent: Option<&Bound<'_, CancelToken>>, deadline: Option<Time>) -> Self {
+        let source = match (parent, deadline) {
+            (None, None) => token::CancelSource::new(),
+            (None, Some(deadline)) => token::CancelSource::with_deadline(deadline),
+            (Some(parent), None) => parent.get().token.child(),
+            (Some(parent), Some(deadline)) => parent.get().token.child_with_deadline(deadline),
+        };
+        Self {
+            token: OnceLock::new(),
+            parent: parent.map(|parent| Shown::new(parent.clone().unbind())),
+            source,
+        }
+    }
+}
+
 #[pymethods]
 impl CancelSource {
     /// A source, below `parent` if one is given; `deadline` on the clock of current_time(), or
@@ -449,18 +477,30 @@ impl CancelSource {
         deadline: Option<Seconds<'_, '_>>,
         timeout: Option<Seconds<'_, '_>>,
     ) -> PyResult<Self> {
-        let deadline = deadline_of(deadline, timeout)?;
-        let source = match (parent, deadline) {
-            (None, None) => token::CancelSource::new(),
-            (None, Some(deadline)) => token::CancelSource::with_deadline(deadline),
-            (Some(parent), None) => parent.get().token.child(),
-            (Some(parent), Some(deadline)) => parent.get().token.child_with_deadline(deadline),
-        };
-        Ok(Self {
-            token: OnceLock::new(),
-            parent: parent.map(|parent| Shown::new(parent.clone().unbind())),
-            source,
-        })
+        Ok(Self::make(parent, deadline_of(deadline, timeout)?))
+    }
+
+    /// A source for the work that a message asks for: below `parent` if one is given, with the deadline in the
+    /// headers that CancelToken.to_headers() has made, and cancelled (REMOTE) if they say so. Never blocks.
+    ///
+    /// The deadline is counted from now: the clocks of the two hosts are not compared. Other headers are
+    /// passed over, and the names may be in any case.
+    ///
+    /// Raises:
+    ///     TypeError: `headers` has no items(), or has names or values that are no strings.
+    ///     ValueError: the time in the headers is not a number of seconds.
+    #[staticmethod]
+    #[pyo3(signature = (headers: "Mapping[str, str] | Message", parent = None))]
+    fn from_headers(
+        headers: &Bound<'_, PyAny>,
+        parent: Option<&Bound<'_, CancelToken>>,
+    ) -> PyResult<Self> {
+        let received = headers::received(headers)?;
+        let this = Self::make(parent, received.timeout.map(Time::after));
+        if let Some(cause) = received.cause {
+            this.source.node().cancel(cause);
+        }
+        Ok(this)
     }
 
     /// The token to hand out.
@@ -472,6 +512,22 @@ impl CancelSource {
         let made = CancelToken::wrap(py, self.source.token())?;
         let token = self.token.get_or_init(|| Shown::new(made)); // another thread may be first
         Ok(token.get().clone_ref(py))
+    }
+
+    /// When it is cancelled at the latest, on the clock of current_time(); infinity if it has no deadline of
+    /// its own.
+    ///
+    /// It can be moved, earlier or later, by any thread, until the source is cancelled.
+    #[getter]
+    fn deadline(&self) -> f64 {
+        seconds::from_time(self.source.node().own_deadline())
+    }
+
+    #[setter]
+    fn set_deadline(&self, value: Seconds<'_, '_>) -> PyResult<()> {
+        self.source
+            .set_deadline(seconds::instant(value, "deadline")?);
+        Ok(())
     }
 
     /// Cancel. True: this call was the first; False: it was cancelled, or closed, before.

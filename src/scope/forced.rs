@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    CONTEXT, Exit, Frame, Kind, current_ledger, current_task, exit, note_open, open, settle,
+    CONTEXT, Exit, Extras, Frame, Kind, current_ledger, current_task, exit, note_open, open, settle,
 };
 use crate::cause::Cause;
 use crate::clock::Time;
@@ -37,6 +37,7 @@ use crate::host::{self, Home};
 use crate::ledger::Termination;
 use crate::stack::Stack;
 use crate::task::{BlockExit, Interrupter, Task};
+use crate::token::CancelToken;
 use crate::token::tree::NodeRef;
 
 /// The stop that unwinds out of a block.
@@ -56,7 +57,7 @@ pub(crate) enum ForcedExit {
     /// Nothing: an exception that is unwinding goes on.
     Pass,
     /// The stop was this block's, and ends here.
-    Absorbed(Cause),
+    Absorbed(Box<Cause>),
     /// The kill was this block's and ends here, but a scope further out is cancelled, too, so nothing
     /// is absorbed: the caller performs a checkpoint, which raises that cancellation.
     Outward,
@@ -72,6 +73,7 @@ pub(crate) fn enter_forced(
     cancelled: Option<Cause>,
     kill_after: Duration,
     home: Home,
+    token: Option<&CancelToken>,
     interrupter: Arc<dyn Interrupter>,
 ) -> (NodeRef, BlockWatch) {
     // Before anything is borrowed: the host names the thread.
@@ -79,7 +81,11 @@ pub(crate) fn enter_forced(
         let name = host::thread_name().unwrap_or_else(|| "a thread".into());
         Task::of_thread(&name, current_ledger())
     });
-    let node = open(Kind::Plain, deadline, grace, home, None);
+    let extras = Extras {
+        token,
+        abandon_hook: None,
+    };
+    let node = open(Kind::Plain, deadline, grace, home, extras);
     if let Some(cause) = cancelled {
         node.cancel(cause);
     }
@@ -91,7 +97,10 @@ pub(crate) fn enter_forced(
         context.task.replace(Some(task.clone()));
         Some(id)
     });
-    (node, BlockWatch::begin(&task, id.unwrap_or_default()))
+    (
+        node,
+        BlockWatch::begin(&task, id.unwrap_or_default(), token),
+    )
 }
 
 /// Leave a scope that [`enter_forced`] opened. `stack`: where `Killed` was raised; called only if a kill

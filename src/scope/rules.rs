@@ -45,7 +45,7 @@ pub(super) fn absorb(frames: &[Frame]) -> Exit {
             .cause()
             .filter(|_| frame.node.same(&exiting.node))
     }) {
-        Some(cause) => Exit::Absorbed(cause),
+        Some(cause) => Exit::Absorbed(Box::new(cause)),
         None => Exit::Pass,
     }
 }

@@ -25,7 +25,8 @@
 //! | `HAS_CHILDREN` | `child`, before it links the child           | the node's lock        |
 //! | `HAS_HOOKS`    | `hook`, before it adds the hook              | the node's lock        |
 //! | ARMED        | the timer                                    | the timer's lock       |
-//! | TIMED, `TIMED_ABOVE`, LINKED | the birth of the node          | it is not yet shared   |
+//! | TIMED, `TIMED_ABOVE`         | the birth of the node          | it is not yet shared   |
+//! | LINKED       | [`NodeRef::link_to`], by the thread that has made the node | nothing |
 //! | the slot's index | the birth of a scope's node; [`NodeRef::set_slot`], for a task's | nothing |
 //!
 //! Orderings. The write of CANCELLED is a release, and [`NodeRef::is_cancelled`] an acquire: a thread
@@ -101,7 +102,8 @@ const ARMED: u32 = 1 << 6;
 /// A canceller has taken this node out of its parent's list and flagged it.
 const TAKEN: u32 = 1 << 7;
 
-/// This node is cancelled with others, of which its hooks have the list; their deadlines are its own.
+/// This node is cancelled with others than those above, of which its hooks have the list; their deadlines
+/// are its own.
 const LINKED: u32 = 1 << 8;
 
 /// From this bit on: the index of the slot of the thread whose scope it is, 0 for none (`foreign`). Fixed at
@@ -426,7 +428,8 @@ impl NodeRef {
         earliest
     }
 
-    /// True if it is cancelled with other nodes than those above. Relaxed: the bit is fixed at birth.
+    /// True if it is cancelled with other nodes than those above. Relaxed: the bit is set before the node is
+    /// handed out.
     fn is_linked(&self) -> bool {
         self.node().state.load(Ordering::Relaxed) & LINKED != 0
     }
@@ -658,35 +661,42 @@ impl NodeRef {
 
     /// A root that is cancelled with any of `others`, with the same cause. Its deadline is the earliest
     /// of theirs, wherever they are moved.
-    ///
-    /// Each of them gets a hook that points here without a count. The node remembers these hooks in
-    /// hooks of its own and removes them when it is freed, so that none can point to freed memory.
     pub(crate) fn linked(others: &[&NodeRef]) -> NodeRef {
         let timed = if others.iter().any(|other| other.may_expire()) {
             TIMED
         } else {
             0
         };
-        let node = NodeRef::alloc(None, LINKED | timed, None);
+        let node = NodeRef::alloc(None, timed, None);
         for other in others {
-            match other.hook(Hook::Link(node.weak())) {
-                Ok(id) => {
-                    // Refused if an earlier link has cancelled the node meanwhile.
-                    if let Err(Hook::LinkedTo(other, id)) =
-                        node.hook(Hook::LinkedTo((*other).clone(), id))
-                    {
-                        other.unhook(id);
-                    }
+            node.link_to(other);
+        }
+        node
+    }
+
+    /// From now on this node is cancelled with `other` as well, with the same cause. By the thread that has
+    /// made it, before it is handed out. A node that may have no deadline cannot have that of another.
+    ///
+    /// The other one gets a hook that points here without a count. This node remembers the hook in one of
+    /// its own and removes it when it is freed, so that none can point to freed memory.
+    pub(crate) fn link_to(&self, other: &NodeRef) {
+        debug_assert!(self.may_expire() || !other.may_expire());
+        self.node().state.fetch_or(LINKED, Ordering::Relaxed);
+        match other.hook(Hook::Link(self.weak())) {
+            Ok(id) => {
+                // Refused if it was cancelled meanwhile, by an earlier link or from above.
+                if let Err(Hook::LinkedTo(other, id)) = self.hook(Hook::LinkedTo(other.clone(), id))
+                {
+                    other.unhook(id);
                 }
-                // Already cancelled: so is the new node, with a copy of the cause.
-                Err(_) => {
-                    if let Some(cause) = other.cause() {
-                        node.cancel(cause);
-                    }
+            }
+            // Already cancelled: so is this node, with a copy of the cause.
+            Err(_) => {
+                if let Some(cause) = other.cause() {
+                    self.cancel(cause);
                 }
             }
         }
-        node
     }
 
     /// How many children are in the list, and how many hooks.
@@ -944,8 +954,16 @@ fn fire_hooks(node: &NodeRef, linked: &mut Vec<(NodeRef, u32)>) -> bool {
         (hooks.fire(), hooks.has_callback())
     };
     for link in fired.wake() {
-        // A copy of the cause, for a linked node has no parent to find it at.
-        if let Some(before) = node.cause().and_then(|cause| link.claim(cause, 0).0) {
+        let Some(cause) = node.cause() else { continue };
+        // Its own deadline counts if that has passed before (I2); else a copy of the cause, for a linked
+        // node does not find it above.
+        let own = link.own_deadline();
+        let cause = if own <= cause.at {
+            Cause::deadline(own)
+        } else {
+            cause
+        };
+        if let Some(before) = link.claim(cause, 0).0 {
             linked.push((link, before));
         }
     }

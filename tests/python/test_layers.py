@@ -22,7 +22,7 @@ LAYERS = (
     "_core _surroundings",
     "_enums _pickling",
     "_exceptions _codec _items _offload _channel _exit_watch",
-    "_deadline _events _exit _foreign _future _interruptible _pipes _queue _signals _sweep",
+    "_bind _deadline _events _exit _foreign _future _interruptible _pipes _queue _signals _sweep",
     "_killing",
     "_executor _group _handle _item_future _child_loop _thread",
     "_child _ops _ports _supervisor",

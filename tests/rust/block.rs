@@ -72,8 +72,15 @@ fn open() -> Open {
 
 fn open_until(deadline: Time, kill_after: Duration) -> Open {
     let slot = Arc::new(Slot::default());
-    let (node, watch) =
-        scope::enter_forced(deadline, None, None, kill_after, Home::NATIVE, slot.clone());
+    let (node, watch) = scope::enter_forced(
+        deadline,
+        None,
+        None,
+        kill_after,
+        Home::NATIVE,
+        None,
+        slot.clone(),
+    );
     let task = scope::current_task().unwrap();
     let id = task.inner.lock().blocks.last().unwrap().id;
     Open {

@@ -284,6 +284,26 @@ fn any_of_is_cancelled_with_the_first_and_with_its_cause() {
 }
 
 #[test]
+fn a_source_can_be_given_a_deadline_later_and_its_children_know_of_it() {
+    let source = CancelSource::new();
+    let below = source.token().child();
+    assert!(below.token().deadline().is_never());
+    let (early, late) = (
+        Time::after(Duration::from_secs(1000)),
+        Time::after(Duration::from_secs(2000)),
+    );
+    for deadline in [late, early, late] {
+        source.set_deadline(deadline);
+        assert_eq!(below.token().deadline(), deadline);
+    }
+    source.set_deadline(Time::NEVER);
+    assert!(below.token().deadline().is_never());
+    source.set_deadline(Time::now());
+    assert!(below.token().wait_until(Time::NEVER).unwrap());
+    assert_eq!(below.token().cause().unwrap().kind, CauseKind::Deadline);
+}
+
+#[test]
 fn a_token_of_a_scope_that_was_left_is_cancelled() {
     let kept = move_on_after(Duration::from_secs(3600), |scope| {
         Ok::<_, Stop>(scope.token())

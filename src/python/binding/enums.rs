@@ -71,6 +71,7 @@ members!(
     ScopeExited is "SCOPE_EXITED",
     Shutdown is "SHUTDOWN",
     Forked is "FORKED",
+    Remote is "REMOTE",
 );
 
 members!(

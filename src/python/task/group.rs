@@ -49,6 +49,7 @@ use crate::python::ports::{group_hooks, group_task};
 use crate::python::scope::{CancelScope, deadline_exceeded};
 use crate::python::task::Task;
 use crate::python::task::stop::{StopPolicy, finish_all};
+use crate::python::token::CancelToken as PyCancelToken;
 use crate::python::wait::blocking;
 use crate::scope;
 use crate::stop;
@@ -271,7 +272,9 @@ impl GroupCore {
         };
         let _mask = Mask::open(BRIEFLY);
         let left = this.scope.get().leave(py, raised.as_ref());
-        let leaving = raised.as_ref().map(|raised| raised.value(py).clone());
+        // What is absorbed is no failure.
+        let leaving = raised.as_ref().filter(|_| !matches!(left, Ok(Some(_))));
+        let leaving = leaving.map(|raised| raised.value(py).clone());
         let instead = match slf.call_method1(group_hooks::_verdict(py), (leaving,)) {
             // By a signal handler. The errors that are left are reported, and its exception goes on.
             Err(signal) if !signal.is_instance_of::<PyException>(py) => {
@@ -364,10 +367,16 @@ impl AbandonHook for SkippedExit {
 #[pymethods]
 impl GroupCore {
     #[new]
-    #[pyo3(signature = (policy, most))]
-    fn new(py: Python<'_>, policy: Option<&StopPolicy>, most: Option<usize>) -> PyResult<Self> {
+    #[pyo3(signature = (policy, most, token))]
+    fn new(
+        py: Python<'_>,
+        policy: Option<&StopPolicy>,
+        most: Option<usize>,
+        token: Option<&Bound<'_, PyCancelToken>>,
+    ) -> PyResult<Self> {
+        let token = token.map(|token| token.get().inner().clone());
         Ok(Self {
-            scope: Py::new(py, CancelScope::for_group())?,
+            scope: Py::new(py, CancelScope::for_group(token))?,
             children_source: OnceLock::new(),
             policy: policy.map_or_else(stop::StopPolicy::default, StopPolicy::core),
             most: most.unwrap_or(usize::MAX),
@@ -409,7 +418,8 @@ impl GroupCore {
         let abandon_hook = Arc::new(SkippedExit(Mutex::new(Some(slf.clone().unbind()))));
         let node = this.scope.get().enter_for(py, abandon_hook)?;
         // Made now, so that a task's token is below the scope even if the task never waits.
-        let children_source = CancelToken::from_node(node).child();
+        let parent = CancelToken::from_node(node);
+        let children_source = CancelSource::without_deadline(Some(&parent));
         let _ = this.children_source.set(children_source); // the scope can be entered once
         this.state.lock().phase = Phase::Open;
         Ok(slf)

@@ -36,13 +36,14 @@ pub(in crate::python) const HEAD: usize = 1 + 8 + 1 + 8 + 8 + 2 + 2;
 pub(in crate::python) const CANCEL: u8 = b'c';
 /// A record is at most this long with its texts: the system writes it in one piece.
 pub(in crate::python) const LONGEST_TEXT: usize = 1000;
-pub(in crate::python) const KINDS: [CauseKind; 6] = [
+pub(in crate::python) const KINDS: [CauseKind; 7] = [
     CauseKind::Explicit,
     CauseKind::Deadline,
     CauseKind::SiblingFailed,
     CauseKind::ScopeExited,
     CauseKind::Shutdown,
     CauseKind::Forked,
+    CauseKind::Remote,
 ];
 
 /// The first byte of a dismissal, which has no more.

@@ -75,7 +75,7 @@ impl Task {
     /// A task that stands for a thread outside of any task, so that its blocks can be killed. It shares the
     /// thread's ledger, is never over, and cannot be killed as a whole.
     pub(crate) fn of_thread(name: &str, ledger: Arc<Ledger>) -> Arc<Task> {
-        let mut task = Task::bare(name, CancelSource::new());
+        let mut task = Task::bare(name, CancelSource::without_deadline(None));
         task.ledger = ledger;
         task.of_thread = true;
         task.inner.lock().phase = Phase::Running;
