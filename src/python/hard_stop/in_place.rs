@@ -385,6 +385,9 @@ fn is_canceled(raised: &Bound<'_, PyAny>) -> bool {
 /// The calling thread meets the end of its call: what a checkpoint raises now.
 fn raise(py: Python<'_>) -> Option<PyErr> {
     scope::note_raised();
+    if !trace::is_monitored(py) {
+        trace::unset_for_this_thread(py);
+    }
     disarm(py, ident())
         .and_then(|()| CHECKPOINT.get().map_or(Ok(()), |checkpoint| checkpoint(py)))
         .err()

@@ -412,14 +412,10 @@ extern "C" fn on_step(
 /// The body comes to a step: `Killed`, if it is due.
 fn stepped(py: Python<'_>) -> Option<PyErr> {
     IS_SET.set(true);
-    let task = traced_task();
     if let Some(stop) = in_place::instead_of_return(py) {
-        if task.is_none() {
-            unset(py);
-        }
         return Some(stop);
     }
-    let Some(task) = task else {
+    let Some(task) = traced_task() else {
         // The task was abandoned, or has ended; or a call of the thread was ended that has raised no error yet.
         if !scope::has_ended_call() {
             unset(py);
@@ -435,12 +431,17 @@ fn stepped(py: Python<'_>) -> Option<PyErr> {
 fn replaced(raised: &Bound<'_, PyAny>) -> Option<PyErr> {
     let py = raised.py();
     let value = raised.cast::<PyTuple>().ok()?.get_item(1).ok()?;
-    let stop = in_place::instead_of(py, &value)?;
+    in_place::instead_of(py, &value)
+}
+
+/// [`set_for`] has set our trace function for the calling thread, which needs it no longer for that.
+/// CPython 3.11 runs no Python function of a traced thread as long as an exception is posted to any thread that
+/// has not been raised: so the function is removed before the next call, and not by it.
+pub(super) fn unset_for_this_thread(py: Python<'_>) {
     IS_SET.set(true);
     if traced_task().is_none() {
         unset(py);
     }
-    Some(stop)
 }
 
 fn traced_task() -> Option<Arc<Task>> {
