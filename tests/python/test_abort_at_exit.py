@@ -216,10 +216,15 @@ start(body)""",
     # Reports.
     "the stack of a thread that is killed": """
 import traceback
-thread = desist.Thread(target=time.sleep, args=(1000,), daemon=True)
-thread.start()
+def kill_one():
+    thread = desist.Thread(target=time.sleep, args=(1000,), daemon=True)
+    thread.start()
+    thread.kill(policy=FAST)
+def kill_until_one_slept():
+    while not inside.is_set():
+        kill_one()
 traceback.format_stack = linger
-start(lambda: thread.kill(policy=FAST))""",
+start(kill_until_one_slept)""",
     "the stack of a report": """
 thread = desist.Thread(target=spin, daemon=True)
 thread.start()
