@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from desist import ssl as ssl
     from desist import subprocess as subprocess
     from desist._bind import bind
+    from desist._call import call
     from desist._deadline import deadline
     from desist._events import WorkEvent
     from desist._executor import TaskFuture, ThreadPoolExecutor
@@ -171,6 +172,7 @@ __all__ = [
     "WorkerDied",
     "WorkerPool",
     "bind",
+    "call",
     "cancel_on_signal",
     "cancel_scope",
     "checkpoint",
@@ -203,6 +205,7 @@ _LAZY = {
     "aio": "aio",
     "asgi": "asgi",
     "bind": "_bind",
+    "call": "_call",
     "cancel_on_signal": "_signals",
     "compat": "compat",
     "deadline": "_deadline",

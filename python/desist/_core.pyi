@@ -2094,6 +2094,11 @@ class Simulation:
     A simulated clock, and the threads that run under it.
     """
     def __new__(cls, /, autojump: bool, seed: SupportsIndex | None = None) -> Simulation: ...
+    @staticmethod
+    def is_current() -> bool:
+        """
+        Does the calling thread run under one?
+        """
     def jump(self, /, seconds: float) -> None:
         """
         Move the clock forward by this many seconds.

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from desist._core import CancelCause
+    from desist._core import CancelCause, KillReport
 
 __all__ = [
     "BrokenBarrierError",
@@ -73,7 +73,13 @@ class _WithFields(BaseException):
 
 
 class DeadlineExceeded(AnyTimeoutError):
-    """The block's own deadline passed before the block ended."""
+    """The block's own deadline passed before the block ended.
+
+    `report`, of desist.call() alone: how the function was ended. None there: it ended by itself at
+    its deadline, or a block still defers its kill.
+    """
+
+    report: KillReport | None = None
 
 
 class ScopeMisuse(RuntimeError):

@@ -29,6 +29,12 @@ impl Simulation {
         Self { simulation }
     }
 
+    /// Does the calling thread run under one?
+    #[staticmethod]
+    fn is_current() -> bool {
+        testing::current().is_some()
+    }
+
     /// The clock's time.
     fn time(&self) -> f64 {
         seconds::from_time(self.simulation.time())

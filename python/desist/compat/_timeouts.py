@@ -8,8 +8,7 @@ control back all the same.
 How: the code runs in a block of its own with a deadline and `kill_after`. So its desist waits and
 checkpoints raise Cancelled, and code that does not wait is forced out soon after. The block is on
 the thread that the package uses for it: the calling one for stopit, and for timeout_decorator on
-the main thread, where a signal ends blocking system calls; else a thread of its own, whose caller
-waits for it no longer than `_LEFT_AFTER`.
+the main thread, where a signal ends blocking system calls; else another one, by desist.call().
 """
 
 from __future__ import annotations
@@ -20,19 +19,16 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
+from desist._call import call
 from desist._core import (
     CancelScope,
-    StopPolicy,
     call_masked,
     cancel_scope,
-    checkpoint,
     current_time,
     move_on_after,
-    shield,
 )
 from desist._deadline import refuse
 from desist._exceptions import DeadlineExceeded, ScopeMisuse
-from desist._thread import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,13 +47,6 @@ _KILL_AFTER = 0.1
 """Seconds after the deadline until code that does not wait, or swallows Cancelled, is killed."""
 
 
-_LEFT_AFTER = 2 * _KILL_AFTER
-"""Seconds after the deadline until the caller of a function that has not ended goes on."""
-
-_FORCE = StopPolicy(cooperative=_KILL_AFTER, at_wait=0)
-"""For a function whose caller does not wait for it any more."""
-
-
 def _block(seconds: float) -> CancelScope:
     return move_on_after(seconds, kill_after=_KILL_AFTER)
 
@@ -72,31 +61,6 @@ def _call_here(
     return None if block.cancelled_caught or current_time() > block.deadline else (result,)
 
 
-class _Call(Thread):
-    """A call of a function in a block of its own."""
-
-    def __init__(
-        self, deadline: float, function: Callable[..., Any], args: Any, kwargs: Any
-    ) -> None:
-        super().__init__(name=getattr(function, "__qualname__", None), daemon=True)
-        self.deadline = deadline
-        self.late = False
-        self.results: list[Any] = []
-        self.raised: BaseException | None = None
-        self._call: Any = function, args, kwargs
-
-    def run(self) -> None:
-        function, args, kwargs = self._call
-        del self._call
-        try:
-            with move_on_after(deadline=self.deadline, kill_after=_KILL_AFTER) as block:
-                self.results.append(function(*args, **kwargs))
-            self.late = block.cancelled_caught
-        except BaseException as raised:  # noqa: BLE001 (it is raised in the caller)
-            self.raised = raised
-        self.late = self.late or current_time() > self.deadline
-
-
 def _call_elsewhere(
     seconds: float, function: Callable[..., _R], args: Any, kwargs: Any
 ) -> tuple[_R] | None:
@@ -106,28 +70,14 @@ def _call_elsewhere(
     meanwhile; what is blocked in C is abandoned.
     """
     deadline = _block(seconds).deadline
-    checkpoint()
-    call = _Call(deadline, function, args, kwargs)
+    call_it = functools.partial(function, *args, **kwargs)
     try:
-        call.start()
-        call.join(deadline + _LEFT_AFTER - current_time())
-    except BaseException:
-        if call.is_alive():
-            call.kill_soon("the code that waited for it was stopped", policy=_FORCE)
-            with shield(_LEFT_AFTER):
-                call.join()
-        raise
-    try:
-        if call.is_alive():
-            call.kill_soon("it was not done in time", policy=_FORCE)
-            return None
-        if call.late:
-            return None
-        if call.raised is not None:
-            raise call.raised
-        return (call.results.pop(),)
-    finally:
-        del call  # the traceback of its exception leads here
+        result = call(call_it, timeout=seconds, kill_after=_KILL_AFTER)
+    except Exception:
+        if current_time() <= deadline:
+            raise
+        return None
+    return (result,) if current_time() <= deadline else None
 
 
 # --- func_timeout ---------------------------------------------------------------------------------
