@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from desist import socket as socket
     from desist import ssl as ssl
     from desist import subprocess as subprocess
+    from desist import wsgi as wsgi
     from desist._deadline import deadline
     from desist._events import WorkEvent
     from desist._executor import TaskFuture, ThreadPoolExecutor
@@ -220,6 +221,7 @@ _LAZY = {
     "WorkerPool": "_pool",
     "ItemInfo": "_items",
     "WorkEvent": "_events",
+    "wsgi": "wsgi",
 }
 
 

@@ -128,7 +128,7 @@ class _Steps:
         with scope:
             self._scopes.add(scope)
             try:
-                scope.deadline = min(scope.deadline, self._end)
+                self._shorten(scope)
                 return step(*args, **kwargs)
             finally:
                 self._scopes.discard(scope)
@@ -138,7 +138,10 @@ class _Steps:
         self._end = min(self._end, end)
         for scope in self._scopes.copy():
             with suppress(ScopeMisuse):  # its block was left in the meantime
-                scope.deadline = min(scope.deadline, self._end)
+                self._shorten(scope)
+
+    def _shorten(self, scope: FailScope) -> None:
+        scope.deadline = min(scope.deadline, self._end)
 
 
 class _TimeIsUp(Exception):
