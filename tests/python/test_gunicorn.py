@@ -19,7 +19,8 @@ import desist
 pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 pytest.importorskip("requests", reason="requests is not installed")
 
-from desist.gunicorn import ThreadWorker
+from desist.gunicorn import ThreadWorker, _Requests
+from support import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ class Site:
         self.reader.start()
 
     def get(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -87,7 +88,8 @@ def served(folder: Path, *options: str) -> Iterator[Site]:
     (folder / "shop.py").write_text(SHOP)
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         command = [sys.executable, "-m", "gunicorn", "-k", "desist.gunicorn.ThreadWorker"]
-        command += ["--threads=2", "--bind=127.0.0.1:0", f"--chdir={folder}", *options, "shop:app"]
+        command += ["--threads=2", "--graceful-timeout=1", "--bind=127.0.0.1:0"]
+        command += [*options, f"--chdir={folder}", "shop:app"]
         environment = os.environ | {
             "SILENT": f"http://127.0.0.1:{silent.getsockname()[1]}/",
             "HOME": str(folder),  # for a socket of gunicorn's own
@@ -119,7 +121,7 @@ def test_requests_that_hang_have_their_answer_in_time_and_the_worker_lives(tmp_p
 
 @pytest.mark.parametrize("how", ["SIGTERM", "max_requests"])
 def test_requests_that_hang_when_the_worker_stops_are_answered(tmp_path: Path, how: str) -> None:
-    options = ["--graceful-timeout=1", *(["--max-requests=1"] if how == "max_requests" else [])]
+    options = ["--max-requests=1"] if how == "max_requests" else []
     with served(tmp_path, *options) as site, ThreadPoolExecutor(2) as clients:
         answers = [clients.submit(site.get, "/slow") for _ in range(2)]
         with site.silent.accept()[0], site.silent.accept()[0]:  # both hang
@@ -127,6 +129,21 @@ def test_requests_that_hang_when_the_worker_stops_are_answered(tmp_path: Path, h
                 site.process.send_signal(signal.SIGTERM)
             for answer in answers:
                 assert answer.result() == (503, "Service Unavailable")
+
+
+def test_only_the_request_that_waited_in_the_queue_has_less_time_left() -> None:
+    deadlines: list[float] = []
+
+    def app(*_: Any) -> list[bytes]:
+        deadlines.append(desist.current_effective_deadline())
+        return []
+
+    requests = _Requests(app, timeout=NEVER)
+    requests.waiting.seconds = 100
+    before = desist.current_time()
+    for _ in range(2):
+        requests({}, app)  # type: ignore[arg-type]
+    assert NEVER - 100 <= deadlines[0] - before < NEVER <= deadlines[1] - before
 
 
 def test_the_main_loop_is_quick_enough_for_a_short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
