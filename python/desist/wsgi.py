@@ -5,8 +5,8 @@
 Guarantees: when the time of a request is up, the wait that the application is in is ended, in its
 call or in the iteration over the body. The client gets 503 if the server has nothing of the
 response yet; else the server gets DeadlineExceeded, for which it closes the connection. The
-iterable of the application is closed in any case. An exception of the application is raised as it
-is. Cancelled never reaches the server, unless the server's own code is cancelled.
+iterable of the application is closed with that of the middleware. An exception of the application
+is raised as it is. Cancelled never reaches the server, unless the server's own code is cancelled.
 
 How: a server runs code of the application in steps: the call, each chunk of the body, the close().
 Each step is one block of a scope with the deadline of the request, for no scope may be open while
@@ -60,11 +60,11 @@ class CancelMiddleware:
     and an answer that is there is sent, however late. The deadline is known inside, see
     current_effective_deadline().
 
-    When the time is up and no part of the response has gone to the server, the answer is 503; a
-    response that has begun is cut off by a DeadlineExceeded, which the server logs. Clean-up code
-    of the application has its grace, and so has the close() of its body.
-
     Blocks: each call, until the application has returned. A checkpoint.
+
+    On timeout: the application's wait raises Cancelled; its clean-up code, and the close() of its
+    body, have their grace. If no part of the response has gone to the server, the answer is 503; a
+    response that has begun is cut off by a DeadlineExceeded, which the server logs.
 
     On cancel: of the calling code: Cancelled is raised, and nothing is answered.
 
