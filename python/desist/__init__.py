@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from desist import socket as socket
     from desist import ssl as ssl
     from desist import subprocess as subprocess
+    from desist import wsgi as wsgi
     from desist._bind import bind
     from desist._call import call
     from desist._deadline import deadline
@@ -226,6 +227,7 @@ _LAZY = {
     "WorkerPool": "_pool",
     "ItemInfo": "_items",
     "WorkEvent": "_events",
+    "wsgi": "wsgi",
 }
 
 

@@ -25,7 +25,18 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(desist.__file__).parent
 SOURCES = PACKAGE.parents[1] / "src" / "python"
-MODULES = ("", ".aio", ".asgi", ".compat", ".engines", ".socket", ".ssl", ".subprocess", ".testing")
+MODULES = (
+    "",
+    ".aio",
+    ".asgi",
+    ".compat",
+    ".engines",
+    ".socket",
+    ".ssl",
+    ".subprocess",
+    ".testing",
+    ".wsgi",
+)
 
 PRIMITIVES = {"perform", "perform_any", "blocking", "wait_ready", "wait_until", "arrive"}
 """The functions of the core, and of src/python, by which a native call waits."""
