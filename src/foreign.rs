@@ -132,6 +132,15 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
+#[cfg(not(loom))]
+impl fmt::Display for EndedCall {
+    /// Its name, with the descriptor and where that leads to at this moment, such as
+    /// `recvfrom of descriptor 5 (127.0.0.1:6379)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&system::words(self.call, self.descriptor))
+    }
+}
+
 /// Whether blocked calls of this process's threads are ended in cancelled scopes. Installs the handler of
 /// the signal, if there is none yet.
 ///

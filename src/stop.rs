@@ -70,6 +70,11 @@ pub struct KillReport {
     /// The last call of `stack`, if it has not returned since the first exception was posted: foreign
     /// code, which no rung can end.
     pub blocked: Option<Arc<str>>,
+    /// The system call that the body's thread was in when the kill began, in words; `None`: it ran, or the
+    /// system does not tell.
+    pub waited_in: Option<Arc<str>>,
+    /// The blocking calls of the body that were ended in its cancellation, in words.
+    pub ended_calls: Vec<Arc<str>>,
 }
 
 /// A kill that is not possible; the message says what to do instead.
@@ -104,6 +109,8 @@ impl KillReport {
             fenced: Vec::new(),
             stack: None,
             blocked: None,
+            waited_in: None,
+            ended_calls: Vec::new(),
         }
     }
 }
@@ -154,6 +161,8 @@ pub(crate) struct Kill {
     began: Time,
     /// The task had ended before the kill.
     is_over: bool,
+    /// See [`KillReport::waited_in`].
+    waited_in: Option<Arc<str>>,
     /// The rung that [`Kill::begin`] has tried.
     delivered: Option<KillOutcome>,
     /// One record for every rung tried so far.
@@ -191,6 +200,7 @@ impl Kill {
             cause,
             began,
             is_over,
+            waited_in: None,
             delivered: None,
             rungs: Vec::new(),
         })
@@ -219,6 +229,10 @@ impl Kill {
     pub(crate) fn begin(&mut self) {
         if self.is_over {
             return;
+        }
+        #[cfg(not(loom))]
+        {
+            self.waited_in = self.task.sits_in();
         }
         in_real_time(|| {
             self.task.node().cancel_to_kill(self.cause.clone());
@@ -355,6 +369,8 @@ impl Kill {
             fenced: record.fenced,
             stack: record.stack,
             blocked: record.blocked,
+            waited_in: self.waited_in,
+            ended_calls: record.ended_calls,
         }
     }
 }

@@ -2,17 +2,21 @@
 //! for the end of another process.
 //!
 //! Descriptors that users name come as plain numbers, for a caller's descriptor may be closed by
-//! another thread at any time. [`poll`] is the only place that turns such a number into a borrowed
-//! descriptor, and polling does nothing with it but to report that it is bad.
-#![allow(unsafe_code)] // one borrow of a descriptor that is known by its number
+//! another thread at any time. [`poll`] and [`peer`] are the only places that turn such a number into a
+//! borrowed descriptor, and neither does anything with a bad one but to report that.
+#![allow(unsafe_code)] // borrows of descriptors that are known by their numbers
 
 use std::io;
+#[cfg(target_os = "linux")]
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
 pub(crate) use rustix::event::PollFlags;
 use rustix::event::{PollFd, Timespec};
 use rustix::io::Errno;
+#[cfg(target_os = "linux")]
+use rustix::net::SocketAddrUnix;
 
 use crate::clock::Time;
 
@@ -44,6 +48,28 @@ pub(crate) fn poll(
     let timeout = (!until.is_never()).then(|| timespec((until - Time::now()).min(LONGEST)));
     rustix::event::poll(&mut entries, timeout.as_ref())?;
     Ok(entries.iter().map(PollFd::revents).collect())
+}
+
+/// The other end of a connected socket, in words; `None` if the other end has no name.
+///
+/// # Errors
+/// It is no connected socket.
+#[cfg(target_os = "linux")]
+pub(crate) fn peer(descriptor: RawFd) -> io::Result<Option<String>> {
+    if descriptor < 0 {
+        return Err(bad_descriptor());
+    }
+    // SAFETY: the number is not -1. It is given to getpeername() alone, which reports a descriptor that is
+    // not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    let peer = rustix::net::getpeername(fd)?;
+    let Some(peer) = peer else { return Ok(None) };
+    if let Ok(address) = SocketAddr::try_from(peer.clone()) {
+        return Ok(Some(address.to_string()));
+    }
+    let unix = SocketAddrUnix::try_from(peer)?;
+    let path = unix.path().map(|path| path.to_string_lossy().into_owned());
+    Ok(path)
 }
 
 /// A length of time as the kernel takes it.

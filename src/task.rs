@@ -290,6 +290,8 @@ pub(crate) struct Record {
     pub(crate) stack: Option<Stack>,
     /// The foreign call that the abandoned body had not come back from.
     pub(crate) blocked: Option<Arc<str>>,
+    /// The blocking calls of the body that were ended in its cancellation, in words, in order.
+    pub(crate) ended_calls: Vec<Arc<str>>,
 }
 
 /// The meaning of an asynchronous exception that has reached a body.
@@ -457,6 +459,24 @@ impl Task {
                 .filter(|_| unanswered)
                 .map(|call| call.trim_end().into()),
         })
+    }
+
+    /// On the body's thread: a blocking call of it was ended, and it has met the error. Recorded if the task is
+    /// cancelled: only then is the list short.
+    #[cfg(feature = "python")]
+    pub(crate) fn note_ended_call(&self, call: &str) {
+        if self.node().is_cancelled() {
+            self.amend(|record| record.ended_calls.push(call.into()));
+        }
+    }
+
+    /// The system call that its thread sits in, in words; `None` if that is not known.
+    #[cfg(not(loom))]
+    pub(crate) fn sits_in(&self) -> Option<Arc<str>> {
+        let runs = self.inner.lock().phase == Phase::Running;
+        runs.then(|| self.node().slot()?.sits_in())
+            .flatten()
+            .map(Into::into)
     }
 
     /// A copy of the record so far.

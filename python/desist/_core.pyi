@@ -1031,6 +1031,11 @@ class KillReport:
         Seconds from the call until the code had ended and all its holds were released.
         """
     @property
+    def ended_calls(self, /) -> list[str]:
+        """
+        The blocking calls of foreign code that were ended, in the same words, in order.
+        """
+    @property
     def fenced(self, /) -> list[int | str]:
         """
         Ids of the items whose old lease is fenced, because its worker was abandoned.
@@ -1072,6 +1077,13 @@ class KillReport:
     def stack(self, /) -> str | None:
         """
         Where the code was stopped, or where it is now; None if that is not known.
+        """
+    @property
+    def waited_in(self, /) -> str | None:
+        """
+        The system call that the thread was in when the kill began, with the descriptor and the peer if it has
+        any, such as "recvfrom of descriptor 5 (127.0.0.1:6379)"; "futex" is a wait for a lock. None: it ran, or
+        the system does not tell.
         """
 
 @final
@@ -2794,8 +2806,8 @@ def restore_report(
         SupportsGetItem[int, int | str],
         SupportsGetItem[int, int | str],
     ],
-    stack: str | None,
-    blocked: str | None,
+    places: tuple[str | None, str | None, str | None],
+    ended_calls: SupportsGetItem[int, str],
     /,
 ) -> KillReport:
     """

@@ -11,6 +11,11 @@ impl Slot {
         None
     }
 
+    /// Not known.
+    pub(crate) fn sits_in(&self) -> Option<String> {
+        None
+    }
+
     /// Never ends one.
     pub(crate) fn end_futex(&self, _grace: Option<Duration>) -> Attempt {
         Attempt::Unavailable
@@ -20,6 +25,11 @@ impl Slot {
     pub(crate) fn end_call(&self, _grace: Option<Duration>, _patience: Duration) -> Attempt {
         Attempt::Unavailable
     }
+}
+
+/// Nothing more than the name.
+pub(crate) fn words(name: &str, _descriptor: Option<i32>) -> String {
+    name.into()
 }
 
 /// Never.

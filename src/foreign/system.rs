@@ -26,14 +26,21 @@ use crate::sys;
 
 /// What the host is told of a call that was ended.
 fn report(call: &Call, seen: &Seen) -> EndedCall {
-    let descriptor = call.descriptor.map(|index| seen[1 + index]);
     EndedCall {
         call: call.name,
-        descriptor: descriptor.and_then(|number| i32::try_from(number).ok()),
+        descriptor: calls::descriptor(seen),
     }
 }
 
 impl Slot {
+    /// The call that the thread sits in, in words; `None` if it runs, or the system does not tell.
+    pub(crate) fn sits_in(&self) -> Option<String> {
+        match look::look(self.tid.load(Ordering::Acquire)) {
+            Sight::In(seen) => Some(words(&calls::name(&seen), calls::descriptor(&seen))),
+            _ => None,
+        }
+    }
+
     /// The name of the call that the thread sits in, if it is one that may be ended, or under a host a futex. May be
     /// stale at once: a look before the host is asked for a safe moment.
     pub(crate) fn blocked_in(&self) -> Option<&'static str> {
@@ -168,6 +175,26 @@ fn queue(tid: u32, signal: i32, value: u64) -> bool {
         )
     };
     result == 0
+}
+
+/// A call in words: its name, its descriptor, and where that leads to at this moment.
+pub(crate) fn words(name: &str, descriptor: Option<i32>) -> String {
+    match descriptor {
+        None => name.into(),
+        Some(number) => match target(number) {
+            None => format!("{name} of descriptor {number}"),
+            Some(target) => format!("{name} of descriptor {number} ({target})"),
+        },
+    }
+}
+
+/// The peer of a connected socket; of another file its name.
+fn target(descriptor: i32) -> Option<String> {
+    if let Ok(Some(peer)) = sys::peer(descriptor) {
+        return Some(peer);
+    }
+    let link = std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
+    Some(link.to_string_lossy().into_owned())
 }
 
 /// Ok if the system has all that is needed.

@@ -325,6 +325,12 @@ impl NodeRef {
         }
     }
 
+    /// The slot of the thread whose scope, or whose task's node, this is.
+    #[cfg(not(loom))]
+    pub(crate) fn slot(&self) -> Option<&'static Slot> {
+        foreign::slot((self.node().state() >> SLOT) as usize)
+    }
+
     /// Blocking calls of the thread whose scope this is are ended from now on without a grace, if it is cancelled.
     pub(crate) fn end_grace(&self) {
         marked::end_grace(self.node().state.load(Ordering::Acquire));

@@ -172,7 +172,7 @@ def spin(ready: Callable[[], None]) -> None:
         pass
 
 
-def until_asleep(victim: Victim[object]) -> None:
+def until_asleep(victim: threading.Thread) -> None:
     """Wait until the victim's thread has been asleep for a while, and so must be in its wait."""
     stat = Path(f"/proc/self/task/{victim.native_id}/stat")
     calm, tick = 0, threading.Event()

@@ -62,7 +62,7 @@ async def until_waiting() -> None:
     """Wait until the thread of the only perform() is in its wait."""
     while not waiting():
         await checkpoint()
-    until_asleep(waiting()[0])  # type: ignore[arg-type]  # it has a native_id
+    until_asleep(waiting()[0])
 
 
 class Result:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import io
 import os
+import pickle
 import pty
 import queue
 import random
@@ -31,7 +32,17 @@ import pytest
 import desist
 from desist import Cancelled, DeadlineExceeded, Killed
 from leaks import children
-from support import ASK, AT_WAIT, NEVER, Victim, in_child, in_thread, left_with_its_end_skipped
+from support import (
+    ASK,
+    AT_WAIT,
+    NEVER,
+    DeafEvent,
+    Victim,
+    in_child,
+    in_thread,
+    left_with_its_end_skipped,
+    until_asleep,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -366,6 +377,58 @@ def test_a_kill_ends_also_the_calls_of_clean_up_code_that_takes_too_long(
         report = victim.kill(policy=AT_WAIT)
     assert report.outcome is desist.KillOutcome.AT_WAIT
     assert isinstance(victim.raised, Killed)
+
+
+@pytest.mark.parametrize(
+    ("name", "waited_in", "ended"),
+    [
+        ("time_sleep", "clock_nanosleep", "clock_nanosleep"),
+        ("os_read", "read of descriptor {} (pipe:[", "read of descriptor {} (pipe:["),
+        ("recv", "recvfrom of descriptor {} (127.0.0.1:", "recvfrom of descriptor {} (127.0.0.1:"),
+        ("event", "futex", "a wait of threading.Condition"),
+    ],
+)
+def test_the_report_of_a_kill_names_the_call_its_descriptor_and_its_peer(
+    name: str, waited_in: str, ended: str, calls: Calls
+) -> None:
+    descriptor = -1
+    if name == "os_read":
+        descriptor, _ = calls.pipe()
+        call: Callable[[], object] = partial(os.read, descriptor, 1)
+    elif name == "recv":
+        client = calls.stack.enter_context(socket.create_connection(calls.server().getsockname()))
+        descriptor, call = client.fileno(), partial(client.recv, 1)
+    else:
+        call = getattr(calls, name)()
+
+    def body(ready: Callable[[], None]) -> None:
+        with suppress(Cancelled), desist.move_on_after(0):
+            call()  # ended before the kill, by another cancellation: of no interest
+        ready()
+        call()
+
+    with Victim(body) as victim:
+        until_asleep(victim)
+        report = pickle.loads(pickle.dumps(victim.kill(policy=ASK)))
+    assert report.waited_in is not None
+    assert report.waited_in.startswith(waited_in.format(descriptor))
+    (only,) = report.ended_calls
+    assert only.startswith(ended.format(descriptor))
+
+
+def test_the_report_of_a_kill_says_what_an_abandoned_thread_waits_in() -> None:
+    event = DeafEvent()
+
+    def body(ready: Callable[[], None]) -> None:
+        ready()
+        event.wait()
+
+    with Victim(body) as victim:
+        until_asleep(victim)
+        report = victim.kill(policy=desist.StopPolicy(cooperative=0, at_wait=0.01))
+        event.set()
+    assert report.waited_in == "futex"
+    assert report.ended_calls == []
 
 
 def test_kill_after_ends_the_calls_of_clean_up_code() -> None:

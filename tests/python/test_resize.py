@@ -148,7 +148,7 @@ def test_a_pause_ends_a_drain_that_waits() -> None:
             pool.drain()
 
         with Victim(drain) as victim:
-            until_asleep(victim)  # type: ignore[arg-type]
+            until_asleep(victim)
             pool.pause()
         assert isinstance(victim.raised, RuntimeError)
         gate.go_on.set()

@@ -150,6 +150,26 @@ pub(crate) fn entry(seen: &Seen, has_host: bool) -> Option<&'static Call> {
     })
 }
 
+/// The name of a call, whether or not it may be ended; of one that is in no table its number.
+pub(super) fn name(seen: &Seen) -> String {
+    if is_futex(seen) {
+        return super::FUTEX.into();
+    }
+    let number = libc::c_long::try_from(seen[0]).ok();
+    let found = CALLS.iter().find(|call| Some(call.number) == number);
+    found.map_or_else(
+        || format!("system call {}", seen[0]),
+        |call| call.name.into(),
+    )
+}
+
+/// The descriptor that a call is about, if it is known to be about one.
+pub(super) fn descriptor(seen: &Seen) -> Option<i32> {
+    let number = libc::c_long::try_from(seen[0]).ok();
+    let call = CALLS.iter().find(|call| Some(call.number) == number)?;
+    i32::try_from(seen[1 + call.descriptor?]).ok()
+}
+
 /// True for a sleep.
 pub(crate) fn is_sleep(seen: &Seen) -> bool {
     let number = libc::c_long::try_from(seen[0]);

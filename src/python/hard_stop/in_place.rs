@@ -50,6 +50,8 @@ struct Ended {
     place: u32,
     /// It is a wait of a `Condition`, which raises no error by itself.
     is_wait: bool,
+    /// The call, in words.
+    call: String,
 }
 
 /// What is armed, and for which threads.
@@ -140,7 +142,7 @@ pub(in crate::python) fn end_call(call: &mut dyn BlockedCall) {
 
 /// The watcher: the thread has left the scope in which its call was ended.
 pub(in crate::python) fn left_scope(thread: HostThread) {
-    watch(|py| disarm(py, thread.ident));
+    watch(|py| disarm(py, thread.ident).map(drop));
 }
 
 /// The watcher: the thread's calls are left alone. Notes the module whose code made the call.
@@ -227,14 +229,22 @@ fn arm_and_end(
         frame: frame.clone().unbind(),
         place: frames::last_instruction(frame)?,
         is_wait,
+        call: String::new(),
     });
     let is_armed = apply(py, armed)?;
-    let ended = is_armed && call.end().is_some();
-    if !ended {
+    let ended = if is_armed { call.end() } else { None };
+    let Some(ended) = ended else {
         *gone = armed.threads.pop();
         armed.threads.extend(former);
         apply(py, armed)?;
         return Ok(false);
+    };
+    if let Some(entry) = armed.threads.last_mut() {
+        entry.call = if is_wait {
+            WAIT.into()
+        } else {
+            ended.to_string()
+        };
     }
     *gone = former;
     if !trace::is_monitored(py) {
@@ -287,18 +297,21 @@ fn lock(py: Python<'_>) -> MutexGuard<'_, Armed> {
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-fn disarm(py: Python<'_>, thread: u64) -> PyResult<()> {
+/// Returns the call that was ended, in words.
+fn disarm(py: Python<'_>, thread: u64) -> PyResult<Option<String>> {
     let mut armed = lock(py);
     let of_thread = |ended: &Ended| ended.thread == thread;
     let Some(index) = armed.threads.iter().position(of_thread) else {
-        return Ok(());
+        return Ok(None);
     };
     let gone = armed.threads.swap_remove(index);
     let applied = apply(py, &mut armed);
     drop(armed);
-    drop(gone);
-    applied.map(drop)
+    applied.map(|_| Some(gone.call)) // the rest is dropped with nothing locked
 }
+
+/// What a report calls an ended wait of a stock `Condition`.
+const WAIT: &str = "a wait of threading.Condition";
 
 /// From 3.12 on, where an exception is raised, in all threads.
 #[pyfunction]
@@ -389,6 +402,11 @@ fn raise(py: Python<'_>) -> Option<PyErr> {
         trace::unset_for_this_thread(py);
     }
     disarm(py, ident())
-        .and_then(|()| CHECKPOINT.get().map_or(Ok(()), |checkpoint| checkpoint(py)))
+        .and_then(|call| {
+            if let (Some(call), Some(task)) = (call, scope::current_task()) {
+                task.note_ended_call(&call);
+            }
+            CHECKPOINT.get().map_or(Ok(()), |checkpoint| checkpoint(py))
+        })
         .err()
 }

@@ -574,6 +574,20 @@ impl KillReport {
         self.report.blocked.as_deref()
     }
 
+    /// The system call that the thread was in when the kill began, with the descriptor and the peer if it has
+    /// any, such as "recvfrom of descriptor 5 (127.0.0.1:6379)"; "futex" is a wait for a lock. None: it ran, or
+    /// the system does not tell.
+    #[getter]
+    fn waited_in(&self) -> Option<&str> {
+        self.report.waited_in.as_deref()
+    }
+
+    /// The blocking calls of foreign code that were ended, in the same words, in order.
+    #[getter]
+    fn ended_calls(&self) -> Vec<String> {
+        strings(&self.report.ended_calls)
+    }
+
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let outcome = self.outcome().into_pyobject(py)?;
         Ok(format!(
@@ -595,8 +609,8 @@ impl KillReport {
             pickling::nanos(self.report.elapsed),
             self.rungs(),
             names,
-            self.stack(),
-            self.blocked(),
+            (self.stack(), self.blocked(), self.waited_in()),
+            self.ended_calls(),
         );
         pickling::by_function(py, "restore_report", fields, None)
     }
@@ -614,16 +628,17 @@ type Effects = (
 
 /// For pickles: the report with these fields; `elapsed` in nanoseconds.
 #[pyfunction]
-#[pyo3(signature = (outcome, elapsed, rungs, effects, stack, blocked, /) -> "KillReport")]
+#[pyo3(signature = (outcome, elapsed, rungs, effects, places, ended_calls, /) -> "KillReport")]
 pub(in crate::python) fn restore_report(
     outcome: Option<KillOutcome>,
     elapsed: u128,
     rungs: Vec<Bound<'_, RungReport>>,
     effects: Effects,
-    stack: Option<&str>,
-    blocked: Option<&str>,
+    places: (Option<String>, Option<String>, Option<String>),
+    ended_calls: Vec<String>,
 ) -> KillReport {
     let (released, poisoned, interrupted, requeued, fenced) = effects;
+    let (stack, blocked, waited_in) = places;
     let shared = |names: Vec<String>| names.into_iter().map(Into::into).collect();
     let report = stop::KillReport {
         outcome,
@@ -634,8 +649,10 @@ pub(in crate::python) fn restore_report(
         interrupted: shared(interrupted),
         requeued,
         fenced,
-        stack: stack.map(Into::into),
+        stack: stack.as_deref().map(Into::into),
         blocked: blocked.map(Into::into),
+        waited_in: waited_in.map(Into::into),
+        ended_calls: shared(ended_calls),
     };
     report.into()
 }
