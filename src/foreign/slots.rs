@@ -21,6 +21,7 @@
 //! | `own_code`, `masked_until` | its thread; the end of a mask                     | its handler                 |
 //! | `pins`                     | the watcher, a kill                               | its thread, after it has replaced the flag |
 //! | `watched`, `fresh`         | cancellers and its thread set it, the watcher clears it | all                   |
+//! | `has_ended`                | the watcher: set under the send lock, cleared when the host was told; until then a thread's end leaves the slot to it | a thread that looks for a free slot |
 //! | `look_at`, `pause`         | the watcher                                       | the watcher                 |
 //! | `order`, `sending`         | see `order` and `send`                            |                             |
 //!
@@ -94,7 +95,7 @@ pub(crate) struct Slot {
     /// See [`HostThread`]. Written by the thread that takes the slot.
     host_ident: AtomicU64,
     host_state: AtomicUsize,
-    /// The watcher's own: a call was ended in the cancellation that it looks at.
+    /// A call was ended in the cancellation that the watcher looks at.
     has_ended: AtomicBool,
     /// Under a host: calls that were ended one after the other, of which the code has raised no error yet.
     pub(super) unraised: AtomicU32,
@@ -331,14 +332,22 @@ impl Slot {
         Time::from_nanos(self.masked_until.load(Ordering::Relaxed))
     }
 
-    /// The watcher: it has ended a call.
-    pub(crate) fn note_ended(&self) {
+    /// The watcher, with the send lock held: it has ended a call.
+    #[cfg(not(loom))]
+    pub(super) fn note_ended(&self) {
         self.has_ended.store(true, Ordering::Relaxed);
     }
 
     /// The watcher: has it ended a call since it was asked last?
     pub(crate) fn forget_ended(&self) -> bool {
         self.has_ended.swap(false, Ordering::Relaxed)
+    }
+
+    /// The slot is free, but for the watcher, which has ended a call of its last thread.
+    #[cfg(not(loom))]
+    fn is_left_behind(&self) -> bool {
+        // Acquire: what the last thread's end was to see of the watcher happened before.
+        self.tid.load(Ordering::Acquire) == 0 && self.has_ended.load(Ordering::Relaxed)
     }
 
     /// The earliest deadline that the watcher is to notice.
@@ -406,7 +415,9 @@ impl Slot {
 #[cfg(all(feature = "python", not(loom)))]
 pub(crate) use table::CallsMasked;
 #[cfg(not(loom))]
-pub(crate) use table::{Seat, begin_child, has_work, in_use, slot, with_calls_left_alone};
+pub(crate) use table::{
+    Seat, begin_child, has_work, in_use, left_behind, slot, with_calls_left_alone,
+};
 
 /// The table, and which thread has which slot.
 #[cfg(not(loom))]
@@ -448,6 +459,12 @@ mod table {
         TABLE[1..high].iter().filter(is_taken)
     }
 
+    /// The slots whose threads have ended, and of which the watcher has to tell the host.
+    pub(crate) fn left_behind() -> impl Iterator<Item = &'static Slot> {
+        let high = HIGH.load(Ordering::Acquire);
+        TABLE[1..high].iter().filter(|slot| slot.is_left_behind())
+    }
+
     impl Slot {
         /// Its index in the table.
         pub(crate) fn index(&'static self) -> usize {
@@ -482,6 +499,7 @@ mod table {
             let slot = all.map(|index| &TABLE[index]).find(|slot| {
                 // Relaxed, then acquired by the CAS: the former thread's writes happened before.
                 slot.tid.load(Ordering::Relaxed) == 0
+                    && !slot.is_left_behind()
                     && slot
                         .tid
                         .compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed)

@@ -63,6 +63,7 @@ impl Slot {
             if !handler::decide(self, grace.map(nanos), false) {
                 return Attempt::Refused;
             }
+            self.note_ended();
             Attempt::Ended(EndedCall {
                 call: FUTEX,
                 descriptor: None,
@@ -76,7 +77,13 @@ impl Slot {
     ///
     /// [`Attempt::Ended`] may be that of an order which an earlier attempt has left standing.
     pub(crate) fn end_call(&'static self, grace: Option<Duration>, patience: Duration) -> Attempt {
-        self.while_nothing_is_sent(|| self.end_call_locked(grace, patience))
+        self.while_nothing_is_sent(|| {
+            let made = self.end_call_locked(grace, patience);
+            if matches!(made, Attempt::Ended(_)) {
+                self.note_ended();
+            }
+            made
+        })
     }
 
     fn end_call_locked(&'static self, grace: Option<Duration>, patience: Duration) -> Attempt {

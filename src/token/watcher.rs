@@ -131,6 +131,7 @@ fn look_at_all() -> Time {
             next = next.min(look_at(slot, now));
         }
     }
+    foreign::left_behind().for_each(tell_host);
     let first = || foreign::in_use().map(Slot::deadline).min();
     let deadline = first().unwrap_or(Time::NEVER);
     ALARM
@@ -160,10 +161,7 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
     }
     let (at, pause) = match attempt(slot) {
         // The next look finds the grace, or that the code keeps the error for itself.
-        Attempt::Ended(_) => {
-            slot.note_ended();
-            (Time::NEVER, nanos(FIRST_PAUSE))
-        }
+        Attempt::Ended(_) => (Time::NEVER, nanos(FIRST_PAUSE)),
         Attempt::Refused => {
             if !slot.unwatch() {
                 tell_host(slot);
@@ -189,10 +187,10 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
     at
 }
 
-/// The thread is looked at no more: if a call of it was ended, the host is told.
+/// The thread is looked at no more, or has ended: if a call of it was ended, the host is told.
 fn tell_host(slot: &'static Slot) {
     if slot.forget_ended() {
-        host::left_scope(slot.host_thread());
+        host::left_scope(slot.index());
     }
 }
 
@@ -244,6 +242,10 @@ struct Call {
 impl BlockedCall for Call {
     fn thread(&self) -> HostThread {
         self.slot.host_thread()
+    }
+
+    fn number(&self) -> usize {
+        self.slot.index()
     }
 
     fn home(&self) -> Home {
