@@ -51,6 +51,15 @@ impl Slot {
         }
     }
 
+    /// Runs `attempt`, for a kill that is due if there is one; see [`Slot::for_kill`].
+    pub(crate) fn attempt<R>(&self, by_kill: bool, attempt: impl FnOnce() -> R) -> R {
+        if by_kill {
+            self.for_kill(attempt)
+        } else {
+            attempt()
+        }
+    }
+
     /// For a thread that cannot run now, since the host keeps it from that, and waits for a lock of the host's:
     /// whether the host is to end that wait. If so, it counts as an ended call.
     pub(crate) fn end_futex(&'static self, grace: Option<Duration>) -> Attempt {
@@ -100,7 +109,8 @@ impl Slot {
             }
             _ => look::look(tid),
         };
-        if self.own_code.load(Ordering::Relaxed) != 0 || !self.pin().is_cancelled() {
+        let is_to_stop = self.is_for_kill() || self.pin().is_cancelled();
+        if self.own_code.load(Ordering::Relaxed) != 0 || !is_to_stop {
             return Attempt::Refused; // a look that spares most signals; the handler decides
         }
         let Ok(signal) = handler::signal() else {

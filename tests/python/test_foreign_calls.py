@@ -430,6 +430,98 @@ def test_the_report_of_a_kill_says_what_an_abandoned_thread_waits_in() -> None:
     assert report.ended_calls == []
 
 
+@pytest.mark.parametrize("name", ["time_sleep", "os_read", "event"])
+def test_a_kill_ends_a_call_inside_a_shield(name: str, calls: Calls) -> None:
+    call = getattr(calls, name)()
+
+    def body(ready: Callable[[], None]) -> None:
+        with desist.shield(NEVER):
+            ready()
+            call()
+
+    with Victim(body) as victim:
+        until_asleep(victim)
+        assert victim.kill(policy=AT_WAIT).outcome is desist.KillOutcome.AT_WAIT
+    assert isinstance(victim.raised, Killed)
+
+
+@pytest.mark.parametrize("deferring", ["cleanup", "defer_kill", "lock"])
+def test_i24_a_kill_that_is_deferred_ends_no_call_inside_a_shield(
+    deferring: str, calls: Calls
+) -> None:
+    reader, writer = calls.pipe()
+    blocks: dict[str, Callable[[], Any]] = {
+        "cleanup": lambda: desist.cleanup(NEVER),
+        "defer_kill": lambda: desist.defer_kill(NEVER),
+        "lock": desist.Lock,
+    }
+    got = []
+
+    def body(ready: Callable[[], None]) -> None:
+        with blocks[deferring](), desist.shield(NEVER):
+            ready()
+            got.append(os.read(reader, 1))
+        os.read(reader, 1)
+
+    policy = desist.StopPolicy(cooperative=0, at_wait=NEVER, defer=NEVER)
+    with Victim(body) as victim:
+        until_asleep(victim)
+        killing = victim.kill_soon(policy=policy)
+        other_calls_are_ended()
+        os.write(writer, b"x")
+        assert killing.result().outcome is desist.KillOutcome.AT_WAIT
+    assert got == [b"x"]
+    assert isinstance(victim.raised, Killed)
+
+
+@pytest.mark.parametrize("name", ["time_sleep", "os_read", "event"])
+def test_an_exception_for_a_thread_is_raised_at_its_blocking_call_and_once(
+    name: str, calls: Calls
+) -> None:
+    call = getattr(calls, name)()
+    reader, writer = calls.pipe()
+
+    def body(ready: Callable[[], None]) -> bytes:
+        ready()
+        with pytest.raises(ZeroDivisionError):
+            call()
+        return os.read(reader, 1)
+
+    with Victim(body) as victim:
+        until_asleep(victim)
+        victim.raise_exc(ZeroDivisionError)
+        other_calls_are_ended()
+        os.write(writer, b"x")
+    assert victim.results == [b"x"]
+
+
+def test_a_kill_leaves_calls_alone_in_a_thread_that_was_told_so(calls: Calls) -> None:
+    reader, writer = calls.pipe()
+
+    def body() -> None:
+        with desist.shield(NEVER):
+            os.read(reader, 1)
+
+    thread = desist.Thread(target=body, foreign=False)
+    thread.start()
+    until_asleep(thread)
+    killing = thread.kill_soon(policy=desist.StopPolicy(cooperative=0, at_wait=NEVER))
+    other_calls_are_ended()
+    assert not killing.done()
+    os.write(writer, b"x")
+    assert killing.result().ended_calls == []
+
+
+def test_kill_after_ends_the_calls_inside_a_shield() -> None:
+    with (
+        pytest.raises(DeadlineExceeded) as late,
+        desist.cancel_scope(timeout=0.01, kill_after=0.01),
+        desist.shield(NEVER),
+    ):
+        time.sleep(NEVER)
+    assert isinstance(late.value.__cause__, Killed)
+
+
 def test_kill_after_ends_the_calls_of_clean_up_code() -> None:
     def body() -> None:
         try:
