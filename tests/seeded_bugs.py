@@ -91,7 +91,10 @@ BUGS = (
         "the watcher stops looking, and does not look at the flag once more",
         "foreign/slots.rs",
         "foreign",
-        ("let cancelled = self.pin().is_cancelled();", "let cancelled = false;"),
+        (
+            "let is_to_stop = self.pin().is_cancelled() || self.has_due_kill();",
+            "let is_to_stop = self.has_due_kill();",
+        ),
     ),
     bug(
         "the watcher sleeps, and does not look at the deadlines once more",
