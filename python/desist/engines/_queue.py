@@ -312,9 +312,10 @@ class EnginePort:
             context=None if promise is None else promise.context,
         )
         if delivery.attempt > self.retry.max_attempts:
-            with suppress(Fenced):  # then the next worker that leases it rejects it
+            # If it is not rejected now, the next worker that leases it rejects it.
+            with suppress(Fenced, ConnectionError):
                 held.settle(lambda: self._engine.reject(delivery, _LOST))
-                self._fail(delivery.id, RuntimeError(_LOST))
+            self._fail(delivery.id, RuntimeError(_LOST))
             return None
         self._heartbeat.add(held)
         return held

@@ -23,6 +23,11 @@
 //! thread goes on: other code may still have the `Lease`, but no worker does (I48).
 //!
 //! So each lease is settled by one thread, and a late call of another finds it over (`Fenced`).
+//!
+//! A lost answer leaves open whether the lease was settled, and with it whether the item has ended. The loop
+//! asks until it is answered, or the pool stops; and if its own settlement finds the lease over, it repeats
+//! the handler's, if that had no answer. So the item's future is settled whenever its lease has ended the
+//! item.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -34,12 +39,12 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::lease::{LeaseSlot, Settled};
+use super::lease::{Asked, LeaseSlot, Settled};
 use super::pool_metrics::Event;
 use super::port::QueuePort;
 use super::promises::ItemResult;
 use super::py_queue::PyQueue;
-use super::source::{Delivery, LeaseSource, unless_fenced};
+use super::source::{Delivery, LeaseSource, is_away, unless_fenced};
 use super::time_limit::{self, TimeLimit};
 use super::{LONGEST_COMMIT, Lease, PoolMetrics, RetryPolicy, cause_of, failure};
 use crate::CauseKind;
@@ -483,14 +488,18 @@ impl WorkerSlot {
             let before = this.current.lock().take();
             drop(before);
             let settled = this.settle(py, task, lease.get(), limit.as_ref(), result, ended);
-            settled.inspect_err(|_| lease.get().hold().release())
+            settled
+                .or_else(|raised| is_away(py, &raised).then_some(()).ok_or(raised))
+                .inspect_err(|_| lease.get().hold().release())
         });
         if let Some(watch) = watch {
             watch.unregister();
             watch.detach();
         }
         settled?.unwrap_or_else(|| {
-            this.current.lock().take(); // abandoned: the killing thread has settled the lease
+            this.current.lock().take();
+            // Abandoned: the killing thread has settled the lease, unless the handler was earlier.
+            this.tell(py, lease.get(), lease.get().settled(), None);
             Ok(())
         })
     }
@@ -538,25 +547,30 @@ impl WorkerSlot {
         ended: Ended,
     ) -> PyResult<()> {
         let hold = lease.hold();
-        let by_handler = lease.settled();
-        if !matches!(by_handler, Settled::NotYet) {
-            // An exception after the handler has settled its lease has no caller to go to.
-            if let (Err(raised), Ended::Failed) = (&result, ended) {
-                raised.clone_ref(py).write_unraisable(py, None);
+        let asked = match lease.settled() {
+            Settled::NotYet => None,
+            Settled::Unanswered(asked) => Some(asked),
+            by_handler => {
+                // An exception after the handler has settled its lease has no caller to go to.
+                if let (Err(raised), Ended::Failed) = (&result, ended) {
+                    raised.clone_ref(py).write_unraisable(py, None);
+                }
+                self.tell(py, lease, by_handler, result.ok());
+                return Ok(());
             }
-        }
-        match (by_handler, result) {
-            (Settled::Acked(given), result) => {
-                let value = given.or(result.ok()).unwrap_or_else(|| py.None());
-                self.done(py, lease, value);
-            }
-            (Settled::Nacked(returned, failure), _) => self.not_done(py, lease, returned, failure),
-            (Settled::NotYet, Ok(value)) => {
-                if unless_fenced(py, hold.ack(py))?.is_some() {
-                    self.done(py, lease, value);
+        };
+        match result {
+            Ok(value) => {
+                if self.until_answered(py, || hold.ack(py))?.is_some() {
+                    let given = match asked {
+                        Some(Asked::Ack(given)) => given,
+                        _ => None,
+                    };
+                    self.tell(py, lease, Settled::Acked(given), Some(value));
+                    return Ok(());
                 }
             }
-            (Settled::NotYet, Err(raised)) => {
+            Err(raised) => {
                 // A kill of a body in a process arrives here as a cancellation.
                 let killed = ended == Ended::Killed || task.record().killed_at.is_some();
                 let limit = limit.filter(|limit| limit.has_stopped(task));
@@ -581,16 +595,49 @@ impl WorkerSlot {
                     }
                 };
                 self.note(py, event, lease, Some(&failure));
-                let nacked = hold.nack(py, nack, failure.clone_ref(py));
-                if let Some(returned) = unless_fenced(py, nacked)? {
+                let nacked =
+                    self.until_answered(py, || hold.nack(py, nack, failure.clone_ref(py)))?;
+                if let Some(returned) = nacked {
                     if returned == NackOutcome::Requeued {
                         task.amend(|record| record.requeued.push(lease.which().0));
                     }
                     self.not_done(py, lease, returned, failure);
+                    return Ok(());
                 }
             }
         }
+        // The lease was over: perhaps the handler has ended it, and only got no answer.
+        if let Some(asked) = asked {
+            let earlier = self.until_answered(py, || asked.perform(py, hold))?;
+            self.tell(py, lease, earlier.unwrap_or(Settled::NotYet), None);
+        }
         Ok(())
+    }
+
+    /// Settles a lease, and tries again while the queue's server is away and the pool goes on. `None`: the lease
+    /// was over.
+    fn until_answered<R>(
+        &self,
+        py: Python<'_>,
+        settle: impl Fn() -> PyResult<R>,
+    ) -> PyResult<Option<R>> {
+        loop {
+            match settle() {
+                Err(away) if is_away(py, &away) && !self.pool.get().inner().is_cancelled() => {}
+                settled => return unless_fenced(py, settled),
+            }
+        }
+    }
+
+    /// Tell how the lease was settled. `value`: the result of an item that was acknowledged without one.
+    fn tell(&self, py: Python<'_>, lease: &Lease, settled: Settled, value: Option<Py<PyAny>>) {
+        match settled {
+            Settled::Acked(given) => {
+                self.done(py, lease, given.or(value).unwrap_or_else(|| py.None()));
+            }
+            Settled::Nacked(returned, failure) => self.not_done(py, lease, returned, failure),
+            Settled::NotYet | Settled::Unanswered(_) => {}
+        }
     }
 
     /// How the lease ends whose handler has raised this.
@@ -616,14 +663,15 @@ impl WorkerSlot {
         self.note(py, Event::Killed, lease, Some(failure));
         task.amend(|record| record.fenced.push(id.clone()));
         let hold = lease.hold();
-        match hold.nack(py, *nack, failure.clone_ref(py)) {
-            Ok(returned) => {
+        match unless_fenced(py, hold.nack(py, *nack, failure.clone_ref(py))) {
+            Ok(Some(returned)) => {
                 if returned == NackOutcome::Requeued {
                     task.amend(|record| record.requeued.push(id.clone()));
                 }
                 self.not_done(py, lease, returned, failure.clone_ref(py));
             }
-            Err(fenced) if error::is(py, &fenced, "Fenced") => {}
+            Ok(None) => self.tell(py, lease, lease.settled(), None),
+            Err(away) if is_away(py, &away) => {}
             Err(broken) => {
                 hold.release();
                 broken.write_unraisable(py, None);
