@@ -10,7 +10,7 @@ import desist
 from desist import Fenced, KillOutcome, LeaseQueue, RetryPolicy, TaskCancelled, WorkerPool, testing
 from desist.engines import EngineQueue
 from engine_contract import leased
-from lost_answers import ENDS, acks, discards, nacks, snoozes
+from lost_answers import ENDS, acks, discards, nacks, raises, returns, snoozes
 from support import ABANDON, NEVER, DeafEvent
 from test_engines import DictEngine
 
@@ -208,6 +208,49 @@ def test_i29_an_acknowledgement_whose_answer_was_lost_is_not_taken_for_that_of_a
             assert queue.counts()["done"] == 1
 
     testing.run(run)
+
+
+@pytest.mark.parametrize("end", [returns, raises], ids=lambda end: end.__name__)
+def test_a_pool_that_asks_for_a_lost_answer_can_be_stopped(end: Any) -> None:
+    def run() -> None:
+        engine = Lossy(ENDS[end][0], NEVER, effect=True)
+        with EngineQueue[str](engine) as queue:
+            pool = WorkerPool(end, queue=queue, workers=1)
+            future = pool.submit("item")
+            desist.sleep(2 * LEASE)
+            begin = desist.current_time()
+            pool.stop()
+            assert desist.current_time() - begin <= 5.01  # the time for clean-up
+            with pytest.raises(TaskCancelled):
+                future.result(0)
+
+    simulated(run)
+
+
+def test_a_kill_does_not_wait_until_a_server_that_is_away_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("desist.engines._held._PATIENCE", 0.1)
+    engine = Lossy("nack", NEVER, effect=True)
+    engine.lease_timeout = 0.1
+    begun = desist.Event()
+
+    def handler(lease: Lease[str]) -> int:
+        if not begun.is_set():
+            begun.set()
+            desist.sleep_forever()
+        return lease.attempt
+
+    with (
+        EngineQueue[str](engine) as queue,
+        WorkerPool(handler, queue=queue, workers=1) as pool,
+    ):
+        future = pool.submit("item")
+        begun.wait()
+        pool.workers[0].kill()
+        assert not future.done()
+        engine.back = 0.0
+        assert future.result(NEVER) == 2
 
 
 # --- a settlement before the handler was abandoned ------------------------------------------------

@@ -98,6 +98,14 @@ struct Attempt {
     context: Option<Py<PyAny>>,
 }
 
+/// How the lease of a handler is settled that has ended.
+struct Ending {
+    /// As the handler's end demands.
+    own: Asked,
+    /// As the handler has asked for, without an answer.
+    earlier: Option<Asked>,
+}
+
 /// A worker's place in its pool, where its current work can be cancelled and killed.
 #[pyclass(frozen, module = "desist._core")]
 pub(in crate::python) struct WorkerSlot {
@@ -484,17 +492,28 @@ impl WorkerSlot {
             let result = in_place::checked(py, handler.call1(&arguments))?;
             check_result(result, false).map(Bound::unbind)
         };
+        let mut unanswered = None;
         let settled = task::run(py, task, body, |result, ended| {
             let before = this.current.lock().take();
             drop(before);
-            let settled = this.settle(py, task, lease.get(), limit.as_ref(), result, ended);
-            settled
-                .or_else(|raised| is_away(py, &raised).then_some(()).ok_or(raised))
-                .inspect_err(|_| lease.get().hold().release())
+            let lease = lease.get();
+            let Some(ending) = this.ending(py, task, lease, limit.as_ref(), result, ended) else {
+                return Ok(());
+            };
+            let settled = this.settle(py, task, lease, &ending);
+            if settled.as_ref().is_err_and(|raised| is_away(py, raised)) {
+                unanswered = Some(ending);
+                return Ok(());
+            }
+            settled.inspect_err(|_| lease.hold().release())
         });
         if let Some(watch) = watch {
             watch.unregister();
             watch.detach();
+        }
+        // A thread that kills the handler need not wait for the server as well.
+        if let Some(ending) = unanswered {
+            return this.settle_until_answered(py, task, lease.get(), &ending);
         }
         settled?.unwrap_or_else(|| {
             this.current.lock().take();
@@ -536,8 +555,8 @@ impl WorkerSlot {
         })
     }
 
-    /// Settles the lease, after the body has ended and holds nothing.
-    fn settle(
+    /// How the lease is to be settled, now that the body has ended. `None`: its handler has settled it.
+    fn ending(
         &self,
         py: Python<'_>,
         task: &Task,
@@ -545,9 +564,8 @@ impl WorkerSlot {
         limit: Option<&TimeLimit>,
         result: PyResult<Py<PyAny>>,
         ended: Ended,
-    ) -> PyResult<()> {
-        let hold = lease.hold();
-        let asked = match lease.settled() {
+    ) -> Option<Ending> {
+        let earlier = match lease.settled() {
             Settled::NotYet => None,
             Settled::Unanswered(asked) => Some(asked),
             by_handler => {
@@ -556,21 +574,13 @@ impl WorkerSlot {
                     raised.clone_ref(py).write_unraisable(py, None);
                 }
                 self.tell(py, lease, by_handler, result.ok());
-                return Ok(());
+                return None;
             }
         };
-        match result {
-            Ok(value) => {
-                if self.until_answered(py, || hold.ack(py))?.is_some() {
-                    let given = match asked {
-                        Some(Asked::Ack(given)) => given,
-                        _ => None,
-                    };
-                    self.tell(py, lease, Settled::Acked(given), Some(value));
-                    return Ok(());
-                }
-            }
-            Err(raised) => {
+        let own = match (result, &earlier) {
+            (Ok(_), Some(Asked::Ack(Some(given)))) => Asked::Ack(Some(given.clone_ref(py))),
+            (Ok(value), _) => Asked::Ack(Some(value)),
+            (Err(raised), _) => {
                 // A kill of a body in a process arrives here as a cancellation.
                 let killed = ended == Ended::Killed || task.record().killed_at.is_some();
                 let limit = limit.filter(|limit| limit.has_stopped(task));
@@ -595,36 +605,45 @@ impl WorkerSlot {
                     }
                 };
                 self.note(py, event, lease, Some(&failure));
-                let nacked =
-                    self.until_answered(py, || hold.nack(py, nack, failure.clone_ref(py)))?;
-                if let Some(returned) = nacked {
-                    if returned == NackOutcome::Requeued {
-                        task.amend(|record| record.requeued.push(lease.which().0));
-                    }
-                    self.not_done(py, lease, returned, failure);
-                    return Ok(());
-                }
+                Asked::Nack(nack, failure)
             }
+        };
+        Some(Ending { own, earlier })
+    }
+
+    /// Settles the lease. If it is over, perhaps the handler has ended it, and only got no answer.
+    ///
+    /// # Errors
+    /// Those of the queue; `ConnectionError`: this is to be called again.
+    fn settle(&self, py: Python<'_>, task: &Task, lease: &Lease, ending: &Ending) -> PyResult<()> {
+        let hold = lease.hold();
+        let mut settled = unless_fenced(py, ending.own.perform(py, hold))?;
+        if let (None, Some(earlier)) = (&settled, &ending.earlier) {
+            settled = unless_fenced(py, earlier.perform(py, hold))?;
         }
-        // The lease was over: perhaps the handler has ended it, and only got no answer.
-        if let Some(asked) = asked {
-            let earlier = self.until_answered(py, || asked.perform(py, hold))?;
-            self.tell(py, lease, earlier.unwrap_or(Settled::NotYet), None);
+        if let Some(Settled::Nacked(NackOutcome::Requeued, _)) = settled {
+            task.amend(|record| record.requeued.push(lease.which().0));
         }
+        self.tell(py, lease, settled.unwrap_or(Settled::NotYet), None);
         Ok(())
     }
 
-    /// Settles a lease, and tries again while the queue's server is away and the pool goes on. `None`: the lease
-    /// was over.
-    fn until_answered<R>(
+    /// Settles the lease, again while the queue's server is away and the pool goes on.
+    fn settle_until_answered(
         &self,
         py: Python<'_>,
-        settle: impl Fn() -> PyResult<R>,
-    ) -> PyResult<Option<R>> {
+        task: &Task,
+        lease: &Lease,
+        ending: &Ending,
+    ) -> PyResult<()> {
         loop {
-            match settle() {
-                Err(away) if is_away(py, &away) && !self.pool.get().inner().is_cancelled() => {}
-                settled => return unless_fenced(py, settled),
+            match self.settle(py, task, lease, ending) {
+                Err(away) if is_away(py, &away) => {
+                    if self.pool.get().inner().is_cancelled() {
+                        return Ok(()); // the lease runs out
+                    }
+                }
+                settled => return settled.inspect_err(|_| lease.hold().release()),
             }
         }
     }
