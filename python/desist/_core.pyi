@@ -1149,8 +1149,13 @@ class Lease(Generic[_T]):
         """
         Acknowledge the item: the work is done.
 
+        Blocks: until the queue's file or server has answered; while the server is away, until the lease has
+        run out.
+        On cancel: no checkpoint; while the server is away, it goes on for the time of clean-up.
+
         Raises:
             Fenced: the lease is over: the item was acknowledged or requeued, or the lease was lost.
+            ConnectionError: the queue's server is away; the lease may or may not be settled.
         """
     @property
     def attempt(self, /) -> int:
@@ -1171,8 +1176,13 @@ class Lease(Generic[_T]):
         whatever attempts it has left, unless `retry()` of the queue gives it new ones. An item that
         is to leave no trace is acknowledged instead. The item's future raises TaskCancelled.
 
+        Blocks: until the queue's file or server has answered; while the server is away, until the lease has
+        run out.
+        On cancel: no checkpoint; while the server is away, it goes on for the time of clean-up.
+
         Raises:
             Fenced: the lease is over.
+            ConnectionError: the queue's server is away; the lease may or may not be settled.
         """
     @property
     def epoch(self, /) -> int:
@@ -1203,8 +1213,13 @@ class Lease(Generic[_T]):
         """
         Requeue the item, to be leased again after `delay` seconds.
 
+        Blocks: until the queue's file or server has answered; while the server is away, until the lease has
+        run out.
+        On cancel: no checkpoint; while the server is away, it goes on for the time of clean-up.
+
         Raises:
             Fenced: the lease is over.
+            ConnectionError: the queue's server is away; the lease may or may not be settled.
         """
     @property
     def progress(self, /) -> Any | None:
@@ -1216,8 +1231,13 @@ class Lease(Generic[_T]):
         Requeue the item, to be leased again after that many seconds. The attempt does not count, and
         no failure is stored: the work is to be done later.
 
+        Blocks: until the queue's file or server has answered; while the server is away, until the lease has
+        run out.
+        On cancel: no checkpoint; while the server is away, it goes on for the time of clean-up.
+
         Raises:
             Fenced: the lease is over.
+            ConnectionError: the queue's server is away; the lease may or may not be settled.
             ValueError: `seconds` is negative.
         """
     @property

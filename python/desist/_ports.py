@@ -49,7 +49,12 @@ class EngineSource(Protocol):
 
 
 class HeldDelivery(Protocol):
-    """One lease of such a queue, and how it is settled. Fenced from any method: it is over."""
+    """One lease of such a queue, and how it is settled. Fenced from any method: it is over.
+
+    ConnectionError from a settlement: the queue's server is away, and may or may not have done it.
+    It may be repeated. If the lease is over, a repeated settlement succeeds only if an earlier call
+    of the same method has ended the lease, and changes nothing.
+    """
 
     @property
     def id(self) -> str:

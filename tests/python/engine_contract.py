@@ -20,6 +20,7 @@ import desist
 from desist import Fenced, RetryPolicy, WorkerPool
 from desist.engines import Delivery, Engine, EngineQueue
 from engine_model import Model, counts, put
+from lost_answers import ENDS
 from pool_model import run_programs
 from support import ABANDON, NEVER, DeafEvent, Victim, drained, in_its_wait
 
@@ -71,6 +72,30 @@ def lose_an_answer(engine: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> l
 
     monkeypatch.setattr(engine, "_run", run)
     return lost
+
+
+def lose_the_way(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, what: str, *, effect: bool, tries: int
+) -> list[str]:
+    """Reach the server no more from the first call of one kind on, for so many calls.
+
+    The server has performed that call, or not. Returns the settlements that were tried meanwhile.
+    """
+    real = engine._run
+    tried: list[str] = []
+    settlements = {"ack", "nack", "reject", "extend"}
+
+    def run(name: str, *arguments: Any) -> Any:
+        if tried or name == what:
+            if effect and not tried:
+                real(name, *arguments)
+            if len(tried) <= tries:
+                tried.extend({name} & settlements)
+                raise ConnectionError("the way to the server is lost")
+        return real(name, *arguments)
+
+    monkeypatch.setattr(engine, "_run", run)
+    return tried
 
 
 class Contract:
@@ -234,6 +259,57 @@ class Contract:
             assert lost
             expected = {"ack": "done", "nack": "ready", "reject": "dead"}[settlement]
             assert queue.counts() == counts(**{expected: 1})
+
+    @pytest.mark.parametrize("effect", [True, False], ids=["done", "not done"])
+    @pytest.mark.parametrize("over", [False, True], ids=["lease lasts", "lease over"])
+    @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+    def test_i48_a_future_is_settled_although_the_answer_to_its_settlement_is_lost(
+        self,
+        engines: Engines,
+        monkeypatch: pytest.MonkeyPatch,
+        end: Callable[[Lease[str]], object],
+        over: bool,
+        effect: bool,
+    ) -> None:
+        def handler(lease: Lease[str]) -> object:
+            begun.append(lease.attempt)
+            return end(lease) if len(begun) == 1 else "again"
+
+        begun: list[int] = []
+        engine = engines(lease_timeout=SHORT if over else LONG)
+        what, expected = ENDS[end]
+        # The second try comes after 0.05 seconds.
+        tried = lose_the_way(engine, monkeypatch, what, effect=effect, tries=2)
+        with EngineQueue[str](engine, retry=RetryPolicy(max_attempts=1000, backoff=0)) as queue:
+            with WorkerPool(handler, queue=queue, workers=1) as pool:
+                future = pool.submit("item")
+                try:
+                    ended = future.result(NEVER)
+                except desist.TaskCancelled as cancelled:
+                    ended = str(cancelled.cause.reason)
+                assert pool.drain(NEVER)
+                if over and not (effect and what in {"ack", "reject"}):
+                    assert ended in {expected, "again"}
+                else:
+                    assert ended == expected
+                assert pool.stats().done + pool.stats().dead == 1
+            assert tried[0] == what
+            assert queue.counts() == counts(**{"dead" if ended == "bad" else "done": 1})
+
+    def test_i29_a_lost_acknowledgement_is_not_taken_for_that_of_a_later_lease(
+        self, engines: Engines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, other = engines(lease_timeout=SHORT), engines(lease_timeout=SHORT)
+        put(engine)
+        lost = lease(engine)
+        lose_the_way(engine, monkeypatch, "ack", effect=False, tries=1)
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                engine.ack(lost)
+        other.ack(lease_due_item(other))
+        with pytest.raises(Fenced):
+            engine.ack(lost)
+        assert other.counts() == counts(done=1)
 
     def test_i30_a_snoozed_attempt_is_taken_back(self, engines: Engines) -> None:
         engine = engines()

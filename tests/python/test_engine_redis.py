@@ -89,7 +89,9 @@ def test_nothing_is_left_behind_on_the_server(engines: Engines) -> None:
         engine.ack(lease(engine))
     keys: Any = engine._client.keys(f"{engine.stream}*")
     left = {key.decode().partition(":")[2] for key in keys}
-    assert left == {"", "done", "epoch", "news"}
+    acked = f"acked:{engine.consumer}:{threading.get_ident()}"
+    assert left == {"", "done", "epoch", "news", acked}
+    assert engine._client.ttl(f"{engine.stream}:{acked}") > 0
     assert engine._client.xlen(engine.stream) == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ import pytest
 
 import desist
 from desist import Fenced, PoolFailed, RetryPolicy, WorkerPool, testing
+from desist._item_future import ItemFuture, ItemPromise
 from desist.engines import Delivery, Engine, EngineQueue, open_queue
 from engine_contract import leased
 from support import drained, in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from desist import Lease
 
@@ -164,18 +167,23 @@ def test_a_pool_continues_after_the_server_was_away_for_ten_seconds() -> None:
     simulated(run)
 
 
-def test_an_item_whose_acknowledgement_takes_longer_than_its_lease_is_leased_again() -> None:
+@pytest.mark.parametrize("leased_meanwhile", [False, True])
+def test_an_acknowledgement_may_take_longer_than_its_lease_if_no_other_worker_has_the_item(
+    leased_meanwhile: bool,
+) -> None:
     def run() -> None:
         attempts: list[int] = []
 
         def handler(lease: Lease[str]) -> None:
             attempts.append(lease.attempt)
             desist.sleep(5)
+            if leased_meanwhile and lease.attempt == 1:
+                engine.items[lease.id].epoch = 0  # another worker has it now
 
         engine = Away(1, 60)
         with EngineQueue[str](engine) as queue, WorkerPool(handler, queue=queue) as pool:
             pool.submit("a").result()
-        assert attempts == [1, 2]
+        assert attempts == ([1, 2] if leased_meanwhile else [1])
 
     simulated(run)
 
@@ -392,15 +400,118 @@ def test_all_futures_of_one_key_are_settled() -> None:
         gate.wait()
         return lease.item
 
-    class Keyed(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
-        def put(self, item_id: str, body: bytes, *, key: str | None, **options: Any) -> str:
-            return str(super().put(key or item_id, body, key=None, **options))
-
-    with EngineQueue[int](Keyed()) as queue, WorkerPool(handler, queue=queue) as pool:
+    with EngineQueue[int](KeyIsId()) as queue, WorkerPool(handler, queue=queue) as pool:
         futures = [pool.submit(item, key="k") for item in (1, 2, 3)]
         assert len({future.item_id for future in futures}) == 1
         gate.set()
         assert [future.result() for future in futures] == [1, 1, 1]
+
+
+class KeyIsId(DictEngine):  # type: ignore[misc, valid-type] # it is loaded
+    """An engine with keys, and a moment between the server's answer to a put and its arrival."""
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.meanwhile = meanwhile
+
+    def put(self, item_id: str, body: bytes, *, key: str | None, **options: Any) -> str:
+        known = super().put(key or item_id, body, key=None, **options)
+        self.meanwhile()
+        return str(known)
+
+    def cancel(self, item_id: str, failure: str) -> bool:  # noqa: ARG002
+        del self.items[item_id]
+        return True
+
+
+@pytest.mark.parametrize("first", ["submit", "put"])
+@pytest.mark.parametrize("end", ["done", "dead", "cancelled"])
+def test_i48_a_future_is_settled_although_its_item_ends_before_its_submission_is_answered(
+    first: str, end: str
+) -> None:
+    def run() -> None:
+        def handler(lease: Lease[int]) -> int:
+            if end == "dead":
+                lease.discard("bad")
+            return lease.item
+
+        def end_it() -> None:
+            if end == "cancelled":
+                queue.port.cancel("key", "unwanted")
+            else:
+                pool.resume()
+                assert pool.drain()
+
+        engine = KeyIsId()
+        with EngineQueue[int](engine) as queue, WorkerPool(handler, queue=queue) as pool:
+            pool.pause()
+            if first == "submit":
+                futures = [pool.submit(1, key="key")]
+            else:
+                queue.put(1, key="key")
+                futures = []
+            engine.meanwhile = end_it
+            futures.append(pool.submit(2, key="key"))
+            for future in futures:
+                if end == "done":
+                    assert future.result(1000) == 1
+                else:
+                    with pytest.raises(desist.TaskCancelled):
+                        future.result(1000)
+            assert not queue.port._promises
+            pool.resume()
+
+    simulated(run)
+
+
+@pytest.mark.parametrize("has_promise", [True, False])
+@pytest.mark.parametrize("outer", ["follow", "end"])
+def test_i48_an_item_may_end_at_any_instant_of_the_submission_that_found_it(
+    outer: str, has_promise: bool
+) -> None:
+    instants = 0
+    while meet(outer, instants, has_promise=has_promise):
+        instants += 1
+    assert instants > 10
+
+
+def meet(outer: str, instant: int, *, has_promise: bool) -> bool:
+    """Let one of the two happen at that bytecode of the other. False: there is no such bytecode."""
+    left = instant
+
+    def trace(frame: FrameType, what: str, _: object) -> Any:
+        nonlocal left
+        if "engines" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if what == "opcode":
+            left -= 1
+            if left == -1:
+                inner()
+        return trace
+
+    with EngineQueue[int](DictEngine()) as queue:
+        port, first, future = queue.port, ItemFuture[str](), ItemFuture[str]()
+        call = port._submitting.begin()
+        if has_promise:
+            port._promises["a"] = ItemPromise(first)
+        steps: dict[str, Callable[[], object]] = {
+            "follow": partial(port._follow, "a", ItemPromise(future), call),
+            "end": lambda: port._fail("a", ZeroDivisionError("it is dead")),
+        }
+        act, inner = steps.pop(outer), *steps.values()
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            act()
+        finally:
+            sys.settrace(before)
+        if left >= 0:
+            return False
+        for one in (first, future) if has_promise else (future,):
+            assert isinstance(one.exception(0), ZeroDivisionError)
+        assert not port._promises
+    return True
 
 
 def test_progress_reaches_the_next_attempt_through_the_lease() -> None:

@@ -4,7 +4,9 @@ Guarantees:
 
 - A lease is settled once. A second settlement, and one after the lease was lost, raises Fenced
   and changes nothing.
-- A settlement is repeated while the server is away, until the lease has run out.
+- A settlement is repeated while the server is away, until the lease has run out. Then, or when the
+  calling code is cancelled, ConnectionError says that the lease may or may not be settled. The
+  holder may repeat it even then: the engine recognises an earlier call that had its effect.
 - A lease that could not be settled is not extended any more, whatever the error was. Its holder may
   try again; unless that succeeds, the lease runs out, and the item is leased again. So no item
   stays leased by a holder that has failed (I48), even while other code has the `Lease` object.
@@ -13,8 +15,9 @@ Guarantees:
 The handler's thread settles; the heartbeat thread calls `lose` and moves `until` on; any thread
 calls `cancel`. The worker's thread writes `_running` before it reads `_lost` and `_cancelled`, the
 others write these before they read it: so a handler that is about to begin is cancelled by one of
-the two. It relies on `Engine` to raise Fenced when another worker has the item, and knows neither
-the queue nor the pool.
+the two. `_over` and `_in_doubt` are written by the handler's thread, and by one that settles the
+lease of an abandoned handler: of the two settlements the engine lets one succeed. It relies on
+`Engine` to raise Fenced when another worker has the item, and knows neither the queue nor the pool.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from desist._codec import describe
-from desist._core import Cancelled, RunningHandler, cleanup, current_time, retry_pause, sleep
+from desist._core import RunningHandler, cleanup, current_time, retry_pause, sleep
 from desist._exceptions import Fenced
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ R = TypeVar("R")
 RECONNECT = 0.05, 2.0
 """Seconds between tries to reach an engine that is away: at first, and at most."""
 
+_PATIENCE = 2.0
+"""Seconds for which a settlement is tried at least, also when the lease has run out."""
+_AWAY, _UNKNOWN = "the queue's server was away ", "; the item may or may not be settled"
 _OVER = "this lease is over: the item was acknowledged or requeued; nothing was changed"
 
 
@@ -88,6 +94,8 @@ class HeldLease:
         self._take_promise = take_promise
         self._process = os.getpid()
         self._over = False
+        self._in_doubt = False
+        """A settlement had no answer yet: only the engine knows whether it has ended the lease."""
         self._lost: str | None = None
         self._cancelled: tuple[str | None] | None = None
         """The reason, once the item was cancelled through this queue."""
@@ -96,20 +104,24 @@ class HeldLease:
     def settle(self, call: Callable[[], R]) -> R:
         """End the lease by `call`, in a clean-up zone: code that was cancelled can settle its item.
 
-        Fenced: the lease is over, or the server was away until the lease had run out.
+        Fenced: the lease is over. ConnectionError: the server is away, and `call` may or may not
+        have had its effect.
         """
         self._check()
+        was_in_doubt, self._in_doubt = self._in_doubt, True
         try:
             with cleanup():
-                result = self._reach(call)
-        except Cancelled as stopped:
-            raise Fenced(
-                "the queue's server was away for longer than clean-up may take; this lease runs out"
-            ) from stopped
+                result = retry_until_connected(call, max(self.until, current_time() + _PATIENCE))
+                self._over = True
+                return result
+        except Fenced:
+            self._in_doubt = was_in_doubt
+            raise
+        except ConnectionError as away:
+            raise ConnectionError(f"{_AWAY}until this lease had run out{_UNKNOWN}") from away
         finally:
             self._on_release(self)
-        self._over = True
-        return result
+        raise ConnectionError(f"{_AWAY}for longer than clean-up may take{_UNKNOWN}")
 
     def _check(self) -> None:
         if os.getpid() != self._process:
@@ -118,14 +130,8 @@ class HeldLease:
             )
         if self._over:
             raise Fenced(_OVER)
-        if self._lost is not None:
+        if self._lost is not None and not self._in_doubt:
             raise Fenced(f"this lease was lost: {self._lost}; nothing was changed")
-
-    def _reach(self, call: Callable[[], R]) -> R:
-        try:
-            return retry_until_connected(call, self.until)
-        except ConnectionError as away:
-            raise Fenced("the queue's server was away until this lease had run out") from away
 
     def lose(self, why: str) -> None:
         """Mark the lease as lost to another worker, and cancel the token of its handler."""
@@ -155,7 +161,10 @@ class HeldLease:
         stored = None if progress is None else self._codec.encode(progress)
         self._check()
         asked = current_time()
-        self._reach(lambda: self._engine.extend(self.delivery, stored))
+        try:
+            retry_until_connected(lambda: self._engine.extend(self.delivery, stored), self.until)
+        except ConnectionError as away:
+            raise Fenced(f"{_AWAY}until this lease had run out") from away
         self.until = asked + self._engine.lease_timeout
 
     def ack(self) -> None:

@@ -52,10 +52,10 @@ class Engine(ABC):
     hosts do not matter.
 
     Many threads call at once. Methods raise `Fenced`, and change nothing, if the lease is over, and
-    `ConnectionError` if the engine cannot be reached. They are called again then, and must
-    recognise the effect of an earlier call whose answer was lost. Kills are held off during all of
-    them (for lease(), if a pool calls it). Only lease() and tend() block for longer than an answer
-    takes.
+    `ConnectionError` if the engine cannot be reached. They are called again then, also when the
+    lease has run out, and must recognise the effect of an earlier call whose answer was lost: of
+    that call, not of a later lease. Kills are held off during all of them (for lease(), if a pool
+    calls it). Only lease() and tend() block for longer than an answer takes.
     """
 
     lease_timeout: float = 30.0

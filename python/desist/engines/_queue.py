@@ -29,18 +29,19 @@ from desist._core import (
     shield,
 )
 from desist._exceptions import Fenced
+from desist._item_future import ItemFuture, ItemPromise
 from desist._items import check
+from desist.engines._calls import CallsUnderWay
 from desist.engines._heartbeat import HeartbeatThread
 from desist.engines._held import HeldLease, retry_until_connected
-from desist.engines._lease_calls import LeaseCalls
 from desist.engines._port import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from desist._codec import Codec
-    from desist._item_future import ItemPromise
     from desist._items import ItemInfo, _State
+    from desist.engines._calls import Call
     from desist.engines._port import Delivery
 
 T = TypeVar("T")
@@ -220,7 +221,10 @@ class EnginePort:
         self._promises: dict[str, ItemPromise] = {}
         """By the ids of the items. A promise is taken out by the thread that settles it; each step
         is one call of the dict, which is atomic."""
-        self._lease_calls = LeaseCalls()
+        self._leasing: CallsUnderWay[str | None] = CallsUnderWay()
+        """Items that are cancelled while they are leased are noted, with the reasons."""
+        self._submitting: CallsUnderWay[ItemPromise] = CallsUnderWay()
+        """Items that end here are noted, with promises that are settled with them."""
         self._changed = changed = _Changed()
         self._heartbeat = HeartbeatThread(engine, changed)
         self._stop_heartbeat = weakref.finalize(self, self._heartbeat.stop)
@@ -256,6 +260,7 @@ class EnginePort:
             raise ValueError("this queue's engine knows neither priority nor expires")
         item_id = uuid.uuid4().hex
         self._promises[item_id] = promise
+        call = self._submitting.begin()
         try:
             known = self.put(item_id, item, key, delay or 0.0, time_limit)
         except BaseException:
@@ -263,12 +268,16 @@ class EnginePort:
             raise
         if known != item_id:
             del self._promises[item_id]
-            self._follow(known, promise)
+            self._follow(known, promise, call)
         return known
 
-    def _follow(self, item_id: str, promise: ItemPromise) -> None:
+    def _follow(self, item_id: str, promise: ItemPromise, call: Call[ItemPromise]) -> None:
         """Another item stands for the one that was submitted: settle `promise` with it."""
         first = self._promises.setdefault(item_id, promise)
+        if item_id in call.noted:  # it has ended since the server has found it
+            if first is promise:
+                self._promises.pop(item_id, None)
+            first = call.noted[item_id]
         if first is not promise:
             promise.follow(first)
 
@@ -281,7 +290,7 @@ class EnginePort:
         while first or current_time() < end:
             first = False
             self._heartbeat.check()
-            delivery, call = None, self._lease_calls.begin()
+            delivery, call = None, self._leasing.begin()
             with cancel_scope() as scope, self._closing.token.on_cancel(lambda _: scope.cancel()):
                 delivery = retry_until_connected(lambda: self._lease(end), end)
             self.check_usable()
@@ -289,7 +298,8 @@ class EnginePort:
             if held is not None:
                 # A cancel that came before the lease was held here is in `call`; a later one
                 # finds the lease.
-                call.cancel(held)
+                if held.id in call.noted:
+                    held.cancel(call.noted[held.id])
                 return held
         return None
 
@@ -312,9 +322,10 @@ class EnginePort:
             context=None if promise is None else promise.context,
         )
         if delivery.attempt > self.retry.max_attempts:
-            with suppress(Fenced):  # then the next worker that leases it rejects it
+            # If it is not rejected now, the next worker that leases it rejects it.
+            with suppress(Fenced, ConnectionError):
                 held.settle(lambda: self._engine.reject(delivery, _LOST))
-                self._fail(delivery.id, RuntimeError(_LOST))
+            self._fail(delivery.id, RuntimeError(_LOST))
             return None
         self._heartbeat.add(held)
         return held
@@ -345,7 +356,7 @@ class EnginePort:
             self._fail(item_id, cause)
             self._changed()
         elif dead is False:
-            self._lease_calls.note_cancelled(item_id, reason)
+            self._leasing.note(item_id, reason)
             for held in self._heartbeat.held():
                 if held.id == item_id:
                     held.cancel(reason)
@@ -422,8 +433,15 @@ class EnginePort:
             self._changed()
 
     def _take_promise(self, item_id: str) -> ItemPromise | None:
-        """Take the promise of an item out, to settle it."""
-        return self._promises.pop(item_id, None)
+        """Take the promise of an item out, which has ended, to settle it."""
+        if not self._submitting:
+            return self._promises.pop(item_id, None)
+        promise = self._promises.get(item_id) or ItemPromise(ItemFuture())
+        self._submitting.note(item_id, promise)
+        late = self._promises.pop(item_id, None)
+        if late is not None and late is not promise:
+            late.follow(promise)
+        return promise
 
     def _fail(self, item_id: str, failure: BaseException | CancelCause) -> None:
         promise = self._take_promise(item_id)

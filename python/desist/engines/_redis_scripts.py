@@ -7,9 +7,10 @@ import re
 
 GROUP = "desist"
 
-# Answers of a settlement. Below 0: the lease was over, and this is the state of the item.
+# Answers of a settlement. Below 0: the lease was over, and this is the state of the item; IS_DONE:
+# done by this lease.
 NOW_DEAD = 2
-IS_QUEUED, IS_GONE, IS_DEAD = -1, -2, -3
+IS_QUEUED, IS_GONE, IS_DEAD, IS_DONE = -1, -2, -3, -4
 
 _COMMON = """
 local S, G = KEYS[1], '@GROUP'
@@ -149,8 +150,11 @@ return begin(ARGV[1], fields, ARGV[2])
 """,
     "put_back": "put_back(ARGV[1])",
     "ack": """
-local entry, id = ARGV[1], ARGV[2]
-if not end_lease(entry) then return state_of(id) end
+local entry, id, caller = ARGV[1], ARGV[2], S .. ':acked:' .. ARGV[3]
+if not end_lease(entry) then
+  return redis.call('GET', caller) == entry and @IS_DONE or state_of(id)
+end
+redis.call('SET', caller, entry, 'EX', 86400) -- in case that the answer is lost
 local key = redis.call('HGET', key_of(id), 'key')
 if key then redis.call('HDEL', S .. ':keys', key) end
 redis.call('DEL', key_of(id))
@@ -323,6 +327,7 @@ _NAMES = {
     "IS_QUEUED": IS_QUEUED,
     "IS_GONE": IS_GONE,
     "IS_DEAD": IS_DEAD,
+    "IS_DONE": IS_DONE,
 }
 
 

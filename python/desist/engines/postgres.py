@@ -55,7 +55,13 @@ DO $$ BEGIN -- a table of an older version; only then, since it waits for all tr
 END $$;
 CREATE INDEX IF NOT EXISTS desist_next ON desist_items (queue, due, number) WHERE state <> 'dead';
 CREATE TABLE IF NOT EXISTS desist_done (
-    queue text, backend integer, done bigint NOT NULL, PRIMARY KEY (queue, backend));
+    queue text, backend integer, done bigint NOT NULL, epoch bigint, PRIMARY KEY (queue, backend));
+DO $$ BEGIN -- likewise
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'desist_done'::regclass
+                   AND attname = 'epoch' AND NOT attisdropped) THEN
+        ALTER TABLE desist_done ADD COLUMN epoch bigint;
+    END IF;
+END $$;
 """
 
 _MINE = "queue = %(queue)s AND id = %(id)s AND epoch = %(epoch)s AND state = 'leased'"
@@ -85,11 +91,14 @@ _SQL = {
     "known": """
         SELECT id FROM desist_items WHERE queue = %(queue)s AND (id = %(id)s OR key = %(key)s)
         ORDER BY key = %(key)s DESC NULLS LAST LIMIT 1""",
-    # Each connection has a row of its own for the count, so that none waits for another.
+    # Each connection has a row of its own for the count, so that none waits for another. The row
+    # keeps the lease of the last ack, whose answer may be lost together with the connection.
     "ack": f"""
-        WITH gone AS (DELETE FROM desist_items WHERE {_MINE} RETURNING queue)
-        INSERT INTO desist_done SELECT queue, pg_backend_pid(), 1 FROM gone
-        ON CONFLICT (queue, backend) DO UPDATE SET done = desist_done.done + 1
+        WITH gone AS (DELETE FROM desist_items WHERE {_MINE} RETURNING queue, epoch)
+        INSERT INTO desist_done (queue, backend, done, epoch)
+            SELECT queue, pg_backend_pid(), 1, epoch FROM gone
+        ON CONFLICT (queue, backend) DO UPDATE SET
+            done = desist_done.done + 1, epoch = excluded.epoch
         RETURNING 'done'""",
     "nack": f"""
         UPDATE desist_items SET
@@ -101,7 +110,10 @@ _SQL = {
     "reject": f"""
         UPDATE desist_items SET state = 'dead', failures = failures || %(failure)s::text
         WHERE {_MINE} RETURNING state""",
-    "state": "SELECT state FROM desist_items WHERE queue = %(queue)s AND id = %(id)s",
+    "state": """
+        SELECT 'done' FROM desist_done WHERE queue = %(queue)s AND epoch = %(epoch)s
+        UNION ALL
+        SELECT state FROM desist_items WHERE queue = %(queue)s AND id = %(id)s""",
     "extend": f"""
         UPDATE desist_items SET due = now() + make_interval(secs => %(lease_timeout)s),
             progress = coalesce(%(progress)s, progress)
@@ -146,7 +158,7 @@ _SQL = {
         WHERE queue = %(queue)s AND id = %(id)s AND state <> 'dead' RETURNING state""",
 }
 
-_OWN_EFFECT = {"ack": (None,), "nack": ("ready", "dead"), "reject": ("dead",)}
+_OWN_EFFECT = {"ack": ("done",), "nack": ("ready", "dead"), "reject": ("dead",)}
 """The state in which a settlement whose answer was lost leaves an item."""
 
 
@@ -176,8 +188,8 @@ class PostgresEngine(Engine):
         self._idle: list[_Connection] = []
         self._closed = False
         self._has_tables = False
-        # Epochs of leases whose settlement may or may not have arrived.
-        self._in_doubt: set[int] = set()
+        # Settlements, and the epochs of their leases, that may or may not have arrived.
+        self._in_doubt: set[tuple[str, int]] = set()
 
     @classmethod
     def from_url(cls, url: str) -> PostgresEngine:
@@ -242,16 +254,17 @@ class PostgresEngine(Engine):
         values |= {"id": delivery.id, "epoch": delivery.epoch}
         if values.get("failure") is not None:
             values["failure"] = values["failure"].replace("\0", "\\0")
-        in_doubt = delivery.epoch in self._in_doubt
+        settlement = (name, delivery.epoch)
+        in_doubt = settlement in self._in_doubt
         try:
             row = self._run(name, values)
             if row is None and in_doubt:
-                state = (self._run("state", values) or [None])[0]
-                row = [state] if state in _OWN_EFFECT[name] else None
-        except ConnectionError:
-            self._in_doubt.add(delivery.epoch)
+                row = self._run("state", values)
+                row = row if row and row[0] in _OWN_EFFECT[name] else None
+        except BaseException:
+            self._in_doubt.add(settlement)
             raise
-        self._in_doubt.discard(delivery.epoch)
+        self._in_doubt.discard(settlement)
         if row is None:
             raise Fenced(_FENCED)
         return row[0]

@@ -11,6 +11,7 @@ The keys for a stream `jobs`; with Redis Cluster, name it `{jobs}`, so that all 
 | `jobs:dead-entries` | a hash: the entry of each dead item in that stream |
 | `jobs:keys` | a hash: which item has which key |
 | `jobs:epoch`, `jobs:done` | counters |
+| `jobs:acked:...` | for each thread that has done work today: the entry of its last ack |
 | `jobs:news` | a stream of one entry, which wakes waiters for other changes than new entries |
 
 A lease is a pending entry of the consumer group. An item gets a new entry whenever it becomes ready
@@ -25,6 +26,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import threading
 import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -86,8 +88,8 @@ class RedisEngine(Engine):
             name: self._client.register_script(source) for name, source in scripts.ALL.items()
         }
         self._news = b"0-0"
-        # Entries of leases whose settlement may or may not have arrived.
-        self._in_doubt: set[bytes] = set()
+        # Settlements, and the entries of their leases, that may or may not have arrived.
+        self._in_doubt: set[tuple[str, bytes]] = set()
 
     @classmethod
     def from_url(cls, url: str) -> RedisEngine:
@@ -136,7 +138,7 @@ class RedisEngine(Engine):
 
     def ack(self, delivery: Delivery) -> None:
         """One round trip."""
-        self._settle("ack", delivery)
+        self._settle("ack", delivery, f"{self.consumer}:{threading.get_ident()}")
 
     def nack(self, delivery: Delivery, delay: float, failure: str | None) -> bool:
         """One round trip."""
@@ -149,13 +151,14 @@ class RedisEngine(Engine):
         self._settle("reject", delivery, failure)
 
     def _settle(self, name: str, delivery: Delivery, *arguments: str | int) -> int:
-        in_doubt = delivery.tag in self._in_doubt
+        settlement = (name, delivery.tag)
+        in_doubt = settlement in self._in_doubt
         try:
             state: int = self._run(name, delivery.tag, delivery.id, *arguments)
-        except ConnectionError:
-            self._in_doubt.add(delivery.tag)
+        except BaseException:
+            self._in_doubt.add(settlement)
             raise
-        self._in_doubt.discard(delivery.tag)
+        self._in_doubt.discard(settlement)
         # A lease in doubt may have been ended by the earlier call.
         if state < 0 and not (in_doubt and state in _OWN_EFFECT[name]):
             raise Fenced(_FENCED)
@@ -341,7 +344,7 @@ _FENCED = (
     "time and the item was leased again; nothing was changed"
 )
 _OWN_EFFECT = {
-    "ack": {scripts.IS_GONE},
+    "ack": {scripts.IS_DONE},
     "nack": {scripts.IS_QUEUED, scripts.IS_DEAD},
     "reject": {scripts.IS_DEAD},
 }

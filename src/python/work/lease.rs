@@ -1,8 +1,9 @@
 //! `Lease`: one delivery of one item, as its handler sees it.
 //!
 //! A lease settles itself through the [`Hold`] that it has, by the [`LeaseHandle`] of its queue, which
-//! refuses a second settlement (`Fenced`). A `Lease` that is dropped releases its item. The handler's settlement is kept in `settled` for the worker's loop, which settles only
-//! leases that the handler has not settled.
+//! refuses a second settlement (`Fenced`). A `Lease` that is dropped releases its item. The handler's
+//! settlement is kept in `settled` for the worker's loop, which settles only leases that the handler has
+//! not settled, and asks again for a settlement whose answer the handler did not get.
 #![allow(unsafe_code)] // a cell that is written once, and hidden from the collector until then
 
 use std::cell::Cell;
@@ -24,6 +25,7 @@ use crate::item::ItemId;
 use crate::python::binding::lazy_arg::Item;
 use crate::python::binding::seconds;
 use crate::python::binding::seconds::Seconds;
+use crate::python::error;
 use crate::python::op::Visited;
 use crate::python::task::defer::{Beginning, Masked};
 use crate::python::token::CancelToken;
@@ -83,6 +85,33 @@ pub(super) enum Settled {
     Acked(Option<Py<PyAny>>),
     /// By nack(), discard() or snooze(), with the item's next state and the failure that was stored.
     Nacked(NackOutcome, Py<PyAny>),
+    /// It has tried to, and the queue may or may not have done it: the call failed, or was stopped.
+    Unanswered(Asked),
+}
+
+/// A settlement that a handler has asked for.
+pub(super) enum Asked {
+    /// ack(), with the result that it was given.
+    Ack(Option<Py<PyAny>>),
+    /// nack(), discard() or snooze(), with the failure to be stored.
+    Nack(Nack, Py<PyAny>),
+}
+
+impl Asked {
+    /// Ask the queue for it. If the lease is over this changes nothing, and succeeds only if an earlier
+    /// call of the same has ended the lease.
+    pub(super) fn perform(&self, py: Python<'_>, hold: &Hold) -> PyResult<Settled> {
+        Ok(match self {
+            Asked::Ack(result) => {
+                hold.ack(py)?;
+                Settled::Acked(result.as_ref().map(|result| result.clone_ref(py)))
+            }
+            Asked::Nack(nack, failure) => {
+                let returned = hold.nack(py, *nack, failure.clone_ref(py))?;
+                Settled::Nacked(returned, failure.clone_ref(py))
+            }
+        })
+    }
 }
 
 impl Deref for Lease {
@@ -198,9 +227,20 @@ impl Lease {
     /// The handler ends the lease without success.
     fn end(&self, py: Python<'_>, nack: Nack, reason: Option<&str>) -> PyResult<()> {
         let failure = failure(py, CauseKind::Explicit, reason)?;
-        let returned = self.hold().nack(py, nack, failure.clone_ref(py))?;
-        self.settle(Settled::Nacked(returned, failure));
-        Ok(())
+        self.settle_as(py, Asked::Nack(nack, failure))
+    }
+
+    /// Settles the lease as its handler asks for it, and keeps that for the worker's loop.
+    fn settle_as(&self, py: Python<'_>, asked: Asked) -> PyResult<()> {
+        let (settled, answer) = match asked.perform(py, self.hold()) {
+            Ok(settled) => (settled, Ok(())),
+            Err(fenced) if error::is(py, &fenced, "Fenced") => return Err(fenced),
+            Err(raised) => (Settled::Unanswered(asked), Err(raised)),
+        };
+        if self.task.is_some() {
+            drop(self.settle(settled)); // unlocked: may run any code
+        }
+        answer
     }
 
     /// Returns the value before, to be dropped where no lock is held.
@@ -279,21 +319,27 @@ impl Lease {
 
     /// Acknowledge the item: the work is done.
     ///
+    /// Blocks: until the queue's file or server has answered; while the server is away, until the lease has
+    /// run out.
+    /// On cancel: no checkpoint; while the server is away, it goes on for the time of clean-up.
+    ///
     /// Raises:
     ///     Fenced: the lease is over: the item was acknowledged or requeued, or the lease was lost.
+    ///     ConnectionError: the queue's server is away; the lease may or may not be settled.
     #[pyo3(signature = (result: "object" = None))]
     fn ack(&self, py: Python<'_>, result: Option<Py<PyAny>>) -> PyResult<()> {
-        self.hold().ack(py)?;
-        if self.task.is_some() {
-            self.settle(Settled::Acked(result)); // for the worker's loop
-        }
-        Ok(())
+        self.settle_as(py, Asked::Ack(result))
     }
 
     /// Requeue the item, to be leased again after `delay` seconds.
     ///
+    /// Blocks: until the queue's file or server has answered; while the server is away, until the lease has
+    /// run out.
+    /// On cancel: no checkpoint; while the server is away, it goes on for the time of clean-up.
+    ///
     /// Raises:
     ///     Fenced: the lease is over.
+    ///     ConnectionError: the queue's server is away; the lease may or may not be settled.
     #[pyo3(signature = (*, delay = None, reason = None))]
     fn nack(
         &self,
@@ -309,8 +355,13 @@ impl Lease {
     /// whatever attempts it has left, unless `retry()` of the queue gives it new ones. An item that
     /// is to leave no trace is acknowledged instead. The item's future raises TaskCancelled.
     ///
+    /// Blocks: until the queue's file or server has answered; while the server is away, until the lease has
+    /// run out.
+    /// On cancel: no checkpoint; while the server is away, it goes on for the time of clean-up.
+    ///
     /// Raises:
     ///     Fenced: the lease is over.
+    ///     ConnectionError: the queue's server is away; the lease may or may not be settled.
     #[pyo3(signature = (reason = None))]
     fn discard(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
         self.end(py, Nack::Discard, reason)
@@ -319,8 +370,13 @@ impl Lease {
     /// Requeue the item, to be leased again after that many seconds. The attempt does not count, and
     /// no failure is stored: the work is to be done later.
     ///
+    /// Blocks: until the queue's file or server has answered; while the server is away, until the lease has
+    /// run out.
+    /// On cancel: no checkpoint; while the server is away, it goes on for the time of clean-up.
+    ///
     /// Raises:
     ///     Fenced: the lease is over.
+    ///     ConnectionError: the queue's server is away; the lease may or may not be settled.
     ///     ValueError: `seconds` is negative.
     #[pyo3(signature = (seconds, /))]
     fn snooze(&self, py: Python<'_>, seconds: Seconds<'_, '_>) -> PyResult<()> {
@@ -351,8 +407,12 @@ impl Lease {
         leased.delivery.hold.handle().traverse(&visit)?;
         // Locked by attached threads only.
         match leased.settled.try_lock().as_deref() {
-            Some(Settled::Acked(result)) => visit.call(result),
-            Some(Settled::Nacked(_, failure)) => visit.call(failure),
+            Some(Settled::Acked(result) | Settled::Unanswered(Asked::Ack(result))) => {
+                visit.call(result)
+            }
+            Some(Settled::Nacked(_, failure) | Settled::Unanswered(Asked::Nack(_, failure))) => {
+                visit.call(failure)
+            }
             Some(Settled::NotYet) | None => Ok(()),
         }
     }

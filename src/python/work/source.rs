@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use pyo3::exceptions::PyException;
+use pyo3::exceptions::{PyConnectionError, PyException};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
@@ -194,6 +194,7 @@ impl Delivery {
                 self.hold.handle().report(py, self.hold.key(), result);
             }
             Ok(_) => {}
+            Err(away) if is_away(py, &away) => {} // the lease runs out
             Err(broken) if failed => return Err(broken),
             Err(broken) => broken.write_unraisable(py, None),
         }
@@ -210,6 +211,11 @@ pub(super) fn unless_fenced<R>(py: Python<'_>, done: PyResult<R>) -> PyResult<Op
     }
 }
 
+/// The queue's server does not answer: it may or may not have done what it was asked for.
+pub(super) fn is_away(py: Python<'_>, raised: &PyErr) -> bool {
+    raised.is_instance_of::<PyConnectionError>(py)
+}
+
 /// Which lease of its queue this is. A queue whose items have names ignores `number`: its handle is
 /// of one lease only.
 #[derive(Clone, Copy)]
@@ -223,7 +229,8 @@ pub(super) struct LeaseKey {
 
 /// How a lease is settled.
 ///
-/// `Fenced` from any of these: the lease is over, and nothing was changed.
+/// `Fenced` from any of these: the lease is over, and nothing was changed. `ConnectionError`: the call may
+/// or may not have had its effect, and may be repeated.
 pub(super) trait LeaseHandle: Send + Sync {
     /// The item's id.
     fn id(&self, lease: LeaseKey) -> ItemId;

@@ -23,6 +23,11 @@
 //! thread goes on: other code may still have the `Lease`, but no worker does (I48).
 //!
 //! So each lease is settled by one thread, and a late call of another finds it over (`Fenced`).
+//!
+//! A lost answer leaves open whether the lease was settled, and with it whether the item has ended. The loop
+//! asks until it is answered, or the pool stops; and if its own settlement finds the lease over, it repeats
+//! the handler's, if that had no answer. So the item's future is settled whenever its lease has ended the
+//! item.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -34,12 +39,12 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::lease::{LeaseSlot, Settled};
+use super::lease::{Asked, LeaseSlot, Settled};
 use super::pool_metrics::Event;
 use super::port::QueuePort;
 use super::promises::ItemResult;
 use super::py_queue::PyQueue;
-use super::source::{Delivery, LeaseSource, unless_fenced};
+use super::source::{Delivery, LeaseSource, is_away, unless_fenced};
 use super::time_limit::{self, TimeLimit};
 use super::{LONGEST_COMMIT, Lease, PoolMetrics, RetryPolicy, cause_of, failure};
 use crate::CauseKind;
@@ -91,6 +96,14 @@ struct Attempt {
     limit: Option<TimeLimit>,
     /// The context of the item's submit(), if it was submitted in this process.
     context: Option<Py<PyAny>>,
+}
+
+/// How the lease of a handler is settled that has ended.
+struct Ending {
+    /// As the handler's end demands.
+    own: Asked,
+    /// As the handler has asked for, without an answer.
+    earlier: Option<Asked>,
 }
 
 /// A worker's place in its pool, where its current work can be cancelled and killed.
@@ -479,18 +492,33 @@ impl WorkerSlot {
             let result = in_place::checked(py, handler.call1(&arguments))?;
             check_result(result, false).map(Bound::unbind)
         };
+        let mut unanswered = None;
         let settled = task::run(py, task, body, |result, ended| {
             let before = this.current.lock().take();
             drop(before);
-            let settled = this.settle(py, task, lease.get(), limit.as_ref(), result, ended);
-            settled.inspect_err(|_| lease.get().hold().release())
+            let lease = lease.get();
+            let Some(ending) = this.ending(py, task, lease, limit.as_ref(), result, ended) else {
+                return Ok(());
+            };
+            let settled = this.settle(py, task, lease, &ending);
+            if settled.as_ref().is_err_and(|raised| is_away(py, raised)) {
+                unanswered = Some(ending);
+                return Ok(());
+            }
+            settled.inspect_err(|_| lease.hold().release())
         });
         if let Some(watch) = watch {
             watch.unregister();
             watch.detach();
         }
+        // A thread that kills the handler need not wait for the server as well.
+        if let Some(ending) = unanswered {
+            return this.settle_until_answered(py, task, lease.get(), &ending);
+        }
         settled?.unwrap_or_else(|| {
-            this.current.lock().take(); // abandoned: the killing thread has settled the lease
+            this.current.lock().take();
+            // Abandoned: the killing thread has settled the lease, unless the handler was earlier.
+            this.tell(py, lease.get(), lease.get().settled(), None);
             Ok(())
         })
     }
@@ -527,8 +555,8 @@ impl WorkerSlot {
         })
     }
 
-    /// Settles the lease, after the body has ended and holds nothing.
-    fn settle(
+    /// How the lease is to be settled, now that the body has ended. `None`: its handler has settled it.
+    fn ending(
         &self,
         py: Python<'_>,
         task: &Task,
@@ -536,27 +564,23 @@ impl WorkerSlot {
         limit: Option<&TimeLimit>,
         result: PyResult<Py<PyAny>>,
         ended: Ended,
-    ) -> PyResult<()> {
-        let hold = lease.hold();
-        let by_handler = lease.settled();
-        if !matches!(by_handler, Settled::NotYet) {
-            // An exception after the handler has settled its lease has no caller to go to.
-            if let (Err(raised), Ended::Failed) = (&result, ended) {
-                raised.clone_ref(py).write_unraisable(py, None);
-            }
-        }
-        match (by_handler, result) {
-            (Settled::Acked(given), result) => {
-                let value = given.or(result.ok()).unwrap_or_else(|| py.None());
-                self.done(py, lease, value);
-            }
-            (Settled::Nacked(returned, failure), _) => self.not_done(py, lease, returned, failure),
-            (Settled::NotYet, Ok(value)) => {
-                if unless_fenced(py, hold.ack(py))?.is_some() {
-                    self.done(py, lease, value);
+    ) -> Option<Ending> {
+        let earlier = match lease.settled() {
+            Settled::NotYet => None,
+            Settled::Unanswered(asked) => Some(asked),
+            by_handler => {
+                // An exception after the handler has settled its lease has no caller to go to.
+                if let (Err(raised), Ended::Failed) = (&result, ended) {
+                    raised.clone_ref(py).write_unraisable(py, None);
                 }
+                self.tell(py, lease, by_handler, result.ok());
+                return None;
             }
-            (Settled::NotYet, Err(raised)) => {
+        };
+        let own = match (result, &earlier) {
+            (Ok(_), Some(Asked::Ack(Some(given)))) => Asked::Ack(Some(given.clone_ref(py))),
+            (Ok(value), _) => Asked::Ack(Some(value)),
+            (Err(raised), _) => {
                 // A kill of a body in a process arrives here as a cancellation.
                 let killed = ended == Ended::Killed || task.record().killed_at.is_some();
                 let limit = limit.filter(|limit| limit.has_stopped(task));
@@ -581,16 +605,58 @@ impl WorkerSlot {
                     }
                 };
                 self.note(py, event, lease, Some(&failure));
-                let nacked = hold.nack(py, nack, failure.clone_ref(py));
-                if let Some(returned) = unless_fenced(py, nacked)? {
-                    if returned == NackOutcome::Requeued {
-                        task.amend(|record| record.requeued.push(lease.which().0));
+                Asked::Nack(nack, failure)
+            }
+        };
+        Some(Ending { own, earlier })
+    }
+
+    /// Settles the lease. If it is over, perhaps the handler has ended it, and only got no answer.
+    ///
+    /// # Errors
+    /// Those of the queue; `ConnectionError`: this is to be called again.
+    fn settle(&self, py: Python<'_>, task: &Task, lease: &Lease, ending: &Ending) -> PyResult<()> {
+        let hold = lease.hold();
+        let mut settled = unless_fenced(py, ending.own.perform(py, hold))?;
+        if let (None, Some(earlier)) = (&settled, &ending.earlier) {
+            settled = unless_fenced(py, earlier.perform(py, hold))?;
+        }
+        if let Some(Settled::Nacked(NackOutcome::Requeued, _)) = settled {
+            task.amend(|record| record.requeued.push(lease.which().0));
+        }
+        self.tell(py, lease, settled.unwrap_or(Settled::NotYet), None);
+        Ok(())
+    }
+
+    /// Settles the lease, again while the queue's server is away and the pool goes on.
+    fn settle_until_answered(
+        &self,
+        py: Python<'_>,
+        task: &Task,
+        lease: &Lease,
+        ending: &Ending,
+    ) -> PyResult<()> {
+        loop {
+            match self.settle(py, task, lease, ending) {
+                Err(away) if is_away(py, &away) => {
+                    if self.pool.get().inner().is_cancelled() {
+                        return Ok(()); // the lease runs out
                     }
-                    self.not_done(py, lease, returned, failure);
                 }
+                settled => return settled.inspect_err(|_| lease.hold().release()),
             }
         }
-        Ok(())
+    }
+
+    /// Tell how the lease was settled. `value`: the result of an item that was acknowledged without one.
+    fn tell(&self, py: Python<'_>, lease: &Lease, settled: Settled, value: Option<Py<PyAny>>) {
+        match settled {
+            Settled::Acked(given) => {
+                self.done(py, lease, given.or(value).unwrap_or_else(|| py.None()));
+            }
+            Settled::Nacked(returned, failure) => self.not_done(py, lease, returned, failure),
+            Settled::NotYet | Settled::Unanswered(_) => {}
+        }
     }
 
     /// How the lease ends whose handler has raised this.
@@ -616,14 +682,15 @@ impl WorkerSlot {
         self.note(py, Event::Killed, lease, Some(failure));
         task.amend(|record| record.fenced.push(id.clone()));
         let hold = lease.hold();
-        match hold.nack(py, *nack, failure.clone_ref(py)) {
-            Ok(returned) => {
+        match unless_fenced(py, hold.nack(py, *nack, failure.clone_ref(py))) {
+            Ok(Some(returned)) => {
                 if returned == NackOutcome::Requeued {
                     task.amend(|record| record.requeued.push(id.clone()));
                 }
                 self.not_done(py, lease, returned, failure.clone_ref(py));
             }
-            Err(fenced) if error::is(py, &fenced, "Fenced") => {}
+            Ok(None) => self.tell(py, lease, lease.settled(), None),
+            Err(away) if is_away(py, &away) => {}
             Err(broken) => {
                 hold.release();
                 broken.write_unraisable(py, None);
