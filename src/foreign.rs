@@ -84,6 +84,18 @@ pub(crate) enum Attempt {
     Unavailable,
 }
 
+/// A kill of the task in whose body a thread is, or of a block in it. It ends calls in which no cancellation is
+/// visible, too: in a shield, or for an exception that is injected.
+#[cfg(not(loom))]
+pub(crate) trait DueKill: Send + Sync {
+    /// The task's number.
+    fn task(&self) -> u64;
+
+    /// True if it is due, and not deferred. While the thread is blocked in a call of other code, and the host
+    /// keeps it from going on, the answer stays true.
+    fn is_due(&self) -> bool;
+}
+
 /// The name of the call in which a thread waits for a change of memory.
 #[cfg(not(loom))]
 pub(crate) const FUTEX: &str = "futex";

@@ -59,6 +59,10 @@ pub trait BlockedCall {
     /// The thread.
     fn thread(&self) -> HostThread;
 
+    /// The core's number of the thread, for [`Host::left_scope`]. No other thread has it before that was called:
+    /// the runtime's numbers of a thread that has ended may be those of another one by then.
+    fn number(&self) -> usize;
+
     /// Where the scope's block was opened. To be asked for while the thread can run no code of the runtime's;
     /// else it may be that of another block.
     fn home(&self) -> Home;
@@ -132,10 +136,10 @@ pub trait Host: Sync {
         let _ = thread;
     }
 
-    /// The thread has left the scope in which a call of its was ended. Called as [`Host::end_call`] is, some
-    /// time later.
-    fn left_scope(&self, thread: HostThread) {
-        let _ = thread;
+    /// The thread has left the scope in which a call of its was ended, or has ended itself. `number`: see
+    /// [`BlockedCall::number`]. Called as [`Host::end_call`] is, some time later.
+    fn left_scope(&self, number: usize) {
+        let _ = number;
     }
 
     /// A thread of the core's own begins: it will call the host now and then, as long as the process
@@ -262,9 +266,9 @@ pub(crate) fn left_alone(thread: HostThread) {
 
 /// See [`Host::left_scope`].
 #[cfg(not(loom))]
-pub(crate) fn left_scope(thread: HostThread) {
+pub(crate) fn left_scope(number: usize) {
     if let Some(host) = HOST.get() {
-        fork::outside(|| host.left_scope(thread));
+        fork::outside(|| host.left_scope(number));
     }
 }
 

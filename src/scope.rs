@@ -181,6 +181,15 @@ struct Context {
     ledger: RefCell<Option<Arc<Ledger>>>,
 }
 
+impl Context {
+    /// Puts a task in the place of the one whose body runs, which is returned; the slot has its number.
+    fn set_task(&self, task: Option<Arc<Task>>) -> Option<Arc<Task>> {
+        self.place
+            .set_task(task.as_ref().map_or(0, |task| task.id()));
+        self.task.replace(task)
+    }
+}
+
 thread_local! {
     /// See [`Context`].
     static CONTEXT: Context = Context::default();
@@ -727,7 +736,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
         Outer {
             frames: context.frames.replace(frames),
             away: context.away.take(),
-            task: context.task.replace(Some(task.clone())),
+            task: context.set_task(Some(task.clone())),
             ledger: context.ledger.replace(Some(task.ledger().clone())),
         }
     })
@@ -738,7 +747,7 @@ pub(crate) fn begin_task(task: &Arc<Task>) -> Outer {
 /// the hooks of abandoned blocks.
 pub(crate) fn end_task(outer: Outer) {
     let left = CONTEXT.with(|context| {
-        context.task.replace(outer.task);
+        context.set_task(outer.task);
         context.ledger.replace(outer.ledger);
         let mut left = context.frames.replace(outer.frames);
         left.extend(context.away.replace(outer.away));

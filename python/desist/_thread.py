@@ -182,13 +182,13 @@ class StoppableThread(threading.Thread):
     def raise_exc(self, exc: BaseException | type[BaseException]) -> None:
         """Raise an exception, or one made of the class given, in the thread, once.
 
-        It is raised in the thread's own code and nowhere else: at a desist wait, or between two
-        bytecodes; a call that blocks in C has to return first. Clean-up and commit blocks, and
-        held desist locks, defer it until their end. Of several exceptions that have not been raised
-        yet, the last one counts, and a kill comes before all. Nothing happens to a thread that has
-        ended; in the calling thread the exception is raised at once. In a ``__del__``, or another
-        call whose exceptions go to sys.unraisablehook, it is raised, and then raised again behind
-        it. Never blocks.
+        It is raised in the thread's own code and nowhere else: at a desist wait, at a blocking call
+        of foreign_status(), or between two bytecodes; another call into C has to return first.
+        Clean-up and commit blocks, and held desist locks, defer it until their end. Of several
+        exceptions that have not been raised yet, the last one counts, and a kill comes before all.
+        Nothing happens to a thread that has ended; in the calling thread the exception is raised at
+        once. In a ``__del__``, or another call whose exceptions go to sys.unraisablehook, it is
+        raised, and then raised again behind it. Never blocks.
 
         Raises:
             TypeError: `exc` is no exception, or a class that needs arguments.

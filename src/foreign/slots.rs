@@ -20,7 +20,11 @@
 //! | `not_before`, `ended`, `unraised` | its thread, also in the handler; a kill sets `not_before` | the watcher  |
 //! | `own_code`, `masked_until` | its thread; the end of a mask                     | its handler                 |
 //! | `pins`                     | the watcher, a kill                               | its thread, after it has replaced the flag |
+//! | `task`                     | its thread                                        | the watcher, a kill         |
+//! | `kill`                     | a kill, under its own lock                        | the watcher                 |
+//! | `by_kill`                  | the watcher, while the host keeps the thread from going on | its handler        |
 //! | `watched`, `fresh`         | cancellers and its thread set it, the watcher clears it | all                   |
+//! | `has_ended`                | the watcher: set under the send lock, cleared when the host was told; until then a thread's end leaves the slot to it | a thread that looks for a free slot |
 //! | `look_at`, `pause`         | the watcher                                       | the watcher                 |
 //! | `order`, `sending`         | see `order` and `send`                            |                             |
 //!
@@ -35,7 +39,11 @@
 #![cfg_attr(loom, allow(dead_code))] // models use a part of it
 
 use std::ptr;
+#[cfg(not(loom))]
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+#[cfg(not(loom))]
+use super::DueKill;
 use super::fence;
 use super::order::Order;
 use crate::atomics::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -94,10 +102,17 @@ pub(crate) struct Slot {
     /// See [`HostThread`]. Written by the thread that takes the slot.
     host_ident: AtomicU64,
     host_state: AtomicUsize,
-    /// The watcher's own: a call was ended in the cancellation that it looks at.
+    /// A call was ended in the cancellation that the watcher looks at.
     has_ended: AtomicBool,
     /// Under a host: calls that were ended one after the other, of which the code has raised no error yet.
     pub(super) unraised: AtomicU32,
+    /// The number of the task in whose body the thread is; 0: in none.
+    task: AtomicU64,
+    /// The kill of a task that was on this thread, for which its blocked call is to be ended.
+    #[cfg(not(loom))]
+    kill: Mutex<Option<Weak<dyn DueKill>>>,
+    /// The call that the thread is in is being ended for a kill. While the host keeps the thread from going on.
+    by_kill: AtomicBool,
     /// How deep the thread is in code of this crate: in a wait, which is settled in another way, or in a step that
     /// must not be interrupted half-way.
     pub(super) own_code: AtomicU32,
@@ -159,6 +174,10 @@ macro_rules! constructor {
                 host_state: AtomicUsize::new(0),
                 has_ended: AtomicBool::new(false),
                 unraised: AtomicU32::new(0),
+                task: AtomicU64::new(0),
+                #[cfg(not(loom))]
+                kill: Mutex::new(None),
+                by_kill: AtomicBool::new(false),
                 own_code: AtomicU32::new(0),
                 masked_until: AtomicU64::new(0),
                 watched: AtomicBool::new(false),
@@ -275,10 +294,58 @@ impl Slot {
         self.unraised.load(Ordering::Relaxed) != 0
     }
 
-    /// Another thread: the grace is over, if the cancellation has begun.
-    pub(crate) fn end_grace(&self) {
+    /// Another thread: `kill` is to be raised. The grace is over, if a cancellation has begun.
+    #[cfg(not(loom))]
+    pub(crate) fn end_for(&self, kill: Weak<dyn DueKill>) {
+        *self.lock_kill() = Some(kill);
         self.not_before.store(1, Ordering::Relaxed);
         self.mark();
+    }
+
+    #[cfg(not(loom))]
+    fn lock_kill(&self) -> MutexGuard<'_, Option<Weak<dyn DueKill>>> {
+        self.kill.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kill that is due for the body in which the thread is.
+    #[cfg(not(loom))]
+    pub(crate) fn due_kill(&self) -> Option<Arc<dyn DueKill>> {
+        let kill = self.lock_kill().as_ref()?.upgrade()?;
+        let is_its = kill.task() == self.task.load(Ordering::Relaxed);
+        (is_its && kill.is_due()).then_some(kill)
+    }
+
+    #[cfg(not(loom))]
+    fn has_due_kill(&self) -> bool {
+        self.due_kill().is_some()
+    }
+
+    /// There are no tasks in a model of slots.
+    #[cfg(loom)]
+    #[allow(clippy::unused_self)]
+    fn has_due_kill(&self) -> bool {
+        false
+    }
+
+    /// The thread begins or ends a task's body, by that thread. `task`: the number of the one it is in now.
+    #[cfg(not(loom))]
+    pub(crate) fn set_task(&self, task: u64) {
+        self.task.store(task, Ordering::Relaxed);
+    }
+
+    /// Runs `attempt`, in which the thread's call is ended for a kill that is due. While the host keeps the thread
+    /// from going on.
+    #[cfg(not(loom))]
+    pub(super) fn for_kill<R>(&self, attempt: impl FnOnce() -> R) -> R {
+        self.by_kill.store(true, Ordering::Release);
+        let made = attempt();
+        self.by_kill.store(false, Ordering::Release);
+        made
+    }
+
+    /// True while the thread's call is being ended for a kill.
+    pub(super) fn is_for_kill(&self) -> bool {
+        self.by_kill.load(Ordering::Acquire)
     }
 
     /// True if a call of the slot's thread was ended in the cancellation that is visible. By that thread.
@@ -294,9 +361,10 @@ impl Slot {
         let pin = Pin(self);
         self.own_code.load(Ordering::Relaxed) == 0
             && now >= self.masked_until.load(Ordering::Relaxed)
-            && pin.is_cancelled()
             && !self.is_left_alone()
-            && (self.is_unraised() || now >= self.not_before.load(Ordering::Relaxed))
+            && (self.is_for_kill() && !pin.flag().is_null()
+                || pin.is_cancelled()
+                    && (self.is_unraised() || now >= self.not_before.load(Ordering::Relaxed)))
     }
 
     // ------------------------------------------------------------------ other threads
@@ -331,14 +399,22 @@ impl Slot {
         Time::from_nanos(self.masked_until.load(Ordering::Relaxed))
     }
 
-    /// The watcher: it has ended a call.
-    pub(crate) fn note_ended(&self) {
+    /// The watcher, with the send lock held: it has ended a call.
+    #[cfg(not(loom))]
+    pub(super) fn note_ended(&self) {
         self.has_ended.store(true, Ordering::Relaxed);
     }
 
     /// The watcher: has it ended a call since it was asked last?
     pub(crate) fn forget_ended(&self) -> bool {
         self.has_ended.swap(false, Ordering::Relaxed)
+    }
+
+    /// The slot is free, but for the watcher, which has ended a call of its last thread.
+    #[cfg(not(loom))]
+    fn is_left_behind(&self) -> bool {
+        // Acquire: what the last thread's end was to see of the watcher happened before.
+        self.tid.load(Ordering::Acquire) == 0 && self.has_ended.load(Ordering::Relaxed)
     }
 
     /// The earliest deadline that the watcher is to notice.
@@ -368,15 +444,15 @@ impl Slot {
         self.watched.load(Ordering::Acquire)
     }
 
-    /// The watcher: stop looking, unless the thread is in a cancelled scope. True: it is.
+    /// The watcher: stop looking, unless the thread is in a cancelled scope, or a kill of it is due. True: it is.
     pub(crate) fn unwatch(&self) -> bool {
         self.watched.store(false, Ordering::SeqCst);
         // The pin's fence: a thread that publishes a cancelled flag after this look sees the bit cleared.
-        let cancelled = self.pin().is_cancelled();
-        if cancelled {
+        let is_to_stop = self.pin().is_cancelled() || self.has_due_kill();
+        if is_to_stop {
             self.watched.store(true, Ordering::Relaxed);
         }
-        cancelled
+        is_to_stop
     }
 
     /// The watcher: stop looking, until the slot is marked again.
@@ -406,7 +482,9 @@ impl Slot {
 #[cfg(all(feature = "python", not(loom)))]
 pub(crate) use table::CallsMasked;
 #[cfg(not(loom))]
-pub(crate) use table::{Seat, begin_child, has_work, in_use, slot, with_calls_left_alone};
+pub(crate) use table::{
+    Seat, begin_child, has_work, in_use, left_behind, slot, with_calls_left_alone,
+};
 
 /// The table, and which thread has which slot.
 #[cfg(not(loom))]
@@ -448,6 +526,12 @@ mod table {
         TABLE[1..high].iter().filter(is_taken)
     }
 
+    /// The slots whose threads have ended, and of which the watcher has to tell the host.
+    pub(crate) fn left_behind() -> impl Iterator<Item = &'static Slot> {
+        let high = HIGH.load(Ordering::Acquire);
+        TABLE[1..high].iter().filter(|slot| slot.is_left_behind())
+    }
+
     impl Slot {
         /// Its index in the table.
         pub(crate) fn index(&'static self) -> usize {
@@ -482,6 +566,7 @@ mod table {
             let slot = all.map(|index| &TABLE[index]).find(|slot| {
                 // Relaxed, then acquired by the CAS: the former thread's writes happened before.
                 slot.tid.load(Ordering::Relaxed) == 0
+                    && !slot.is_left_behind()
                     && slot
                         .tid
                         .compare_exchange(0, tid, Ordering::AcqRel, Ordering::Relaxed)
@@ -512,6 +597,7 @@ mod table {
             let _ = MINE.try_with(|mine| mine.set(None));
             slot.publish(&View::NONE);
             slot.set_quiet_until(0);
+            slot.set_task(0);
             slot.masked_until.store(0, Ordering::Relaxed);
             slot.while_nothing_is_sent(|| {
                 slot.order.reset();

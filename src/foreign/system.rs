@@ -51,6 +51,15 @@ impl Slot {
         }
     }
 
+    /// Runs `attempt`, for a kill that is due if there is one; see [`Slot::for_kill`].
+    pub(crate) fn attempt<R>(&self, by_kill: bool, attempt: impl FnOnce() -> R) -> R {
+        if by_kill {
+            self.for_kill(attempt)
+        } else {
+            attempt()
+        }
+    }
+
     /// For a thread that cannot run now, since the host keeps it from that, and waits for a lock of the host's:
     /// whether the host is to end that wait. If so, it counts as an ended call.
     pub(crate) fn end_futex(&'static self, grace: Option<Duration>) -> Attempt {
@@ -63,6 +72,7 @@ impl Slot {
             if !handler::decide(self, grace.map(nanos), false) {
                 return Attempt::Refused;
             }
+            self.note_ended();
             Attempt::Ended(EndedCall {
                 call: FUTEX,
                 descriptor: None,
@@ -76,7 +86,13 @@ impl Slot {
     ///
     /// [`Attempt::Ended`] may be that of an order which an earlier attempt has left standing.
     pub(crate) fn end_call(&'static self, grace: Option<Duration>, patience: Duration) -> Attempt {
-        self.while_nothing_is_sent(|| self.end_call_locked(grace, patience))
+        self.while_nothing_is_sent(|| {
+            let made = self.end_call_locked(grace, patience);
+            if matches!(made, Attempt::Ended(_)) {
+                self.note_ended();
+            }
+            made
+        })
     }
 
     fn end_call_locked(&'static self, grace: Option<Duration>, patience: Duration) -> Attempt {
@@ -93,7 +109,8 @@ impl Slot {
             }
             _ => look::look(tid),
         };
-        if self.own_code.load(Ordering::Relaxed) != 0 || !self.pin().is_cancelled() {
+        let is_to_stop = self.is_for_kill() || self.pin().is_cancelled();
+        if self.own_code.load(Ordering::Relaxed) != 0 || !is_to_stop {
             return Attempt::Refused; // a look that spares most signals; the handler decides
         }
         let Ok(signal) = handler::signal() else {

@@ -2,6 +2,7 @@
 //! conversion of arguments and results.
 
 pub(super) mod attach;
+pub(super) mod attached_lock;
 pub(super) mod context;
 pub(super) mod enums;
 pub(super) mod exceptions;

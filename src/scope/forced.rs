@@ -94,7 +94,7 @@ pub(crate) fn enter_forced(
         let frame = frames.last_mut()?;
         let id = task.open_block(&node, kill_after, frame.first_seq, interrupter);
         frame.forced = NonZeroU64::new(id);
-        context.task.replace(Some(task.clone()));
+        context.set_task(Some(task.clone()));
         Some(id)
     });
     (
@@ -188,7 +188,7 @@ pub(super) fn leave_task_of_thread() {
         if frames.iter().any(is_forced) || context.away.borrow().iter().any(is_forced) {
             return None;
         }
-        let task = context.task.take();
+        let task = context.set_task(None);
         note_open(context, &frames, &context.away.borrow());
         task
     });

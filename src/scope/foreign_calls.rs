@@ -48,6 +48,13 @@ impl Place {
         seat.as_ref().map(Seat::slot)
     }
 
+    /// The calling thread is in the body of the task with this number; 0: in none.
+    pub(super) fn set_task(&self, task: u64) {
+        if let Some(slot) = self.taken() {
+            slot.set_task(task);
+        }
+    }
+
     /// The slot, if the thread has one.
     #[inline]
     fn taken(&self) -> Option<&'static Slot> {

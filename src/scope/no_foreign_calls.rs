@@ -13,6 +13,9 @@ impl Place {
     pub(super) fn slot(&self) -> Option<&'static Slot> {
         None
     }
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn set_task(&self, _task: u64) {}
 }
 
 pub(super) struct Published;

@@ -25,6 +25,8 @@ use super::block::Target;
 use super::{KillRequest, Phase, Task, TaskInner, Tracing};
 use crate::cause::Cause;
 use crate::clock::Time;
+#[cfg(not(loom))]
+use crate::foreign::DueKill;
 use crate::fork;
 use crate::ledger::{KillInfo, Termination};
 use crate::park::WaitOutcome;
@@ -33,6 +35,20 @@ use crate::stack::Stack;
 use crate::task::Interrupter;
 use crate::task::policy::KillOutcome;
 use crate::token::CancelSource;
+use crate::token::tree::NodeRef;
+#[cfg(not(loom))]
+use crate::token::watcher;
+
+#[cfg(not(loom))]
+impl DueKill for Task {
+    fn task(&self) -> u64 {
+        self.id()
+    }
+
+    fn is_due(&self) -> bool {
+        self.inner.lock().due(&self.ledger).is_some()
+    }
+}
 
 impl Task {
     /// True if a kill of the whole body is due.
@@ -93,8 +109,8 @@ impl Task {
 
     /// Interrupts the body's current wait, and cancels the sources of [`Task::on_delivery`], if a kill is
     /// due. Without effect if the body is in no wait: its next one sees the request. A blocking call of other
-    /// code is such a wait as well: the grace for clean-up in it is over.
-    pub(crate) fn deliver_at_wait(&self) {
+    /// code is such a wait as well, in a shield and during clean-up, too.
+    pub(crate) fn deliver_at_wait(self: &Arc<Self>) {
         let (waiter, hooks, cause) = {
             let mut inner = self.inner.lock();
             let due = inner.due(&self.ledger);
@@ -124,9 +140,25 @@ impl Task {
             }
         }
         if cause.is_some() {
-            self.node().end_grace();
+            self.end_calls_in(self.node());
         }
     }
+
+    /// Has blocking calls of the body's thread ended from now on, as long as the kill is due; `node`: of a scope
+    /// of that thread, or the task's own.
+    #[cfg(not(loom))]
+    pub(super) fn end_calls_in(self: &Arc<Self>, node: &NodeRef) {
+        if let Some(slot) = node.slot() {
+            let this: Arc<dyn DueKill> = self.clone();
+            slot.end_for(Arc::downgrade(&this));
+            watcher::wake();
+        }
+    }
+
+    /// In models no call of other code is ended.
+    #[cfg(loom)]
+    #[allow(clippy::unused_self)]
+    pub(super) fn end_calls_in(self: &Arc<Self>, _node: &NodeRef) {}
 
     /// True if its body runs under a host that can raise exceptions in it.
     #[cfg(feature = "python")]

@@ -80,7 +80,7 @@ impl Task {
     /// Has this raised in the body, once, as soon as nothing defers it; the last one counts. Does not
     /// wait until it is raised, but may block for the host's lock. False: the body has not been
     /// launched, or has ended.
-    pub fn inject(&self, what: Injected) -> bool {
+    pub fn inject(self: &Arc<Self>, what: Injected) -> bool {
         let cause = Cause::now(CauseKind::Explicit, None, None); // unlocked: it asks the host
         let former = {
             let mut inner = self.inner.lock();

@@ -47,7 +47,7 @@ impl Task {
 
     /// A kill that comes on the body's own thread, out of a signal handler. Returns the cause, if the handler is
     /// to raise it; otherwise the wait that the handler has interrupted raises it, or it is deferred.
-    pub fn kill_here(&self, cause: &Cause, lock_grace_until: Time) -> Option<Cause> {
+    pub fn kill_here(self: &Arc<Self>, cause: &Cause, lock_grace_until: Time) -> Option<Cause> {
         if !self.request_kill(cause, lock_grace_until) {
             return None;
         }

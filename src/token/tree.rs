@@ -331,11 +331,6 @@ impl NodeRef {
         foreign::slot((self.node().state() >> SLOT) as usize)
     }
 
-    /// Blocking calls of the thread whose scope this is are ended from now on without a grace, if it is cancelled.
-    pub(crate) fn end_grace(&self) {
-        marked::end_grace(self.node().state.load(Ordering::Acquire));
-    }
-
     /// The node is from now on that of the thread with this slot. Called once, for a task's.
     pub(crate) fn set_slot(&self, slot: usize) {
         // Release and acquire: a canceller sees the bits, or its flag is seen by the thread, which looks next.
@@ -793,14 +788,6 @@ mod marked {
         }
     }
 
-    /// See [`NodeRef::end_grace`](super::NodeRef::end_grace).
-    pub(super) fn end_grace(state: u32) {
-        if let Some(slot) = foreign::slot((state >> SLOT) as usize) {
-            slot.end_grace();
-            crate::token::watcher::wake();
-        }
-    }
-
     /// Wake the watcher, if a slot was marked. With nothing locked.
     pub(super) fn wake() {
         if MARKED.load(Ordering::Relaxed) && MARKED.swap(false, Ordering::Acquire) {
@@ -813,7 +800,6 @@ mod marked {
 #[cfg(loom)]
 mod marked {
     pub(super) fn note(_state: u32) {}
-    pub(super) fn end_grace(_state: u32) {}
     pub(super) fn wake() {}
 }
 

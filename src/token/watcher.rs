@@ -3,7 +3,7 @@
 //! Guarantees:
 //! 1. A scope's deadline cancels it even if its thread waits in code that is not of this crate, where nothing
 //!    looks at deadlines: the watcher does.
-//! 2. While a thread is in a cancelled scope the watcher looks at it, at pauses that grow from 1 to 50 ms, and
+//! 2. While a thread is in a cancelled scope, or a kill of it is due, the watcher looks at it, at pauses that grow from 1 to 50 ms, and
 //!    ends the call that it is blocked in, once; then again when the canceller's grace is over (I47).
 //! 3. Nothing is sent by a cancelling thread: `cancel()` stays short, and callable from signal handlers and
 //!    destructors. One thread asks the host for a safe moment.
@@ -27,12 +27,13 @@
 //!
 //! Lock order: the service's lock, alone; a slot's send lock, alone. The host is called with nothing locked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::alarm::Alarm;
 use super::tree::NodeRef;
 use crate::clock::Time;
-use crate::foreign::{self, Attempt, Slot, View};
+use crate::foreign::{self, Attempt, DueKill, Slot, View};
 use crate::host::{self, BlockedCall, EndedCall, Home, HostThread};
 use crate::park::service::{Service, Work};
 
@@ -131,6 +132,7 @@ fn look_at_all() -> Time {
             next = next.min(look_at(slot, now));
         }
     }
+    foreign::left_behind().for_each(tell_host);
     let first = || foreign::in_use().map(Slot::deadline).min();
     let deadline = first().unwrap_or(Time::NEVER);
     ALARM
@@ -160,10 +162,7 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
     }
     let (at, pause) = match attempt(slot) {
         // The next look finds the grace, or that the code keeps the error for itself.
-        Attempt::Ended(_) => {
-            slot.note_ended();
-            (Time::NEVER, nanos(FIRST_PAUSE))
-        }
+        Attempt::Ended(_) => (Time::NEVER, nanos(FIRST_PAUSE)),
         Attempt::Refused => {
             if !slot.unwatch() {
                 tell_host(slot);
@@ -189,10 +188,10 @@ fn look_at(slot: &'static Slot, now: Time) -> Time {
     at
 }
 
-/// The thread is looked at no more: if a call of it was ended, the host is told.
+/// The thread is looked at no more, or has ended: if a call of it was ended, the host is told.
 fn tell_host(slot: &'static Slot) {
     if slot.forget_ended() {
-        host::left_scope(slot.host_thread());
+        host::left_scope(slot.index());
     }
 }
 
@@ -202,13 +201,17 @@ fn attempt(slot: &'static Slot) -> Attempt {
         return Attempt::NotBlocked; // the host may want it again
     }
     let quiet = Time::from_nanos(slot.quiet_until());
-    let Some(node) = NodeRef::published(slot).filter(NodeRef::is_cancelled) else {
+    let Some(node) = NodeRef::published(slot) else {
         return Attempt::Refused;
     };
+    let kill = slot.due_kill();
+    if kill.is_none() && !node.is_cancelled() {
+        return Attempt::Refused;
+    }
     if slot.masked_until() > Time::now() {
         return Attempt::NotBlocked;
     }
-    if quiet > Time::now() && !slot.is_unraised() {
+    if kill.is_none() && quiet > Time::now() && !slot.is_unraised() {
         return Attempt::Refused;
     }
     let Some(name) = slot.blocked_in() else {
@@ -222,6 +225,7 @@ fn attempt(slot: &'static Slot) -> Attempt {
     drop(node);
     let mut call = Call {
         slot,
+        kill,
         grace,
         name,
         made: Attempt::NotBlocked,
@@ -233,6 +237,8 @@ fn attempt(slot: &'static Slot) -> Attempt {
 /// The call that a thread sits in.
 struct Call {
     slot: &'static Slot,
+    /// The kill for which it is ended, if there is one.
+    kill: Option<Arc<dyn DueKill>>,
     /// The canceller's.
     grace: Option<Duration>,
     /// See [`BlockedCall::name`].
@@ -246,8 +252,15 @@ impl BlockedCall for Call {
         self.slot.host_thread()
     }
 
+    fn number(&self) -> usize {
+        self.slot.index()
+    }
+
     fn home(&self) -> Home {
-        self.slot.home()
+        match self.kill {
+            Some(_) => Home::NATIVE, // the body of a task
+            None => self.slot.home(),
+        }
     }
 
     fn name(&self) -> &'static str {
@@ -255,11 +268,18 @@ impl BlockedCall for Call {
     }
 
     fn end(&mut self) -> Option<EndedCall> {
-        self.made = if self.name == foreign::FUTEX {
-            self.slot.end_futex(self.grace)
-        } else {
-            self.slot.end_call(self.grace, PATIENCE)
-        };
+        // Looked at again: before, the thread could go on.
+        if self.kill.is_some() && self.slot.due_kill().is_none() {
+            self.made = Attempt::NotBlocked;
+            return None;
+        }
+        self.made = self.slot.attempt(self.kill.is_some(), || {
+            if self.name == foreign::FUTEX {
+                self.slot.end_futex(self.grace)
+            } else {
+                self.slot.end_call(self.grace, PATIENCE)
+            }
+        });
         match self.made {
             Attempt::Ended(call) => Some(call),
             _ => None,

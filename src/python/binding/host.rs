@@ -32,7 +32,7 @@ pub(in crate::python) struct ForeignCalls {
     pub(in crate::python) are_ended: fn() -> bool,
     pub(in crate::python) end: fn(&mut dyn BlockedCall),
     pub(in crate::python) left_alone: fn(HostThread),
-    pub(in crate::python) left_scope: fn(HostThread),
+    pub(in crate::python) left_scope: fn(usize),
 }
 
 /// Written once, by [`install`].
@@ -107,9 +107,9 @@ impl Host for Interpreter {
         }
     }
 
-    fn left_scope(&self, thread: HostThread) {
+    fn left_scope(&self, number: usize) {
         if let Some(calls) = FOREIGN_CALLS.get() {
-            (calls.left_scope)(thread);
+            (calls.left_scope)(number);
         }
     }
 

@@ -19,19 +19,20 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::{MutexExt, PyOnceLock};
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyBytes;
 
 use super::killed::killed;
 use super::protected::NoCollection;
 use super::{AsyncException, this_thread, trace};
 use crate::python::binding::attach::attach;
+use crate::python::binding::attached_lock::AttachedLock;
 use crate::python::binding::frames::{
     self, back, first_handler_behind, frame, is_jump_back, last_instruction, leads_to,
 };
@@ -58,7 +59,7 @@ struct InBlock {
     /// without the GIL may run meanwhile: a post is either not made, or undone.
     deferred_post: AtomicBool,
     /// Locked by the posting thread until all of the code is observed.
-    observed: StdMutex<Observed>,
+    observed: AttachedLock<Observed>,
 }
 
 /// A code object that is observed, and by which tool.
@@ -124,7 +125,7 @@ fn make(py: Python<'_>, with: Option<With>) -> PyResult<Arc<dyn Interrupter>> {
         monitors: OnceLock::new(),
         escalated: AtomicBool::new(false),
         deferred_post: AtomicBool::new(false),
-        observed: StdMutex::default(),
+        observed: AttachedLock::default(),
     }))
 }
 
@@ -142,13 +143,6 @@ impl InBlock {
     /// Is an exception posted, or is code observed?
     fn posts(&self, py: Python<'_>) -> bool {
         !self.observes(py) && self.signal.is_none()
-    }
-
-    /// Detaches while it waits, for the holder may need the interpreter.
-    fn observed(&self, py: Python<'_>) -> StdMutexGuard<'_, Observed> {
-        self.observed
-            .lock_py_attached(py)
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the thread check where it is, at its next instruction of the code that it is in now.
@@ -180,7 +174,7 @@ impl InBlock {
 
     /// On the thread itself, at an instruction of its innermost call: has it check in its other calls as well.
     fn complete(&self, py: Python<'_>) -> PyResult<()> {
-        let mut observed = self.observed(py);
+        let mut observed = self.observed.lock(py);
         if observed.is_complete || observed.tool.is_none() {
             return Ok(());
         }
@@ -194,7 +188,7 @@ impl InBlock {
     }
 
     fn stop_observing(&self, py: Python<'_>) -> PyResult<()> {
-        let mut former = self.observed(py);
+        let mut former = self.observed.lock(py);
         self.deferred_post.store(false, Ordering::Relaxed);
         let observed = std::mem::take(&mut *former);
         drop(former); // also because dropping code objects runs finalizers
@@ -263,7 +257,7 @@ impl Interrupter for InBlock {
             let still = NoCollection::begin(py);
             then();
             drop(still);
-            let mut observed = self.observed(py);
+            let mut observed = self.observed.lock(py);
             if self.deferred_post.swap(false, Ordering::Relaxed) {
                 if self.observes(py) {
                     // No tool id is free, or no memory: the next try may do better.
@@ -360,7 +354,7 @@ fn deliver_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
 // ---------------------------------------------------------------------- sys.monitoring
 
 /// Our tool id, while any code is observed, and for how many blocks. Changed attached, under its lock.
-static TOOL: StdMutex<(Option<u8>, usize)> = StdMutex::new((None, 0));
+static TOOL: AttachedLock<(Option<u8>, usize)> = AttachedLock::new((None, 0));
 
 fn monitoring(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
     py.import(intern!(py, "sys"))?
@@ -370,10 +364,7 @@ fn monitoring(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
 /// One block more observes code, with this tool.
 fn take_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<u8> {
     let py = monitoring.py();
-    // Other threads may have to run for the lock to become free.
-    let mut tool = TOOL
-        .lock_py_attached(py)
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut tool = TOOL.lock(py);
     let number = if let Some(number) = tool.0 {
         number
     } else {
@@ -399,9 +390,7 @@ fn take_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<u8> {
 /// One block less.
 fn leave_tool(monitoring: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = monitoring.py();
-    let mut tool = TOOL
-        .lock_py_attached(py)
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut tool = TOOL.lock(py);
     tool.1 -= 1;
     if tool.1 > 0 {
         return Ok(());

@@ -17,8 +17,7 @@
 //!
 //! `condition` ends waits of `threading.Condition`, in which no system call may be ended.
 //!
-//! `ARMED` is taken attached, with `lock_py_attached`, before the thread's frames are looked at: that may detach.
-//! Under it nothing detaches, so no fork finds it locked.
+//! `ARMED` is taken before the thread's frames are looked at: a wait for it detaches.
 #![allow(unsafe_code)] // calls of the C API
 
 mod condition;
@@ -30,13 +29,13 @@ use pyo3::exceptions::{PyException, PyOSError, PyStopAsyncIteration, PyStopItera
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 
 use super::protected::NoCollection;
 use super::trace;
 use crate::foreign::FUTEX;
 use crate::host::{BlockedCall, HostThread};
 use crate::python::binding::attach::attach;
+use crate::python::binding::attached_lock::AttachedLock;
 use crate::python::binding::{frames, home};
 use crate::scope;
 
@@ -44,6 +43,8 @@ use crate::scope;
 struct Ended {
     /// See [`HostThread::ident`].
     thread: u64,
+    /// See [`BlockedCall::number`].
+    number: usize,
     /// The frame that has made the call. Dropped with nothing locked: that may run finalizers.
     frame: Py<PyAny>,
     /// The place in its code.
@@ -61,7 +62,7 @@ struct Armed {
     threads: Vec<Ended>,
 }
 
-static ARMED: Mutex<Armed> = Mutex::new(Armed {
+static ARMED: AttachedLock<Armed> = AttachedLock::new(Armed {
     tool: None,
     threads: Vec::new(),
 });
@@ -141,8 +142,8 @@ pub(in crate::python) fn end_call(call: &mut dyn BlockedCall) {
 }
 
 /// The watcher: the thread has left the scope in which its call was ended.
-pub(in crate::python) fn left_scope(thread: HostThread) {
-    watch(|py| disarm(py, thread.ident).map(drop));
+pub(in crate::python) fn left_scope(number: usize) {
+    watch(|py| disarm(py, |ended| ended.number == number).map(drop));
 }
 
 /// The watcher: the thread's calls are left alone. Notes the module whose code made the call.
@@ -175,7 +176,7 @@ fn end_attached(py: Python<'_>, call: &mut dyn BlockedCall) -> PyResult<()> {
         condition::prepare(py)?;
     }
     let mut gone = None; // dropped after the lock is released
-    let mut armed = lock(py);
+    let mut armed = ARMED.lock(py);
     let thread = call.thread();
     let Some(frame) = frames::of_thread(py, thread.ident)? else {
         return Ok(());
@@ -226,6 +227,7 @@ fn arm_and_end(
     let former = former.map(|index| armed.threads.swap_remove(index));
     armed.threads.push(Ended {
         thread: thread.ident,
+        number: call.number(),
         frame: frame.clone().unbind(),
         place: frames::last_instruction(frame)?,
         is_wait,
@@ -290,18 +292,10 @@ fn apply(py: Python<'_>, armed: &mut Armed) -> PyResult<bool> {
     Ok(true)
 }
 
-/// Detaches while it waits, for the holder may need the interpreter.
-fn lock(py: Python<'_>) -> MutexGuard<'_, Armed> {
-    ARMED
-        .lock_py_attached(py)
-        .unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Returns the call that was ended, in words.
-fn disarm(py: Python<'_>, thread: u64) -> PyResult<Option<String>> {
-    let mut armed = lock(py);
-    let of_thread = |ended: &Ended| ended.thread == thread;
-    let Some(index) = armed.threads.iter().position(of_thread) else {
+fn disarm(py: Python<'_>, is_it: impl Fn(&Ended) -> bool) -> PyResult<Option<String>> {
+    let mut armed = ARMED.lock(py);
+    let Some(index) = armed.threads.iter().position(is_it) else {
         return Ok(None);
     };
     let gone = armed.threads.swap_remove(index);
@@ -364,7 +358,8 @@ pub(super) fn instead_of_return(py: Python<'_>) -> Option<PyErr> {
 fn places(py: Python<'_>, is_wait: bool) -> Option<(u32, u32)> {
     let frame = frames::frame(py)?;
     let thread = ident();
-    let place = lock(py)
+    let place = ARMED
+        .lock(py)
         .threads
         .iter()
         .find(|ended| ended.thread == thread && ended.is_wait == is_wait)
@@ -401,7 +396,8 @@ fn raise(py: Python<'_>) -> Option<PyErr> {
     if !trace::is_monitored(py) {
         trace::unset_for_this_thread(py);
     }
-    disarm(py, ident())
+    let own = ident();
+    disarm(py, |ended| ended.thread == own)
         .and_then(|call| {
             if let (Some(call), Some(task)) = (call, scope::current_task()) {
                 task.note_ended_call(&call);

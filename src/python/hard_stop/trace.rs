@@ -23,21 +23,21 @@
 //!
 //! `WATCHED` is the state of sys.monitoring that all kills share: the first kill takes a tool id, the
 //! last to end frees it. The interpreter may run finalizers of other threads while the lock is held,
-//! so it is taken with `lock_py_attached`, and objects are dropped after it is released.
+//! so it is an `AttachedLock`, and objects are dropped after it is released.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::MutexExt;
 use pyo3::types::{PyCFunction, PyCode, PyTuple};
 
 use super::killed::killed;
 use super::{AsyncException, in_place, protected};
+use crate::python::binding::attached_lock::AttachedLock;
 use crate::python::binding::frames;
 use crate::scope;
 use crate::task::Task;
@@ -53,7 +53,7 @@ struct Watched {
     code: Vec<(u64, Option<Py<PyCode>>)>,
 }
 
-static WATCHED: Mutex<Watched> = Mutex::new(Watched {
+static WATCHED: AttachedLock<Watched> = AttachedLock::new(Watched {
     tool: None,
     code: Vec::new(),
 });
@@ -123,7 +123,7 @@ fn watch(py: Python<'_>, task: u64, thread: &AsyncException, everywhere: bool) -
         vec![None]
     };
     // Not released before the events are set: without the GIL `forget` may free the tool meanwhile.
-    let mut watched = lock(py);
+    let mut watched = WATCHED.lock(py);
     if watched.tool.is_none() {
         let callback = wrap_pyfunction!(step, py)?;
         watched.tool = take_tool_for(&monitoring, &[(event, callback)])?;
@@ -155,12 +155,12 @@ fn is_same(one: Option<&Py<PyCode>>, other: Option<&Bound<'_, PyCode>>) -> bool 
 
 /// True if code is watched for this task.
 fn is_watched(py: Python<'_>, task: u64) -> bool {
-    lock(py).code.iter().any(|(id, _)| *id == task)
+    WATCHED.lock(py).code.iter().any(|(id, _)| *id == task)
 }
 
 fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
     let monitoring = monitoring(py)?;
-    let mut watched = lock(py);
+    let mut watched = WATCHED.lock(py);
     let Some(tool) = watched.tool else {
         return Ok(());
     };
@@ -182,13 +182,6 @@ fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
     drop(watched);
     drop(its); // unlocked: dropping code objects runs finalizers
     Ok(())
-}
-
-/// Detaches while it waits, for the holder may need the interpreter.
-fn lock(py: Python<'_>) -> std::sync::MutexGuard<'_, Watched> {
-    WATCHED
-        .lock_py_attached(py)
-        .unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn monitoring(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {

@@ -215,7 +215,7 @@ impl Task {
 
     /// On the enforcer's thread: tries once to get the thread out of the block, if that is due. Returns
     /// when to try again; `None`: the block is closed. May block, for the host's lock.
-    pub(crate) fn interrupt_block(&self, id: u64) -> Option<Time> {
+    pub(crate) fn interrupt_block(self: &Arc<Self>, id: u64) -> Option<Time> {
         let node = {
             let inner = self.inner.lock();
             inner.blocks[inner.find(id)?].node.clone()
@@ -231,7 +231,7 @@ impl Task {
         let cause = cause.unwrap_or_else(|| Cause::deadline(node.own_deadline()));
         self.request_block_kill(id, &cause, now + StopPolicy::default().defer);
         self.deliver_at_wait();
-        node.end_grace();
+        self.end_calls_in(&node);
         self.deliver_async_to_block(id);
         // Closed meanwhile: there is no next time.
         let mut inner = self.inner.lock();
