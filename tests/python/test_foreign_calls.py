@@ -7,6 +7,7 @@ import concurrent.futures
 import ctypes
 import errno
 import fcntl
+import hashlib
 import io
 import os
 import pickle
@@ -24,6 +25,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,7 +47,7 @@ from support import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
 pytestmark = pytest.mark.skipif(
     not desist.foreign_status().available,
@@ -53,6 +55,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 # --- which calls ----------------------------------------------------------------------------------
+
+
+LOCKED = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("x", end="", flush=True)
+    sys.stdin.read()
+"""
 
 
 class Calls:
@@ -171,6 +182,17 @@ class Calls:
         file = self.stack.enter_context(name.open("w"))
         return partial(fcntl.flock, file, fcntl.LOCK_EX)
 
+    def lockf(self) -> Callable[[], object]:
+        name = self.folder / "lock"
+        file = self.stack.enter_context(name.open("w"))
+        holder = subprocess.Popen(
+            [sys.executable, "-c", LOCKED, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.stack.enter_context(holder)
+        assert holder.stdout
+        assert holder.stdout.read(1) == b"x"
+        return partial(fcntl.lockf, file, fcntl.LOCK_EX)
+
     def open_of_a_fifo(self) -> Callable[[], object]:
         name = self.folder / "fifo"
         os.mkfifo(name)
@@ -207,6 +229,9 @@ class Calls:
 
     def future(self) -> Callable[[], object]:
         return concurrent.futures.Future[int]().result
+
+    def futures_wait(self) -> Callable[[], object]:
+        return partial(concurrent.futures.wait, [concurrent.futures.Future[int]()])
 
     def as_completed(self) -> Callable[[], object]:
         future = concurrent.futures.Future[int]()
@@ -608,6 +633,49 @@ def test_i46_running_code_is_left_alone() -> None:
     assert swallowed == 499500
 
 
+# --- calls that are not ended ---------------------------------------------------------------------
+
+
+class OtherCalls:
+    """Calls that no cancellation ends, by name: each with an act that does, and its result."""
+
+    def lock_acquire(self) -> tuple[Callable[[], object], Callable[[], object], object]:
+        lock = threading.Lock()
+        lock.acquire()
+        return lock.acquire, lock.release, True
+
+    def simple_queue_get(self) -> tuple[Callable[[], object], Callable[[], object], object]:
+        items = queue.SimpleQueue[int]()
+        return items.get, partial(items.put, 1), 1
+
+    def thread_join(self) -> tuple[Callable[[], object], Callable[[], object], object]:
+        over = DeafEvent()
+        thread = threading.Thread(target=over.wait)
+        thread.start()
+        return thread.join, over.set, None
+
+    def computation(self) -> tuple[Callable[[], object], Callable[[], object], object]:
+        def compute() -> int:
+            return len(hashlib.pbkdf2_hmac("sha256", b"password", b"salt", 300_000))
+
+        return compute, bool, 32
+
+    def read_of_a_file(self) -> tuple[Callable[[], object], Callable[[], object], object]:
+        return Path(__file__).read_bytes, bool, Path(__file__).read_bytes()
+
+
+OTHER_CALLS = [name for name in vars(OtherCalls) if not name.startswith("__")]
+
+
+@pytest.mark.parametrize("name", OTHER_CALLS)
+def test_i46_another_call_goes_on_in_a_cancelled_scope(name: str) -> None:
+    call, end, result = getattr(OtherCalls(), name)()
+    with desist.cancel_scope() as scope, after_a_few_looks(end):
+        scope.cancel()
+        assert call() == result
+    assert not scope.cancelled_caught
+
+
 # --- only there, and only once --------------------------------------------------------------------
 
 
@@ -619,18 +687,23 @@ def other_calls_are_ended() -> None:
 
 
 @contextmanager
-def fed(writer: int) -> Iterator[None]:
-    """A thread writes a byte after the watcher has looked at all threads a few times."""
+def after_a_few_looks(act: Callable[[], object]) -> Iterator[None]:
+    """A thread acts after the watcher has looked at all threads a few times."""
 
-    def feed() -> None:
+    def look_and_act() -> None:
         other_calls_are_ended()
-        os.write(writer, b"x")
+        act()
 
-    feeder = threading.Thread(target=feed)
+    thread = threading.Thread(target=look_and_act)
     with desist.shield(NEVER):
-        feeder.start()
+        thread.start()
     yield
-    feeder.join()
+    thread.join()
+
+
+def fed(writer: int) -> AbstractContextManager[None]:
+    """A thread writes a byte after the watcher has looked at all threads a few times."""
+    return after_a_few_looks(partial(os.write, writer, b"x"))
 
 
 def test_i47_a_call_goes_on_in_a_scope_that_is_not_cancelled(calls: Calls) -> None:
