@@ -10,6 +10,7 @@ pub(super) mod forced_unwind;
 pub(super) mod frames;
 pub(super) mod home;
 pub(super) mod host;
+pub(super) mod interned;
 pub(super) mod interruption;
 pub(super) mod lazy_arg;
 pub(super) mod pickling;

@@ -2,8 +2,8 @@
 //!
 //! The modules above use the exceptions of `desist._exceptions` and `Killed` through this module.
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::PyBaseException;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cause::Cause;
@@ -51,7 +51,7 @@ impl Cancelled {
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
         let (py, cause) = (slf.py(), &slf.get().cause);
-        let state = slf.getattr(intern!(py, "__dict__"))?;
+        let state = slf.getattr(interned!(py, "__dict__"))?;
         pickling::by_function(py, "restore_cancelled", (cause,), Some(state))
     }
 }
@@ -108,7 +108,7 @@ pub(super) fn cause_of_other(raised: &Bound<'_, PyAny>) -> Option<Cause> {
     if !raised.is_instance(&class).ok()? {
         return None;
     }
-    let cause = raised.getattr(intern!(py, "cause")).ok()?;
+    let cause = raised.getattr(interned!(py, "cause")).ok()?;
     Some(cause.cast::<CancelCause>().ok()?.get().core().clone())
 }
 

@@ -2,8 +2,8 @@
 
 use std::os::fd::RawFd;
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::io::{self, Readiness, ReadyError};
@@ -28,8 +28,8 @@ pub(super) fn failed(py: Python<'_>, failure: ReadyError) -> PyErr {
 }
 
 fn text_of(py: Python<'_>, number: i32) -> PyResult<String> {
-    py.import(intern!(py, "os"))?
-        .call_method1(intern!(py, "strerror"), (number,))?
+    py.import(interned!(py, "os"))?
+        .call_method1(interned!(py, "strerror"), (number,))?
         .extract()
 }
 
@@ -37,8 +37,8 @@ pub(super) fn descriptor(file: LazyFile<'_, '_>) -> PyResult<RawFd> {
     let py = file.py();
     let fd = match file.extract::<RawFd>() {
         Ok(fd) => fd,
-        Err(_) if file.hasattr(intern!(py, "fileno"))? => file
-            .call_method0(intern!(py, "fileno"))?
+        Err(_) if file.hasattr(interned!(py, "fileno"))? => file
+            .call_method0(interned!(py, "fileno"))?
             .extract::<RawFd>()?,
         Err(_) => {
             let kind = file.get_type().name()?;

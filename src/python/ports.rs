@@ -18,7 +18,7 @@ macro_rules! protocols {
 
                 $(
                     pub(in crate::python) fn $member(py: Python<'_>) -> &Bound<'_, PyString> {
-                        pyo3::intern!(py, stringify!($member))
+                        crate::python::binding::interned::interned!(py, stringify!($member))
                     }
                 )+
             }

@@ -7,8 +7,8 @@
 //! have a method `_done_op()`; a future of another library gets one from `desist._ops`. The wait
 //! itself is the core's `perform_any`, and only the sleeping is done without the interpreter.
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::PyTypeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
@@ -118,8 +118,8 @@ fn of_future<'py>(what: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let done_op = DONE_OP.get_or_try_init(py, || {
         // A kill in the middle of an import would leave the module's import lock held.
         let _mask = Mask::open(DEFAULT_GRACE);
-        let module = py.import(intern!(py, "desist._ops"))?;
-        module.getattr(intern!(py, "done_op")).map(Bound::unbind)
+        let module = py.import(interned!(py, "desist._ops"))?;
+        module.getattr(interned!(py, "done_op")).map(Bound::unbind)
     })?;
     let done = done_op.bind(py).call1((what,))?;
     if done.is_none() {

@@ -16,8 +16,8 @@
 //! | an instruction has a line, or none if the compiler has added it; a traceback through the latter has an entry with the line None | 3.11-3.15 | `test_a_kill_leaves_no_traceback_entry_without_a_line` |
 #![allow(unsafe_code)] // PyO3 has no form of PyEval_GetFrame
 
+use crate::python::binding::interned::interned;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict};
@@ -49,17 +49,17 @@ pub(in crate::python) fn of_thread(
 pub(in crate::python) fn back<'py>(
     frame: &Bound<'py, PyAny>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let back = frame.getattr(intern!(frame.py(), "f_back"))?;
+    let back = frame.getattr(interned!(frame.py(), "f_back"))?;
     Ok((!back.is_none()).then_some(back))
 }
 
 pub(in crate::python) fn code<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    frame.getattr(intern!(frame.py(), "f_code"))
+    frame.getattr(interned!(frame.py(), "f_code"))
 }
 
 /// The instruction that the frame is in, in bytes of code.
 pub(in crate::python) fn last_instruction(frame: &Bound<'_, PyAny>) -> PyResult<u32> {
-    let at: i64 = frame.getattr(intern!(frame.py(), "f_lasti"))?.extract()?;
+    let at: i64 = frame.getattr(interned!(frame.py(), "f_lasti"))?.extract()?;
     Ok(u32::try_from(at).unwrap_or(0))
 }
 
@@ -79,13 +79,13 @@ pub(in crate::python) fn has_gil(py: Python<'_>) -> PyResult<bool> {
 /// the end of a `with` block, or another handler, would be skipped, and not at an instruction without a line.
 pub(in crate::python) fn may_raise_at(frame: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
     let py = frame.py();
-    let line = frame.getattr(intern!(py, "f_lineno"))?;
+    let line = frame.getattr(interned!(py, "f_lineno"))?;
     let code = code(frame)?;
     let steps = steps(&code)?;
     let is_here = |step: &Step| (step.start..=step.at).contains(&at);
     let here = steps.iter().position(is_here);
     let skips = here.map(|here| {
-        let table = code.getattr_opt(intern!(py, "co_exceptiontable"))?;
+        let table = code.getattr_opt(interned!(py, "co_exceptiontable"))?;
         let table = table
             .as_ref()
             .map(|table| table.cast::<PyBytes>())
@@ -99,7 +99,7 @@ pub(in crate::python) fn may_raise_at(frame: &Bound<'_, PyAny>, at: u32) -> PyRe
 /// Is the instruction at `at` a jump back?
 pub(in crate::python) fn is_jump_back(code: &Bound<'_, PyAny>, at: u32) -> PyResult<bool> {
     let kinds = kinds(code.py())?;
-    let bytes = code.getattr(intern!(code.py(), "co_code"))?;
+    let bytes = code.getattr(interned!(code.py(), "co_code"))?;
     let operation = bytes.cast::<PyBytes>()?.as_bytes().get(at as usize);
     Ok(operation.is_some_and(|number| kinds[usize::from(*number)] == Kind::JumpBack))
 }
@@ -185,7 +185,7 @@ fn kinds(py: Python<'_>) -> PyResult<&Vec<Kind>> {
 
 fn steps(code: &Bound<'_, PyAny>) -> PyResult<Vec<Step>> {
     let kinds = kinds(code.py())?;
-    let bytes = code.getattr(intern!(code.py(), "co_code"))?;
+    let bytes = code.getattr(interned!(code.py(), "co_code"))?;
     let mut steps = Vec::new();
     let (mut start, mut argument) = (None, 0);
     for (at, pair) in (0_u32..)

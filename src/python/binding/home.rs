@@ -32,7 +32,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pyo3::intern;
+use crate::python::binding::interned::interned;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
@@ -165,14 +165,14 @@ fn by_hand(layout: &Layout, at: &Bound<'_, PyAny>) -> PyResult<Home> {
 
 fn flags(frame: &Bound<'_, PyAny>) -> PyResult<u32> {
     code(frame)?
-        .getattr(intern!(frame.py(), "co_flags"))?
+        .getattr(interned!(frame.py(), "co_flags"))?
         .extract()
 }
 
 fn is_named(frame: &Bound<'_, PyAny>, names: &[&str]) -> bool {
     let py = frame.py();
     let name = || {
-        let name = code(frame)?.getattr(intern!(py, "co_name"))?;
+        let name = code(frame)?.getattr(interned!(py, "co_name"))?;
         PyResult::Ok(name.cast_into::<PyString>()?)
     };
     name().is_ok_and(|name| name.to_str().is_ok_and(|name| names.contains(&name)))
@@ -185,7 +185,7 @@ fn enters_a_block(layout: &Layout, frame: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 fn code_of<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyBytes>>> {
-    let bytes = code(frame)?.getattr(intern!(frame.py(), "co_code"))?;
+    let bytes = code(frame)?.getattr(interned!(frame.py(), "co_code"))?;
     Ok(bytes.cast_into().ok())
 }
 
@@ -307,7 +307,7 @@ fn look_inside(
             return Ok(false);
         }
         let code = code(&at)?;
-        let Some(table) = code.getattr_opt(intern!(py, "co_exceptiontable"))? else {
+        let Some(table) = code.getattr_opt(interned!(py, "co_exceptiontable"))? else {
             let end = end_of_setup(bytes.as_bytes(), opened);
             return Ok(opened < here && here <= end + BEHIND_HANDLER);
         };
@@ -351,8 +351,8 @@ fn has_greenlets() -> bool {
     let is_loaded = || {
         fork::outside(|| {
             attach(|py| {
-                let modules = py.import("sys")?.getattr(intern!(py, "modules"))?;
-                modules.contains(intern!(py, "greenlet"))
+                let modules = py.import("sys")?.getattr(interned!(py, "modules"))?;
+                modules.contains(interned!(py, "greenlet"))
             })
         })
         .is_none_or(|loaded| loaded.unwrap_or(true))

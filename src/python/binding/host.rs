@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::python::binding::interned::interned;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -70,10 +70,10 @@ impl Host for Interpreter {
             static THREADING: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
             let import = || py.import("threading").map(Bound::unbind);
             let threading = THREADING.get_or_try_init(py, import)?.bind(py);
-            let ident = threading.call_method0(intern!(py, "get_ident"))?;
-            let active = threading.getattr(intern!(py, "_active"))?;
+            let ident = threading.call_method0(interned!(py, "get_ident"))?;
+            let active = threading.getattr(interned!(py, "_active"))?;
             let thread = active.get_item(ident)?;
-            let name: String = thread.getattr(intern!(py, "_name"))?.extract()?;
+            let name: String = thread.getattr(interned!(py, "_name"))?.extract()?;
             Ok::<_, PyErr>(Arc::from(name))
         })?
         .ok()

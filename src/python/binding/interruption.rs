@@ -23,8 +23,8 @@
 //! | a frame's arguments are its first variables | 3.10-3.12 | `test_interruption.py` |
 //! | `f_locals` is a view, and keeps nothing alive | 3.13-3.15 | the same |
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::PyGeneratorExit;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyWeakrefMethods, PyWeakrefReference};
 
@@ -37,8 +37,8 @@ const VARARGS: u32 = 4;
 
 /// True if one of the calls of the thread is of the kinds above.
 pub(in crate::python) fn is_interrupting(py: Python<'_>) -> PyResult<bool> {
-    let sys = py.import(intern!(py, "sys"))?;
-    let handled = sys.call_method0(intern!(py, "exc_info"))?.get_item(0)?;
+    let sys = py.import(interned!(py, "sys"))?;
+    let handled = sys.call_method0(interned!(py, "exc_info"))?.get_item(0)?;
     if handled.is(py.get_type::<PyGeneratorExit>()) {
         return Ok(true);
     }
@@ -57,12 +57,14 @@ pub(in crate::python) fn is_interrupting(py: Python<'_>) -> PyResult<bool> {
 fn interrupts(frame: &Bound<'_, PyAny>, caller: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
     let py = frame.py();
     let code = frames::code(frame)?;
-    if code.getattr(intern!(py, "co_name"))?.eq("__del__")? {
+    if code.getattr(interned!(py, "co_name"))?.eq("__del__")? {
         return Ok(true);
     }
-    let named: usize = code.getattr(intern!(py, "co_argcount"))?.extract()?;
-    let keywords: usize = code.getattr(intern!(py, "co_kwonlyargcount"))?.extract()?;
-    let flags: u32 = code.getattr(intern!(py, "co_flags"))?.extract()?;
+    let named: usize = code.getattr(interned!(py, "co_argcount"))?.extract()?;
+    let keywords: usize = code
+        .getattr(interned!(py, "co_kwonlyargcount"))?
+        .extract()?;
+    let flags: u32 = code.getattr(interned!(py, "co_flags"))?.extract()?;
     let tells = |argument: &Bound<'_, PyAny>| {
         let dead = argument.cast::<PyWeakrefReference>();
         caller.is_some_and(|caller| argument.is(caller))
@@ -90,8 +92,10 @@ fn variable<'py>(
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = frame.py();
     if py.version_info() >= (3, 13) {
-        let name = code.getattr(intern!(py, "co_varnames"))?.get_item(place)?;
-        let variables = frame.getattr(intern!(py, "f_locals"))?; // no copy, but a view
+        let name = code
+            .getattr(interned!(py, "co_varnames"))?
+            .get_item(place)?;
+        let variables = frame.getattr(interned!(py, "f_locals"))?; // no copy, but a view
         return Ok(variables.get_item(name).ok());
     }
     let Some(value) = raw_frames::variable(frame, place)? else {
@@ -99,7 +103,7 @@ fn variable<'py>(
     };
     let cell = py.import("types")?.getattr("CellType")?;
     if value.is_exact_instance(&cell) {
-        return Ok(value.getattr(intern!(py, "cell_contents")).ok()); // an error, if it is empty
+        return Ok(value.getattr(interned!(py, "cell_contents")).ok()); // an error, if it is empty
     }
     Ok(Some(value))
 }

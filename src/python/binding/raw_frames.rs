@@ -22,8 +22,8 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
+use crate::python::binding::interned::interned;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -459,7 +459,7 @@ pub(in crate::python) fn variable<'py>(
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = frame.py();
     let code = frames::code(frame)?;
-    let count: usize = code.getattr(intern!(py, "co_nlocals"))?.extract()?;
+    let count: usize = code.getattr(interned!(py, "co_nlocals"))?.extract()?;
     let known = layout(py)?.and_then(|layout| Some((layout, layout.variables?)));
     let Some((layout, first)) = known.filter(|_| number < count) else {
         return Ok(None);
@@ -472,8 +472,10 @@ pub(in crate::python) fn variable<'py>(
     let mut value = read(number);
     if value.is_null() && py.version_info() < (3, 11) {
         // There the cells are behind the variables, and an argument is moved to its cell.
-        let name = code.getattr(intern!(py, "co_varnames"))?.get_item(number)?;
-        let cells = code.getattr(intern!(py, "co_cellvars"))?;
+        let name = code
+            .getattr(interned!(py, "co_varnames"))?
+            .get_item(number)?;
+        let cells = code.getattr(interned!(py, "co_cellvars"))?;
         if let Ok(cell) = cells.cast::<PyTuple>()?.index(name) {
             value = read(count + cell);
         }

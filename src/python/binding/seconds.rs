@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::clock::Time;
@@ -55,9 +55,9 @@ fn real(value: &Bound<'_, PyAny>, what: &str) -> PyResult<f64> {
     let py = value.py();
     // Looked up on the class, as the conversion does.
     let kind = value.get_type();
-    let has_index = kind.hasattr(intern!(py, "__index__"))?;
+    let has_index = kind.hasattr(interned!(py, "__index__"))?;
     if has_index && failure.is_instance_of::<PyOverflowError>(py) {
-        let whole = value.call_method0(intern!(py, "__index__"))?;
+        let whole = value.call_method0(interned!(py, "__index__"))?;
         let infinity = if whole.lt(0)? {
             f64::NEG_INFINITY
         } else {
@@ -65,10 +65,10 @@ fn real(value: &Bound<'_, PyAny>, what: &str) -> PyResult<f64> {
         };
         return Ok(infinity);
     }
-    if has_index || kind.hasattr(intern!(py, "__float__"))? {
+    if has_index || kind.hasattr(interned!(py, "__float__"))? {
         return Err(failure); // of its own method
     }
-    let advice = if kind.hasattr(intern!(py, "total_seconds"))? {
+    let advice = if kind.hasattr(interned!(py, "total_seconds"))? {
         ": give its total_seconds()"
     } else {
         ""

@@ -7,9 +7,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
@@ -52,8 +52,8 @@ pub(in crate::python) fn look(py: Python<'_>) {
 #[cold]
 fn look_closely(py: Python<'_>, modules: &Bound<'_, PyDict>) {
     let names = [
-        intern!(py, "gevent.monkey"),
-        intern!(py, "eventlet.patcher"),
+        interned!(py, "gevent.monkey"),
+        interned!(py, "eventlet.patcher"),
     ];
     if !names
         .iter()

@@ -29,11 +29,11 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use crate::python::binding::interned::interned;
 use parking_lot::Mutex;
 use pyo3::PyClass;
 use pyo3::exceptions::PyBaseException;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::boolean_struct::True;
 use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
@@ -131,20 +131,20 @@ pub(in crate::python) fn was_swallowed(py: Python<'_>) -> PyResult<bool> {
     let Some(exception) = exception.bind(py).upgrade() else {
         return Ok(true);
     };
-    let handled = py.import("sys")?.call_method0(intern!(py, "exc_info"))?;
+    let handled = py.import("sys")?.call_method0(interned!(py, "exc_info"))?;
     let mut next = handled.get_item(1)?;
     // An exception cannot be its own context, however long the chain is.
     while let Ok(here) = next.cast::<PyBaseException>() {
         if here.is(&exception) {
             return Ok(false);
         }
-        next = here.getattr(intern!(py, "__context__"))?;
+        next = here.getattr(interned!(py, "__context__"))?;
     }
-    let traceback = exception.getattr(intern!(py, "__traceback__"))?;
+    let traceback = exception.getattr(interned!(py, "__traceback__"))?;
     if traceback.is_none() {
         return Ok(false);
     }
-    let caught = traceback.getattr(intern!(py, "tb_frame"))?;
+    let caught = traceback.getattr(interned!(py, "tb_frame"))?;
     let mut next = frames::frame(py);
     while let Some(here) = next {
         if here.is(&caught) {
@@ -166,12 +166,12 @@ impl Place {
     /// the frame, which then has none, and a pointer that is left of them.
     fn of(traceback: &Bound<'_, PyAny>) -> PyResult<Place> {
         let py = traceback.py();
-        let frame = traceback.getattr(intern!(py, "tb_frame"))?;
+        let frame = traceback.getattr(interned!(py, "tb_frame"))?;
         let code = frames::code(&frame)?;
-        let line: Option<i32> = traceback.getattr(intern!(py, "tb_lineno"))?.extract()?;
+        let line: Option<i32> = traceback.getattr(interned!(py, "tb_lineno"))?.extract()?;
         Ok(Place {
-            function: code.getattr(intern!(py, "co_name"))?.extract()?,
-            file: code.getattr(intern!(py, "co_filename"))?.extract()?,
+            function: code.getattr(interned!(py, "co_name"))?.extract()?,
+            file: code.getattr(interned!(py, "co_filename"))?.extract()?,
             line: line.unwrap_or(0),
         })
     }

@@ -21,9 +21,9 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::python::binding::interned::interned;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyBytes;
@@ -233,7 +233,7 @@ impl With {
     fn is_inside(&self, frame: &Bound<'_, PyAny>, at: Option<u32>, top: bool) -> PyResult<bool> {
         let py = frame.py();
         let code = frames::code(frame)?;
-        let Some(table) = code.getattr_opt(intern!(py, "co_exceptiontable"))? else {
+        let Some(table) = code.getattr_opt(interned!(py, "co_exceptiontable"))? else {
             return Ok(true); // 3.10: the end is found by other means, wherever it is raised
         };
         let table = table.cast::<PyBytes>()?.as_bytes();
@@ -327,7 +327,7 @@ impl InBlock {
             return Ok(true);
         };
         let code = frames::code(with.bind(py))?;
-        let flags: u32 = code.getattr(intern!(py, "co_flags"))?.extract()?;
+        let flags: u32 = code.getattr(interned!(py, "co_flags"))?.extract()?;
         if flags & SUSPENDABLE != 0 {
             return Ok(false);
         }
@@ -357,8 +357,8 @@ fn deliver_here(py: Python<'_>, at: Option<u32>) -> PyResult<()> {
 static TOOL: AttachedLock<(Option<u8>, usize)> = AttachedLock::new((None, 0));
 
 fn monitoring(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
-    py.import(intern!(py, "sys"))?
-        .getattr_opt(intern!(py, "monitoring"))
+    py.import(interned!(py, "sys"))?
+        .getattr_opt(interned!(py, "monitoring"))
 }
 
 /// One block more observes code, with this tool.
@@ -458,21 +458,21 @@ fn install_handler(py: Python<'_>) -> PyResult<Option<i32>> {
     let handler = HANDLER.get_or_try_init(py, || {
         wrap_pyfunction!(on_signal, py).map(|handler| handler.into_any().unbind())
     })?;
-    let signals = py.import(intern!(py, "_signal"))?;
-    let handler_of = |number| signals.call_method1(intern!(py, "getsignal"), (number,));
+    let signals = py.import(interned!(py, "_signal"))?;
+    let handler_of = |number| signals.call_method1(interned!(py, "getsignal"), (number,));
     let known = *NUMBER.lock();
     if let Some(number) = known {
         if handler_of(number)?.is(handler) {
             return Ok(known);
         }
     }
-    let default = signals.getattr(intern!(py, "SIG_DFL"))?;
+    let default = signals.getattr(interned!(py, "SIG_DFL"))?;
     for number in (libc::SIGRTMIN()..=libc::SIGRTMAX() - 2).rev() {
         // None: a handler that was not installed from Python.
         if !handler_of(number)?.eq(&default)? {
             continue;
         }
-        match signals.call_method1(intern!(py, "signal"), (number, handler)) {
+        match signals.call_method1(interned!(py, "signal"), (number, handler)) {
             Ok(_) => {
                 *NUMBER.lock() = Some(number);
                 return Ok(Some(number));

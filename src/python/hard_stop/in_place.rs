@@ -25,9 +25,9 @@ mod condition;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::{PyException, PyOSError, PyStopAsyncIteration, PyStopIteration};
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::protected::NoCollection;
@@ -88,6 +88,8 @@ pub(in crate::python) fn install(
     let _ = CHECKPOINT.set(checkpoint);
     let can = frames::has_gil(py)? && (trace::is_monitored(py) || trace::sets_for_others(py));
     CAN.store(can, Ordering::Relaxed);
+    // The first time is now: a child that is forked while the watcher asks first would wait for that thread.
+    frames::of_thread(py, ident())?;
     Ok(())
 }
 
@@ -201,15 +203,15 @@ fn end_attached(py: Python<'_>, call: &mut dyn BlockedCall) -> PyResult<()> {
 /// runs them calls none. That of trio cannot go on after an exception in its `poll()`.
 fn calls_poll(frame: &Bound<'_, PyAny>) -> PyResult<bool> {
     let py = frame.py();
-    let names = frames::code(frame)?.getattr(intern!(py, "co_names"))?;
-    Ok(names.contains(intern!(py, "poll"))? && !module_of(frame)?.starts_with("trio."))
+    let names = frames::code(frame)?.getattr(interned!(py, "co_names"))?;
+    Ok(names.contains(interned!(py, "poll"))? && !module_of(frame)?.starts_with("trio."))
 }
 
 /// The name of the module whose code the frame runs.
 fn module_of(frame: &Bound<'_, PyAny>) -> PyResult<String> {
     let py = frame.py();
-    let globals = frame.getattr(intern!(py, "f_globals"))?;
-    globals.get_item(intern!(py, "__name__"))?.extract()
+    let globals = frame.getattr(interned!(py, "f_globals"))?;
+    globals.get_item(interned!(py, "__name__"))?.extract()
 }
 
 /// True: it was ended. `gone` gets an entry that is not needed any more.
@@ -252,7 +254,7 @@ fn arm_and_end(
     if !trace::is_monitored(py) {
         // The thread comes to its next instruction after this, for it needs the interpreter.
         if is_wait {
-            frame.setattr(intern!(py, "f_trace_opcodes"), true)?;
+            frame.setattr(interned!(py, "f_trace_opcodes"), true)?;
         }
         trace::set_for(py, thread.state)?;
     }
@@ -348,7 +350,7 @@ pub(super) fn instead_of_return(py: Python<'_>) -> Option<PyErr> {
     }
     if !trace::is_monitored(py) {
         let frame = frames::frame(py)?;
-        let _ = frame.setattr(intern!(py, "f_trace_opcodes"), false);
+        let _ = frame.setattr(interned!(py, "f_trace_opcodes"), false);
     }
     raise(py)
 }
@@ -385,7 +387,7 @@ fn is_error(raised: &Bound<'_, PyAny>) -> bool {
 fn is_canceled(raised: &Bound<'_, PyAny>) -> bool {
     raised.is_instance_of::<PyOSError>()
         && raised
-            .getattr(intern!(raised.py(), "errno"))
+            .getattr(interned!(raised.py(), "errno"))
             .and_then(|number| number.extract::<i32>())
             .is_ok_and(|number| number == libc::ECANCELED)
 }

@@ -8,8 +8,8 @@
 
 use std::sync::Arc;
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::{PyBaseException, PyTypeError};
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::{protected, trace};
@@ -63,7 +63,7 @@ impl Killed {
     // Not by the class, whose call is a delivery.
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
         let (py, cause) = (slf.py(), &slf.get().cause);
-        let state = slf.getattr(intern!(py, "__dict__"))?;
+        let state = slf.getattr(interned!(py, "__dict__"))?;
         pickling::by_function(py, "restore_killed", (cause,), Some(state))
     }
 }

@@ -12,9 +12,9 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::PyBaseException;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -66,7 +66,7 @@ unsafe extern "C" fn on_event(
 /// `arguments`: the hook and its argument.
 fn inject_again(task: &Arc<Task>, arguments: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = arguments.py();
-    let lost = arguments.get_item(1)?.getattr(intern!(py, "exc_value"))?;
+    let lost = arguments.get_item(1)?.getattr(interned!(py, "exc_value"))?;
     let address = lost.as_ptr();
     task.inject_again(|raised: &Injected| {
         let raised = raised.downcast_ref::<Py<PyBaseException>>();

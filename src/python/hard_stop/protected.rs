@@ -27,8 +27,8 @@
 
 use std::sync::Arc;
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PySet, PyString, PyTuple};
@@ -134,10 +134,10 @@ pub(super) fn outside(frames: &mut Vec<Bound<'_, PyAny>>) -> PyResult<()> {
 /// The frame's module, if that holds locks of its own and the function is none of [`ONLY_CALL`].
 fn module_of<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyString>>> {
     let py = frame.py();
-    let globals = frame.getattr(intern!(py, "f_globals"))?;
+    let globals = frame.getattr(interned!(py, "f_globals"))?;
     let name = globals
         .cast::<PyDict>()?
-        .get_item(intern!(py, "__name__"))?;
+        .get_item(interned!(py, "__name__"))?;
     let Some(Ok(name)) = name.map(Bound::cast_into_exact::<PyString>) else {
         return Ok(None); // code of no module
     };
@@ -150,7 +150,7 @@ fn module_of<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyStr
 }
 
 fn function_of<'py>(frame: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyString>> {
-    let name = frames::code(frame)?.getattr(intern!(frame.py(), "co_name"))?;
+    let name = frames::code(frame)?.getattr(interned!(frame.py(), "co_name"))?;
     Ok(name.cast_into()?)
 }
 
@@ -221,7 +221,7 @@ fn call_anew(frame: &Bound<'_, PyAny>) -> PyResult<()> {
             keywords.update(more.cast::<PyDict>()?.as_mapping())?;
         }
     }
-    let globals = frame.getattr(intern!(py, "f_globals"))?;
+    let globals = frame.getattr(interned!(py, "f_globals"))?;
     let function = py
         .import("types")?
         .getattr("FunctionType")?
@@ -237,11 +237,11 @@ pub(super) struct NoCollection<'py>(Option<Bound<'py, PyModule>>);
 impl<'py> NoCollection<'py> {
     pub(super) fn begin(py: Python<'py>) -> Self {
         let disable = || {
-            let gc = py.import(intern!(py, "gc"))?;
+            let gc = py.import(interned!(py, "gc"))?;
             let collects =
-                frames::has_gil(py)? && gc.call_method0(intern!(py, "isenabled"))?.is_truthy()?;
+                frames::has_gil(py)? && gc.call_method0(interned!(py, "isenabled"))?.is_truthy()?;
             if collects {
-                gc.call_method0(intern!(py, "disable"))?;
+                gc.call_method0(interned!(py, "disable"))?;
             }
             Ok::<_, PyErr>(collects.then_some(gc))
         };
@@ -253,7 +253,7 @@ impl<'py> NoCollection<'py> {
 impl Drop for NoCollection<'_> {
     fn drop(&mut self) {
         if let Some(gc) = &self.0 {
-            let _ = gc.call_method0(intern!(gc.py(), "enable"));
+            let _ = gc.call_method0(interned!(gc.py(), "enable"));
         }
     }
 }

@@ -30,8 +30,8 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
+use crate::python::binding::interned::interned;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyCode, PyTuple};
 
@@ -108,7 +108,7 @@ pub(super) fn instruction_event(monitoring: &Bound<'_, PyAny>) -> PyResult<u32> 
 
 /// The event with this name.
 pub(super) fn event(monitoring: &Bound<'_, PyAny>, name: &str) -> PyResult<u32> {
-    let events = monitoring.getattr(intern!(monitoring.py(), "events"))?;
+    let events = monitoring.getattr(interned!(monitoring.py(), "events"))?;
     events.getattr(name)?.extract()
 }
 
@@ -185,8 +185,8 @@ fn forget(py: Python<'_>, task: u64) -> PyResult<()> {
 }
 
 pub(super) fn monitoring(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    py.import(intern!(py, "sys"))?
-        .getattr(intern!(py, "monitoring"))
+    py.import(interned!(py, "sys"))?
+        .getattr(interned!(py, "monitoring"))
 }
 
 /// A tool with these callbacks for the events. `None`: other tools have all ids.
@@ -226,10 +226,10 @@ pub(super) fn set_events(
     let py = monitoring.py();
     match code {
         Some(code) => {
-            let name = intern!(py, "set_local_events");
+            let name = interned!(py, "set_local_events");
             monitoring.call_method1(name, (tool, code, events))?
         }
-        None => monitoring.call_method1(intern!(py, "set_events"), (tool, events))?,
+        None => monitoring.call_method1(interned!(py, "set_events"), (tool, events))?,
     };
     Ok(())
 }

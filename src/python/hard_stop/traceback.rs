@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use pyo3::intern;
+use crate::python::binding::interned::interned;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTraceback};
 
@@ -35,14 +35,14 @@ fn calls(py: Python<'_>, traceback: Option<Bound<'_, PyTraceback>>) -> PyResult<
     let mut calls = Vec::new();
     let mut next = traceback.map(Bound::into_any);
     while let Some(here) = next {
-        let frame = here.getattr(intern!(py, "tb_frame"))?;
-        let at: i64 = here.getattr(intern!(py, "tb_lasti"))?.extract()?;
+        let frame = here.getattr(interned!(py, "tb_frame"))?;
+        let at: i64 = here.getattr(interned!(py, "tb_lasti"))?.extract()?;
         calls.push(Call {
-            code: frame.getattr(intern!(py, "f_code"))?.unbind(),
-            line: here.getattr(intern!(py, "tb_lineno"))?.extract()?,
+            code: frame.getattr(interned!(py, "f_code"))?.unbind(),
+            line: here.getattr(interned!(py, "tb_lineno"))?.extract()?,
             at: usize::try_from(at).unwrap_or(0),
         });
-        let behind = here.getattr(intern!(py, "tb_next"))?;
+        let behind = here.getattr(interned!(py, "tb_next"))?;
         next = (!behind.is_none()).then_some(behind);
     }
     Ok(calls)

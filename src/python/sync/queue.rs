@@ -7,10 +7,10 @@
 
 use std::sync::atomic::{AtomicIsize, Ordering};
 
+use crate::python::binding::interned::interned;
 use pyo3::PyClass;
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::PyVisit;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pyclass::boolean_struct::True;
 use pyo3::types::{PyDict, PyGenericAlias, PyTuple, PyType};
@@ -282,7 +282,7 @@ impl Queue {
     #[pyo3(signature = () -> "Op[_T]")]
     fn get_op(slf: &Bound<'_, Self>) -> PyResult<Op> {
         // A queue with hooks of its own keeps its items itself, and has the condition for them.
-        match slf.getattr_opt(intern!(slf.py(), "not_empty"))? {
+        match slf.getattr_opt(interned!(slf.py(), "not_empty"))? {
             Some(condition) => {
                 let condition = condition.cast_into::<Condition>()?;
                 condition.get().core()?;

@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::PyGeneratorExit;
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::python::hard_stop::killed::Killed;
@@ -62,8 +62,8 @@ pub(in crate::python) fn unwinding(
         return Ok(None);
     }
     let handled = py
-        .import(intern!(py, "sys"))?
-        .call_method0(intern!(py, "exc_info"))?
+        .import(interned!(py, "sys"))?
+        .call_method0(interned!(py, "exc_info"))?
         .get_item(1)?;
     Ok(Some(handled).filter(|handled| !handled.is_none()))
 }

@@ -6,10 +6,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::python::binding::interned::interned;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::PyVisit;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyString, PyType};
 
@@ -504,7 +504,7 @@ fn from_file(py: Python<'_>, failure: FileError) -> PyErr {
 
 /// The name of the calling thread, as the holder of its leases.
 fn current_thread_name(py: Python<'_>) -> PyResult<String> {
-    let threading = py.import(intern!(py, "threading"))?;
-    let thread = threading.call_method0(intern!(py, "current_thread"))?;
-    thread.getattr(intern!(py, "name"))?.extract()
+    let threading = py.import(interned!(py, "threading"))?;
+    let thread = threading.call_method0(interned!(py, "current_thread"))?;
+    thread.getattr(interned!(py, "name"))?.extract()
 }

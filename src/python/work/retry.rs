@@ -6,9 +6,9 @@
 
 use std::fmt::Write as _;
 
+use crate::python::binding::interned::interned;
 use pyo3::exceptions::{PyBaseException, PyTypeError, PyValueError};
 use pyo3::gc::PyVisit;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
@@ -85,8 +85,8 @@ fn is_any_of(raised: &Bound<'_, PyAny>, types: Option<&Py<PyTuple>>) -> PyResult
 /// The name by which `desist._channel` knows a class.
 fn qualified_name(class: &Bound<'_, PyAny>) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
     let py = class.py();
-    let module = class.getattr(intern!(py, "__module__"))?.unbind();
-    let name = class.getattr(intern!(py, "__qualname__"))?.unbind();
+    let module = class.getattr(interned!(py, "__module__"))?.unbind();
+    let name = class.getattr(interned!(py, "__qualname__"))?.unbind();
     Ok((module, name))
 }
 

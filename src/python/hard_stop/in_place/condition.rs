@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | `Condition.wait` blocks in `waiter.acquire(...)`, with the waiter in `self._waiters`, a deque, and removes it in a `finally` if the next instruction is not reached | 3.10-3.15 | `test_i46_a_wait_of_the_standard_library_is_ended` |
 
-use pyo3::intern;
+use crate::python::binding::interned::interned;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCode, PyDict, PyType};
@@ -79,13 +79,13 @@ pub(super) fn end(
     if !frames::code(frame)?.is(code(py)?) || !is_acquiring(py, frames::last_instruction(frame)?)? {
         return Ok(());
     }
-    let variables = frame.getattr(intern!(py, "f_locals"))?;
-    let waiter = variables.get_item(intern!(py, "waiter"))?;
-    let condition = variables.get_item(intern!(py, "self"))?;
-    let members = condition.getattr(intern!(py, "__dict__"))?;
+    let variables = frame.getattr(interned!(py, "f_locals"))?;
+    let waiter = variables.get_item(interned!(py, "waiter"))?;
+    let condition = variables.get_item(interned!(py, "self"))?;
+    let members = condition.getattr(interned!(py, "__dict__"))?;
     let members = members.cast::<PyDict>()?;
-    let lock = members.get_item(intern!(py, "_lock"))?;
-    let waiters = members.get_item(intern!(py, "_waiters"))?;
+    let lock = members.get_item(interned!(py, "_lock"))?;
+    let waiters = members.get_item(interned!(py, "_waiters"))?;
     let (Some(lock), Some(waiters)) = (lock, waiters) else {
         return Ok(());
     };
@@ -93,18 +93,18 @@ pub(super) fn end(
     if !(types.is_lock(&waiter) && types.is_lock_of_condition(&lock) && types.is_deque(&waiters)) {
         return Ok(());
     }
-    let acquire = intern!(py, "acquire");
+    let acquire = interned!(py, "acquire");
     if !lock.call_method1(acquire, (false,))?.is_truthy()? {
         return Ok(());
     }
     let ended = waiters.contains(&waiter).and_then(|is_waiting| {
         if is_waiting && decide()? {
-            waiters.call_method1(intern!(py, "remove"), (&waiter,))?;
-            waiter.call_method0(intern!(py, "release"))?;
+            waiters.call_method1(interned!(py, "remove"), (&waiter,))?;
+            waiter.call_method0(interned!(py, "release"))?;
         }
         Ok(())
     });
-    lock.call_method0(intern!(py, "release"))?;
+    lock.call_method0(interned!(py, "release"))?;
     ended
 }
 
