@@ -6,7 +6,8 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | `binding`, `ports` | what the binding itself needs: attaching and detaching, arguments, exceptions and enums of the Python part; the names by which it calls Python objects |
+//! | `binding` | what the binding itself needs: attaching and detaching, arguments, exceptions and enums of the Python part |
+//! | `ports` | the names by which it calls Python objects |
 //! | `cause` | `CancelCause` |
 //! | `hard_stop` | everything that relies on CPython's internals: how `Killed` is raised in a running thread |
 //! | `error` | `Cancelled`, and how errors of the core become exceptions |
