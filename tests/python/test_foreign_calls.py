@@ -344,7 +344,14 @@ def test_i46_a_call_whose_result_tells_of_the_error_returns_and_the_next_one_rai
 def test_code_that_takes_the_error_for_another_try_is_left_alone(calls: Calls) -> None:
     reader, writer = calls.pipe()
     wants = ctypes.create_string_buffer(struct.pack("ihh", reader, select.POLLIN, 0))
-    poll = ctypes.CDLL(None).poll
+    system_poll = ctypes.CDLL(None, use_errno=True).poll
+
+    def poll() -> int:
+        ready: int = system_poll(wants, 1, -1)
+        while ready < 0 and ctypes.get_errno() == errno.EINTR:  # a signal that came too late
+            ready = system_poll(wants, 1, -1)
+        return ready
+
     alone = __name__.rpartition(".")[2]
     assert alone not in desist.foreign_status().left_alone
 
@@ -358,7 +365,7 @@ def test_code_that_takes_the_error_for_another_try_is_left_alone(calls: Calls) -
             feeder = threading.Thread(target=feed)
             feeder.start()
         scope.cancel()
-        assert [poll(wants, 1, -1) for _ in range(4)] == [-1, -1, -1, 1]
+        assert [poll() for _ in range(4)] == [-1, -1, -1, 1]
         with desist.shield(NEVER):
             feeder.join()
             os.read(reader, 1)
@@ -403,10 +410,14 @@ def test_a_kill_ends_also_the_calls_of_clean_up_code_that_takes_too_long(
     assert isinstance(victim.raised, Killed)
 
 
+SLEEP = "clock_nanosleep" if sys.version_info >= (3, 11) else "pselect6"
+"""The system call of time.sleep()."""
+
+
 @pytest.mark.parametrize(
     ("name", "waited_in", "ended"),
     [
-        ("time_sleep", "clock_nanosleep", "clock_nanosleep"),
+        ("time_sleep", SLEEP, SLEEP),
         ("os_read", "read of descriptor {} (pipe:[", "read of descriptor {} (pipe:["),
         ("recv", "recvfrom of descriptor {} (127.0.0.1:", "recvfrom of descriptor {} (127.0.0.1:"),
         ("event", "futex", "a wait of threading.Condition"),
@@ -499,6 +510,8 @@ def test_i24_a_kill_that_is_deferred_ends_no_call_inside_a_shield(
     assert isinstance(victim.raised, Killed)
 
 
+# On 3.10 the exception may be raised in a finalizer first, and then again.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["time_sleep", "os_read", "event"])
 def test_an_exception_for_a_thread_is_raised_at_its_blocking_call_and_once(
     name: str, calls: Calls

@@ -394,17 +394,20 @@ fn is_canceled(raised: &Bound<'_, PyAny>) -> bool {
 
 /// The calling thread meets the end of its call: what a checkpoint raises now.
 fn raise(py: Python<'_>) -> Option<PyErr> {
+    // First: the rest may run a finalizer, in which an exception that is posted as well would be raised instead.
+    let stop = CHECKPOINT.get()?(py).err();
     scope::note_raised();
     if !trace::is_monitored(py) {
         trace::unset_for_this_thread(py);
     }
     let own = ident();
-    disarm(py, |ended| ended.thread == own)
-        .and_then(|call| {
+    match disarm(py, |ended| ended.thread == own) {
+        Ok(call) => {
             if let (Some(call), Some(task)) = (call, scope::current_task()) {
                 task.note_ended_call(&call);
             }
-            CHECKPOINT.get().map_or(Ok(()), |checkpoint| checkpoint(py))
-        })
-        .err()
+            stop
+        }
+        Err(failure) => Some(failure),
+    }
 }

@@ -17,6 +17,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::error::FileError;
 use super::files::Files;
 use super::process::OpenFile;
+use crate::foreign;
 use crate::fork;
 
 /// "desi", in the header's field for the application's id.
@@ -263,6 +264,7 @@ fn wait_for_others(attempt: i32) -> bool {
         return false;
     }
     let pause = Duration::from_micros(50 << attempt.min(7));
-    fork::outside(|| std::thread::sleep(pause));
+    // A sleep of the library panics if it is ended; and the transaction is not the user's code.
+    fork::outside(|| foreign::with_calls_left_alone(|| std::thread::sleep(pause)));
     true
 }
