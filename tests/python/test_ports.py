@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 PROTOCOLS: dict[str, Any] = {
     name: value
     for name, value in vars(_ports).items()
-    if inspect.isclass(value) and issubclass(value, Protocol) and value is not Protocol
+    # By its bases: issubclass() of a protocol may answer by the members of the class.
+    if inspect.isclass(value) and Protocol in value.__mro__ and value is not Protocol
 }
 
 
