@@ -38,7 +38,7 @@ impl Alarm {
         deadline.as_nanos() < self.next.load(Ordering::Relaxed)
     }
 
-    /// The watcher has been told to look at `deadline`: others need not.
+    /// The watcher is about to be told to look at `deadline`, by the calling thread: others need not.
     pub(crate) fn bring_forward(&self, deadline: Time) {
         self.next.fetch_min(deadline.as_nanos(), Ordering::Relaxed);
     }

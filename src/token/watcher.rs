@@ -85,8 +85,10 @@ pub(crate) fn wake() {
 /// Has the watcher look at this instant at the latest.
 #[cold]
 fn wake_by(deadline: Time) {
-    WATCHER.update(|watch| watch.at = watch.at.min(deadline));
+    // In this order: the watcher may look, and set the alarm anew, before the next step here. An alarm that
+    // was brought forward after that would name a look that nothing has planned.
     ALARM.bring_forward(deadline);
+    WATCHER.update(|watch| watch.at = watch.at.min(deadline));
 }
 
 impl Work for Watch {
