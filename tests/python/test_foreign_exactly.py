@@ -7,6 +7,7 @@ call that has raised has taken nothing, and one that was ended has raised.
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import queue
 import random
@@ -38,6 +39,9 @@ pytestmark = pytest.mark.skipif(
 
 PAUSE = 0.002
 """Seconds, at most, between two actions of the other end; a cancellation comes about as soon."""
+
+LONG = 10
+"""Seconds of a wait in which nothing is counted: if it is not ended, the round goes on after it."""
 
 MOST_PENDING = 32
 """Connections that wait to be accepted."""
@@ -77,8 +81,8 @@ class Traffic:
             self.put,
             self.acquire,
             partial(time.sleep, NEVER),
-            partial(threading.Event().wait, NEVER),
-            Future().result,
+            lambda: threading.Event().wait(LONG),
+            lambda: concurrent.futures.wait([Future()], LONG),
         ]
         for end in (self.feed_pipe, self.drain_pipe):
             os.set_blocking(end, False)
